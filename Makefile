@@ -1,0 +1,63 @@
+# Everything a newcomer, a maintainer and CI need. `make` lists it.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.ready
+LOG ?=
+ONLY ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench lock clean
+
+help:
+	@echo "make demo          run the log-analysis job on a real Kafka, with generated input (LOG=/path/to/access.log for your own)"
+	@echo "make test          all tests, those on a real broker included"
+	@echo "make check         format, lint, types, layering: what CI checks before the tests"
+	@echo "make bench         this runtime, the raw client, Kafka Streams and Quix Streams on one broker (ONLY=json for one work)"
+	@echo "make format        let ruff format and mend what it can"
+	@echo "make lock          resolve the dependencies anew"
+	@echo "make clean         remove .venv and build (the Kafka cache stays: streams broker clean)"
+
+.venv/.dependencies: requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "streams needs Python 3.11 or newer: '$(PYTHON)' is not. Name another one with 'make PYTHON=python3.12 …'."; exit 1; }
+	@echo "Setting up .venv with the locked dependencies (once; about half a minute and 400 MB) …"
+	@$(PYTHON) -m venv --clear .venv || { \
+	  echo "No virtual environment could be made. On Debian and Ubuntu: apt-get install python3-venv."; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt || { \
+	  echo "The dependencies could not be installed: is the package index reachable, is there space in $(CURDIR)?"; exit 1; }
+	@touch $@
+
+$(STAMP): .venv/.dependencies pyproject.toml
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python -m apps.log_analysis.demo $(LOG)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet tests/test_layers.py
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)
+	@$(BIN)/python -m benchmarks.run $(ONLY)
+
+# Hashes and no download address: the files say what to install, not where from.
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet uv
+	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header pyproject.toml -o requirements/runtime.txt
+	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header --extra broker --extra dev pyproject.toml -o requirements/dev.txt
+
+clean:
+	rm -rf .venv build dist

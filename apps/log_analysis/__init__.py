@@ -1,0 +1,1 @@
+"""Log analysis: web server access logs parsed into hits, counted in windows, watched for alerts."""

@@ -1,0 +1,211 @@
+"""The app: what a program describes, and how it is wired to run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+
+from streams import localkafka
+from streams.broker.kafka import KafkaBroker
+from streams.commit import AtLeastOnce, ExactlyOnce
+from streams.config import load_settings
+from streams.errors import ConfigurationError
+from streams.events import Event, configure_logging, get_logger
+from streams.http import HttpServer, Response
+from streams.metrics import WorkerMetrics
+from streams.policy import ErrorPolicy, dead_letter
+from streams.serde import Bytes, Json, Serde
+from streams.slot import Slot, default_state_dir
+from streams.stream import Stream, TopologyBuilder
+from streams.topics import prepare_topics
+from streams.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from streams.broker import Broker
+    from streams.config import Settings
+    from streams.topology import Topic, Topology
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+STALL_CHECK_SECONDS = 1.0
+
+
+class App:
+    """A stream-processing program.
+
+    ``name`` is the consumer group's id, the prefix of the transactional ids and of the topics that belong to
+    the app. Keyword arguments are the settings of ``streams.config.Settings``, which the environment
+    overrides. Nothing is connected until ``run``.
+
+    Raises ``ConfigurationError`` for an unknown setting or a value of the wrong type.
+    """
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        if not name or not all(character.isalnum() or character in "._-" for character in name):
+            raise ConfigurationError(
+                f"{name!r} cannot name an app: it becomes part of topic names",
+                hint="use letters, digits, '.', '_' and '-'",
+            )
+        self.name = name
+        self._arguments = settings
+        self._builder = TopologyBuilder()
+        self.settings: Settings = load_settings(settings, os.environ)
+
+    def stream(
+        self,
+        topics: Topic | Iterable[Topic],
+        *,
+        key: Serde[K] = Bytes(),  # type: ignore[assignment]  # noqa: B008 - a serde has no state
+        value: Serde[V] = Json(),  # noqa: B008 - as above
+        timestamp: Callable[[V], int] | None = None,
+        on_error: ErrorPolicy = dead_letter,
+        name: str | None = None,
+    ) -> Stream[K, V]:
+        """Read a topic, several topics, or all topics whose whole name matches a compiled pattern.
+
+        ``timestamp`` takes the event time, in milliseconds since the epoch, from the value; without it the
+        record's own timestamp is used. Records that cannot be decoded get ``on_error``: they become dead
+        letters unless told otherwise.
+        """
+        return self._builder.stream(
+            topics, key=key, value=value, timestamp=timestamp, on_error=on_error, name=name
+        )
+
+    @property
+    def topology(self) -> Topology:
+        """The program as data. Raises ``TopologyError`` if it cannot run."""
+        return self._builder.build()
+
+    @property
+    def dead_letter_topic(self) -> str:
+        """Where dead letters go."""
+        return self.settings.dead_letter_topic or f"{self.name}-dead-letters"
+
+    def broker(self) -> Broker:
+        """The cluster the settings name, else ``KAFKA_BOOTSTRAP_SERVERS``, else a running local Kafka."""
+        settings = self.settings
+        servers = settings.bootstrap_servers or find_bootstrap_servers()
+        return KafkaBroker(
+            {"client.id": self.name, **settings.client, "bootstrap.servers": servers},
+            consumer=settings.consumer,
+            producer=settings.producer,
+        )
+
+    def run(self, *, broker: Broker | None = None, stop: threading.Event | None = None) -> None:
+        """Be one worker until SIGTERM or SIGINT (or ``stop`` is set), then commit, leave the group, return.
+
+        Settings, topics and the broker are checked before the group is joined. Raises what ended the worker:
+        see ``streams.errors`` for what each error means.
+        """
+        settings = self.settings
+        configure_logging(settings.log_format, settings.log_level)
+        topology = self.topology
+        cluster = broker or self.broker()
+        admin = cluster.admin()
+        try:
+            prepare_topics(
+                topology,
+                admin,
+                dead_letter_topic=self.dead_letter_topic,
+                create_outputs=settings.create_topics,
+            )
+        finally:
+            admin.close()
+        with ExitStack() as stack:
+            folder = Path(settings.state_dir) if settings.state_dir else default_state_dir()
+            slot = stack.enter_context(Slot(self.name, folder))
+            worker_id = settings.worker_id or slot.worker_id
+            structlog.contextvars.bind_contextvars(worker=worker_id)
+            guarantee: ExactlyOnce | AtLeastOnce
+            if settings.guarantee == "exactly_once":
+                guarantee = ExactlyOnce(
+                    cluster, f"{self.name}-{worker_id}", timeout=settings.transaction_timeout
+                )
+            else:
+                guarantee = AtLeastOnce(cluster, timeout=settings.transaction_timeout)
+            worker = Worker(topology, cluster, guarantee, settings, application=self.name)
+            finished = stop or threading.Event()
+            stack.callback(finished.set)
+            watch = threading.Thread(
+                target=_watch, args=(worker, finished), name="streams-watch", daemon=True
+            )
+            watch.start()
+            if settings.http_port is not None:
+                port = settings.http_port + slot.number if settings.http_port else 0
+                server = stack.enter_context(HttpServer(settings.http_host, port, _routes(worker)))
+                get_logger().info(Event.HTTP_LISTENING, url=server.url)
+            _stop_on_signals(stack, worker)
+            worker.run()
+
+
+def find_bootstrap_servers() -> str:
+    """The cluster of this environment: ``KAFKA_BOOTSTRAP_SERVERS``, else a local Kafka that is running.
+
+    Raises ``ConfigurationError`` where there is neither.
+    """
+    named = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+    if named:
+        return named
+    local = localkafka.running()
+    if local is not None:
+        return local.bootstrap_servers
+    raise ConfigurationError(
+        "no broker is named and no local Kafka is running",
+        hint="set bootstrap_servers (or STREAMS_BOOTSTRAP_SERVERS), or start one: streams broker start",
+    )
+
+
+def _watch(worker: Worker, finished: threading.Event) -> None:
+    """Say in the log when partitions stall and when they go on, and pass an outside stop on."""
+    log = get_logger()
+    stalled: set[object] = set()
+    while not finished.wait(STALL_CHECK_SECONDS):
+        now: set[object] = set(worker.stalled())
+        for partition in now - stalled:
+            log.error(Event.PARTITION_STALLED, partition=str(partition))
+        for partition in stalled - now:
+            log.info(Event.PARTITION_RECOVERED, partition=str(partition))
+        stalled = now
+    worker.request_stop()
+
+
+def _routes(worker: Worker) -> dict[str, Callable[[], Response]]:
+    metrics = WorkerMetrics(worker)
+
+    def healthy() -> Response:
+        stalled = worker.stalled()
+        if stalled:
+            return Response(503, f"stalled: {', '.join(map(str, stalled))}\n".encode())
+        return Response(200, b"ok\n")
+
+    def ready() -> Response:
+        if worker.state.value != "running":
+            return Response(503, f"{worker.state.value}\n".encode())
+        return healthy()
+
+    return {
+        "/metrics": lambda: Response(200, metrics.exposition(), metrics.content_type),
+        "/healthz": healthy,
+        "/readyz": ready,
+    }
+
+
+def _stop_on_signals(stack: ExitStack, worker: Worker) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def stop(number: int, _frame: object) -> None:
+        get_logger().info(Event.STOP_REQUESTED, signal=signal.Signals(number).name)
+        worker.request_stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        stack.callback(signal.signal, number, signal.signal(number, stop))

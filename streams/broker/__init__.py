@@ -1,0 +1,201 @@
+"""What the engine needs from a broker, as protocols: ``kafka`` is the real one, ``memory`` the one for tests.
+
+Times are seconds unless a name says otherwise. Every call raises errors of ``streams.errors`` only:
+``Retriable``, ``TransactionAborted``, ``OutcomeUnknown``, ``RecordRefused`` and ``FatalBrokerError`` tell the
+engine what to do next, so no caller ever looks at a client library's error codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Collection, Mapping, Sequence
+
+    from streams.records import Fetched, Output, TopicPartition
+
+Isolation: TypeAlias = Literal["read_committed", "read_uncommitted"]
+OffsetReset: TypeAlias = Literal["earliest", "latest"]
+GroupProtocol: TypeAlias = Literal["auto", "consumer", "classic"]
+
+BEGINNING = -2
+"""As an offset to ``assign``: the oldest record still there."""
+
+END = -1
+"""As an offset to ``assign``: past the newest record."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSettings:
+    """How a consumer joins its group.
+
+    ``protocol`` ``consumer`` is KIP-848, ``classic`` the older one; ``auto`` takes ``consumer`` where the
+    broker offers it. ``poll_deadline`` is the longest time between two polls before the member is evicted,
+    ``session_timeout`` the time without heartbeats (with ``consumer``, the broker decides it).
+    """
+
+    group: str
+    offset_reset: OffsetReset = "earliest"
+    isolation: Isolation = "read_committed"
+    protocol: GroupProtocol = "auto"
+    instance_id: str | None = None
+    poll_deadline: float = 300.0
+    session_timeout: float = 45.0
+
+
+class Polled(NamedTuple):
+    """What a poll brought: records, and for partitions found to be at their end the offset of that end.
+
+    An end is the next offset to read. It may lie past the last record + 1, where transaction markers are.
+    """
+
+    fetched: Sequence[Fetched]
+    ends: dict[TopicPartition, int]
+
+
+class RebalanceListener(Protocol):
+    """Told of changes to the assignment, always from inside ``poll``, ``keep_alive`` or ``close``."""
+
+    def assigned(self, partitions: Sequence[TopicPartition]) -> None:
+        """These were added: their records come with later polls, from the committed offsets on."""
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        """These are about to go to another member: until this returns, committing for them is allowed."""
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        """These may be another member's already: nothing may be committed for them."""
+
+
+class Consumer(Protocol):
+    """A member of a consumer group, or (after ``assign``) a reader of partitions. Used by one thread."""
+
+    def subscribe(self, topics: Collection[str | re.Pattern[str]], listener: RebalanceListener) -> None:
+        """Join the group for these topics; a pattern must match a topic's whole name."""
+
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Read these partitions from these offsets (or ``BEGINNING``, ``END``), in no group."""
+
+    def poll(self, max_records: int, timeout: float) -> Polled:
+        """Up to ``max_records`` records, at once when there are any, else after waiting up to ``timeout``."""
+
+    def keep_alive(self) -> None:
+        """Serve the group and keep the poll deadline without taking records. May call the listener."""
+
+    def seek(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Continue assigned partitions from these offsets; what was fetched is discarded."""
+
+    def pause(self, partitions: Collection[TopicPartition]) -> None:
+        """Deliver no records of these until resumed. An assignment starts unpaused."""
+
+    def resume(self, partitions: Collection[TopicPartition]) -> None:
+        """Deliver records of these again."""
+
+    def assignment(self) -> set[TopicPartition]:
+        """The partitions held now."""
+
+    def committed(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """The group's committed next offsets; partitions without one are left out."""
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit next offsets for the group, outside of any transaction; returns when the broker has them."""
+
+    def known_ends(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """The partitions' ends as far as fetching has told them; asks nobody and may be behind."""
+
+    def group_metadata(self) -> object:
+        """The membership that ``Producer.send_offsets`` fences with (KIP-447). Opaque."""
+
+    def close(self) -> None:
+        """Leave the group. Partitions still held are revoked first."""
+
+
+class Producer(Protocol):
+    """Writes records; transactional when it was made with a transactional id. Used by one thread."""
+
+    def produce(self, output: Output) -> None:
+        """Queue the rows for writing. A ``Retriable`` queue-full condition is waited out inside.
+
+        Raises ``RecordRefused`` for a row that can never be written.
+        """
+
+    def flush(self, timeout: float) -> None:
+        """Wait until everything queued is acknowledged; raises ``BrokerError`` if something was not."""
+
+    def init_transactions(self, timeout: float) -> None:
+        """Fence older producers of the same transactional id and finish what they left open."""
+
+    def begin(self) -> None:
+        """Start a transaction; rows produced from here on belong to it."""
+
+    def send_offsets(self, offsets: Mapping[TopicPartition, int], group_metadata: object) -> None:
+        """Make the group's next offsets part of the transaction."""
+
+    def commit(self, timeout: float) -> None:
+        """Commit rows and offsets as one. ``OutcomeUnknown`` after ``timeout`` without an answer."""
+
+    def abort(self, timeout: float) -> None:
+        """Discard rows and offsets of the open transaction."""
+
+    def close(self) -> None:
+        """Stop. What is still queued is dropped, an open transaction is left to be aborted."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicDescription:
+    """A topic as the broker has it."""
+
+    name: str
+    partitions: int
+    replication_factor: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTopic:
+    """A topic to create; ``replication_factor`` ``None`` leaves it to the broker's default."""
+
+    name: str
+    partitions: int
+    replication_factor: int | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+class Admin(Protocol):
+    """Topics and groups, asked and changed. Raises ``BrokerUnreachable`` where nobody answers."""
+
+    def topics(self) -> dict[str, TopicDescription]:
+        """Every topic that this client may see, by name, internal ones included."""
+
+    def create_topics(self, topics: Collection[NewTopic]) -> set[str]:
+        """Create those that do not exist, wait until they can be used, and return the names created."""
+
+    def delete_topics(self, names: Collection[str]) -> None:
+        """Delete topics; names that do not exist are ignored."""
+
+    def end_offsets(
+        self, partitions: Collection[TopicPartition], isolation: Isolation = "read_committed"
+    ) -> dict[TopicPartition, int]:
+        """The offset after the last readable record or marker of each partition."""
+
+    def beginning_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """The offset of the oldest record still there."""
+
+    def committed_offsets(self, group: str) -> dict[TopicPartition, int]:
+        """The group's committed next offsets, for every partition that has one."""
+
+    def close(self) -> None:
+        """Release the connection."""
+
+
+class Broker(Protocol):
+    """A cluster to connect to: makes the clients."""
+
+    def consumer(self, settings: GroupSettings) -> Consumer:
+        """A new member of a group (or, with ``Consumer.assign``, a reader)."""
+
+    def producer(self, *, transactional_id: str | None = None, transaction_timeout: float = 10.0) -> Producer:
+        """A new producer; transactional when given an id."""
+
+    def admin(self) -> Admin:
+        """A new admin client."""

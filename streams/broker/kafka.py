@@ -1,0 +1,785 @@
+"""Apache Kafka through confluent-kafka: the only module that knows that library and its error codes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition as ClientPartition,
+)
+from confluent_kafka.admin import (
+    AdminClient,
+    ConfigResource,
+    NewTopic as ClientTopic,
+    OffsetSpec,
+    ResourceType,
+)
+
+from streams.broker import GroupSettings, Isolation, NewTopic, Polled, RebalanceListener, TopicDescription
+from streams.errors import (
+    BrokerError,
+    BrokerUnreachable,
+    ConfigurationError,
+    FatalBrokerError,
+    OutcomeUnknown,
+    RecordRefused,
+    Retriable,
+    TopicError,
+    TransactionAborted,
+)
+from streams.records import Fetched, Headers, Output, Rows, TopicPartition
+
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+Settings = dict[str, Any]
+
+REQUEST_SECONDS: Final = 10.0
+"""How long one question to the cluster may take before the broker counts as unreachable."""
+
+MISSING_TOPIC_SECONDS: Final = 5.0
+"""How long a topic that was found missing is not asked for again."""
+
+_LATEST: Final = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # untyped in the library
+_EARLIEST: Final = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # untyped in the library
+_log = logging.getLogger("streams.librdkafka")
+
+_UNREACHABLE = {
+    KafkaError._TRANSPORT,  # noqa: SLF001 - the library's public names for its local errors begin with _
+    KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001 - as above
+    KafkaError._TIMED_OUT,  # noqa: SLF001 - as above
+    KafkaError._RESOLVE,  # noqa: SLF001 - as above
+    KafkaError._AUTHENTICATION,  # noqa: SLF001 - as above
+    KafkaError._SSL,  # noqa: SLF001 - as above
+}
+_FORBIDDEN = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "read or write the topic",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "read the consumer group",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "act on the cluster",
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "write with the transactional id",
+}
+_STALE_MEMBER = {
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.STALE_MEMBER_EPOCH,
+    KafkaError.FENCED_MEMBER_EPOCH,
+    KafkaError.REBALANCE_IN_PROGRESS,
+}
+_FENCED = {
+    KafkaError._FENCED,  # noqa: SLF001 - as above
+    KafkaError._STATE,  # noqa: SLF001 - as above
+    KafkaError.PRODUCER_FENCED,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+    KafkaError.INVALID_PRODUCER_ID_MAPPING,
+    KafkaError.UNKNOWN_PRODUCER_ID,
+    KafkaError.INVALID_TXN_STATE,
+}
+_REFUSED = {
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.INVALID_MSG,
+    KafkaError._BAD_MSG,  # noqa: SLF001 - as above
+    KafkaError._INVALID_ARG,  # noqa: SLF001 - as above
+}
+
+
+def classify(error: KafkaError, doing: str) -> BrokerError:
+    """What a client error means to the engine: the one table of it.
+
+    The order matters: a missing right also aborts the transaction, but rewinding would never end; a stale
+    member's commit is aborted and its partitions are read anew; what fences or confuses the producer is
+    only mended by a new one.
+    """
+    code = error.code()
+    message = f"{doing}: {error.str()} ({error.name()})"
+    if code in _FORBIDDEN:
+        return FatalBrokerError(
+            message, hint=f"the client may not {_FORBIDDEN[code]}: grant it that right (an ACL)"
+        )
+    if code in _STALE_MEMBER:
+        return TransactionAborted(message)
+    if code in _FENCED or (error.fatal() and "producer" in doing):
+        return OutcomeUnknown(message)
+    if error.fatal():
+        return FatalBrokerError(message)
+    if error.txn_requires_abort():
+        return TransactionAborted(message)
+    if error.retriable() or code in _UNREACHABLE:
+        return Retriable(message)
+    return FatalBrokerError(message)
+
+
+class KafkaBroker:
+    """A Kafka cluster. ``settings`` are librdkafka's own names and go to every client.
+
+    ``consumer`` and ``producer`` settings go to those clients only and win over what this library chooses,
+    except where correctness hangs on it: those raise ``ConfigurationError``.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        consumer: Mapping[str, Any] | None = None,
+        producer: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not settings.get("bootstrap.servers"):
+            raise ConfigurationError("no broker is named", hint="set bootstrap_servers, e.g. localhost:9092")
+        self._settings: Settings = {"logger": _log, **settings}
+        self._consumer_settings = dict(consumer or {})
+        self._producer_settings = dict(producer or {})
+        _reject(self._consumer_settings, "consumer", ("group.id", "enable.auto.commit", "group.protocol"))
+        _reject(self._producer_settings, "producer", ("transactional.id", "enable.idempotence"))
+
+    def consumer(self, settings: GroupSettings) -> KafkaConsumer:
+        protocol = settings.protocol
+        if protocol == "auto":
+            protocol = "consumer" if self._offers_consumer_protocol() else "classic"
+        chosen: Settings = {
+            "group.id": settings.group,
+            "group.protocol": protocol,
+            "auto.offset.reset": settings.offset_reset,
+            "isolation.level": settings.isolation,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": True,
+            "max.poll.interval.ms": int(settings.poll_deadline * 1000),
+            # The default of 1000 stops fetching for a second whenever the queue was full.
+            "fetch.queue.backoff.ms": 5,
+            # A fetch that waits for records holds up seeks, and news of a reached end, for as long.
+            "fetch.wait.max.ms": 100,
+            # What is prefetched lives in this process: bound it.
+            "queued.max.messages.kbytes": 32768,
+            "topic.metadata.refresh.interval.ms": 30000,
+        }
+        if settings.instance_id is not None:
+            chosen["group.instance.id"] = settings.instance_id
+        if protocol == "consumer":
+            # Range keeps equal partition numbers of different topics together, as tasks need.
+            chosen["group.remote.assignor"] = "range"
+        else:
+            chosen["partition.assignment.strategy"] = "range"
+            chosen["session.timeout.ms"] = min(
+                int(settings.session_timeout * 1000), chosen["max.poll.interval.ms"]
+            )
+        merged = self._settings | chosen | self._consumer_settings
+        return KafkaConsumer(merged, cooperative=protocol == "consumer")
+
+    def producer(
+        self, *, transactional_id: str | None = None, transaction_timeout: float = 10.0
+    ) -> KafkaProducer:
+        chosen: Settings = {
+            "enable.idempotence": True,
+            # The default, CRC32, would put keys elsewhere than Java clients do, and joins would miss them.
+            "partitioner": "murmur2_random",
+            "linger.ms": 5,
+            "queue.buffering.max.messages": 500_000,
+            "queue.buffering.max.kbytes": 65536,
+            "delivery.report.only.error": True,
+        }
+        if transactional_id is not None:
+            milliseconds = int(transaction_timeout * 1000)
+            chosen |= {
+                "transactional.id": transactional_id,
+                "transaction.timeout.ms": milliseconds,
+                # A record that cannot be written in time fails the transaction, not the other way round.
+                "message.timeout.ms": milliseconds,
+            }
+        return KafkaProducer(self._settings | chosen | self._producer_settings)
+
+    def admin(self) -> KafkaAdmin:
+        return KafkaAdmin(self._settings)
+
+    def _offers_consumer_protocol(self) -> bool:
+        admin = self.admin()
+        try:
+            return "consumer" in admin.broker_setting("group.coordinator.rebalance.protocols").split(",")
+        finally:
+            admin.close()
+
+
+def _reject(settings: Mapping[str, Any], client: str, names: Iterable[str]) -> None:
+    for name in names:
+        if name in settings:
+            raise ConfigurationError(
+                f"{client} setting {name!r} is not yours to choose: commits depend on it",
+                hint="see the app's own settings (streams run --help) for what it stands for",
+            )
+
+
+class KafkaFetched:
+    """``Fetched`` on the client's own messages: a column is copied out when it is asked for."""
+
+    __slots__ = ("_messages", "partition", "topic")
+
+    def __init__(self, topic: str, partition: int, messages: Sequence[Message]) -> None:
+        self.topic = topic
+        self.partition = partition
+        self._messages = messages
+
+    @property
+    def next_offset(self) -> int:
+        return cast("int", self._messages[-1].offset()) + 1
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def _at(self, rows: Rows | None) -> Sequence[Message]:
+        messages = self._messages
+        return messages if rows is None else [messages[row] for row in rows]
+
+    def keys(self, rows: Rows | None = None) -> list[bytes | None]:
+        return list(map(Message.key, self._at(rows)))
+
+    def values(self, rows: Rows | None = None) -> list[bytes | None]:
+        return list(map(Message.value, self._at(rows)))
+
+    def timestamps(self, rows: Rows | None = None) -> list[int]:
+        # A record without a time comes as type 0 with time -1 or 0.
+        return [stamp if kind else -1 for kind, stamp in map(Message.timestamp, self._at(rows))]
+
+    def offsets(self, rows: Rows | None = None) -> list[int]:
+        return cast("list[int]", list(map(Message.offset, self._at(rows))))
+
+    def headers(self, rows: Rows | None = None) -> list[Headers | None] | None:
+        headers = cast("list[Headers | None]", list(map(Message.headers, self._at(rows))))
+        return headers if any(headers) else None
+
+    def slice(self, start: int, stop: int) -> KafkaFetched:
+        return KafkaFetched(self.topic, self.partition, self._messages[start:stop])
+
+
+class KafkaConsumer:
+    """See ``streams.broker.Consumer``."""
+
+    def __init__(self, settings: Settings, *, cooperative: bool) -> None:
+        self._errors = _LastError()
+        self._client = Consumer(settings | {"error_cb": self._errors})
+        self._cooperative = cooperative
+        self._listener: RebalanceListener | None = None
+        self._raised: BaseException | None = None
+        self._held: set[TopicPartition] = set()
+        self._idled: set[TopicPartition] = set()
+        self._paused: set[TopicPartition] = set()
+        self._stash: list[Message] = []
+
+    def subscribe(self, topics: Collection[str | re.Pattern[str]], listener: RebalanceListener) -> None:
+        self._listener = listener
+        # librdkafka takes a name that begins with ^ for a pattern.
+        names = [topic if isinstance(topic, str) else f"^({topic.pattern})$" for topic in topics]
+        self._call(
+            "subscribing",
+            lambda: self._client.subscribe(
+                names, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            ),
+        )
+
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        self._held = set(positions)
+        self._call("assigning", lambda: self._client.assign(_with_offsets(positions)))
+
+    def poll(self, max_records: int, timeout: float) -> Polled:
+        if self._idled:
+            self.resume_idled()
+        messages, self._stash = self._stash, []
+        if not messages:
+            # consume() waits for all it was asked for: wait for one only, then take what is there.
+            messages = self._consume(1, timeout)
+            if messages and max_records > 1:
+                messages += self._consume(max_records - 1, 0)
+        return self._polled(messages)
+
+    def keep_alive(self) -> None:
+        running = self._held - self._paused - self._idled
+        if running:
+            self._call("pausing", lambda: self._client.pause(_plain(running)))
+            self._idled |= running
+        # What was on its way before the pause is kept for the next poll.
+        self._stash += self._consume(1, 0)
+
+    def resume_idled(self) -> None:
+        """Let go on what ``keep_alive`` paused."""
+        idled, self._idled = self._idled & self._held, set()
+        if idled:
+            self._call("resuming", lambda: self._client.resume(_plain(idled)))
+
+    def seek(self, positions: Mapping[TopicPartition, int]) -> None:
+        # Resuming continues from where the client was, which would undo a seek made before it.
+        self.resume_idled()
+        self._stash = [message for message in self._stash if _place(message) not in positions]
+        for target in _with_offsets(positions):
+            self._call("seeking", lambda target=target: self._client.seek(target))  # type: ignore[misc]  # a lambda's default is how it keeps its target
+
+    def pause(self, partitions: Collection[TopicPartition]) -> None:
+        self._paused |= set(partitions)
+        self._call("pausing", lambda: self._client.pause(_plain(partitions)))
+
+    def resume(self, partitions: Collection[TopicPartition]) -> None:
+        self._paused -= set(partitions)
+        self._idled -= set(partitions)
+        self._call("resuming", lambda: self._client.resume(_plain(partitions)))
+
+    def assignment(self) -> set[TopicPartition]:
+        return set(self._held)
+
+    def committed(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        if not partitions:
+            return {}
+        found = self._call(
+            "asking for committed offsets",
+            lambda: self._client.committed(_plain(partitions), timeout=REQUEST_SECONDS),
+        )
+        for partition in found:
+            if partition.error is not None:
+                raise classify(
+                    partition.error, f"committed offset of {partition.topic}-{partition.partition}"
+                )
+        return {TopicPartition(item.topic, item.partition): item.offset for item in found if item.offset >= 0}
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        if not offsets:
+            return
+        done = self._call(
+            "committing offsets",
+            lambda: self._client.commit(offsets=_with_offsets(offsets), asynchronous=False),
+        )
+        for partition in done or ():
+            if partition.error is not None:
+                raise classify(partition.error, f"committing {partition.topic}-{partition.partition}")
+
+    def known_ends(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        ends = {}
+        for partition in partitions:
+            _, high = self._client.get_watermark_offsets(ClientPartition(*partition), cached=True)
+            if high >= 0:
+                ends[partition] = high
+        return ends
+
+    def group_metadata(self) -> object:
+        return self._client.consumer_group_metadata()
+
+    def close(self) -> None:
+        self._call("leaving the group", self._client.close)
+        self._reraise()
+
+    def _consume(self, count: int, timeout: float) -> list[Message]:
+        try:
+            return self._client.consume(count, timeout)
+        except KafkaException as error:
+            raise classify(error.args[0], "reading") from error
+        finally:
+            self._reraise()
+
+    def _polled(self, messages: list[Message]) -> Polled:
+        ends: dict[TopicPartition, int] = {}
+        if any(map(Message.error, messages)):
+            messages = self._without_errors(messages, ends)
+        parts: dict[tuple[Any, Any], list[Message]] = {}
+        # Records come in runs of one partition; groupby keeps the work per record inside C.
+        for partition, run in groupby(messages, Message.partition):
+            for topic, part in groupby(run, Message.topic):
+                parts.setdefault((topic, partition), []).extend(part)
+        for place in parts:
+            # Records behind a reported end mean that it is not the end any more.
+            end = ends.get(TopicPartition(*place))
+            if end is not None and cast("int", parts[place][-1].offset()) >= end:
+                del ends[TopicPartition(*place)]
+        fetched: list[Fetched] = [KafkaFetched(*place, part) for place, part in parts.items()]
+        return Polled(fetched, ends)
+
+    def _without_errors(self, messages: list[Message], ends: dict[TopicPartition, int]) -> list[Message]:
+        records = []
+        for message in messages:
+            error = message.error()
+            if error is None:
+                records.append(message)
+            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - a public name of the library
+                ends[_place(message)] = cast("int", message.offset())
+            elif error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise TopicError(
+                    f"topic {message.topic()!r} does not exist",
+                    hint=f"create it, e.g. with: streams topics create {message.topic()} --partitions 4",
+                )
+            else:
+                means = classify(error, f"reading {message.topic()}-{message.partition()}")
+                if isinstance(means, FatalBrokerError) and (error.fatal() or error.code() in _FORBIDDEN):
+                    raise means
+                # The client goes on by itself after the others, e.g. it rejoins after a missed deadline.
+                _log.warning("%s", means)
+        return records
+
+    def _on_assign(self, client: Consumer, partitions: list[ClientPartition]) -> None:
+        added = _placed(partitions)
+        if self._cooperative:
+            client.incremental_assign(partitions)
+            self._held |= set(added)
+        else:
+            client.assign(partitions)
+            self._held = set(added)
+        # An assignment starts unpaused, whatever the partition was when it was held before.
+        self._paused -= set(added)
+        self._idled -= set(added)
+        self._tell("assigned", added)
+
+    def _on_revoke(self, client: Consumer, partitions: list[ClientPartition]) -> None:
+        self._release("revoked", client, partitions)
+
+    def _on_lost(self, client: Consumer, partitions: list[ClientPartition]) -> None:
+        self._release("lost", client, partitions)
+
+    def _release(self, how: str, client: Consumer, partitions: list[ClientPartition]) -> None:
+        gone = set(_placed(partitions))
+        self._tell(how, sorted(gone))
+        self._held -= gone
+        self._paused -= gone
+        self._idled -= gone
+        self._stash = [message for message in self._stash if _place(message) not in gone]
+        if self._cooperative:
+            client.incremental_unassign(partitions)
+        else:
+            client.unassign()
+
+    def _tell(self, what: str, partitions: Sequence[TopicPartition]) -> None:
+        # An exception must not unwind through the client's C code: it is raised when the call is back.
+        if self._listener is None or not partitions:
+            return
+        try:
+            getattr(self._listener, what)(partitions)
+        except BaseException as error:  # noqa: BLE001 - kept, and raised by _reraise
+            self._raised = self._raised or error
+
+    def _reraise(self) -> None:
+        raised, self._raised = self._raised, None
+        if raised is not None:
+            raise raised
+
+    def _call(self, doing: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except KafkaException as error:
+            raise classify(error.args[0], doing) from error
+        except RuntimeError as error:
+            raise FatalBrokerError(f"{doing}: {error}") from error
+
+
+class KafkaProducer:
+    """See ``streams.broker.Producer``."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._failed: KafkaError | None = None
+        self._client = Producer(settings | {"on_delivery": self._on_failure, "error_cb": _LastError()})
+        self._transactional = "transactional.id" in settings
+        self._known: set[str] = set()
+        self._missing: dict[str, float] = {}
+
+    def produce(self, output: Output) -> None:
+        topic = output.topic
+        if topic not in self._known:
+            self._require(topic)
+        produce = self._client.produce
+        partition = -1 if output.partition is None else output.partition
+        headers = output.headers
+        at = 0
+        total = len(output)
+        while at < total:
+            try:
+                # Positional arguments save a fifth of a call that is made for every record.
+                if headers is None:
+                    for key, value, stamp in _rest(at, output.keys, output.values, output.timestamps):
+                        produce(topic, value, key, partition, None, None, max(stamp, 0))
+                        at += 1
+                else:
+                    for key, value, stamp, header in _rest(
+                        at, output.keys, output.values, output.timestamps, headers
+                    ):
+                        produce(topic, value, key, partition, None, None, max(stamp, 0), header)
+                        at += 1
+            except BufferError:
+                # The queue is full: let the broker take some of it.
+                self._client.poll(0.1)
+            except KafkaException as error:
+                self._refuse(error.args[0], topic, at)
+        self._client.poll(0)
+
+    def flush(self, timeout: float) -> None:
+        left = self._client.flush(timeout)
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise classify(failed, "producer: writing")
+        if left:
+            raise Retriable(f"producer: {left} records not acknowledged within {timeout:.0f} s")
+
+    def init_transactions(self, timeout: float) -> None:
+        self._until(timeout, "producer: starting transactions", self._client.init_transactions)
+
+    def begin(self) -> None:
+        self._failed = None
+        try:
+            self._client.begin_transaction()
+        except KafkaException as error:
+            raise classify(error.args[0], "producer: beginning a transaction") from error
+
+    def send_offsets(self, offsets: Mapping[TopicPartition, int], group_metadata: object) -> None:
+        targets = _with_offsets(offsets)
+        self._until(
+            REQUEST_SECONDS,
+            "producer: adding offsets to the transaction",
+            lambda seconds: self._client.send_offsets_to_transaction(targets, group_metadata, seconds),
+        )
+
+    def commit(self, timeout: float) -> None:
+        self._until(timeout, "producer: committing the transaction", self._client.commit_transaction)
+
+    def abort(self, timeout: float) -> None:
+        self._until(timeout, "producer: aborting the transaction", self._client.abort_transaction)
+
+    def close(self) -> None:
+        self._client.purge()
+        self._client.flush(0)
+
+    def _until(self, timeout: float, doing: str, call: Callable[[float], object]) -> None:
+        """Repeat a transactional call that may be repeated. Without an answer in time, nobody knows."""
+        deadline = time.monotonic() + timeout
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                call(max(left, 0.1))
+            except KafkaException as error:
+                means = classify(error.args[0], doing)
+                if not isinstance(means, Retriable):
+                    raise means from error
+                if time.monotonic() >= deadline:
+                    raise OutcomeUnknown(f"{means}; gave up after {timeout:.0f} s") from error
+                self._client.poll(0.05)
+            else:
+                return
+
+    def _require(self, topic: str) -> None:
+        """Look a topic up once: written to blindly, a missing one is only noticed after half a minute."""
+        now = time.monotonic()
+        if now - self._missing.get(topic, -MISSING_TOPIC_SECONDS) >= MISSING_TOPIC_SECONDS:
+            try:
+                found = self._client.list_topics(topic, timeout=REQUEST_SECONDS).topics[topic]
+            except KafkaException as error:
+                raise classify(error.args[0], f"producer: looking for topic {topic}") from error
+            if found.error is None or found.error.code() == KafkaError.LEADER_NOT_AVAILABLE:
+                self._known.add(topic)
+                return
+            if found.error.code() in _FORBIDDEN:
+                raise classify(found.error, f"producer: looking for topic {topic}")
+            self._missing[topic] = now
+        raise RecordRefused(
+            f"topic {topic!r} does not exist",
+            position=0,
+            hint=f"create it, e.g. with: streams topics create {topic} --partitions 4",
+        )
+
+    def _refuse(self, error: KafkaError, topic: str, position: int) -> NoReturn:
+        if error.code() in _REFUSED:
+            raise RecordRefused(f"writing to {topic}: {error.str()}", position=position)
+        raise classify(error, f"producer: writing to {topic}")
+
+    def _on_failure(self, error: KafkaError | None, message: Message) -> None:  # noqa: ARG002 - the client's signature
+        # What was purged belongs to an aborted transaction.
+        if error is not None and error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):  # noqa: SLF001 - public names of the library
+            self._failed = self._failed or error
+
+
+class KafkaAdmin:
+    """See ``streams.broker.Admin``."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._errors = _LastError()
+        self._servers = settings["bootstrap.servers"]
+        self._client = AdminClient(settings | {"error_cb": self._errors})
+
+    def topics(self) -> dict[str, TopicDescription]:
+        return {
+            name: TopicDescription(
+                name,
+                len(topic.partitions),
+                min((len(part.replicas) for part in topic.partitions.values()), default=0),
+            )
+            for name, topic in self._metadata().topics.items()
+            if topic.error is None
+        }
+
+    def create_topics(self, topics: Collection[NewTopic]) -> set[str]:
+        wanted = [
+            ClientTopic(
+                topic.name,
+                topic.partitions,
+                -1 if topic.replication_factor is None else topic.replication_factor,
+                config=dict(topic.settings),
+            )
+            for topic in topics
+        ]
+        created = set()
+        for name, future in self._client.create_topics(wanted, operation_timeout=REQUEST_SECONDS).items():
+            try:
+                future.result()
+                created.add(name)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise self._failure(error, f"creating topic {name}") from error
+        deadline = time.monotonic() + REQUEST_SECONDS
+        while not self._all_led(created):
+            if time.monotonic() > deadline:
+                raise TopicError(f"topics {sorted(created)} were created but have no leaders yet")
+            time.sleep(0.02)
+        return created
+
+    def delete_topics(self, names: Collection[str]) -> None:
+        if not names:
+            return
+        for name, future in self._client.delete_topics(
+            list(names), operation_timeout=REQUEST_SECONDS
+        ).items():
+            try:
+                future.result()
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise self._failure(error, f"deleting topic {name}") from error
+
+    def end_offsets(
+        self, partitions: Collection[TopicPartition], isolation: Isolation = "read_committed"
+    ) -> dict[TopicPartition, int]:
+        return self._offsets(partitions, _LATEST, isolation)
+
+    def beginning_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        return self._offsets(partitions, _EARLIEST, "read_uncommitted")
+
+    def committed_offsets(self, group: str) -> dict[TopicPartition, int]:
+        asked = self._client.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group)], request_timeout=REQUEST_SECONDS
+        )
+        try:
+            found = asked[group].result().topic_partitions
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                return {}
+            raise self._failure(error, f"offsets of group {group}") from error
+        return {
+            TopicPartition(item.topic, item.partition): item.offset
+            for item in found or ()
+            if item.error is None and item.offset >= 0
+        }
+
+    def broker_setting(self, name: str) -> str:
+        """One setting of some broker; empty where it is unknown or may not be seen."""
+        broker = next(iter(self._metadata().brokers))
+        resource = ConfigResource(ResourceType.BROKER, str(broker))
+        asked = self._client.describe_configs([resource], request_timeout=REQUEST_SECONDS)
+        try:
+            entry = asked[resource].result().get(name)
+        except KafkaException as error:
+            _log.warning(
+                "broker setting %s cannot be seen (%s): the classic group protocol is used; "
+                "set group_protocol to choose",
+                name,
+                error.args[0].name(),
+            )
+            return ""
+        return entry.value or "" if entry is not None else ""
+
+    def close(self) -> None:
+        """Nothing to do: the client ends with the object."""
+
+    def _metadata(self) -> Any:
+        try:
+            return self._client.list_topics(timeout=REQUEST_SECONDS)
+        except KafkaException as error:
+            raise self._failure(error, "asking for topics") from error
+
+    def _all_led(self, names: set[str]) -> bool:
+        topics = self._metadata().topics
+        return all(
+            name in topics
+            and topics[name].partitions
+            and all(part.leader >= 0 for part in topics[name].partitions.values())
+            for name in names
+        )
+
+    def _offsets(
+        self, partitions: Collection[TopicPartition], spec: OffsetSpec, isolation: Isolation
+    ) -> dict[TopicPartition, int]:
+        if not partitions:
+            return {}
+        level = (
+            IsolationLevel.READ_COMMITTED
+            if isolation == "read_committed"
+            else IsolationLevel.READ_UNCOMMITTED
+        )
+        asked = self._client.list_offsets(
+            {ClientPartition(*partition): spec for partition in partitions},
+            isolation_level=level,
+            request_timeout=REQUEST_SECONDS,
+        )
+        offsets = {}
+        for place, future in asked.items():
+            try:
+                offsets[TopicPartition(place.topic, place.partition)] = future.result().offset
+            except KafkaException as error:
+                raise self._failure(error, f"offsets of {place.topic}-{place.partition}") from error
+        return offsets
+
+    def _failure(self, error: KafkaException, doing: str) -> BrokerError:
+        cause: KafkaError = error.args[0]
+        if cause.code() in _UNREACHABLE:
+            detail = f": {self._errors.text}" if self._errors.text else ""
+            return BrokerUnreachable(
+                f"no broker answers at {self._servers} ({doing}){detail}",
+                hint="is the address right, does a broker run there? `streams broker start` starts one here",
+            )
+        if cause.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            return TopicError(f"{doing}: the topic or partition does not exist")
+        if cause.code() in (
+            KafkaError.INVALID_PARTITIONS,
+            KafkaError.INVALID_REPLICATION_FACTOR,
+            KafkaError.INVALID_CONFIG,
+            KafkaError.TOPIC_EXCEPTION,
+            KafkaError.POLICY_VIOLATION,
+        ):
+            return TopicError(f"{doing}: {cause.str()}")
+        return classify(cause, doing)
+
+
+class _LastError:
+    """Remembers why a client cannot connect, which the error of the failing call itself does not tell."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def __call__(self, error: KafkaError) -> None:
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - a public name of the library
+            self.text = error.str()
+
+
+def _place(message: Message) -> TopicPartition:
+    return TopicPartition(cast("str", message.topic()), cast("int", message.partition()))
+
+
+def _plain(partitions: Iterable[TopicPartition]) -> list[ClientPartition]:
+    return [ClientPartition(topic, partition) for topic, partition in partitions]
+
+
+def _with_offsets(positions: Mapping[TopicPartition, int]) -> list[ClientPartition]:
+    return [ClientPartition(topic, partition, offset) for (topic, partition), offset in positions.items()]
+
+
+def _placed(partitions: Iterable[ClientPartition]) -> list[TopicPartition]:
+    return [TopicPartition(item.topic, item.partition) for item in partitions]
+
+
+def _rest(at: int, *columns: Sequence[Any]) -> Iterable[tuple[Any, ...]]:
+    return zip(*(column[at:] if at else column for column in columns), strict=True)

@@ -1,0 +1,451 @@
+"""The ``streams`` command."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from streams import localkafka
+from streams.app import App, find_bootstrap_servers
+from streams.broker import NewTopic
+from streams.broker.kafka import KafkaBroker
+from streams.config import PREFIX
+from streams.errors import ConfigurationError, StreamsError, TopicError
+from streams.events import configure_logging
+from streams.ingest import ingest_lines
+from streams.lag import PartitionLag, measure_lag
+from streams.supervisor import Supervisor, follow_supervisor
+from streams.topics import input_partitions, prepare_topics
+from streams.topology import parse_format
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+cli = typer.Typer(
+    name="streams",
+    help="Stream processing on Kafka in plain Python.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+broker_cli = typer.Typer(help="A real Apache Kafka on this machine, for development.", no_args_is_help=True)
+topics_cli = typer.Typer(help="List, create and delete topics.", invoke_without_command=True)
+cli.add_typer(broker_cli, name="broker")
+cli.add_typer(topics_cli, name="topics")
+
+out = Console()
+err = Console(stderr=True)
+
+Target = Annotated[str, typer.Argument(metavar="MODULE:APP", help="Where the App is, e.g. shop.orders:app.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON lines instead of a table.")]
+Servers = Annotated[
+    str | None,
+    typer.Option("--bootstrap-servers", help="The cluster; else as for an app without the setting."),
+]
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0, or the exit code of the error (see ``streams.errors``)."""
+    try:
+        cli()
+    except StreamsError as error:
+        _show(error)
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+@cli.command()
+def run(
+    target: Target,
+    *,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Run that many processes and restart those that die.")
+    ] = None,
+    bootstrap_servers: Servers = None,
+    create_topics: Annotated[
+        bool, typer.Option("--create-topics", help="Create missing output topics (setting create_topics).")
+    ] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the app.")
+    ] = None,
+    supervised_by: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run an app until SIGTERM or Ctrl-C; then it commits and leaves the group.
+
+    Settings come from the program, the environment (STREAMS_…) and --set, each overriding the one before.
+    """
+    chosen = list(settings or [])
+    if bootstrap_servers is not None:
+        chosen.append(f"bootstrap_servers={bootstrap_servers}")
+    if create_topics:
+        chosen.append("create_topics=true")
+    _into_environment(chosen)
+    app = load_app(target)
+    if workers is None or supervised_by is not None:
+        if supervised_by is not None:
+            follow_supervisor(supervised_by)
+        app.run()
+        return
+    configure_logging(app.settings.log_format, app.settings.log_level)
+    _check_workers(app, workers)
+    # The settings given here travel to the workers in the environment.
+    command = [sys.executable, "-m", "streams", "run", target]
+    code = Supervisor(command, workers, stop_timeout=app.settings.shutdown_timeout + 5).run()
+    if code:
+        raise typer.Exit(code)
+
+
+@cli.command()
+def describe(
+    target: Target,
+    form: Annotated[str, typer.Option("--format", help="text, mermaid or json")] = "text",
+) -> None:
+    """Show an app's topology."""
+    print(load_app(target).topology.describe(parse_format(form)))  # noqa: T201 - the output itself
+
+
+@cli.command()
+def ingest(
+    files: Annotated[list[str], typer.Argument(metavar="FILE…", help="Files; - for standard input.")],
+    *,
+    topic: Annotated[str, typer.Option(help="Where the lines go.")],
+    partitions: Annotated[int, typer.Option(min=1, help="When the topic has to be created.")] = 4,
+    bootstrap_servers: Servers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write each line of files into a topic, which is created if it does not exist (and kept for ever)."""
+    cluster = _cluster(bootstrap_servers)
+    cluster.admin().create_topics(
+        [NewTopic(name=topic, partitions=partitions, settings={"retention.ms": "-1"})]
+    )
+    producer = cluster.producer()
+    sizes = [Path(name).stat().st_size if name != "-" else None for name in _existing(files)]
+    total = None if None in sizes else sum(size for size in sizes if size is not None)
+    begun = time.monotonic()
+    count = 0
+    with _progress_bar("ingest", total, quiet=as_json) as advance:
+        for name in files:
+            if name == "-":
+                count += ingest_lines(sys.stdin.buffer, topic, producer, progress=advance)
+            else:
+                with Path(name).open("rb") as file:
+                    count += ingest_lines(file, topic, producer, progress=advance)
+    producer.close()
+    seconds = time.monotonic() - begun
+    if as_json:
+        _line({"topic": topic, "records": count, "seconds": round(seconds, 3)})
+    else:
+        out.print(
+            f"{count:,} records into {topic} in {seconds:.1f} s ({count / max(seconds, 1e-9):,.0f} a second)"
+        )
+
+
+@topics_cli.callback()
+def list_topics(
+    context: typer.Context,
+    *,
+    bootstrap_servers: Servers = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the topics, internal ones left out."""
+    if context.invoked_subcommand is not None:
+        return
+    found = [
+        item
+        for name, item in sorted(_cluster(bootstrap_servers).admin().topics().items())
+        if name[:2] != "__"
+    ]
+    if as_json:
+        for item in found:
+            _line(
+                {
+                    "topic": item.name,
+                    "partitions": item.partitions,
+                    "replication_factor": item.replication_factor,
+                }
+            )
+        return
+    table = Table("topic", "partitions", "replicas")
+    for item in found:
+        table.add_row(item.name, str(item.partitions), str(item.replication_factor))
+    out.print(table)
+
+
+@topics_cli.command("create")
+def create_topics(
+    names: Annotated[list[str], typer.Argument(metavar="TOPIC…")],
+    *,
+    partitions: Annotated[int, typer.Option(min=1)] = 4,
+    replication_factor: Annotated[
+        int | None, typer.Option(min=1, help="The broker's default if left out.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Topic settings, e.g. retention.ms=-1."),
+    ] = None,
+    bootstrap_servers: Servers = None,
+) -> None:
+    """Create topics; those that exist are left as they are."""
+    pairs = dict(_pair(item) for item in settings or ())
+    created = (
+        _cluster(bootstrap_servers)
+        .admin()
+        .create_topics(
+            [
+                NewTopic(
+                    name=name, partitions=partitions, replication_factor=replication_factor, settings=pairs
+                )
+                for name in names
+            ]
+        )
+    )
+    for name in names:
+        out.print(f"{name}: {'created' if name in created else 'exists already'}")
+
+
+@topics_cli.command("delete")
+def delete_topics(
+    names: Annotated[list[str], typer.Argument(metavar="TOPIC…")], *, bootstrap_servers: Servers = None
+) -> None:
+    """Delete topics with all their records."""
+    _cluster(bootstrap_servers).admin().delete_topics(names)
+
+
+@cli.command()
+def lag(
+    target: Annotated[str, typer.Argument(metavar="MODULE:APP|GROUP", help="An app, or a group's id.")],
+    *,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every second until Ctrl-C.")] = False,
+    bootstrap_servers: Servers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how far a group is behind its input."""
+    if ":" in target:
+        if bootstrap_servers is not None:
+            _into_environment([f"bootstrap_servers={bootstrap_servers}"])
+        app = load_app(target)
+        admin, group = app.broker().admin(), app.name
+        topics = list(input_partitions(app.topology, admin.topics()))
+    else:
+        admin, group = _cluster(bootstrap_servers).admin(), target
+        topics = None
+    lags = measure_lag(admin, group, topics)
+    if not lags:
+        raise TopicError(
+            f"group {group!r} has no committed offsets", hint="is the name right? it is the app's"
+        )
+    if as_json:
+        while True:
+            for item in lags:
+                _line(
+                    {
+                        "topic": item.partition.topic,
+                        "partition": item.partition.partition,
+                        "committed": item.committed,
+                        "end": item.end,
+                        "lag": item.lag,
+                    }
+                )
+            if not watch:
+                return
+            time.sleep(1)
+            lags = measure_lag(admin, group, topics)
+    if not watch:
+        out.print(_lag_table(lags))
+        return
+    with Live(_lag_table(lags), console=out) as live:
+        while True:
+            time.sleep(1)
+            live.update(_lag_table(measure_lag(admin, group, topics)))
+
+
+@broker_cli.command("start")
+def broker_start(
+    *,
+    nodes: Annotated[int, typer.Option(help="1 or 3.")] = 1,
+    port: Annotated[int | None, typer.Option(help="Of the first node; a free one unless given.")] = None,
+) -> None:
+    """Start a local Kafka that goes on running; apps find it by themselves."""
+    cluster = localkafka.start_detached(nodes=nodes, port=port, report=err.print)
+    out.print(cluster.bootstrap_servers)
+
+
+@broker_cli.command("stop")
+def broker_stop() -> None:
+    """Stop the local Kafka; its data is kept."""
+    localkafka.stop(report=err.print)
+
+
+@broker_cli.command("clean")
+def broker_clean() -> None:
+    """Stop the local Kafka and remove its data and the download."""
+    localkafka.clean(report=err.print)
+
+
+@broker_cli.command("status")
+def broker_status(*, as_json: AsJson = False) -> None:
+    """Show whether the local Kafka runs, and where. Exit code 1 if it does not."""
+    cluster = localkafka.running()
+    if cluster is None:
+        err.print("no local Kafka is running")
+        raise typer.Exit(1)
+    rows = [
+        {
+            "node": item.number,
+            "state": item.state,
+            "address": item.address,
+            "pid": item.pid,
+            "memory_mb": item.resident_mb,
+            "log": str(item.log_file),
+        }
+        for item in cluster.status()
+    ]
+    if as_json:
+        for row in rows:
+            _line(row)
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    out.print(table)
+
+
+@broker_cli.command("logs")
+def broker_logs(
+    *, lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Of each node's log.")] = 40
+) -> None:
+    """Show the last lines of the local Kafka's logs."""
+    cluster = localkafka.running()
+    if cluster is None:
+        err.print("no local Kafka is running")
+        raise typer.Exit(1)
+    for file in cluster.log_files:
+        err.print(f"{file}:")
+        print("\n".join(file.read_text(errors="replace").splitlines()[-lines:]))  # noqa: T201 - the output itself
+
+
+def load_app(target: str) -> App:
+    """The app at ``module:attribute``; the current folder is importable. Raises ``ConfigurationError``."""
+    module_name, colon, attribute = target.partition(":")
+    if not (module_name and colon and attribute):
+        raise ConfigurationError(f"{target!r} names no app", hint="write MODULE:APP, e.g. shop.orders:app")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise
+        raise ConfigurationError(
+            f"module {module_name!r} is not found", hint=f"looked in {folder} and the Python path"
+        ) from error
+    app = getattr(module, attribute, None)
+    if not isinstance(app, App):
+        found = [name for name, value in vars(module).items() if isinstance(value, App)]
+        raise ConfigurationError(
+            f"{target!r} is no App but {type(app).__name__}",
+            hint=f"apps in {module_name}: {', '.join(found) or 'none'}",
+        )
+    return app
+
+
+def _check_workers(app: App, workers: int) -> None:
+    topology = app.topology
+    admin = app.broker().admin()
+    inputs = prepare_topics(
+        topology,
+        admin,
+        dead_letter_topic=app.dead_letter_topic,
+        create_outputs=app.settings.create_topics,
+    )
+    if workers > max(inputs.values(), default=workers):
+        largest = max(inputs, key=lambda name: inputs[name])
+        raise TopicError(
+            f"{workers} workers, but the largest input topic, {largest}, has {inputs[largest]} partitions",
+            hint=f"a partition has one worker at a time: use --workers {inputs[largest]} or add partitions",
+        )
+
+
+def _into_environment(settings: Sequence[str]) -> None:
+    for item in settings:
+        name, value = _pair(item)
+        os.environ[PREFIX + name.upper()] = value
+
+
+def _pair(item: str) -> tuple[str, str]:
+    name, equals, value = item.partition("=")
+    if not equals:
+        raise ConfigurationError(f"{item!r} is no setting", hint="write NAME=VALUE")
+    return name, value
+
+
+def _cluster(bootstrap_servers: str | None) -> KafkaBroker:
+    named = bootstrap_servers or os.environ.get(PREFIX + "BOOTSTRAP_SERVERS") or find_bootstrap_servers()
+    return KafkaBroker({"bootstrap.servers": named})
+
+
+def _existing(files: Sequence[str]) -> Sequence[str]:
+    for name in files:
+        if name != "-" and not Path(name).is_file():
+            raise ConfigurationError(f"file {name!r} does not exist")
+    return files
+
+
+@contextmanager
+def _progress_bar(title: str, total: int | None, *, quiet: bool) -> Iterator[Any]:
+    """A bar over bytes that also counts records; ``advance(records, bytes)`` moves it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TextColumn("{task.fields[records]:,} records, {task.fields[rate]:,.0f} a second"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, disable=quiet or not err.is_terminal) as progress:
+        task = progress.add_task(title, total=total, records=0, rate=0.0)
+        begun, records = time.monotonic(), 0
+
+        def advance(more: int, size: int) -> None:
+            nonlocal records
+            records += more
+            rate = records / max(time.monotonic() - begun, 1e-9)
+            progress.update(task, advance=size, records=records, rate=rate)
+
+        yield advance
+
+
+def _lag_table(lags: Sequence[PartitionLag]) -> Table:
+    table = Table("topic", "partition", "committed", "end", "lag")
+    for item in lags:
+        committed = "none" if item.committed is None else f"{item.committed:,}"
+        table.add_row(
+            item.partition.topic, str(item.partition.partition), committed, f"{item.end:,}", f"{item.lag:,}"
+        )
+    table.add_section()
+    table.add_row("total", "", "", "", f"{sum(item.lag for item in lags):,}")
+    return table
+
+
+def _line(fields: dict[str, Any]) -> None:
+    print(json.dumps(fields), flush=True)  # noqa: T201 - the output itself
+
+
+def _show(error: StreamsError) -> None:
+    first, _, rest = str(error).partition("\n")
+    err.print("[bold red]error:[/] ", end="")
+    err.print(first, markup=False, highlight=False, soft_wrap=True)
+    if rest:
+        err.print(rest, markup=False, highlight=False, soft_wrap=True)

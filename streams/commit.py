@@ -1,0 +1,137 @@
+"""How results and input offsets become permanent together: the two guarantees.
+
+A worker calls ``write`` for what its tasks produced, then ``commit`` with the offsets that it stands for.
+After ``TransactionAborted`` it calls ``abort``, after ``OutcomeUnknown`` ``open`` again; in both cases it
+then reads its input again from the committed offsets.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from streams.errors import BrokerError, Retriable, TransactionAborted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from streams.broker import Broker, Consumer, Producer
+    from streams.records import Output, TopicPartition
+
+
+class Guarantee(Protocol):
+    """What a worker promises about each input record."""
+
+    def open(self, timeout: float) -> None:
+        """Make the producer ready; also after ``OutcomeUnknown``, then with a new one.
+
+        Raises ``Retriable`` or ``OutcomeUnknown`` when the broker does not answer within ``timeout`` seconds:
+        call again.
+        """
+
+    def write(self, output: Output) -> None:
+        """Add rows to what the next commit makes permanent. Raises ``RecordRefused``."""
+
+    def commit(self, offsets: Mapping[TopicPartition, int], consumer: Consumer) -> None:
+        """Make everything written, and these next offsets, permanent. Nothing to do is fine."""
+
+    def abort(self) -> None:
+        """Give up what was written since the last commit, as far as the guarantee can."""
+
+    def close(self) -> None:
+        """Release the producer. What was not committed is given up."""
+
+
+class ExactlyOnce:
+    """Outputs, dead letters and offsets in one transaction (KIP-98), fenced by group membership (KIP-447).
+
+    ``transactional_id`` must be this worker's alone and stable over restarts: opening it fences a predecessor
+    and finishes at once what that one left open. ``timeout`` (seconds) is after how long the broker aborts a
+    transaction on its own, and how long a commit may take.
+    """
+
+    def __init__(self, broker: Broker, transactional_id: str, *, timeout: float) -> None:
+        self._broker = broker
+        self._transactional_id = transactional_id
+        self._timeout = timeout
+        self._producer: Producer | None = None
+        self._open = False
+
+    def open(self, timeout: float) -> None:
+        self.close()
+        producer = self._broker.producer(
+            transactional_id=self._transactional_id, transaction_timeout=self._timeout
+        )
+        try:
+            producer.init_transactions(timeout)
+        except BrokerError:
+            producer.close()
+            raise
+        self._producer = producer
+
+    def write(self, output: Output) -> None:
+        self._begun().produce(output)
+
+    def commit(self, offsets: Mapping[TopicPartition, int], consumer: Consumer) -> None:
+        if not offsets and not self._open:
+            return
+        producer = self._begun()
+        if offsets:
+            producer.send_offsets(offsets, consumer.group_metadata())
+        producer.commit(self._timeout)
+        self._open = False
+
+    def abort(self) -> None:
+        if self._open:
+            assert self._producer is not None
+            self._producer.abort(self._timeout)
+            self._open = False
+
+    def close(self) -> None:
+        producer, self._producer = self._producer, None
+        self._open = False
+        if producer is not None:
+            producer.close()
+
+    def _begun(self) -> Producer:
+        # A transaction begins with the first thing in it, so that its time-out does not run while idle.
+        assert self._producer is not None
+        if not self._open:
+            self._producer.begin()
+            self._open = True
+        return self._producer
+
+
+class AtLeastOnce:
+    """Outputs first, then offsets: after a failure records are processed again, never left out.
+
+    ``timeout`` (seconds) is how long outputs may take to be acknowledged before their input is read again.
+    """
+
+    def __init__(self, broker: Broker, *, timeout: float) -> None:
+        self._broker = broker
+        self._timeout = timeout
+        self._producer: Producer | None = None
+
+    def open(self, timeout: float) -> None:  # noqa: ARG002 - a plain producer has nobody to ask
+        self.close()
+        self._producer = self._broker.producer()
+
+    def write(self, output: Output) -> None:
+        assert self._producer is not None
+        self._producer.produce(output)
+
+    def commit(self, offsets: Mapping[TopicPartition, int], consumer: Consumer) -> None:
+        assert self._producer is not None
+        try:
+            self._producer.flush(self._timeout)
+        except Retriable as error:
+            raise TransactionAborted(str(error)) from error
+        consumer.commit(offsets)
+
+    def abort(self) -> None:
+        """Nothing can be taken back: what was written stays, and comes again."""
+
+    def close(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.close()

@@ -1,0 +1,156 @@
+"""The settings of an app: from keyword arguments and from the environment, checked before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from streams.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = "STREAMS_"
+
+Seconds = Annotated[float, Meta(gt=0)]
+
+# Read by other parts of this library, not settings of an app.
+_ELSEWHERE = {"STREAMS_CACHE_DIR", "STREAMS_STATE_DIR", "STREAMS_SHARED_DATA"}
+# Kubernetes announces a service called "streams" with variables like these.
+_KUBERNETES = re.compile(r"STREAMS_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_\w+)?)")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an app runs, as opposed to what it computes. Durations are seconds, sizes records or bytes.
+
+    Each may be given as a keyword argument of ``App`` or as the environment variable ``STREAMS_`` + its
+    upper-case name; the environment wins, so that an operator need not touch the program. ``client``,
+    ``consumer`` and ``producer`` are librdkafka's own settings (in the environment: a JSON object) and go to
+    all clients, to consumers, to producers.
+    """
+
+    bootstrap_servers: str | None = None
+    """Where to find the cluster; else ``KAFKA_BOOTSTRAP_SERVERS``, else a local Kafka that is running."""
+
+    guarantee: Literal["exactly_once", "at_least_once"] = "exactly_once"
+    """Whether results and input offsets are committed in one transaction, or offsets after results."""
+
+    group_protocol: Literal["auto", "consumer", "classic"] = "auto"
+    """How the group is joined: ``consumer`` is KIP-848; ``auto`` takes it where the broker offers it."""
+
+    group_instance_id: str | None = None
+    """Static membership (KIP-345): a restart under the same id within the session moves nothing."""
+
+    offset_reset: Literal["earliest", "latest"] = "earliest"
+    """Where a group without committed offsets begins."""
+
+    commit_interval: Seconds = 1.0
+    """The longest time between commits while there is a backlog."""
+
+    shortest_commit_interval: Seconds = 0.02
+    """The shortest time between commits when the worker has caught up: latency against commits a second."""
+
+    transaction_timeout: Seconds = 10.0
+    """After this the broker aborts a transaction whose worker is gone, and its readers go on."""
+
+    poll_deadline: Seconds = 300.0
+    """A worker that does not poll for this long is evicted. One record's processing must stay below it."""
+
+    session_timeout: Seconds = 45.0
+    """Failover time of a killed worker with protocol ``classic``; with ``consumer`` the group sets it."""
+
+    max_poll_records: Annotated[int, Meta(gt=0)] = 10_000
+    """The largest batch of records taken from the client at once."""
+
+    dead_letter_topic: str | None = None
+    """Where dead letters go; ``<app>-dead-letters`` unless set. Created if it does not exist."""
+
+    dead_letter_limit: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    """The share of the last records that may become dead letters before the worker stops; 1 for any."""
+
+    dead_letter_window: Annotated[int, Meta(gt=0)] = 1_000
+    """Over how many records, at least, that share is taken."""
+
+    create_topics: bool = False
+    """Create missing output topics, with as many partitions as the largest input, kept for ever."""
+
+    worker_id: str | None = None
+    """Unique among the app's workers and stable over restarts; host name and a free number unless set."""
+
+    state_dir: str | None = None
+    """Where a worker keeps what is its own; a folder in the user's cache unless set."""
+
+    http_host: str = "127.0.0.1"
+    """Address of the port below."""
+
+    http_port: Annotated[int, Meta(ge=0, le=65535)] | None = None
+    """Serve ``/metrics``, ``/healthz``, ``/readyz`` here; further workers on the ports above. Else off."""
+
+    stall_timeout: Seconds = 60.0
+    """A partition that has lag and makes no progress for this long makes health and readiness bad."""
+
+    shutdown_timeout: Seconds = 10.0
+    """How long a stop may take before the worker gives up what it is doing."""
+
+    log_format: Literal["auto", "console", "json"] = "auto"
+    """``auto``: for people on a terminal, JSON lines otherwise."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least important level logged."""
+
+    client: dict[str, Any] = {}
+    consumer: dict[str, Any] = {}
+    producer: dict[str, Any] = {}
+
+
+def load_settings(arguments: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
+    """Settings from keyword arguments and the environment.
+
+    Raises ``ConfigurationError`` for a name that is no setting and for a value of the wrong type or range.
+    """
+    for name in arguments:
+        if name not in Settings.__struct_fields__:
+            raise ConfigurationError(f"unknown setting {name!r}", hint=_closest(name))
+    chosen = _convert(arguments, "setting", strict=True)
+    values = {name: getattr(chosen, name) for name in arguments}
+    for variable, text in environment.items():
+        if not variable.startswith(PREFIX) or variable in _ELSEWHERE:
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in Settings.__struct_fields__:
+            if _KUBERNETES.fullmatch(variable):
+                continue
+            raise ConfigurationError(
+                f"environment variable {variable} is no setting", hint=_closest(name, PREFIX)
+            )
+        value: object = text
+        if name in ("client", "consumer", "producer"):
+            try:
+                value = msgspec.json.decode(text)
+            except msgspec.DecodeError as error:
+                raise ConfigurationError(f"environment variable {variable} is no JSON: {error}") from error
+        values[name] = getattr(_convert({name: value}, "environment variable", strict=False), name)
+    return Settings(**values)
+
+
+def _convert(values: Mapping[str, Any], source: str, *, strict: bool) -> Settings:
+    try:
+        return msgspec.convert(dict(values), Settings, strict=strict)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at ")
+        name = where.strip("`$.").partition("[")[0] or "?"
+        shown = PREFIX + name.upper() if source == "environment variable" else name
+        raise ConfigurationError(
+            f"{source} {shown}={values.get(name)!r}: {what[0].lower()}{what[1:]}"
+        ) from error
+
+
+def _closest(name: str, prefix: str = "") -> str:
+    close = difflib.get_close_matches(name, Settings.__struct_fields__, 1)
+    if close:
+        return f"did you mean {prefix + close[0].upper() if prefix else close[0]}?"
+    return f"settings are: {', '.join(Settings.__struct_fields__)}"

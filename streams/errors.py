@@ -1,0 +1,119 @@
+"""The one exception tree.
+
+Each class is named by what it means to the caller; ``exit_code`` is what the command line ends with.
+
+::
+
+    StreamsError                      1   a bug in this library, or a base class to catch everything
+    ├── ConfigurationError            2   a setting, name or argument is wrong; nothing was started
+    │   └── TopologyError             2   the program does not describe a runnable topology
+    ├── BrokerError                   3   the broker said no, or said nothing
+    │   ├── BrokerUnreachable         3   no broker answered within the time given
+    │   ├── TopicError                3   a topic is missing or has another shape than needed
+    │   ├── Retriable                 3   nothing happened: the same call may be made again
+    │   ├── TransactionAborted        3   the transaction cannot commit: abort, rewind, go on
+    │   ├── OutcomeUnknown            3   committed or not? new producer, read back, rewind
+    │   ├── RecordRefused             3   one record can never be written (too large, …)
+    │   └── FatalBrokerError          3   this client can do nothing any more
+    ├── ProcessingError               4   user code or a serde failed on a record, under policy ``fail``
+    ├── DeadLetterLimitExceeded       5   too large a share of the input became dead letters
+    ├── WorkersFailed                 6   workers died faster than the restart limit allows
+    └── LocalKafkaError               7   the local Kafka could not be set up, started or stopped
+"""
+
+from __future__ import annotations
+
+
+class StreamsError(Exception):
+    """Base of every error this library raises on purpose.
+
+    ``hint`` says what to do about it and is shown on a line of its own.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{message}\n  hint: {self.hint}" if self.hint else message
+
+
+class ConfigurationError(StreamsError):
+    """A setting, name or argument is wrong. Raised before anything is started."""
+
+    exit_code = 2
+
+
+class TopologyError(ConfigurationError):
+    """The program does not describe a runnable topology, e.g. a step leads nowhere."""
+
+
+class BrokerError(StreamsError):
+    """The broker refused a call, or did not answer it."""
+
+    exit_code = 3
+
+
+class BrokerUnreachable(BrokerError):
+    """No broker answered within the time given."""
+
+
+class TopicError(BrokerError):
+    """A topic is missing, or has another shape than the topology needs."""
+
+
+class Retriable(BrokerError):
+    """The call had no effect and may be made again as it is."""
+
+
+class TransactionAborted(BrokerError):
+    """The open transaction cannot commit: abort it, rewind to the committed offsets, go on."""
+
+
+class OutcomeUnknown(BrokerError):
+    """The producer is fenced, or a commit may or may not have happened.
+
+    The same producer must not be used again: make a new one, read the committed offsets back, rewind to them.
+    """
+
+
+class RecordRefused(BrokerError):
+    """The record at ``position`` of the output given can never be written, e.g. because it is too large.
+
+    Records before ``position`` were accepted, those after it were not yet offered.
+    """
+
+    def __init__(self, message: str, *, position: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.position = position
+
+
+class FatalBrokerError(BrokerError):
+    """The client is in a state it cannot leave, e.g. it lacks a permission."""
+
+
+class ProcessingError(StreamsError):
+    """User code or a serde failed on a record and the step's policy is ``fail``."""
+
+    exit_code = 4
+
+
+class DeadLetterLimitExceeded(StreamsError):
+    """A larger share of the input became dead letters than ``dead_letter_limit`` allows."""
+
+    exit_code = 5
+
+
+class WorkersFailed(StreamsError):
+    """The supervised workers died faster than the restart limit allows."""
+
+    exit_code = 6
+
+
+class LocalKafkaError(StreamsError):
+    """The local Kafka could not be set up, started or stopped."""
+
+    exit_code = 7

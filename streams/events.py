@@ -1,0 +1,99 @@
+"""The names of everything that is logged, in one place, and how logs are written.
+
+Levels: ERROR data or service is at risk, WARNING unexpected but handled, INFO the state changed, DEBUG the
+rest. Values go into fields, never into the event's name.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from enum import StrEnum
+from typing import Any, Literal
+
+import structlog
+
+
+class Event(StrEnum):
+    """What can happen, as written in the ``event`` field of a log line."""
+
+    WORKER_STARTED = "worker started"
+    """INFO: settings are checked and the group is being joined."""
+    WORKER_STOPPED = "worker stopped"
+    """INFO: everything processed is committed and the group was left."""
+    WORKER_FAILED = "worker failed"
+    """ERROR: the worker ends because of ``error``; see the exit codes."""
+    STOP_REQUESTED = "stop requested"
+    """INFO: a signal asked for a graceful stop."""
+    PARTITIONS_ASSIGNED = "partitions assigned"
+    """INFO: these were added to what this worker holds."""
+    PARTITIONS_REVOKED = "partitions revoked"
+    """INFO: these were committed and given up."""
+    PARTITIONS_LOST = "partitions lost"
+    """WARNING: the group went on without this worker; what was not committed is dropped."""
+    TRANSACTION_ABORTED = "transaction aborted"
+    """WARNING: nothing of it is visible; input is read again from the committed offsets."""
+    OUTCOME_UNKNOWN = "commit outcome unknown"
+    """WARNING: a new producer was made; input is read again from what the broker has committed."""
+    COMMIT_FAILED = "commit failed"
+    """WARNING: the broker did not take a commit; it is tried again or the input is read again."""
+    BROKER_TROUBLE = "broker trouble"
+    """WARNING: a call that may be made again failed; the worker keeps trying."""
+    DEAD_LETTERS = "dead letters"
+    """WARNING: records went to the dead-letter topic; at most one line a second and step."""
+    RECORD_RETRIED = "record retried"
+    """WARNING: user code failed on a record and is tried again after ``seconds``."""
+    PARTITION_STALLED = "partition stalled"
+    """ERROR: a partition has lag and made no progress for ``stall_timeout``."""
+    PARTITION_RECOVERED = "partition recovered"
+    """INFO: a stalled partition makes progress again."""
+    TOPIC_CREATED = "topic created"
+    """INFO: a topic the app needs did not exist."""
+    SUPERVISOR_STARTED = "supervisor started"
+    """INFO: workers are being started."""
+    PROCESS_STARTED = "worker process started"
+    """INFO: with its process id."""
+    PROCESS_EXITED = "worker process exited"
+    """INFO for a stop, ERROR otherwise: with its exit code, and when it is restarted."""
+    HTTP_LISTENING = "http listening"
+    """INFO: metrics and health are served at ``url``."""
+
+
+def configure_logging(
+    form: Literal["auto", "console", "json"] = "auto",
+    level: Literal["debug", "info", "warning", "error"] = "info",
+) -> None:
+    """Write logs to standard error: for people on a terminal, as JSON lines otherwise.
+
+    What librdkafka has to say comes along under the logger ``streams.librdkafka``.
+    """
+    console = form == "console" or (form == "auto" and sys.stderr.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    finish: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if not console:
+        finish.append(structlog.processors.format_exc_info)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[*finish, renderer])
+    )
+    logger = logging.getLogger("streams")
+    logger.handlers = [handler]
+    logger.setLevel(level.upper())
+    logger.propagate = False
+
+
+def get_logger() -> structlog.stdlib.BoundLogger:
+    """The logger of this library."""
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("streams")
+    return logger

@@ -1,0 +1,170 @@
+"""Runs user code over a column so that one failing record fails alone, and a slow one evicts nobody."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, Protocol
+
+from streams.errors import ProcessingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from streams.policy import Action, ErrorPolicy
+    from streams.records import Batch, Rows
+
+    Transform = Callable[[Sequence[Any]], Iterable[Any]]
+
+PIECE_SECONDS = 0.1
+"""A column is worked through in pieces of about this duration, with a look at the group in between."""
+
+LARGEST_PIECE = 16384
+FIRST_PIECE = 128
+
+
+class Interrupted(BaseException):
+    """The slice being processed must be given up: its task was revoked, or the worker is stopping.
+
+    Not an ``Exception``, so that user code which catches those lets it pass.
+    """
+
+
+class Surroundings(Protocol):
+    """What a guard may ask of the runtime around it while a slice is open."""
+
+    def keep_alive(self) -> None:
+        """Serve the group if it is due. Raises ``Interrupted`` when the slice must be given up."""
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass while serving the group. Raises ``Interrupted`` as ``keep_alive``."""
+
+    def failed(self, action: Action, batch: Batch[Any, Any], row: int, step: str, error: Exception) -> None:
+        """Take note of a record that ``step`` could not process: to be written as dead letter, or skipped."""
+
+
+class Guard:
+    """One step's user code, in one task.
+
+    ``describe`` is what an error message calls the code: the step and where its function is written.
+    """
+
+    __slots__ = ("_describe", "_piece", "_policy", "_surroundings", "step")
+
+    def __init__(self, step: str, policy: ErrorPolicy, surroundings: Surroundings, describe: str) -> None:
+        self.step = step
+        self._policy = policy
+        self._surroundings = surroundings
+        self._describe = describe
+        self._piece = FIRST_PIECE
+
+    def each(
+        self, transform: Transform, column: Sequence[Any], batch: Batch[Any, Any]
+    ) -> tuple[list[Any], Rows | None]:
+        """Apply ``transform`` to a column of ``batch``: the results, and the rows they belong to.
+
+        ``transform`` maps a sequence to an iterable with one result an element, in order and one at a time,
+        as ``map`` does: where it raises (or ends early), the element after the results so far is the failing
+        one. That record gets this step's policy and the rest goes on, each element once. Rows are ``None``
+        when every row has a result.
+        """
+        results: list[Any] = []
+        lost: list[int] = []
+        total = len(column)
+        at = 0
+        while at < total:
+            stop = min(at + self._piece, total)
+            begun = time.perf_counter()
+            error: Exception | None = None
+            try:
+                # On an exception the list keeps what the iterator gave before it: the failing position.
+                results.extend(transform(column if stop - at == total else column[at:stop]))
+            except Exception as raised:  # noqa: BLE001 - user code may raise anything; the policy decides
+                error = raised
+            at = len(results) + len(lost)
+            if at < stop:
+                recovered = self._recover(transform, column, at, batch, error)
+                if recovered is None:
+                    lost.append(at)
+                else:
+                    results.append(recovered[0])
+                at += 1
+            elif at > stop:
+                raise ProcessingError(
+                    f"{self._describe} gave {at} results for the first {stop} records of a batch",
+                    hint="one result a record is needed, in order",
+                )
+            self._pace(stop, at, time.perf_counter() - begun)
+        if not lost:
+            return results, None
+        gone = set(lost)
+        return results, [row for row in range(total) if row not in gone]
+
+    def whole(self, function: Callable[[Batch[Any, Any]], Any], batch: Batch[Any, Any]) -> list[Any]:
+        """Apply ``function`` to the batch as one; where that raises, to each row alone, under the policy.
+
+        Returns the results in order. The function must be free of effects that a second call would repeat.
+        """
+        try:
+            return [function(batch)]
+        except Exception:  # noqa: BLE001 - met again below, by the row that causes it
+            results, _ = self.each(
+                lambda rows: (function(batch.select([row])) for row in rows), range(len(batch)), batch
+            )
+            return results
+
+    def refuse(self, batch: Batch[Any, Any], row: int, error: Exception) -> None:
+        """Apply the policy, without retries, to a record that failed outside of ``each``."""
+        if self._policy.action == "fail":
+            raise self._processing_error(batch, row, error) from error
+        self._surroundings.failed(self._policy.action, batch, row, self.step, error)
+
+    def _recover(
+        self,
+        transform: Transform,
+        column: Sequence[Any],
+        at: int,
+        batch: Batch[Any, Any],
+        error: Exception | None,
+    ) -> tuple[Any] | None:
+        """Retry the element, then apply the policy: its result after all, or ``None`` when it is lost."""
+        if error is None:
+            # A function that raises StopIteration ends ``map`` without a word; it must not end the batch.
+            error = RuntimeError("ended before it gave a result for this record (StopIteration?)")
+        for attempt in range(self._policy.retries):
+            self._surroundings.wait(self._policy.delay(attempt))
+            try:
+                results = list(transform(column[at : at + 1]))
+            except Exception as raised:  # noqa: BLE001 - as above
+                error = raised
+            else:
+                if len(results) == 1:
+                    return (results[0],)
+        self.refuse(batch, at, error)
+        return None
+
+    def _pace(self, stop: int, at: int, seconds: float) -> None:
+        if seconds > PIECE_SECONDS:
+            self._piece = max(1, int(self._piece * PIECE_SECONDS / seconds))
+            self._surroundings.keep_alive()
+        elif at >= stop and self._piece < LARGEST_PIECE:
+            self._piece *= 2
+
+    def _processing_error(self, batch: Batch[Any, Any], row: int, error: Exception) -> ProcessingError:
+        record = batch.original(row)
+        frame = traceback.extract_tb(error.__traceback__)[-1:]
+        where = f" ({frame[0].filename}:{frame[0].lineno})" if frame else ""
+        return ProcessingError(
+            f"{self._describe} failed on {record.topic}-{record.partition} offset {record.offset}, "
+            f"key {preview(record.key)}, value {preview(record.value)}: "
+            f"{type(error).__name__}: {error}{where}",
+            hint="mend the code or the record and start again: nothing after the last commit was written; "
+            "or give the step on_error=dead_letter, on_error=skip or on_error=retry(…)",
+        )
+
+
+def preview(payload: bytes | None, limit: int = 80) -> str:
+    """A payload's first bytes for an error message."""
+    if payload is None:
+        return "null"
+    return repr(payload) if len(payload) <= limit else f"{payload[:limit]!r}… ({len(payload)} bytes)"

@@ -1,0 +1,46 @@
+"""How far a group is behind its input, asked from the broker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from streams.records import TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from streams.broker import Admin
+
+
+class PartitionLag(NamedTuple):
+    """One partition: the group's committed next offset (``None`` for none yet) and the partition's end."""
+
+    partition: TopicPartition
+    committed: int | None
+    beginning: int
+    end: int
+
+    @property
+    def lag(self) -> int:
+        """Records (and transaction markers) not yet processed and committed."""
+        return self.end - max(self.beginning, self.committed or 0)
+
+
+def measure_lag(admin: Admin, group: str, topics: Collection[str] | None = None) -> list[PartitionLag]:
+    """The lag of a group on every partition of ``topics``, or of the topics it has committed offsets for.
+
+    Raises ``BrokerUnreachable``; topics that do not exist are left out.
+    """
+    committed = admin.committed_offsets(group)
+    wanted = set(topics) if topics is not None else {partition.topic for partition in committed}
+    existing = admin.topics()
+    partitions = [
+        TopicPartition(topic, number)
+        for topic in sorted(wanted & existing.keys())
+        for number in range(existing[topic].partitions)
+    ]
+    ends, beginnings = admin.end_offsets(partitions), admin.beginning_offsets(partitions)
+    return [
+        PartitionLag(partition, committed.get(partition), beginnings[partition], ends[partition])
+        for partition in partitions
+    ]

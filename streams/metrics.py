@@ -1,0 +1,83 @@
+"""Every metric, in one place; read from the worker only when somebody asks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import generate_latest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.core import Metric
+
+    from streams.worker import Worker
+
+_COMMIT_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class WorkerMetrics:
+    """A worker's metrics in Prometheus' text format.
+
+    The worker only counts in plain attributes, once a slice; this turns them into metrics when scraped.
+    """
+
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+        commits = Histogram(
+            "streams_commit_seconds",
+            "Duration of commits that moved offsets.",
+            buckets=_COMMIT_BUCKETS,
+            registry=self._registry,
+        )
+        worker.observe_commit = commits.observe
+
+    def exposition(self) -> bytes:
+        """All metrics as text."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the worker. Called by the registry."""
+        counts = self._worker.counts
+        for name, text, value in (
+            ("records_in", "Records read.", sum(count.records_in for count in counts)),
+            ("bytes_in", "Bytes of values read.", sum(count.bytes_in for count in counts)),
+            ("records_out", "Records written, dead letters included.", sum(c.records_out for c in counts)),
+            ("bytes_out", "Bytes of values written.", sum(count.bytes_out for count in counts)),
+        ):
+            yield CounterMetricFamily(f"streams_{name}", text, value=value)
+        for name, text, by_step in (
+            ("dead_letters", "Records written as dead letters.", [count.dead_letters for count in counts]),
+            ("skipped", "Records left out by policy.", [count.skipped for count in counts]),
+        ):
+            family = CounterMetricFamily(f"streams_{name}", text, labels=["step"])
+            for step, value in sum((Counter(item) for item in by_step), Counter[str]()).items():
+                family.add_metric([step], value)
+            yield family
+        stages = self._worker.stages
+        seconds = {"poll": stages.poll, "produce": stages.produce, "commit": stages.commit}
+        for stage in ("decode", "process"):
+            seconds[stage] = sum(count.seconds[stage] for count in counts)
+        spent = CounterMetricFamily("streams_stage_seconds", "Time spent, by stage.", labels=["stage"])
+        for stage, spent_seconds in seconds.items():
+            spent.add_metric([stage], spent_seconds)
+        yield spent
+        lag = GaugeMetricFamily(
+            "streams_lag", "Records to the partition's end.", labels=["topic", "partition"]
+        )
+        for partition, progress in self._worker.progress.items():
+            lag.add_metric([partition.topic, str(partition.partition)], progress.lag)
+        yield lag
+        yield GaugeMetricFamily(
+            "streams_stalled_partitions",
+            "Partitions with lag and no progress for stall_timeout.",
+            value=len(self._worker.stalled()),
+        )

@@ -1,0 +1,169 @@
+"""The step that runs a user's processor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+from streams.errors import TopologyError
+from streams.operators import fan_out
+from streams.records import Batch, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streams.operators import Binding, Children, Forward
+    from streams.processor import ProcessorFactory
+    from streams.records import Headers
+
+_Forwarded: TypeAlias = "tuple[str | None, int, Record[Any, Any] | Batch[Any, Any]]"
+"""The child asked for (``None`` for all), the row it came from (-1 for a batch), and what was forwarded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Runs a processor of the user's, made anew for each task."""
+
+    kind: ClassVar[str] = "process"
+    terminal: ClassVar[bool] = True
+
+    factory: ProcessorFactory
+
+    @property
+    def code(self) -> object:
+        return self.factory
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        processor = self.factory()
+        context = _Context(step, children)
+        guard = step.guard
+        process_batch = getattr(processor, "process_batch", None)
+        process = getattr(processor, "process", None)
+        if process_batch is not None:
+
+            def collect(batch: Batch[Any, Any]) -> list[tuple[str | None, Batch[Any, Any]]]:
+                context.begin(batch)
+                process_batch(batch, context)
+                return context.collected()
+
+            def run_whole(batch: Batch[Any, Any]) -> None:
+                for forwarded in guard.whole(collect, batch):
+                    context.release(forwarded)
+
+            return run_whole
+        if process is None:
+            raise TopologyError(
+                f"step {guard.step}: {type(processor).__name__} has neither process(record, context) "
+                "nor process_batch(batch, context)"
+            )
+
+        def run_each(batch: Batch[Any, Any]) -> None:
+            context.begin(batch)
+            guard.each(partial(map, partial(context.process_row, process)), range(len(batch)), batch)
+            context.release(context.collected())
+
+        return run_each
+
+
+class _Context:
+    """Collects what a processor forwards, and releases it only once the processor's call has returned."""
+
+    def __init__(self, step: Binding, children: Children) -> None:
+        self.step = step.guard.step
+        self.subtopology = step.subtopology
+        self.partition = step.partition
+        self._children = children
+        self._everywhere = fan_out(children)
+        self._forwarded: list[_Forwarded] = []
+        self._source: Batch[Any, Any] | None = None
+        self._row: int | None = None
+        self._headers: Sequence[Headers | None] | None = None
+
+    def forward(self, output: Record[Any, Any] | Batch[Any, Any], *, to: str | None = None) -> None:
+        if to is not None and to not in self._children:
+            raise TopologyError(
+                f"step {self.step} forwards to {to!r}, which does not follow it; "
+                f"what follows: {', '.join(self._children) or 'nothing'}"
+            )
+        if isinstance(output, Batch):
+            if len(output):
+                self._forwarded.append((to, -1, output))
+        elif isinstance(output, Record):
+            self._forwarded.append((to, self._row_of(output), output))
+        else:
+            raise TypeError(f"forward takes a Record or a Batch, got {type(output).__name__}")
+
+    def begin(self, source: Batch[Any, Any]) -> None:
+        """Start collecting what is made of ``source``."""
+        self._source = source
+        self._row = None
+        self._headers = source.headers
+        self._forwarded = []
+
+    def process_row(self, process: Any, row: int) -> None:
+        """Call a record-wise processor on one row; a call that raises leaves nothing behind."""
+        source = self._source
+        assert source is not None
+        headers = self._headers
+        before = len(self._forwarded)
+        self._row = row
+        try:
+            process(
+                Record(
+                    source.keys[row],
+                    source.values[row],
+                    source.timestamps[row],
+                    headers[row] if headers else None,
+                    source.topic,
+                    source.partition,
+                    source.offset(row),
+                ),
+                self,
+            )
+        except BaseException:
+            del self._forwarded[before:]
+            raise
+
+    def collected(self) -> list[tuple[str | None, Batch[Any, Any]]]:
+        """What was forwarded since ``begin``, records to the same child joined into one batch."""
+        source = self._source
+        assert source is not None
+        joined: list[tuple[str | None, Batch[Any, Any]]] = []
+        for (to, single), group in groupby(self._forwarded, key=lambda item: (item[0], item[1] >= 0)):
+            if not single:
+                joined.extend((to, batch) for _, _, batch in group if isinstance(batch, Batch))
+                continue
+            items = [(row, record) for _, row, record in group if isinstance(record, Record)]
+            records = [record for _, record in items]
+            batch = (
+                source.select([row for row, _ in items])
+                .with_values([record.value for record in records])
+                .with_keys([record.key for record in records])
+                .with_timestamps([record.timestamp for record in records])
+            )
+            if any(record.headers for record in records):
+                batch = batch.with_headers([record.headers for record in records])
+            joined.append((to, batch))
+        self._forwarded = []
+        return joined
+
+    def release(self, collected: list[tuple[str | None, Batch[Any, Any]]]) -> None:
+        """Let the following steps have it."""
+        for to, batch in collected:
+            (self._everywhere if to is None else self._children[to])(batch)
+
+    def _row_of(self, record: Record[Any, Any]) -> int:
+        if self._row is not None:
+            return self._row
+        assert self._source is not None
+        offsets = list(self._source.offsets)
+        try:
+            return offsets.index(record.offset)
+        except ValueError:
+            raise ValueError(
+                f"step {self.step} forwards a record whose offset {record.offset} is not in the batch being "
+                f"processed ({offsets[0]} to {offsets[-1]}): a dead letter could not be traced to its input; "
+                "make it from a record of the batch, with dataclasses.replace"
+            ) from None

@@ -1,0 +1,289 @@
+"""Operators that look at one record at a time and remember nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, compress, repeat
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from streams.operators import fan_out
+from streams.records import Batch
+
+if TYPE_CHECKING:
+    from streams.guard import Guard
+    from streams.operators import Binding, Children, Forward
+
+Function = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """Replaces each value, and the event time with what ``timestamp`` makes of the new value."""
+
+    kind: ClassVar[str] = "map"
+    terminal: ClassVar[bool] = False
+
+    function: Function
+    timestamp: Callable[[Any], int] | None = None
+
+    @property
+    def code(self) -> object:
+        return self.function
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        forward, guard = fan_out(children), step.guard
+        transform = partial(map, self.function)
+        timestamp = self.timestamp
+
+        def run(batch: Batch[Any, Any]) -> None:
+            values, rows = guard.each(transform, batch.values, batch)
+            if rows is not None:
+                if not rows:
+                    return
+                batch = batch.select(rows)
+            batch = batch.with_values(values)
+            if timestamp is not None:
+                batch = extract_timestamps(guard, timestamp, batch)
+            if len(batch):
+                forward(batch)
+
+        return run
+
+
+@dataclass(frozen=True, slots=True)
+class MapBatch:
+    """Hands whole batches to the user's function, for columnar code."""
+
+    kind: ClassVar[str] = "map_batch"
+    terminal: ClassVar[bool] = False
+
+    function: Callable[[Batch[Any, Any]], Batch[Any, Any]]
+
+    @property
+    def code(self) -> object:
+        return self.function
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        forward, guard, function = fan_out(children), step.guard, self.function
+
+        def checked(batch: Batch[Any, Any]) -> Batch[Any, Any]:
+            result = function(batch)
+            if not isinstance(result, Batch):
+                raise TypeError(f"map_batch needs a Batch back, got {type(result).__name__}")
+            return result
+
+        def run(batch: Batch[Any, Any]) -> None:
+            for result in guard.whole(checked, batch):
+                if len(result):
+                    forward(result)
+
+        return run
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Keeps the records whose value satisfies the predicate."""
+
+    kind: ClassVar[str] = "filter"
+    terminal: ClassVar[bool] = False
+
+    predicate: Function
+
+    @property
+    def code(self) -> object:
+        return self.predicate
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        forward, guard = fan_out(children), step.guard
+        transform = partial(map, self.predicate)
+
+        def run(batch: Batch[Any, Any]) -> None:
+            verdicts, rows = guard.each(transform, batch.values, batch)
+            kept = list(compress(range(len(batch)) if rows is None else rows, verdicts))
+            if len(kept) == len(batch):
+                forward(batch)
+            elif kept:
+                forward(batch.select(kept))
+
+        return run
+
+
+@dataclass(frozen=True, slots=True)
+class FlatMap:
+    """Replaces each record with one for each value that the function gives for it."""
+
+    kind: ClassVar[str] = "flat_map"
+    terminal: ClassVar[bool] = False
+
+    function: Callable[[Any], Iterable[Any]]
+
+    @property
+    def code(self) -> object:
+        return self.function
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        forward, guard, function = fan_out(children), step.guard, self.function
+
+        def expand(value: Any) -> list[Any]:
+            # A generator would raise later, where its record is no longer known.
+            return list(function(value))
+
+        transform = partial(map, expand)
+
+        def run(batch: Batch[Any, Any]) -> None:
+            expanded, rows = guard.each(transform, batch.values, batch)
+            sources = range(len(batch)) if rows is None else rows
+            repeated = list(
+                chain.from_iterable(
+                    repeat(row, len(values)) for row, values in zip(sources, expanded, strict=True)
+                )
+            )
+            if repeated:
+                forward(batch.select(repeated).with_values(list(chain.from_iterable(expanded))))
+
+        return run
+
+
+@dataclass(frozen=True, slots=True)
+class KeyBy:
+    """Replaces each key with what the function makes of the value."""
+
+    kind: ClassVar[str] = "key_by"
+    terminal: ClassVar[bool] = False
+
+    function: Function
+
+    @property
+    def code(self) -> object:
+        return self.function
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        forward, guard = fan_out(children), step.guard
+        transform = partial(map, self.function)
+
+        def run(batch: Batch[Any, Any]) -> None:
+            keys, rows = guard.each(transform, batch.values, batch)
+            if rows is not None:
+                if not rows:
+                    return
+                batch = batch.select(rows)
+            forward(batch.with_keys(keys))
+
+        return run
+
+
+@dataclass(frozen=True, slots=True)
+class Peek:
+    """Shows each value to a function and passes the record on unchanged."""
+
+    kind: ClassVar[str] = "peek"
+    terminal: ClassVar[bool] = True
+
+    function: Function
+
+    @property
+    def code(self) -> object:
+        return self.function
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        forward, guard = fan_out(children), step.guard
+        transform = partial(map, self.function)
+
+        def run(batch: Batch[Any, Any]) -> None:
+            _, rows = guard.each(transform, batch.values, batch)
+            if rows is None:
+                forward(batch)
+            elif rows:
+                forward(batch.select(rows))
+
+        return run
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Passes on what comes from any of several parents; also the head of a branch."""
+
+    kind: ClassVar[str] = "merge"
+    terminal: ClassVar[bool] = False
+
+    @property
+    def code(self) -> object:
+        return None
+
+    def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - nothing of the step is needed to pass on
+        return fan_out(children)
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Sends each record to the first child whose predicate its value satisfies.
+
+    ``routes`` pairs the names of child steps with their predicates; what satisfies none goes to
+    ``otherwise``, or nowhere.
+    """
+
+    kind: ClassVar[str] = "branch"
+    terminal: ClassVar[bool] = False
+
+    routes: tuple[tuple[str, Function], ...]
+    otherwise: str | None = None
+
+    @property
+    def code(self) -> object:
+        return None
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        guard = step.guard
+        predicates = [predicate for _, predicate in self.routes]
+        targets = [children[name] for name, _ in self.routes]
+        nowhere = len(predicates)
+        if self.otherwise is not None:
+            targets.append(children[self.otherwise])
+
+        def choose(value: Any) -> int:
+            for index, predicate in enumerate(predicates):
+                if predicate(value):
+                    return index
+            return nowhere
+
+        transform = partial(map, choose)
+
+        def run(batch: Batch[Any, Any]) -> None:
+            choices, rows = guard.each(transform, batch.values, batch)
+            by_target: dict[int, list[int]] = {}
+            for row, choice in zip(range(len(batch)) if rows is None else rows, choices, strict=True):
+                by_target.setdefault(choice, []).append(row)
+            for index, target in enumerate(targets):
+                if index in by_target:
+                    target(batch.select(by_target[index]))
+
+        return run
+
+
+def extract_timestamps(
+    guard: Guard, timestamp: Callable[[Any], int], batch: Batch[Any, Any]
+) -> Batch[Any, Any]:
+    """The batch with event times taken from its values; rows without a valid one meet the error policy."""
+    times, rows = guard.each(partial(_event_times, timestamp), batch.values, batch)
+    return (batch if rows is None else batch.select(rows)).with_timestamps(times)
+
+
+def _event_times(timestamp: Callable[[Any], int], values: Sequence[Any]) -> Iterable[int]:
+    times: list[Any] = []
+    try:
+        times.extend(map(timestamp, values))
+    except Exception:  # noqa: BLE001 - found again below, at its position
+        return _checked_times(timestamp, values)
+    if set(map(type, times)) <= {int} and min(times) >= 0:
+        return times
+    return _checked_times(timestamp, values)
+
+
+def _checked_times(timestamp: Callable[[Any], int], values: Sequence[Any]) -> Iterable[int]:
+    for value in values:
+        time = timestamp(value)
+        if type(time) is not int or time < 0:
+            raise ValueError(f"an event time is a whole number of milliseconds since the epoch, got {time!r}")
+        yield time

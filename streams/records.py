@@ -1,0 +1,297 @@
+"""The unit of work: a batch of records of one topic partition, as parallel columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+Headers: TypeAlias = "list[tuple[str, bytes | None]]"
+"""A record's headers, in the order they were written; a name may occur more than once."""
+
+Rows: TypeAlias = "Sequence[int]"
+"""Positions in a column, from 0."""
+
+
+class TopicPartition(NamedTuple):
+    """One partition of one topic."""
+
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}-{self.partition}"
+
+
+class Fetched(Protocol):
+    """Records of one topic partition as the broker delivered them: bytes, in offset order.
+
+    Columns are asked for by rows (all when ``None``), so that a client may leave in its own memory what
+    nobody asks for.
+    """
+
+    @property
+    def topic(self) -> str: ...
+
+    @property
+    def partition(self) -> int: ...
+
+    @property
+    def next_offset(self) -> int:
+        """One past the last record's offset: what is committed once all of them are processed."""
+
+    def __len__(self) -> int: ...
+
+    def keys(self, rows: Rows | None = None) -> list[bytes | None]: ...
+
+    def values(self, rows: Rows | None = None) -> list[bytes | None]: ...
+
+    def timestamps(self, rows: Rows | None = None) -> list[int]:
+        """Milliseconds since the epoch; -1 where the record has none."""
+
+    def offsets(self, rows: Rows | None = None) -> list[int]: ...
+
+    def headers(self, rows: Rows | None = None) -> list[Headers | None] | None:
+        """One entry a row, or ``None`` when no row has any."""
+
+    def slice(self, start: int, stop: int) -> Fetched: ...
+
+
+def take(column: Sequence[V], rows: Rows | None) -> list[V]:
+    """The elements of ``column`` at ``rows``, in that order; all of them when ``rows`` is ``None``."""
+    return list(column) if rows is None else [column[row] for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedLists:
+    """``Fetched`` on plain lists: what the memory broker delivers and tests write down."""
+
+    topic: str
+    partition: int
+    _keys: Sequence[bytes | None]
+    _values: Sequence[bytes | None]
+    _timestamps: Sequence[int]
+    _offsets: Sequence[int]
+    _headers: Sequence[Headers | None] | None = field(default=None)
+
+    @property
+    def next_offset(self) -> int:
+        return self._offsets[-1] + 1
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def keys(self, rows: Rows | None = None) -> list[bytes | None]:
+        return take(self._keys, rows)
+
+    def values(self, rows: Rows | None = None) -> list[bytes | None]:
+        return take(self._values, rows)
+
+    def timestamps(self, rows: Rows | None = None) -> list[int]:
+        return take(self._timestamps, rows)
+
+    def offsets(self, rows: Rows | None = None) -> list[int]:
+        return take(self._offsets, rows)
+
+    def headers(self, rows: Rows | None = None) -> list[Headers | None] | None:
+        return None if self._headers is None else take(self._headers, rows)
+
+    def slice(self, start: int, stop: int) -> FetchedLists:
+        return FetchedLists(
+            self.topic,
+            self.partition,
+            self._keys[start:stop],
+            self._values[start:stop],
+            self._timestamps[start:stop],
+            self._offsets[start:stop],
+            None if self._headers is None else self._headers[start:stop],
+        )
+
+
+@dataclass(slots=True)
+class Record(Generic[K, V]):
+    """One record, for user code that asks for single records.
+
+    ``timestamp`` is milliseconds since the epoch. ``topic``, ``partition`` and ``offset`` are those of the
+    input record that it came from.
+    """
+
+    key: K
+    value: V
+    timestamp: int
+    headers: Headers | None = None
+    topic: str = ""
+    partition: int = -1
+    offset: int = -1
+
+
+class Batch(Generic[K, V]):
+    """Records on their way through a topology: parallel columns with a row per record.
+
+    Each row remembers the input record it came from, whatever was done to it since: that is where columns
+    nobody replaced are read from when they are needed, and what a dead letter is written from. Batches are
+    never changed in place: ``select`` and the ``with_`` methods return new ones and share the rest. Columns
+    are sequences of equal length, not necessarily lists.
+    """
+
+    __slots__ = ("_fetched", "_headers", "_keys", "_rows", "_timestamps", "values")
+
+    values: Sequence[V]
+
+    def __init__(
+        self,
+        fetched: Fetched,
+        values: Sequence[V],
+        *,
+        rows: Rows | None = None,
+        keys: Sequence[K] | None = None,
+        timestamps: Sequence[int] | None = None,
+        headers: Sequence[Headers | None] | None = None,
+    ) -> None:
+        self._fetched = fetched
+        self._rows = rows
+        self.values = values
+        self._keys = keys
+        self._timestamps = timestamps
+        self._headers = headers
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def topic(self) -> str:
+        """The input topic the rows came from."""
+        return self._fetched.topic
+
+    @property
+    def partition(self) -> int:
+        """The input partition the rows came from."""
+        return self._fetched.partition
+
+    @property
+    def keys(self) -> Sequence[K]:
+        if self._keys is None:
+            self._keys = self._fetched.keys(self._rows)  # type: ignore[assignment]  # K is bytes until a serde or key_by replaces the column
+        return self._keys  # type: ignore[return-value]  # assigned in the line above
+
+    @property
+    def timestamps(self) -> Sequence[int]:
+        """Event times in milliseconds since the epoch."""
+        if self._timestamps is None:
+            self._timestamps = self._fetched.timestamps(self._rows)
+        return self._timestamps
+
+    @property
+    def offsets(self) -> Sequence[int]:
+        """The offset, in the input partition, of the record each row came from."""
+        return self._fetched.offsets(self._rows)
+
+    def offset(self, row: int) -> int:
+        """The offset, in the input partition, of the record that one row came from."""
+        return self._fetched.offsets([row if self._rows is None else self._rows[row]])[0]
+
+    @property
+    def headers(self) -> Sequence[Headers | None] | None:
+        """One entry a row, or ``None`` when no row has any."""
+        return self._fetched.headers(self._rows) if self._headers is None else self._headers
+
+    def select(self, rows: Rows) -> Batch[K, V]:
+        """The rows at those positions, in that order; a position may occur more than once."""
+        own = self._rows
+        return Batch(
+            self._fetched,
+            take(self.values, rows),
+            rows=rows if own is None else [own[row] for row in rows],
+            keys=None if self._keys is None else take(self._keys, rows),
+            timestamps=None if self._timestamps is None else take(self._timestamps, rows),
+            headers=None if self._headers is None else take(self._headers, rows),
+        )
+
+    def with_values(self, values: Sequence[Any]) -> Batch[K, Any]:
+        """The same rows with other values, one a row."""
+        return self._with(values=values)
+
+    def with_keys(self, keys: Sequence[Any]) -> Batch[Any, V]:
+        """The same rows with other keys, one a row."""
+        return self._with(keys=keys)
+
+    def with_timestamps(self, timestamps: Sequence[int]) -> Batch[K, V]:
+        """The same rows with other event times (milliseconds since the epoch), one a row."""
+        return self._with(timestamps=timestamps)
+
+    def with_headers(self, headers: Sequence[Headers | None]) -> Batch[K, V]:
+        """The same rows with other headers, one entry a row."""
+        return self._with(headers=headers)
+
+    def _with(self, **columns: Sequence[Any]) -> Batch[Any, Any]:
+        for name, column in columns.items():
+            if len(column) != len(self.values):
+                raise ValueError(f"{len(self.values)} rows need as many {name}, got {len(column)}")
+        return Batch(
+            self._fetched,
+            columns.get("values", self.values),
+            rows=self._rows,
+            keys=columns.get("keys", self._keys),
+            timestamps=columns.get("timestamps", self._timestamps),
+            headers=columns.get("headers", self._headers),
+        )
+
+    def records(self) -> Iterator[Record[K, V]]:
+        """The rows as single records, for code that wants one at a time."""
+        topic, partition = self.topic, self.partition
+        headers: Iterable[Headers | None] = self.headers or [None] * len(self)
+        for key, value, timestamp, header, offset in zip(
+            self.keys, self.values, self.timestamps, headers, self.offsets, strict=True
+        ):
+            yield Record(key, value, timestamp, header, topic, partition, offset)
+
+    def original(self, row: int) -> Record[bytes | None, bytes | None]:
+        """The input record that the row came from, as its bytes were read."""
+        at = [row if self._rows is None else self._rows[row]]
+        fetched = self._fetched
+        headers = fetched.headers(at)
+        return Record(
+            fetched.keys(at)[0],
+            fetched.values(at)[0],
+            fetched.timestamps(at)[0],
+            headers[0] if headers else None,
+            fetched.topic,
+            fetched.partition,
+            fetched.offsets(at)[0],
+        )
+
+
+class Output:
+    """Encoded rows for one topic: what a sink hands to a producer.
+
+    Columns are parallel; ``timestamps`` in milliseconds since the epoch, ``headers`` is ``None`` when no row
+    has any. A row with key ``None`` may go to any partition; others go where Java clients would put them
+    (murmur2), unless ``partition`` names one for all rows.
+    """
+
+    __slots__ = ("headers", "keys", "partition", "timestamps", "topic", "values")
+
+    def __init__(
+        self,
+        topic: str,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        timestamps: Sequence[int],
+        headers: Sequence[Headers | None] | None = None,
+        *,
+        partition: int | None = None,
+    ) -> None:
+        self.topic = topic
+        self.keys = keys
+        self.values = values
+        self.timestamps = timestamps
+        self.headers = headers
+        self.partition = partition
+
+    def __len__(self) -> int:
+        return len(self.values)

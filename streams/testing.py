@@ -1,0 +1,223 @@
+"""For tests of apps: the real task, without a broker and with a clock moved by hand."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from streams.errors import TopologyError
+from streams.partitioning import partition_for
+from streams.records import FetchedLists, Headers, Record, TopicPartition
+from streams.serde import Bytes
+from streams.task import Task, TaskId
+from streams.topology import matches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from streams.app import App
+    from streams.records import Output
+    from streams.serde import Serde
+    from streams.task import Pending
+
+
+class TopologyDriver:
+    """Runs an app's tasks in this thread: records in, records out, and a clock that only moves by hand.
+
+    ``clock`` is the time in milliseconds since the epoch; records sent without a timestamp get it. What the
+    app writes to a topic that it also reads comes back in. Topics have ``partitions`` partitions.
+
+    ::
+
+        driver = TopologyDriver(app)
+        driver.send("lines", "GET / 500")
+        assert driver.values("errors") == [...]
+    """
+
+    def __init__(self, app: App, *, partitions: int = 1, clock: int = 0) -> None:
+        self.clock = clock
+        self._app = app
+        self._topology = app.topology
+        self._partitions = partitions
+        self._tasks: dict[TaskId, Task] = {}
+        self._next_offsets: dict[TopicPartition, int] = {}
+        self._written: dict[str, deque[Record[Any, Any]]] = {}
+        self._serdes: dict[str, tuple[Serde[Any], Serde[Any]]] = {
+            sink.topic: (sink.key, sink.value) for sink in self._topology.sinks if isinstance(sink.topic, str)
+        }
+
+    def send(
+        self,
+        topic: str,
+        value: Any,
+        *,
+        key: Any = None,
+        timestamp: int | None = None,
+        headers: Headers | None = None,
+        partition: int | None = None,
+    ) -> None:
+        """Send one record, encoded with the serdes of the source that reads the topic.
+
+        Without a partition it goes where a producer would put its key. Raises what the app raises.
+        """
+        self.send_all(topic, [Record(key, value, self._time(timestamp), headers)], partition=partition)
+
+    def send_bytes(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        timestamp: int | None = None,
+        headers: Headers | None = None,
+        partition: int | None = None,
+    ) -> None:
+        """Send one record as it is on the wire, e.g. one that cannot be decoded."""
+        self._feed(topic, [Record(key, value, self._time(timestamp), headers)], partition)
+
+    def send_all(
+        self, topic: str, records: Iterable[Record[Any, Any]], *, partition: int | None = None
+    ) -> None:
+        """Send several records as one batch for each partition."""
+        _, source = self._topology.source_of(topic)
+        encoded = [
+            Record(
+                _encode(source.key, record.key),
+                _encode(source.value, record.value),
+                record.timestamp,
+                record.headers,
+            )
+            for record in records
+        ]
+        self._feed(topic, encoded, partition)
+
+    def read(
+        self, topic: str, *, key: Serde[Any] | None = None, value: Serde[Any] | None = None
+    ) -> list[Record[Any, Any]]:
+        """Take what was written to a topic since the last call, oldest first.
+
+        Decoded with the serdes of the sink that writes it, unless others are given; a topic that a function
+        chose, or the dead-letter topic, comes as bytes. ``offset`` counts the topic's records as written.
+        """
+        sink = self._serdes.get(topic, (Bytes(), Bytes()))
+        written = self._written.pop(topic, deque())
+        return [
+            Record(
+                _decode(key or sink[0], record.key),
+                _decode(value or sink[1], record.value),
+                record.timestamp,
+                record.headers,
+                record.topic,
+                record.partition,
+                record.offset,
+            )
+            for record in written
+        ]
+
+    def values(self, topic: str) -> list[Any]:
+        """Take the values written to a topic since the last call."""
+        return [record.value for record in self.read(topic)]
+
+    def dead_letters(self) -> list[Record[Any, Any]]:
+        """Take the dead letters since the last call: original bytes, coordinates in the headers."""
+        return self.read(self._app.dead_letter_topic)
+
+    @property
+    def topics(self) -> list[str]:
+        """The topics that hold something not read yet."""
+        return sorted(self._written)
+
+    def skipped(self) -> dict[str, int]:
+        """How many records were left out by policy ``skip``, by step, since the start."""
+        total: dict[str, int] = {}
+        for task in self._tasks.values():
+            for step, count in task.counts.skipped.items():
+                total[step] = total.get(step, 0) + count
+        return total
+
+    def advance(self, milliseconds: int) -> None:
+        """Move the clock."""
+        self.clock += milliseconds
+
+    # --- what a task asks of its runtime
+
+    def keep_alive(self) -> None:
+        """There is no group to serve."""
+
+    def wait(self, seconds: float) -> None:
+        """Waiting takes no time but the clock's."""
+        self.clock += round(seconds * 1000)
+
+    def _time(self, timestamp: int | None) -> int:
+        return self.clock if timestamp is None else timestamp
+
+    def _feed(
+        self, topic: str, records: Iterable[Record[bytes | None, bytes | None]], partition: int | None
+    ) -> None:
+        by_partition: dict[int, list[Record[bytes | None, bytes | None]]] = {}
+        for record in records:
+            chosen = partition if partition is not None else self._partition_of(record.key)
+            by_partition.setdefault(chosen, []).append(record)
+        for number, group in by_partition.items():
+            place = TopicPartition(topic, number)
+            first = self._next_offsets.get(place, 0)
+            self._next_offsets[place] = first + len(group)
+            headers = [record.headers for record in group]
+            task = self._task(topic, number)
+            task.process(
+                FetchedLists(
+                    topic,
+                    number,
+                    [record.key for record in group],
+                    [record.value for record in group],
+                    [record.timestamp for record in group],
+                    range(first, first + len(group)),
+                    headers if any(headers) else None,
+                )
+            )
+            for pending in task.take():
+                self._write(pending)
+
+    def _task(self, topic: str, partition: int) -> Task:
+        if not 0 <= partition < self._partitions:
+            raise TopologyError(f"partition {partition} of {topic}: the driver has {self._partitions}")
+        subtopology, _ = self._topology.source_of(topic)
+        identifier = TaskId(subtopology.number, partition)
+        if identifier not in self._tasks:
+            self._tasks[identifier] = Task(
+                identifier,
+                subtopology,
+                self,
+                application=self._app.name,
+                dead_letter_topic=self._app.dead_letter_topic,
+            )
+        return self._tasks[identifier]
+
+    def _write(self, pending: Pending) -> None:
+        output = pending.output
+        written = self._written.setdefault(output.topic, deque())
+        records = list(_records(output))
+        for record in records:
+            record.topic = output.topic
+            record.partition = self._partition_of(record.key)
+            record.offset = len(written)
+            written.append(record)
+        if any(matches(wanted, output.topic) for wanted in self._topology.input_topics):
+            self._feed(output.topic, records, output.partition)
+
+    def _partition_of(self, key: bytes | None) -> int:
+        return 0 if key is None else partition_for(key, self._partitions)
+
+
+def _records(output: Output) -> Iterator[Record[bytes | None, bytes | None]]:
+    headers = output.headers or [None] * len(output)
+    for columns in zip(output.keys, output.values, output.timestamps, headers, strict=True):
+        yield Record(*columns)
+
+
+def _encode(serde: Serde[Any], value: Any) -> bytes | None:
+    return None if value is None else next(iter(serde.serialize([value])))
+
+
+def _decode(serde: Serde[Any], payload: bytes | None) -> Any:
+    return None if payload is None else next(iter(serde.deserialize([payload])))

@@ -1,0 +1,284 @@
+"""A program as data: which sources, steps and sinks there are, and how they hang together.
+
+Nothing here opens a connection or runs user code: validation, drawing, tests and tasks all read the same
+frozen graph.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
+
+import msgspec
+
+from streams.errors import ConfigurationError, TopologyError
+from streams.policy import ErrorPolicy, dead_letter, fail
+
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Callable, Iterable
+
+    from streams.operators import Operator
+    from streams.serde import Serde
+
+Topic: TypeAlias = "str | re.Pattern[str]"
+"""A topic's name, or a pattern that must match a whole name."""
+
+DescriptionFormat: TypeAlias = Literal["text", "mermaid", "json"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Reads topics. ``timestamp`` takes the event time (milliseconds since the epoch) from the value."""
+
+    name: str
+    topics: tuple[Topic, ...]
+    key: Serde[Any]
+    value: Serde[Any]
+    timestamp: Callable[[Any], int] | None = None
+    policy: ErrorPolicy = dead_letter
+
+    parents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Transforms what its parents send."""
+
+    name: str
+    parents: tuple[str, ...]
+    operator: Operator
+    policy: ErrorPolicy = fail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sink:
+    """Writes to one topic, or to the topic that a function names for each value."""
+
+    name: str
+    parents: tuple[str, ...]
+    topic: str | Callable[[Any], str]
+    key: Serde[Any]
+    value: Serde[Any]
+    policy: ErrorPolicy = fail
+
+
+Node: TypeAlias = "Source | Step | Sink"
+
+
+@dataclass(frozen=True, slots=True)
+class Subtopology:
+    """Nodes that are connected: what one task runs, for one partition number."""
+
+    number: int
+    nodes: tuple[Node, ...]
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return tuple(node for node in self.nodes if isinstance(node, Source))
+
+    def children(self, name: str) -> tuple[Node, ...]:
+        """The nodes that follow the named one, in the order they were declared."""
+        return tuple(node for node in self.nodes if name in node.parents)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The whole graph, parents before children. Raises ``TopologyError`` if it is unsound."""
+
+    nodes: tuple[Node, ...]
+
+    def __post_init__(self) -> None:
+        self._validate()
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return tuple(node for node in self.nodes if isinstance(node, Source))
+
+    @property
+    def sinks(self) -> tuple[Sink, ...]:
+        return tuple(node for node in self.nodes if isinstance(node, Sink))
+
+    @property
+    def input_topics(self) -> tuple[Topic, ...]:
+        """What to subscribe to."""
+        return tuple(topic for source in self.sources for topic in source.topics)
+
+    @property
+    def output_topics(self) -> tuple[str, ...]:
+        """The topics known before running: those of sinks that name one topic."""
+        return tuple(dict.fromkeys(sink.topic for sink in self.sinks if isinstance(sink.topic, str)))
+
+    @property
+    def writes_dead_letters(self) -> bool:
+        """Whether any step's policy may send a record to the dead-letter topic."""
+        return any(node.policy.action == "dead_letter" for node in self.nodes)
+
+    @cached_property
+    def subtopologies(self) -> tuple[Subtopology, ...]:
+        """The connected parts, numbered from 0 in the order of their first node."""
+        part: dict[str, int] = {}
+        for number, node in enumerate(self.nodes):
+            part[node.name] = number
+            for parent in node.parents:
+                old, new = part[node.name], part[parent]
+                if old != new:
+                    part = {name: new if group == old else group for name, group in part.items()}
+        numbers = {group: index for index, group in enumerate(dict.fromkeys(part.values()))}
+        return tuple(
+            Subtopology(index, tuple(node for node in self.nodes if part[node.name] == group))
+            for group, index in numbers.items()
+        )
+
+    def source_of(self, topic: str) -> tuple[Subtopology, Source]:
+        """Which source, in which subtopology, reads a topic. Raises ``TopologyError`` if not exactly one."""
+        found = [
+            (subtopology, source)
+            for subtopology in self.subtopologies
+            for source in subtopology.sources
+            if any(matches(wanted, topic) for wanted in source.topics)
+        ]
+        if len(found) != 1:
+            names = ", ".join(source.name for _, source in found) or "none"
+            raise TopologyError(
+                f"topic {topic!r} must belong to exactly one source, it matches: {names}",
+                hint="narrow the patterns, or read the topic once and use that stream twice",
+            )
+        return found[0]
+
+    def describe(self, form: DescriptionFormat = "text") -> str:
+        """The graph for people (``text``), for a drawing (``mermaid``), or for programs (``json``)."""
+        return {"text": _as_text, "mermaid": _as_mermaid, "json": _as_json}[form](self)
+
+    def _validate(self) -> None:
+        if not self.nodes:
+            raise TopologyError("the app has no stream", hint="start with app.stream(topic)")
+        twice = [name for name, count in Counter(node.name for node in self.nodes).items() if count > 1]
+        if twice:
+            raise TopologyError(f"two steps are named {twice[0]!r}", hint="give one of them another name=")
+        known: set[str] = set()
+        for node in self.nodes:
+            for parent in node.parents:
+                if parent not in known:
+                    raise TopologyError(f"step {node.name!r} follows {parent!r}, which is not before it")
+            known.add(node.name)
+        followed = {parent for node in self.nodes for parent in node.parents}
+        for node in self.nodes:
+            terminal = isinstance(node, Sink) or (isinstance(node, Step) and node.operator.terminal)
+            if node.name not in followed and not terminal:
+                raise TopologyError(
+                    f"{node.name!r} is a dead end: what reaches it goes nowhere",
+                    hint="end it with .to(topic), .peek(function) or .process(…), or remove it",
+                )
+        named = Counter(topic for topic in self.input_topics if isinstance(topic, str))
+        for topic, count in named.items():
+            if count > 1:
+                raise TopologyError(
+                    f"topic {topic!r} is read by {count} streams",
+                    hint="call app.stream for it once and use that stream twice",
+                )
+
+
+def matches(wanted: Topic, topic: str) -> bool:
+    """Whether a topic is the one wanted, or matched as a whole by the pattern wanted."""
+    return wanted == topic if isinstance(wanted, str) else wanted.fullmatch(topic) is not None
+
+
+def parse_format(text: str) -> DescriptionFormat:
+    """A description format by its name. Raises ``ConfigurationError``."""
+    for form in get_args(DescriptionFormat):
+        if text == form:
+            return cast("DescriptionFormat", form)
+    raise ConfigurationError(f"unknown format {text!r}: {', '.join(get_args(DescriptionFormat))}")
+
+
+def _topic_text(topic: Topic) -> str:
+    return topic if isinstance(topic, str) else f"/{topic.pattern}/"
+
+
+def _sink_text(sink: Sink) -> str:
+    return sink.topic if isinstance(sink.topic, str) else f"topic by {function_name(sink.topic)}"
+
+
+def function_name(code: object) -> str:
+    """What people call a function, class or callable object."""
+    name = getattr(code, "__name__", None) or type(code).__name__
+    return "lambda" if name == "<lambda>" else str(name)
+
+
+def _detail(node: Node) -> str:
+    if isinstance(node, Source):
+        return f"{', '.join(map(_topic_text, node.topics))} (key {node.key.name}, value {node.value.name})"
+    if isinstance(node, Sink):
+        return f"{_sink_text(node)} (key {node.key.name}, value {node.value.name})"
+    code = node.operator.code
+    return node.operator.kind + (f" {function_name(code)}" if code is not None else "")
+
+
+def _role(node: Node) -> str:
+    return type(node).__name__.lower()
+
+
+def _as_text(topology: Topology) -> str:
+    lines: list[str] = []
+    for subtopology in topology.subtopologies:
+        lines.append(f"Subtopology {subtopology.number}")
+        for node in subtopology.nodes:
+            children = ", ".join(child.name for child in subtopology.children(node.name))
+            lines.append(f"  {_role(node):<6} {node.name}: {_detail(node)}")
+            if children:
+                lines.append(f"           --> {children}")
+            lines.append(f"           on error: {node.policy}")
+    return "\n".join(lines)
+
+
+def _as_mermaid(topology: Topology) -> str:
+    lines = ["flowchart TD"]
+    numbers = {node.name: f"n{index}" for index, node in enumerate(topology.nodes)}
+    for subtopology in topology.subtopologies:
+        lines.append(f"  subgraph s{subtopology.number}[Subtopology {subtopology.number}]")
+        for node in subtopology.nodes:
+            text = f"{node.name}<br/>{_detail(node)}".replace('"', "#quot;")
+            opening, closing = ("[", "]") if isinstance(node, Step) else ("([", "])")
+            lines.append(f'    {numbers[node.name]}{opening}"{text}"{closing}')
+        lines.append("  end")
+    lines += [
+        f"  {numbers[parent]} --> {numbers[node.name]}" for node in topology.nodes for parent in node.parents
+    ]
+    return "\n".join(lines)
+
+
+def _as_json(topology: Topology) -> str:
+    description = {
+        "subtopologies": [
+            {"number": subtopology.number, "nodes": [_node_json(node) for node in subtopology.nodes]}
+            for subtopology in topology.subtopologies
+        ]
+    }
+    return msgspec.json.format(msgspec.json.encode(description), indent=2).decode()
+
+
+def _node_json(node: Node) -> dict[str, Any]:
+    common: dict[str, Any] = {
+        "name": node.name,
+        "role": _role(node),
+        "parents": list(node.parents),
+        "on_error": {"action": node.policy.action, "retries": node.policy.retries},
+    }
+    if isinstance(node, Step):
+        code = node.operator.code
+        common |= {"operator": node.operator.kind, "code": None if code is None else function_name(code)}
+        return common
+    common |= {"key": node.key.name, "value": node.value.name}
+    if isinstance(node, Source):
+        return common | {"topics": list(map(_topic_text, node.topics))}
+    return common | {"topic": node.topic if isinstance(node.topic, str) else None}
+
+
+def unique_name(wanted: str, taken: Iterable[str]) -> str:
+    """``wanted``, or with the first free number from 2 behind it."""
+    names = set(taken)
+    candidates = (wanted if number == 1 else f"{wanted}-{number}" for number in range(1, len(names) + 2))
+    return next(candidate for candidate in candidates if candidate not in names)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import sys
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+
+from streams.broker import NewTopic
+from streams.broker.kafka import KafkaBroker
+from streams.development import development_broker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The session's real broker: named by the environment, in a container, or local."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def report(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            sys.stdout.write(f"\n{line}")
+            sys.stdout.flush()
+
+    with development_broker(report) as servers:
+        yield servers
+
+
+@pytest.fixture
+def kafka(kafka_bootstrap: str) -> KafkaBroker:
+    return KafkaBroker({"bootstrap.servers": kafka_bootstrap})
+
+
+@pytest.fixture
+def prefix() -> str:
+    """Begins the names of a test's topics and groups, as the broker is shared."""
+    return f"t{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def topic(kafka: KafkaBroker, prefix: str) -> Callable[..., str]:
+    """Makes topics that keep records whatever their timestamps."""
+
+    def make(name: str, partitions: int = 4) -> str:
+        full = f"{prefix}-{name}"
+        kafka.admin().create_topics(
+            [NewTopic(name=full, partitions=partitions, settings={"retention.ms": "-1"})]
+        )
+        return full
+
+    return make
+
+
+def wait_until(condition: Callable[[], object], timeout: float = 60.0, *, what: str = "condition") -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} not reached within {timeout} s"
+        time.sleep(0.02)

