@@ -271,7 +271,7 @@ def _java_command(java: Path, class_path: str, heap_mb: int, *arguments: str) ->
         "-Djava.net.preferIPv4Stack=true",
         f"{logger}showDateTime=true",
         f"{logger}dateTimeFormat=yyyy-MM-dd HH:mm:ss.SSS",
-        # Otherwise every start writes all 400 settings, twice.
+        # Otherwise every start writes all of its 360 settings, twice.
         f"{logger}log.org.apache.kafka.common.config=warn",
         "-cp",
         class_path,
@@ -485,6 +485,10 @@ def _brokers_seen(port: int) -> set[int]:
         return set()
 
 
+class _PortTaken(LocalKafkaError):
+    """Another program has the port; other ports may still do."""
+
+
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         # As the server itself does: connections of an earlier one that are still closing do not count.
@@ -498,7 +502,7 @@ def _is_free(port: int) -> bool:
 
 def _require_free(port: int) -> None:
     if not _is_free(port):
-        raise LocalKafkaError(
+        raise _PortTaken(
             f"port {port} on {_HOST} is taken by another program",
             hint="end that program, or start a cluster without naming a port: a free one is found then",
         )
@@ -532,10 +536,6 @@ class _Plan:
     timeout: float = 60.0
     detached: bool = False
     java_options: Sequence[str] = ()
-
-
-class _PortTaken(LocalKafkaError):
-    """Another program took a port between the moment it was found free and the server's start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -787,7 +787,9 @@ class LocalKafka:
             pid, started = (process.pid, process.started) if process else (None, None)
             nodes.append({**asdict(node.seat), "pid": pid, "started": started})
         facts = {"cluster_id": self.cluster_id, "heap_mb": self._plan.heap_mb, "nodes": nodes}
-        _write_atomically(self.folder / "cluster.json", facts)
+        # A test may have removed its folder already.
+        if self.folder.exists():
+            _write_atomically(self.folder / "cluster.json", facts)
         if self._watcher is not None:
             assert self._watcher.stdin is not None
             pids = " ".join(str(process.pid) for process in alive.values() if process)
@@ -854,9 +856,11 @@ def _earlier_cluster(plan: _Plan) -> tuple[str, list[_Seat]]:
             f"{plan.folder} holds a cluster of {len(before.nodes)} nodes, not {plan.nodes}",
             hint="give another folder, or remove this one and its records",
         )
-    if pids := [str(node.pid) for node in before.nodes if node.pid is not None]:
+    # When a program was killed just now, its watcher is about to end the nodes.
+    if not _until(lambda: all(node.pid is None for node in before.nodes), 2.0):
+        pids = ", ".join(str(node.pid) for node in before.nodes)
         raise LocalKafkaError(
-            f"a Kafka already runs in {plan.folder} (process {', '.join(pids)})",
+            f"a Kafka already runs in {plan.folder} (process {pids})",
             hint="give another folder, or stop that Kafka first",
         )
     return before.cluster_id, [node.seat for node in before.nodes]

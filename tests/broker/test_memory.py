@@ -336,6 +336,31 @@ class TestGroup:
             slow.keep_alive()
         assert recorder.events == [("assigned", [0, 1, 2, 3])]
 
+    def test_a_callback_has_the_whole_poll_deadline_and_no_more(self, broker, clock):
+        class Slow(Recorder):
+            def __init__(self, consumer: MemoryConsumer, seconds: float) -> None:
+                super().__init__()
+                self.consumer = consumer
+                self.seconds = seconds
+
+            def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+                clock.advance(self.seconds)
+                self.consumer.commit(dict.fromkeys(partitions, 1))
+
+        consumer = broker.consumer(settings(poll_deadline=10.0))
+        listener = Slow(consumer, 9.0)
+        consumer.subscribe(["source"], listener)
+        consumer.poll(1, 0)
+        clock.advance(9.0)
+        join(broker)
+        consumer.poll(1, 0)
+        assert broker.admin().committed_offsets("group") == {place(2): 1, place(3): 1}
+        listener.seconds = 10.0
+        for _ in range(2):
+            join(broker)
+        with pytest.raises(TransactionAborted):
+            consumer.poll(1, 0)
+
     def test_an_expired_members_partitions_go_to_others_at_once(self, broker):
         frozen, frozen_recorder = join(broker)
         other, recorder = join(broker)

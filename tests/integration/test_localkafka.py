@@ -24,8 +24,14 @@ pytestmark = pytest.mark.kafka
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    with LocalKafka.start(tmp_path_factory.mktemp("one")) as cluster:
+def requested_port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, requested_port):
+    with LocalKafka.start(tmp_path_factory.mktemp("one"), port=requested_port) as cluster:
         yield cluster
 
 
@@ -228,11 +234,8 @@ def test_a_later_process_with_a_remembered_id_is_left_alone(tmp_path):
     assert not localkafka.stop()
 
 
-def test_a_requested_port_is_used(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-    with LocalKafka.start(tmp_path, port=port) as cluster:
-        assert cluster.bootstrap_servers == f"127.0.0.1:{port}"
+def test_a_requested_port_is_used(one, requested_port):
+    assert one.bootstrap_servers == f"127.0.0.1:{requested_port}"
 
 
 def test_a_requested_port_that_is_taken_is_named(tmp_path):

@@ -1,0 +1,154 @@
+"""Workers as processes on the real broker, and what came of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from streams.broker import NewTopic
+from streams.broker.kafka import KafkaBroker
+from streams.lag import measure_lag
+from streams.reading import read_to_end
+from streams.records import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+HERE = Path(__file__).parent
+
+
+class WorkerProcess:
+    """One ``streams run`` of the copying app."""
+
+    def __init__(self, log: Path, environment: dict[str, str], arguments: Sequence[str]) -> None:
+        self.log = log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "streams", "run", "copy_app:app", *arguments],
+                cwd=HERE,
+                env=environment,
+                stdout=file,
+                stderr=file,
+            )
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The log lines so far with that event name."""
+        lines = [line for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [event for line in lines if (event := json.loads(line))["event"] == name]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, timeout: float = 15.0) -> int:
+        """SIGTERM, and the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+    def wait(self, timeout: float = 60.0) -> int:
+        return self.process.wait(timeout)
+
+
+class Copy:
+    """A copying app with topics of its own: started as often as wanted, fed and read."""
+
+    def __init__(self, servers: str, prefix: str, folder: Path) -> None:
+        self.servers = servers
+        self.prefix = prefix
+        self.group = f"{prefix}-copy"
+        self.input = f"{prefix}-in"
+        self.output = f"{prefix}-out"
+        self.dead_letters = f"{self.group}-dead-letters"
+        self.broker = KafkaBroker({"bootstrap.servers": servers})
+        self.environment: dict[str, str] = {}
+        self._folder = folder
+        self._workers: list[WorkerProcess] = []
+
+    def create_topics(self, partitions: int = 4) -> None:
+        self.broker.admin().create_topics(
+            [
+                NewTopic(name=name, partitions=partitions, settings={"retention.ms": "-1"})
+                for name in (self.input, self.output)
+            ]
+        )
+
+    def start(self, *arguments: str, **settings: object) -> WorkerProcess:
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("STREAMS_SET")},
+            "COPY_PREFIX": self.prefix,
+            "STREAMS_BOOTSTRAP_SERVERS": self.servers,
+            "STREAMS_STATE_DIR": str(self._folder / "state"),
+            "STREAMS_LOG_FORMAT": "json",
+            **{f"STREAMS_{name.upper()}": str(value) for name, value in settings.items()},
+            **self.environment,
+        }
+        worker = WorkerProcess(self._folder / f"worker-{len(self._workers)}.log", environment, arguments)
+        self._workers.append(worker)
+        return worker
+
+    def produce(self, values: Sequence[str], *, keyed: bool = True) -> None:
+        producer = self.broker.producer()
+        encoded = [value.encode() for value in values]
+        producer.produce(
+            Output(self.input, encoded if keyed else [None] * len(encoded), encoded, [-1] * len(encoded))
+        )
+        producer.flush(30)
+        producer.close()
+
+    def outputs(self, topic: str | None = None) -> Counter[str]:
+        """How often each value is in the output, read committed."""
+        return Counter(
+            value.decode()
+            for fetched in read_to_end(self.broker, [topic or self.output])
+            for value in fetched.values()
+            if value is not None
+        )
+
+    def lag(self) -> int:
+        return sum(item.lag for item in measure_lag(self.broker.admin(), self.group, [self.input]))
+
+    def wait_until_consumed(self, timeout: float = 90.0) -> None:
+        self.wait_for(lambda: self.lag() == 0, timeout, "all input consumed")
+
+    def wait_for(self, condition: Callable[[], object], timeout: float, what: str) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline:
+                logs = "\n".join(worker.log.read_text()[-3000:] for worker in self._workers)
+                pytest.fail(f"not within {timeout} s: {what}; the workers' logs:\n{logs}")
+            time.sleep(0.05)
+
+    def end(self) -> None:
+        for worker in self._workers:
+            if worker.process.poll() is None:
+                worker.kill()
+
+
+@pytest.fixture
+def make_copy(prefix: str, tmp_path: Path) -> Iterator[Callable[[str], Copy]]:
+    made: list[Copy] = []
+
+    def make(servers: str) -> Copy:
+        copy = Copy(servers, prefix, tmp_path)
+        made.append(copy)
+        return copy
+
+    yield make
+    for copy in made:
+        copy.end()
+
+
+@pytest.fixture
+def copy(make_copy: Callable[[str], Copy], kafka_bootstrap: str) -> Copy:
+    copy = make_copy(kafka_bootstrap)
+    copy.create_topics()
+    return copy

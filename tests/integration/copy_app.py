@@ -1,0 +1,32 @@
+"""The app that the tests run as processes: copies a topic, in the way the environment asks for."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+
+import streams
+from streams import App, Text
+
+PREFIX = os.environ["COPY_PREFIX"]
+SLOW_SECONDS = float(os.environ.get("COPY_SLOW_SECONDS", "0"))
+ON_ERROR = eval(os.environ.get("COPY_ON_ERROR", "streams.fail"), {"streams": streams})
+SUBSCRIPTION = os.environ.get("COPY_PATTERN")
+
+app = App(f"{PREFIX}-copy")
+
+
+def work(value: str) -> str:
+    if SLOW_SECONDS:
+        time.sleep(SLOW_SECONDS)
+    if value.startswith("poison"):
+        raise ValueError(f"cannot swallow {value}")
+    return value
+
+
+(
+    app.stream(re.compile(SUBSCRIPTION) if SUBSCRIPTION else f"{PREFIX}-in", value=Text())
+    .map(work, on_error=ON_ERROR)
+    .to(f"{PREFIX}-out", value=Text())
+)

