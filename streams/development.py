@@ -15,18 +15,24 @@ from streams.broker.kafka import KafkaBroker
 from streams.errors import BrokerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 CONTAINER_SECONDS = 60.0
 
 
 @contextlib.contextmanager
-def development_broker(report: Callable[[str], None] = print, *, heap_mb: int = 512) -> Iterator[str]:
+def development_broker(
+    report: Callable[[str], None] = print,
+    *,
+    heap_mb: int = 512,
+    properties: Mapping[str, str] | None = None,
+) -> Iterator[str]:
     """A single-node broker's ``bootstrap.servers``, for as long as the context is open.
 
     The one that ``KAFKA_BOOTSTRAP_SERVERS`` names, if set; else one in a container, if a Docker engine
-    answers and has or gets the image; else a local one with a heap of ``heap_mb``. Only what was started here
-    is stopped, and nothing of it is left. Raises ``LocalKafkaError`` when the last of these fails too.
+    answers and has or gets the image; else a local one. One that is started here gets a heap of ``heap_mb``
+    and the broker ``properties``, and is stopped with nothing of it left. Raises ``LocalKafkaError`` when the
+    last of these fails too.
     """
     named = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
     if named:
@@ -34,17 +40,24 @@ def development_broker(report: Callable[[str], None] = print, *, heap_mb: int = 
         yield named
         return
     with contextlib.ExitStack() as stack:
-        servers = _in_container(stack, report)
+        servers = _in_container(stack, report, heap_mb, properties or {})
         if servers is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="streams-kafka-"))
             kafka = stack.enter_context(
-                localkafka.LocalKafka.start(Path(folder), heap_mb=heap_mb, report=report)
+                localkafka.LocalKafka.start(
+                    Path(folder), heap_mb=heap_mb, properties=properties, report=report
+                )
             )
             servers = kafka.bootstrap_servers
         yield servers
 
 
-def _in_container(stack: contextlib.ExitStack, report: Callable[[str], None]) -> str | None:
+def _in_container(
+    stack: contextlib.ExitStack,
+    report: Callable[[str], None],
+    heap_mb: int,
+    properties: Mapping[str, str],
+) -> str | None:
     """Start Kafka in a container; ``None`` where there is no Docker engine, client library or image."""
     if not (os.environ.get("DOCKER_HOST") or Path("/var/run/docker.sock").exists()):
         return None
@@ -61,7 +74,7 @@ def _in_container(stack: contextlib.ExitStack, report: Callable[[str], None]) ->
     port = _free_port()
     servers = f"127.0.0.1:{port}"
     try:
-        container = stack.enter_context(_container(DockerContainer, port))
+        container = stack.enter_context(_container(DockerContainer, port, heap_mb, properties))
         _wait_until_usable(servers, container)
     except Exception as error:  # noqa: BLE001 - as above
         report(f"The container is of no use ({error}): using the local Kafka")
@@ -70,7 +83,7 @@ def _in_container(stack: contextlib.ExitStack, report: Callable[[str], None]) ->
     return servers
 
 
-def _container(make: Any, port: int) -> Any:
+def _container(make: Any, port: int, heap_mb: int, properties: Mapping[str, str]) -> Any:
     # The same port inside and outside: the address that clients are told is then right in both.
     settings = {
         "NODE_ID": "1",
@@ -89,7 +102,8 @@ def _container(make: Any, port: int) -> Any:
         "GROUP_CONSUMER_MIN_SESSION_TIMEOUT_MS": "1000",
         "GROUP_CONSUMER_MIN_HEARTBEAT_INTERVAL_MS": "100",
         "AUTO_CREATE_TOPICS_ENABLE": "false",
-        "HEAP_OPTS": "-Xmx512m",
+        "HEAP_OPTS": f"-Xmx{heap_mb}m",
+        **{name.upper().replace(".", "_"): value for name, value in properties.items()},
     }
     container = make(f"apache/kafka:{localkafka.KAFKA_VERSION}").with_bind_ports(port, port)
     for name, value in settings.items():

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     Transform = Callable[[Sequence[Any]], Iterable[Any]]
 
 PIECE_SECONDS = 0.1
-"""A column is worked through in pieces of about this duration, with a look at the group in between."""
+"""A column is worked through in pieces of about this duration at most, with a look at the group between."""
 
-LARGEST_PIECE = 16384
-FIRST_PIECE = 128
+LARGEST_PIECE = 1024
+"""So many slow records may follow fast ones before anybody notices."""
 
 
 class Interrupted(BaseException):
@@ -56,7 +56,7 @@ class Guard:
         self._policy = policy
         self._surroundings = surroundings
         self._describe = describe
-        self._piece = FIRST_PIECE
+        self._piece = 1
 
     def each(
         self, transform: Transform, column: Sequence[Any], batch: Batch[Any, Any]

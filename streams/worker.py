@@ -431,11 +431,15 @@ class Worker:
             )
 
     def _note_ends(self, polled: Polled) -> None:
+        fetched = {TopicPartition(item.topic, item.partition): item.next_offset for item in polled.fetched}
         for partition, end in polled.ends.items():
             task = self._held.get(partition)
             if task is None:
                 continue
             before = task.positions.get(partition)
+            if partition in fetched and before != fetched[partition]:
+                # A stop came before all of them were processed: the end is not reached.
+                continue
             task.advance(partition, end)
             position = task.positions[partition]
             if before is not None and position > before and self._dirty_since is None:

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+# How soon the broker notices who joined and who is gone, with the group protocol where it decides that.
+QUICK_GROUPS = {
+    "group.consumer.heartbeat.interval.ms": "500",
+    "group.consumer.session.timeout.ms": "6000",
+}
+
+
 @pytest.fixture(scope="session")
 def kafka_bootstrap(request: pytest.FixtureRequest) -> Iterator[str]:
     """The session's real broker: named by the environment, in a container, or local."""
@@ -25,7 +32,7 @@ def kafka_bootstrap(request: pytest.FixtureRequest) -> Iterator[str]:
             sys.stdout.write(f"\n{line}")
             sys.stdout.flush()
 
-    with development_broker(report) as servers:
+    with development_broker(report, properties=QUICK_GROUPS) as servers:
         yield servers
 
 

@@ -48,7 +48,8 @@ class GroupSettings:
 class Polled(NamedTuple):
     """What a poll brought: records, and for partitions found to be at their end the offset of that end.
 
-    An end is the next offset to read. It may lie past the last record + 1, where transaction markers are.
+    An end is the next offset to read. It may lie past the last record + 1, where transaction markers are. It
+    is told when it is reached: again after more records, a seek or an assignment, not with every poll.
     """
 
     fetched: Sequence[Fetched]
@@ -78,13 +79,19 @@ class Consumer(Protocol):
         """Read these partitions from these offsets (or ``BEGINNING``, ``END``), in no group."""
 
     def poll(self, max_records: int, timeout: float) -> Polled:
-        """Up to ``max_records`` records, at once when there are any, else after waiting up to ``timeout``."""
+        """Up to ``max_records`` records, at once when there are any, else after waiting up to ``timeout``.
+
+        Raises ``TopicError`` when the broker says that a subscribed topic does not exist.
+        """
 
     def keep_alive(self) -> None:
         """Serve the group and keep the poll deadline without taking records. May call the listener."""
 
     def seek(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Continue assigned partitions from these offsets; what was fetched is discarded."""
+        """Continue assigned partitions from these offsets; what was fetched is discarded.
+
+        ``BEGINNING`` and ``END`` will do for offsets. Allowed in ``assigned`` too.
+        """
 
     def pause(self, partitions: Collection[TopicPartition]) -> None:
         """Deliver no records of these until resumed. An assignment starts unpaused."""
@@ -96,19 +103,28 @@ class Consumer(Protocol):
         """The partitions held now."""
 
     def committed(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        """The group's committed next offsets; partitions without one are left out."""
+        """The group's committed next offsets; partitions without one are left out.
+
+        Raises ``Retriable`` while an open transaction may still commit offsets of these.
+        """
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit next offsets for the group, outside of any transaction; returns when the broker has them."""
+        """Commit next offsets for the group, outside of any transaction; returns when the broker has them.
+
+        Raises ``TransactionAborted`` when the membership is out of date.
+        """
 
     def known_ends(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        """The partitions' ends as far as fetching has told them; asks nobody and may be behind."""
+        """The partitions' high watermarks as far as fetching has told them; asks nobody, may be behind.
+
+        While a transaction is open, that is further than what can be read.
+        """
 
     def group_metadata(self) -> object:
-        """The membership that ``Producer.send_offsets`` fences with (KIP-447). Opaque."""
+        """The membership that ``Producer.send_offsets`` fences with (KIP-447). Ask for it each time."""
 
     def close(self) -> None:
-        """Leave the group. Partitions still held are revoked first."""
+        """Leave the group. Partitions still held are revoked first. Once is enough, twice is fine."""
 
 
 class Producer(Protocol):
@@ -117,7 +133,7 @@ class Producer(Protocol):
     def produce(self, output: Output) -> None:
         """Queue the rows for writing. A ``Retriable`` queue-full condition is waited out inside.
 
-        Raises ``RecordRefused`` for a row that can never be written.
+        Raises ``RecordRefused`` for a row that can never be written, e.g. as its topic does not exist.
         """
 
     def flush(self, timeout: float) -> None:
@@ -139,7 +155,7 @@ class Producer(Protocol):
         """Discard rows and offsets of the open transaction."""
 
     def close(self) -> None:
-        """Stop. What is still queued is dropped, an open transaction is left to be aborted."""
+        """Stop. What is still queued is dropped, an open transaction is left to be aborted. Never raises."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from confluent_kafka import (
     Consumer,
-    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -48,6 +48,9 @@ Settings = dict[str, Any]
 REQUEST_SECONDS: Final = 10.0
 """How long one question to the cluster may take before the broker counts as unreachable."""
 
+SEEK_SECONDS: Final = 5.0
+"""How long a partition that was just assigned may take until it can be positioned."""
+
 MISSING_TOPIC_SECONDS: Final = 5.0
 """How long a topic that was found missing is not asked for again."""
 
@@ -79,12 +82,16 @@ _STALE_MEMBER = {
 _FENCED = {
     KafkaError._FENCED,  # noqa: SLF001 - as above
     KafkaError._STATE,  # noqa: SLF001 - as above
+    KafkaError._CONFLICT,  # noqa: SLF001 - as above
     KafkaError.PRODUCER_FENCED,
     KafkaError.INVALID_PRODUCER_EPOCH,
     KafkaError.INVALID_PRODUCER_ID_MAPPING,
     KafkaError.UNKNOWN_PRODUCER_ID,
     KafkaError.INVALID_TXN_STATE,
 }
+_PRODUCER: Final = "producer: "
+"""How a producer's doings begin: only it can be fenced."""
+
 _REFUSED = {
     KafkaError.MSG_SIZE_TOO_LARGE,
     KafkaError.INVALID_MSG,
@@ -108,7 +115,7 @@ def classify(error: KafkaError, doing: str) -> BrokerError:
         )
     if code in _STALE_MEMBER:
         return TransactionAborted(message)
-    if code in _FENCED or (error.fatal() and "producer" in doing):
+    if doing.startswith(_PRODUCER) and (code in _FENCED or error.fatal()):
         return OutcomeUnknown(message)
     if error.fatal():
         return FatalBrokerError(message)
@@ -169,9 +176,9 @@ class KafkaBroker:
             chosen["group.remote.assignor"] = "range"
         else:
             chosen["partition.assignment.strategy"] = "range"
-            chosen["session.timeout.ms"] = min(
-                int(settings.session_timeout * 1000), chosen["max.poll.interval.ms"]
-            )
+            session = int(min(settings.session_timeout, settings.poll_deadline) * 1000)
+            chosen["session.timeout.ms"] = session
+            chosen["heartbeat.interval.ms"] = min(3000, session // 3)
         merged = self._settings | chosen | self._consumer_settings
         return KafkaConsumer(merged, cooperative=protocol == "consumer")
 
@@ -318,7 +325,20 @@ class KafkaConsumer:
         self.resume_idled()
         self._stash = [message for message in self._stash if _place(message) not in positions]
         for target in _with_offsets(positions):
-            self._call("seeking", lambda target=target: self._client.seek(target))  # type: ignore[misc]  # a lambda's default is how it keeps its target
+            self._seek(target)
+
+    def _seek(self, target: ClientPartition) -> None:
+        deadline = time.monotonic() + SEEK_SECONDS
+        while True:
+            try:
+                self._client.seek(target)
+            except KafkaException as error:
+                # Just assigned, a partition is not ready for it for some milliseconds.
+                if error.args[0].code() != KafkaError._STATE or time.monotonic() > deadline:  # noqa: SLF001 - a public name of the library
+                    raise classify(error.args[0], f"seeking {target.topic}-{target.partition}") from error
+                time.sleep(0.005)
+            else:
+                return
 
     def pause(self, partitions: Collection[TopicPartition]) -> None:
         self._paused |= set(partitions)
@@ -426,9 +446,6 @@ class KafkaConsumer:
         else:
             client.assign(partitions)
             self._held = set(added)
-        # An assignment starts unpaused, whatever the partition was when it was held before.
-        self._paused -= set(added)
-        self._idled -= set(added)
         self._tell("assigned", added)
 
     def _on_revoke(self, client: Consumer, partitions: list[ClientPartition]) -> None:
@@ -441,6 +458,11 @@ class KafkaConsumer:
         gone = set(_placed(partitions))
         self._tell(how, sorted(gone))
         self._held -= gone
+        # The client keeps a partition paused over the next assignment. Resumed then, it would continue where
+        # it was paused and not where the group has committed; so that is done now.
+        stopped = gone & (self._paused | self._idled)
+        if stopped:
+            client.resume(_plain(stopped))
         self._paused -= gone
         self._idled -= gone
         self._stash = [message for message in self._stash if _place(message) not in gone]
@@ -544,8 +566,10 @@ class KafkaProducer:
         self._until(timeout, "producer: aborting the transaction", self._client.abort_transaction)
 
     def close(self) -> None:
-        self._client.purge()
-        self._client.flush(0)
+        # A producer that was fenced has nothing more to say.
+        with suppress(KafkaException):
+            self._client.purge()
+            self._client.flush(0)
 
     def _until(self, timeout: float, doing: str, call: Callable[[float], object]) -> None:
         """Repeat a transactional call that may be repeated. Without an answer in time, nobody knows."""
@@ -601,7 +625,9 @@ class KafkaAdmin:
     def __init__(self, settings: Settings) -> None:
         self._errors = _LastError()
         self._servers = settings["bootstrap.servers"]
+        self._settings = settings
         self._client = AdminClient(settings | {"error_cb": self._errors})
+        self._groups: dict[str, Consumer] = {}
 
     def topics(self) -> dict[str, TopicDescription]:
         return {
@@ -660,18 +686,28 @@ class KafkaAdmin:
         return self._offsets(partitions, _EARLIEST, "read_uncommitted")
 
     def committed_offsets(self, group: str) -> dict[TopicPartition, int]:
-        asked = self._client.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group)], request_timeout=REQUEST_SECONDS
-        )
+        partitions = [
+            ClientPartition(name, number)
+            for name, topic in self._metadata().topics.items()
+            if not name.startswith("__")
+            for number in topic.partitions
+        ]
+        if not partitions:
+            return {}
+        if group not in self._groups:
+            # The admin client's own request for this crashes the process while the group's coordinator is
+            # loading (librdkafka 2.16). A consumer that never joins may ask as well.
+            self._groups[group] = Consumer(
+                self._settings
+                | {"group.id": group, "isolation.level": "read_uncommitted", "enable.auto.commit": False}
+            )
         try:
-            found = asked[group].result().topic_partitions
+            found = self._groups[group].committed(partitions, timeout=REQUEST_SECONDS)
         except KafkaException as error:
-            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-                return {}
             raise self._failure(error, f"offsets of group {group}") from error
         return {
             TopicPartition(item.topic, item.partition): item.offset
-            for item in found or ()
+            for item in found
             if item.error is None and item.offset >= 0
         }
 
@@ -693,7 +729,9 @@ class KafkaAdmin:
         return entry.value or "" if entry is not None else ""
 
     def close(self) -> None:
-        """Nothing to do: the client ends with the object."""
+        groups, self._groups = self._groups, {}
+        for client in groups.values():
+            client.close()
 
     def _metadata(self) -> Any:
         try:

@@ -18,7 +18,7 @@ from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.lag import measure_lag
 from streams.reading import read_to_end
-from streams.records import Output
+from streams.records import Output, TopicPartition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -69,12 +69,13 @@ class Copy:
         self.output = f"{prefix}-out"
         self.dead_letters = f"{self.group}-dead-letters"
         self.broker = KafkaBroker({"bootstrap.servers": servers})
+        self._admin = self.broker.admin()
         self.environment: dict[str, str] = {}
         self._folder = folder
         self._workers: list[WorkerProcess] = []
 
     def create_topics(self, partitions: int = 4) -> None:
-        self.broker.admin().create_topics(
+        self._admin.create_topics(
             [
                 NewTopic(name=name, partitions=partitions, settings={"retention.ms": "-1"})
                 for name in (self.input, self.output)
@@ -105,16 +106,27 @@ class Copy:
         producer.close()
 
     def outputs(self, topic: str | None = None) -> Counter[str]:
-        """How often each value is in the output, read committed."""
+        """How often each value is in the output, read committed, once no transaction is open any more."""
+        name = topic or self.output
+        partitions = [TopicPartition(name, number) for number in range(self._admin.topics()[name].partitions)]
+        # What a killed worker left open hides what others commit behind it, until it times out.
+        self.wait_for(
+            lambda: (
+                self._admin.end_offsets(partitions, "read_committed")
+                == self._admin.end_offsets(partitions, "read_uncommitted")
+            ),
+            30,
+            "no transaction is left open",
+        )
         return Counter(
             value.decode()
-            for fetched in read_to_end(self.broker, [topic or self.output])
+            for fetched in read_to_end(self.broker, [name])
             for value in fetched.values()
             if value is not None
         )
 
     def lag(self) -> int:
-        return sum(item.lag for item in measure_lag(self.broker.admin(), self.group, [self.input]))
+        return sum(item.lag for item in measure_lag(self._admin, self.group, [self.input]))
 
     def wait_until_consumed(self, timeout: float = 90.0) -> None:
         self.wait_for(lambda: self.lag() == 0, timeout, "all input consumed")
@@ -131,6 +143,7 @@ class Copy:
         for worker in self._workers:
             if worker.process.poll() is None:
                 worker.kill()
+        self._admin.close()
 
 
 @pytest.fixture

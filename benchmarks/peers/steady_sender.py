@@ -1,0 +1,20 @@
+"""Writes records at a steady rate, each with the time of its sending as its value."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from confluent_kafka import Producer
+
+servers, topic, rate, count = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
+producer = Producer({"bootstrap.servers": servers, "linger.ms": 0})
+begun = time.monotonic()
+for number in range(count):
+    wait = begun + number / rate - time.monotonic()
+    if wait > 0:
+        time.sleep(wait)
+    # All processes of a machine share this clock, and nobody sets it.
+    producer.produce(topic, b"%d" % time.monotonic_ns(), b"%d" % number)
+    producer.poll(0)
+producer.flush()

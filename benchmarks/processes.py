@@ -1,0 +1,90 @@
+"""Starting the systems' processes, and leaving none behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+STOP_SECONDS = 20.0
+
+# In a process of its own, which outlives a SIGKILL of this one: ends the peer unless told that it is over.
+_WATCHER = """
+import os, signal, sys
+if not sys.stdin.readline():
+    try:
+        os.kill(int(sys.argv[1]), signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
+
+
+class PeerFailed(Exception):
+    """A system's process ended before its time; the message has its last words."""
+
+
+class Peer:
+    """A process that does the work until the context is left, in a folder of its own that is then removed."""
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self.log = log
+        self._folder = Path(tempfile.mkdtemp(prefix="scratch-", dir=log.parent))
+        # This runtime's settings in the environment would win over those of the benchmark.
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("STREAMS_", "Quix__"))
+        }
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                cwd=self._folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self._watcher = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _WATCHER, str(self.pid)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def check(self) -> None:
+        """Raise ``PeerFailed`` if the process has ended."""
+        code = self._process.poll()
+        if code is not None:
+            lines = self.log.read_text(errors="replace").splitlines()
+            raise PeerFailed("\n".join([f"ended with exit code {code}:", *lines[-15:]]))
+
+    def wait(self, timeout: float) -> None:
+        """Wait until the process has ended by itself. Raises ``PeerFailed`` unless it did, and well."""
+        try:
+            code = self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise PeerFailed(f"still runs after {timeout:.0f} s") from None
+        if code:
+            self.check()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._watcher.communicate(b"over\n")
+        shutil.rmtree(self._folder, ignore_errors=True)
