@@ -354,6 +354,12 @@ class Worker:
             for fetched in polled.fetched
             if (task := self._held.get(TopicPartition(fetched.topic, fetched.partition))) is not None
         ]
+        for _, fetched in work:
+            # What is in hand is lag, should its processing hang.
+            progress = self._progress[TopicPartition(fetched.topic, fetched.partition)]
+            progress.at_end, progress.end = False, max(progress.end or 0, fetched.next_offset)
+            if progress.position is None:
+                progress.position = fetched.offsets([0])[0]
         for task, fetched in work:
             start = 0
             while start < len(fetched):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 import time
 from contextlib import suppress
 from itertools import groupby
@@ -48,6 +50,9 @@ Settings = dict[str, Any]
 REQUEST_SECONDS: Final = 10.0
 """How long one question to the cluster may take before the broker counts as unreachable."""
 
+OVERDRAFT_SECONDS: Final = 1.0
+"""How much longer than its own time-out a call may take before it counts as hanging."""
+
 SEEK_SECONDS: Final = 5.0
 """How long a partition that was just assigned may take until it can be positioned."""
 
@@ -65,6 +70,17 @@ _UNREACHABLE = {
     KafkaError._RESOLVE,  # noqa: SLF001 - as above
     KafkaError._AUTHENTICATION,  # noqa: SLF001 - as above
     KafkaError._SSL,  # noqa: SLF001 - as above
+}
+_TRANSIENT = {
+    KafkaError._WAIT_COORD,  # noqa: SLF001 - as above
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.NETWORK_EXCEPTION,
+    KafkaError.UNSTABLE_OFFSET_COMMIT,
 }
 _FORBIDDEN = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "read or write the topic",
@@ -121,7 +137,7 @@ def classify(error: KafkaError, doing: str) -> BrokerError:
         return FatalBrokerError(message)
     if error.txn_requires_abort():
         return TransactionAborted(message)
-    if error.retriable() or code in _UNREACHABLE:
+    if error.retriable() or code in _UNREACHABLE or code in _TRANSIENT:
         return Retriable(message)
     return FatalBrokerError(message)
 
@@ -500,7 +516,7 @@ class KafkaProducer:
     def __init__(self, settings: Settings) -> None:
         self._failed: KafkaError | None = None
         self._client = Producer(settings | {"on_delivery": self._on_failure, "error_cb": _LastError()})
-        self._transactional = "transactional.id" in settings
+        self._patience = _Patience()
         self._known: set[str] = set()
         self._missing: dict[str, float] = {}
 
@@ -556,7 +572,9 @@ class KafkaProducer:
         self._until(
             REQUEST_SECONDS,
             "producer: adding offsets to the transaction",
-            lambda seconds: self._client.send_offsets_to_transaction(targets, group_metadata, seconds),
+            lambda seconds: self._patience.call(
+                lambda: self._client.send_offsets_to_transaction(targets, group_metadata, seconds), seconds
+            ),
         )
 
     def commit(self, timeout: float) -> None:
@@ -566,6 +584,8 @@ class KafkaProducer:
         self._until(timeout, "producer: aborting the transaction", self._client.abort_transaction)
 
     def close(self) -> None:
+        if self._patience.given_up:
+            return
         # A producer that was fenced has nothing more to say.
         with suppress(KafkaException):
             self._client.purge()
@@ -617,6 +637,50 @@ class KafkaProducer:
         # What was purged belongs to an aborted transaction.
         if error is not None and error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):  # noqa: SLF001 - public names of the library
             self._failed = self._failed or error
+
+
+class _Patience:
+    """Makes client calls on a thread of its own, which is left behind when a call does not come back.
+
+    librdkafka 2.16 may wait for ever, whatever the time-out, when a group's coordinator was restarted
+    (its issues 5456 and 5511). The client is then unusable, and is freed should the call return after all.
+    """
+
+    def __init__(self) -> None:
+        self.given_up = False
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def call(self, function: Callable[[], object], seconds: float) -> None:
+        """Call and wait; raises what the call raises, ``OutcomeUnknown`` when it overdraws its time."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=_serve, args=(self._calls,), daemon=True)
+            self._thread.start()
+        done = threading.Event()
+        raised: list[BaseException] = []
+
+        def attempt() -> None:
+            try:
+                function()
+            except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+                raised.append(error)
+            done.set()
+
+        self._calls.put(attempt)
+        if not done.wait(seconds + OVERDRAFT_SECONDS):
+            self.given_up = True
+            self._calls.put(None)
+            raise OutcomeUnknown(f"producer: a call has not come back for {seconds:.0f} s")
+        if raised:
+            raise raised[0]
+
+    def __del__(self) -> None:
+        self._calls.put(None)
+
+
+def _serve(calls: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while (call := calls.get()) is not None:
+        call()
 
 
 class KafkaAdmin:
@@ -701,10 +765,16 @@ class KafkaAdmin:
                 self._settings
                 | {"group.id": group, "isolation.level": "read_uncommitted", "enable.auto.commit": False}
             )
-        try:
-            found = self._groups[group].committed(partitions, timeout=REQUEST_SECONDS)
-        except KafkaException as error:
-            raise self._failure(error, f"offsets of group {group}") from error
+        deadline = time.monotonic() + REQUEST_SECONDS
+        while True:
+            try:
+                found = self._groups[group].committed(partitions, timeout=REQUEST_SECONDS)
+            except KafkaException as error:
+                if error.args[0].code() not in _TRANSIENT or time.monotonic() > deadline:
+                    raise self._failure(error, f"offsets of group {group}") from error
+                time.sleep(0.05)
+            else:
+                break
         return {
             TopicPartition(item.topic, item.partition): item.offset
             for item in found
