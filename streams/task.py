@@ -82,7 +82,8 @@ class Task:
     """Runs a subtopology over slices of input and keeps what comes of them until it is taken.
 
     ``positions`` are the next offsets after the slices that were processed as a whole: what may be
-    committed once ``take`` has been written. ``starts`` are the offsets the task began at.
+    committed once ``take`` has been written. ``starts`` are the offsets that it was given first, for each
+    partition: where that is read again from if nothing of it was ever committed.
     """
 
     def __init__(
@@ -131,8 +132,6 @@ class Task:
         except BaseException:
             del self._pending[before[0] :], self._dead_letters[before[1] :]
             raise
-        if partition not in self.starts:
-            self.starts[partition] = fetched.offsets([0])[0]
         self.positions[partition] = fetched.next_offset
         counts = self.counts
         counts.records_in += len(fetched)

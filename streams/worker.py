@@ -339,7 +339,24 @@ class Worker:
         polled = self._consumer.poll(self._settings.max_poll_records, timeout)
         self._last_served = now = self._clock()
         self.stages.poll += now - begun
+        for fetched in polled.fetched:
+            self._note_received(fetched)
         return polled
+
+    def _note_received(self, fetched: Fetched) -> None:
+        """Remember where a partition begins and how far it reaches, whatever becomes of its records now."""
+        partition = TopicPartition(fetched.topic, fetched.partition)
+        task = self._held.get(partition)
+        if task is None:
+            return
+        first = fetched.offsets([0])[0]
+        # Given up before they are processed, records are read again from here.
+        task.starts.setdefault(partition, first)
+        progress = self._progress[partition]
+        # What is in hand is lag, should its processing hang.
+        progress.at_end, progress.end = False, max(progress.end or 0, fetched.next_offset)
+        if progress.position is None:
+            progress.position = first
 
     def _refresh_ends(self, now: float) -> None:
         assert self._consumer is not None
@@ -354,12 +371,6 @@ class Worker:
             for fetched in polled.fetched
             if (task := self._held.get(TopicPartition(fetched.topic, fetched.partition))) is not None
         ]
-        for _, fetched in work:
-            # What is in hand is lag, should its processing hang.
-            progress = self._progress[TopicPartition(fetched.topic, fetched.partition)]
-            progress.at_end, progress.end = False, max(progress.end or 0, fetched.next_offset)
-            if progress.position is None:
-                progress.position = fetched.offsets([0])[0]
         for task, fetched in work:
             start = 0
             while start < len(fetched):

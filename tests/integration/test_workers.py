@@ -303,7 +303,7 @@ def test_health_turns_bad_while_a_partition_with_lag_makes_no_progress(copy):
     copy.wait_for(lambda: status("/readyz") == 200, 30, "ready")
     copy.produce(["poison", "after"], keyed=False)
     copy.wait_for(lambda: status("/readyz") == 503, 30, "not ready while it hangs")
-    assert worker.events("partition stalled")
+    copy.wait_for(lambda: worker.events("partition stalled"), 30, "the stall is logged")
     copy.wait_until_consumed()
     copy.wait_for(lambda: status("/healthz") == 200, 30, "healthy again")
     with urllib.request.urlopen(url + "/metrics", timeout=5) as response:
