@@ -100,6 +100,13 @@ class Guard:
         gone = set(lost)
         return results, [row for row in range(total) if row not in gone]
 
+    def apply(
+        self, transform: Transform, column: Sequence[Any], batch: Batch[Any, Any]
+    ) -> tuple[Batch[Any, Any], list[Any]]:
+        """As ``each``, but returns the batch with only the rows that have results, and the results."""
+        results, rows = self.each(transform, column, batch)
+        return (batch if rows is None else batch.select(rows)), results
+
     def whole(self, function: Callable[[Batch[Any, Any]], Any], batch: Batch[Any, Any]) -> list[Any]:
         """Apply ``function`` to the batch as one; where that raises, to each row alone, under the policy.
 

@@ -208,11 +208,11 @@ class Task:
             payloads = fetched.values()
             counts.bytes_in += total_bytes(payloads)
             batch: Batch[Any, Any] = Batch(fetched, payloads)
-            values, rows = guard.each(deserialize_value, payloads, batch)
-            batch = (batch if rows is None else batch.select(rows)).with_values(values)
+            readable, values = guard.apply(deserialize_value, payloads, batch)
+            batch = readable.with_values(values)
             if deserialize_key is not None:
-                keys, rows = guard.each(deserialize_key, batch.keys, batch)
-                batch = (batch if rows is None else batch.select(rows)).with_keys(keys)
+                readable, keys = guard.apply(deserialize_key, batch.keys, batch)
+                batch = readable.with_keys(keys)
             if timestamp is not None:
                 batch = extract_timestamps(guard, timestamp, batch)
             counts.seconds["decode"] += time.perf_counter() - begun
@@ -226,15 +226,11 @@ class Task:
         serialize_value, serialize_key = nullable(sink.value.serialize), nullable(sink.key.serialize)
 
         def encode(batch: Batch[Any, Any], topic: str) -> None:
-            values, rows = guard.each(serialize_value, batch.values, batch)
-            if rows is not None:
-                batch = batch.select(rows)
-            keys, rows = guard.each(serialize_key, batch.keys, batch)
-            if rows is not None:
-                batch, values = batch.select(rows), [values[row] for row in rows]
-            if keys:
-                output = Output(topic, keys, values, batch.timestamps, batch.headers)
-                self._pending.append(Pending(output, partial(guard.refuse, batch)))
+            writable, keys = guard.apply(serialize_key, batch.keys, batch)
+            writable, values = guard.apply(serialize_value, writable.values, writable.with_keys(keys))
+            if values:
+                output = Output(topic, writable.keys, values, writable.timestamps, writable.headers)
+                self._pending.append(Pending(output, partial(guard.refuse, writable)))
 
         if isinstance(sink.topic, str):
             fixed = sink.topic
@@ -242,12 +238,12 @@ class Task:
         choose = partial(_topic_names, sink.topic)
 
         def run(batch: Batch[Any, Any]) -> None:
-            topics, rows = guard.each(choose, batch.values, batch)
+            addressed, topics = guard.apply(choose, batch.values, batch)
             by_topic: dict[str, list[int]] = {}
-            for row, topic in zip(range(len(batch)) if rows is None else rows, topics, strict=True):
+            for row, topic in enumerate(topics):
                 by_topic.setdefault(topic, []).append(row)
-            for topic, chosen in by_topic.items():
-                encode(batch.select(chosen), topic)
+            for topic, rows in by_topic.items():
+                encode(addressed.select(rows), topic)
 
         return run
 

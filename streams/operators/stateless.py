@@ -38,12 +38,8 @@ class Map:
         timestamp = self.timestamp
 
         def run(batch: Batch[Any, Any]) -> None:
-            values, rows = guard.each(transform, batch.values, batch)
-            if rows is not None:
-                if not rows:
-                    return
-                batch = batch.select(rows)
-            batch = batch.with_values(values)
+            kept, values = guard.apply(transform, batch.values, batch)
+            batch = kept.with_values(values)
             if timestamp is not None:
                 batch = extract_timestamps(guard, timestamp, batch)
             if len(batch):
@@ -100,12 +96,10 @@ class Filter:
         transform = partial(map, self.predicate)
 
         def run(batch: Batch[Any, Any]) -> None:
-            verdicts, rows = guard.each(transform, batch.values, batch)
-            kept = list(compress(range(len(batch)) if rows is None else rows, verdicts))
-            if len(kept) == len(batch):
-                forward(batch)
-            elif kept:
-                forward(batch.select(kept))
+            judged, verdicts = guard.apply(transform, batch.values, batch)
+            rows = list(compress(range(len(judged)), verdicts))
+            if rows:
+                forward(judged if len(rows) == len(judged) else judged.select(rows))
 
         return run
 
@@ -133,15 +127,10 @@ class FlatMap:
         transform = partial(map, expand)
 
         def run(batch: Batch[Any, Any]) -> None:
-            expanded, rows = guard.each(transform, batch.values, batch)
-            sources = range(len(batch)) if rows is None else rows
-            repeated = list(
-                chain.from_iterable(
-                    repeat(row, len(values)) for row, values in zip(sources, expanded, strict=True)
-                )
-            )
-            if repeated:
-                forward(batch.select(repeated).with_values(list(chain.from_iterable(expanded))))
+            sources, expanded = guard.apply(transform, batch.values, batch)
+            rows = list(chain.from_iterable(repeat(row, len(values)) for row, values in enumerate(expanded)))
+            if rows:
+                forward(sources.select(rows).with_values(list(chain.from_iterable(expanded))))
 
         return run
 
@@ -164,12 +153,9 @@ class KeyBy:
         transform = partial(map, self.function)
 
         def run(batch: Batch[Any, Any]) -> None:
-            keys, rows = guard.each(transform, batch.values, batch)
-            if rows is not None:
-                if not rows:
-                    return
-                batch = batch.select(rows)
-            forward(batch.with_keys(keys))
+            keyed, keys = guard.apply(transform, batch.values, batch)
+            if keys:
+                forward(keyed.with_keys(keys))
 
         return run
 
@@ -192,11 +178,9 @@ class Peek:
         transform = partial(map, self.function)
 
         def run(batch: Batch[Any, Any]) -> None:
-            _, rows = guard.each(transform, batch.values, batch)
-            if rows is None:
-                forward(batch)
-            elif rows:
-                forward(batch.select(rows))
+            seen, _ = guard.apply(transform, batch.values, batch)
+            if len(seen):
+                forward(seen)
 
         return run
 
@@ -251,13 +235,13 @@ class Branch:
         transform = partial(map, choose)
 
         def run(batch: Batch[Any, Any]) -> None:
-            choices, rows = guard.each(transform, batch.values, batch)
+            chosen, choices = guard.apply(transform, batch.values, batch)
             by_target: dict[int, list[int]] = {}
-            for row, choice in zip(range(len(batch)) if rows is None else rows, choices, strict=True):
+            for row, choice in enumerate(choices):
                 by_target.setdefault(choice, []).append(row)
             for index, target in enumerate(targets):
                 if index in by_target:
-                    target(batch.select(by_target[index]))
+                    target(chosen.select(by_target[index]))
 
         return run
 
@@ -266,8 +250,8 @@ def extract_timestamps(
     guard: Guard, timestamp: Callable[[Any], int], batch: Batch[Any, Any]
 ) -> Batch[Any, Any]:
     """The batch with event times taken from its values; rows without a valid one meet the error policy."""
-    times, rows = guard.each(partial(_event_times, timestamp), batch.values, batch)
-    return (batch if rows is None else batch.select(rows)).with_timestamps(times)
+    timed, times = guard.apply(partial(_event_times, timestamp), batch.values, batch)
+    return timed.with_timestamps(times)
 
 
 def _event_times(timestamp: Callable[[Any], int], values: Sequence[Any]) -> Iterable[int]:
