@@ -131,7 +131,7 @@ class Worker:
 
     ``run`` returns after ``request_stop`` and raises what ended the worker otherwise. Everything happens in
     the thread that calls it, user code included; ``request_stop`` and the properties may be used from others.
-    ``clock`` counts seconds.
+    ``clock`` counts seconds and ``pause`` lets some pass, at most as many as it is given.
     """
 
     def __init__(
@@ -143,6 +143,7 @@ class Worker:
         *,
         application: str,
         clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], object] | None = None,
     ) -> None:
         self._topology = topology
         self._broker = broker
@@ -153,6 +154,7 @@ class Worker:
         self._log = get_logger()
         self._state = State.CREATED
         self._stop = threading.Event()
+        self._pause = pause or self._stop.wait
         self._stop_by = float("inf")
         self._consumer: Consumer | None = None
         self._tasks: dict[TaskId, Task] = {}
@@ -289,10 +291,7 @@ class Worker:
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         """Give up without committing: another member may already be at work on these."""
         self._must_rewind = True
-        try:
-            self._guarantee.abort()
-        except BrokerError:
-            self._must_reopen = True
+        self._abort()
         self._dirty_since = None
         self._give_up(partitions)
         self._log.warning(Event.PARTITIONS_LOST, partitions=[str(item) for item in partitions])
@@ -318,7 +317,8 @@ class Worker:
             left = until - self._clock()
             if left <= 0:
                 return
-            if self._stop.wait(min(left, 0.1)):
+            self._pause(min(left, 0.1))
+            if self._stop.is_set():
                 raise Interrupted
 
     @property
@@ -405,7 +405,11 @@ class Worker:
         finally:
             self._current = None
         written = self._clock()
-        self._write(task)
+        try:
+            self._write(task)
+        except (TransactionAborted, OutcomeUnknown, Retriable) as error:
+            self._give_up_transaction(error)
+            return
         now = self._clock()
         self.stages.produce += now - written
         if self._dirty_since is None:
@@ -517,12 +521,8 @@ class Worker:
         }
         try:
             self._guarantee.commit(offsets, self._consumer)
-        except TransactionAborted as error:
-            self._log.warning(Event.TRANSACTION_ABORTED, error=str(error))
-            self._abort()
-        except (OutcomeUnknown, Retriable) as error:
-            self._log.warning(Event.OUTCOME_UNKNOWN, error=str(error))
-            self._must_rewind = self._must_reopen = True
+        except (TransactionAborted, OutcomeUnknown, Retriable) as error:
+            self._give_up_transaction(error)
         else:
             self._committed |= offsets
         self._dirty_since = None
@@ -531,8 +531,17 @@ class Worker:
             self.stages.commit += now - begun
             self.observe_commit(now - begun)
 
-    def _abort(self) -> None:
+    def _give_up_transaction(self, error: BrokerError) -> None:
+        """Note that what was written since the last commit is gone, or that nobody knows whether it is."""
         self._must_rewind = True
+        if isinstance(error, TransactionAborted):
+            self._log.warning(Event.TRANSACTION_ABORTED, error=str(error))
+            self._abort()
+        else:
+            self._log.warning(Event.OUTCOME_UNKNOWN, error=str(error))
+            self._must_reopen = True
+
+    def _abort(self) -> None:
         try:
             self._guarantee.abort()
         except BrokerError as error:
@@ -582,7 +591,8 @@ class Worker:
                 return call()
             except (Retriable, OutcomeUnknown, BrokerUnreachable) as error:
                 self._log.warning(Event.BROKER_TROUBLE, error=str(error))
-            if self._stop.wait(0.1):
+            self._pause(0.1)
+            if self._stop.is_set():
                 return None
             self._serve()
 
