@@ -86,7 +86,8 @@ def generate_chunks(count: int) -> Iterator[Chunk]:
         values = [
             f'{{"ts":{timestamp},"ip":"{address}","method":"{method}","path":"{path}","status":{status},'
             f'"bytes":{size},"latency_ms":{latency},'
-            f'"user_agent":"Mozilla/5.0 (X11; Linux x86_64) Chrome/{version}"}}'.encode()
+            f'"user_agent":"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) '
+            f'Chrome/{version}.0.0.0 Safari/537.36"}}'.encode()
             for timestamp, address, method, path, status, size, latency, version in fields
         ]
         yield Chunk([address.encode() for address in addresses], values, timestamps, statuses)

@@ -67,6 +67,12 @@ def window(samples: Sequence[Sample], after: int, until: int) -> Window | None:
     )
 
 
+def middle(results: Sequence[Result]) -> Result:
+    """The one in the middle by what it measures: records per CPU-second, or else p50."""
+    ordered = sorted(results, key=lambda result: result.records_per_cpu_second or result.p50_ms or 0.0)
+    return ordered[(len(ordered) - 1) // 2]
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """The smallest of the values that is not exceeded by ``percent`` of them (nearest rank)."""
     if not values:

@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 
 from benchmarks.data import CHUNK_RECORDS
-from benchmarks.measure import MeasurementFailed, Result
+from benchmarks.measure import MeasurementFailed, Result, middle
 from benchmarks.processes import PeerFailed
-from benchmarks.report import make_table, write_results
-from benchmarks.systems import find_systems
+from benchmarks.report import Failure, describe, make_table, write_results
+from benchmarks.systems import RAW_CLIENT, System, find_systems
 from benchmarks.works import WORKS, Bench, Work
 from streams.errors import StreamsError
 from streams.localkafka import LocalKafka
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 FOLDER = Path("build/bench").absolute()
 RESULTS = Path("build/bench.json")
@@ -54,14 +55,14 @@ def main(arguments: Sequence[str]) -> int:
         with ExitStack() as stack:
             results, failures = _run(stack, works, records)
     except (ValueError, StreamsError) as error:
-        console.print(f"[bold red]The benchmark failed:[/] {error}", highlight=False)
+        console.print(f"[bold red]The benchmark failed:[/] {escape(str(error))}", highlight=False)
         return 1
     except KeyboardInterrupt:
         console.print("Stopped.")
         return 130
     console.print(make_table(results, failures))
-    for work, system, reason in failures:
-        console.print(f"[bold red]{work}, {system}:[/] {reason}", highlight=False)
+    for failure in failures:
+        _complain(*failure)
     write_results(RESULTS, results)
     console.print(f"The same figures as data: {RESULTS}")
     return 1 if failures else 0
@@ -74,38 +75,56 @@ def choose_works(start: str) -> list[Work]:
 
 def count_records(text: str) -> int:
     """How many records to measure: the number, rounded up to whole chunks of the generator."""
-    records = int(text)
-    if records <= 0:
-        raise ValueError(f"RECORDS={text} leaves nothing to measure")
-    return -(-records // CHUNK_RECORDS) * CHUNK_RECORDS
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError(f"RECORDS={text} is no number of records")
+    return -(-int(text) // CHUNK_RECORDS) * CHUNK_RECORDS
 
 
 def _say(text: str) -> None:
-    console.print(f"[dim]{text}[/]", highlight=False)
+    console.print(f"[dim]{escape(text)}[/]", highlight=False)
 
 
-def _run(
-    stack: ExitStack, works: Sequence[Work], records: int
-) -> tuple[list[Result], list[tuple[str, str, str]]]:
+def _complain(work: str, system: str, reason: str) -> None:
+    console.print(f"[bold red]{work}, {system}:[/] {escape(reason)}", highlight=False)
+
+
+def _run(stack: ExitStack, works: Sequence[Work], records: int) -> tuple[list[Result], list[Failure]]:
     systems, missing = find_systems(FOLDER, _say)
     bench = Bench(_servers(stack), FOLDER, records, _say)
     stack.callback(bench.close)
     results: list[Result] = []
-    failures = [
-        (work.name, system, f"missing: {reason}") for work in works for system, reason in missing.items()
-    ]
+    failures = [Failure(work.name, system, reason) for work in works for system, reason in missing.items()]
     for work in works:
-        for system in systems:
-            _say(f"{work.name}: {system.name} …")
-            try:
-                result = work.measure(bench, system)
-            except (MeasurementFailed, PeerFailed, StreamsError) as error:
-                failures.append((work.name, system.name, str(error)))
-                console.print(f"[bold red]{work.name}, {system.name}:[/] {error}", highlight=False)
-            else:
-                if result is not None:
-                    results.append(result)
+        found, failed = _do(work, bench, systems)
+        results += found
+        failures += failed
     return results, failures
+
+
+def _do(work: Work, bench: Bench, systems: Sequence[System]) -> tuple[list[Result], list[Failure]]:
+    """Let all systems do the work in turns, so that a busy minute of the machine hits each of them."""
+    results: dict[str, list[Result]] = {system.name: [] for system in systems}
+    failures: dict[str, Failure] = {}
+
+    def attempt(turn: str, system: System, do: Callable[[Bench, System], Result | None]) -> None:
+        if system.name in failures:
+            return
+        try:
+            result = do(bench, system)
+        except (MeasurementFailed, PeerFailed, StreamsError) as error:
+            failures[system.name] = Failure(work.name, system.name, str(error))
+            _complain(*failures[system.name])
+            return
+        if result is not None:
+            results[system.name].append(result)
+            _say(f"{work.name}, {turn}, {system.name}: {describe(result)}")
+
+    _say(f"{work.name}: warming up the broker …")
+    attempt("", next(system for system in systems if system.name == RAW_CLIENT), work.warm_up)
+    for number in range(1, work.rounds + 1):
+        for system in systems:
+            attempt(f"round {number} of {work.rounds}", system, work.measure)
+    return [middle(found) for name, found in results.items() if name not in failures], [*failures.values()]
 
 
 def _servers(stack: ExitStack) -> str:

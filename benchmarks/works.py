@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,7 +23,7 @@ from benchmarks.measure import (
     percentile,
 )
 from benchmarks.processes import Peer
-from benchmarks.systems import JAVA, PEERS, QUIX, RAW_CLIENT, THIS_RUNTIME, System
+from benchmarks.systems import PEERS, System
 from streams.broker import BEGINNING, GroupSettings, NewTopic
 from streams.broker.kafka import KafkaBroker
 
@@ -42,6 +43,9 @@ class Bench:
     records: int
     report: Callable[[str], None]
     prefix: str = field(default_factory=lambda: f"bench-{uuid.uuid4().hex[:6]}")
+    """Begins the names of all topics and groups."""
+
+    _runs: Iterator[int] = field(default_factory=itertools.count)
 
     @cached_property
     def broker(self) -> KafkaBroker:
@@ -64,20 +68,32 @@ class Bench:
 
     @contextlib.contextmanager
     def topic(self, name: str) -> Iterator[str]:
-        """A topic for as long as the context is open."""
-        topic = f"{self.prefix}-{name}"
+        """A topic for as long as the context is open: with its input, a work needs gigabytes of disk."""
         admin = self.broker.admin()
-        admin.create_topics([NewTopic(name=topic, partitions=PARTITIONS, settings={"retention.ms": "-1"})])
+        admin.create_topics([NewTopic(name=name, partitions=PARTITIONS, settings={"retention.ms": "-1"})])
         try:
-            yield topic
+            yield name
         finally:
-            admin.delete_topics([topic])
+            admin.delete_topics([name])
             admin.close()
 
+    def name(self, work: Work, system: System) -> str:
+        """A new name for the group and the output topic of a system that is given a work."""
+        return f"{self.prefix}-{next(self._runs)}-{_slug(work, system)}"
+
+    def log(self, work: Work, system: System) -> Path:
+        """Where what the system says goes."""
+        return self.folder / f"{_slug(work, system)}.log"
+
     def close(self) -> None:
-        """Delete the input."""
-        if "source" in self.__dict__:
-            self.broker.admin().delete_topics([self.source.topic])
+        """Delete the topics that were made, those that a system made for itself too."""
+        admin = self.broker.admin()
+        admin.delete_topics([topic for topic in admin.topics() if topic.startswith(self.prefix)])
+        admin.close()
+
+
+def _slug(work: Work, system: System) -> str:
+    return f"{work.name}-{system.name}".replace(" ", "-").lower()
 
 
 class Work(Protocol):
@@ -86,36 +102,48 @@ class Work(Protocol):
     @property
     def name(self) -> str: ...
 
-    def measure(self, bench: Bench, system: System) -> Result | None:
-        """Let the system do it. Returns ``None`` for a system that is not given this work.
+    @property
+    def rounds(self) -> int:
+        """How many times each system does it; the middle one of its results counts."""
 
-        Raises ``MeasurementFailed`` or ``PeerFailed``.
+    def warm_up(self, bench: Bench, system: System) -> None:
+        """Let some system do it for the broker's sake, a Java program: who came first would meet a slow one.
+
+        Raises as ``measure`` does.
         """
+
+    def measure(self, bench: Bench, system: System) -> Result:
+        """Let the system do it. Raises ``MeasurementFailed`` or ``PeerFailed``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
     """A job on the common input, as fast as it goes.
 
-    ``expected`` tells the output of the job from the tallies of the input that was given.
+    Its output is right when it holds what the input's tallies count.
     """
 
     name: str
     job: str
     guarantee: str
+    rounds: int = 3
+    """Other programs share the machine: one round of a few seconds may meet any of them."""
+
     commit_seconds: float = 0.1
     """Kafka Streams' default where exactly-once. The same for all: nobody gains by committing more rarely."""
 
+    def warm_up(self, bench: Bench, system: System) -> None:
+        self.measure(bench, replace(system, warms_up=True))
+
     def measure(self, bench: Bench, system: System) -> Result:
         source = bench.source
-        slug = f"{self.name}-{system.name}".replace(" ", "-")
-        group = f"{bench.prefix}-{slug}"
+        group = bench.name(self, system)
         if not system.warms_up:
             _commit_start(bench.broker, group, source)
-        with bench.topic(slug) as output:
+        with bench.topic(f"{group}-output") as output:
             arguments = [bench.servers, source.topic, output, group, str(self.commit_seconds)]
             command = [*system.command, self.job, self.guarantee, *arguments]
-            with Peer(command, bench.folder / f"{slug}.log") as peer:
+            with Peer(command, bench.log(self, system)) as peer:
                 window, peak_rss_mb = measure_throughput(bench.broker, peer, group, source)
             parts = [source.measured, *([source.warm_up] if system.warms_up else [])]
             expected = Tally(sum(part.records for part in parts), sum(part.timestamps for part in parts))
@@ -144,40 +172,43 @@ def _commit_start(broker: KafkaBroker, group: str, source: Input) -> None:
 class Latency:
     """From the sending of a record to the arrival of its copy at a reader that sees only what is committed.
 
-    ``commit_seconds`` holds, for each system, the time between commits that serves it best at this rate: this
-    runtime commits as soon as it has caught up, whatever its interval; the others wait for the interval, and
-    a shorter one than here makes them slower.
+    Measuring begins ``warm_up_seconds`` after sending does, and goes on for ``seconds``.
     """
 
     name: str
-    commit_seconds: dict[str, float]
+    rounds: int = 1
+    commit_seconds: float = 0.01
+    """The same for all. A commit takes some milliseconds: with less, they would do little else."""
+
     rate: int = 1000
     """Records a second."""
 
     warm_up_seconds: float = 5.0
     seconds: float = 20.0
 
-    def measure(self, bench: Bench, system: System) -> Result | None:
-        if system.name not in self.commit_seconds:
-            return None
-        slug = f"{self.name}-{system.name}".replace(" ", "-")
-        group = f"{bench.prefix}-{slug}"
-        interval = str(self.commit_seconds[system.name])
+    def warm_up(self, bench: Bench, system: System) -> None:
+        # As many transactions as the broker can do: the code that runs for each is what has to get warm.
+        replace(self, commit_seconds=0.001).measure(bench, system)
+
+    def measure(self, bench: Bench, system: System) -> Result:
+        group = bench.name(self, system)
+        log = bench.log(self, system)
+        sender_log = log.with_suffix(".sender.log")
         with contextlib.ExitStack() as stack:
-            source = stack.enter_context(bench.topic(f"{slug}-input"))
-            output = stack.enter_context(bench.topic(slug))
-            arguments = [bench.servers, source, output, group, interval]
+            source = stack.enter_context(bench.topic(f"{group}-input"))
+            output = stack.enter_context(bench.topic(f"{group}-output"))
+            arguments = [bench.servers, source, output, group, str(self.commit_seconds)]
             command = [*system.command, "copy", "exactly_once", *arguments]
-            peer = stack.enter_context(Peer(command, bench.folder / f"{slug}.log"))
+            peer = stack.enter_context(Peer(command, log))
             consumer = _reader(bench.servers, output)
             stack.callback(consumer.close)
             sender = [sys.executable, str(PEERS / "steady_sender.py"), bench.servers, source, str(self.rate)]
             # One record shows that the system is at work: the rate begins after that.
-            with Peer([*sender, "1"], bench.folder / f"{slug}-sender.log") as first:
+            with Peer([*sender, "1"], sender_log) as first:
                 first.wait(START_SECONDS)
             _receive(consumer, 1, peer)
             count = int(self.rate * (self.warm_up_seconds + self.seconds))
-            sending = stack.enter_context(Peer([*sender, str(count)], bench.folder / f"{slug}-sender.log"))
+            sending = stack.enter_context(Peer([*sender, str(count)], sender_log))
             times, peak_rss_mb = _receive(consumer, count, peer)
             sending.wait(START_SECONDS)
         begin = min(sent for sent, _ in times) + self.warm_up_seconds * 1e9
@@ -226,5 +257,5 @@ def _receive(consumer: Consumer, count: int, peer: Peer) -> tuple[list[tuple[int
 WORKS: tuple[Work, ...] = (
     Throughput("json eos", job="json", guarantee="exactly_once"),
     Throughput("json", job="json", guarantee="at_least_once"),
-    Latency("latency", {THIS_RUNTIME: 0.1, RAW_CLIENT: 0.01, JAVA: 0.01, QUIX: 0.01}),
+    Latency("latency"),
 )

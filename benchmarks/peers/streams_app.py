@@ -24,6 +24,7 @@ app = App(
     bootstrap_servers=servers,
     guarantee=guarantee,
     commit_interval=float(commit_seconds),
+    shortest_commit_interval=min(float(commit_seconds), 0.02),
     state_dir="state",
 )
 if job == "json":
