@@ -6,7 +6,7 @@ import builtins
 import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, cast, overload
 
 import fastavro
 import fastavro.schema
@@ -75,6 +75,12 @@ class Json(Generic[T]):
     With a ``msgspec.Struct`` that declares just the fields used, the rest of an object is skipped unparsed,
     which is faster than reading it into a dictionary. Without a type, values are plain Python objects.
     """
+
+    @overload
+    def __init__(self: Json[Any], type: None = None) -> None: ...
+
+    @overload
+    def __init__(self, type: Type[T]) -> None: ...
 
     def __init__(self, type: Type[T] | None = None) -> None:  # noqa: A002 - the natural keyword; the builtin is not needed here
         self._type = type
@@ -146,6 +152,12 @@ class Avro(Generic[T]):
     have been written with, and a payload is resolved from its own to this one. With ``type``, a
     ``msgspec.Struct`` whose fields are the schema's, values are of that type, else dictionaries.
     """
+
+    @overload
+    def __init__(self: Avro[Any], schema: str | Path, type: None = None) -> None: ...
+
+    @overload
+    def __init__(self, schema: str | Path, type: Type[T]) -> None: ...
 
     def __init__(self, schema: str | Path, type: Type[T] | None = None) -> None:  # noqa: A002 - as in Json
         path = Path(schema)
