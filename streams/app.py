@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+import msgspec
 import structlog
 
 from streams import localkafka
@@ -176,7 +177,10 @@ class App:
         with ExitStack() as stack:
             folder = Path(settings.state_dir) if settings.state_dir else default_state_dir()
             slot = stack.enter_context(Slot(self.name, folder))
-            worker_id = settings.worker_id or slot.worker_id
+            worker_id = f"{settings.worker_id}-{slot.number}" if settings.worker_id else slot.worker_id
+            if settings.group_instance_id is not None:
+                instance = f"{settings.group_instance_id}-{slot.number}"
+                settings = msgspec.structs.replace(settings, group_instance_id=instance)
             structlog.contextvars.bind_contextvars(worker=worker_id)
             guarantee: ExactlyOnce | AtLeastOnce
             if settings.guarantee == "exactly_once":

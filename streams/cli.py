@@ -126,12 +126,12 @@ def ingest(
     as_json: AsJson = False,
 ) -> None:
     """Write each line of files into a topic, which is created if it does not exist (and kept for ever)."""
+    sizes = [Path(name).stat().st_size if name != "-" else None for name in _existing(files)]
     cluster = _cluster(bootstrap_servers)
     cluster.admin().create_topics(
         [NewTopic(name=topic, partitions=partitions, settings={"retention.ms": "-1"})]
     )
     producer = cluster.producer()
-    sizes = [Path(name).stat().st_size if name != "-" else None for name in _existing(files)]
     total = None if None in sizes else sum(size for size in sizes if size is not None)
     begun = time.monotonic()
     count = 0

@@ -43,7 +43,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How the group is joined: ``consumer`` is KIP-848; ``auto`` takes it where the broker offers it."""
 
     group_instance_id: str | None = None
-    """Static membership (KIP-345): a restart under the same id within the session moves nothing."""
+    """Static membership (KIP-345): a restart within the session moves nothing. Gets the worker's number."""
 
     offset_reset: Literal["earliest", "latest"] = "earliest"
     """Where a group without committed offsets begins."""
@@ -79,7 +79,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Create missing output topics, with as many partitions as the largest input, kept for ever."""
 
     worker_id: str | None = None
-    """Unique among the app's workers and stable over restarts; host name and a free number unless set."""
+    """Unique among the app's machines, stable over restarts; the host's name unless set. As above."""
 
     state_dir: str | None = None
     """Where a worker keeps what is its own; a folder in the user's cache unless set."""

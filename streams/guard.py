@@ -36,8 +36,8 @@ class Surroundings(Protocol):
     def keep_alive(self) -> None:
         """Serve the group if it is due. Raises ``Interrupted`` when the slice must be given up."""
 
-    def wait(self, seconds: float) -> None:
-        """Let time pass while serving the group. Raises ``Interrupted`` as ``keep_alive``."""
+    def wait(self, seconds: float, step: str, error: Exception) -> None:
+        """Let time pass while serving the group, as ``step`` failed. Raises ``Interrupted`` too."""
 
     def failed(self, action: Action, batch: Batch[Any, Any], row: int, step: str, error: Exception) -> None:
         """Take note of a record that ``step`` could not process: to be written as dead letter, or skipped."""
@@ -139,7 +139,7 @@ class Guard:
             # A function that raises StopIteration ends ``map`` without a word; it must not end the batch.
             error = RuntimeError("ended before it gave a result for this record (StopIteration?)")
         for attempt in range(self._policy.retries):
-            self._surroundings.wait(self._policy.delay(attempt))
+            self._surroundings.wait(self._policy.delay(attempt), self.step, error)
             try:
                 results = list(transform(column[at : at + 1]))
             except Exception as raised:  # noqa: BLE001 - as above

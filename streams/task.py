@@ -39,8 +39,8 @@ class Runtime(Protocol):
     def keep_alive(self) -> None:
         """Serve the group if it is due. Raises ``Interrupted`` when the open slice must be given up."""
 
-    def wait(self, seconds: float) -> None:
-        """Let time pass while serving the group. Raises ``Interrupted`` as ``keep_alive``."""
+    def wait(self, seconds: float, step: str, error: Exception) -> None:
+        """Let time pass while serving the group, as ``step`` failed. Raises ``Interrupted`` too."""
 
 
 class Pending(NamedTuple):
@@ -63,6 +63,17 @@ class Counts:
     skipped: Counter[str] = field(default_factory=Counter)
     """Records left out under policy ``skip``, by step."""
     seconds: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "process": 0.0})
+
+    def add(self, other: Counts) -> None:
+        """Count what another has counted too."""
+        self.records_in += other.records_in
+        self.bytes_in += other.bytes_in
+        self.records_out += other.records_out
+        self.bytes_out += other.bytes_out
+        self.dead_letters.update(other.dead_letters)
+        self.skipped.update(other.skipped)
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] += seconds
 
 
 class _Binding(NamedTuple):
@@ -168,8 +179,8 @@ class Task:
     def keep_alive(self) -> None:
         self._runtime.keep_alive()
 
-    def wait(self, seconds: float) -> None:
-        self._runtime.wait(seconds)
+    def wait(self, seconds: float, step: str, error: Exception) -> None:
+        self._runtime.wait(seconds, step, error)
 
     def failed(self, action: Action, batch: Batch[Any, Any], row: int, step: str, error: Exception) -> None:
         """Take note of a record that ``step`` could not process, as its policy says."""

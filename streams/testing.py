@@ -144,7 +144,7 @@ class TopologyDriver:
     def keep_alive(self) -> None:
         """There is no group to serve."""
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float, step: str, error: Exception) -> None:  # noqa: ARG002 - only time matters
         """Waiting takes no time but the clock's."""
         self.clock += round(seconds * 1000)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, TypeVar
@@ -27,7 +27,7 @@ from streams.records import Output, TopicPartition
 from streams.task import Counts, Task, TaskId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from streams.broker import Broker, Consumer, Polled
     from streams.commit import Guarantee
@@ -40,9 +40,15 @@ T = TypeVar("T")
 SLICE_SECONDS = 0.25
 """A slice is sized to take about this long, so that commits and stops need not wait for more."""
 
+POLL_SECONDS = 1.0
+"""No more records are polled at once than take about this long."""
+
 FIRST_SLICE = 1_000
 SERVE_SECONDS = 1.0
 """While a slice takes long, the group is served this often: a rebalance does not wait for user code."""
+
+LETTERS_SECONDS = 1.0
+"""Dead letters are logged at most this often, however many there are."""
 
 ENDS_SECONDS = 1.0
 """How often lag is brought up to date."""
@@ -162,9 +168,11 @@ class Worker:
         self._committed: dict[TopicPartition, int] = {}
         self._progress: dict[TopicPartition, Progress] = {}
         self._seconds_per_record: dict[TaskId, float] = {}
-        self._closed_counts: list[Counts] = []
+        self._given_up = Counts()
         self._share = _DeadLetterShare(settings.dead_letter_window)
-        self._current: Task | None = None
+        self._unlogged: Counter[str] = Counter()
+        self._letters_logged = -float("inf")
+        self._current: tuple[TopicPartition, Task] | None = None
         self._must_rewind = False
         self._must_reopen = False
         self._dirty_since: float | None = None
@@ -186,8 +194,8 @@ class Worker:
 
     @property
     def counts(self) -> list[Counts]:
-        """What the tasks have done, those given up included."""
-        return [*self._closed_counts, *(task.counts for task in list(self._tasks.values()))]
+        """What the tasks given up have done together, then what each of the others has done."""
+        return [self._given_up, *(task.counts for task in list(self._tasks.values()))]
 
     def stalled(self) -> list[TopicPartition]:
         """The partitions that have lag and made no progress for ``stall_timeout``."""
@@ -240,11 +248,12 @@ class Worker:
     def run_once(self) -> None:
         """One round of the loop."""
         polled = self._poll()
+        owners = {partition: self._held.get(partition) for partition in polled.ends}
         # Whatever aborts the transaction, a rebalance during the poll included, has all of it read again.
         if not self._must_rewind:
             self._process(polled)
         if not self._must_rewind:
-            self._note_ends(polled)
+            self._note_ends(polled, owners)
             if self._commit_due():
                 self._commit()
         if self._must_rewind:
@@ -303,12 +312,18 @@ class Worker:
         now = self._clock()
         if now > self._stop_by:
             raise Interrupted
+        if self._overdue():
+            # What is whole need not wait for a slow slice, and its transaction would time out if it did.
+            self._commit()
+            if self._must_rewind:
+                raise Interrupted
         if now - self._last_served >= min(SERVE_SECONDS, self._settings.poll_deadline / 10):
             self._serve_in_slice()
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float, step: str, error: Exception) -> None:
         """Let time pass in the middle of a slice: commit what is whole, then serve the group."""
-        self._log.warning(Event.RECORD_RETRIED, seconds=seconds)
+        kind = type(error).__name__
+        self._log.warning(Event.RECORD_RETRIED, step=step, error=f"{kind}: {error}", seconds=seconds)
         # A transaction left open would time out meanwhile; the open slice has written nothing to it yet.
         self._commit()
         until = self._clock() + seconds
@@ -336,7 +351,7 @@ class Worker:
         timeout = 0.1
         if self._dirty_since is not None:
             timeout = min(timeout, max(0.0, self._next_commit() - begun))
-        polled = self._consumer.poll(self._settings.max_poll_records, timeout)
+        polled = self._consumer.poll(self._poll_size(), timeout)
         self._last_served = now = self._clock()
         self.stages.poll += now - begun
         for fetched in polled.fetched:
@@ -367,21 +382,23 @@ class Worker:
     def _process(self, polled: Polled) -> None:
         # A partition that is revoked and assigned again in between gets another task: hold on to this one.
         work = [
-            (task, fetched)
+            (partition, task, fetched)
             for fetched in polled.fetched
-            if (task := self._held.get(TopicPartition(fetched.topic, fetched.partition))) is not None
+            if (task := self._held.get(partition := TopicPartition(fetched.topic, fetched.partition)))
         ]
-        for task, fetched in work:
+        for partition, task, fetched in work:
             start = 0
             while start < len(fetched):
                 if self._stop.is_set():
                     return
-                if self._must_rewind or self._tasks.get(task.id) is not task:
+                if self._must_rewind or not self._holds(partition, task):
                     break
+                if self._would_time_out():
+                    self._commit()
                 stop = min(len(fetched), start + self._slice_size(task))
                 whole = start == 0 and stop == len(fetched)
                 try:
-                    self._process_slice(task, fetched if whole else fetched.slice(start, stop))
+                    self._process_slice(partition, task, fetched if whole else fetched.slice(start, stop))
                 except Interrupted:
                     # Its records come again: to the next owner, or after the rewind.
                     break
@@ -391,10 +408,10 @@ class Worker:
                 if self._overdue():
                     self._commit()
 
-    def _process_slice(self, task: Task, fetched: Fetched) -> None:
+    def _process_slice(self, partition: TopicPartition, task: Task, fetched: Fetched) -> None:
         begun = self._clock()
-        self._current = task
-        letters = task.counts.dead_letters.total()
+        self._current = partition, task
+        letters = task.counts.dead_letters.copy()
         try:
             task.process(fetched)
         except ProcessingError:
@@ -405,6 +422,11 @@ class Worker:
         finally:
             self._current = None
         written = self._clock()
+        # Quickly up, slowly down: an expensive batch must shorten the next one.
+        cost = (written - begun) / len(fetched)
+        self._seconds_per_record[task.id] = max(
+            cost, 0.8 * self._seconds_per_record.get(task.id, 0.0) + 0.2 * cost
+        )
         try:
             self._write(task)
         except (TransactionAborted, OutcomeUnknown, Retriable) as error:
@@ -414,15 +436,9 @@ class Worker:
         self.stages.produce += now - written
         if self._dirty_since is None:
             self._dirty_since = now
-        # Quickly up, slowly down: an expensive batch must shorten the next one.
-        cost = (now - begun) / len(fetched)
-        self._seconds_per_record[task.id] = max(
-            cost, 0.8 * self._seconds_per_record.get(task.id, 0.0) + 0.2 * cost
-        )
-        partition = TopicPartition(fetched.topic, fetched.partition)
         progress = self._progress[partition]
         progress.position, progress.at_end, progress.since = task.positions[partition], False, now
-        self._watch_dead_letters(task, len(fetched), task.counts.dead_letters.total() - letters)
+        self._watch_dead_letters(len(fetched), task.counts.dead_letters - letters)
 
     def _write(self, task: Task) -> None:
         while pending := task.take():
@@ -437,12 +453,14 @@ class Worker:
                     else:
                         break
 
-    def _watch_dead_letters(self, task: Task, records: int, letters: int) -> None:
-        share = self._share.add(records, letters)
-        if letters:
-            self._log.warning(
-                Event.DEAD_LETTERS, task=str(task.id), count=letters, topic=self.dead_letter_topic
-            )
+    def _watch_dead_letters(self, records: int, letters: Counter[str]) -> None:
+        share = self._share.add(records, letters.total())
+        self._unlogged.update(letters)
+        now = self._clock()
+        if self._unlogged and now - self._letters_logged >= LETTERS_SECONDS:
+            self._log.warning(Event.DEAD_LETTERS, by_step=dict(self._unlogged), topic=self.dead_letter_topic)
+            self._unlogged.clear()
+            self._letters_logged = now
         if share > self._settings.dead_letter_limit:
             raise DeadLetterLimitExceeded(
                 f"{share:.1%} of the last {self._share.records} records became dead letters, "
@@ -451,11 +469,12 @@ class Worker:
                 "once the input or the code is mended, or raise dead_letter_limit",
             )
 
-    def _note_ends(self, polled: Polled) -> None:
+    def _note_ends(self, polled: Polled, owners: Mapping[TopicPartition, Task | None]) -> None:
+        """Move positions to ends, of partitions that are still the same tasks' as when they were polled."""
         fetched = {TopicPartition(item.topic, item.partition): item.next_offset for item in polled.fetched}
         for partition, end in polled.ends.items():
-            task = self._held.get(partition)
-            if task is None:
+            task = owners[partition]
+            if task is None or not self._holds(partition, task):
                 continue
             before = task.positions.get(partition)
             if partition in fetched and before != fetched[partition]:
@@ -470,11 +489,28 @@ class Worker:
                 progress.position = progress.end = position
                 progress.at_end, progress.since = True, self._clock()
 
+    def _would_time_out(self) -> bool:
+        """Whether the open transaction may not outlive one more record."""
+        if self._dirty_since is None:
+            return False
+        age = self._clock() - self._dirty_since
+        return age + 2 * self._record_seconds() > self._settings.transaction_timeout
+
+    def _poll_size(self) -> int:
+        """As many records as the costliest task can process before other partitions have waited too long."""
+        return max(
+            1, min(self._settings.max_poll_records, int(POLL_SECONDS / max(self._record_seconds(), 1e-9)))
+        )
+
+    def _record_seconds(self) -> float:
+        """What a record of the costliest task takes, as far as is known."""
+        return max(self._seconds_per_record.values(), default=0.0)
+
     def _slice_size(self, task: Task) -> int:
         cost = self._seconds_per_record.get(task.id)
         if cost is None:
             return FIRST_SLICE
-        return max(1, min(self._settings.max_poll_records, int(SLICE_SECONDS / max(cost, 1e-9))))
+        return max(1, int(SLICE_SECONDS / max(cost, 1e-9)))
 
     # --- commits
 
@@ -606,9 +642,12 @@ class Worker:
     def _serve_in_slice(self) -> None:
         """Let the group act. Raises ``Interrupted`` when the slice that is open has become pointless."""
         self._serve()
-        current = self._current
-        if self._must_rewind or (current is not None and self._tasks.get(current.id) is not current):
+        if self._must_rewind or (self._current is not None and not self._holds(*self._current)):
             raise Interrupted
+
+    def _holds(self, partition: TopicPartition, task: Task) -> bool:
+        """Whether the partition is still this task's: not given up, nor given up and assigned again."""
+        return self._held.get(partition) is task
 
     def _give_up(self, partitions: Iterable[TopicPartition]) -> None:
         for partition in partitions:
@@ -621,7 +660,7 @@ class Worker:
             if task not in self._held.values():
                 del self._tasks[task.id]
                 self._seconds_per_record.pop(task.id, None)
-                self._closed_counts.append(task.counts)
+                self._given_up.add(task.counts)
 
     def _enter(self, state: State) -> None:
         if state not in _NEXT[self._state]:

@@ -23,7 +23,7 @@ class Notes:
 
     def keep_alive(self) -> None: ...
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float, step: str, error: Exception) -> None:
         self.waited.append(seconds)
 
     def failed(self, action: Action, batch: Batch[Any, Any], row: int, step: str, error: Exception) -> None:

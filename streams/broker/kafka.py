@@ -295,6 +295,7 @@ class KafkaConsumer:
         self._idled: set[TopicPartition] = set()
         self._paused: set[TopicPartition] = set()
         self._stash: list[Message] = []
+        self._released: set[TopicPartition] = set()
 
     def subscribe(self, topics: Collection[str | re.Pattern[str]], listener: RebalanceListener) -> None:
         self._listener = listener
@@ -319,7 +320,10 @@ class KafkaConsumer:
             # consume() waits for all it was asked for: wait for one only, then take what is there.
             messages = self._consume(1, timeout)
             if messages and max_records > 1:
-                messages += self._consume(max_records - 1, 0)
+                self._released = set()
+                more = self._consume(max_records - 1, 0)
+                # A rebalance in between: what came before it is read again by the next owner.
+                messages = [message for message in messages if _place(message) not in self._released] + more
         return self._polled(messages)
 
     def keep_alive(self) -> None:
@@ -472,6 +476,7 @@ class KafkaConsumer:
 
     def _release(self, how: str, client: Consumer, partitions: list[ClientPartition]) -> None:
         gone = set(_placed(partitions))
+        self._released |= gone
         self._tell(how, sorted(gone))
         self._held -= gone
         # The client keeps a partition paused over the next assignment. Resumed then, it would continue where

@@ -1,0 +1,108 @@
+"""Supervised processes: real ones, small."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from streams import supervisor
+from streams.errors import WorkersFailed
+from streams.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def command(folder: Path, body: str) -> list[str]:
+    """A worker's program: it notes its start, then does what ``body`` says."""
+    script = folder / "worker.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import os, pathlib, signal, sys, time
+        folder = pathlib.Path({str(folder)!r})
+        (folder / f"start-{{os.getpid()}}").touch()
+        starts = len(list(folder.glob("start-*")))
+        """)
+        + textwrap.dedent(body)
+    )
+    return [sys.executable, str(script)]
+
+
+def starts(folder: Path) -> int:
+    return len(list(folder.glob("start-*")))
+
+
+def test_a_code_that_a_restart_cannot_mend_ends_the_command_with_it(tmp_path):
+    assert Supervisor(command(tmp_path, "sys.exit(4)"), 1).run() == 4
+    assert starts(tmp_path) == 1
+
+
+def test_a_worker_that_dies_is_restarted(tmp_path):
+    body = """
+    if starts < 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    sys.exit(5)
+    """
+    assert Supervisor(command(tmp_path, body), 1).run() == 5
+    assert starts(tmp_path) == 3
+
+
+def test_a_worker_that_dies_too_often_ends_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "RESTARTS", 2)
+    monkeypatch.setattr(supervisor, "FIRST_BACKOFF_SECONDS", 0.01)
+    with pytest.raises(WorkersFailed, match=r"worker 0 died 3 times within 60 s, last with exit code 9"):
+        Supervisor(command(tmp_path, "sys.exit(9)"), 1).run()
+
+
+def test_one_worker_that_ends_for_good_stops_the_others(tmp_path):
+    body = """
+    if starts == 1:
+        while len(list(folder.glob("start-*"))) < 2:
+            time.sleep(0.01)
+        sys.exit(2)
+    signal.signal(signal.SIGTERM, lambda *_: ((folder / "stopped").touch(), sys.exit(0)))
+    time.sleep(60)
+    """
+    # The other may be asked to stop before it listens, which ends it all the same.
+    assert Supervisor(command(tmp_path, body), 2).run() == 2
+
+
+SUPERVISING = """
+import sys
+from streams.supervisor import Supervisor
+sys.exit(Supervisor(sys.argv[1:], 2).run())
+"""
+
+FOLLOWING = """
+import threading
+from streams.supervisor import follow_supervisor
+stopped = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+follow_supervisor(int(sys.argv[sys.argv.index("--supervised-by") + 1]))
+(folder / f"ready-{os.getpid()}").touch()
+stopped.wait(60)
+(folder / f"stopped-{os.getpid()}").touch()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGKILL, -9)])
+def test_no_worker_outlives_the_command_however_it_ends(tmp_path, number, code):
+    process = subprocess.Popen([sys.executable, "-c", SUPERVISING, *command(tmp_path, FOLLOWING)])
+    wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
+    os.kill(process.pid, number)
+    assert process.wait(30) == code
+    wait_for(lambda: len(list(tmp_path.glob("stopped-*"))) == 2)
+
+
+def wait_for(condition, timeout: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
