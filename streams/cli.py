@@ -339,7 +339,7 @@ def broker_logs(
 def load_app(target: str) -> App:
     """The app at ``module:attribute``; the current folder is importable. Raises ``ConfigurationError``."""
     module_name, colon, attribute = target.partition(":")
-    if not (module_name and colon and attribute):
+    if not (module_name and colon and attribute) or module_name.startswith("."):
         raise ConfigurationError(f"{target!r} names no app", hint="write MODULE:APP, e.g. shop.orders:app")
     folder = str(Path.cwd())
     if folder not in sys.path:

@@ -19,9 +19,9 @@ PREFIX = "STREAMS_"
 Seconds = Annotated[float, Meta(gt=0)]
 
 # Read by other parts of this library, not settings of an app.
-_ELSEWHERE = {"STREAMS_CACHE_DIR", "STREAMS_STATE_DIR", "STREAMS_SHARED_DATA"}
-# Kubernetes announces a service called "streams" with variables like these.
-_KUBERNETES = re.compile(r"STREAMS_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_\w+)?)")
+_ELSEWHERE = {"STREAMS_CACHE_DIR", "STREAMS_SHARED_DATA"}
+# Kubernetes announces services called "streams" or "streams-…" with variables like these.
+_KUBERNETES = re.compile(r"STREAMS_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_\w+)?)")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -164,10 +164,18 @@ class Guard:
         return ProcessingError(
             f"{self._describe} failed on {record.topic}-{record.partition} offset {record.offset}, "
             f"key {preview(record.key)}, value {preview(record.value)}: "
-            f"{type(error).__name__}: {error}{where}",
+            f"{type(error).__name__}: {error_text(error)}{where}",
             hint="mend the code or the record and start again: nothing after the last commit was written; "
             "or give the step on_error=dead_letter, on_error=skip or on_error=retry(…)",
         )
+
+
+def error_text(error: Exception) -> str:
+    """What an error says, also where user code makes that fail."""
+    try:
+        return str(error)
+    except Exception as also:  # noqa: BLE001 - the record's fate must not hang on its error's text
+        return f"({type(also).__name__} while putting it into words)"
 
 
 def preview(payload: bytes | None, limit: int = 80) -> str:

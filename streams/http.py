@@ -31,9 +31,9 @@ class HttpServer:
     def __init__(self, host: str, port: int, routes: Mapping[str, Callable[[], Response]]) -> None:
         try:
             self._server = _Server((host, port), _handler(routes))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise ConfigurationError(
-                f"http port {host}:{port} cannot be used: {error.strerror}",
+                f"http port {host}:{port} cannot be used: {error}",
                 hint="choose another http_port; further workers of one command use the ports above it",
             ) from error
         self.host, self.port = host, self._server.server_address[1]
@@ -73,7 +73,10 @@ def _handler(routes: Mapping[str, Callable[[], Response]]) -> type[BaseHTTPReque
             if route is None:
                 response = Response(404, f"not here; try {', '.join(routes)}\n".encode())
             else:
-                response = route()
+                try:
+                    response = route()
+                except Exception as error:  # noqa: BLE001 - the server goes on; the caller is told
+                    response = Response(500, f"{type(error).__name__}: {error}\n".encode())
             self.send_response(response.status)
             self.send_header("Content-Type", response.content_type)
             self.send_header("Content-Length", str(len(response.body)))

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import datetime as dt
+import decimal
 import io
 import json
+import uuid
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, cast, overload
 
@@ -89,7 +94,7 @@ class Json(Generic[T]):
 
     @property
     def name(self) -> str:
-        return f"Json({self._type.__name__})" if self._type else "Json"
+        return f"Json({getattr(self._type, '__name__', self._type)})" if self._type else "Json"
 
     def serialize(self, values: Sequence[T]) -> Iterable[bytes]:
         return map(self._encoder.encode, values)
@@ -116,7 +121,8 @@ class SchemaFolder:
         for path in sorted(folder.glob("*.avsc")):
             schema, identifier = load_schema(path)
             known = self._schemas.setdefault(identifier, schema)
-            if known is not schema and known != schema:
+            # Files that differ only in what payloads do not show, as documentation, read them alike.
+            if _canonical(known) != _canonical(schema):
                 raise ConfigurationError(
                     f"{path}: its id {identifier} is taken by another schema in {folder}"
                 )
@@ -139,10 +145,13 @@ def load_schema(path: Path) -> tuple[Any, int]:
         raise ConfigurationError(f"schema {path} cannot be read: {error}") from error
     except (ValueError, fastavro.schema.SchemaParseException, fastavro.schema.UnknownType) as error:
         raise ConfigurationError(f"{path} is no Avro schema: {error}") from error
-    canonical = fastavro.schema.to_parsing_canonical_form(parsed)
-    fingerprint = bytes.fromhex(fastavro.schema.fingerprint(canonical, "CRC-64-AVRO"))
+    fingerprint = bytes.fromhex(fastavro.schema.fingerprint(_canonical(parsed), "CRC-64-AVRO"))
     # The specification writes the fingerprint little-endian.
     return parsed, int.from_bytes(fingerprint, "little") & 0x7FFFFFFF
+
+
+def _canonical(schema: Any) -> str:
+    return str(fastavro.schema.to_parsing_canonical_form(schema))
 
 
 class Avro(Generic[T]):
@@ -169,7 +178,7 @@ class Avro(Generic[T]):
 
     def serialize(self, values: Sequence[T]) -> Iterator[bytes]:
         write, schema, prefix = fastavro.schemaless_writer, self._parsed, self._prefix
-        as_dict: Callable[[Any], Any] = msgspec.structs.asdict if self._type else _itself
+        as_dict: Callable[[Any], Any] = _as_dict if self._type else _itself
         expected = self._type
         buffer = io.BytesIO()
         for value in values:
@@ -207,16 +216,32 @@ def _itself(value: Any) -> Any:
     return value
 
 
+# What fastavro takes as it is; records within records become dictionaries too.
+_as_dict = partial(
+    msgspec.to_builtins,
+    builtin_types=(
+        bytes,
+        bytearray,
+        dt.datetime,
+        dt.date,
+        dt.time,
+        decimal.Decimal,
+        uuid.UUID,
+    ),
+)
+
+
 def nullable(
     transform: Callable[[Sequence[Any]], Iterable[Any]],
 ) -> Callable[[Sequence[Any]], Iterable[Any]]:
     """``transform`` for columns with nulls: ``None`` stays ``None`` and is not shown to it."""
 
     def apply(column: Sequence[Any]) -> Iterable[Any]:
-        # all() looks at truth values in C, 3 times faster than a search for None; empty values merely
-        # take the slower way.
-        if all(column):
-            return transform(column)
+        # all() looks at truth values in C, 3 times faster than a search for None; empty values, and those
+        # that have no truth value, merely take the slower way.
+        with suppress(Exception):
+            if all(column):
+                return transform(column)
         present = [value for value in column if value is not None]
         if len(present) == len(column):
             return transform(column)

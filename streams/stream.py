@@ -179,6 +179,8 @@ class Stream(Generic[K, V]):
         """
         if not routes:
             raise TopologyError("branch needs at least one predicate")
+        if otherwise in routes:
+            raise TopologyError(f"branch {otherwise!r} has a predicate and is for the rest too")
         builder = self._builder
         step = builder.name(name, f"branch-{'-'.join(routes)}")
         names = [*routes] + ([otherwise] if otherwise is not None else [])
@@ -204,7 +206,7 @@ class Stream(Generic[K, V]):
             raise TopologyError("a stream is merged with itself: each record would come twice")
         step = Step(name=self._builder.name(name, "merge"), parents=parents, operator=Merge())
         self._builder.add(step)
-        same = all(stream._value is self._value for stream in others)  # noqa: SLF001 - the same class
+        same = all(_alike(stream._value, self._value) for stream in others)  # noqa: SLF001 - the same class
         return Stream(self._builder, (step.name,), self._key, self._value if same else None)
 
     def to(
@@ -249,6 +251,13 @@ class Stream(Generic[K, V]):
         )
         self._builder.add(step)
         return Stream(self._builder, (step.name,), key or self._key, value)
+
+
+def _alike(one: Serde[Any] | None, other: Serde[Any] | None) -> bool:
+    """Whether two serdes write the same: one object, or two of one kind and name."""
+    if one is None or other is None:
+        return one is other
+    return one is other or (type(one) is type(other) and one.name == other.name)
 
 
 class Branches(Mapping[str, Stream[K, V]]):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from streams.guard import Guard
+from streams.guard import Guard, error_text
 from streams.operators import fan_out
 from streams.operators.stateless import extract_timestamps
 from streams.records import Batch, Output, TopicPartition
@@ -270,7 +270,7 @@ class Task:
                 ("__streams.errors.application", self._application.encode()),
                 ("__streams.errors.step", letter.step.encode()),
                 ("__streams.errors.exception", type(letter.error).__qualname__.encode()),
-                ("__streams.errors.message", str(letter.error).encode(errors="replace")[:1024]),
+                ("__streams.errors.message", error_text(letter.error).encode(errors="replace")[:1024]),
             ]
             for record, letter in zip(records, letters, strict=True)
         ]

@@ -42,6 +42,7 @@ class TopologyDriver:
         self._tasks: dict[TaskId, Task] = {}
         self._next_offsets: dict[TopicPartition, int] = {}
         self._written: dict[str, deque[Record[Any, Any]]] = {}
+        self._counts: dict[str, int] = {}
         self._serdes: dict[str, tuple[Serde[Any], Serde[Any]]] = {
             sink.topic: (sink.key, sink.value) for sink in self._topology.sinks if isinstance(sink.topic, str)
         }
@@ -200,7 +201,8 @@ class TopologyDriver:
         for record in records:
             record.topic = output.topic
             record.partition = self._partition_of(record.key)
-            record.offset = len(written)
+            record.offset = self._counts.get(output.topic, 0)
+            self._counts[output.topic] = record.offset + 1
             written.append(record)
         if any(matches(wanted, output.topic) for wanted in self._topology.input_topics):
             self._feed(output.topic, records, output.partition)

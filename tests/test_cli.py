@@ -6,9 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+from typer.testing import CliRunner
+
+from streams.cli import cli
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +33,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def streams(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def streams(
+    folder: Path, *arguments: str, timeout: float = 60.0, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "streams", *arguments],
         cwd=folder,
@@ -37,7 +43,7 @@ def streams(folder: Path, *arguments: str, **environment: str) -> subprocess.Com
         | {"STREAMS_STATE_DIR": str(folder), "STREAMS_LOG_FORMAT": "json", **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout,
         check=False,
     )
 
@@ -121,3 +127,93 @@ def test_topics_ingest_and_lag_work_together(folder, kafka_bootstrap, prefix):
     assert sum(line["lag"] for line in lags) == 4
     assert {line["committed"] for line in lags} == {None}
     assert "has no committed offsets" in streams(folder, "lag", f"{prefix}-nobody", *servers).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], ["run", "describe", "ingest", "lag", "topics", "broker"]),
+        (["run"], ["MODULE:APP", "--workers", "--bootstrap-servers", "--create-topics", "--set", "SIGTERM"]),
+        (["describe"], ["MODULE:APP", "--format", "mermaid"]),
+        (["ingest"], ["FILE", "--topic", "--partitions"]),
+        (["lag"], ["MODULE:APP|GROUP", "--watch", "--json"]),
+        (["topics"], ["create", "delete", "--json"]),
+        (["topics", "create"], ["TOPIC", "--partitions", "--replication-factor", "--set"]),
+        (["broker"], ["start", "stop", "clean", "status", "logs"]),
+    ],
+)
+def test_help_names_what_there_is(arguments, says):
+    done = CliRunner().invoke(cli, [*arguments, "--help"], env={"TERMINAL_WIDTH": "200", "NO_COLOR": "1"})
+    assert done.exit_code == 0
+    for part in says:
+        assert part in done.output
+    assert "supervised-by" not in done.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run"], ["run", "shop:app", "--workers", "0"], ["describe", "shop:app", "--colour"], ["nonsense"]],
+)
+def test_a_wrong_use_is_code_2(arguments):
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 2
+    assert "Usage:" in done.output
+
+
+@pytest.mark.parametrize("target", ["", ":", "shop:", ":app", ".shop:app", "..:app"])
+def test_a_target_that_names_no_module_and_app_is_refused_with_advice(folder, target):
+    done = streams(folder, "describe", target)
+    assert done.returncode == 2, done.stderr
+    assert "error:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_command_soon_says_that_no_broker_answers(folder):
+    commands = [
+        "run shop:app --workers 2",
+        "run shop:app --set guarantee=at_least_once",
+        "lag shop:app",
+        "lag some-group",
+        "topics",
+        "topics create t",
+        "topics delete t",
+        "ingest shop.py --topic t",
+    ]
+    # All at once, as each waits some seconds for an answer.
+    with ThreadPoolExecutor(len(commands)) as pool:
+        outcomes = pool.map(lambda command: without_a_broker(folder, *command.split()), commands)
+        wrong = {command: said for command, said in zip(commands, outcomes, strict=True) if said != "code 3"}
+    assert wrong == {}
+
+
+def without_a_broker(folder: Path, *arguments: str) -> str:
+    """What is wrong about a command's end, or ``code 3``."""
+    try:
+        done = streams(folder, *arguments, "--bootstrap-servers", "127.0.0.1:1", timeout=25)
+    except subprocess.TimeoutExpired:
+        return "did not end within 25 s"
+    if "127.0.0.1:1" not in done.stderr or "Traceback" in done.stderr:
+        return done.stderr
+    return f"code {done.returncode}"
+
+
+def test_options_win_over_the_environment_and_the_environment_over_the_program(folder):
+    (folder / "shown.py").write_text(
+        "from streams import App\n"
+        "app = App('shown', commit_interval=1.0, max_poll_records=1, session_timeout=1.0)\n"
+        "print(app.settings.commit_interval, app.settings.max_poll_records, app.settings.session_timeout)\n"
+    )
+    done = streams(
+        folder,
+        *("run", "shown:app", "--set", "commit_interval=3.0"),
+        STREAMS_COMMIT_INTERVAL="2.0",
+        STREAMS_MAX_POLL_RECORDS="2",
+    )
+    assert done.stdout.split() == ["3.0", "2", "1.0"]
+
+
+def test_a_state_folder_given_on_the_command_line_is_used(folder):
+    (folder / "shown.py").write_text(
+        "from streams import App\napp = App('shown', state_dir='program')\nprint(app.settings.state_dir)\n"
+    )
+    assert streams(folder, "run", "shown:app", "--set", "state_dir=chosen").stdout.strip() == "chosen"

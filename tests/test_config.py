@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streams import App
-from streams.config import load_settings
+from streams.config import Settings, load_settings
 from streams.errors import ConfigurationError
 
 
@@ -75,3 +75,103 @@ def test_settings_that_commits_depend_on_cannot_be_passed_through():
         ConfigurationError, match=r"consumer setting 'enable.auto.commit' is not yours to choose"
     ):
         app.broker()
+
+
+@pytest.mark.parametrize("name", ["state_dir", "worker_id", "dead_letter_topic", "bootstrap_servers"])
+def test_every_setting_can_be_given_in_the_environment(name):
+    assert (
+        getattr(load_settings({name: "program"}, {f"STREAMS_{name.upper()}": "operator"}), name) == "operator"
+    )
+
+
+def test_no_setting_is_hidden_from_the_environment():
+    texts = {float: "2.5", int: "3", bool: "true", str: "text"}
+    for name in Settings.__struct_fields__:
+        default = getattr(Settings(), name)
+        if isinstance(default, dict):
+            text = '{"a": 1}'
+        elif name in ENUMERATED:
+            text = ENUMERATED[name]
+        else:
+            text = "5" if name == "http_port" else texts.get(type(default), "text")
+        text = "0.25" if name == "dead_letter_limit" else text
+        assert getattr(load_settings({}, {f"STREAMS_{name.upper()}": text}), name) != default, name
+
+
+ENUMERATED = {
+    "guarantee": "at_least_once",
+    "group_protocol": "classic",
+    "offset_reset": "latest",
+    "log_format": "json",
+    "log_level": "debug",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        # What Kubernetes announces for the services streams, streams-web and streams-web-ui.
+        "STREAMS_SERVICE_PORT_HTTP_METRICS",
+        "STREAMS_PORT_80_TCP_ADDR",
+        "STREAMS_WEB_SERVICE_HOST",
+        "STREAMS_WEB_SERVICE_PORT",
+        "STREAMS_WEB_SERVICE_PORT_HTTP",
+        "STREAMS_WEB_PORT",
+        "STREAMS_WEB_PORT_443_TCP",
+        "STREAMS_WEB_PORT_443_TCP_PROTO",
+        "STREAMS_WEB_UI_SERVICE_HOST",
+    ],
+)
+def test_a_service_whose_name_begins_with_streams_keeps_no_app_from_starting(name):
+    load_settings({}, {name: "tcp://10.0.0.1:80"})
+
+
+@pytest.mark.parametrize("text", ["[1]", "null", "7", '"security.protocol=SSL"'])
+def test_client_settings_that_are_no_object_are_refused(text):
+    with pytest.raises(ConfigurationError, match="STREAMS_CONSUMER"):
+        load_settings({}, {"STREAMS_CONSUMER": text})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("http_port", "65536"),
+        ("http_port", "-1"),
+        ("max_poll_records", "0"),
+        ("poll_deadline", "-5"),
+        ("dead_letter_limit", "0"),
+        ("commit_interval", "nan"),
+        ("create_topics", "perhaps"),
+        ("log_level", "loud"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_the_variables_name(name, text):
+    variable = f"STREAMS_{name.upper()}"
+    with pytest.raises(ConfigurationError, match=f"environment variable {variable}="):
+        load_settings({}, {variable: text})
+
+
+def test_words_are_not_taken_for_numbers_in_a_program():
+    with pytest.raises(
+        ConfigurationError, match=r"setting http_port='8000': expected `int \| null`, got `str`"
+    ):
+        load_settings({"http_port": "8000"}, {})
+
+
+def test_the_environment_replaces_client_settings_as_a_whole():
+    given = {"client": {"security.protocol": "SSL", "client.rack": "a"}}
+    settings = load_settings(given, {"STREAMS_CLIENT": '{"client.rack": "b"}'})
+    assert settings.client == {"client.rack": "b"}
+    assert load_settings(given, {}).client == given["client"]
+
+
+def test_a_name_like_no_other_is_answered_with_all_settings():
+    with pytest.raises(ConfigurationError, match=r"hint: settings are: bootstrap_servers, guarantee, "):
+        load_settings({"qqqq": 1}, {})
+
+
+def test_an_app_reads_the_environment_when_it_is_made(monkeypatch):
+    monkeypatch.setenv("STREAMS_MAX_POLL_RECORDS", "7")
+    app = App("test", max_poll_records=9)
+    monkeypatch.setenv("STREAMS_MAX_POLL_RECORDS", "8")
+    assert app.settings.max_poll_records == 7

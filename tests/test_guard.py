@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import given, strategies as st
 
-from streams.guard import Guard
-from streams.policy import retry, skip
+from streams.errors import ProcessingError
+from streams.guard import PIECE_SECONDS, Guard, Interrupted
+from streams.policy import fail, retry, skip
 from streams.records import Batch, FetchedLists
 
 if TYPE_CHECKING:
@@ -83,3 +86,73 @@ def test_a_record_that_succeeds_on_a_retry_keeps_its_place(failures, tries):
     )
     assert results == [row for row, count in enumerate(failures) if count <= tries]
     assert notes.waited == [2.0**attempt for count in failures for attempt in range(min(count, tries))]
+
+
+@given(st.lists(st.sampled_from(["good", "good", "raise", "stop"]), min_size=1, max_size=40), st.booleans())
+def test_a_batch_that_fails_as_one_fails_only_where_a_record_alone_would(fates, by_value):
+    calls: list[list[int]] = []
+
+    def work(batch: Batch[Any, Any]) -> list[int]:
+        rows = list(batch.values) if by_value else list(batch.offsets)
+        calls.append(rows)
+        for row in rows:
+            if fates[row] == "raise":
+                raise ValueError("made to fail")
+            if fates[row] == "stop":
+                raise StopIteration
+        return rows
+
+    notes = Notes()
+    column = list(range(len(fates)))
+    results = Guard("step", skip, notes, "step").whole(work, batch_of(column))
+    good = [row for row in column if fates[row] == "good"]
+    if good == column:
+        assert (results, calls) == ([column], [column])
+    else:
+        assert results == [[row] for row in good]
+        assert calls == [column, *([row] for row in column)]
+    assert notes.failed_rows == [row for row in column if row not in good]
+
+
+def test_a_transform_with_more_results_than_records_is_an_error_that_names_the_step():
+    column = [1, 2, 3]
+    with pytest.raises(ProcessingError, match=r"step 'odd' gave \d+ results for the first \d+ records"):
+        Guard("odd", skip, Notes(), "step 'odd'").each(lambda part: [*part, 0], column, batch_of(column))
+
+
+def test_the_group_is_looked_after_between_pieces_of_slow_code():
+    served_after: list[int] = []
+    calls = 0
+
+    class Serving(Notes):
+        def keep_alive(self) -> None:
+            served_after.append(calls)
+
+    def work(row: int) -> int:
+        nonlocal calls
+        calls += 1
+        if row % 100 == 50:
+            deadline = time.perf_counter() + 1.2 * PIECE_SECONDS
+            while time.perf_counter() < deadline:
+                pass
+        return row
+
+    column = list(range(200))
+    results, rows = Guard("step", fail, Serving(), "step").each(
+        lambda part: map(work, part), column, batch_of(column)
+    )
+    assert (results, rows) == (column, None)
+    assert len(served_after) == 2
+
+
+def test_what_interrupts_a_slice_is_no_failure_of_a_record():
+    def work(row: int) -> int:
+        if row == 3:
+            raise Interrupted
+        return row
+
+    notes = Notes()
+    column = list(range(10))
+    with pytest.raises(Interrupted):
+        Guard("step", skip, notes, "step").each(lambda part: map(work, part), column, batch_of(column))
+    assert notes.failed_rows == []

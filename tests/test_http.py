@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import urllib.error
 import urllib.request
 
@@ -30,3 +31,64 @@ def test_a_port_that_is_taken_is_named():
         pytest.raises(ConfigurationError, match=f"{server.port} cannot be used"),
     ):
         HttpServer("127.0.0.1", server.port, {})
+
+
+def test_a_route_that_fails_is_a_server_error_and_the_next_request_is_answered(capfd):
+    def fail() -> Response:
+        raise RuntimeError("made to fail")
+
+    with HttpServer("127.0.0.1", 0, {"/bad": fail, "/fine": lambda: Response(200, b"yes")}) as server:
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"{server.url}/bad", timeout=5)
+        assert caught.value.code == 500
+        caught.value.close()
+        with urllib.request.urlopen(f"{server.url}/fine", timeout=5) as answer:
+            assert answer.status == 200
+
+
+def test_a_slow_route_does_not_keep_others_waiting():
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow() -> Response:
+        started.set()
+        go_on.wait(10)
+        return Response(200, b"late")
+
+    answers: list[bytes] = []
+
+    def get_slow() -> None:
+        with urllib.request.urlopen(f"{server.url}/slow", timeout=10) as answer:
+            answers.append(answer.read())
+
+    with HttpServer("127.0.0.1", 0, {"/slow": slow, "/fine": lambda: Response(200, b"yes")}) as server:
+        thread = threading.Thread(target=get_slow)
+        thread.start()
+        assert started.wait(10)
+        with urllib.request.urlopen(f"{server.url}/fine", timeout=5) as answer:
+            assert answer.read() == b"yes"
+        go_on.set()
+        thread.join()
+    assert answers == [b"late"]
+
+
+def test_a_closed_server_gives_its_port_back():
+    with HttpServer("127.0.0.1", 0, {}) as server:
+        port = server.port
+    with HttpServer("127.0.0.1", port, {"/": lambda: Response(200, b"again")}) as server:
+        assert urllib.request.urlopen(f"{server.url}/", timeout=5).read() == b"again"
+
+
+def test_an_answer_has_its_type_and_nothing_is_said_on_the_terminal(capfd):
+    with (
+        HttpServer("127.0.0.1", 0, {"/": lambda: Response(200, b"{}", "application/json")}) as server,
+        urllib.request.urlopen(f"{server.url}/", timeout=5) as answer,
+    ):
+        assert answer.headers["Content-Type"] == "application/json"
+        assert answer.headers["Content-Length"] == "2"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_port_past_the_last_is_refused_in_words():
+    # The setting is in range, but each further worker takes the next port.
+    with pytest.raises(ConfigurationError, match="65536 cannot be used"):
+        HttpServer("127.0.0.1", 65536, {})

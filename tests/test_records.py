@@ -69,3 +69,44 @@ def test_a_column_of_another_length_is_refused():
     batch: Batch[Any, Any] = Batch(FetchedLists("t", 0, [None], [b""], [0], [0]), [b""])
     with pytest.raises(ValueError, match="1 rows need as many values, got 2"):
         batch.with_values([1, 2])
+
+
+@given(originals, st.data())
+def test_a_slice_of_what_was_fetched_is_what_a_slice_of_records_is(rows, data):
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    offsets = [10 + 3 * row for row in range(len(rows))]
+    fetched = FetchedLists("topic", 4, columns[0], columns[1], columns[2], offsets, columns[3])
+    start = data.draw(st.integers(0, len(rows) - 1))
+    stop = data.draw(st.integers(start + 1, len(rows)))
+    part = fetched.slice(start, stop)
+    assert len(part) == stop - start
+    assert part.next_offset == offsets[stop - 1] + 1
+    whole = Batch[Any, Any](fetched, columns[1])
+    assert list(Batch[Any, Any](part, columns[1][start:stop]).records()) == list(whole.records())[start:stop]
+    chosen = data.draw(st.lists(st.integers(0, len(part) - 1), max_size=5))
+    assert part.offsets(chosen) == [offsets[start + row] for row in chosen]
+
+
+def test_records_without_headers_have_none_whatever_is_selected():
+    fetched = FetchedLists("t", 0, [b"a", b"b"], [b"1", b"2"], [1, 2], [5, 9])
+    batch: Batch[Any, Any] = Batch(fetched, [b"1", b"2"])
+    assert batch.headers is None
+    assert batch.select([1, 1]).headers is None
+    assert [record.headers for record in batch.select([1]).records()] == [None]
+    assert batch.select([1]).original(0).headers is None
+
+
+def test_an_empty_selection_has_no_rows_in_any_column():
+    fetched = FetchedLists("t", 0, [b"a"], [b"1"], [1], [5], [[("h", b"x")]])
+    nothing = Batch[Any, Any](fetched, [b"1"]).select([])
+    assert (len(nothing), list(nothing.records())) == (0, [])
+    assert (list(nothing.keys), list(nothing.timestamps), list(nothing.offsets)) == ([], [], [])
+    assert (nothing.topic, nothing.partition) == ("t", 0)
+
+
+def test_a_batch_is_not_changed_by_what_is_made_of_it():
+    fetched = FetchedLists("t", 0, [b"a", b"b"], [b"1", b"2"], [1, 2], [5, 9], [None, [("h", b"x")]])
+    batch: Batch[Any, Any] = Batch(fetched, ["one", "two"])
+    before = list(batch.records())
+    batch.with_values([1, 2]).with_keys([3, 4]).with_timestamps([5, 6]).with_headers([None, None]).select([1])
+    assert list(batch.records()) == before

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 
-from streams.slot import Slot
+import pytest
+
+from streams.errors import ConfigurationError
+from streams.slot import Slot, default_state_dir
 
 
 def test_workers_of_one_app_get_the_lowest_free_numbers(tmp_path):
@@ -37,3 +41,37 @@ def test_a_killed_process_holds_no_slot(tmp_path):
         process.wait()
     with Slot("app", tmp_path) as again:
         assert again.number == 0
+
+
+def test_the_worker_id_is_stable_over_restarts_and_differs_on_one_machine(tmp_path):
+    with Slot("app", tmp_path) as first, Slot("app", tmp_path) as second:
+        ids = (first.worker_id, second.worker_id)
+    assert ids == (f"{socket.gethostname()}-0", f"{socket.gethostname()}-1")
+    with Slot("app", tmp_path) as again:
+        assert again.worker_id == ids[0]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_with_advice(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"cannot be made.*\n.*set state_dir to a writable folder"):
+        Slot("app", tmp_path / "file")
+
+
+def test_a_child_of_a_worker_does_not_hold_its_slot(tmp_path):
+    slot = Slot("app", tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
+    ) as child:
+        slot.release()
+        with Slot("app", tmp_path) as again:
+            assert again.number == 0
+        assert child.stdin is not None
+        child.stdin.close()
+
+
+def test_the_default_folder_is_in_the_users_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_state_dir() == tmp_path / "streams" / "state"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_state_dir() == tmp_path / ".cache" / "streams" / "state"

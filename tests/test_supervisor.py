@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -106,3 +108,84 @@ def wait_for(condition, timeout: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_restarts_wait_longer_each_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "RESTARTS", 3)
+    monkeypatch.setattr(supervisor, "FIRST_BACKOFF_SECONDS", 0.2)
+    monkeypatch.setattr(supervisor, "LONGEST_BACKOFF_SECONDS", 0.4)
+    body = """
+    (folder / f"at-{time.monotonic()}").touch()
+    sys.exit(1)
+    """
+    with pytest.raises(WorkersFailed, match="died 4 times"):
+        Supervisor(command(tmp_path, body), 1).run()
+    times = sorted(float(path.name.removeprefix("at-")) for path in tmp_path.glob("at-*"))
+    waits = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert len(waits) == 3
+    assert all(wait >= least for wait, least in zip(waits, (0.2, 0.4, 0.4), strict=True))
+
+
+def test_a_worker_that_dies_does_not_disturb_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "FIRST_BACKOFF_SECONDS", 0.01)
+    # The second to start lives through it all; the others die at once, and the last ends the command.
+    body = """
+    if starts == 2:
+        (folder / "living").touch()
+        signal.signal(signal.SIGTERM, lambda *_: ((folder / "stopped").touch(), sys.exit(0)))
+        (folder / "listening").touch()
+        time.sleep(60)
+    deadline = time.monotonic() + 30
+    while starts > 2 and not (folder / "listening").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if starts == 1:
+        while len(list(folder.glob("start-*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    sys.exit(5 if starts == 4 else 1)
+    """
+    assert Supervisor(command(tmp_path, body), 2).run() == 5
+    assert starts(tmp_path) == 4
+    assert (tmp_path / "stopped").exists()
+
+
+def test_a_worker_that_will_not_stop_is_killed_after_the_time_given(tmp_path):
+    body = """
+    import os
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if starts == 1:
+        time.sleep(60)
+    while len(list(folder.glob("start-*"))) < 2:
+        time.sleep(0.01)
+    sys.exit(2)
+    """
+    begun = time.monotonic()
+    assert Supervisor(command(tmp_path, body), 2, stop_timeout=0.5).run() == 2
+    assert time.monotonic() - begun < 20
+    for path in tmp_path.glob("start-*"):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.name.removeprefix("start-")), 0)
+
+
+def test_the_signal_handlers_of_the_program_are_put_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    Supervisor(command(tmp_path, "sys.exit(4)"), 1).run()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_stop_asked_for_from_the_program_ends_all_with_code_0(tmp_path):
+    body = """
+    signal.signal(signal.SIGTERM, lambda *_: ((folder / f"stopped-{os.getpid()}").touch(), sys.exit(0)))
+    (folder / f"ready-{os.getpid()}").touch()
+    time.sleep(60)
+    """
+    running = Supervisor(command(tmp_path, body), 3)
+
+    def stop_when_ready() -> None:
+        wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == 3)
+        running.request_stop()
+
+    thread = threading.Thread(target=stop_when_ready)
+    thread.start()
+    assert running.run() == 0
+    thread.join()
+    assert len(list(tmp_path.glob("stopped-*"))) == 3

@@ -6,8 +6,9 @@ import json
 import re
 
 import pytest
+from hypothesis import given, strategies as st
 
-from streams import App, Json, Text, retry, skip
+from streams import App, Json, Text, dead_letter, retry, skip
 from streams.errors import ConfigurationError, TopologyError
 
 
@@ -140,3 +141,155 @@ def test_the_json_can_be_read_by_programs():
     }
     assert second["nodes"][0]["topics"] == ["/log-.*/"]
     assert second["nodes"][2]["topic"] is None
+
+
+def test_the_whole_drawing_is_as_a_document_shows_it():
+    assert shop().topology.describe("mermaid").split("\n") == [
+        "flowchart TD",
+        "  subgraph s0[Subtopology 0]",
+        '    n0(["orders<br/>orders (key Text, value Json)"])',
+        '    n1["paid<br/>filter bool"]',
+        '    n2(["to-paid-orders<br/>paid-orders (key Text, value Json)"])',
+        "  end",
+        "  subgraph s1[Subtopology 1]",
+        '    n3(["log-.*<br/>/log-.*/ (key Bytes, value Text)"])',
+        '    n4["map-len<br/>map len"]',
+        '    n5(["to-str<br/>topic by str (key Bytes, value Json)"])',
+        "  end",
+        "  n0 --> n1",
+        "  n1 --> n2",
+        "  n3 --> n4",
+        "  n4 --> n5",
+    ]
+
+
+def test_the_json_is_the_whole_graph():
+    app = App("small")
+    app.stream("in").map(str, name="texts", on_error=retry(2, then=skip)).to("out", value=Text())
+    assert json.loads(app.topology.describe("json")) == {
+        "subtopologies": [
+            {
+                "number": 0,
+                "nodes": [
+                    {
+                        "name": "in",
+                        "role": "source",
+                        "parents": [],
+                        "on_error": {"action": "dead_letter", "retries": 0},
+                        "key": "Bytes",
+                        "value": "Json",
+                        "topics": ["in"],
+                    },
+                    {
+                        "name": "texts",
+                        "role": "step",
+                        "parents": ["in"],
+                        "on_error": {"action": "skip", "retries": 2},
+                        "operator": "map",
+                        "code": "str",
+                    },
+                    {
+                        "name": "to-out",
+                        "role": "sink",
+                        "parents": ["texts"],
+                        "on_error": {"action": "fail", "retries": 0},
+                        "key": "Bytes",
+                        "value": "Text",
+                        "topic": "out",
+                    },
+                ],
+            }
+        ]
+    }
+
+
+def test_a_name_with_quotes_does_not_end_its_label_in_the_drawing():
+    app = App("test")
+    app.stream("in").map(len, name='the "best" one').to("out")
+    assert '    n1["the #quot;best#quot; one<br/>map len"]' in app.topology.describe("mermaid").splitlines()
+
+
+@pytest.mark.parametrize("topics", [[], ()])
+def test_a_stream_of_no_topic_is_refused(topics):
+    with pytest.raises(TopologyError, match="at least one topic"):
+        App("test").stream(topics)
+
+
+def test_a_topic_named_twice_in_one_stream_is_refused():
+    app = App("test")
+    app.stream(["in", "in"]).to("out")
+    with pytest.raises(TopologyError, match="'in' is read by 2 streams"):
+        _ = app.topology
+
+
+def test_a_topic_that_two_patterns_match_is_refused_with_both_sources():
+    app = App("test")
+    app.stream(re.compile("log-.*"), name="logs").to("out")
+    app.stream(["log-eu", re.compile("metrics-.*")], name="european").to("other")
+    with pytest.raises(
+        TopologyError, match="'log-eu' must belong to exactly one source, it matches: logs, eur"
+    ):
+        app.topology.source_of("log-eu")
+    with pytest.raises(TopologyError, match="it matches: none"):
+        app.topology.source_of("traces")
+    assert app.topology.source_of("metrics-eu")[1].name == "european"
+    assert app.topology.source_of("log-us")[0].number == 0
+
+
+def test_a_pattern_matches_whole_names_only():
+    app = App("test")
+    app.stream(re.compile("log")).to("out")
+    with pytest.raises(TopologyError, match="it matches: none"):
+        app.topology.source_of("log-eu")
+
+
+def test_inputs_and_outputs_are_known_before_running():
+    app = App("test")
+    stream = app.stream(["a", "b"])
+    stream.to("x")
+    stream.map(len).to("x", name="again")
+    stream.to(str)
+    assert app.topology.input_topics == ("a", "b")
+    assert app.topology.output_topics == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"), [(dead_letter, True), (skip, False), (retry(1, then=dead_letter), True)]
+)
+def test_it_is_known_whether_dead_letters_can_be_written(policy, expected):
+    app = App("test")
+    app.stream("in", on_error=skip).map(len, on_error=policy).to("out")
+    assert app.topology.writes_dead_letters is expected
+
+
+def test_steps_of_two_streams_that_meet_late_are_one_subtopology():
+    app = App("test")
+    first, second, third = (app.stream(name) for name in ("a", "b", "c"))
+    second.to("y")
+    first.map(len).merge(third.map(len)).to("x")
+    parts = [{node.name for node in part.nodes} for part in app.topology.subtopologies]
+    assert parts == [{"a", "map-len", "c", "map-len-2", "merge", "to-x"}, {"b", "to-y"}]
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=12))
+def test_subtopologies_are_the_connected_parts_in_the_order_of_their_first_node(merges):
+    app = App("test")
+    streams = [app.stream(f"s{number}", name=f"s{number}") for number in range(8)]
+    together = [{number} for number in range(8)]
+    for number, (left, right) in enumerate(merges):
+        if left != right:
+            streams[left].merge(streams[right], name=f"m{number}").to(f"o{number}")
+            joined = together[left] | together[right]
+            for member in joined:
+                together[member] = joined
+    for number, stream in enumerate(streams):
+        stream.to(f"t{number}")
+    parts = [{int(source.name[1:]) for source in part.sources} for part in app.topology.subtopologies]
+    expected: list[set[int]] = []
+    for part in together:
+        if part not in expected:
+            expected.append(part)
+    assert parts == expected
+    assert sorted(node.name for part in app.topology.subtopologies for node in part.nodes) == sorted(
+        node.name for node in app.topology.nodes
+    )

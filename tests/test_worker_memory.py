@@ -290,6 +290,69 @@ def test_a_partition_revoked_from_a_task_that_keeps_another_is_given_up_at_once(
     assert cluster.values() == Counter(["late", "x", "y"])
 
 
+@pytest.mark.parametrize("worked_meanwhile", [True, False])
+def test_a_partition_that_comes_back_to_a_task_that_kept_another_is_read_anew(worked_meanwhile):
+    # What was polled of other-1 before it went away is still in hand when it comes back to the same task.
+    attempts = 0
+
+    def work(value: str) -> str:
+        nonlocal attempts
+        if value == "late" and (attempts := attempts + 1) < 20:
+            raise ConnectionError("not yet")
+        return value
+
+    cluster = Cluster(copying(work, topics=("in", "other"), on_error=retry(60, backoff=1, longest_backoff=1)))
+    cluster.send("in", 1, "late")
+    cluster.send("other", 1, "x", "y")
+    first = cluster.worker()
+    second: list[Worker] = []
+
+    def come_and_go() -> None:
+        if not second:
+            second.append(cluster.worker())
+        if second[0].state is State.RUNNING:
+            second[0].run_once()
+            held = TopicPartition("other", 1) in second[0].progress
+            if held and cluster.committed("other", 1) == (2 if worked_meanwhile else 0):
+                second[0].close()
+
+    cluster.whenever("keep_alive", come_and_go)
+    cluster.join(first, 6)
+    first.run_once()
+    cluster.broker.before = None
+    assert second[0].state is State.STOPPED
+    cluster.run(first)
+    first.close()
+    assert cluster.values() == Counter(["late", "x", "y"])
+
+
+@pytest.mark.parametrize("error", [TransactionAborted, OutcomeUnknown, Retriable])
+@pytest.mark.parametrize("step", ["send_offsets", "commit.before", "commit.after"])
+@pytest.mark.parametrize("occurrence", [1, 2, 3])
+def test_a_commit_that_fails_between_slow_slices_repeats_nothing(step, error, occurrence):
+    def work(value: str) -> str:
+        cluster.clock.advance(TRANSACTION_SECONDS - 1)
+        return value
+
+    cluster = Cluster(copying(work))
+    for partition in range(4):
+        cluster.send("in", partition, *numbered(3, f"p{partition}"))
+    worker = cluster.worker()
+    seen = 0
+
+    def trouble(reached: Step) -> None:
+        nonlocal seen
+        if reached == step and (seen := seen + 1) == occurrence:
+            raise error("made to fail")
+
+    cluster.broker.before = trouble
+    cluster.run(worker, rounds=60)
+    worker.close()
+    assert cluster.values() == Counter(
+        f"p{partition}-{number}" for partition in range(4) for number in range(3)
+    )
+
+
 @pytest.mark.parametrize("policy", [dead_letter, skip])
 def test_a_slice_given_up_while_its_record_waits_leaves_no_dead_letter_behind(policy):
     def work(value: str) -> str:

@@ -720,7 +720,10 @@ class KafkaAdmin:
             for topic in topics
         ]
         created = set()
-        for name, future in self._client.create_topics(wanted, operation_timeout=REQUEST_SECONDS).items():
+        asked = self._client.create_topics(
+            wanted, operation_timeout=REQUEST_SECONDS, request_timeout=REQUEST_SECONDS
+        )
+        for name, future in asked.items():
             try:
                 future.result()
                 created.add(name)
@@ -738,7 +741,7 @@ class KafkaAdmin:
         if not names:
             return
         for name, future in self._client.delete_topics(
-            list(names), operation_timeout=REQUEST_SECONDS
+            list(names), operation_timeout=REQUEST_SECONDS, request_timeout=REQUEST_SECONDS
         ).items():
             try:
                 future.result()

@@ -143,7 +143,7 @@ class _Context:
                 .with_keys([record.key for record in records])
                 .with_timestamps([record.timestamp for record in records])
             )
-            if any(record.headers for record in records):
+            if self._headers is not None or any(record.headers for record in records):
                 batch = batch.with_headers([record.headers for record in records])
             joined.append((to, batch))
         self._forwarded = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, compress, repeat
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from streams.operators import Binding, Children, Forward
 
 Function = Callable[[Any], Any]
+
+LATEST = 1 << 63
+"""Event times are below this: a broker keeps them in 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,11 @@ class Filter:
 
         def run(batch: Batch[Any, Any]) -> None:
             judged, verdicts = guard.apply(transform, batch.values, batch)
-            rows = list(compress(range(len(judged)), verdicts))
+            try:
+                rows = list(compress(range(len(judged)), verdicts))
+            except Exception:  # noqa: BLE001 - a verdict without a truth value, found by its record
+                judged, truths = guard.apply(partial(map, bool), verdicts, judged)
+                rows = list(compress(range(len(judged)), truths))
             if rows:
                 forward(judged if len(rows) == len(judged) else judged.select(rows))
 
@@ -250,24 +257,16 @@ def extract_timestamps(
     guard: Guard, timestamp: Callable[[Any], int], batch: Batch[Any, Any]
 ) -> Batch[Any, Any]:
     """The batch with event times taken from its values; rows without a valid one meet the error policy."""
-    timed, times = guard.apply(partial(_event_times, timestamp), batch.values, batch)
-    return timed.with_timestamps(times)
-
-
-def _event_times(timestamp: Callable[[Any], int], values: Sequence[Any]) -> Iterable[int]:
-    times: list[Any] = []
-    try:
-        times.extend(map(timestamp, values))
-    except Exception:  # noqa: BLE001 - found again below, at its position
-        return _checked_times(timestamp, values)
-    if set(map(type, times)) <= {int} and min(times) >= 0:
-        return times
-    return _checked_times(timestamp, values)
-
-
-def _checked_times(timestamp: Callable[[Any], int], values: Sequence[Any]) -> Iterable[int]:
-    for value in values:
-        time = timestamp(value)
-        if type(time) is not int or time < 0:
-            raise ValueError(f"an event time is a whole number of milliseconds since the epoch, got {time!r}")
-        yield time
+    timed, times = guard.apply(partial(map, timestamp), batch.values, batch)
+    if not times or (set(map(type, times)) <= {int} and min(times) >= 0 and max(times) < LATEST):
+        return timed.with_timestamps(times)
+    good = []
+    for row, time in enumerate(times):
+        if type(time) is int and 0 <= time < LATEST:
+            good.append(row)
+        else:
+            error = ValueError(
+                f"an event time is a whole number of milliseconds since the epoch, got {time!r:.80}"
+            )
+            guard.refuse(timed, row, error)
+    return timed.select(good).with_timestamps([times[row] for row in good])
