@@ -172,7 +172,7 @@ class Worker:
         self._share = _DeadLetterShare(settings.dead_letter_window)
         self._unlogged: Counter[str] = Counter()
         self._letters_logged = -float("inf")
-        self._current: tuple[TopicPartition, Task] | None = None
+        self._current: tuple[TopicPartition, Progress] | None = None
         self._must_rewind = False
         self._must_reopen = False
         self._dirty_since: float | None = None
@@ -248,12 +248,12 @@ class Worker:
     def run_once(self) -> None:
         """One round of the loop."""
         polled = self._poll()
-        owners = {partition: self._held.get(partition) for partition in polled.ends}
+        assignments = {partition: self._progress.get(partition) for partition in polled.ends}
         # Whatever aborts the transaction, a rebalance during the poll included, has all of it read again.
         if not self._must_rewind:
             self._process(polled)
         if not self._must_rewind:
-            self._note_ends(polled, owners)
+            self._note_ends(polled, assignments)
             if self._commit_due():
                 self._commit()
         if self._must_rewind:
@@ -380,21 +380,22 @@ class Worker:
             self._progress[partition].end = end
 
     def _process(self, polled: Polled) -> None:
-        # A partition that is revoked and assigned again in between gets another task: hold on to this one.
+        # A partition that is given up and assigned again in between is another assignment: hold on to this one.
         work = [
-            (partition, task, fetched)
+            (partition, progress, fetched)
             for fetched in polled.fetched
-            if (task := self._held.get(partition := TopicPartition(fetched.topic, fetched.partition)))
+            if (progress := self._progress.get(partition := TopicPartition(fetched.topic, fetched.partition)))
         ]
-        for partition, task, fetched in work:
+        for partition, progress, fetched in work:
             start = 0
             while start < len(fetched):
                 if self._stop.is_set():
                     return
-                if self._must_rewind or not self._holds(partition, task):
-                    break
                 if self._would_time_out():
                     self._commit()
+                if self._must_rewind or not self._holds(partition, progress):
+                    break
+                task = self._held[partition]
                 stop = min(len(fetched), start + self._slice_size(task))
                 whole = start == 0 and stop == len(fetched)
                 try:
@@ -410,7 +411,7 @@ class Worker:
 
     def _process_slice(self, partition: TopicPartition, task: Task, fetched: Fetched) -> None:
         begun = self._clock()
-        self._current = partition, task
+        self._current = partition, self._progress[partition]
         letters = task.counts.dead_letters.copy()
         try:
             task.process(fetched)
@@ -469,13 +470,14 @@ class Worker:
                 "once the input or the code is mended, or raise dead_letter_limit",
             )
 
-    def _note_ends(self, polled: Polled, owners: Mapping[TopicPartition, Task | None]) -> None:
-        """Move positions to ends, of partitions that are still the same tasks' as when they were polled."""
+    def _note_ends(self, polled: Polled, assignments: Mapping[TopicPartition, Progress | None]) -> None:
+        """Move positions to ends, where the assignment is still the one that they were polled under."""
         fetched = {TopicPartition(item.topic, item.partition): item.next_offset for item in polled.fetched}
         for partition, end in polled.ends.items():
-            task = owners[partition]
-            if task is None or not self._holds(partition, task):
+            progress = assignments[partition]
+            if progress is None or not self._holds(partition, progress):
                 continue
+            task = self._held[partition]
             before = task.positions.get(partition)
             if partition in fetched and before != fetched[partition]:
                 # A stop came before all of them were processed: the end is not reached.
@@ -484,7 +486,6 @@ class Worker:
             position = task.positions[partition]
             if before is not None and position > before and self._dirty_since is None:
                 self._dirty_since = self._clock()
-            progress = self._progress[partition]
             if position <= end:
                 progress.position = progress.end = position
                 progress.at_end, progress.since = True, self._clock()
@@ -645,9 +646,9 @@ class Worker:
         if self._must_rewind or (self._current is not None and not self._holds(*self._current)):
             raise Interrupted
 
-    def _holds(self, partition: TopicPartition, task: Task) -> bool:
-        """Whether the partition is still this task's: not given up, nor given up and assigned again."""
-        return self._held.get(partition) is task
+    def _holds(self, partition: TopicPartition, progress: Progress) -> bool:
+        """Whether this is still the same assignment: not given up, nor given up and assigned again."""
+        return self._progress.get(partition) is progress
 
     def _give_up(self, partitions: Iterable[TopicPartition]) -> None:
         for partition in partitions:
