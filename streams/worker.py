@@ -380,7 +380,7 @@ class Worker:
             self._progress[partition].end = end
 
     def _process(self, polled: Polled) -> None:
-        # A partition that is given up and assigned again in between is another assignment: hold on to this one.
+        # A partition given up and assigned again in between is another assignment: hold on to this one.
         work = [
             (partition, progress, fetched)
             for fetched in polled.fetched
