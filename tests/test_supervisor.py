@@ -23,14 +23,21 @@ if TYPE_CHECKING:
 
 
 def command(folder: Path, body: str) -> list[str]:
-    """A worker's program: it notes its start, then does what ``body`` says."""
+    """A worker's program: it takes the next number as ``starts``, then does what ``body`` says."""
     script = folder / "worker.py"
     script.write_text(
         textwrap.dedent(f"""
         import os, pathlib, signal, sys, time
         folder = pathlib.Path({str(folder)!r})
-        (folder / f"start-{{os.getpid()}}").touch()
-        starts = len(list(folder.glob("start-*")))
+        starts = 1
+        while True:
+            # Made by one process only, however many start at the same time.
+            try:
+                with (folder / f"start-{{starts}}").open("x") as file:
+                    file.write(str(os.getpid()))
+                break
+            except FileExistsError:
+                starts += 1
         """)
         + textwrap.dedent(body)
     )
@@ -150,7 +157,6 @@ def test_a_worker_that_dies_does_not_disturb_the_others(tmp_path, monkeypatch):
 
 def test_a_worker_that_will_not_stop_is_killed_after_the_time_given(tmp_path):
     body = """
-    import os
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if starts == 1:
         time.sleep(60)
@@ -163,7 +169,7 @@ def test_a_worker_that_will_not_stop_is_killed_after_the_time_given(tmp_path):
     assert time.monotonic() - begun < 20
     for path in tmp_path.glob("start-*"):
         with pytest.raises(ProcessLookupError):
-            os.kill(int(path.name.removeprefix("start-")), 0)
+            os.kill(int(path.read_text()), 0)
 
 
 def test_the_signal_handlers_of_the_program_are_put_back(tmp_path):
