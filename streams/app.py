@@ -24,6 +24,8 @@ from streams.metrics import WorkerMetrics
 from streams.policy import ErrorPolicy, dead_letter
 from streams.serde import Bytes, Json, Serde
 from streams.slot import Slot, default_state_dir
+from streams.state.memory import MemoryDatabases
+from streams.state.rocksdb import RocksDatabases
 from streams.stream import Stream, TopologyBuilder
 from streams.topics import prepare_topics
 from streams.worker import Worker
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from streams.broker import Broker
     from streams.config import Settings
+    from streams.state.store import Databases
     from streams.topology import Topic, Topology
 
 K = TypeVar("K")
@@ -62,7 +65,7 @@ class App:
             )
         self.name = name
         self._arguments = settings
-        self._builder = TopologyBuilder()
+        self._builder = TopologyBuilder(name)
         self.settings: Settings = load_settings(settings, os.environ)
 
     @overload
@@ -166,9 +169,10 @@ class App:
         cluster = broker or self.broker()
         admin = cluster.admin()
         try:
-            prepare_topics(
+            partitions = prepare_topics(
                 topology,
                 admin,
+                application=self.name,
                 dead_letter_topic=self.dead_letter_topic,
                 create_outputs=settings.create_topics,
             )
@@ -189,7 +193,18 @@ class App:
                 )
             else:
                 guarantee = AtLeastOnce(cluster, timeout=settings.transaction_timeout)
-            worker = Worker(topology, cluster, guarantee, settings, application=self.name)
+            databases: Databases = MemoryDatabases()
+            if settings.state_store == "rocksdb" and any(part.stores for part in topology.subtopologies):
+                databases = RocksDatabases(slot.folder / "state", settings.state_memory_mb * 1_000_000)
+            worker = Worker(
+                topology,
+                cluster,
+                guarantee,
+                settings,
+                application=self.name,
+                partitions=partitions,
+                databases=databases,
+            )
             finished = stop or threading.Event()
             stack.callback(finished.set)
             watch = threading.Thread(
@@ -251,6 +266,8 @@ def _routes(worker: Worker) -> dict[str, Callable[[], Response]]:
     def ready() -> Response:
         if worker.state.value != "running":
             return Response(503, f"{worker.state.value}\n".encode())
+        if not worker.ready:
+            return Response(503, b"restoring stores\n")
         return healthy()
 
     return {

@@ -368,6 +368,7 @@ def _check_workers(app: App, workers: int) -> None:
     inputs = prepare_topics(
         topology,
         admin,
+        application=app.name,
         dead_letter_topic=app.dead_letter_topic,
         create_outputs=app.settings.create_topics,
     )

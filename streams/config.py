@@ -84,6 +84,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     state_dir: str | None = None
     """Where a worker keeps what is its own; a folder in the user's cache unless set."""
 
+    state_store: Literal["rocksdb", "memory"] = "rocksdb"
+    """Where stores are kept: on disk under ``state_dir``, or in memory, restored at every start."""
+
+    state_memory_mb: Annotated[int, Meta(ge=8)] = 96
+    """Memory for all RocksDB stores of a worker together: caches and what is not flushed yet."""
+
+    state_buffer_mb: Annotated[int, Meta(gt=0)] = 64
+    """Commit early when the changes of stores since the last commit take about as much memory."""
+
     http_host: str = "127.0.0.1"
     """Address of the port below."""
 

@@ -18,7 +18,8 @@ Each class is named by what it means to the caller; ``exit_code`` is what the co
     ├── ProcessingError               4   user code or a serde failed on a record, under policy ``fail``
     ├── DeadLetterLimitExceeded       5   too large a share of the input became dead letters
     ├── WorkersFailed                 6   workers died faster than the restart limit allows
-    └── LocalKafkaError               7   the local Kafka could not be set up, started or stopped
+    ├── LocalKafkaError               7   the local Kafka could not be set up, started or stopped
+    └── StateError                    8   state on disk or in a changelog topic cannot be used as it is
 """
 
 from __future__ import annotations
@@ -117,3 +118,9 @@ class LocalKafkaError(StreamsError):
     """The local Kafka could not be set up, started or stopped."""
 
     exit_code = 7
+
+
+class StateError(StreamsError):
+    """State on disk or in a changelog topic cannot be used as it is, and must not be ignored either."""
+
+    exit_code = 8

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -187,6 +187,11 @@ class Batch(Generic[K, V]):
         return self._timestamps
 
     @property
+    def rows(self) -> Rows:
+        """Which of the input records each row came from, counted from 0."""
+        return range(len(self.values)) if self._rows is None else self._rows
+
+    @property
     def offsets(self) -> Sequence[int]:
         """The offset, in the input partition, of the record each row came from."""
         return self._fetched.offsets(self._rows)
@@ -263,6 +268,51 @@ class Batch(Generic[K, V]):
             fetched.topic,
             fetched.partition,
             fetched.offsets(at)[0],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """``Fetched`` for records that come from state instead of from an input topic.
+
+    ``topic`` and ``partition`` are those of the store's changelog. Offsets are -1; the bytes are made only
+    when a dead letter needs them.
+    """
+
+    topic: str
+    partition: int
+    _keys: Sequence[Any]
+    _values: Sequence[Any]
+    _timestamps: Sequence[int]
+    _encode: Callable[[Any], bytes | None]
+    next_offset: int = field(default=-1)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def keys(self, rows: Rows | None = None) -> list[bytes | None]:
+        return [self._encode(key) for key in take(self._keys, rows)]
+
+    def values(self, rows: Rows | None = None) -> list[bytes | None]:
+        return [self._encode(value) for value in take(self._values, rows)]
+
+    def timestamps(self, rows: Rows | None = None) -> list[int]:
+        return take(self._timestamps, rows)
+
+    def offsets(self, rows: Rows | None = None) -> list[int]:
+        return [-1] * (len(self._values) if rows is None else len(rows))
+
+    def headers(self, rows: Rows | None = None) -> list[Headers | None] | None:  # noqa: ARG002 - the protocol's
+        return None
+
+    def slice(self, start: int, stop: int) -> Derived:
+        return Derived(
+            self.topic,
+            self.partition,
+            self._keys[start:stop],
+            self._values[start:stop],
+            self._timestamps[start:stop],
+            self._encode,
         )
 
 

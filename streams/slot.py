@@ -40,6 +40,8 @@ class Slot:
                 f"state folder {folder} cannot be made: {error}", hint="set state_dir to a writable folder"
             ) from error
         self.number, self._file = _claim(folder)
+        self.folder = folder / str(self.number)
+        """For the worker's own files."""
         self.worker_id = f"{socket.gethostname()}-{self.number}"
 
     def release(self) -> None:

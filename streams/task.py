@@ -8,19 +8,28 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import msgspec
+
+from streams.clock import StreamClock
+from streams.errors import ProcessingError, StreamsError, TopologyError
 from streams.guard import Guard, error_text
 from streams.operators import fan_out
 from streams.operators.stateless import extract_timestamps
-from streams.records import Batch, Output, TopicPartition
+from streams.records import Batch, Derived, Output, TopicPartition
 from streams.serde import Bytes, nullable
+from streams.state.buffered import KeyValueState, WindowState
+from streams.state.changelog import Checkpoint, changelog_topic, encode_metadata
 from streams.topology import Node, Sink, Source, Step, Subtopology, function_name, matches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from streams.operators import Forward
     from streams.policy import Action
+    from streams.processor import Cancel, TimeKind
     from streams.records import Fetched, Headers
+    from streams.state.definition import StoreDefinition
+    from streams.state.store import Changes, Database
 
 
 class TaskId(NamedTuple):
@@ -34,7 +43,10 @@ class TaskId(NamedTuple):
 
 
 class Runtime(Protocol):
-    """What a task needs of whatever runs it while user code is slow or waits."""
+    """What a task needs of whatever runs it: the time, and something to do while user code is slow or waits."""
+
+    def wall_clock(self) -> int:
+        """Milliseconds since the epoch."""
 
     def keep_alive(self) -> None:
         """Serve the group if it is due. Raises ``Interrupted`` when the open slice must be given up."""
@@ -62,6 +74,8 @@ class Counts:
     """Records written as dead letters, by step."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Records left out under policy ``skip``, by step."""
+    late: Counter[str] = field(default_factory=Counter)
+    """Records that came too late for a window or a join, by step."""
     seconds: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "process": 0.0})
 
     def add(self, other: Counts) -> None:
@@ -72,14 +86,115 @@ class Counts:
         self.bytes_out += other.bytes_out
         self.dead_letters.update(other.dead_letters)
         self.skipped.update(other.skipped)
+        self.late.update(other.late)
         for stage, seconds in other.seconds.items():
             self.seconds[stage] += seconds
 
 
-class _Binding(NamedTuple):
-    guard: Guard
-    subtopology: int
-    partition: int
+@dataclass(slots=True)
+class _Schedule:
+    step: str
+    every: int
+    call: Callable[[int], None]
+    due: int | None
+    clock: StreamClock | None
+    """The clock it follows; ``None`` for the wall clock."""
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def run(self, now: int) -> None:
+        try:
+            self.call(now)
+        except StreamsError:
+            raise
+        except Exception as error:
+            raise ProcessingError(
+                f"step {self.step!r} failed in what it scheduled every {self.every} ms: "
+                f"{type(error).__name__}: {error_text(error)}",
+                hint="there is no record to become a dead letter: mend the code and start again",
+            ) from error
+
+
+@dataclass(slots=True)
+class _Hooks:
+    """What the steps of a task asked to be called for. Numbers are positions of nodes in the subtopology."""
+
+    at_slice_end: list[tuple[int, Callable[[], None]]] = field(default_factory=list)
+    at_commit: list[tuple[int, Callable[[], None]]] = field(default_factory=list)
+    schedules: list[_Schedule] = field(default_factory=list)
+    idle: list[tuple[int, StreamClock]] = field(default_factory=list)
+    """After how many milliseconds without records which clock follows the wall clock."""
+
+    def sort(self) -> None:
+        """Steps before later ones: what one forwards, the next takes in before its own turn."""
+        self.at_slice_end.sort(key=lambda item: item[0])
+        self.at_commit.sort(key=lambda item: item[0])
+
+
+class _Clocks:
+    """The clocks of a task: one for all steps that make event times for the same stateful steps."""
+
+    def __init__(self, subtopology: Subtopology, checkpoints: Mapping[str, Checkpoint]) -> None:
+        self._subtopology = subtopology
+        self._checkpoints = checkpoints
+        self.by_maker: dict[str, StreamClock] = {}
+        self.keepers: dict[str, StreamClock] = {}
+        """The store in whose changelog each clock's time is kept."""
+        groups: list[set[str]] = []
+        owners = {
+            store.name: node for node in subtopology.nodes if isinstance(node, Step) for store in node.owns
+        }
+        windowed = {store.name for store in subtopology.stores if store.retention is not None}
+        for node in subtopology.nodes:
+            if isinstance(node, Step) and (node.owns or node.uses or node.operator.stamps):
+                # Steps that share a windowed store must agree on what is late.
+                sharing = [owners[name] for name in node.uses if name in windowed]
+                groups.append({maker for step in (node, *sharing) for maker in self._makers(step)})
+        self._groups = _joined(groups)
+
+    def of(self, step: Step) -> StreamClock:
+        makers = self._makers(step)
+        group = next(group for group in self._groups if makers[0] in group)
+        clock = self.by_maker.get(makers[0])
+        if clock is None:
+            clock = StreamClock()
+            self.by_maker.update(dict.fromkeys(group, clock))
+        kept = next((store.name for store in step.owns if store.source_topic is None), None)
+        if kept is not None and kept not in self.keepers:
+            self.keepers[kept] = clock
+            clock.restore(self._checkpoints[kept].time)
+        return clock
+
+    def all(self) -> list[StreamClock]:
+        return list({id(clock): clock for clock in self.by_maker.values()}.values())
+
+    def observed(self, name: str, forward: Forward) -> Forward:
+        """``forward`` that also tells the clock of the records, where somebody asked for one."""
+        clock = self.by_maker.get(name)
+        if clock is None:
+            return forward
+
+        def run(batch: Batch[Any, Any]) -> None:
+            clock.observe(batch)
+            forward(batch)
+
+        return run
+
+    def _makers(self, step: Step) -> list[str]:
+        nodes = self._subtopology.ancestors(step.name, stop=_stamps)
+        return [node.name for node in nodes if _stamps(node)]
+
+
+def _joined(groups: list[set[str]]) -> list[set[str]]:
+    """The groups, with those that overlap made one."""
+    joined: list[set[str]] = []
+    for group in groups:
+        overlapping = [other for other in joined if other & group]
+        joined = [other for other in joined if not other & group]
+        joined.append(group.union(*overlapping))
+    return joined
 
 
 class _DeadLetter(NamedTuple):
@@ -95,6 +210,11 @@ class Task:
     ``positions`` are the next offsets after the slices that were processed as a whole: what may be
     committed once ``take`` has been written. ``starts`` are the offsets that it was given first, for each
     partition: where that is read again from if nothing of it was ever committed.
+
+    With stores, a commit is three steps: ``prepare`` lets steps forward what has changed and encodes the
+    changes, ``take`` hands both over to be written, and ``committed`` puts the changes into ``database``.
+    ``database`` must be restored when the task is made. ``checkpoints`` tell, for each store, up to where of
+    its changelog it is.
     """
 
     def __init__(
@@ -105,6 +225,8 @@ class Task:
         *,
         application: str,
         dead_letter_topic: str,
+        database: Database | None = None,
+        checkpoints: Mapping[str, Checkpoint] | None = None,
     ) -> None:
         self.id = identifier
         self.positions: dict[TopicPartition, int] = {}
@@ -116,17 +238,47 @@ class Task:
         self._pending: list[Pending] = []
         self._dead_letters: list[_DeadLetter] = []
         self._subtopology = subtopology
+        self._database = database
+        self._checkpoints = dict(checkpoints or {})
+        self._staged: dict[str, Changes] | None = None
+        self._definitions = {store.name: store for store in subtopology.stores}
+        if self._definitions and database is None:
+            raise StreamsError(f"task {identifier} has stores and was given no database")
+        self.states: dict[str, KeyValueState[Any, Any] | WindowState[Any, Any]] = {
+            name: self._open_state(store) for name, store in self._definitions.items()
+        }
+        self._clocks = _Clocks(subtopology, self._checkpoints)
+        self._hooks = _Hooks()
         self._sources: dict[str, Callable[[Fetched], None]] = {}
         bound: dict[str, Forward] = {}
         for node in reversed(subtopology.nodes):
             children = {child.name: bound[child.name] for child in subtopology.children(node.name)}
             if isinstance(node, Source):
-                self._sources[node.name] = self._bind_source(node, fan_out(children))
+                forward = self._clocks.observed(node.name, fan_out(children))
+                self._sources[node.name] = self._bind_source(node, forward)
             elif isinstance(node, Step):
+                children = {name: self._clocks.observed(node.name, child) for name, child in children.items()}
                 bound[node.name] = node.operator.bind(self._binding(node), children)
             else:
                 bound[node.name] = self._bind_sink(node)
+        self._hooks.sort()
         self._by_topic: dict[str, Callable[[Fetched], None]] = {}
+        self.stateful = bool(self.states or self._hooks.schedules)
+
+    @property
+    def dirty(self) -> int:
+        """How many entries of its stores the next commit would write."""
+        return sum(state.dirty for state in self.states.values())
+
+    @property
+    def staged(self) -> bool:
+        """Whether the commit being made changes stores."""
+        return self._staged is not None
+
+    @property
+    def stream_times(self) -> dict[str, int]:
+        """Stream time behind each step that makes event times for somebody: milliseconds since the epoch."""
+        return {name: clock.time for name, clock in self._clocks.by_maker.items()}
 
     def process(self, fetched: Fetched) -> None:
         """Run one slice of one input partition, as a whole or not at all.
@@ -136,24 +288,88 @@ class Task:
         """
         begun = time.perf_counter()
         decoding = self.counts.seconds["decode"]
-        partition = TopicPartition(fetched.topic, fetched.partition)
-        before = len(self._pending), len(self._dead_letters)
-        try:
-            self._source_for(fetched.topic)(fetched)
-        except BaseException:
-            del self._pending[before[0] :], self._dead_letters[before[1] :]
-            raise
-        self.positions[partition] = fetched.next_offset
+        self._as_slice(lambda: self._source_for(fetched.topic)(fetched))
+        self.positions[TopicPartition(fetched.topic, fetched.partition)] = fetched.next_offset
         counts = self.counts
         counts.records_in += len(fetched)
         seconds = counts.seconds
         seconds["process"] += time.perf_counter() - begun - (seconds["decode"] - decoding)
+
+    def event_times(self, fetched: Fetched) -> Sequence[int]:
+        """The records' event times, as their source will find them; where it finds none, as those before."""
+        source = self._source_node(fetched.topic)
+        if source.timestamp is None:
+            return fetched.timestamps()
+        times: list[int] = []
+        for payload in fetched.values():
+            try:
+                (value,) = source.value.deserialize([payload]) if payload is not None else (None,)
+                times.append(int(source.timestamp(value)))
+            except Exception:  # noqa: BLE001 - met again, by its policy, when the record is processed
+                times.append(times[-1] if times else 0)
+        return times
+
+    def punctuate(self) -> bool:
+        """Run what is due on the wall clock, as a slice of its own. Returns whether anything was."""
+        now = self._runtime.wall_clock()
+        due = [
+            schedule
+            for schedule in self._hooks.schedules
+            if schedule.clock is None and not schedule.cancelled and now >= (schedule.due or 0)
+        ]
+        if not due:
+            return False
+
+        def run() -> None:
+            for schedule in due:
+                schedule.run(now)
+
+        self._as_slice(run)
+        for schedule in due:
+            # Calls that were missed are not made up for.
+            schedule.due = now + schedule.every
+        return True
+
+    def idle(self, milliseconds: int, since: int) -> bool:
+        """Let stream time follow the wall clock, where a step asked for it, as no record came for a while.
+
+        ``milliseconds`` is how long none came, ``since`` how much of it has not been told yet. Returns whether
+        anything was closed.
+        """
+        clocks = {
+            id(clock): clock for after, clock in self._hooks.idle if milliseconds >= after and clock.time >= 0
+        }
+        if not clocks:
+            return False
+
+        def run() -> None:
+            for clock in clocks.values():
+                clock.advance(clock.time + since)
+
+        self._as_slice(run)
+        return True
 
     def advance(self, partition: TopicPartition, offset: int) -> None:
         """Note that nothing but markers lies before ``offset``: the partition's end, found by polling."""
         if offset > self.positions.get(partition, -1):
             self.starts.setdefault(partition, offset)
             self.positions[partition] = offset
+
+    def prepare(self) -> None:
+        """Let steps forward what has changed since the last commit, and encode the changes of stores.
+
+        May raise what ``process`` may. Done once a commit; nothing may be processed until ``committed`` or
+        ``drop``.
+        """
+        if not self.stateful:
+            return
+
+        def run() -> None:
+            for _, call in self._hooks.at_commit:
+                call()
+
+        self._as_slice(run)
+        self._stage()
 
     def take(self) -> list[Pending]:
         """What the slices since the last call produced, dead letters last. Empty when there is nothing."""
@@ -166,15 +382,124 @@ class Task:
             self.counts.bytes_out += total_bytes(output.values)
         return pending
 
+    def take_changelog(self) -> list[Output]:
+        """What ``prepare`` found for the changelog topics."""
+        outputs = []
+        for name, changes in (self._staged or {}).items():
+            definition = self._definitions[name]
+            if definition.source_topic is not None:
+                continue
+            keys: list[bytes | None] = list(changes.entries)
+            values = list(changes.entries.values())
+            for key, value in self._checkpoints[name].unwritten():
+                keys.append(key)
+                values.append(value)
+            if keys:
+                topic = changelog_topic(self._application, definition)
+                now = [self._runtime.wall_clock()] * len(keys)
+                outputs.append(Output(topic, keys, values, now, partition=self.id.partition))
+                self._checkpoints[name].wrote(len(keys))
+        return outputs
+
+    def committed(self) -> None:
+        """All that was taken is permanent: the changes go into the database, with the place they stand for."""
+        for clock in self._clocks.all():
+            clock.committed()
+        if self._staged is None:
+            return
+        staged, self._staged = self._staged, None
+        assert self._database is not None
+        partition = self.id.partition
+        for name, definition in self._definitions.items():
+            if definition.source_topic is not None:
+                source = TopicPartition(definition.source_topic, partition)
+                if source in self.positions:
+                    self._checkpoints[name].offset = self.positions[source]
+        self._database.write(
+            {name: changes for name, changes in staged.items() if changes.entries or changes.deleted},
+            encode_metadata(self._checkpoints, self._runtime.wall_clock()),
+        )
+        for state in self.states.values():
+            state.committed()
+        for checkpoint in self._checkpoints.values():
+            checkpoint.committed()
+
+    def drop_slice(self) -> None:
+        """Give up the slice that is open, if any."""
+        for state in self.states.values():
+            state.drop_slice()
+        for clock in self._clocks.all():
+            clock.drop_slice()
+
     def drop(self, positions: dict[TopicPartition, int]) -> None:
-        """Forget what was produced and not taken, and continue from ``positions``."""
+        """Forget what was produced and changed since the last commit, and continue from ``positions``."""
         self._pending, self._dead_letters = [], []
+        self._staged = None
         self.positions = dict(positions)
+        for state in self.states.values():
+            state.drop()
+        for clock in self._clocks.all():
+            clock.drop()
+        for checkpoint in self._checkpoints.values():
+            checkpoint.drop()
 
     def forget(self, partition: TopicPartition) -> None:
         """Hold this input partition no longer."""
         self.positions.pop(partition, None)
         self.starts.pop(partition, None)
+
+    def close(self) -> None:
+        """Release the database. What is not committed is gone."""
+        if self._database is not None:
+            self._database.close()
+
+    def _as_slice(self, run: Callable[[], None]) -> None:
+        before = len(self._pending), len(self._dead_letters)
+        try:
+            run()
+            for _, call in self._hooks.at_slice_end:
+                call()
+            self._punctuate_on_stream_time()
+        except BaseException:
+            del self._pending[before[0] :], self._dead_letters[before[1] :]
+            self.drop_slice()
+            raise
+        for state in self.states.values():
+            state.end_slice()
+        for clock in self._clocks.all():
+            clock.end_slice()
+
+    def _punctuate_on_stream_time(self) -> None:
+        for schedule in self._hooks.schedules:
+            clock = schedule.clock
+            if clock is None or schedule.cancelled or clock.time < 0:
+                continue
+            due = schedule.due
+            if due is None or clock.time >= due:
+                schedule.due = clock.time - clock.time % schedule.every + schedule.every
+                if due is not None:
+                    schedule.run(clock.time)
+
+    def _stage(self) -> None:
+        """Encode what the commit writes to stores; nothing, when nothing changed."""
+        for name, clock in self._clocks.keepers.items():
+            self._checkpoints[name].time = clock.time
+        changes = {name: state.take() for name, state in self.states.items()}
+        changed = any(item.entries or item.deleted for item in changes.values())
+        if changed or any(checkpoint.unwritten() for checkpoint in self._checkpoints.values()):
+            self._staged = changes
+
+    def _open_state(self, store: StoreDefinition) -> KeyValueState[Any, Any] | WindowState[Any, Any]:
+        assert self._database is not None
+        self._checkpoints.setdefault(store.name, Checkpoint(store.schema))
+        if store.retention is None:
+            return KeyValueState(self._database.store(store.name), store.key, store.value)
+        state: WindowState[Any, Any] = WindowState(
+            self._database.store(store.name), store.key, store.value, retention=store.retention
+        )
+        state.expire(self._checkpoints[store.name].time)
+        state.end_slice()
+        return state
 
     def keep_alive(self) -> None:
         self._runtime.keep_alive()
@@ -190,25 +515,42 @@ class Task:
         self.counts.dead_letters[step] += 1
         self._dead_letters.append(_DeadLetter(batch, row, step, error))
 
-    def _binding(self, node: Node) -> _Binding:
+    def _binding(self, step: Step) -> _Binding:
+        return _Binding(
+            guard=self._guard(step),
+            subtopology=self.id.subtopology,
+            partition=self.id.partition,
+            _step=step,
+            _within=self._subtopology,
+            _application=self._application,
+            _states=self.states,
+            _clocks=self._clocks,
+            _hooks=self._hooks,
+            _counts=self.counts,
+            _wall_clock=self._runtime.wall_clock,
+        )
+
+    def _guard(self, node: Node) -> Guard:
         describe = f"step {node.name!r}"
         if isinstance(node, Step) and node.operator.code is not None:
             describe += f" ({_where(node.operator.code)})"
-        return _Binding(Guard(node.name, node.policy, self, describe), *self.id)
+        return Guard(node.name, node.policy, self, describe)
 
     def _source_for(self, topic: str) -> Callable[[Fetched], None]:
         found = self._by_topic.get(topic)
         if found is None:
-            name = next(
-                source.name
-                for source in self._subtopology.sources
-                if any(matches(wanted, topic) for wanted in source.topics)
-            )
-            found = self._by_topic[topic] = self._sources[name]
+            found = self._by_topic[topic] = self._sources[self._source_node(topic).name]
         return found
 
+    def _source_node(self, topic: str) -> Source:
+        return next(
+            source
+            for source in self._subtopology.sources
+            if any(matches(wanted, topic) for wanted in source.topics)
+        )
+
     def _bind_source(self, source: Source, forward: Forward) -> Callable[[Fetched], None]:
-        guard = self._binding(source).guard
+        guard = self._guard(source)
         deserialize_value = nullable(source.value.deserialize)
         # Keys that stay bytes stay with the client too, until somebody asks for them.
         deserialize_key = None if isinstance(source.key, Bytes) else nullable(source.key.deserialize)
@@ -233,7 +575,7 @@ class Task:
         return run
 
     def _bind_sink(self, sink: Sink) -> Forward:
-        guard = self._binding(sink).guard
+        guard = self._guard(sink)
         serialize_value, serialize_key = nullable(sink.value.serialize), nullable(sink.key.serialize)
 
         def encode(batch: Batch[Any, Any], topic: str) -> None:
@@ -282,6 +624,94 @@ class Task:
             headers,
         )
         return Pending(output, _refuse_dead_letter)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Binding:
+    """One step's side of its task; see ``streams.operators.Binding``."""
+
+    guard: Guard
+    subtopology: int
+    partition: int
+    _step: Step
+    _within: Subtopology
+    _application: str
+    _states: Mapping[str, KeyValueState[Any, Any] | WindowState[Any, Any]]
+    _clocks: _Clocks
+    _hooks: _Hooks
+    _counts: Counts
+    _wall_clock: Callable[[], int]
+
+    @property
+    def clock(self) -> StreamClock:
+        return self._clocks.of(self._step)
+
+    @property
+    def sends_old(self) -> bool:
+        return _wants_old(self._within, self._step)
+
+    def state(self, name: str) -> KeyValueState[Any, Any]:
+        state = self._states[name]
+        assert isinstance(state, KeyValueState)
+        return state
+
+    def windows(self, name: str) -> WindowState[Any, Any]:
+        state = self._states[name]
+        assert isinstance(state, WindowState)
+        return state
+
+    def at_slice_end(self, call: Callable[[], None]) -> None:
+        self._hooks.at_slice_end.append((self._within.nodes.index(self._step), call))
+
+    def at_commit(self, call: Callable[[], None]) -> None:
+        self._hooks.at_commit.append((self._within.nodes.index(self._step), call))
+
+    def close_idle_after(self, milliseconds: int) -> None:
+        self._hooks.idle.append((milliseconds, self.clock))
+
+    def schedule(self, every: int, on: TimeKind, call: Callable[[int], None]) -> Cancel:
+        if every <= 0:
+            raise TopologyError(
+                f"step {self._step.name!r} schedules a call every {every} ms: needs 1 or more"
+            )
+        clock, due = (self.clock, None) if on == "stream_time" else (None, self._wall_clock() + every)
+        schedule = _Schedule(self._step.name, every, call, due, clock)
+        self._hooks.schedules.append(schedule)
+        return schedule.cancel
+
+    def late(self, records: int) -> None:
+        self._counts.late[self._step.name] += records
+
+    def derive(
+        self, store: str | None, keys: Sequence[Any], values: Sequence[Any], timestamps: Sequence[int]
+    ) -> Batch[Any, Any]:
+        definition = next((item for item in self._within.stores if item.name == store), None)
+        # Where a dead letter says that it comes from.
+        topic = changelog_topic(self._application, definition) if definition else self._step.name
+        origin = Derived(topic, self.partition, keys, values, timestamps, _payload)
+        return Batch(origin, values, keys=keys, timestamps=timestamps)
+
+
+def _stamps(node: Node) -> bool:
+    return isinstance(node, Source) or (isinstance(node, Step) and node.operator.stamps)
+
+
+def _wants_old(subtopology: Subtopology, step: Step) -> bool:
+    """Whether the changes that ``step`` forwards must tell the old values too."""
+    for child in subtopology.children(step.name):
+        if isinstance(child, Step):
+            needs = getattr(child.operator, "needs_old", False)
+            passes_on = getattr(child.operator, "passes_changes", False)
+            if needs or (passes_on and _wants_old(subtopology, child)):
+                return True
+    return False
+
+
+def _payload(value: Any) -> bytes | None:
+    """A value from a store as a dead letter shows it."""
+    if value is None or isinstance(value, bytes):
+        return value
+    return msgspec.json.encode(value, enc_hook=repr)
 
 
 def total_bytes(payloads: Sequence[bytes | None]) -> int:

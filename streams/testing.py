@@ -9,6 +9,8 @@ from streams.errors import TopologyError
 from streams.partitioning import partition_for
 from streams.records import FetchedLists, Headers, Record, TopicPartition
 from streams.serde import Bytes
+from streams.state.changelog import Checkpoint, decode_metadata
+from streams.state.memory import MemoryDatabases
 from streams.task import Task, TaskId
 from streams.topology import matches
 
@@ -18,14 +20,17 @@ if TYPE_CHECKING:
     from streams.app import App
     from streams.records import Output
     from streams.serde import Serde
+    from streams.state.store import Database
     from streams.task import Pending
+    from streams.topology import Subtopology
 
 
 class TopologyDriver:
     """Runs an app's tasks in this thread: records in, records out, and a clock that only moves by hand.
 
     ``clock`` is the time in milliseconds since the epoch; records sent without a timestamp get it. What the
-    app writes to a topic that it also reads comes back in. Topics have ``partitions`` partitions.
+    app writes to a topic that it also reads comes back in. Topics have ``partitions`` partitions. Whatever is
+    sent is committed at once: each call gives the updates that one commit would.
 
     ::
 
@@ -43,6 +48,8 @@ class TopologyDriver:
         self._next_offsets: dict[TopicPartition, int] = {}
         self._written: dict[str, deque[Record[Any, Any]]] = {}
         self._counts: dict[str, int] = {}
+        self._databases = MemoryDatabases()
+        self._idle_since: dict[TaskId, int] = {}
         self._serdes: dict[str, tuple[Serde[Any], Serde[Any]]] = {
             sink.topic: (sink.key, sink.value) for sink in self._topology.sinks if isinstance(sink.topic, str)
         }
@@ -136,11 +143,42 @@ class TopologyDriver:
                 total[step] = total.get(step, 0) + count
         return total
 
+    def late(self) -> dict[str, int]:
+        """How many records came too late for a window or join, by step, since the start."""
+        total: dict[str, int] = {}
+        for task in self._tasks.values():
+            for step, count in task.counts.late.items():
+                total[step] = total.get(step, 0) + count
+        return total
+
+    def store(self, name: str) -> dict[Any, Any]:
+        """What a store holds over all partitions, by key; by window start and key for a windowed one."""
+        found: dict[Any, Any] = {}
+        for task in self._tasks.values():
+            state = task.states.get(name)
+            if state is not None:
+                found |= dict(state.entries())
+        return found
+
     def advance(self, milliseconds: int) -> None:
-        """Move the clock."""
+        """Move the clock: what is scheduled on the wall clock runs, and idle windows close."""
         self.clock += milliseconds
+        for task in list(self._tasks.values()):
+            since = self._idle_since.get(task.id, self.clock)
+            worked = task.punctuate()
+            if task.idle(self.clock - since, milliseconds) or worked:
+                self._commit(task)
+
+    def restart(self) -> None:
+        """Let every task end and begin again from what is committed, as after a stop or a crash."""
+        for task in self._tasks.values():
+            task.close()
+        self._tasks.clear()
 
     # --- what a task asks of its runtime
+
+    def wall_clock(self) -> int:
+        return self.clock
 
     def keep_alive(self) -> None:
         """There is no group to serve."""
@@ -176,8 +214,17 @@ class TopologyDriver:
                     headers if any(headers) else None,
                 )
             )
-            for pending in task.take():
-                self._write(pending)
+            self._idle_since[task.id] = self.clock
+            self._commit(task)
+
+    def _commit(self, task: Task) -> None:
+        written = task.take()
+        task.prepare()
+        written += task.take()
+        task.take_changelog()
+        task.committed()
+        for pending in written:
+            self._write(pending)
 
     def _task(self, topic: str, partition: int) -> Task:
         if not 0 <= partition < self._partitions:
@@ -185,14 +232,27 @@ class TopologyDriver:
         subtopology, _ = self._topology.source_of(topic)
         identifier = TaskId(subtopology.number, partition)
         if identifier not in self._tasks:
+            names = [store.name for store in subtopology.stores]
+            database = self._databases.open(names, partition) if names else None
             self._tasks[identifier] = Task(
                 identifier,
                 subtopology,
                 self,
                 application=self._app.name,
                 dead_letter_topic=self._app.dead_letter_topic,
+                database=database,
+                checkpoints=self._checkpoints(subtopology, database),
             )
         return self._tasks[identifier]
+
+    def _checkpoints(self, subtopology: Subtopology, database: Database | None) -> dict[str, Checkpoint]:
+        saved = {} if database is None else decode_metadata(database.metadata())
+        checkpoints = {}
+        for store in subtopology.stores:
+            checkpoint = checkpoints[store.name] = Checkpoint(store.schema)
+            if store.name in saved:
+                checkpoint.time = checkpoint.time_written = saved[store.name].time
+        return checkpoints
 
     def _write(self, pending: Pending) -> None:
         output = pending.output

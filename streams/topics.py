@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 from streams.broker import NewTopic
 from streams.errors import TopicError
 from streams.events import Event, get_logger
-from streams.topology import matches
+from streams.state.changelog import changelog_topic
+from streams.topology import Sink, matches
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from streams.broker import Admin, TopicDescription
     from streams.topology import Topology
 
@@ -22,20 +25,41 @@ DEAD_LETTER_SETTINGS = {
 }
 
 
+CHANGELOG_SETTINGS = {
+    # Entries carry no event time of use to the broker: what it deletes by age, it counts from the writing.
+    "message.timestamp.type": "LogAppendTime",
+    # A worker that was away for less than this has not missed a deletion.
+    "delete.retention.ms": str(2 * 24 * 3600 * 1000),
+}
+
+WINDOW_MARGIN = 7 * 24 * 3600 * 1000
+"""How much longer (milliseconds) than its store a changelog of windows keeps them: for streams that pause."""
+
+
 def prepare_topics(
-    topology: Topology, admin: Admin, *, dead_letter_topic: str, create_outputs: bool
+    topology: Topology, admin: Admin, *, application: str, dead_letter_topic: str, create_outputs: bool
 ) -> dict[str, int]:
     """Check that all topics are there, create the app's own, and return the inputs with their partitions.
 
-    Raises ``TopicError`` naming every topic that is missing, ``TopologyError`` for a topic that two sources
-    would read, ``BrokerUnreachable``.
+    The app's own are its changelog and repartition topics, and the dead-letter topic. Raises ``TopicError``
+    naming every topic that is missing or whose partitions do not fit, ``TopologyError`` for a topic that two
+    sources would read, ``BrokerUnreachable``.
     """
     existing = admin.topics()
-    missing = [topic for topic in topology.input_topics if isinstance(topic, str) and topic not in existing]
+    repartitions = topology.repartitions
+    missing = [
+        topic
+        for topic in topology.input_topics
+        if isinstance(topic, str) and topic not in existing and topic not in repartitions
+    ]
     if missing:
         raise TopicError(f"input topics do not exist: {', '.join(missing)}", hint=_creation_hint(missing))
     inputs = input_partitions(topology, existing)
-    outputs = [topic for topic in topology.output_topics if topic not in existing]
+    inputs |= _repartition_counts(topology, inputs, existing)
+    check_copartitions(topology, inputs)
+    outputs = [
+        topic for topic in topology.output_topics if topic not in existing and topic not in repartitions
+    ]
     if outputs and not create_outputs:
         raise TopicError(
             f"output topics do not exist: {', '.join(outputs)}",
@@ -45,8 +69,15 @@ def prepare_topics(
     new = [NewTopic(name=topic, partitions=partitions, settings={"retention.ms": "-1"}) for topic in outputs]
     if topology.writes_dead_letters and dead_letter_topic not in existing:
         new.append(NewTopic(name=dead_letter_topic, partitions=partitions, settings=DEAD_LETTER_SETTINGS))
+    new += [
+        NewTopic(name=topic, partitions=inputs[topic], settings={"retention.ms": "-1"})
+        for topic in repartitions
+        if topic not in existing
+    ]
+    new += _changelogs(topology, inputs, existing, application)
+    counts = {topic.name: topic.partitions for topic in new}
     for name in sorted(admin.create_topics(new) if new else ()):
-        get_logger().info(Event.TOPIC_CREATED, topic=name, partitions=partitions)
+        get_logger().info(Event.TOPIC_CREATED, topic=name, partitions=counts[name])
     return inputs
 
 
@@ -60,6 +91,99 @@ def input_partitions(topology: Topology, existing: dict[str, TopicDescription]) 
     for name in inputs:
         topology.source_of(name)
     return inputs
+
+
+def check_copartitions(topology: Topology, inputs: Mapping[str, int]) -> None:
+    """Check that topics which a step reads together have equally many partitions. Raises ``TopicError``."""
+    for step, wanted in topology.copartitions:
+        counts = {
+            topic: count for topic, count in inputs.items() if any(matches(item, topic) for item in wanted)
+        }
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
+            raise TopicError(
+                f"step {step!r} reads topics together that must have the same number of partitions: {listed}",
+                hint="equal keys must lie in equal partitions: make the numbers the same, or put "
+                ".repartition(name) behind the stream of one of them",
+            )
+
+
+def _repartition_counts(
+    topology: Topology, inputs: Mapping[str, int], existing: Mapping[str, TopicDescription]
+) -> dict[str, int]:
+    """Partition counts of the internal topics between subtopologies."""
+    wanted = topology.repartitions
+    known = {topic: item.partitions for topic, item in wanted.items() if item.partitions is not None}
+    known |= {topic: existing[topic].partitions for topic in wanted if topic in existing}
+    for topic, item in wanted.items():
+        if topic in existing and item.partitions not in (None, existing[topic].partitions):
+            raise TopicError(
+                f"{topic} has {existing[topic].partitions} partitions, the program wants {item.partitions}",
+                hint="the state behind it is spread over as many: give the step another name to begin anew",
+            )
+    while len(known) < len(wanted):
+        before = len(known)
+        for topic in wanted:
+            if topic not in known and (count := _derived_count(topology, topic, dict(inputs) | known)):
+                known[topic] = count
+        if len(known) == before:
+            raise TopicError(
+                f"nobody knows how many partitions {', '.join(sorted(wanted.keys() - known.keys()))} should "
+                "have: they feed each other",
+                hint="say so: .repartition(name, partitions=…)",
+            )
+    return known
+
+
+def _derived_count(topology: Topology, topic: str, counts: Mapping[str, int]) -> int | None:
+    """As many partitions as the topics that it is read together with, else as the largest that feeds it."""
+    together = [
+        count
+        for _, wanted in topology.copartitions
+        if any(matches(item, topic) for item in wanted)
+        for name, count in counts.items()
+        if any(matches(item, name) for item in wanted)
+    ]
+    if together:
+        return max(together)
+    feeding = next(
+        subtopology
+        for subtopology in topology.subtopologies
+        if any(isinstance(node, Sink) and node.topic == topic for node in subtopology.nodes)
+    )
+    internal = [source for source in topology.repartitions if feeding.reads(source)]
+    if any(source not in counts for source in internal):
+        return None
+    return max((count for name, count in counts.items() if feeding.reads(name)), default=None)
+
+
+def _changelogs(
+    topology: Topology,
+    inputs: Mapping[str, int],
+    existing: Mapping[str, TopicDescription],
+    application: str,
+) -> list[NewTopic]:
+    new = []
+    for subtopology in topology.subtopologies:
+        partitions = max((count for topic, count in inputs.items() if subtopology.reads(topic)), default=1)
+        for store in subtopology.stores:
+            if store.source_topic is not None:
+                continue
+            topic = changelog_topic(application, store)
+            if topic not in existing:
+                settings = CHANGELOG_SETTINGS | {"cleanup.policy": "compact"}
+                if store.changelog_retention is not None:
+                    retention = store.changelog_retention + WINDOW_MARGIN
+                    settings |= {"cleanup.policy": "compact,delete", "retention.ms": str(retention)}
+                new.append(NewTopic(name=topic, partitions=partitions, settings=settings))
+            elif existing[topic].partitions != partitions:
+                raise TopicError(
+                    f"store {store.name!r}: {topic} has {existing[topic].partitions} partitions, but its "
+                    f"input has {partitions} now, so that keys lie in other partitions than their state",
+                    hint="give the store another name and replay the input to build it anew, or restore the "
+                    "input's partition count",
+                )
+    return new
 
 
 def _wanted(topic: str | re.Pattern[str], name: str) -> bool:

@@ -6,10 +6,11 @@ frozen graph.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import msgspec
 
@@ -17,14 +18,16 @@ from streams.errors import ConfigurationError, TopologyError
 from streams.policy import ErrorPolicy, dead_letter, fail
 
 if TYPE_CHECKING:
-    import re
     from collections.abc import Callable, Iterable
 
     from streams.operators import Operator
     from streams.serde import Serde
+    from streams.state.definition import StoreDefinition
 
 Topic: TypeAlias = "str | re.Pattern[str]"
 """A topic's name, or a pattern that must match a whole name."""
+
+_STORE_NAME = re.compile(r"[A-Za-z0-9._-]{1,150}")
 
 DescriptionFormat: TypeAlias = Literal["text", "mermaid", "json"]
 
@@ -39,18 +42,37 @@ class Source:
     value: Serde[Any]
     timestamp: Callable[[Any], int] | None = None
     policy: ErrorPolicy = dead_letter
+    table: bool = False
+    """Whether it reads changes of a table: at equal event times they come before other records."""
 
     parents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Transforms what its parents send."""
+    """Transforms what its parents send.
+
+    ``owns`` are the stores it keeps; ``uses`` names those of other steps that it reads or changes too, which
+    therefore run in the same task.
+    """
 
     name: str
     parents: tuple[str, ...]
     operator: Operator
     policy: ErrorPolicy = fail
+    owns: tuple[StoreDefinition, ...] = ()
+    uses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Repartition:
+    """Makes a sink's topic an internal one, between two subtopologies, with ``partitions`` partitions.
+
+    Without a number it gets as many as the topics that it is joined with, else as the largest that feeds it.
+    Its records are deleted once they are processed and committed.
+    """
+
+    partitions: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +85,7 @@ class Sink:
     key: Serde[Any]
     value: Serde[Any]
     policy: ErrorPolicy = fail
+    repartition: Repartition | None = None
 
 
 Node: TypeAlias = "Source | Step | Sink"
@@ -79,9 +102,49 @@ class Subtopology:
     def sources(self) -> tuple[Source, ...]:
         return tuple(node for node in self.nodes if isinstance(node, Source))
 
+    @property
+    def stores(self) -> tuple[StoreDefinition, ...]:
+        """The stores of its tasks."""
+        return tuple(store for node in self.nodes if isinstance(node, Step) for store in node.owns)
+
+    def reads(self, topic: str) -> bool:
+        """Whether one of its sources reads the topic."""
+        return any(matches(wanted, topic) for source in self.sources for wanted in source.topics)
+
+    def rank(self, topic: str) -> int:
+        """Whose records come first at equal event times: tables before streams, then as declared."""
+        ordered = sorted(self.sources, key=lambda source: not source.table)
+        return next(
+            rank
+            for rank, source in enumerate(ordered)
+            if any(matches(wanted, topic) for wanted in source.topics)
+        )
+
     def children(self, name: str) -> tuple[Node, ...]:
         """The nodes that follow the named one, in the order they were declared."""
         return tuple(node for node in self.nodes if name in node.parents)
+
+    def node(self, name: str) -> Node:
+        """The node of that name."""
+        return next(node for node in self.nodes if node.name == name)
+
+    def ancestors(self, name: str, stop: Callable[[Node], bool] = lambda _: False) -> tuple[Node, ...]:
+        """The nodes that feed the named one, nearest first, without looking behind those that ``stop``."""
+        found: dict[str, Node] = {}
+        waiting = list(self.node(name).parents)
+        while waiting:
+            node = self.node(waiting.pop(0))
+            if node.name not in found:
+                found[node.name] = node
+                waiting.extend(() if stop(node) else node.parents)
+        return tuple(found.values())
+
+
+class Copartition(NamedTuple):
+    """Topics whose partitions of one number hold the same keys, as a step reads them together."""
+
+    step: str
+    topics: tuple[Topic, ...]
 
 
 @dataclass(frozen=True)
@@ -116,14 +179,52 @@ class Topology:
         """Whether any step's policy may send a record to the dead-letter topic."""
         return any(node.policy.action == "dead_letter" for node in self.nodes)
 
+    @property
+    def repartitions(self) -> dict[str, Repartition]:
+        """The internal topics between subtopologies."""
+        return {
+            sink.topic: sink.repartition
+            for sink in self.sinks
+            if sink.repartition is not None and isinstance(sink.topic, str)
+        }
+
+    @cached_property
+    def copartitions(self) -> tuple[Copartition, ...]:
+        """The source topics that must have the same number of partitions, for each step that needs it."""
+        found = []
+        for subtopology in self.subtopologies:
+            owner = {
+                store.name: node
+                for node in subtopology.nodes
+                if isinstance(node, Step)
+                for store in node.owns
+            }
+            for node in subtopology.nodes:
+                if not isinstance(node, Step) or not (node.owns or node.uses):
+                    continue
+                feeding = {node.name, *(owner[name].name for name in node.uses)}
+                topics = dict.fromkeys(
+                    topic
+                    for name in sorted(feeding)
+                    for source in subtopology.ancestors(name)
+                    if isinstance(source, Source)
+                    for topic in source.topics
+                )
+                found.append(Copartition(node.name, tuple(topics)))
+        return tuple(found)
+
     @cached_property
     def subtopologies(self) -> tuple[Subtopology, ...]:
         """The connected parts, numbered from 0 in the order of their first node."""
         part: dict[str, int] = {}
+        owners = {
+            store.name: node.name for node in self.nodes if isinstance(node, Step) for store in node.owns
+        }
         for number, node in enumerate(self.nodes):
             part[node.name] = number
-            for parent in node.parents:
-                old, new = part[node.name], part[parent]
+            shared = [owners[name] for name in node.uses] if isinstance(node, Step) else []
+            for neighbour in (*node.parents, *shared):
+                old, new = part[node.name], part[neighbour]
                 if old != new:
                     part = {name: new if group == old else group for name, group in part.items()}
         numbers = {group: index for index, group in enumerate(dict.fromkeys(part.values()))}
@@ -166,12 +267,16 @@ class Topology:
             known.add(node.name)
         followed = {parent for node in self.nodes for parent in node.parents}
         for node in self.nodes:
-            terminal = isinstance(node, Sink) or (isinstance(node, Step) and node.operator.terminal)
+            # A store may be there to be asked for what it holds.
+            terminal = isinstance(node, Sink) or (
+                isinstance(node, Step) and (node.operator.terminal or bool(node.owns))
+            )
             if node.name not in followed and not terminal:
                 raise TopologyError(
                     f"{node.name!r} is a dead end: what reaches it goes nowhere",
                     hint="end it with .to(topic), .peek(function) or .process(…), or remove it",
                 )
+        self._validate_stores()
         named = Counter(topic for topic in self.input_topics if isinstance(topic, str))
         for topic, count in named.items():
             if count > 1:
@@ -179,6 +284,27 @@ class Topology:
                     f"topic {topic!r} is read by {count} streams",
                     hint="call app.stream for it once and use that stream twice",
                 )
+
+    def _validate_stores(self) -> None:
+        known: set[str] = set()
+        for node in self.nodes:
+            if not isinstance(node, Step):
+                continue
+            for store in node.owns:
+                if not _STORE_NAME.fullmatch(store.name):
+                    raise TopologyError(
+                        f"{store.name!r} cannot name a store: it becomes part of a topic's name",
+                        hint="use letters, digits, '.', '_' and '-'",
+                    )
+                if store.name in known:
+                    raise TopologyError(
+                        f"two stores are named {store.name!r}",
+                        hint="give one of them another name: stores and their topics are found again by it",
+                    )
+                known.add(store.name)
+            for name in node.uses:
+                if name not in known:
+                    raise TopologyError(f"step {node.name!r} uses the store {name!r}, which is not before it")
 
 
 def matches(wanted: Topic, topic: str) -> bool:
@@ -230,6 +356,8 @@ def _as_text(topology: Topology) -> str:
             lines.append(f"  {_role(node):<6} {node.name}: {_detail(node)}")
             if children:
                 lines.append(f"           --> {children}")
+            if isinstance(node, Step) and (node.owns or node.uses):
+                lines.append(f"           stores: {', '.join([s.name for s in node.owns] + list(node.uses))}")
             lines.append(f"           on error: {node.policy}")
     return "\n".join(lines)
 
@@ -270,7 +398,8 @@ def _node_json(node: Node) -> dict[str, Any]:
     if isinstance(node, Step):
         code = node.operator.code
         common |= {"operator": node.operator.kind, "code": None if code is None else function_name(code)}
-        return common
+        stores = [store.name for store in node.owns] + list(node.uses)
+        return common | ({"stores": stores} if stores else {})
     common |= {"key": node.key.name, "value": node.value.name}
     if isinstance(node, Source):
         return common | {"topics": list(map(_topic_text, node.topics))}

@@ -23,16 +23,21 @@ from streams.errors import (
 )
 from streams.events import Event, get_logger
 from streams.guard import Interrupted
+from streams.merge import InputQueue
 from streams.records import Output, TopicPartition
+from streams.restore import Restorer
+from streams.state.memory import MemoryDatabases
 from streams.task import Counts, Task, TaskId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from streams.broker import Broker, Consumer, Polled
+    from streams.broker import Admin, Broker, Consumer, Polled
     from streams.commit import Guarantee
     from streams.config import Settings
     from streams.records import Fetched
+    from streams.restore import Restoration, RestoreProgress
+    from streams.state.store import Databases
     from streams.topology import Topology
 
 T = TypeVar("T")
@@ -52,6 +57,18 @@ LETTERS_SECONDS = 1.0
 
 ENDS_SECONDS = 1.0
 """How often lag is brought up to date."""
+
+BYTES_PER_ENTRY = 500
+"""A changed entry of a store takes about this much memory until it is committed."""
+
+RESTORE_SECONDS = 0.2
+"""While there is something to restore, each round of the loop gives it about this long."""
+
+PURGE_SECONDS = 30.0
+"""How often consumed records of repartition topics are deleted."""
+
+IDLE_SECONDS = 0.25
+"""How often stream time is moved on where nothing comes."""
 
 OPEN_SECONDS = 5.0
 """How long one attempt to get a producer may take before the group is served again."""
@@ -93,6 +110,8 @@ class Progress:
     at_end: bool = False
     since: float = 0.0
     """When the position last changed, or the end was reached, on the worker's clock."""
+    told: float = 0.0
+    """Up to when stream time has been told that nothing comes, on the worker's clock."""
 
     @property
     def lag(self) -> int:
@@ -137,7 +156,9 @@ class Worker:
 
     ``run`` returns after ``request_stop`` and raises what ended the worker otherwise. Everything happens in
     the thread that calls it, user code included; ``request_stop`` and the properties may be used from others.
-    ``clock`` counts seconds and ``pause`` lets some pass, at most as many as it is given.
+    ``partitions`` are the input topics with their partition counts, ``databases`` keep the tasks' stores.
+    ``clock`` counts seconds, ``pause`` lets some pass, at most as many as it is given, and ``wall_clock`` is
+    the time in milliseconds since the epoch.
     """
 
     def __init__(
@@ -148,9 +169,32 @@ class Worker:
         settings: Settings,
         *,
         application: str,
+        partitions: Mapping[str, int] | None = None,
+        databases: Databases | None = None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] | None = None,
+        wall_clock: Callable[[], int] | None = None,
     ) -> None:
+        self._partitions = dict(partitions or {})
+        self._databases = databases or MemoryDatabases()
+        self.wall_clock = wall_clock or (lambda: time.time_ns() // 1_000_000)
+        self._restorer = Restorer(
+            broker, self._databases, application=application, clock=clock, wall_clock=self.wall_clock
+        )
+        self._waiting: dict[TaskId, set[TopicPartition]] = {}
+        """Partitions held of tasks with stores that are not restored yet."""
+        self._restoring: set[TaskId] = set()
+        self._resume_at: dict[TopicPartition, int] = {}
+        self._queues: dict[TaskId, InputQueue] = {}
+        self._commit_first = False
+        self._committing = False
+        self._in_callback = False
+        self._callback_error: Exception | None = None
+        self._abandoned = False
+        self._repartitions = set(topology.repartitions)
+        self._consumed: dict[TopicPartition, int] = {}
+        self._purged = clock()
+        self._admin: Admin | None = None
         self._topology = topology
         self._broker = broker
         self._guarantee = guarantee
@@ -196,6 +240,21 @@ class Worker:
     def counts(self) -> list[Counts]:
         """What the tasks given up have done together, then what each of the others has done."""
         return [self._given_up, *(task.counts for task in list(self._tasks.values()))]
+
+    @property
+    def restoring(self) -> dict[TaskId, RestoreProgress]:
+        """The tasks whose stores are being brought up to date."""
+        return self._restorer.progress
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is running with all its stores up to date."""
+        return self._state is State.RUNNING and not self._waiting
+
+    @property
+    def tasks(self) -> dict[TaskId, Task]:
+        """The tasks at work."""
+        return dict(self._tasks)
 
     def stalled(self) -> list[TopicPartition]:
         """The partitions that have lag and made no progress for ``stall_timeout``."""
@@ -247,6 +306,8 @@ class Worker:
 
     def run_once(self) -> None:
         """One round of the loop."""
+        if self._waiting:
+            self._restore()
         polled = self._poll()
         assignments = {partition: self._progress.get(partition) for partition in polled.ends}
         # Whatever aborts the transaction, a rebalance during the poll included, has all of it read again.
@@ -254,6 +315,7 @@ class Worker:
             self._process(polled)
         if not self._must_rewind:
             self._note_ends(polled, assignments)
+            self._punctuate()
             if self._commit_due():
                 self._commit()
         if self._must_rewind:
@@ -266,17 +328,22 @@ class Worker:
         self._commit()
         self._consumer.close()
         self._guarantee.close()
+        self._close_stores()
         self._enter(State.STOPPED)
         self._log.info(Event.WORKER_STOPPED)
 
     # --- rebalances: the three paths, called from inside the consumer
 
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:
-        """Make tasks for what was added."""
+        """Make tasks for what was added; those with stores begin once these are restored."""
         now = self._clock()
         for partition in partitions:
             subtopology, _ = self._topology.source_of(partition.topic)
             identifier = TaskId(subtopology.number, partition.partition)
+            self._progress[partition] = Progress(since=now, told=now)
+            if subtopology.stores:
+                self._wait_for_restore(identifier, [partition])
+                continue
             task = self._tasks.get(identifier)
             if task is None:
                 task = self._tasks[identifier] = Task(
@@ -287,13 +354,27 @@ class Worker:
                     dead_letter_topic=self.dead_letter_topic,
                 )
             self._held[partition] = task
-            self._progress[partition] = Progress(since=now)
         self._log.info(Event.PARTITIONS_ASSIGNED, partitions=[str(item) for item in partitions])
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """Commit, then give up: the next owner continues where this one stopped."""
         if self._state in (State.RUNNING, State.STOPPING):
-            self._commit()
+            self._in_callback = True
+            try:
+                if self._committing:
+                    # In the middle of a commit there is nothing whole: what it stands for is done again.
+                    self._must_rewind = True
+                    self._abort()
+                else:
+                    self._abandon_slice()
+                    self._commit()
+            except StreamsError as error:
+                # Raised once the client is not in the middle of a rebalance any more.
+                self._callback_error = error
+                self._must_rewind = True
+                self._abort()
+            finally:
+                self._in_callback = False
         self._give_up(partitions)
         self._log.info(Event.PARTITIONS_REVOKED, partitions=[str(item) for item in partitions])
 
@@ -312,11 +393,9 @@ class Worker:
         now = self._clock()
         if now > self._stop_by:
             raise Interrupted
-        if self._overdue():
+        if self._overdue() and not self._committing:
             # What is whole need not wait for a slow slice, and its transaction would time out if it did.
-            self._commit()
-            if self._must_rewind:
-                raise Interrupted
+            self._commit_in_slice()
         if now - self._last_served >= min(SERVE_SECONDS, self._settings.poll_deadline / 10):
             self._serve_in_slice()
 
@@ -325,7 +404,8 @@ class Worker:
         kind = type(error).__name__
         self._log.warning(Event.RECORD_RETRIED, step=step, error=f"{kind}: {error}", seconds=seconds)
         # A transaction left open would time out meanwhile; the open slice has written nothing to it yet.
-        self._commit()
+        if not self._committing:
+            self._commit_in_slice()
         until = self._clock() + seconds
         while True:
             self._serve_in_slice()
@@ -335,6 +415,18 @@ class Worker:
             self._pause(min(left, 0.1))
             if self._stop.is_set():
                 raise Interrupted
+
+    def _commit_in_slice(self) -> None:
+        """Commit what is whole. Raises ``Interrupted`` when the slice that is open cannot go on after that."""
+        if self._dirty_since is None:
+            return
+        if self._current is not None and self._held[self._current[0]].stateful:
+            # A commit lets the task's steps forward what they hold: not in the middle of their work.
+            self._commit_first = True
+            raise Interrupted
+        self._commit()
+        if self._must_rewind:
+            raise Interrupted
 
     @property
     def dead_letter_topic(self) -> str:
@@ -351,7 +443,10 @@ class Worker:
         timeout = 0.1
         if self._dirty_since is not None:
             timeout = min(timeout, max(0.0, self._next_commit() - begun))
+        if self._waiting:
+            timeout = 0.0 if self._tasks else min(timeout, 0.02)
         polled = self._consumer.poll(self._poll_size(), timeout)
+        self._raise_callback_error()
         self._last_served = now = self._clock()
         self.stages.poll += now - begun
         for fetched in polled.fetched:
@@ -384,41 +479,93 @@ class Worker:
         work = [
             (partition, progress, fetched)
             for fetched in polled.fetched
-            if (progress := self._progress.get(partition := TopicPartition(fetched.topic, fetched.partition)))
+            if (partition := TopicPartition(fetched.topic, fetched.partition)) in self._held
+            and (progress := self._progress.get(partition))
         ]
+        queues: dict[TaskId, InputQueue] = {}
         for partition, progress, fetched in work:
+            if not self._holds(partition, progress):
+                continue
+            task = self._held[partition]
+            queue = self._queues.get(task.id)
+            if queue is not None:
+                queue.add(fetched)
+                continue
             start = 0
             while start < len(fetched):
-                if self._stop.is_set():
-                    return
-                if self._would_time_out():
-                    self._commit()
-                if self._must_rewind or not self._holds(partition, progress):
-                    break
-                task = self._held[partition]
                 stop = min(len(fetched), start + self._slice_size(task))
                 whole = start == 0 and stop == len(fetched)
-                try:
-                    self._process_slice(partition, task, fetched if whole else fetched.slice(start, stop))
-                except Interrupted:
-                    # Its records come again: to the next owner, or after the rewind.
+                if not self._attempt(partition, progress, fetched if whole else fetched.slice(start, stop)):
                     break
                 start = stop
-                if self._clock() - self._last_served >= SERVE_SECONDS:
-                    self._serve()
-                if self._overdue():
-                    self._commit()
+        for partition, end in polled.ends.items():
+            task_there = self._held.get(partition)
+            if task_there is not None and task_there.id in self._queues:
+                self._queues[task_there.id].at_end(partition, end)
+        queues.update(self._queues)
+        for identifier, queue in queues.items():
+            self._drain(identifier, queue)
+
+    def _drain(self, identifier: TaskId, queue: InputQueue) -> None:
+        """Process what can be had of a task with several input partitions, by lowest event time."""
+        assert self._consumer is not None
+        while self._queues.get(identifier) is queue:
+            fetched = queue.peek(self._slice_size(self._tasks[identifier]))
+            if fetched is None:
+                break
+            partition = TopicPartition(fetched.topic, fetched.partition)
+            if not self._attempt(partition, self._progress[partition], fetched):
+                break
+            queue.taken(fetched)
+        if self._queues.get(identifier) is not queue or self._must_rewind:
+            return
+        # One that is far ahead must not fill the memory while it waits for another.
+        own = [partition for partition, task in self._held.items() if task.id == identifier]
+        limit = self._settings.max_poll_records
+        full = [partition for partition in own if queue.size(partition) >= 2 * limit]
+        low = [partition for partition in own if queue.size(partition) < limit]
+        self._consumer.pause(full)
+        self._consumer.resume(low)
+
+    def _attempt(self, partition: TopicPartition, progress: Progress, fetched: Fetched) -> bool:
+        """Process one slice if that still makes sense, with the commits that are due around it.
+
+        Returns whether it was processed; if not, its records come again: to the next owner, or after the
+        rewind.
+        """
+        while True:
+            if self._stop.is_set():
+                return False
+            if self._would_time_out():
+                self._commit()
+            if self._must_rewind or not self._holds(partition, progress) or partition not in self._held:
+                return False
+            self._commit_first = False
+            try:
+                self._process_slice(partition, self._held[partition], fetched)
+            except Interrupted:
+                if not self._commit_first or self._must_rewind:
+                    return False
+                self._commit()
+                continue
+            if self._clock() - self._last_served >= SERVE_SECONDS:
+                self._serve()
+            if self._overdue():
+                self._commit()
+            return True
 
     def _process_slice(self, partition: TopicPartition, task: Task, fetched: Fetched) -> None:
         begun = self._clock()
         self._current = partition, self._progress[partition]
+        self._abandoned = False
         letters = task.counts.dead_letters.copy()
         try:
             task.process(fetched)
         except ProcessingError:
             # What is whole is kept: the failing record is then the next one after a restart.
             self._current = None
-            self._commit()
+            if not self._must_rewind:
+                self._commit()
             raise
         finally:
             self._current = None
@@ -473,13 +620,22 @@ class Worker:
     def _note_ends(self, polled: Polled, assignments: Mapping[TopicPartition, Progress | None]) -> None:
         """Move positions to ends, where the assignment is still the one that they were polled under."""
         fetched = {TopicPartition(item.topic, item.partition): item.next_offset for item in polled.fetched}
-        for partition, end in polled.ends.items():
-            progress = assignments[partition]
-            if progress is None or not self._holds(partition, progress):
+        ends = dict(polled.ends)
+        for queue in self._queues.values():
+            # There, an end counts once what was polled before it is processed.
+            ends |= queue.ends()
+        for partition, end in ends.items():
+            progress = assignments.get(partition, self._progress.get(partition))
+            if progress is None or not self._holds(partition, progress) or partition not in self._held:
                 continue
             task = self._held[partition]
+            queue_here = self._queues.get(task.id)
+            if queue_here is not None and queue_here.ends().get(partition) != end:
+                continue
+            if queue_here is not None and task.positions.get(partition) == end and progress.at_end:
+                continue
             before = task.positions.get(partition)
-            if partition in fetched and before != fetched[partition]:
+            if queue_here is None and partition in fetched and before != fetched[partition]:
                 # A stop came before all of them were processed: the end is not reached.
                 continue
             task.advance(partition, end)
@@ -517,7 +673,12 @@ class Worker:
 
     def _overdue(self) -> bool:
         since = self._dirty_since
-        return since is not None and self._clock() - since >= self._settings.commit_interval
+        if since is None:
+            return False
+        if self._clock() - since >= self._settings.commit_interval:
+            return True
+        changed = sum(task.dirty for task in self._tasks.values())
+        return changed * BYTES_PER_ENTRY > self._settings.state_buffer_mb * 1_000_000
 
     def _next_commit(self) -> float:
         """When the next commit is due if nothing more comes: soon, as the worker has then caught up."""
@@ -550,23 +711,54 @@ class Worker:
             return
         assert self._consumer is not None
         begun = self._clock()
-        offsets = {
-            partition: offset
-            for task in self._tasks.values()
-            for partition, offset in task.positions.items()
-            if self._committed.get(partition) != offset
-        }
+        self._committing = True
         try:
+            self._prepare()
+            offsets = self._offsets()
             self._guarantee.commit(offsets, self._consumer)
         except (TransactionAborted, OutcomeUnknown, Retriable) as error:
             self._give_up_transaction(error)
+        except Interrupted:
+            # The group or a stop did not wait for what steps forward at a commit.
+            self._must_rewind = True
+            self._abort()
         else:
             self._committed |= offsets
+            for task in self._tasks.values():
+                task.committed()
+            self._purge(offsets)
+            if offsets:
+                now = self._clock()
+                self.stages.commit += now - begun
+                self.observe_commit(now - begun)
+        finally:
+            self._committing = False
         self._dirty_since = None
-        self._last_commit = now = self._clock()
-        if offsets:
-            self.stages.commit += now - begun
-            self.observe_commit(now - begun)
+        self._last_commit = self._clock()
+
+    def _prepare(self) -> None:
+        """Let tasks forward and encode what has changed, and write it."""
+        for task in list(self._tasks.values()):
+            if not task.stateful:
+                continue
+            task.prepare()
+            if self._must_rewind:
+                raise Interrupted
+            self._write(task)
+            for output in task.take_changelog():
+                self._guarantee.write(output)
+
+    def _offsets(self) -> dict[TopicPartition, int]:
+        offsets: dict[TopicPartition, int] = {}
+        for task in self._tasks.values():
+            moved = {
+                partition: offset
+                for partition, offset in task.positions.items()
+                if self._committed.get(partition) != offset
+            }
+            # Only offsets fence: changes of state must never be committed without any.
+            offsets |= task.positions if task.staged else moved
+        return offsets
 
     def _give_up_transaction(self, error: BrokerError) -> None:
         """Note that what was written since the last commit is gone, or that nobody knows whether it is."""
@@ -588,7 +780,8 @@ class Worker:
     def _rewind(self) -> None:
         """Read the input again from the committed offsets, after whatever was not committed is given up."""
         assert self._consumer is not None
-        if self._must_reopen:
+        unknown = self._must_reopen
+        if unknown:
             self._open_guarantee()
             if self._stop.is_set():
                 # Nothing is lost by leaving now: what was committed stands.
@@ -597,7 +790,7 @@ class Worker:
             self._committed |= self._insist(self._committed_offsets) or {}
             self._must_reopen = False
         positions: dict[TopicPartition, int] = {}
-        for task in self._tasks.values():
+        for task in list(self._tasks.values()):
             own = {
                 partition: self._committed.get(partition, start)
                 for partition, start in task.starts.items()
@@ -605,6 +798,11 @@ class Worker:
             }
             task.drop(own)
             positions |= own
+            if unknown and task.states:
+                # The changelog knows what of the stores' changes was committed.
+                self._suspend(task)
+        for queue in self._queues.values():
+            queue.clear()
         self._must_rewind = False
         self._dirty_since = None
         self._consumer.seek(positions)
@@ -616,6 +814,24 @@ class Worker:
     def _committed_offsets(self) -> dict[TopicPartition, int]:
         assert self._consumer is not None
         return self._consumer.committed(self._held)
+
+    def _purge(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Note what of the repartition topics nobody needs any more."""
+        for partition, offset in offsets.items():
+            if partition.topic in self._repartitions:
+                self._consumed[partition] = offset
+        now = self._clock()
+        if not self._consumed or now - self._purged < PURGE_SECONDS:
+            return
+        self._purged = now
+        consumed, self._consumed = self._consumed, {}
+        try:
+            if self._admin is None:
+                self._admin = self._broker.admin()
+            self._admin.delete_records(consumed)
+        except BrokerError as error:
+            # The next time will do: what is left is deleted with it.
+            self._log.warning(Event.BROKER_TROUBLE, error=str(error))
 
     def _open_guarantee(self) -> None:
         self._insist(lambda: self._guarantee.open(OPEN_SECONDS))
@@ -638,12 +854,18 @@ class Worker:
     def _serve(self) -> None:
         assert self._consumer is not None
         self._consumer.keep_alive()
+        self._raise_callback_error()
         self._last_served = self._clock()
 
     def _serve_in_slice(self) -> None:
         """Let the group act. Raises ``Interrupted`` when the slice that is open has become pointless."""
+        if self._in_callback:
+            # The client is in the middle of a rebalance already.
+            return
         self._serve()
-        if self._must_rewind or (self._current is not None and not self._holds(*self._current)):
+        if self._must_rewind or self._abandoned:
+            raise Interrupted
+        if self._current is not None and not (self._holds(*self._current) and self._current[0] in self._held):
             raise Interrupted
 
     def _holds(self, partition: TopicPartition, progress: Progress) -> bool:
@@ -655,13 +877,177 @@ class Worker:
             task = self._held.pop(partition, None)
             self._progress.pop(partition, None)
             self._committed.pop(partition, None)
+            self._resume_at.pop(partition, None)
             if task is None:
+                self._wait_no_longer(partition)
+                continue
+            if task.states:
+                self._suspend(task)
                 continue
             task.forget(partition)
             if task not in self._held.values():
-                del self._tasks[task.id]
-                self._seconds_per_record.pop(task.id, None)
-                self._given_up.add(task.counts)
+                self._retire(task)
+
+    def _retire(self, task: Task) -> None:
+        del self._tasks[task.id]
+        self._queues.pop(task.id, None)
+        self._seconds_per_record.pop(task.id, None)
+        self._given_up.add(task.counts)
+        task.close()
+
+    # --- stores
+
+    def _expected(self, identifier: TaskId) -> set[TopicPartition]:
+        """The input partitions that a task has, as far as the topics' partition counts are known."""
+        subtopology = self._topology.subtopologies[identifier.subtopology]
+        return {
+            TopicPartition(topic, identifier.partition)
+            for topic, count in self._partitions.items()
+            if identifier.partition < count and subtopology.reads(topic)
+        }
+
+    def _wait_for_restore(self, identifier: TaskId, partitions: Sequence[TopicPartition]) -> None:
+        assert self._consumer is not None
+        self._waiting.setdefault(identifier, set()).update(partitions)
+        self._consumer.pause(partitions)
+
+    def _wait_no_longer(self, partition: TopicPartition) -> None:
+        for identifier, partitions in list(self._waiting.items()):
+            if partition in partitions:
+                partitions.discard(partition)
+                if identifier in self._restoring:
+                    self._restoring.discard(identifier)
+                    self._restorer.discard(identifier)
+                if not partitions:
+                    del self._waiting[identifier]
+
+    def _suspend(self, task: Task) -> None:
+        """Close a task with stores; the partitions of it that are still held wait until it is restored."""
+        left = [partition for partition, holder in self._held.items() if holder is task]
+        for partition in left:
+            del self._held[partition]
+            start = task.starts.get(partition)
+            if partition in task.positions:
+                self._resume_at[partition] = task.positions[partition]
+            elif start is not None:
+                self._resume_at[partition] = self._committed.get(partition, start)
+        self._retire(task)
+        if left:
+            self._wait_for_restore(task.id, left)
+
+    def _restore(self) -> None:
+        """Go on with bringing stores up to date, and start the tasks that are done."""
+        try:
+            for identifier, partitions in self._waiting.items():
+                if identifier not in self._restoring and partitions >= self._expected(identifier):
+                    self._begin_restore(identifier)
+            done: list[Restoration] = []
+            until = self._clock() + RESTORE_SECONDS
+            while self._restoring and not done and not self._stop.is_set():
+                done = self._restorer.poll(0.0 if self._tasks else 0.05)
+                if self._clock() >= until or self._tasks:
+                    break
+        except (Retriable, BrokerUnreachable, TransactionAborted) as error:
+            self._log.warning(Event.BROKER_TROUBLE, error=str(error))
+            return
+        now = self._clock()
+        for partition in {partition for waiting in self._waiting.values() for partition in waiting}:
+            self._progress[partition].since = now
+        for restoration in done:
+            self._activate(restoration)
+
+    def _begin_restore(self, identifier: TaskId) -> None:
+        assert self._consumer is not None
+        stores = self._topology.subtopologies[identifier.subtopology].stores
+        sources = [
+            TopicPartition(store.source_topic, identifier.partition) for store in stores if store.source_topic
+        ]
+        committed = self._consumer.committed(sources) if sources else {}
+        self._restorer.add(
+            identifier, stores, {partition.topic: offset for partition, offset in committed.items()}
+        )
+        self._restoring.add(identifier)
+
+    def _activate(self, restoration: Restoration) -> None:
+        """Let a task begin whose stores are up to date."""
+        assert self._consumer is not None
+        identifier = restoration.task
+        self._restoring.discard(identifier)
+        partitions = self._waiting.pop(identifier)
+        subtopology = self._topology.subtopologies[identifier.subtopology]
+        task = Task(
+            identifier,
+            subtopology,
+            self,
+            application=self._application,
+            dead_letter_topic=self.dead_letter_topic,
+            database=restoration.database,
+            checkpoints=restoration.checkpoints,
+        )
+        self._tasks[identifier] = task
+        positions = {}
+        for partition in partitions:
+            self._held[partition] = task
+            if partition in self._resume_at:
+                # It was read further than it was processed, for the task as it was before.
+                positions[partition] = task.starts[partition] = self._resume_at.pop(partition)
+        if len(partitions) > 1:
+            self._queues[identifier] = InputQueue(
+                {partition: subtopology.rank(partition.topic) for partition in partitions}, task.event_times
+            )
+        if positions:
+            self._consumer.seek(positions)
+        self._consumer.resume(partitions)
+
+    def _punctuate(self) -> None:
+        """Run what is due on the wall clock, and move stream time on where nothing comes."""
+        now = self._clock()
+        for task in list(self._tasks.values()):
+            if not task.stateful or not task.positions or self._must_rewind:
+                continue
+            try:
+                worked = task.punctuate()
+                own = [self._progress[partition] for partition in task.positions]
+                if own and all(progress.at_end for progress in own):
+                    since = max(progress.since for progress in own)
+                    told = max(since, *(progress.told for progress in own))
+                    if now - told >= IDLE_SECONDS and task.idle(
+                        round((now - since) * 1000), round((now - told) * 1000)
+                    ):
+                        worked = True
+                        for progress in own:
+                            progress.told = now
+            except Interrupted:
+                return
+            if worked:
+                self._written_by(task)
+
+    def _written_by(self, task: Task) -> None:
+        """Write what a task made without input."""
+        try:
+            self._write(task)
+        except (TransactionAborted, OutcomeUnknown, Retriable) as error:
+            self._give_up_transaction(error)
+            return
+        if self._dirty_since is None:
+            self._dirty_since = self._clock()
+
+    def _abandon_slice(self) -> None:
+        """Give up the slice that is open in a task with stores, so that what is whole can be committed."""
+        if self._current is not None and self._held[self._current[0]].stateful:
+            self._held[self._current[0]].drop_slice()
+            self._abandoned = True
+
+    def _close_stores(self) -> None:
+        self._restorer.close()
+        self._databases.close()
+        if self._admin is not None:
+            self._admin.close()
+
+    def _raise_callback_error(self) -> None:
+        error, self._callback_error = self._callback_error, None
+        if error is not None:
+            raise error
 
     def _enter(self, state: State) -> None:
         if state not in _NEXT[self._state]:
@@ -677,6 +1063,7 @@ class Worker:
             self._guarantee.abort,
             self._guarantee.close,
             *([self._consumer.close] if self._consumer is not None else []),
+            self._close_stores,
         ):
             try:
                 release()

@@ -94,7 +94,7 @@ def test_no_setting_is_hidden_from_the_environment():
             text = ENUMERATED[name]
         else:
             text = "5" if name == "http_port" else texts.get(type(default), "text")
-        text = "0.25" if name == "dead_letter_limit" else text
+        text = {"dead_letter_limit": "0.25", "state_memory_mb": "33"}.get(name, text)
         assert getattr(load_settings({}, {f"STREAMS_{name.upper()}": text}), name) != default, name
 
 
@@ -104,6 +104,7 @@ ENUMERATED = {
     "offset_reset": "latest",
     "log_format": "json",
     "log_level": "debug",
+    "state_store": "memory",
 }
 
 

@@ -23,6 +23,12 @@ LEVELS = {
     "slot": 1,
     "broker": 1,
     "localkafka": 1,
+    "clock": 1,
+    "merge": 1,
+    "windows": 1,
+    "aggregates": 1,
+    "state": 1,
+    "state.store": 1,
     "guard": 2,
     "processor": 2,
     "broker.kafka": 2,
@@ -31,22 +37,31 @@ LEVELS = {
     "lag": 2,
     "reading": 2,
     "ingest": 2,
+    "state.definition": 2,
+    "state.buffered": 2,
+    "state.memory": 2,
+    "state.rocksdb": 2,
+    "state.changelog": 3,
     "operators": 3,
     "operators.stateless": 4,
     "operators.process": 4,
-    "topology": 4,
-    "stream": 5,
-    "task": 5,
-    "topics": 5,
-    "worker": 6,
-    "metrics": 7,
-    "supervisor": 7,
-    "development": 7,
-    "app": 8,
-    "testing": 9,
-    "cli": 9,
-    "__init__": 10,
-    "__main__": 11,
+    "operators.change": 4,
+    "operators.aggregate": 5,
+    "operators.window": 6,
+    "topology": 6,
+    "stream": 7,
+    "task": 7,
+    "topics": 7,
+    "restore": 8,
+    "worker": 9,
+    "metrics": 10,
+    "supervisor": 10,
+    "development": 10,
+    "app": 11,
+    "testing": 12,
+    "cli": 12,
+    "__init__": 13,
+    "__main__": 14,
 }
 
 COMPUTING = {
@@ -55,10 +70,30 @@ COMPUTING = {
     "operators",
     "operators.stateless",
     "operators.process",
+    "operators.change",
+    "operators.aggregate",
+    "operators.window",
     "processor",
     "serde",
+    "clock",
+    "windows",
+    "aggregates",
+    "state.definition",
+    "state.buffered",
 }
-RUNNING = {"task", "worker", "commit", "topics", "broker", "broker.kafka", "broker.memory"}
+RUNNING = {
+    "task",
+    "worker",
+    "commit",
+    "topics",
+    "restore",
+    "broker",
+    "broker.kafka",
+    "broker.memory",
+    "state.memory",
+    "state.rocksdb",
+    "state.changelog",
+}
 
 
 def modules() -> dict[str, Path]:
@@ -126,7 +161,15 @@ def test_what_to_compute_never_imports_how_it_runs():
     assert not wrong
 
 
-@pytest.mark.parametrize(("library", "only"), [("confluent_kafka", "broker.kafka"), ("fastavro", "serde")])
+@pytest.mark.parametrize(
+    ("library", "only"),
+    [
+        ("confluent_kafka", "broker.kafka"),
+        ("fastavro", "serde"),
+        ("rocksdict", "state.rocksdb"),
+        ("sortedcontainers", "state.memory"),
+    ],
+)
 def test_one_module_knows_a_client_library(library, only):
     assert {name for name, path in modules().items() if library in external(path)} == {only}
 

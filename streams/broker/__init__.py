@@ -197,6 +197,12 @@ class Admin(Protocol):
     def beginning_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         """The offset of the oldest record still there."""
 
+    def delete_records(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Delete the records of each partition that lie before the offset."""
+
+    def settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
+        """The settings of these topics, those that have a default value included."""
+
     def committed_offsets(self, group: str) -> dict[TopicPartition, int]:
         """The group's committed next offsets, for every partition that has one."""
 

@@ -749,6 +749,32 @@ class KafkaAdmin:
                 if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
                     raise self._failure(error, f"deleting topic {name}") from error
 
+    def delete_records(self, offsets: Mapping[TopicPartition, int]) -> None:
+        if not offsets:
+            return
+        asked = self._client.delete_records(
+            _with_offsets(offsets), operation_timeout=REQUEST_SECONDS, request_timeout=REQUEST_SECONDS
+        )
+        for place, future in asked.items():
+            try:
+                future.result()
+            except KafkaException as error:
+                raise self._failure(error, f"deleting records of {place.topic}-{place.partition}") from error
+
+    def settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
+        if not topics:
+            return {}
+        resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
+        found = {}
+        asked = self._client.describe_configs(resources, request_timeout=REQUEST_SECONDS)
+        for resource, future in asked.items():
+            try:
+                entries = future.result()
+            except KafkaException as error:
+                raise self._failure(error, f"settings of topic {resource.name}") from error
+            found[resource.name] = {name: entry.value or "" for name, entry in entries.items()}
+        return found
+
     def end_offsets(
         self, partitions: Collection[TopicPartition], isolation: Isolation = "read_committed"
     ) -> dict[TopicPartition, int]:

@@ -999,6 +999,19 @@ class MemoryAdmin:
                 group.offsets = {p: offset for p, offset in group.offsets.items() if p.topic not in names}
             self._cluster.topics_changed()
 
+    def delete_records(self, offsets: Mapping[TopicPartition, int]) -> None:
+        with self._cluster.locked():
+            for partition, offset in offsets.items():
+                log = self._cluster.existing_log(partition)
+                log.start = max(log.start, min(offset, log.next_offset))
+
+    def settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
+        with self._cluster.locked():
+            missing = [topic for topic in topics if topic not in self._cluster.topics]
+            if missing:
+                raise TopicError(f"settings of topic {missing[0]}: the topic does not exist")
+            return {topic: dict(self._cluster.topics[topic].settings) for topic in topics}
+
     def end_offsets(
         self, partitions: Collection[TopicPartition], isolation: Isolation = "read_committed"
     ) -> dict[TopicPartition, int]:

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 from streams.records import Batch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streams.clock import StreamClock
     from streams.guard import Guard
+    from streams.processor import Cancel, TimeKind
+    from streams.state.buffered import KeyValueState, WindowState
 
 Forward: TypeAlias = Callable[[Batch[Any, Any]], None]
 """Takes a batch of at least one row to the next step."""
@@ -24,11 +29,16 @@ Children: TypeAlias = Mapping[str, Forward]
 class Operator(Protocol):
     """What a step does with its batches."""
 
-    kind: ClassVar[str]
-    """The operator's name in descriptions and in generated step names."""
+    @property
+    def kind(self) -> str:
+        """The operator's name in descriptions and in generated step names."""
 
     terminal: ClassVar[bool]
     """Whether a step may end a topology: it has an effect of its own."""
+
+    @property
+    def stamps(self) -> bool:
+        """Whether the records it forwards have event times of their own, so that stream time begins anew."""
 
     @property
     def code(self) -> object:
@@ -50,6 +60,43 @@ class Binding(Protocol):
 
     @property
     def partition(self) -> int: ...
+
+    @property
+    def clock(self) -> StreamClock:
+        """Stream time of the records that reach the step; asking for it makes the task keep it."""
+
+    @property
+    def sends_old(self) -> bool:
+        """Whether a step that follows a table step needs the old value of each change."""
+
+    def state(self, name: str) -> KeyValueState[Any, Any]:
+        """A plain store that the step owns or uses."""
+
+    def windows(self, name: str) -> WindowState[Any, Any]:
+        """A windowed store that the step owns or uses."""
+
+    def at_slice_end(self, call: Callable[[], None]) -> None:
+        """Call it when all records of a slice have been through, steps before later ones: to close windows.
+
+        Also when stream time moved without a record.
+        """
+
+    def at_commit(self, call: Callable[[], None]) -> None:
+        """Call it before each commit, steps before later ones: to forward what changed since the last."""
+
+    def close_idle_after(self, milliseconds: int) -> None:
+        """Let the step's clock follow the wall clock after so long without a record."""
+
+    def schedule(self, every: int, on: TimeKind, call: Callable[[int], None]) -> Cancel:
+        """Call it with the time whenever ``every`` milliseconds of stream time or wall clock have passed."""
+
+    def late(self, records: int) -> None:
+        """Count records that came too late for what the step computes."""
+
+    def derive(
+        self, store: str | None, keys: Sequence[Any], values: Sequence[Any], timestamps: Sequence[int]
+    ) -> Batch[Any, Any]:
+        """A batch of records that come from a store, or from a timer, instead of from the input."""
 
 
 def fan_out(children: Children) -> Forward:

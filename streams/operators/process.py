@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -12,14 +13,17 @@ from streams.operators import fan_out
 from streams.records import Batch, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from streams.operators import Binding, Children, Forward
-    from streams.processor import ProcessorFactory
+    from streams.processor import Cancel, ProcessorFactory, TimeKind
     from streams.records import Headers
+    from streams.state.buffered import KeyValueState
 
 _Forwarded: TypeAlias = "tuple[str | None, int, Record[Any, Any] | Batch[Any, Any]]"
 """The child asked for (``None`` for all), the row it came from (-1 for a batch), and what was forwarded."""
+
+_Joined: TypeAlias = "tuple[str | None, Batch[Any, Any]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +32,11 @@ class Process:
 
     kind: ClassVar[str] = "process"
     terminal: ClassVar[bool] = True
+    stamps: ClassVar[bool] = True
 
     factory: ProcessorFactory
+    stores: tuple[str, ...] = ()
+    """The stores that its context gives."""
 
     @property
     def code(self) -> object:
@@ -37,27 +44,31 @@ class Process:
 
     def bind(self, step: Binding, children: Children) -> Forward:
         processor = self.factory()
-        context = _Context(step, children)
+        context = _Context(step, children, self.stores)
         guard = step.guard
         process_batch = getattr(processor, "process_batch", None)
         process = getattr(processor, "process", None)
+        if process_batch is None and process is None:
+            raise TopologyError(
+                f"step {guard.step}: {type(processor).__name__} has neither process(record, context) "
+                "nor process_batch(batch, context)"
+            )
+        opened = getattr(processor, "open", None)
+        if opened is not None:
+            opened(context)
         if process_batch is not None:
 
-            def collect(batch: Batch[Any, Any]) -> list[tuple[str | None, Batch[Any, Any]]]:
-                context.begin(batch)
-                process_batch(batch, context)
-                return context.collected()
+            def collect(batch: Batch[Any, Any]) -> list[_Joined]:
+                with context.undone_on_failure():
+                    context.begin(batch)
+                    process_batch(batch, context)
+                    return context.collected()
 
             def run_whole(batch: Batch[Any, Any]) -> None:
                 for forwarded in guard.whole(collect, batch):
                     context.release(forwarded)
 
             return run_whole
-        if process is None:
-            raise TopologyError(
-                f"step {guard.step}: {type(processor).__name__} has neither process(record, context) "
-                "nor process_batch(batch, context)"
-            )
 
         def run_each(batch: Batch[Any, Any]) -> None:
             context.begin(batch)
@@ -70,7 +81,11 @@ class Process:
 class _Context:
     """Collects what a processor forwards, and releases it only once the processor's call has returned."""
 
-    def __init__(self, step: Binding, children: Children) -> None:
+    def __init__(self, step: Binding, children: Children, stores: Collection[str]) -> None:
+        self._binding = step
+        # Asked for now, as the records of this task's slices must be seen from the first on.
+        self._clock = step.clock
+        self._stores = {name: step.state(name) for name in stores}
         self.step = step.guard.step
         self.subtopology = step.subtopology
         self.partition = step.partition
@@ -80,6 +95,43 @@ class _Context:
         self._source: Batch[Any, Any] | None = None
         self._row: int | None = None
         self._headers: Sequence[Headers | None] | None = None
+
+    @property
+    def stream_time(self) -> int:
+        return self._clock.time
+
+    def store(self, name: str) -> KeyValueState[Any, Any]:
+        try:
+            return self._stores[name]
+        except KeyError:
+            raise TopologyError(
+                f"step {self.step} has no store {name!r}; its stores: {', '.join(self._stores) or 'none'}",
+                hint="name it where the step is made: .process(…, stores=[…])",
+            ) from None
+
+    def schedule(self, every: int, call: Callable[[int], None], *, on: TimeKind) -> Cancel:
+        def run(now: int) -> None:
+            self.begin(None)
+            with self.undone_on_failure():
+                call(now)
+            self.release(self.collected())
+
+        return self._binding.schedule(every, on, run)
+
+    @contextlib.contextmanager
+    def undone_on_failure(self) -> Iterator[None]:
+        """What a call that raises has stored is taken back."""
+        stores = self._stores.values()
+        for store in stores:
+            store.mark()
+        try:
+            yield
+        except BaseException:
+            for store in stores:
+                store.rollback()
+            raise
+        for store in stores:
+            store.keep()
 
     def forward(self, output: Record[Any, Any] | Batch[Any, Any], *, to: str | None = None) -> None:
         if to is not None and to not in self._children:
@@ -95,11 +147,11 @@ class _Context:
         else:
             raise TypeError(f"forward takes a Record or a Batch, got {type(output).__name__}")
 
-    def begin(self, source: Batch[Any, Any]) -> None:
-        """Start collecting what is made of ``source``."""
+    def begin(self, source: Batch[Any, Any] | None) -> None:
+        """Start collecting what is made of ``source``, or of the time alone."""
         self._source = source
         self._row = None
-        self._headers = source.headers
+        self._headers = None if source is None else source.headers
         self._forwarded = []
 
     def process_row(self, process: Any, row: int) -> None:
@@ -109,6 +161,9 @@ class _Context:
         headers = self._headers
         before = len(self._forwarded)
         self._row = row
+        stores = self._stores.values()
+        for store in stores:
+            store.mark()
         try:
             process(
                 Record(
@@ -124,32 +179,43 @@ class _Context:
             )
         except BaseException:
             del self._forwarded[before:]
+            for store in stores:
+                store.rollback()
             raise
+        for store in stores:
+            store.keep()
 
-    def collected(self) -> list[tuple[str | None, Batch[Any, Any]]]:
+    def collected(self) -> list[_Joined]:
         """What was forwarded since ``begin``, records to the same child joined into one batch."""
         source = self._source
-        assert source is not None
-        joined: list[tuple[str | None, Batch[Any, Any]]] = []
+        joined: list[_Joined] = []
         for (to, single), group in groupby(self._forwarded, key=lambda item: (item[0], item[1] >= 0)):
             if not single:
                 joined.extend((to, batch) for _, _, batch in group if isinstance(batch, Batch))
                 continue
             items = [(row, record) for _, row, record in group if isinstance(record, Record)]
             records = [record for _, record in items]
-            batch = (
-                source.select([row for row, _ in items])
-                .with_values([record.value for record in records])
-                .with_keys([record.key for record in records])
-                .with_timestamps([record.timestamp for record in records])
-            )
+            if source is None:
+                batch = self._binding.derive(
+                    None,
+                    [record.key for record in records],
+                    [record.value for record in records],
+                    [record.timestamp for record in records],
+                )
+            else:
+                batch = (
+                    source.select([row for row, _ in items])
+                    .with_values([record.value for record in records])
+                    .with_keys([record.key for record in records])
+                    .with_timestamps([record.timestamp for record in records])
+                )
             if self._headers is not None or any(record.headers for record in records):
                 batch = batch.with_headers([record.headers for record in records])
             joined.append((to, batch))
         self._forwarded = []
         return joined
 
-    def release(self, collected: list[tuple[str | None, Batch[Any, Any]]]) -> None:
+    def release(self, collected: list[_Joined]) -> None:
         """Let the following steps have it."""
         for to, batch in collected:
             (self._everywhere if to is None else self._children[to])(batch)
@@ -157,7 +223,8 @@ class _Context:
     def _row_of(self, record: Record[Any, Any]) -> int:
         if self._row is not None:
             return self._row
-        assert self._source is not None
+        if self._source is None:
+            return 0
         offsets = list(self._source.offsets)
         try:
             return offsets.index(record.offset)

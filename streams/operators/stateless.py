@@ -32,6 +32,10 @@ class Map:
     timestamp: Callable[[Any], int] | None = None
 
     @property
+    def stamps(self) -> bool:
+        return self.timestamp is not None
+
+    @property
     def code(self) -> object:
         return self.function
 
@@ -57,6 +61,7 @@ class MapBatch:
 
     kind: ClassVar[str] = "map_batch"
     terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = True
 
     function: Callable[[Batch[Any, Any]], Batch[Any, Any]]
 
@@ -87,6 +92,7 @@ class Filter:
 
     kind: ClassVar[str] = "filter"
     terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = False
 
     predicate: Function
 
@@ -117,6 +123,7 @@ class FlatMap:
 
     kind: ClassVar[str] = "flat_map"
     terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = False
 
     function: Callable[[Any], Iterable[Any]]
 
@@ -148,6 +155,7 @@ class KeyBy:
 
     kind: ClassVar[str] = "key_by"
     terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = False
 
     function: Function
 
@@ -173,6 +181,7 @@ class Peek:
 
     kind: ClassVar[str] = "peek"
     terminal: ClassVar[bool] = True
+    stamps: ClassVar[bool] = False
 
     function: Function
 
@@ -198,6 +207,7 @@ class Merge:
 
     kind: ClassVar[str] = "merge"
     terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = False
 
     @property
     def code(self) -> object:
@@ -217,6 +227,7 @@ class Branch:
 
     kind: ClassVar[str] = "branch"
     terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = False
 
     routes: tuple[tuple[str, Function], ...]
     otherwise: str | None = None

@@ -1,0 +1,75 @@
+"""Stream time: the highest event time seen, row by row where that matters."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streams.records import Batch
+
+NOT_STARTED = -1
+
+
+class StreamClock:
+    """The stream time of one task behind a step that makes event times: a source, or a ``map`` with ``timestamp``.
+
+    Steps further on share it, filtered or not, so that a window closes also when only records that it does not
+    take come. Milliseconds since the epoch; -1 before the first record.
+    """
+
+    __slots__ = ("_at_commit", "_at_slice", "_batch", "_before", "_times", "time")
+
+    def __init__(self, time: int = NOT_STARTED) -> None:
+        self.time = time
+        self._at_slice = self._at_commit = time
+        self._batch: Batch[Any, Any] | None = None
+        self._before = time
+        self._times: dict[int, int] | None = None
+
+    def observe(self, batch: Batch[Any, Any]) -> None:
+        """Records have come whose event times are final."""
+        self._before, self._batch, self._times = self.time, batch, None
+        highest = max(batch.timestamps)
+        self.time = max(self.time, highest)
+
+    def times(self, batch: Batch[Any, Any]) -> Sequence[int]:
+        """The stream time when each row of ``batch`` had come, which is made of what was observed last.
+
+        It depends on the records alone, not on how they were cut into batches.
+        """
+        observed = self._batch
+        if observed is None:
+            return [self.time] * len(batch)
+        if self._times is None:
+            running = accumulate(observed.timestamps, max, initial=self._before)
+            next(running)
+            self._times = dict(zip(observed.rows, running, strict=True))
+        times = self._times
+        return [times[row] for row in batch.rows]
+
+    def advance(self, time: int) -> None:
+        """Move on without a record."""
+        self._batch = None
+        self.time = max(self.time, time)
+
+    def restore(self, time: int) -> None:
+        """Begin where an earlier task stopped."""
+        self.time = self._at_slice = self._at_commit = max(self.time, time)
+
+    def end_slice(self) -> None:
+        self._at_slice = self.time
+        self._batch = self._times = None
+
+    def drop_slice(self) -> None:
+        self.time = self._at_slice
+        self._batch = self._times = None
+
+    def committed(self) -> None:
+        self._at_commit = self._at_slice
+
+    def drop(self) -> None:
+        self._at_slice = self._at_commit
+        self.drop_slice()

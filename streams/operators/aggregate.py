@@ -1,0 +1,302 @@
+"""Steps that bring records of one key together: a batch's records with one read and one write for each key."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+
+from streams.aggregates import Count
+from streams.errors import TopologyError
+from streams.operators import fan_out
+from streams.operators.change import Change
+from streams.state.definition import schema_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+
+    from streams.aggregates import Aggregate
+    from streams.guard import Guard
+    from streams.operators import Binding, Children, Forward
+    from streams.records import Batch
+    from streams.serde import Serde
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Gives each record the key to group by, or checks that it has one: a null key belongs to no group."""
+
+    terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = False
+
+    function: Callable[[Any], Any] | None = None
+
+    @property
+    def kind(self) -> str:
+        return "group_by_key" if self.function is None else "group_by"
+
+    @property
+    def code(self) -> object:
+        return self.function
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        forward, guard = fan_out(children), step.guard
+        transform = None if self.function is None else partial(map, self.function)
+
+        def run(batch: Batch[Any, Any]) -> None:
+            if transform is not None:
+                grouped, keys = guard.apply(transform, batch.values, batch)
+                batch = grouped.with_keys(keys)
+            batch = with_groups(guard, batch)
+            if len(batch):
+                forward(batch)
+
+        return run
+
+
+def with_groups(guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:
+    """The rows whose keys can be grouped by; the others meet the error policy."""
+    keys = batch.keys
+    try:
+        if None not in set(keys):
+            return batch
+    except TypeError:
+        pass
+    kept = []
+    for row, key in enumerate(keys):
+        if key is None:
+            guard.refuse(batch, row, ValueError("a record without a key belongs to no group"))
+        elif not _hashable(key):
+            error = TypeError(f"a key to group by must be hashable, got {type(key).__name__}: {key!r:.80}")
+            guard.refuse(batch, row, error)
+        else:
+            kept.append(row)
+    return batch.select(kept)
+
+
+def _hashable(key: Hashable) -> bool:
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
+
+
+class AccumulatorSerde:
+    """Between accumulators of an aggregate and bytes."""
+
+    name = "accumulator"
+
+    def __init__(self, aggregate: Aggregate[Any, Any]) -> None:
+        self._aggregate = aggregate
+        self.schema = {"accumulator": aggregate.describe()}
+
+    def serialize(self, values: Sequence[Any]) -> Iterable[bytes]:
+        encode, pack = msgspec.msgpack.Encoder().encode, self._aggregate.pack
+        return (encode(pack(value)) for value in values)
+
+    def deserialize(self, payloads: Sequence[bytes]) -> Iterable[Any]:
+        decode, unpack = msgspec.msgpack.Decoder().decode, self._aggregate.unpack
+        return (unpack(decode(payload)) for payload in payloads)
+
+
+class TimedAccumulatorSerde:
+    """As ``AccumulatorSerde``, for accumulators with the event time of their latest record."""
+
+    name = "accumulator and time"
+
+    def __init__(self, aggregate: Aggregate[Any, Any]) -> None:
+        self._aggregate = aggregate
+        self.schema = {"timed accumulator": aggregate.describe()}
+
+    def serialize(self, values: Sequence[tuple[Any, int]]) -> Iterable[bytes]:
+        encode, pack = msgspec.msgpack.Encoder().encode, self._aggregate.pack
+        return (encode((pack(value), time)) for value, time in values)
+
+    def deserialize(self, payloads: Sequence[bytes]) -> Iterable[tuple[Any, int]]:
+        decode, unpack = msgspec.msgpack.Decoder(tuple[Any, int]).decode, self._aggregate.unpack
+        for payload in payloads:
+            packed, time = decode(payload)
+            yield unpack(packed), time
+
+
+class Folding:
+    """An aggregate at work on batches, for one step of one task.
+
+    What a batch adds to each key is its *share*: a count, or the rows that have the key.
+    """
+
+    def __init__(self, aggregate: Aggregate[Any, Any], guard: Guard) -> None:
+        self.aggregate = aggregate
+        self.record_wise = aggregate.record_wise
+        self._guard = guard
+        self._counts = isinstance(aggregate, Count)
+
+    def column(self, batch: Batch[Any, Any]) -> tuple[Batch[Any, Any], Sequence[Any]]:
+        """What the aggregate takes from each value; rows where it cannot meet the error policy."""
+        return (batch, ()) if self._counts else self._guard.apply(self.aggregate.column, batch.values, batch)
+
+    def shares(self, keys: Sequence[Any]) -> dict[Any, Any]:
+        """What the rows with these keys add to each."""
+        if self._counts:
+            return Counter(keys)
+        rows: dict[Any, list[int]] = {}
+        for row, key in enumerate(keys):
+            if key in rows:
+                rows[key].append(row)
+            else:
+                rows[key] = [row]
+        return rows
+
+    def add(self, accumulators: Sequence[Any], shares: Iterable[Any], column: Sequence[Any]) -> list[Any]:
+        """The accumulators (``None`` for a key's first) with the shares added."""
+        if self._counts:
+            return [
+                share if accumulator is None else accumulator + share
+                for accumulator, share in zip(accumulators, shares, strict=True)
+            ]
+        add, initial = self.aggregate.add, self.aggregate.initial
+        return [
+            add(initial() if accumulator is None else accumulator, [column[row] for row in share])
+            for accumulator, share in zip(accumulators, shares, strict=True)
+        ]
+
+    def add_each(self, batch: Batch[Any, Any], change: Callable[[int, Sequence[Any]], None]) -> None:
+        """Record by record, for code of the user's: ``change(row, entries)`` adds one and stores it."""
+        column, values = self.aggregate.column, batch.values
+
+        def entries(rows: Iterable[int]) -> Iterator[None]:
+            for row in rows:
+                change(row, list(column([values[row]])))
+                yield None
+
+        self._guard.each(entries, range(len(batch)), batch)
+
+    def add_one(self, accumulator: Any, entries: Sequence[Any]) -> Any:
+        """The accumulator (``None`` for a key's first) with one record's entry added."""
+        return self.aggregate.add(self.aggregate.initial() if accumulator is None else accumulator, entries)
+
+
+def _latest(keys: Sequence[Any], times: Sequence[int]) -> dict[Any, int]:
+    """The highest of each key's event times."""
+    pairs = list(zip(keys, times, strict=True))
+    if any(map(operator.gt, times, times[1:])):
+        pairs.sort(key=operator.itemgetter(1))
+    return dict(pairs)
+
+
+class Reduce:
+    """A function of the user's over two values, as an aggregate: the first value stands for itself.
+
+    ``value`` says how values are kept.
+    """
+
+    record_wise = True
+    removable = False
+    mergeable = True
+
+    def __init__(self, function: Callable[[Any, Any], Any], value: Serde[Any]) -> None:
+        self._function = function
+        self._value = value
+
+    def describe(self) -> str:
+        return f"reduce {schema_of(self._value)}"
+
+    def column(self, values: Sequence[Any]) -> Iterable[Any]:
+        return values
+
+    def initial(self) -> None:
+        return None
+
+    def add(self, accumulator: Any, column: Sequence[Any]) -> Any:
+        for value in column:
+            accumulator = value if accumulator is None else self._function(accumulator, value)
+        return accumulator
+
+    def merge(self, first: Any, second: Any) -> Any:
+        if first is None or second is None:
+            return second if first is None else first
+        return self._function(first, second)
+
+    def remove(self, accumulator: Any, column: Sequence[Any]) -> Any:
+        raise TopologyError("reduce cannot take values out again: aggregate with custom(…, remove=…)")
+
+    def result(self, accumulator: Any) -> Any:
+        return accumulator
+
+    def pack(self, accumulator: Any) -> bytes:
+        return next(iter(self._value.serialize([accumulator])))
+
+    def unpack(self, packed: bytes) -> Any:
+        return next(iter(self._value.deserialize([packed])))
+
+
+@dataclass(frozen=True, slots=True)
+class AggregateByKey:
+    """One accumulator a key; what changed goes on at each commit, as changes of a table."""
+
+    kind: ClassVar[str] = "aggregate"
+    terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = True
+
+    store: str
+    aggregate: Aggregate[Any, Any]
+
+    @property
+    def code(self) -> object:
+        return None
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        state, guard = step.state(self.store), step.guard
+        folding = Folding(self.aggregate, guard)
+        step.at_commit(self._forwards_changes(step, children))
+
+        def add_each(batch: Batch[Any, Any]) -> None:
+            keys, times = batch.keys, batch.timestamps
+
+            def change(row: int, entries: Sequence[Any]) -> None:
+                before, time = state.get(keys[row]) or (None, -1)
+                state.put(keys[row], (folding.add_one(before, entries), max(time, times[row])))
+
+            folding.add_each(batch, change)
+
+        def run(batch: Batch[Any, Any]) -> None:
+            if folding.record_wise:
+                add_each(batch)
+                return
+            batch, column = folding.column(batch)
+            shares = folding.shares(batch.keys)
+            keys = list(shares)
+            known = state.get_many(keys)
+            added = folding.add([None if old is None else old[0] for old in known], shares.values(), column)
+            latest = _latest(batch.keys, batch.timestamps)
+            state.put_many(
+                {
+                    key: (new, latest[key] if old is None or old[1] < latest[key] else old[1])
+                    for key, new, old in zip(keys, added, known, strict=True)
+                }
+            )
+
+        return run
+
+    def _forwards_changes(self, step: Binding, children: Children) -> Callable[[], None]:
+        state, store, forward = step.state(self.store), self.store, fan_out(children) if children else None
+        result, sends_old = self.aggregate.result, step.sends_old
+
+        def run() -> None:
+            changed = state.changed()
+            if forward is None or not changed:
+                return
+            keys = list(changed)
+            new = [None if value is None else result(value[0]) for value in changed.values()]
+            old: list[Any] = [None] * len(keys)
+            if sends_old:
+                old = [None if value is None else result(value[0]) for value in state.committed_many(keys)]
+            times = [-1 if value is None else value[1] for value in changed.values()]
+            forward(step.derive(store, keys, list(map(Change, new, old)), times))
+
+        return run

@@ -1,0 +1,213 @@
+"""Aggregation in windows of fixed size: tumbling and hopping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from streams.operators.aggregate import Folding
+from streams.windows import Hopping, Tumbling, Windowed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from streams.aggregates import Aggregate
+    from streams.guard import Guard
+    from streams.operators import Binding, Children, Forward
+    from streams.records import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class WindowedAggregate:
+    """One accumulator for each window and key.
+
+    ``updates``, ``final`` and ``late`` name the steps that take the latest results at each commit, the results
+    of windows that closed, and the records that came too late for all their windows; ``None`` for nobody.
+    ``grace`` and ``close_idle_after`` are milliseconds.
+    """
+
+    kind: ClassVar[str] = "window"
+    terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = True
+
+    store: str
+    window: Tumbling | Hopping
+    grace: int
+    aggregate: Aggregate[Any, Any]
+    heads: WindowHeads
+    close_idle_after: int | None = None
+
+    @property
+    def code(self) -> object:
+        return None
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        return _Windowing(self, step, children).run
+
+
+@dataclass(frozen=True, slots=True)
+class WindowHeads:
+    """The names of the steps that the three kinds of output of a windowed step go to, where they are used."""
+
+    updates: str
+    final: str
+    late: str
+
+
+class _Windowing:
+    def __init__(self, operator: WindowedAggregate, step: Binding, children: Children) -> None:
+        self._store = operator.store
+        self._size = operator.window.size
+        self._advance = operator.window.advance if isinstance(operator.window, Hopping) else self._size
+        self._lasts = self._size + operator.grace
+        self._result = operator.aggregate.result
+        self._step = step
+        self._guard: Guard = step.guard
+        self._clock = step.clock
+        self._state = step.windows(operator.store)
+        self._folding = Folding(operator.aggregate, step.guard)
+        self._updates = children.get(operator.heads.updates)
+        self._final = children.get(operator.heads.final)
+        self._late = children.get(operator.heads.late)
+        step.at_slice_end(self._close)
+        if self._updates is not None:
+            step.at_commit(self._forward_updates)
+        if operator.close_idle_after is not None:
+            step.close_idle_after(operator.close_idle_after)
+
+    def run(self, batch: Batch[Any, Any]) -> None:
+        batch = with_times(self._guard, batch)
+        if not len(batch):
+            return
+        size, advance, lasts = self._size, self._advance, self._lasts
+        earliest = min(batch.timestamps)
+        # The oldest window of the earliest record: when that is open, nothing is late.
+        oldest = max(0, (earliest - size) // advance * advance + advance)
+        floors: Sequence[int] | None = None
+        if oldest + lasts <= self._clock.time:
+            floors = [time - lasts for time in self._clock.times(batch)]
+            batch, floors = self._without_late(batch, floors)
+            if not len(batch):
+                return
+        if self._folding.record_wise:
+            self._add_each(batch, floors)
+            return
+        before = batch
+        batch, column = self._folding.column(batch)
+        if floors is not None and len(batch) < len(before):
+            floors = [time - lasts for time in self._clock.times(batch)]
+        times = batch.timestamps
+        if size == advance:
+            self._add([time - time % size for time in times], batch.keys, column)
+            return
+        # Pass by pass: each record's latest window, then the one before it, and so on.
+        for behind in range(0, size, advance):
+            starts = [time - time % advance - behind for time in times]
+            rows = [
+                row
+                for row, start in enumerate(starts)
+                if start >= 0 and start + size > times[row] and (floors is None or start > floors[row])
+            ]
+            if len(rows) == len(starts):
+                self._add(starts, batch.keys, column)
+            elif rows:
+                self._add(
+                    [starts[row] for row in rows],
+                    [batch.keys[row] for row in rows],
+                    [column[row] for row in rows] if column else (),
+                )
+
+    def _add(self, starts: list[int], keys: Sequence[Any], column: Sequence[Any]) -> None:
+        distinct = set(starts)
+        if len(distinct) == 1:
+            self._add_to_window(starts[0], keys, column)
+            return
+        rows: dict[int, list[int]] = {start: [] for start in sorted(distinct)}
+        for row, start in enumerate(starts):
+            rows[start].append(row)
+        for start, chosen in rows.items():
+            self._add_to_window(
+                start,
+                [keys[row] for row in chosen],
+                [column[row] for row in chosen] if column else (),
+            )
+
+    def _add_to_window(self, start: int, keys: Sequence[Any], column: Sequence[Any]) -> None:
+        folding, state = self._folding, self._state
+        shares = folding.shares(keys)
+        distinct = list(shares)
+        added = folding.add(state.get_many(start, distinct), shares.values(), column)
+        state.put_many(start, zip(distinct, added, strict=True))
+
+    def _add_each(self, batch: Batch[Any, Any], floors: Sequence[int] | None) -> None:
+        keys, times, state, folding = batch.keys, batch.timestamps, self._state, self._folding
+
+        def change(row: int, entries: Sequence[Any]) -> None:
+            key = keys[row]
+            added = {
+                start: folding.add_one(state.get(start, key), entries)
+                for start in self._starts(times[row])
+                if floors is None or start > floors[row]
+            }
+            for start, accumulator in added.items():
+                state.put(start, key, accumulator)
+
+        folding.add_each(batch, change)
+
+    def _starts(self, time: int) -> list[int]:
+        latest = time - time % self._advance
+        starts = range(latest, max(-1, time - self._size), -self._advance)
+        return [start for start in starts if start >= 0]
+
+    def _without_late(self, batch: Batch[Any, Any], floors: list[int]) -> tuple[Batch[Any, Any], list[int]]:
+        """The rows that some open window takes; a window is open while its start is above the row's floor."""
+        times, advance = batch.timestamps, self._advance
+        kept: list[int] = []
+        late: list[int] = []
+        for row, floor in enumerate(floors):
+            (kept if times[row] - times[row] % advance > floor else late).append(row)
+        if late:
+            self._step.late(len(late))
+            if self._late is not None:
+                self._late(batch.select(late))
+            return batch.select(kept), [floors[row] for row in kept]
+        return batch, floors
+
+    def _close(self) -> None:
+        """Let go of the windows that stream time has passed, with what is still to be said about them."""
+        bound = self._clock.time - self._lasts + 1
+        if bound <= self._state.expired:
+            return
+        if self._updates is not None:
+            for start, entries in self._state.changed_before(bound):
+                self._forward(self._updates, start, entries)
+        if self._final is not None:
+            for start, found in self._state.windows(0, bound):
+                self._forward(self._final, start, dict(found))
+        self._state.expire(self._clock.time)
+
+    def _forward_updates(self) -> None:
+        assert self._updates is not None
+        for start, entries in sorted(self._state.changed().items()):
+            self._forward(self._updates, start, entries)
+
+    def _forward(self, to: Callable[[Batch[Any, Any]], None], start: int, entries: Mapping[Any, Any]) -> None:
+        end, result = start + self._size, self._result
+        keys = list(entries)
+        values = [Windowed(key, start, end, result(entries[key])) for key in keys]
+        # The last moment that belongs to the window, so that windows over windows take it in.
+        to(self._step.derive(self._store, keys, values, [end - 1] * len(keys)))
+
+
+def with_times(guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:
+    """The rows that have an event time; the others meet the error policy."""
+    times = batch.timestamps
+    if min(times) >= 0:
+        return batch
+    kept = []
+    for row, time in enumerate(times):
+        if time < 0:
+            guard.refuse(batch, row, ValueError(f"a window needs an event time of 0 or later, got {time}"))
+        else:
+            kept.append(row)
+    return batch.select(kept)

@@ -1,0 +1,418 @@
+"""Typed views of a task's stores, with the changes that are not committed yet in front of them.
+
+Changes lie in two layers. ``open`` holds those of the slice being processed: dropped when the slice is given
+up, added to ``whole`` when it is through. ``whole`` is what the next commit makes permanent: its entries are
+encoded once a commit, however often they changed. What the last commit wrote stays as a cache, so that a
+value in steady use is never decoded again.
+
+Values are shared between layers: whoever changes one puts a new object.
+"""
+
+from __future__ import annotations
+
+from heapq import merge
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from streams.serde import nullable
+from streams.state.store import Changes
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+    from streams.serde import Serde
+    from streams.state.store import Store
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_TIME = Struct(">Q")
+"""Times lead the keys of windowed stores, so that what is old lies together at the beginning."""
+
+_ABSENT: Any = object()
+
+
+class KeyValueState(Generic[K, V]):
+    """One store of one task as its steps see it. ``None`` as a value means that there is none.
+
+    Keys must be hashable; those that compare equal are one.
+    """
+
+    def __init__(self, store: Store, key: Serde[K], value: Serde[V]) -> None:
+        self._store = store
+        self._key = key
+        self._serialize = nullable(value.serialize)
+        self._deserialize = nullable(value.deserialize)
+        self._open: dict[K, V | None] = {}
+        self._whole: dict[K, V | None] = {}
+        self._recent: dict[K, V | None] = {}
+        self._journal: list[tuple[K, Any]] | None = None
+
+    @property
+    def name(self) -> str:
+        return self._store.name
+
+    @property
+    def dirty(self) -> int:
+        """How many entries the next commit would write."""
+        return len(self._whole) + len(self._open)
+
+    def get(self, key: K) -> V | None:
+        for layer in (self._open, self._whole, self._recent):
+            value = layer.get(key, _ABSENT)
+            if value is not _ABSENT:
+                return value
+        return self._read([key])[0]
+
+    def get_many(self, keys: Sequence[K]) -> list[V | None]:
+        """The values of these keys, in one read of the store for all that is not in memory."""
+        opened, whole, recent = self._open, self._whole, self._recent
+        if opened:
+            values = [
+                opened[key] if key in opened else whole[key] if key in whole else recent.get(key, _ABSENT)
+                for key in keys
+            ]
+        elif recent:
+            values = [whole[key] if key in whole else recent.get(key, _ABSENT) for key in keys]
+        else:
+            values = [whole.get(key, _ABSENT) for key in keys]
+        absent = [row for row, value in enumerate(values) if value is _ABSENT]
+        if absent:
+            for row, value in zip(absent, self._read([keys[row] for row in absent]), strict=True):
+                values[row] = value
+        return values
+
+    def committed_many(self, keys: Sequence[K]) -> list[V | None]:
+        """The values of these keys as of the last commit."""
+        recent = self._recent
+        values = [recent.get(key, _ABSENT) for key in keys]
+        absent = [row for row, value in enumerate(values) if value is _ABSENT]
+        if absent:
+            for row, value in zip(absent, self._read([keys[row] for row in absent]), strict=True):
+                values[row] = value
+        return values
+
+    def put(self, key: K, value: V | None) -> None:
+        """Set a value; ``None`` deletes."""
+        if self._journal is not None:
+            self._journal.append((key, self._open.get(key, _ABSENT)))
+        self._open[key] = value
+
+    def put_many(self, entries: Mapping[K, V | None] | Iterable[tuple[K, V | None]]) -> None:
+        """Set several values; ``None`` deletes."""
+        if self._journal is not None:
+            for key, value in dict(entries).items():
+                self.put(key, value)
+            return
+        self._open.update(entries)
+
+    def delete(self, key: K) -> None:
+        """Remove the entry if there is one."""
+        self.put(key, None)
+
+    def changed(self) -> dict[K, V | None]:
+        """What slices that are through have changed since the last commit."""
+        return self._whole
+
+    def scan(
+        self, start: K | None = None, stop: K | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[K, V]]:
+        """Entries from ``start`` up to, without, ``stop``, in the order of their encoded keys."""
+        bounds = [None if bound is None else self._encode_keys([bound])[0] for bound in (start, stop)]
+        return self._scan(bounds[0], bounds[1], reverse=reverse)
+
+    def prefix(self, prefix: bytes) -> Iterator[tuple[K, V]]:
+        """Entries whose encoded key begins so, in order."""
+        return self._scan(prefix, prefix_stop(prefix), reverse=False)
+
+    def entries(self) -> Iterator[tuple[K, V]]:
+        """All entries, in the order of their encoded keys."""
+        return self._scan(None, None, reverse=False)
+
+    def _scan(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> Iterator[tuple[K, V]]:
+        layered = self._whole | self._open
+        changed = sorted(
+            (encoded, key)
+            for encoded, key in zip(self._encode_keys(list(layered)), layered, strict=True)
+            if (start is None or encoded >= start) and (stop is None or encoded < stop)
+        )
+        if reverse:
+            changed.reverse()
+        hidden = {encoded for encoded, _ in changed}
+        kept = (
+            (encoded, None, value)
+            for encoded, value in self._store.scan(start, stop, reverse=reverse)
+            if encoded not in hidden
+        )
+        new = ((encoded, key, b"") for encoded, key in changed if layered[key] is not None)
+        for encoded, key, payload in merge(kept, new, key=lambda item: item[0], reverse=reverse):
+            if encoded in hidden:
+                yield key, layered[key]  # type: ignore[index,misc]  # from ``new``: it has a key and a value
+            else:
+                yield self._decode_key(encoded), next(iter(self._deserialize([payload])))
+
+    # --- the task's side
+
+    def mark(self) -> None:
+        """From here on, changes may be taken back by ``rollback``."""
+        self._journal = []
+
+    def keep(self) -> None:
+        """The changes since ``mark`` stay."""
+        self._journal = None
+
+    def rollback(self) -> None:
+        """Take back the changes since ``mark``."""
+        journal, self._journal = self._journal or [], None
+        for key, before in reversed(journal):
+            if before is _ABSENT:
+                del self._open[key]
+            else:
+                self._open[key] = before
+
+    def end_slice(self) -> None:
+        """The slice is through: its changes belong to the next commit."""
+        if self._open:
+            if self._whole:
+                self._whole.update(self._open)
+                self._open.clear()
+            else:
+                self._whole, self._open = self._open, self._whole
+
+    def drop_slice(self) -> None:
+        """Give up the changes of the open slice."""
+        self._open.clear()
+        self._journal = None
+
+    def drop(self) -> None:
+        """Give up all changes since the last commit."""
+        self.drop_slice()
+        self._whole = {}
+
+    def take(self) -> Changes:
+        """What the next commit writes, encoded."""
+        whole = self._whole
+        keys = self._encode_keys(list(whole))
+        return Changes(dict(zip(keys, self._serialize(list(whole.values())), strict=True)))
+
+    def committed(self) -> None:
+        """What ``take`` gave is in the store now."""
+        self._recent, self._whole = self._whole, {}
+
+    def expire(self, _stream_time: int) -> None:
+        """Plain entries stay until they are deleted."""
+
+    def _read(self, keys: list[K]) -> list[V | None]:
+        return list(self._deserialize(self._store.get_many(self._encode_keys(keys))))
+
+    def _encode_keys(self, keys: Sequence[K]) -> list[bytes]:
+        return list(self._key.serialize(keys))
+
+    def _decode_key(self, encoded: bytes) -> K:
+        return next(iter(self._key.deserialize([encoded])))
+
+
+class WindowState(Generic[K, V]):
+    """One windowed store of one task: a value for each window start and key.
+
+    Starts are milliseconds since the epoch. ``retention`` is how long after its start, in stream time, an
+    entry is of use to anybody; older ones go as a range, without a look at them.
+    """
+
+    def __init__(self, store: Store, key: Serde[K], value: Serde[V], *, retention: int) -> None:
+        self._store = store
+        self._key = key
+        self._serialize = nullable(value.serialize)
+        self._deserialize = nullable(value.deserialize)
+        self._retention = retention
+        self._open: dict[int, dict[K, V | None]] = {}
+        self._whole: dict[int, dict[K, V | None]] = {}
+        self._recent: dict[int, dict[K, V | None]] = {}
+        self._expired = self._expired_before = self._expired_committed = 0
+        # Starts that lie outside of what the store holds need no read.
+        self._oldest, self._newest = _ends(store)
+
+    @property
+    def name(self) -> str:
+        return self._store.name
+
+    @property
+    def dirty(self) -> int:
+        """How many entries the next commit would write."""
+        return sum(map(len, self._whole.values())) + sum(map(len, self._open.values()))
+
+    @property
+    def expired(self) -> int:
+        """Windows that start before it are gone."""
+        return self._expired
+
+    def get(self, start: int, key: K) -> V | None:
+        return self.get_many(start, [key])[0]
+
+    def get_many(self, start: int, keys: Sequence[K]) -> list[V | None]:
+        """The values of one window's keys, in one read of the store for all that is not in memory."""
+        if start < self._expired:
+            return [None] * len(keys)
+        layers = [layer[start] for layer in (self._open, self._whole, self._recent) if start in layer]
+        if not layers:
+            return self._read(start, keys)
+        if len(layers) == 1:
+            only = layers[0]
+            values = [only.get(key, _ABSENT) for key in keys]
+        else:
+            first, second, third = (*layers, {})[:3]
+            values = [
+                first[key] if key in first else second[key] if key in second else third.get(key, _ABSENT)
+                for key in keys
+            ]
+        absent = [row for row, value in enumerate(values) if value is _ABSENT]
+        if absent:
+            for row, value in zip(absent, self._read(start, [keys[row] for row in absent]), strict=True):
+                values[row] = value
+        return values
+
+    def put(self, start: int, key: K, value: V | None) -> None:
+        """Set a value; ``None`` deletes."""
+        self.put_many(start, {key: value})
+
+    def put_many(self, start: int, entries: Mapping[K, V | None] | Iterable[tuple[K, V | None]]) -> None:
+        """Set several values of one window; ``None`` deletes."""
+        window = self._open.get(start)
+        if window is None:
+            window = self._open[start] = {}
+        window.update(entries)
+
+    def changed(self) -> dict[int, dict[K, V | None]]:
+        """What slices that are through have changed since the last commit, by window start."""
+        return self._whole
+
+    def changed_before(self, bound: int) -> Iterator[tuple[int, dict[K, V | None]]]:
+        """As ``changed``, with the open slice, for windows that start before ``bound``; in order of start."""
+        starts = {start for layer in (self._open, self._whole) for start in layer if start < bound}
+        for start in sorted(starts):
+            yield start, self._whole.get(start, {}) | self._open.get(start, {})
+
+    def windows(self, low: int, high: int) -> Iterator[tuple[int, list[tuple[K, V]]]]:
+        """The windows that start in ``[low, high)`` with their entries, in order of start and encoded key.
+
+        Nothing may be changed while it runs, apart from windows it has been through.
+        """
+        low = max(low, self._expired)
+        pending = {start for layer in (self._open, self._whole) for start in layer if low <= start < high}
+        while True:
+            start = min([*pending, *self._first_stored(low, high)], default=None)
+            if start is None:
+                return
+            pending.discard(start)
+            low = start + 1
+            entries = self._entries(start)
+            if entries:
+                yield start, entries
+
+    def entries(self) -> Iterator[tuple[tuple[int, K], V]]:
+        """All entries by window start and key, in that order."""
+        for start, entries in self.windows(0, _LATEST):
+            for key, value in entries:
+                yield (start, key), value
+
+    def expire(self, stream_time: int) -> None:
+        """Forget the windows whose ``retention`` is over at that stream time."""
+        bound = stream_time - self._retention + 1
+        if bound > self._expired:
+            self._expired = bound
+            for layer in (self._open, self._whole, self._recent):
+                for start in [start for start in layer if start < bound]:
+                    del layer[start]
+
+    # --- the task's side
+
+    def mark(self) -> None:
+        """Windowed stores belong to built-in steps, which never take a change back."""
+
+    keep = rollback = mark
+
+    def end_slice(self) -> None:
+        """The slice is through: its changes belong to the next commit."""
+        for start, window in self._open.items():
+            known = self._whole.get(start)
+            if known is None:
+                self._whole[start] = window
+            else:
+                known.update(window)
+        self._open = {}
+        self._expired_before = self._expired
+
+    def drop_slice(self) -> None:
+        """Give up the changes of the open slice."""
+        self._open = {}
+        self._expired = self._expired_before
+
+    def drop(self) -> None:
+        """Give up all changes since the last commit."""
+        self._open, self._whole = {}, {}
+        self._expired = self._expired_before = self._expired_committed
+
+    def take(self) -> Changes:
+        """What the next commit writes, encoded."""
+        entries: dict[bytes, bytes | None] = {}
+        for start, window in self._whole.items():
+            entries.update(
+                zip(self._encode_keys(start, window), self._serialize(list(window.values())), strict=True)
+            )
+        deleted = []
+        if self._expired > self._expired_committed and self._oldest < self._expired:
+            deleted.append((_TIME.pack(0), _TIME.pack(self._expired)))
+        return Changes(entries, deleted)
+
+    def committed(self) -> None:
+        """What ``take`` gave is in the store now."""
+        if self._whole:
+            self._oldest = min(self._oldest, *self._whole)
+            self._newest = max(self._newest, *self._whole)
+        self._oldest = max(self._oldest, self._expired)
+        self._expired_committed = self._expired
+        self._recent, self._whole = self._whole, {}
+
+    def _entries(self, start: int) -> list[tuple[K, V]]:
+        changed = self._whole.get(start, {}) | self._open.get(start, {})
+        found: dict[bytes, tuple[K, V | None]] = {}
+        if self._oldest <= start <= self._newest:
+            stored = list(self._store.scan(_TIME.pack(start), _TIME.pack(start + 1)))
+            raw = [encoded[8:] for encoded, _ in stored]
+            values = self._deserialize([payload for _, payload in stored])
+            found = dict(zip(raw, zip(self._key.deserialize(raw), values, strict=True), strict=True))
+        found.update(zip(self._key.serialize(list(changed)), changed.items(), strict=True))
+        return [(key, value) for _, (key, value) in sorted(found.items()) if value is not None]
+
+    def _first_stored(self, low: int, high: int) -> list[int]:
+        if self._newest < low or self._oldest >= high:
+            return []
+        first = next(self._store.scan(_TIME.pack(low), _TIME.pack(high)), None)
+        return [] if first is None else [_TIME.unpack_from(first[0])[0]]
+
+    def _read(self, start: int, keys: Sequence[K]) -> list[V | None]:
+        if not self._oldest <= start <= self._newest:
+            return [None] * len(keys)
+        return list(self._deserialize(self._store.get_many(self._encode_keys(start, keys))))
+
+    def _encode_keys(self, start: int, keys: Collection[K]) -> list[bytes]:
+        prefix = _TIME.pack(start)
+        return [prefix + encoded for encoded in self._key.serialize(list(keys))]
+
+
+def prefix_stop(prefix: bytes) -> bytes | None:
+    """The first key behind all that begin with ``prefix``; ``None`` when there is no such key."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
+
+
+def _ends(store: Store) -> tuple[int, int]:
+    """The oldest and the newest start in a windowed store; an empty range when there is none."""
+    first = next(store.scan(), None)
+    last = next(store.scan(reverse=True), None)
+    if first is None or last is None:
+        return _LATEST, -1
+    return _TIME.unpack_from(first[0])[0], _TIME.unpack_from(last[0])[0]
+
+
+_LATEST = 1 << 63

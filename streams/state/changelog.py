@@ -1,0 +1,100 @@
+"""What stands in a store's changelog topic besides its entries, and how far a database follows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from streams.state.definition import StoreDefinition
+
+RESERVED = b"\xff\xffstreams."
+"""Begins the keys of records that say something about the store instead of being entries of it."""
+
+TIME_KEY = RESERVED + b"stream-time"
+SCHEMA_KEY = RESERVED + b"schema"
+
+
+def changelog_topic(application: str, store: StoreDefinition) -> str:
+    """The topic that has all changes of a store: its own, or for a table the one it is read from."""
+    return store.source_topic or f"{application}-{store.name}-changelog"
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """How far one store of one task is.
+
+    ``offset`` is a changelog offset such that the database has everything before it, and maybe more: records
+    are counted as they are written, while markers of transactions, which take offsets too, are not known of.
+    Reading on from there is always right, as later records win. ``time`` is the stream time of the step that
+    owns the store, ``schema`` how its bytes are to be read.
+    """
+
+    schema: str
+    offset: int = 0
+    time: int = -1
+    schema_written: str | None = None
+    """What the changelog says."""
+    time_written: int = -1
+    _added: int = field(default=0)
+
+    def unwritten(self) -> list[tuple[bytes, bytes]]:
+        """What the changelog does not say yet."""
+        records = []
+        if self.time != self.time_written:
+            records.append((TIME_KEY, b"%d" % self.time))
+        if self.schema != self.schema_written:
+            records.append((SCHEMA_KEY, self.schema.encode()))
+        return records
+
+    def wrote(self, records: int) -> None:
+        """So many records go to the changelog with the next commit."""
+        self._added = records
+
+    def committed(self) -> None:
+        """What was written is permanent."""
+        self.offset += self._added
+        self._added = 0
+        self.time_written, self.schema_written = self.time, self.schema
+
+    def drop(self) -> None:
+        """What was written is given up."""
+        self._added = 0
+        self.time = self.time_written
+
+    def read(self, key: bytes, value: bytes | None) -> None:
+        """Take in one reserved record of the changelog."""
+        if value is None:
+            return
+        if key == TIME_KEY:
+            self.time = self.time_written = int(value)
+        elif key == SCHEMA_KEY:
+            self.schema_written = value.decode()
+
+
+class SavedCheckpoint(msgspec.Struct):
+    """A checkpoint as a database's metadata has it; ``saved_at`` in milliseconds since the epoch."""
+
+    offset: int
+    time: int
+    schema: str | None
+    saved_at: int
+
+
+def encode_metadata(checkpoints: Mapping[str, Checkpoint], now: int) -> dict[str, bytes]:
+    """The checkpoints, by store, as a database's metadata; with what is about to be committed."""
+    return {
+        name: msgspec.json.encode(
+            SavedCheckpoint(checkpoint.offset + checkpoint._added, checkpoint.time, checkpoint.schema, now)  # noqa: SLF001 - the same module
+        )
+        for name, checkpoint in checkpoints.items()
+    }
+
+
+def decode_metadata(metadata: Mapping[str, bytes]) -> dict[str, SavedCheckpoint]:
+    """The checkpoints that a database was saved with. Raises ``msgspec.DecodeError`` for anything else."""
+    return {name: msgspec.json.decode(value, type=SavedCheckpoint) for name, value in metadata.items()}

@@ -1,0 +1,53 @@
+"""A store as plain data: what the topology says about it, whoever keeps it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from streams.serde import Bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streams.records import Fetched
+    from streams.serde import Serde
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreDefinition:
+    """A store that the user named.
+
+    ``retention`` (milliseconds) makes it a windowed one: its keys are window starts with keys, and entries go
+    when stream time is that far past their start. ``source_topic`` is the input topic that is its changelog;
+    otherwise one is made. ``purpose`` goes into the stored schema, beside those of the serdes. ``migrate``
+    makes a value of the schema before into one of the schema now.
+    """
+
+    name: str
+    key: Serde[Any] = field(default_factory=Bytes)
+    value: Serde[Any] = field(default_factory=Bytes)
+    purpose: str = "plain"
+    retention: int | None = None
+    source_topic: str | None = None
+    read_source: Callable[[Fetched], dict[bytes, bytes | None]] | None = None
+    """Entries from records of ``source_topic``, as the step that owns the store would make them."""
+    migrate: Callable[[Any], Any] | None = None
+    changelog_retention: int | None = None
+    """How long the changelog must keep a record (milliseconds since it was written); ``None`` for ever."""
+
+    @property
+    def schema(self) -> str:
+        """How the store's bytes are to be read, as text that is stored with them."""
+        description = {
+            "purpose": self.purpose,
+            "key": schema_of(self.key),
+            "value": schema_of(self.value),
+        }
+        return json.dumps(description, sort_keys=True)
+
+
+def schema_of(serde: Serde[Any]) -> Any:
+    """What a serde says about its bytes: its ``schema`` if it has one, else its name."""
+    return getattr(serde, "schema", serde.name)

@@ -1,0 +1,462 @@
+"""Stores on disk, in RocksDB: larger than memory, and still there for the next process.
+
+A task's database is one folder, ``<folder>/<store>/<partition>``. Each store is a column family,
+``store.<name>``; the metadata lies in the default one. All share a write-ahead log, which is what makes
+``write`` one step: it is given to the operating system before ``write`` returns and to the disk some time
+later. RocksDB syncs the log before it relies on anything that was flushed, so that a machine that dies takes
+the end of the history with it and never the middle.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from threading import Lock
+from typing import TYPE_CHECKING, Any, cast
+
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    DBCompressionType,
+    Options,
+    Rdict,
+    ReadOptions,
+    WriteBatch,
+    WriteBufferManager,
+)
+
+from streams.errors import StateError
+from streams.events import Event, get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from rocksdict import ColumnFamily
+
+    from streams.state.store import Changes, Entry
+
+CHUNK = 1000
+"""Entries that a scan reads at a time."""
+
+MIB = 1024 * 1024
+
+_PREFIX = "store."
+"""Keeps stores apart from RocksDB's own ``default``, which is a legal name for a store."""
+
+log = get_logger()
+
+
+class RocksStore:
+    """A column family.
+
+    RocksDB lets threads read as they like; rocksdict raises when a column family is closed during a read. So
+    reads of one store wait for each other, and ``close`` for them.
+    """
+
+    def __init__(self, name: str, folder: Path, column: Rdict) -> None:
+        self._name = name
+        self._folder = folder
+        self._column: Rdict | None = column
+        self._lock = Lock()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def get(self, key: bytes) -> bytes | None:
+        with self._lock:
+            column = self._opened()
+            try:
+                value: bytes | None = column.get(key)
+            except Exception as error:
+                raise self._failed("read", error) from error
+        return value
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        # Any other kind of sequence would be taken for a key.
+        asked: list[Any] = list(keys)
+        with self._lock:
+            column = self._opened()
+            try:
+                values: Any = column.get(asked)
+            except Exception as error:
+                raise self._failed("read", error) from error
+        return cast("list[bytes | None]", values)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        column = self._opened()
+        try:
+            column.put(key, value)
+        except Exception as error:
+            raise self._failed("write to", error) from error
+
+    def delete(self, key: bytes) -> None:
+        column = self._opened()
+        try:
+            column.delete(key)
+        except Exception as error:
+            raise self._failed("write to", error) from error
+
+    def scan(
+        self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
+    ) -> Iterator[Entry]:
+        # An iterator keeps the database from closing, however long its reader takes over it or forgets it:
+        # so each chunk has its own.
+        while chunk := self._chunk(start, stop, reverse=reverse):
+            yield from chunk
+            if len(chunk) < CHUNK:
+                return
+            last = chunk[-1][0]
+            if reverse:
+                stop = last
+            else:
+                start = last + b"\x00"
+
+    def approximate_count(self) -> int:
+        """What RocksDB estimates: an entry counts once for each write since the last compaction."""
+        with self._lock:
+            column = self._opened()
+            try:
+                return column.property_int_value("rocksdb.estimate-num-keys") or 0
+            except Exception as error:
+                raise self._failed("read", error) from error
+
+    def replace(self, column: Rdict) -> None:
+        """Go on with another column family."""
+        with self._lock:
+            self._column = column
+
+    def close(self) -> None:
+        """Write what is in memory to files. Waits for readers."""
+        with self._lock:
+            column, self._column = self._column, None
+            if column is not None:
+                # What could not be flushed is in the write-ahead log.
+                with suppress(Exception):
+                    column.close()
+
+    def _chunk(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> list[Entry]:
+        if start is not None and stop is not None and start >= stop:
+            return []
+        # rocksdict takes a lower bound for an upper one, so that side is looked at here. It keeps no reference
+        # to the bound: ``stop`` must live as long as the iterator.
+        bounds = ReadOptions()
+        if stop is not None:
+            bounds.set_iterate_upper_bound(stop)
+        least = start if reverse and start is not None else b""
+        with self._lock:
+            column = self._opened()
+            iterator = None
+            try:
+                iterator = column.iter(bounds)
+                if reverse:
+                    iterator.seek_to_last()
+                elif start is not None:
+                    iterator.seek(start)
+                else:
+                    iterator.seek_to_first()
+                read_key, read_value = iterator.key, iterator.value
+                move = iterator.prev if reverse else iterator.next
+                chunk: list[Entry] = []
+                while len(chunk) < CHUNK and (key := read_key()) is not None and key >= least:
+                    chunk.append((key, read_value()))
+                    move()
+                # An iterator that meets a damaged block looks like one at its end.
+                iterator.status()
+            except Exception as error:
+                raise self._failed("read", error) from error
+            finally:
+                # A traceback that somebody keeps would hold the database open with them.
+                iterator = read_key = read_value = move = None  # type: ignore[assignment]
+        return chunk
+
+    def _opened(self) -> Rdict:
+        if self._column is None:
+            raise StateError(f"store {self._name} in {self._folder} is closed")
+        return self._column
+
+    def _failed(self, doing: str, error: Exception) -> StateError:
+        return _explained(f"cannot {doing} store {self._name} in {self._folder}", self._folder, error)
+
+
+class RocksDatabase:
+    """One task's column families, opened together. Raises ``_Damaged`` where an empty folder would do."""
+
+    def __init__(self, folder: Path, stores: Sequence[str], options: Options) -> None:
+        self.folder = folder
+        self._options = options
+        self._stores: dict[str, RocksStore] = {}
+        self._handles: dict[str, ColumnFamily] = {}
+        self._database: Rdict | None = None
+        path = str(folder)
+        columns = [_PREFIX + store for store in stores]
+        # Listing takes no lock, so its errors prove nothing: opening will meet them again, under the lock.
+        with suppress(Exception):
+            columns += Rdict.list_cf(path)
+        try:
+            self._database = Rdict(path, options, dict.fromkeys(columns, options))
+            for store in stores:
+                self._use(store, self._database.get_column_family(_PREFIX + store))
+            _metadata(self._database)
+        except Exception as error:
+            self.close()
+            if _is_damage(str(error)):
+                raise _Damaged(str(error)) from error
+            raise _explained(f"cannot open the state in {folder}", folder, error) from error
+
+    @property
+    def closed(self) -> bool:
+        return self._database is None
+
+    def store(self, name: str) -> RocksStore:
+        database = self._opened()
+        store = self._stores.get(name)
+        if store is not None:
+            return store
+        try:
+            return self._use(name, database.create_column_family(_PREFIX + name, self._options))
+        except Exception as error:
+            raise _explained(f"cannot make store {name} in {self.folder}", self.folder, error) from error
+
+    def metadata(self) -> dict[str, bytes]:
+        database = self._opened()
+        try:
+            return _metadata(database)
+        except Exception as error:
+            raise _explained(f"cannot read the metadata in {self.folder}", self.folder, error) from error
+
+    def write(self, changes: Mapping[str, Changes], metadata: Mapping[str, bytes]) -> None:
+        database = self._opened()
+        batch = WriteBatch(raw_mode=True)
+        try:
+            for name, (entries, deleted) in changes.items():
+                self.store(name)
+                for start, stop in deleted:
+                    # RocksDB takes a range the wrong way round for a broken log and stops all writing.
+                    if start < stop:
+                        batch.delete_range(start, stop, self._handles[name])
+                batch.set_default_column_family(self._handles[name])
+                for key, value in entries.items():
+                    if value is None:
+                        del batch[key]
+                    else:
+                        batch[key] = value
+            batch.set_default_column_family(None)
+            for text, value in metadata.items():
+                batch[text.encode()] = value
+            try:
+                database.write(batch)
+            except Exception as error:
+                raise _explained(f"cannot write to {self.folder}", self.folder, error) from error
+        finally:
+            # A traceback that somebody keeps would hold the database open with it.
+            batch.set_default_column_family(None)
+            del database
+
+    def drop(self, name: str) -> None:
+        database = self._opened()
+        self.store(name)
+        try:
+            # What is left of it while a reader is busy goes with the reader.
+            database.drop_column_family(_PREFIX + name)
+            self._use(name, database.create_column_family(_PREFIX + name, self._options))
+        except Exception as error:
+            raise _explained(f"cannot empty store {name} in {self.folder}", self.folder, error) from error
+
+    def close(self) -> None:
+        self._handles.clear()
+        # Metadata comes last, so that it never says more than the stores have.
+        for store in self._stores.values():
+            store.close()
+        database, self._database = self._database, None
+        if database is not None:
+            # What could not be flushed is in the write-ahead log.
+            with suppress(Exception):
+                database.close()
+
+    def _use(self, name: str, column: Rdict) -> RocksStore:
+        self._handles[name] = self._opened().get_column_family_handle(_PREFIX + name)
+        store = self._stores.get(name)
+        if store is None:
+            store = self._stores[name] = RocksStore(name, self.folder, column)
+        else:
+            store.replace(column)
+        return store
+
+    def _opened(self) -> Rdict:
+        if self._database is None:
+            raise StateError(f"the state in {self.folder} is closed")
+        return self._database
+
+
+class RocksDatabases:
+    """Databases under one folder, for one process at a time.
+
+    ``memory_bytes`` bounds what all of them take together: blocks read from files with their indexes and
+    filters, and what was written and not yet flushed, for which half of it is meant. When that half is full,
+    whichever database writes next flushes its own. Beyond it goes only what is in use at that moment.
+    """
+
+    def __init__(self, folder: Path, memory_bytes: int) -> None:
+        self._folder = folder
+        self._cache = Cache(memory_bytes)
+        self._options = _options(memory_bytes, self._cache)
+        self._databases: dict[Path, RocksDatabase] = {}
+
+    def open(self, stores: Sequence[str], partition: int) -> RocksDatabase:
+        places = [self._folder / store / str(partition) for store in stores]
+        try:
+            place = next((place for place in places if place.exists()), places[0])
+        except OSError as error:
+            raise _explained(f"cannot look for state in {self._folder}", self._folder, error) from error
+        held = self._databases.get(place)
+        if held is not None and not held.closed:
+            raise StateError(
+                f"the state in {place} is open already", hint="close the database before it is opened again"
+            )
+        damage = None
+        try:
+            database = RocksDatabase(place, stores, self._options)
+        except _Damaged as error:
+            damage = str(error)
+        if damage is not None:
+            try:
+                aside = _set_aside(place)
+                log.warning(
+                    Event.STATE_DAMAGED,
+                    stores=list(stores),
+                    partition=partition,
+                    folder=str(place),
+                    moved_to=str(aside),
+                    error=damage,
+                )
+                database = RocksDatabase(place, stores, self._options)
+            except (OSError, _Damaged) as error:
+                raise _explained(f"cannot replace the damaged state in {place}", place, error) from error
+        self._databases[place] = database
+        return database
+
+    def destroy(self, stores: Sequence[str], partition: int) -> None:
+        # All of them: a folder that is left would be found by the next ``open``.
+        for store in stores:
+            place = self._folder / store / str(partition)
+            held = self._databases.pop(place, None)
+            if held is not None:
+                held.close()
+            try:
+                if place.exists():
+                    # Refuses while another process has it.
+                    Rdict.destroy(str(place))
+                    shutil.rmtree(place)
+                for aside in _asides(place):
+                    shutil.rmtree(aside)
+            except Exception as error:
+                raise _explained(f"cannot delete the state in {place}", place, error) from error
+
+    def memory_bytes(self) -> int:
+        return self._cache.get_usage()
+
+    def close(self) -> None:
+        for database in self._databases.values():
+            database.close()
+        self._databases.clear()
+
+
+class _Damaged(Exception):
+    """The files are there and are no database."""
+
+
+def _options(memory_bytes: int, cache: Cache) -> Options:
+    """One set for all databases and column families, so that they share memory and threads."""
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.create_missing_column_families(True)
+
+    # Never stall for memory: rocksdict holds the interpreter's lock while it writes.
+    options.set_write_buffer_manager(
+        WriteBufferManager.new_write_buffer_manager_with_cache(memory_bytes // 2, False, cache)
+    )
+    options.set_write_buffer_size(min(max(memory_bytes // 8, MIB), 32 * MIB))
+    options.set_max_write_buffer_number(4)
+    # The default is an eighth of the write buffer, taken by each column family with its first entry.
+    options.set_arena_block_size(64 * 1024)
+    # All column families go to disk together: the metadata, of which little is written, would keep old logs.
+    options.set_atomic_flush(True)
+    # After a crash, what is in the log is read again while the interpreter stands still.
+    options.set_max_total_wal_size(64 * MIB)
+
+    # A lookup that finds nothing costs half with a filter for what is in memory, too.
+    options.set_memtable_prefix_bloom_ratio(0.02)
+    options.set_memtable_whole_key_filtering(True)
+    table = BlockBasedOptions()
+    table.set_block_cache(cache)
+    table.set_bloom_filter(10, False)
+    table.set_cache_index_and_filter_blocks(True)
+    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
+    options.set_block_based_table_factory(table)
+    options.set_compression_type(DBCompressionType.lz4())
+
+    # One thread for flushes and one for compactions, for all databases of the process.
+    options.set_max_background_jobs(2)
+    options.set_max_open_files(100)
+    options.set_max_log_file_size(MIB)
+    options.set_keep_log_file_num(2)
+    options.set_stats_dump_period_sec(0)
+    options.set_stats_persist_period_sec(0)
+    return options
+
+
+def _is_damage(message: str) -> bool:
+    """Whether the files are at fault, and not who may use them, the disk or this machine."""
+    return "Corruption" in message or "No such file or directory" in message
+
+
+def _metadata(database: Rdict) -> dict[str, bytes]:
+    found = {}
+    iterator = None
+    try:
+        iterator = database.iter()
+        iterator.seek_to_first()
+        while (key := iterator.key()) is not None:
+            found[key.decode()] = iterator.value()
+            iterator.next()
+        iterator.status()
+    finally:
+        # A traceback that somebody keeps would hold the database open with it.
+        del iterator
+    return found
+
+
+def _explained(what: str, folder: Path, error: Exception) -> StateError:
+    """The error for the caller. rocksdict raises plain ``Exception``: only the text says what happened."""
+    message = str(error)
+    lower = message.lower()
+    if _is_damage(message):
+        hint = f"delete {folder} and start again: it will be restored from the changelog topics"
+    elif "lock" in lower:
+        hint = "stop the process that uses this folder, or give this one another state_dir"
+    elif "no space" in lower:
+        hint = "free space on the disk; nothing that was committed is lost"
+    elif "permission" in lower or "read-only" in lower:
+        hint = "let this user write there, or set state_dir to another folder"
+    else:
+        hint = f"see {folder / 'LOG'} and the disk; state_dir names the folder"
+    return StateError(f"{what}: {message}", hint=hint)
+
+
+def _asides(place: Path) -> list[Path]:
+    return sorted(
+        place.parent.glob(f"{place.name}.damaged-*"), key=lambda aside: int(aside.name.rpartition("-")[2])
+    )
+
+
+def _set_aside(place: Path) -> Path:
+    """Move a folder out of the way, for who wants to look at it. Only the last one of a task is kept."""
+    older = _asides(place)
+    number = int(older[-1].name.rpartition("-")[2]) + 1 if older else 1
+    aside = place.with_name(f"{place.name}.damaged-{number}")
+    place.rename(aside)
+    for path in older:
+        shutil.rmtree(path)
+    return aside
