@@ -3,23 +3,54 @@
 The names below are the public ones; everything else may change between versions.
 """
 
+from streams.aggregates import (
+    Aggregate,
+    collect,
+    count,
+    custom,
+    distinct,
+    first,
+    latest,
+    maximum,
+    mean,
+    minimum,
+    most_frequent,
+    quantile,
+    top,
+    total,
+    variance,
+)
 from streams.app import App
 from streams.errors import (
     BrokerError,
     ConfigurationError,
     DeadLetterLimitExceeded,
     ProcessingError,
+    StateError,
     StreamsError,
     TopologyError,
 )
 from streams.policy import ErrorPolicy, dead_letter, fail, retry, skip
-from streams.processor import BatchProcessor, Context, Processor
+from streams.processor import BatchProcessor, Context, KeyValueStore, Processor
 from streams.records import Batch, Record
 from streams.serde import Avro, Bytes, Json, Serde, Text
-from streams.stream import Stream
+from streams.stream import Stream, Table, key_value_store
 from streams.topology import Topology
+from streams.windows import (
+    Hopping,
+    Session,
+    Sliding,
+    Tumbling,
+    Windowed,
+    days,
+    hours,
+    milliseconds,
+    minutes,
+    seconds,
+)
 
 __all__ = [
+    "Aggregate",
     "App",
     "Avro",
     "Batch",
@@ -30,18 +61,46 @@ __all__ = [
     "Context",
     "DeadLetterLimitExceeded",
     "ErrorPolicy",
+    "Hopping",
     "Json",
+    "KeyValueStore",
     "ProcessingError",
     "Processor",
     "Record",
     "Serde",
+    "Session",
+    "Sliding",
+    "StateError",
     "Stream",
     "StreamsError",
+    "Table",
     "Text",
     "Topology",
     "TopologyError",
+    "Tumbling",
+    "Windowed",
+    "collect",
+    "count",
+    "custom",
+    "days",
     "dead_letter",
+    "distinct",
     "fail",
+    "first",
+    "hours",
+    "key_value_store",
+    "latest",
+    "maximum",
+    "mean",
+    "milliseconds",
+    "minimum",
+    "minutes",
+    "most_frequent",
+    "quantile",
     "retry",
+    "seconds",
     "skip",
+    "top",
+    "total",
+    "variance",
 ]

@@ -20,10 +20,12 @@ class StreamClock:
     take come. Milliseconds since the epoch; -1 before the first record.
     """
 
-    __slots__ = ("_at_commit", "_at_slice", "_batch", "_before", "_times", "time")
+    __slots__ = ("_at_commit", "_at_slice", "_batch", "_before", "_times", "observed", "time")
 
     def __init__(self, time: int = NOT_STARTED) -> None:
         self.time = time
+        self.observed = time
+        """Stream time when the last record had come."""
         self._at_slice = self._at_commit = time
         self._batch: Batch[Any, Any] | None = None
         self._before = time
@@ -57,7 +59,7 @@ class StreamClock:
 
     def restore(self, time: int) -> None:
         """Begin where an earlier task stopped."""
-        self.time = self._at_slice = self._at_commit = max(self.time, time)
+        self.time = self.observed = self._at_slice = self._at_commit = max(self.time, time)
 
     def end_slice(self) -> None:
         self._at_slice = self.time
@@ -65,6 +67,7 @@ class StreamClock:
 
     def drop_slice(self) -> None:
         self.time = self._at_slice
+        self.observed = min(self.observed, self.time)
         self._batch = self._times = None
 
     def committed(self) -> None:

@@ -57,6 +57,7 @@ class WorkerMetrics:
         for name, text, by_step in (
             ("dead_letters", "Records written as dead letters.", [count.dead_letters for count in counts]),
             ("skipped", "Records left out by policy.", [count.skipped for count in counts]),
+            ("late", "Records that came too late for a window or join.", [count.late for count in counts]),
         ):
             family = CounterMetricFamily(f"streams_{name}", text, labels=["step"])
             for step, value in sum((Counter(item) for item in by_step), Counter[str]()).items():
@@ -76,8 +77,30 @@ class WorkerMetrics:
         for partition, progress in self._worker.progress.items():
             lag.add_metric([partition.topic, str(partition.partition)], progress.lag)
         yield lag
+        yield from self._restoring()
+        yield GaugeMetricFamily("streams_state_bytes", "Memory of stores.", value=self._worker.state_bytes)
+        times = GaugeMetricFamily(
+            "streams_stream_time_seconds", "Stream time since the epoch.", labels=["task", "step"]
+        )
+        for identifier, task in self._worker.tasks.items():
+            for step, time in task.stream_times.items():
+                times.add_metric([str(identifier), step], time / 1000)
+        yield times
         yield GaugeMetricFamily(
             "streams_stalled_partitions",
             "Partitions with lag and no progress for stall_timeout.",
             value=len(self._worker.stalled()),
         )
+
+    def _restoring(self) -> Iterator[Metric]:
+        left = GaugeMetricFamily(
+            "streams_restore_records_left", "Changelog records that a task still needs.", labels=["task"]
+        )
+        done = GaugeMetricFamily(
+            "streams_restore_records_done", "Changelog records that a task has restored.", labels=["task"]
+        )
+        for identifier, progress in self._worker.restoring.items():
+            left.add_metric([str(identifier)], progress.total - progress.done)
+            done.add_metric([str(identifier)], progress.done)
+        yield left
+        yield done

@@ -124,8 +124,8 @@ class _Hooks:
     at_slice_end: list[tuple[int, Callable[[], None]]] = field(default_factory=list)
     at_commit: list[tuple[int, Callable[[], None]]] = field(default_factory=list)
     schedules: list[_Schedule] = field(default_factory=list)
-    idle: list[tuple[int, StreamClock]] = field(default_factory=list)
-    """After how many milliseconds without records which clock follows the wall clock."""
+    idle: list[tuple[int, int, StreamClock]] = field(default_factory=list)
+    """After how many milliseconds without records, and how far, which clock follows the wall clock."""
 
     def sort(self) -> None:
         """Steps before later ones: what one forwards, the next takes in before its own turn."""
@@ -336,15 +336,17 @@ class Task:
         ``milliseconds`` is how long none came, ``since`` how much of it has not been told yet. Returns whether
         anything was closed.
         """
-        clocks = {
-            id(clock): clock for after, clock in self._hooks.idle if milliseconds >= after and clock.time >= 0
-        }
-        if not clocks:
+        moved: dict[StreamClock, int] = {}
+        for after, horizon, clock in self._hooks.idle:
+            to = min(clock.time + since, clock.observed + horizon)
+            if milliseconds >= after and 0 <= clock.time < to:
+                moved[clock] = max(to, moved.get(clock, to))
+        if not moved:
             return False
 
         def run() -> None:
-            for clock in clocks.values():
-                clock.advance(clock.time + since)
+            for clock, to in moved.items():
+                clock.advance(to)
 
         self._as_slice(run)
         return True
@@ -666,8 +668,8 @@ class _Binding:
     def at_commit(self, call: Callable[[], None]) -> None:
         self._hooks.at_commit.append((self._within.nodes.index(self._step), call))
 
-    def close_idle_after(self, milliseconds: int) -> None:
-        self._hooks.idle.append((milliseconds, self.clock))
+    def close_idle_after(self, milliseconds: int, horizon: int) -> None:
+        self._hooks.idle.append((milliseconds, horizon, self.clock))
 
     def schedule(self, every: int, on: TimeKind, call: Callable[[int], None]) -> Cancel:
         if every <= 0:

@@ -247,6 +247,11 @@ class Worker:
         return self._restorer.progress
 
     @property
+    def state_bytes(self) -> int:
+        """Memory that the stores' databases use."""
+        return self._databases.memory_bytes()
+
+    @property
     def ready(self) -> bool:
         """Whether it is running with all its stores up to date."""
         return self._state is State.RUNNING and not self._waiting
@@ -417,7 +422,7 @@ class Worker:
                 raise Interrupted
 
     def _commit_in_slice(self) -> None:
-        """Commit what is whole. Raises ``Interrupted`` when the slice that is open cannot go on after that."""
+        """Commit what is whole. Raises ``Interrupted`` when the open slice cannot go on after that."""
         if self._dirty_since is None:
             return
         if self._current is not None and self._held[self._current[0]].stateful:
@@ -482,9 +487,8 @@ class Worker:
             if (partition := TopicPartition(fetched.topic, fetched.partition)) in self._held
             and (progress := self._progress.get(partition))
         ]
-        queues: dict[TaskId, InputQueue] = {}
         for partition, progress, fetched in work:
-            if not self._holds(partition, progress):
+            if not self._holds(partition, progress) or partition not in self._held:
                 continue
             task = self._held[partition]
             queue = self._queues.get(task.id)
@@ -499,11 +503,10 @@ class Worker:
                     break
                 start = stop
         for partition, end in polled.ends.items():
-            task_there = self._held.get(partition)
-            if task_there is not None and task_there.id in self._queues:
-                self._queues[task_there.id].at_end(partition, end)
-        queues.update(self._queues)
-        for identifier, queue in queues.items():
+            holder = self._held.get(partition)
+            if holder is not None and holder.id in self._queues:
+                self._queues[holder.id].at_end(partition, end)
+        for identifier, queue in list(self._queues.items()):
             self._drain(identifier, queue)
 
     def _drain(self, identifier: TaskId, queue: InputQueue) -> None:

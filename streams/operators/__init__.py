@@ -84,8 +84,11 @@ class Binding(Protocol):
     def at_commit(self, call: Callable[[], None]) -> None:
         """Call it before each commit, steps before later ones: to forward what changed since the last."""
 
-    def close_idle_after(self, milliseconds: int) -> None:
-        """Let the step's clock follow the wall clock after so long without a record."""
+    def close_idle_after(self, milliseconds: int, horizon: int) -> None:
+        """Let the step's clock follow the wall clock after so long without a record.
+
+        ``horizon`` (milliseconds) behind the last record, everything the step holds is closed: so far it goes.
+        """
 
     def schedule(self, every: int, on: TimeKind, call: Callable[[int], None]) -> Cancel:
         """Call it with the time whenever ``every`` milliseconds of stream time or wall clock have passed."""

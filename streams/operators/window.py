@@ -73,7 +73,7 @@ class _Windowing:
         if self._updates is not None:
             step.at_commit(self._forward_updates)
         if operator.close_idle_after is not None:
-            step.close_idle_after(operator.close_idle_after)
+            step.close_idle_after(operator.close_idle_after, self._lasts)
 
     def run(self, batch: Batch[Any, Any]) -> None:
         batch = with_times(self._guard, batch)
