@@ -1,7 +1,8 @@
-"""The input: access-log records as JSON, the same ones in every run."""
+"""The inputs: the same records in every run."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from streams.broker import NewTopic
 from streams.records import Output, TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from streams.broker import Broker
 
@@ -21,15 +22,15 @@ RECORDS_PER_MILLISECOND = 10
 """Of event time, which is also the records' timestamps."""
 
 FIRST_MILLISECOND = 1_790_000_000_000
-WARM_UP_PARTS = 2
-"""How many times the measured records come before them, for who needs to warm up."""
-
 CHUNK_RECORDS = 10_000
 FLUSH_SECONDS = 60.0
 
 _ADDRESSES = [
     f"10.{second}.{third}.{fourth}" for second in range(8) for third in range(64) for fourth in range(20)
 ]
+TEAMS = {address.encode(): f"team-{number % 100}" for number, address in enumerate(_ADDRESSES)}
+"""By address: what the access log can be joined with."""
+
 _METHODS = ["GET", "GET", "GET", "POST"]
 _PATHS = ["/", "/login", "/cart", "/api/items", "/static/app.js", "/checkout"]
 _PATHS += [f"/api/items/{number}" for number in range(1000)]
@@ -41,24 +42,27 @@ _LATENCIES = [f"{-40 * math.log(1 - (step + 0.5) / 5000):.2f}" for step in range
 
 
 class Chunk(NamedTuple):
-    """Some records as columns."""
+    """Some records as columns; ``statuses`` are those in the values, where they have any."""
 
     keys: list[bytes]
     values: list[bytes]
     timestamps: list[int]
-    statuses: list[int]
+    statuses: Sequence[int] = ()
 
 
 @dataclass(slots=True)
 class Tally:
-    """What an output topic must hold: how many records, and the sum of their timestamps."""
+    """What an output must hold, or does: how many records are told of, and the sum of a number for each."""
 
     records: int = 0
-    timestamps: int = 0
+    checksum: int = 0
 
-    def add(self, timestamps: list[int]) -> None:
-        self.records += len(timestamps)
-        self.timestamps += sum(timestamps)
+    def add(self, numbers: Sequence[int]) -> None:
+        self.records += len(numbers)
+        self.checksum += sum(numbers)
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.records + other.records, self.checksum + other.checksum)
 
 
 def generate_chunks(count: int) -> Iterator[Chunk]:
@@ -68,9 +72,7 @@ def generate_chunks(count: int) -> Iterator[Chunk]:
         size = min(CHUNK_RECORDS, count - start)
         addresses = choose.choices(_ADDRESSES, k=size)
         statuses = choose.choices(list(_STATUSES), cum_weights=_STATUS_WEIGHTS, k=size)
-        timestamps = [
-            FIRST_MILLISECOND + number // RECORDS_PER_MILLISECOND for number in range(start, start + size)
-        ]
+        timestamps = _timestamps(start, size)
         fields = zip(
             timestamps,
             addresses,
@@ -93,55 +95,90 @@ def generate_chunks(count: int) -> Iterator[Chunk]:
         yield Chunk([address.encode() for address in addresses], values, timestamps, statuses)
 
 
+def generate_small_chunks(count: int) -> Iterator[Chunk]:
+    """Records with keys of 8 bytes and values of up to 8: again and again all of ``count`` keys, shuffled."""
+    choose = random.Random(7)
+    keys = [b"%08d" % number for number in range(count)]
+    for round_start in itertools.count(step=count):
+        choose.shuffle(keys)
+        for start in range(0, count, CHUNK_RECORDS):
+            part = keys[start : start + CHUNK_RECORDS]
+            first = round_start + start
+            values = [b"%d" % number for number in range(first, first + len(part))]
+            yield Chunk(part, values, _timestamps(first, len(part)))
+
+
+def generate_teams() -> Chunk:
+    """A table's records: the team that each address of the access log belongs to, since before the log."""
+    values = [f'{{"team":"{team}"}}'.encode() for team in TEAMS.values()]
+    return Chunk(list(TEAMS), values, [FIRST_MILLISECOND - 1] * len(TEAMS))
+
+
+def _timestamps(start: int, count: int) -> list[int]:
+    return [FIRST_MILLISECOND + number // RECORDS_PER_MILLISECOND for number in range(start, start + count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of an input.
+
+    ``starts`` is where it begins in each partition. The tallies are of what must come out for its records,
+    by the names of jobs.
+    """
+
+    records: int
+    starts: dict[TopicPartition, int]
+    tallies: dict[str, Tally]
+
+
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A topic with the warm-up records, then the measured ones.
-
-    ``starts`` is where the measured ones begin. ``warm_up`` and ``measured`` tally the records of each part
-    with a status of 400 or more.
-    """
+    """A topic in parts that follow each other; of the first one's records no speed is measured."""
 
     topic: str
-    records: int
-    starts: dict[TopicPartition, int] = field(default_factory=dict)
-    warm_up: Tally = field(default_factory=Tally)
-    measured: Tally = field(default_factory=Tally)
+    parts: list[Part] = field(default_factory=list)
 
-    @property
-    def warm_up_records(self) -> int:
-        return self.records * WARM_UP_PARTS
+    def records_before(self, part: int) -> int:
+        """How many records all parts before this one have, or for one past the last, all parts."""
+        return sum(part.records for part in self.parts[:part])
+
+    def tally(self, job: str, first: int) -> Tally:
+        """What must come out of a job that begins with the part ``first``."""
+        return sum((part.tallies[job] for part in self.parts[first:]), start=Tally())
 
 
-def write_input(broker: Broker, topic: str, records: int, progress: Callable[[int], None]) -> Input:
-    """Make the topic with ``records`` to measure after those to warm up. ``progress`` is told of each chunk.
-
-    ``records`` is a multiple of ``CHUNK_RECORDS``. Event time goes on from the one part to the other, so that
-    the measured records are never late.
-    """
-    assert records % CHUNK_RECORDS == 0
+def make_topic(broker: Broker, name: str) -> None:
+    """Make a topic whose records stay: their times are not now, by which the broker would delete them."""
     admin = broker.admin()
-    # The events' times are not now, by which the broker would delete them.
-    admin.create_topics([NewTopic(name=topic, partitions=PARTITIONS, settings={"retention.ms": "-1"})])
-    source = Input(topic, records)
+    admin.create_topics([NewTopic(name=name, partitions=PARTITIONS, settings={"retention.ms": "-1"})])
+    admin.close()
+
+
+def write_input(
+    broker: Broker,
+    source: Input,
+    chunks: Iterator[Chunk],
+    sizes: Sequence[int],
+    expected: Mapping[str, Callable[[Chunk], list[int]]],
+) -> None:
+    """Make the topic, with parts of these sizes, all of them multiples of ``CHUNK_RECORDS``.
+
+    ``expected`` are the numbers that jobs' outputs have for a chunk's records, see ``Tally``.
+    """
+    make_topic(broker, source.topic)
+    partitions = [TopicPartition(source.topic, number) for number in range(PARTITIONS)]
+    admin = broker.admin()
     producer = broker.producer()
-    written = 0
-    for chunk in generate_chunks(records * (WARM_UP_PARTS + 1)):
-        if written == source.warm_up_records:
-            producer.flush(FLUSH_SECONDS)
-            partitions = [TopicPartition(topic, number) for number in range(PARTITIONS)]
-            source.starts.update(admin.end_offsets(partitions))
-        producer.produce(Output(topic, chunk.keys, chunk.values, chunk.timestamps))
-        part = source.warm_up if written < source.warm_up_records else source.measured
-        part.add(
-            [
-                timestamp
-                for timestamp, status in zip(chunk.timestamps, chunk.statuses, strict=True)
-                if status >= 400
-            ]
-        )
-        written += len(chunk.values)
-        progress(len(chunk.values))
-    producer.flush(FLUSH_SECONDS)
+    starts = dict.fromkeys(partitions, 0)
+    for size in sizes:
+        assert size % CHUNK_RECORDS == 0
+        part = Part(size, starts, {job: Tally() for job in expected})
+        for chunk in itertools.islice(chunks, size // CHUNK_RECORDS):
+            producer.produce(Output(source.topic, chunk.keys, chunk.values, chunk.timestamps))
+            for job, numbers in expected.items():
+                part.tallies[job].add(numbers(chunk))
+        producer.flush(FLUSH_SECONDS)
+        source.parts.append(part)
+        starts = admin.end_offsets(partitions)
     producer.close()
     admin.close()
-    return source

@@ -7,19 +7,23 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
 import psutil
 
+from streams.events import Event
 from streams.reading import read_to_end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.data import Input, Tally
+    from benchmarks.jobs import Job
     from benchmarks.processes import Peer
     from streams.broker import Broker
 
 SAMPLE_SECONDS = 0.025
 STALL_SECONDS = 60.0
+RESTORE_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +36,9 @@ class Result:
     records_per_second: float | None = None
     records_per_cpu_second: float | None = None
     peak_rss_mb: float | None = None
+    state_mb: float | None = None
+    """Of disk, at the end."""
+
     p50_ms: float | None = None
     p99_ms: float | None = None
 
@@ -57,10 +64,13 @@ class MeasurementFailed(Exception):
 
 
 def window(samples: Sequence[Sample], after: int, until: int) -> Window | None:
-    """From the first commit past ``after`` records to the first one of ``until``; ``None`` if not seen."""
+    """From the first commit past ``after`` records to the first one of ``until``.
+
+    ``None`` if not seen, or if it is so short that the system's clock saw no CPU time in it.
+    """
     first = next((sample for sample in samples if sample.committed > after), None)
     last = next((sample for sample in samples if sample.committed >= until), None)
-    if first is None or last is None or first is last:
+    if first is None or last is None or first.cpu_seconds == last.cpu_seconds:
         return None
     return Window(
         last.committed - first.committed, last.seconds - first.seconds, last.cpu_seconds - first.cpu_seconds
@@ -103,18 +113,41 @@ class ProcessMeter:
         return self.peak_rss / 1024**2
 
 
-def measure_throughput(broker: Broker, peer: Peer, group: str, source: Input) -> tuple[Window, float]:
-    """Watch a peer until all the input is committed: the window of the measured records, and peak MB.
+class Restoration(NamedTuple):
+    """What a log says of restoring: the tasks it began for, and the records of those it ended for."""
 
-    All systems are watched alike, from outside, through what they promise: offsets committed. The window
-    opens with the first commit past the warm-up, so that nobody's start, joining of the group or first fetch
-    counts, and closes with the commit of the last record. CPU is the whole process's between these two, with
-    the client's own threads, garbage collection and compilation. A commit is noticed up to 25 ms late, at
-    both ends. No peer needs a hook for this, which would have to be equally cheap in all of them.
-    """
+    started: set[str]
+    restored: dict[str, int]
+
+
+class _LogEntry(msgspec.Struct):
+    event: str
+    task: str = ""
+    records: int = 0
+
+
+_LOG_ENTRY = msgspec.json.Decoder(_LogEntry)
+
+
+def read_restoration(log: str) -> Restoration:
+    """From JSON lines with what this runtime logs; other lines, and one half written, are left out."""
+    found = Restoration(set(), {})
+    for line in log.splitlines():
+        try:
+            entry = _LOG_ENTRY.decode(line)
+        except msgspec.DecodeError:
+            continue
+        if entry.event == Event.RESTORE_STARTED:
+            found.started.add(entry.task)
+        elif entry.event == Event.RESTORED:
+            found.restored[entry.task] = entry.records
+    return found
+
+
+def watch(broker: Broker, peer: Peer, group: str, source: Input, meter: ProcessMeter) -> list[Sample]:
+    """Watch a peer until all the input is committed, looking at it every 25 ms."""
     admin = broker.admin()
-    meter = ProcessMeter(peer.pid)
-    end = source.warm_up_records + source.records
+    end = source.records_before(len(source.parts))
     samples: list[Sample] = []
     progressed = time.monotonic()
     try:
@@ -138,21 +171,60 @@ def measure_throughput(broker: Broker, peer: Peer, group: str, source: Input) ->
             samples.append(Sample(now, meter.cpu_seconds(), committed))
     finally:
         admin.close()
-    found = window(samples, source.warm_up_records, end)
+    return samples
+
+
+def measured_window(samples: Sequence[Sample], source: Input, first: int) -> Window:
+    """The window of the measured records, for a peer that began with the part ``first`` of the input.
+
+    All systems are watched alike, from outside, through what they promise: offsets committed. The window
+    opens with the first commit past the warm-up, so that nobody's start, joining of the group or first fetch
+    counts, and closes with the commit of the last record. CPU is the whole process's between these two, with
+    the client's own threads, garbage collection and compilation. A commit is noticed up to 25 ms late, at
+    both ends. No peer needs a hook for this, which would have to be equally cheap in all of them.
+    """
+    before = source.records_before(max(first, 1))
+    end = source.records_before(len(source.parts))
+    found = window(samples, before, end)
     if found is None:
         raise MeasurementFailed(
-            f"{source.records:,} records are too few: one commit had them all; set RECORDS to more"
+            f"{end - before:,} records are too few: one commit or two had them all; set RECORDS to more"
         )
-    return found, meter.peak_rss_mb
+    return found
 
 
-def check_output(broker: Broker, topic: str, expected: Tally) -> None:
-    """Raise ``MeasurementFailed`` unless the topic holds, committed, what it must."""
-    records = timestamps = 0
-    for fetched in read_to_end(broker, [topic]):
-        records += len(fetched)
-        timestamps += sum(fetched.timestamps())
-    if records != expected.records:
-        raise MeasurementFailed(f"wrong output: {records:,} records, {expected.records:,} are right")
-    if timestamps != expected.timestamps:
-        raise MeasurementFailed("wrong output: the records' timestamps are not those of the input")
+def measure_restore(peer: Peer, tasks: int, meter: ProcessMeter) -> Window:
+    """What it took a peer from the start of restoring, as it logs it, to its end for that many tasks."""
+    deadline = time.monotonic() + RESTORE_SECONDS
+    begun: tuple[float, float] | None = None
+    while True:
+        time.sleep(SAMPLE_SECONDS)
+        peer.check()
+        meter.watch_memory()
+        found = read_restoration(peer.log.read_text(errors="replace"))
+        now, cpu_seconds = time.monotonic(), meter.cpu_seconds()
+        if len(found.restored) >= tasks:
+            break
+        if begun is None and found.started:
+            begun = now, cpu_seconds
+        if now > deadline:
+            raise MeasurementFailed(
+                f"{len(found.restored)} of {tasks} tasks restored in {RESTORE_SECONDS:.0f} s; see {peer.log}"
+            )
+    if begun is None or begun[1] == cpu_seconds:
+        raise MeasurementFailed(f"{sum(found.restored.values()):,} records are too few; set RECORDS to more")
+    return Window(sum(found.restored.values()), now - begun[0], cpu_seconds - begun[1])
+
+
+def check_output(broker: Broker, topic: str, job: Job, expected: Tally) -> None:
+    """Raise ``MeasurementFailed`` unless the topic holds, committed, what the job must make."""
+    try:
+        found = job.found(read_to_end(broker, [topic]))
+    except msgspec.DecodeError as error:
+        raise MeasurementFailed(f"wrong output: {error}") from error
+    if found.records != expected.records:
+        raise MeasurementFailed(
+            f"wrong output: it tells of {found.records:,} records, {expected.records:,} are right"
+        )
+    if found.checksum != expected.checksum:
+        raise MeasurementFailed("wrong output: it tells of other records than those of the input")

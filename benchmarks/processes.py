@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 STOP_SECONDS = 20.0
+BLOCK_BYTES = 512
+"""What ``st_blocks`` counts in, on every system."""
 
 # In a process of its own, which outlives a SIGKILL of this one: ends the peer unless told that it is over.
 _WATCHER = """
@@ -59,6 +62,16 @@ class Peer:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def state_bytes(self) -> int:
+        """How much of the disk the state that it keeps takes now."""
+        total = 0
+        for folder, _, names in os.walk(self._folder / "state"):
+            for name in names:
+                # Stores remove files at any time.
+                with contextlib.suppress(FileNotFoundError):
+                    total += Path(folder, name).stat().st_blocks * BLOCK_BYTES
+        return total
 
     def check(self) -> None:
         """Raise ``PeerFailed`` if the process has ended."""

@@ -30,7 +30,7 @@ def describe(result: Result) -> str:
     if result.records_per_cpu_second is not None:
         return (
             f"{result.records_per_second:,.0f} records/s, "
-            f"{result.records_per_cpu_second:,.0f} records per CPU-second"
+            f"{result.records_per_cpu_second:,.0f} records per CPU-second, {result.peak_rss_mb:,.0f} MB"
         )
     return f"p50 {_number(result.p50_ms, '.1f')} ms, p99 {_number(result.p99_ms, '.1f')} ms"
 
@@ -71,6 +71,7 @@ def make_table(results: Sequence[Result], failures: Sequence[Failure]) -> Table:
         "to Kafka\nStreams",
         "to raw\nclient",
         "peak RSS\nMB",
+        "on disk\nMB",
         "p50 ms",
         "p99 ms",
     ):
@@ -89,6 +90,7 @@ def make_table(results: Sequence[Result], failures: Sequence[Failure]) -> Table:
             _number(ratio(result, results, JAVA), ".2f", "x"),
             _number(ratio(result, results, RAW_CLIENT), ".2f", "x"),
             _number(result.peak_rss_mb),
+            _number(result.state_mb),
             _number(result.p50_ms, ".1f"),
             _number(result.p99_ms, ".1f"),
         )

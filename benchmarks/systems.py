@@ -22,6 +22,7 @@ THIS_RUNTIME = "streams"
 RAW_CLIENT = "raw client"
 JAVA = f"Kafka Streams {KAFKA_STREAMS}"
 QUIX = "Quix Streams 3.28"
+ALL = (THIS_RUNTIME, RAW_CLIENT, JAVA, QUIX)
 
 
 class Missing(Exception):
@@ -32,8 +33,10 @@ class Missing(Exception):
 class System:
     """``command`` starts it, with these arguments added: job, guarantee, servers, topics, group, interval.
 
-    The job is ``json`` or ``copy``, the guarantee is named as in ``streams.config``, the interval is the time
-    between commits in seconds. It works until SIGTERM.
+    The job is ``copy`` or one of ``benchmarks.jobs``, the guarantee is named as in ``streams.config``. The
+    topics are those of input and output. The interval is the time between commits in seconds; behind it comes
+    the topic of the table, where there is one. State is kept in ``state`` below the working folder. It works
+    until SIGTERM.
     """
 
     name: str

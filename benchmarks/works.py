@@ -9,27 +9,46 @@ import time
 import uuid
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from confluent_kafka import Consumer, TopicPartition as ClientPartition
 
-from benchmarks.data import PARTITIONS, Input, Tally, write_input
+from benchmarks.data import (
+    CHUNK_RECORDS,
+    FLUSH_SECONDS,
+    PARTITIONS,
+    Input,
+    generate_chunks,
+    generate_small_chunks,
+    generate_teams,
+    make_topic,
+    write_input,
+)
+from benchmarks.jobs import COUNT_KEYS, COUNT_WINDOWS, JOIN, JSON, Job
 from benchmarks.measure import (
     MeasurementFailed,
     ProcessMeter,
     Result,
+    Sample,
     check_output,
-    measure_throughput,
+    measure_restore,
+    measured_window,
     percentile,
+    watch,
 )
 from benchmarks.processes import Peer
-from benchmarks.systems import PEERS, System
-from streams.broker import BEGINNING, GroupSettings, NewTopic
+from benchmarks.systems import ALL, JAVA, PEERS, QUIX, THIS_RUNTIME, System
+from streams.broker import BEGINNING, GroupSettings
 from streams.broker.kafka import KafkaBroker
+from streams.records import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
+
+    from benchmarks.data import Chunk
+    from streams.records import TopicPartition
 
 START_SECONDS = 60.0
 
@@ -45,6 +64,9 @@ class Bench:
     prefix: str = field(default_factory=lambda: f"bench-{uuid.uuid4().hex[:6]}")
     """Begins the names of all topics and groups."""
 
+    warm: set[str] = field(default_factory=set)
+    """The guarantees with which some system has done a whole job already, for the broker's sake."""
+
     _runs: Iterator[int] = field(default_factory=itertools.count)
 
     @cached_property
@@ -52,43 +74,70 @@ class Bench:
         return KafkaBroker({"bootstrap.servers": self.servers})
 
     @cached_property
-    def source(self) -> Input:
-        """The input of all throughput works, written when the first of them asks."""
-        total = 0
+    def requests(self) -> Input:
+        """Access-log records, written when the first work asks: twice as many to warm up come first.
+
+        The last fifth is a part of its own, for those that would take minutes for all of them.
+        """
+        brief = max(self.records // CHUNK_RECORDS // 5, 1) * CHUNK_RECORDS
+        sizes = [2 * self.records, self.records - brief, brief]
+        return self._write("requests", generate_chunks(sum(sizes)), sizes, (JSON, COUNT_WINDOWS, JOIN))
+
+    @cached_property
+    def small_records(self) -> Input:
+        """Small records of as many keys as records are measured: all of them once to warm up, then again."""
+        sizes = [self.records, self.records]
+        return self._write("small-records", generate_small_chunks(self.records), sizes, (COUNT_KEYS,))
+
+    @cached_property
+    def teams(self) -> str:
+        """The topic of the table that access-log records can be joined with."""
+        name = f"{self.prefix}-teams"
+        make_topic(self.broker, name)
+        teams = generate_teams()
+        producer = self.broker.producer()
+        producer.produce(Output(name, teams.keys, teams.values, teams.timestamps))
+        producer.flush(FLUSH_SECONDS)
+        producer.close()
+        return name
+
+    def _write(self, name: str, chunks: Iterator[Chunk], sizes: Sequence[int], jobs: Sequence[Job]) -> Input:
+        self.report(f"Writing {sum(sizes):,} {name.replace('-', ' ')} …")
         begun = time.monotonic()
-
-        def count(records: int) -> None:
-            nonlocal total
-            total += records
-
-        self.report(f"Writing {self.records:,} records, and before them twice as many to warm up …")
-        source = write_input(self.broker, f"{self.prefix}-input", self.records, count)
-        self.report(f"Wrote {total:,} records in {time.monotonic() - begun:.0f} s")
+        source = Input(f"{self.prefix}-{name}")
+        write_input(self.broker, source, chunks, sizes, {job.name: job.expected for job in jobs})
+        self.report(f"Wrote them in {time.monotonic() - begun:.0f} s")
         return source
 
     @contextlib.contextmanager
-    def topic(self, name: str) -> Iterator[str]:
-        """A topic for as long as the context is open: with its input, a work needs gigabytes of disk."""
-        admin = self.broker.admin()
-        admin.create_topics([NewTopic(name=name, partitions=PARTITIONS, settings={"retention.ms": "-1"})])
+    def group(self, work: Work, system: System) -> Iterator[str]:
+        """A new name for the group of a system that is given a work.
+
+        When the context is left, all topics go that have it in their names, changelogs too: with its input, a
+        work needs gigabytes of disk.
+        """
+        name = f"{self.prefix}-{next(self._runs)}-{_slug(work, system)}"
         try:
             yield name
         finally:
-            admin.delete_topics([name])
-            admin.close()
+            self._delete_topics(name)
 
-    def name(self, work: Work, system: System) -> str:
-        """A new name for the group and the output topic of a system that is given a work."""
-        return f"{self.prefix}-{next(self._runs)}-{_slug(work, system)}"
+    def topic(self, name: str) -> str:
+        """Make a topic of this name."""
+        make_topic(self.broker, name)
+        return name
 
     def log(self, work: Work, system: System) -> Path:
         """Where what the system says goes."""
         return self.folder / f"{_slug(work, system)}.log"
 
     def close(self) -> None:
-        """Delete the topics that were made, those that a system made for itself too."""
+        """Delete the topics that were made."""
+        self._delete_topics(self.prefix)
+
+    def _delete_topics(self, part: str) -> None:
         admin = self.broker.admin()
-        admin.delete_topics([topic for topic in admin.topics() if topic.startswith(self.prefix)])
+        admin.delete_topics([topic for topic in admin.topics() if part in topic])
         admin.close()
 
 
@@ -106,6 +155,10 @@ class Work(Protocol):
     def rounds(self) -> int:
         """How many times each system does it; the middle one of its results counts."""
 
+    @property
+    def systems(self) -> Collection[str]:
+        """The names of the systems that are given it."""
+
     def warm_up(self, bench: Bench, system: System) -> None:
         """Let some system do it for the broker's sake, a Java program: who came first would meet a slow one.
 
@@ -118,54 +171,138 @@ class Work(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """A job on the common input, as fast as it goes.
-
-    Its output is right when it holds what the input's tallies count.
-    """
+    """A job on an input, as fast as it goes. Its output is right when it is what the input's tallies say."""
 
     name: str
-    job: str
-    guarantee: str
+    job: Job
+    guarantee: str = "exactly_once"
+    systems: Collection[str] = ALL
     rounds: int = 3
     """Other programs share the machine: one round of a few seconds may meet any of them."""
 
     commit_seconds: float = 0.1
     """Kafka Streams' default where exactly-once. The same for all: nobody gains by committing more rarely."""
 
+    source: Callable[[Bench], Input] = attrgetter("requests")
+    table: Callable[[Bench], str] | None = None
+    """The topic of the table that the job joins with."""
+
+    all_warm_up: bool = False
+    """Whether all are given the warm-up part: where it makes for the state that the measured records meet."""
+
+    brief: Collection[str] = ()
+    """Systems that are given the input's last part only."""
+
     def warm_up(self, bench: Bench, system: System) -> None:
-        self.measure(bench, replace(system, warms_up=True))
+        if self.guarantee in bench.warm:
+            return
+        bench.warm.add(self.guarantee)
+        # For the broker one job is like another, and this one needs no state.
+        json = Throughput(self.name, JSON, self.guarantee)
+        with bench.group(json, system) as group:
+            json.run(bench, system, group, 0)
 
     def measure(self, bench: Bench, system: System) -> Result:
-        source = bench.source
-        group = bench.name(self, system)
-        if not system.warms_up:
-            _commit_start(bench.broker, group, source)
-        with bench.topic(f"{group}-output") as output:
-            arguments = [bench.servers, source.topic, output, group, str(self.commit_seconds)]
-            command = [*system.command, self.job, self.guarantee, *arguments]
-            with Peer(command, bench.log(self, system)) as peer:
-                window, peak_rss_mb = measure_throughput(bench.broker, peer, group, source)
-            parts = [source.measured, *([source.warm_up] if system.warms_up else [])]
-            expected = Tally(sum(part.records for part in parts), sum(part.timestamps for part in parts))
-            check_output(bench.broker, output, expected)
+        first = 0 if system.warms_up or self.all_warm_up else 2 if system.name in self.brief else 1
+        with bench.group(self, system) as group:
+            run = self.run(bench, system, group, first)
+        window = measured_window(run.samples, self.source(bench), first)
         return Result(
             work=self.name,
             system=system.name,
             records=window.records,
             records_per_second=window.records / window.seconds,
             records_per_cpu_second=window.records / window.cpu_seconds,
-            peak_rss_mb=peak_rss_mb,
+            peak_rss_mb=run.peak_rss_mb,
+            state_mb=run.state_bytes / 1024**2 if self.job.stateful else None,
         )
 
+    def run(self, bench: Bench, system: System, group: str, first: int) -> Run:
+        """Let the system do the job from the part ``first`` of the input on, and check what comes out."""
+        source = self.source(bench)
+        output = bench.topic(f"{group}-output")
+        _commit_start(bench.broker, group, source.parts[first].starts)
+        with Peer(self.command(bench, system, group, output), bench.log(self, system)) as peer:
+            meter = ProcessMeter(peer.pid)
+            samples = watch(bench.broker, peer, group, source, meter)
+            state_bytes = peer.state_bytes()
+        check_output(bench.broker, output, self.job, source.tally(self.job.name, first))
+        return Run(samples, meter.peak_rss_mb, state_bytes)
 
-def _commit_start(broker: KafkaBroker, group: str, source: Input) -> None:
-    """Let the group begin where the measured records do."""
+    def command(self, bench: Bench, system: System, group: str, output: str) -> list[str]:
+        """What starts the system."""
+        tables = [] if self.table is None else [self.table(bench)]
+        topics = [self.source(bench).topic, output]
+        interval = str(self.commit_seconds)
+        return [
+            *system.command,
+            self.job.name,
+            self.guarantee,
+            bench.servers,
+            *topics,
+            group,
+            interval,
+            *tables,
+        ]
+
+
+class Run(NamedTuple):
+    """What was seen of a peer while it did a job."""
+
+    samples: list[Sample]
+    peak_rss_mb: float
+    state_bytes: int
+
+
+def _commit_start(broker: KafkaBroker, group: str, starts: dict[TopicPartition, int]) -> None:
+    """Let the group begin there."""
     consumer = broker.consumer(GroupSettings(group=group, protocol="classic"))
     try:
-        consumer.assign(dict.fromkeys(source.starts, BEGINNING))
-        consumer.commit(source.starts)
+        consumer.assign(dict.fromkeys(starts, BEGINNING))
+        consumer.commit(starts)
     finally:
         consumer.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """From a changelog, to the state that ``build`` left there, in a new process with an empty folder.
+
+    Nothing else is to be done: all the input is committed. Java is not warm, nor is it where that happens.
+    """
+
+    name: str
+    build: Throughput
+    rounds: int = 1
+
+    @property
+    def systems(self) -> Collection[str]:
+        return self.build.systems
+
+    def warm_up(self, bench: Bench, system: System) -> None:
+        self.build.warm_up(bench, system)
+
+    def measure(self, bench: Bench, system: System) -> Result:
+        with bench.group(self, system) as group:
+            self.build.run(bench, system, group, 0)
+            # The folder with the state was the first process's own, and went with it.
+            command = self.build.command(bench, system, group, f"{group}-output")
+            with Peer(command, bench.log(self, system)) as peer:
+                meter = ProcessMeter(peer.pid)
+                restored = measure_restore(peer, PARTITIONS, meter)
+                state_bytes = peer.state_bytes()
+        keys = bench.records
+        if restored.records < keys:
+            raise MeasurementFailed(f"restored {restored.records:,} records of {keys:,} keys or more")
+        return Result(
+            work=self.name,
+            system=system.name,
+            records=restored.records,
+            records_per_second=restored.records / restored.seconds,
+            records_per_cpu_second=restored.records / restored.cpu_seconds,
+            peak_rss_mb=meter.peak_rss_mb,
+            state_mb=state_bytes / 1024**2,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +313,7 @@ class Latency:
     """
 
     name: str
+    systems: Collection[str] = ALL
     rounds: int = 1
     commit_seconds: float = 0.01
     """The same for all. A commit takes some milliseconds: with less, they would do little else."""
@@ -191,12 +329,12 @@ class Latency:
         replace(self, commit_seconds=0.001).measure(bench, system)
 
     def measure(self, bench: Bench, system: System) -> Result:
-        group = bench.name(self, system)
         log = bench.log(self, system)
         sender_log = log.with_suffix(".sender.log")
         with contextlib.ExitStack() as stack:
-            source = stack.enter_context(bench.topic(f"{group}-input"))
-            output = stack.enter_context(bench.topic(f"{group}-output"))
+            group = stack.enter_context(bench.group(self, system))
+            source = bench.topic(f"{group}-input")
+            output = bench.topic(f"{group}-output")
             arguments = [bench.servers, source, output, group, str(self.commit_seconds)]
             command = [*system.command, "copy", "exactly_once", *arguments]
             peer = stack.enter_context(Peer(command, log))
@@ -254,8 +392,36 @@ def _receive(consumer: Consumer, count: int, peer: Peer) -> tuple[list[tuple[int
     return times, meter.peak_rss_mb
 
 
+_COUNT_KEYS = Throughput(
+    "count 1M keys",
+    COUNT_KEYS,
+    systems=(THIS_RUNTIME, JAVA),
+    rounds=1,
+    commit_seconds=1.0,
+    source=attrgetter("small_records"),
+    all_warm_up=True,
+)
+
 WORKS: tuple[Work, ...] = (
-    Throughput("json eos", job="json", guarantee="exactly_once"),
-    Throughput("json", job="json", guarantee="at_least_once"),
+    Throughput("json eos", JSON),
+    Throughput("json", JSON, guarantee="at_least_once"),
+    # The raw client has no state, and so none of what is to be compared from here on.
+    Throughput(
+        "count eos",
+        COUNT_WINDOWS,
+        systems=(THIS_RUNTIME, JAVA, QUIX),
+        commit_seconds=1.0,
+        brief=(QUIX,),
+    ),
+    _COUNT_KEYS,
+    Throughput(
+        "join",
+        JOIN,
+        systems=(THIS_RUNTIME, JAVA),
+        rounds=2,
+        commit_seconds=1.0,
+        table=attrgetter("teams"),
+    ),
+    Restore("restore", build=_COUNT_KEYS),
     Latency("latency"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 from typing import Any
 
 from quixstreams import Application
@@ -30,9 +31,11 @@ def project(value: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-form = "json" if job == "json" else "bytes"
-requests = app.dataframe(app.topic(input_topic, value_deserializer=form))
+read, written = {"json": ("json", "json"), "count-windows": ("bytes", "json")}.get(job, ("bytes", "bytes"))
+requests = app.dataframe(app.topic(input_topic, value_deserializer=read))
 if job == "json":
     requests = requests.filter(lambda value: value["status"] >= 400).apply(project)
-requests.to_topic(app.topic(output_topic, value_serializer=form))
+elif job == "count-windows":
+    requests = requests.tumbling_window(timedelta(seconds=10)).count().current()
+requests.to_topic(app.topic(output_topic, value_serializer=written))
 app.run()
