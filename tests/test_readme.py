@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from streams.testing import TopologyDriver
 
@@ -15,7 +16,7 @@ def programs() -> list[str]:
 
 
 def test_the_first_app_and_its_test_run_as_printed():
-    app, _, test = programs()
+    app, *_, test = programs()
     namespace: dict[str, object] = {}
     exec(app, namespace)
     exec(test, namespace)
@@ -25,7 +26,7 @@ def test_the_first_app_and_its_test_run_as_printed():
 
 
 def test_the_processor_example_runs_as_printed():
-    first, processor, _ = programs()
+    first, *_, processor, _ = programs()
     namespace: dict[str, object] = {}
     exec(first, namespace)
     exec(processor, namespace)
@@ -33,6 +34,19 @@ def test_the_processor_example_runs_as_printed():
     for value in (1, 1, 2):
         driver.send("readings", value)
     assert driver.values("changes") == [1, 2]
+
+
+def test_the_aggregating_app_runs_as_printed():
+    namespace: dict[str, Any] = {}
+    exec(programs()[1], namespace)
+    driver = TopologyDriver(namespace["app"])
+    for time, path in ((0, "/"), (1000, "/"), (2000, "/cart"), (200_000, "/")):
+        driver.send("hits", namespace["Hit"](path, 10, 1.0), timestamp=time)
+    assert driver.values("hit-counts") == [1, 2, 1, 3]
+    results = [
+        (window.key, window.start, window.value["bytes"]) for window in driver.values("traffic")
+    ]
+    assert results == [("/", 0, 20), ("/cart", 0, 10)]
 
 
 def test_the_first_app_fits_on_the_first_screen():
