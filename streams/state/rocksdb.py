@@ -139,8 +139,8 @@ class RocksStore:
     def _chunk(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> list[Entry]:
         if start is not None and stop is not None and start >= stop:
             return []
-        # rocksdict takes a lower bound for an upper one, so that side is looked at here. It keeps no reference
-        # to the bound: ``stop`` must live as long as the iterator.
+        # rocksdict takes a lower bound for an upper one, so that side is looked at here. It keeps no
+        # reference to the bound: ``stop`` must live as long as the iterator.
         bounds = ReadOptions()
         if stop is not None:
             bounds.set_iterate_upper_bound(stop)
@@ -348,6 +348,8 @@ class RocksDatabases:
                 if place.exists():
                     # Refuses while another process has it.
                     Rdict.destroy(str(place))
+                # What is no file of a database is left over.
+                if place.exists():
                     shutil.rmtree(place)
                 for aside in _asides(place):
                     shutil.rmtree(aside)

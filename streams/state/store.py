@@ -1,7 +1,7 @@
 """What stores are, as protocols: bytes in, bytes out, in key order; no Kafka.
 
 A task has one ``Database`` with a ``Store`` for each store that its subtopology names. The implementations
-are ``memory`` and ``rocksdb``; what is not committed yet never reaches them (see ``buffer``).
+are ``memory`` and ``rocksdb``; what is not committed yet never reaches them (see ``buffered``).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ Entry: TypeAlias = "tuple[bytes, bytes]"
 
 
 class Store(Protocol):
-    """An ordered map from bytes to bytes. Keys compare as unsigned bytes.
+    """An ordered map from bytes to bytes. Keys compare as unsigned bytes and are not empty; values may be.
 
     Reading is allowed from any thread, also while the task's thread writes; a scan then sees the state at
-    its start or later, each entry as a whole.
+    its start or later, each entry as a whole. Every call raises ``StateError`` when the database is closed
+    or found to be damaged.
     """
 
     @property
@@ -52,7 +53,8 @@ class Changes(NamedTuple):
     """New values; ``None`` deletes."""
 
     deleted: Sequence[tuple[bytes, bytes]] = ()
-    """Ranges ``[start, stop)`` that are deleted as a whole, before the entries are written."""
+    """Ranges ``[start, stop)`` that are deleted as a whole, before the entries are written. One that is
+    empty, or the wrong way round, deletes nothing."""
 
 
 class Database(Protocol):
@@ -85,11 +87,12 @@ class Databases(Protocol):
 
         What an earlier process, or an earlier version of the program with more, fewer or reordered stores,
         kept for it is found again. Raises ``StateError`` where it cannot be opened for a reason that
-        deleting it would not mend; a database that is damaged is set aside and an empty one opened.
+        deleting it would not mend, e.g. because it is open already; a database that is damaged is set aside
+        and an empty one opened.
         """
 
     def destroy(self, stores: Sequence[str], partition: int) -> None:
-        """Delete what is kept for that task."""
+        """Delete what is kept for that task, under whichever of its stores. Closes it if it is open."""
 
     def memory_bytes(self) -> int:
         """Memory that the databases use now, as far as they know."""

@@ -1,0 +1,351 @@
+"""What only stores on disk can do: be damaged, be locked, outlive their process, outgrow their memory.
+
+What they share with others is tested in ``tests/contract/test_store.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING
+
+import psutil
+import pytest
+import structlog
+
+from streams.errors import StateError
+from streams.events import Event
+from streams.state.rocksdb import RocksDatabases
+from streams.state.store import Changes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from streams.state.store import Store
+
+MIB = 1024 * 1024
+BUDGET = 8 * MIB
+COUNT = 2000
+
+OTHER_PROCESS = """
+import sys
+from pathlib import Path
+from streams.errors import StateError
+from streams.state.rocksdb import RocksDatabases
+from streams.state.store import Changes
+
+databases = RocksDatabases(Path(sys.argv[1]), 8 * 1024 * 1024)
+"""
+
+
+def number(value: int) -> bytes:
+    return value.to_bytes(4, "big")
+
+
+@pytest.fixture
+def databases(tmp_path: Path) -> Iterator[RocksDatabases]:
+    databases = RocksDatabases(tmp_path, BUDGET)
+    yield databases
+    databases.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """The folder of a closed database with a full store, an empty one and metadata."""
+    databases = RocksDatabases(tmp_path, BUDGET)
+    database = databases.open(["first", "second"], 0)
+    generator = random.Random(7)
+    entries = {number(value): generator.randbytes(50) for value in range(COUNT)}
+    database.write({"first": Changes(entries)}, {"offset": b"7"})
+    databases.close()
+    return tmp_path / "first" / "0"
+
+
+@contextmanager
+def other_process(folder: Path, program: str) -> Iterator[IO[str]]:
+    """A process that runs a program with ``databases`` on the folder; what it prints can be read."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", OTHER_PROCESS + program, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield process.stdout
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+def files(place: Path, pattern: str) -> list[Path]:
+    found = sorted(place.glob(pattern))
+    assert found
+    return found
+
+
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0xFF
+    path.write_bytes(content)
+
+
+def without_manifest(place: Path) -> None:
+    for path in files(place, "MANIFEST-*"):
+        path.unlink()
+
+
+def with_an_empty_manifest(place: Path) -> None:
+    for path in files(place, "MANIFEST-*"):
+        path.write_bytes(b"")
+
+
+def with_a_wrong_manifest(place: Path) -> None:
+    for path in files(place, "MANIFEST-*"):
+        flip(path, 20)
+
+
+def with_a_garbled_current(place: Path) -> None:
+    (place / "CURRENT").write_bytes(b"\x00\xffgarbage")
+
+
+def with_a_current_that_leads_nowhere(place: Path) -> None:
+    (place / "CURRENT").write_bytes(b"MANIFEST-999999\n")
+
+
+def without_current(place: Path) -> None:
+    (place / "CURRENT").unlink()
+
+
+def without_tables(place: Path) -> None:
+    for path in files(place, "*.sst"):
+        path.unlink()
+
+
+def with_cut_tables(place: Path) -> None:
+    for path in files(place, "*.sst"):
+        os.truncate(path, 100)
+
+
+def with_wrong_ends_of_tables(place: Path) -> None:
+    for path in files(place, "*.sst"):
+        flip(path, -3)
+
+
+def with_wrong_metadata(place: Path) -> None:
+    # The smallest table is the metadata's.
+    flip(min(files(place, "*.sst"), key=lambda path: path.stat().st_size), 5)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        without_manifest,
+        with_an_empty_manifest,
+        with_a_wrong_manifest,
+        with_a_garbled_current,
+        with_a_current_that_leads_nowhere,
+        without_current,
+        without_tables,
+        with_cut_tables,
+        with_wrong_ends_of_tables,
+        with_wrong_metadata,
+    ],
+)
+def test_a_damaged_database_is_set_aside_and_an_empty_one_opened(
+    place: Path, databases: RocksDatabases, damage: Callable[[Path], None]
+) -> None:
+    damage(place)
+    with structlog.testing.capture_logs() as logged:
+        database = databases.open(["first", "second"], 0)
+    aside = place.with_name("0.damaged-1")
+    assert [line["event"] for line in logged] == [Event.STATE_DAMAGED]
+    assert logged[0]["moved_to"] == str(aside)
+    assert aside.is_dir()
+    assert database.metadata() == {}
+    assert list(database.store("first").scan()) == []
+    database.write({"first": Changes({b"key": b"value"})}, {})
+    database.close()
+    assert databases.open(["first"], 0).store("first").get(b"key") == b"value"
+
+
+def test_only_the_last_damaged_database_of_a_partition_is_kept(
+    place: Path, databases: RocksDatabases
+) -> None:
+    others = databases.open(["first"], 1)
+    for _ in range(11):
+        without_current(place)
+        (place / "note").write_text("kept as it was")
+        databases.open(["first"], 0).close()
+    others.close()
+    without_current(place.with_name("1"))
+    databases.open(["first"], 1).close()
+    assert sorted(path.name for path in place.parent.iterdir()) == [
+        "0",
+        "0.damaged-11",
+        "1",
+        "1.damaged-1",
+    ]
+    assert (place.with_name("0.damaged-11") / "note").read_text() == "kept as it was"
+    databases.destroy(["first"], 0)
+    assert sorted(path.name for path in place.parent.iterdir()) == ["1", "1.damaged-1"]
+
+
+def test_a_cut_manifest_never_leaves_metadata_that_says_more_than_the_stores_have(
+    place: Path, tmp_path: Path
+) -> None:
+    (manifest,) = files(place, "MANIFEST-*")
+    outcomes = set()
+    for length in range(0, manifest.stat().st_size, 7):
+        folder = tmp_path / f"cut-{length}"
+        shutil.copytree(place, folder / "first" / "0")
+        os.truncate(folder / "first" / "0" / manifest.name, length)
+        databases = RocksDatabases(folder, BUDGET)
+        database = databases.open(["first", "second"], 0)
+        outcomes.add((len(database.metadata()), len(list(database.store("first").scan()))))
+        databases.close()
+        shutil.rmtree(folder)
+    assert (0, 0) in outcomes
+    assert (1, 0) not in outcomes
+
+
+def get_each(store: Store) -> None:
+    for value in range(COUNT):
+        store.get(number(value))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        get_each,
+        lambda store: store.get_many([number(value) for value in range(COUNT)]),
+        lambda store: list(store.scan()),
+        lambda store: list(store.scan(reverse=True)),
+    ],
+    ids=["get", "get_many", "scan", "scan backwards"],
+)
+def test_damage_found_while_reading_says_which_folder_to_delete(
+    place: Path, databases: RocksDatabases, read: Callable[[Store], object]
+) -> None:
+    table = max(files(place, "*.sst"), key=lambda path: path.stat().st_size)
+    flip(table, table.stat().st_size // 2)
+    store = databases.open(["first", "second"], 0).store("first")
+    with pytest.raises(StateError, match=f"cannot read store first in {place}: Corruption") as raised:
+        read(store)
+    assert raised.value.hint is not None
+    assert f"delete {place}" in raised.value.hint
+    # The traceback is still at hand, and the folder free nevertheless.
+    databases.close()
+    databases.destroy(["first", "second"], 0)
+    assert list(databases.open(["first", "second"], 0).store("first").scan()) == []
+
+
+def test_an_error_that_somebody_keeps_does_not_keep_the_database_open(databases: RocksDatabases) -> None:
+    database = databases.open(["first"], 0)
+    wrong: dict[str, Changes] = {"first": Changes({b"key": b"value", "text": b"value"})}  # type: ignore[dict-item]
+    with pytest.raises(KeyError) as kept:
+        database.write(wrong, {})
+    database.close()
+    database = databases.open(["first"], 0)
+    assert database.store("first").get(b"key") is None
+    assert kept.value is not None
+
+
+def test_a_database_that_another_process_has_open_is_left_alone(
+    place: Path, databases: RocksDatabases
+) -> None:
+    program = "databases.open(['first'], 0)\nprint('open', flush=True)\nsys.stdin.read()"
+    with other_process(place.parents[1], program) as printed:
+        assert printed.readline() == "open\n"
+        with pytest.raises(StateError, match=f"cannot open the state in {place}") as raised:
+            databases.open(["first"], 0)
+        assert raised.value.hint is not None
+        assert "stop the process" in raised.value.hint
+        with pytest.raises(StateError, match=f"cannot delete the state in {place}"):
+            databases.destroy(["first"], 0)
+    assert [path.name for path in place.parent.iterdir()] == ["0"]
+    database = databases.open(["first"], 0)
+    assert database.store("first").approximate_count() == COUNT
+
+
+def test_a_closed_database_is_free_for_another_process(place: Path, databases: RocksDatabases) -> None:
+    database = databases.open(["first", "second"], 0)
+    scan = database.store("first").scan()
+    next(scan)
+    database.drop("second")
+    database.close()
+    program = "print(databases.open(['first'], 0).store('first').approximate_count(), flush=True)"
+    with other_process(place.parents[1], program) as printed:
+        assert printed.readline() == f"{COUNT}\n"
+
+
+def test_what_was_written_survives_the_kill_of_the_process_as_a_whole(
+    tmp_path: Path, databases: RocksDatabases
+) -> None:
+    program = """
+database = databases.open(["first", "second"], 0)
+for value in range(1, 1_000_000):
+    text = str(value).encode()
+    changes = Changes({b"%d" % key: text for key in range(300)}, [(b"0", b"a")])
+    database.write({"first": changes, "second": changes}, {"value": text})
+    print(value, flush=True)
+"""
+    with other_process(tmp_path, program) as printed:
+        last = [int(printed.readline()) for _ in range(20)][-1]
+    database = databases.open(["first", "second"], 0)
+    value = database.metadata()["value"]
+    assert int(value) >= last
+    for name in ("first", "second"):
+        assert dict(database.store(name).scan()) == {b"%d" % key: value for key in range(300)}
+
+
+def test_stores_keep_their_folder_when_stores_are_added_in_front(
+    tmp_path: Path, databases: RocksDatabases
+) -> None:
+    databases.open(["first", "second"], 0).close()
+    databases.open(["new", "second", "first"], 0).close()
+    databases.open(["new"], 1).close()
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")) == ["first/0", "new/1"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_with_advice(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    databases = RocksDatabases(tmp_path / "file", BUDGET)
+    with pytest.raises(StateError, match="cannot open the state in") as raised:
+        databases.open(["first"], 0)
+    assert raised.value.hint is not None
+    assert "state_dir" in raised.value.hint
+
+
+def test_all_databases_together_stay_near_their_budget(tmp_path: Path) -> None:
+    budget = 32 * MIB
+    generator = random.Random(7)
+    databases = RocksDatabases(tmp_path, budget)
+    opened = [databases.open(["first", "second"], partition) for partition in range(8)]
+    process = psutil.Process()
+    before = process.memory_info().rss
+    peak = resident = written = 0
+    while written < 200 * MIB:
+        for database in opened:
+            for name in ("first", "second"):
+                entries = {generator.randbytes(20): generator.randbytes(200) for _ in range(1000)}
+                database.write({name: Changes(entries)}, {"written": b"%d" % written})
+                database.store(name).get_many(list(entries))
+                database.store(name).get_many([generator.randbytes(20) for _ in range(100)])
+                written += 1000 * 220
+                peak = max(peak, databases.memory_bytes())
+                resident = max(resident, process.memory_info().rss - before)
+    for database in opened:
+        assert sum(1 for _ in database.store("first").scan()) > 40_000
+        peak = max(peak, databases.memory_bytes())
+    databases.close()
+    assert budget / 2 < peak < budget * 1.25
+    assert resident < budget * 3
