@@ -186,13 +186,10 @@ class App:
                 instance = f"{settings.group_instance_id}-{slot.number}"
                 settings = msgspec.structs.replace(settings, group_instance_id=instance)
             structlog.contextvars.bind_contextvars(worker=worker_id)
-            guarantee: ExactlyOnce | AtLeastOnce
-            if settings.guarantee == "exactly_once":
-                guarantee = ExactlyOnce(
-                    cluster, f"{self.name}-{worker_id}", timeout=settings.transaction_timeout
-                )
-            else:
-                guarantee = AtLeastOnce(cluster, timeout=settings.transaction_timeout)
+            kind = ExactlyOnce if settings.guarantee == "exactly_once" else AtLeastOnce
+            guarantee: ExactlyOnce | AtLeastOnce = kind(
+                cluster, f"{self.name}-{worker_id}", timeout=settings.transaction_timeout
+            )
             databases: Databases = MemoryDatabases()
             if settings.state_store == "rocksdb" and any(part.stores for part in topology.subtopologies):
                 databases = RocksDatabases(slot.folder / "state", settings.state_memory_mb * 1_000_000)

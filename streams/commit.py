@@ -31,6 +31,9 @@ class Guarantee(Protocol):
     def write(self, output: Output) -> None:
         """Add rows to what the next commit makes permanent. Raises ``RecordRefused``."""
 
+    def write_changes(self, output: Output) -> None:
+        """As ``write``, for the changelogs of stores: permanent together with the offsets, or not at all."""
+
     def commit(self, offsets: Mapping[TopicPartition, int], consumer: Consumer) -> None:
         """Make everything written, and these next offsets, permanent. Nothing to do is fine."""
 
@@ -71,6 +74,8 @@ class ExactlyOnce:
     def write(self, output: Output) -> None:
         self._begun().produce(output)
 
+    write_changes = write
+
     def commit(self, offsets: Mapping[TopicPartition, int], consumer: Consumer) -> None:
         if not offsets and not self._open:
             return
@@ -104,21 +109,34 @@ class ExactlyOnce:
 class AtLeastOnce:
     """Outputs first, then offsets: after a failure records are processed again, never left out.
 
-    ``timeout`` (seconds) is how long outputs may take to be acknowledged before their input is read again.
+    Changes of stores are another matter: half of them, or those of a worker that does not know yet that it was
+    replaced, would spoil the state for good. They go into a transaction with the offsets, under
+    ``transactional_id``, fenced as ``ExactlyOnce`` is. So state always fits the committed offsets, under this
+    guarantee too; only outputs may come twice. ``timeout`` (seconds) is how long outputs may take to be
+    acknowledged before their input is read again, and how long a commit may take.
     """
 
-    def __init__(self, broker: Broker, *, timeout: float) -> None:
+    def __init__(self, broker: Broker, transactional_id: str, *, timeout: float) -> None:
         self._broker = broker
         self._timeout = timeout
         self._producer: Producer | None = None
+        self._state = ExactlyOnce(broker, transactional_id, timeout=timeout)
+        self._keeps_state = False
+        self._changes: list[Output] = []
 
-    def open(self, timeout: float) -> None:  # noqa: ARG002 - a plain producer has nobody to ask
+    def open(self, timeout: float) -> None:
         self.close()
         self._producer = self._broker.producer()
+        if self._keeps_state:
+            self._state.open(timeout)
 
     def write(self, output: Output) -> None:
         assert self._producer is not None
         self._producer.produce(output)
+
+    def write_changes(self, output: Output) -> None:
+        # Held until the outputs that belong to them are acknowledged: no transaction waits for those.
+        self._changes.append(output)
 
     def commit(self, offsets: Mapping[TopicPartition, int], consumer: Consumer) -> None:
         assert self._producer is not None
@@ -126,12 +144,26 @@ class AtLeastOnce:
             self._producer.flush(self._timeout)
         except Retriable as error:
             raise TransactionAborted(str(error)) from error
-        consumer.commit(offsets)
+        changes, self._changes = self._changes, []
+        if not changes:
+            consumer.commit(offsets)
+            return
+        if not self._keeps_state:
+            self._state.open(self._timeout)
+            self._keeps_state = True
+        for output in changes:
+            self._state.write_changes(output)
+        self._state.commit(offsets, consumer)
 
     def abort(self) -> None:
-        """Nothing can be taken back: what was written stays, and comes again."""
+        """Outputs stay, and come again; changes of stores are taken back."""
+        self._changes = []
+        if self._keeps_state:
+            self._state.abort()
 
     def close(self) -> None:
         producer, self._producer = self._producer, None
+        self._changes = []
         if producer is not None:
             producer.close()
+        self._state.close()

@@ -59,6 +59,8 @@ class Event(StrEnum):
     """INFO: a task's stores are up to date."""
     STATE_REBUILT = "state rebuilt"
     """WARNING: state on disk does not fit its changelog and is made from that anew; with the reason."""
+    TABLE_NOT_COMPACTED = "table not compacted"
+    """WARNING: a table's topic deletes records by age or size: a restore misses what it has deleted."""
     SUPERVISOR_STARTED = "supervisor started"
     """INFO: workers are being started."""
     PROCESS_STARTED = "worker process started"

@@ -75,6 +75,7 @@ def prepare_topics(
         if topic not in existing
     ]
     new += _changelogs(topology, inputs, existing, application)
+    _check_compaction(topology, admin, existing, application)
     counts = {topic.name: topic.partitions for topic in new}
     for name in sorted(admin.create_topics(new) if new else ()):
         get_logger().info(Event.TOPIC_CREATED, topic=name, partitions=counts[name])
@@ -184,6 +185,30 @@ def _changelogs(
                     "input's partition count",
                 )
     return new
+
+
+def _check_compaction(
+    topology: Topology, admin: Admin, existing: Mapping[str, TopicDescription], application: str
+) -> None:
+    """Check that what state is restored from is not deleted by age alone. Raises ``TopicError``."""
+    stores = {
+        topic: store
+        for subtopology in topology.subtopologies
+        for store in subtopology.stores
+        if (topic := changelog_topic(application, store)) in existing
+    }
+    for topic, settings in admin.settings(list(stores)).items():
+        if "compact" in settings.get("cleanup.policy", "delete"):
+            continue
+        if stores[topic].source_topic is None:
+            raise TopicError(
+                f"{topic} is the changelog of store {stores[topic].name!r} and is not compacted: "
+                f"cleanup.policy={settings.get('cleanup.policy', 'delete')}",
+                hint="what it deletes by age is lost to every restore: set cleanup.policy=compact"
+                + (",delete" if stores[topic].changelog_retention is not None else ""),
+            )
+        if settings.get("retention.ms", "604800000") != "-1" or settings.get("retention.bytes", "-1") != "-1":
+            get_logger().warning(Event.TABLE_NOT_COMPACTED, topic=topic, store=stores[topic].name)
 
 
 def _wanted(topic: str | re.Pattern[str], name: str) -> bool:

@@ -749,7 +749,7 @@ class Worker:
                 raise Interrupted
             self._write(task)
             for output in task.take_changelog():
-                self._guarantee.write(output)
+                self._guarantee.write_changes(output)
 
     def _offsets(self) -> dict[TopicPartition, int]:
         offsets: dict[TopicPartition, int] = {}

@@ -63,7 +63,7 @@ class Site:
         if settings.guarantee == "exactly_once":
             guarantee = ExactlyOnce(self.broker, f"worker-{self.workers}", timeout=10.0)
         else:
-            guarantee = AtLeastOnce(self.broker, timeout=10.0)
+            guarantee = AtLeastOnce(self.broker, "state", timeout=10.0)
         self.workers += 1
         worker = Worker(
             self.app.topology,

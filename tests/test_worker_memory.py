@@ -74,7 +74,9 @@ class Cluster:
 
     def worker(self) -> Worker:
         """One more worker, started."""
-        guarantee: ExactlyOnce | AtLeastOnce = AtLeastOnce(self.broker, timeout=TRANSACTION_SECONDS)
+        guarantee: ExactlyOnce | AtLeastOnce = AtLeastOnce(
+            self.broker, f"slot-{self._made}", timeout=TRANSACTION_SECONDS
+        )
         if self.app.settings.guarantee == "exactly_once":
             guarantee = ExactlyOnce(self.broker, f"slot-{self._made}", timeout=TRANSACTION_SECONDS)
         self._made += 1
