@@ -34,8 +34,7 @@ class StreamClock:
     def observe(self, batch: Batch[Any, Any]) -> None:
         """Records have come whose event times are final."""
         self._before, self._batch, self._times = self.time, batch, None
-        highest = max(batch.timestamps)
-        self.time = max(self.time, highest)
+        self.time = self.observed = max(self.time, *batch.timestamps)
 
     def times(self, batch: Batch[Any, Any]) -> Sequence[int]:
         """The stream time when each row of ``batch`` had come, which is made of what was observed last.
