@@ -34,10 +34,11 @@ from streams.policy import ErrorPolicy, dead_letter, fail, retry, skip
 from streams.processor import BatchProcessor, Context, KeyValueStore, Processor
 from streams.records import Batch, Record
 from streams.serde import Avro, Bytes, Json, Serde, Text
-from streams.stream import Stream, Table, key_value_store
+from streams.stream import GlobalTable, GroupedTable, Stream, Table, key_value_store
 from streams.topology import Topology
 from streams.windows import (
     Hopping,
+    JoinWindow,
     Session,
     Sliding,
     Tumbling,
@@ -61,7 +62,10 @@ __all__ = [
     "Context",
     "DeadLetterLimitExceeded",
     "ErrorPolicy",
+    "GlobalTable",
+    "GroupedTable",
     "Hopping",
+    "JoinWindow",
     "Json",
     "KeyValueStore",
     "ProcessingError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import socket
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,11 +18,14 @@ from streams import localkafka
 from streams.broker.kafka import KafkaBroker
 from streams.commit import AtLeastOnce, ExactlyOnce
 from streams.config import load_settings
-from streams.errors import ConfigurationError
+from streams.errors import ConfigurationError, StateUnavailable
 from streams.events import Event, configure_logging, get_logger
 from streams.http import HttpServer, Response
 from streams.metrics import WorkerMetrics
 from streams.policy import ErrorPolicy, dead_letter
+from streams.query import Queries
+from streams.query_http import StoreRoutes
+from streams.replicas import Replicas
 from streams.serde import Bytes, Json, Serde
 from streams.slot import Slot, default_state_dir
 from streams.state.memory import MemoryDatabases
@@ -36,7 +40,9 @@ if TYPE_CHECKING:
     from streams.broker import Broker
     from streams.config import Settings
     from streams.state.store import Databases
+    from streams.stream import GlobalTable, Table
     from streams.topology import Topic, Topology
+    from streams.windows import Windowed
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -67,6 +73,7 @@ class App:
         self._arguments = settings
         self._builder = TopologyBuilder(name)
         self.settings: Settings = load_settings(settings, os.environ)
+        self._queries: Queries | None = None
 
     @overload
     def stream(
@@ -137,6 +144,87 @@ class App:
             name=name,
         )
 
+    @overload
+    def table(
+        self,
+        topic: str,
+        *,
+        key: Serde[K],
+        value: Serde[V],
+        name: str | None = None,
+        timestamp: Callable[[V], int] | None = None,
+        on_error: ErrorPolicy = dead_letter,
+    ) -> Table[K, V]: ...
+
+    @overload
+    def table(
+        self,
+        topic: str,
+        *,
+        key: Serde[Any] | None = None,
+        value: Serde[Any] | None = None,
+        name: str | None = None,
+        timestamp: Callable[[Any], int] | None = None,
+        on_error: ErrorPolicy = dead_letter,
+    ) -> Table[Any, Any]: ...
+
+    def table(
+        self,
+        topic: str,
+        *,
+        key: Serde[Any] | None = None,
+        value: Serde[Any] | None = None,
+        name: str | None = None,
+        timestamp: Callable[[Any], int] | None = None,
+        on_error: ErrorPolicy = dead_letter,
+    ) -> Table[Any, Any]:
+        """Read a topic as a table: the latest value of each key, where a null value deletes.
+
+        It is kept in a store called ``name`` (the topic's name, unless given), which the topic itself brings
+        back: it should be compacted, and never delete by age. Later records win, whatever their event times.
+        Keys are bytes and values JSON unless serdes are given. Records without a key, and those that cannot
+        be decoded, get ``on_error``. A deletion keeps its record's time where ``timestamp`` is given.
+        """
+        return self._builder.table(
+            topic,
+            key=key or Bytes(),
+            value=value or Json(),
+            name=name,
+            timestamp=timestamp,
+            on_error=on_error,
+        )
+
+    @overload
+    def global_table(
+        self, topic: str, *, key: Serde[K], value: Serde[V], name: str | None = None
+    ) -> GlobalTable[K, V]: ...
+
+    @overload
+    def global_table(
+        self,
+        topic: str,
+        *,
+        key: Serde[Any] | None = None,
+        value: Serde[Any] | None = None,
+        name: str | None = None,
+    ) -> GlobalTable[Any, Any]: ...
+
+    def global_table(
+        self,
+        topic: str,
+        *,
+        key: Serde[Any] | None = None,
+        value: Serde[Any] | None = None,
+        name: str | None = None,
+    ) -> GlobalTable[Any, Any]:
+        """Read a topic as a table that every worker has as a whole, for ``Stream.join_global``.
+
+        For small tables that are asked for other keys than the stream's. Each worker reads it to its end
+        before it begins, and then follows it. Records without a key, and those that cannot be decoded, are
+        left out.
+        """
+        return self._builder.global_table(topic, key=key or Bytes(), value=value or Json(), name=name)
+
     @property
     def topology(self) -> Topology:
         """The program as data. Raises ``TopologyError`` if it cannot run."""
@@ -191,7 +279,8 @@ class App:
                 cluster, f"{self.name}-{worker_id}", timeout=settings.transaction_timeout
             )
             databases: Databases = MemoryDatabases()
-            if settings.state_store == "rocksdb" and any(part.stores for part in topology.subtopologies):
+            stores = topology.global_tables or any(part.stores for part in topology.subtopologies)
+            if settings.state_store == "rocksdb" and stores:
                 databases = RocksDatabases(slot.folder / "state", settings.state_memory_mb * 1_000_000)
             worker = Worker(
                 topology,
@@ -202,6 +291,8 @@ class App:
                 partitions=partitions,
                 databases=databases,
             )
+            self._queries = Queries(topology, worker, partitions)
+            stack.callback(self._forget_queries)
             finished = stop or threading.Event()
             stack.callback(finished.set)
             watch = threading.Thread(
@@ -210,14 +301,64 @@ class App:
             watch.start()
             if settings.http_port is not None:
                 port = settings.http_port + slot.number if settings.http_port else 0
-                server = stack.enter_context(HttpServer(settings.http_host, port, _routes(worker)))
+                replicas = stack.enter_context(Replicas(cluster, self.name, self._queries.held))
+                templates = StoreRoutes(self._queries, replicas).templates
+                server = stack.enter_context(HttpServer(settings.http_host, port, _routes(worker), templates))
                 get_logger().info(Event.HTTP_LISTENING, url=server.url)
+                if self._queries.names:
+                    replicas.start(_address(settings, server.port))
             _stop_on_signals(stack, worker)
             # A batch is tens of thousands of objects that all go again: with the default of 700, the
             # collector looks through them all the time and finds nothing, for a fifth of the CPU time.
             stack.callback(gc.set_threshold, *gc.get_threshold())
             gc.set_threshold(GARBAGE_THRESHOLD)
             worker.run()
+
+    def query(self, store: str, key: Any) -> Any:
+        """The value of a key in a store, as of the last commit; ``None`` where it has none.
+
+        From any thread, while ``run`` runs in this process. Raises ``HeldElsewhere`` for a key that another
+        worker has (HTTP finds that one, see ``http_port``), ``StateUnavailable`` while the state is being
+        restored or nothing runs, ``UnknownStore``, and ``QueryError`` for a key of the wrong type.
+        """
+        return self._asked().get(store, key)
+
+    def query_range(
+        self, store: str, start: Any = None, stop: Any = None, *, limit: int | None = None
+    ) -> list[tuple[Any, Any]]:
+        """The keys with ``start <= key < stop`` that this worker holds, and their values.
+
+        As of the last commit, in the order of the keys' bytes. Raises as ``query`` does.
+        """
+        return self._asked().entries(store, start, stop, limit=limit)
+
+    def query_windows(
+        self,
+        store: str,
+        key: Any = None,
+        *,
+        start: int | None = None,
+        stop: int | None = None,
+        limit: int | None = None,
+    ) -> list[Windowed[Any, Any]]:
+        """The windows of a key, or of all that this worker holds, that have not closed as of the last commit.
+
+        Those that start at ``start`` or later and before ``stop`` (milliseconds since the epoch), in order of
+        start. Raises as ``query`` does.
+        """
+        return self._asked().windows(store, key, start, stop, limit=limit)
+
+    def _asked(self) -> Queries:
+        queries = self._queries
+        if queries is None:
+            raise StateUnavailable(
+                f"app {self.name!r} does not run in this process: there is no state to ask",
+                hint="ask from another thread while app.run() runs, or over HTTP (setting http_port)",
+            )
+        return queries
+
+    def _forget_queries(self) -> None:
+        self._queries = None
 
 
 def find_bootstrap_servers() -> str:
@@ -249,6 +390,14 @@ def _watch(worker: Worker, finished: threading.Event) -> None:
             log.info(Event.PARTITION_RECOVERED, partition=str(partition))
         stalled = now
     worker.request_stop()
+
+
+def _address(settings: Settings, port: int) -> str:
+    """Where other workers reach this one's HTTP port."""
+    host = settings.http_advertised_host or settings.http_host
+    if host in ("", "0.0.0.0", "::"):  # noqa: S104 - what any address is written as
+        host = socket.gethostname()
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _routes(worker: Worker) -> dict[str, Callable[[], Response]]:

@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from urllib.parse import quote, urlencode, urlsplit
 
 import typer
 from rich.console import Console
@@ -22,8 +23,9 @@ from streams.app import App, find_bootstrap_servers
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.config import PREFIX
-from streams.errors import ConfigurationError, StreamsError, TopicError
+from streams.errors import ConfigurationError, QueryError, StateUnavailable, StreamsError, TopicError
 from streams.events import configure_logging
+from streams.http import ask
 from streams.ingest import ingest_lines
 from streams.lag import PartitionLag, measure_lag
 from streams.supervisor import Supervisor, follow_supervisor
@@ -31,7 +33,7 @@ from streams.topics import input_partitions, prepare_topics
 from streams.topology import parse_format
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 cli = typer.Typer(
     name="streams",
@@ -271,6 +273,38 @@ def lag(
             live.update(_lag_table(measure_lag(admin, group, topics)))
 
 
+@cli.command()
+def query(
+    store: Annotated[str | None, typer.Argument(help="The store; all are listed without it.")] = None,
+    key: Annotated[str | None, typer.Argument(help="As in a URL, not encoded; all without it.")] = None,
+    *,
+    url: Annotated[
+        str, typer.Option(help="Where a worker of the app serves HTTP.")
+    ] = "http://127.0.0.1:8080",
+    start: Annotated[str | None, typer.Option(help="The first key, or start of windows (ms).")] = None,
+    stop: Annotated[str | None, typer.Option(help="Where to end: itself no longer shown.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many entries.")] = None,
+) -> None:
+    """Ask the running workers of an app for their state, as JSON lines: any of them answers for all."""
+    address = urlsplit(url).netloc
+    stores = {item["name"]: item for item in _asked(address, "/stores", {})["stores"]}
+    if store is None:
+        for item in stores.values():
+            _line(item)
+        return
+    bounds = {"start": start, "stop": stop, "limit": limit}
+    path = f"/stores/{quote(store, safe='')}"
+    if key is None:
+        for entry in _asked(address, path, bounds | {"all": "true"})["entries"]:
+            _line(entry)
+        return
+    windowed = store in stores and stores[store]["windowed"]
+    path += f"/{'windows' if windowed else 'keys'}/{quote(key, safe='')}"
+    answer = _asked(address, path, bounds if windowed else {})
+    for entry in answer["windows"] if windowed else [answer]:
+        _line(entry)
+
+
 @broker_cli.command("start")
 def broker_start(
     *,
@@ -396,6 +430,22 @@ def _pair(item: str) -> tuple[str, str]:
 def _cluster(bootstrap_servers: str | None) -> KafkaBroker:
     named = bootstrap_servers or os.environ.get(PREFIX + "BOOTSTRAP_SERVERS") or find_bootstrap_servers()
     return KafkaBroker({"bootstrap.servers": named})
+
+
+def _asked(address: str, path: str, options: Mapping[str, object]) -> Any:
+    """A worker's answer. Raises ``StateUnavailable`` where none answers, ``QueryError`` with what it says."""
+    chosen = {name: value for name, value in options.items() if value is not None}
+    response = ask(address, f"{path}?{urlencode(chosen)}" if chosen else path, headers={}, timeout=10)
+    if response is None:
+        raise StateUnavailable(
+            f"nobody answers at {address}", hint="--url names a worker's HTTP port (setting http_port)"
+        )
+    if response.content_type != "application/json":
+        raise QueryError(f"{address} has no {path}: {response.body.decode(errors='replace').strip()}")
+    answer = json.loads(response.body)
+    if response.status != 200:
+        raise QueryError(answer["error"])
+    return answer
 
 
 def _existing(files: Sequence[str]) -> Sequence[str]:

@@ -32,7 +32,9 @@ class StreamClock:
         self._times: dict[int, int] | None = None
 
     def observe(self, batch: Batch[Any, Any]) -> None:
-        """Records have come whose event times are final."""
+        """Records have come whose event times are final; the same batch again, for another step, is not news."""
+        if batch is self._batch:
+            return
         self._before, self._batch, self._times = self.time, batch, None
         self.time = self.observed = max(self.time, *batch.timestamps)
 

@@ -96,6 +96,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     http_host: str = "127.0.0.1"
     """Address of the port below."""
 
+    http_advertised_host: str | None = None
+    """Where other workers reach this one's port; ``http_host``, or if that is any address the host's name."""
+
     http_port: Annotated[int, Meta(ge=0, le=65535)] | None = None
     """Serve ``/metrics``, ``/healthz``, ``/readyz`` here; further workers on the ports above. Else off."""
 

@@ -19,7 +19,11 @@ Each class is named by what it means to the caller; ``exit_code`` is what the co
     ├── DeadLetterLimitExceeded       5   too large a share of the input became dead letters
     ├── WorkersFailed                 6   workers died faster than the restart limit allows
     ├── LocalKafkaError               7   the local Kafka could not be set up, started or stopped
-    └── StateError                    8   state on disk or in a changelog topic cannot be used as it is
+    ├── StateError                    8   state on disk or in a changelog topic cannot be used as it is
+    └── QueryError                    9   a question about a store makes no sense: its kind, key or range
+        ├── UnknownStore              9   the app has no such store
+        └── StateUnavailable          9   nobody can answer now: ask again later
+            └── HeldElsewhere         9   another replica may answer
 """
 
 from __future__ import annotations
@@ -124,3 +128,21 @@ class StateError(StreamsError):
     """State on disk or in a changelog topic cannot be used as it is, and must not be ignored either."""
 
     exit_code = 8
+
+
+class QueryError(StreamsError):
+    """A question about a store that has no answer, e.g. as the key is none of the store's type."""
+
+    exit_code = 9
+
+
+class UnknownStore(QueryError):
+    """The app has no store of that name that can be asked."""
+
+
+class StateUnavailable(QueryError):
+    """The state is not there at the moment, e.g. as it is being restored: the question may be asked again."""
+
+
+class HeldElsewhere(StateUnavailable):
+    """The partition of the store is not this worker's."""

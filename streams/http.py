@@ -1,10 +1,12 @@
-"""A small HTTP server beside the worker: metrics and health, on a thread of its own."""
+"""A small HTTP server beside the worker, on threads of its own, and the question to another worker's."""
 
 from __future__ import annotations
 
 import threading
+from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import parse_qsl, unquote
 
 from streams.errors import ConfigurationError
 
@@ -22,15 +24,39 @@ class Response(NamedTuple):
     content_type: str = "text/plain; charset=utf-8"
 
 
-class HttpServer:
-    """Serves GET requests for fixed paths until closed.
+class Request(NamedTuple):
+    """What a route with parameters is asked. Bytes that are no UTF-8 become surrogates, as in file names."""
 
-    ``port`` 0 takes a free one. Raises ``ConfigurationError`` when the port is taken.
+    target: str
+    """Path and query as they came."""
+
+    parameters: Mapping[str, str]
+    """The parts of the path that the route has names for, percent-decoded."""
+
+    query: Mapping[str, str]
+    """The query's pairs, percent-decoded; of several with one name, the last."""
+
+    headers: Mapping[str, str]
+    """By their names in small letters."""
+
+
+class HttpServer:
+    """Serves GET requests until closed.
+
+    ``routes`` are fixed paths. ``templates`` are paths with parameters, as ``/stores/{store}``, each of which
+    stands for one part between slashes. ``port`` 0 takes a free one. Raises ``ConfigurationError`` when the
+    port is taken.
     """
 
-    def __init__(self, host: str, port: int, routes: Mapping[str, Callable[[], Response]]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        routes: Mapping[str, Callable[[], Response]],
+        templates: Mapping[str, Callable[[Request], Response]] | None = None,
+    ) -> None:
         try:
-            self._server = _Server((host, port), _handler(routes))
+            self._server = _Server((host, port), _handler(routes, templates or {}))
         except (OSError, OverflowError) as error:
             raise ConfigurationError(
                 f"http port {host}:{port} cannot be used: {error}",
@@ -66,17 +92,26 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
 
-def _handler(routes: Mapping[str, Callable[[], Response]]) -> type[BaseHTTPRequestHandler]:
+def _handler(
+    routes: Mapping[str, Callable[[], Response]], templates: Mapping[str, Callable[[Request], Response]]
+) -> type[BaseHTTPRequestHandler]:
+    def answer(target: str, headers: Mapping[str, str]) -> Response:
+        path, _, query = target.partition("?")
+        if path in routes:
+            return routes[path]()
+        for template, route in templates.items():
+            parameters = match_path(template, path)
+            if parameters is not None:
+                pairs = dict(parse_qsl(query, keep_blank_values=True, errors="surrogateescape"))
+                return route(Request(target, parameters, pairs, headers))
+        return Response(404, f"not here; try {', '.join([*routes, *templates])}\n".encode())
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            route = routes.get(self.path.partition("?")[0])
-            if route is None:
-                response = Response(404, f"not here; try {', '.join(routes)}\n".encode())
-            else:
-                try:
-                    response = route()
-                except Exception as error:  # noqa: BLE001 - the server goes on; the caller is told
-                    response = Response(500, f"{type(error).__name__}: {error}\n".encode())
+            try:
+                response = answer(self.path, {name.lower(): text for name, text in self.headers.items()})
+            except Exception as error:  # noqa: BLE001 - the server goes on; the caller is told
+                response = Response(500, f"{type(error).__name__}: {error}\n".encode())
             self.send_response(response.status)
             self.send_header("Content-Type", response.content_type)
             self.send_header("Content-Length", str(len(response.body)))
@@ -87,3 +122,31 @@ def _handler(routes: Mapping[str, Callable[[], Response]]) -> type[BaseHTTPReque
             """Say nothing: a scrape every few seconds is no news."""
 
     return Handler
+
+
+def match_path(template: str, path: str) -> dict[str, str] | None:
+    """The template's parameters as the path has them, percent-decoded; ``None`` if it is another path."""
+    wanted, parts = template.split("/"), path.split("/")
+    if len(wanted) != len(parts):
+        return None
+    found = {}
+    for name, part in zip(wanted, parts, strict=True):
+        if name.startswith("{"):
+            # Split before it is decoded, so that a key may have a slash in it.
+            found[name[1:-1]] = unquote(part, errors="surrogateescape")
+        elif name != part:
+            return None
+    return found
+
+
+def ask(address: str, target: str, *, headers: Mapping[str, str], timeout: float) -> Response | None:
+    """GET ``target`` from ``host:port``; ``None`` when it does not answer. ``timeout`` is seconds a step."""
+    connection = HTTPConnection(address, timeout=timeout)
+    try:
+        connection.request("GET", target, headers=dict(headers))
+        answer = connection.getresponse()
+        return Response(answer.status, answer.read(), answer.headers.get("Content-Type", ""))
+    except (OSError, HTTPException):
+        return None
+    finally:
+        connection.close()

@@ -35,11 +35,14 @@ class InputQueue:
 
     Records of one partition keep their order, whatever their times. Where a partition has nothing waiting,
     the others wait, unless it is at its end: so the order depends on the records alone, as long as they are
-    there. ``ranks`` decides between equal times; ``times`` finds the event times of a slice.
+    there. ``ranks`` decides between equal times, and then the partition; ``times`` finds the event times of a
+    slice.
     """
 
     def __init__(self, ranks: dict[TopicPartition, int], times: Callable[[Fetched], Sequence[int]]) -> None:
-        self._lanes = {partition: _Lane(rank) for partition, rank in ranks.items()}
+        # Each has a rank of its own: between equals, the order would depend on how they were polled.
+        ordered = sorted(ranks, key=lambda partition: (ranks[partition], partition))
+        self._lanes = {partition: _Lane(rank) for rank, partition in enumerate(ordered)}
         self._times = times
 
     def add(self, fetched: Fetched) -> None:

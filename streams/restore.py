@@ -162,6 +162,8 @@ class Restorer:
             RestoreProgress(total, started=self._clock()),
         )
         self._restorations[task] = restoration
+        # The consumer may be elsewhere in a partition that was restored before.
+        self._assigned = set()
         self._log.info(Event.RESTORE_STARTED, task=str(task), records=total)
 
     def discard(self, task: TaskId) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -19,14 +19,42 @@ from streams.operators.aggregate import (
     Reduce,
     TimedAccumulatorSerde,
 )
-from streams.operators.change import ToStream, View
+from streams.operators.change import JoinedView, ToStream, View
+from streams.operators.foreign_key import (
+    AnswerSerde,
+    AnswerSubscribers,
+    JoinAnswers,
+    KeepSubscriptions,
+    SubscribedSerde,
+    SubscriberSerde,
+    Subscribe,
+    SubscriptionSerde,
+)
+from streams.operators.join import JoinGlobal, JoinStreams, JoinTable, WaitingSerde
 from streams.operators.process import Process
+from streams.operators.session import SessionAggregate, session_store
+from streams.operators.sliding import SlidingAggregate, sliding_store
 from streams.operators.stateless import Branch, Filter, FlatMap, KeyBy, Map, MapBatch, Merge, Peek
+from streams.operators.table import (
+    AggregateChanges,
+    FilterTable,
+    GroupChanges,
+    JoinTables,
+    KeepTable,
+    MapTable,
+    MergeChanges,
+    RemovableReduce,
+    StampedSerde,
+    TableEntries,
+)
 from streams.operators.window import WindowedAggregate, WindowHeads
 from streams.policy import ErrorPolicy, dead_letter, fail
-from streams.serde import Json, Serde, Text
+from streams.serde import Bytes, Json, Serde, Text
+from streams.state.deadlines import deadlines_definition
 from streams.state.definition import StoreDefinition
+from streams.state.expiring import ExpiringSerde
 from streams.topology import (
+    GlobalSource,
     Node,
     Repartition,
     Sink,
@@ -37,11 +65,12 @@ from streams.topology import (
     function_name,
     unique_name,
 )
-from streams.windows import Windowed
+from streams.windows import JoinWindow, Session, Sliding, Windowed
 
 if TYPE_CHECKING:
     from streams.aggregates import Aggregate
     from streams.operators import Operator
+    from streams.operators.change import AnyView, JoinKind
     from streams.processor import ProcessorFactory
     from streams.records import Batch
     from streams.windows import Hopping, Tumbling
@@ -62,10 +91,11 @@ class TopologyBuilder:
     def __init__(self, application: str = "app") -> None:
         self.application = application
         self._nodes: list[Node] = []
+        self._global_tables: list[GlobalSource] = []
 
     def build(self) -> Topology:
         """The graph so far, validated. Raises ``TopologyError``."""
-        return Topology(tuple(self._nodes))
+        return Topology(tuple(self._nodes), tuple(self._global_tables))
 
     def name(self, wanted: str | None, generated: str) -> str:
         """The name the user wants, or one generated from what the node does that is not taken yet."""
@@ -76,9 +106,18 @@ class TopologyBuilder:
         return unique_name(generated, (node.name for node in self._nodes))
 
     def repartition(
-        self, stream: Stream[Any, Any], name: str, partitions: int | None, on_error: ErrorPolicy
+        self,
+        stream: Stream[Any, Any],
+        name: str,
+        partitions: int | None,
+        on_error: ErrorPolicy,
+        *,
+        read_key: Serde[Any] | None = None,
     ) -> Stream[Any, Any]:
-        """Send a stream through an internal topic, so that equal keys meet in one task."""
+        """Send a stream through an internal topic, so that equal keys meet in one task.
+
+        ``read_key`` says how keys are read again, if not as they are written.
+        """
         topic = f"{self.application}-{name}-repartition"
         value = stream.written_value(
             f"the records of {name!r} change tasks, through {topic}",
@@ -96,10 +135,13 @@ class TopologyBuilder:
             )
         )
         source = Source(
-            name=self.name(None, f"{name}-repartitioned"), topics=(topic,), key=stream.key, value=value
+            name=self.name(None, f"{name}-repartitioned"),
+            topics=(topic,),
+            key=read_key or stream.key,
+            value=value,
         )
         self.add(source)
-        return Stream(self, (source.name,), stream.key, value)
+        return Stream(self, (source.name,), source.key, value)
 
     def add(self, node: Node) -> None:
         """Append a node; its parents must be there already."""
@@ -130,6 +172,93 @@ class TopologyBuilder:
         )
         self.add(source)
         return Stream(self, (source.name,), key, value)
+
+    def table(
+        self,
+        topic: str,
+        *,
+        key: Serde[K],
+        value: Serde[V],
+        name: str | None,
+        timestamp: Callable[[V], int] | None,
+        on_error: ErrorPolicy,
+    ) -> Table[K, V]:
+        """Add a source and the table that it feeds; see ``App.table``."""
+        store = name or topic
+        source = Source(
+            name=self.name(None, topic),
+            topics=(topic,),
+            key=key,
+            value=value,
+            timestamp=timestamp,
+            policy=on_error,
+            table=True,
+        )
+        self.add(source)
+        return self.keep(
+            StoreDefinition(
+                name=store,
+                key=key,
+                value=StampedSerde(value),
+                purpose="table",
+                source_topic=topic,
+                read_source=TableEntries(key, value, timestamp),
+                shown=_value_of,
+            ),
+            Stream(self, (source.name,), key, value),
+            on_error,
+        )
+
+    def keep(
+        self,
+        store: StoreDefinition,
+        stream: Stream[K, V],
+        on_error: ErrorPolicy,
+        check: Serde[Any] | None = None,
+    ) -> Table[K, V]:
+        """Add the step that keeps a stream's latest values in a store."""
+        step = Step(
+            name=self.name(None, f"{store.name}-table"),
+            parents=stream.parents,
+            operator=KeepTable(store.name, check),
+            policy=on_error,
+            owns=(store,),
+        )
+        self.add(step)
+        return Table(self, step.name, stream.key, stream.value, View(store.name))
+
+    def global_table(
+        self, topic: str, *, key: Serde[K], value: Serde[V], name: str | None
+    ) -> GlobalTable[K, V]:
+        """Add a table that every worker reads as a whole; see ``App.global_table``."""
+        store = StoreDefinition(
+            name=name or topic,
+            key=key,
+            value=StampedSerde(value),
+            purpose="global table",
+            source_topic=topic,
+            read_source=TableEntries(key, value),
+            shown=_value_of,
+        )
+        self._global_tables.append(GlobalSource(topic=topic, key=key, value=value, store=store))
+        return GlobalTable(self, store.name, key)
+
+    def told_first(self, stores: Iterable[str], left: str, right: str) -> str | None:
+        """Which of two steps hears first of a change to a store that both depend on; ``None`` without one."""
+        owners = [
+            node.name
+            for node in self._nodes
+            if isinstance(node, Step) and any(store.name in stores for store in node.owns)
+        ]
+        return next((found for owner in owners if (found := self._reached(owner, (left, right)))), None)
+
+    def _reached(self, start: str, wanted: tuple[str, str]) -> str | None:
+        """The first of the wanted steps that something forwarded by ``start`` comes out of."""
+        for node in self._nodes:
+            if start in node.parents and (found := self._reached(node.name, wanted)):
+                return found
+        # Steps yet to be added behind it come after those there are.
+        return start if start in wanted else None
 
 
 class Stream(Generic[K, V]):
@@ -174,6 +303,11 @@ class Stream(Generic[K, V]):
     def rekeyed(self) -> bool:
         """Whether keys may have changed since the records were put into partitions by them."""
         return self._rekeyed
+
+    @property
+    def value(self) -> Serde[Any] | None:
+        """How values are written, where that is known."""
+        return self._value
 
     def written_value(self, purpose: str, where: str) -> Serde[Any]:
         """How values are written. Raises ``TopologyError`` where the stream does not know it."""
@@ -271,7 +405,7 @@ class Stream(Generic[K, V]):
             on_error,
             name,
             rekeyed=True,
-            owns=tuple(store for store in given if not isinstance(store, str)),
+            owns=_with_deadlines([store for store in given if not isinstance(store, str)]),
             uses=tuple(store for store in given if isinstance(store, str)),
         )
 
@@ -319,6 +453,123 @@ class Stream(Generic[K, V]):
         """
         stream = self._then(Group(), on_error, None, value=self._value)
         return Grouped(stream, None, None)
+
+    def to_table(
+        self, name: str, *, value: Serde[V] | None = None, on_error: ErrorPolicy = dead_letter
+    ) -> Table[K, V]:
+        """Keep the latest value of each key, in a store of that name; a null value deletes.
+
+        Where keys were changed before, the records go through a repartition topic first. Records without a
+        key, and values that cannot be written (by ``value``, if the stream does not know how), get
+        ``on_error``.
+        """
+        stream = self if value is None else self._written_by(value)
+        if self._rekeyed:
+            stream = self._builder.repartition(stream, name, None, on_error)
+        serde = stream.written_value(f"{name!r} keeps values", "to_table(…, value=…)")
+        store = StoreDefinition(
+            name=name, key=self._key, value=StampedSerde(serde), purpose="table", shown=_value_of
+        )
+        return self._builder.keep(store, stream._written_by(serde), on_error, serde)  # noqa: SLF001 - the same class
+
+    def join(
+        self,
+        other: Stream[K, V2] | Table[K, V2],
+        function: Callable[[V, V2], R],
+        *,
+        within: int | None = None,
+        window: JoinWindow | None = None,
+        grace: int = 0,
+        close_idle_after: int | None = None,
+        value: Serde[V] | None = None,
+        other_value: Serde[V2] | None = None,
+        on_error: ErrorPolicy = dead_letter,
+        name: str | None = None,
+    ) -> Stream[K, R]:
+        """Join each record with what has the same key: in a table, or in a stream within a window of time.
+
+        With a table, the result is ``function(value, table_value)`` with the record's event time, for records
+        whose key the table has when they come. ``name`` is needed where keys were changed before: the records
+        then go through the repartition topic ``<app>-<name>-repartition``.
+
+        With a stream, each pair of a record of this one and one of the other is joined that lie at most
+        ``within`` milliseconds apart, or as ``window`` says. Its event time is the later one of both. Both
+        sides' records wait in stores, ``<name>-left`` and ``<name>-right``, for as long as stream time is not
+        past what they may meet by more than ``grace`` milliseconds; those that come later are counted as late
+        and left out. ``value`` and ``other_value`` say how values are written, if the streams do not know.
+
+        Tombstones, records without a key, and those that the function fails on get ``on_error``.
+        """
+        options = _JoinOptions(within, window, grace, close_idle_after, value, other_value, on_error, name)
+        return self._join(other, function, "inner", options)
+
+    def left_join(
+        self,
+        other: Stream[K, V2] | Table[K, V2],
+        function: Callable[[V, V2 | None], R],
+        *,
+        within: int | None = None,
+        window: JoinWindow | None = None,
+        grace: int = 0,
+        close_idle_after: int | None = None,
+        value: Serde[V] | None = None,
+        other_value: Serde[V2] | None = None,
+        on_error: ErrorPolicy = dead_letter,
+        name: str | None = None,
+    ) -> Stream[K, R]:
+        """As ``join``, with ``function(value, None)`` for records that find nothing, or have no key.
+
+        With a stream, that is known once the time is over in which a partner may come, and comes out when the
+        window's whole length is: exactly once.
+        """
+        options = _JoinOptions(within, window, grace, close_idle_after, value, other_value, on_error, name)
+        return self._join(other, function, "left", options)
+
+    def outer_join(
+        self,
+        other: Stream[K, V2],
+        function: Callable[[V | None, V2 | None], R],
+        *,
+        within: int | None = None,
+        window: JoinWindow | None = None,
+        grace: int = 0,
+        close_idle_after: int | None = None,
+        value: Serde[V] | None = None,
+        other_value: Serde[V2] | None = None,
+        on_error: ErrorPolicy = dead_letter,
+        name: str | None = None,
+    ) -> Stream[K, R]:
+        """As ``left_join`` with a stream, with ``function(None, value)`` for its records that find nothing."""
+        options = _JoinOptions(within, window, grace, close_idle_after, value, other_value, on_error, name)
+        return self._join(other, function, "outer", options)
+
+    def join_global(
+        self,
+        table: GlobalTable[K2, V2],
+        key: Callable[[V], K2],
+        function: Callable[[V, V2], R],
+        *,
+        on_error: ErrorPolicy = dead_letter,
+        name: str | None = None,
+    ) -> Stream[K, R]:
+        """Join each record with what a global table has for ``key(value)``; without it, it is left out.
+
+        Which changes of the table a record sees depends on when it is processed. Tombstones, records whose
+        ``key`` is ``None``, and those that a function fails on get ``on_error``.
+        """
+        return self._join_global(table, key, function, on_error, name, is_left=False)
+
+    def left_join_global(
+        self,
+        table: GlobalTable[K2, V2],
+        key: Callable[[V], K2 | None],
+        function: Callable[[V, V2 | None], R],
+        *,
+        on_error: ErrorPolicy = dead_letter,
+        name: str | None = None,
+    ) -> Stream[K, R]:
+        """As ``join_global``, with ``function(value, None)`` for records that find nothing."""
+        return self._join_global(table, key, function, on_error, name, is_left=True)
 
     def branch(
         self,
@@ -392,6 +643,116 @@ class Stream(Generic[K, V]):
             )
         )
 
+    def _written_by(self, value: Serde[Any]) -> Stream[K, V]:
+        return Stream(self._builder, self._parents, self._key, value, rekeyed=self._rekeyed)
+
+    def _join(
+        self,
+        other: Stream[K, Any] | Table[K, Any],
+        function: Callable[[Any, Any], R],
+        how: JoinKind,
+        options: _JoinOptions,
+    ) -> Stream[K, R]:
+        check_keys_alike(self._key, other.key, options.name or "join")
+        if isinstance(other, Stream):
+            return self._join_stream(other, function, how, options)
+        if how == "outer" or options.window is not None or options.within is not None:
+            raise TopologyError(
+                "a stream joins a table without a window, and not as an outer join",
+                hint="for a window, join the stream with table.to_stream(); for changes on both sides to "
+                "matter, make the stream a table: stream.to_table(name)",
+            )
+        source = self if options.value is None else self._written_by(options.value)
+        if self._rekeyed:
+            if options.name is None:
+                raise TopologyError(
+                    "keys may have changed before this join, so that the records have to go to other tasks, "
+                    "through a topic, and that needs a name",
+                    hint="join(…, name=…): the topic is called <app>-<name>-repartition",
+                )
+            source = self._builder.repartition(source, options.name, None, options.on_error)
+        return source._then(  # noqa: SLF001 - the same class
+            JoinTable(function, other.view, is_left=how == "left"),
+            options.on_error,
+            options.name,
+            inferred=returned_serde(function),
+            uses=other.view.stores,
+        )
+
+    def _join_stream(
+        self, other: Stream[K, Any], function: Callable[[Any, Any], R], how: JoinKind, options: _JoinOptions
+    ) -> Stream[K, R]:
+        name, builder = options.name, self._builder
+        if name is None:
+            raise TopologyError(
+                "a join of two streams keeps records, in stores that need a name",
+                hint="join(…, name=…): it must not change while the state is to be kept",
+            )
+        window = options.join_window()
+        operators: list[JoinStreams] = []
+        sides: list[Stream[K, Any]] = []
+        given = (("left", "value", options.value, self), ("right", "other_value", options.other_value, other))
+        for side, argument, serde, stream in given:
+            written = stream if serde is None else stream._written_by(serde)
+            value = written.written_value(f"{name!r} keeps records", f"join(…, {argument}=…)")
+            if stream._rekeyed:
+                written = builder.repartition(written, f"{name}-{side}", None, options.on_error)
+            sides.append(written)
+            operators.append(
+                JoinStreams(
+                    function=function,
+                    how=how,
+                    window=window,
+                    grace=options.grace,
+                    is_left=side == "left",
+                    own=f"{name}-{side}",
+                    other=f"{name}-{'right' if side == 'left' else 'left'}",
+                    value=value,
+                    close_idle_after=options.close_idle_after,
+                )
+            )
+        stores = tuple(
+            StoreDefinition(
+                name=operator.own,
+                key=self._key,
+                value=WaitingSerde(operator.value),
+                purpose=window.describe(),
+                retention=operator.retention,
+                changelog_retention=operator.retention,
+                shown=None,
+            )
+            for operator in operators
+        )
+        steps: list[str] = []
+        for operator, stream in zip(operators, sides, strict=True):
+            step = Step(
+                name=builder.name(None, operator.own),
+                parents=stream.parents,
+                operator=operator,
+                policy=options.on_error,
+                # Of two steps that share stores, the first owns them.
+                owns=() if steps else stores,
+                uses=tuple(store.name for store in stores) if steps else (),
+            )
+            builder.add(step)
+            steps.append(step.name)
+        merged = Step(name=builder.name(name, name), parents=tuple(steps), operator=Merge())
+        builder.add(merged)
+        return Stream(builder, (merged.name,), self._key, returned_serde(function))
+
+    def _join_global(
+        self,
+        table: GlobalTable[Any, Any],
+        key: Callable[[Any], Any],
+        function: Callable[[Any, Any], R],
+        on_error: ErrorPolicy,
+        name: str | None,
+        *,
+        is_left: bool,
+    ) -> Stream[K, R]:
+        operator = JoinGlobal(function, table.name, key, table.key, is_left)
+        return self._then(operator, on_error, name, inferred=returned_serde(function))
+
     def _then(
         self,
         operator: Operator,
@@ -441,16 +802,17 @@ class Grouped(Generic[K, V]):
 
     def window(
         self,
-        window: Tumbling | Hopping,
+        window: Tumbling | Hopping | Session | Sliding,
         *,
         grace: int = 0,
         close_idle_after: int | None = None,
     ) -> WindowedGrouped[K, V]:
         """Make a result for each window of event time instead of one for all time.
 
-        A window closes when stream time passes its end by ``grace`` milliseconds; records that come later for
-        it are counted, and left out. Where no records come for ``close_idle_after`` milliseconds, stream time
-        goes on with the wall clock from where it stood; without it, windows wait for the next record.
+        A window closes when stream time passes its end by ``grace`` milliseconds, a session only after its
+        gap and ``grace``; records that come later for it are counted, and left out. Where no records come for
+        ``close_idle_after`` milliseconds, stream time goes on with the wall clock from where it stood;
+        without it, windows wait for the next record.
         """
         if grace < 0:
             raise TopologyError(f"grace must be 0 ms or more, got {grace}")
@@ -491,6 +853,7 @@ class Grouped(Generic[K, V]):
             key=stream.key,
             value=TimedAccumulatorSerde(computed),
             purpose=f"aggregate {computed.describe()}",
+            shown=lambda entry: computed.result(entry[0]),
         )
         step = Step(
             name=stream.builder.name(None, name),
@@ -504,8 +867,11 @@ class Grouped(Generic[K, V]):
 
     def reducing(self, name: str, function: Callable[[V, V], V], value: Serde[V] | None) -> Aggregate[Any, V]:
         """``function`` as an aggregate."""
-        serde = value or self._stream.written_value(f"{name!r} keeps values", "reduce(…, value=…)")
-        return Reduce(function, serde)
+        return Reduce(function, self.value_serde(name, value))
+
+    def value_serde(self, name: str, value: Serde[V] | None) -> Serde[V]:
+        """How a reduced value is kept."""
+        return value or self._stream.written_value(f"{name!r} keeps values", "reduce(…, value=…)")
 
     def source(self, name: str) -> Stream[K, V]:
         """The stream whose tasks have whole groups; ``name`` is the store that asks."""
@@ -528,7 +894,11 @@ class WindowedGrouped(Generic[K, V]):
     """Records brought together by key and window of event time."""
 
     def __init__(
-        self, grouped: Grouped[K, V], window: Tumbling | Hopping, grace: int, close_idle_after: int | None
+        self,
+        grouped: Grouped[K, V],
+        window: Tumbling | Hopping | Session | Sliding,
+        grace: int,
+        close_idle_after: int | None,
     ) -> None:
         self._grouped = grouped
         self._window = window
@@ -559,33 +929,60 @@ class WindowedGrouped(Generic[K, V]):
         on_error: ErrorPolicy = fail,
         **fields: Aggregate[Any, Any],
     ) -> WindowedResults[K, Any]:
-        """Compute an aggregate, or several by name, for each window and key; see ``Grouped.aggregate``."""
+        """Compute an aggregate, or several by name, for each window and key; see ``Grouped.aggregate``.
+
+        Sessions and sliding windows need an aggregate that can merge two results' worth of events.
+        """
         computed = chosen_aggregate(name, aggregate, fields)
         stream = self._grouped.source(name)
         builder = stream.builder
         step_name = builder.name(None, name)
         heads = WindowHeads(f"{step_name}.updates", f"{step_name}.final", f"{step_name}.late")
-        lasts = self._window.size + self._grace
-        store = StoreDefinition(
-            name=name,
-            key=stream.key,
-            value=AccumulatorSerde(computed),
-            purpose=f"{self._window.describe()}, aggregate {computed.describe()}",
-            retention=lasts,
-            changelog_retention=lasts,
-        )
-        operator = WindowedAggregate(
-            store=name,
-            window=self._window,
-            grace=self._grace,
-            aggregate=computed,
-            heads=heads,
-            close_idle_after=self._close_idle_after,
-        )
+        operator, stores = self._windowing(name, computed, stream.key, heads)
         builder.add(
-            Step(name=step_name, parents=stream.parents, operator=operator, policy=on_error, owns=(store,))
+            Step(name=step_name, parents=stream.parents, operator=operator, policy=on_error, owns=stores)
         )
         return WindowedResults(stream, step_name, heads)
+
+    def _windowing(
+        self, name: str, computed: Aggregate[Any, Any], key: Serde[Any], heads: WindowHeads
+    ) -> tuple[Operator, tuple[StoreDefinition, ...]]:
+        """The operator for the kind of window, and the stores that it keeps."""
+        window, grace, idle = self._window, self._grace, self._close_idle_after
+        if isinstance(window, Session | Sliding) and not computed.mergeable:
+            raise TopologyError(
+                f"{name!r} aggregates {window.describe()}, whose results are merged, "
+                f"and {computed.describe()} cannot be",
+                hint="give the aggregate a function for it, custom(…, merge=…), "
+                "or use tumbling or hopping windows",
+            )
+        if isinstance(window, Session):
+            sessions = SessionAggregate(
+                store=name, window=window, grace=grace, aggregate=computed, heads=heads, close_idle_after=idle
+            )
+            store = session_store(name, key, window, computed)
+            return sessions, (store, deadlines_definition(name, key))
+        if isinstance(window, Sliding):
+            sliding = SlidingAggregate(
+                store=name, window=window, grace=grace, aggregate=computed, heads=heads, close_idle_after=idle
+            )
+            store = sliding_store(name, key, window, computed)
+            return sliding, (store, deadlines_definition(name, key))
+        lasts = window.size + grace
+        store = StoreDefinition(
+            name=name,
+            key=key,
+            value=AccumulatorSerde(computed),
+            purpose=f"{window.describe()}, aggregate {computed.describe()}",
+            retention=lasts,
+            changelog_retention=lasts,
+            shown=computed.result,
+            window_end=lambda start, _: window.end(start),
+        )
+        fixed = WindowedAggregate(
+            store=name, window=window, grace=grace, aggregate=computed, heads=heads, close_idle_after=idle
+        )
+        return fixed, (store,)
 
 
 class WindowedResults(Generic[K, R]):
@@ -598,7 +995,11 @@ class WindowedResults(Generic[K, R]):
         self._streams: dict[str, Stream[Any, Any]] = {}
 
     def updates(self) -> Stream[K, Windowed[K, R]]:
-        """The latest result of each window that changed, at each commit."""
+        """The latest result of each window that changed, at each commit.
+
+        A session that has grown, or become one with others, is another window: the result of each that it
+        has replaced is taken back by one whose ``value`` is ``None``.
+        """
         return self._head(self._heads.updates, Json(Windowed))
 
     def final(self) -> Stream[K, Windowed[K, R]]:
@@ -626,13 +1027,185 @@ class Table(Generic[K, V]):
         step: str,
         key: Serde[Any],
         value: Serde[Any] | None,
-        view: View,
+        view: AnyView,
     ) -> None:
         self._builder = builder
         self._step = step
         self._key = key
         self._value = value
         self._view = view
+
+    @property
+    def key(self) -> Serde[Any]:
+        """How keys are written."""
+        return self._key
+
+    @property
+    def view(self) -> AnyView:
+        """How the value of a key is found."""
+        return self._view
+
+    def filter(
+        self, predicate: Callable[[V], object], *, on_error: ErrorPolicy = fail, name: str | None = None
+    ) -> Table[K, V]:
+        """The table of those keys for whose value ``predicate`` is true."""
+        view = self._view.then("filter", predicate)
+        return self._then(FilterTable(predicate), view, self._value, on_error, name)
+
+    def map(
+        self, function: Callable[[V], V2], *, on_error: ErrorPolicy = fail, name: str | None = None
+    ) -> Table[K, V2]:
+        """The table with ``function(value)`` for each value; keys for which that is ``None`` are not in it."""
+        view = self._view.then("map", function)
+        return self._then(MapTable(function), view, returned_serde(function), on_error, name)
+
+    def group_by(
+        self,
+        function: Callable[[V], K2],
+        *,
+        key: Serde[K2] | None = None,
+        value: Serde[V] | None = None,
+        name: str | None = None,
+        partitions: int | None = None,
+        on_error: ErrorPolicy = dead_letter,
+    ) -> GroupedTable[K2, V]:
+        """Bring together the keys for whose values ``function(value)`` is equal, written by ``key`` (text).
+
+        When a value changes, it leaves its old group and joins the new one. The changes go through a
+        repartition topic, as with ``Stream.group_by``. Values whose group is ``None`` or cannot be found get
+        ``on_error`` and belong to no group.
+        """
+        builder = self._builder
+        step = Step(
+            name=builder.name(None, _generated(GroupChanges(function))),
+            parents=(self._step,),
+            operator=GroupChanges(function),
+            policy=on_error,
+        )
+        builder.add(step)
+        stream: Stream[K2, V] = Stream(
+            builder, (step.name,), key or Text(), value or self._value, rekeyed=True
+        )
+        return GroupedTable(Grouped(stream, name, partitions))
+
+    def join(
+        self,
+        other: Table[K, V2],
+        function: Callable[[V, V2], R],
+        *,
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Table[K, R]:
+        """The table of the keys that both tables have, with ``function(value, other_value)``.
+
+        It changes with either of both, and has the later event time. Nothing of it is kept: make it a table
+        of its own with ``to_stream().to_table(name)`` where asking both and the function takes too long.
+        """
+        return self._join(other, function, "inner", on_error, name)
+
+    def left_join(
+        self,
+        other: Table[K, V2],
+        function: Callable[[V, V2 | None], R],
+        *,
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Table[K, R]:
+        """As ``join``, with all keys of this table: ``function(value, None)`` where the other has nothing."""
+        return self._join(other, function, "left", on_error, name)
+
+    def outer_join(
+        self,
+        other: Table[K, V2],
+        function: Callable[[V | None, V2 | None], R],
+        *,
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Table[K, R]:
+        """As ``join``, with the keys of either table: ``None`` for the side that has nothing."""
+        return self._join(other, function, "outer", on_error, name)
+
+    def join_by(
+        self,
+        other: Table[K2, V2],
+        foreign_key: Callable[[V], K2 | None],
+        function: Callable[[V, Any], R],
+        *,
+        name: str,
+        left: bool = False,
+        result: Serde[R] | None = None,
+        value: Serde[V] | None = None,
+        other_value: Serde[V2] | None = None,
+        on_error: ErrorPolicy = dead_letter,
+    ) -> Table[K, R]:
+        """Join each value with what another table has for its ``foreign_key(value)``.
+
+        The result has this table's keys, changes with either table, and is kept in a store called ``name``.
+        Values whose foreign key is ``None``, or not in the other table, are joined only if ``left``, with
+        ``None``. Values travel between tasks and are written by ``value`` and ``other_value``, results are
+        kept as ``result`` says, if that is not known. Values that a function fails on get ``on_error`` and
+        count as deleted.
+        """
+        builder = self._builder
+        own = self._as_stream(value).written_value(f"{name!r} compares values", "join_by(…, value=…)")
+        others = other._as_stream(other_value).written_value(  # noqa: SLF001 - the same class
+            f"{name!r} sends values of the other table to other tasks", "join_by(…, other_value=…)"
+        )
+        kept = result or returned_serde(function)
+        results: Serde[Any] = Stream(builder, (), self._key, kept).written_value(
+            f"{name!r} keeps results", "join_by(…, result=…)"
+        )
+        subscribe = self._step_behind(
+            (self._step,), Subscribe(foreign_key, self._key, own, left), f"{name}-subscribe", on_error
+        )
+        subscriptions = builder.repartition(
+            Stream(builder, (subscribe,), other.key, SubscriptionSerde()),
+            f"{name}-subscription",
+            None,
+            on_error,
+        )
+        subscribers = StoreDefinition(
+            name=f"{name}-subscriptions",
+            key=SubscriberSerde(),
+            value=SubscribedSerde(),
+            purpose="subscriptions of a join by foreign key",
+            shown=None,
+        )
+        keep = self._step_behind(
+            subscriptions.parents,
+            KeepSubscriptions(subscribers.name, other.view, other.key),
+            subscribers.name,
+            on_error,
+            owns=(subscribers,),
+            uses=other.view.stores,
+        )
+        answer = self._step_behind(
+            (other._step,),  # noqa: SLF001 - the same class
+            AnswerSubscribers(subscribers.name, other.key),
+            f"{name}-answers",
+            on_error,
+            uses=(subscribers.name,),
+        )
+        # Keys of answers are bytes already, as the subscriptions brought them.
+        answers = builder.repartition(
+            Stream(builder, (keep, answer), Bytes(), AnswerSerde(others)),
+            f"{name}-answer",
+            None,
+            on_error,
+            read_key=self._key,
+        )
+        store = StoreDefinition(
+            name=name, key=self._key, value=StampedSerde(results), purpose="table", shown=_value_of
+        )
+        joined = self._step_behind(
+            answers.parents,
+            JoinAnswers(name, foreign_key, function, self._view, own, results, left),
+            name,
+            on_error,
+            owns=(store,),
+            uses=self._view.stores,
+        )
+        return Table(builder, joined, self._key, results, View(name))
 
     def to_stream(self, *, name: str | None = None) -> Stream[K, V]:
         """The changes as records with the new values; a deletion is a tombstone."""
@@ -652,6 +1225,206 @@ class Table(Generic[K, V]):
         """Write the changes to a topic: ``to_stream().to(…)``."""
         self.to_stream().to(topic, key=key, value=value, on_error=on_error, name=name)
 
+    def _as_stream(self, value: Serde[Any] | None) -> Stream[K, V]:
+        return Stream(self._builder, (), self._key, value or self._value)
+
+    def _then(
+        self,
+        operator: Operator,
+        view: AnyView,
+        value: Serde[Any] | None,
+        on_error: ErrorPolicy,
+        name: str | None,
+    ) -> Table[K, Any]:
+        called = self._builder.name(name, _generated(operator))
+        step = self._step_behind((self._step,), operator, called, on_error)
+        return Table(self._builder, step, self._key, value, view)
+
+    def _step_behind(
+        self,
+        parents: tuple[str, ...],
+        operator: Operator,
+        name: str,
+        on_error: ErrorPolicy,
+        *,
+        owns: tuple[StoreDefinition, ...] = (),
+        uses: tuple[str, ...] = (),
+    ) -> str:
+        step = Step(
+            name=self._builder.name(None, name),
+            parents=parents,
+            operator=operator,
+            policy=on_error,
+            owns=owns,
+            uses=uses,
+        )
+        self._builder.add(step)
+        return step.name
+
+    def _join(
+        self,
+        other: Table[K, Any],
+        function: Callable[[Any, Any], Any],
+        how: JoinKind,
+        on_error: ErrorPolicy,
+        name: str | None,
+    ) -> Table[K, Any]:
+        check_keys_alike(self._key, other.key, name or "join")
+        builder = self._builder
+        step = builder.name(name, "join")
+        shared = set(self._view.stores) & set(other.view.stores)
+        first = builder.told_first(shared, self._step, other._step)  # noqa: SLF001 - the same class
+        left = self._step_behind(
+            (self._step,),
+            JoinTables(function, how, other.view, is_left=True, first=first == self._step),
+            f"{step}.left",
+            on_error,
+            uses=other.view.stores,
+        )
+        right = self._step_behind(
+            (other._step,),  # noqa: SLF001 - the same class
+            JoinTables(
+                function, how, self._view, is_left=False, first=first is not None and first != self._step
+            ),
+            f"{step}.right",
+            on_error,
+            uses=self._view.stores,
+        )
+        joined = self._step_behind((left, right), MergeChanges(), step, fail)
+        view = JoinedView(self._view, other.view, function, how)
+        return Table(builder, joined, self._key, returned_serde(function), view)
+
+
+class GroupedTable(Generic[K, V]):
+    """A table's keys brought together by their values: results follow when values change groups or go.
+
+    Names are as those of ``Grouped``'s results.
+    """
+
+    def __init__(self, grouped: Grouped[K, V]) -> None:
+        self._grouped = grouped
+
+    def count(self, name: str, *, on_error: ErrorPolicy = fail) -> Table[K, int]:
+        """How many keys of the table each group has; 0 for a group that all have left."""
+        return self.aggregate(name, count(), on_error=on_error)
+
+    def reduce(
+        self,
+        name: str,
+        add: Callable[[V, V], V],
+        remove: Callable[[V, V], V | None],
+        *,
+        value: Serde[V] | None = None,
+        on_error: ErrorPolicy = fail,
+    ) -> Table[K, V]:
+        """What ``add(so far, value)`` makes of the values that join each group; the first stands for itself.
+
+        ``remove(so far, value)`` takes a value out again; when it returns ``None``, the group is deleted.
+        """
+        serde = self._grouped.value_serde(name, value)
+        return self._aggregate(name, RemovableReduce(add, remove, serde), serde, on_error)
+
+    def aggregate(
+        self,
+        name: str,
+        aggregate: Aggregate[Any, R] | None = None,
+        /,
+        *,
+        on_error: ErrorPolicy = fail,
+        **fields: Aggregate[Any, Any],
+    ) -> Table[K, Any]:
+        """Compute an aggregate that can take values out again, or several by name; see ``Grouped.aggregate``."""
+        computed = chosen_aggregate(name, aggregate, fields)
+        if not computed.removable:
+            raise TopologyError(
+                f"{name!r}: {computed.describe()} cannot take a value out again, which a table needs when a "
+                "value changes",
+                hint="use count(), total(…), mean(…), variance(…), quantile(…) or custom(…, remove=…)",
+            )
+        return self._aggregate(name, computed, None, on_error)
+
+    def _aggregate(
+        self, name: str, computed: Aggregate[Any, Any], value: Serde[Any] | None, on_error: ErrorPolicy
+    ) -> Table[K, Any]:
+        stream = self._grouped.source(name)
+        store = StoreDefinition(
+            name=name,
+            key=stream.key,
+            value=TimedAccumulatorSerde(computed),
+            purpose=f"aggregate {computed.describe()}",
+            shown=lambda entry: computed.result(entry[0]),
+        )
+        step = Step(
+            name=stream.builder.name(None, name),
+            parents=stream.parents,
+            operator=AggregateChanges(name, computed),
+            policy=on_error,
+            owns=(store,),
+        )
+        stream.builder.add(step)
+        return Table(stream.builder, step.name, stream.key, value, View(name, (("result", computed.result),)))
+
+
+class GlobalTable(Generic[K, V]):
+    """A table that every worker has as a whole, to be joined by any key: ``Stream.join_global``."""
+
+    def __init__(self, builder: TopologyBuilder, name: str, key: Serde[Any]) -> None:
+        self._builder = builder
+        self._name = name
+        self._key = key
+
+    @property
+    def name(self) -> str:
+        """What its store is called."""
+        return self._name
+
+    @property
+    def key(self) -> Serde[Any]:
+        """How keys are written."""
+        return self._key
+
+
+class _JoinOptions(NamedTuple):
+    within: int | None
+    window: JoinWindow | None
+    grace: int
+    close_idle_after: int | None
+    value: Serde[Any] | None
+    other_value: Serde[Any] | None
+    on_error: ErrorPolicy
+    name: str | None
+
+    def join_window(self) -> JoinWindow:
+        """The window asked for. Raises ``TopologyError``."""
+        if self.grace < 0:
+            raise TopologyError(f"grace must be 0 ms or more, got {self.grace}")
+        if (self.within is None) == (self.window is None):
+            raise TopologyError(
+                f"the join {self.name!r} of two streams needs to know how far apart records may lie",
+                hint="either within=milliseconds or window=JoinWindow(before=…, after=…)",
+            )
+        return self.window or JoinWindow(before=self.within or 0, after=self.within or 0)
+
+
+def check_keys_alike(one: Serde[Any], other: Serde[Any], name: str) -> None:
+    """Raise ``TopologyError`` when keys are written differently on the two sides of a join."""
+    if not _alike(one, other):
+        raise TopologyError(
+            f"{name}: keys are {one.name} on one side and {other.name} on the other, so that none would be equal",
+            hint="read both with the same key=",
+        )
+
+
+def _value_of(entry: Any) -> Any:
+    """The value of an entry that is stamped with its event time."""
+    return entry[0]
+
+
+def _generated(operator: Operator) -> str:
+    called = function_name(operator.code)
+    plain = operator.code is None or called == "lambda"
+    return operator.kind if plain else f"{operator.kind}-{called}"
+
 
 def key_value_store(
     name: str,
@@ -659,12 +1432,34 @@ def key_value_store(
     key: Serde[Any] | None = None,
     value: Serde[Any] | None = None,
     migrate: Callable[[Any], Any] | None = None,
+    ttl: int | None = None,
 ) -> StoreDefinition:
     """A store for ``Stream.process(…, stores=[…])``: keys are text and values JSON unless serdes are given.
 
-    ``migrate`` makes a value of an earlier schema, as plain data, into one of this schema.
+    ``migrate`` makes a value of an earlier schema, as plain data, into one of this schema. With ``ttl``, an
+    entry goes so many milliseconds of stream time after it was last put.
     """
-    return StoreDefinition(name=name, key=key or Text(), value=value or Json(), migrate=migrate)
+    if ttl is None:
+        return StoreDefinition(name=name, key=key or Text(), value=value or Json(), migrate=migrate)
+    if ttl < 1:
+        raise TopologyError(f"store {name!r} needs a ttl of 1 ms or more, got {ttl}")
+    return StoreDefinition(
+        name=name,
+        key=key or Text(),
+        value=ExpiringSerde(value or Json()),
+        migrate=migrate,
+        ttl=ttl,
+        shown=lambda entry: entry.value,
+    )
+
+
+def _with_deadlines(stores: Iterable[StoreDefinition]) -> tuple[StoreDefinition, ...]:
+    """The stores, each followed by the one for its deadlines where its entries expire."""
+    return tuple(
+        each
+        for store in stores
+        for each in ([store] if store.ttl is None else [store, deadlines_definition(store.name, store.key)])
+    )
 
 
 def chosen_aggregate(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -19,6 +21,7 @@ from streams.records import Batch, Derived, Output, TopicPartition
 from streams.serde import Bytes, nullable
 from streams.state.buffered import KeyValueState, WindowState
 from streams.state.changelog import Checkpoint, changelog_topic, encode_metadata
+from streams.state.committed import CommittedStore
 from streams.topology import Node, Sink, Source, Step, Subtopology, function_name, matches
 
 if TYPE_CHECKING:
@@ -30,6 +33,10 @@ if TYPE_CHECKING:
     from streams.records import Fetched, Headers
     from streams.state.definition import StoreDefinition
     from streams.state.store import Changes, Database
+
+
+Lookup: TypeAlias = "Callable[[Sequence[Any]], list[Any]]"
+"""Reads a global table: the values of several keys, ``None`` where there is none."""
 
 
 class TaskId(NamedTuple):
@@ -97,14 +104,33 @@ class _Schedule:
     every: int
     call: Callable[[int], None]
     due: int | None
+    """When it is run next; ``None`` as long as stream time has not begun."""
     clock: StreamClock | None
     """The clock it follows; ``None`` for the wall clock."""
     cancelled: bool = False
+    _at_slice: int | None = field(init=False)
+    _at_commit: int | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._at_slice = self._at_commit = self.due
 
     def cancel(self) -> None:
         self.cancelled = True
 
+    def follow(self) -> None:
+        """Run it if its stream time has got there."""
+        assert self.clock is not None
+        now = self.clock.time
+        if self.cancelled or now < 0:
+            return
+        if self.due is None:
+            self.due = self._after(now)
+        elif now >= self.due:
+            self.run(now)
+
     def run(self, now: int) -> None:
+        # Calls that were missed are not made up for.
+        self.due = now + self.every if self.clock is None else self._after(now)
         try:
             self.call(now)
         except StreamsError:
@@ -116,21 +142,49 @@ class _Schedule:
                 hint="there is no record to become a dead letter: mend the code and start again",
             ) from error
 
+    def end_slice(self) -> None:
+        self._at_slice = self.due
+
+    def drop_slice(self) -> None:
+        self.due = self._at_slice
+
+    def committed(self) -> None:
+        self._at_commit = self._at_slice
+
+    def drop(self) -> None:
+        """What it did since the last commit is undone: that is due again."""
+        self.due = self._at_slice = self._at_commit
+
+    def _after(self, now: int) -> int:
+        return now - now % self.every + self.every
+
+
+class _Kind(IntEnum):
+    """What a step does when the records of a slice are through, in this order."""
+
+    SLICE_END = 0
+    STREAM_TIME = 1
+    COMMIT = 2
+
+
+class _Turn(NamedTuple):
+    position: int
+    kind: _Kind
+    call: Callable[[], None]
+
 
 @dataclass(slots=True)
 class _Hooks:
     """What the steps of a task asked to be called for. Numbers are positions of nodes in the subtopology."""
 
-    at_slice_end: list[tuple[int, Callable[[], None]]] = field(default_factory=list)
-    at_commit: list[tuple[int, Callable[[], None]]] = field(default_factory=list)
+    turns: list[_Turn] = field(default_factory=list)
     schedules: list[_Schedule] = field(default_factory=list)
     idle: list[tuple[int, int, StreamClock]] = field(default_factory=list)
     """After how many milliseconds without records, and how far, which clock follows the wall clock."""
 
-    def sort(self) -> None:
-        """Steps before later ones: what one forwards, the next takes in before its own turn."""
-        self.at_slice_end.sort(key=lambda item: item[0])
-        self.at_commit.sort(key=lambda item: item[0])
+    def add(self, position: int, kind: _Kind, call: Callable[[], None]) -> None:
+        """Steps come before later ones: what one forwards, the next takes in before its own turn."""
+        self.turns = sorted([*self.turns, _Turn(position, kind, call)], key=itemgetter(0, 1))
 
 
 class _Clocks:
@@ -146,10 +200,12 @@ class _Clocks:
         owners = {
             store.name: node for node in subtopology.nodes if isinstance(node, Step) for store in node.owns
         }
-        windowed = {store.name for store in subtopology.stores if store.retention is not None}
+        windowed = {
+            store.name for store in subtopology.stores if store.retention is not None or store.ttl is not None
+        }
         for node in subtopology.nodes:
             if isinstance(node, Step) and (node.owns or node.uses or node.operator.stamps):
-                # Steps that share a windowed store must agree on what is late.
+                # Steps that share a store must agree on what is late, and on what has expired.
                 sharing = [owners[name] for name in node.uses if name in windowed]
                 groups.append({maker for step in (node, *sharing) for maker in self._makers(step)})
         self._groups = _joined(groups)
@@ -161,10 +217,12 @@ class _Clocks:
         if clock is None:
             clock = StreamClock()
             self.by_maker.update(dict.fromkeys(group, clock))
-        kept = next((store.name for store in step.owns if store.source_topic is None), None)
-        if kept is not None and kept not in self.keepers:
-            self.keepers[kept] = clock
-            clock.restore(self._checkpoints[kept].time)
+        kept = [store for store in step.owns if store.source_topic is None]
+        # What of a windowed store is over, each changelog must tell for itself.
+        for store in [store for store in kept if store.retention is not None] or kept[:1]:
+            if store.name not in self.keepers:
+                self.keepers[store.name] = clock
+                clock.restore(self._checkpoints[store.name].time)
         return clock
 
     def all(self) -> list[StreamClock]:
@@ -214,7 +272,7 @@ class Task:
     With stores, a commit is three steps: ``prepare`` lets steps forward what has changed and encodes the
     changes, ``take`` hands both over to be written, and ``committed`` puts the changes into ``database``.
     ``database`` must be restored when the task is made. ``checkpoints`` tell, for each store, up to where of
-    its changelog it is.
+    its changelog it is. ``lookups`` are the app's global tables.
     """
 
     def __init__(
@@ -227,6 +285,7 @@ class Task:
         dead_letter_topic: str,
         database: Database | None = None,
         checkpoints: Mapping[str, Checkpoint] | None = None,
+        lookups: Mapping[str, Lookup] | None = None,
     ) -> None:
         self.id = identifier
         self.positions: dict[TopicPartition, int] = {}
@@ -237,8 +296,11 @@ class Task:
         self._dead_letter_topic = dead_letter_topic
         self._pending: list[Pending] = []
         self._dead_letters: list[_DeadLetter] = []
+        self._before_slice = 0, 0
+        """How much of both there was before the slice that is open."""
         self._subtopology = subtopology
         self._database = database
+        self._lookups = dict(lookups or {})
         self._checkpoints = dict(checkpoints or {})
         self._staged: dict[str, Changes] | None = None
         self._definitions = {store.name: store for store in subtopology.stores}
@@ -261,7 +323,6 @@ class Task:
                 bound[node.name] = node.operator.bind(self._binding(node), children)
             else:
                 bound[node.name] = self._bind_sink(node)
-        self._hooks.sort()
         self._by_topic: dict[str, Callable[[Fetched], None]] = {}
         self.stateful = bool(self.states or self._hooks.schedules)
 
@@ -301,7 +362,10 @@ class Task:
         if source.timestamp is None:
             return fetched.timestamps()
         times: list[int] = []
-        for payload in fetched.values():
+        for payload, written in zip(fetched.values(), fetched.timestamps(), strict=True):
+            if payload is None and source.table:
+                times.append(written)
+                continue
             try:
                 (value,) = source.value.deserialize([payload]) if payload is not None else (None,)
                 times.append(int(source.timestamp(value)))
@@ -325,9 +389,6 @@ class Task:
                 schedule.run(now)
 
         self._as_slice(run)
-        for schedule in due:
-            # Calls that were missed are not made up for.
-            schedule.due = now + schedule.every
         return True
 
     def idle(self, milliseconds: int, since: int) -> bool:
@@ -365,12 +426,7 @@ class Task:
         """
         if not self.stateful:
             return
-
-        def run() -> None:
-            for _, call in self._hooks.at_commit:
-                call()
-
-        self._as_slice(run)
+        self._as_slice(lambda: None, committing=True)
         self._stage()
 
     def take(self) -> list[Pending]:
@@ -407,6 +463,8 @@ class Task:
         """All that was taken is permanent: the changes go into the database, with the place they stand for."""
         for clock in self._clocks.all():
             clock.committed()
+        for schedule in self._hooks.schedules:
+            schedule.committed()
         if self._staged is None:
             return
         staged, self._staged = self._staged, None
@@ -426,12 +484,24 @@ class Task:
         for checkpoint in self._checkpoints.values():
             checkpoint.committed()
 
+    def committed_store(self, name: str) -> CommittedStore:
+        """A store as of the last commit, to be read from any thread. Raises ``StateError`` once closed."""
+        assert self._database is not None
+        definition = self._definitions[name]
+        time = self._checkpoints[name].time_written
+        oldest = 0 if definition.retention is None else max(0, time - definition.retention + 1)
+        return CommittedStore(self._database.store(name), definition, oldest)
+
     def drop_slice(self) -> None:
         """Give up the slice that is open, if any."""
+        pending, letters = self._before_slice
+        del self._pending[pending:], self._dead_letters[letters:]
         for state in self.states.values():
             state.drop_slice()
         for clock in self._clocks.all():
             clock.drop_slice()
+        for schedule in self._hooks.schedules:
+            schedule.drop_slice()
 
     def drop(self, positions: dict[TopicPartition, int]) -> None:
         """Forget what was produced and changed since the last commit, and continue from ``positions``."""
@@ -442,6 +512,8 @@ class Task:
             state.drop()
         for clock in self._clocks.all():
             clock.drop()
+        for schedule in self._hooks.schedules:
+            schedule.drop()
         for checkpoint in self._checkpoints.values():
             checkpoint.drop()
 
@@ -455,32 +527,29 @@ class Task:
         if self._database is not None:
             self._database.close()
 
-    def _as_slice(self, run: Callable[[], None]) -> None:
-        before = len(self._pending), len(self._dead_letters)
+    def _as_slice(self, run: Callable[[], None], *, committing: bool = False) -> None:
+        self._before_slice = len(self._pending), len(self._dead_letters)
         try:
             run()
-            for _, call in self._hooks.at_slice_end:
+            for _, kind, call in self._hooks.turns:
+                if kind is _Kind.COMMIT:
+                    if not committing:
+                        continue
+                    # What earlier steps forwarded at this commit has changed it too.
+                    self._end_slice_of_states()
                 call()
-            self._punctuate_on_stream_time()
         except BaseException:
-            del self._pending[before[0] :], self._dead_letters[before[1] :]
             self.drop_slice()
             raise
-        for state in self.states.values():
-            state.end_slice()
+        self._end_slice_of_states()
         for clock in self._clocks.all():
             clock.end_slice()
-
-    def _punctuate_on_stream_time(self) -> None:
         for schedule in self._hooks.schedules:
-            clock = schedule.clock
-            if clock is None or schedule.cancelled or clock.time < 0:
-                continue
-            due = schedule.due
-            if due is None or clock.time >= due:
-                schedule.due = clock.time - clock.time % schedule.every + schedule.every
-                if due is not None:
-                    schedule.run(clock.time)
+            schedule.end_slice()
+
+    def _end_slice_of_states(self) -> None:
+        for state in self.states.values():
+            state.end_slice()
 
     def _stage(self) -> None:
         """Encode what the commit writes to stores; nothing, when nothing changed."""
@@ -496,12 +565,13 @@ class Task:
         self._checkpoints.setdefault(store.name, Checkpoint(store.schema))
         if store.retention is None:
             return KeyValueState(self._database.store(store.name), store.key, store.value)
-        state: WindowState[Any, Any] = WindowState(
-            self._database.store(store.name), store.key, store.value, retention=store.retention
+        return WindowState(
+            self._database.store(store.name),
+            store.key,
+            store.value,
+            retention=store.retention,
+            stream_time=self._checkpoints[store.name].time,
         )
-        state.expire(self._checkpoints[store.name].time)
-        state.end_slice()
-        return state
 
     def keep_alive(self) -> None:
         self._runtime.keep_alive()
@@ -526,6 +596,7 @@ class Task:
             _within=self._subtopology,
             _application=self._application,
             _states=self.states,
+            _lookups=self._lookups,
             _clocks=self._clocks,
             _hooks=self._hooks,
             _counts=self.counts,
@@ -569,7 +640,7 @@ class Task:
                 readable, keys = guard.apply(deserialize_key, batch.keys, batch)
                 batch = readable.with_keys(keys)
             if timestamp is not None:
-                batch = extract_timestamps(guard, timestamp, batch)
+                batch = extract_timestamps(guard, timestamp, batch, table=source.table)
             counts.seconds["decode"] += time.perf_counter() - begun
             if len(batch):
                 forward(batch)
@@ -639,6 +710,7 @@ class _Binding:
     _within: Subtopology
     _application: str
     _states: Mapping[str, KeyValueState[Any, Any] | WindowState[Any, Any]]
+    _lookups: Mapping[str, Lookup]
     _clocks: _Clocks
     _hooks: _Hooks
     _counts: Counts
@@ -662,11 +734,19 @@ class _Binding:
         assert isinstance(state, WindowState)
         return state
 
+    def ttl(self, name: str) -> int | None:
+        return next(store.ttl for store in self._within.stores if store.name == name)
+
+    def lookup(self, name: str) -> Lookup:
+        if name not in self._lookups:
+            raise StreamsError(f"step {self._step.name!r} was given no global table {name!r}")
+        return self._lookups[name]
+
     def at_slice_end(self, call: Callable[[], None]) -> None:
-        self._hooks.at_slice_end.append((self._within.nodes.index(self._step), call))
+        self._hooks.add(self._within.nodes.index(self._step), _Kind.SLICE_END, call)
 
     def at_commit(self, call: Callable[[], None]) -> None:
-        self._hooks.at_commit.append((self._within.nodes.index(self._step), call))
+        self._hooks.add(self._within.nodes.index(self._step), _Kind.COMMIT, call)
 
     def close_idle_after(self, milliseconds: int, horizon: int) -> None:
         self._hooks.idle.append((milliseconds, horizon, self.clock))
@@ -676,8 +756,14 @@ class _Binding:
             raise TopologyError(
                 f"step {self._step.name!r} schedules a call every {every} ms: needs 1 or more"
             )
-        clock, due = (self.clock, None) if on == "stream_time" else (None, self._wall_clock() + every)
-        schedule = _Schedule(self._step.name, every, call, due, clock)
+        if on == "wall_clock":
+            schedule = _Schedule(self._step.name, every, call, self._wall_clock() + every, None)
+        else:
+            clock = self.clock
+            # After a restart, stream time is not at its beginning.
+            due = clock.time - clock.time % every + every if clock.time >= 0 else None
+            schedule = _Schedule(self._step.name, every, call, due, clock)
+            self._hooks.add(self._within.nodes.index(self._step), _Kind.STREAM_TIME, schedule.follow)
         self._hooks.schedules.append(schedule)
         return schedule.cancel
 

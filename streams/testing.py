@@ -6,6 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from streams.errors import TopologyError
+from streams.globaltable import GlobalTable
 from streams.partitioning import partition_for
 from streams.records import FetchedLists, Headers, Record, TopicPartition
 from streams.serde import Bytes
@@ -49,6 +50,10 @@ class TopologyDriver:
         self._written: dict[str, deque[Record[Any, Any]]] = {}
         self._counts: dict[str, int] = {}
         self._databases = MemoryDatabases()
+        self._global_tables = {
+            source.topic: GlobalTable(source, self._databases, self.wall_clock)
+            for source in self._topology.global_tables
+        }
         self._idle_since: dict[TaskId, int] = {}
         self._serdes: dict[str, tuple[Serde[Any], Serde[Any]]] = {
             sink.topic: (sink.key, sink.value) for sink in self._topology.sinks if isinstance(sink.topic, str)
@@ -87,7 +92,8 @@ class TopologyDriver:
         self, topic: str, records: Iterable[Record[Any, Any]], *, partition: int | None = None
     ) -> None:
         """Send several records as one batch for each partition."""
-        _, source = self._topology.source_of(topic)
+        table = self._global_tables.get(topic)
+        source = table.source if table is not None else self._topology.source_of(topic)[1]
         encoded = [
             Record(
                 _encode(source.key, record.key),
@@ -158,6 +164,9 @@ class TopologyDriver:
             state = task.states.get(name)
             if state is not None:
                 found |= dict(state.entries())
+        for table in self._global_tables.values():
+            if table.source.store.name == name:
+                found |= table.entries()
         return found
 
     def advance(self, milliseconds: int) -> None:
@@ -202,18 +211,20 @@ class TopologyDriver:
             first = self._next_offsets.get(place, 0)
             self._next_offsets[place] = first + len(group)
             headers = [record.headers for record in group]
-            task = self._task(topic, number)
-            task.process(
-                FetchedLists(
-                    topic,
-                    number,
-                    [record.key for record in group],
-                    [record.value for record in group],
-                    [record.timestamp for record in group],
-                    range(first, first + len(group)),
-                    headers if any(headers) else None,
-                )
+            fetched = FetchedLists(
+                topic,
+                number,
+                [record.key for record in group],
+                [record.value for record in group],
+                [record.timestamp for record in group],
+                range(first, first + len(group)),
+                headers if any(headers) else None,
             )
+            if topic in self._global_tables:
+                self._global_tables[topic].apply(fetched)
+                continue
+            task = self._task(topic, number)
+            task.process(fetched)
             self._idle_since[task.id] = self.clock
             self._commit(task)
 
@@ -242,6 +253,9 @@ class TopologyDriver:
                 dead_letter_topic=self._app.dead_letter_topic,
                 database=database,
                 checkpoints=self._checkpoints(subtopology, database),
+                lookups={
+                    table.source.store.name: table.lookup for table in self._global_tables.values()
+                },
             )
         return self._tasks[identifier]
 
@@ -264,7 +278,8 @@ class TopologyDriver:
             record.offset = self._counts.get(output.topic, 0)
             self._counts[output.topic] = record.offset + 1
             written.append(record)
-        if any(matches(wanted, output.topic) for wanted in self._topology.input_topics):
+        read = any(matches(wanted, output.topic) for wanted in self._topology.input_topics)
+        if read or output.topic in self._global_tables:
             self._feed(output.topic, records, output.partition)
 
     def _partition_of(self, key: bytes | None) -> int:

@@ -49,7 +49,7 @@ def prepare_topics(
     repartitions = topology.repartitions
     missing = [
         topic
-        for topic in topology.input_topics
+        for topic in (*topology.input_topics, *(table.topic for table in topology.global_tables))
         if isinstance(topic, str) and topic not in existing and topic not in repartitions
     ]
     if missing:

@@ -140,6 +140,16 @@ class Subtopology:
         return tuple(found.values())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GlobalSource:
+    """A topic that every worker reads as a whole, into a store that all its tasks may look things up in."""
+
+    topic: str
+    key: Serde[Any]
+    value: Serde[Any]
+    store: StoreDefinition
+
+
 class Copartition(NamedTuple):
     """Topics whose partitions of one number hold the same keys, as a step reads them together."""
 
@@ -152,6 +162,7 @@ class Topology:
     """The whole graph, parents before children. Raises ``TopologyError`` if it is unsound."""
 
     nodes: tuple[Node, ...]
+    global_tables: tuple[GlobalSource, ...] = ()
 
     def __post_init__(self) -> None:
         self._validate()
@@ -305,6 +316,14 @@ class Topology:
             for name in node.uses:
                 if name not in known:
                     raise TopologyError(f"step {node.name!r} uses the store {name!r}, which is not before it")
+        for table in self.global_tables:
+            name = table.store.name
+            if name in known or not _STORE_NAME.fullmatch(name):
+                raise TopologyError(
+                    f"{name!r} cannot name a global table: it names another store, or is no part of a topic's name",
+                    hint="give it a name=, of letters, digits, '.', '_' and '-'",
+                )
+            known.add(name)
 
 
 def matches(wanted: Topic, topic: str) -> bool:

@@ -215,6 +215,29 @@ def _sum(
     return total
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinWindow:
+    """Which records of two streams are joined: a right one from ``before`` the left one until ``after`` it.
+
+    Both ends belong to it, in milliseconds: ``JoinWindow(before=0, after=minutes(5))`` joins orders with the
+    payments of the next five minutes.
+    """
+
+    before: int = 0
+    after: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("before", "after"):
+            try:
+                object.__setattr__(self, name, milliseconds(getattr(self, name)))
+            except ConfigurationError as error:
+                raise TopologyError(f"join windows, {name}: {error}") from error
+
+    def describe(self) -> str:
+        """Stable text, for fingerprints of stored records."""
+        return f"join {self.before} ms before to {self.after} ms after"
+
+
 class Windowed(msgspec.Struct, Generic[K, R], frozen=True):
     """The result of one key's window.
 

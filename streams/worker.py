@@ -7,6 +7,7 @@ import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from streams.broker import GroupSettings
@@ -22,6 +23,7 @@ from streams.errors import (
     TransactionAborted,
 )
 from streams.events import Event, get_logger
+from streams.globaltable import GlobalTables
 from streams.guard import Interrupted
 from streams.merge import InputQueue
 from streams.records import Output, TopicPartition
@@ -181,6 +183,13 @@ class Worker:
         self._restorer = Restorer(
             broker, self._databases, application=application, clock=clock, wall_clock=self.wall_clock
         )
+        self._globals = GlobalTables(
+            topology.global_tables,
+            broker,
+            self._databases,
+            application=application,
+            wall_clock=self.wall_clock,
+        )
         self._waiting: dict[TaskId, set[TopicPartition]] = {}
         """Partitions held of tasks with stores that are not restored yet."""
         self._restoring: set[TaskId] = set()
@@ -217,6 +226,8 @@ class Worker:
         self._unlogged: Counter[str] = Counter()
         self._letters_logged = -float("inf")
         self._current: tuple[TopicPartition, Progress] | None = None
+        self._working: Task | None = None
+        """The task whose slice is open, one without input included."""
         self._must_rewind = False
         self._must_reopen = False
         self._dirty_since: float | None = None
@@ -306,6 +317,7 @@ class Worker:
             )
         )
         self._open_guarantee()
+        self._insist(lambda: self._globals.start(self._stop.is_set))
         self._log.info(Event.WORKER_STARTED, application=self._application, guarantee=settings.guarantee)
         self._consumer.subscribe(self._topology.input_topics, self)
 
@@ -313,6 +325,7 @@ class Worker:
         """One round of the loop."""
         if self._waiting:
             self._restore()
+        self._follow_global_tables()
         polled = self._poll()
         assignments = {partition: self._progress.get(partition) for partition in polled.ends}
         # Whatever aborts the transaction, a rebalance during the poll included, has all of it read again.
@@ -357,6 +370,7 @@ class Worker:
                     self,
                     application=self._application,
                     dead_letter_topic=self.dead_letter_topic,
+                    lookups=self._globals.lookups,
                 )
             self._held[partition] = task
         self._log.info(Event.PARTITIONS_ASSIGNED, partitions=[str(item) for item in partitions])
@@ -425,7 +439,7 @@ class Worker:
         """Commit what is whole. Raises ``Interrupted`` when the open slice cannot go on after that."""
         if self._dirty_since is None:
             return
-        if self._current is not None and self._held[self._current[0]].stateful:
+        if self._working is not None and self._working.stateful:
             # A commit lets the task's steps forward what they hold: not in the middle of their work.
             self._commit_first = True
             raise Interrupted
@@ -456,6 +470,11 @@ class Worker:
         self.stages.poll += now - begun
         for fetched in polled.fetched:
             self._note_received(fetched)
+        for partition, end in polled.ends.items():
+            task = self._held.get(partition)
+            if task is not None:
+                # An end is told once: after a rewind it is found again, also where there never was a record.
+                task.starts.setdefault(partition, end)
         return polled
 
     def _note_received(self, fetched: Fetched) -> None:
@@ -547,9 +566,9 @@ class Worker:
             try:
                 self._process_slice(partition, self._held[partition], fetched)
             except Interrupted:
-                if not self._commit_first or self._must_rewind:
-                    return False
-                self._commit()
+                # Where the partition is still held, the slice was given up for a commit's sake: begin anew.
+                if self._commit_first:
+                    self._commit()
                 continue
             if self._clock() - self._last_served >= SERVE_SECONDS:
                 self._serve()
@@ -560,18 +579,19 @@ class Worker:
     def _process_slice(self, partition: TopicPartition, task: Task, fetched: Fetched) -> None:
         begun = self._clock()
         self._current = partition, self._progress[partition]
-        self._abandoned = False
+        self._working = task
         letters = task.counts.dead_letters.copy()
         try:
             task.process(fetched)
         except ProcessingError:
             # What is whole is kept: the failing record is then the next one after a restart.
-            self._current = None
+            self._current = self._working = None
             if not self._must_rewind:
                 self._commit()
             raise
         finally:
-            self._current = None
+            self._current = self._working = None
+            self._abandoned = False
         written = self._clock()
         # Quickly up, slowly down: an expensive batch must shorten the next one.
         cost = (written - begun) / len(fetched)
@@ -790,7 +810,12 @@ class Worker:
                 # Nothing is lost by leaving now: what was committed stands.
                 return
             # Only the broker knows whether the last commit happened.
-            self._committed |= self._insist(self._committed_offsets) or {}
+            committed = self._insist(self._committed_offsets)
+            if committed is None:
+                return
+            self._committed |= committed
+            for partition in self._resume_at.keys() & committed.keys():
+                self._resume_at[partition] = committed[partition]
             self._must_reopen = False
         positions: dict[TopicPartition, int] = {}
         for task in list(self._tasks.values()):
@@ -816,7 +841,7 @@ class Worker:
 
     def _committed_offsets(self) -> dict[TopicPartition, int]:
         assert self._consumer is not None
-        return self._consumer.committed(self._held)
+        return self._consumer.committed({*self._held, *self._resume_at})
 
     def _purge(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Note what of the repartition topics nobody needs any more."""
@@ -929,11 +954,9 @@ class Worker:
         left = [partition for partition, holder in self._held.items() if holder is task]
         for partition in left:
             del self._held[partition]
-            start = task.starts.get(partition)
-            if partition in task.positions:
-                self._resume_at[partition] = task.positions[partition]
-            elif start is not None:
-                self._resume_at[partition] = self._committed.get(partition, start)
+            if partition in task.starts:
+                # What was processed and not committed is gone with the task's changes.
+                self._resume_at[partition] = self._committed.get(partition, task.starts[partition])
         self._retire(task)
         if left:
             self._wait_for_restore(task.id, left)
@@ -986,6 +1009,7 @@ class Worker:
             dead_letter_topic=self.dead_letter_topic,
             database=restoration.database,
             checkpoints=restoration.checkpoints,
+            lookups=self._globals.lookups,
         )
         self._tasks[identifier] = task
         positions = {}
@@ -996,53 +1020,80 @@ class Worker:
                 positions[partition] = task.starts[partition] = self._resume_at.pop(partition)
         if len(partitions) > 1:
             self._queues[identifier] = InputQueue(
-                {partition: subtopology.rank(partition.topic) for partition in partitions}, task.event_times
+                {partition: subtopology.rank(partition.topic) for partition in partitions},
+                task.event_times,
             )
         if positions:
             self._consumer.seek(positions)
+        for partition, position in positions.items():
+            progress = self._progress[partition]
+            progress.position, progress.at_end = position, False
         self._consumer.resume(partitions)
 
     def _punctuate(self) -> None:
         """Run what is due on the wall clock, and move stream time on where nothing comes."""
         now = self._clock()
         for task in list(self._tasks.values()):
-            if not task.stateful or not task.positions or self._must_rewind:
+            if not task.stateful or not task.positions:
                 continue
-            try:
-                worked = task.punctuate()
-                own = [self._progress[partition] for partition in task.positions]
-                if own and all(progress.at_end for progress in own):
-                    since = max(progress.since for progress in own)
-                    told = max(since, *(progress.told for progress in own))
-                    if now - told >= IDLE_SECONDS and task.idle(
-                        round((now - since) * 1000), round((now - told) * 1000)
-                    ):
-                        worked = True
-                        for progress in own:
-                            progress.told = now
-            except Interrupted:
-                return
-            if worked:
-                self._written_by(task)
+            self._without_input(task, task.punctuate)
+            own = [self._progress[item] for item in task.positions if item in self._progress]
+            if not own or not all(progress.at_end for progress in own):
+                continue
+            since = max(progress.since for progress in own)
+            told = max(since, *(progress.told for progress in own))
+            if now - told < IDLE_SECONDS:
+                continue
+            quiet, untold = round((now - since) * 1000), round((now - told) * 1000)
+            if self._without_input(task, partial(task.idle, quiet, untold)):
+                for progress in own:
+                    progress.told = now
 
-    def _written_by(self, task: Task) -> None:
-        """Write what a task made without input."""
+    def _without_input(self, task: Task, run: Callable[[], bool]) -> bool:
+        """Let a task do what no record asks for, as a slice of its own. Returns whether there was anything.
+
+        What is given up in the middle is due again in the next round.
+        """
+        if self._must_rewind or self._tasks.get(task.id) is not task:
+            return False
+        self._commit_first = False
+        self._working = task
+        try:
+            worked = run()
+        except Interrupted:
+            worked = False
+        finally:
+            self._working = None
+            self._abandoned = False
+        if self._commit_first:
+            self._commit()
+        if not worked:
+            return False
         try:
             self._write(task)
         except (TransactionAborted, OutcomeUnknown, Retriable) as error:
             self._give_up_transaction(error)
-            return
+            return False
         if self._dirty_since is None:
             self._dirty_since = self._clock()
+        return True
 
     def _abandon_slice(self) -> None:
         """Give up the slice that is open in a task with stores, so that what is whole can be committed."""
-        if self._current is not None and self._held[self._current[0]].stateful:
-            self._held[self._current[0]].drop_slice()
+        if self._working is not None and self._working.stateful:
+            self._working.drop_slice()
             self._abandoned = True
+
+    def _follow_global_tables(self) -> None:
+        try:
+            self._globals.poll()
+        except (Retriable, BrokerUnreachable, TransactionAborted) as error:
+            # What was not read now is read in the next round.
+            self._log.warning(Event.BROKER_TROUBLE, error=str(error))
 
     def _close_stores(self) -> None:
         self._restorer.close()
+        self._globals.close()
         self._databases.close()
         if self._admin is not None:
             self._admin.close()

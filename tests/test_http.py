@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 
 from streams.errors import ConfigurationError
-from streams.http import HttpServer, Response
+from streams.http import HttpServer, Request, Response, ask
 
 
 def test_it_answers_what_a_route_says_and_404_elsewhere():
@@ -23,6 +23,32 @@ def test_it_answers_what_a_route_says_and_404_elsewhere():
                 urllib.request.urlopen(server.url + path, timeout=5)
             assert caught.value.code == code
             caught.value.close()
+
+
+def test_a_template_takes_its_parameters_from_the_path_and_the_query_apart():
+    asked: list[Request] = []
+
+    def answer(request: Request) -> Response:
+        asked.append(request)
+        return Response(200, b"yes")
+
+    with HttpServer(
+        "127.0.0.1", 0, {"/fixed": lambda: Response(200, b"")}, {"/of/{one}/{two}": answer}
+    ) as server:
+        address = server.url.removeprefix("http://")
+        target = "/of/a%2Fb/%C3%BC%FF?x=1%262&y=&x=3"
+        response = ask(address, target, headers={"X-Mine": "5"}, timeout=5)
+        assert response is not None
+        assert (response.status, response.body) == (200, b"yes")
+        missing = ask(address, "/of/a", headers={}, timeout=5)
+        assert missing is not None
+        assert (missing.status, missing.body) == (404, b"not here; try /fixed, /of/{one}/{two}\n")
+    (request,) = asked
+    assert request.target == target
+    assert request.parameters == {"one": "a/b", "two": "ü\udcff"}
+    assert request.query == {"x": "3", "y": ""}
+    assert request.headers["x-mine"] == "5"
+    assert ask(address, "/fixed", headers={}, timeout=1) is None
 
 
 def test_a_port_that_is_taken_is_named():

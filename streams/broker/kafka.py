@@ -59,6 +59,9 @@ SEEK_SECONDS: Final = 5.0
 MISSING_TOPIC_SECONDS: Final = 5.0
 """How long a topic that was found missing is not asked for again."""
 
+OUTDATED_SECONDS: Final = 2.0
+"""How long partitions' leaders may be unknown before a question for offsets is given up."""
+
 _LATEST: Final = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # untyped in the library
 _EARLIEST: Final = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # untyped in the library
 _log = logging.getLogger("streams.librdkafka")
@@ -81,6 +84,11 @@ _TRANSIENT = {
     KafkaError.REQUEST_TIMED_OUT,
     KafkaError.NETWORK_EXCEPTION,
     KafkaError.UNSTABLE_OFFSET_COMMIT,
+}
+_OUTDATED = {
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError._NOENT,  # noqa: SLF001 - as above
 }
 _FORBIDDEN = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "read or write the topic",
@@ -184,6 +192,8 @@ class KafkaBroker:
             # What is prefetched lives in this process: bound it.
             "queued.max.messages.kbytes": 32768,
             "topic.metadata.refresh.interval.ms": 30000,
+            # A broker that hangs is given up after this, and its partitions are looked for elsewhere.
+            "socket.timeout.ms": 10_000,
         }
         if settings.instance_id is not None:
             chosen["group.instance.id"] = settings.instance_id
@@ -862,18 +872,34 @@ class KafkaAdmin:
             if isolation == "read_committed"
             else IsolationLevel.READ_UNCOMMITTED
         )
-        asked = self._client.list_offsets(
-            {ClientPartition(*partition): spec for partition in partitions},
-            isolation_level=level,
-            request_timeout=REQUEST_SECONDS,
-        )
-        offsets = {}
-        for place, future in asked.items():
-            try:
-                offsets[TopicPartition(place.topic, place.partition)] = future.result().offset
-            except KafkaException as error:
-                raise self._failure(error, f"offsets of {place.topic}-{place.partition}") from error
-        return offsets
+        wanted = {ClientPartition(*partition): spec for partition in partitions}
+        deadline = time.monotonic() + OUTDATED_SECONDS
+        while True:
+            asked = self._client.list_offsets(
+                wanted, isolation_level=level, request_timeout=REQUEST_SECONDS
+            )
+            offsets: dict[TopicPartition, int] = {}
+            unknown = ""
+            for place, future in asked.items():
+                doing = f"offsets of {place.topic}-{place.partition}"
+                try:
+                    offset = future.result().offset
+                except KafkaException as error:
+                    if error.args[0].code() not in _OUTDATED:
+                        raise self._failure(error, doing) from error
+                    unknown = f"{doing}: {error.args[0].str()}"
+                else:
+                    offsets[TopicPartition(place.topic, place.partition)] = offset
+                    if offset < 0:
+                        # Where a broker does not answer in time, the client says so by this number alone.
+                        unknown = f"{doing}: no answer"
+            if not unknown:
+                return offsets
+            if time.monotonic() > deadline:
+                raise Retriable(unknown)
+            # The client goes by what it learnt before a broker restarted, for ever, unless it looks again.
+            self._metadata()
+            time.sleep(0.05)
 
     def _failure(self, error: KafkaException, doing: str) -> BrokerError:
         cause: KafkaError = error.args[0]

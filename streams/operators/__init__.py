@@ -75,6 +75,12 @@ class Binding(Protocol):
     def windows(self, name: str) -> WindowState[Any, Any]:
         """A windowed store that the step owns or uses."""
 
+    def ttl(self, name: str) -> int | None:
+        """How long entries of a plain store last (milliseconds of stream time); ``None`` for ever."""
+
+    def lookup(self, name: str) -> Callable[[Sequence[Any]], list[Any]]:
+        """Reads a global table: the values of several keys, ``None`` where there is none."""
+
     def at_slice_end(self, call: Callable[[], None]) -> None:
         """Call it when all records of a slice have been through, steps before later ones: to close windows.
 

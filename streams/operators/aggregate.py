@@ -58,17 +58,17 @@ class Group:
         return run
 
 
-def with_groups(guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:
-    """The rows whose keys can be grouped by; the others meet the error policy."""
+def with_groups(guard: Guard, batch: Batch[Any, Any], *, null_keys: bool = False) -> Batch[Any, Any]:
+    """The rows whose keys can be grouped by, or are null where that is allowed; the others meet the policy."""
     keys = batch.keys
     try:
-        if None not in set(keys):
+        if None not in set(keys) or null_keys:
             return batch
     except TypeError:
         pass
     kept = []
     for row, key in enumerate(keys):
-        if key is None:
+        if key is None and not null_keys:
             guard.refuse(batch, row, ValueError("a record without a key belongs to no group"))
         elif not _hashable(key):
             error = TypeError(f"a key to group by must be hashable, got {type(key).__name__}: {key!r:.80}")
@@ -144,13 +144,7 @@ class Folding:
         """What the rows with these keys add to each."""
         if self._counts:
             return Counter(keys)
-        rows: dict[Any, list[int]] = {}
-        for row, key in enumerate(keys):
-            if key in rows:
-                rows[key].append(row)
-            else:
-                rows[key] = [row]
-        return rows
+        return rows_by_key(keys)
 
     def add(self, accumulators: Sequence[Any], shares: Iterable[Any], column: Sequence[Any]) -> list[Any]:
         """The accumulators (``None`` for a key's first) with the shares added."""
@@ -164,6 +158,12 @@ class Folding:
             add(initial() if accumulator is None else accumulator, [column[row] for row in share])
             for accumulator, share in zip(accumulators, shares, strict=True)
         ]
+
+    def fold(self, accumulator: Any, rows: Sequence[int], column: Sequence[Any]) -> Any:
+        """One accumulator (``None`` for a key's first) with the entries of these rows added, in order."""
+        if self._counts:
+            return len(rows) if accumulator is None else accumulator + len(rows)
+        return self.add_one(accumulator, [column[row] for row in rows])
 
     def add_each(self, batch: Batch[Any, Any], change: Callable[[int, Sequence[Any]], None]) -> None:
         """Record by record, for code of the user's: ``change(row, entries)`` adds one and stores it."""
@@ -179,6 +179,17 @@ class Folding:
     def add_one(self, accumulator: Any, entries: Sequence[Any]) -> Any:
         """The accumulator (``None`` for a key's first) with one record's entry added."""
         return self.aggregate.add(self.aggregate.initial() if accumulator is None else accumulator, entries)
+
+
+def rows_by_key(keys: Sequence[Any]) -> dict[Any, list[int]]:
+    """The rows that have each key, in order."""
+    rows: dict[Any, list[int]] = {}
+    for row, key in enumerate(keys):
+        if key in rows:
+            rows[key].append(row)
+        else:
+            rows[key] = [row]
+    return rows
 
 
 def _latest(keys: Sequence[Any], times: Sequence[int]) -> dict[Any, int]:
@@ -242,6 +253,7 @@ class AggregateByKey:
     kind: ClassVar[str] = "aggregate"
     terminal: ClassVar[bool] = False
     stamps: ClassVar[bool] = True
+    forwards_at_commits: ClassVar[bool] = True
 
     store: str
     aggregate: Aggregate[Any, Any]
@@ -286,6 +298,7 @@ class AggregateByKey:
     def _forwards_changes(self, step: Binding, children: Children) -> Callable[[], None]:
         state, store, forward = step.state(self.store), self.store, fan_out(children) if children else None
         result, sends_old = self.aggregate.result, step.sends_old
+        state.defer()
 
         def run() -> None:
             changed = state.changed()
@@ -294,9 +307,13 @@ class AggregateByKey:
             keys = list(changed)
             new = [None if value is None else result(value[0]) for value in changed.values()]
             old: list[Any] = [None] * len(keys)
+            before: dict[Any, Any] = {}
             if sends_old:
-                old = [None if value is None else result(value[0]) for value in state.committed_many(keys)]
+                before = dict(zip(keys, state.committed_many(keys), strict=True))
+                old = [None if value is None else result(value[0]) for value in before.values()]
             times = [-1 if value is None else value[1] for value in changed.values()]
+            state.tell(before)
             forward(step.derive(store, keys, list(map(Change, new, old)), times))
+            state.told()
 
         return run

@@ -1,15 +1,21 @@
-"""What flows between steps of tables."""
+"""What flows between steps of tables, and how a table is asked for a value."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from streams.operators import fan_out
 
 if TYPE_CHECKING:
+    from streams.guard import Guard
     from streams.operators import Binding, Children, Forward
     from streams.records import Batch
+
+JoinKind: TypeAlias = Literal["inner", "left", "outer"]
+"""Whether a row is joined that has no partner: never, if it is of the left side, always."""
 
 
 class Change(NamedTuple):
@@ -44,13 +50,145 @@ class ToStream:
 class View:
     """How the value that a table has for a key is found: in a store, then through functions in order.
 
-    Each function comes with its kind: ``result`` and ``map`` replace the value, ``filter`` takes it away where
-    it is false.
+    The store holds pairs of a value and its event time. Each function comes with its kind: ``result`` and
+    ``map`` replace the value, ``filter`` takes it away where it is false. A value that a function fails on,
+    which met the policy of its step then, counts as none.
     """
 
     store: str
-    functions: tuple[tuple[str, Any], ...]
+    functions: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """The stores it is found in."""
+        return (self.store,)
 
     def then(self, kind: str, function: Any) -> View:
         """The view with one more function."""
         return View(self.store, (*self.functions, (kind, function)))
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedView:
+    """How the value of a table is found that two others are joined into: in both, then as in ``View``."""
+
+    left: AnyView
+    right: AnyView
+    join: Callable[[Any, Any], Any]
+    how: JoinKind
+    functions: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """The stores it is found in."""
+        return tuple(dict.fromkeys((*self.left.stores, *self.right.stores)))
+
+    def then(self, kind: str, function: Any) -> JoinedView:
+        """The view with one more function."""
+        return JoinedView(self.left, self.right, self.join, self.how, (*self.functions, (kind, function)))
+
+
+AnyView: TypeAlias = "View | JoinedView"
+
+Found: TypeAlias = "tuple[Any, int] | None"
+"""A table's value for a key and its event time; ``None`` where there is none."""
+
+Reader: TypeAlias = Callable[[Sequence[Any]], list[Found]]
+"""The values of several keys, in one read."""
+
+Read: TypeAlias = Literal["current", "told", "before"]
+"""Which changes a reader sees: all, those its table has told of, or those before what it is telling of now."""
+
+
+def bind_view(view: AnyView, step: Binding, read: Read) -> Reader:
+    """A reader of the table for one step, which uses the view's stores."""
+    plain: Reader
+    if isinstance(view, View):
+        state = step.state(view.store)
+        if read == "current":
+            plain = state.get_many
+        else:
+            plain = partial(state.told_many, before=read == "before")
+    else:
+        left, right = bind_view(view.left, step, read), bind_view(view.right, step, read)
+        join, how = view.join, view.how
+
+        def plain(keys: Sequence[Any]) -> list[Found]:
+            return [
+                None if pair is None else _timed(quietly(lambda both: join(*both), pair[0]), pair[1])
+                for pair in map(partial(paired, how), left(keys), right(keys))
+            ]
+
+    functions = view.functions
+    if not functions:
+        return plain
+    return lambda keys: [_through(functions, found) for found in plain(keys)]
+
+
+def paired(how: JoinKind, left: Found, right: Found) -> tuple[tuple[Any, Any], int] | None:
+    """What two sides give to be joined, and its event time: the later one."""
+    if (left is None and how != "outer") or (right is None and how == "inner"):
+        return None
+    if left is None:
+        return None if right is None else ((None, right[0]), right[1])
+    if right is None:
+        return (left[0], None), left[1]
+    return (left[0], right[0]), max(left[1], right[1])
+
+
+def quietly(function: Callable[[Any], Any], argument: Any) -> Any:
+    """What the function makes of it; ``None`` where it fails, as it did when its step met the value first."""
+    try:
+        return function(argument)
+    except Exception:  # noqa: BLE001 - user code may raise anything
+        return None
+
+
+def _timed(value: Any, time: int) -> Found:
+    return None if value is None else (value, time)
+
+
+def _through(functions: Sequence[tuple[str, Any]], found: Found) -> Found:
+    if found is None:
+        return None
+    value, time = found
+    for kind, function in functions:
+        result = quietly(function, value)
+        if kind == "filter":
+            try:
+                kept = bool(result)
+            except Exception:  # noqa: BLE001 - a verdict without a truth value
+                kept = False
+            if not kept:
+                return None
+        elif result is None:
+            return None
+        else:
+            value = result
+    return value, time
+
+
+def apply_present(
+    guard: Guard, compute: Callable[[Any], Any], arguments: Sequence[Any], batch: Batch[Any, Any]
+) -> list[Any]:
+    """What ``compute`` makes of each row's argument; ``None`` where that is ``None``, or met the policy."""
+    present = [row for row, argument in enumerate(arguments) if argument is not None]
+    results: list[Any] = [None] * len(arguments)
+    if present:
+        found, kept = guard.each(
+            partial(map, compute),
+            [arguments[row] for row in present],
+            batch if len(present) == len(arguments) else batch.select(present),
+        )
+        rows = present if kept is None else [present[at] for at in kept]
+        for row, result in zip(rows, found, strict=True):
+            results[row] = result
+    return results
+
+
+def forward_changes(forward: Forward, batch: Batch[Any, Any], new: Sequence[Any], old: Sequence[Any]) -> None:
+    """Forward the rows where something is, or was."""
+    rows = [row for row in range(len(batch)) if new[row] is not None or old[row] is not None]
+    if rows:
+        changes = [Change(new[row], old[row]) for row in rows]
+        forward((batch if len(rows) == len(batch) else batch.select(rows)).with_values(changes))

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from streams.errors import TopologyError
 from streams.operators import fan_out
 from streams.records import Batch, Record
+from streams.state.deadlines import Deadlines, deadlines_name
+from streams.state.expiring import ExpiringState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
     from streams.operators import Binding, Children, Forward
-    from streams.processor import Cancel, ProcessorFactory, TimeKind
+    from streams.processor import Cancel, KeyValueStore, ProcessorFactory, TimeKind
     from streams.records import Headers
     from streams.state.buffered import KeyValueState
 
@@ -85,7 +87,7 @@ class _Context:
         self._binding = step
         # Asked for now, as the records of this task's slices must be seen from the first on.
         self._clock = step.clock
-        self._stores = {name: step.state(name) for name in stores}
+        self._stores = {name: self._state(name) for name in stores}
         self.step = step.guard.step
         self.subtopology = step.subtopology
         self.partition = step.partition
@@ -95,12 +97,13 @@ class _Context:
         self._source: Batch[Any, Any] | None = None
         self._row: int | None = None
         self._headers: Sequence[Headers | None] | None = None
+        self._times: Sequence[int] | None = None
 
     @property
     def stream_time(self) -> int:
         return self._clock.time
 
-    def store(self, name: str) -> KeyValueState[Any, Any]:
+    def store(self, name: str) -> KeyValueStore:
         try:
             return self._stores[name]
         except KeyError:
@@ -152,6 +155,7 @@ class _Context:
         self._source = source
         self._row = None
         self._headers = None if source is None else source.headers
+        self._times = None
         self._forwarded = []
 
     def process_row(self, process: Any, row: int) -> None:
@@ -219,6 +223,27 @@ class _Context:
         """Let the following steps have it."""
         for to, batch in collected:
             (self._everywhere if to is None else self._children[to])(batch)
+
+    def _state(self, name: str) -> KeyValueState[Any, Any] | ExpiringState[Any, Any]:
+        state, ttl = self._binding.state(name), self._binding.ttl(name)
+        if ttl is None:
+            return state
+        deadlines: Deadlines[Any] = Deadlines(self._binding.windows(deadlines_name(name)))
+        expiring: ExpiringState[Any, Any] = ExpiringState(state, deadlines, ttl=ttl, now=self._now)
+        self._binding.at_slice_end(partial(self._expire, expiring))
+        return expiring
+
+    def _expire(self, store: ExpiringState[Any, Any]) -> None:
+        self.begin(None)
+        store.expire()
+
+    def _now(self) -> int:
+        """Stream time when the record being processed had come, or the batch."""
+        if self._row is None or self._source is None:
+            return self._clock.time
+        if self._times is None:
+            self._times = self._clock.times(self._source)
+        return self._times[self._row]
 
     def _row_of(self, record: Record[Any, Any]) -> int:
         if self._row is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, compress, repeat
+from itertools import chain, compress, repeat, starmap
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.operators import fan_out
@@ -265,10 +265,22 @@ class Branch:
 
 
 def extract_timestamps(
-    guard: Guard, timestamp: Callable[[Any], int], batch: Batch[Any, Any]
+    guard: Guard, timestamp: Callable[[Any], int], batch: Batch[Any, Any], *, table: bool = False
 ) -> Batch[Any, Any]:
-    """The batch with event times taken from its values; rows without a valid one meet the error policy."""
-    timed, times = guard.apply(partial(map, timestamp), batch.values, batch)
+    """The batch with event times taken from its values; rows without a valid one meet the error policy.
+
+    Deletions from a table keep their record's time.
+    """
+    if table and any(value is None for value in batch.values):
+
+        def time_of(value: Any, time: int) -> int:
+            return time if value is None else timestamp(value)
+
+        timed, times = guard.apply(
+            partial(starmap, time_of), list(zip(batch.values, batch.timestamps, strict=True)), batch
+        )
+    else:
+        timed, times = guard.apply(partial(map, timestamp), batch.values, batch)
     if not times or (set(map(type, times)) <= {int} and min(times) >= 0 and max(times) < LATEST):
         return timed.with_timestamps(times)
     good = []

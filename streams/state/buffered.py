@@ -10,7 +10,10 @@ Values are shared between layers: whoever changes one puts a new object.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from heapq import merge
+from itertools import groupby
+from operator import itemgetter
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from streams.serde import Serde
-    from streams.state.store import Store
+    from streams.state.store import Entry, Store
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -47,6 +50,10 @@ class KeyValueState(Generic[K, V]):
         self._whole: dict[K, V | None] = {}
         self._recent: dict[K, V | None] = {}
         self._journal: list[tuple[K, Any]] | None = None
+        self._ordered: list[tuple[bytes, K]] | None = None
+        """The changed keys in their encoded order, as long as nothing more was changed."""
+        self._defers = self._told = False
+        self._telling: Mapping[K, V | None] = {}
 
     @property
     def name(self) -> str:
@@ -92,14 +99,41 @@ class KeyValueState(Generic[K, V]):
                 values[row] = value
         return values
 
+    def told_many(self, keys: Sequence[K], *, before: bool = False) -> list[V | None]:
+        """The values of these keys as the steps behind the store's owner have been told.
+
+        ``before`` leaves out the changes that they are being told of just now.
+        """
+        if self._defers and not self._told:
+            return self.committed_many(keys)
+        values = self.get_many(keys)
+        telling = self._telling
+        if not before or not telling:
+            return values
+        return [telling.get(key, value) for key, value in zip(keys, values, strict=True)]
+
+    def defer(self) -> None:
+        """Changes are told of at commits only."""
+        self._defers = True
+
+    def tell(self, before: Mapping[K, V | None]) -> None:
+        """The steps behind the owner are about to be told of changes to what was ``before``."""
+        self._told, self._telling = True, before
+
+    def told(self) -> None:
+        """They have all been told."""
+        self._telling = {}
+
     def put(self, key: K, value: V | None) -> None:
         """Set a value; ``None`` deletes."""
+        self._ordered = None
         if self._journal is not None:
             self._journal.append((key, self._open.get(key, _ABSENT)))
         self._open[key] = value
 
     def put_many(self, entries: Mapping[K, V | None] | Iterable[tuple[K, V | None]]) -> None:
         """Set several values; ``None`` deletes."""
+        self._ordered = None
         if self._journal is not None:
             for key, value in dict(entries).items():
                 self.put(key, value)
@@ -130,12 +164,15 @@ class KeyValueState(Generic[K, V]):
         return self._scan(None, None, reverse=False)
 
     def _scan(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> Iterator[tuple[K, V]]:
-        layered = self._whole | self._open
-        changed = sorted(
-            (encoded, key)
-            for encoded, key in zip(self._encode_keys(list(layered)), layered, strict=True)
-            if (start is None or encoded >= start) and (stop is None or encoded < stop)
-        )
+        opened, whole = self._open, self._whole
+        if self._ordered is None:
+            keys = list(whole | opened)
+            self._ordered = sorted(zip(self._encode_keys(keys), keys, strict=True), key=_encoded)
+        ordered = self._ordered
+        first = 0 if start is None else bisect_left(ordered, start, key=_encoded)
+        last = len(ordered) if stop is None else bisect_left(ordered, stop, key=_encoded)
+        changed = ordered[first:last]
+        layered = {key: opened[key] if key in opened else whole[key] for _, key in changed}
         if reverse:
             changed.reverse()
         hidden = {encoded for encoded, _ in changed}
@@ -164,6 +201,7 @@ class KeyValueState(Generic[K, V]):
     def rollback(self) -> None:
         """Take back the changes since ``mark``."""
         journal, self._journal = self._journal or [], None
+        self._ordered = None
         for key, before in reversed(journal):
             if before is _ABSENT:
                 del self._open[key]
@@ -182,7 +220,8 @@ class KeyValueState(Generic[K, V]):
     def drop_slice(self) -> None:
         """Give up the changes of the open slice."""
         self._open.clear()
-        self._journal = None
+        self._journal = self._ordered = None
+        self._told, self._telling = False, {}
 
     def drop(self) -> None:
         """Give up all changes since the last commit."""
@@ -198,6 +237,8 @@ class KeyValueState(Generic[K, V]):
     def committed(self) -> None:
         """What ``take`` gave is in the store now."""
         self._recent, self._whole = self._whole, {}
+        self._ordered = None
+        self._told = False
 
     def expire(self, _stream_time: int) -> None:
         """Plain entries stay until they are deleted."""
@@ -216,10 +257,13 @@ class WindowState(Generic[K, V]):
     """One windowed store of one task: a value for each window start and key.
 
     Starts are milliseconds since the epoch. ``retention`` is how long after its start, in stream time, an
-    entry is of use to anybody; older ones go as a range, without a look at them.
+    entry is of use to anybody; older ones go as a range, without a look at them. ``stream_time`` is the
+    committed one: a store that was restored may still have what is over by then.
     """
 
-    def __init__(self, store: Store, key: Serde[K], value: Serde[V], *, retention: int) -> None:
+    def __init__(
+        self, store: Store, key: Serde[K], value: Serde[V], *, retention: int, stream_time: int = -1
+    ) -> None:
         self._store = store
         self._key = key
         self._serialize = nullable(value.serialize)
@@ -228,7 +272,9 @@ class WindowState(Generic[K, V]):
         self._open: dict[int, dict[K, V | None]] = {}
         self._whole: dict[int, dict[K, V | None]] = {}
         self._recent: dict[int, dict[K, V | None]] = {}
-        self._expired = self._expired_before = self._expired_committed = 0
+        expired = max(0, stream_time - retention + 1)
+        self._expired = self._expired_before = self._expired_committed = expired
+        self._journal: list[tuple[int, K, Any]] | None = None
         # Starts that lie outside of what the store holds need no read.
         self._oldest, self._newest = _ends(store)
 
@@ -280,6 +326,9 @@ class WindowState(Generic[K, V]):
         window = self._open.get(start)
         if window is None:
             window = self._open[start] = {}
+        if self._journal is not None:
+            entries = dict(entries)
+            self._journal += [(start, key, window.get(key, _ABSENT)) for key in entries]
         window.update(entries)
 
     def changed(self) -> dict[int, dict[K, V | None]]:
@@ -298,14 +347,12 @@ class WindowState(Generic[K, V]):
         Nothing may be changed while it runs, apart from windows it has been through.
         """
         low = max(low, self._expired)
-        pending = {start for layer in (self._open, self._whole) for start in layer if low <= start < high}
-        while True:
-            start = min([*pending, *self._first_stored(low, high)], default=None)
-            if start is None:
-                return
-            pending.discard(start)
-            low = start + 1
-            entries = self._entries(start)
+        starts = {start for layer in (self._open, self._whole) for start in layer if low <= start < high}
+        changed: Iterable[tuple[int, list[Entry]]] = ((start, []) for start in sorted(starts))
+        stored = groupby(self._stored(low, high), key=_start_of)
+        both = merge(stored, changed, key=itemgetter(0))
+        for start, group in groupby(both, key=itemgetter(0)):
+            entries = self._entries(start, [entry for _, part in group for entry in part])
             if entries:
                 yield start, entries
 
@@ -317,22 +364,31 @@ class WindowState(Generic[K, V]):
 
     def expire(self, stream_time: int) -> None:
         """Forget the windows whose ``retention`` is over at that stream time."""
-        bound = stream_time - self._retention + 1
-        if bound > self._expired:
-            self._expired = bound
-            for layer in (self._open, self._whole, self._recent):
-                for start in [start for start in layer if start < bound]:
-                    del layer[start]
+        self._expired = max(self._expired, stream_time - self._retention + 1)
 
     # --- the task's side
 
     def mark(self) -> None:
-        """Windowed stores belong to built-in steps, which never take a change back."""
+        """From here on, changes may be taken back by ``rollback``."""
+        self._journal = []
 
-    keep = rollback = mark
+    def keep(self) -> None:
+        """The changes since ``mark`` stay."""
+        self._journal = None
+
+    def rollback(self) -> None:
+        """Take back the changes since ``mark``."""
+        journal, self._journal = self._journal or [], None
+        for start, key, before in reversed(journal):
+            if before is _ABSENT:
+                del self._open[start][key]
+            else:
+                self._open[start][key] = before
 
     def end_slice(self) -> None:
         """The slice is through: its changes belong to the next commit."""
+        if self._expired > self._expired_before:
+            self._forget()
         for start, window in self._open.items():
             known = self._whole.get(start)
             if known is None:
@@ -345,11 +401,13 @@ class WindowState(Generic[K, V]):
     def drop_slice(self) -> None:
         """Give up the changes of the open slice."""
         self._open = {}
+        self._journal = None
         self._expired = self._expired_before
 
     def drop(self) -> None:
         """Give up all changes since the last commit."""
         self._open, self._whole = {}, {}
+        self._journal = None
         self._expired = self._expired_before = self._expired_committed
 
     def take(self) -> Changes:
@@ -360,7 +418,7 @@ class WindowState(Generic[K, V]):
                 zip(self._encode_keys(start, window), self._serialize(list(window.values())), strict=True)
             )
         deleted = []
-        if self._expired > self._expired_committed and self._oldest < self._expired:
+        if self._oldest < self._expired:
             deleted.append((_TIME.pack(0), _TIME.pack(self._expired)))
         return Changes(entries, deleted)
 
@@ -373,22 +431,34 @@ class WindowState(Generic[K, V]):
         self._expired_committed = self._expired
         self._recent, self._whole = self._whole, {}
 
-    def _entries(self, start: int) -> list[tuple[K, V]]:
-        changed = self._whole.get(start, {}) | self._open.get(start, {})
-        found: dict[bytes, tuple[K, V | None]] = {}
-        if self._oldest <= start <= self._newest:
-            stored = list(self._store.scan(_TIME.pack(start), _TIME.pack(start + 1)))
-            raw = [encoded[8:] for encoded, _ in stored]
-            values = self._deserialize([payload for _, payload in stored])
-            found = dict(zip(raw, zip(self._key.deserialize(raw), values, strict=True), strict=True))
-        found.update(zip(self._key.serialize(list(changed)), changed.items(), strict=True))
-        return [(key, value) for _, (key, value) in sorted(found.items()) if value is not None]
+    def _forget(self) -> None:
+        """Drop what has expired from memory.
 
-    def _first_stored(self, low: int, high: int) -> list[int]:
-        if self._newest < low or self._oldest >= high:
-            return []
-        first = next(self._store.scan(_TIME.pack(low), _TIME.pack(high)), None)
-        return [] if first is None else [_TIME.unpack_from(first[0])[0]]
+        Not before its slice is through, as a slice that is given up takes its expiry back. What was deleted
+        one by one stays: the changelog, where nothing expires, is still to be told.
+        """
+        expired = self._expired
+        for layer in (self._open, self._whole, self._recent):
+            for start in [start for start in layer if start < expired]:
+                deleted = {key: None for key, value in layer.pop(start).items() if value is None}
+                if deleted and layer is not self._recent:
+                    layer[start] = deleted  # type: ignore[assignment]  # nothing but deletions is allowed
+
+    def _entries(self, start: int, stored: Sequence[Entry]) -> list[tuple[K, V]]:
+        """What the window has, given what the store has of it."""
+        changed = self._whole.get(start, {}) | self._open.get(start, {})
+        raw = [encoded[8:] for encoded, _ in stored]
+        values = self._deserialize([payload for _, payload in stored])
+        found: dict[bytes, tuple[K, V | None]] = dict(
+            zip(raw, zip(self._key.deserialize(raw), values, strict=True), strict=True)
+        )
+        found.update(zip(self._key.serialize(list(changed)), changed.items(), strict=True))
+        return [(key, value) for _, (key, value) in sorted(found.items(), key=_encoded) if value is not None]
+
+    def _stored(self, low: int, high: int) -> Iterable[Entry]:
+        if low >= high or self._newest < low or self._oldest >= high:
+            return ()
+        return self._store.scan(_TIME.pack(low), _TIME.pack(high))
 
     def _read(self, start: int, keys: Sequence[K]) -> list[V | None]:
         if not self._oldest <= start <= self._newest:
@@ -406,6 +476,11 @@ def prefix_stop(prefix: bytes) -> bytes | None:
     return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
 
 
+def _start_of(entry: Entry) -> int:
+    start: int = _TIME.unpack_from(entry[0])[0]
+    return start
+
+
 def _ends(store: Store) -> tuple[int, int]:
     """The oldest and the newest start in a windowed store; an empty range when there is none."""
     first = next(store.scan(), None)
@@ -416,3 +491,5 @@ def _ends(store: Store) -> tuple[int, int]:
 
 
 _LATEST = 1 << 63
+
+_encoded = itemgetter(0)

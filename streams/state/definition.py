@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from streams.serde import Serde
 
 
+def itself(value: Any) -> Any:
+    """The value as it is stored."""
+    return value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreDefinition:
     """A store that the user named.
@@ -36,6 +41,21 @@ class StoreDefinition:
     migrate: Callable[[Any], Any] | None = None
     changelog_retention: int | None = None
     """How long the changelog must keep a record (milliseconds since it was written); ``None`` for ever."""
+    ttl: int | None = None
+    """How long after its last put an entry goes (milliseconds of stream time); ``None`` for never.
+
+    Values are then ``Expiring``, and the store has another one beside it, for the deadlines of its keys.
+    """
+    shown: Callable[[Any], Any] | None = itself
+    """What a stored value is to those who ask for it, as an accumulator's result; ``None`` hides an entry.
+
+    Called from other threads than the worker's. Without a function, the store cannot be asked.
+    """
+    window_end: Callable[[int, Any], int] | None = None
+    """The end of the window that a windowed store's entry is the result of, from its start and stored value.
+
+    Without it the entries are no results, and the store cannot be asked.
+    """
 
     @property
     def schema(self) -> str:
@@ -46,6 +66,11 @@ class StoreDefinition:
             "value": schema_of(self.value),
         }
         return json.dumps(description, sort_keys=True)
+
+    @property
+    def askable(self) -> bool:
+        """Whether its entries are something that users know, so that they may ask for them."""
+        return self.shown is not None and (self.retention is None or self.window_end is not None)
 
 
 def schema_of(serde: Serde[Any]) -> Any:

@@ -27,13 +27,13 @@ HERE = Path(__file__).parent
 
 
 class WorkerProcess:
-    """One ``streams run`` of the copying app."""
+    """One ``streams run`` of an app."""
 
-    def __init__(self, log: Path, environment: dict[str, str], arguments: Sequence[str]) -> None:
+    def __init__(self, app: str, log: Path, environment: dict[str, str], arguments: Sequence[str]) -> None:
         self.log = log
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "streams", "run", "copy_app:app", *arguments],
+                [sys.executable, "-m", "streams", "run", app, *arguments],
                 cwd=HERE,
                 env=environment,
                 stdout=file,
@@ -61,10 +61,13 @@ class WorkerProcess:
 class Copy:
     """A copying app with topics of its own: started as often as wanted, fed and read."""
 
+    name = "copy"
+    """Of the module that has the app, and of the variables that it reads."""
+
     def __init__(self, servers: str, prefix: str, folder: Path) -> None:
         self.servers = servers
         self.prefix = prefix
-        self.group = f"{prefix}-copy"
+        self.group = f"{prefix}-{self.name}"
         self.input = f"{prefix}-in"
         self.output = f"{prefix}-out"
         self.dead_letters = f"{self.group}-dead-letters"
@@ -85,16 +88,22 @@ class Copy:
     def start(self, *arguments: str, **settings: object) -> WorkerProcess:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("STREAMS_SET")},
-            "COPY_PREFIX": self.prefix,
+            f"{self.name.upper()}_PREFIX": self.prefix,
             "STREAMS_BOOTSTRAP_SERVERS": self.servers,
-            "STREAMS_STATE_DIR": str(self._folder / "state"),
+            "STREAMS_STATE_DIR": str(self.state),
             "STREAMS_LOG_FORMAT": "json",
             **{f"STREAMS_{name.upper()}": str(value) for name, value in settings.items()},
             **self.environment,
         }
-        worker = WorkerProcess(self._folder / f"worker-{len(self._workers)}.log", environment, arguments)
+        log = self._folder / f"worker-{len(self._workers)}.log"
+        worker = WorkerProcess(f"{self.name}_app:app", log, environment, arguments)
         self._workers.append(worker)
         return worker
+
+    @property
+    def state(self) -> Path:
+        """Where the workers keep what is their own."""
+        return self._folder / "state"
 
     def produce(self, values: Sequence[str], *, keyed: bool = True) -> None:
         producer = self.broker.producer()
@@ -108,6 +117,15 @@ class Copy:
     def outputs(self, topic: str | None = None) -> Counter[str]:
         """How often each value is in the output, read committed, once no transaction is open any more."""
         name = topic or self.output
+        self.wait_until_settled(name)
+        return Counter(
+            value.decode()
+            for fetched in read_to_end(self.broker, [name])
+            for value in fetched.values()
+            if value is not None
+        )
+
+    def wait_until_settled(self, name: str) -> None:
         partitions = [TopicPartition(name, number) for number in range(self._admin.topics()[name].partitions)]
         # What a killed worker left open hides what others commit behind it, until it times out.
         self.wait_for(
@@ -118,15 +136,13 @@ class Copy:
             30,
             "no transaction is left open",
         )
-        return Counter(
-            value.decode()
-            for fetched in read_to_end(self.broker, [name])
-            for value in fetched.values()
-            if value is not None
-        )
 
     def lag(self) -> int:
-        return sum(item.lag for item in measure_lag(self._admin, self.group, [self.input]))
+        return sum(item.lag for item in measure_lag(self._admin, self.group, self.consumed()))
+
+    def consumed(self) -> list[str]:
+        """The topics that the app reads."""
+        return [self.input]
 
     def wait_until_consumed(self, timeout: float = 90.0) -> None:
         self.wait_for(lambda: self.lag() == 0, timeout, "all input consumed")
@@ -144,6 +160,51 @@ class Copy:
             if worker.process.poll() is None:
                 worker.kill()
         self._admin.close()
+
+
+class Count(Copy):
+    """A counting app: its input is keyed, and what it counts goes through a topic of its own."""
+
+    name = "count"
+
+    def __init__(self, servers: str, prefix: str, folder: Path) -> None:
+        super().__init__(servers, prefix, folder)
+        self.final = f"{prefix}-final"
+        self._admin.create_topics(
+            [
+                NewTopic(name=name, partitions=4, settings={"retention.ms": "-1"})
+                for name in (self.input, self.output, self.final)
+            ]
+        )
+
+    def consumed(self) -> list[str]:
+        internal = f"{self.group}-counts-repartition"
+        return [self.input, *([internal] if internal in self._admin.topics() else [])]
+
+    def send(self, records: Sequence[tuple[str, int]]) -> None:
+        """Send records with these keys and event times, as values too."""
+        producer = self.broker.producer()
+        keys = [key.encode() for key, _ in records]
+        producer.produce(Output(self.input, keys, keys, [time for _, time in records]))
+        producer.flush(30)
+        producer.close()
+
+    def read(self, topic: str) -> list[tuple[str, Any]]:
+        """Keys and values, read committed, in each partition's order."""
+        self.wait_until_settled(topic)
+        return [
+            (key.decode(), json.loads(value))
+            for fetched in read_to_end(self.broker, [topic])
+            for key, value in zip(fetched.keys(), fetched.values(), strict=True)
+            if key is not None and value is not None
+        ]
+
+
+@pytest.fixture
+def count(kafka_bootstrap: str, prefix: str, tmp_path: Path) -> Iterator[Count]:
+    made = Count(kafka_bootstrap, prefix, tmp_path)
+    yield made
+    made.end()
 
 
 @pytest.fixture

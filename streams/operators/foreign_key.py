@@ -1,0 +1,344 @@
+"""The four steps of a join of two tables by a key that stands in the left one's values.
+
+A left task *subscribes* with the right task that has the foreign key; that one keeps the subscription and
+*answers* with its value, at once and whenever it changes. An answer carries a hash of the left value that asked
+for it: where the left value is another one by now, a newer answer is on its way and this one is dropped.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import msgspec
+
+from streams.operators import fan_out
+from streams.operators.aggregate import with_groups
+from streams.operators.change import apply_present, bind_view, forward_changes, quietly
+from streams.operators.table import keep_values
+from streams.serde import nullable
+from streams.state.definition import schema_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from streams.operators import Binding, Children, Forward
+    from streams.operators.change import AnyView, Found
+    from streams.records import Batch
+    from streams.serde import Serde
+
+_LENGTH = struct.Struct(">I")
+
+
+class Action(IntEnum):
+    """What a subscription asks for."""
+
+    SUBSCRIBE = 0
+    UNSUBSCRIBE = 1
+    UNSUBSCRIBE_AND_ANSWER = 2
+    ANSWER = 3
+    """There is no foreign key: answer that there is no value."""
+
+
+class Subscription(NamedTuple):
+    """What a left task sends; the record's key is the foreign key."""
+
+    key: bytes
+    """The left row's, encoded."""
+    hash: bytes | None
+    """Of its value; ``None`` when it was deleted."""
+    action: int
+
+
+class Answer(NamedTuple):
+    """What a right task sends; the record's key is the left row's."""
+
+    hash: bytes | None
+    value: Any
+
+
+class SubscriptionSerde:
+    """Between subscriptions and bytes."""
+
+    name = "subscription"
+
+    def serialize(self, values: Sequence[Subscription]) -> Iterable[bytes]:
+        return map(msgspec.msgpack.Encoder().encode, values)
+
+    def deserialize(self, payloads: Sequence[bytes]) -> Iterable[Subscription]:
+        return map(msgspec.msgpack.Decoder(Subscription).decode, payloads)
+
+
+class AnswerSerde:
+    """Between answers and bytes; ``inner`` is the right table's."""
+
+    def __init__(self, inner: Serde[Any]) -> None:
+        self._inner = inner
+        self.name = f"answer {inner.name}"
+
+    def serialize(self, values: Sequence[Answer]) -> Iterable[bytes]:
+        encode = msgspec.msgpack.Encoder().encode
+        payloads = nullable(self._inner.serialize)([answer.value for answer in values])
+        return (encode((answer.hash, payload)) for answer, payload in zip(values, payloads, strict=True))
+
+    def deserialize(self, payloads: Sequence[bytes]) -> Iterable[Answer]:
+        decode = msgspec.msgpack.Decoder(tuple[bytes | None, bytes | None]).decode
+        for payload in payloads:
+            digest, value = decode(payload)
+            yield Answer(digest, None if value is None else next(iter(self._inner.deserialize([value]))))
+
+
+class SubscriberSerde:
+    """Between pairs of encoded keys, foreign and own, and bytes: subscribers of one key lie together."""
+
+    name = "foreign key and key"
+
+    def serialize(self, values: Sequence[tuple[bytes, bytes]]) -> Iterable[bytes]:
+        return (subscribers_of(foreign) + own for foreign, own in values)
+
+    def deserialize(self, payloads: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:
+        for payload in payloads:
+            stop = 4 + _LENGTH.unpack_from(payload)[0]
+            yield payload[4:stop], payload[stop:]
+
+
+def subscribers_of(foreign: bytes) -> bytes:
+    """How the encoded keys of all who subscribe to a foreign key begin."""
+    return _LENGTH.pack(len(foreign)) + foreign
+
+
+class SubscribedSerde:
+    """Between what is kept of a subscription, hash and event time, and bytes."""
+
+    name = "hash and time"
+
+    def serialize(self, values: Sequence[tuple[bytes | None, int]]) -> Iterable[bytes]:
+        return map(msgspec.msgpack.Encoder().encode, values)
+
+    def deserialize(self, payloads: Sequence[bytes]) -> Iterable[tuple[bytes | None, int]]:
+        return map(msgspec.msgpack.Decoder(tuple[bytes | None, int]).decode, payloads)
+
+
+def digest(value: Serde[Any], of: Any) -> bytes:
+    """A hash of a value's bytes."""
+    return blake2b(next(iter(value.serialize([of]))), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Sends a subscription for each change of the left table. A value that ``foreign_key`` fails on meets
+    the policy and counts as deleted; one without a foreign key is joined by left joins only."""
+
+    kind: ClassVar[str] = "join_by"
+    terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = False
+    needs_old: ClassVar[bool] = True
+
+    foreign_key: Callable[[Any], Any]
+    key: Serde[Any]
+    value: Serde[Any]
+    is_left: bool
+
+    @property
+    def code(self) -> object:
+        return self.foreign_key
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        forward, guard = fan_out(children), step.guard
+        foreign_key, value_serde, encode_keys = self.foreign_key, self.value, self.key.serialize
+
+        def ask(value: Any) -> tuple[Any, bytes]:
+            return foreign_key(value), digest(value_serde, value)
+
+        def run(batch: Batch[Any, Any]) -> None:
+            asked = apply_present(guard, ask, [new for new, _ in batch.values], batch)
+            rows: list[int] = []
+            foreign_keys: list[Any] = []
+            subscriptions: list[Subscription] = []
+            own_keys = list(encode_keys(batch.keys))
+            for row, (own, new, (_, old)) in enumerate(zip(own_keys, asked, batch.values, strict=True)):
+                before = None if old is None else quietly(foreign_key, old)
+                for key, action in self._actions(before, new, had_old=old is not None):
+                    rows.append(row)
+                    foreign_keys.append(key)
+                    subscriptions.append(Subscription(own, None if new is None else new[1], action))
+            if rows:
+                forward(batch.select(rows).with_keys(foreign_keys).with_values(subscriptions))
+
+        return run
+
+    def _actions(
+        self, before: Any, new: tuple[Any, bytes] | None, *, had_old: bool
+    ) -> list[tuple[Any, Action]]:
+        after = None if new is None else new[0]
+        if after is not None:
+            ended = before is not None and before != after
+            return [(before, Action.UNSUBSCRIBE)] * ended + [(after, Action.SUBSCRIBE)]
+        if before is not None:
+            return [(before, Action.UNSUBSCRIBE_AND_ANSWER)]
+        # Nothing is subscribed; a left join has, or had, a row all the same.
+        return [(None, Action.ANSWER)] * (self.is_left and (had_old or new is not None))
+
+
+@dataclass(frozen=True, slots=True)
+class KeepSubscriptions:
+    """Keeps who subscribes to which key of the right table, and answers with its value."""
+
+    kind: ClassVar[str] = "subscriptions"
+    terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = False
+
+    store: str
+    table: AnyView
+    key: Serde[Any]
+
+    @property
+    def code(self) -> object:
+        return None
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        forward, guard, state = fan_out(children), step.guard, step.state(self.store)
+        read = bind_view(self.table, step, "told")
+        encode_keys = nullable(self.key.serialize)
+
+        def run(batch: Batch[Any, Any]) -> None:
+            batch = with_groups(guard, batch, null_keys=True)
+            if not len(batch):
+                return
+            keys = list(dict.fromkeys(key for key in batch.keys if key is not None))
+            values = dict(zip(keys, read(keys), strict=True))
+            encoded = list(encode_keys(batch.keys))
+            kept: dict[tuple[bytes, bytes], tuple[bytes | None, int] | None] = {}
+            rows: list[int] = []
+            answers: list[Answer] = []
+            times: list[int] = []
+            for row, (foreign, item, time) in enumerate(
+                zip(encoded, batch.values, batch.timestamps, strict=True)
+            ):
+                subscribes = item.action == Action.SUBSCRIBE
+                if item.action != Action.ANSWER:
+                    kept[foreign, item.key] = (item.hash, time) if subscribes else None
+                if item.action != Action.UNSUBSCRIBE:
+                    found = values[batch.keys[row]] if subscribes else None
+                    rows.append(row)
+                    answers.append(Answer(item.hash, None if found is None else found[0]))
+                    times.append(time if found is None else max(time, found[1]))
+            state.put_many(kept)
+            if rows:
+                forward(
+                    batch.select(rows)
+                    .with_keys([batch.values[row].key for row in rows])
+                    .with_values(answers)
+                    .with_timestamps(times)
+                )
+
+        return run
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSubscribers:
+    """Sends each change of the right table to all who subscribe to its key."""
+
+    kind: ClassVar[str] = "answers"
+    terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = False
+
+    store: str
+    key: Serde[Any]
+
+    @property
+    def code(self) -> object:
+        return None
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        forward, state, encode_keys = fan_out(children), step.state(self.store), self.key.serialize
+
+        def run(batch: Batch[Any, Any]) -> None:
+            rows: list[int] = []
+            keys: list[bytes] = []
+            answers: list[Answer] = []
+            times: list[int] = []
+            for row, (foreign, (new, _), time) in enumerate(
+                zip(encode_keys(batch.keys), batch.values, batch.timestamps, strict=True)
+            ):
+                for (_, own), (hashed, subscribed) in state.prefix(subscribers_of(foreign)):
+                    rows.append(row)
+                    keys.append(own)
+                    answers.append(Answer(hashed, new))
+                    times.append(max(time, subscribed))
+            if rows:
+                forward(batch.select(rows).with_keys(keys).with_values(answers).with_timestamps(times))
+
+        return run
+
+
+@dataclass(frozen=True, slots=True)
+class JoinAnswers:
+    """Joins answers with the values that asked for them, and keeps the results as a table."""
+
+    kind: ClassVar[str] = "join_answers"
+    terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = False
+
+    store: str
+    foreign_key: Callable[[Any], Any]
+    function: Callable[[Any, Any], Any]
+    table: AnyView
+    value: Serde[Any]
+    result: Serde[Any]
+    is_left: bool
+
+    @property
+    def code(self) -> object:
+        return self.function
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        to, guard, state = fan_out(children), step.guard, step.state(self.store)
+        read = bind_view(self.table, step, "told")
+        foreign_key, function, is_left = self.foreign_key, self.function, self.is_left
+        value_serde, encode = self.value, self.result.serialize
+
+        def join(pair: tuple[Any, Any]) -> Any:
+            result = function(*pair)
+            if result is not None:
+                # Found now, by its record, and not when the store is written.
+                for _ in encode([result]):
+                    pass
+            return result
+
+        def own_value(found: Found) -> Found:
+            # What has no foreign key because the function fails has asked for nothing.
+            asked = found is not None and quietly(lambda value: (foreign_key(value),), found[0])
+            return found if asked else None
+
+        def forward(batch: Batch[Any, Any]) -> None:
+            forward_changes(to, batch, [new for new, _ in batch.values], [old for _, old in batch.values])
+
+        def run(batch: Batch[Any, Any]) -> None:
+            batch = with_groups(guard, batch)
+            keys = list(dict.fromkeys(batch.keys))
+            own: dict[Any, Found] = dict(zip(keys, map(own_value, read(keys)), strict=True))
+            hashes = {
+                key: None if found is None else digest(value_serde, found[0]) for key, found in own.items()
+            }
+            # What does not match answers an earlier value.
+            rows = [
+                row
+                for row, (key, answer) in enumerate(zip(batch.keys, batch.values, strict=True))
+                if hashes[key] == answer.hash
+            ]
+            if not rows:
+                return
+            batch = batch.select(rows)
+            pairs: list[tuple[Any, Any] | None] = []
+            for key, answer in zip(batch.keys, batch.values, strict=True):
+                found = own[key]
+                joined = found is not None and (is_left or answer.value is not None)
+                pairs.append((found[0], answer.value) if found is not None and joined else None)
+            results = apply_present(guard, join, pairs, batch)
+            keep_values(state, batch.with_values(results), forward, sends_old=True)
+
+        return run

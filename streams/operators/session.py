@@ -1,0 +1,160 @@
+"""Aggregation in sessions: stretches of activity of a key, apart by a gap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+from streams.operators.aggregate import rows_by_key
+from streams.operators.keyed import KeyedAggregate, KeyedWindows, PackedSerde
+from streams.state.definition import StoreDefinition
+from streams.windows import merge_sessions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from streams.aggregates import Aggregate
+    from streams.operators import Binding, Children, Forward
+    from streams.operators.keyed import Event, Window
+    from streams.records import Batch
+    from streams.serde import Serde
+    from streams.windows import Session
+
+_Sessions: TypeAlias = "tuple[Window, ...]"
+"""A key's sessions, ascending. Those that are open are more than the gap apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionAggregate(KeyedAggregate):
+    """One accumulator for each session.
+
+    A session closes when stream time is greater than its end plus gap and grace: until then, an event may
+    still come that belongs to it. An event is late when a session of it alone had closed already and no open
+    session is within the gap.
+    """
+
+    window: Session
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        return _Sessioning(self, step, children).run
+
+
+def session_store(
+    name: str, key: Serde[Any], window: Session, aggregate: Aggregate[Any, Any]
+) -> StoreDefinition:
+    """The store for the open sessions of each key."""
+    return StoreDefinition(
+        name=name,
+        key=key,
+        value=PackedSerde("sessions", aggregate, partial(_pack, aggregate), partial(_unpack, aggregate)),
+        purpose=f"{window.describe()}, aggregate {aggregate.describe()}",
+        shown=lambda sessions: [
+            {"start": start, "end": end, "value": aggregate.result(accumulator)}
+            for start, end, accumulator in sessions
+        ],
+    )
+
+
+@dataclass(slots=True)
+class _Share:
+    """What a session is made of while a batch is taken in."""
+
+    accumulator: Any = None
+    places: list[int] = field(default_factory=list)
+    """Where in the column the entries are that are still to be added."""
+
+
+class _Sessioning(KeyedWindows):
+    replaces: ClassVar[bool] = True
+
+    def __init__(self, operator: SessionAggregate, step: Binding, children: Children) -> None:
+        lasts = operator.window.gap + operator.grace
+        super().__init__(operator, step, children, lasts=lasts, horizon=lasts + 1)
+        self._gap = operator.window.gap
+
+    def late_rows(self, batch: Batch[Any, Any], floors: Sequence[int]) -> list[int]:
+        keys, times = batch.keys, batch.timestamps
+        # Only an older session can save one of these; all others begin one if need be.
+        suspects = {keys[row] for row, floor in enumerate(floors) if times[row] < floor}
+        if not suspects:
+            return []
+        late: list[int] = []
+        rows = {key: own for key, own in rows_by_key(keys).items() if key in suspects}
+        for own, before in zip(rows.values(), self._state.get_many(list(rows)), strict=True):
+            sessions: list[Window] = list(before or ())
+            for row in own:
+                found = self._find(sessions, times[row], floors[row])
+                if found is None:
+                    late.append(row)
+                else:
+                    sessions[found] = [_union(sessions[found], times[row], None)]
+        return sorted(late)
+
+    def added(
+        self, value: _Sessions | None, events: Iterable[Event], column: Sequence[Any]
+    ) -> tuple[_Sessions, list[int]]:
+        sessions: list[tuple[int, int, _Share]] = [
+            (start, end, _Share(accumulator)) for start, end, accumulator in value or ()
+        ]
+        late: list[int] = []
+        for time, floor, place in events:
+            found = self._find(sessions, time, floor)
+            if found is None:
+                late.append(place)
+                continue
+            merged = sessions[found]
+            share = self._united([share for _, _, share in merged], column)
+            share.places.append(place)
+            sessions[found] = [_union(merged, time, share)]
+        return tuple((start, end, self._folded(share, column)) for start, end, share in sessions), late
+
+    def due(self, value: _Sessions) -> int:
+        return value[0][1]
+
+    def split(self, value: _Sessions, floor: int) -> tuple[list[Window], _Sessions | None]:
+        closed = [session for session in value if session[1] < floor]
+        return closed, value[len(closed) :] or None
+
+    def windows(self, value: _Sessions) -> Iterable[Window]:
+        return value
+
+    def _find(self, sessions: Sequence[Window], time: int, floor: int) -> slice | None:
+        """The sessions that an event makes one with itself, or where it begins one; ``None`` when it is late.
+
+        Sessions that had closed when it came may be there still, until the end of the slice.
+        """
+        found = merge_sessions(sessions, time, time, self._gap)
+        first = found.start
+        while first < found.stop and sessions[first][1] < floor:
+            first += 1
+        return None if first == found.stop and time < floor else slice(first, found.stop)
+
+    def _united(self, shares: list[_Share], column: Sequence[Any]) -> _Share:
+        if not shares:
+            return _Share()
+        united = shares[0]
+        for share in shares[1:]:
+            accumulator = self._aggregate.merge(self._folded(united, column), self._folded(share, column))
+            united = _Share(accumulator)
+        return united
+
+    def _folded(self, share: _Share, column: Sequence[Any]) -> Any:
+        if not share.places:
+            return share.accumulator
+        return self._folding.fold(share.accumulator, share.places, column)
+
+
+def _union(merged: Sequence[tuple[int, int, Any]], time: int, content: Any) -> tuple[int, int, Any]:
+    """One session of all these and an event."""
+    if not merged:
+        return time, time, content
+    return min(time, merged[0][0]), max(time, merged[-1][1]), content
+
+
+def _pack(aggregate: Aggregate[Any, Any], sessions: _Sessions) -> Any:
+    return [(start, end, aggregate.pack(accumulator)) for start, end, accumulator in sessions]
+
+
+def _unpack(aggregate: Aggregate[Any, Any], packed: Any) -> _Sessions:
+    return tuple((start, end, aggregate.unpack(accumulator)) for start, end, accumulator in packed)

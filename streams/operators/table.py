@@ -1,0 +1,476 @@
+"""Steps of tables: streams of changes, each to the value of one key."""
+
+from __future__ import annotations
+
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from streams.operators import fan_out
+from streams.operators.aggregate import Folding, Reduce, with_groups
+from streams.operators.change import (
+    Change,
+    apply_present,
+    bind_view,
+    forward_changes,
+    paired,
+    quietly,
+)
+from streams.serde import nullable
+from streams.state.definition import schema_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from streams.aggregates import Aggregate
+    from streams.operators import Binding, Children, Forward
+    from streams.operators.change import AnyView, Found, JoinKind
+    from streams.records import Batch, Fetched, Headers
+    from streams.serde import Serde
+    from streams.state.buffered import KeyValueState
+
+_TIME = struct.Struct(">q")
+
+LATEST = 1 << 63
+
+REMOVED: tuple[str, bytes | None] = ("__streams.removed", None)
+"""The header of records, between two tasks, that take a value out of its group again."""
+
+
+class StampedSerde:
+    """Between (value, event time) pairs and bytes: eight bytes of time, then the value as ``inner`` has it."""
+
+    def __init__(self, inner: Serde[Any]) -> None:
+        self._inner = inner
+        self.name = f"stamped {inner.name}"
+        self.schema = {"stamped": schema_of(inner)}
+
+    def serialize(self, values: Sequence[tuple[Any, int]]) -> Iterable[bytes]:
+        payloads = self._inner.serialize([value for value, _ in values])
+        pack = _TIME.pack
+        return (pack(time) + payload for (_, time), payload in zip(values, payloads, strict=True))
+
+    def deserialize(self, payloads: Sequence[bytes]) -> Iterable[tuple[Any, int]]:
+        values = self._inner.deserialize([payload[8:] for payload in payloads])
+        unpack = _TIME.unpack_from
+        return ((value, unpack(payload)[0]) for value, payload in zip(values, payloads, strict=True))
+
+
+class TableEntries:
+    """The entries of a table's store, from the records of its topic: as the table's steps would make them.
+
+    Records that these refused, as they have no key or cannot be decoded, are left out.
+    """
+
+    def __init__(
+        self, key: Serde[Any], value: Serde[Any], timestamp: Callable[[Any], int] | None = None
+    ) -> None:
+        self._key = key
+        self._value = value
+        self._timestamp = timestamp
+
+    def __call__(self, fetched: Fetched) -> dict[bytes, bytes | None]:
+        columns = fetched.keys(), fetched.values(), fetched.timestamps()
+        with suppress(Exception):
+            return self._entries(*columns)
+        entries: dict[bytes, bytes | None] = {}
+        for key, payload, time in zip(*columns, strict=True):
+            with suppress(Exception):
+                entries |= self._entries([key], [payload], [time])
+        return entries
+
+    def _entries(
+        self, keys: Sequence[bytes | None], payloads: Sequence[bytes | None], times: Sequence[int]
+    ) -> dict[bytes, bytes | None]:
+        if None in keys:
+            raise ValueError("a record without a key")
+        # Through the serde and back: equal keys may have been written differently.
+        decoded = list(self._key.deserialize(keys))  # type: ignore[arg-type]  # none of them is None
+        set(decoded)
+        values = list(nullable(self._value.deserialize)(payloads))
+        stamps: list[int] = list(times)
+        if self._timestamp is not None:
+            stamps = [
+                time if value is None else _checked(self._timestamp(value))
+                for value, time in zip(values, times, strict=True)
+            ]
+        pack = _TIME.pack
+        stamped = [
+            None if payload is None else pack(time) + payload
+            for payload, time in zip(payloads, stamps, strict=True)
+        ]
+        return dict(zip(self._key.serialize(decoded), stamped, strict=True))
+
+
+def _checked(time: Any) -> int:
+    if type(time) is not int or not 0 <= time < LATEST:
+        raise ValueError(f"no event time: {time!r:.80}")
+    return time
+
+
+@dataclass(frozen=True, slots=True)
+class KeepTable:
+    """Keeps the latest value of each key, and forwards each record as a change; a null value deletes.
+
+    Later records win, whatever their event times. Records without a key meet the policy.
+    """
+
+    kind: ClassVar[str] = "table"
+    terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = False
+
+    store: str
+    check: Serde[Any] | None = None
+    """How values are kept, where it is not known yet that they can be."""
+
+    @property
+    def code(self) -> object:
+        return None
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        state, guard, sends_old = step.state(self.store), step.guard, step.sends_old
+        forward = fan_out(children)
+        encode = None if self.check is None else nullable(self.check.serialize)
+
+        def run(batch: Batch[Any, Any]) -> None:
+            batch = with_groups(guard, batch)
+            if encode is not None:
+                # Found now, by its record, and not when the store is written.
+                batch, _ = guard.apply(encode, batch.values, batch)
+            if len(batch):
+                keep_values(state, batch, forward, sends_old=sends_old)
+
+        return run
+
+
+def keep_values(
+    state: KeyValueState[Any, Found], batch: Batch[Any, Any], forward: Forward, *, sends_old: bool
+) -> None:
+    """Make each row's value its key's, in order, and forward the changes: one read and one write."""
+    keys, values = batch.keys, batch.values
+    latest: dict[Any, Found] = {
+        key: None if value is None else (value, time)
+        for key, value, time in zip(keys, values, batch.timestamps, strict=True)
+    }
+    before: dict[Any, Found] = {}
+    if sends_old:
+        before = dict(zip(latest, state.get_many(list(latest)), strict=True))
+        known = {key: None if found is None else found[0] for key, found in before.items()}
+        changes = []
+        for key, value in zip(keys, values, strict=True):
+            changes.append(Change(value, known[key]))
+            known[key] = value
+    else:
+        changes = [Change(value, None) for value in values]
+    state.put_many(latest)
+    state.tell(before)
+    forward(batch.with_values(changes))
+    state.told()
+
+
+@dataclass(frozen=True, slots=True)
+class FilterTable:
+    """Takes away the values that do not satisfy the predicate: a key that had one which did is deleted."""
+
+    kind: ClassVar[str] = "filter"
+    terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = False
+    needs_old: ClassVar[bool] = True
+
+    predicate: Callable[[Any], object]
+
+    @property
+    def code(self) -> object:
+        return self.predicate
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        forward, guard = fan_out(children), step.guard
+        predicate = self.predicate
+
+        def keep(value: Any) -> Any:
+            return value if predicate(value) else None
+
+        def run(batch: Batch[Any, Any]) -> None:
+            new = apply_present(guard, keep, [new for new, _ in batch.values], batch)
+            old = [None if old is None else quietly(keep, old) for _, old in batch.values]
+            forward_changes(forward, batch, new, old)
+
+        return run
+
+
+@dataclass(frozen=True, slots=True)
+class MapTable:
+    """Replaces each value; a deletion stays one, and ``None`` becomes one."""
+
+    kind: ClassVar[str] = "map"
+    terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = False
+    passes_changes: ClassVar[bool] = True
+
+    function: Callable[[Any], Any]
+
+    @property
+    def code(self) -> object:
+        return self.function
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        forward, guard, sends_old = fan_out(children), step.guard, step.sends_old
+        function = self.function
+
+        def run(batch: Batch[Any, Any]) -> None:
+            results = apply_present(guard, function, [new for new, _ in batch.values], batch)
+            olds: Sequence[Any] = [None] * len(results)
+            if sends_old:
+                olds = [None if old is None else quietly(function, old) for _, old in batch.values]
+            forward(batch.with_values(list(map(Change, results, olds))))
+
+        return run
+
+
+@dataclass(frozen=True, slots=True)
+class GroupChanges:
+    """Sends each change on as up to two records by other keys: the old value as one to be taken out, marked
+    with a header, and the new one to be added.
+
+    Values whose group is ``None`` or cannot be found meet the policy and belong to no group.
+    """
+
+    kind: ClassVar[str] = "group_by"
+    terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = False
+    needs_old: ClassVar[bool] = True
+
+    function: Callable[[Any], Any]
+
+    @property
+    def code(self) -> object:
+        return self.function
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        forward, guard, function = fan_out(children), step.guard, self.function
+
+        def group(value: Any) -> Any:
+            key = function(value)
+            if key is None:
+                raise ValueError("a value whose key is None belongs to no group")
+            hash(key)
+            return key
+
+        def run(batch: Batch[Any, Any]) -> None:
+            added = apply_present(guard, group, [new for new, _ in batch.values], batch)
+            rows: list[int] = []
+            keys: list[Any] = []
+            values: list[Any] = []
+            headers: list[Headers | None] = []
+            for row, (new, old) in enumerate(batch.values):
+                key = None if old is None else quietly(group, old)
+                for place, value, header in ((key, old, [REMOVED]), (added[row], new, None)):
+                    if place is not None:
+                        rows.append(row)
+                        keys.append(place)
+                        values.append(value)
+                        headers.append(header)
+            if rows:
+                forward(batch.select(rows).with_values(values).with_keys(keys).with_headers(headers))
+
+        return run
+
+
+class RemovableReduce(Reduce):
+    """As ``Reduce``, with a second function that takes a value out again."""
+
+    removable = True
+    mergeable = False
+
+    def __init__(
+        self, add: Callable[[Any, Any], Any], remove: Callable[[Any, Any], Any], value: Serde[Any]
+    ) -> None:
+        super().__init__(add, value)
+        self._remove = remove
+
+    def remove(self, accumulator: Any, column: Sequence[Any]) -> Any:
+        for value in column:
+            # Nothing to take it out of: it was not added, or all was taken out before.
+            accumulator = None if accumulator is None else self._remove(accumulator, value)
+        return accumulator
+
+
+@dataclass(frozen=True, slots=True)
+class AggregateChanges:
+    """As ``AggregateByKey`` for the records of ``GroupChanges``: values come, and are taken out again."""
+
+    kind: ClassVar[str] = "aggregate"
+    terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = True
+
+    store: str
+    aggregate: Aggregate[Any, Any]
+
+    @property
+    def code(self) -> object:
+        return None
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        return _AggregatingChanges(self, step, children).run
+
+
+class _AggregatingChanges:
+    def __init__(self, operator: AggregateChanges, step: Binding, children: Children) -> None:
+        self._store = operator.store
+        self._aggregate = operator.aggregate
+        self._step = step
+        self._guard = step.guard
+        self._state = step.state(operator.store)
+        self._folding = Folding(operator.aggregate, step.guard)
+        self._sends_old = step.sends_old
+        self._forward = fan_out(children)
+        self._deleted: dict[Any, int] = {}
+        """When entries were deleted since the last commit."""
+        self._state.defer()
+        step.at_commit(self._forward_changes)
+
+    def run(self, batch: Batch[Any, Any]) -> None:
+        if self._folding.record_wise:
+            self._add_each(batch)
+            return
+        batch, column = self._guard.apply(self._aggregate.column, batch.values, batch)
+        rows: dict[Any, tuple[list[Any], list[Any]]] = {}
+        latest: dict[Any, int] = {}
+        for key, removed, entry, time in zip(
+            batch.keys, _removals(batch), column, batch.timestamps, strict=True
+        ):
+            rows.setdefault(key, ([], []))[removed].append(entry)
+            latest[key] = max(time, latest.get(key, time))
+        aggregate = self._aggregate
+        keys = list(rows)
+        changed: dict[Any, Found] = {}
+        for key, known in zip(keys, self._state.get_many(keys), strict=True):
+            accumulator, before = (aggregate.initial(), -1) if known is None else known
+            added, taken_out = rows[key]
+            # What is taken out was added before, if only in this batch.
+            if added:
+                accumulator = aggregate.add(accumulator, added)
+            if taken_out:
+                accumulator = aggregate.remove(accumulator, taken_out)
+            changed[key] = self._entry(key, accumulator, max(before, latest[key]))
+        self._state.put_many(changed)
+
+    def _add_each(self, batch: Batch[Any, Any]) -> None:
+        keys, times, removals = batch.keys, batch.timestamps, _removals(batch)
+        aggregate, state = self._aggregate, self._state
+
+        def change(row: int, entries: Sequence[Any]) -> None:
+            accumulator, before = state.get(keys[row]) or (aggregate.initial(), -1)
+            update = aggregate.remove if removals[row] else aggregate.add
+            time = max(before, times[row])
+            state.put(keys[row], self._entry(keys[row], update(accumulator, entries), time))
+
+        self._folding.add_each(batch, change)
+
+    def _entry(self, key: Any, accumulator: Any, time: int) -> Found:
+        if accumulator is None:
+            self._deleted[key] = time
+            return None
+        return accumulator, time
+
+    def _forward_changes(self) -> None:
+        changed = self._state.changed()
+        deleted, self._deleted = self._deleted, {}
+        if not changed:
+            return
+        keys = list(changed)
+        result = self._aggregate.result
+        before: dict[Any, Found] = {}
+        if self._sends_old:
+            before = dict(zip(keys, self._state.committed_many(keys), strict=True))
+        changes = [
+            Change(*(None if found is None else result(found[0]) for found in (new, before.get(key))))
+            for key, new in changed.items()
+        ]
+        times = [deleted.get(key, 0) if new is None else new[1] for key, new in changed.items()]
+        self._state.tell(before)
+        self._forward(self._step.derive(self._store, keys, changes, times))
+        self._state.told()
+
+
+def _removals(batch: Batch[Any, Any]) -> list[bool]:
+    """Which rows take their value out again."""
+    headers = batch.headers
+    if headers is None:
+        return [False] * len(batch)
+    return [own is not None and any(name == REMOVED[0] for name, _ in own) for own in headers]
+
+
+@dataclass(frozen=True, slots=True)
+class JoinTables:
+    """One side's changes, joined with what the other side's table has for the key.
+
+    ``first`` says whether, of changes that reach both sides, this one is told first: it then must see the
+    other side as it was before.
+    """
+
+    kind: ClassVar[str] = "join"
+    terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = False
+    needs_old: ClassVar[bool] = True
+
+    function: Callable[[Any, Any], Any]
+    how: JoinKind
+    other: AnyView
+    is_left: bool
+    first: bool
+
+    @property
+    def code(self) -> object:
+        return self.function
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        forward, guard, sends_old = fan_out(children), step.guard, step.sends_old
+        read = bind_view(self.other, step, "before" if self.first else "told")
+        function, how, is_left = self.function, self.how, self.is_left
+
+        def join(pair: tuple[Any, Any]) -> Any:
+            return function(*pair)
+
+        def pair(value: Any, other: Found, time: int) -> tuple[Any, int] | None:
+            own = None if value is None else (value, time)
+            return paired(how, own, other) if is_left else paired(how, other, own)
+
+        def run(batch: Batch[Any, Any]) -> None:
+            keys = list(dict.fromkeys(batch.keys))
+            others = dict(zip(keys, read(keys), strict=True))
+            news, olds, times = [], [], []
+            for key, (new, old), time in zip(batch.keys, batch.values, batch.timestamps, strict=True):
+                other = others[key]
+                new_pair, old_pair = pair(new, other, time), pair(old, other, time)
+                news.append(None if new_pair is None else new_pair[0])
+                olds.append(None if old_pair is None else old_pair[0])
+                times.append(time if other is None else max(time, other[1]))
+            batch = batch.with_timestamps(times)
+            results = apply_present(guard, join, news, batch)
+            # Without a new value, the old one tells whether there is anything to take back.
+            before = [
+                quietly(join, old) if old is not None and (sends_old or new is None) else None
+                for new, old in zip(results, olds, strict=True)
+            ]
+            forward_changes(forward, batch, results, before)
+
+        return run
+
+
+@dataclass(frozen=True, slots=True)
+class MergeChanges:
+    """Passes on the changes of both sides of a join."""
+
+    kind: ClassVar[str] = "joined"
+    terminal: ClassVar[bool] = False
+    stamps: ClassVar[bool] = False
+    passes_changes: ClassVar[bool] = True
+
+    @property
+    def code(self) -> object:
+        return None
+
+    def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - nothing of the step is needed
+        return fan_out(children)

@@ -1,0 +1,83 @@
+"""Workers with state as processes on a real broker: killed, stopped, started, with and without their disks."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+
+import pytest
+
+pytestmark = pytest.mark.kafka
+
+SETTINGS = {"group_protocol": "classic", "session_timeout": 6, "transaction_timeout": 5}
+FAR = 10_000_000
+
+
+def records(start: int, stop: int, keys: int) -> list[tuple[str, int]]:
+    """Records of so many keys in turn, ten milliseconds apart."""
+    return [(f"key-{number % keys}", number * 10) for number in range(start, stop)]
+
+
+def check(count, sent: list[tuple[str, int]]) -> None:
+    """Compare what the app has written with a recount of what was sent."""
+    counts: dict[str, list[int]] = {}
+    for key, value in count.read(count.output):
+        counts.setdefault(key, []).append(value)
+    assert {key: values[-1] for key, values in counts.items()} == Counter(key for key, _ in sent)
+    for values in counts.values():
+        assert values == sorted(set(values))
+    windows = Counter((key, time // 1_000 * 1_000) for key, time in sent if time < FAR)
+    final = [(value["key"], value["start"], value["value"]) for _, value in count.read(count.final)]
+    assert Counter(final) == Counter((key, start, number) for (key, start), number in windows.items())
+
+
+def restored(worker) -> int:
+    return sum(event["records"] for event in worker.events("restored"))
+
+
+def test_each_record_is_counted_once_while_workers_are_killed_stopped_and_started(count):
+    count.environment["COUNT_SLOW_SECONDS"] = "0.0005"
+    sent = records(0, 16_000, keys=50)
+    count.send(sent)
+    workers = [count.start(**SETTINGS) for _ in range(3)]
+    count.wait_for(lambda: all(worker.events("restored") for worker in workers), 30, "all three at work")
+    count.wait_for(lambda: count.lag() < 15_000, 30, "under way")
+    workers[0].kill()
+    more = records(16_000, 20_000, keys=50)
+    count.send(more)
+    assert workers[1].stop() == 0
+    last = count.start(**SETTINGS)
+    count.wait_for(lambda: last.events("restored"), 30, "the new one at work")
+    # Closes every window: all keys have their places in the four partitions.
+    closing = [(f"key-{number}", FAR) for number in range(50)]
+    count.send(closing)
+    count.wait_until_consumed()
+    check(count, sent + more + closing)
+    assert workers[2].stop() == 0
+    assert last.stop() == 0
+
+
+def test_a_restart_on_the_same_disk_reads_the_tail_and_one_without_reads_all(count):
+    keys = 3_000
+    sent = records(0, 6_000, keys)
+    count.send(sent)
+    first = count.start(**SETTINGS)
+    count.wait_until_consumed()
+    assert first.stop() == 0
+
+    again = count.start(**SETTINGS)
+    more = records(6_000, 7_000, keys)
+    count.send(more)
+    count.wait_until_consumed()
+    assert again.stop() == 0
+    # Only markers of transactions are not known to have been read.
+    assert restored(again) < 200
+
+    shutil.rmtree(count.state)
+    anew = count.start(**SETTINGS)
+    closing = [(f"key-{number}", FAR) for number in range(50)]
+    count.send(closing)
+    count.wait_until_consumed()
+    assert anew.stop() == 0
+    assert restored(anew) >= keys
+    check(count, sent + more + closing)

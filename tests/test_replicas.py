@@ -1,0 +1,100 @@
+"""The directory of workers, on the memory broker."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from streams.broker import NewTopic
+from streams.broker.memory import MemoryBroker
+from streams.errors import Retriable, TopicError
+from streams.records import Output
+from streams.replicas import Replicas
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    give_up = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def test_workers_find_each_other_and_learn_of_changes():
+    broker = MemoryBroker()
+    held = {"one": {"counts": [0, 1], "last": [0]}, "two": {"counts": [2]}}
+    with (
+        Replicas(broker, "app", lambda: dict(held["one"])) as one,
+        Replicas(broker, "app", lambda: dict(held["two"])) as two,
+    ):
+        one.start("one:1")
+        two.start("two:2")
+        wait_for(lambda: one.owners("counts", anew=True) == {0: "one:1", 1: "one:1", 2: "two:2"})
+        assert two.owners("last", anew=True) == {0: "one:1"}
+        assert two.owners("nothing") == {}
+        held["one"] = {"counts": [0]}
+        held["two"] = {"counts": [1, 2]}
+        wait_for(lambda: one.owners("counts", anew=True) == {0: "one:1", 1: "two:2", 2: "two:2"})
+    with Replicas(broker, "app", dict) as three:
+        assert three.owners("counts") == {}
+
+
+def test_who_took_over_last_counts_whatever_a_killed_worker_said():
+    broker = MemoryBroker()
+    broker.admin().create_topics([NewTopic(name="app-replicas", partitions=1)])
+    producer = broker.producer()
+    for address, value in ((b"dead:1", b'{"counts":[0,1]}'), (b"new:1", b'{"counts":[1]}')):
+        producer.produce(Output("app-replicas", [address], [value], [0]))
+    producer.produce(Output("app-replicas", [b"other:1"], [b"no json"], [0]))
+    producer.flush(1)
+    with Replicas(broker, "app", dict) as replicas:
+        assert replicas.owners("counts") == {0: "dead:1", 1: "new:1"}
+
+
+def test_what_is_known_is_used_for_a_second_and_while_the_broker_is_away():
+    broker = MemoryBroker()
+    polls: list[str] = []
+    broker.before = polls.append
+    with Replicas(broker, "app", lambda: {"counts": [0]}) as replicas:
+        with pytest.raises(TopicError):
+            replicas.owners("counts")
+        replicas.start("one:1")
+        wait_for(lambda: replicas.owners("counts", anew=True) == {0: "one:1"})
+        before = polls.count("poll")
+        for _ in range(100):
+            replicas.owners("counts")
+        assert polls.count("poll") == before
+
+        other = Replicas(broker, "app", lambda: {"counts": [1]})
+        other.start("two:1")
+
+        def away(step: str) -> None:
+            if step == "poll":
+                raise Retriable("made to fail")
+
+        wait_for(lambda: broker.admin().end_offsets([replicas._topic])[replicas._topic] == 2)
+        broker.before = away
+        assert replicas.owners("counts", anew=True) == {0: "one:1"}
+        broker.before = None
+        assert replicas.owners("counts", anew=True) == {0: "one:1", 1: "two:1"}
+        other.close()
+
+
+def test_telling_is_tried_again():
+    broker = MemoryBroker()
+    failures = ["flush"] * 2
+
+    def fail(step: str) -> None:
+        if failures and step == failures[0]:
+            failures.pop()
+            raise Retriable("made to fail")
+
+    broker.before = fail
+    with Replicas(broker, "app", lambda: {"counts": [0]}) as replicas:
+        replicas.start("one:1")
+        wait_for(lambda: replicas.owners("counts", anew=True) == {0: "one:1"})
+    assert not failures
