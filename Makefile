@@ -6,13 +6,14 @@ LOG ?=
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench lock clean
+.PHONY: help demo test check format bench faults lock clean
 
 help:
 	@echo "make demo          run the log-analysis job on a real Kafka, with generated input (LOG=/path/to/access.log for your own)"
 	@echo "make test          all tests, those on a real broker included"
 	@echo "make check         format, lint, types, layering: what CI checks before the tests"
 	@echo "make bench         this runtime, the raw client, Kafka Streams and Quix Streams on one broker (ONLY=json for one work)"
+	@echo "make faults        kill, freeze and cut off workers and brokers for MINUTES=10, and judge the results (SEED=1)"
 	@echo "make format        let ruff format and mend what it can"
 	@echo "make lock          resolve the dependencies anew"
 	@echo "make clean         remove .venv and build (the Kafka cache stays: streams broker clean)"
@@ -49,6 +50,9 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.run $(ONLY)
+
+faults: $(STAMP)
+	@$(BIN)/python -m tests.faults.run
 
 # Hashes and no download address: the files say what to install, not where from.
 lock:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from streams.broker import GroupSettings
+from streams.errors import BrokerError
 from streams.events import Event, get_logger
 from streams.records import TopicPartition
 from streams.state.changelog import (
@@ -130,8 +131,14 @@ class Restorer:
             TopicPartition(changelog_topic(self._application, store), task.partition): store
             for store in definitions
         }
-        ends = self._admin.end_offsets(list(by_partition), "read_uncommitted")
-        beginnings = self._admin.beginning_offsets(list(by_partition))
+        try:
+            ends = self._admin.end_offsets(list(by_partition), "read_uncommitted")
+            beginnings = self._admin.beginning_offsets(list(by_partition))
+        except BrokerError:
+            # A client that waits for a broker that hangs goes on waiting: the next attempt is a new one's.
+            self._admin.close()
+            self._admin = None
+            raise
         targets = {
             partition: committed.get(partition.topic, 0) if store.source_topic else ends[partition]
             for partition, store in by_partition.items()
