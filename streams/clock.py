@@ -14,10 +14,10 @@ NOT_STARTED = -1
 
 
 class StreamClock:
-    """The stream time of one task behind a step that makes event times: a source, or a ``map`` with ``timestamp``.
+    """The stream time of one task behind a step that makes event times, e.g. a source.
 
-    Steps further on share it, filtered or not, so that a window closes also when only records that it does not
-    take come. Milliseconds since the epoch; -1 before the first record.
+    Steps further on share it, filtered or not, so that a window closes also when only records that it does
+    not take come. Milliseconds since the epoch; -1 before the first record.
     """
 
     __slots__ = ("_at_commit", "_at_slice", "_batch", "_before", "_times", "observed", "time")
@@ -32,7 +32,7 @@ class StreamClock:
         self._times: dict[int, int] | None = None
 
     def observe(self, batch: Batch[Any, Any]) -> None:
-        """Records have come whose event times are final; the same batch again, for another step, is not news."""
+        """Records have come whose event times are final; the same batch again is no news."""
         if batch is self._batch:
             return
         self._before, self._batch, self._times = self.time, batch, None

@@ -109,8 +109,8 @@ class ExactlyOnce:
 class AtLeastOnce:
     """Outputs first, then offsets: after a failure records are processed again, never left out.
 
-    Changes of stores are another matter: half of them, or those of a worker that does not know yet that it was
-    replaced, would spoil the state for good. They go into a transaction with the offsets, under
+    Changes of stores are another matter: half of them, or those of a worker that does not know yet that it
+    was replaced, would spoil the state for good. They go into a transaction with the offsets, under
     ``transactional_id``, fenced as ``ExactlyOnce`` is. So state always fits the committed offsets, under this
     guarantee too; only outputs may come twice. ``timeout`` (seconds) is how long outputs may take to be
     acknowledged before their input is read again, and how long a commit may take.

@@ -166,7 +166,7 @@ class GlobalTables:
                 GroupSettings(group=f"{self._application}-global", protocol="classic")
             )
         self._consumer.assign(
-            {partition: self._tables[partition.topic].position(partition.partition) for partition in partitions}
+            {place: self._tables[place.topic].position(place.partition) for place in partitions}
         )
         while not stopped() and any(
             self._tables[partition.topic].position(partition.partition) < end

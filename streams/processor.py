@@ -70,7 +70,7 @@ class Context(Protocol):
         """A store that the step was given with ``stores=``. Raises ``TopologyError`` for another name."""
 
     def schedule(self, every: int, call: Callable[[int], None], *, on: TimeKind) -> Cancel:
-        """Call ``call(time)`` whenever ``every`` milliseconds of stream time or of the wall clock have passed.
+        """Call ``call(time)`` whenever ``every`` milliseconds of stream time or wall clock have passed.
 
         For use in ``open``; it may use the context as ``process`` does. On stream time, calls come at
         multiples of ``every`` since the epoch, one for all multiples that a jump passed; on the wall clock
@@ -100,9 +100,9 @@ class Processor(Protocol):
 class BatchProcessor(Protocol):
     """A batch at a time: the faster form. ``open(context)`` as for ``Processor``.
 
-    Where ``process_batch`` raises, what it forwarded and stored is taken back and it is called again with each
-    record of the batch alone, so that only the failing one meets the error policy. Effects outside of the
-    context must bear that.
+    Where ``process_batch`` raises, what it forwarded and stored is taken back and it is called again with
+    each record of the batch alone, so that only the failing one meets the error policy. Effects outside of
+    the context must bear that.
     """
 
     def process_batch(self, batch: Batch[Any, Any], context: Context) -> None:

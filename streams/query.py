@@ -94,7 +94,7 @@ class Queries:
     def entries(
         self, store: str, start: Any = None, stop: Any = None, *, limit: int | None = None
     ) -> list[tuple[Any, Any]]:
-        """Keys with ``start <= key < stop`` of all partitions held and their values, in the order of bytes."""
+        """Keys with ``start <= key < stop`` of all partitions held, and their values, in byte order."""
         place = self._place(store, windowed=False)
         low, high = (None if key is None else encode_key(place.definition, key) for key in (start, stop))
         found = self._merged(place, lambda committed: committed.entries(low, high), limit)

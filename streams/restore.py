@@ -1,4 +1,4 @@
-"""Brings the stores of newly assigned tasks up to date from their changelog topics, beside the others' work."""
+"""Brings the stores of newly assigned tasks up to date from their changelogs, beside the others' work."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ CHUNK_RECORDS = 10_000
 OLDEST_CHECKPOINT = 24 * 3600 * 1000
 """A database left alone for longer (milliseconds) is rebuilt when its changelog went on without it.
 
-Compaction forgets tombstones after ``delete.retention.ms``, for changelogs two days: entries deleted meanwhile
-would stay for ever.
+Compaction forgets tombstones after ``delete.retention.ms``, for changelogs two days: entries deleted
+meanwhile would stay for ever.
 """
 
 REPORT_SECONDS = 5.0

@@ -18,6 +18,7 @@ import fastavro.schema
 import msgspec
 
 from streams.errors import ConfigurationError
+from streams.shape import shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +33,9 @@ class Serde(Protocol[T]):
     Both methods give one result an element, lazily and in order, and raise at the element they cannot
     handle: the engine applies the step's error policy to that record and calls again with the rest. They
     never see ``None``: a null key stays null, a null value is a tombstone.
+
+    A serde may say more about its bytes than its name does, with a property ``schema`` of plain data: stores
+    keep it, to tell after a change of the program whether what they have can still be read.
     """
 
     @property
@@ -47,6 +51,7 @@ class Bytes:
     """The payload as it is."""
 
     name = "Bytes"
+    schema = "Bytes"
 
     def serialize(self, values: Sequence[bytes]) -> Iterable[bytes]:
         # Types are compared in C; only a column with something else in it is looked at one by one.
@@ -66,6 +71,7 @@ class Text:
     """UTF-8 text."""
 
     name = "Text"
+    schema = "Text"
 
     def serialize(self, values: Sequence[str]) -> Iterable[bytes]:
         return map(str.encode, values)
@@ -95,6 +101,15 @@ class Json(Generic[T]):
     @property
     def name(self) -> str:
         return f"Json({getattr(self._type, '__name__', self._type)})" if self._type else "Json"
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """What can be read, as JSON Schema; ``any``, or the name where the type cannot be described."""
+        try:
+            described: Any = "any" if self._type is None else shape(self._type) or "any"
+        except TypeError:
+            described = self.name
+        return {"json": described}
 
     def serialize(self, values: Sequence[T]) -> Iterable[bytes]:
         return map(self._encoder.encode, values)
@@ -136,6 +151,11 @@ class SchemaFolder:
                 f"no schema with id {identifier} in {self._folder}: add the .avsc it was written with"
             ) from None
 
+    def add(self, schema: Any) -> None:
+        """Read payloads of this schema too, where no file has its id."""
+        parsed = fastavro.parse_schema(schema)
+        self._schemas.setdefault(_identifier(parsed), parsed)
+
 
 def load_schema(path: Path) -> tuple[Any, int]:
     """A ``.avsc`` file as fastavro's parsed schema, and its id in a ``SchemaFolder``."""
@@ -145,13 +165,39 @@ def load_schema(path: Path) -> tuple[Any, int]:
         raise ConfigurationError(f"schema {path} cannot be read: {error}") from error
     except (ValueError, fastavro.schema.SchemaParseException, fastavro.schema.UnknownType) as error:
         raise ConfigurationError(f"{path} is no Avro schema: {error}") from error
-    fingerprint = bytes.fromhex(fastavro.schema.fingerprint(_canonical(parsed), "CRC-64-AVRO"))
+    return parsed, _identifier(parsed)
+
+
+def _identifier(schema: Any) -> int:
+    fingerprint = bytes.fromhex(fastavro.schema.fingerprint(_canonical(schema), "CRC-64-AVRO"))
     # The specification writes the fingerprint little-endian.
-    return parsed, int.from_bytes(fingerprint, "little") & 0x7FFFFFFF
+    return int.from_bytes(fingerprint, "little") & 0x7FFFFFFF
 
 
 def _canonical(schema: Any) -> str:
     return str(fastavro.schema.to_parsing_canonical_form(schema))
+
+
+# What the parsing canonical form has, and what it leaves out though a reader looks at it.
+_READ = frozenset(
+    {
+        *("type", "name", "fields", "symbols", "items", "values", "size"),
+        *("default", "aliases", "logicalType", "precision", "scale"),
+    }
+)
+
+
+def _described(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_described(branch) for branch in schema]
+    if not isinstance(schema, dict):
+        return schema
+    described: dict[str, Any] = {}
+    for word in sorted(_READ & schema.keys()):
+        inner = word in {"type", "items", "values", "fields"}
+        described[word] = _described(schema[word]) if inner else schema[word]
+    # A type with nothing to it but its name is that name.
+    return described["type"] if described.keys() == {"type"} else described
 
 
 class Avro(Generic[T]):
@@ -171,10 +217,16 @@ class Avro(Generic[T]):
     def __init__(self, schema: str | Path, type: Type[T] | None = None) -> None:  # noqa: A002 - as in Json
         path = Path(schema)
         self._parsed, identifier = load_schema(path)
+        self.schema = {"avro": _described(self._parsed)}
         self._folder = SchemaFolder(path.parent)
         self._prefix = b"\0" + identifier.to_bytes(4, "big")
         self._type = type
         self.name = f"Avro({path.stem})"
+
+    def learn(self, schemas: Iterable[Any]) -> None:
+        """Read payloads of these schemas too, where the folder has no file for them."""
+        for schema in schemas:
+            self._folder.add(schema)
 
     def serialize(self, values: Sequence[T]) -> Iterator[bytes]:
         write, schema, prefix = fastavro.schemaless_writer, self._parsed, self._prefix
@@ -200,16 +252,45 @@ class Avro(Generic[T]):
             if head == prefix:
                 value = read(buffer, own, None)
             else:
-                if len(head) < 5 or head[0] != 0:
-                    raise ValueError(
-                        "not in the schema registry's wire format: needs a zero byte and a 4-byte schema id, "
-                        f"starts with {head!r}"
-                    )
-                value = read(buffer, folder.schema(int.from_bytes(head[1:], "big")), own)
-            left = len(payload) - buffer.tell()
-            if left:
-                raise ValueError(f"{left} bytes left over after the record")
+                value = read(buffer, folder.schema(_written_with(head)), own)
+            _require_end(buffer, payload)
             yield cast("T", value if expected is None else convert(value, expected))
+
+
+def _written_with(head: bytes) -> int:
+    if len(head) < 5 or head[0] != 0:
+        raise ValueError(
+            "not in the schema registry's wire format: needs a zero byte and a 4-byte schema id, "
+            f"starts with {head!r}"
+        )
+    return int.from_bytes(head[1:], "big")
+
+
+def _require_end(buffer: io.BytesIO, payload: bytes) -> None:
+    left = len(payload) - buffer.tell()
+    if left:
+        raise ValueError(f"{left} bytes left over after the record")
+
+
+def avro_decoder(schemas: Iterable[Any]) -> Callable[[bytes], Any]:
+    """A function from payloads, in the registries' wire format, to plain data as it was written.
+
+    It reads what was written with these schemas, as ``Avro.schema`` describes them; it raises ``LookupError``
+    for others and ``ValueError`` for what is no such payload.
+    """
+    parsed = [fastavro.parse_schema(schema) for schema in schemas]
+    by_identifier = {_identifier(schema): schema for schema in parsed}
+
+    def decode(payload: bytes) -> Any:
+        buffer = io.BytesIO(payload)
+        identifier = _written_with(buffer.read(5))
+        if identifier not in by_identifier:
+            raise LookupError(f"no schema with id {identifier} is known")
+        value = fastavro.schemaless_reader(buffer, by_identifier[identifier], None)
+        _require_end(buffer, payload)
+        return value
+
+    return decode
 
 
 def _itself(value: Any) -> Any:

@@ -36,8 +36,8 @@ def shape(kind: Any) -> dict[str, Any]:
     """The type as JSON Schema, so far as it decides what can be read and what bytes are written.
 
     ``msgspec.json.schema`` is not enough for that: its schema of a ``datetime`` is that of any text, and keys
-    of mappings and ``omit_defaults`` do not show. Titles and documentation are left out; classes are numbered,
-    as their names are not written. Raises ``TypeError`` for types that need hooks.
+    of mappings and ``omit_defaults`` do not show. Titles and documentation are left out; classes are
+    numbered, as their names are not written. Raises ``TypeError`` for types that need hooks.
     """
     shapes = _Shapes()
     root = shapes.of(inspect.type_info(kind))
@@ -138,9 +138,14 @@ class _Shapes:
         described = {"type": "object", "properties": properties, "required": required}
         if strict:
             described["additionalProperties"] = False
-        if isinstance(info, inspect.StructType) and info.cls.__struct_config__.omit_defaults:
+        if isinstance(info, inspect.StructType) and _class(info).__struct_config__.omit_defaults:
             described["omitsDefaults"] = True
         return described
+
+
+def _class(info: inspect.StructType) -> Any:
+    """The class itself, also where the type is one with parameters."""
+    return getattr(info.cls, "__origin__", info.cls)
 
 
 def _constraints(info: inspect.Type, kind: str) -> dict[str, Any]:

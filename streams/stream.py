@@ -539,7 +539,7 @@ class Stream(Generic[K, V]):
         on_error: ErrorPolicy = dead_letter,
         name: str | None = None,
     ) -> Stream[K, R]:
-        """As ``left_join`` with a stream, with ``function(None, value)`` for its records that find nothing."""
+        """As ``left_join`` with a stream, and ``function(None, value)`` for its records that find nothing."""
         options = _JoinOptions(within, window, grace, close_idle_after, value, other_value, on_error, name)
         return self._join(other, function, "outer", options)
 
@@ -842,7 +842,7 @@ class Grouped(Generic[K, V]):
         on_error: ErrorPolicy = fail,
         **fields: Aggregate[Any, Any],
     ) -> Table[K, Any]:
-        """Compute an aggregate of each key's records, or several by name: ``aggregate("sales", sum=total())``.
+        """Compute an aggregate of each key's records, or several by name: ``aggregate("s", sum=total())``.
 
         With names, results are objects with these as attributes.
         """
@@ -879,7 +879,7 @@ class Grouped(Generic[K, V]):
             return self._stream
         if self._name is None and self._used_by not in (None, name):
             raise TopologyError(
-                f"{self._used_by!r} and {name!r} share the repartition topic of one group_by, which has no name",
+                f"{self._used_by!r} and {name!r} share the repartition topic of one group_by without a name",
                 hint="give it one: group_by(…, name=…); it must not depend on which of them comes first",
             )
         self._used_by = name
@@ -1055,7 +1055,7 @@ class Table(Generic[K, V]):
     def map(
         self, function: Callable[[V], V2], *, on_error: ErrorPolicy = fail, name: str | None = None
     ) -> Table[K, V2]:
-        """The table with ``function(value)`` for each value; keys for which that is ``None`` are not in it."""
+        """The table with ``function(value)`` for each value; keys for which it is ``None`` are not in it."""
         view = self._view.then("map", function)
         return self._then(MapTable(function), view, returned_serde(function), on_error, name)
 
@@ -1333,7 +1333,7 @@ class GroupedTable(Generic[K, V]):
         on_error: ErrorPolicy = fail,
         **fields: Aggregate[Any, Any],
     ) -> Table[K, Any]:
-        """Compute an aggregate that can take values out again, or several by name; see ``Grouped.aggregate``."""
+        """Compute an aggregate that can take values out again, or several; see ``Grouped.aggregate``."""
         computed = chosen_aggregate(name, aggregate, fields)
         if not computed.removable:
             raise TopologyError(
@@ -1410,7 +1410,7 @@ def check_keys_alike(one: Serde[Any], other: Serde[Any], name: str) -> None:
     """Raise ``TopologyError`` when keys are written differently on the two sides of a join."""
     if not _alike(one, other):
         raise TopologyError(
-            f"{name}: keys are {one.name} on one side and {other.name} on the other, so that none would be equal",
+            f"{name}: keys are {one.name} on one side and {other.name} on the other: none would be equal",
             hint="read both with the same key=",
         )
 
@@ -1469,7 +1469,7 @@ def chosen_aggregate(
     if (aggregate is None) == (not fields):
         raise TopologyError(
             f"{name!r} needs either one aggregate, or several by name",
-            hint='for instance aggregate("sales", total("amount")) or aggregate("sales", sum=total("amount"))',
+            hint='e.g. aggregate("sales", total("amount")) or aggregate("sales", sum=total("amount"))',
         )
     return Combined(fields) if aggregate is None else aggregate
 

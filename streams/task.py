@@ -50,7 +50,7 @@ class TaskId(NamedTuple):
 
 
 class Runtime(Protocol):
-    """What a task needs of whatever runs it: the time, and something to do while user code is slow or waits."""
+    """What a task needs of whatever runs it: the time, and what to do while user code is slow or waits."""
 
     def wall_clock(self) -> int:
         """Milliseconds since the epoch."""
@@ -394,8 +394,8 @@ class Task:
     def idle(self, milliseconds: int, since: int) -> bool:
         """Let stream time follow the wall clock, where a step asked for it, as no record came for a while.
 
-        ``milliseconds`` is how long none came, ``since`` how much of it has not been told yet. Returns whether
-        anything was closed.
+        ``milliseconds`` is how long none came, ``since`` how much of it has not been told yet. Returns
+        whether anything was closed.
         """
         moved: dict[StreamClock, int] = {}
         for after, horizon, clock in self._hooks.idle:
@@ -460,7 +460,7 @@ class Task:
         return outputs
 
     def committed(self) -> None:
-        """All that was taken is permanent: the changes go into the database, with the place they stand for."""
+        """All that was taken is permanent: the changes go into the database, with where they come from."""
         for clock in self._clocks.all():
             clock.committed()
         for schedule in self._hooks.schedules:

@@ -320,7 +320,7 @@ class Topology:
             name = table.store.name
             if name in known or not _STORE_NAME.fullmatch(name):
                 raise TopologyError(
-                    f"{name!r} cannot name a global table: it names another store, or is no part of a topic's name",
+                    f"{name!r} cannot name a global table: taken by a store, or no part of a topic's",
                     hint="give it a name=, of letters, digits, '.', '_' and '-'",
                 )
             known.add(name)

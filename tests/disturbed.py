@@ -1,4 +1,4 @@
-"""Events out of order, cut into slices at random, some of which fail or come before a restart: for windows."""
+"""For tests of windows: events out of order, in random slices, some of which fail or come after a restart."""
 
 from __future__ import annotations
 

@@ -161,4 +161,3 @@ def times_of(app: App, values: Sequence[bytes | None]) -> list[int]:
     )
     item: Fetched = FetchedLists("a", 0, [None] * 4, list(values), [1] * 4, range(4), None)
     return list(task.event_times(item))
-

@@ -137,7 +137,9 @@ def test_scans_see_what_the_open_slice_has_put():
         def process(self, record: Record[Any, Any], context: Context) -> None:
             self.store.put(record.key, record.value)
             listed = " ".join(f"{key}={value}" for key, value in self.store.scan("b", "d"))
-            context.forward(replace(record, value=listed + "/" + "".join(k for k, _ in self.store.prefix(b"c"))))
+            context.forward(
+                replace(record, value=listed + "/" + "".join(k for k, _ in self.store.prefix(b"c")))
+            )
 
     app = App("list")
     app.stream("in", key=Text(), value=Text()).process(Lister, stores=[key_value_store("s")]).to(
@@ -257,7 +259,9 @@ def test_what_is_scheduled_and_fails_stops_the_worker_and_says_which_step():
 
     driver = TopologyDriver(counting(Broken))
     driver.send("in", "x", key="k")
-    with pytest.raises(ProcessingError, match=r"failed in what it scheduled every 1000 ms: ValueError: no report"):
+    with pytest.raises(
+        ProcessingError, match=r"failed in what it scheduled every 1000 ms: ValueError: no report"
+    ):
         driver.advance(1_000)
     assert driver.store("counts") == {"all": 1}
 
@@ -277,9 +281,9 @@ def test_aggregates_in_a_row_tell_of_each_change():
     app = App("row")
     first = app.stream("in", key=Text(), value=Text()).group_by_key().count("first")
     second = first.to_stream().group_by_key().count("second")
-    second.to_stream().group_by_key().window(Tumbling(milliseconds=1_000)).count("third").final().group_by_key().count(
-        "fourth"
-    ).to("out")
+    second.to_stream().group_by_key().window(Tumbling(milliseconds=1_000)).count(
+        "third"
+    ).final().group_by_key().count("fourth").to("out")
     second.to("between")
     driver = TopologyDriver(app)
     for number in range(4):
@@ -296,7 +300,11 @@ def test_two_steps_behind_one_that_makes_times_agree_on_what_is_late():
         windows.count(f"windows-{number}").final().to(f"out-{number}")
     driver = TopologyDriver(app)
     driver.send_all("in", [Record("k", str(time), 0) for time in (100, 900, 5_000, 200)])
-    assert [item.value for item in driver.values("out-0")] == [item.value for item in driver.values("out-1")] == [2]
+    assert (
+        [item.value for item in driver.values("out-0")]
+        == [item.value for item in driver.values("out-1")]
+        == [2]
+    )
     assert driver.late() == {"windows-0": 1, "windows-1": 1}
 
 

@@ -558,7 +558,9 @@ def test_another_partition_count_of_the_input_is_refused():
     site = Counting()
     site.admin.delete_topics(["in"])
     site.admin.create_topics([NewTopic(name="in", partitions=3)])
-    with pytest.raises(TopicError, match="'counts': count-counts-changelog has 2 partitions, but its input has 3"):
+    with pytest.raises(
+        TopicError, match="'counts': count-counts-changelog has 2 partitions, but its input has 3"
+    ):
         site.prepare()
 
 

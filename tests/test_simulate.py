@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from streams import App, Json, Text, Tumbling, key_value_store, seconds
-from streams.simulate import LAST, NOT, Event, Simulator, make_schedule
+from streams.simulate import LAST, NOT, Event, Report, Simulator, make_schedule
 
 LINES = [(None, f"k{number % 5} {number}".encode(), 1_000 * number) for number in range(40)]
 
@@ -35,7 +37,7 @@ class Forgetful:
         context.forward(record)
 
 
-def numbering(processor, **options):
+def numbering(processor: Any, **options: Any) -> App:
     app = App("numbering")
     lines = app.stream("lines", value=Text())
     keyed = lines.key_by(lambda line: line.split()[0]).repartition("by-word", value=Text())
@@ -43,7 +45,7 @@ def numbering(processor, **options):
     return app
 
 
-def counting():
+def counting() -> App:
     app = App("counting")
     words = app.stream("lines", value=Text()).group_by(lambda line: line.split()[0], name="by-word")
     words.count("counts").to("counts")
@@ -54,7 +56,7 @@ def counting():
     return app
 
 
-def last(simulator, seeds, **options):
+def last(simulator: Simulator, seeds: int, **options: Any) -> Report:
     *_, report = simulator.run(range(seeds), **options)
     return report
 

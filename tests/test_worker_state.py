@@ -95,7 +95,9 @@ def counting(
         return result
 
     patient = retry(50, backoff=1, longest_backoff=1)
-    app = App("count", **{"max_poll_records": 7, "commit_interval": 0.05, "dead_letter_limit": 1.0} | settings)
+    app = App(
+        "count", **{"max_poll_records": 7, "commit_interval": 0.05, "dead_letter_limit": 1.0} | settings
+    )
     lines = app.stream(topics, key=Text(), value=Text())
     lines.to("echo")
     windows = lines.group_by_key().window(Tumbling(milliseconds=SIZE), grace=grace).count("windows")
@@ -105,9 +107,9 @@ def counting(
     worked = lines.map(work, on_error=patient)
     letters = worked.group_by(lambda value: value[0], value=Text())
     letters.count("letters").to_stream().map(present, on_error=patient).to("letters")
-    worked.key_by(lambda value: value[0]).map(str, name="as-text").repartition("tallied", value=Text()).process(
-        Tally, stores=[key_value_store("tally")]
-    ).to("tally", value=Text())
+    worked.key_by(lambda value: value[0]).map(str, name="as-text").repartition(
+        "tallied", value=Text()
+    ).process(Tally, stores=[key_value_store("tally")]).to("tally", value=Text())
     return app
 
 
@@ -148,7 +150,9 @@ class Cluster:
             create_outputs=False,
         )
         self.inputs = [
-            TopicPartition(topic, number) for topic, count in self.partitions.items() for number in range(count)
+            TopicPartition(topic, number)
+            for topic, count in self.partitions.items()
+            for number in range(count)
         ]
         self.sent: list[Sent] = []
         self._made = 0
@@ -315,7 +319,9 @@ class Cluster:
                     first = max(0, time - SIZE - self.grace + 1).to_bytes(8, "big")
                     changelog = {key: value for key, value in changelog.items() if key[:8] >= first}
                     for key, value in content.items():
-                        windows[key[8:].decode(), int.from_bytes(key[:8], "big")] = msgspec.msgpack.decode(value)
+                        windows[key[8:].decode(), int.from_bytes(key[:8], "big")] = msgspec.msgpack.decode(
+                            value
+                        )
                 elif store == "letters":
                     letters.update(
                         {key.decode(): msgspec.msgpack.decode(value)[0] for key, value in content.items()}
@@ -332,12 +338,12 @@ class Cluster:
         left: dict[bytes, bytes | None] = {}
         for fetched in read_to_end(self.broker, [f"{self.app.name}-{store}-changelog"]):
             if fetched.partition == number:
-                left |= {key: value for key, value in zip(fetched.keys(), fetched.values(), strict=True) if key}
+                left |= {
+                    key: value for key, value in zip(fetched.keys(), fetched.values(), strict=True) if key
+                }
         time = int(left.get(RESERVED + b"stream-time") or b"-1")
         return {
-            key: value
-            for key, value in left.items()
-            if value is not None and not key.startswith(RESERVED)
+            key: value for key, value in left.items() if value is not None and not key.startswith(RESERVED)
         }, time
 
 
@@ -528,7 +534,9 @@ def test_each_record_is_counted_once_when_the_process_dies_at_a_write_to_its_dis
 class Crowd:
     """Workers that come, work, go and die, also in the middle of others' slices and commits."""
 
-    def __init__(self, cluster: Cluster, pause: Pause, chance: random.Random, share: float, limit: int) -> None:
+    def __init__(
+        self, cluster: Cluster, pause: Pause, chance: random.Random, share: float, limit: int
+    ) -> None:
         self.cluster = cluster
         self.workers: list[Worker] = [cluster.worker()]
         self._chance = chance
@@ -689,7 +697,9 @@ def test_a_member_that_joins_while_user_code_waits_changes_no_count(place, parti
     # Of the partitions held, some stay: also the slice of one that stays is given up, and begun anew.
     pause = Pause()
     cluster = Cluster(counting(pause, commit_interval=100.0))
-    cluster.send(*[Sent("in", number, f"{number}x", "a", 100) for number in range(PARTITIONS) for _ in range(3)])
+    cluster.send(
+        *[Sent("in", number, f"{number}x", "a", 100) for number in range(PARTITIONS) for _ in range(3)]
+    )
     first = cluster.worker()
     cluster.join(first, 3 * PARTITIONS)
     cluster.run(first)
@@ -737,7 +747,9 @@ def test_a_member_that_loses_its_partitions_while_user_code_waits_commits_none_o
 
 @pytest.mark.parametrize("error", [TransactionAborted, OutcomeUnknown, Retriable])
 @pytest.mark.parametrize("step", ["produce", "send_offsets", "commit.before", "commit.after"])
-def test_a_task_that_loses_one_of_its_partitions_in_a_failing_commit_goes_on_from_what_is_committed(step, error):
+def test_a_task_that_loses_one_of_its_partitions_in_a_failing_commit_goes_on_from_what_is_committed(
+    step, error
+):
     if (step, error) == ("commit.after", TransactionAborted):
         return
     cluster = Cluster(
@@ -762,7 +774,9 @@ def test_a_task_that_loses_one_of_its_partitions_in_a_failing_commit_goes_on_fro
 
 
 def test_a_partition_without_records_is_still_known_to_be_at_its_end_after_a_rewind():
-    cluster = Cluster(counting(None, ("in", "other"), grace=1_000_000), topics=("in", "other"), grace=1_000_000)
+    cluster = Cluster(
+        counting(None, ("in", "other"), grace=1_000_000), topics=("in", "other"), grace=1_000_000
+    )
     worker = cluster.worker()
     cluster.send(*some(20))
     cluster.broker.before = Trouble("produce", TransactionAborted, [1])
@@ -898,7 +912,9 @@ def test_what_was_consumed_of_a_repartition_topic_is_deleted():
 
 def test_topics_between_subtopologies_have_as_many_partitions_as_the_largest_input():
     app = App("derived")
-    app.stream(["in", "other"], key=Text(), value=Text()).group_by(str, value=Text()).count("counts").to("out")
+    app.stream(["in", "other"], key=Text(), value=Text()).group_by(str, value=Text()).count("counts").to(
+        "out"
+    )
     cluster = Cluster(app, topics=("in", "other"), outputs=("out",))
     assert cluster.partitions["derived-counts-repartition"] == PARTITIONS
     assert cluster.admin.topics()["derived-counts-changelog"].partitions == PARTITIONS

@@ -1,4 +1,4 @@
-"""Steps that bring records of one key together: a batch's records with one read and one write for each key."""
+"""Steps that bring records of one key together: one read and one write a batch and key."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Group:
 
 
 def with_groups(guard: Guard, batch: Batch[Any, Any], *, null_keys: bool = False) -> Batch[Any, Any]:
-    """The rows whose keys can be grouped by, or are null where that is allowed; the others meet the policy."""
+    """The rows whose keys can be grouped by, or are null where that may be; the others meet the policy."""
     keys = batch.keys
     try:
         if None not in set(keys) or null_keys:

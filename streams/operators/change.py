@@ -19,7 +19,7 @@ JoinKind: TypeAlias = Literal["inner", "left", "outer"]
 
 
 class Change(NamedTuple):
-    """A change to the value of one key; ``None`` where there is none. ``old`` is told if a step asks for it."""
+    """A change to the value of one key; ``None`` where there is none. ``old`` is told if a step asks."""
 
     new: Any
     old: Any
@@ -97,7 +97,7 @@ Reader: TypeAlias = Callable[[Sequence[Any]], list[Found]]
 """The values of several keys, in one read."""
 
 Read: TypeAlias = Literal["current", "told", "before"]
-"""Which changes a reader sees: all, those its table has told of, or those before what it is telling of now."""
+"""Which changes a reader sees: all, those its table has told of, or those before what it tells now."""
 
 
 def bind_view(view: AnyView, step: Binding, read: Read) -> Reader:

@@ -1,8 +1,8 @@
 """The four steps of a join of two tables by a key that stands in the left one's values.
 
 A left task *subscribes* with the right task that has the foreign key; that one keeps the subscription and
-*answers* with its value, at once and whenever it changes. An answer carries a hash of the left value that asked
-for it: where the left value is another one by now, a newer answer is on its way and this one is dropped.
+*answers* with its value, at once and whenever it changes. An answer carries a hash of the left value that
+asked for it: where the left value is another one by now, a newer answer is on its way and this one is dropped.
 """
 
 from __future__ import annotations

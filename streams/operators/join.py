@@ -120,7 +120,7 @@ def forward_joined(
     *,
     is_left: bool,
 ) -> None:
-    """Forward what a join makes of each row and what was found for it; without the rows that found nothing."""
+    """Forward what a join makes of the rows and what was found for each; without those that found nothing."""
     pairs = list(zip(batch.values, found, strict=True))
     if not is_left:
         rows = [row for row, other in enumerate(found) if other is not None]
@@ -189,8 +189,8 @@ class JoinStreams:
     then waits itself.
 
     Both sides' records wait in windowed stores, in buckets of time: ``own`` and ``other``. A record is late
-    when stream time, as it was at its row, is past all that the window and ``grace`` let it meet. Where a side
-    ``emits_alone``, records that met nobody go on with ``None`` once their bucket is past.
+    when stream time, as it was at its row, is past all that the window and ``grace`` let it meet. Where a
+    side ``emits_alone``, records that met nobody go on with ``None`` once their bucket is past.
     """
 
     kind: ClassVar[str] = "join"

@@ -39,7 +39,7 @@ REMOVED: tuple[str, bytes | None] = ("__streams.removed", None)
 
 
 class StampedSerde:
-    """Between (value, event time) pairs and bytes: eight bytes of time, then the value as ``inner`` has it."""
+    """Between (value, event time) and bytes: eight bytes of time, then the value as ``inner`` has it."""
 
     def __init__(self, inner: Serde[Any]) -> None:
         self._inner = inner

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from streams.operators.aggregate import Folding
+from streams.operators.aggregate import Folding, rows_by_key
 from streams.windows import Hopping, Tumbling, Windowed
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class WindowedAggregate:
     """One accumulator for each window and key.
 
-    ``updates``, ``final`` and ``late`` name the steps that take the latest results at each commit, the results
-    of windows that closed, and the records that came too late for all their windows; ``None`` for nobody.
-    ``grace`` and ``close_idle_after`` are milliseconds.
+    ``updates``, ``final`` and ``late`` name the steps that take the latest results at each commit, the
+    results of windows that closed, and the records that came too late for all their windows; ``None`` for
+    nobody. ``grace`` and ``close_idle_after`` are milliseconds.
     """
 
     kind: ClassVar[str] = "window"
@@ -97,43 +97,42 @@ class _Windowing:
         if floors is not None and len(batch) < len(before):
             floors = [time - lasts for time in self._clock.times(batch)]
         times = batch.timestamps
-        if size == advance:
-            self._add([time - time % size for time in times], batch.keys, column)
-            return
-        # Pass by pass: each record's latest window, then the one before it, and so on.
-        for behind in range(0, size, advance):
-            starts = [time - time % advance - behind for time in times]
-            rows = [
-                row
-                for row, start in enumerate(starts)
-                if start >= 0 and start + size > times[row] and (floors is None or start > floors[row])
-            ]
-            if len(rows) == len(starts):
-                self._add(starts, batch.keys, column)
-            elif rows:
-                self._add(
-                    [starts[row] for row in rows],
-                    [batch.keys[row] for row in rows],
-                    [column[row] for row in rows] if column else (),
-                )
+        starts = [time - time % advance for time in times]
+        latest: dict[int, Sequence[int]]
+        latest = {starts[0]: range(len(starts))} if len(set(starts)) == 1 else {**rows_by_key(starts)}
+        rows = latest if size == advance else self._rows_by_window(latest, times, floors)
+        for start in sorted(rows):
+            self._add_to_window(start, rows[start], batch.keys, column)
 
-    def _add(self, starts: list[int], keys: Sequence[Any], column: Sequence[Any]) -> None:
-        distinct = set(starts)
-        if len(distinct) == 1:
-            self._add_to_window(starts[0], keys, column)
-            return
-        rows: dict[int, list[int]] = {start: [] for start in sorted(distinct)}
-        for row, start in enumerate(starts):
-            rows[start].append(row)
-        for start, chosen in rows.items():
-            self._add_to_window(
-                start,
-                [keys[row] for row in chosen],
-                [column[row] for row in chosen] if column else (),
-            )
+    def _rows_by_window(
+        self, latest: Mapping[int, Sequence[int]], times: Sequence[int], floors: Sequence[int] | None
+    ) -> dict[int, Sequence[int]]:
+        """The rows that lie in each window that takes them, given by the start of their latest window."""
+        size, advance = self._size, self._advance
+        found: dict[int, list[int]] = {}
+        for last, rows in latest.items():
+            for start in range(last, max(-1, last - size), -advance):
+                taken = rows
+                if floors is not None or start + size < last + advance:
+                    taken = [
+                        row
+                        for row in rows
+                        if start + size > times[row] and (floors is None or start > floors[row])
+                    ]
+                if start in found:
+                    found[start] += taken
+                elif taken:
+                    found[start] = list(taken)
+        # Some aggregates want events as they came, and not those of one advance after another.
+        return {start: sorted(rows) for start, rows in found.items()}
 
-    def _add_to_window(self, start: int, keys: Sequence[Any], column: Sequence[Any]) -> None:
+    def _add_to_window(
+        self, start: int, rows: Sequence[int], keys: Sequence[Any], column: Sequence[Any]
+    ) -> None:
         folding, state = self._folding, self._state
+        if len(rows) < len(keys):
+            keys = [keys[row] for row in rows]
+            column = [column[row] for row in rows] if column else ()
         shares = folding.shares(keys)
         distinct = list(shares)
         added = folding.add(state.get_many(start, distinct), shares.values(), column)

@@ -65,7 +65,8 @@ class StoreDefinition:
             "key": schema_of(self.key),
             "value": schema_of(self.value),
         }
-        return json.dumps(description, sort_keys=True)
+        # In the order the serdes give: the order of fields decides about the bytes of keys.
+        return json.dumps(description)
 
     @property
     def askable(self) -> bool:

@@ -1,7 +1,7 @@
 """What committed topics must say after whatever happened, judged from outside.
 
-The rules are those by which Kafka Streams' and Kafka's own system tests judge (EOS and smoke test, transaction
-copy), made anew for what ``fault_app`` writes.
+The rules are those by which Kafka Streams' and Kafka's own system tests judge (EOS and smoke test,
+transaction copy), made anew for what ``fault_app`` writes.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ FAR = 10_000_000
 
 def records(start: int, stop: int, keys: int) -> list[tuple[str, int]]:
     """Records of so many keys in turn, ten milliseconds apart."""
-    return [(f"key-{number % keys}", number * 10) for number in range(start, stop)]
+    # The client takes the time 0 for now.
+    return [(f"key-{number % keys}", 1 + number * 10) for number in range(start, stop)]
 
 
 def check(count, sent: list[tuple[str, int]]) -> None:

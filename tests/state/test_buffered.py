@@ -84,7 +84,8 @@ def test_keys_that_begin_alike_are_found_in_order_by_prefix(database):
 
 
 @pytest.mark.parametrize(
-    ("prefix", "stop"), [(b"a", b"b"), (b"a\xff", b"b"), (b"\xff\xff", None), (b"", None), (b"a\x00", b"a\x01")]
+    ("prefix", "stop"),
+    [(b"a", b"b"), (b"a\xff", b"b"), (b"\xff\xff", None), (b"", None), (b"a\x00", b"a\x01")],
 )
 def test_the_first_key_behind_a_prefix(prefix, stop):
     assert prefix_stop(prefix) == stop
@@ -320,7 +321,9 @@ class WindowMachine(RuleBasedStateMachine):
     @rule(low=st.integers(0, 40), size=st.integers(0, 20))
     def scan(self, low: int, size: int) -> None:
         expected: dict[int, list[tuple[str, int]]] = {}
-        for (start, key), value in sorted(self.open.items(), key=lambda item: (item[0][0], encoded(item[0][1]))):
+        for (start, key), value in sorted(
+            self.open.items(), key=lambda item: (item[0][0], encoded(item[0][1]))
+        ):
             if low <= start < low + size:
                 expected.setdefault(start, []).append((key, value))
         assert list(self.state.windows(low, low + size)) == list(expected.items())

@@ -1,0 +1,248 @@
+"""Whether a program can read what its stores have, and how to make it so.
+
+A stored schema is the text of ``StoreDefinition.schema``, with one thing more: values are only written again
+when they change, so a store may have some from before several compatible changes. Their schemas stay in the
+text, as ``earlier``, and each must be readable, as reading one change back does not tell about two.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import msgspec
+
+from streams.avro_reading import avro_differences
+from streams.errors import StateError
+from streams.json_reading import json_differences
+from streams.serde import avro_decoder
+from streams.state.expiring import Expiring
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from streams.state.definition import StoreDefinition
+    from streams.state.store import Store
+
+Relation: TypeAlias = Literal["same", "compatible", "incompatible"]
+
+_WINDOW_START = Struct(">Q")
+
+# What precedes the payload of a value, and what makes a stored value of the value and that.
+_PREFIXES: dict[str, tuple[Struct, Callable[..., Any]]] = {
+    "stamped": (Struct(">q"), lambda value, time: (value, time)),
+    "expiring": (Struct(">QQ"), Expiring),
+}
+
+_WRAPPERS = {*_PREFIXES, "waiting"}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a stored schema and the program's own relate.
+
+    ``differences`` say what cannot be read, each with the field it is about. ``migratable`` tells whether
+    only values differ, so that a function of values can mend it.
+    """
+
+    relation: Relation
+    differences: tuple[str, ...] = ()
+    migratable: bool = False
+
+
+def compare(stored: str, wanted: str) -> Verdict:
+    """Whether everything written under the schema ``stored`` can be read under ``wanted``.
+
+    Raises ``StateError`` when ``stored`` is no schema.
+    """
+    before, now = _parsed(stored), json.loads(wanted)
+    fixed = []
+    if before["purpose"] != now["purpose"]:
+        fixed.append(f"purpose: was {before['purpose']!r}, is {now['purpose']!r}")
+    # The order of a struct's fields is that of the bytes, which objects that compare equal do not show.
+    if json.dumps(before["key"]) != json.dumps(now["key"]):
+        found = list(_differences(before["key"], now["key"], "key"))
+        detail = "; ".join(found) or "key: the same values are written as other bytes, or may be"
+        fixed.append(f"{detail}; keys are looked up by their bytes, so that no change of them is compatible")
+    wrapped = _wrapped(before["value"])[0] != _wrapped(now["value"])[0]
+    values = [
+        difference
+        for schema in _value_schemas(before)
+        for difference in _differences(schema, now["value"], "value")
+    ]
+    if fixed or values:
+        return Verdict("incompatible", (*fixed, *dict.fromkeys(values)), migratable=not fixed and not wrapped)
+    return Verdict("same" if before["value"] == now["value"] else "compatible")
+
+
+def kept(stored: str | None, wanted: str) -> str:
+    """The schema to store from the first commit on that has new values beside those of ``stored``.
+
+    It is for schemas that ``compare`` finds same or compatible; without a stored one, or when all entries are
+    migrated, ``wanted`` is stored as it is.
+    """
+    if stored is None:
+        return wanted
+    now = json.loads(wanted)
+    earlier: list[Any] = []
+    for schema in _value_schemas(_parsed(stored)):
+        if schema != now["value"] and schema not in earlier:
+            earlier.append(schema)
+    return json.dumps(now | {"earlier": earlier}) if earlier else wanted
+
+
+def check(definition: StoreDefinition, stored_schema: str) -> bool:
+    """Whether the entries of a store must be migrated before its steps may see them.
+
+    Where nothing is to be done, the store's value serde is told of the schemas that entries may have been
+    written with, if it has a method ``learn``. Raises ``StateError`` with the differences and what can be
+    done about them when the program cannot read the entries and ``migrate`` cannot help.
+    """
+    try:
+        verdict = compare(stored_schema, definition.schema)
+    except StateError as error:
+        raise StateError(f"store {definition.name!r}: {error}") from error
+    if verdict.relation != "incompatible":
+        _tell(definition, stored_schema)
+        return False
+    if definition.migrate is not None and verdict.migratable and definition.source_topic is None:
+        return True
+    anew = "give it another name and replay the input to build it anew, or go back to the program before"
+    if definition.source_topic is not None:
+        hint = (
+            f"its entries are the records of topic {definition.source_topic!r}: read them with a serde that "
+            "fits, or give the table another name to build it anew from the topic, or go back"
+        )
+    elif verdict.migratable:
+        hint = f"give the store migrate=…, a function from old values to new ones; or {anew}"
+    else:
+        hint = f"migrate=… can change values only: {anew}"
+    differences = "\n  ".join(verdict.differences)
+    raise StateError(
+        f"store {definition.name!r} has state that this program cannot read:\n  {differences}", hint=hint
+    )
+
+
+def migrated_entries(
+    definition: StoreDefinition, stored_schema: str, store: Store
+) -> Iterator[tuple[Any, Any]]:
+    """All entries of ``store``, keys decoded, with the values that ``definition.migrate`` makes.
+
+    The function gets old values as plain data: JSON and Avro as dictionaries, lists and so on, text as text,
+    anything else as bytes; without the times that the store keeps beside them, which stay. What it returns is
+    written and read once, so that values are of the type that steps expect. ``None`` removes the entry.
+    Keys of windowed stores are pairs of window start and key.
+
+    Nothing is written here: all of it belongs into one commit, together with the new schema. Raises
+    ``StateError`` naming the key when an entry cannot be read, migrated or written.
+    """
+    migrate = definition.migrate
+    assert migrate is not None
+    schemas = _value_schemas(_parsed(stored_schema))
+    wrapper, _ = _wrapped(schemas[0])
+    prefix, stored_value = _PREFIXES.get(wrapper, (Struct(""), lambda value: value))
+    decode = _plain_decoder([_wrapped(schema)[1] for schema in schemas])
+    for encoded, payload in store.scan():
+        key: Any = encoded
+        doing = "be read"
+        try:
+            key = _decoded_key(definition, encoded)
+            old = decode(payload[prefix.size :])
+            doing = "be migrated"
+            new = migrate(old)
+            doing = f"be written by {definition.value.name}"
+            if new is not None:
+                value = stored_value(new, *prefix.unpack_from(payload))
+                (written,) = definition.value.serialize([value])
+                (new,) = definition.value.deserialize([written])
+        except Exception as error:
+            raise StateError(
+                f"store {definition.name!r}: the value of key {key!r:.80} cannot {doing}: "
+                f"{type(error).__name__}: {error}",
+                hint="nothing was changed: mend migrate=… and start again, or go back to the program before",
+            ) from error
+        yield key, new
+
+
+def _parsed(stored: str) -> dict[str, Any]:
+    try:
+        schema = json.loads(stored)
+    except ValueError as error:
+        raise StateError(f"its stored schema is no JSON: {stored!r:.80}") from error
+    if not isinstance(schema, dict) or not schema.keys() >= {"purpose", "key", "value"}:
+        raise StateError(f"its stored schema has no purpose, key or value: {stored!r:.80}")
+    return schema
+
+
+def _value_schemas(schema: dict[str, Any]) -> list[Any]:
+    """Those that values may have been written with; the latest first."""
+    return [schema["value"], *schema.get("earlier", [])]
+
+
+def _kind(schema: Any) -> tuple[str, Any]:
+    if isinstance(schema, dict) and len(schema) == 1:
+        ((kind, inner),) = schema.items()
+        return kind, inner
+    return "", schema
+
+
+def _wrapped(schema: Any) -> tuple[str, Any]:
+    """What stands around the values, and their own schema."""
+    kind, inner = _kind(schema)
+    return (kind, inner) if kind in _WRAPPERS else ("", schema)
+
+
+def _differences(stored: Any, wanted: Any, where: str) -> Iterator[str]:
+    (before, old), (now, new) = _kind(stored), _kind(wanted)
+    if before == now and now in _WRAPPERS:
+        yield from _differences(old, new, where)
+    elif before == now == "json":
+        yield from json_differences(old, new, where)
+    elif before == now == "avro":
+        yield from avro_differences(old, new, where)
+    elif stored != wanted:
+        yield f"{where}: was {_named(stored)}, is {_named(wanted)}"
+
+
+def _named(schema: Any) -> str:
+    kind, inner = _kind(schema)
+    if kind in {"json", "avro"}:
+        return {"json": "JSON", "avro": "Avro"}[kind]
+    if kind:
+        return f"{kind} {_named(inner)}"
+    return schema if isinstance(schema, str) else json.dumps(schema)
+
+
+def _tell(definition: StoreDefinition, stored_schema: str) -> None:
+    learn = getattr(definition.value, "learn", None)
+    if learn is None:
+        return
+    found = [_kind(_wrapped(schema)[1]) for schema in _value_schemas(_parsed(stored_schema))]
+    schemas = [schema for kind, schema in found if kind == "avro"]
+    if schemas:
+        learn(schemas)
+
+
+def _plain_decoder(schemas: list[Any]) -> Callable[[bytes], Any]:
+    kinds = [_kind(schema) for schema in schemas]
+    # Schemas of one store differ in kind only when one had been migrated to the other.
+    match kinds[0]:
+        case ("json", _):
+            return msgspec.json.Decoder().decode
+        case ("avro", _):
+            return avro_decoder([schema for kind, schema in kinds if kind == "avro"])
+        case (_, "Text"):
+            return bytes.decode
+        case _:
+            return bytes
+
+
+def _decoded_key(definition: StoreDefinition, encoded: bytes) -> Any:
+    if definition.retention is None:
+        (key,) = definition.key.deserialize([encoded])
+        return key
+    (start,) = _WINDOW_START.unpack_from(encoded)
+    (key,) = definition.key.deserialize([encoded[_WINDOW_START.size :]])
+    return start, key
