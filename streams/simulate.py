@@ -369,7 +369,7 @@ def _closing_seconds(topology: Topology) -> int:
             continue
         idle = getattr(node.operator, "close_idle_after", None)
         if idle is not None:
-            lasts = max(store.changelog_retention or 0 for store in node.owns)
+            lasts = max((store.changelog_retention or 0 for store in node.owns), default=0)
             total += (idle + lasts) // 1000 + QUIET_STEP_SECONDS
     return total
 
@@ -420,9 +420,10 @@ def _comparison(topology: Topology, node: Node) -> str:
         at, passed = waiting.pop()
         if at is not node and isinstance(at, TopologyStep):
             # An aggregate forwards at commits what others then build on.
-            updates = getattr(at.operator, "forwards_at_commits", False)
             heads = getattr(at.operator, "heads", None)
-            if updates or (heads is not None and node_through(topology, node, heads.updates)):
+            if heads is None:
+                passed += getattr(at.operator, "forwards_at_commits", False)
+            elif node_through(topology, node, heads.updates):
                 passed += 1
         worst = max(worst, passed)
         waiting += [(by_name[parent], passed) for parent in at.parents]

@@ -303,6 +303,7 @@ class AggregateChanges:
     kind: ClassVar[str] = "aggregate"
     terminal: ClassVar[bool] = False
     stamps: ClassVar[bool] = True
+    forwards_at_commits: ClassVar[bool] = True
 
     store: str
     aggregate: Aggregate[Any, Any]
