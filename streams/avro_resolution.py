@@ -24,7 +24,7 @@ _Pair = tuple[str, str]
 
 
 def avro_differences(stored: Any, wanted: Any, where: str) -> Iterator[str]:
-    """What of values written with ``stored`` cannot be read with ``wanted``, as ``Avro.schema`` describes both.
+    """What of values written with ``stored`` cannot be read with ``wanted``, both as in ``Avro.schema``.
 
     In two cases less is allowed than by the specification: bytes need not be text, and a value with another
     logical type is a value of another type.
@@ -40,20 +40,23 @@ class _Resolution:
 
     def differences(self, stored: Any, wanted: Any, path: str, within: frozenset[_Pair]) -> Iterator[str]:
         """``within`` are the pairs of named types around this one, which may contain themselves."""
-        if isinstance(stored, list):
-            for branch in stored:
-                if isinstance(wanted, list) or self._fits(branch, wanted):
-                    yield from self.differences(branch, wanted, path, within)
-                else:
+        if isinstance(stored, list) or isinstance(wanted, list):
+            options = wanted if isinstance(wanted, list) else [wanted]
+            for branch in stored if isinstance(stored, list) else [stored]:
+                # The first that fits is the one that is read with, whatever comes of it.
+                chosen = next((option for option in options if self._fits(branch, option)), None)
+                if chosen is None:
                     yield self._changed(stored, wanted, path)
-            return
-        if isinstance(wanted, list):
-            # The first that fits is the one that is read with, whatever comes of it.
-            chosen = next((branch for branch in wanted if self._fits(stored, branch)), None)
-            if chosen is None:
-                yield self._changed(stored, wanted, path)
-            else:
-                yield from self.differences(stored, chosen, path, within)
+                elif (
+                    branch is stored
+                    and isinstance(branch, str)
+                    and isinstance(chosen, dict)
+                    and branch in self._stored
+                ):
+                    # fastavro 1.13 fails there: it looks the definition up as if it were a name.
+                    yield f"{self._place(path)}: {branch} is defined here now and was defined before it"
+                else:
+                    yield from self.differences(branch, chosen, path, within)
             return
         before, now = self._resolved(stored, wanted)
         if _type(before) in _NAMED and _type(now) in _NAMED:

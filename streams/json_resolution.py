@@ -26,8 +26,7 @@ def json_differences(stored: Any, wanted: Any, where: str) -> Iterator[str]:
         return
     if isinstance(stored, str) or isinstance(wanted, str):
         if stored != wanted:
-            names = ["anything" if schema == "any" else _named(schema) for schema in (stored, wanted)]
-            yield f"{where}: was {names[0]}, is {names[1]}"
+            yield f"{where}: was {_root_named(stored)}, is {_root_named(wanted)}"
         return
     yield from _Reading(stored, wanted, where).differences(stored, wanted, "", frozenset())
 
@@ -116,19 +115,21 @@ class _Reading:
         self, before: dict[str, Any], now: dict[str, Any], path: str, within: frozenset[_Pair]
     ) -> Iterator[str]:
         leading = before.get("prefixItems", [])
+        least = before.get("minItems", 0)
+        most = before.get("maxItems", len(leading) if "prefixItems" in before else inf)
         if "prefixItems" not in now:
-            yield from self._constraints(_bounded(before, leading), now, path)
+            yield from self._constraints({"maxItems": most} | before, now, path)
             yield from self._unique(before, now, path)
             if "prefixItems" not in before:
                 yield from self.differences(before["items"], now["items"], f"{path}[]", within)
             for place, item in enumerate(leading):
                 yield from self.differences(item, now["items"], f"{path}[{place}]", within)
             return
-        least, most = before.get("minItems", 0), before.get("maxItems", len(leading) or inf)
         if least < now["minItems"]:
             yield f"{self._place(f'{path}[{least}]')}: could be absent, is required"
         if most > now.get("maxItems", inf):
-            yield f"{self._place(path)}: could have {most} elements, has at most {now['maxItems']}"
+            many = "any number of" if most == inf else most
+            yield f"{self._place(path)}: could have {many} elements, has at most {now['maxItems']}"
         for place, item in enumerate(now["prefixItems"]):
             if place >= most:
                 break
@@ -249,10 +250,6 @@ def _beginnings(schema: dict[str, Any]) -> set[str]:
     return {{str: "string", int: "integer", type(None): "null"}[type(value)] for value in schema["enum"]}
 
 
-def _bounded(before: dict[str, Any], leading: list[Any]) -> dict[str, Any]:
-    return before | {"maxItems": before.get("maxItems", len(leading))} if leading else before
-
-
 def _implied(before: dict[str, Any], word: str, bound: Any) -> bool:
     if word in _EQUAL:
         return word in before and bool(before[word] == bound)
@@ -267,9 +264,13 @@ def _implied(before: dict[str, Any], word: str, bound: Any) -> bool:
     return bool(before.get(word, inf) <= bound)
 
 
-def _named(schema: Any, definitions: dict[str, Any] | None = None) -> str:
+def _root_named(schema: Any) -> str:
     if isinstance(schema, str):
-        return schema
+        return "anything" if schema == "any" else schema
+    return _named(schema, schema.get("$defs"))
+
+
+def _named(schema: dict[str, Any], definitions: dict[str, Any] | None = None) -> str:
     schema = _resolved(schema, definitions or {})
     if _is_any(schema):
         return "anything"

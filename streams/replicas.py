@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from streams.broker import Admin, Broker, Consumer, Producer
+    from streams.broker import Broker, Consumer, Producer
 
 TELL_SECONDS = 0.2
 """How soon others may know of a change to what a worker holds."""
 
 KNOWN_SECONDS = 1.0
 """For so long nobody looks again who holds what."""
+
+NEWS_SECONDS = 0.2
+"""How long to wait for news where what was known has proved wrong."""
 
 ANSWER_SECONDS = 5.0
 """How long the topic may take to be read, or to take a record."""
@@ -55,9 +58,8 @@ class Replicas:
         self._producer: Producer | None = None
         self._told: Mapping[str, list[int]] | None = None
         self._lock = threading.Lock()
-        self._admin: Admin | None = None
         self._consumer: Consumer | None = None
-        self._position = -1
+        self._complete = False
         self._known_at = -float("inf")
         self._owners: dict[tuple[str, int], str] = {}
 
@@ -75,19 +77,21 @@ class Replicas:
     def owners(self, store: str, *, anew: bool = False) -> dict[int, str]:
         """The address of the worker that holds each partition of a store, as far as known.
 
-        Looks again when what is known is a second old, or ``anew`` says that it was wrong. Raises
-        ``BrokerError`` when nothing is known and the broker does not answer.
+        Looks again when what is known is a second old, or ``anew`` says that it was wrong; that waits for no
+        broker that is away. Raises ``BrokerError`` when the topic was never read as a whole.
         """
         with self._lock:
             if anew or time.monotonic() - self._known_at >= KNOWN_SECONDS:
                 try:
-                    self._read()
+                    self._read(NEWS_SECONDS if anew else 0.0)
                 except BrokerError:
                     # Without a broker the workers still answer from what they have.
-                    if self._position < 0:
+                    if not self._complete:
                         raise
                 finally:
                     self._known_at = time.monotonic()
+            elif not self._complete:
+                raise BrokerUnreachable(f"{self._topic} could not be read just now")
             return {place[1]: address for place, address in self._owners.items() if place[0] == store}
 
     def close(self) -> None:
@@ -102,9 +106,7 @@ class Replicas:
         with self._lock:
             if self._consumer is not None:
                 self._consumer.close()
-            if self._admin is not None:
-                self._admin.close()
-            self._consumer = self._admin = None
+            self._consumer = None
 
     def __enter__(self) -> Self:
         return self
@@ -141,24 +143,24 @@ class Replicas:
         else:
             self._told = held
 
-    def _read(self) -> None:
-        """Take in what workers told since the last time."""
-        if self._admin is None:
-            self._admin = self._broker.admin()
-        end = self._admin.end_offsets([self._topic])[self._topic]
+    def _read(self, timeout: float) -> None:
+        """Take in what workers told since the last time; the client has fetched it already.
+
+        Waits up to ``timeout`` (seconds) for news, the first time for all that there is.
+        """
         if self._consumer is None:
             self._consumer = self._broker.consumer(GroupSettings(group=self._topic.topic, protocol="classic"))
             self._consumer.assign({self._topic: BEGINNING})
         give_up = time.monotonic() + ANSWER_SECONDS
-        while self._position < end:
-            polled = self._consumer.poll(1000, 0.1)
+        while True:
+            polled = self._consumer.poll(1000, timeout if self._complete else 0.1)
             for fetched in polled.fetched:
                 self._take(fetched.keys(), fetched.values())
-                self._position = fetched.next_offset
-            self._position = max(self._position, polled.ends.get(self._topic, -1))
+            self._complete = self._complete or self._topic in polled.ends
+            if self._complete and not polled.fetched:
+                return
             if time.monotonic() > give_up:
                 raise BrokerUnreachable(f"{self._topic} could not be read within {ANSWER_SECONDS:.0f} s")
-        self._position = max(self._position, 0)
 
     def _take(self, addresses: Sequence[bytes | None], told: Sequence[bytes | None]) -> None:
         for key, value in zip(addresses, told, strict=True):

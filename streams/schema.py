@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
-from streams.avro_reading import avro_differences
+from streams.avro_resolution import avro_differences
 from streams.errors import StateError
-from streams.json_reading import json_differences
+from streams.json_resolution import json_differences
 from streams.serde import avro_decoder
 from streams.state.expiring import Expiring
 

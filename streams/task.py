@@ -18,6 +18,7 @@ from streams.guard import Guard, error_text
 from streams.operators import fan_out
 from streams.operators.stateless import extract_timestamps
 from streams.records import Batch, Derived, Output, TopicPartition
+from streams.schema import check, kept, migrated_entries
 from streams.serde import Bytes, nullable
 from streams.state.buffered import KeyValueState, WindowState
 from streams.state.changelog import Checkpoint, changelog_topic, encode_metadata
@@ -475,14 +476,14 @@ class Task:
                 source = TopicPartition(definition.source_topic, partition)
                 if source in self.positions:
                     self._checkpoints[name].offset = self.positions[source]
+        for checkpoint in self._checkpoints.values():
+            checkpoint.committed()
         self._database.write(
             {name: changes for name, changes in staged.items() if changes.entries or changes.deleted},
             encode_metadata(self._checkpoints, self._runtime.wall_clock()),
         )
         for state in self.states.values():
             state.committed()
-        for checkpoint in self._checkpoints.values():
-            checkpoint.committed()
 
     def committed_store(self, name: str) -> CommittedStore:
         """A store as of the last commit, to be read from any thread. Raises ``StateError`` once closed."""
@@ -562,16 +563,30 @@ class Task:
 
     def _open_state(self, store: StoreDefinition) -> KeyValueState[Any, Any] | WindowState[Any, Any]:
         assert self._database is not None
-        self._checkpoints.setdefault(store.name, Checkpoint(store.schema))
+        checkpoint = self._checkpoints.setdefault(store.name, Checkpoint(store.schema))
+        stored = checkpoint.schema_written
+        migrating = stored is not None and check(store, stored)
+        if not migrating:
+            checkpoint.schema = kept(stored, store.schema)
+        committed = self._database.store(store.name)
         if store.retention is None:
-            return KeyValueState(self._database.store(store.name), store.key, store.value)
-        return WindowState(
-            self._database.store(store.name),
+            plain: KeyValueState[Any, Any] = KeyValueState(committed, store.key, store.value)
+            if migrating and stored is not None:
+                plain.put_many(migrated_entries(store, stored, committed))
+                plain.end_slice()
+            return plain
+        windows: WindowState[Any, Any] = WindowState(
+            committed,
             store.key,
             store.value,
             retention=store.retention,
-            stream_time=self._checkpoints[store.name].time,
+            stream_time=checkpoint.time,
         )
+        if migrating and stored is not None:
+            for (start, key), value in migrated_entries(store, stored, committed):
+                windows.put(start, key, value)
+            windows.end_slice()
+        return windows
 
     def keep_alive(self) -> None:
         self._runtime.keep_alive()

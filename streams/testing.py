@@ -266,6 +266,7 @@ class TopologyDriver:
             checkpoint = checkpoints[store.name] = Checkpoint(store.schema)
             if store.name in saved:
                 checkpoint.time = checkpoint.time_written = saved[store.name].time
+                checkpoint.schema_written = saved[store.name].schema
         return checkpoints
 
     def _write(self, pending: Pending) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
-from streams.errors import Retriable, TopicError
+from streams.errors import BrokerUnreachable, Retriable
 from streams.records import Output
 from streams.replicas import Replicas
 
@@ -60,8 +60,6 @@ def test_what_is_known_is_used_for_a_second_and_while_the_broker_is_away():
     polls: list[str] = []
     broker.before = polls.append
     with Replicas(broker, "app", lambda: {"counts": [0]}) as replicas:
-        with pytest.raises(TopicError):
-            replicas.owners("counts")
         replicas.start("one:1")
         wait_for(lambda: replicas.owners("counts", anew=True) == {0: "one:1"})
         before = polls.count("poll")
@@ -82,6 +80,27 @@ def test_what_is_known_is_used_for_a_second_and_while_the_broker_is_away():
         broker.before = None
         assert replicas.owners("counts", anew=True) == {0: "one:1", 1: "two:1"}
         other.close()
+
+
+def test_a_broker_that_never_answered_is_not_waited_for_by_everybody():
+    broker = MemoryBroker()
+    broker.admin().create_topics([NewTopic(name="app-replicas", partitions=1)])
+    polls: list[str] = []
+
+    def away(step: str) -> None:
+        if step == "poll":
+            polls.append(step)
+            raise Retriable("made to fail")
+
+    broker.before = away
+    with Replicas(broker, "app", dict) as replicas:
+        with pytest.raises(Retriable):
+            replicas.owners("counts")
+        with pytest.raises(BrokerUnreachable, match="could not be read just now"):
+            replicas.owners("counts")
+        assert len(polls) == 1
+        broker.before = None
+        assert replicas.owners("counts", anew=True) == {}
 
 
 def test_telling_is_tried_again():

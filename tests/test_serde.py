@@ -13,7 +13,7 @@ from streams.errors import ConfigurationError
 from streams.guard import Guard
 from streams.policy import skip
 from streams.records import Batch, FetchedLists
-from streams.serde import Avro, Bytes, Json, Text, nullable
+from streams.serde import Avro, Bytes, Json, Text, avro_decoder, nullable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -284,6 +284,52 @@ def test_two_schemas_of_one_folder_do_not_disturb_each_other(tmp_path):
     assert round_trip(Avro(item), [{"label": "x"}]) == [{"label": "x"}]
     with pytest.raises(Exception, match=r"shop\.Order"):
         list(Avro(item).deserialize(list(Avro(order).serialize([{"number": 1}]))))
+
+
+# --- what serdes say about their bytes
+
+
+def test_a_schema_is_plain_data(schema):
+    for serde in (Bytes(), Text(), Json(), Json(Order), Json(Circle | Square), Avro(schema)):
+        described = serde.schema  # type: ignore[attr-defined]  # all of these have one
+        assert json.loads(json.dumps(described)) == described
+    assert Json().schema == {"json": "any"}
+
+
+def test_an_avro_schema_has_what_a_reader_looks_at_and_no_more(tmp_path):
+    stamp = {"type": "long", "logicalType": "timestamp-millis", "note": "of the order"}
+    at = {"name": "at", "type": stamp, "doc": "When.", "order": "ignore", "aliases": ["time"]}
+    path = write_schema(tmp_path, "shop.Order.avsc", [{"name": "number", "type": {"type": "long"}}, NOTE, at])
+    described = {"type": "long", "logicalType": "timestamp-millis"}
+    assert Avro(path).schema == {
+        "avro": {
+            "type": "record",
+            "name": "shop.Order",
+            "fields": [NUMBER, NOTE, {"name": "at", "type": described, "aliases": ["time"]}],
+        }
+    }
+
+
+def test_a_serde_reads_what_was_written_with_a_schema_that_it_learned(tmp_path):
+    old = Avro(write_schema(tmp_path, "shop.Order.avsc", [NUMBER]))
+    (payload,) = old.serialize([{"number": 5}])
+    new = Avro(write_schema(tmp_path, "shop.Order.avsc", [NUMBER, NOTE]), Order)
+    with pytest.raises(LookupError, match="no schema with id"):
+        list(new.deserialize([payload]))
+    new.learn([old.schema["avro"]])
+    assert list(new.deserialize([payload])) == [Order(5)]
+
+
+def test_payloads_are_decoded_as_they_were_written(tmp_path):
+    old = Avro(write_schema(tmp_path, "shop.Order.1.avsc", [NUMBER]))
+    new = Avro(write_schema(tmp_path, "shop.Order.avsc", [NUMBER, NOTE]))
+    decode = avro_decoder([old.schema["avro"], new.schema["avro"]])
+    payloads = [*old.serialize([{"number": 5}]), *new.serialize([{"number": 6, "note": "x"}])]
+    assert list(map(decode, payloads)) == [{"number": 5}, {"number": 6, "note": "x"}]
+    with pytest.raises(LookupError, match="no schema with id"):
+        avro_decoder([])(payloads[0])
+    with pytest.raises(ValueError, match="1 bytes left over"):
+        decode(payloads[0] + b"x")
 
 
 # --- nulls, with a transform that fails

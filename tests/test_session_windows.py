@@ -50,7 +50,7 @@ class Model:
             self.sessions[event.key, start, end] = [*numbers, event.number]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=300)
 @given(runs(bad=True), st.integers(1, 40), st.integers(0, 40), st.booleans())
 def test_sessions_are_those_of_the_model(
     slices: list[Slice], gap: int, grace: int, record_wise: bool
@@ -126,6 +126,22 @@ def test_a_session_is_open_until_stream_time_is_past_its_end_and_gap_and_grace()
     assert driver.values("final") == []
     driver.send("in", 1, key="b", timestamp=116)
     assert driver.values("final") == [Windowed("a", 90, 100, 2)]
+
+
+def test_a_session_that_closed_within_the_batch_takes_nothing_more():
+    driver = TopologyDriver(sessions_app())
+    # At 5, stream time is 11: the session at 0 has just closed, one of the event alone would not have.
+    driver.send_all("in", [Record("a", 1, 0), Record("b", 1, 11), Record("a", 1, 5)])
+    assert driver.values("final") == [Windowed("a", 0, 0, 1)]
+    assert driver.store("sessions")["a"] == ((5, 5, 1),)
+
+
+def test_of_two_sessions_of_a_key_only_the_one_whose_time_has_come_closes():
+    driver = TopologyDriver(sessions_app(grace=100))
+    driver.send_all("in", [Record("a", 1, 0), Record("a", 1, 11)])
+    for time, expected in ((111, [Windowed("a", 0, 0, 1)]), (121, []), (122, [Windowed("a", 11, 11, 1)])):
+        driver.send("in", 1, key="b", timestamp=time)
+        assert driver.values("final") == expected
 
 
 def test_results_of_sessions_that_became_one_are_taken_back_if_they_were_told():

@@ -40,7 +40,7 @@ def windows_of(
     return found
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=300)
 @given(runs(bad=True), st.integers(1, 40), st.integers(0, 40), st.booleans())
 def test_sliding_windows_are_those_of_the_definition(
     slices: list[Slice], difference: int, grace: int, record_wise: bool
@@ -171,6 +171,15 @@ def test_a_record_whose_own_window_has_closed_still_counts_in_later_ones():
     assert len(driver.values("late")) == 1
     driver.send("in", 1, key="b", timestamp=1000)
     assert driver.values("final") == [Windowed("a", 90, 100, 2), Windowed("a", 91, 101, 1)]
+
+
+def test_a_window_that_closed_within_the_batch_is_final_at_its_end():
+    driver = TopologyDriver(sliding_app(difference=100))
+    # When the one at 99 comes, the window that ends at 100 has closed without it.
+    driver.send_all("in", [Record("a", 1, 100), Record("b", 1, 150), Record("a", 1, 99)])
+    assert driver.values("final") == [Windowed("a", 0, 100, 1)]
+    driver.send("in", 1, key="b", timestamp=1000)
+    assert Windowed("a", 100, 200, 1) in driver.values("final")
 
 
 def test_only_windows_that_changed_are_told_again():

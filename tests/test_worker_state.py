@@ -25,7 +25,6 @@ from streams.worker import PURGE_SECONDS, State, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from streams.broker.memory import Step
     from streams.processor import Context
@@ -124,7 +123,7 @@ class Sent(NamedTuple):
 
 
 class Cluster:
-    """Topics for ``counting``, workers of it that have their own databases, and what must come of the input."""
+    """Topics for ``counting``, workers with databases of their own, and what must come of the input."""
 
     def __init__(
         self,

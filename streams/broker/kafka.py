@@ -875,9 +875,7 @@ class KafkaAdmin:
         wanted = {ClientPartition(*partition): spec for partition in partitions}
         deadline = time.monotonic() + OUTDATED_SECONDS
         while True:
-            asked = self._client.list_offsets(
-                wanted, isolation_level=level, request_timeout=REQUEST_SECONDS
-            )
+            asked = self._client.list_offsets(wanted, isolation_level=level, request_timeout=REQUEST_SECONDS)
             offsets: dict[TopicPartition, int] = {}
             unknown = ""
             for place, future in asked.items():

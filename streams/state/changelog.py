@@ -86,10 +86,10 @@ class SavedCheckpoint(msgspec.Struct):
 
 
 def encode_metadata(checkpoints: Mapping[str, Checkpoint], now: int) -> dict[str, bytes]:
-    """The checkpoints, by store, as a database's metadata; with what is about to be committed."""
+    """The checkpoints, by store, as a database's metadata: what is written, and how, not what is yet to be."""
     return {
         name: msgspec.json.encode(
-            SavedCheckpoint(checkpoint.offset + checkpoint._added, checkpoint.time, checkpoint.schema, now)  # noqa: SLF001 - the same module
+            SavedCheckpoint(checkpoint.offset, checkpoint.time_written, checkpoint.schema_written, now)
         )
         for name, checkpoint in checkpoints.items()
     }

@@ -1,4 +1,4 @@
-"""Workers with state as processes on a real broker: killed, stopped, started, with and without their disks."""
+"""Workers with state as processes on a real broker: killed, stopped, started; with and without disks."""
 
 from __future__ import annotations
 

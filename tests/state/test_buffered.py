@@ -148,6 +148,36 @@ def test_windows_that_were_over_when_the_store_was_opened_stay_so_after_an_abort
     assert len(list(database.store("windows").scan())) == 2
 
 
+def test_changes_of_windows_since_a_mark_are_taken_back(database):
+    state = windows(database)
+    state.put(1, "a", 1)
+    state.mark()
+    state.put_many(1, {"a": 2, "b": 2})
+    state.put(1, "a", 3)
+    state.put(2, "a", 4)
+    state.rollback()
+    assert list(state.entries()) == [((1, "a"), 1)]
+    state.mark()
+    state.put(1, "a", None)
+    state.keep()
+    assert list(state.entries()) == []
+
+
+def test_what_was_deleted_by_itself_is_deleted_in_the_changelog_though_it_expired_too(database):
+    state = windows(database)
+    state.put(1, "a", 1)
+    state.put(1, "b", 2)
+    commit(database, state)
+    state.put(1, "a", None)
+    state.expire(RETENTION + 1)
+    state.end_slice()
+    state.expire(RETENTION + 5)
+    state.end_slice()
+    assert state.take().entries == {(1).to_bytes(8, "big") + b"a": None}
+    commit(database, state)
+    assert list(database.store("windows").scan()) == []
+
+
 KEYS = st.sampled_from(["", "a", "aa", "ab", "b", "é", "z\uffff"])
 VALUES = st.none() | st.integers(0, 9)
 BOUNDS = st.none() | KEYS
