@@ -216,7 +216,7 @@ READABLE = [
     (Literal["red"], Colour),
     (Literal[1, 2], int),
     (Literal[1, 2], float),
-    (Literal[1, None], int | None),
+    (Literal[1] | None, int | None),
     (int, int | str),
     (int, Any),
     (Small, Any),
@@ -352,7 +352,13 @@ def test_types_that_cannot_be_described_are_known_by_name():
 # --- JSON, at random
 
 FIELDS = ("a", "b", "c")
-META = {"low": {"ge": 0}, "lower": {"ge": -5}, "open": {"gt": 0}, "high": {"ge": 0, "le": 9}, "free": {}}
+META: dict[str, Any] = {
+    "low": {"ge": 0},
+    "lower": {"ge": -5},
+    "open": {"gt": 0},
+    "high": {"ge": 0, "le": 9},
+    "free": {},
+}
 WITHIN = {"low": (0, 99), "lower": (-5, 99), "open": (1, 99), "high": (0, 9), "free": (-(2**60), 2**60)}
 LITERALS: list[tuple[Any, ...]] = [("x",), ("x", "y"), (1,), (1, 2), ("x", 1)]
 
@@ -425,9 +431,11 @@ def changed(draw, spec):
                 if draw(st.integers(0, 4))
             ]
             known = {name for name, _, _ in fields}
-            for name in FIELDS:
-                if name not in known and draw(st.integers(0, 2)) == 0:
-                    kept_fields.append((name, draw(scalars), True))
+            kept_fields += [
+                (name, draw(scalars), True)
+                for name in FIELDS
+                if name not in known and draw(st.integers(0, 2)) == 0
+            ]
             if draw(st.integers(0, 5)) == 0:
                 return ("dict", "str", ("any",))
             options = draw(st.sampled_from([options, options, ("forbid",), ()]))
@@ -437,6 +445,7 @@ def changed(draw, spec):
             return draw(st.sampled_from([spec, ("str",), ("any",)]))
 
 
+KEYS: dict[str, Any] = {"str": str, "int": int, "date": dt.date}
 SIMPLE: dict[str, Any] = {
     "float": float,
     "str": str,
@@ -469,7 +478,7 @@ def built(spec: Any) -> Any:
         case ("tuple", first, second):
             return tuple[built(first), built(second)]  # type: ignore[misc]
         case ("dict", key, inner):
-            return dict[{"str": str, "int": int, "date": dt.date}[key], built(inner)]  # type: ignore[misc]
+            return dict[KEYS[key], built(inner)]  # type: ignore[misc]
         case ("optional", inner):
             return built(inner) | None if inner != ("any",) else Any
         case ("union", first, second):
@@ -584,7 +593,8 @@ def test_what_is_called_compatible_can_be_read(data):
         stored, wanted = built(before), built(after)
         old, new = Json(stored), Json(wanted)
     except TypeError:
-        assume(False)  # noqa: FBT003 - msgspec allows no such type, e.g. a union of two kinds of text
+        # msgspec allows no such type, for instance a union of two kinds of text.
+        assume(False)
     found = compare(StoreDefinition(name="s", value=old).schema, StoreDefinition(name="s", value=new).schema)
     event(found.relation)
     if found.relation == "incompatible":
@@ -1051,10 +1061,11 @@ def test_times_beside_values_stay():
     def text(old: Any) -> TextSize:
         return TextSize(str(old["size"]))
 
-    for wrapper, old, new in [
+    cases: list[tuple[Any, Any, Any]] = [
         (StampedSerde, (Small(1), -7), (TextSize("1"), -7)),
         (ExpiringSerde, Expiring(Small(1), 20, 10), Expiring(TextSize("1"), 20, 10)),
-    ]:
+    ]
+    for wrapper, old, new in cases:
         before = StoreDefinition(name="s", key=Text(), value=wrapper(Json(Small)))
         after = StoreDefinition(name="s", key=Text(), value=wrapper(Json(TextSize)), migrate=text)
         store = store_of(before, {"a": old})

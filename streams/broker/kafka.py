@@ -86,6 +86,8 @@ _TRANSIENT = {
     KafkaError.UNSTABLE_OFFSET_COMMIT,
 }
 _OUTDATED = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.FENCED_LEADER_EPOCH,
     KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError._NOENT,  # noqa: SLF001 - as above
@@ -546,16 +548,17 @@ class KafkaProducer:
         total = len(output)
         while at < total:
             try:
-                # Positional arguments save a fifth of a call that is made for every record.
+                # Positional arguments save a fifth of a call that is made for every record. For the client, a
+                # time of 0 means now: right for a record without one, and 1970's first millisecond becomes 1.
                 if headers is None:
                     for key, value, stamp in _rest(at, output.keys, output.values, output.timestamps):
-                        produce(topic, value, key, partition, None, None, max(stamp, 0))
+                        produce(topic, value, key, partition, None, None, max(stamp or 1, 0))
                         at += 1
                 else:
                     for key, value, stamp, header in _rest(
                         at, output.keys, output.values, output.timestamps, headers
                     ):
-                        produce(topic, value, key, partition, None, None, max(stamp, 0), header)
+                        produce(topic, value, key, partition, None, None, max(stamp or 1, 0), header)
                         at += 1
             except BufferError:
                 # The queue is full: let the broker take some of it.
