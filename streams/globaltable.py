@@ -80,8 +80,9 @@ class GlobalTable:
         self._database.close()
 
     def _metadata(self) -> dict[str, bytes]:
+        schema = self._definition.schema
         checkpoints = {
-            str(partition): Checkpoint(self._definition.schema, offset=offset)
+            str(partition): Checkpoint(schema, offset=offset, schema_written=schema)
             for partition, offset in self._positions.items()
         }
         return encode_metadata(checkpoints, self._wall_clock())

@@ -25,9 +25,9 @@ from streams.operators.foreign_key import (
     AnswerSubscribers,
     JoinAnswers,
     KeepSubscriptions,
+    Subscribe,
     SubscribedSerde,
     SubscriberSerde,
-    Subscribe,
     SubscriptionSerde,
 )
 from streams.operators.join import JoinGlobal, JoinStreams, JoinTable, WaitingSerde
@@ -693,9 +693,9 @@ class Stream(Generic[K, V]):
         sides: list[Stream[K, Any]] = []
         given = (("left", "value", options.value, self), ("right", "other_value", options.other_value, other))
         for side, argument, serde, stream in given:
-            written = stream if serde is None else stream._written_by(serde)
+            written = stream if serde is None else stream._written_by(serde)  # noqa: SLF001 - the same class
             value = written.written_value(f"{name!r} keeps records", f"join(…, {argument}=…)")
-            if stream._rekeyed:
+            if stream.rekeyed:
                 written = builder.repartition(written, f"{name}-{side}", None, options.on_error)
             sides.append(written)
             operators.append(
@@ -1148,7 +1148,7 @@ class Table(Generic[K, V]):
         """
         builder = self._builder
         own = self._as_stream(value).written_value(f"{name!r} compares values", "join_by(…, value=…)")
-        others = other._as_stream(other_value).written_value(  # noqa: SLF001 - the same class
+        others = other._as_stream(other_value).written_value(
             f"{name!r} sends values of the other table to other tasks", "join_by(…, other_value=…)"
         )
         kept = result or returned_serde(function)
@@ -1180,7 +1180,7 @@ class Table(Generic[K, V]):
             uses=other.view.stores,
         )
         answer = self._step_behind(
-            (other._step,),  # noqa: SLF001 - the same class
+            (other._step,),
             AnswerSubscribers(subscribers.name, other.key),
             f"{name}-answers",
             on_error,
@@ -1273,7 +1273,7 @@ class Table(Generic[K, V]):
         builder = self._builder
         step = builder.name(name, "join")
         shared = set(self._view.stores) & set(other.view.stores)
-        first = builder.told_first(shared, self._step, other._step)  # noqa: SLF001 - the same class
+        first = builder.told_first(shared, self._step, other._step)
         left = self._step_behind(
             (self._step,),
             JoinTables(function, how, other.view, is_left=True, first=first == self._step),
@@ -1282,7 +1282,7 @@ class Table(Generic[K, V]):
             uses=other.view.stores,
         )
         right = self._step_behind(
-            (other._step,),  # noqa: SLF001 - the same class
+            (other._step,),
             JoinTables(
                 function, how, self._view, is_left=False, first=first is not None and first != self._step
             ),

@@ -253,9 +253,7 @@ class TopologyDriver:
                 dead_letter_topic=self._app.dead_letter_topic,
                 database=database,
                 checkpoints=self._checkpoints(subtopology, database),
-                lookups={
-                    table.source.store.name: table.lookup for table in self._global_tables.values()
-                },
+                lookups={table.source.store.name: table.lookup for table in self._global_tables.values()},
             )
         return self._tasks[identifier]
 

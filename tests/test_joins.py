@@ -10,8 +10,8 @@ from hypothesis import example, given, settings, strategies as st
 
 from streams import (
     App,
-    Json,
     JoinWindow,
+    Json,
     Record,
     Stream,
     Table,
@@ -170,7 +170,7 @@ def test_a_repartitioned_stream_must_say_how_values_are_written():
 def test_keys_written_differently_are_never_joined():
     app = App("shop")
     with pytest.raises(TopologyError, match="keys are Bytes on one side and Text on the other"):
-        app.stream("s").join(table_of(app, "t"), pair)
+        app.stream("s").join(table_of(app, "t"), pair)  # type: ignore[arg-type]  # what is to be refused
     with pytest.raises(TopologyError, match="keys are Text on one side and Json on the other"):
         table_of(app, "u").join(app.table("v", key=Json(), value=Json()), pair)
 
@@ -251,7 +251,9 @@ def sum_of(value: Any) -> int:
 hows = st.sampled_from(["inner", "left", "outer"])
 
 
-def join_tables(how: str, one: Table[Any, Any], two: Table[Any, Any], function: Any = pair) -> Table[Any, Any]:
+def join_tables(
+    how: str, one: Table[Any, Any], two: Table[Any, Any], function: Any = pair
+) -> Table[Any, Any]:
     join = {"inner": one.join, "left": one.left_join, "outer": one.outer_join}[how]
     result: Table[Any, Any] = join(two, function)
     return result
@@ -404,7 +406,9 @@ windows = st.builds(Window, st.integers(0, 6), st.integers(0, 6), st.integers(0,
 END = 1_000
 
 
-def join_streams(how: str, left: Stream[Any, Any], right: Stream[Any, Any], window: Window) -> Stream[Any, Any]:
+def join_streams(
+    how: str, left: Stream[Any, Any], right: Stream[Any, Any], window: Window
+) -> Stream[Any, Any]:
     join: Any = {"inner": left.join, "left": left.left_join, "outer": left.outer_join}[how]
     result: Stream[Any, Any] = join(
         right,
@@ -453,9 +457,17 @@ def test_streams_are_joined_in_their_window(found, cut, how, window):
     assert {key for _, key in driver.store("joined-right")} <= {"end"}
 
 
-@given(operations("s", keys=[*KEYS, None]), st.lists(st.booleans(), min_size=25, max_size=25), cuts, hows, windows)
+@given(
+    operations("s", keys=[*KEYS, None]),
+    st.lists(st.booleans(), min_size=25, max_size=25),
+    cuts,
+    hows,
+    windows,
+)
 @settings(max_examples=300)
-def test_branches_of_one_topic_are_joined_alike_however_it_is_cut_into_batches(found, lefts, cut, how, window):
+def test_branches_of_one_topic_are_joined_alike_however_it_is_cut_into_batches(
+    found, lefts, cut, how, window
+):
     sided = [
         Operation("left" if left else "right", *operation[1:])
         for operation, left in zip(found, lefts, strict=False)
@@ -577,7 +589,9 @@ def test_windows_behind_a_join_go_by_the_joined_records_times():
 # --- tables by a foreign key
 
 
-orders = st.fixed_dictionaries({"customer": st.sampled_from(["x", "y", "z", None]), "amount": st.integers(0, 3)})
+orders = st.fixed_dictionaries(
+    {"customer": st.sampled_from(["x", "y", "z", None]), "amount": st.integers(0, 3)}
+)
 foreign = st.lists(
     st.one_of(
         st.builds(
@@ -744,6 +758,4 @@ def test_a_missing_global_topic_is_found_before_the_start():
     admin = MemoryBroker().admin()
     admin.create_topics([NewTopic(name="s", partitions=1)])
     with pytest.raises(TopicError, match="input topics do not exist: g"):
-        prepare_topics(
-            app.topology, admin, application="shop", dead_letter_topic="d", create_outputs=True
-        )
+        prepare_topics(app.topology, admin, application="shop", dead_letter_topic="d", create_outputs=True)

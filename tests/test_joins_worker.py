@@ -1,4 +1,4 @@
-"""Joins in workers on the memory broker: state comes back from topics, and nothing is joined twice or lost."""
+"""Joins in workers on the memory broker: state comes back, and nothing is joined twice or lost."""
 
 from __future__ import annotations
 
@@ -126,7 +126,9 @@ class Cluster:
 
     def lag(self) -> int:
         inputs = [
-            TopicPartition(topic, number) for topic, count in self.partitions.items() for number in range(count)
+            TopicPartition(topic, number)
+            for topic, count in self.partitions.items()
+            for number in range(count)
         ]
         committed = self.admin.committed_offsets("shop")
         reader = self.broker.consumer(GroupSettings(group="lag"))
@@ -216,7 +218,7 @@ def test_joins_are_right_whoever_comes_and_goes(seed):
         key: [known[key]["amount"] if key in known else None, names.get(key)]
         for key in known.keys() | names.keys()
     }
-    pairs = Counter(
+    pairs: Counter[tuple[str, int | None, int | None]] = Counter(
         (one[1], one[2], two[2])
         for one in sides
         for two in sides

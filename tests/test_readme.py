@@ -43,9 +43,7 @@ def test_the_aggregating_app_runs_as_printed():
     for time, path in ((0, "/"), (1000, "/"), (2000, "/cart"), (200_000, "/")):
         driver.send("hits", namespace["Hit"](path, 10, 1.0), timestamp=time)
     assert driver.values("hit-counts") == [1, 2, 1, 3]
-    results = [
-        (window.key, window.start, window.value["bytes"]) for window in driver.values("traffic")
-    ]
+    results = [(window.key, window.start, window.value["bytes"]) for window in driver.values("traffic")]
     assert results == [("/", 0, 20), ("/cart", 0, 10)]
 
 

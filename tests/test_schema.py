@@ -478,7 +478,8 @@ def built(spec: Any) -> Any:
         case ("tuple", first, second):
             return tuple[built(first), built(second)]  # type: ignore[misc]
         case ("dict", key, inner):
-            return dict[KEYS[key], built(inner)]  # type: ignore[misc]
+            keys: Any = KEYS[key]
+            return dict[keys, built(inner)]  # type: ignore[misc]
         case ("optional", inner):
             return built(inner) | None if inner != ("any",) else Any
         case ("union", first, second):

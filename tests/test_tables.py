@@ -210,9 +210,9 @@ def test_groups_of_a_table_follow_its_values(found, cut, partitions):
     groups = table.group_by(grouping, name="groups")
     groups.count("count").to("count-out")
     groups.aggregate("sum", total()).to("sum-out")
-    groups.reduce(
-        "reduced", lambda one, other: one + other, lambda one, other: one - other, value=Json()
-    ).to("reduced-out")
+    groups.reduce("reduced", lambda one, other: one + other, lambda one, other: one - other, value=Json()).to(
+        "reduced-out"
+    )
     listed = custom(
         list,
         lambda kept, value: [*kept, value],
@@ -296,7 +296,7 @@ def test_a_reduction_deletes_a_group_that_nothing_is_left_of():
 @pytest.mark.parametrize("aggregate", [latest(), custom(int, int.__add__, name="sum")])
 def test_an_aggregate_that_cannot_take_values_out_again_is_refused(aggregate):
     _, table = table_app()
-    with pytest.raises(TopologyError, match="'best': .* cannot take a value out again"):
+    with pytest.raises(TopologyError, match=r"'best': .* cannot take a value out again"):
         table.group_by(str).aggregate("best", aggregate)
 
 

@@ -93,7 +93,7 @@ class Binding(Protocol):
     def close_idle_after(self, milliseconds: int, horizon: int) -> None:
         """Let the step's clock follow the wall clock after so long without a record.
 
-        ``horizon`` (milliseconds) behind the last record, everything the step holds is closed: so far it goes.
+        ``horizon`` (milliseconds) behind the last record, all that the step holds is closed: so far it goes.
         """
 
     def schedule(self, every: int, on: TimeKind, call: Callable[[int], None]) -> Cancel:

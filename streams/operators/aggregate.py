@@ -233,7 +233,7 @@ class Reduce:
             return second if first is None else first
         return self._function(first, second)
 
-    def remove(self, accumulator: Any, column: Sequence[Any]) -> Any:
+    def remove(self, accumulator: Any, column: Sequence[Any]) -> Any:  # noqa: ARG002 - the protocol's
         raise TopologyError("reduce cannot take values out again: aggregate with custom(…, remove=…)")
 
     def result(self, accumulator: Any) -> Any:

@@ -2,7 +2,7 @@
 
 A left task *subscribes* with the right task that has the foreign key; that one keeps the subscription and
 *answers* with its value, at once and whenever it changes. An answer carries a hash of the left value that
-asked for it: where the left value is another one by now, a newer answer is on its way and this one is dropped.
+asked for it: where that is another one by now, a newer answer is on its way and this one is dropped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from streams.operators.aggregate import with_groups
 from streams.operators.change import apply_present, bind_view, forward_changes, quietly
 from streams.operators.table import keep_values
 from streams.serde import nullable
-from streams.state.definition import schema_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -129,8 +128,11 @@ def digest(value: Serde[Any], of: Any) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
-    """Sends a subscription for each change of the left table. A value that ``foreign_key`` fails on meets
-    the policy and counts as deleted; one without a foreign key is joined by left joins only."""
+    """Sends a subscription for each change of the left table.
+
+    A value that ``foreign_key`` fails on meets the policy and counts as deleted; one without a foreign key is
+    joined by left joins only.
+    """
 
     kind: ClassVar[str] = "join_by"
     terminal: ClassVar[bool] = False

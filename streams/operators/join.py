@@ -185,8 +185,7 @@ class WaitingSerde:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinStreams:
-    """One side of a join of two streams: each of its records meets those of the other side that wait, and
-    then waits itself.
+    """One side of a join of two streams: its records meet those of the other side that wait, then wait.
 
     Both sides' records wait in windowed stores, in buckets of time: ``own`` and ``other``. A record is late
     when stream time, as it was at its row, is past all that the window and ``grace`` let it meet. Where a

@@ -230,9 +230,9 @@ class MapTable:
 
 @dataclass(frozen=True, slots=True)
 class GroupChanges:
-    """Sends each change on as up to two records by other keys: the old value as one to be taken out, marked
-    with a header, and the new one to be added.
+    """Sends each change on as up to two records by other keys.
 
+    One has the old value, to be taken out, and is marked with a header; the other the new one, to be added.
     Values whose group is ``None`` or cannot be found meet the policy and belong to no group.
     """
 

@@ -86,7 +86,7 @@ class SavedCheckpoint(msgspec.Struct):
 
 
 def encode_metadata(checkpoints: Mapping[str, Checkpoint], now: int) -> dict[str, bytes]:
-    """The checkpoints, by store, as a database's metadata: what is written, and how, not what is yet to be."""
+    """The checkpoints, by store, as a database's metadata: what is written, not what is yet to be."""
     return {
         name: msgspec.json.encode(
             SavedCheckpoint(checkpoint.offset, checkpoint.time_written, checkpoint.schema_written, now)
