@@ -20,7 +20,7 @@ class StreamClock:
     not take come. Milliseconds since the epoch; -1 before the first record.
     """
 
-    __slots__ = ("_at_commit", "_at_slice", "_batch", "_before", "_times", "observed", "time")
+    __slots__ = ("_at_commit", "_at_slice", "_batch", "_seen", "_times", "observed", "time")
 
     def __init__(self, time: int = NOT_STARTED) -> None:
         self.time = time
@@ -28,18 +28,28 @@ class StreamClock:
         """Stream time when the last record had come."""
         self._at_slice = self._at_commit = time
         self._batch: Batch[Any, Any] | None = None
-        self._before = time
+        self._seen: dict[int, tuple[Batch[Any, Any], int]] = {}
+        """The slice's batches by identity, each with the stream time before it."""
         self._times: dict[int, int] | None = None
 
-    def observe(self, batch: Batch[Any, Any]) -> None:
-        """Records have come whose event times are final; the same batch again is no news."""
-        if batch is self._batch:
-            return
-        self._before, self._batch, self._times = self.time, batch, None
-        self.time = self.observed = max(self.time, *batch.timestamps)
+    def observe(self, batch: Batch[Any, Any]) -> Batch[Any, Any] | None:
+        """Records have come whose event times are final; the same batch again is no news.
+
+        Returns the batch that was at work, to be resumed when this one is through.
+        """
+        if id(batch) not in self._seen:
+            self._seen[id(batch)] = batch, self.time
+            self.time = self.observed = max(self.time, *batch.timestamps)
+        before = self._batch
+        self.resume(batch)
+        return before
+
+    def resume(self, batch: Batch[Any, Any] | None) -> None:
+        """Go on with a batch that was observed: others of the same clock may have come in its middle."""
+        self._batch, self._times = batch, None
 
     def times(self, batch: Batch[Any, Any]) -> Sequence[int]:
-        """The stream time when each row of ``batch`` had come, which is made of what was observed last.
+        """The stream time when each row of ``batch`` had come, which is made of the observed one at work.
 
         It depends on the records alone, not on how they were cut into batches.
         """
@@ -47,7 +57,7 @@ class StreamClock:
         if observed is None:
             return [self.time] * len(batch)
         if self._times is None:
-            running = accumulate(observed.timestamps, max, initial=self._before)
+            running = accumulate(observed.timestamps, max, initial=self._seen[id(observed)][1])
             next(running)
             self._times = dict(zip(observed.rows, running, strict=True))
         times = self._times
@@ -65,11 +75,13 @@ class StreamClock:
     def end_slice(self) -> None:
         self._at_slice = self.time
         self._batch = self._times = None
+        self._seen = {}
 
     def drop_slice(self) -> None:
         self.time = self._at_slice
         self.observed = min(self.observed, self.time)
         self._batch = self._times = None
+        self._seen = {}
 
     def committed(self) -> None:
         self._at_commit = self._at_slice

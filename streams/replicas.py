@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 TELL_SECONDS = 0.2
 """How soon others may know of a change to what a worker holds."""
 
+RETRY_SECONDS = 1.0
+"""When to tell it again after the broker did not take it."""
+
 KNOWN_SECONDS = 1.0
 """For so long nobody looks again who holds what."""
 
@@ -99,9 +102,9 @@ class Replicas:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+        if self._told:
+            self._tell(None)
         if self._producer is not None:
-            if self._told is not None:
-                self._tell(None)
             self._producer.close()
         with self._lock:
             if self._consumer is not None:
@@ -122,11 +125,11 @@ class Replicas:
     def _tell_changes(self) -> None:
         while not self._stop.is_set():
             held = self._held()
-            if held != self._told:
-                self._tell(held)
-            self._stop.wait(TELL_SECONDS)
+            told = held == (self._told or {}) or self._tell(held)
+            self._stop.wait(TELL_SECONDS if told else RETRY_SECONDS)
 
-    def _tell(self, held: Mapping[str, list[int]] | None) -> None:
+    def _tell(self, held: Mapping[str, list[int]] | None) -> bool:
+        """Write what is held, ``None`` for a worker that stops; whether that worked."""
         assert self.address is not None
         value = None if held is None else msgspec.json.encode(held)
         now = time.time_ns() // 1_000_000
@@ -138,10 +141,14 @@ class Replicas:
             )
             self._producer.flush(ANSWER_SECONDS)
         except BrokerError as error:
-            # Told again in the next round.
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
-        else:
-            self._told = held
+            if self._producer is not None:
+                # A producer remembers for seconds that a topic, just made by another worker, was missing.
+                self._producer.close()
+                self._producer = None
+            return False
+        self._told = held
+        return True
 
     def _read(self, timeout: float) -> None:
         """Take in what workers told since the last time; the client has fetched it already.

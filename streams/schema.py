@@ -36,8 +36,6 @@ _PREFIXES: dict[str, tuple[Struct, Callable[..., Any]]] = {
     "expiring": (Struct(">QQ"), Expiring),
 }
 
-_WRAPPERS = {*_PREFIXES, "waiting"}
-
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -66,14 +64,16 @@ def compare(stored: str, wanted: str) -> Verdict:
         found = list(_differences(before["key"], now["key"], "key"))
         detail = "; ".join(found) or "key: the same values are written as other bytes, or may be"
         fixed.append(f"{detail}; keys are looked up by their bytes, so that no change of them is compatible")
-    wrapped = _wrapped(before["value"])[0] != _wrapped(now["value"])[0]
+    rewrapped = _unwrapped(before["value"])[0] != _unwrapped(now["value"])[0]
     values = [
         difference
         for schema in _value_schemas(before)
         for difference in _differences(schema, now["value"], "value")
     ]
     if fixed or values:
-        return Verdict("incompatible", (*fixed, *dict.fromkeys(values)), migratable=not fixed and not wrapped)
+        return Verdict(
+            "incompatible", (*fixed, *dict.fromkeys(values)), migratable=not fixed and not rewrapped
+        )
     return Verdict("same" if before["value"] == now["value"] else "compatible")
 
 
@@ -141,9 +141,9 @@ def migrated_entries(
     migrate = definition.migrate
     assert migrate is not None
     schemas = _value_schemas(_parsed(stored_schema))
-    wrapper, _ = _wrapped(schemas[0])
-    prefix, stored_value = _PREFIXES.get(wrapper, (Struct(""), lambda value: value))
-    decode = _plain_decoder([_wrapped(schema)[1] for schema in schemas])
+    outermost, _ = _kind(schemas[0])
+    prefix, stored_value = _PREFIXES.get(outermost, (Struct(""), lambda value: value))
+    decode = _plain_decoder([_kind(schema)[1] if outermost in _PREFIXES else schema for schema in schemas])
     for encoded, payload in store.scan():
         key: Any = encoded
         doing = "be read"
@@ -188,20 +188,23 @@ def _kind(schema: Any) -> tuple[str, Any]:
     return "", schema
 
 
-def _wrapped(schema: Any) -> tuple[str, Any]:
-    """What stands around the values, and their own schema."""
-    kind, inner = _kind(schema)
-    return (kind, inner) if kind in _WRAPPERS else ("", schema)
+def _unwrapped(schema: Any) -> tuple[tuple[str, ...], Any]:
+    """What stands around the values, from the outside in, and their own schema."""
+    wrappers = []
+    while (found := _kind(schema))[0] not in {"", "json", "avro"}:
+        wrappers.append(found[0])
+        schema = found[1]
+    return tuple(wrappers), schema
 
 
 def _differences(stored: Any, wanted: Any, where: str) -> Iterator[str]:
     (before, old), (now, new) = _kind(stored), _kind(wanted)
-    if before == now and now in _WRAPPERS:
-        yield from _differences(old, new, where)
-    elif before == now == "json":
+    if before == now == "json":
         yield from json_differences(old, new, where)
     elif before == now == "avro":
         yield from avro_differences(old, new, where)
+    elif before == now != "":
+        yield from _differences(old, new, where)
     elif stored != wanted:
         yield f"{where}: was {_named(stored)}, is {_named(wanted)}"
 
@@ -219,7 +222,7 @@ def _tell(definition: StoreDefinition, stored_schema: str) -> None:
     learn = getattr(definition.value, "learn", None)
     if learn is None:
         return
-    found = [_kind(_wrapped(schema)[1]) for schema in _value_schemas(_parsed(stored_schema))]
+    found = [_kind(_unwrapped(schema)[1]) for schema in _value_schemas(_parsed(stored_schema))]
     schemas = [schema for kind, schema in found if kind == "avro"]
     if schemas:
         learn(schemas)

@@ -236,8 +236,9 @@ class _Clocks:
             return forward
 
         def run(batch: Batch[Any, Any]) -> None:
-            clock.observe(batch)
+            before = clock.observe(batch)
             forward(batch)
+            clock.resume(before)
 
         return run
 
@@ -307,9 +308,12 @@ class Task:
         self._definitions = {store.name: store for store in subtopology.stores}
         if self._definitions and database is None:
             raise StreamsError(f"task {identifier} has stores and was given no database")
+        self._migrations: dict[str, str] = {}
+        """Stores whose entries are of an earlier schema, until a commit has rewritten them."""
         self.states: dict[str, KeyValueState[Any, Any] | WindowState[Any, Any]] = {
             name: self._open_state(store) for name, store in self._definitions.items()
         }
+        self._migrate()
         self._clocks = _Clocks(subtopology, self._checkpoints)
         self._hooks = _Hooks()
         self._sources: dict[str, Callable[[Fetched], None]] = {}
@@ -517,6 +521,7 @@ class Task:
             schedule.drop()
         for checkpoint in self._checkpoints.values():
             checkpoint.drop()
+        self._migrate()
 
     def forget(self, partition: TopicPartition) -> None:
         """Hold this input partition no longer."""
@@ -565,28 +570,33 @@ class Task:
         assert self._database is not None
         checkpoint = self._checkpoints.setdefault(store.name, Checkpoint(store.schema))
         stored = checkpoint.schema_written
-        migrating = stored is not None and check(store, stored)
-        if not migrating:
+        if stored is not None and check(store, stored):
+            self._migrations[store.name] = stored
+        else:
             checkpoint.schema = kept(stored, store.schema)
         committed = self._database.store(store.name)
         if store.retention is None:
-            plain: KeyValueState[Any, Any] = KeyValueState(committed, store.key, store.value)
-            if migrating and stored is not None:
-                plain.put_many(migrated_entries(store, stored, committed))
-                plain.end_slice()
-            return plain
-        windows: WindowState[Any, Any] = WindowState(
-            committed,
-            store.key,
-            store.value,
-            retention=store.retention,
-            stream_time=checkpoint.time,
+            return KeyValueState(committed, store.key, store.value)
+        return WindowState(
+            committed, store.key, store.value, retention=store.retention, stream_time=checkpoint.time
         )
-        if migrating and stored is not None:
-            for (start, key), value in migrated_entries(store, stored, committed):
-                windows.put(start, key, value)
-            windows.end_slice()
-        return windows
+
+    def _migrate(self) -> None:
+        """Put what must be migrated into the next commit, which also writes the new schema."""
+        assert self._database is not None or not self._migrations
+        for name, stored in self._migrations.items():
+            if self._checkpoints[name].schema_written != stored:
+                continue
+            assert self._database is not None
+            entries = migrated_entries(self._definitions[name], stored, self._database.store(name))
+            state = self.states[name]
+            if isinstance(state, KeyValueState):
+                state.put_many(entries)
+            else:
+                for (start, key), value in entries:
+                    if start >= state.expired:
+                        state.put(start, key, value)
+            state.end_slice()
 
     def keep_alive(self) -> None:
         self._runtime.keep_alive()

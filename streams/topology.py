@@ -378,6 +378,10 @@ def _as_text(topology: Topology) -> str:
             if isinstance(node, Step) and (node.owns or node.uses):
                 lines.append(f"           stores: {', '.join([s.name for s in node.owns] + list(node.uses))}")
             lines.append(f"           on error: {node.policy}")
+    lines += [
+        f"Global table {table.store.name}: {table.topic} (key {table.key.name}, value {table.value.name})"
+        for table in topology.global_tables
+    ]
     return "\n".join(lines)
 
 

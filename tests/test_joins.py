@@ -507,6 +507,30 @@ def test_each_record_of_a_stream_joined_with_itself_meets_itself_once():
     assert sorted(driver.values("out")) == [[1, 1], [1, 2], [2, 1], [2, 2], [3, 3]]
 
 
+@pytest.mark.parametrize("timed_first", [False, True])
+def test_a_stream_is_joined_with_a_part_of_it_at_other_times(timed_first):
+    app = App("shop")
+    stream = stream_of(app, "s")
+
+    def timed() -> Stream[str, int]:
+        odd = stream.filter(lambda value: value % 2)
+        return odd.map(lambda value: value, timestamp=lambda value: value * 10)
+
+    first = timed() if timed_first else None
+    plain = stream.map(lambda value: value)
+    plain.join(
+        first or timed(), pair, within=1, grace=1_000, name="j", value=Json(), other_value=Json()
+    ).to("out")
+    driver = TopologyDriver(app)
+    driver.send_all("s", [Record("a", number, number) for number in range(60)])
+    assert sorted(driver.values("out")) == [
+        [time, number]
+        for time in range(60)
+        for number in range(60)
+        if abs(time - 10 * number) <= 1 and number % 2
+    ]
+
+
 def test_what_met_nobody_comes_out_once_the_time_for_it_is_over():
     app = App("shop")
     left, right = stream_of(app, "left"), stream_of(app, "right")
@@ -662,6 +686,8 @@ def test_a_change_of_the_other_table_reaches_all_that_refer_to_it():
     assert sorted((key, time) for key, _, time in changes) == [
         (str(number), max(3, number)) for number in range(7)
     ]
+    driver.send("orders", {"of": "x"}, key="10", timestamp=1)
+    assert read(driver) == [Joined("10", [{"of": "x"}, 5], 3)]
     driver.send("customers", None, key="x", timestamp=20)
     assert {change.value for change in read(driver)} == {None}
     assert driver.store("priced") == {}

@@ -103,7 +103,8 @@ def test_a_broker_that_never_answered_is_not_waited_for_by_everybody():
         assert replicas.owners("counts", anew=True) == {}
 
 
-def test_telling_is_tried_again():
+def test_telling_is_tried_again(monkeypatch):
+    monkeypatch.setattr("streams.replicas.RETRY_SECONDS", 0.01)
     broker = MemoryBroker()
     failures = ["flush"] * 2
 

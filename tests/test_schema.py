@@ -18,14 +18,17 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, assume, event, given, settings, strategies as st
 
+from streams import App, key_value_store
 from streams.avro_resolution import avro_differences
-from streams.errors import StateError
+from streams.errors import ProcessingError, StateError
+from streams.records import Record
 from streams.schema import Verdict, check, compare, kept, migrated_entries
 from streams.serde import Avro, Bytes, Json, Text
 from streams.shape import shape
 from streams.state.definition import StoreDefinition
 from streams.state.expiring import Expiring, ExpiringSerde
 from streams.state.memory import MemoryDatabases
+from streams.testing import TopologyDriver
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -927,6 +930,7 @@ class StampedSerde:
         self.name = "stamped"
         self.schema = {"stamped": inner.schema}
         self._inner = inner
+        self.learn = getattr(inner, "learn", None)
 
     def serialize(self, values: Any) -> Any:
         return [
@@ -956,6 +960,37 @@ def test_values_are_compared_within_what_the_store_puts_around_them(wrapper):
     without = compare(stored, schema(Json(Small)))
     assert without.relation == "incompatible"
     assert not without.migratable
+
+
+class Wrapping(StampedSerde):
+    """As other steps wrap values: what stands around them is only known by its name."""
+
+    def __init__(self, *around: str, inner: Any) -> None:
+        super().__init__(inner)
+        self.schema = inner.schema
+        for name in reversed(around):
+            self.schema = {name: self.schema}
+
+
+def test_whatever_stands_around_values_must_stay():
+    def schema(*around: str, inner: Any) -> str:
+        return StoreDefinition(name="s", value=Wrapping(*around, inner=inner)).schema
+
+    stored = schema("accumulator", "reduced", inner=Json(Small))
+    assert compare(stored, schema("accumulator", "reduced", inner=Json(FloatSize))).relation == "compatible"
+    changed = compare(stored, schema("accumulator", inner=Json(Small)))
+    assert changed.differences == ("value: was reduced JSON, is JSON",)
+    assert not changed.migratable
+
+
+def test_a_serde_within_another_learns_what_entries_were_written_with(tmp_path):
+    path = written(tmp_path / "shop.Order.avsc", field("int"))
+    first = StoreDefinition(name="s", value=StampedSerde(Avro(path)))
+    store = store_of(first, {b"a": ({"size": 1}, 5)})
+    written(path, field("long"))
+    second = StoreDefinition(name="s", value=StampedSerde(Avro(path)))
+    assert not check(second, first.schema)
+    assert list(second.value.deserialize([store.get(b"a")])) == [({"size": 1}, 5)]
 
 
 def test_values_from_before_two_compatible_changes_are_remembered():
@@ -1188,3 +1223,98 @@ def test_a_type_is_described_by_what_is_read_and_written():
             }
         },
     }
+
+
+class _Remembers:
+    def open(self, context):
+        self.latest = context.store("latest")
+
+    def process(self, record, context):
+        self.latest.put(record.key, record.value)
+        if record.value.number < 0:
+            raise ValueError("not yet")
+        context.forward(record)
+
+
+class _Numbered(msgspec.Struct):
+    number: int
+
+
+class _Labelled(msgspec.Struct):
+    number: int
+    label: str
+
+
+def _remembering(kind: Any, **options: Any) -> App:
+    app = App("remembering")
+    store = key_value_store("latest", value=Json(kind), **options)
+    app.stream("in", key=Text(), value=Json(kind)).process(_Remembers, stores=[store]).to("out")
+    return app
+
+
+def _reopened(app: App, driver: TopologyDriver) -> TopologyDriver:
+    driver.restart()
+    later = TopologyDriver(app)
+    later._databases = driver._databases
+    return later
+
+
+def test_an_incompatible_store_refuses_to_start_and_says_what_to_do():
+    driver = TopologyDriver(_remembering(_Numbered))
+    driver.send("in", _Numbered(1), key="a")
+    with pytest.raises(StateError, match=r"(?s)'label'.*migrate="):
+        _reopened(_remembering(_Labelled), driver).send("in", _Labelled(2, "b"), key="b")
+
+
+def test_a_migration_reaches_the_store_with_the_first_commit_also_after_one_that_was_given_up():
+    driver = TopologyDriver(_remembering(_Numbered))
+    driver.send_all("in", [Record("a", _Numbered(1), 0), Record("b", _Numbered(2), 0)])
+    app = _remembering(_Labelled, migrate=lambda old: _Labelled(old["number"], "old"))
+    later = _reopened(app, driver)
+    later.send("in", _Labelled(3, "new"), key="c")
+    expected = {"a": _Labelled(1, "old"), "b": _Labelled(2, "old"), "c": _Labelled(3, "new")}
+    assert later.store("latest") == expected
+    (task,) = later._tasks.values()
+    task.drop({})
+    assert later.store("latest") == expected
+    assert _reopened(_remembering(_Labelled), later).store("latest") == {}
+
+
+def test_a_migration_whose_first_commit_is_given_up_is_part_of_the_next():
+    driver = TopologyDriver(_remembering(_Numbered))
+    driver.send("in", _Numbered(1), key="a")
+    later = _reopened(_remembering(_Labelled, migrate=lambda old: _Labelled(old["number"], "old")), driver)
+    with pytest.raises(ProcessingError):
+        later.send("in", _Labelled(-1, "new"), key="c")
+    (task,) = later._tasks.values()
+    task.drop({})
+    later.send("in", _Labelled(3, "new"), key="c")
+    again = _reopened(_remembering(_Labelled), later)
+    again.send("in", _Labelled(4, "newer"), key="d")
+    assert again.store("latest") == {
+        "a": _Labelled(1, "old"),
+        "c": _Labelled(3, "new"),
+        "d": _Labelled(4, "newer"),
+    }
+
+
+def test_a_reduced_value_may_get_a_field_with_a_default():
+    class Wider(msgspec.Struct):
+        number: int
+        label: str = "none"
+
+    def reducing(kind: Any) -> App:
+        app = App("reducing")
+        stream = app.stream("in", key=Text(), value=Json(kind))
+        stream.group_by_key().reduce("largest", lambda one, other: max(one, other, key=_number)).to("out")
+        return app
+
+    driver = TopologyDriver(reducing(_Numbered))
+    driver.send("in", _Numbered(7), key="a")
+    later = _reopened(reducing(Wider), driver)
+    later.send("in", Wider(3, "small"), key="a")
+    assert [value["label"] for value in later.values("out")] == ["none"]
+
+
+def _number(value: Any) -> int:
+    return int(value.number)

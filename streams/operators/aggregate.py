@@ -93,7 +93,7 @@ class AccumulatorSerde:
 
     def __init__(self, aggregate: Aggregate[Any, Any]) -> None:
         self._aggregate = aggregate
-        self.schema = {"accumulator": aggregate.describe()}
+        self.schema = {"accumulator": getattr(aggregate, "schema", aggregate.describe())}
 
     def serialize(self, values: Sequence[Any]) -> Iterable[bytes]:
         encode, pack = msgspec.msgpack.Encoder().encode, self._aggregate.pack
@@ -111,7 +111,7 @@ class TimedAccumulatorSerde:
 
     def __init__(self, aggregate: Aggregate[Any, Any]) -> None:
         self._aggregate = aggregate
-        self.schema = {"timed accumulator": aggregate.describe()}
+        self.schema = {"timed accumulator": getattr(aggregate, "schema", aggregate.describe())}
 
     def serialize(self, values: Sequence[tuple[Any, int]]) -> Iterable[bytes]:
         encode, pack = msgspec.msgpack.Encoder().encode, self._aggregate.pack
@@ -213,9 +213,10 @@ class Reduce:
     def __init__(self, function: Callable[[Any, Any], Any], value: Serde[Any]) -> None:
         self._function = function
         self._value = value
+        self.schema = {"reduced": schema_of(value)}
 
     def describe(self) -> str:
-        return f"reduce {schema_of(self._value)}"
+        return "reduce"
 
     def column(self, values: Sequence[Any]) -> Iterable[Any]:
         return values

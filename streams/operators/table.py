@@ -45,6 +45,7 @@ class StampedSerde:
         self._inner = inner
         self.name = f"stamped {inner.name}"
         self.schema = {"stamped": schema_of(inner)}
+        self.learn = getattr(inner, "learn", None)
 
     def serialize(self, values: Sequence[tuple[Any, int]]) -> Iterable[bytes]:
         payloads = self._inner.serialize([value for value, _ in values])

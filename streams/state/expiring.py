@@ -36,6 +36,7 @@ class ExpiringSerde:
     def __init__(self, inner: Serde[Any]) -> None:
         self.name = f"expiring {inner.name}"
         self.schema = {"expiring": schema_of(inner)}
+        self.learn = getattr(inner, "learn", None)
         self._inner = inner
 
     def serialize(self, values: Sequence[Expiring]) -> Iterable[bytes]:

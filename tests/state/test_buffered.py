@@ -83,6 +83,44 @@ def test_keys_that_begin_alike_are_found_in_order_by_prefix(database):
     assert [key for key, _ in state.prefix(b"a")] == ["a", "aa\uffff", "ac"]
 
 
+def test_what_changed_between_two_scans_is_in_the_second(database):
+    state = plain(database)
+    state.put("a", 1)
+    assert list(state.prefix(b"")) == [("a", 1)]
+    state.put("b", 2)
+    assert list(state.prefix(b"")) == [("a", 1), ("b", 2)]
+    state.put_many({"a": None, "c": 3})
+    assert list(state.prefix(b"")) == [("b", 2), ("c", 3)]
+    state.mark()
+    state.put("d", 4)
+    assert len(list(state.entries())) == 3
+    state.rollback()
+    assert list(state.entries()) == [("b", 2), ("c", 3)]
+    state.drop_slice()
+    assert list(state.entries()) == []
+
+
+def test_changes_told_at_commits_are_known_once_they_are_told(database):
+    state = plain(database)
+    state.defer()
+    state.put("a", 1)
+    commit(database, state)
+    state.put("a", 2)
+    state.end_slice()
+    assert state.told_many(["a"]) == [1]
+    state.tell({"a": 1})
+    assert state.told_many(["a", "b"]) == [2, None]
+    assert state.told_many(["a", "b"], before=True) == [1, None]
+    state.told()
+    assert state.told_many(["a"], before=True) == [2]
+    state.drop_slice()
+    assert state.told_many(["a"]) == [1]
+    state.tell({})
+    commit(database, state)
+    state.put("a", 3)
+    assert state.told_many(["a"]) == [2]
+
+
 @pytest.mark.parametrize(
     ("prefix", "stop"),
     [(b"a", b"b"), (b"a\xff", b"b"), (b"\xff\xff", None), (b"", None), (b"a\x00", b"a\x01")],
