@@ -111,6 +111,7 @@ class Campaign:
         self._admin = self._broker.admin()
         self._workers: list[subprocess.Popen[bytes] | None] = []
         self._logs: list[Path] = []
+        self._log_of: dict[int, Path] = {}
         self._sent = Sent()
         self._time = 1_000_000
         self.outcome = Outcome(seed, guarantee, protocol)
@@ -246,6 +247,13 @@ class Campaign:
         """SIGTERM. A worker takes at most ten seconds over it, and says that it went well."""
         if worker is None:
             return
+        # Before it has got so far, there is nobody yet who could be asked.
+        log = self._log_of[worker.pid]
+        self._until(
+            lambda: worker.poll() is not None or '"worker started"' in log.read_text(),
+            3 * STOP_SECONDS,
+            "a worker has started",
+        )
         begun = time.monotonic()
         worker.terminate()
         try:
@@ -283,13 +291,15 @@ class Campaign:
             "STREAMS_TRANSACTION_TIMEOUT": str(TRANSACTION_SECONDS),
         }
         with log.open("wb") as file:
-            return subprocess.Popen(
+            worker = subprocess.Popen(
                 [sys.executable, "-m", "streams", "run", "fault_app:app"],
                 cwd=HERE,
                 env={**os.environ, **settings, **environment},
                 stdout=file,
                 stderr=file,
             )
+        self._log_of[worker.pid] = log
+        return worker
 
     def _revive(self) -> None:
         """As an orchestrator does: a worker that ended by itself is started again."""
