@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 LOG ?=
+LINES ?=
 ONLY ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format bench faults lock clean
 
 help:
-	@echo "make demo          run the log-analysis job on a real Kafka, with generated input (LOG=/path/to/access.log for your own)"
+	@echo "make demo          run the log-analysis job on a real Kafka, LINES=200000 of a generated log, or LOG=/path/to/access.log"
 	@echo "make test          all tests, those on a real broker included"
 	@echo "make check         format, lint, types, layering: what CI checks before the tests"
 	@echo "make bench         this runtime, the raw client, Kafka Streams and Quix Streams on one broker (ONLY=json for one work)"
@@ -33,7 +34,7 @@ $(STAMP): .venv/.dependencies pyproject.toml
 	@touch $@
 
 demo: $(STAMP)
-	@$(BIN)/python -m apps.log_analysis.demo $(LOG)
+	@$(BIN)/python -m apps.log_analysis.demo $(LOG) $(if $(LINES),--lines $(LINES))
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

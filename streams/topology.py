@@ -408,6 +408,16 @@ def _as_json(topology: Topology) -> str:
             for subtopology in topology.subtopologies
         ]
     }
+    if topology.global_tables:
+        description["global_tables"] = [
+            {
+                "name": table.store.name,
+                "topic": table.topic,
+                "key": table.key.name,
+                "value": table.value.name,
+            }
+            for table in topology.global_tables
+        ]
     return msgspec.json.format(msgspec.json.encode(description), indent=2).decode()
 
 

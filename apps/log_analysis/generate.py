@@ -189,6 +189,19 @@ def generate_lines(
     return _lines(count, Random(seed).random, round(count * malformed_share), start_ms, duration_ms)  # noqa: S311  # nothing here is a secret
 
 
+def closing_lines(at_ms: int, count: int = 32) -> list[str]:
+    """Well-formed lines at one time (milliseconds since the epoch), each of a client and a path of its own.
+
+    Windows close when later records come, in each partition by itself: these are enough of them to reach all
+    partitions, up to 8 or so, whether they are spread by client or by path.
+    """
+    stamp = _stamp(at_ms // 1000)
+    return [
+        f'closing-{number}.invalid - - [{stamp}] "GET /closing/{number} HTTP/1.1" 204 - "-" "-"'
+        for number in range(count)
+    ]
+
+
 def _lines(count: int, random: Draw, malformed: int, start_ms: int, duration_ms: int) -> Iterator[str]:
     clients = _clients(random)
     resources = _resources(random)

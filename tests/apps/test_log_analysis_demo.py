@@ -35,6 +35,8 @@ def test_the_report_accounts_for_every_generated_line(tmp_path, kafka_bootstrap)
     assert report["accounted_for"]
     assert (report["lines"], report["hits"], report["dead_letters"]) == (4_000, 3_980, 20)
     assert report["errors"] + report["filtered"] + report["dead_letters"] == 4_000
+    assert report["hits_in_windows"] + report["late_hits"] == report["hits_in_visits"] == 3_980
+    assert sum(report["teams"].values()) == 3_980
 
 
 def test_a_log_of_ones_own_is_read_to_its_last_line(tmp_path, kafka_bootstrap):
