@@ -25,8 +25,8 @@ class StreamClock:
     def __init__(self, time: int = NOT_STARTED) -> None:
         self.time = time
         self.observed = time
-        """Stream time when the last record had come."""
-        self._at_slice = self._at_commit = time
+        """The highest event time of a record: stream time, where it has not moved on without one."""
+        self._at_slice = self._at_commit = time, time
         self._batch: Batch[Any, Any] | None = None
         self._seen: dict[int, tuple[Batch[Any, Any], int]] = {}
         """The slice's batches by identity, each with the stream time before it."""
@@ -39,7 +39,8 @@ class StreamClock:
         """
         if id(batch) not in self._seen:
             self._seen[id(batch)] = batch, self.time
-            self.time = self.observed = max(self.time, *batch.timestamps)
+            self.observed = max(self.observed, *batch.timestamps)
+            self.time = max(self.time, self.observed)
         before = self._batch
         self.resume(batch)
         return before
@@ -68,18 +69,18 @@ class StreamClock:
         self._batch = None
         self.time = max(self.time, time)
 
-    def restore(self, time: int) -> None:
+    def restore(self, time: int, observed: int) -> None:
         """Begin where an earlier task stopped."""
-        self.time = self.observed = self._at_slice = self._at_commit = max(self.time, time)
+        self.time, self.observed = max(self.time, time), max(self.observed, observed)
+        self._at_slice = self._at_commit = self.time, self.observed
 
     def end_slice(self) -> None:
-        self._at_slice = self.time
+        self._at_slice = self.time, self.observed
         self._batch = self._times = None
         self._seen = {}
 
     def drop_slice(self) -> None:
-        self.time = self._at_slice
-        self.observed = min(self.observed, self.time)
+        self.time, self.observed = self._at_slice
         self._batch = self._times = None
         self._seen = {}
 

@@ -1,85 +1,55 @@
-"""Deterministic simulation: an app under crashes, aborts and rebalances, compared with an undisturbed run.
+"""Deterministic simulation: an app under disturbances, compared with a run that nothing disturbed.
 
 A schedule is made from a seed. It runs real workers on the memory broker, in one thread and on a clock of its
-own, and disturbs them at chosen calls to the broker. What readers of committed records see afterwards must be
-what they see after a run that nothing disturbed.
+own, and disturbs them at chosen points. What readers of committed records see afterwards must be what they
+see after an undisturbed run. The same seed, app and input always give the same run.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import logging
-import random
-from collections import defaultdict
+from collections import Counter, defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
 
 import msgspec
 import structlog
 
-from streams.broker import NewTopic
-from streams.broker.memory import MemoryBroker, Step
-from streams.commit import AtLeastOnce, ExactlyOnce
-from streams.errors import OutcomeUnknown, StreamsError, TransactionAborted
-from streams.partitioning import partition_for
-from streams.reading import read_to_end
-from streams.records import Output, TopicPartition
+from streams.disturbance import Disturbance, Pace, Point, Schedule, make_schedule
+from streams.errors import ConfigurationError
+from streams.guard import preview
+from streams.simulated_run import STALL_SECONDS, Input, InputRecord, Run, shortest_idle
 from streams.state.changelog import RESERVED, changelog_topic
-from streams.state.memory import MemoryDatabases
-from streams.topics import prepare_topics
 from streams.topology import Source, Step as TopologyStep
-from streams.worker import State, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from streams.app import App
-    from streams.broker import GroupSettings, Producer
-    from streams.broker.memory import MemoryAdmin, MemoryConsumer
+    from streams.records import Headers
+    from streams.serde import Serde
     from streams.topology import Node, Topology
 
-Disturbance: TypeAlias = Literal[
-    "crash", "crash and lose the disk", "abort", "unknown", "evict", "leave", "join"
-]
-"""What may happen to a worker at one of its calls to the broker.
+GARBAGE_THRESHOLD = 100_000
+"""So many more objects made than freed have the garbage collector look for cycles."""
 
-Its process ends and another is started, with or without what was on its disk; its transaction is aborted; the
-outcome of a commit remains unknown; the group goes on without it, and it does not know; it leaves in peace
-and comes back; one more worker joins.
-"""
-
-_ABORTABLE = {"produce", "send_offsets", "commit.before"}
-_UNKNOWN = {"commit.before", "commit.after"}
-
-WORKERS = 2
-TRANSACTION_SECONDS = 10.0
-START = 1_800_000_000.0
-"""When every simulation begins, in seconds since the epoch."""
-
-TICK = 0.0005
-"""Seconds that pass whenever somebody looks at the clock."""
-
-ROUNDS = 3_000
-"""A schedule that has not processed its input after so many turns never will."""
-
-QUIET_SECONDS = 60
-"""Time that passes at the end without input, besides what windows need that close when they are idle."""
-
-QUIET_STEP_SECONDS = 20
-"""So much of it passes between two turns: well below the poll deadline, after which a worker is evicted."""
+MOST = 6
+"""A schedule has at most so many disturbances."""
 
 
-class Event(NamedTuple):
-    """One disturbance, at the n-th call that any worker makes to the broker."""
+class Found(NamedTuple):
+    """A committed record, as far as it is compared: where only the last one counts, its value alone."""
 
-    call: int
-    disturbance: Disturbance
-
-    def __str__(self) -> str:
-        return f"{self.disturbance} at call {self.call}"
+    value: bytes | None
+    timestamp: int | None = None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
-Seen: TypeAlias = "dict[tuple[str, bytes | None], tuple[bytes | None, ...]]"
-"""What committed readers see, by topic and key: the values in order, or only the last of them."""
+Seen: TypeAlias = "dict[tuple[str, bytes | None], tuple[Found, ...]]"
+"""What committed readers see, by topic and key, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +57,23 @@ class Difference:
     """A schedule whose committed results are not those of an undisturbed run."""
 
     seed: int
-    schedule: tuple[Event, ...]
-    """As few disturbances as still show it."""
-    topic: str
-    key: bytes | None
-    expected: tuple[bytes | None, ...]
-    got: tuple[bytes | None, ...]
+    schedule: Schedule
+    """As little as still shows it."""
+    topic: str = ""
+    key: bytes | None = None
+    expected: tuple[Found, ...] = ()
+    """What an undisturbed run left in that topic under that key."""
+    got: tuple[Found, ...] = ()
     error: str | None = None
+    """What ended a worker, if that is the difference."""
+    story: tuple[str, ...] = ()
+    """The disturbances as they happened."""
+    shown: tuple[str, str, str] = ("", "", "")
+    """The key, and the first record that differs as expected and as got, decoded where possible."""
 
     @property
     def first(self) -> int:
-        """The position of the first value that differs."""
+        """The position of the first record that differs."""
         pairs = zip(self.expected, self.got, strict=False)
         same = min(len(self.expected), len(self.got))
         return next((at for at, (one, other) in enumerate(pairs) if one != other), same)
@@ -108,270 +84,239 @@ class Report:
     """What came of many schedules."""
 
     schedules: int = 0
-    disturbances: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    disturbances: Counter[str] = field(default_factory=Counter)
+    """Those that happened, by kind."""
+    points: Counter[str] = field(default_factory=Counter)
+    """Where they happened."""
+    passed: int = 0
+    """How often workers came to a point where they could have been disturbed."""
+    again: int = 0
+    """Input records that workers were given more than once."""
     records: int = 0
     """Committed records compared, over all schedules."""
     compared: dict[str, str] = field(default_factory=dict)
     """How each output topic is compared."""
     differences: list[Difference] = field(default_factory=list)
 
-
-class _Crash(BaseException):
-    """A process ends here."""
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> float:
-        self.now += TICK
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-
-    def milliseconds(self) -> int:
-        return int(self.now * 1000)
+    def add(self, other: Report) -> None:
+        """Count what came of other schedules too."""
+        self.schedules += other.schedules
+        self.disturbances += other.disturbances
+        self.points += other.points
+        self.passed += other.passed
+        self.again += other.again
+        self.records += other.records
+        self.compared |= other.compared
+        self.differences += other.differences
 
 
-class _Broker(MemoryBroker):
-    """Knows the clients of each worker, so that they can be ended as a process is."""
+class Simulator:
+    """Runs schedules of one app on one input.
 
-    def __init__(self, clock: _Clock) -> None:
-        super().__init__(clock=clock, wait=clock.advance)
-        self.consumers: list[MemoryConsumer] = []
+    ``inputs`` are the records of each input topic: ``InputRecord``, or its first fields. With more than one
+    of ``partitions`` the order in which records of several partitions meet behind a ``group_by`` depends on
+    the schedule: only results that do not depend on it compare equal. ``kinds`` are the disturbances, all but
+    ``duplicate`` unless given: that one changes the input, so it is for apps that recognize what they have
+    had already. ``ignore`` names topics that are not compared.
 
-    def consumer(self, settings: GroupSettings) -> MemoryConsumer:
-        consumer = super().consumer(settings)
-        self.consumers.append(consumer)
-        return consumer
-
-
-class _Process:
-    """A worker with its disk and its place (slot), which outlive it."""
-
-    def __init__(self, simulation: _Run, slot: int) -> None:
-        self._run = simulation
-        self.slot = slot
-        self.databases = MemoryDatabases()
-        self.worker: Worker | None = None
-        self._clients: list[MemoryConsumer] = []
-
-    def start(self) -> None:
-        run = self._run
-        kind = ExactlyOnce if run.app.settings.guarantee == "exactly_once" else AtLeastOnce
-        known = len(run.broker.consumers)
-        worker = Worker(
-            run.topology,
-            run.broker,
-            kind(run.broker, f"slot-{self.slot}", timeout=TRANSACTION_SECONDS),
-            run.app.settings,
-            application=run.app.name,
-            partitions=run.partitions,
-            databases=self.databases,
-            clock=run.clock,
-            pause=run.clock.advance,
-            wall_clock=run.clock.milliseconds,
-        )
-        worker.start()
-        self._clients = run.broker.consumers[known:]
-        self.worker = worker
-
-    def turn(self) -> None:
-        if self.worker is not None:
-            self.worker.run_once()
-
-    def crash(self, *, lose_disk: bool) -> None:
-        """End at once. The group learns of it, and a successor starts in the same place."""
-        self.worker = None
-        self.databases.close()
-        if lose_disk:
-            self.databases = MemoryDatabases()
-        self.evict()
-        self.start()
-
-    def evict(self) -> None:
-        """Let the group go on without it."""
-        for client in self._clients:
-            self._run.broker.expire(client)
-
-    def leave(self) -> None:
-        worker, self.worker = self.worker, None
-        if worker is not None and worker.state is State.RUNNING:
-            worker.close()
-        self.start()
-
-
-class _Run:
-    """One schedule, from the first record to the last commit."""
+    Raises what ends a worker that nobody disturbs, and ``ConfigurationError`` when nothing can be compared.
+    """
 
     def __init__(
         self,
         app: App,
-        topology: Topology,
-        inputs: Mapping[str, Sequence[tuple[bytes | None, bytes | None, int]]],
-        partitions: int,
-        schedule: Sequence[Event],
+        inputs: Mapping[str, Sequence[tuple[Any, ...]]],
+        *,
+        partitions: int = 1,
+        kinds: Collection[Disturbance] | None = None,
+        most: int = MOST,
+        ignore: Collection[str] = (),
     ) -> None:
-        self.app = app
-        self.topology = topology
-        self.clock = _Clock()
-        self.broker = _Broker(self.clock)
-        self.admin: MemoryAdmin = self.broker.admin()
-        self._inputs = inputs
-        self._pending = list(schedule)
-        self._quiet = QUIET_SECONDS + _closing_seconds(topology)
-        self._calls = 0
-        self._acting: _Process | None = None
-        self._processes: list[_Process] = []
-        names = [topic for topic in topology.input_topics if isinstance(topic, str)]
-        new = [name for name in [*names, *inputs] if name not in topology.repartitions]
-        self.admin.create_topics([NewTopic(name=name, partitions=partitions) for name in dict.fromkeys(new)])
-        self.partitions = prepare_topics(
-            topology,
-            self.admin,
-            application=app.name,
-            dead_letter_topic=app.dead_letter_topic,
-            create_outputs=True,
+        self._app = app
+        self._topology = app.topology
+        self._input = Input(
+            {topic: [InputRecord(*record) for record in records] for topic, records in inputs.items()},
+            partitions,
         )
+        self._most = most
+        self._may_repeat = app.settings.guarantee == "at_least_once"
+        self.kinds = tuple(kinds) if kinds is not None else usual_kinds(self._topology)
+        self.topics = comparisons(self._topology, app, ignore)
+        self._compared = [topic for topic, how in self.topics.items() if how not in (NOT, TWICE, IGNORED)]
+        if not self._compared:
+            raise ConfigurationError("nothing that the app writes can be compared")
+        self._counts: dict[Pace, Counter[Point]] = {}
+        with _undisturbed_host():
+            run = self._execute(Schedule())
+            self.expected = self._seen(run)
+        self._counts[Pace()] = run.counts
 
-    @property
-    def calls(self) -> int:
-        """How many calls the workers have made to the broker."""
-        return self._calls
-
-    def run(self) -> None:
-        self._send()
-        for slot in range(WORKERS):
-            self._add(slot)
-        self.broker.before = self._before
-        for number in range(ROUNDS):
-            self._turns()
-            if number % 4 == 3 and self._lag() == 0:
-                break
-        else:
-            raise StreamsError(f"the input was not processed after {ROUNDS} turns of every worker")
-        # What is left of the schedule had no call to happen at.
-        self._pending.clear()
-        for _ in range(self._quiet // QUIET_STEP_SECONDS):
-            self.clock.advance(QUIET_STEP_SECONDS)
-            # What closes in one turn is committed, read by the next subtopology and committed in the others.
-            for _ in range(4):
-                self._turns()
-        for process in self._processes:
-            if process.worker is not None:
-                process.worker.close()
-
-    def _add(self, slot: int) -> None:
-        process = _Process(self, slot)
-        self._processes.append(process)
-        process.start()
-
-    def _turns(self) -> None:
-        for process in list(self._processes):
-            self._acting = process
-            try:
-                process.turn()
-            except _Crash as crash:
-                self._acting = None
-                process.crash(lose_disk=crash.args[0])
-            finally:
-                self._acting = None
-            self._between(process)
-
-    def _between(self, process: _Process) -> None:
-        """Do what cannot be done in the middle of a worker's call."""
-        while self._pending and self._pending[0].call <= self._calls:
-            disturbance = self._pending[0].disturbance
-            if disturbance == "leave":
-                process.leave()
-            elif disturbance == "join":
-                self._add(len(self._processes))
-            else:
+    def run(self, seeds: Sequence[int], *, stop_after: int = 1) -> Iterator[Report]:
+        """The report so far, after each schedule, until there are ``stop_after`` differences."""
+        report = Report(compared=dict(self.topics))
+        for seed in seeds:
+            with _undisturbed_host():
+                schedule, difference = self._schedule(seed)
+                if difference is None:
+                    difference = self._difference(seed, schedule, report)
+                if difference is not None:
+                    difference = self._shrunk(difference)
+            report.schedules += 1
+            if difference is not None:
+                report.differences.append(difference)
+            yield report
+            if len(report.differences) >= stop_after:
                 return
-            self._pending.pop(0)
 
-    def _before(self, step: Step) -> None:
-        if self._acting is None:
-            return
-        self._calls += 1
-        if not self._pending or self._pending[0].call > self._calls:
-            return
-        disturbance = self._pending[0].disturbance
-        if disturbance == "abort" and step in _ABORTABLE:
-            self._pending.pop(0)
-            raise TransactionAborted("simulated")
-        if disturbance == "unknown" and step in _UNKNOWN:
-            self._pending.pop(0)
-            raise OutcomeUnknown("simulated")
-        if disturbance == "evict":
-            self._pending.pop(0)
-            self._acting.evict()
-        elif disturbance.startswith("crash"):
-            self._pending.pop(0)
-            raise _Crash(disturbance != "crash")
+    def _schedule(self, seed: int) -> tuple[Schedule, Difference | None]:
+        """The schedule of a seed; and a difference if its pace makes one without any disturbance."""
+        differences: list[Difference] = []
 
-    def _send(self) -> None:
-        producer: Producer = self.broker.producer()
-        for topic, records in self._inputs.items():
-            count = self.partitions.get(topic, 1)
-            for number in range(count):
-                chosen = [
-                    record
-                    for row, record in enumerate(records)
-                    if (row % count if record[0] is None else partition_for(record[0], count)) == number
-                ]
-                if chosen:
-                    keys, values, times = zip(*chosen, strict=True)
-                    producer.produce(Output(topic, keys, values, times, partition=number))
-        producer.flush(1)
-        producer.close()
+        def counts(pace: Pace) -> Counter[Point]:
+            if pace not in self._counts:
+                schedule = Schedule(pace)
+                try:
+                    run = self._execute(schedule)
+                except Exception as error:  # noqa: BLE001 - as in _difference
+                    differences.append(Difference(seed, schedule, error=_text(error)))
+                    return Counter()
+                found = self._compare(seed, schedule, run)
+                if found is not None:
+                    differences.append(found)
+                self._counts[pace] = run.counts
+            return self._counts[pace]
 
-    def _lag(self) -> int:
-        places = [
-            TopicPartition(topic, number)
-            for topic, count in self.partitions.items()
-            for number in range(count)
-        ]
-        committed = self.admin.committed_offsets(self.app.name)
-        ends = self.admin.end_offsets(places, "read_uncommitted")
-        begins = self.admin.beginning_offsets(places)
-        return sum(
-            # A transaction's marker may be all that is left.
-            max(0, ends[place] - max(begins[place], committed.get(place, 0)) - 1)
-            + (place not in committed and ends[place] > begins[place])
-            for place in places
-        )
+        schedule = make_schedule(seed, counts, self.kinds, self._most)
+        return schedule, differences[0] if differences else None
 
-    def seen(self, topics: Mapping[str, str]) -> Seen:
-        """What committed readers see: for each topic and key the values in order, or the last one."""
-        values: dict[tuple[str, bytes | None], list[bytes | None]] = defaultdict(list)
-        for topic in topics:
-            for fetched in read_to_end(self.broker, [topic]):
-                for key, value in zip(fetched.keys(), fetched.values(), strict=True):
-                    if key is not None and key.startswith(RESERVED):
-                        continue
+    def _execute(self, schedule: Schedule) -> Run:
+        run = Run(self._app, self._topology, self._input, schedule)
+        run.execute()
+        return run
+
+    def _difference(self, seed: int, schedule: Schedule, report: Report | None = None) -> Difference | None:
+        run = Run(self._app, self._topology, self._input, schedule)
+        difference: Difference | None
+        try:
+            run.execute()
+        except Exception as error:  # noqa: BLE001 - whatever ends a worker is a finding
+            story = tuple(map(str, run.story))
+            difference = Difference(seed, schedule, error=_text(error), story=story)
+        else:
+            difference = self._compare(seed, schedule, run, report)
+        if report is not None:
+            report.disturbances.update(item.event.disturbance for item in run.story)
+            report.points.update(item.event.point for item in run.story)
+            report.passed += run.counts.total()
+            report.again += run.again
+        return difference
+
+    def _compare(
+        self, seed: int, schedule: Schedule, run: Run, report: Report | None = None
+    ) -> Difference | None:
+        seen = self._seen(run)
+        if report is not None:
+            report.records += sum(map(len, seen.values()))
+        if seen == self.expected:
+            return None
+        for place in {**self.expected, **seen}:
+            expected, got = self.expected.get(place, ()), seen.get(place, ())
+            if not self._equal(self.topics[place[0]], expected, got):
+                if self._may_repeat and self.topics[place[0]] == LAST:
+                    expected, got = expected[-1:], got[-1:]
+                found = Difference(seed, schedule, *place, expected, got, story=tuple(map(str, run.story)))
+                return dataclasses.replace(found, shown=self._shown(found))
+        return None
+
+    def _equal(self, how: str, expected: tuple[Found, ...], got: tuple[Found, ...]) -> bool:
+        if expected == got or not self._may_repeat:
+            return expected == got
+        if how == LAST:
+            # A worker that was replaced may write late what it had: the last result is among the others then.
+            return bool(expected) and expected[-1] in got
+        if Counter(expected) - Counter(got):
+            return False
+        if how == ANY:
+            return set(expected) == set(got)
+        return list(dict.fromkeys(expected)) == list(dict.fromkeys(got))
+
+    def _seen(self, run: Run) -> Seen:
+        """What committed readers see: for each topic and key the records in order, or the last one."""
+        records: dict[tuple[str, bytes | None], list[Found]] = defaultdict(list)
+        for fetched in run.read(self._compared):
+            topic = fetched.topic
+            last = self.topics[topic] == LAST
+            columns = fetched.keys(), fetched.values(), fetched.timestamps()
+            headers: Sequence[Headers | None] = fetched.headers() or [None] * len(fetched)
+            for key, value, timestamp, own in zip(*columns, headers, strict=True):
+                if key is not None and key.startswith(RESERVED):
+                    continue
+                if last:
                     # Updates of several windows of one key follow each other as commits happen to fall.
-                    window = _window_start(value) if topics[topic] == LAST else b""
-                    values[topic, (key or b"") + window if window else key].append(value)
-        return {
-            place: tuple(found) if topics[place[0]] == EVERY else (found[-1],)
-            for place, found in values.items()
-        }
+                    window = _window_start(value)
+                    records[topic, (key or b"") + window if window else key].append(Found(value))
+                else:
+                    records[topic, key].append(Found(value, timestamp, tuple(own or ())))
+        seen: Seen = {}
+        for place, found in records.items():
+            how = self.topics[place[0]]
+            if how == LAST and not self._may_repeat:
+                del found[:-1]
+            seen[place] = tuple(sorted(found, key=repr) if how == ANY else found)
+        return seen
+
+    def _shrunk(self, difference: Difference) -> Difference:
+        """The same with as little as still makes one, by leaving out one thing after the other."""
+        again = True
+        while again:
+            again = False
+            for simpler in difference.schedule.simpler():
+                found = self._difference(difference.seed, simpler)
+                if found is not None:
+                    difference, again = found, True
+                    break
+        return difference
+
+    def _shown(self, difference: Difference) -> tuple[str, str, str]:
+        sink = next((sink for sink in self._topology.sinks if sink.topic == difference.topic), None)
+        first = difference.first
+        key, value = (None, None) if sink is None else (sink.key, sink.value)
+        records = [
+            f"{_decoded(value, found[first].value)}{_when(found[first])}" if first < len(found) else "nothing"
+            for found in (difference.expected, difference.got)
+        ]
+        return _decoded(key, difference.key), records[0], records[1]
 
 
-def _closing_seconds(topology: Topology) -> int:
-    """After how long without input the last window has closed, where windows close when they are idle."""
-    total = 0
-    for node in topology.nodes:
-        if not isinstance(node, TopologyStep):
-            continue
-        idle = getattr(node.operator, "close_idle_after", None)
-        if idle is not None:
-            lasts = max((store.changelog_retention or 0 for store in node.owns), default=0)
-            total += (idle + lasts) // 1000 + QUIET_STEP_SECONDS
-    return total
+def usual_kinds(topology: Topology) -> tuple[Disturbance, ...]:
+    """The disturbances that must not change what an app writes."""
+    left_out = {"duplicate"}
+    idle = shortest_idle(topology)
+    if idle is not None and idle < 2 * MOST * STALL_SECONDS:
+        # Windows would close although there is more to come.
+        left_out |= {"stall", "slow"}
+    return tuple(kind for kind in get_args(Disturbance) if kind not in left_out)
+
+
+def _decoded(serde: Serde[Any] | None, payload: bytes | None) -> str:
+    if payload is None:
+        return "null"
+    if serde is not None:
+        try:
+            return repr(next(iter(serde.deserialize([payload]))))
+        except Exception:  # noqa: BLE001 - it is shown as it is then
+            return preview(payload, 200)
+    return preview(payload, 200)
+
+
+def _when(found: Found) -> str:
+    """What else is compared, for a record in words."""
+    text = "" if found.timestamp is None else f" of time {found.timestamp}"
+    return f"{text} with headers {list(found.headers)}" if found.headers else text
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _window_start(value: bytes | None) -> bytes:
@@ -388,162 +333,96 @@ class _Window(msgspec.Struct):
 
 
 EVERY = "every record, in the order of each key"
+ANY = "every record, in any order"
 LAST = "the last record of each key: it changes at commits"
 NOT = "not compared: made from what other results happened to be at a commit"
+TWICE = "not compared: at least once, state behind a repartition topic may count a record twice"
 
 
-def comparisons(topology: Topology, application: str) -> dict[str, str]:
-    """How each output and changelog topic can be compared between runs that commit at other moments."""
+IGNORED = "not compared, as told"
+_LOOSENESS = [EVERY, ANY, LAST, NOT, TWICE, IGNORED].index
+
+
+def comparisons(topology: Topology, app: App, ignore: Collection[str] = ()) -> dict[str, str]:
+    """How each topic the app writes can be compared between runs that commit at other moments."""
+    at_least_once = app.settings.guarantee == "at_least_once"
     found: dict[str, str] = {}
+
+    def compare(topic: str, how: str) -> None:
+        found[topic] = max(found.get(topic, how), how, key=_LOOSENESS)
+
     for sink in topology.sinks:
         if isinstance(sink.topic, str) and sink.repartition is None:
-            found[sink.topic] = max(found.get(sink.topic, EVERY), _comparison(topology, sink), key=_LOOSENESS)
-    for subtopology in topology.subtopologies:
-        for node in subtopology.nodes:
-            if isinstance(node, TopologyStep):
-                verdict = NOT if _comparison(topology, node) in (LAST, NOT) else LAST
-                for store in node.owns:
-                    if store.source_topic is None and store.retention is None:
-                        found[changelog_topic(application, store)] = verdict
-    return found
+            compare(sink.topic, _comparison(topology, sink, at_least_once=at_least_once))
+    for node in topology.nodes:
+        if isinstance(node, TopologyStep):
+            how = _comparison(topology, node, at_least_once=at_least_once)
+            for store in node.owns:
+                if store.source_topic is None and store.retention is None:
+                    compare(
+                        changelog_topic(app.name, store),
+                        LAST if how == EVERY else max(NOT, how, key=_LOOSENESS),
+                    )
+        if node.policy.action == "dead_letter" and topology.writes_dead_letters:
+            # Those of one slice are in the order of the steps: slices are other ones in each run.
+            how = _comparison(topology, node, at_least_once=at_least_once)
+            compare(app.dead_letter_topic, ANY if how == EVERY else max(NOT, how, key=_LOOSENESS))
+    return found | {topic: IGNORED for topic in ignore if topic in found}
 
 
-_LOOSENESS = [EVERY, LAST, NOT].index
+class _Place(NamedTuple):
+    """A node on the way from a result up to the input."""
+
+    node: Node
+    below: str
+    """The node that the way came from."""
+    passed: int = 0
+    """Steps in between that forward at commits."""
+    keeps: bool = False
+    """Whether there is a step with a store below."""
 
 
-def _comparison(topology: Topology, node: Node) -> str:
+def _comparison(topology: Topology, node: Node, *, at_least_once: bool) -> str:
     """By what lies between the input and ``node``: nothing, one step that forwards at commits, or more."""
     by_name = {item.name: item for item in topology.nodes}
-    worst = 0
-    waiting: list[tuple[Node, int]] = [(node, 0)]
+    worst, twice = 0, False
+    waiting = [_Place(node, "")]
+    known = set()
     while waiting:
-        at, passed = waiting.pop()
-        if at is not node and isinstance(at, TopologyStep):
-            # An aggregate forwards at commits what others then build on.
-            heads = getattr(at.operator, "heads", None)
-            if heads is None:
-                passed += getattr(at.operator, "forwards_at_commits", False)
-            elif node_through(topology, node, heads.updates):
-                passed += 1
+        place = waiting.pop()
+        at, below, passed, keeps = place
+        if (at.name, below, passed, keeps) in known:
+            continue
+        known.add((at.name, below, passed, keeps))
+        if isinstance(at, TopologyStep):
+            keeps = keeps or bool(at.owns or at.uses)
+            if at is not node:
+                # An aggregate forwards at commits what others then build on.
+                heads = getattr(at.operator, "heads", None)
+                forwards = getattr(at.operator, "forwards_at_commits", False)
+                passed = min(2, passed + (forwards if heads is None else below == heads.updates))
         worst = max(worst, passed)
-        waiting += [(by_name[parent], passed) for parent in at.parents]
+        waiting += [_Place(by_name[parent], at.name, passed, keeps) for parent in at.parents]
         if isinstance(at, Source):
-            feeding = [sink for sink in topology.sinks if sink.repartition and sink.topic in at.topics]
-            waiting += [(sink, passed) for sink in feeding]
+            feeding = [sink for sink in topology.sinks if sink.topic in at.topics]
+            twice = twice or bool(keeps and feeding)
+            waiting += [_Place(sink, at.name, passed, keeps) for sink in feeding]
+    if at_least_once and twice:
+        return TWICE
     stateful = isinstance(node, TopologyStep)
     return (EVERY, LAST, NOT)[min(worst + (worst > 0 and stateful), 2)]
 
 
-def node_through(topology: Topology, node: Node, name: str) -> bool:
-    """Whether the records of ``node`` come through the step of that name."""
-    subtopology = next(part for part in topology.subtopologies if node in part.nodes)
-    return any(item.name == name for item in (node, *subtopology.ancestors(node.name)))
-
-
-def make_schedule(seed: int, calls: int, most: int = 6) -> tuple[Event, ...]:
-    """Some disturbances for a run that makes about ``calls`` calls to the broker."""
-    choose = random.Random(seed)  # noqa: S311 - a schedule, not a secret
-    moments = sorted(choose.randrange(calls) for _ in range(choose.randint(1, most)))
-    kinds: tuple[Disturbance, ...] = get_args(Disturbance)
-    joins = 0
-    schedule = []
-    for moment in moments:
-        kind = choose.choice(kinds)
-        joins += kind == "join"
-        schedule.append(Event(moment, kind if joins <= 2 else "crash"))
-    return tuple(schedule)
-
-
-class Simulator:
-    """Runs schedules of one app on one input.
-
-    ``inputs`` are the records of each input topic: key, value, and timestamp in milliseconds since the epoch.
-    With more than one partition the order in which records of several partitions meet behind a
-    ``group_by`` depends on the schedule: only results that do not depend on it compare equal.
-    """
-
-    def __init__(
-        self,
-        app: App,
-        inputs: Mapping[str, Sequence[tuple[bytes | None, bytes | None, int]]],
-        *,
-        partitions: int = 1,
-    ) -> None:
-        self._app = app
-        self._topology = app.topology
-        self._inputs = inputs
-        self._partitions = partitions
-        self._may_repeat = app.settings.guarantee == "at_least_once"
-        self.topics = comparisons(self._topology, app.name)
-        with _silence():
-            undisturbed = self._execute(())
-            self.expected = undisturbed.seen(self._compared)
-        self.calls = undisturbed.calls
-
-    @property
-    def _compared(self) -> dict[str, str]:
-        return {topic: how for topic, how in self.topics.items() if how != NOT}
-
-    def run(self, seeds: Sequence[int], *, stop_after: int = 1) -> Iterator[Report]:
-        """The report so far, after each schedule, until there are ``stop_after`` differences."""
-        report = Report(compared=dict(self.topics))
-        for seed in seeds:
-            schedule = make_schedule(seed, self.calls)
-            with _silence():
-                difference, records = self._difference(seed, schedule)
-                if difference is not None:
-                    difference = self._shrunk(difference)
-            report.schedules += 1
-            report.records += records
-            for event in schedule:
-                report.disturbances[event.disturbance] += 1
-            if difference is not None:
-                report.differences.append(difference)
-            yield report
-            if len(report.differences) >= stop_after:
-                return
-
-    def _execute(self, schedule: Sequence[Event]) -> _Run:
-        run = _Run(self._app, self._topology, self._inputs, self._partitions, schedule)
-        run.run()
-        return run
-
-    def _difference(self, seed: int, schedule: tuple[Event, ...]) -> tuple[Difference | None, int]:
-        try:
-            seen = self._execute(schedule).seen(self._compared)
-        except Exception as error:  # noqa: BLE001 - whatever ends a worker is a finding
-            text = f"{type(error).__name__}: {error}"
-            return Difference(seed, schedule, "", None, (), (), text), 0
-        records = sum(map(len, seen.values()))
-        for place in {**self.expected, **seen}:
-            expected, got = self.expected.get(place, ()), seen.get(place, ())
-            if expected != got and not (self._may_repeat and set(expected) <= set(got)):
-                return Difference(seed, schedule, place[0], place[1], expected, got), records
-        return None, records
-
-    def _shrunk(self, difference: Difference) -> Difference:
-        """The same with as few disturbances as still make one, by leaving out one after the other."""
-        again = True
-        while again:
-            again = False
-            for number in range(len(difference.schedule)):
-                fewer = difference.schedule[:number] + difference.schedule[number + 1 :]
-                found, _ = self._difference(difference.seed, fewer)
-                if found is not None:
-                    difference, again = found, True
-                    break
-        return difference
-
-
-class _silence:  # noqa: N801 - used as a statement
-    """Thousands of simulated failures are not worth a log line each."""
-
-    def __enter__(self) -> None:
-        self._before = structlog.get_config()
-        self._level = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)
-        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-
-    def __exit__(self, *_: object) -> None:
-        logging.disable(self._level)
-        structlog.configure(**self._before)
+@contextmanager
+def _undisturbed_host() -> Iterator[None]:
+    """No log line for each of thousands of simulated failures, and few looks of the garbage collector."""
+    before, level, threshold = structlog.get_config(), logging.root.manager.disable, gc.get_threshold()
+    logging.disable(logging.CRITICAL)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    gc.set_threshold(GARBAGE_THRESHOLD)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*threshold)
+        logging.disable(level)
+        structlog.configure(**before)

@@ -9,12 +9,15 @@ from streams.operators.aggregate import Folding, rows_by_key
 from streams.windows import Hopping, Tumbling, Windowed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from streams.aggregates import Aggregate
     from streams.guard import Guard
     from streams.operators import Binding, Children, Forward
     from streams.records import Batch
+
+RESULTS_AT_ONCE = 1_000
+"""Results of small windows go on together, about so many at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,24 +181,37 @@ class _Windowing:
         if bound <= self._state.expired:
             return
         if self._updates is not None:
-            for start, entries in self._state.changed_before(bound):
-                self._forward(self._updates, start, entries)
+            changed = self._state.changed_before(bound)
+            self._forward(self._updates, ((start, entries.items()) for start, entries in changed))
         if self._final is not None:
-            for start, found in self._state.windows(0, bound):
-                self._forward(self._final, start, dict(found))
+            self._forward(self._final, self._state.windows(0, bound))
         self._state.expire(self._clock.time)
 
     def _forward_updates(self) -> None:
         assert self._updates is not None
-        for start, entries in sorted(self._state.changed().items()):
-            self._forward(self._updates, start, entries)
+        changed = sorted(self._state.changed().items())
+        self._forward(self._updates, ((start, entries.items()) for start, entries in changed))
 
-    def _forward(self, to: Callable[[Batch[Any, Any]], None], start: int, entries: Mapping[Any, Any]) -> None:
-        end, result = start + self._size, self._result
-        keys = list(entries)
-        values = [Windowed(key, start, end, result(entries[key])) for key in keys]
-        # The last moment that belongs to the window, so that windows over windows take it in.
-        to(self._step.derive(self._store, keys, values, [end - 1] * len(keys)))
+    def _forward(
+        self, to: Callable[[Batch[Any, Any]], None], windows: Iterable[tuple[int, Iterable[tuple[Any, Any]]]]
+    ) -> None:
+        """The results of windows in that order, of many small ones together."""
+        result = self._result
+        keys: list[Any] = []
+        values: list[Windowed[Any, Any]] = []
+        times: list[int] = []
+        for start, entries in windows:
+            end = start + self._size
+            for key, accumulator in entries:
+                keys.append(key)
+                values.append(Windowed(key, start, end, result(accumulator)))
+            # The last moment that belongs to the window, so that windows over windows take it in.
+            times += [end - 1] * (len(keys) - len(times))
+            if len(keys) >= RESULTS_AT_ONCE:
+                to(self._step.derive(self._store, keys, values, times))
+                keys, values, times = [], [], []
+        if keys:
+            to(self._step.derive(self._store, keys, values, times))
 
 
 def with_times(guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:
