@@ -15,8 +15,13 @@ Each class is named by what it means to the caller; ``exit_code`` is what the co
     │   ├── OutcomeUnknown            3   committed or not? new producer, read back, rewind
     │   ├── RecordRefused             3   one record can never be written (too large, …)
     │   └── FatalBrokerError          3   this client can do nothing any more
+    │       └── AccessDenied         10   the cluster does not let this client in, or not do what it must
+    │           ├── NotAuthenticated 10   no connection: a password, token or certificate does not fit
+    │           └── NotAuthorized    10   the cluster knows the client, which lacks a right (an ACL)
     ├── ProcessingError               4   user code or a serde failed on a record, under policy ``fail``
     ├── DeadLetterLimitExceeded       5   too large a share of the input became dead letters
+    ├── OffsetOutOfRange             11   records were deleted before they were processed
+    ├── Stalled                      12   a partition made no progress and ``stall_exit`` is set
     ├── WorkersFailed                 6   workers died faster than the restart limit allows
     ├── LocalKafkaError               7   the local Kafka could not be set up, started or stopped
     ├── StateError                    8   state on disk or in a changelog topic cannot be used as it is
@@ -27,6 +32,12 @@ Each class is named by what it means to the caller; ``exit_code`` is what the co
 """
 
 from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class StreamsError(Exception):
@@ -97,7 +108,56 @@ class RecordRefused(BrokerError):
 
 
 class FatalBrokerError(BrokerError):
-    """The client is in a state it cannot leave, e.g. it lacks a permission."""
+    """The client is in a state it cannot leave."""
+
+
+class AccessDenied(FatalBrokerError):
+    """The cluster does not let this client in, or does not let it do what it must."""
+
+    exit_code = 10
+
+
+class NotAuthenticated(AccessDenied):
+    """No connection comes about: TLS fails, or the broker does not accept the client's credentials."""
+
+
+class Right(NamedTuple):
+    """A right in the words of Kafka's access control lists, e.g. ``READ`` on the ``topic`` ``orders``."""
+
+    operation: str
+    resource: str
+    """``topic``, ``group``, ``transactional id`` or ``cluster``."""
+
+    name: str = ""
+    """Empty for the cluster."""
+
+    def __str__(self) -> str:
+        place = f"{self.resource} {self.name!r}" if self.name else f"the {self.resource}"
+        return f"{self.operation} on {place}"
+
+
+class NotAuthorized(AccessDenied):
+    """The client lacks ``rights``. ``principal`` is who the cluster takes it for, where that is known."""
+
+    def __init__(self, doing: str, rights: Iterable[Right], *, principal: str | None = None) -> None:
+        self.rights = tuple(dict.fromkeys(rights))
+        self.principal = principal
+        which = ", ".join(map(str, self.rights))
+        lacks = f"{principal or 'this client'} lacks the right{'s' * (len(self.rights) > 1)}"
+        super().__init__(f"{lacks} {which} ({doing})", hint="\n        ".join(self._commands()))
+
+    def _commands(self) -> list[str]:
+        """What an administrator may do about it."""
+        operations: dict[tuple[str, str], list[str]] = {}
+        for right in self.rights:
+            operations.setdefault((right.resource, right.name), []).append(right.operation)
+        who = shlex.quote(self.principal) if self.principal else "User:NAME"
+        commands = ["grant what is missing, e.g.:"]
+        for (resource, name), wanted in operations.items():
+            options = " ".join(f"--operation {operation}" for operation in wanted)
+            where = f"--{resource.replace(' ', '-')}" + (f" {shlex.quote(name)}" if name else "")
+            commands.append(f"kafka-acls --add --allow-principal {who} {options} {where}")
+        return commands
 
 
 class ProcessingError(StreamsError):
@@ -110,6 +170,18 @@ class DeadLetterLimitExceeded(StreamsError):
     """A larger share of the input became dead letters than ``dead_letter_limit`` allows."""
 
     exit_code = 5
+
+
+class OffsetOutOfRange(StreamsError):
+    """An input's log has no such offset as comes next: records were deleted before they were processed."""
+
+    exit_code = 11
+
+
+class Stalled(StreamsError):
+    """A partition made no progress for ``stall_timeout``, which a restart may mend."""
+
+    exit_code = 12
 
 
 class WorkersFailed(StreamsError):

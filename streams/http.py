@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import threading
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +12,7 @@ from urllib.parse import parse_qsl, unquote
 from streams.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -44,8 +45,9 @@ class HttpServer:
     """Serves GET requests until closed.
 
     ``routes`` are fixed paths. ``templates`` are paths with parameters, as ``/stores/{store}``, each of which
-    stands for one part between slashes. ``port`` 0 takes a free one. Raises ``ConfigurationError`` when the
-    port is taken.
+    stands for one part between slashes. ``port`` 0 takes a free one. With a ``token``, whatever is not
+    ``public`` is answered only to requests that have it: ``Authorization: Bearer <token>``. Raises
+    ``ConfigurationError`` when the port is taken.
     """
 
     def __init__(
@@ -54,9 +56,12 @@ class HttpServer:
         port: int,
         routes: Mapping[str, Callable[[], Response]],
         templates: Mapping[str, Callable[[Request], Response]] | None = None,
+        *,
+        token: str | None = None,
+        public: Collection[str] = (),
     ) -> None:
         try:
-            self._server = _Server((host, port), _handler(routes, templates or {}))
+            self._server = _Server((host, port), _handler(routes, templates or {}, token, public))
         except (OSError, OverflowError) as error:
             raise ConfigurationError(
                 f"http port {host}:{port} cannot be used: {error}",
@@ -92,11 +97,31 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
 
+UNAUTHORIZED = Response(401, b"a token is needed: Authorization: Bearer ...\n")
+
+
+def bearer(token: str | None) -> dict[str, str]:
+    """The header that has the token, if there is one."""
+    return {} if token is None else {"Authorization": f"Bearer {token}"}
+
+
+def _has_token(headers: Mapping[str, str], token: str) -> bool:
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    # How long it takes must not tell how much of a guess was right.
+    same = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), token.encode())
+    return same and scheme.lower() == "bearer"
+
+
 def _handler(
-    routes: Mapping[str, Callable[[], Response]], templates: Mapping[str, Callable[[Request], Response]]
+    routes: Mapping[str, Callable[[], Response]],
+    templates: Mapping[str, Callable[[Request], Response]],
+    token: str | None,
+    public: Collection[str],
 ) -> type[BaseHTTPRequestHandler]:
     def answer(target: str, headers: Mapping[str, str]) -> Response:
         path, _, query = target.partition("?")
+        if token is not None and path not in public and not _has_token(headers, token):
+            return UNAUTHORIZED
         if path in routes:
             return routes[path]()
         for template, route in templates.items():
@@ -115,6 +140,8 @@ def _handler(
             self.send_response(response.status)
             self.send_header("Content-Type", response.content_type)
             self.send_header("Content-Length", str(len(response.body)))
+            if response.status == UNAUTHORIZED.status:
+                self.send_header("WWW-Authenticate", "Bearer")
             self.end_headers()
             self.wfile.write(response.body)
 

@@ -8,8 +8,9 @@ once, into the user's cache folder. Both belong to the extra ``broker``.
 * :func:`start_detached`, :func:`running`, :func:`stop`, :func:`clean`: one cluster per user that goes on
   running after this process ends, for the command line.
 
-Everything listens on 127.0.0.1 only. ``STREAMS_CACHE_DIR`` and ``STREAMS_STATE_DIR`` name other folders for
-the downloads and for the note of what runs.
+A cluster may have a listener with TLS and authentication beside the plain one: see
+:class:`streams.localkafka_security.Security`. Everything listens on 127.0.0.1 only. ``STREAMS_CACHE_DIR``
+and ``STREAMS_STATE_DIR`` name other folders for the downloads and for the note of what runs.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from streams.errors import ConfigurationError, LocalKafkaError
+from streams.localkafka_security import LISTENER, Security, make_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -218,11 +220,14 @@ def _resolve(context: Any) -> list[Path]:
         logger.setLevel(level)
 
 
-def _make_checkpoint(java: Path, class_path: str, checkpoint: Path) -> None:
-    """Let Kafka's own tool format a folder once, and keep the file that is the same in every such folder."""
+def _make_checkpoint(java: Path, class_path: str, checkpoint: Path, *arguments: str) -> None:
+    """Let Kafka's own tool format a folder once, and keep the file that is the same in every such folder.
+
+    ``arguments`` are more of the tool's own, e.g. for users.
+    """
     with tempfile.TemporaryDirectory(dir=checkpoint.parent, prefix="temporary-") as folder:
         _write_properties(Path(folder) / "server.properties", *_server_properties([_Seat(1, 1, 2)], {}))
-        tool = ["kafka.tools.StorageTool", "format", "-t", _new_id(), "-c", "server.properties"]
+        tool = ["kafka.tools.StorageTool", "format", "-t", _new_id(), "-c", "server.properties", *arguments]
         command = _java_command(java, class_path, 128, "-XX:TieredStopAtLevel=1", *tool)
         done = subprocess.run(
             command, cwd=folder, env=_java_environment(), capture_output=True, text=True, check=False
@@ -290,11 +295,20 @@ def _java_environment() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Seat:
-    """A node's number, from 1, and its ports on 127.0.0.1: for clients, and for the controllers' quorum."""
+    """A node's number, from 1, and its ports on 127.0.0.1.
+
+    They are for clients, for the controllers' quorum and, in a cluster with security, for its clients.
+    """
 
     number: int
     port: int
     controller_port: int
+    secured_port: int | None = None
+
+    def listeners(self) -> list[str]:
+        """Where clients may connect, as Kafka writes it."""
+        plain = [f"PLAINTEXT://{_HOST}:{self.port}"]
+        return plain if self.secured_port is None else [*plain, f"{LISTENER}://{_HOST}:{self.secured_port}"]
 
 
 def _server_properties(seats: Sequence[_Seat], changes: Mapping[str, object]) -> list[dict[str, object]]:
@@ -333,8 +347,8 @@ def _server_properties(seats: Sequence[_Seat], changes: Mapping[str, object]) ->
             "node.id": seat.number,
             "controller.quorum.voters": voters,
             "controller.listener.names": "CONTROLLER",
-            "listeners": f"PLAINTEXT://{_HOST}:{seat.port},CONTROLLER://{_HOST}:{seat.controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{_HOST}:{seat.port}",
+            "listeners": ",".join([*seat.listeners(), f"CONTROLLER://{_HOST}:{seat.controller_port}"]),
+            "advertised.listeners": ",".join(seat.listeners()),
             # Relative to the folder the server is started in, whose name may then hold any character.
             "log.dirs": "data",
         }
@@ -534,6 +548,7 @@ class _Plan:
     port: int | None = None
     properties: Mapping[str, object] = field(default_factory=dict)
     timeout: float = 60.0
+    security: Security | None = None
     detached: bool = False
     java_options: Sequence[str] = ()
 
@@ -597,8 +612,8 @@ class Node:
         :raises LocalKafkaError: a port is taken, or the node did not serve within ``timeout`` seconds.
         """
         if self.pid is None:
-            _require_free(self.seat.port)
-            _require_free(self.seat.controller_port)
+            for port in filter(None, (self.seat.port, self.seat.controller_port, self.seat.secured_port)):
+                _require_free(port)
             if self.log_file.exists():
                 self.log_file.replace(self.log_file.with_suffix(".previous.log"))
             kafka = self._installation = self._installation or prepare()
@@ -710,6 +725,7 @@ class LocalKafka:
         heap_mb: int = 512,
         port: int | None = None,
         properties: Mapping[str, object] | None = None,
+        security: Security | None = None,
         report: Report = _silent,
         timeout: float = 60.0,
     ) -> LocalKafka:
@@ -717,19 +733,32 @@ class LocalKafka:
 
         ``folder`` keeps the data: a cluster started there again has it, and its ports if they are free.
         ``heap_mb`` is the Java heap of each node. ``port`` is the first node's, the next ones follow it;
-        without it free ones are found. ``properties`` go into every server's. ``report`` is told, a line at
-        a time, what is being done.
+        without it free ones are found. ``properties`` go into every server's. With ``security`` there is a
+        second listener that asks for it. ``report`` is told, a line at a time, what is being done.
 
         :raises ConfigurationError: an argument is wrong, or the folder holds a cluster of another size.
         :raises LocalKafkaError: Kafka is not there and cannot be downloaded, a port is taken, the disk is
             full, or a node did not serve within ``timeout`` seconds.
         """
-        return _start(_Plan(Path(folder), nodes, heap_mb, port, properties or {}, timeout), report)
+        plan = _Plan(Path(folder), nodes, heap_mb, port, properties or {}, timeout, security)
+        return _start(plan, report)
 
     @property
     def bootstrap_servers(self) -> str:
         """The nodes' addresses, for a client's ``bootstrap.servers``."""
         return ",".join(node.address for node in self.nodes)
+
+    def secured_settings(self, user: str | None = None) -> dict[str, str]:
+        """A client's settings, librdkafka's own, for the listener that asks for security.
+
+        With ``user``, those that authenticate as one of the ``security``'s users are among them.
+
+        :raises ConfigurationError: the cluster was started without security, or knows no such user.
+        """
+        if self._plan.security is None:
+            raise ConfigurationError("this Kafka was started without security")
+        servers = ",".join(f"{_HOST}:{node.seat.secured_port}" for node in self.nodes)
+        return {"bootstrap.servers": servers} | self._plan.security.client_settings(user, self.folder)
 
     @property
     def log_files(self) -> list[Path]:
@@ -826,14 +855,22 @@ def _start(plan: _Plan, report: Report) -> LocalKafka:
 
 def _launch(plan: _Plan, kafka: Installation) -> LocalKafka:
     cluster_id, remembered = _earlier_cluster(plan)
+    checkpoint, properties = kafka.checkpoint, plan.properties
+    if plan.security is not None:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        make_certificate(kafka.java, plan.folder, _HOST)
+        properties = {**plan.security.server_properties(plan.folder), **properties}
+        checkpoint = plan.folder / kafka.checkpoint.name
+        if not checkpoint.exists():
+            _make_checkpoint(kafka.java, kafka.class_path, checkpoint, *plan.security.format_arguments)
     tries = 5
     while True:
         seats = _choose_seats(plan, remembered)
-        own = _server_properties(seats, plan.properties)
+        own = _server_properties(seats, properties)
         cluster = LocalKafka(plan, cluster_id, dict.fromkeys(seats), kafka)
         try:
             for node, node_properties in zip(cluster.nodes, own, strict=True):
-                _write_files(node, node_properties, cluster_id, kafka.checkpoint)
+                _write_files(node, node_properties, cluster_id, checkpoint)
                 node.start(wait=False)
             cluster.wait(timeout=plan.timeout)
         except BaseException as error:
@@ -876,12 +913,19 @@ def _choose_seats(plan: _Plan, remembered: Sequence[_Seat]) -> list[_Seat]:
     for port in requested:
         _require_free(port)
     before = [seat.port for seat in remembered] + [seat.controller_port for seat in remembered]
-    ports = _free_ports(2 * plan.nodes, {*requested, *before})
+    kinds = 2
+    if plan.security is not None:
+        kinds = 3
+        before += [seat.secured_port for seat in remembered if seat.secured_port is not None]
+    ports = _free_ports(kinds * plan.nodes, {*requested, *before})
     for index, port in enumerate(before):
         if port not in requested and _is_free(port):
             ports[index] = port
     ports[: len(requested)] = requested
-    return [_Seat(index + 1, ports[index], ports[plan.nodes + index]) for index in range(plan.nodes)]
+    return [
+        _Seat(index + 1, *(ports[kind * plan.nodes + index] for kind in range(kinds)))
+        for index in range(plan.nodes)
+    ]
 
 
 def _write_files(node: Node, properties: Mapping[str, object], cluster_id: str, checkpoint: Path) -> None:
@@ -900,7 +944,7 @@ def _read_cluster(folder: Path) -> LocalKafka:
     try:
         facts = json.loads(path.read_bytes())
         seats = {
-            _Seat(node["number"], node["port"], node["controller_port"]): (
+            _Seat(node["number"], node["port"], node["controller_port"], node.get("secured_port")): (
                 _Process(node["pid"], node["started"]) if node["pid"] else None
             )
             for node in facts["nodes"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from streams.errors import BrokerError, HeldElsewhere, QueryError, StateUnavailable, UnknownStore
-from streams.http import Response, ask
+from streams.http import UNAUTHORIZED, Response, ask, bearer
 from streams.serde import Bytes, Json, Text
 from streams.state.committed import encode_key
 
@@ -36,14 +36,23 @@ FORWARD_SECONDS = 2.0
 
 _TO_BASE64 = str.maketrans(" -_", "++/")
 
+NO_ANSWER_HINT = (
+    "ask again in a moment: a worker may be starting, restoring, without an http_port, or with another "
+    "http_token"
+)
+
 ASKED_BY = "x-streams-asked-by"
 """The header of questions from another worker: they are never passed on."""
 
 
 class StoreRoutes:
-    """The paths under ``/stores``. ``replicas`` knows who holds what is not held here."""
+    """The paths under ``/stores``. ``replicas`` knows who holds what is not held here.
 
-    def __init__(self, queries: Queries, replicas: Replicas) -> None:
+    ``token`` is what other workers are asked with.
+    """
+
+    def __init__(self, queries: Queries, replicas: Replicas, token: str | None = None) -> None:
+        self._token = token
         self._queries = queries
         self._replicas = replicas
 
@@ -151,7 +160,7 @@ class StoreRoutes:
                 return found[: _limit(request)], sorted(covered)
         raise StateUnavailable(
             f"nobody answers for partitions {sorted(everything - covered)} of store {definition.name!r}",
-            hint="ask again in a moment: a worker may be starting, restoring, or without an http_port",
+            hint=NO_ANSWER_HINT,
         )
 
     def _routed(
@@ -173,12 +182,14 @@ class StoreRoutes:
                 return response
         raise StateUnavailable(
             f"nobody answers for partition {partition} of store {store!r}",
-            hint="ask again in a moment: a worker may be starting, restoring, or without an http_port",
+            hint=NO_ANSWER_HINT,
         )
 
     def _ask(self, address: str, target: str) -> Response | None:
-        headers = {ASKED_BY: self._replicas.address or ""}
-        return ask(address, target, headers=headers, timeout=FORWARD_SECONDS)
+        headers = {ASKED_BY: self._replicas.address or "", **bearer(self._token)}
+        response = ask(address, target, headers=headers, timeout=FORWARD_SECONDS)
+        # One that has another token is no answer to who had the right one here.
+        return None if response is not None and response.status == UNAUTHORIZED.status else response
 
     def _asked(self, request: Request) -> tuple[StoreDefinition, Any, int]:
         definition = self._queries.definition(request.parameters["store"])

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from streams.errors import (
+    AccessDenied,
     ConfigurationError,
     DeadLetterLimitExceeded,
+    OffsetOutOfRange,
     ProcessingError,
     WorkersFailed,
 )
@@ -21,8 +23,17 @@ from streams.events import Event, get_logger
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# The same input would end a new process the same way.
-FINAL_CODES = {error.exit_code for error in (ConfigurationError, ProcessingError, DeadLetterLimitExceeded)}
+# The same input, or the same rights, would end a new process the same way.
+FINAL_CODES = {
+    error.exit_code
+    for error in (
+        ConfigurationError,
+        ProcessingError,
+        DeadLetterLimitExceeded,
+        AccessDenied,
+        OffsetOutOfRange,
+    )
+}
 
 RESTARTS = 5
 RESTART_WINDOW_SECONDS = 60.0

@@ -12,7 +12,7 @@ from streams.state.changelog import changelog_topic
 from streams.topology import Sink, matches
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from streams.broker import Admin, TopicDescription
     from streams.topology import Topology
@@ -42,10 +42,14 @@ def prepare_topics(
     """Check that all topics are there, create the app's own, and return the inputs with their partitions.
 
     The app's own are its changelog and repartition topics, and the dead-letter topic. Raises ``TopicError``
-    naming every topic that is missing or whose partitions do not fit, ``TopologyError`` for a topic that two
-    sources would read, ``BrokerUnreachable``.
+    naming every topic that is missing or whose partitions do not fit, ``NotAuthorized`` naming every right
+    that the app lacks on its topics, ``TopologyError`` for a topic that two sources would read,
+    ``BrokerUnreachable``.
     """
     existing = admin.topics()
+    admin.require_rights(
+        needed_rights(topology, existing, application=application, dead_letter_topic=dead_letter_topic)
+    )
     repartitions = topology.repartitions
     missing = [
         topic
@@ -74,12 +78,67 @@ def prepare_topics(
         for topic in repartitions
         if topic not in existing
     ]
-    new += _changelogs(topology, inputs, existing, application)
+    changelogs = _changelogs(topology, inputs, existing, application)
+    new += changelogs
     _check_compaction(topology, admin, existing, application)
     counts = {topic.name: topic.partitions for topic in new}
     for name in sorted(admin.create_topics(new) if new else ()):
         get_logger().info(Event.TOPIC_CREATED, topic=name, partitions=counts[name])
+    if changelogs and any(admin.committed_offsets(application).values()):
+        # Right for a store that is new in the program; the loss of all it had if its topic was deleted.
+        for topic in changelogs:
+            get_logger().warning(
+                Event.STORE_BEGINS_EMPTY,
+                changelog=topic.name,
+                hint="it knows nothing of the input that was processed before: fine for a new store; if the "
+                "topic was deleted, give the store another name and replay the input to build it anew",
+            )
     return inputs
+
+
+def needed_rights(
+    topology: Topology, existing: Collection[str], *, application: str, dead_letter_topic: str
+) -> dict[str, list[str]]:
+    """What an app does with its topics: operations in the words of Kafka's access control lists, by topic.
+
+    The app's own topics may still have to be created. Topics that a function names for each record are not
+    known before.
+    """
+    internal = topology.repartitions
+    rights: dict[str, list[str]] = {}
+
+    def need(topic: str, *operations: str) -> None:
+        known = rights.setdefault(topic, [])
+        known += [operation for operation in operations if operation not in known]
+
+    for source in topology.input_topics:
+        if isinstance(source, str) and source not in internal:
+            need(source, "READ")
+        elif not isinstance(source, str):
+            for name in existing:
+                if _wanted(source, name):
+                    need(name, "READ")
+    for table in topology.global_tables:
+        need(table.topic, "READ")
+    for topic in topology.output_topics:
+        if topic not in internal:
+            need(topic, "WRITE")
+    own: dict[str, list[str]] = {topic: ["READ", "WRITE", "DELETE"] for topic in internal}
+    if topology.writes_dead_letters:
+        own[dead_letter_topic] = ["WRITE"]
+    for subtopology in topology.subtopologies:
+        for store in subtopology.stores:
+            topic = changelog_topic(application, store)
+            if store.source_topic is None:
+                own[topic] = ["READ", "WRITE", "DESCRIBE_CONFIGS"]
+            elif topic in internal:
+                own[topic].append("DESCRIBE_CONFIGS")
+            else:
+                need(topic, "READ", "DESCRIBE_CONFIGS")
+    for topic, operations in own.items():
+        # One that exists already need not be created.
+        need(topic, *([] if topic in existing else ["CREATE"]), *operations)
+    return rights
 
 
 def input_partitions(topology: Topology, existing: dict[str, TopicDescription]) -> dict[str, int]:

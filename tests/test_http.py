@@ -8,6 +8,7 @@ import urllib.request
 
 import pytest
 
+from streams.config import Settings
 from streams.errors import ConfigurationError
 from streams.http import HttpServer, Request, Response, ask
 
@@ -118,3 +119,44 @@ def test_a_port_past_the_last_is_refused_in_words():
     # The setting is in range, but each further worker takes the next port.
     with pytest.raises(ConfigurationError, match="65536 cannot be used"):
         HttpServer("127.0.0.1", 65536, {})
+
+
+def test_without_the_token_nothing_but_the_public_is_answered():
+    token = "a-token-of-some-length"
+    routes = {"/metrics": lambda: Response(200, b"numbers"), "/healthz": lambda: Response(200, b"ok")}
+    templates = {"/stores/{store}": lambda _request: Response(200, b"state")}
+    with HttpServer("127.0.0.1", 0, routes, templates, token=token, public=["/healthz"]) as server:
+        address = server.url.removeprefix("http://")
+
+        def status(path: str, header: str | None) -> int:
+            response = ask(address, path, headers={"Authorization": header} if header else {}, timeout=5)
+            assert response is not None
+            return response.status
+
+        for path in ("/metrics", "/stores/counts", "/elsewhere"):
+            for wrong in (
+                None,
+                "Bearer",
+                "Bearer ",
+                f"Basic {token}",
+                token,
+                f"Bearer {token}x",
+                f"Bearer {token[:-1]}",
+                "Bearer \xfc",
+            ):
+                assert status(path, wrong) == 401, (path, wrong)
+        assert status("/healthz", None) == 200
+        assert status("/healthz?x=1", "Bearer wrong") == 200
+        assert status("/metrics", f"Bearer {token}") == 200
+        assert status("/stores/counts", f"bearer {token}") == 200
+        assert status("/elsewhere", f"Bearer {token}") == 404
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"{server.url}/metrics", timeout=5)
+        with caught.value as refused:
+            assert refused.headers["WWW-Authenticate"] == "Bearer"
+            assert token not in refused.read().decode()
+
+
+def test_the_default_is_to_listen_on_this_machine_only():
+    assert Settings().http_host == "127.0.0.1"
+    assert Settings().http_token is None

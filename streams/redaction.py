@@ -1,0 +1,40 @@
+"""Secrets stay out of everything that is shown: logs, errors and descriptions of settings."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+HIDDEN = "***"
+"""What is shown in place of a secret."""
+
+_SECRET = re.compile(r"password|passphrase|secret|key\.pem$|^http_token$|^sasl\.oauthbearer\.config$")
+_USER_INFO = re.compile(r"(?<=://)[^/@\s\"']+@")
+
+
+def is_secret(name: str) -> bool:
+    """Whether a setting of that name, of an app or of librdkafka, has a value that nobody is to see."""
+    return _SECRET.search(name) is not None
+
+
+def secrets_in(settings: Mapping[str, object]) -> set[str]:
+    """The secret values among settings."""
+    return {str(value) for name, value in settings.items() if value and is_secret(name)}
+
+
+def without_secrets(settings: Mapping[str, object]) -> dict[str, object]:
+    """The settings as they may be shown."""
+    return {
+        name: HIDDEN if value and is_secret(name) else scrub(value) if isinstance(value, str) else value
+        for name, value in settings.items()
+    }
+
+
+def scrub(text: str, secrets: Collection[str] = ()) -> str:
+    """The text without these secrets, and without names and passwords in URLs."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return _USER_INFO.sub(f"{HIDDEN}@", text)
