@@ -25,13 +25,14 @@ from streams.metrics import WorkerMetrics
 from streams.policy import ErrorPolicy, dead_letter
 from streams.query import Queries
 from streams.query_http import StoreRoutes
-from streams.replicas import Replicas
+from streams.replicas import Replica, Replicas
 from streams.serde import Bytes, Json, Serde
 from streams.slot import Slot, default_state_dir
 from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
 from streams.stream import Stream, TopologyBuilder
 from streams.topics import prepare_topics
+from streams.watchdog import Watchdog
 from streams.worker import Worker
 
 if TYPE_CHECKING:
@@ -42,12 +43,14 @@ if TYPE_CHECKING:
     from streams.state.store import Databases
     from streams.stream import GlobalTable, Table
     from streams.topology import Topic, Topology
+    from streams.watchdog import Stall
     from streams.windows import Windowed
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-STALL_CHECK_SECONDS = 1.0
+PUBLIC_ROUTES = ("/healthz", "/readyz")
+"""What is answered without a token: orchestrators' probes have none, and learn no more than a state."""
 
 GARBAGE_THRESHOLD = 100_000
 """So many more objects made than freed have the garbage collector look for cycles."""
@@ -282,6 +285,7 @@ class App:
             stores = topology.global_tables or any(part.stores for part in topology.subtopologies)
             if settings.state_store == "rocksdb" and stores:
                 databases = RocksDatabases(slot.folder / "state", settings.state_memory_mb * 1_000_000)
+            replicas = stack.enter_context(Replicas(cluster, self.name, worker_id))
             worker = Worker(
                 topology,
                 cluster,
@@ -290,29 +294,53 @@ class App:
                 application=self.name,
                 partitions=partitions,
                 databases=databases,
+                members=lambda: replicas.members,
             )
-            self._queries = Queries(topology, worker, partitions)
+            self._queries = queries = Queries(topology, worker, partitions)
             stack.callback(self._forget_queries)
             finished = stop or threading.Event()
             stack.callback(finished.set)
-            watch = threading.Thread(
-                target=_watch, args=(worker, finished), name="streams-watch", daemon=True
-            )
-            watch.start()
+            threading.Thread(
+                target=_pass_on, args=(finished, worker), name="streams-stop", daemon=True
+            ).start()
+            watchdog = Watchdog(worker, cluster, settings)
+            stack.callback(watchdog.close)
+            watchdog.start()
+            address = None
             if settings.http_port is not None:
                 port = settings.http_port + slot.number if settings.http_port else 0
-                replicas = stack.enter_context(Replicas(cluster, self.name, self._queries.held))
-                templates = StoreRoutes(self._queries, replicas).templates
-                server = stack.enter_context(HttpServer(settings.http_host, port, _routes(worker), templates))
+                token = settings.http_token
+                server = stack.enter_context(
+                    HttpServer(
+                        settings.http_host,
+                        port,
+                        _routes(worker, watchdog, reasons=token is None),
+                        StoreRoutes(queries, replicas, token).templates,
+                        token=token,
+                        public=PUBLIC_ROUTES,
+                    )
+                )
                 get_logger().info(Event.HTTP_LISTENING, url=server.url)
-                if self._queries.names:
-                    replicas.start(_address(settings, server.port))
+                if queries.names:
+                    address = _address(settings, server.port)
+            follow = bool(settings.standby_replicas and stores)
+            if address is not None or follow:
+                replicas.start(
+                    lambda: Replica(
+                        member=worker.member,
+                        tasks=sorted(map(str, worker.held)),
+                        stores=queries.held(),
+                    ),
+                    address=address,
+                    follow=follow,
+                )
             _stop_on_signals(stack, worker)
             # A batch is tens of thousands of objects that all go again: with the default of 700, the
             # collector looks through them all the time and finds nothing, for a fifth of the CPU time.
             stack.callback(gc.set_threshold, *gc.get_threshold())
             gc.set_threshold(GARBAGE_THRESHOLD)
             worker.run()
+            watchdog.raise_if_fatal()
 
     def query(self, store: str, key: Any) -> Any:
         """The value of a key in a store, as of the last commit; ``None`` where it has none.
@@ -378,17 +406,9 @@ def find_bootstrap_servers() -> str:
     )
 
 
-def _watch(worker: Worker, finished: threading.Event) -> None:
-    """Say in the log when partitions stall and when they go on, and pass an outside stop on."""
-    log = get_logger()
-    stalled: set[object] = set()
-    while not finished.wait(STALL_CHECK_SECONDS):
-        now: set[object] = set(worker.stalled())
-        for partition in now - stalled:
-            log.error(Event.PARTITION_STALLED, partition=str(partition))
-        for partition in stalled - now:
-            log.info(Event.PARTITION_RECOVERED, partition=str(partition))
-        stalled = now
+def _pass_on(finished: threading.Event, worker: Worker) -> None:
+    """Tell the worker of an outside stop."""
+    finished.wait()
     worker.request_stop()
 
 
@@ -400,21 +420,26 @@ def _address(settings: Settings, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _routes(worker: Worker) -> dict[str, Callable[[], Response]]:
-    metrics = WorkerMetrics(worker)
+def _routes(worker: Worker, watchdog: Watchdog, *, reasons: bool) -> dict[str, Callable[[], Response]]:
+    """What is answered; ``reasons`` may be given to whoever asks for health."""
+    metrics = WorkerMetrics(worker, watchdog)
+
+    def told(stalls: list[Stall]) -> Response:
+        if stalls:
+            shown = [f"stalled: {stall if reasons else stall.partition}\n" for stall in stalls]
+            return Response(503, "".join(shown).encode())
+        return Response(200, b"ok\n")
 
     def healthy() -> Response:
-        stalled = worker.stalled()
-        if stalled:
-            return Response(503, f"stalled: {', '.join(map(str, stalled))}\n".encode())
-        return Response(200, b"ok\n")
+        # Who asks this restarts the process: not where that is of no use.
+        return told([stall for stall in watchdog.stalls if stall.mended_by_restart])
 
     def ready() -> Response:
         if worker.state.value != "running":
             return Response(503, f"{worker.state.value}\n".encode())
         if not worker.ready:
             return Response(503, b"restoring stores\n")
-        return healthy()
+        return told(list(watchdog.stalls))
 
     return {
         "/metrics": lambda: Response(200, metrics.exposition(), metrics.content_type),

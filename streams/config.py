@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from streams.errors import ConfigurationError
+from streams.redaction import HIDDEN, is_secret, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 PREFIX = "STREAMS_"
 
 Seconds = Annotated[float, Meta(gt=0)]
+
+CLIENT_SETTINGS = ("client", "consumer", "producer")
+"""The settings that are librdkafka's own."""
 
 # Read by other parts of this library, not settings of an app.
 _ELSEWHERE = {"STREAMS_CACHE_DIR", "STREAMS_SHARED_DATA"}
@@ -47,6 +51,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     offset_reset: Literal["earliest", "latest"] = "earliest"
     """Where a group without committed offsets begins."""
+
+    out_of_range_reset: Literal["fail", "earliest", "latest"] = "fail"
+    """What to do where the log no longer has a group's next offset: stop, or leave out what is between."""
 
     commit_interval: Seconds = 1.0
     """The longest time between commits while there is a backlog."""
@@ -93,6 +100,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     state_buffer_mb: Annotated[int, Meta(gt=0)] = 64
     """Commit early when the changes of stores since the last commit take about as much memory."""
 
+    state_cleanup_delay: Seconds = 600.0
+    """What a worker keeps of tasks that have gone elsewhere is deleted after this."""
+
+    standby_replicas: Annotated[int, Meta(ge=0)] = 0
+    """How many workers may be gone at once and their tasks go on from copies; the same for all workers."""
+
     http_host: str = "127.0.0.1"
     """Address of the port below."""
 
@@ -102,8 +115,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     http_port: Annotated[int, Meta(ge=0, le=65535)] | None = None
     """Serve ``/metrics``, ``/healthz``, ``/readyz`` here; further workers on the ports above. Else off."""
 
+    http_token: Annotated[str, Meta(pattern=r"^[!-~]{8,}$")] | None = None
+    """What metrics and state are asked with: ``Authorization: Bearer <token>``. The same for all workers."""
+
     stall_timeout: Seconds = 60.0
-    """A partition that has lag and makes no progress for this long makes health and readiness bad."""
+    """A partition that has lag and makes no progress for this long is logged, and makes readiness bad."""
+
+    stall_exit: bool = False
+    """End the process then, with exit code 12, where a restart may help: for a supervisor to make one."""
 
     shutdown_timeout: Seconds = 10.0
     """How long a stop may take before the worker gives up what it is doing."""
@@ -117,6 +136,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     client: dict[str, Any] = {}
     consumer: dict[str, Any] = {}
     producer: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        """As they may be shown: without secrets."""
+        shown = without_secrets({name: getattr(self, name) for name in self.__struct_fields__})
+        shown |= {name: without_secrets(getattr(self, name)) for name in CLIENT_SETTINGS}
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """The same, where the library ``rich`` shows objects, e.g. in a traceback with local variables."""
+        return [("", repr(self))]
 
 
 def load_settings(arguments: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
@@ -140,7 +169,7 @@ def load_settings(arguments: Mapping[str, Any], environment: Mapping[str, str]) 
                 f"environment variable {variable} is no setting", hint=_closest(name, PREFIX)
             )
         value: object = text
-        if name in ("client", "consumer", "producer"):
+        if name in CLIENT_SETTINGS:
             try:
                 value = msgspec.json.decode(text)
             except msgspec.DecodeError as error:
@@ -156,9 +185,8 @@ def _convert(values: Mapping[str, Any], source: str, *, strict: bool) -> Setting
         what, _, where = str(error).partition(" - at ")
         name = where.strip("`$.").partition("[")[0] or "?"
         shown = PREFIX + name.upper() if source == "environment variable" else name
-        raise ConfigurationError(
-            f"{source} {shown}={values.get(name)!r}: {what[0].lower()}{what[1:]}"
-        ) from error
+        value = HIDDEN if is_secret(name) or name in CLIENT_SETTINGS else repr(values.get(name))
+        raise ConfigurationError(f"{source} {shown}={value}: {what[0].lower()}{what[1:]}") from None
 
 
 def _closest(name: str, prefix: str = "") -> str:

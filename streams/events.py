@@ -44,9 +44,11 @@ class Event(StrEnum):
     RECORD_RETRIED = "record retried"
     """WARNING: user code failed on a record and is tried again after ``seconds``."""
     PARTITION_STALLED = "partition stalled"
-    """ERROR: a partition has lag and made no progress for ``stall_timeout``."""
+    """ERROR: a partition has lag and made no progress for ``stall_timeout``; why, and what all threads do."""
     PARTITION_RECOVERED = "partition recovered"
     """INFO: a stalled partition makes progress again."""
+    OFFSET_OUT_OF_RANGE = "offset out of range"
+    """WARNING: the log has no such offset any more; records are left out by ``out_of_range_reset``."""
     STATE_DAMAGED = "state damaged"
     """WARNING: the files of a task's stores are broken; they were moved aside and the stores start empty."""
     TOPIC_CREATED = "topic created"
@@ -57,8 +59,20 @@ class Event(StrEnum):
     """INFO: every few seconds, with rate (records a second) and the time left."""
     RESTORED = "restored"
     """INFO: a task's stores are up to date."""
+    STANDBY_STARTED = "standby started"
+    """INFO: a copy of another worker's task is kept from now on; ``records`` are missing yet."""
+    STANDBY_READY = "standby ready"
+    """INFO: that copy is up to date."""
+    STANDBY_STOPPED = "standby stopped"
+    """INFO: the task cannot come here any more as workers are now; what the copy has stays on disk."""
+    STANDBY_UNPLACED = "standby unplaced"
+    """WARNING: the group does not assign as foreseen, so it is not known which copies to keep."""
     STATE_REBUILT = "state rebuilt"
     """WARNING: state on disk does not fit its changelog and is made from that anew; with the reason."""
+    STORE_BEGINS_EMPTY = "store begins empty"
+    """WARNING: a store's changelog had to be made though the group is in the middle of the input already."""
+    STATE_DELETED = "state deleted"
+    """INFO: a task has been elsewhere for ``state_cleanup_delay``: its stores are not kept here any more."""
     TABLE_NOT_COMPACTED = "table not compacted"
     """WARNING: a table's topic deletes records by age or size: a restore misses what it has deleted."""
     SUPERVISOR_STARTED = "supervisor started"
@@ -85,7 +99,11 @@ def configure_logging(
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    # The default shows the local variables of every frame, passwords included.
+    plain = structlog.dev.plain_traceback
+    renderer: Any = structlog.processors.JSONRenderer()
+    if console:
+        renderer = structlog.dev.ConsoleRenderer(exception_formatter=plain)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
+    from streams.watchdog import Watchdog
     from streams.worker import Worker
 
 _COMMIT_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -27,8 +28,9 @@ class WorkerMetrics:
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, watchdog: Watchdog | None = None) -> None:
         self._worker = worker
+        self._watchdog = watchdog
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -63,6 +65,14 @@ class WorkerMetrics:
             for step, value in sum((Counter(item) for item in by_step), Counter[str]()).items():
                 family.add_metric([step], value)
             yield family
+        skipped = CounterMetricFamily(
+            "streams_out_of_range_skipped",
+            "Offsets left out by out_of_range_reset, most of them records that were deleted unread.",
+            labels=["topic", "partition"],
+        )
+        for partition, offsets in self._worker.skipped_offsets.items():
+            skipped.add_metric([partition.topic, str(partition.partition)], offsets)
+        yield skipped
         stages = self._worker.stages
         seconds = {"poll": stages.poll, "produce": stages.produce, "commit": stages.commit}
         for stage in ("decode", "process"):
@@ -89,7 +99,7 @@ class WorkerMetrics:
         yield GaugeMetricFamily(
             "streams_stalled_partitions",
             "Partitions with lag and no progress for stall_timeout.",
-            value=len(self._worker.stalled()),
+            value=0 if self._watchdog is None else len(self._watchdog.stalls),
         )
 
     def _restoring(self) -> Iterator[Metric]:
@@ -104,3 +114,11 @@ class WorkerMetrics:
             done.add_metric([str(identifier)], progress.done)
         yield left
         yield done
+        behind = GaugeMetricFamily(
+            "streams_standby_lag",
+            "Changelog records that a copy of another worker's task is behind.",
+            labels=["task"],
+        )
+        for identifier, lag in self._worker.standby_lag.items():
+            behind.add_metric([str(identifier)], lag)
+        yield behind

@@ -14,7 +14,7 @@ from streams.events import Event, get_logger
 from streams.records import Output, TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -35,46 +35,82 @@ NEWS_SECONDS = 0.2
 ANSWER_SECONDS = 5.0
 """How long the topic may take to be read, or to take a record."""
 
+ALIVE_SECONDS = 30.0
+"""A worker that holds nothing is taken for gone when it has not told so for this long."""
+
 SETTINGS = {"cleanup.policy": "compact", "segment.ms": str(24 * 3600 * 1000)}
+
+
+class Replica(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a worker tells of itself."""
+
+    address: str | None = None
+    """Where it may be asked, as ``host:port``."""
+    member: str | None = None
+    """What the group sorts it by, see ``Consumer.member``."""
+    tasks: list[str] = []
+    """Its tasks, those that are being restored included."""
+    stores: dict[str, list[int]] = {}
+    """The partitions of each store that it can be asked for, or will be once they are restored."""
 
 
 class Replicas:
     """The directory of an app's workers: a compacted topic of one partition, ``<app>-replicas``.
 
-    Each worker writes one record, under its address: the partitions it holds of each store, and nothing when
-    it stops. For a partition the latest record counts, so that what a killed worker held is its successor's
-    as soon as that has it. ``held`` tells what this worker holds, by store; it is looked at all the time.
+    Each worker writes one record, under its name, with what it holds, and nothing when it stops. For a
+    partition the latest record counts, so that what a killed worker held is its successor's as soon as that
+    has it.
 
     The group itself knows this too, but asking it ends the process when its coordinator goes away meanwhile
     (librdkafka 2.16, its issue 4605).
     """
 
-    def __init__(self, broker: Broker, application: str, held: Callable[[], Mapping[str, list[int]]]) -> None:
+    def __init__(self, broker: Broker, application: str, name: str) -> None:
         self.address: str | None = None
-        """Where this worker may be asked, as ``host:port``, once it is started."""
+        """Where this worker may be asked, once it is started."""
         self._broker = broker
         self._topic = TopicPartition(f"{application}-replicas", 0)
-        self._held = held
+        self._name = name
         self._log = get_logger()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._producer: Producer | None = None
-        self._told: Mapping[str, list[int]] | None = None
+        self._told: Replica | None = None
+        self._told_at = -float("inf")
         self._lock = threading.Lock()
         self._consumer: Consumer | None = None
         self._complete = False
         self._known_at = -float("inf")
-        self._owners: dict[tuple[str, int], str] = {}
+        self._known: dict[str, Replica] = {}
+        self._idle_since: dict[str, float] = {}
+        """The workers that say that they hold nothing, and when they said so last."""
+        self._owners: dict[tuple[str, int | str], str] = {}
+        """The name of the worker that holds each partition of a store, and each task."""
+        self._members: tuple[str, ...] = ()
 
-    def start(self, address: str) -> None:
-        """Make the topic if it is missing, and tell others from now on. Raises ``BrokerError``."""
+    @property
+    def members(self) -> Sequence[str]:
+        """The group's members, see ``Consumer.member``, as far as known to who follows them."""
+        return self._members
+
+    def start(
+        self, replica: Callable[[], Replica], *, address: str | None = None, follow: bool = False
+    ) -> None:
+        """Make the topic if it is missing, and tell others from now on; keep up with them to ``follow``.
+
+        ``replica`` tells what this worker is, apart from its address; it is looked at all the time. Raises
+        ``BrokerError``.
+        """
         admin = self._broker.admin()
         try:
             admin.create_topics([NewTopic(name=self._topic.topic, partitions=1, settings=SETTINGS)])
+            admin.require_rights({self._topic.topic: ["READ", "WRITE"]})
         finally:
             admin.close()
         self.address = address
-        self._thread = threading.Thread(target=self._tell_changes, name="streams-replicas", daemon=True)
+        self._thread = threading.Thread(
+            target=self._tell_changes, args=(replica, follow), name="streams-replicas", daemon=True
+        )
         self._thread.start()
 
     def owners(self, store: str, *, anew: bool = False) -> dict[int, str]:
@@ -95,14 +131,18 @@ class Replicas:
                     self._known_at = time.monotonic()
             elif not self._complete:
                 raise BrokerUnreachable(f"{self._topic} could not be read just now")
-            return {place[1]: address for place, address in self._owners.items() if place[0] == store}
+            return {
+                partition: address
+                for (name, partition), owner in self._owners.items()
+                if name == store and isinstance(partition, int) and (address := self._known[owner].address)
+            }
 
     def close(self) -> None:
         """Tell others that this worker holds nothing any more, and release the clients."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        if self._told:
+        if self._told is not None:
             self._tell(None)
         if self._producer is not None:
             self._producer.close()
@@ -122,22 +162,38 @@ class Replicas:
     ) -> None:
         self.close()
 
-    def _tell_changes(self) -> None:
+    def _tell_changes(self, tell: Callable[[], Replica], follow: bool) -> None:
         while not self._stop.is_set():
-            held = self._held()
-            told = held == (self._told or {}) or self._tell(held)
+            replica = msgspec.structs.replace(tell(), address=self.address)
+            due = replica != (self._told or Replica(self.address))
+            if follow and not replica.tasks:
+                due = due or time.monotonic() - self._told_at > ALIVE_SECONDS / 3
+            told = not due or self._tell(replica)
+            if follow:
+                self._follow()
             self._stop.wait(TELL_SECONDS if told else RETRY_SECONDS)
 
-    def _tell(self, held: Mapping[str, list[int]] | None) -> bool:
-        """Write what is held, ``None`` for a worker that stops; whether that worked."""
-        assert self.address is not None
-        value = None if held is None else msgspec.json.encode(held)
+    def _follow(self) -> None:
+        with self._lock:
+            try:
+                self._read(0.0)
+            except BrokerError as error:
+                self._log.warning(Event.BROKER_TROUBLE, error=str(error))
+                return
+            now = time.monotonic()
+            busy = set(self._owners.values())
+            busy.update(name for name, since in self._idle_since.items() if now - since < ALIVE_SECONDS)
+            self._members = tuple(sorted(member for name in busy if (member := self._known[name].member)))
+
+    def _tell(self, replica: Replica | None) -> bool:
+        """Write what this worker is, ``None`` when it stops; whether that worked."""
+        value = None if replica is None else msgspec.json.encode(replica)
         now = time.time_ns() // 1_000_000
         try:
             if self._producer is None:
                 self._producer = self._broker.producer()
             self._producer.produce(
-                Output(self._topic.topic, [self.address.encode()], [value], [now], partition=0)
+                Output(self._topic.topic, [self._name.encode()], [value], [now], partition=0)
             )
             self._producer.flush(ANSWER_SECONDS)
         except BrokerError as error:
@@ -147,7 +203,7 @@ class Replicas:
                 self._producer.close()
                 self._producer = None
             return False
-        self._told = held
+        self._told, self._told_at = replica, time.monotonic()
         return True
 
     def _read(self, timeout: float) -> None:
@@ -169,14 +225,22 @@ class Replicas:
             if time.monotonic() > give_up:
                 raise BrokerUnreachable(f"{self._topic} could not be read within {ANSWER_SECONDS:.0f} s")
 
-    def _take(self, addresses: Sequence[bytes | None], told: Sequence[bytes | None]) -> None:
-        for key, value in zip(addresses, told, strict=True):
-            address = (key or b"").decode()
+    def _take(self, names: Sequence[bytes | None], told: Sequence[bytes | None]) -> None:
+        for key, value in zip(names, told, strict=True):
+            name = (key or b"").decode()
             try:
-                stores = msgspec.json.decode(value or b"{}", type=dict[str, list[int]])
+                replica = None if value is None else msgspec.json.decode(value, type=Replica)
             except msgspec.DecodeError as error:
                 self._log.warning(Event.BROKER_TROUBLE, error=f"{self._topic}: {error}")
                 continue
-            self._owners = {place: owner for place, owner in self._owners.items() if owner != address}
-            for store, partitions in stores.items():
-                self._owners |= dict.fromkeys(((store, partition) for partition in partitions), address)
+            self._owners = {place: owner for place, owner in self._owners.items() if owner != name}
+            self._idle_since.pop(name, None)
+            self._known.pop(name, None)
+            if replica is None:
+                continue
+            self._known[name] = replica
+            places: list[tuple[str, int | str]] = [("", task) for task in replica.tasks]
+            places += [(store, partition) for store in replica.stores for partition in replica.stores[store]]
+            self._owners |= dict.fromkeys(places, name)
+            if not replica.tasks:
+                self._idle_since[name] = time.monotonic()

@@ -56,6 +56,9 @@ class Runtime(Protocol):
     def wall_clock(self) -> int:
         """Milliseconds since the epoch."""
 
+    def stopwatch(self) -> float:
+        """Seconds since some moment: how long user code takes is measured with it."""
+
     def keep_alive(self) -> None:
         """Serve the group if it is due. Raises ``Interrupted`` when the open slice must be given up."""
 
@@ -223,7 +226,8 @@ class _Clocks:
         for store in [store for store in kept if store.retention is not None] or kept[:1]:
             if store.name not in self.keepers:
                 self.keepers[store.name] = clock
-                clock.restore(self._checkpoints[store.name].time)
+                checkpoint = self._checkpoints[store.name]
+                clock.restore(checkpoint.time, checkpoint.observed)
         return clock
 
     def all(self) -> list[StreamClock]:
@@ -560,7 +564,7 @@ class Task:
     def _stage(self) -> None:
         """Encode what the commit writes to stores; nothing, when nothing changed."""
         for name, clock in self._clocks.keepers.items():
-            self._checkpoints[name].time = clock.time
+            self._checkpoints[name].time, self._checkpoints[name].observed = clock.time, clock.observed
         changes = {name: state.take() for name, state in self.states.items()}
         changed = any(item.entries or item.deleted for item in changes.values())
         if changed or any(checkpoint.unwritten() for checkpoint in self._checkpoints.values()):
@@ -632,7 +636,7 @@ class Task:
         describe = f"step {node.name!r}"
         if isinstance(node, Step) and node.operator.code is not None:
             describe += f" ({_where(node.operator.code)})"
-        return Guard(node.name, node.policy, self, describe)
+        return Guard(node.name, node.policy, self, describe, self._runtime.stopwatch)
 
     def _source_for(self, topic: str) -> Callable[[Fetched], None]:
         found = self._by_topic.get(topic)

@@ -8,33 +8,36 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from streams.broker import GroupSettings
 from streams.errors import (
     BrokerError,
     BrokerUnreachable,
     DeadLetterLimitExceeded,
+    OffsetOutOfRange,
     OutcomeUnknown,
     ProcessingError,
     RecordRefused,
     Retriable,
     StreamsError,
+    TopicError,
     TransactionAborted,
 )
 from streams.events import Event, get_logger
 from streams.globaltable import GlobalTables
-from streams.guard import Interrupted
+from streams.guard import Interrupted, error_text
 from streams.merge import InputQueue
 from streams.records import Output, TopicPartition
 from streams.restore import Restorer
+from streams.standby import Standbys
 from streams.state.memory import MemoryDatabases
 from streams.task import Counts, Task, TaskId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from streams.broker import Admin, Broker, Consumer, Polled
+    from streams.broker import Admin, Broker, Consumer, OutOfRange, Polled
     from streams.commit import Guarantee
     from streams.config import Settings
     from streams.records import Fetched
@@ -69,8 +72,20 @@ RESTORE_SECONDS = 0.2
 PURGE_SECONDS = 30.0
 """How often consumed records of repartition topics are deleted."""
 
+TIDY_SECONDS = 1.0
+"""State of tasks that went elsewhere is looked for at most this often."""
+
 IDLE_SECONDS = 0.25
 """How often stream time is moved on where nothing comes."""
+
+TOPICS_SECONDS = 15.0
+"""So long after partitions were last taken away, it is looked whether their topics still exist, twice.
+
+Asking waits for brokers that do not answer, so it is better done when whatever was the matter is over.
+"""
+
+MOST_SHOWN = 10
+"""So many partitions are named in one message."""
 
 OPEN_SECONDS = 5.0
 """How long one attempt to get a producer may take before the group is served again."""
@@ -132,6 +147,28 @@ class Stages:
     commit: float = 0.0
 
 
+class Activity(NamedTuple):
+    """What a worker is about, as its plain counters tell. Taken by other threads."""
+
+    thread: int | None
+    """The identifier of the worker's thread."""
+    served: float
+    """When the group was last served: by a poll, or in the middle of work. On the worker's clock."""
+    busy: TopicPartition | None
+    """The partition whose slice is open."""
+    pieces: int
+    """How many pieces of slow slices are through."""
+    retrying: tuple[str, str] | None
+    """The step that failed on a record and is waited with, and its error."""
+    dirty: bool
+    """Whether something is processed and not committed."""
+    commits: int
+    rewinds: int
+    waiting: dict[TopicPartition, TaskId]
+    """Partitions whose tasks have to be restored first."""
+    restoring: dict[TaskId, RestoreProgress]
+
+
 @dataclass(slots=True)
 class _DeadLetterShare:
     """The share of dead letters among at least the last ``window`` records."""
@@ -159,6 +196,7 @@ class Worker:
     ``run`` returns after ``request_stop`` and raises what ended the worker otherwise. Everything happens in
     the thread that calls it, user code included; ``request_stop`` and the properties may be used from others.
     ``partitions`` are the input topics with their partition counts, ``databases`` keep the tasks' stores.
+    ``members`` are the members of the group as far as known, for ``standby_replicas``, see ``member``.
     ``clock`` counts seconds, ``pause`` lets some pass, at most as many as it is given, and ``wall_clock`` is
     the time in milliseconds since the epoch.
     """
@@ -173,6 +211,7 @@ class Worker:
         application: str,
         partitions: Mapping[str, int] | None = None,
         databases: Databases | None = None,
+        members: Callable[[], Sequence[str]] | None = None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] | None = None,
         wall_clock: Callable[[], int] | None = None,
@@ -183,6 +222,19 @@ class Worker:
         self._restorer = Restorer(
             broker, self._databases, application=application, clock=clock, wall_clock=self.wall_clock
         )
+        self._standbys: Standbys | None = None
+        if settings.standby_replicas and members is not None:
+            self._standbys = Standbys(
+                topology,
+                broker,
+                self._databases,
+                application=application,
+                partitions=self._partitions,
+                failures=settings.standby_replicas,
+                members=members,
+                clock=clock,
+                wall_clock=self.wall_clock,
+            )
         self._globals = GlobalTables(
             topology.global_tables,
             broker,
@@ -203,22 +255,31 @@ class Worker:
         self._repartitions = set(topology.repartitions)
         self._consumed: dict[TopicPartition, int] = {}
         self._purged = clock()
+        # What may come back after a restart is left alone until it had the time to.
+        self._tidy_at = clock() + settings.state_cleanup_delay
         self._admin: Admin | None = None
+        self._look_at_topics = float("inf")
+        """When, on the clock."""
+        self._missing_topics: set[str] = set()
         self._topology = topology
         self._broker = broker
         self._guarantee = guarantee
         self._settings = settings
         self._application = application
         self._clock = clock
+        self.stopwatch = clock
         self._log = get_logger()
         self._state = State.CREATED
         self._stop = threading.Event()
         self._pause = pause or self._stop.wait
         self._stop_by = float("inf")
         self._consumer: Consumer | None = None
+        self._member: str | None = None
         self._tasks: dict[TaskId, Task] = {}
         self._held: dict[TopicPartition, Task] = {}
         self._committed: dict[TopicPartition, int] = {}
+        self._out_of_range: dict[TopicPartition, OutOfRange] = {}
+        self._skipped_offsets: Counter[TopicPartition] = Counter()
         self._progress: dict[TopicPartition, Progress] = {}
         self._seconds_per_record: dict[TaskId, float] = {}
         self._given_up = Counts()
@@ -226,6 +287,9 @@ class Worker:
         self._unlogged: Counter[str] = Counter()
         self._letters_logged = -float("inf")
         self._current: tuple[TopicPartition, Progress] | None = None
+        self._thread: int | None = None
+        self._pieces = self._commits = self._rewinds = 0
+        self._retrying: tuple[str, str] | None = None
         self._working: Task | None = None
         """The task whose slice is open, one without input included."""
         self._must_rewind = False
@@ -253,9 +317,29 @@ class Worker:
         return [self._given_up, *(task.counts for task in list(self._tasks.values()))]
 
     @property
+    def member(self) -> str | None:
+        """What the group knows this worker by, see ``Consumer.member``; from any thread."""
+        return self._member
+
+    @property
+    def held(self) -> set[TaskId]:
+        """The worker's tasks, those that are being restored included."""
+        return {*self._tasks, *self._waiting}
+
+    @property
+    def standby_lag(self) -> dict[TaskId, int]:
+        """The copies kept of other workers' tasks, and how many records each is behind."""
+        return {} if self._standbys is None else self._standbys.lag
+
+    @property
     def restoring(self) -> dict[TaskId, RestoreProgress]:
         """The tasks whose stores are being brought up to date."""
         return self._restorer.progress
+
+    @property
+    def skipped_offsets(self) -> dict[TopicPartition, int]:
+        """How many offsets of each partition were left out by ``out_of_range_reset``."""
+        return dict(self._skipped_offsets)
 
     @property
     def state_bytes(self) -> int:
@@ -272,15 +356,31 @@ class Worker:
         """The tasks at work."""
         return dict(self._tasks)
 
-    def stalled(self) -> list[TopicPartition]:
-        """The partitions that have lag and made no progress for ``stall_timeout``."""
-        now = self._clock()
-        return [
-            partition
-            for partition, progress in self.progress.items()
-            if (progress.lag > 0 or progress.position is None)
-            and now - progress.since > self._settings.stall_timeout
-        ]
+    @property
+    def activity(self) -> Activity:
+        """What it is about; asked for by other threads."""
+        current = self._current
+        return Activity(
+            thread=self._thread,
+            served=self._last_served,
+            busy=None if current is None else current[0],
+            pieces=self._pieces,
+            retrying=self._retrying,
+            dirty=self._dirty_since is not None,
+            commits=self._commits,
+            rewinds=self._rewinds,
+            waiting={item: task for task, own in list(self._waiting.items()) for item in list(own)},
+            restoring=self.restoring,
+        )
+
+    def held_back_by(self, partition: TopicPartition) -> list[TopicPartition]:
+        """The other inputs of the partition's task whose records its own wait for, by event time."""
+        task = self._held.get(partition)
+        queue = None if task is None else self._queues.get(task.id)
+        if task is None or queue is None or not queue.size(partition):
+            return []
+        others = [item for item, holder in list(self._held.items()) if holder is task]
+        return [item for item in others if not queue.size(item) and item not in queue.ends()]
 
     def request_stop(self) -> None:
         """Finish the slice at hand, commit, leave the group. Safe in a signal handler and from any thread."""
@@ -305,6 +405,8 @@ class Worker:
     def start(self) -> None:
         """Get the producer ready and join the group."""
         settings = self._settings
+        self._thread = threading.get_ident()
+        self._last_served = self._clock()
         self._enter(State.RUNNING)
         self._consumer = self._broker.consumer(
             GroupSettings(
@@ -314,6 +416,7 @@ class Worker:
                 instance_id=settings.group_instance_id,
                 poll_deadline=settings.poll_deadline,
                 session_timeout=settings.session_timeout,
+                tells_out_of_range=True,
             )
         )
         self._open_guarantee()
@@ -325,14 +428,24 @@ class Worker:
         """One round of the loop."""
         if self._waiting:
             self._restore()
+        else:
+            if self._standbys is not None:
+                self._keep_standbys(self._standbys)
+            if self._clock() >= self._tidy_at:
+                self._delete_unused()
         self._follow_global_tables()
         polled = self._poll()
+        if self._clock() >= self._look_at_topics:
+            self._check_topics()
         assignments = {partition: self._progress.get(partition) for partition in polled.ends}
         # Whatever aborts the transaction, a rebalance during the poll included, has all of it read again.
         if not self._must_rewind:
             self._process(polled)
         if not self._must_rewind:
             self._note_ends(polled, assignments)
+            if self._out_of_range:
+                self._settle_out_of_range()
+        if not self._must_rewind:
             self._punctuate()
             if self._commit_due():
                 self._commit()
@@ -360,6 +473,7 @@ class Worker:
             identifier = TaskId(subtopology.number, partition.partition)
             self._progress[partition] = Progress(since=now, told=now)
             if subtopology.stores:
+                self._check_count(partition)
                 self._wait_for_restore(identifier, [partition])
                 continue
             task = self._tasks.get(identifier)
@@ -395,6 +509,7 @@ class Worker:
             finally:
                 self._in_callback = False
         self._give_up(partitions)
+        self._look_at_topics = self._clock() + TOPICS_SECONDS
         self._log.info(Event.PARTITIONS_REVOKED, partitions=[str(item) for item in partitions])
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
@@ -409,6 +524,7 @@ class Worker:
 
     def keep_alive(self) -> None:
         """Serve the group if it is due. Raises ``Interrupted`` when the open slice must be given up."""
+        self._pieces += 1
         now = self._clock()
         if now > self._stop_by:
             raise Interrupted
@@ -426,6 +542,7 @@ class Worker:
         if not self._committing:
             self._commit_in_slice()
         until = self._clock() + seconds
+        self._retrying = step, f"{kind}: {error_text(error)}"
         while True:
             self._serve_in_slice()
             left = until - self._clock()
@@ -475,6 +592,9 @@ class Worker:
             if task is not None:
                 # An end is told once: after a rewind it is found again, also where there never was a record.
                 task.starts.setdefault(partition, end)
+        for partition, found in polled.out_of_range.items():
+            if partition in self._progress:
+                self._out_of_range[partition] = found
         return polled
 
     def _note_received(self, fetched: Fetched) -> None:
@@ -590,7 +710,7 @@ class Worker:
                 self._commit()
             raise
         finally:
-            self._current = self._working = None
+            self._current = self._working = self._retrying = None
             self._abandoned = False
         written = self._clock()
         # Quickly up, slowly down: an expensive batch must shorten the next one.
@@ -668,6 +788,77 @@ class Worker:
             if position <= end:
                 progress.position = progress.end = position
                 progress.at_end, progress.since = True, self._clock()
+
+    def _settle_out_of_range(self) -> None:
+        """Where the log does not have what comes next: stop, or go on, as ``out_of_range_reset`` says."""
+        assert self._consumer is not None
+        if self._stop.is_set():
+            return
+        try:
+            committed = self._consumer.committed(list(self._out_of_range))
+        except (Retriable, BrokerUnreachable, TransactionAborted) as error:
+            self._log.warning(Event.BROKER_TROUBLE, error=str(error))
+            return
+        for partition, found in list(self._out_of_range.items()):
+            known = committed.get(partition, -1)
+            if known > found.offset:
+                # Another member went on from here, and has deleted what it processed: nothing is lost.
+                del self._out_of_range[partition]
+                self._continue_from(partition, known)
+        if not self._out_of_range or self._must_rewind:
+            return
+        reset = self._settings.out_of_range_reset
+        if reset == "fail":
+            self._commit()
+            raise _out_of_range_error(self._application, self._out_of_range, committed)
+        found_now, self._out_of_range = self._out_of_range, {}
+        for partition, found in found_now.items():
+            target = found.beginning if reset == "earliest" else found.end
+            skipped = max(0, target - found.offset)
+            self._skipped_offsets[partition] += skipped
+            self._log.warning(
+                Event.OFFSET_OUT_OF_RANGE,
+                group=self._application,
+                topic=partition.topic,
+                partition=partition.partition,
+                offset=found.offset,
+                beginning=found.beginning,
+                end=found.end,
+                lost=found.lost,
+                skipped=skipped,
+                reset=reset,
+            )
+            self._jump(partition, target)
+
+    def _continue_from(self, partition: TopicPartition, committed: int) -> None:
+        """Give up what was read behind the back of another member, and go on from what is committed."""
+        assert self._consumer is not None
+        task = self._held.get(partition)
+        if task is None:
+            self._consumer.seek({partition: committed})
+            return
+        self._committed[partition] = committed
+        task.starts.setdefault(partition, committed)
+        self._must_rewind = True
+        self._abort()
+
+    def _jump(self, partition: TopicPartition, target: int) -> None:
+        """Go on from an offset that does not follow from the one before."""
+        assert self._consumer is not None
+        now = self._clock()
+        task = self._held.get(partition)
+        if task is None:
+            if partition in self._resume_at:
+                self._resume_at[partition] = target
+        elif task.id not in self._queues:
+            # Everything before was processed. Committed, the jump need not be made again by the next owner.
+            task.positions[partition] = task.starts[partition] = target
+            self._committed.pop(partition, None)
+            if self._dirty_since is None:
+                self._dirty_since = now
+            # Its position may be lower than before: as far as progress is concerned, it begins.
+            self._progress[partition] = Progress(position=target, since=now, told=now)
+        self._consumer.seek({partition: target})
 
     def _would_time_out(self) -> bool:
         """Whether the open transaction may not outlive one more record."""
@@ -747,6 +938,7 @@ class Worker:
             self._abort()
         else:
             self._committed |= offsets
+            self._commits += 1
             for task in self._tasks.values():
                 task.committed()
             self._purge(offsets)
@@ -833,6 +1025,7 @@ class Worker:
             queue.clear()
         self._must_rewind = False
         self._dirty_since = None
+        self._rewinds += 1
         self._consumer.seek(positions)
         now = self._clock()
         for partition, position in positions.items():
@@ -854,12 +1047,35 @@ class Worker:
         self._purged = now
         consumed, self._consumed = self._consumed, {}
         try:
-            if self._admin is None:
-                self._admin = self._broker.admin()
-            self._admin.delete_records(consumed)
+            self._opened_admin().delete_records(consumed)
         except BrokerError as error:
             # The next time will do: what is left is deleted with it.
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
+
+    def _check_topics(self) -> None:
+        """The group takes the partitions of a deleted topic away without a word: nobody would notice."""
+        now = self._clock()
+        try:
+            existing = self._opened_admin().topics()
+        except BrokerError as error:
+            self._log.warning(Event.BROKER_TROUBLE, error=str(error))
+            self._look_at_topics = self._clock() + TOPICS_SECONDS
+            return
+        named = {topic for topic in self._topology.input_topics if isinstance(topic, str)}
+        missing, before = named - existing.keys(), self._missing_topics
+        # A broker that has just started may not know all of them yet.
+        self._look_at_topics = now + TOPICS_SECONDS if missing else float("inf")
+        self._missing_topics = missing
+        if missing & before:
+            raise TopicError(
+                f"input topics do not exist any more: {', '.join(sorted(missing & before))}",
+                hint="make them anew and start again; what had not been processed is lost with them",
+            )
+
+    def _opened_admin(self) -> Admin:
+        if self._admin is None:
+            self._admin = self._broker.admin()
+        return self._admin
 
     def _open_guarantee(self) -> None:
         self._insist(lambda: self._guarantee.open(OPEN_SECONDS))
@@ -905,6 +1121,7 @@ class Worker:
             task = self._held.pop(partition, None)
             self._progress.pop(partition, None)
             self._committed.pop(partition, None)
+            self._out_of_range.pop(partition, None)
             self._resume_at.pop(partition, None)
             if task is None:
                 self._wait_no_longer(partition)
@@ -933,6 +1150,16 @@ class Worker:
             for topic, count in self._partitions.items()
             if identifier.partition < count and subtopology.reads(topic)
         }
+
+    def _check_count(self, partition: TopicPartition) -> None:
+        """Keys of a topic that got more partitions lie elsewhere than their state: nobody may go on."""
+        count = self._partitions.get(partition.topic)
+        if count is not None and partition.partition >= count:
+            raise TopicError(
+                f"{partition.topic} had {count} partitions when this worker began and has more now, so that "
+                "keys lie in other partitions than their state",
+                hint="stop all workers; give the stores other names and replay the input to build them anew",
+            )
 
     def _wait_for_restore(self, identifier: TaskId, partitions: Sequence[TopicPartition]) -> None:
         assert self._consumer is not None
@@ -989,10 +1216,24 @@ class Worker:
             TopicPartition(store.source_topic, identifier.partition) for store in stores if store.source_topic
         ]
         committed = self._consumer.committed(sources) if sources else {}
-        self._restorer.add(
-            identifier, stores, {partition.topic: offset for partition, offset in committed.items()}
-        )
+        database = None if self._standbys is None else self._standbys.release(identifier)
+        try:
+            self._restorer.add(
+                identifier,
+                stores,
+                {partition.topic: offset for partition, offset in committed.items()},
+                database,
+                begun=lambda: any(self._input_offsets(identifier).values()),
+            )
+        except BaseException:
+            if database is not None:
+                database.close()
+            raise
         self._restoring.add(identifier)
+
+    def _input_offsets(self, identifier: TaskId) -> dict[TopicPartition, int]:
+        assert self._consumer is not None
+        return self._consumer.committed(self._expected(identifier))
 
     def _activate(self, restoration: Restoration) -> None:
         """Let a task begin whose stores are up to date."""
@@ -1091,8 +1332,25 @@ class Worker:
             # What was not read now is read in the next round.
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
 
+    def _keep_standbys(self, standbys: Standbys) -> None:
+        assert self._consumer is not None
+        self._member = self._consumer.member
+        try:
+            standbys.poll(self._member, self.held, self._consumer.committed)
+        except (Retriable, BrokerUnreachable, TransactionAborted) as error:
+            self._log.warning(Event.BROKER_TROUBLE, error=str(error))
+
+    def _delete_unused(self) -> None:
+        """Delete what is left of tasks that went elsewhere and did not come back."""
+        delay = self._settings.state_cleanup_delay
+        self._tidy_at = self._clock() + max(TIDY_SECONDS, delay / 10)
+        for store, partition in self._databases.delete_unused(delay):
+            self._log.info(Event.STATE_DELETED, store=store, partition=partition)
+
     def _close_stores(self) -> None:
         self._restorer.close()
+        if self._standbys is not None:
+            self._standbys.close()
         self._globals.close()
         self._databases.close()
         if self._admin is not None:
@@ -1123,6 +1381,34 @@ class Worker:
                 release()
             except Exception as also:  # noqa: BLE001 - the error that ends the worker must not be replaced
                 self._log.warning(Event.BROKER_TROUBLE, error=str(also))
+
+
+def _out_of_range_error(
+    group: str, out_of_range: Mapping[TopicPartition, OutOfRange], committed: Mapping[TopicPartition, int]
+) -> OffsetOutOfRange:
+    lines = []
+    for partition, found in sorted(out_of_range.items()):
+        known = committed.get(partition)
+        at = f"committed offset {known}" if known == found.offset else f"next offset {found.offset}"
+        line = (
+            f"group {group}, topic {partition.topic}, partition {partition.partition}: {at} is not in the "
+            f"log, which has {found.beginning} to {found.end}: "
+        )
+        if found.lost:
+            line += f"{found.lost} records (transaction markers included) were deleted before they were read"
+        else:
+            line += "it ends before that, so it was cut or is another topic of the same name"
+        lines.append(line)
+    shown = lines[:MOST_SHOWN]
+    if len(lines) > len(shown):
+        shown.append(f"and {len(lines) - len(shown)} more partitions")
+    return OffsetOutOfRange(
+        "\n  ".join(shown),
+        hint="what is deleted is lost for ever. To go on without it, start again with --set "
+        "out_of_range_reset=earliest (STREAMS_OUT_OF_RANGE_RESET=earliest): from the oldest record left; "
+        "or latest: from what comes now.\n        A longer retention.ms of the topic, or more workers, keep "
+        "it from happening again",
+    )
 
 
 def _ignore(_: float) -> None:

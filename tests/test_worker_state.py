@@ -159,7 +159,13 @@ class Cluster:
     def wall_clock(self) -> int:
         return round(self.clock.now * 1000)
 
-    def worker(self, databases: Databases | None = None, *, slot: int | None = None) -> Worker:
+    def worker(
+        self,
+        databases: Databases | None = None,
+        *,
+        slot: int | None = None,
+        members: Callable[[], Sequence[str]] | None = None,
+    ) -> Worker:
         """One more worker, started; in the place of an earlier one where ``slot`` is given."""
         if slot is None:
             slot, self._made = self._made, self._made + 1
@@ -176,6 +182,7 @@ class Cluster:
             application=self.app.name,
             partitions=self.partitions,
             databases=databases if databases is not None else MemoryDatabases(),
+            members=members,
             clock=self.clock,
             pause=self.clock.advance,
             wall_clock=self.wall_clock,
@@ -937,3 +944,26 @@ def test_a_database_that_fails_ends_the_worker_and_the_next_one_goes_on(tmp_path
     cluster.expire(worker)
     worker = cluster.worker(kept)
     finish(cluster, worker)
+
+
+def test_what_is_kept_of_tasks_that_went_elsewhere_is_deleted_in_time(tmp_path):
+    cluster = Cluster(counting(state_cleanup_delay=0.01))
+    databases = RocksDatabases(tmp_path, 16_000_000)
+    first = cluster.worker(databases)
+    cluster.send(*[Sent("in", number % PARTITIONS, f"k{number}", "a", number) for number in range(40)])
+    cluster.run(first)
+    second = cluster.worker()
+    cluster.run(first, second)
+
+    def kept() -> set[str]:
+        return {place.name for place in (tmp_path / "windows").iterdir()}
+
+    for _ in range(2_000):
+        first.run_once()
+        second.run_once()
+        if len(kept()) == PARTITIONS // 2:
+            break
+    assert kept() == {str(task.partition) for task in first.held}
+    first.close()
+    second.close()
+    cluster.check()

@@ -8,6 +8,7 @@ engine what to do next, so no caller ever looks at a client library's error code
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -43,6 +44,23 @@ class GroupSettings:
     instance_id: str | None = None
     poll_deadline: float = 300.0
     session_timeout: float = 45.0
+    tells_out_of_range: bool = False
+    """Whether polls tell of a next offset that is not in the log, instead of going on by ``offset_reset``."""
+
+
+class OutOfRange(NamedTuple):
+    """The next offset of a partition whose log has no such place (any more)."""
+
+    offset: int
+    beginning: int
+    """The offset of the oldest record still there."""
+    end: int
+    """The offset after the newest one."""
+
+    @property
+    def lost(self) -> int:
+        """How many records (and markers) from the next offset on have been deleted."""
+        return max(0, self.beginning - self.offset)
 
 
 class Polled(NamedTuple):
@@ -54,6 +72,8 @@ class Polled(NamedTuple):
 
     fetched: Sequence[Fetched]
     ends: dict[TopicPartition, int]
+    out_of_range: Mapping[TopicPartition, OutOfRange] = MappingProxyType({})
+    """Told once, to those who asked for it: these bring no records until a seek."""
 
 
 class RebalanceListener(Protocol):
@@ -118,6 +138,13 @@ class Consumer(Protocol):
         """The partitions' high watermarks as far as fetching has told them; asks nobody, may be behind.
 
         While a transaction is open, that is further than what can be read.
+        """
+
+    @property
+    def member(self) -> str | None:
+        """What this member is sorted by when partitions are shared out; ``None`` outside of a group.
+
+        The range assignor gives lower partition numbers to members that sort lower.
         """
 
     def group_metadata(self) -> object:
@@ -199,6 +226,14 @@ class Admin(Protocol):
 
     def delete_records(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Delete the records of each partition that lie before the offset."""
+
+    def require_rights(self, rights: Mapping[str, Collection[str]]) -> None:
+        """Check that this client has these rights on topics, by the topics' names.
+
+        Rights are operations in the words of Kafka's access control lists, e.g. ``READ``. Topics that do not
+        exist are left out. Raises ``NotAuthorized``, which names all that are missing: also those on topics
+        which the client may not even see, whether they exist or not.
+        """
 
     def settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
         """The settings of these topics, those that have a default value included."""

@@ -7,16 +7,19 @@ import queue
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar, cast
 
 from confluent_kafka import (
+    OFFSET_STORED,
     Consumer,
     IsolationLevel,
     KafkaError,
     KafkaException,
     Message,
     Producer,
+    TopicCollection,
     TopicPartition as ClientPartition,
 )
 from confluent_kafka.admin import (
@@ -27,31 +30,56 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from streams.broker import GroupSettings, Isolation, NewTopic, Polled, RebalanceListener, TopicDescription
+from streams.broker import (
+    BEGINNING,
+    END,
+    GroupSettings,
+    Isolation,
+    NewTopic,
+    OutOfRange,
+    Polled,
+    RebalanceListener,
+    TopicDescription,
+)
 from streams.errors import (
+    AccessDenied,
     BrokerError,
     BrokerUnreachable,
     ConfigurationError,
     FatalBrokerError,
+    NotAuthenticated,
+    NotAuthorized,
     OutcomeUnknown,
     RecordRefused,
     Retriable,
+    Right,
     TopicError,
     TransactionAborted,
 )
 from streams.records import Fetched, Headers, Output, Rows, TopicPartition
+from streams.redaction import scrub, secrets_in
 
 if TYPE_CHECKING:
     import re
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 Settings = dict[str, Any]
+C = TypeVar("C")
 
 REQUEST_SECONDS: Final = 10.0
 """How long one question to the cluster may take before the broker counts as unreachable."""
 
+REFUSED_SECONDS: Final = 3.0
+"""How long a broker may refuse a connection, for TLS or credentials, before that is taken for its answer."""
+
 OVERDRAFT_SECONDS: Final = 1.0
 """How much longer than its own time-out a call may take before it counts as hanging."""
+
+REJOIN_SECONDS: Final = 1.0
+"""How often a static member asks whether its predecessor's session is over."""
+
+OCCUPIED_SECONDS: Final = 120.0
+"""For longer no killed member's session lasts: there is another one alive with the same instance id."""
 
 SEEK_SECONDS: Final = 5.0
 """How long a partition that was just assigned may take until it can be positioned."""
@@ -92,12 +120,19 @@ _OUTDATED = {
     KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError._NOENT,  # noqa: SLF001 - as above
 }
-_FORBIDDEN = {
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "read or write the topic",
-    KafkaError.GROUP_AUTHORIZATION_FAILED: "read the consumer group",
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "act on the cluster",
-    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "write with the transactional id",
+_REJECTED = {
+    KafkaError._AUTHENTICATION,  # noqa: SLF001 - as above
+    KafkaError._SSL,  # noqa: SLF001 - as above
+    KafkaError.SASL_AUTHENTICATION_FAILED,
 }
+_FORBIDDEN = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: Right("READ or WRITE", "topic", "?"),
+    KafkaError.GROUP_AUTHORIZATION_FAILED: Right("READ", "group", "?"),
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: Right("CLUSTER_ACTION", "cluster"),
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: Right("WRITE", "transactional id", "?"),
+}
+"""What each refusal is about, and the right that it takes where the caller does not know better."""
+
 _STALE_MEMBER = {
     KafkaError.UNKNOWN_MEMBER_ID,
     KafkaError.ILLEGAL_GENERATION,
@@ -126,8 +161,11 @@ _REFUSED = {
 }
 
 
-def classify(error: KafkaError, doing: str) -> BrokerError:
+def classify(error: KafkaError, doing: str, *rights: Right, principal: str | None = None) -> BrokerError:
     """What a client error means to the engine: the one table of it.
+
+    ``rights`` are those that the call takes, of which the error's kind says what is missing; ``principal`` is
+    who calls.
 
     The order matters: a missing right also aborts the transaction, but rewinding would never end; a stale
     member's commit is aborted and its partitions are read anew; what fences or confuses the producer is
@@ -136,9 +174,9 @@ def classify(error: KafkaError, doing: str) -> BrokerError:
     code = error.code()
     message = f"{doing}: {error.str()} ({error.name()})"
     if code in _FORBIDDEN:
-        return FatalBrokerError(
-            message, hint=f"the client may not {_FORBIDDEN[code]}: grant it that right (an ACL)"
-        )
+        usual = _FORBIDDEN[code]
+        missing = [right for right in rights if right.resource == usual.resource]
+        return NotAuthorized(message, missing or [usual], principal=principal)
     if code in _STALE_MEMBER:
         return TransactionAborted(message)
     if doing.startswith(_PRODUCER) and (code in _FENCED or error.fatal()):
@@ -168,10 +206,15 @@ class KafkaBroker:
     ) -> None:
         if not settings.get("bootstrap.servers"):
             raise ConfigurationError("no broker is named", hint="set bootstrap_servers, e.g. localhost:9092")
-        self._settings: Settings = {"logger": _log, **settings}
         self._consumer_settings = dict(consumer or {})
         self._producer_settings = dict(producer or {})
-        _reject(self._consumer_settings, "consumer", ("group.id", "enable.auto.commit", "group.protocol"))
+        self._access = _Access(settings, self._consumer_settings, self._producer_settings)
+        self._settings: Settings = {"logger": self._access, **settings}
+        _reject(
+            self._consumer_settings,
+            "consumer",
+            ("group.id", "enable.auto.commit", "group.protocol", "auto.offset.reset"),
+        )
         _reject(self._producer_settings, "producer", ("transactional.id", "enable.idempotence"))
 
     def consumer(self, settings: GroupSettings) -> KafkaConsumer:
@@ -181,7 +224,7 @@ class KafkaBroker:
         chosen: Settings = {
             "group.id": settings.group,
             "group.protocol": protocol,
-            "auto.offset.reset": settings.offset_reset,
+            "auto.offset.reset": "error" if settings.tells_out_of_range else settings.offset_reset,
             "isolation.level": settings.isolation,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -208,7 +251,8 @@ class KafkaBroker:
             chosen["session.timeout.ms"] = session
             chosen["heartbeat.interval.ms"] = min(3000, session // 3)
         merged = self._settings | chosen | self._consumer_settings
-        return KafkaConsumer(merged, cooperative=protocol == "consumer")
+        start = BEGINNING if settings.offset_reset == "earliest" else END
+        return KafkaConsumer(merged, self._access, cooperative=protocol == "consumer", start=start)
 
     def producer(
         self, *, transactional_id: str | None = None, transaction_timeout: float = 10.0
@@ -230,10 +274,10 @@ class KafkaBroker:
                 # A record that cannot be written in time fails the transaction, not the other way round.
                 "message.timeout.ms": milliseconds,
             }
-        return KafkaProducer(self._settings | chosen | self._producer_settings)
+        return KafkaProducer(self._settings | chosen | self._producer_settings, self._access)
 
     def admin(self) -> KafkaAdmin:
-        return KafkaAdmin(self._settings)
+        return KafkaAdmin(self._settings, self._access)
 
     def _offers_consumer_protocol(self) -> bool:
         admin = self.admin()
@@ -250,6 +294,81 @@ def _reject(settings: Mapping[str, Any], client: str, names: Iterable[str]) -> N
                 f"{client} setting {name!r} is not yours to choose: commits depend on it",
                 hint="see the app's own settings (streams run --help) for what it stands for",
             )
+
+
+class _Access:
+    """Who a broker's clients are to the cluster, and what of that must never be shown.
+
+    It is the clients' logger too: what they say goes on without secrets.
+    """
+
+    def __init__(self, *settings: Mapping[str, Any]) -> None:
+        self.principal = _principal(settings[0])
+        self.complete = str(settings[0].get("security.protocol", "")).lower() == "sasl_ssl"
+        """Whether there is TLS and authentication: a broker cannot ask for more."""
+        self.let_in = False
+        """Whether the cluster has answered any of the clients: a refusal from then on may pass."""
+        self._secrets = set[str]().union(*map(secrets_in, settings))
+
+    def log(self, level: int, message: str, *arguments: object) -> None:
+        if _log.isEnabledFor(level):
+            _log.log(level, "%s", self.scrub(message % arguments))
+
+    def scrub(self, text: str) -> str:
+        """The text as it may be shown."""
+        return scrub(text, self._secrets)
+
+    def make(self, kind: Callable[[Settings], C], settings: Settings) -> C:
+        """A client. Raises ``ConfigurationError`` for settings that it cannot take."""
+        ask = settings.get("oauth_cb")
+        failures: list[str] = []
+        if callable(ask):
+            settings = settings | {"oauth_cb": partial(_token, ask, failures)}
+        try:
+            return kind(settings)
+        except KafkaException as error:
+            cause: KafkaError = error.args[0]
+            if cause.code() in _REJECTED:
+                why = f"there is no token: {self.scrub(' '.join(failures) or cause.str())}"
+                raise (BrokerUnreachable(why) if self.let_in else NotAuthenticated(why)) from None
+            raise self._unusable(cause.str()) from None
+        except (TypeError, ValueError) as error:
+            raise self._unusable(str(error)) from None
+
+    def _unusable(self, why: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"the client settings are not usable: {self.scrub(why)}",
+            hint="client, consumer and producer are librdkafka's own settings: see its CONFIGURATION.md",
+        )
+
+    def means(self, error: KafkaError, doing: str, *rights: Right) -> BrokerError:
+        """What a client error means to the engine; see ``classify``."""
+        return classify(error, doing, *rights, principal=self.principal)
+
+
+def _principal(settings: Mapping[str, Any]) -> str | None:
+    """Who the cluster takes these settings' client for, where they tell."""
+    protocol = str(settings.get("security.protocol", "plaintext")).lower()
+    if protocol == "plaintext":
+        return "User:ANONYMOUS"
+    name = settings.get("sasl.username")
+    return f"User:{name}" if name and protocol.startswith("sasl") else None
+
+
+def _token(ask: Callable[[str], Any], failures: list[str], told: str) -> Any:
+    """What the user's ``oauth_cb`` gives. The client itself does not say why it failed."""
+    try:
+        return ask(told)
+    except Exception as error:
+        failures[:] = [f"oauth_cb raised {type(error).__name__}: {error}"]
+        raise
+
+
+class Membership(NamedTuple):
+    """A group's member, as the commit of offsets in a transaction needs to know it."""
+
+    group: str
+    metadata: object
 
 
 class KafkaFetched:
@@ -297,9 +416,25 @@ class KafkaFetched:
 class KafkaConsumer:
     """See ``streams.broker.Consumer``."""
 
-    def __init__(self, settings: Settings, *, cooperative: bool) -> None:
-        self._errors = _LastError()
-        self._client = Consumer(settings | {"error_cb": self._errors})
+    def __init__(self, settings: Settings, access: _Access, *, cooperative: bool, start: int) -> None:
+        self._access = access
+        self._group: str = settings["group.id"]
+        self._start = start
+        """Where partitions without a committed offset begin."""
+        self._displaced: dict[TopicPartition, int] = {}
+        """Partitions that the client has stopped reading: their next offset is unknown (-1) or not there."""
+        self._told: set[TopicPartition] = set()
+        """Those of them that the caller knows of, and has to seek in."""
+        self._reached: dict[TopicPartition, int] = {}
+        """Where polls and seeks have come to."""
+        self._subscribed: list[str] = []
+        self._instance = settings.get("group.instance.id")
+        self._settings: Settings = settings | {"error_cb": _LastError()}
+        self._client = access.make(Consumer, self._settings)
+        self._names: list[str] = []
+        self._occupied_since: float | None = None
+        """Since when the group has refused this member, as its predecessor's session is not over."""
+        self._rejoin_at = 0.0
         self._cooperative = cooperative
         self._listener: RebalanceListener | None = None
         self._raised: BaseException | None = None
@@ -312,11 +447,15 @@ class KafkaConsumer:
     def subscribe(self, topics: Collection[str | re.Pattern[str]], listener: RebalanceListener) -> None:
         self._listener = listener
         # librdkafka takes a name that begins with ^ for a pattern.
-        names = [topic if isinstance(topic, str) else f"^({topic.pattern})$" for topic in topics]
+        self._names = [topic if isinstance(topic, str) else f"^({topic.pattern})$" for topic in topics]
+        self._subscribed = [topic for topic in topics if isinstance(topic, str)]
+        self._subscribe()
+
+    def _subscribe(self) -> None:
         self._call(
             "subscribing",
             lambda: self._client.subscribe(
-                names, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+                self._names, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             ),
         )
 
@@ -327,6 +466,7 @@ class KafkaConsumer:
     def poll(self, max_records: int, timeout: float) -> Polled:
         if self._idled:
             self.resume_idled()
+        out_of_range = self._settle() if self._displaced.keys() - self._told else {}
         messages, self._stash = self._stash, []
         if not messages:
             # consume() waits for all it was asked for: wait for one only, then take what is there.
@@ -336,7 +476,8 @@ class KafkaConsumer:
                 more = self._consume(max_records - 1, 0)
                 # A rebalance in between: what came before it is read again by the next owner.
                 messages = [message for message in messages if _place(message) not in self._released] + more
-        return self._polled(messages)
+        polled = self._polled(messages)
+        return polled._replace(out_of_range=out_of_range) if out_of_range else polled
 
     def keep_alive(self) -> None:
         running = self._held - self._paused - self._idled
@@ -355,20 +496,30 @@ class KafkaConsumer:
     def seek(self, positions: Mapping[TopicPartition, int]) -> None:
         # Resuming continues from where the client was, which would undo a seek made before it.
         self.resume_idled()
+        for message in self._stash:
+            if _is_displaced(message):
+                self._note_displaced(message)
         self._stash = [message for message in self._stash if _place(message) not in positions]
-        for target in _with_offsets(positions):
-            self._seek(target)
+        self._place_anew({place: positions[place] for place in positions.keys() & self._displaced.keys()})
+        self._reached |= positions
+        for place, offset in positions.items():
+            self._seek(place, offset)
 
-    def _seek(self, target: ClientPartition) -> None:
+    def _seek(self, place: TopicPartition, offset: int) -> None:
         deadline = time.monotonic() + SEEK_SECONDS
         while True:
             try:
-                self._client.seek(target)
+                self._client.seek(ClientPartition(*place, offset))
             except KafkaException as error:
+                if error.args[0].code() != KafkaError._STATE:  # noqa: SLF001 - a public name of the library
+                    raise self._means(error.args[0], f"seeking {place}", place.topic) from error
                 # Just assigned, a partition is not ready for it for some milliseconds.
-                if error.args[0].code() != KafkaError._STATE or time.monotonic() > deadline:  # noqa: SLF001 - a public name of the library
-                    raise classify(error.args[0], f"seeking {target.topic}-{target.partition}") from error
-                time.sleep(0.005)
+                if time.monotonic() < deadline:
+                    time.sleep(0.005)
+                    continue
+                # The client has stopped reading it, which it has not told yet.
+                self._place_anew({place: offset})
+                return
             else:
                 return
 
@@ -393,9 +544,8 @@ class KafkaConsumer:
         )
         for partition in found:
             if partition.error is not None:
-                raise classify(
-                    partition.error, f"committed offset of {partition.topic}-{partition.partition}"
-                )
+                doing = f"committed offset of {partition.topic}-{partition.partition}"
+                raise self._means(partition.error, doing, partition.topic)
         return {TopicPartition(item.topic, item.partition): item.offset for item in found if item.offset >= 0}
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
@@ -407,7 +557,8 @@ class KafkaConsumer:
         )
         for partition in done or ():
             if partition.error is not None:
-                raise classify(partition.error, f"committing {partition.topic}-{partition.partition}")
+                doing = f"committing {partition.topic}-{partition.partition}"
+                raise self._means(partition.error, doing, partition.topic)
 
     def known_ends(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         ends = {}
@@ -417,20 +568,47 @@ class KafkaConsumer:
                 ends[partition] = high
         return ends
 
+    @property
+    def member(self) -> str | None:
+        # Static members come first, by their instance ids.
+        if self._instance is not None:
+            return f"0{self._instance}"
+        identifier = self._client.memberid()
+        return f"1{identifier}" if identifier else None
+
     def group_metadata(self) -> object:
-        return self._client.consumer_group_metadata()
+        return Membership(self._group, self._client.consumer_group_metadata())
 
     def close(self) -> None:
         self._call("leaving the group", self._client.close)
         self._reraise()
 
     def _consume(self, count: int, timeout: float) -> list[Message]:
+        if self._occupied_since is not None:
+            self._rejoin(timeout)
         try:
             return self._client.consume(count, timeout)
         except KafkaException as error:
-            raise classify(error.args[0], "reading") from error
+            raise self._means(error.args[0], "reading") from error
         finally:
             self._reraise()
+
+    def _rejoin(self, timeout: float) -> None:
+        """Try again to join as a static member whose predecessor was killed; a client is refused for good."""
+        assert self._occupied_since is not None
+        if time.monotonic() < self._rejoin_at:
+            time.sleep(min(timeout, max(0.0, self._rejoin_at - time.monotonic())))
+            return
+        if time.monotonic() - self._occupied_since > OCCUPIED_SECONDS:
+            raise FatalBrokerError(
+                f"group {self._group} has had another member with the instance id {self._instance!r} "
+                f"for {OCCUPIED_SECONDS:.0f} s",
+                hint="give each worker a group_instance_id of its own",
+            )
+        self._rejoin_at = time.monotonic() + REJOIN_SECONDS
+        self._client.close()
+        self._client = self._access.make(Consumer, self._settings)
+        self._subscribe()
 
     def _polled(self, messages: list[Message]) -> Polled:
         ends: dict[TopicPartition, int] = {}
@@ -441,11 +619,13 @@ class KafkaConsumer:
         for partition, run in groupby(messages, Message.partition):
             for topic, part in groupby(run, Message.topic):
                 parts.setdefault((topic, partition), []).extend(part)
-        for place in parts:
+        for (topic, number), records in parts.items():
+            place = TopicPartition(topic, number)
+            last = cast("int", records[-1].offset())
+            self._reached[place] = last + 1
             # Records behind a reported end mean that it is not the end any more.
-            end = ends.get(TopicPartition(*place))
-            if end is not None and cast("int", parts[place][-1].offset()) >= end:
-                del ends[TopicPartition(*place)]
+            if last >= ends.get(place, last + 1):
+                del ends[place]
         fetched: list[Fetched] = [KafkaFetched(*place, part) for place, part in parts.items()]
         return Polled(fetched, ends)
 
@@ -457,21 +637,125 @@ class KafkaConsumer:
                 records.append(message)
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - a public name of the library
                 ends[_place(message)] = cast("int", message.offset())
+            elif _is_displaced(message):
+                self._note_displaced(message)
             elif error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 raise TopicError(
                     f"topic {message.topic()!r} does not exist",
                     hint=f"create it, e.g. with: streams topics create {message.topic()} --partitions 4",
                 )
             else:
-                means = classify(error, f"reading {message.topic()}-{message.partition()}")
-                if isinstance(means, FatalBrokerError) and (error.fatal() or error.code() in _FORBIDDEN):
+                if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED and self._listener is None:
+                    # The client looks for the coordinator of the group it is named, which nobody joins.
+                    continue
+                topic = message.topic()
+                doing = f"reading {topic}-{message.partition()}" if topic else f"as a member of {self._group}"
+                means = self._means(error, doing, topic)
+                if error.code() == KafkaError._FATAL and "Group authorization failed" in error.str():  # noqa: SLF001 - a public name of the library
+                    # Its own code is lost when the client says that it can do nothing any more.
+                    right = Right("READ", "group", self._group)
+                    raise NotAuthorized(error.str(), [right], principal=self._access.principal)
+                if isinstance(means, AccessDenied) or (isinstance(means, FatalBrokerError) and error.fatal()):
                     raise means
+                if error.code() == KafkaError._FATAL:  # noqa: SLF001 - a public name of the library
+                    self._stand_in_line(means)
+                    continue
                 # The client goes on by itself after the others, e.g. it rejoins after a missed deadline.
                 _log.warning("%s", means)
         return records
 
+    def _stand_in_line(self, means: BrokerError) -> None:
+        """After an error that ends the client: join again once a killed predecessor's session is over.
+
+        Raises ``FatalBrokerError`` for all other errors.
+        """
+        # The code is lost on the way here, its text is not.
+        if KafkaError(KafkaError.UNRELEASED_INSTANCE_ID).str() not in str(means) or self._held:
+            raise FatalBrokerError(str(means))
+        if self._occupied_since is None:
+            self._occupied_since = time.monotonic()
+            _log.warning(
+                "group %s: the session of the member before with instance id %r is not over yet",
+                self._group,
+                self._instance,
+            )
+        self._rejoin_at = time.monotonic() + REJOIN_SECONDS
+
+    def _note_displaced(self, message: Message) -> None:
+        place = _place(message)
+        if place in self._held:
+            offset = message.offset()
+            self._displaced[place] = -1 if offset is None else max(offset, -1)
+
+    def _settle(self) -> dict[TopicPartition, OutOfRange]:
+        """Begin what has no committed offset yet, and find out what the other logs hold.
+
+        The client has one policy for both, so it is asked to stop instead.
+        """
+        out_of_range: dict[TopicPartition, OutOfRange] = {}
+        positions: dict[TopicPartition, int] = {}
+        for place in sorted(self._displaced.keys() - self._told):
+            offset = self._displaced[place]
+            if offset < 0:
+                positions[place] = self._start
+                continue
+            try:
+                beginning, end = self._client.get_watermark_offsets(
+                    ClientPartition(*place), timeout=REQUEST_SECONDS
+                )
+            except KafkaException as error:
+                means = self._means(error.args[0], f"asking for the log of {place}", place.topic)
+                if isinstance(means, AccessDenied):
+                    raise means from error
+                # With the next poll it is asked again.
+                _log.warning("%s", means)
+                continue
+            if beginning <= offset <= end:
+                # A broker that has just become the leader did not know better.
+                positions[place] = offset
+            else:
+                out_of_range[place] = OutOfRange(offset, beginning, end)
+        self._place_anew(positions)
+        self._told |= out_of_range.keys()
+        return out_of_range
+
+    def _place_anew(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Assign partitions again, from these offsets: the client does not seek in what it has stopped."""
+        if not positions:
+            return
+        anew = dict(positions)
+        if not self._cooperative:
+            # The older protocol's assignment is only made as a whole.
+            anew = {place: self._reached.get(place, OFFSET_STORED) for place in self._held} | anew
+        stopped = anew.keys() & (self._paused | self._idled)
+        self._stash = [message for message in self._stash if _place(message) not in anew]
+
+        def assign() -> None:
+            # Paused, they would go on from where they were paused.
+            self._client.resume(_plain(stopped))
+            if self._cooperative:
+                self._client.incremental_unassign(_plain(anew))
+                self._client.incremental_assign(_with_offsets(anew))
+            else:
+                self._client.assign(_with_offsets(anew))
+            self._client.pause(_plain(stopped))
+
+        self._call("positioning", assign)
+        self._reached |= positions
+        self._displaced = {place: at for place, at in self._displaced.items() if place not in positions}
+        self._told -= positions.keys()
+
+    def _forget(self, partitions: Iterable[TopicPartition]) -> None:
+        """Where these were in their logs says nothing about the next assignment."""
+        for place in list(partitions):
+            self._reached.pop(place, None)
+            self._displaced.pop(place, None)
+            self._told.discard(place)
+
     def _on_assign(self, client: Consumer, partitions: list[ClientPartition]) -> None:
+        self._occupied_since = None
         added = _placed(partitions)
+        self._forget(added if self._cooperative else [*self._reached, *self._displaced])
         if self._cooperative:
             client.incremental_assign(partitions)
             self._held |= set(added)
@@ -499,6 +783,7 @@ class KafkaConsumer:
         self._paused -= gone
         self._idled -= gone
         self._stash = [message for message in self._stash if _place(message) not in gone]
+        self._forget(gone)
         if self._cooperative:
             client.incremental_unassign(partitions)
         else:
@@ -518,11 +803,16 @@ class KafkaConsumer:
         if raised is not None:
             raise raised
 
+    def _means(self, error: KafkaError, doing: str, topic: str | None = None) -> BrokerError:
+        topics = [topic] if topic else self._subscribed
+        rights = [Right("READ", "topic", name) for name in topics]
+        return self._access.means(error, doing, *rights, Right("READ", "group", self._group))
+
     def _call(self, doing: str, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except KafkaException as error:
-            raise classify(error.args[0], doing) from error
+            raise self._means(error.args[0], doing) from error
         except RuntimeError as error:
             raise FatalBrokerError(f"{doing}: {error}") from error
 
@@ -530,9 +820,14 @@ class KafkaConsumer:
 class KafkaProducer:
     """See ``streams.broker.Producer``."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._failed: KafkaError | None = None
-        self._client = Producer(settings | {"on_delivery": self._on_failure, "error_cb": _LastError()})
+    def __init__(self, settings: Settings, access: _Access) -> None:
+        self._access = access
+        self._transactional_id: str | None = settings.get("transactional.id")
+        self._written: set[str] = set()
+        """Topics of the open transaction, or since the last flush."""
+        self._failed: tuple[KafkaError, str] | None = None
+        own = {"on_delivery": self._on_failure, "error_cb": _LastError()}
+        self._client = access.make(Producer, settings | own)
         self._patience = _Patience()
         self._known: set[str] = set()
         self._missing: dict[str, float] = {}
@@ -541,6 +836,7 @@ class KafkaProducer:
         topic = output.topic
         if topic not in self._known:
             self._require(topic)
+        self._written.add(topic)
         produce = self._client.produce
         partition = -1 if output.partition is None else output.partition
         headers = output.headers
@@ -571,7 +867,8 @@ class KafkaProducer:
         left = self._client.flush(timeout)
         failed, self._failed = self._failed, None
         if failed is not None:
-            raise classify(failed, "producer: writing")
+            error, topic = failed
+            raise self._means(error, f"producer: writing to {topic}", [topic])
         if left:
             raise Retriable(f"producer: {left} records not acknowledged within {timeout:.0f} s")
 
@@ -580,19 +877,24 @@ class KafkaProducer:
 
     def begin(self) -> None:
         self._failed = None
+        self._written.clear()
         try:
             self._client.begin_transaction()
         except KafkaException as error:
-            raise classify(error.args[0], "producer: beginning a transaction") from error
+            raise self._means(error.args[0], "producer: beginning a transaction") from error
 
     def send_offsets(self, offsets: Mapping[TopicPartition, int], group_metadata: object) -> None:
         targets = _with_offsets(offsets)
+        group, metadata = cast("Membership", group_metadata)
+        inputs = sorted({partition.topic for partition in offsets})
         self._until(
             REQUEST_SECONDS,
             "producer: adding offsets to the transaction",
             lambda seconds: self._patience.call(
-                lambda: self._client.send_offsets_to_transaction(targets, group_metadata, seconds), seconds
+                lambda: self._client.send_offsets_to_transaction(targets, metadata, seconds), seconds
             ),
+            Right("READ", "group", group),
+            *(Right("READ", "topic", topic) for topic in inputs),
         )
 
     def commit(self, timeout: float) -> None:
@@ -609,7 +911,7 @@ class KafkaProducer:
             self._client.purge()
             self._client.flush(0)
 
-    def _until(self, timeout: float, doing: str, call: Callable[[float], object]) -> None:
+    def _until(self, timeout: float, doing: str, call: Callable[[float], object], *rights: Right) -> None:
         """Repeat a transactional call that may be repeated. Without an answer in time, nobody knows."""
         deadline = time.monotonic() + timeout
         while True:
@@ -617,7 +919,7 @@ class KafkaProducer:
             try:
                 call(max(left, 0.1))
             except KafkaException as error:
-                means = classify(error.args[0], doing)
+                means = self._means(error.args[0], doing, sorted(self._written), *rights)
                 if not isinstance(means, Retriable):
                     raise means from error
                 if time.monotonic() >= deadline:
@@ -633,12 +935,12 @@ class KafkaProducer:
             try:
                 found = self._client.list_topics(topic, timeout=REQUEST_SECONDS).topics[topic]
             except KafkaException as error:
-                raise classify(error.args[0], f"producer: looking for topic {topic}") from error
+                raise self._means(error.args[0], f"producer: looking for topic {topic}", [topic]) from error
             if found.error is None or found.error.code() == KafkaError.LEADER_NOT_AVAILABLE:
                 self._known.add(topic)
                 return
             if found.error.code() in _FORBIDDEN:
-                raise classify(found.error, f"producer: looking for topic {topic}")
+                raise self._means(found.error, f"producer: looking for topic {topic}", [topic])
             self._missing[topic] = now
         raise RecordRefused(
             f"topic {topic!r} does not exist",
@@ -649,12 +951,23 @@ class KafkaProducer:
     def _refuse(self, error: KafkaError, topic: str, position: int) -> NoReturn:
         if error.code() in _REFUSED:
             raise RecordRefused(f"writing to {topic}: {error.str()}", position=position)
-        raise classify(error, f"producer: writing to {topic}")
+        raise self._means(error, f"producer: writing to {topic}", [topic])
 
-    def _on_failure(self, error: KafkaError | None, message: Message) -> None:  # noqa: ARG002 - the client's signature
+    def _on_failure(self, error: KafkaError | None, message: Message) -> None:
         # What was purged belongs to an aborted transaction.
         if error is not None and error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):  # noqa: SLF001 - public names of the library
-            self._failed = self._failed or error
+            self._failed = self._failed or (error, cast("str", message.topic()))
+
+    def _means(
+        self, error: KafkaError, doing: str, topics: Iterable[str] = (), *rights: Right
+    ) -> BrokerError:
+        # The client names the topics whose offsets it may not commit, and no others.
+        needed = [right for right in rights if right.resource == "topic" and f" {right.name}(" in error.str()]
+        needed = needed or [Right("WRITE", "topic", topic) for topic in topics]
+        needed += [right for right in rights if right.resource != "topic"]
+        if self._transactional_id is not None:
+            needed.append(Right("WRITE", "transactional id", self._transactional_id))
+        return self._access.means(error, doing, *needed)
 
 
 class _Patience:
@@ -704,11 +1017,12 @@ def _serve(calls: queue.SimpleQueue[Callable[[], None] | None]) -> None:
 class KafkaAdmin:
     """See ``streams.broker.Admin``."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, access: _Access) -> None:
+        self._access = access
         self._errors = _LastError()
         self._servers = settings["bootstrap.servers"]
         self._settings = settings
-        self._client = AdminClient(settings | {"error_cb": self._errors})
+        self._client = access.make(AdminClient, settings | {"error_cb": self._errors})
         self._groups: dict[str, Consumer] = {}
 
     def topics(self) -> dict[str, TopicDescription]:
@@ -733,6 +1047,7 @@ class KafkaAdmin:
             for topic in topics
         ]
         created = set()
+        refused = []
         asked = self._client.create_topics(
             wanted, operation_timeout=REQUEST_SECONDS, request_timeout=REQUEST_SECONDS
         )
@@ -741,8 +1056,12 @@ class KafkaAdmin:
                 future.result()
                 created.add(name)
             except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                if error.args[0].code() in _FORBIDDEN:
+                    refused.append(Right("CREATE", "topic", name))
+                elif error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise self._failure(error, f"creating topic {name}") from error
+        if refused:
+            raise NotAuthorized("creating topics", refused, principal=self._access.principal)
         deadline = time.monotonic() + REQUEST_SECONDS
         while not self._all_led(created):
             if time.monotonic() > deadline:
@@ -760,7 +1079,8 @@ class KafkaAdmin:
                 future.result()
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    raise self._failure(error, f"deleting topic {name}") from error
+                    right = Right("DELETE", "topic", name)
+                    raise self._failure(error, f"deleting topic {name}", right) from error
 
     def delete_records(self, offsets: Mapping[TopicPartition, int]) -> None:
         if not offsets:
@@ -772,7 +1092,33 @@ class KafkaAdmin:
             try:
                 future.result()
             except KafkaException as error:
-                raise self._failure(error, f"deleting records of {place.topic}-{place.partition}") from error
+                doing = f"deleting records of {place.topic}-{place.partition}"
+                raise self._failure(error, doing, Right("DELETE", "topic", place.topic)) from error
+
+    def require_rights(self, rights: Mapping[str, Collection[str]]) -> None:
+        if not rights:
+            return
+        missing = []
+        asked = self._client.describe_topics(
+            TopicCollection(list(rights)), include_authorized_operations=True, request_timeout=REQUEST_SECONDS
+        )
+        for topic, future in asked.items():
+            try:
+                granted = future.result().authorized_operations
+            except KafkaException as error:
+                cause: KafkaError = error.args[0]
+                if cause.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                    granted = ()
+                elif cause.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    continue
+                else:
+                    raise self._failure(error, f"asking for rights on topic {topic}") from error
+            # A broker from before Kafka 2.3 does not tell.
+            if granted is not None:
+                names = {operation.name for operation in granted}
+                missing += [Right(wanted, "topic", topic) for wanted in rights[topic] if wanted not in names]
+        if missing:
+            raise NotAuthorized("before the group is joined", missing, principal=self._access.principal)
 
     def settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
         if not topics:
@@ -784,7 +1130,8 @@ class KafkaAdmin:
             try:
                 entries = future.result()
             except KafkaException as error:
-                raise self._failure(error, f"settings of topic {resource.name}") from error
+                right = Right("DESCRIBE_CONFIGS", "topic", resource.name)
+                raise self._failure(error, f"settings of topic {resource.name}", right) from error
             found[resource.name] = {name: entry.value or "" for name, entry in entries.items()}
         return found
 
@@ -808,9 +1155,10 @@ class KafkaAdmin:
         if group not in self._groups:
             # The admin client's own request for this crashes the process while the group's coordinator is
             # loading (librdkafka 2.16). A consumer that never joins may ask as well.
-            self._groups[group] = Consumer(
+            self._groups[group] = self._access.make(
+                Consumer,
                 self._settings
-                | {"group.id": group, "isolation.level": "read_uncommitted", "enable.auto.commit": False}
+                | {"group.id": group, "isolation.level": "read_uncommitted", "enable.auto.commit": False},
             )
         deadline = time.monotonic() + REQUEST_SECONDS
         while True:
@@ -818,7 +1166,8 @@ class KafkaAdmin:
                 found = self._groups[group].committed(partitions, timeout=REQUEST_SECONDS)
             except KafkaException as error:
                 if error.args[0].code() not in _TRANSIENT or time.monotonic() > deadline:
-                    raise self._failure(error, f"offsets of group {group}") from error
+                    right = Right("DESCRIBE", "group", group)
+                    raise self._failure(error, f"offsets of group {group}", right) from error
                 time.sleep(0.05)
             else:
                 break
@@ -851,10 +1200,21 @@ class KafkaAdmin:
             client.close()
 
     def _metadata(self) -> Any:
+        found = None
+        left = REQUEST_SECONDS
+        if not self._access.let_in:
+            # A client that is refused goes on trying: ask it for its reasons before all of the time is over.
+            with suppress(KafkaException):
+                found = self._client.list_topics(timeout=REFUSED_SECONDS)
+            if found is None:
+                self._raise_refusal()
+                left -= REFUSED_SECONDS
         try:
-            return self._client.list_topics(timeout=REQUEST_SECONDS)
+            found = found or self._client.list_topics(timeout=left)
         except KafkaException as error:
             raise self._failure(error, "asking for topics") from error
+        self._access.let_in = True
+        return found
 
     def _all_led(self, names: set[str]) -> bool:
         topics = self._metadata().topics
@@ -887,7 +1247,8 @@ class KafkaAdmin:
                     offset = future.result().offset
                 except KafkaException as error:
                     if error.args[0].code() not in _OUTDATED:
-                        raise self._failure(error, doing) from error
+                        right = Right("DESCRIBE", "topic", place.topic)
+                        raise self._failure(error, doing, right) from error
                     unknown = f"{doing}: {error.args[0].str()}"
                 else:
                     offsets[TopicPartition(place.topic, place.partition)] = offset
@@ -902,14 +1263,30 @@ class KafkaAdmin:
             self._metadata()
             time.sleep(0.05)
 
-    def _failure(self, error: KafkaException, doing: str) -> BrokerError:
+    def _raise_refusal(self) -> None:
+        """Raise ``NotAuthenticated`` if that is why nothing was heard so far."""
+        # Only here the client hands out what it has met with meanwhile.
+        self._client.poll(0)
+        if not self._errors.refusal:
+            return
+        text = self._access.scrub(self._errors.refusal)
+        hint = "are sasl.mechanism and the name and password, or the token, right? See the setting client"
+        if "SSL handshake" in text:
+            hint = (
+                "does the port speak TLS (security.protocol), and is its certificate for this name and "
+                "signed by the authority in ssl.ca.location? See the setting client"
+            )
+        raise NotAuthenticated(f"no connection to {self._servers}: {text}", hint=hint)
+
+    def _failure(self, error: KafkaException, doing: str, *rights: Right) -> BrokerError:
         cause: KafkaError = error.args[0]
         if cause.code() in _UNREACHABLE:
-            detail = f": {self._errors.text}" if self._errors.text else ""
-            return BrokerUnreachable(
-                f"no broker answers at {self._servers} ({doing}){detail}",
-                hint="is the address right, does a broker run there? `streams broker start` starts one here",
-            )
+            self._client.poll(0)
+            detail = f": {self._access.scrub(self._errors.text)}" if self._errors.text else ""
+            hint = "is the address right, does a broker run there? `streams broker start` starts one here"
+            if not self._access.complete:
+                hint += "; one that asks for TLS or SASL does not answer without (setting client)"
+            return BrokerUnreachable(f"no broker answers at {self._servers} ({doing}){detail}", hint=hint)
         if cause.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             return TopicError(f"{doing}: the topic or partition does not exist")
         if cause.code() in (
@@ -920,7 +1297,7 @@ class KafkaAdmin:
             KafkaError.POLICY_VIOLATION,
         ):
             return TopicError(f"{doing}: {cause.str()}")
-        return classify(cause, doing)
+        return self._access.means(cause, doing, *rights)
 
 
 class _LastError:
@@ -928,14 +1305,25 @@ class _LastError:
 
     def __init__(self) -> None:
         self.text = ""
+        self.refusal = ""
+        """Why it was refused, by TLS or for its credentials, if it ever was."""
 
     def __call__(self, error: KafkaError) -> None:
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - a public name of the library
             self.text = error.str()
+            # A port without TLS just closes the connection, which has no code of its own.
+            if error.code() in _REJECTED or "SSL handshake failed" in self.text:
+                self.refusal = self.text
 
 
 def _place(message: Message) -> TopicPartition:
     return TopicPartition(cast("str", message.topic()), cast("int", message.partition()))
+
+
+def _is_displaced(message: Message) -> bool:
+    """Whether it says that the client knows no place in the log to go on from."""
+    error = message.error()
+    return error is not None and error.code() == KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001 - a public name of the library
 
 
 def _plain(partitions: Iterable[TopicPartition]) -> list[ClientPartition]:

@@ -26,13 +26,12 @@ import math
 import re
 import time
 from bisect import bisect_left, bisect_right, insort
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import itemgetter
 from threading import Condition
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias, TypeVar
 
-from streams.broker import BEGINNING, END, Polled, TopicDescription
+from streams.broker import BEGINNING, END, OutOfRange, Polled, TopicDescription
 from streams.errors import (
     FatalBrokerError,
     OutcomeUnknown,
@@ -45,7 +44,7 @@ from streams.partitioning import partition_for
 from streams.records import FetchedLists, Headers, TopicPartition, take
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from streams.broker import Consumer, GroupSettings, Isolation, NewTopic, OffsetReset, RebalanceListener
     from streams.records import Fetched, Output, Rows
@@ -199,7 +198,8 @@ class _Columns:
     headers: list[Headers | None] | None
 
     @classmethod
-    def of(cls, output: Output, rows: Rows) -> _Columns:
+    def of(cls, output: Output, rows: Rows | None) -> _Columns:
+        """Those rows of an output, ``None`` for all."""
         return cls(
             take(output.keys, rows),
             take(output.values, rows),
@@ -300,14 +300,18 @@ class _Group:
         self.owners = {partition: owner for partition, owner in self.owners.items() if owner is not member}
         self.epoch += 1
 
-    def retarget(self, partition_counts: Mapping[str, int]) -> None:
-        """Range assignment: per topic, each subscribed member gets the next contiguous range."""
+    def retarget(self, partition_counts: Mapping[str, int], first: Callable[[str], int]) -> None:
+        """Range assignment: per topic, each subscribed member gets the next contiguous range.
+
+        ``first`` is the place, among those members, of the one that a topic's ranges begin with.
+        """
         members = sorted(self.members.values(), key=_Member.order)
         targets: dict[_Member, set[TopicPartition]] = {member: set() for member in members}
         for topic, count in partition_counts.items():
             subscribed = [member for member in members if member.wants(topic)]
+            begin = first(topic) % len(subscribed) if subscribed else 0
             start = 0
-            for position, member in enumerate(subscribed):
+            for position, member in enumerate([*subscribed[begin:], *subscribed[:begin]]):
                 quota = count // len(subscribed) + (position < count % len(subscribed))
                 targets[member].update(TopicPartition(topic, p) for p in range(start, start + quota))
                 start += quota
@@ -323,6 +327,8 @@ class _Group:
 
     def available(self, member: _Member) -> list[TopicPartition]:
         """What the member may take now: its target, without what others have not released yet."""
+        if member.target <= self.owners.keys():
+            return []
         return sorted(partition for partition in member.target if partition not in self.owners)
 
     def take(self, member: _Member) -> list[TopicPartition]:
@@ -372,9 +378,11 @@ class _Cluster:
         clock: Callable[[], float],
         wait: Callable[[float], None] | None,
         max_record_bytes: int,
+        first: Callable[[str], int],
     ) -> None:
         self.clock = clock
         self.max_record_bytes = max_record_bytes
+        self.first = first
         self.before: Callable[[Step], None] | None = None
         self.topics: dict[str, _Topic] = {}
         self.groups: dict[str, _Group] = {}
@@ -388,11 +396,21 @@ class _Cluster:
         if self.before is not None:
             self.before(step)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        with self._changed:
-            self._enforce_deadlines()
-            yield
+    @property
+    def simulated(self) -> bool:
+        """Whether somebody else moves the time on."""
+        return self._wait is not None
+
+    def locked(self) -> Self:
+        """The cluster as a context: inside, its state is the caller's."""
+        return self
+
+    def __enter__(self) -> None:
+        self._changed.acquire()
+        self._enforce_deadlines()
+
+    def __exit__(self, *_: object) -> None:
+        self._changed.release()
 
     def notify(self) -> None:
         self._changed.notify_all()
@@ -410,12 +428,18 @@ class _Cluster:
         return False
 
     def _next_deadline(self) -> float:
-        transactions = (transaction.deadline for transaction in self.open.values())
-        members = (member.deadline for group in self.groups.values() for member in group.members.values())
-        return min((*transactions, *members), default=math.inf)
+        earliest = math.inf
+        for transaction in self.open.values():
+            earliest = min(earliest, transaction.deadline)
+        for group in self.groups.values():
+            for member in group.members.values():
+                earliest = min(earliest, member.deadline)
+        return earliest
 
     def _enforce_deadlines(self) -> None:
         now = self.clock()
+        if now < self._next_deadline():
+            return
         for transaction in [t for t in self.open.values() if t.deadline <= now]:
             self.finish(transaction, committed=False)
             self.epochs[transaction.transactional_id] += 1
@@ -450,7 +474,7 @@ class _Cluster:
         return self.groups.setdefault(name, _Group(name))
 
     def retarget(self, group: _Group) -> None:
-        group.retarget({name: len(topic.logs) for name, topic in self.topics.items()})
+        group.retarget({name: len(topic.logs) for name, topic in self.topics.items()}, self.first)
         self.notify()
 
     def unstable(self, group: _Group, partition: TopicPartition) -> bool:
@@ -488,15 +512,17 @@ class _Position:
     """Where a consumer stands in a partition.
 
     ``offset`` may be ``BEGINNING`` or ``END`` until the next poll finds out, and is ``None`` while it is to
-    come from the group. ``end_reported`` is the end told to the caller last.
+    come from the group. ``end_reported`` is the end told to the caller last; ``lost`` is set once the caller
+    was told that the log has no such offset.
     """
 
-    __slots__ = ("end_reported", "offset", "paused")
+    __slots__ = ("end_reported", "lost", "offset", "paused")
 
     def __init__(self, offset: int | None = None) -> None:
         self.offset = offset
         self.paused = False
         self.end_reported = -1
+        self.lost = False
 
     @property
     def located(self) -> bool:
@@ -505,6 +531,7 @@ class _Position:
     def move(self, offset: int) -> None:
         self.offset = offset
         self.end_reported = -1
+        self.lost = False
 
 
 class MemoryConsumer:
@@ -551,13 +578,14 @@ class MemoryConsumer:
     def poll(self, max_records: int, timeout: float) -> Polled:
         self._usable()
         self._cluster.step("poll")
-        give_up = time.monotonic() + timeout
+        # A simulation's own clock passes in the wait alone, and by the same amount in every run.
+        give_up = math.inf if self._cluster.simulated else time.monotonic() + timeout
         may_wait = True
         while not self._serve_group():
             with self._cluster.locked():
                 polled = self._fetch(max_records)
-                remaining = give_up - time.monotonic()
-                if polled.fetched or polled.ends or remaining <= 0 or not may_wait:
+                remaining = timeout if self._cluster.simulated else give_up - time.monotonic()
+                if any(polled) or remaining <= 0 or not may_wait:
                     self._extend_deadline()
                     return polled
                 if not self._group_has_news():
@@ -620,6 +648,14 @@ class MemoryConsumer:
                     ends[partition] = log.next_offset
             return ends
 
+    @property
+    def member(self) -> str | None:
+        with self._cluster.locked():
+            if self._member is None:
+                return None
+            dynamic, name = self._member.order()
+            return f"{int(dynamic)}{name}"
+
     def group_metadata(self) -> object:
         self._usable()
         with self._cluster.locked():
@@ -661,6 +697,10 @@ class MemoryConsumer:
         """Bring the assignment nearer to the group's target; says whether it changed."""
         if self._listener is None:
             return False
+        with self._cluster.locked():
+            if self._member is not None and not self._group_has_news():
+                self._extend_deadline()
+                return False
         changed = self._give_up_lost(self._listener)
         with self._cluster.locked():
             group = self._group()
@@ -753,12 +793,18 @@ class MemoryConsumer:
         room = max_records
         fetched: list[Fetched] = []
         ends: dict[TopicPartition, int] = {}
+        out_of_range: dict[TopicPartition, OutOfRange] = {}
         for partition in list(self._positions):
             position = self._positions[partition]
             if position.paused:
                 continue
             log = self._locate(partition)
             if log is None or position.offset is None:
+                continue
+            if not log.start <= position.offset <= log.next_offset:
+                if not position.lost:
+                    out_of_range[partition] = OutOfRange(position.offset, log.start, log.next_offset)
+                    position.lost = True
                 continue
             rows, position.offset = log.readable(position.offset, self._settings.isolation, room)
             if rows:
@@ -770,7 +816,7 @@ class MemoryConsumer:
                 ends[partition] = position.end_reported = position.offset
             if room <= 0:
                 break
-        return Polled(fetched, ends)
+        return Polled(fetched, ends, out_of_range)
 
     def _locate(self, partition: TopicPartition) -> _Log | None:
         """The partition's log, with the position in it known as far as it can be."""
@@ -787,7 +833,11 @@ class MemoryConsumer:
             if self._cluster.unstable(group, partition):
                 return log
             position.offset = group.offsets.get(partition, BEGINNING if reset == "earliest" else END)
-        elif position.offset >= 0 and not log.start <= position.offset <= log.next_offset:
+        if (
+            position.offset >= 0
+            and not log.start <= position.offset <= log.next_offset
+            and not self._settings.tells_out_of_range
+        ):
             position.offset = BEGINNING if reset == "earliest" else END
         if position.offset == BEGINNING:
             position.offset = log.start
@@ -923,27 +973,26 @@ class MemoryProducer:
             raise RecordRefused(
                 f"there is no topic {output.topic}", position=0, hint="create the topic first"
             )
-        rows_by_partition: dict[int, Sequence[int]] = {}
-        if output.partition is not None:
-            self._cluster.existing_log(TopicPartition(output.topic, output.partition))
-            rows_by_partition[output.partition] = range(accepted)
-        else:
-            count = len(topic.logs)
-            turn = self._next_partition.get(output.topic, 0)
-            chosen: dict[int, list[int]] = {}
-            for row in range(accepted):
-                key = output.keys[row]
-                if key is None:
-                    partition = turn % count
-                    turn += 1
-                else:
-                    partition = partition_for(key, count)
-                chosen.setdefault(partition, []).append(row)
-            self._next_partition[output.topic] = turn
-            rows_by_partition.update(chosen)
-        for partition, rows in rows_by_partition.items():
-            if rows:
-                yield TopicPartition(output.topic, partition), _Columns.of(output, rows)
+        count = len(topic.logs)
+        if output.partition is not None or count == 1:
+            only = TopicPartition(output.topic, output.partition or 0)
+            self._cluster.existing_log(only)
+            if accepted:
+                yield only, _Columns.of(output, None if accepted == len(output) else range(accepted))
+            return
+        turn = self._next_partition.get(output.topic, 0)
+        chosen: dict[int, list[int]] = {}
+        for row in range(accepted):
+            key = output.keys[row]
+            if key is None:
+                partition = turn % count
+                turn += 1
+            else:
+                partition = partition_for(key, count)
+            chosen.setdefault(partition, []).append(row)
+        self._next_partition[output.topic] = turn
+        for partition, rows in chosen.items():
+            yield TopicPartition(output.topic, partition), _Columns.of(output, rows)
 
 
 def _first_too_large(output: Output, limit: int) -> int | None:
@@ -1005,6 +1054,9 @@ class MemoryAdmin:
                 log = self._cluster.existing_log(partition)
                 log.start = max(log.start, min(offset, log.next_offset))
 
+    def require_rights(self, rights: Mapping[str, Collection[str]]) -> None:
+        """Do nothing: here everybody may do everything."""
+
     def settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
         with self._cluster.locked():
             missing = [topic for topic in topics if topic not in self._cluster.topics]
@@ -1036,7 +1088,9 @@ class MemoryBroker:
     ``clock`` returns seconds and decides poll deadlines, sessions and transaction timeouts. ``poll`` waits in
     real time until something changes; a simulation that moves its own clock passes ``wait``, which is called
     once with the seconds that the poll would wait, and may use the broker. A row whose key, value and headers
-    have more than ``max_record_bytes`` is refused.
+    have more than ``max_record_bytes`` is refused. ``first`` gives, for a topic, the place of the group's
+    member that its ranges of partitions begin with: where topics have one partition, the first member would
+    hold them all.
 
     ``before``, when set, is called with a ``Step`` wherever a client is about to do something: what it raises
     is the client's error, and whatever else it does (expire a member, end a process) happens right there.
@@ -1048,8 +1102,9 @@ class MemoryBroker:
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[float], None] | None = None,
         max_record_bytes: int = 1024 * 1024,
+        first: Callable[[str], int] = lambda _: 0,
     ) -> None:
-        self._cluster = _Cluster(clock, wait, max_record_bytes)
+        self._cluster = _Cluster(clock, wait, max_record_bytes, first)
 
     @property
     def before(self) -> Callable[[Step], None] | None:

@@ -14,11 +14,10 @@ from bisect import bisect_left
 from heapq import merge
 from itertools import groupby
 from operator import itemgetter
-from struct import Struct
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from streams.serde import nullable
-from streams.state.store import Changes
+from streams.state.store import START, Changes, window_range
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-_TIME = Struct(">Q")
-"""Times lead the keys of windowed stores, so that what is old lies together at the beginning."""
 
 _ABSENT: Any = object()
 
@@ -419,7 +415,7 @@ class WindowState(Generic[K, V]):
             )
         deleted = []
         if self._oldest < self._expired:
-            deleted.append((_TIME.pack(0), _TIME.pack(self._expired)))
+            deleted.append(window_range(0, self._expired))
         return Changes(entries, deleted)
 
     def committed(self) -> None:
@@ -458,7 +454,7 @@ class WindowState(Generic[K, V]):
     def _stored(self, low: int, high: int) -> Iterable[Entry]:
         if low >= high or self._newest < low or self._oldest >= high:
             return ()
-        return self._store.scan(_TIME.pack(low), _TIME.pack(high))
+        return self._store.scan(*window_range(low, high))
 
     def _read(self, start: int, keys: Sequence[K]) -> list[V | None]:
         if not self._oldest <= start <= self._newest:
@@ -466,7 +462,7 @@ class WindowState(Generic[K, V]):
         return list(self._deserialize(self._store.get_many(self._encode_keys(start, keys))))
 
     def _encode_keys(self, start: int, keys: Collection[K]) -> list[bytes]:
-        prefix = _TIME.pack(start)
+        prefix = START.pack(start)
         return [prefix + encoded for encoded in self._key.serialize(list(keys))]
 
 
@@ -477,7 +473,7 @@ def prefix_stop(prefix: bytes) -> bytes | None:
 
 
 def _start_of(entry: Entry) -> int:
-    start: int = _TIME.unpack_from(entry[0])[0]
+    start: int = START.unpack_from(entry[0])[0]
     return start
 
 
@@ -487,7 +483,7 @@ def _ends(store: Store) -> tuple[int, int]:
     last = next(store.scan(reverse=True), None)
     if first is None or last is None:
         return _LATEST, -1
-    return _TIME.unpack_from(first[0])[0], _TIME.unpack_from(last[0])[0]
+    return START.unpack_from(first[0])[0], START.unpack_from(last[0])[0]
 
 
 _LATEST = 1 << 63

@@ -56,10 +56,17 @@ class StoreDefinition:
 
     Without it the entries are no results, and the store cannot be asked.
     """
+    _schema: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def schema(self) -> str:
         """How the store's bytes are to be read, as text that is stored with them."""
+        if not self._schema:
+            # Types are looked at for it: once, not for each task.
+            self._schema.append(self._described())
+        return self._schema[0]
+
+    def _described(self) -> str:
         description = {
             "purpose": self.purpose,
             "key": schema_of(self.key),

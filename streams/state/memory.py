@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -31,9 +32,13 @@ class _Content:
         self.stores: dict[str, SortedDict] = {}
         self.metadata: dict[str, bytes] = {}
         self.opened: MemoryDatabase | None = None
+        self.closed_at = 0.0
 
     def of(self, store: str) -> SortedDict:
-        return self.stores.setdefault(store, SortedDict())
+        found = self.stores.get(store)
+        if found is None:
+            found = self.stores[store] = SortedDict()
+        return found
 
 
 class MemoryStore:
@@ -139,7 +144,7 @@ class MemoryDatabase:
     def close(self) -> None:
         content, self._content = self._content, None
         if content is not None:
-            content.opened = None
+            content.opened, content.closed_at = None, time.monotonic()
 
 
 class MemoryDatabases:
@@ -157,14 +162,28 @@ class MemoryDatabases:
                 f"the stores {tuple(stores)} of partition {partition} are open already",
                 hint="close the database before it is opened again",
             )
-        content.opened = MemoryDatabase(content, stores, partition)
+        content.opened = self._opened(content, stores, partition)
         return content.opened
+
+    def _opened(self, content: _Content, stores: Sequence[str], partition: int) -> MemoryDatabase:
+        return MemoryDatabase(content, stores, partition)
 
     def destroy(self, stores: Sequence[str], partition: int) -> None:
         for store in stores:
             content = self._contents.pop((store, partition), None)
             if content is not None and content.opened is not None:
                 content.opened.close()
+
+    def delete_unused(self, seconds: float) -> list[tuple[str, int]]:
+        now = time.monotonic()
+        unused = [
+            place
+            for place, content in self._contents.items()
+            if content.opened is None and now - content.closed_at >= seconds
+        ]
+        for place in unused:
+            del self._contents[place]
+        return unused
 
     def memory_bytes(self) -> int:
         total = 0

@@ -9,7 +9,9 @@ the end of the history with it and never the middle.
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
@@ -274,6 +276,9 @@ class RocksDatabase:
             # What could not be flushed is in the write-ahead log.
             with suppress(Exception):
                 database.close()
+            # When it was used last, for ``delete_unused``.
+            with suppress(OSError):
+                os.utime(self.folder)
 
     def _use(self, name: str, column: Rdict) -> RocksStore:
         self._handles[name] = self._opened().get_column_family_handle(_PREFIX + name)
@@ -355,6 +360,17 @@ class RocksDatabases:
                     shutil.rmtree(aside)
             except Exception as error:
                 raise _explained(f"cannot delete the state in {place}", place, error) from error
+
+    def delete_unused(self, seconds: float) -> list[tuple[str, int]]:
+        deleted = []
+        for place in sorted(self._folder.glob("*/*")):
+            held = self._databases.get(place)
+            if not place.name.isdecimal() or (held is not None and not held.closed):
+                continue
+            if time.time() - place.stat().st_mtime >= seconds:
+                self.destroy([place.parent.name], int(place.name))
+                deleted.append((place.parent.name, int(place.name)))
+        return deleted
 
     def memory_bytes(self) -> int:
         return self._cache.get_usage()

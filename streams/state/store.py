@@ -6,6 +6,7 @@ are ``memory`` and ``rocksdb``; what is not committed yet never reaches them (se
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -13,6 +14,16 @@ if TYPE_CHECKING:
 
 Entry: TypeAlias = "tuple[bytes, bytes]"
 """A key and its value."""
+
+
+START = Struct(">Q")
+"""How a window's start leads a windowed store's keys, in milliseconds since the epoch: what is old lies
+together at the beginning."""
+
+
+def window_range(low: int, high: int) -> tuple[bytes, bytes]:
+    """The keys ``[start, stop)`` of windows that start at ``low`` or later and before ``high``."""
+    return START.pack(low), START.pack(high)
 
 
 class Store(Protocol):
@@ -93,6 +104,12 @@ class Databases(Protocol):
 
     def destroy(self, stores: Sequence[str], partition: int) -> None:
         """Delete what is kept for that task, under whichever of its stores. Closes it if it is open."""
+
+    def delete_unused(self, seconds: float) -> list[tuple[str, int]]:
+        """Delete what was closed so many seconds ago or earlier; each one's store and partition number.
+
+        Raises ``StateError`` where that is not possible.
+        """
 
     def memory_bytes(self) -> int:
         """Memory that the databases use now, as far as they know."""

@@ -1,0 +1,323 @@
+"""How long tasks stand still when workers go and come: ``make bench-recovery``.
+
+*Killed*: two workers count a million keys each, and one is killed. The group gives its partition to the other
+one when its session is over; measured is how long from then to the first result, with a copy on the other
+worker and with a full restore.
+
+*Newcomer*: two workers share 64 partitions with a million keys in all, and a third one joins. Measured is the
+longest time without a result of the partitions that move and of those that stay.
+
+``KEYS`` in the environment is how many keys there are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from rich.console import Console
+from rich.table import Table
+
+from streams import App, Bytes, Json
+from streams.broker import GroupSettings, NewTopic
+from streams.broker.kafka import KafkaBroker
+from streams.lag import measure_lag
+from streams.localkafka import LocalKafka
+from streams.records import Output, TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from streams.broker import Producer
+
+FOLDER = Path("build/recovery").absolute()
+RESULTS = Path("build/recovery.json")
+SESSION_SECONDS = 6
+PATIENCE_SECONDS = 300.0
+CHUNK = 50_000
+
+WIDE = 64
+PROBE_SECONDS = 0.05
+
+app = App(os.environ.get("RECOVERY_APP", "recovery"))
+app.stream(os.environ.get("RECOVERY_INPUT", "in"), key=Bytes(), value=Bytes()).group_by_key().count(
+    "counts"
+).to(f"{app.name}-out", value=Json())
+
+console = Console(width=None if sys.stdout.isatty() else 110)
+
+
+class Recovery(NamedTuple):
+    """One measurement; seconds."""
+
+    standby_replicas: int
+    keys: int
+    session: float
+    """From the kill until the other worker was given the partition."""
+    first_result: float
+    """From then until the first result of the partition could be read."""
+    restored: int
+    """Changelog records that had to be read meanwhile."""
+
+
+class Newcomer(NamedTuple):
+    """One measurement; partitions, and the longest time in seconds in which one of them had no result."""
+
+    partitions: int
+    keys: int
+    stayed: int
+    longest_of_stayed: float
+    moved: int
+    longest_of_moved: float
+
+
+def main() -> int:
+    """Measure, and print and write the figures."""
+    keys = int(os.environ.get("KEYS", "1000000"))
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    with ExitStack() as stack:
+        kafka = LocalKafka.start(
+            FOLDER / "kafka",
+            heap_mb=1024,
+            properties={
+                "group.consumer.heartbeat.interval.ms": "500",
+                "group.consumer.session.timeout.ms": str(SESSION_SECONDS * 1000),
+                "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
+            },
+        )
+        stack.callback(shutil.rmtree, FOLDER, ignore_errors=True)
+        stack.callback(kafka.stop)
+        broker = KafkaBroker({"bootstrap.servers": kafka.bootstrap_servers})
+        _fill(broker, "killed-in", 2, keys)
+        results = [_kill(broker, kafka.bootstrap_servers, keys, standbys) for standbys in (0, 1)]
+        _fill(broker, "newcomer-in", WIDE, keys // WIDE)
+        newcomer = _newcomer(broker, kafka.bootstrap_servers, keys)
+    table = Table(
+        *(
+            "standby_replicas",
+            "keys of the task",
+            "session over after",
+            "then first result after",
+            "restored",
+        ),
+        title="A worker is killed",
+    )
+    for result in results:
+        table.add_row(
+            str(result.standby_replicas),
+            f"{result.keys:,}",
+            f"{result.session:.1f} s",
+            f"{result.first_result:.2f} s",
+            f"{result.restored:,}",
+        )
+    console.print(table)
+    table = Table("partitions", "", "longest time without a result", title="A worker joins")
+    table.add_row(str(newcomer.stayed), "stay", f"{newcomer.longest_of_stayed:.2f} s")
+    table.add_row(str(newcomer.moved), "move", f"{newcomer.longest_of_moved:.2f} s")
+    console.print(table)
+    RESULTS.write_text(
+        json.dumps(
+            {"killed": [result._asdict() for result in results], "newcomer": newcomer._asdict()}, indent=2
+        )
+        + "\n"
+    )
+    return 0
+
+
+def _fill(broker: KafkaBroker, topic: str, partitions: int, keys: int) -> None:
+    """Make an input topic in which each partition has so many keys."""
+    broker.admin().create_topics([NewTopic(name=topic, partitions=partitions)])
+    producer = broker.producer()
+    for partition in range(partitions):
+        for start in range(0, keys, CHUNK):
+            numbers = range(start, min(start + CHUNK, keys))
+            _send(producer, topic, partition, numbers)
+    producer.flush(60)
+    producer.close()
+
+
+def _send(producer: Producer, topic: str, partition: int, numbers: Sequence[int]) -> None:
+    keys = [b"%d-%d" % (partition, number) for number in numbers]
+    producer.produce(Output(topic, keys, [b"x"] * len(keys), [-1] * len(keys), partition=partition))
+
+
+def _kill(broker: KafkaBroker, servers: str, keys: int, standbys: int) -> Recovery:
+    name = f"killed-{standbys}"
+    broker.admin().create_topics([NewTopic(name=f"{name}-out", partitions=2)])
+    folder = FOLDER / name
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(_Worker(folder / str(number), servers, name, "killed-in", standbys))
+            for number in range(2)
+        ]
+        _wait(lambda: [len(worker.held) for worker in workers] == [1, 1])
+        _wait(lambda: _caught_up(broker, name, "killed-in"))
+        if standbys:
+            _wait(lambda: all(worker.logged("standby ready") for worker in workers))
+        victim, survivor = workers
+        (held,) = victim.held
+        partition = TopicPartition(f"{name}-out", held)
+        reader = broker.consumer(GroupSettings(group=f"{name}-reader", protocol="classic"))
+        reader.assign({partition: broker.admin().end_offsets([partition])[partition]})
+        producer = broker.producer()
+        seen = len(survivor.logged("partitions assigned"))
+        restored = len(survivor.logged("restored"))
+        victim.process.kill()
+        killed = time.time()
+        for number in range(10_000_000):
+            _send(producer, "killed-in", held, [number % keys])
+            producer.flush(10)
+            if reader.poll(1000, 0.02).fetched:
+                break
+            if time.time() - killed > PATIENCE_SECONDS:
+                raise RuntimeError(f"no result within {PATIENCE_SECONDS:.0f} s: see {survivor.log}")
+        done = time.time()
+        assigned = next(log for log in survivor.logged("partitions assigned")[seen:] if log["partitions"])[
+            "time"
+        ]
+        again = survivor.logged("restored")[restored:]
+        producer.close()
+        reader.close()
+    return Recovery(
+        standbys, keys, assigned - killed, done - assigned, sum(int(log["records"]) for log in again)
+    )
+
+
+def _newcomer(broker: KafkaBroker, servers: str, keys: int) -> Newcomer:
+    name = "newcomer"
+    broker.admin().create_topics([NewTopic(name=f"{name}-out", partitions=WIDE)])
+    outputs = [TopicPartition(f"{name}-out", number) for number in range(WIDE)]
+    with ExitStack() as stack:
+
+        def start(number: int) -> _Worker:
+            return stack.enter_context(_Worker(FOLDER / name / str(number), servers, name, f"{name}-in", 0))
+
+        old = [start(number) for number in range(2)]
+        _wait(lambda: [len(worker.held) for worker in old] == [WIDE // 2, WIDE // 2])
+        _wait(lambda: _caught_up(broker, name, f"{name}-in"))
+        before = [worker.held for worker in old]
+        reader = broker.consumer(GroupSettings(group=f"{name}-reader", protocol="classic"))
+        reader.assign(broker.admin().end_offsets(outputs))
+        producer = broker.producer()
+        last = dict.fromkeys(range(WIDE), time.monotonic())
+        longest = dict.fromkeys(range(WIDE), 0.0)
+        new: _Worker | None = None
+        begun = settled = time.monotonic()
+        number = 0
+        # Some seconds of it as it was, the newcomer's arrival, and some seconds after it is at work.
+        while time.monotonic() - settled < 3 or new is None:
+            number += 1
+            for partition in range(WIDE):
+                _send(producer, f"{name}-in", partition, [number])
+            producer.flush(10)
+            for fetched in reader.poll(10_000, PROBE_SECONDS).fetched:
+                now = time.monotonic()
+                longest[fetched.partition] = max(longest[fetched.partition], now - last[fetched.partition])
+                last[fetched.partition] = now
+            if new is None:
+                settled = time.monotonic()
+                if settled - begun > 3:
+                    longest = dict.fromkeys(longest, 0.0)
+                    new = start(2)
+            elif len(new.held) < WIDE // 3 or len(new.logged("restored")) < WIDE // 3:
+                settled = time.monotonic()
+            if time.monotonic() - begun > PATIENCE_SECONDS:
+                raise RuntimeError(f"no balance within {PATIENCE_SECONDS:.0f} s: see {new and new.log}")
+        stayed = {
+            partition for worker, had in zip(old, before, strict=True) for partition in worker.held & had
+        }
+        producer.close()
+        reader.close()
+    moved = longest.keys() - stayed
+    return Newcomer(
+        WIDE,
+        keys,
+        len(stayed),
+        max(longest[partition] for partition in stayed),
+        len(moved),
+        max(longest[partition] for partition in moved),
+    )
+
+
+def _caught_up(broker: KafkaBroker, group: str, topic: str) -> bool:
+    admin = broker.admin()
+    try:
+        return not sum(item.lag for item in measure_lag(admin, group, [topic]))
+    finally:
+        admin.close()
+
+
+class _Worker:
+    """A worker process and its log."""
+
+    def __init__(self, folder: Path, servers: str, name: str, topic: str, standbys: int) -> None:
+        folder.mkdir(parents=True)
+        self.log = folder / "log"
+        with self.log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "streams", "run", "benchmarks.recovery:app"],
+                stdout=file,
+                stderr=file,
+                env=os.environ
+                | {
+                    "RECOVERY_APP": name,
+                    "RECOVERY_INPUT": topic,
+                    "STREAMS_BOOTSTRAP_SERVERS": servers,
+                    "STREAMS_STATE_DIR": str(folder),
+                    "STREAMS_WORKER_ID": folder.name,
+                    "STREAMS_LOG_FORMAT": "json",
+                    "STREAMS_STANDBY_REPLICAS": str(standbys),
+                    "STREAMS_TRANSACTION_TIMEOUT": str(SESSION_SECONDS / 2),
+                },
+            )
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The log's entries of that name; ``time`` in seconds since the epoch."""
+        found = []
+        for line in self.log.read_text().splitlines():
+            if f'"{event}"' in line:
+                entry = json.loads(line)
+                entry["time"] = datetime.fromisoformat(entry["timestamp"]).timestamp()
+                found.append(entry)
+        return found
+
+    @property
+    def held(self) -> set[int]:
+        """The partition numbers of the input that it has."""
+        held: set[int] = set()
+        for line in self.log.read_text().splitlines():
+            entry = json.loads(line) if '"partitions ' in line else {}
+            numbers = {int(name.rpartition("-")[2]) for name in entry.get("partitions", ())}
+            if entry.get("event") == "partitions assigned":
+                held |= numbers
+            elif entry:
+                held -= numbers
+        return held
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(60)
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        if time.monotonic() > give_up:
+            raise RuntimeError("the workers do not get ready: see their logs")
+        time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
