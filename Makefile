@@ -7,14 +7,15 @@ LINES ?=
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench faults lock clean
+.PHONY: help demo test check format bench bench-recovery faults lock clean
 
 help:
 	@echo "make demo          run the log-analysis job on a real Kafka, LINES=200000 of a generated log, or LOG=/path/to/access.log"
 	@echo "make test          all tests, those on a real broker included"
 	@echo "make check         format, lint, types, layering: what CI checks before the tests"
 	@echo "make bench         this runtime, the raw client, Kafka Streams and Quix Streams on one broker (ONLY=json for one work)"
-	@echo "make faults        kill, freeze and cut off workers and brokers for MINUTES=10, and judge the results (SEED=1)"
+	@echo "make bench-recovery  how long tasks stand still when workers are killed and join, with and without copies"
+	@echo "make faults        disturb workers, brokers, disks and topics for MINUTES=10, and judge the results (SEED=1, SOAK=1)"
 	@echo "make format        let ruff format and mend what it can"
 	@echo "make lock          resolve the dependencies anew"
 	@echo "make clean         remove .venv and build (the Kafka cache stays: streams broker clean)"
@@ -51,6 +52,9 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.run $(ONLY)
+
+bench-recovery: $(STAMP)
+	@$(BIN)/python -m benchmarks.recovery
 
 faults: $(STAMP)
 	@$(BIN)/python -m tests.faults.run

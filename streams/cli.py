@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shlex
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from urllib.parse import quote, urlencode, urlsplit
@@ -22,18 +24,22 @@ from streams import localkafka
 from streams.app import App, find_bootstrap_servers
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
-from streams.config import PREFIX
+from streams.config import PREFIX, load_settings
+from streams.disturbance import parse_kinds
 from streams.errors import ConfigurationError, QueryError, StateUnavailable, StreamsError, TopicError
 from streams.events import configure_logging
-from streams.http import ask
+from streams.http import UNAUTHORIZED, ask, bearer
 from streams.ingest import ingest_lines
 from streams.lag import PartitionLag, measure_lag
+from streams.simulate import MOST, Report
+from streams.simulation import Simulation, as_json as simulation_json, explain, simulate as run_simulation
+from streams.simulation_input import parse_files, read_inputs
 from streams.supervisor import Supervisor, follow_supervisor
 from streams.topics import input_partitions, prepare_topics
 from streams.topology import parse_format
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 cli = typer.Typer(
     name="streams",
@@ -285,8 +291,12 @@ def query(
     stop: Annotated[str | None, typer.Option(help="Where to end: itself no longer shown.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many entries.")] = None,
 ) -> None:
-    """Ask the running workers of an app for their state, as JSON lines: any of them answers for all."""
-    address = urlsplit(url).netloc
+    """Ask the running workers of an app for their state, as JSON lines: any of them answers for all.
+
+    The token, if they want one, is taken from STREAMS_HTTP_TOKEN.
+    """
+    # Without a user's name and password, which a URL may have.
+    address = urlsplit(url).netloc.rpartition("@")[2]
     stores = {item["name"]: item for item in _asked(address, "/stores", {})["stores"]}
     if store is None:
         for item in stores.values():
@@ -303,6 +313,83 @@ def query(
     answer = _asked(address, path, bounds if windowed else {})
     for entry in answer["windows"] if windowed else [answer]:
         _line(entry)
+
+
+@cli.command()
+def simulate(
+    target: Target,
+    *,
+    seeds: Annotated[int, typer.Option(min=1, help="How many schedules, with the seeds from 0 on.")] = 1000,
+    seed: Annotated[int | None, typer.Option(min=0, help="Only this one, to see it again.")] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="TOPIC=FILE", help="Each line is a value, as for ingest."),
+    ] = None,
+    records: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TOPIC=FILE", help="Each line is JSON: key, value, timestamp, headers, partition."
+        ),
+    ] = None,
+    partitions: Annotated[int, typer.Option(min=1, help="Of each input topic.")] = 1,
+    most: Annotated[int, typer.Option(min=1, help="Disturbances in a schedule.")] = MOST,
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option("--kind", metavar="KIND", help="Only these disturbances, see the README."),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="TOPIC", help="Topics that are not compared.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="One for each CPU if left out.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run an app under many schedules of crashes, aborts and rebalances, and compare what it writes.
+
+    It runs in memory, on an input of yours. Exit code 1 if a schedule gives other results than an undisturbed
+    run; the schedule is shown as short as it can be made.
+    """
+    simulation = Simulation(
+        load=partial(load_app, target),
+        inputs=read_inputs(load_app(target).topology, parse_files(inputs or ()), parse_files(records or ())),
+        partitions=partitions,
+        most=most,
+        kinds=parse_kinds(kinds) if kinds else None,
+        ignore=ignore or (),
+    )
+    wanted = range(seeds) if seed is None else range(seed, seed + 1)
+    count = processes or os.cpu_count() or 1
+    report = Report()
+    begun = time.monotonic()
+    stopped = False
+    with _schedules_bar(len(wanted), quiet=as_json) as show:
+        try:
+            for more in run_simulation(simulation, wanted, count):
+                report.add(more)
+                show(report)
+        except KeyboardInterrupt:
+            stopped = True
+    seconds = time.monotonic() - begun
+    if as_json:
+        _line(simulation_json(report) | {"seconds": round(seconds, 3), "processes": count})
+    else:
+        _show_simulation(report, seconds, count)
+        for difference in report.differences:
+            replay = ["streams", "simulate", target, "--seed", str(difference.seed)]
+            given = {"input": inputs, "records": records, "kind": kinds, "ignore": ignore}
+            for option, values in given.items():
+                for value in values or ():
+                    replay += [f"--{option}", value]
+            if partitions != 1:
+                replay += ["--partitions", str(partitions)]
+            if most != MOST:
+                replay += ["--most", str(most)]
+            out.print(f"[bold red]seed {difference.seed} gives other results[/], with this alone:")
+            for line in [*explain(difference), f"again: {shlex.join(replay)}"]:
+                out.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    if stopped:
+        raise typer.Exit(130)
+    if report.differences:
+        raise typer.Exit(1)
 
 
 @broker_cli.command("start")
@@ -428,17 +515,29 @@ def _pair(item: str) -> tuple[str, str]:
 
 
 def _cluster(bootstrap_servers: str | None) -> KafkaBroker:
-    named = bootstrap_servers or os.environ.get(PREFIX + "BOOTSTRAP_SERVERS") or find_bootstrap_servers()
-    return KafkaBroker({"bootstrap.servers": named})
+    settings = load_settings({}, os.environ)
+    named = bootstrap_servers or settings.bootstrap_servers or find_bootstrap_servers()
+    return KafkaBroker(
+        {**settings.client, "bootstrap.servers": named},
+        consumer=settings.consumer,
+        producer=settings.producer,
+    )
 
 
 def _asked(address: str, path: str, options: Mapping[str, object]) -> Any:
     """A worker's answer. Raises ``StateUnavailable`` where none answers, ``QueryError`` with what it says."""
     chosen = {name: value for name, value in options.items() if value is not None}
-    response = ask(address, f"{path}?{urlencode(chosen)}" if chosen else path, headers={}, timeout=10)
+    target = f"{path}?{urlencode(chosen)}" if chosen else path
+    token = load_settings({}, os.environ).http_token
+    response = ask(address, target, headers=bearer(token), timeout=10)
     if response is None:
         raise StateUnavailable(
             f"nobody answers at {address}", hint="--url names a worker's HTTP port (setting http_port)"
+        )
+    if response.status == UNAUTHORIZED.status:
+        raise QueryError(
+            f"{address} does not answer without {'another' if token else 'a'} token",
+            hint="set STREAMS_HTTP_TOKEN to the app's http_token",
         )
     if response.content_type != "application/json":
         raise QueryError(f"{address} has no {path}: {response.body.decode(errors='replace').strip()}")
@@ -476,6 +575,44 @@ def _progress_bar(title: str, total: int | None, *, quiet: bool) -> Iterator[Any
             progress.update(task, advance=size, records=records, rate=rate)
 
         yield advance
+
+
+@contextmanager
+def _schedules_bar(total: int, *, quiet: bool) -> Iterator[Callable[[Report], None]]:
+    columns = (
+        TextColumn("simulate"),
+        BarColumn(),
+        TextColumn("{task.completed:,} of {task.total:,} schedules, {task.fields[rate]:,.0f} a second"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, disable=quiet or not err.is_terminal) as progress:
+        task = progress.add_task("simulate", total=total, rate=0.0)
+        begun = time.monotonic()
+
+        def show(report: Report) -> None:
+            rate = report.schedules / max(time.monotonic() - begun, 1e-9)
+            progress.update(task, completed=report.schedules, rate=rate)
+
+        yield show
+
+
+def _show_simulation(report: Report, seconds: float, processes: int) -> None:
+    table = Table("disturbance", "times")
+    for kind, times in sorted(report.disturbances.items()):
+        table.add_row(kind, f"{times:,}")
+    table.add_section()
+    table.add_row("total", f"{report.disturbances.total():,}")
+    out.print(table)
+    for topic, how in report.compared.items():
+        out.print(f"{topic}: {how}", highlight=False)
+    rate = report.schedules / max(seconds, 1e-9)
+    out.print(
+        f"{report.schedules:,} schedules in {seconds:.1f} s ({rate:,.0f} a second, {processes} "
+        f"{'process' if processes == 1 else 'processes'}): {report.records:,} records compared, "
+        f"{report.again:,} records of the input read again, {len(report.differences)} "
+        f"{'difference' if len(report.differences) == 1 else 'differences'}",
+        highlight=False,
+    )
 
 
 def _lag_table(lags: Sequence[PartitionLag]) -> Table:

@@ -47,15 +47,24 @@ class Guard:
     """One step's user code, in one task.
 
     ``describe`` is what an error message calls the code: the step and where its function is written.
+    ``stopwatch`` counts seconds.
     """
 
-    __slots__ = ("_describe", "_piece", "_policy", "_surroundings", "step")
+    __slots__ = ("_describe", "_piece", "_policy", "_stopwatch", "_surroundings", "step")
 
-    def __init__(self, step: str, policy: ErrorPolicy, surroundings: Surroundings, describe: str) -> None:
+    def __init__(
+        self,
+        step: str,
+        policy: ErrorPolicy,
+        surroundings: Surroundings,
+        describe: str,
+        stopwatch: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.step = step
         self._policy = policy
         self._surroundings = surroundings
         self._describe = describe
+        self._stopwatch = stopwatch
         self._piece = 1
 
     def each(
@@ -74,7 +83,7 @@ class Guard:
         at = 0
         while at < total:
             stop = min(at + self._piece, total)
-            begun = time.perf_counter()
+            begun = self._stopwatch()
             error: Exception | None = None
             try:
                 # On an exception the list keeps what the iterator gave before it: the failing position.
@@ -94,7 +103,7 @@ class Guard:
                     f"{self._describe} gave {at} results for the first {stop} records of a batch",
                     hint="one result a record is needed, in order",
                 )
-            self._pace(stop, at, time.perf_counter() - begun)
+            self._pace(stop, at, self._stopwatch() - begun)
         if not lost:
             return results, None
         gone = set(lost)

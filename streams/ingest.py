@@ -16,6 +16,11 @@ CHUNK_LINES = 10_000
 FLUSH_SECONDS = 60.0
 
 
+def without_line_end(line: bytes) -> bytes:
+    """The value that a line is."""
+    return line.removesuffix(b"\n").removesuffix(b"\r")
+
+
 def ingest_lines(
     file: BinaryIO,
     topic: str,
@@ -30,7 +35,7 @@ def ingest_lines(
     """
     total = 0
     while lines := list(islice(file, CHUNK_LINES)):
-        values = [line.removesuffix(b"\n").removesuffix(b"\r") for line in lines]
+        values = list(map(without_line_end, lines))
         # Time -1 has the broker's client fill in the time of writing.
         producer.produce(Output(topic, [None] * len(lines), values, [-1] * len(lines)))
         total += len(lines)

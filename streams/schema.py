@@ -83,8 +83,9 @@ def kept(stored: str | None, wanted: str) -> str:
     It is for schemas that ``compare`` finds same or compatible; without a stored one, or when all entries are
     migrated, ``wanted`` is stored as it is.
     """
-    if stored is None:
+    if stored in (None, wanted):
         return wanted
+    assert stored is not None
     now = json.loads(wanted)
     earlier: list[Any] = []
     for schema in _value_schemas(_parsed(stored)):
@@ -100,6 +101,8 @@ def check(definition: StoreDefinition, stored_schema: str) -> bool:
     written with, if it has a method ``learn``. Raises ``StateError`` with the differences and what can be
     done about them when the program cannot read the entries and ``migrate`` cannot help.
     """
+    if stored_schema == definition.schema:
+        return False
     try:
         verdict = compare(stored_schema, definition.schema)
     except StateError as error:

@@ -221,6 +221,8 @@ class Avro(Generic[T]):
         self._folder = SchemaFolder(path.parent)
         self._prefix = b"\0" + identifier.to_bytes(4, "big")
         self._type = type
+        self.record_type = type
+        """What values are; ``None`` for dictionaries."""
         self.name = f"Avro({path.stem})"
 
     def learn(self, schemas: Iterable[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -189,6 +190,9 @@ class TopologyDriver:
     def wall_clock(self) -> int:
         return self.clock
 
+    def stopwatch(self) -> float:
+        return time.perf_counter()
+
     def keep_alive(self) -> None:
         """There is no group to serve."""
 
@@ -263,8 +267,7 @@ class TopologyDriver:
         for store in subtopology.stores:
             checkpoint = checkpoints[store.name] = Checkpoint(store.schema)
             if store.name in saved:
-                checkpoint.time = checkpoint.time_written = saved[store.name].time
-                checkpoint.schema_written = saved[store.name].schema
+                checkpoint.follow(saved[store.name])
         return checkpoints
 
     def _write(self, pending: Pending) -> None:

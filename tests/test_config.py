@@ -94,7 +94,9 @@ def test_no_setting_is_hidden_from_the_environment():
             text = ENUMERATED[name]
         else:
             text = "5" if name == "http_port" else texts.get(type(default), "text")
-        text = {"dead_letter_limit": "0.25", "state_memory_mb": "33"}.get(name, text)
+        text = {"dead_letter_limit": "0.25", "state_memory_mb": "33", "http_token": "long-enough"}.get(
+            name, text
+        )
         assert getattr(load_settings({}, {f"STREAMS_{name.upper()}": text}), name) != default, name
 
 
@@ -102,6 +104,7 @@ ENUMERATED = {
     "guarantee": "at_least_once",
     "group_protocol": "classic",
     "offset_reset": "latest",
+    "out_of_range_reset": "latest",
     "log_format": "json",
     "log_level": "debug",
     "state_store": "memory",

@@ -12,6 +12,7 @@ from streams.broker.memory import MemoryBroker
 from streams.commit import ExactlyOnce
 from streams.metrics import WorkerMetrics
 from streams.records import Output
+from streams.watchdog import Watchdog
 from streams.worker import Worker
 
 
@@ -160,6 +161,7 @@ def test_lag_and_stall_show_a_partition_that_hangs():
 
     def hang(text: str) -> str:
         site.clock.advance(6)
+        watchdog.check()
         lag = value(metrics, "streams_lag", topic="in", partition="1")
         seen.append((lag, value(metrics, "streams_stalled_partitions")))
         return text
@@ -168,12 +170,15 @@ def test_lag_and_stall_show_a_partition_that_hangs():
     app.stream("in", value=Text()).map(hang).to("out")
     site = Site(app)
     worker = site.worker()
-    metrics = WorkerMetrics(worker)
+    watchdog = Watchdog(worker, site.broker, app.settings, clock=site.clock)
+    metrics = WorkerMetrics(worker, watchdog)
     for _ in range(3):
         worker.run_once()
+    watchdog.check()
     site.send(1, "a", "b", "c")
     for _ in range(5):
         worker.run_once()
+    watchdog.check()
     assert seen[0] == (3.0, 1.0)
     assert value(metrics, "streams_lag", topic="in", partition="1") == 0
     assert value(metrics, "streams_stalled_partitions") == 0

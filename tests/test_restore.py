@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import structlog
 
-from streams import App, Text, Tumbling, key_value_store
+from streams import App, Json, Text, Tumbling, key_value_store
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
 from streams.commit import ExactlyOnce
@@ -570,3 +570,18 @@ def test_a_state_folder_that_was_deleted_is_filled_again(tmp_path: Path):
         site.send(*[("a", 100)] * 5)
         site.once(databases)
     assert max(site.read("counts")) == 15
+
+
+def test_a_table_is_restored_to_the_committed_offset_though_its_topic_goes_on():
+    app = App("app")
+    app.table("prices", key=Text(), value=Json(int)).to_stream().to("out")
+    (table,) = app.topology.subtopologies[0].stores
+    site = Site()
+    site.admin.create_topics([NewTopic(name="prices", partitions=1)])
+    producer = site.broker.producer()
+    producer.produce(Output("prices", [b"a", b"b", b"c"], [b"1", b"2", b"3"], [0, 0, 0]))
+    producer.flush(1)
+    site.restorer.add(TASK, [table], {"prices": 1})
+    (done,) = site.restore()
+    assert [key for key, _ in done.database.store("prices").scan()] == [b"a"]
+    assert done.checkpoints["prices"].offset == 1

@@ -393,26 +393,3 @@ def test_a_worker_goes_through_its_states():
     worker.close()
     states.append(worker.state)
     assert states == [State.RUNNING, State.STOPPED]
-
-
-def test_a_partition_with_lag_and_no_progress_is_stalled_until_it_moves():
-    app = App("copy", stall_timeout=5.0)
-    stalled_meanwhile: list[list[TopicPartition]] = []
-    workers: list[Worker] = []
-
-    def hang(value: str) -> str:
-        site.clock.advance(6)
-        stalled_meanwhile.append(workers[0].stalled())
-        return value
-
-    app.stream("in", value=Text()).map(hang).to("out", value=Text())
-    site = Site(app)
-    worker = site.worker()
-    workers.append(worker)
-    site.run(worker, until=lambda: len(worker.progress) == PARTITIONS)
-    site.run(worker, until=lambda: all(progress.at_end for progress in worker.progress.values()))
-    site.produce(["slow"], partition=1)
-    site.run(worker)
-    assert stalled_meanwhile == [[TopicPartition("in", 1)]]
-    assert worker.stalled() == []
-    worker.close()

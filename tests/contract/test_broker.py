@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
 
-from streams.broker import BEGINNING, END, NewTopic
+from streams.broker import BEGINNING, END, NewTopic, OutOfRange
 from streams.errors import BrokerError, OutcomeUnknown, RecordRefused, TransactionAborted
 from streams.partitioning import partition_for
 from streams.records import Output, TopicPartition
@@ -46,6 +47,9 @@ class Reader:
         self.next_offsets: dict[TopicPartition, int] = {}
         self.ends: list[tuple[TopicPartition, int]] = []
         self.rebalances: list[tuple[str, list[TopicPartition]]] = []
+        self.out_of_range: list[tuple[TopicPartition, OutOfRange]] = []
+        self.pauses: set[TopicPartition] = set()
+        """To be paused when they are assigned."""
 
     def subscribe(self, *topics: str | re.Pattern[str]) -> Reader:
         self.consumer.subscribe(topics, self)
@@ -57,6 +61,7 @@ class Reader:
 
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:
         self.rebalances.append(("assigned", sorted(partitions)))
+        self.consumer.pause(self.pauses.intersection(partitions))
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         self.rebalances.append(("revoked", sorted(partitions)))
@@ -81,6 +86,7 @@ class Reader:
             self.partitions += [place] * len(fetched)
             self.next_offsets[place] = fetched.next_offset
         self.ends += polled.ends.items()
+        self.out_of_range += polled.out_of_range.items()
 
     def holds(self, *partitions: TopicPartition) -> bool:
         return self.consumer.assignment() == set(partitions)
@@ -438,6 +444,81 @@ class TestGroup:
         write(producer, rows(topic, numbered(3, 5)))
         poll_until(lambda: len(reader.values) >= 2, reader)
         assert reader.values == numbered(3, 5)
+
+    @pytest.mark.parametrize("protocol", ["consumer", "classic"])
+    @pytest.mark.parametrize("committed", [2, 9])
+    def test_a_committed_offset_that_the_log_does_not_have_is_told_until_a_seek(
+        self, clients, protocol, committed
+    ):
+        topic = clients.topic(partitions=3)
+        places = [TopicPartition(topic, partition) for partition in range(3)]
+        for place in places:
+            write(clients.producer(), rows(topic, numbered(0, 6), partition=place.partition))
+        # Of three partitions one has no committed offset, one has a good one, and one has this one.
+        clients.consumer().commit({places[1]: 5, places[2]: committed})
+        clients.admin.delete_records({places[2]: 4})
+        reader = Reader(clients.consumer(tells_out_of_range=True, protocol=protocol)).subscribe(topic)
+        poll_until(lambda: bool(reader.out_of_range) and len(reader.values) >= 7, reader)
+        assert reader.out_of_range == [(places[2], OutOfRange(committed, 4, 6))]
+        assert Counter(reader.values) == Counter([*numbered(0, 6), b"0005"])
+        reader.consumer.seek({places[2]: 4})
+        poll_until(lambda: reader.is_at_end(places[2], 6), reader)
+        assert Counter(reader.values) == Counter([*numbered(0, 6), b"0005", *numbered(4, 6)])
+        assert len(reader.out_of_range) == 1
+
+    @pytest.mark.parametrize("protocol", ["consumer", "classic"])
+    def test_a_position_that_is_deleted_while_it_is_read_is_told(self, clients, protocol):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        write(clients.producer(), rows(topic, numbered(0, 10)))
+        reader = Reader(clients.consumer(tells_out_of_range=True, protocol=protocol)).subscribe(topic)
+        poll_until(lambda: reader.is_at_end(place, 10), reader)
+        clients.admin.delete_records({place: 8})
+        reader.consumer.pause([place])
+        reader.consumer.seek({place: 3})
+        reader.consumer.resume([place])
+        poll_until(lambda: bool(reader.out_of_range), reader)
+        assert reader.out_of_range == [(place, OutOfRange(3, 8, 10))]
+        assert reader.out_of_range[0][1].lost == 5
+        reader.consumer.pause([place])
+        reader.consumer.seek({place: 10})
+        reader.consumer.resume([place])
+        write(clients.producer(), rows(topic, numbered(10, 12)))
+        poll_until(lambda: reader.is_at_end(place, 12), reader)
+        assert reader.values == numbered(0, 12)
+        assert reader.rebalances == [("assigned", [place])]
+
+    @pytest.mark.parametrize("protocol", ["consumer", "classic"])
+    def test_partitions_paused_when_they_are_assigned_wait_also_without_a_committed_offset(
+        self, clients, protocol
+    ):
+        topic = clients.topic(partitions=2)
+        places = [TopicPartition(topic, partition) for partition in range(2)]
+        for place in places:
+            write(clients.producer(), rows(topic, numbered(0, 3), partition=place.partition))
+        reader = Reader(clients.consumer(tells_out_of_range=True, protocol=protocol))
+        reader.pauses = {places[1]}
+        reader.subscribe(topic)
+        poll_until(lambda: reader.is_at_end(places[0], 3), reader)
+        for _ in range(10):
+            reader.poll()
+        assert set(reader.partitions) == {places[0]}
+        reader.consumer.resume([places[1]])
+        poll_until(lambda: reader.is_at_end(places[1], 3), reader)
+        assert reader.values == [*numbered(0, 3), *numbered(0, 3)]
+
+    def test_a_group_whose_topic_was_made_anew_begins_at_its_beginning(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        write(clients.producer(), rows(topic, numbered(0, 5)))
+        clients.consumer().commit({place: 5})
+        clients.admin.delete_topics([topic])
+        wait_until(lambda: topic not in clients.admin.topics())
+        wait_until(lambda: bool(clients.admin.create_topics([NewTopic(name=topic, partitions=1)])))
+        write(clients.producer(), rows(topic, numbered(5, 12)))
+        reader = Reader(clients.consumer(tells_out_of_range=True)).subscribe(topic)
+        poll_until(lambda: bool(reader.out_of_range) or len(reader.values) >= 7, reader)
+        assert reader.values == numbered(5, 12)
 
     def test_a_pattern_subscribes_to_topics_whose_whole_name_matches(self, clients):
         topics = [clients.topic(name) for name in ("orders-a", "orders-b", "orders-a-old")]

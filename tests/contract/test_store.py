@@ -293,6 +293,19 @@ def test_what_is_destroyed_is_gone(databases):
     assert database.metadata() == {}
 
 
+def test_what_is_not_used_any_more_is_deleted_and_what_is_open_stays(databases):
+    made = [databases.open(["one"], number) for number in range(3)]
+    for database in made:
+        database.write({"one": Changes({b"key": b"value"})}, {})
+    for database in made[1:]:
+        database.close()
+    assert databases.delete_unused(3600) == []
+    assert databases.delete_unused(0) == [("one", 1), ("one", 2)]
+    assert databases.delete_unused(0) == []
+    assert made[0].store("one").get(b"key") == b"value"
+    assert databases.open(["one"], 1).store("one").get(b"key") is None
+
+
 def test_an_open_database_can_be_destroyed_and_so_can_nothing(databases):
     databases.destroy(["first"], 0)
     fill(databases.open(["first"], 0).store("first"), b"key")

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import random
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args
+
+from confluent_kafka.admin import AdminClient
 
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.errors import BrokerError
-from streams.records import Output, TopicPartition
-from tests.faults.verdicts import GRACE, WINDOW, Sent, Verdict, judge
+from streams.records import TopicPartition
+from tests.faults import verdicts
+from tests.faults.crew import Crew, in_state
+from tests.faults.traffic import Traffic
+from tests.faults.verdicts import Sample, Verdict
+from tests.faults.watch import Watch, read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
-    from streams.localkafka import LocalKafka
+    from streams.localkafka import LocalKafka, Node
+    from tests.faults.crew import Worker
+    from tests.faults.verdicts import Row
 
-Fault: TypeAlias = Literal[
+WorkerFault: TypeAlias = Literal[
     "worker killed",
     "worker stopped",
     "worker frozen beyond its session",
@@ -37,23 +42,26 @@ Fault: TypeAlias = Literal[
     "worker killed at a step of a commit",
     "worker joins and leaves",
     "all workers redeployed one by one",
-    "broker killed",
-    "broker paused",
-    "broker restarted",
+    "workers redeployed with a changed topology",
+    "user code is slow",
+    "user code fails",
+    "user code needs retries",
+    "full producer queue",
+    "clock jumps",
+    "rebalance during a restore",
 ]
+BrokerFault: TypeAlias = Literal[
+    "broker killed",
+    "broker paused for a moment",
+    "broker paused and left so",
+    "broker restarted",
+    "transaction coordinator killed during a commit",
+    "transaction coordinator paused during a commit",
+]
+Fault: TypeAlias = WorkerFault | BrokerFault
 
-WORKER_FAULTS: tuple[Fault, ...] = (
-    "worker killed",
-    "worker stopped",
-    "worker frozen beyond its session",
-    "worker frozen for a moment",
-    "worker killed and its disk lost",
-    "worker killed and its disk damaged",
-    "worker killed at a step of a commit",
-    "worker joins and leaves",
-    "all workers redeployed one by one",
-)
-BROKER_FAULTS: tuple[Fault, ...] = ("broker killed", "broker paused", "broker restarted")
+WORKER_FAULTS: tuple[Fault, ...] = get_args(WorkerFault)
+BROKER_FAULTS: tuple[Fault, ...] = get_args(BrokerFault)
 
 STEPS = [
     f"{call} {number} {moment}"
@@ -61,16 +69,14 @@ STEPS = [
     for number in (2, 5)
     for moment in ("before", "after")
 ]
+HELD_STEPS = [f"{call} 4 before" for call in ("produce", "send_offsets", "commit")]
 
 SESSION_SECONDS = 6
-PARTITIONS = 6
-KEYS = 200
-GROUPS = 31
+PARTITIONS = 4
 WORKERS = 3
-STOP_SECONDS = 10.0
 SETTLE_SECONDS = 120.0
 TRANSACTION_SECONDS = 10.0
-HERE = Path(__file__).parent
+MOOD_SECONDS = 5.0
 
 
 @dataclass(slots=True)
@@ -80,16 +86,20 @@ class Outcome:
     seed: int
     guarantee: str
     protocol: str
+    name: str = "campaign"
     faults: Counter[str] = field(default_factory=Counter)
     recovery: dict[str, list[float]] = field(default_factory=dict)
-    """Seconds from each fault until everything sent before it was processed and committed."""
+    """Seconds from the end of each fault until everything sent before that was processed and committed."""
     sent: int = 0
     verdict: Verdict = field(default_factory=Verdict)
     events: Counter[str] = field(default_factory=Counter)
 
 
-class Campaign:
-    """Runs workers, sends readings and injects faults for some time, then judges."""
+class Run:
+    """The app under test with its topics, workers, traffic and reader; the judgement of what it wrote.
+
+    ``name`` begins the names of everything in Kafka. As a context manager it ends all its processes.
+    """
 
     def __init__(
         self,
@@ -99,268 +109,169 @@ class Campaign:
         *,
         guarantee: str = "exactly_once",
         protocol: str = "consumer",
+        name: str = "campaign",
+        state: Path | None = None,
+        settings: dict[str, str] | None = None,
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._kafka = kafka
-        self._folder = folder
-        self._report = report
-        self._choose = random.Random(seed)
-        self._prefix = f"faults-{seed}-{guarantee.replace('_', '-')}-{protocol}"
-        self._group = f"{self._prefix}-app"
-        self._broker = KafkaBroker({"bootstrap.servers": kafka.bootstrap_servers})
-        self._admin = self._broker.admin()
-        self._workers: list[subprocess.Popen[bytes] | None] = []
-        self._logs: list[Path] = []
-        self._log_of: dict[int, Path] = {}
-        self._sent = Sent()
-        self._time = 1_000_000
-        self.outcome = Outcome(seed, guarantee, protocol)
-
-    @property
-    def input(self) -> str:
-        return f"{self._prefix}-readings"
-
-    def run(self, seconds: float, faults: tuple[Fault, ...]) -> Outcome:
-        """Disturb for so many seconds, each time by one of ``faults``, then settle and judge."""
-        replicas = len(self._kafka.status())
-        self._admin.create_topics(
-            [
-                NewTopic(
-                    name=self.input,
-                    partitions=PARTITIONS,
-                    settings={"retention.ms": "-1"},
-                    replication_factor=replicas,
-                )
-            ]
+        self.kafka = kafka
+        self.report = report
+        self.choose = random.Random(seed)
+        self.prefix = f"faults-{seed}-{guarantee.replace('_', '-')}-{protocol}-{name.replace(' ', '-')}"
+        self.group = f"{self.prefix}-app"
+        # What is measured is how soon the workers recover, not the clients that look on.
+        self.broker = KafkaBroker(
+            {"bootstrap.servers": kafka.bootstrap_servers, "socket.timeout.ms": 3000},
+            consumer={"socket.timeout.ms": 3000},
         )
-        try:
-            self._workers = [self._start() for _ in range(WORKERS)]
-            producer = self._broker.producer()
-            self._send(producer, 2_000)
-            self._until(lambda: self._lag() == 0, SETTLE_SECONDS, "the first readings are processed")
-            plan: list[Fault] = []
-            end = time.monotonic() + seconds
-            while time.monotonic() < end:
-                # Every kind once before any comes again.
-                plan = plan or self._choose.sample(faults, len(faults))
-                fault = plan.pop()
-                self._send(producer, self._choose.randrange(500, 3_000))
-                begun = time.monotonic()
-                self._report(f"seed {self.outcome.seed}: {fault}")
-                self._inject(fault, producer)
-                self.outcome.faults[fault] += 1
-                targets: dict[TopicPartition, int] = self._insist(
-                    lambda: self._admin.end_offsets(self._inputs())
-                )
-                reached = partial(self._reached, targets)
-                self._until(reached, SETTLE_SECONDS, f"recovered from: {fault}")
-                self.outcome.recovery.setdefault(fault, []).append(time.monotonic() - begun)
-            # The last windows close when later readings come, one for each partition at least.
-            self._time += 10 * (WINDOW + GRACE)
-            self._send(producer, 3_000)
-            producer.close()
-            self._until(lambda: self._lag() == 0, SETTLE_SECONDS, "all readings are processed")
-            for worker in self._workers:
-                self._stop(worker)
-        finally:
-            for worker in self._workers:
-                if worker is not None and worker.poll() is None:
-                    worker.send_signal(signal.SIGCONT)
-                    worker.kill()
-                    worker.wait()
-        self._until(self._no_open_transaction, SETTLE_SECONDS, "no transaction is left open")
-        outcome = self.outcome
-        outcome.sent = self._sent.records
-        outcome.verdict.violations += (
-            found := judge(
-                self._broker,
-                self._prefix,
-                self._sent,
-                GROUPS,
-                exactly_once=outcome.guarantee == "exactly_once",
-            )
-        ).violations
-        outcome.verdict.records, outcome.verdict.repeated = found.records, found.repeated
-        outcome.events = self._events()
-        self._admin.close()
-        return outcome
-
-    # --- faults
-
-    def _inject(self, fault: Fault, producer: Any) -> None:
-        number = self._choose.randrange(len(self._workers))
-        worker = self._workers[number]
-        assert worker is not None
-        if fault == "worker killed":
-            self._kill(number)
-            self._workers[number] = self._start()
-        elif fault == "worker stopped":
-            self._stop(worker)
-            self._workers[number] = self._start()
-        elif fault.startswith("worker frozen"):
-            worker.send_signal(signal.SIGSTOP)
-            beyond = fault == "worker frozen beyond its session"
-            self._keep_sending(producer, SESSION_SECONDS + 4 if beyond else 1.5)
-            worker.send_signal(signal.SIGCONT)
-        elif fault.startswith("worker killed and its disk"):
-            self._kill(number)
-            self._spoil_disk(lose=fault.endswith("lost"))
-            self._workers[number] = self._start()
-        elif fault == "worker killed at a step of a commit":
-            self._stop(worker)
-            self._workers[number] = doomed = self._start(FAULT_STEP=self._choose.choice(STEPS))
-            deadline = time.monotonic() + 40
-            while doomed.poll() is None and time.monotonic() < deadline:
-                self._keep_sending(producer, 0.2)
-            self._kill(number)
-            self._workers[number] = self._start()
-        elif fault == "worker joins and leaves":
-            another = self._start()
-            self._keep_sending(producer, 3)
-            self._stop(another)
-        elif fault == "all workers redeployed one by one":
-            for place, old in enumerate(self._workers):
-                self._stop(old)
-                self._workers[place] = self._start()
-                self._keep_sending(producer, 1)
-        else:
-            node = self._kafka.node(1 + self._choose.randrange(len(self._kafka.status())))
-            if fault == "broker killed":
-                node.kill()
-                self._keep_sending(producer, 3)
-                node.start()
-            elif fault == "broker paused":
-                node.pause()
-                self._keep_sending(producer, 4)
-                node.resume()
-            else:
-                node.stop()
-                node.start()
-
-    def _kill(self, number: int) -> None:
-        worker = self._workers[number]
-        if worker is not None and worker.poll() is None:
-            worker.kill()
-            worker.wait()
-
-    def _stop(self, worker: subprocess.Popen[bytes] | None) -> None:
-        """SIGTERM. A worker takes at most ten seconds over it, and says that it went well."""
-        if worker is None:
-            return
-        # Before it has got so far, there is nobody yet who could be asked.
-        log = self._log_of[worker.pid]
-        self._until(
-            lambda: worker.poll() is not None or '"worker started"' in log.read_text(),
-            3 * STOP_SECONDS,
-            "a worker has started",
-        )
-        begun = time.monotonic()
-        worker.terminate()
-        try:
-            code = worker.wait(3 * STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            code = None
-        took = time.monotonic() - begun
-        if code != 0 or took > STOP_SECONDS + 1:
-            self.outcome.verdict.violations.append(f"a worker took {took:.1f} s to stop, exit code {code}")
-
-    def _spoil_disk(self, *, lose: bool) -> None:
-        """Remove, or overwrite a part of, the state of every place whose worker is not running."""
-        state = self._folder / "state" / self._group
-        for files in sorted(state.glob("*/state/*/*")):
-            if lose and self._choose.random() < 0.5:
-                shutil.rmtree(files, ignore_errors=True) if not _in_use(files) else None
-            elif not lose and not _in_use(files):
-                for path in files.glob("MANIFEST-*"):
-                    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-    # --- the workers and the group
-
-    def _start(self, **environment: str) -> subprocess.Popen[bytes]:
-        log = self._folder / f"{self._prefix}-{len(self._logs)}.log"
-        self._logs.append(log)
-        settings = {
-            "FAULT_PREFIX": self._prefix,
-            "STREAMS_BOOTSTRAP_SERVERS": self._kafka.bootstrap_servers,
-            "STREAMS_STATE_DIR": str(self._folder / "state"),
+        self.admin = self.broker.admin()
+        self.outcome = Outcome(seed, guarantee, protocol, name)
+        folder.mkdir(parents=True, exist_ok=True)
+        environment = {
+            "FAULT_PREFIX": self.prefix,
+            "STREAMS_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+            "STREAMS_STATE_DIR": str(state or folder / "state"),
             "STREAMS_LOG_FORMAT": "json",
-            "STREAMS_GUARANTEE": self.outcome.guarantee,
-            "STREAMS_GROUP_PROTOCOL": self.outcome.protocol,
+            "STREAMS_GUARANTEE": guarantee,
+            "STREAMS_GROUP_PROTOCOL": protocol,
             "STREAMS_SESSION_TIMEOUT": str(SESSION_SECONDS),
             "STREAMS_COMMIT_INTERVAL": "0.5",
             "STREAMS_TRANSACTION_TIMEOUT": str(TRANSACTION_SECONDS),
+            **(settings or {}),
         }
-        with log.open("wb") as file:
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "streams", "run", "fault_app:app"],
-                cwd=HERE,
-                env={**os.environ, **settings, **environment},
-                stdout=file,
-                stderr=file,
+        self.crew = Crew(folder, self.prefix, self.group, environment, self.outcome.verdict)
+        self.producer = self.broker.producer()
+        self.traffic = Traffic(self.producer, self.prefix, self.choose, self.insist)
+        self._watch: Watch | None = None
+        self._samples: list[Sample] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.crew.clear()
+        if self._watch is not None:
+            self._watch.stop()
+        self.producer.close()
+        self.admin.close()
+
+    def topic(self, name: str) -> str:
+        return f"{self.prefix}-{name}"
+
+    def begin(self, workers: int, *, ballast: int = 0, watched: bool = True) -> None:
+        """Make topics, start workers, and let them process the first readings; then watch, if wanted."""
+        replicas = len(self.kafka.status())
+        tables = {"cleanup.policy": "compact", "min.compaction.lag.ms": "9000000000"}
+        self.admin.create_topics(
+            [
+                NewTopic(
+                    name=self.topic(name),
+                    partitions=PARTITIONS,
+                    settings=tables if name in ("articles", "brands") else {"retention.ms": "-1"},
+                    replication_factor=replicas,
+                )
+                for name in ("readings", "articles", "brands", "orders", "news")
+            ]
+        )
+        self.traffic.fill_tables()
+        self.crew.fill(workers)
+        self.traffic.send_ballast(ballast)
+        # Orders are joined with what the tables hold when they come.
+        self.wait(lambda: self.lag() == 0, "the tables are read")
+        self.traffic.send(2_000)
+        self.wait(lambda: self.lag() == 0, "the first readings are processed")
+        if watched:
+            self._watch = Watch(
+                self.broker,
+                {self.topic(name): PARTITIONS for name in ("copies", "running", "running-groups")},
             )
-        self._log_of[worker.pid] = log
-        return worker
 
-    def _revive(self) -> None:
-        """As an orchestrator does: a worker that ended by itself is started again."""
-        for number, worker in enumerate(self._workers):
-            if worker is not None and worker.poll() is not None:
-                self.outcome.events[f"ended by itself with {worker.returncode}"] += 1
-                self._workers[number] = self._start()
+    def finish(self) -> None:
+        """Close the windows, let the workers finish and stop."""
+        self.traffic.end_windows(PARTITIONS)
+        self.wait(lambda: self.lag() == 0, "all readings are processed")
+        for worker in self.crew.members:
+            self.crew.stop(worker)
+        self.wait(self._no_open_transaction, "no transaction is left open")
 
-    def _send(self, producer: Any, count: int) -> None:
-        keys, values, times = [], [], []
-        for _ in range(count):
-            key = f"key {self._choose.randrange(KEYS)}"
-            amount = self._choose.randrange(1_000_000)
-            self._time += 1
-            amounts = self._sent.amounts[key]
-            amounts.append(amount)
-            self._sent.times[key].append(self._time)
-            keys.append(key.encode())
-            values.append(json.dumps({"number": len(amounts), "amount": amount}).encode())
-            times.append(self._time)
-        producer.produce(Output(self.input, keys, values, times))
-        self._insist(lambda: producer.flush(60))
+    def judge(self, *, without: Sequence[str] = ()) -> Outcome:
+        """Hold everything that was written against what was sent, except topics that were spoilt."""
+        outcome, traffic = self.outcome, self.traffic
+        verdict = outcome.verdict
+        exactly_once = outcome.guarantee == "exactly_once"
+        found = {
+            name: self.read(name)
+            for name in (
+                "readings",
+                "copies",
+                "running",
+                "running-groups",
+                "totals",
+                "windows",
+                "late",
+                "keys-by-count",
+                "branded",
+                "enriched",
+                "app-dead-letters",
+            )
+        }
+        log = found["readings"]
+        verdicts.inputs(verdict, traffic.readings, log)
+        if "copies" not in without:
+            verdicts.copies(verdict, log, found["copies"], exactly_once=exactly_once)
+            verdicts.committed_was_processed(verdict, log, found["copies"], self._samples)
+            if exactly_once:
+                verdicts.producer_order(verdict, "copies", found["copies"])
+        verdicts.dead_letters(verdict, log, found["app-dead-letters"], exactly_once=exactly_once)
+        verdicts.running(verdict, traffic.readings, found["running"], exactly_once=exactly_once)
+        verdicts.running_groups(verdict, traffic.readings, found["running-groups"], exactly_once=exactly_once)
+        verdicts.totals(verdict, traffic.readings, found["totals"], exactly_once=exactly_once)
+        verdicts.windows(verdict, log, found["windows"], found["late"], exactly_once=exactly_once)
+        verdicts.counts_of_counts(
+            verdict, traffic.readings, found["keys-by-count"], exactly_once=exactly_once
+        )
+        verdicts.branded(verdict, traffic.articles, traffic.brands, found["branded"])
+        verdicts.enriched(
+            verdict, traffic.orders, traffic.articles, found["enriched"], exactly_once=exactly_once
+        )
+        if self._watch is not None:
+            watch = self._watch
+            ends = self.admin.end_offsets(self.places(("copies", "running", "running-groups")))
+            self.wait(lambda: watch.is_at(ends), "the reader has seen everything")
+            watch.stop()
+            for name in ("copies", "running", "running-groups"):
+                verdicts.history(verdict, name, watch.polls[self.topic(name)], found[name])
+        outcome.sent = traffic.sent
+        outcome.events = self.crew.count_events()
+        return outcome
 
-    def _keep_sending(self, producer: Any, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            self._send(producer, self._choose.randrange(50, 400))
+    def read(self, name: str) -> list[Row]:
+        return list(self.insist(lambda: read(self.broker, self.topic(name))))
+
+    # --- traffic and waiting
+
+    def keep_sending(self, seconds: float) -> None:
+        until_then = time.monotonic() + seconds
+        while time.monotonic() < until_then:
+            self.traffic.send(self.choose.randrange(50, 400))
             time.sleep(0.05)
 
-    def _inputs(self) -> list[TopicPartition]:
-        return [TopicPartition(self.input, number) for number in range(PARTITIONS)]
+    def send_while(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Send until something is no longer so; returns whether that came in time."""
+        deadline = time.monotonic() + seconds
+        while condition():
+            if time.monotonic() > deadline:
+                return False
+            self.keep_sending(0.1)
+        return True
 
-    def _reached(self, targets: dict[TopicPartition, int]) -> bool:
-        committed = self._admin.committed_offsets(self._group)
-        return all(committed.get(partition, 0) >= end for partition, end in targets.items())
+    def renew_sender(self) -> None:
+        """Send by a client that learns of the topics anew."""
+        self.producer.close()
+        self.producer = self.traffic.producer = self.broker.producer()
 
-    def _lag(self) -> int:
-        topics = self._admin.topics()
-        places = [
-            TopicPartition(name, number)
-            for name in (self.input, f"{self._group}-by-amount-repartition")
-            if name in topics
-            for number in range(topics[name].partitions)
-        ]
-        committed = self._admin.committed_offsets(self._group)
-        ends = self._admin.end_offsets(places, "read_uncommitted")
-        # Behind the last record there may be a transaction's marker.
-        return sum(max(0, ends[place] - committed.get(place, 0) - 1) for place in places)
-
-    def _no_open_transaction(self) -> bool:
-        topics = self._admin.topics()
-        places = [
-            TopicPartition(name, number)
-            for name, topic in topics.items()
-            if name.startswith(self._prefix)
-            for number in range(topic.partitions)
-        ]
-        uncommitted = self._admin.end_offsets(places, "read_uncommitted")
-        return self._admin.end_offsets(places, "read_committed") == uncommitted
-
-    def _insist(self, call: Callable[[], Any]) -> Any:
+    def insist(self, call: Callable[[], Any]) -> Any:
+        """Repeat a call until the broker answers."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
             try:
@@ -368,34 +279,292 @@ class Campaign:
             except BrokerError:
                 if time.monotonic() > deadline:
                     raise
+                # A client that waits for a broker that hangs goes on waiting.
+                self.admin.close()
+                self.admin = self.broker.admin()
                 time.sleep(0.2)
 
-    def _until(self, condition: Callable[[], bool], timeout: float, what: str) -> None:
-        deadline = time.monotonic() + timeout
-        while not self._insist(condition):
-            self._revive()
+    def wait(
+        self,
+        condition: Callable[[], bool],
+        what: str,
+        seconds: float = SETTLE_SECONDS,
+        *,
+        revive: bool = True,
+    ) -> None:
+        """Wait, starting workers again that end. Raises ``AssertionError`` with the last logs."""
+        deadline = time.monotonic() + seconds
+        while not self.insist(condition):
+            if revive:
+                self.crew.revive()
             if time.monotonic() > deadline:
-                last = "\n".join(log.read_text()[-2_000:] for log in self._logs[-WORKERS:])
+                last = "\n".join(self.crew.log_of(worker)[-2_000:] for worker in self.crew.members)
                 raise AssertionError(
-                    f"seed {self.outcome.seed}: not within {timeout:.0f} s: {what}; faults so far: "
-                    f"{dict(self.outcome.faults)}; the last logs:\n{last}"
+                    f"seed {self.outcome.seed}: not within {seconds:.0f} s: {what}; faults so far: "
+                    f"{dict(self.outcome.faults)}; violations: {self.outcome.verdict.violations[:3]}; "
+                    f"the last logs:\n{last}"
                 )
             time.sleep(0.05)
 
-    def _events(self) -> Counter[str]:
-        events = Counter(self.outcome.events)
-        for log in self._logs:
-            for line in log.read_text().splitlines():
-                if line.startswith("{"):
-                    events[json.loads(line)["event"]] += 1
-        return events
+    def places(self, names: Sequence[str]) -> list[TopicPartition]:
+        return [TopicPartition(self.topic(name), number) for name in names for number in range(PARTITIONS)]
+
+    def wait_until_recovered(self, what: str) -> None:
+        """Everything sent so far is processed and committed."""
+        targets = self.insist(lambda: self.admin.end_offsets(self.places(("readings", "orders"))))
+        self.wait(partial(self._reached, targets), f"recovered from: {what}")
+
+    def _reached(self, targets: dict[TopicPartition, int]) -> bool:
+        committed = self.admin.committed_offsets(self.group)
+        if not self._samples or len(self._samples) < 2_000:
+            # In this order: what was committed was written before.
+            ends = self.admin.end_offsets(self.places(("copies",)), "read_uncommitted")
+            self._samples.append(
+                Sample(
+                    {place.partition: committed.get(place, 0) for place in self.places(("readings",))},
+                    {place.partition: end for place, end in ends.items()},
+                )
+            )
+        return all(committed.get(partition, 0) >= end for partition, end in targets.items())
+
+    def lag(self) -> int:
+        topics = self.admin.topics()
+        places = [
+            TopicPartition(name, number)
+            for name in topics
+            if name.startswith(self.prefix)
+            and (
+                name.endswith("-repartition") or name.rpartition("-")[2] in ("readings", "articles", "orders")
+            )
+            for number in range(topics[name].partitions)
+        ]
+        committed = self.admin.committed_offsets(self.group)
+        ends = self.admin.end_offsets(places, "read_uncommitted")
+        # Behind the last record there may be a transaction's marker.
+        return sum(max(0, ends[place] - committed.get(place, 0) - 1) for place in places)
+
+    def _no_open_transaction(self) -> bool:
+        topics = self.admin.topics()
+        places = [
+            TopicPartition(name, number)
+            for name, topic in topics.items()
+            if name.startswith(self.prefix)
+            for number in range(topic.partitions)
+        ]
+        uncommitted = self.admin.end_offsets(places, "read_uncommitted")
+        return self.admin.end_offsets(places, "read_committed") == uncommitted
 
 
-def _in_use(folder: Path) -> bool:
-    """Whether a process has the database open: only those of workers that are gone are touched."""
-    locks = {(stat.st_dev, stat.st_ino) for lock in folder.glob("LOCK") if (stat := lock.stat())}
-    held = set()
-    for line in Path("/proc/locks").read_text().splitlines():
-        major, minor, inode = line.split()[5].split(":")
-        held.add((os.makedev(int(major, 16), int(minor, 16)), int(inode)))
-    return bool(locks & held)
+def plan(seed: int, faults: Sequence[Fault]) -> Iterator[Fault]:
+    """Every kind once before any comes again, in an order that the seed gives."""
+    choose = random.Random(seed)
+    while True:
+        yield from choose.sample(faults, len(faults))
+
+
+class Campaign(Run):
+    """Runs workers, sends readings and injects faults for some time, then judges."""
+
+    _paused: Node | None = None
+    """A broker that is to stay frozen until the workers have recovered without it."""
+
+    def run(self, faults: Iterable[Fault], *, seconds: float = math.inf, ballast: int = 0) -> Outcome:
+        """Disturb by one fault after another, for so many seconds at most, then settle and judge."""
+        with self:
+            self.begin(WORKERS, ballast=ballast)
+            end = time.monotonic() + seconds
+            for fault in faults:
+                self.disturb(fault)
+                if time.monotonic() > end:
+                    break
+            self.finish()
+            return self.judge()
+
+    def disturb(self, fault: Fault) -> None:
+        """Inject one fault, and wait until everything that was sent by its end is processed."""
+        self.traffic.send(self.choose.randrange(500, 3_000))
+        begun = time.monotonic()
+        self.inject(fault)
+        ended = time.monotonic()
+        self.outcome.faults[fault] += 1
+        self.wait_until_recovered(fault)
+        now = time.monotonic()
+        if self._paused is not None:
+            self._paused.resume()
+            self._paused = None
+        self.outcome.recovery.setdefault(fault, []).append(now - ended)
+        self.report(
+            f"seed {self.outcome.seed}: {fault}: {ended - begun:.1f} s, recovered in {now - ended:.1f} s"
+        )
+
+    def inject(self, fault: Fault) -> None:
+        place = self.choose.randrange(len(self.crew.members))
+        crew = self.crew
+        worker = crew.members[place]
+        if fault == "worker killed":
+            crew.kill(worker)
+            crew.replace(place)
+        elif fault == "worker stopped":
+            crew.stop(worker)
+            crew.replace(place)
+        elif fault.startswith("worker frozen"):
+            worker.send_signal(signal.SIGSTOP)
+            beyond = fault == "worker frozen beyond its session"
+            self.keep_sending(SESSION_SECONDS + 4 if beyond else 1.5)
+            worker.send_signal(signal.SIGCONT)
+        elif fault == "worker killed and its disk lost":
+            crew.kill(worker)
+            crew.lose_disks()
+            crew.replace(place)
+        elif fault == "worker killed and its disk damaged":
+            crew.kill(worker)
+            self.report(f"disk damaged: {crew.damage_disks(self.choose)}")
+            crew.replace(place)
+        elif fault == "worker killed at a step of a commit":
+            self._with_disturbed(place, 20, FAULT_STEP=self.choose.choice(STEPS))
+        elif fault == "worker joins and leaves":
+            another = crew.start()
+            self.keep_sending(3)
+            crew.stop(another)
+        elif fault == "all workers redeployed one by one":
+            self._redeploy()
+        elif fault == "workers redeployed with a changed topology":
+            crew.version = {} if crew.version else {"FAULT_EXTRA": "1"}
+            self._redeploy()
+        elif fault.startswith("user code"):
+            self._with_mood(place, fault)
+        elif fault == "full producer queue":
+            small = json.dumps({"queue.buffering.max.messages": 20})
+            disturbed = self._with_disturbed(place, MOOD_SECONDS, STREAMS_PRODUCER=small, FAULT_QUEUE="1")
+            self._must_have_said(disturbed, "producer queue full", fault)
+        elif fault == "clock jumps":
+            for number in self.choose.sample([signal.SIGUSR1, signal.SIGUSR2], 2):
+                for member in crew.members:
+                    if crew.wait_for_log(member, '"worker started"'):
+                        member.send_signal(number)
+                self.keep_sending(1)
+                # What was written under one clock is judged under another.
+                crew.stop(worker)
+                worker = crew.replace(place)
+                self.keep_sending(2)
+        elif fault == "rebalance during a restore":
+            self._rebalance_during_restore(place)
+        elif fault.startswith("transaction coordinator"):
+            self._lose_coordinator(place, kill="killed" in fault)
+        else:
+            self._disturb_broker(fault)
+
+    # --- the longer ones
+
+    def _with_disturbed(self, place: int, seconds: float, **environment: str) -> Worker:
+        """Let one worker be a disturbed one until it ends or for some time, then an ordinary one again."""
+        crew = self.crew
+        crew.stop(crew.members[place])
+        disturbed = crew.replace(place, **environment)
+        crew.wait_for_log(disturbed, '"partitions assigned"')
+        self.send_while(lambda: disturbed.poll() is None, seconds)
+        if disturbed.poll() is None:
+            crew.stop(disturbed)
+        crew.look_at_checkpoints()
+        crew.replace(place)
+        return disturbed
+
+    def _with_mood(self, place: int, fault: str) -> None:
+        mood = {"slow": "slow", "fails": "failing", "retries": "retrying"}[fault.rsplit(maxsplit=1)[-1]]
+        if mood != "failing":
+            disturbed = self._with_disturbed(place, MOOD_SECONDS, FAULT_MOOD=mood)
+            if mood == "retrying":
+                self._must_have_said(disturbed, '"record retried"', fault)
+            return
+        # As an orchestrator does, it is started again each time that it ends by policy ``fail``.
+        for _ in range(3):
+            failing = self._with_disturbed(place, 2 * MOOD_SECONDS, FAULT_MOOD=mood)
+            code = failing.returncode
+            if code not in (0, 4, -signal.SIGTERM):
+                self.outcome.verdict.add("L", f"a worker whose user code fails ended with {code}")
+            self.outcome.events[f"user code failed: {code == 4}"] += 1
+
+    def _must_have_said(self, worker: Worker, text: str, fault: str) -> None:
+        if text not in self.crew.log_of(worker):
+            self.outcome.verdict.add("fault", f"{fault}: was injected and nothing came of it")
+
+    def _redeploy(self) -> None:
+        for place, old in enumerate(list(self.crew.members)):
+            self.crew.stop(old)
+            self.crew.replace(place)
+            self.keep_sending(1)
+
+    def _rebalance_during_restore(self, place: int) -> None:
+        """A worker that lost its disk restores in small pieces; others come and go meanwhile."""
+        crew = self.crew
+        crew.kill(crew.members[place])
+        crew.lose_disks()
+        slow = crew.replace(place, FAULT_CHUNK="20")
+        for _ in range(2):
+            if not crew.wait_for_log(slow, '"restore started"'):
+                break
+            another = crew.start(FAULT_CHUNK="20")
+            crew.wait_for_log(another, '"partitions assigned"', 20)
+            self.keep_sending(0.5)
+            crew.kill(another) if self.choose.random() < 0.5 else crew.stop(another)
+        log = crew.log_of(slow)
+        interrupted = log.count('"restore started"') - log.count('"restored"')
+        self.outcome.events["restores interrupted"] += max(0, interrupted)
+        crew.kill(slow)
+        crew.replace(place)
+
+    def _lose_coordinator(self, place: int, *, kill: bool) -> None:
+        """Stop a worker at a step of a commit, take its transactions' coordinator away, let it go on."""
+        crew = self.crew
+        crew.stop(crew.members[place])
+        held = crew.replace(place, FAULT_HOLD=self.choose.choice(HELD_STEPS))
+        if not self.send_while(lambda: held.poll() is None and not in_state(held, "T"), 40):
+            self.outcome.verdict.add(
+                "fault", "no worker came to the step of a commit where it was to be held"
+            )
+            return
+        node = self._coordinator(held)
+        if kill:
+            node.kill()
+        else:
+            node.pause()
+        held.send_signal(signal.SIGCONT)
+        self.keep_sending(4)
+        if kill:
+            node.start()
+        else:
+            node.resume()
+
+    def _coordinator(self, worker: Worker) -> Node:
+        """The node that leads the worker's part of the transaction log."""
+        line = next(line for line in self.crew.log_of(worker).splitlines() if '"worker started"' in line)
+        transactional_id = f"{self.group}-{json.loads(line)['worker']}"
+        client = AdminClient({"bootstrap.servers": self.kafka.bootstrap_servers})
+        topic = client.list_topics("__transaction_state", timeout=20).topics["__transaction_state"]
+        partition = abs(_java_hash(transactional_id)) % len(topic.partitions)
+        return self.kafka.node(topic.partitions[partition].leader)
+
+    def _disturb_broker(self, fault: Fault) -> None:
+        node = self.kafka.node(1 + self.choose.randrange(len(self.kafka.status())))
+        if fault == "broker killed":
+            node.kill()
+            self.keep_sending(3)
+            node.start()
+        elif fault.startswith("broker paused"):
+            node.pause()
+            self.keep_sending(4)
+            if fault.endswith("left so"):
+                self._paused = node
+            else:
+                node.resume()
+        else:
+            node.stop()
+            node.start()
+
+
+def _java_hash(text: str) -> int:
+    """``String.hashCode``, by which brokers share out transactional ids."""
+    value = 0
+    for character in text:
+        value = (31 * value + ord(character)) & 0xFFFFFFFF
+    return value - (1 << 32) if value >= 1 << 31 else value

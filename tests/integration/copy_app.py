@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 
 import streams
@@ -20,6 +21,8 @@ app = App(f"{PREFIX}-copy")
 def work(value: str) -> str:
     if SLOW_SECONDS:
         time.sleep(SLOW_SECONDS)
+    if value.startswith("hang"):
+        threading.Event().wait()
     if value.startswith("poison"):
         raise ValueError(f"cannot swallow {value}")
     return value

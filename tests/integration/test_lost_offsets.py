@@ -1,0 +1,120 @@
+"""Records that a real broker deleted before they were processed, and topics made anew, under workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from streams.broker import NewTopic
+from streams.records import Output, TopicPartition
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Copy
+
+pytestmark = pytest.mark.kafka
+
+PROTOCOLS = pytest.mark.parametrize("protocol", ["consumer", "classic"])
+
+
+def send(copy: Copy, start: int, stop: int, partition: int = 0) -> None:
+    producer = copy.broker.producer()
+    values: list[bytes | None] = [b"value-%d" % number for number in range(start, stop)]
+    producer.produce(Output(copy.input, values, values, [-1] * len(values), partition=partition))
+    producer.flush(30)
+    producer.close()
+
+
+def values(start: int, stop: int) -> Counter[str]:
+    return Counter(f"value-{number}" for number in range(start, stop))
+
+
+@PROTOCOLS
+def test_a_worker_ends_when_its_group_lost_records_and_goes_on_when_told_to(copy: Copy, protocol: str):
+    place = TopicPartition(copy.input, 0)
+    send(copy, 0, 10)
+    first = copy.start(group_protocol=protocol)
+    copy.wait_until_consumed()
+    assert first.stop() == 0
+    committed = copy.broker.admin().committed_offsets(copy.group)[place]
+    send(copy, 10, 30)
+    copy.broker.admin().delete_records({place: 17})
+    second = copy.start(group_protocol=protocol)
+    assert second.wait(60) == 11
+    text = second.log.read_text()
+    assert f"group {copy.group}, topic {copy.input}, partition 0: committed offset {committed}" in text
+    assert "which has 17 to 30: 7 records" in text
+    assert "out_of_range_reset=earliest" in text
+    assert copy.broker.admin().committed_offsets(copy.group)[place] == committed
+    third = copy.start(group_protocol=protocol, out_of_range_reset="earliest")
+    copy.wait_until_consumed()
+    assert copy.outputs() == values(0, 10) + values(17, 30)
+    (event,) = third.events("offset out of range")
+    assert (event["lost"], event["skipped"], event["offset"]) == (7, 7, committed)
+    assert third.stop() == 0
+    fourth = copy.start(group_protocol=protocol)
+    send(copy, 30, 31)
+    copy.wait_until_consumed()
+    assert copy.outputs() == values(0, 10) + values(17, 31)
+    assert fourth.stop() == 0
+
+
+@PROTOCOLS
+def test_retention_that_overtakes_a_running_worker_ends_it(copy: Copy, protocol: str):
+    copy.environment["COPY_SLOW_SECONDS"] = "0.005"
+    # Small fetches, so that most of the log is not in the worker's memory when it is deleted.
+    consumer = '{"fetch.message.max.bytes": 1000, "queued.max.messages.kbytes": 1, "fetch.max.bytes": 1000, '
+    consumer += '"message.max.bytes": 1000, "queued.min.messages": 1}'
+    place = TopicPartition(copy.input, 0)
+    for start in range(0, 20_000, 200):
+        send(copy, start, start + 200)
+    worker = copy.start(group_protocol=protocol, consumer=consumer, max_poll_records=50)
+    copy.wait_for(lambda: copy.lag() < 20_000, 60, "under way")
+    copy.broker.admin().delete_records({place: 19_000})
+    assert worker.wait(60) == 11
+    text = worker.log.read_text()
+    assert "which has 19000 to 20000" in text
+    committed = copy.broker.admin().committed_offsets(copy.group)[place]
+    # What was read before is whole and committed.
+    assert copy.outputs() == values(0, committed)
+
+
+def test_an_input_made_anew_while_nothing_runs_is_read_from_its_beginning(copy: Copy):
+    send(copy, 0, 10)
+    worker = copy.start()
+    copy.wait_until_consumed()
+    assert worker.stop() == 0
+    admin = copy.broker.admin()
+    admin.delete_topics([copy.input])
+    copy.wait_for(lambda: copy.input not in admin.topics(), 30, "deleted")
+    copy.wait_for(lambda: admin.create_topics([NewTopic(name=copy.input, partitions=4)]), 30, "made anew")
+    send(copy, 10, 15)
+    worker = copy.start()
+    copy.wait_until_consumed()
+    assert copy.outputs() == values(0, 15)
+    assert worker.stop() == 0
+
+
+@PROTOCOLS
+def test_an_input_made_anew_under_a_worker_is_not_mistaken_for_the_old_one(copy: Copy, protocol: str):
+    send(copy, 0, 10)
+    worker = copy.start(group_protocol=protocol)
+    copy.wait_until_consumed()
+    admin = copy.broker.admin()
+    admin.delete_topics([copy.input])
+    copy.wait_for(lambda: copy.input not in admin.topics(), 30, "deleted")
+    copy.wait_for(lambda: admin.create_topics([NewTopic(name=copy.input, partitions=4)]), 30, "made anew")
+    send(copy, 10, 15)
+
+    def settled() -> bool:
+        return worker.process.poll() is not None or copy.outputs().total() == 15
+
+    copy.wait_for(settled, 90, "it either reads the new topic or ends")
+    code = worker.process.poll()
+    if code is None:
+        assert copy.outputs() == values(0, 15)
+        assert worker.stop() == 0
+    else:
+        # Out of range, or the topic was seen to be gone: both are said.
+        assert code in (3, 11)

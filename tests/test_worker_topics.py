@@ -1,0 +1,147 @@
+"""Topics that change under a worker: deleted, with more partitions, with a changelog cut short."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from streams import App, Text
+from streams.broker import NewTopic
+from streams.broker.memory import MemoryBroker
+from streams.commit import ExactlyOnce
+from streams.errors import StateError, TopicError
+from streams.records import Output
+from streams.state.memory import MemoryDatabases
+from streams.topics import prepare_topics
+from streams.worker import TOPICS_SECONDS, Worker
+
+if TYPE_CHECKING:
+    from streams.state.store import Databases
+
+ROUNDS = 400
+KEYS = [f"key {number}".encode() for number in range(40)]
+
+
+class Clock:
+    """Seconds that pass only when somebody looks or waits."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        self.now += 0.001
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Place:
+    """A cluster with an app that counts keys, and what its worker leaves on disk."""
+
+    def __init__(self, partitions: int = 2) -> None:
+        self.clock = Clock()
+        self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance)
+        self.admin = self.broker.admin()
+        self.admin.create_topics(
+            [NewTopic(name="in", partitions=partitions), NewTopic(name="counts", partitions=partitions)]
+        )
+        self.app = App("app")
+        self.app.stream("in", key=Text(), value=Text()).group_by_key().count("counted").to("counts")
+        self.databases: Databases = MemoryDatabases()
+
+    def worker(self, partitions: dict[str, int] | None = None) -> Worker:
+        topology = self.app.topology
+        counts = prepare_topics(
+            topology, self.admin, application="app", dead_letter_topic="letters", create_outputs=False
+        )
+        worker = Worker(
+            topology,
+            self.broker,
+            ExactlyOnce(self.broker, "app-0", timeout=10),
+            self.app.settings,
+            application="app",
+            partitions=partitions or counts,
+            databases=self.databases,
+            clock=self.clock,
+            pause=self.clock.advance,
+        )
+        worker.start()
+        return worker
+
+    def send(self) -> None:
+        producer = self.broker.producer()
+        producer.produce(Output("in", KEYS, KEYS, [0] * len(KEYS)))
+        producer.flush(10)
+        producer.close()
+
+    def rounds(self, worker: Worker) -> None:
+        for _ in range(ROUNDS):
+            worker.run_once()
+            self.clock.advance(0.1)
+
+    def process(self) -> None:
+        self.send()
+        worker = self.worker()
+        self.rounds(worker)
+        worker.close()
+
+    def empty_changelog(self) -> None:
+        self.admin.delete_topics(["app-counted-changelog"])
+
+
+def test_an_input_topic_that_is_deleted_ends_the_worker():
+    place = Place()
+    worker = place.worker()
+    place.rounds(worker)
+    place.admin.delete_topics(["in"])
+    with pytest.raises(TopicError, match="do not exist any more: in"):
+        place.rounds(worker)
+
+
+def test_a_topic_that_is_back_within_seconds_is_no_trouble():
+    place = Place()
+    worker = place.worker()
+    place.rounds(worker)
+    place.admin.delete_topics(["in"])
+    worker.run_once()
+    place.clock.advance(1.5 * TOPICS_SECONDS)
+    worker.run_once()
+    place.admin.create_topics([NewTopic(name="in", partitions=2)])
+    place.rounds(worker)
+
+
+def test_partitions_that_were_added_to_the_input_of_a_store_end_the_worker():
+    place = Place(partitions=3)
+    worker = place.worker(partitions={"in": 2})
+    with pytest.raises(TopicError, match="in had 2 partitions when this worker began and has more now"):
+        place.rounds(worker)
+
+
+def test_a_store_whose_changelog_was_deleted_does_not_begin_anew_in_the_middle_of_its_input():
+    place = Place()
+    place.process()
+    place.empty_changelog()
+    worker = place.worker()
+    with pytest.raises(StateError, match=r"followed app-counted-changelog-\d to offset"):
+        place.rounds(worker)
+
+
+def test_a_store_that_begins_empty_in_the_middle_of_its_input_is_warned_of(capsys):
+    place = Place()
+    place.process()
+    assert "store begins empty" not in capsys.readouterr().out
+    place.empty_changelog()
+    place.databases = MemoryDatabases()
+    place.process()
+    assert "store begins empty" in capsys.readouterr().out
+
+
+def test_a_store_that_begins_anew_with_its_input_is_rebuilt():
+    place = Place()
+    place.process()
+    databases = place.databases
+    place = Place()
+    place.databases = databases
+    place.process()
