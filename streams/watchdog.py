@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -350,10 +351,10 @@ class Watchdog:
 
 
 def _flush() -> None:
-    for handler in logging.getLogger("streams").handlers:
-        handler.flush()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (*logging.getLogger("streams").handlers, sys.stdout, sys.stderr):
+        # What is closed, or broken, has nothing more to say.
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
 
 
 def format_stacks(first: int | None = None) -> str:

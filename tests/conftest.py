@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import uuid
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
@@ -20,6 +22,17 @@ QUICK_GROUPS = {
     "group.consumer.heartbeat.interval.ms": "500",
     "group.consumer.session.timeout.ms": "6000",
 }
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """What runs an app in the test's process makes logs go to the standard error of just that moment."""
+    logger, structure = logging.getLogger("streams"), structlog.get_config()
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
+    structlog.configure(**structure)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from streams import App, Json, Text, Tumbling, key_value_store
-from streams.broker import NewTopic
+from streams.broker import GroupSettings, NewTopic
 from streams.broker.memory import MemoryBroker
 from streams.commit import ExactlyOnce
 from streams.errors import TopicError, TransactionAborted
@@ -584,4 +584,29 @@ def test_a_table_is_restored_to_the_committed_offset_though_its_topic_goes_on():
     site.restorer.add(TASK, [table], {"prices": 1})
     (done,) = site.restore()
     assert [key for key, _ in done.database.store("prices").scan()] == [b"a"]
+    assert done.checkpoints["prices"].offset == 1
+
+
+def test_the_end_of_a_tables_topic_moves_no_checkpoint_past_what_was_restored(monkeypatch):
+    """A worker that stops before it has processed the rest would leave it out the next time."""
+    app = App("app")
+    app.table("prices", key=Text(), value=Json(int)).to_stream().to("out")
+    (table,) = app.topology.subtopologies[0].stores
+    site = Site()
+    site.admin.create_topics([NewTopic(name="prices", partitions=1)])
+    producer = site.broker.producer()
+    producer.produce(Output("prices", [b"a", b"b", b"c"], [b"1", b"2", b"3"], [0, 0, 0]))
+    producer.flush(1)
+    make = site.broker.consumer
+
+    def consumer(settings: GroupSettings) -> Any:
+        made = make(settings)
+        poll = made.poll
+        place = TopicPartition("prices", 0)
+        monkeypatch.setattr(made, "poll", lambda *given: poll(*given)._replace(ends={place: 3}))
+        return made
+
+    monkeypatch.setattr(site.broker, "consumer", consumer)
+    site.restorer.add(TASK, [table], {"prices": 1})
+    (done,) = site.restore()
     assert done.checkpoints["prices"].offset == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -202,7 +203,9 @@ def test_the_stacks_name_threads_and_functions_and_are_bounded():
     for thread in threads:
         thread.start()
     ready.wait(PATIENCE)
-    text = format_stacks(threads[7].ident)
+    give_up = time.monotonic() + PATIENCE
+    while "leave.wait(PATIENCE)" not in (text := format_stacks(threads[7].ident)):
+        assert time.monotonic() < give_up, text
     leave.set()
     for thread in threads:
         thread.join()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from streams import App, Text
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
 from streams.commit import ExactlyOnce
 from streams.errors import StateError, TopicError
+from streams.events import Event
 from streams.records import Output
 from streams.state.memory import MemoryDatabases
 from streams.topics import prepare_topics
@@ -128,14 +130,16 @@ def test_a_store_whose_changelog_was_deleted_does_not_begin_anew_in_the_middle_o
         place.rounds(worker)
 
 
-def test_a_store_that_begins_empty_in_the_middle_of_its_input_is_warned_of(capsys):
+def test_a_store_that_begins_empty_in_the_middle_of_its_input_is_warned_of():
     place = Place()
-    place.process()
-    assert "store begins empty" not in capsys.readouterr().out
+    with capture_logs() as logs:
+        place.process()
+    assert Event.STORE_BEGINS_EMPTY not in [log["event"] for log in logs]
     place.empty_changelog()
     place.databases = MemoryDatabases()
-    place.process()
-    assert "store begins empty" in capsys.readouterr().out
+    with capture_logs() as logs:
+        place.process()
+    assert Event.STORE_BEGINS_EMPTY in [log["event"] for log in logs]
 
 
 def test_a_store_that_begins_anew_with_its_input_is_rebuilt():

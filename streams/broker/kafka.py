@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar, cast
 
 from confluent_kafka import (
+    OFFSET_INVALID,
     OFFSET_STORED,
     Consumer,
     IsolationLevel,
@@ -83,6 +84,9 @@ OCCUPIED_SECONDS: Final = 120.0
 
 SEEK_SECONDS: Final = 5.0
 """How long a partition that was just assigned may take until it can be positioned."""
+
+COMMITTED_SECONDS: Final = 2.0
+"""How long an assignment may wait for the group's committed offsets."""
 
 MISSING_TOPIC_SECONDS: Final = 5.0
 """How long a topic that was found missing is not asked for again."""
@@ -265,6 +269,8 @@ class KafkaBroker:
             "queue.buffering.max.messages": 500_000,
             "queue.buffering.max.kbytes": 65536,
             "delivery.report.only.error": True,
+            # What a broker that hangs was sent goes to another one after this, in time for the commit.
+            "socket.timeout.ms": 5_000,
         }
         if transactional_id is not None:
             milliseconds = int(transaction_timeout * 1000)
@@ -419,6 +425,7 @@ class KafkaConsumer:
     def __init__(self, settings: Settings, access: _Access, *, cooperative: bool, start: int) -> None:
         self._access = access
         self._group: str = settings["group.id"]
+        self._tells = settings["auto.offset.reset"] == "error"
         self._start = start
         """Where partitions without a committed offset begin."""
         self._displaced: dict[TopicPartition, int] = {}
@@ -485,7 +492,9 @@ class KafkaConsumer:
             self._call("pausing", lambda: self._client.pause(_plain(running)))
             self._idled |= running
         # What was on its way before the pause is kept for the next poll.
-        self._stash += self._consume(1, 0)
+        came = self._consume(1, 0)
+        # A rebalance meanwhile took messages out of the stash: they must not come back.
+        self._stash += came
 
     def resume_idled(self) -> None:
         """Let go on what ``keep_alive`` paused."""
@@ -681,6 +690,18 @@ class KafkaConsumer:
             )
         self._rejoin_at = time.monotonic() + REJOIN_SECONDS
 
+    def _begin_new(self, client: Consumer, partitions: list[ClientPartition]) -> None:
+        """Have partitions without a committed offset begin where they should, before they are read."""
+        try:
+            committed = client.committed(_plain(_placed(partitions)), timeout=COMMITTED_SECONDS)
+        except KafkaException:
+            # The client goes on asking by itself; what it cannot begin, it tells.
+            return
+        new = set(_placed(item for item in committed if _has_none(item)))
+        for partition in partitions:
+            if TopicPartition(partition.topic, partition.partition) in new:
+                partition.offset = self._start
+
     def _note_displaced(self, message: Message) -> None:
         place = _place(message)
         if place in self._held:
@@ -688,7 +709,7 @@ class KafkaConsumer:
             self._displaced[place] = -1 if offset is None else max(offset, -1)
 
     def _settle(self) -> dict[TopicPartition, OutOfRange]:
-        """Begin what has no committed offset yet, and find out what the other logs hold.
+        """Begin what turned out to have no committed offset, and find out what the other logs hold.
 
         The client has one policy for both, so it is asked to stop instead.
         """
@@ -756,6 +777,8 @@ class KafkaConsumer:
         self._occupied_since = None
         added = _placed(partitions)
         self._forget(added if self._cooperative else [*self._reached, *self._displaced])
+        if self._tells:
+            self._begin_new(client, partitions)
         if self._cooperative:
             client.incremental_assign(partitions)
             self._held |= set(added)
@@ -1318,6 +1341,11 @@ class _LastError:
 
 def _place(message: Message) -> TopicPartition:
     return TopicPartition(cast("str", message.topic()), cast("int", message.partition()))
+
+
+def _has_none(partition: ClientPartition) -> bool:
+    """Whether the group is known to have committed no offset of it."""
+    return partition.error is None and partition.offset == OFFSET_INVALID
 
 
 def _is_displaced(message: Message) -> bool:

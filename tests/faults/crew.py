@@ -60,6 +60,7 @@ class Crew:
         self._logs: dict[int, Path] = {}
         self._paths: list[Path] = []
         self._ended: list[Worker] = []
+        self._started: list[Worker] = []
         self._rebuilds = 0
         self._unexpected = 0
         self._checkpoints: dict[Path, dict[str, int]] = {}
@@ -81,6 +82,7 @@ class Crew:
                 stderr=file,
             )
         self._logs[worker.pid] = log
+        self._started.append(worker)
         return worker
 
     def fill(self, places: int) -> None:
@@ -161,7 +163,7 @@ class Crew:
 
     def clear(self) -> None:
         """End all that still run, whatever state they are in."""
-        for worker in self.members:
+        for worker in self._started:
             if worker.poll() is None:
                 worker.send_signal(signal.SIGCONT)
                 worker.kill()

@@ -44,6 +44,7 @@ def test_a_function_that_hangs_is_named_and_the_worker_is_not_ready(copy: Copy):
     assert "copy_app.py" in text
     assert answer(worker, "/healthz")[0] == 503
     assert "streams_stalled_partitions 0.0" not in answer(worker, "/metrics")[1]
+    copy.wait_for(lambda: worker.events("partition stalled"), 10, "it is logged")
     event = worker.events("partition stalled")[0]
     assert event["seconds"] > 2
     assert "in work\n    threading.Event().wait()" in event["stack"]
