@@ -277,6 +277,8 @@ class KafkaBroker:
             chosen |= {
                 "transactional.id": transactional_id,
                 "transaction.timeout.ms": milliseconds,
+                # The client refuses more than the transaction has.
+                "socket.timeout.ms": min(5_000, milliseconds),
                 # A record that cannot be written in time fails the transaction, not the other way round.
                 "message.timeout.ms": milliseconds,
             }
