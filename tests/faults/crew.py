@@ -188,13 +188,12 @@ class Crew:
 
     def damage_disks(self, choose: random.Random) -> str:
         """Spoil the databases that no worker has open, each in the same way; which one is returned."""
-        # A manifest with a broken tail is one of an earlier time to RocksDB, and nobody can tell.
         how = choose.choice(["manifest cut", "table flipped", "log cut"])
         for place in self.databases():
             self._checkpoints.pop(place, None)
             if how == "manifest cut":
                 for path in place.glob("MANIFEST-*"):
-                    path.write_bytes(path.read_bytes()[:10])
+                    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
             elif how == "log cut":
                 for path in place.glob("*.log"):
                     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
