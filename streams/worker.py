@@ -8,7 +8,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from streams.broker import GroupSettings
 from streams.errors import (
@@ -835,6 +835,7 @@ class Worker:
         assert self._consumer is not None
         task = self._held.get(partition)
         if task is None:
+            self._resume_at[partition] = committed
             self._consumer.seek({partition: committed})
             return
         self._committed[partition] = committed
@@ -848,8 +849,7 @@ class Worker:
         now = self._clock()
         task = self._held.get(partition)
         if task is None:
-            if partition in self._resume_at:
-                self._resume_at[partition] = target
+            self._resume_at[partition] = target
         elif task.id not in self._queues:
             # Everything before was processed. Committed, the jump need not be made again by the next owner.
             task.positions[partition] = task.starts[partition] = target
@@ -1190,10 +1190,22 @@ class Worker:
 
     def _restore(self) -> None:
         """Go on with bringing stores up to date, and start the tasks that are done."""
+        assert self._consumer is not None
         try:
-            for identifier, partitions in self._waiting.items():
-                if identifier not in self._restoring and partitions >= self._expected(identifier):
-                    self._begin_restore(identifier)
+            complete = [
+                identifier
+                for identifier, partitions in self._waiting.items()
+                if identifier not in self._restoring and partitions >= self._expected(identifier)
+            ]
+            positions = self._consumer.positions([item for task in complete for item in self._waiting[task]])
+            for identifier in complete:
+                starts = {
+                    partition: self._resume_at.get(partition, positions.get(partition))
+                    for partition in self._waiting[identifier]
+                }
+                # The broker may not know yet whether the last owner's transaction was committed.
+                if None not in starts.values():
+                    self._begin_restore(identifier, cast("dict[TopicPartition, int]", starts))
             done: list[Restoration] = []
             until = self._clock() + RESTORE_SECONDS
             while self._restoring and not done and not self._stop.is_set():
@@ -1209,19 +1221,14 @@ class Worker:
         for restoration in done:
             self._activate(restoration)
 
-    def _begin_restore(self, identifier: TaskId) -> None:
-        assert self._consumer is not None
-        stores = self._topology.subtopologies[identifier.subtopology].stores
-        sources = [
-            TopicPartition(store.source_topic, identifier.partition) for store in stores if store.source_topic
-        ]
-        committed = self._consumer.committed(sources) if sources else {}
+    def _begin_restore(self, identifier: TaskId, starts: Mapping[TopicPartition, int]) -> None:
+        known = {partition: start for partition, start in starts.items() if start >= 0}
         database = None if self._standbys is None else self._standbys.release(identifier)
         try:
             self._restorer.add(
                 identifier,
-                stores,
-                {partition.topic: offset for partition, offset in committed.items()},
+                self._topology.subtopologies[identifier.subtopology].stores,
+                {partition.topic: start for partition, start in known.items()},
                 database,
                 begun=lambda: any(self._input_offsets(identifier).values()),
             )
@@ -1229,6 +1236,8 @@ class Worker:
             if database is not None:
                 database.close()
             raise
+        # Whatever the client reads of it before the task begins counts for nothing.
+        self._resume_at |= known
         self._restoring.add(identifier)
 
     def _input_offsets(self, identifier: TaskId) -> dict[TopicPartition, int]:

@@ -122,6 +122,13 @@ class Consumer(Protocol):
     def assignment(self) -> set[TopicPartition]:
         """The partitions held now."""
 
+    def positions(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """Where the next poll would read assigned partitions; asks nobody.
+
+        At first that is the committed offset, or ``BEGINNING`` or ``END`` where there is none. Left out are
+        those of which the broker cannot tell yet, e.g. as an open transaction may still commit their offsets.
+        """
+
     def committed(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         """The group's committed next offsets; partitions without one are left out.
 

@@ -85,8 +85,14 @@ OCCUPIED_SECONDS: Final = 120.0
 SEEK_SECONDS: Final = 5.0
 """How long a partition that was just assigned may take until it can be positioned."""
 
-COMMITTED_SECONDS: Final = 2.0
-"""How long an assignment may wait for the group's committed offsets."""
+COMMITTED_SECONDS: Final = 0.5
+"""How long an assignment may wait for the group's committed offsets; after that, other partitions go on."""
+
+ASK_SECONDS: Final = 0.1, 1.0
+"""How long a poll may wait for them, the first time and when that was too short again and again."""
+
+ASK_SHARE: Final = 5
+"""The time between two such polls, as a multiple: the other partitions are to go on meanwhile."""
 
 MISSING_TOPIC_SECONDS: Final = 5.0
 """How long a topic that was found missing is not asked for again."""
@@ -435,7 +441,15 @@ class KafkaConsumer:
         self._told: set[TopicPartition] = set()
         """Those of them that the caller knows of, and has to seek in."""
         self._reached: dict[TopicPartition, int] = {}
-        """Where polls and seeks have come to."""
+        """Where assignments, polls and seeks have come to: the next offset, or ``BEGINNING`` or ``END``."""
+        self._unplaced: set[TopicPartition] = set()
+        """Partitions assigned while nobody could tell where the group is in them."""
+        self._shaken: set[TopicPartition] = set()
+        """Partitions held through a rebalance: the client may have dropped what it had fetched of them."""
+        self._ask_at = 0.0
+        """When the broker is to be asked again where the group is."""
+        self._ask_seconds = ASK_SECONDS[0]
+        self._rebalanced = False
         self._subscribed: list[str] = []
         self._instance = settings.get("group.instance.id")
         self._settings: Settings = settings | {"error_cb": _LastError()}
@@ -451,7 +465,6 @@ class KafkaConsumer:
         self._idled: set[TopicPartition] = set()
         self._paused: set[TopicPartition] = set()
         self._stash: list[Message] = []
-        self._released: set[TopicPartition] = set()
 
     def subscribe(self, topics: Collection[str | re.Pattern[str]], listener: RebalanceListener) -> None:
         self._listener = listener
@@ -470,21 +483,23 @@ class KafkaConsumer:
 
     def assign(self, positions: Mapping[TopicPartition, int]) -> None:
         self._held = set(positions)
+        self._reached = dict(positions)
         self._call("assigning", lambda: self._client.assign(_with_offsets(positions)))
 
     def poll(self, max_records: int, timeout: float) -> Polled:
         if self._idled:
             self.resume_idled()
+        if self._unplaced:
+            self._place_unplaced()
         out_of_range = self._settle() if self._displaced.keys() - self._told else {}
         messages, self._stash = self._stash, []
         if not messages:
             # consume() waits for all it was asked for: wait for one only, then take what is there.
             messages = self._consume(1, timeout)
-            if messages and max_records > 1:
-                self._released = set()
-                more = self._consume(max_records - 1, 0)
-                # A rebalance in between: what came before it is read again by the next owner.
-                messages = [message for message in messages if _place(message) not in self._released] + more
+            if messages and max_records > 1 and not self._rebalanced:
+                messages += self._consume(max_records - 1, 0)
+            if self._rebalanced:
+                messages = self._after_rebalance(messages)
         polled = self._polled(messages)
         return polled._replace(out_of_range=out_of_range) if out_of_range else polled
 
@@ -493,20 +508,57 @@ class KafkaConsumer:
         if running:
             self._call("pausing", lambda: self._client.pause(_plain(running)))
             self._idled |= running
-        # What was on its way before the pause is kept for the next poll.
+        # What comes all the same is kept for the next poll.
         came = self._consume(1, 0)
+        if self._rebalanced:
+            came = self._after_rebalance(came)
         # A rebalance meanwhile took messages out of the stash: they must not come back.
         self._stash += came
 
     def resume_idled(self) -> None:
         """Let go on what ``keep_alive`` paused."""
-        idled, self._idled = self._idled & self._held, set()
-        if idled:
-            self._call("resuming", lambda: self._client.resume(_plain(idled)))
+        idled, self._idled = self._idled & self._held - self._paused, set()
+        self._resume(idled)
+
+    def _resume(self, stopped: set[TopicPartition]) -> None:
+        """Let paused partitions go on, exactly where polls have come to.
+
+        By itself the client goes on from what it believes to have handed out, and it notes that in another
+        thread: with a rebalance at the same time it can be wrong by a whole poll.
+        """
+        if not stopped:
+            return
+        self._call("resuming", lambda: self._client.resume(_plain(stopped)))
+        self._seek_again(stopped)
+
+    def _seek_again(self, places: set[TopicPartition]) -> None:
+        self._shaken -= places
+        # What the client has stopped reading is placed anew, once it is settled where.
+        for place in sorted(places & self._reached.keys() - self._displaced.keys()):
+            self._seek(place, self._reached[place])
+
+    def _after_rebalance(self, messages: list[Message]) -> list[Message]:
+        """What may be kept of messages among which a rebalance came: errors, no records.
+
+        A rebalance pauses all partitions, and of what the client has fetched before, it drops some and hands
+        out some, in no order that can be relied on. All of it is read again.
+        """
+        self._rebalanced = False
+        kept, dropped = [], set()
+        for message in messages:
+            error = message.error()
+            if error is None or error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - a public name of the library
+                dropped.add(_place(message))
+            else:
+                kept.append(message)
+        self._seek_again((self._shaken | dropped) & self._held)
+        return kept
 
     def seek(self, positions: Mapping[TopicPartition, int]) -> None:
         # Resuming continues from where the client was, which would undo a seek made before it.
         self.resume_idled()
+        self._unplaced -= positions.keys()
+        self._shaken -= positions.keys()
         for message in self._stash:
             if _is_displaced(message):
                 self._note_displaced(message)
@@ -539,12 +591,18 @@ class KafkaConsumer:
         self._call("pausing", lambda: self._client.pause(_plain(partitions)))
 
     def resume(self, partitions: Collection[TopicPartition]) -> None:
-        self._paused -= set(partitions)
-        self._idled -= set(partitions)
-        self._call("resuming", lambda: self._client.resume(_plain(partitions)))
+        # Those that it has not paused itself, the client reads again from where it once began.
+        stopped = set(partitions) & (self._paused | self._idled)
+        self._paused -= stopped
+        self._idled -= stopped
+        self._resume(stopped)
 
     def assignment(self) -> set[TopicPartition]:
         return set(self._held)
+
+    def positions(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        known = self._reached.keys() - self._unplaced
+        return {place: self._reached[place] for place in partitions if place in known}
 
     def committed(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         if not partitions:
@@ -630,14 +688,27 @@ class KafkaConsumer:
         for partition, run in groupby(messages, Message.partition):
             for topic, part in groupby(run, Message.topic):
                 parts.setdefault((topic, partition), []).extend(part)
-        for (topic, number), records in parts.items():
+        fetched: list[Fetched] = []
+        for (topic, number), came in parts.items():
             place = TopicPartition(topic, number)
+            records, reached = came, self._reached.get(place, self._start)
+            if cast("int", came[0].offset()) < reached:
+                # A pause that overtakes a poll makes the client read again what that poll has handed out.
+                records = [message for message in came if cast("int", message.offset()) >= reached]
+            if place in self._unplaced or not records:
+                continue
             last = cast("int", records[-1].offset())
             self._reached[place] = last + 1
             # Records behind a reported end mean that it is not the end any more.
             if last >= ends.get(place, last + 1):
                 del ends[place]
-        fetched: list[Fetched] = [KafkaFetched(*place, part) for place, part in parts.items()]
+            fetched.append(KafkaFetched(*place, records))
+        for place in self._unplaced & ends.keys():
+            del ends[place]
+        for place, end in ends.items():
+            # Begun at a logical offset and told the end of it, it goes on from there.
+            if self._reached.get(place, self._start) < 0:
+                self._reached[place] = end
         return Polled(fetched, ends)
 
     def _without_errors(self, messages: list[Message], ends: dict[TopicPartition, int]) -> list[Message]:
@@ -692,17 +763,50 @@ class KafkaConsumer:
             )
         self._rejoin_at = time.monotonic() + REJOIN_SECONDS
 
-    def _begin_new(self, client: Consumer, partitions: list[ClientPartition]) -> None:
-        """Have partitions without a committed offset begin where they should, before they are read."""
-        try:
-            committed = client.committed(_plain(_placed(partitions)), timeout=COMMITTED_SECONDS)
-        except KafkaException:
-            # The client goes on asking by itself; what it cannot begin, it tells.
+    def _begin(self, client: Consumer, partitions: list[ClientPartition]) -> None:
+        """Have partitions begin where the group is in them, or where new ones should, before they are read.
+
+        The client would ask by itself, but not say where it begins, and only who knows that can have it read
+        again what it drops in a rebalance.
+        """
+        places = _placed(partitions)
+        starts = self._starts(client, places, COMMITTED_SECONDS)
+        if starts is None:
+            self._unplaced |= set(places)
+            self._ask_at = time.monotonic() + ASK_SHARE * self._ask_seconds
             return
-        new = set(_placed(item for item in committed if _has_none(item)))
-        for partition in partitions:
-            if TopicPartition(partition.topic, partition.partition) in new:
-                partition.offset = self._start
+        self._reached |= starts
+        for partition, place in zip(partitions, places, strict=True):
+            partition.offset = starts[place]
+
+    def _starts(
+        self, client: Consumer, places: Collection[TopicPartition], timeout: float
+    ) -> dict[TopicPartition, int] | None:
+        """Where the group is in these; ``None`` while the broker cannot tell."""
+        try:
+            committed = client.committed(_plain(places), timeout=timeout)
+        except KafkaException:
+            # E.g. while it is not known whether a killed member's last transaction was committed.
+            return None
+        if any(item.error is not None for item in committed):
+            return None
+        return {
+            TopicPartition(item.topic, item.partition): self._start if _has_none(item) else item.offset
+            for item in committed
+        }
+
+    def _place_unplaced(self) -> None:
+        """Ask again where the group is in partitions of which the broker could not tell."""
+        self._unplaced &= self._held
+        if not self._unplaced or time.monotonic() < self._ask_at:
+            return
+        starts = self._starts(self._client, self._unplaced, self._ask_seconds)
+        if starts is None:
+            self._ask_seconds = min(ASK_SECONDS[1], 2 * self._ask_seconds)
+            self._ask_at = time.monotonic() + ASK_SHARE * self._ask_seconds
+            return
+        self._ask_seconds = ASK_SECONDS[0]
+        self.seek(starts)
 
     def _note_displaced(self, message: Message) -> None:
         place = _place(message)
@@ -774,15 +878,18 @@ class KafkaConsumer:
             self._reached.pop(place, None)
             self._displaced.pop(place, None)
             self._told.discard(place)
+            self._unplaced.discard(place)
+            self._shaken.discard(place)
 
     def _on_assign(self, client: Consumer, partitions: list[ClientPartition]) -> None:
         self._occupied_since = None
         added = _placed(partitions)
-        self._forget(added if self._cooperative else [*self._reached, *self._displaced])
-        if self._tells:
-            self._begin_new(client, partitions)
+        self._forget(added if self._cooperative else [*self._reached, *self._displaced, *self._unplaced])
+        self._rebalanced = True
+        self._begin(client, partitions)
         if self._cooperative:
             client.incremental_assign(partitions)
+            self._shaken |= self._held
             self._held |= set(added)
         else:
             client.assign(partitions)
@@ -797,9 +904,10 @@ class KafkaConsumer:
 
     def _release(self, how: str, client: Consumer, partitions: list[ClientPartition]) -> None:
         gone = set(_placed(partitions))
-        self._released |= gone
+        self._rebalanced = True
         self._tell(how, sorted(gone))
         self._held -= gone
+        self._shaken |= self._held
         # The client keeps a partition paused over the next assignment. Resumed then, it would continue where
         # it was paused and not where the group has committed; so that is done now.
         stopped = gone & (self._paused | self._idled)

@@ -29,7 +29,7 @@ from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass, field
 from operator import itemgetter
 from threading import Condition
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias, TypeVar, cast
 
 from streams.broker import BEGINNING, END, OutOfRange, Polled, TopicDescription
 from streams.errors import (
@@ -616,6 +616,14 @@ class MemoryConsumer:
     def assignment(self) -> set[TopicPartition]:
         return set(self._positions)
 
+    def positions(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        with self._cluster.locked():
+            found = {}
+            for partition in self._positions.keys() & set(partitions):
+                if self._begin(partition):
+                    found[partition] = cast("int", self._positions[partition].offset)
+            return found
+
     def committed(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         self._usable()
         self._cluster.step("committed")
@@ -818,6 +826,17 @@ class MemoryConsumer:
                 break
         return Polled(fetched, ends, out_of_range)
 
+    def _begin(self, partition: TopicPartition) -> bool:
+        """Place a partition that was just assigned where the group is in it, if that is known by now."""
+        position = self._positions[partition]
+        if position.offset is None:
+            group = self._group()
+            if self._cluster.unstable(group, partition):
+                return False
+            start = BEGINNING if self._settings.offset_reset == "earliest" else END
+            position.offset = group.offsets.get(partition, start)
+        return True
+
     def _locate(self, partition: TopicPartition) -> _Log | None:
         """The partition's log, with the position in it known as far as it can be."""
         position = self._positions[partition]
@@ -828,11 +847,9 @@ class MemoryConsumer:
         if log is None:
             return None
         reset: OffsetReset = self._settings.offset_reset
-        if position.offset is None:
-            group = self._group()
-            if self._cluster.unstable(group, partition):
-                return log
-            position.offset = group.offsets.get(partition, BEGINNING if reset == "earliest" else END)
+        if not self._begin(partition):
+            return log
+        assert position.offset is not None
         if (
             position.offset >= 0
             and not log.start <= position.offset <= log.next_offset

@@ -5,6 +5,11 @@ A task's database is one folder, ``<folder>/<store>/<partition>``. Each store is
 ``write`` one step: it is given to the operating system before ``write`` returns and to the disk some time
 later. RocksDB syncs the log before it relies on anything that was flushed, so that a machine that dies takes
 the end of the history with it and never the middle.
+
+What RocksDB does not notice is a MANIFEST whose end is broken: it takes it for an earlier one, leaves out the
+tables and column families that only the lost part names, and puts newer log files on top. So a database is
+taken for damaged when there are tables that it does not know after opening, or when a column family is
+missing that it once had, as the metadata tells.
 """
 
 from __future__ import annotations
@@ -13,9 +18,11 @@ import os
 import shutil
 import time
 from contextlib import suppress
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 from rocksdict import (
     BlockBasedOptions,
     Cache,
@@ -32,7 +39,6 @@ from streams.events import Event, get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from rocksdict import ColumnFamily
 
@@ -45,6 +51,12 @@ MIB = 1024 * 1024
 
 _PREFIX = "store."
 """Keeps stores apart from RocksDB's own ``default``, which is a legal name for a store."""
+
+_COLUMNS_KEY = b"\0columns"
+"""In the default column family, which column family each store has; no metadata of others begins so."""
+
+_TABLE_MAGIC = 0x88E241B785F4CFF7.to_bytes(8, "little")
+"""What a table ends with once it is whole (RocksDB's block-based format)."""
 
 log = get_logger()
 
@@ -185,24 +197,43 @@ class RocksStore:
 class RocksDatabase:
     """One task's column families, opened together. Raises ``_Damaged`` where an empty folder would do."""
 
-    def __init__(self, folder: Path, stores: Sequence[str], options: Options) -> None:
+    def __init__(self, folder: Path, stores: Sequence[str], options: Options, at_rest: Options) -> None:
+        """``at_rest`` are the same options, without compactions."""
         self.folder = folder
         self._options = options
         self._stores: dict[str, RocksStore] = {}
         self._handles: dict[str, ColumnFamily] = {}
         self._database: Rdict | None = None
+        self._columns: dict[str, str] = {}
+        """The column family of each store, those included that this program does not have."""
         path = str(folder)
-        columns = [_PREFIX + store for store in stores]
+        listed: set[str] = set()
         # Listing takes no lock, so its errors prove nothing: opening will meet them again, under the lock.
         with suppress(Exception):
-            columns += Rdict.list_cf(path)
+            listed = {*Rdict.list_cf(path)}
+        columns = {*listed, *(_PREFIX + store for store in stores)}
         try:
-            self._database = Rdict(path, options, dict.fromkeys(columns, options))
+            tables = _tables(folder)
+            # A compaction would delete tables that were known before they can be looked for.
+            chosen = at_rest if tables else options
+            self._database = Rdict(path, chosen, dict.fromkeys(columns, chosen))
+            self._columns = _columns(self._database)
+            _check_whole(self._database, tables, listed, self._columns)
             for store in stores:
-                self._use(store, self._database.get_column_family(_PREFIX + store))
+                self._use(store)
+            stale = {column for column in listed if self._columns.get(_store_of(column), column) != column}
+            for column in stale:
+                self._database.drop_column_family(column)
+            if tables:
+                for column in columns - stale:
+                    self._database.get_column_family(column).set_options(
+                        {"disable_auto_compactions": "false"}
+                    )
             _metadata(self._database)
         except Exception as error:
             self.close()
+            if isinstance(error, _Damaged):
+                raise
             if _is_damage(str(error)):
                 raise _Damaged(str(error)) from error
             raise _explained(f"cannot open the state in {folder}", folder, error) from error
@@ -217,7 +248,8 @@ class RocksDatabase:
         if store is not None:
             return store
         try:
-            return self._use(name, database.create_column_family(_PREFIX + name, self._options))
+            database.create_column_family(_PREFIX + name, self._options)
+            return self._use(name)
         except Exception as error:
             raise _explained(f"cannot make store {name} in {self.folder}", self.folder, error) from error
 
@@ -260,9 +292,13 @@ class RocksDatabase:
         database = self._opened()
         self.store(name)
         try:
+            old = self._columns[name]
+            new = _successor(name, old)
+            # Of another name, so that one can never be taken for the other.
+            database.create_column_family(new, self._options)
+            self._use(name, new)
             # What is left of it while a reader is busy goes with the reader.
-            database.drop_column_family(_PREFIX + name)
-            self._use(name, database.create_column_family(_PREFIX + name, self._options))
+            database.drop_column_family(old)
         except Exception as error:
             raise _explained(f"cannot empty store {name} in {self.folder}", self.folder, error) from error
 
@@ -280,13 +316,21 @@ class RocksDatabase:
             with suppress(OSError):
                 os.utime(self.folder)
 
-    def _use(self, name: str, column: Rdict) -> RocksStore:
-        self._handles[name] = self._opened().get_column_family_handle(_PREFIX + name)
+    def _use(self, name: str, column: str | None = None) -> RocksStore:
+        """Let a store have a column family, that it has already or its first one if none is named."""
+        database = self._opened()
+        column = column or self._columns.get(name, _PREFIX + name)
+        if self._columns.get(name) != column:
+            columns = self._columns | {name: column}
+            database[_COLUMNS_KEY] = msgspec.json.encode(columns)
+            self._columns = columns
+        self._handles[name] = database.get_column_family_handle(column)
+        opened = database.get_column_family(column)
         store = self._stores.get(name)
         if store is None:
-            store = self._stores[name] = RocksStore(name, self.folder, column)
+            store = self._stores[name] = RocksStore(name, self.folder, opened)
         else:
-            store.replace(column)
+            store.replace(opened)
         return store
 
     def _opened(self) -> Rdict:
@@ -306,7 +350,13 @@ class RocksDatabases:
     def __init__(self, folder: Path, memory_bytes: int) -> None:
         self._folder = folder
         self._cache = Cache(memory_bytes)
-        self._options = _options(memory_bytes, self._cache)
+        # Never stall for memory: rocksdict holds the interpreter's lock while it writes.
+        buffers = WriteBufferManager.new_write_buffer_manager_with_cache(
+            memory_bytes // 2, False, self._cache
+        )
+        self._options = _options(memory_bytes, self._cache, buffers)
+        self._at_rest = _options(memory_bytes, self._cache, buffers)
+        self._at_rest.set_disable_auto_compactions(True)
         self._databases: dict[Path, RocksDatabase] = {}
 
     def open(self, stores: Sequence[str], partition: int) -> RocksDatabase:
@@ -322,7 +372,7 @@ class RocksDatabases:
             )
         damage = None
         try:
-            database = RocksDatabase(place, stores, self._options)
+            database = RocksDatabase(place, stores, self._options, self._at_rest)
         except _Damaged as error:
             damage = str(error)
         if damage is not None:
@@ -336,7 +386,7 @@ class RocksDatabases:
                     moved_to=str(aside),
                     error=damage,
                 )
-                database = RocksDatabase(place, stores, self._options)
+                database = RocksDatabase(place, stores, self._options, self._at_rest)
             except (OSError, _Damaged) as error:
                 raise _explained(f"cannot replace the damaged state in {place}", place, error) from error
         self._databases[place] = database
@@ -385,16 +435,13 @@ class _Damaged(Exception):
     """The files are there and are no database."""
 
 
-def _options(memory_bytes: int, cache: Cache) -> Options:
+def _options(memory_bytes: int, cache: Cache, buffers: WriteBufferManager) -> Options:
     """One set for all databases and column families, so that they share memory and threads."""
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.create_missing_column_families(True)
 
-    # Never stall for memory: rocksdict holds the interpreter's lock while it writes.
-    options.set_write_buffer_manager(
-        WriteBufferManager.new_write_buffer_manager_with_cache(memory_bytes // 2, False, cache)
-    )
+    options.set_write_buffer_manager(buffers)
     options.set_write_buffer_size(min(max(memory_bytes // 8, MIB), 32 * MIB))
     options.set_max_write_buffer_number(4)
     # The default is an eighth of the write buffer, taken by each column family with its first entry.
@@ -430,6 +477,48 @@ def _is_damage(message: str) -> bool:
     return "Corruption" in message or "No such file or directory" in message
 
 
+def _tables(folder: Path) -> set[str]:
+    """The names of the tables that are whole; others were being written when the process was killed."""
+    whole = set()
+    for path in folder.glob("*.sst"):
+        with path.open("rb") as table:
+            table.seek(0, os.SEEK_END)
+            table.seek(max(0, table.tell() - len(_TABLE_MAGIC)))
+            if table.read() == _TABLE_MAGIC:
+                whole.add(path.name)
+    return whole
+
+
+def _columns(database: Rdict) -> dict[str, str]:
+    found: Any = database.get(_COLUMNS_KEY)
+    return {} if found is None else msgspec.json.decode(found, type=dict[str, str])
+
+
+def _check_whole(database: Rdict, tables: set[str], listed: set[str], columns: Mapping[str, str]) -> None:
+    """Raise ``_Damaged`` where a part of the MANIFEST is lost.
+
+    A process that was killed between finishing a table and noting it looks the same. That is a matter of
+    milliseconds, and costs a restore.
+    """
+    unknown = tables - {Path(table["name"]).name for table in database.live_files()}
+    if unknown:
+        raise _Damaged(f"the MANIFEST does not name {', '.join(sorted(unknown))}")
+    missing = {*columns.values()} - listed
+    if missing:
+        raise _Damaged(f"the MANIFEST does not name column family {', '.join(sorted(missing))}")
+
+
+def _store_of(column: str) -> str:
+    """The store that a column family belongs to, by its name."""
+    return column.partition(".")[2]
+
+
+def _successor(store: str, column: str) -> str:
+    """The name of the column family that a store has after ``column``."""
+    number = int(column.partition(".")[0].removeprefix("store") or 1)
+    return f"store{number + 1}.{store}"
+
+
 def _metadata(database: Rdict) -> dict[str, bytes]:
     found = {}
     iterator = None
@@ -437,7 +526,8 @@ def _metadata(database: Rdict) -> dict[str, bytes]:
         iterator = database.iter()
         iterator.seek_to_first()
         while (key := iterator.key()) is not None:
-            found[key.decode()] = iterator.value()
+            if key != _COLUMNS_KEY:
+                found[key.decode()] = iterator.value()
             iterator.next()
         iterator.status()
     finally:

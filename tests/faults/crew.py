@@ -188,7 +188,7 @@ class Crew:
 
     def damage_disks(self, choose: random.Random) -> str:
         """Spoil the databases that no worker has open, each in the same way; which one is returned."""
-        how = choose.choice(["manifest cut", "table flipped", "log cut"])
+        how = choose.choice(["manifest cut", "manifest flipped", "table flipped", "log cut"])
         for place in self.databases():
             self._checkpoints.pop(place, None)
             if how == "manifest cut":
@@ -198,7 +198,7 @@ class Crew:
                 for path in place.glob("*.log"):
                     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
             else:
-                for path in place.glob("*.sst"):
+                for path in place.glob("*.sst" if how == "table flipped" else "MANIFEST-*"):
                     content = bytearray(path.read_bytes())
                     content[choose.randrange(len(content))] ^= 0xFF
                     path.write_bytes(content)
@@ -272,6 +272,9 @@ def _checkpoints_of(place: Path) -> dict[str, int] | None:
         database = Rdict(str(place), Options(raw_mode=True), access_type=AccessType.read_only())
         try:
             for name, value in database.items():
+                if name == b"\0columns":
+                    # The database's own.
+                    continue
                 assert isinstance(name, bytes)
                 assert isinstance(value, bytes)
                 found[name.decode()] = msgspec.json.decode(value, type=SavedCheckpoint).offset

@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from streams.errors import StateError
 from streams.events import Event
 from streams.state.rocksdb import RocksDatabases
 from streams.state.store import Changes
+from tests.conftest import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -220,6 +222,114 @@ def test_a_cut_manifest_never_leaves_metadata_that_says_more_than_the_stores_hav
 def get_each(store: Store) -> None:
     for value in range(COUNT):
         store.get(number(value))
+
+
+def flushed_many_times(folder: Path, place: Path) -> dict[str, dict[bytes, bytes]]:
+    """Leave a database at ``place`` as a killed process does, after many flushes; what it holds."""
+    databases = RocksDatabases(folder, 4 * MIB)
+    database = databases.open(["first", "second", "third"], 0)
+    generator = random.Random(7)
+    expected: dict[str, dict[bytes, bytes]] = {"first": {}, "second": {}, "third": {}}
+    for step in range(60):
+        for name in ("first", "second"):
+            entries = {number(generator.randrange(COUNT)): generator.randbytes(400) for _ in range(100)}
+            database.write({name: Changes(entries)}, {"offset": number(step)})
+            expected[name] |= entries
+        if step == 40:
+            # Emptied and filled again, a store has another column family.
+            database.drop("second")
+            database.write({"third": Changes({b"key": b"value"})}, {})
+            expected["second"], expected["third"] = {}, {b"key": b"value"}
+    # A copy made while tables are written or deleted would be another thing than a killed process leaves.
+    wait_until(lambda: at_rest(folder / "first" / "0"), 30, what="compactions are over")
+    shutil.copytree(folder / "first" / "0", place)
+    databases.close()
+    assert len(list(place.glob("*.sst"))) > 3
+    return expected
+
+
+def at_rest(place: Path) -> bool:
+    def listing() -> set[tuple[str, int]]:
+        return {(path.name, path.stat().st_size) for path in place.glob("*[0-9]*")}
+
+    try:
+        before = listing()
+        time.sleep(0.5)
+        return listing() == before
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped"])
+def test_a_broken_manifest_is_never_taken_for_a_whole_one(tmp_path: Path, how: str) -> None:
+    expected = flushed_many_times(tmp_path / "before", tmp_path / "killed")
+    (manifest,) = (tmp_path / "killed").glob("MANIFEST-*")
+    whole = manifest.read_bytes()
+    opened = set_aside = 0
+    for at in [*range(0, len(whole), 11), len(whole)]:
+        folder = tmp_path / str(at)
+        place = folder / "first" / "0"
+        shutil.copytree(tmp_path / "killed", place)
+        rest = b"" if how == "cut" else bytes(255 - byte for byte in whole[at : at + 1]) + whole[at + 1 :]
+        (place / manifest.name).write_bytes(whole[:at] + rest)
+        databases = RocksDatabases(folder, BUDGET)
+        database = databases.open(["first", "second", "third"], 0)
+        found = {name: dict(database.store(name).scan()) for name in expected}
+        if database.metadata():
+            assert found == expected
+            opened += 1
+        else:
+            assert found == {"first": {}, "second": {}, "third": {}}
+            assert place.with_name("0.damaged-1").exists()
+            set_aside += 1
+        databases.close()
+        shutil.rmtree(folder)
+    assert opened > 0
+    assert set_aside > opened
+
+
+def test_a_database_whose_first_manifest_is_lost_is_not_half_empty(tmp_path: Path) -> None:
+    """All of it is in the log file yet, which names column families by numbers."""
+    databases = RocksDatabases(tmp_path, BUDGET)
+    database = databases.open(["first", "second"], 0)
+    database.write({"first": Changes({b"key": b"value"})}, {"offset": b"7"})
+    shutil.copytree(tmp_path / "first" / "0", tmp_path / "killed")
+    databases.close()
+    (manifest,) = (tmp_path / "killed").glob("MANIFEST-*")
+    whole = manifest.read_bytes()
+    for length in range(len(whole) + 1):
+        folder = tmp_path / str(length)
+        place = folder / "first" / "0"
+        shutil.copytree(tmp_path / "killed", place)
+        (place / manifest.name).write_bytes(whole[:length])
+        databases = RocksDatabases(folder, BUDGET)
+        database = databases.open(["first", "second"], 0)
+        kept = database.metadata(), dict(database.store("first").scan())
+        databases.close()
+        assert kept in [({"offset": b"7"}, {b"key": b"value"}), ({}, {})], length
+        shutil.rmtree(folder)
+
+
+def test_a_table_that_was_being_written_is_no_damage(place: Path, databases: RocksDatabases) -> None:
+    table = next(place.glob("*.sst")).read_bytes()
+    (place / "999999.sst").write_bytes(table[: len(table) // 2])
+    database = databases.open(["first", "second"], 0)
+    assert database.metadata() == {"offset": b"7"}
+    assert len(dict(database.store("first").scan())) == COUNT
+
+
+def test_compactions_go_on_after_a_restart(tmp_path: Path) -> None:
+    for step in range(12):
+        databases = RocksDatabases(tmp_path, BUDGET)
+        database = databases.open(["first"], 0)
+        entries = {number(value): random.Random(step).randbytes(50) for value in range(COUNT)}
+        database.write({"first": Changes(entries)}, {})
+        databases.close()
+    databases = RocksDatabases(tmp_path, BUDGET)
+    databases.open(["first"], 0)
+    place = tmp_path / "first" / "0"
+    wait_until(lambda: len(list(place.glob("*.sst"))) < 8, 10, what="tables are made fewer")
+    databases.close()
 
 
 @pytest.mark.parametrize(
