@@ -38,7 +38,7 @@ demo: $(STAMP)
 	@$(BIN)/python -m apps.log_analysis.demo $(LOG) $(if $(LINES),--lines $(LINES))
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

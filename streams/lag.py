@@ -9,7 +9,7 @@ from streams.records import TopicPartition
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from streams.broker import Admin
+    from streams.broker import Admin, Isolation
 
 
 class PartitionLag(NamedTuple):
@@ -26,8 +26,16 @@ class PartitionLag(NamedTuple):
         return self.end - max(self.beginning, self.committed or 0)
 
 
-def measure_lag(admin: Admin, group: str, topics: Collection[str] | None = None) -> list[PartitionLag]:
+def measure_lag(
+    admin: Admin,
+    group: str,
+    topics: Collection[str] | None = None,
+    isolation: Isolation = "read_committed",
+) -> list[PartitionLag]:
     """The lag of a group on every partition of ``topics``, or of the topics it has committed offsets for.
+
+    A transaction's offsets are there a moment before its records can be read. Who asks whether a group is
+    through with its own topics as well counts those already: ``isolation`` "read_uncommitted".
 
     Raises ``BrokerUnreachable``; topics that do not exist are left out.
     """
@@ -39,7 +47,7 @@ def measure_lag(admin: Admin, group: str, topics: Collection[str] | None = None)
         for topic in sorted(wanted & existing.keys())
         for number in range(existing[topic].partitions)
     ]
-    ends, beginnings = admin.end_offsets(partitions), admin.beginning_offsets(partitions)
+    ends, beginnings = admin.end_offsets(partitions, isolation), admin.beginning_offsets(partitions)
     return [
         PartitionLag(partition, committed.get(partition), beginnings[partition], ends[partition])
         for partition in partitions

@@ -271,7 +271,7 @@ def _wait_until_consumed(broker: KafkaBroker, lines: int, description: str) -> N
         left = -1
         while left:
             time.sleep(0.1)
-            lags = measure_lag(admin, app.name, [LINES, *internal])
+            lags = measure_lag(admin, app.name, [LINES, *internal], "read_uncommitted")
             now, before, left = time.monotonic(), left, sum(item.lag for item in lags)
             if left != before:
                 moved = now

@@ -125,8 +125,9 @@ class Consumer(Protocol):
     def positions(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         """Where the next poll would read assigned partitions; asks nobody.
 
-        At first that is the committed offset, or ``BEGINNING`` or ``END`` where there is none. Left out are
-        those of which the broker cannot tell yet, e.g. as an open transaction may still commit their offsets.
+        At first that is the committed offset; where there is none, ``BEGINNING`` or ``END`` or where that is.
+        Left out are those of which the broker cannot tell yet, e.g. as an open transaction may still commit
+        their offsets.
         """
 
     def committed(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:

@@ -88,11 +88,14 @@ SEEK_SECONDS: Final = 5.0
 COMMITTED_SECONDS: Final = 0.5
 """How long an assignment may wait for the group's committed offsets; after that, other partitions go on."""
 
-ASK_SECONDS: Final = 0.1, 1.0
-"""How long a poll may wait for them, the first time and when that was too short again and again."""
+ASK_SECONDS: Final = 0.1, 2.0
+"""How long a poll may wait for them at first, and at last when that was always too short."""
 
-ASK_SHARE: Final = 5
-"""The time between two such polls, as a multiple: the other partitions are to go on meanwhile."""
+ASK_GROWTH: Final = 1.25
+"""Slow: what is waited for is mostly the end of a killed member's transaction, and not a slow broker."""
+
+ASK_PAUSE: Final = 2
+"""The time until a poll asks again, as a multiple: the other partitions are to go on meanwhile."""
 
 MISSING_TOPIC_SECONDS: Final = 5.0
 """How long a topic that was found missing is not asked for again."""
@@ -773,7 +776,7 @@ class KafkaConsumer:
         starts = self._starts(client, places, COMMITTED_SECONDS)
         if starts is None:
             self._unplaced |= set(places)
-            self._ask_at = time.monotonic() + ASK_SHARE * self._ask_seconds
+            self._ask_at = time.monotonic() + ASK_PAUSE * self._ask_seconds
             return
         self._reached |= starts
         for partition, place in zip(partitions, places, strict=True):
@@ -802,8 +805,8 @@ class KafkaConsumer:
             return
         starts = self._starts(self._client, self._unplaced, self._ask_seconds)
         if starts is None:
-            self._ask_seconds = min(ASK_SECONDS[1], 2 * self._ask_seconds)
-            self._ask_at = time.monotonic() + ASK_SHARE * self._ask_seconds
+            self._ask_at = time.monotonic() + ASK_PAUSE * self._ask_seconds
+            self._ask_seconds = min(ASK_SECONDS[1], ASK_GROWTH * self._ask_seconds)
             return
         self._ask_seconds = ASK_SECONDS[0]
         self.seek(starts)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -409,6 +410,65 @@ class TestGroup:
         second = Reader(clients.consumer()).subscribe(topic)
         poll_until(lambda: len(second.values) >= 6, second)
         assert second.values == numbered(4, 10)
+
+    def test_positions_are_known_before_anything_is_read(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        write(clients.producer(), rows(topic, numbered(0, 10)))
+        first = Reader(clients.consumer())
+        first.pauses = {place}
+        assert first.consumer.positions([place]) == {}
+        first.subscribe(topic)
+        poll_until(lambda: first.holds(place), first)
+        assert first.consumer.positions([place])[place] in (BEGINNING, 0)
+        first.consumer.commit({place: 4})
+        first.consumer.close()
+        second = Reader(clients.consumer())
+        second.pauses = {place}
+        second.subscribe(topic)
+        poll_until(lambda: second.holds(place), second)
+        assert second.consumer.positions([place, TopicPartition(topic, 1)]) == {place: 4}
+        second.consumer.resume([place])
+        poll_until(lambda: len(second.values) >= 6, second)
+        assert second.consumer.positions([place]) == {place: 10}
+        second.consumer.seek({place: 7})
+        assert second.consumer.positions([place]) == {place: 7}
+
+    def test_who_keeps_a_partition_misses_nothing_and_gets_nothing_twice(self, clients):
+        """Others come and go; records are waiting all the time, so that each time some are on their way."""
+
+        class Keeper(Reader):
+            def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+                super().revoked(partitions)
+                for place in partitions:
+                    self.next_offsets.pop(place, None)
+
+            def poll(self) -> None:
+                before, have = dict(self.next_offsets), len(self.fetched)
+                super().poll()
+                for fetched in self.fetched[have:]:
+                    place = TopicPartition(fetched.topic, fetched.partition)
+                    # Nothing is committed: who gets a partition begins at its beginning.
+                    expected = before.get(place, 0) if place in self.next_offsets else 0
+                    if place in before and fetched.offsets()[0] == 0:
+                        # Taken away and given back within the poll.
+                        expected = 0
+                    assert fetched.offsets() == list(range(expected, expected + len(fetched))), place
+
+        def alone_again(keeper: Reader, wanted: int) -> bool:
+            return len(keeper.consumer.assignment()) == 4 and len(keeper.values) >= wanted
+
+        topic = clients.topic(partitions=4)
+        producer = clients.producer()
+        for partition in range(4):
+            write(producer, rows(topic, numbered(0, 3_000), partition=partition))
+        keeper = Keeper(clients.consumer(), max_records=20).subscribe(topic)
+        poll_until(lambda: len(keeper.consumer.assignment()) == 4, keeper)
+        for _ in range(3):
+            guest = Keeper(clients.consumer(), max_records=20).subscribe(topic)
+            poll_until(partial(bool, guest.values), keeper, guest)
+            guest.consumer.close()
+            poll_until(partial(alone_again, keeper, len(keeper.values) + 100), keeper)
 
     def test_a_group_that_committed_nothing_has_no_offsets(self, clients):
         assert clients.admin.committed_offsets(clients.name("nobody")) == {}
@@ -915,6 +975,7 @@ class TestTransactions:
         poll_until(lambda: second.holds(place), second)
         for _ in range(5):
             second.poll()
+        assert second.consumer.positions([place]) == {}
         producer.commit(PATIENCE)
         write(plain, rows(source, numbered(3, 4)))
         poll_until(lambda: bool(second.values), second)

@@ -180,13 +180,12 @@ class Count(Copy):
 
     def lag(self) -> int:
         try:
-            lag = measure_lag(self._admin, self.group, self.consumed())
-            ends = self._admin.end_offsets([item.partition for item in lag], "read_uncommitted")
+            return sum(
+                item.lag for item in measure_lag(self._admin, self.group, self.consumed(), "read_uncommitted")
+            )
         except Retriable:
             # A topic that the app has just made has no leader yet.
             return 1
-        # Offsets are committed a moment before the records of the same transaction can be read.
-        return sum(item.lag for item in lag) or sum(ends[item.partition] - item.end for item in lag)
 
     def consumed(self) -> list[str]:
         internal = f"{self.group}-counts-repartition"
