@@ -192,7 +192,8 @@ def classify(error: KafkaError, doing: str, *rights: Right, principal: str | Non
         return NotAuthorized(message, missing or [usual], principal=principal)
     if code in _STALE_MEMBER:
         return TransactionAborted(message)
-    if doing.startswith(_PRODUCER) and (code in _FENCED or error.fatal()):
+    # Once fenced, a producer refuses each further row with _FATAL, which does not say that it is fatal.
+    if doing.startswith(_PRODUCER) and (code in _FENCED or code == KafkaError._FATAL or error.fatal()):  # noqa: SLF001 - as above
         return OutcomeUnknown(message)
     if error.fatal():
         return FatalBrokerError(message)

@@ -902,6 +902,20 @@ class TestTransactions:
         with pytest.raises(OutcomeUnknown):
             transaction()
 
+    def test_a_producer_fenced_in_the_middle_of_writing_is_told_so(self, clients):
+        first, second = clients.topic("first"), clients.topic("second")
+        older = clients.transactional_producer("same")
+        older.begin()
+        write(older, rows(first, [b"older"]))
+        clients.transactional_producer("same")
+
+        def go_on() -> bool:
+            older.produce(rows(second, [b"older"]))
+            return False
+
+        with pytest.raises(OutcomeUnknown):
+            wait_until(go_on)
+
     def test_a_member_that_left_cannot_commit_offsets_in_a_transaction(self, clients):
         source, sink = clients.topic("source"), clients.topic("sink")
         place = TopicPartition(source, 0)
