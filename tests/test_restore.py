@@ -572,7 +572,8 @@ def test_a_state_folder_that_was_deleted_is_filled_again(tmp_path: Path):
     assert max(site.read("counts")) == 15
 
 
-def test_a_table_is_restored_to_the_committed_offset_though_its_topic_goes_on():
+def site_of_a_table() -> tuple[Site, StoreDefinition]:
+    """Three prices in the table's topic, at the offsets 0 to 2."""
     app = App("app")
     app.table("prices", key=Text(), value=Json(int)).to_stream().to("out")
     (table,) = app.topology.subtopologies[0].stores
@@ -581,6 +582,11 @@ def test_a_table_is_restored_to_the_committed_offset_though_its_topic_goes_on():
     producer = site.broker.producer()
     producer.produce(Output("prices", [b"a", b"b", b"c"], [b"1", b"2", b"3"], [0, 0, 0]))
     producer.flush(1)
+    return site, table
+
+
+def test_a_table_is_restored_to_the_committed_offset_though_its_topic_goes_on():
+    site, table = site_of_a_table()
     site.restorer.add(TASK, [table], {"prices": 1})
     (done,) = site.restore()
     assert [key for key, _ in done.database.store("prices").scan()] == [b"a"]
@@ -589,14 +595,7 @@ def test_a_table_is_restored_to_the_committed_offset_though_its_topic_goes_on():
 
 def test_the_end_of_a_tables_topic_moves_no_checkpoint_past_what_was_restored(monkeypatch):
     """A worker that stops before it has processed the rest would leave it out the next time."""
-    app = App("app")
-    app.table("prices", key=Text(), value=Json(int)).to_stream().to("out")
-    (table,) = app.topology.subtopologies[0].stores
-    site = Site()
-    site.admin.create_topics([NewTopic(name="prices", partitions=1)])
-    producer = site.broker.producer()
-    producer.produce(Output("prices", [b"a", b"b", b"c"], [b"1", b"2", b"3"], [0, 0, 0]))
-    producer.flush(1)
+    site, table = site_of_a_table()
     make = site.broker.consumer
 
     def consumer(settings: GroupSettings) -> Any:

@@ -437,7 +437,6 @@ class KafkaConsumer:
     def __init__(self, settings: Settings, access: _Access, *, cooperative: bool, start: int) -> None:
         self._access = access
         self._group: str = settings["group.id"]
-        self._tells = settings["auto.offset.reset"] == "error"
         self._start = start
         """Where partitions without a committed offset begin."""
         self._displaced: dict[TopicPartition, int] = {}

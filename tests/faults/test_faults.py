@@ -28,7 +28,7 @@ def cluster(tmp_path_factory):
             ("worker killed", "worker killed and its disk damaged", "rebalance during a restore"),
         ),
         ("exactly_once", "classic", ("transaction coordinator killed during a commit",)),
-        ("at_least_once", "consumer", ("worker killed",)),
+        ("at_least_once", "consumer", ("worker killed", "worker stopped")),
     ],
 )
 def test_results_are_right_whatever_happened(cluster, tmp_path, guarantee, protocol, faults):
