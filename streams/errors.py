@@ -14,6 +14,7 @@ Each class is named by what it means to the caller; ``exit_code`` is what the co
     │   ├── TransactionAborted        3   the transaction cannot commit: abort, rewind, go on
     │   ├── OutcomeUnknown            3   committed or not? new producer, read back, rewind
     │   ├── RecordRefused             3   one record can never be written (too large, …)
+    │   │   └── TopicMissing          3   … as its topic does not exist
     │   └── FatalBrokerError          3   this client can do nothing any more
     │       └── AccessDenied         10   the cluster does not let this client in, or not do what it must
     │           ├── NotAuthenticated 10   no connection: a password, token or certificate does not fit
@@ -105,6 +106,18 @@ class RecordRefused(BrokerError):
     def __init__(self, message: str, *, position: int, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.position = position
+
+
+class TopicMissing(RecordRefused):
+    """The topic that these records are for does not exist."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(
+            f"topic {topic!r} does not exist",
+            position=0,
+            hint=f"create it, e.g. with: streams topics create {topic} --partitions 4",
+        )
+        self.topic = topic
 
 
 class FatalBrokerError(BrokerError):

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar, cast
 
 from streams.broker import GroupSettings
 from streams.errors import (
@@ -22,6 +22,7 @@ from streams.errors import (
     Retriable,
     StreamsError,
     TopicError,
+    TopicMissing,
     TransactionAborted,
 )
 from streams.events import Event, get_logger
@@ -77,6 +78,9 @@ TIDY_SECONDS = 1.0
 
 IDLE_SECONDS = 0.25
 """How often stream time is moved on where nothing comes."""
+
+MISSING_PAUSE = 0.5
+"""How long to wait for a topic that is missing before its records are processed again."""
 
 TOPICS_SECONDS = 15.0
 """So long after partitions were last taken away, it is looked whether their topics still exist, twice.
@@ -261,11 +265,14 @@ class Worker:
         self._look_at_topics = float("inf")
         """When, on the clock."""
         self._missing_topics: set[str] = set()
+        self._missing_outputs: dict[str, float] = {}
+        """Since when topics of the app's own have been missing as they were to be written to."""
         self._topology = topology
         self._broker = broker
         self._guarantee = guarantee
         self._settings = settings
         self._application = application
+        self._own_topics = {*topology.output_topics, self.dead_letter_topic}
         self._clock = clock
         self.stopwatch = clock
         self._log = get_logger()
@@ -739,10 +746,24 @@ class Worker:
                     try:
                         self._guarantee.write(output if at == 0 else _rest(output, at))
                     except RecordRefused as error:
+                        if isinstance(error, TopicMissing) and error.topic in self._own_topics:
+                            self._bear_missing(error)
                         refuse(at + error.position, error)
                         at += error.position + 1
                     else:
                         break
+
+    def _bear_missing(self, error: TopicMissing) -> NoReturn:
+        """Give up the transaction for a topic of the app's own, or, when it stays away, the worker."""
+        now = self._clock()
+        if now - self._missing_outputs.setdefault(error.topic, now) > TOPICS_SECONDS:
+            raise TopicError(
+                f"topic {error.topic} does not exist any more",
+                hint="make it anew and start again: nothing was committed whose results could not be written",
+            ) from error
+        # A broker that has just started may not know all topics yet.
+        self._pause(MISSING_PAUSE)
+        raise TransactionAborted(str(error)) from error
 
     def _watch_dead_letters(self, records: int, letters: Counter[str]) -> None:
         share = self._share.add(records, letters.total())
@@ -939,6 +960,7 @@ class Worker:
         else:
             self._committed |= offsets
             self._commits += 1
+            self._missing_outputs.clear()
             for task in self._tasks.values():
                 task.committed()
             self._purge(offsets)
@@ -960,8 +982,11 @@ class Worker:
             if self._must_rewind:
                 raise Interrupted
             self._write(task)
-            for output in task.take_changelog():
-                self._guarantee.write_changes(output)
+            try:
+                for output in task.take_changelog():
+                    self._guarantee.write_changes(output)
+            except TopicMissing as error:
+                self._bear_missing(error)
 
     def _offsets(self) -> dict[TopicPartition, int]:
         offsets: dict[TopicPartition, int] = {}

@@ -13,7 +13,7 @@ from streams.broker.memory import MemoryBroker
 from streams.commit import ExactlyOnce
 from streams.errors import StateError, TopicError
 from streams.events import Event
-from streams.records import Output
+from streams.records import Output, TopicPartition
 from streams.state.memory import MemoryDatabases
 from streams.topics import prepare_topics
 from streams.worker import TOPICS_SECONDS, Worker
@@ -100,6 +100,37 @@ def test_an_input_topic_that_is_deleted_ends_the_worker():
     place.admin.delete_topics(["in"])
     with pytest.raises(TopicError, match="do not exist any more: in"):
         place.rounds(worker)
+
+
+def test_an_output_topic_that_stays_away_ends_the_worker_and_nothing_is_committed_or_dead():
+    place = Place()
+    worker = place.worker()
+    place.rounds(worker)
+    place.admin.delete_topics(["counts"])
+    place.send()
+    with pytest.raises(TopicError, match="topic counts does not exist any more"):
+        place.rounds(worker)
+    assert not place.admin.committed_offsets("app")
+    assert not sum(
+        place.admin.end_offsets([TopicPartition("letters", number) for number in range(2)]).values()
+    )
+
+
+def test_an_output_topic_that_is_back_within_seconds_is_waited_for():
+    place = Place()
+    worker = place.worker()
+    place.rounds(worker)
+    place.admin.delete_topics(["counts"])
+    place.send()
+    for _ in range(5):
+        worker.run_once()
+    assert not place.admin.committed_offsets("app")
+    place.admin.create_topics([NewTopic(name="counts", partitions=2)])
+    place.rounds(worker)
+    worker.close()
+    counts = [TopicPartition("counts", number) for number in range(2)]
+    # One for each key, and a transaction's marker in each partition.
+    assert sum(place.admin.end_offsets(counts).values()) == len(KEYS) + 2
 
 
 def test_a_topic_that_is_back_within_seconds_is_no_trouble():

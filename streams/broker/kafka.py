@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar, cas
 
 from confluent_kafka import (
     OFFSET_INVALID,
-    OFFSET_STORED,
     Consumer,
     IsolationLevel,
     KafkaError,
@@ -55,6 +54,7 @@ from streams.errors import (
     Retriable,
     Right,
     TopicError,
+    TopicMissing,
     TransactionAborted,
 )
 from streams.records import Fetched, Headers, Output, Rows, TopicPartition
@@ -62,7 +62,8 @@ from streams.redaction import scrub, secrets_in
 
 if TYPE_CHECKING:
     import re
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set as AbstractSet
+    from concurrent.futures import Future
 
 Settings = dict[str, Any]
 C = TypeVar("C")
@@ -82,11 +83,25 @@ REJOIN_SECONDS: Final = 1.0
 OCCUPIED_SECONDS: Final = 120.0
 """For longer no killed member's session lasts: there is another one alive with the same instance id."""
 
+ROLL_CALL_SECONDS: Final = 8.0
+"""How often a member asks what the group's coordinator believes it to have: at least so long lies between."""
+
+ROLL_CALL_MEMBERS: Final = 80
+"""For each so many members that a group has, it is that time once more, as all of them ask."""
+
+ROLL_CALLS: Final = 3
+"""So many answers in a row must differ from what a member has. Over that time even the slowest heartbeat that
+a broker allows (``group.consumer.max.heartbeat.interval.ms``, 15 s) has told of any change."""
+
 SEEK_SECONDS: Final = 5.0
 """How long a partition that was just assigned may take until it can be positioned."""
 
 COMMITTED_SECONDS: Final = 0.5
 """How long an assignment may wait for the group's committed offsets; after that, other partitions go on."""
+
+UNPLACED: Final = END
+"""Where the client reads meanwhile, for nobody. Left to ask for itself, librdkafka 2.16 forgets to ask again
+when the group's coordinator moves, and then never gives up a partition in any later rebalance."""
 
 ASK_SECONDS: Final = 0.1, 2.0
 """How long a poll may wait for them at first, and at last when that was always too short."""
@@ -266,7 +281,8 @@ class KafkaBroker:
             chosen["heartbeat.interval.ms"] = min(3000, session // 3)
         merged = self._settings | chosen | self._consumer_settings
         start = BEGINNING if settings.offset_reset == "earliest" else END
-        return KafkaConsumer(merged, self._access, cooperative=protocol == "consumer", start=start)
+        calls = _RollCalls(settings.group, self._settings, self._access) if protocol == "consumer" else None
+        return KafkaConsumer(merged, self._access, roll_calls=calls, start=start)
 
     def producer(
         self, *, transactional_id: str | None = None, transaction_timeout: float = 10.0
@@ -434,8 +450,12 @@ class KafkaFetched:
 class KafkaConsumer:
     """See ``streams.broker.Consumer``."""
 
-    def __init__(self, settings: Settings, access: _Access, *, cooperative: bool, start: int) -> None:
+    def __init__(
+        self, settings: Settings, access: _Access, *, roll_calls: _RollCalls | None, start: int
+    ) -> None:
         self._access = access
+        self._roll_calls = roll_calls
+        """For members by KIP-848's protocol, whose assignments change one partition at a time."""
         self._group: str = settings["group.id"]
         self._start = start
         """Where partitions without a committed offset begin."""
@@ -461,7 +481,7 @@ class KafkaConsumer:
         self._occupied_since: float | None = None
         """Since when the group has refused this member, as its predecessor's session is not over."""
         self._rejoin_at = 0.0
-        self._cooperative = cooperative
+        self._cooperative = roll_calls is not None
         self._listener: RebalanceListener | None = None
         self._raised: BaseException | None = None
         self._held: set[TopicPartition] = set()
@@ -494,6 +514,8 @@ class KafkaConsumer:
             self.resume_idled()
         if self._unplaced:
             self._place_unplaced()
+        if self._roll_calls is not None and self._listener is not None:
+            self._answer_roll_call(self._roll_calls)
         out_of_range = self._settle() if self._displaced.keys() - self._told else {}
         messages, self._stash = self._stash, []
         if not messages:
@@ -554,6 +576,8 @@ class KafkaConsumer:
                 dropped.add(_place(message))
             else:
                 kept.append(message)
+                if _is_displaced(message):
+                    self._note_displaced(message)
         self._seek_again((self._shaken | dropped) & self._held)
         return kept
 
@@ -678,8 +702,21 @@ class KafkaConsumer:
                 hint="give each worker a group_instance_id of its own",
             )
         self._rejoin_at = time.monotonic() + REJOIN_SECONDS
+        self._renew()
+
+    def _answer_roll_call(self, roll_calls: _RollCalls) -> None:
+        """Leave the group and join again when its coordinator goes on believing something else."""
+        member = self._client.memberid()
+        differs = roll_calls.ask(member, self._held) if member else None
+        if differs is not None:
+            _log.warning("group %s: this member joins again: %s", self._group, differs)
+            self._renew()
+
+    def _renew(self) -> None:
+        """Be another member, which has nothing yet."""
         self._client.close()
         self._client = self._access.make(Consumer, self._settings)
+        self._reraise()
         self._subscribe()
 
     def _polled(self, messages: list[Message]) -> Polled:
@@ -777,6 +814,8 @@ class KafkaConsumer:
         if starts is None:
             self._unplaced |= set(places)
             self._ask_at = time.monotonic() + ASK_PAUSE * self._ask_seconds
+            for partition in partitions:
+                partition.offset = UNPLACED
             return
         self._reached |= starts
         for partition, place in zip(partitions, places, strict=True):
@@ -856,7 +895,7 @@ class KafkaConsumer:
         anew = dict(positions)
         if not self._cooperative:
             # The older protocol's assignment is only made as a whole.
-            anew = {place: self._reached.get(place, OFFSET_STORED) for place in self._held} | anew
+            anew = {place: self._reached.get(place, UNPLACED) for place in self._held} | anew
         stopped = anew.keys() & (self._paused | self._idled)
         self._stash = [message for message in self._stash if _place(message) not in anew]
 
@@ -951,6 +990,61 @@ class KafkaConsumer:
             raise self._means(error.args[0], doing) from error
         except RuntimeError as error:
             raise FatalBrokerError(f"{doing}: {error}") from error
+
+
+class _RollCalls:
+    """Finds out that a member has missed what its group's coordinator told it.
+
+    After a heartbeat that was not answered in time, librdkafka 2.16 goes on with ordinary ones. But the
+    coordinator has told of the change in the answer that was lost, and does not tell again until a heartbeat
+    asks for all. The member keeps partitions that others wait for, until the coordinator loses patience
+    with it, after ``poll_deadline``.
+    """
+
+    def __init__(self, group: str, settings: Settings, access: _Access) -> None:
+        self._group = group
+        self._make = partial(access.make, AdminClient, settings | {"error_cb": _LastError()})
+        self._client: AdminClient | None = None
+        self._answer: Future[Any] | None = None
+        self._held = frozenset[TopicPartition]()
+        """What the member had when the question was asked."""
+        self._ask_at = time.monotonic() + ROLL_CALL_SECONDS
+        self._differed = 0
+
+    def ask(self, member: str, held: AbstractSet[TopicPartition]) -> str | None:
+        """What the coordinator has told of a member for so long that it must have missed it. Never waits."""
+        now = time.monotonic()
+        if self._answer is None:
+            if now >= self._ask_at:
+                self._client = self._client or self._make()
+                asked = self._client.describe_consumer_groups([self._group], request_timeout=REQUEST_SECONDS)
+                self._answer, self._held = asked[self._group], frozenset(held)
+            return None
+        if not self._answer.done():
+            return None
+        answer, self._answer = self._answer, None
+        self._ask_at = now + ROLL_CALL_SECONDS
+        try:
+            members = answer.result().members
+        except KafkaException:
+            # A coordinator that cannot be asked does not assign anything either.
+            return None
+        self._ask_at += ROLL_CALL_SECONDS * (len(members) // ROLL_CALL_MEMBERS)
+        has, wanted = set[TopicPartition](), set[TopicPartition]()
+        for told in members:
+            if told.member_id == member:
+                has, wanted = (
+                    set(_placed(assignment.topic_partitions)) if assignment else set()
+                    for assignment in (told.assignment, told.target_assignment)
+                )
+        differs = has - held or held - wanted
+        self._differed = self._differed + 1 if differs and held == self._held else 0
+        if self._differed < ROLL_CALLS:
+            return None
+        self._differed = 0
+        return (
+            f"{len(differs)} partitions, {min(differs)} among them, are not where the coordinator wants them"
+        )
 
 
 class KafkaProducer:
@@ -1078,11 +1172,7 @@ class KafkaProducer:
             if found.error.code() in _FORBIDDEN:
                 raise self._means(found.error, f"producer: looking for topic {topic}", [topic])
             self._missing[topic] = now
-        raise RecordRefused(
-            f"topic {topic!r} does not exist",
-            position=0,
-            hint=f"create it, e.g. with: streams topics create {topic} --partitions 4",
-        )
+        raise TopicMissing(topic)
 
     def _refuse(self, error: KafkaError, topic: str, position: int) -> NoReturn:
         if error.code() in _REFUSED:

@@ -38,6 +38,7 @@ from streams.errors import (
     RecordRefused,
     Retriable,
     TopicError,
+    TopicMissing,
     TransactionAborted,
 )
 from streams.partitioning import partition_for
@@ -987,9 +988,7 @@ class MemoryProducer:
         """The first ``accepted`` rows of the output by partition."""
         topic = self._cluster.topics.get(output.topic)
         if topic is None:
-            raise RecordRefused(
-                f"there is no topic {output.topic}", position=0, hint="create the topic first"
-            )
+            raise TopicMissing(output.topic)
         count = len(topic.logs)
         if output.partition is not None or count == 1:
             only = TopicPartition(output.topic, output.partition or 0)

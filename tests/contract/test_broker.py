@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from streams.broker import BEGINNING, END, NewTopic, OutOfRange
-from streams.errors import BrokerError, OutcomeUnknown, RecordRefused, TransactionAborted
+from streams.errors import BrokerError, OutcomeUnknown, RecordRefused, TopicMissing, TransactionAborted
 from streams.partitioning import partition_for
 from streams.records import Output, TopicPartition
 
@@ -254,8 +254,9 @@ class TestRecords:
         assert reader.values == [b"before", b"after"]
 
     def test_rows_for_a_missing_topic_are_refused(self, clients):
-        with pytest.raises(RecordRefused) as refused:
+        with pytest.raises(TopicMissing) as refused:
             clients.producer().produce(rows(clients.name("missing"), [b"one", b"two"]))
+        assert refused.value.topic == clients.name("missing")
         assert refused.value.position == 0
 
     def test_a_refused_record_leaves_the_transaction_usable(self, clients):

@@ -57,6 +57,7 @@ BrokerFault: TypeAlias = Literal[
     "broker restarted",
     "transaction coordinator killed during a commit",
     "transaction coordinator paused during a commit",
+    "group coordinator paused as a worker joins",
 ]
 Fault: TypeAlias = WorkerFault | BrokerFault
 
@@ -435,8 +436,8 @@ class Campaign(Run):
             self._with_mood(place, fault)
         elif fault == "full producer queue":
             small = json.dumps({"queue.buffering.max.messages": 20})
-            disturbed = self._with_disturbed(place, MOOD_SECONDS, STREAMS_PRODUCER=small, FAULT_QUEUE="1")
-            self._must_have_said(disturbed, "producer queue full", fault)
+            said = "producer queue full"
+            self._with_disturbed(place, 8 * MOOD_SECONDS, until=said, STREAMS_PRODUCER=small, FAULT_QUEUE="1")
         elif fault == "clock jumps":
             for number in self.choose.sample([signal.SIGUSR1, signal.SIGUSR2], 2):
                 for member in crew.members:
@@ -451,18 +452,29 @@ class Campaign(Run):
             self._rebalance_during_restore(place)
         elif fault.startswith("transaction coordinator"):
             self._lose_coordinator(place, kill="killed" in fault)
+        elif fault.startswith("group coordinator"):
+            self._join_with_coordinator_paused()
         else:
             self._disturb_broker(fault)
 
     # --- the longer ones
 
-    def _with_disturbed(self, place: int, seconds: float, **environment: str) -> Worker:
-        """Let one worker be a disturbed one until it ends or for some time, then an ordinary one again."""
+    def _with_disturbed(self, place: int, seconds: float, until: str = "", **environment: str) -> Worker:
+        """Let one worker be a disturbed one until it ends or for some time, then an ordinary one again.
+
+        With ``until``, it has so much time to say that, which shows that it was disturbed indeed.
+        """
         crew = self.crew
         crew.stop(crew.members[place])
         disturbed = crew.replace(place, **environment)
         crew.wait_for_log(disturbed, '"partitions assigned"')
-        self.send_while(lambda: disturbed.poll() is None, seconds)
+        if until:
+            if self.send_while(lambda: until not in crew.log_of(disturbed), seconds):
+                self.keep_sending(1)
+            else:
+                self.outcome.verdict.add("fault", f"{environment}: nothing came of it in {seconds:.0f} s")
+        else:
+            self.send_while(lambda: disturbed.poll() is None, seconds)
         if disturbed.poll() is None:
             crew.stop(disturbed)
         crew.look_at_checkpoints()
@@ -471,10 +483,11 @@ class Campaign(Run):
 
     def _with_mood(self, place: int, fault: str) -> None:
         mood = {"slow": "slow", "fails": "failing", "retries": "retrying"}[fault.rsplit(maxsplit=1)[-1]]
-        if mood != "failing":
-            disturbed = self._with_disturbed(place, MOOD_SECONDS, FAULT_MOOD=mood)
-            if mood == "retrying":
-                self._must_have_said(disturbed, '"record retried"', fault)
+        if mood == "slow":
+            self._with_disturbed(place, MOOD_SECONDS, FAULT_MOOD=mood)
+            return
+        if mood == "retrying":
+            self._with_disturbed(place, 8 * MOOD_SECONDS, until='"record retried"', FAULT_MOOD=mood)
             return
         # As an orchestrator does, it is started again each time that it ends by policy ``fail``.
         for _ in range(3):
@@ -483,10 +496,6 @@ class Campaign(Run):
             if code not in (0, 4, -signal.SIGTERM):
                 self.outcome.verdict.add("L", f"a worker whose user code fails ended with {code}")
             self.outcome.events[f"user code failed: {code == 4}"] += 1
-
-    def _must_have_said(self, worker: Worker, text: str, fault: str) -> None:
-        if text not in self.crew.log_of(worker):
-            self.outcome.verdict.add("fault", f"{fault}: was injected and nothing came of it")
 
     def _redeploy(self) -> None:
         for place, old in enumerate(list(self.crew.members)):
@@ -523,7 +532,7 @@ class Campaign(Run):
                 "fault", "no worker came to the step of a commit where it was to be held"
             )
             return
-        node = self._coordinator(held)
+        node = self._leader("__transaction_state", self._transactional_id(held))
         if kill:
             node.kill()
         else:
@@ -535,14 +544,28 @@ class Campaign(Run):
         else:
             node.resume()
 
-    def _coordinator(self, worker: Worker) -> Node:
-        """The node that leads the worker's part of the transaction log."""
+    def _join_with_coordinator_paused(self) -> None:
+        """A worker comes, and what the coordinator then tells the others gets lost, or comes late."""
+        another = self.crew.start()
+        self.crew.wait_for_log(another, '"worker started"')
+        self.keep_sending(self.choose.uniform(0, 1))
+        node = self._leader("__consumer_offsets", self.group)
+        node.pause()
+        # Longer than heartbeats are waited for, and sometimes long enough for another broker to take over.
+        self.keep_sending(self.choose.choice([1.6, 3, 11]))
+        node.resume()
+        self.keep_sending(1)
+        self.crew.stop(another)
+
+    def _transactional_id(self, worker: Worker) -> str:
         line = next(line for line in self.crew.log_of(worker).splitlines() if '"worker started"' in line)
-        transactional_id = f"{self.group}-{json.loads(line)['worker']}"
+        return f"{self.group}-{json.loads(line)['worker']}"
+
+    def _leader(self, topic: str, name: str) -> Node:
+        """The node that leads the part of a broker's own topic in which something of that name is noted."""
         client = AdminClient({"bootstrap.servers": self.kafka.bootstrap_servers})
-        topic = client.list_topics("__transaction_state", timeout=20).topics["__transaction_state"]
-        partition = abs(_java_hash(transactional_id)) % len(topic.partitions)
-        return self.kafka.node(topic.partitions[partition].leader)
+        partitions = client.list_topics(topic, timeout=20).topics[topic].partitions
+        return self.kafka.node(partitions[abs(_java_hash(name)) % len(partitions)].leader)
 
     def _disturb_broker(self, fault: Fault) -> None:
         node = self.kafka.node(1 + self.choose.randrange(len(self.kafka.status())))

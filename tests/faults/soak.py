@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from tests.faults.campaign import Outcome
 
 SAMPLE_SECONDS = 5.0
-WARM_UP = 0.5
-"""This part of the time is for caches and buffers to fill."""
+STATE_MEMORY_MB = 16
+"""Little, so that RocksDB's caches and buffers are full soon."""
+
+WARM_UP_MINUTES = 12.0
+"""The time for that, and for the heap to find its size; what comes after it is judged."""
 
 MOST_MB_A_MINUTE = 1.0
 MOST_NEW_THREADS = 2
@@ -56,14 +59,15 @@ def slope(times: Sequence[float], values: Sequence[float]) -> float:
 def judge(run: Run, usages: Sequence[Usage]) -> None:
     verdict = run.outcome.verdict
     for number, usage in enumerate(usages):
-        first = int(len(usage.seconds) * WARM_UP)
+        first = sum(seconds < WARM_UP_MINUTES * 60 for seconds in usage.seconds)
         minutes = [seconds / 60 for seconds in usage.seconds[first:]]
         growth = slope(minutes, usage.resident_mb[first:])
         threads = max(usage.threads[first:]) - usage.threads[first]
         files = max(usage.files[-3:]) - max(usage.files[first : first + 3])
         verdict.checked["M"] += len(minutes)
         run.report(
-            f"worker {number}: {usage.resident_mb[-1]:.0f} MB ({growth:+.2f} MB a minute), "
+            f"worker {number}: from {usage.resident_mb[first]:.0f} to {usage.resident_mb[-1]:.0f} MB "
+            f"({growth:+.2f} MB a minute), "
             f"{usage.threads[-1]} threads ({threads:+d}), {usage.files[-1]} files ({files:+d})"
         )
         if growth > MOST_MB_A_MINUTE or threads > MOST_NEW_THREADS or files > MOST_NEW_FILES:
@@ -81,12 +85,13 @@ def soak(
     *,
     report: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
-    """Undisturbed workers for so many minutes, judged like any others, and by what they use."""
-    with Run(kafka, folder, seed, name="soak", report=report) as run:
+    """Undisturbed workers, judged like any others, and by what they use in so many minutes."""
+    settings = {"STREAMS_STATE_MEMORY_MB": str(STATE_MEMORY_MB)}
+    with Run(kafka, folder, seed, name="soak", settings=settings, report=report) as run:
         run.begin(WORKERS)
         usages = [Usage() for _ in run.crew.members]
         begun = sampled = time.monotonic()
-        while (now := time.monotonic()) - begun < minutes * 60:
+        while (now := time.monotonic()) - begun < (WARM_UP_MINUTES + minutes) * 60:
             run.keep_sending(0.5)
             if now - sampled >= SAMPLE_SECONDS:
                 sampled = now
