@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import pytest
+from confluent_kafka.admin import AdminClient
 
+from streams.broker import GroupSettings, NewTopic
+from streams.broker.kafka import KafkaBroker
+from streams.localkafka import LocalKafka
+from tests.conftest import QUICK_GROUPS
 from tests.integration.test_state import FAR, check, records, restored
 from tests.integration.test_workers import held, numbered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from streams.records import TopicPartition
 
 pytestmark = pytest.mark.kafka
 
@@ -107,3 +119,53 @@ def test_an_instance_id_that_another_living_member_has_is_waited_for_and_then_re
     copy.wait_for(lambda: len(held(second)) == 4, 60, "the second takes over")
     assert second.stop() == 0
     assert copy.outputs() == Counter(numbered(0, 1_000))
+
+
+class Member:
+    """A member of a group, by the client alone."""
+
+    def __init__(self, broker: KafkaBroker) -> None:
+        self.held: set[TopicPartition] = set()
+        self.consumer = broker.consumer(GroupSettings(group="group", protocol="consumer"))
+        self.consumer.subscribe(["topic"], self)
+
+    def assigned(self, partitions: Collection[TopicPartition]) -> None:
+        self.held |= set(partitions)
+
+    def revoked(self, partitions: Collection[TopicPartition]) -> None:
+        self.held -= set(partitions)
+
+    lost = revoked
+
+
+def poll_until(condition: Callable[[], bool], members: Sequence[Member], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        for member in members:
+            member.consumer.poll(100, 0.02)
+    return condition()
+
+
+def test_a_member_that_missed_what_it_was_to_give_up_joins_again(tmp_path):
+    # The coordinator hangs for longer than a heartbeat is waited for, just when a newcomer has joined and the
+    # other member has not been told of it: what it is told then, it does not hear.
+    with LocalKafka.start(tmp_path, heap_mb=384, properties=QUICK_GROUPS) as cluster:
+        broker = KafkaBroker({"bootstrap.servers": cluster.bootstrap_servers})
+        broker.admin().create_topics([NewTopic(name="topic", partitions=8)])
+        watcher = AdminClient({"bootstrap.servers": cluster.bootstrap_servers})
+        old = Member(broker)
+        assert poll_until(lambda: len(old.held) == 8, [old], 60)
+        new = Member(broker)
+        deadline = time.monotonic() + 60
+        while len(watcher.describe_consumer_groups(["group"])["group"].result().members) < 2:
+            assert time.monotonic() < deadline
+            new.consumer.poll(1, 0)
+        node = cluster.node(1)
+        node.pause()
+        poll_until(lambda: False, [old, new], 1.6)
+        node.resume()
+        # Before its poll deadline, which is five minutes, the coordinator would do nothing.
+        assert poll_until(lambda: len(old.held) == len(new.held) == 4, [old, new], 90)
+        assert not old.held & new.held
+        for member in (old, new):
+            member.consumer.close()
