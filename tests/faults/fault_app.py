@@ -38,8 +38,7 @@ from streams import (
     retry,
     total,
 )
-from streams.broker import kafka
-from streams.broker.kafka import KafkaProducer
+from streams.broker.kafka import KafkaProducer, producer
 from streams.events import get_logger
 from tests.faults.traffic import GRACE, GROUPS, WINDOW, Article, Brand, Order, Reading
 
@@ -194,7 +193,7 @@ def at_call(text: str, number: signal.Signals) -> None:
 
 
 def count_full_queues() -> None:
-    client: Any = vars(kafka)["Producer"]
+    client: Any = vars(producer)["Producer"]
 
     class Counting(client):  # type: ignore[misc]  # a class of the C library
         full = 0
@@ -208,7 +207,7 @@ def count_full_queues() -> None:
                     get_logger().warning("producer queue full")
                 raise
 
-    vars(kafka)["Producer"] = Counting
+    vars(producer)["Producer"] = Counting
 
 
 def let_clock_jump() -> None:

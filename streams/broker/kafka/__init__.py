@@ -1,0 +1,129 @@
+"""Apache Kafka through confluent-kafka: the only package that knows that library and its error codes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from streams.broker import BEGINNING, END, GroupSettings
+from streams.broker.kafka.access import Access, Settings
+from streams.broker.kafka.admin import KafkaAdmin
+from streams.broker.kafka.consumer import KafkaConsumer
+from streams.broker.kafka.producer import KafkaProducer
+from streams.broker.kafka.roll_calls import RollCalls
+from streams.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["KafkaAdmin", "KafkaBroker", "KafkaConsumer", "KafkaProducer"]
+
+
+class KafkaBroker:
+    """A Kafka cluster. ``settings`` are librdkafka's own names and go to every client.
+
+    ``consumer`` and ``producer`` settings go to those clients only and win over what this library chooses,
+    except where correctness hangs on it: those raise ``ConfigurationError``.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        consumer: Mapping[str, Any] | None = None,
+        producer: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not settings.get("bootstrap.servers"):
+            raise ConfigurationError("no broker is named", hint="set bootstrap_servers, e.g. localhost:9092")
+        self._consumer_settings = dict(consumer or {})
+        self._producer_settings = dict(producer or {})
+        self._access = Access(settings, self._consumer_settings, self._producer_settings)
+        self._settings: Settings = {"logger": self._access, **settings}
+        _reject(
+            self._consumer_settings,
+            "consumer",
+            ("group.id", "enable.auto.commit", "group.protocol", "auto.offset.reset"),
+        )
+        _reject(self._producer_settings, "producer", ("transactional.id", "enable.idempotence"))
+
+    def consumer(self, settings: GroupSettings) -> KafkaConsumer:
+        protocol = settings.protocol
+        if protocol == "auto":
+            protocol = "consumer" if self._offers_consumer_protocol() else "classic"
+        chosen: Settings = {
+            "group.id": settings.group,
+            "group.protocol": protocol,
+            "auto.offset.reset": "error" if settings.tells_out_of_range else settings.offset_reset,
+            "isolation.level": settings.isolation,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": True,
+            "max.poll.interval.ms": int(settings.poll_deadline * 1000),
+            # The default of 1000 stops fetching for a second whenever the queue was full.
+            "fetch.queue.backoff.ms": 5,
+            # A fetch that waits for records holds up seeks, and news of a reached end, for as long.
+            "fetch.wait.max.ms": 100,
+            # What is prefetched lives in this process: bound it.
+            "queued.max.messages.kbytes": 32768,
+            "topic.metadata.refresh.interval.ms": 30000,
+            # A broker that hangs is given up after this, and its partitions are looked for elsewhere.
+            "socket.timeout.ms": 10_000,
+        }
+        if settings.instance_id is not None:
+            chosen["group.instance.id"] = settings.instance_id
+        if protocol == "consumer":
+            # Range keeps equal partition numbers of different topics together, as tasks need.
+            chosen["group.remote.assignor"] = "range"
+        else:
+            chosen["partition.assignment.strategy"] = "range"
+            session = int(min(settings.session_timeout, settings.poll_deadline) * 1000)
+            chosen["session.timeout.ms"] = session
+            chosen["heartbeat.interval.ms"] = min(3000, session // 3)
+        merged = self._settings | chosen | self._consumer_settings
+        start = BEGINNING if settings.offset_reset == "earliest" else END
+        calls = RollCalls(settings.group, self._settings, self._access) if protocol == "consumer" else None
+        return KafkaConsumer(merged, self._access, roll_calls=calls, start=start)
+
+    def producer(
+        self, *, transactional_id: str | None = None, transaction_timeout: float = 10.0
+    ) -> KafkaProducer:
+        chosen: Settings = {
+            "enable.idempotence": True,
+            # The default, CRC32, would put keys elsewhere than Java clients do, and joins would miss them.
+            "partitioner": "murmur2_random",
+            "linger.ms": 5,
+            "queue.buffering.max.messages": 500_000,
+            "queue.buffering.max.kbytes": 65536,
+            "delivery.report.only.error": True,
+            # What a broker that hangs was sent goes to another one after this, in time for the commit.
+            "socket.timeout.ms": 5_000,
+        }
+        if transactional_id is not None:
+            milliseconds = int(transaction_timeout * 1000)
+            chosen |= {
+                "transactional.id": transactional_id,
+                "transaction.timeout.ms": milliseconds,
+                # The client refuses more than the transaction has.
+                "socket.timeout.ms": min(5_000, milliseconds),
+                # A record that cannot be written in time fails the transaction, not the other way round.
+                "message.timeout.ms": milliseconds,
+            }
+        return KafkaProducer(self._settings | chosen | self._producer_settings, self._access)
+
+    def admin(self) -> KafkaAdmin:
+        return KafkaAdmin(self._settings, self._access)
+
+    def _offers_consumer_protocol(self) -> bool:
+        admin = self.admin()
+        try:
+            return "consumer" in admin.broker_setting("group.coordinator.rebalance.protocols").split(",")
+        finally:
+            admin.close()
+
+
+def _reject(settings: Mapping[str, Any], client: str, names: Iterable[str]) -> None:
+    for name in names:
+        if name in settings:
+            raise ConfigurationError(
+                f"{client} setting {name!r} is not yours to choose: commits depend on it",
+                hint="see the app's own settings (streams run --help) for what it stands for",
+            )

@@ -1,0 +1,345 @@
+"""Topics, offsets and groups of a Kafka cluster."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from confluent_kafka import (
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition as ClientPartition,
+)
+from confluent_kafka.admin import (
+    AdminClient,
+    ConfigResource,
+    NewTopic as ClientTopic,
+    OffsetSpec,
+    ResourceType,
+)
+
+from streams.broker import Isolation, NewTopic, TopicDescription
+from streams.broker.kafka.access import REQUEST_SECONDS, Access, LastError, Settings, log
+from streams.broker.kafka.errors import FORBIDDEN, TRANSIENT, UNREACHABLE
+from streams.broker.kafka.partitions import with_offsets
+from streams.errors import (
+    BrokerError,
+    BrokerUnreachable,
+    NotAuthenticated,
+    NotAuthorized,
+    Retriable,
+    Right,
+    TopicError,
+)
+from streams.records import TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+REFUSED_SECONDS: Final = 3.0
+"""How long a broker may refuse a connection, for TLS or credentials, before that is taken for its answer."""
+
+OUTDATED_SECONDS: Final = 2.0
+"""How long partitions' leaders may be unknown before a question for offsets is given up."""
+
+_LATEST: Final = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # untyped in the library
+
+_EARLIEST: Final = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # untyped in the library
+
+_OUTDATED = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError._NOENT,  # noqa: SLF001 - as above
+}
+
+
+class KafkaAdmin:
+    """See ``streams.broker.Admin``."""
+
+    def __init__(self, settings: Settings, access: Access) -> None:
+        self._access = access
+        self._errors = LastError()
+        self._servers = settings["bootstrap.servers"]
+        self._settings = settings
+        self._client = access.make(AdminClient, settings | {"error_cb": self._errors})
+        self._groups: dict[str, Consumer] = {}
+
+    def topics(self) -> dict[str, TopicDescription]:
+        return {
+            name: TopicDescription(
+                name,
+                len(topic.partitions),
+                min((len(part.replicas) for part in topic.partitions.values()), default=0),
+            )
+            for name, topic in self._metadata().topics.items()
+            if topic.error is None
+        }
+
+    def create_topics(self, topics: Collection[NewTopic]) -> set[str]:
+        wanted = [
+            ClientTopic(
+                topic.name,
+                topic.partitions,
+                -1 if topic.replication_factor is None else topic.replication_factor,
+                config=dict(topic.settings),
+            )
+            for topic in topics
+        ]
+        created = set()
+        refused = []
+        asked = self._client.create_topics(
+            wanted, operation_timeout=REQUEST_SECONDS, request_timeout=REQUEST_SECONDS
+        )
+        for name, future in asked.items():
+            try:
+                future.result()
+                created.add(name)
+            except KafkaException as error:
+                if error.args[0].code() in FORBIDDEN:
+                    refused.append(Right("CREATE", "topic", name))
+                elif error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise self._failure(error, f"creating topic {name}") from error
+        if refused:
+            raise NotAuthorized("creating topics", refused, principal=self._access.principal)
+        deadline = time.monotonic() + REQUEST_SECONDS
+        while not self._all_led(created):
+            if time.monotonic() > deadline:
+                raise TopicError(f"topics {sorted(created)} were created but have no leaders yet")
+            time.sleep(0.02)
+        return created
+
+    def delete_topics(self, names: Collection[str]) -> None:
+        if not names:
+            return
+        for name, future in self._client.delete_topics(
+            list(names), operation_timeout=REQUEST_SECONDS, request_timeout=REQUEST_SECONDS
+        ).items():
+            try:
+                future.result()
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    right = Right("DELETE", "topic", name)
+                    raise self._failure(error, f"deleting topic {name}", right) from error
+
+    def delete_records(self, offsets: Mapping[TopicPartition, int]) -> None:
+        if not offsets:
+            return
+        asked = self._client.delete_records(
+            with_offsets(offsets), operation_timeout=REQUEST_SECONDS, request_timeout=REQUEST_SECONDS
+        )
+        for place, future in asked.items():
+            try:
+                future.result()
+            except KafkaException as error:
+                doing = f"deleting records of {place.topic}-{place.partition}"
+                raise self._failure(error, doing, Right("DELETE", "topic", place.topic)) from error
+
+    def require_rights(self, rights: Mapping[str, Collection[str]]) -> None:
+        if not rights:
+            return
+        missing = []
+        asked = self._client.describe_topics(
+            TopicCollection(list(rights)), include_authorized_operations=True, request_timeout=REQUEST_SECONDS
+        )
+        for topic, future in asked.items():
+            try:
+                granted = future.result().authorized_operations
+            except KafkaException as error:
+                cause: KafkaError = error.args[0]
+                if cause.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                    granted = ()
+                elif cause.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    continue
+                else:
+                    raise self._failure(error, f"asking for rights on topic {topic}") from error
+            # A broker from before Kafka 2.3 does not tell.
+            if granted is not None:
+                names = {operation.name for operation in granted}
+                missing += [Right(wanted, "topic", topic) for wanted in rights[topic] if wanted not in names]
+        if missing:
+            raise NotAuthorized("before the group is joined", missing, principal=self._access.principal)
+
+    def settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
+        if not topics:
+            return {}
+        resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
+        found = {}
+        asked = self._client.describe_configs(resources, request_timeout=REQUEST_SECONDS)
+        for resource, future in asked.items():
+            try:
+                entries = future.result()
+            except KafkaException as error:
+                right = Right("DESCRIBE_CONFIGS", "topic", resource.name)
+                raise self._failure(error, f"settings of topic {resource.name}", right) from error
+            found[resource.name] = {name: entry.value or "" for name, entry in entries.items()}
+        return found
+
+    def end_offsets(
+        self, partitions: Collection[TopicPartition], isolation: Isolation = "read_committed"
+    ) -> dict[TopicPartition, int]:
+        return self._offsets(partitions, _LATEST, isolation)
+
+    def beginning_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        return self._offsets(partitions, _EARLIEST, "read_uncommitted")
+
+    def committed_offsets(self, group: str) -> dict[TopicPartition, int]:
+        partitions = [
+            ClientPartition(name, number)
+            for name, topic in self._metadata().topics.items()
+            if not name.startswith("__")
+            for number in topic.partitions
+        ]
+        if not partitions:
+            return {}
+        if group not in self._groups:
+            # The admin client's own request for this crashes the process while the group's coordinator is
+            # loading (librdkafka 2.16). A consumer that never joins may ask as well.
+            self._groups[group] = self._access.make(
+                Consumer,
+                self._settings
+                | {"group.id": group, "isolation.level": "read_uncommitted", "enable.auto.commit": False},
+            )
+        deadline = time.monotonic() + REQUEST_SECONDS
+        while True:
+            try:
+                found = self._groups[group].committed(partitions, timeout=REQUEST_SECONDS)
+            except KafkaException as error:
+                if error.args[0].code() not in TRANSIENT or time.monotonic() > deadline:
+                    right = Right("DESCRIBE", "group", group)
+                    raise self._failure(error, f"offsets of group {group}", right) from error
+                time.sleep(0.05)
+            else:
+                break
+        return {
+            TopicPartition(item.topic, item.partition): item.offset
+            for item in found
+            if item.error is None and item.offset >= 0
+        }
+
+    def broker_setting(self, name: str) -> str:
+        """One setting of some broker; empty where it is unknown or may not be seen."""
+        broker = next(iter(self._metadata().brokers))
+        resource = ConfigResource(ResourceType.BROKER, str(broker))
+        asked = self._client.describe_configs([resource], request_timeout=REQUEST_SECONDS)
+        try:
+            entry = asked[resource].result().get(name)
+        except KafkaException as error:
+            log.warning(
+                "broker setting %s cannot be seen (%s): the classic group protocol is used; "
+                "set group_protocol to choose",
+                name,
+                error.args[0].name(),
+            )
+            return ""
+        return entry.value or "" if entry is not None else ""
+
+    def close(self) -> None:
+        groups, self._groups = self._groups, {}
+        for client in groups.values():
+            client.close()
+
+    def _metadata(self) -> Any:
+        found = None
+        left = REQUEST_SECONDS
+        if not self._access.let_in:
+            # A client that is refused goes on trying: ask it for its reasons before all of the time is over.
+            with suppress(KafkaException):
+                found = self._client.list_topics(timeout=REFUSED_SECONDS)
+            if found is None:
+                self._raise_refusal()
+                left -= REFUSED_SECONDS
+        try:
+            found = found or self._client.list_topics(timeout=left)
+        except KafkaException as error:
+            raise self._failure(error, "asking for topics") from error
+        self._access.let_in = True
+        return found
+
+    def _all_led(self, names: set[str]) -> bool:
+        topics = self._metadata().topics
+        return all(
+            name in topics
+            and topics[name].partitions
+            and all(part.leader >= 0 for part in topics[name].partitions.values())
+            for name in names
+        )
+
+    def _offsets(
+        self, partitions: Collection[TopicPartition], spec: OffsetSpec, isolation: Isolation
+    ) -> dict[TopicPartition, int]:
+        if not partitions:
+            return {}
+        level = (
+            IsolationLevel.READ_COMMITTED
+            if isolation == "read_committed"
+            else IsolationLevel.READ_UNCOMMITTED
+        )
+        wanted = {ClientPartition(*partition): spec for partition in partitions}
+        deadline = time.monotonic() + OUTDATED_SECONDS
+        while True:
+            asked = self._client.list_offsets(wanted, isolation_level=level, request_timeout=REQUEST_SECONDS)
+            offsets: dict[TopicPartition, int] = {}
+            unknown = ""
+            for place, future in asked.items():
+                doing = f"offsets of {place.topic}-{place.partition}"
+                try:
+                    offset = future.result().offset
+                except KafkaException as error:
+                    if error.args[0].code() not in _OUTDATED:
+                        right = Right("DESCRIBE", "topic", place.topic)
+                        raise self._failure(error, doing, right) from error
+                    unknown = f"{doing}: {error.args[0].str()}"
+                else:
+                    offsets[TopicPartition(place.topic, place.partition)] = offset
+                    if offset < 0:
+                        # Where a broker does not answer in time, the client says so by this number alone.
+                        unknown = f"{doing}: no answer"
+            if not unknown:
+                return offsets
+            if time.monotonic() > deadline:
+                raise Retriable(unknown)
+            # The client goes by what it learnt before a broker restarted, for ever, unless it looks again.
+            self._metadata()
+            time.sleep(0.05)
+
+    def _raise_refusal(self) -> None:
+        """Raise ``NotAuthenticated`` if that is why nothing was heard so far."""
+        # Only here the client hands out what it has met with meanwhile.
+        self._client.poll(0)
+        if not self._errors.refusal:
+            return
+        text = self._access.scrub(self._errors.refusal)
+        hint = "are sasl.mechanism and the name and password, or the token, right? See the setting client"
+        if "SSL handshake" in text:
+            hint = (
+                "does the port speak TLS (security.protocol), and is its certificate for this name and "
+                "signed by the authority in ssl.ca.location? See the setting client"
+            )
+        raise NotAuthenticated(f"no connection to {self._servers}: {text}", hint=hint)
+
+    def _failure(self, error: KafkaException, doing: str, *rights: Right) -> BrokerError:
+        cause: KafkaError = error.args[0]
+        if cause.code() in UNREACHABLE:
+            self._client.poll(0)
+            detail = f": {self._access.scrub(self._errors.text)}" if self._errors.text else ""
+            hint = "is the address right, does a broker run there? `streams broker start` starts one here"
+            if not self._access.complete:
+                hint += "; one that asks for TLS or SASL does not answer without (setting client)"
+            return BrokerUnreachable(f"no broker answers at {self._servers} ({doing}){detail}", hint=hint)
+        if cause.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            return TopicError(f"{doing}: the topic or partition does not exist")
+        if cause.code() in (
+            KafkaError.INVALID_PARTITIONS,
+            KafkaError.INVALID_REPLICATION_FACTOR,
+            KafkaError.INVALID_CONFIG,
+            KafkaError.TOPIC_EXCEPTION,
+            KafkaError.POLICY_VIOLATION,
+        ):
+            return TopicError(f"{doing}: {cause.str()}")
+        return self._access.means(cause, doing, *rights)

@@ -1,0 +1,663 @@
+"""The consumer of a Kafka cluster: positions, rebalances, lost offsets."""
+
+from __future__ import annotations
+
+import time
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+from confluent_kafka import (
+    OFFSET_INVALID,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition as ClientPartition,
+)
+
+from streams.broker import END, OutOfRange, Polled, RebalanceListener
+from streams.broker.kafka.access import REQUEST_SECONDS, Access, LastError, Settings, log
+from streams.broker.kafka.partitions import placed, plain, with_offsets
+from streams.errors import AccessDenied, BrokerError, FatalBrokerError, NotAuthorized, Right, TopicError
+from streams.records import Fetched, Headers, Rows, TopicPartition
+
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from streams.broker.kafka.roll_calls import RollCalls
+
+REJOIN_SECONDS: Final = 1.0
+"""How often a static member asks whether its predecessor's session is over."""
+
+OCCUPIED_SECONDS: Final = 120.0
+"""For longer no killed member's session lasts: there is another one alive with the same instance id."""
+
+SEEK_SECONDS: Final = 5.0
+"""How long a partition that was just assigned may take until it can be positioned."""
+
+COMMITTED_SECONDS: Final = 0.5
+"""How long an assignment may wait for the group's committed offsets; after that, other partitions go on."""
+
+UNPLACED: Final = END
+"""Where the client reads, for nobody, while it is not known where to begin. Left to ask for committed offsets
+itself, librdkafka 2.16 forgets to ask again when the group's coordinator moves, and then never gives up a
+partition in any later rebalance."""
+
+ASK_SECONDS: Final = 0.1, 2.0
+"""How long a poll may wait for them at first, and at last when that was always too short."""
+
+ASK_GROWTH: Final = 1.25
+"""Slow: what is waited for is mostly the end of a killed member's transaction, and not a slow broker."""
+
+ASK_PAUSE: Final = 2
+"""The time until a poll asks again, as a multiple: the other partitions are to go on meanwhile."""
+
+
+class Membership(NamedTuple):
+    """A group's member, as the commit of offsets in a transaction needs to know it."""
+
+    group: str
+    metadata: object
+
+
+class KafkaFetched:
+    """``Fetched`` on the client's own messages: a column is copied out when it is asked for."""
+
+    __slots__ = ("_messages", "partition", "topic")
+
+    def __init__(self, topic: str, partition: int, messages: Sequence[Message]) -> None:
+        self.topic = topic
+        self.partition = partition
+        self._messages = messages
+
+    @property
+    def next_offset(self) -> int:
+        return cast("int", self._messages[-1].offset()) + 1
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def _at(self, rows: Rows | None) -> Sequence[Message]:
+        messages = self._messages
+        return messages if rows is None else [messages[row] for row in rows]
+
+    def keys(self, rows: Rows | None = None) -> list[bytes | None]:
+        return list(map(Message.key, self._at(rows)))
+
+    def values(self, rows: Rows | None = None) -> list[bytes | None]:
+        return list(map(Message.value, self._at(rows)))
+
+    def timestamps(self, rows: Rows | None = None) -> list[int]:
+        # A record without a time comes as type 0 with time -1 or 0.
+        return [stamp if kind else -1 for kind, stamp in map(Message.timestamp, self._at(rows))]
+
+    def offsets(self, rows: Rows | None = None) -> list[int]:
+        return cast("list[int]", list(map(Message.offset, self._at(rows))))
+
+    def headers(self, rows: Rows | None = None) -> list[Headers | None] | None:
+        headers = cast("list[Headers | None]", list(map(Message.headers, self._at(rows))))
+        return headers if any(headers) else None
+
+    def slice(self, start: int, stop: int) -> KafkaFetched:
+        return KafkaFetched(self.topic, self.partition, self._messages[start:stop])
+
+
+class KafkaConsumer:
+    """See ``streams.broker.Consumer``."""
+
+    def __init__(
+        self, settings: Settings, access: Access, *, roll_calls: RollCalls | None, start: int
+    ) -> None:
+        self._access = access
+        self._roll_calls = roll_calls
+        """For members by KIP-848's protocol, whose assignments change one partition at a time."""
+        self._group: str = settings["group.id"]
+        self._start = start
+        """Where partitions without a committed offset begin."""
+        self._displaced: dict[TopicPartition, int] = {}
+        """Partitions that the client has stopped reading: their next offset is unknown (-1) or not there."""
+        self._told: set[TopicPartition] = set()
+        """Those of them that the caller knows of, and has to seek in."""
+        self._reached: dict[TopicPartition, int] = {}
+        """Where assignments, polls and seeks have come to: the next offset, or ``BEGINNING`` or ``END``."""
+        self._unplaced: set[TopicPartition] = set()
+        """Partitions assigned while nobody could tell where the group is in them."""
+        self._shaken: set[TopicPartition] = set()
+        """Partitions held through a rebalance: the client may have dropped what it had fetched of them."""
+        self._ask_at = 0.0
+        """When the broker is to be asked again where the group is."""
+        self._ask_seconds = ASK_SECONDS[0]
+        self._rebalanced = False
+        self._subscribed: list[str] = []
+        self._instance = settings.get("group.instance.id")
+        self._settings: Settings = settings | {"error_cb": LastError()}
+        self._client = access.make(Consumer, self._settings)
+        self._names: list[str] = []
+        self._occupied_since: float | None = None
+        """Since when the group has refused this member, as its predecessor's session is not over."""
+        self._rejoin_at = 0.0
+        self._cooperative = roll_calls is not None
+        self._listener: RebalanceListener | None = None
+        self._raised: BaseException | None = None
+        self._held: set[TopicPartition] = set()
+        self._idled: set[TopicPartition] = set()
+        self._paused: set[TopicPartition] = set()
+        self._stash: list[Message] = []
+
+    def subscribe(self, topics: Collection[str | re.Pattern[str]], listener: RebalanceListener) -> None:
+        self._listener = listener
+        # librdkafka takes a name that begins with ^ for a pattern.
+        self._names = [topic if isinstance(topic, str) else f"^({topic.pattern})$" for topic in topics]
+        self._subscribed = [topic for topic in topics if isinstance(topic, str)]
+        self._subscribe()
+
+    def _subscribe(self) -> None:
+        self._call(
+            "subscribing",
+            lambda: self._client.subscribe(
+                self._names, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            ),
+        )
+
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        self._held = set(positions)
+        self._reached = dict(positions)
+        self._call("assigning", lambda: self._client.assign(with_offsets(positions)))
+
+    def poll(self, max_records: int, timeout: float) -> Polled:
+        if self._idled:
+            self.resume_idled()
+        if self._unplaced:
+            self._place_unplaced()
+        if self._roll_calls is not None and self._listener is not None:
+            self._answer_roll_call(self._roll_calls)
+        out_of_range = self._settle() if self._displaced.keys() - self._told else {}
+        messages, self._stash = self._stash, []
+        if not messages:
+            # consume() waits for all it was asked for: wait for one only, then take what is there.
+            messages = self._consume(1, timeout)
+            if messages and max_records > 1 and not self._rebalanced:
+                messages += self._consume(max_records - 1, 0)
+            if self._rebalanced:
+                messages = self._after_rebalance(messages)
+        polled = self._polled(messages)
+        return polled._replace(out_of_range=out_of_range) if out_of_range else polled
+
+    def keep_alive(self) -> None:
+        running = self._held - self._paused - self._idled
+        if running:
+            self._call("pausing", lambda: self._client.pause(plain(running)))
+            self._idled |= running
+        # What comes all the same is kept for the next poll.
+        came = self._consume(1, 0)
+        if self._rebalanced:
+            came = self._after_rebalance(came)
+        # A rebalance meanwhile took messages out of the stash: they must not come back.
+        self._stash += came
+
+    def resume_idled(self) -> None:
+        """Let go on what ``keep_alive`` paused."""
+        idled, self._idled = self._idled & self._held - self._paused, set()
+        self._resume(idled)
+
+    def _resume(self, stopped: set[TopicPartition]) -> None:
+        """Let paused partitions go on, exactly where polls have come to.
+
+        By itself the client goes on from what it believes to have handed out, and it notes that in another
+        thread: with a rebalance at the same time it can be wrong by a whole poll.
+        """
+        if not stopped:
+            return
+        self._call("resuming", lambda: self._client.resume(plain(stopped)))
+        self._seek_again(stopped)
+
+    def _seek_again(self, places: set[TopicPartition]) -> None:
+        self._shaken -= places
+        # What the client has stopped reading is placed anew, once it is settled where.
+        for place in sorted(places & self._reached.keys() - self._displaced.keys()):
+            self._seek(place, self._reached[place])
+
+    def _after_rebalance(self, messages: list[Message]) -> list[Message]:
+        """What may be kept of messages among which a rebalance came: errors, no records.
+
+        A rebalance pauses all partitions, and of what the client has fetched before, it drops some and hands
+        out some, in no order that can be relied on. All of it is read again.
+        """
+        self._rebalanced = False
+        kept, dropped = [], set()
+        for message in messages:
+            error = message.error()
+            if error is None or error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - a public name of the library
+                dropped.add(_place(message))
+            else:
+                kept.append(message)
+                if _is_displaced(message):
+                    self._note_displaced(message)
+        self._seek_again((self._shaken | dropped) & self._held)
+        return kept
+
+    def seek(self, positions: Mapping[TopicPartition, int]) -> None:
+        # Resuming continues from where the client was, which would undo a seek made before it.
+        self.resume_idled()
+        self._unplaced -= positions.keys()
+        self._shaken -= positions.keys()
+        for message in self._stash:
+            if _is_displaced(message):
+                self._note_displaced(message)
+        self._stash = [message for message in self._stash if _place(message) not in positions]
+        self._place_anew({place: positions[place] for place in positions.keys() & self._displaced.keys()})
+        self._reached |= positions
+        for place, offset in positions.items():
+            self._seek(place, offset)
+
+    def _seek(self, place: TopicPartition, offset: int) -> None:
+        deadline = time.monotonic() + SEEK_SECONDS
+        while True:
+            try:
+                self._client.seek(ClientPartition(*place, offset))
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError._STATE:  # noqa: SLF001 - a public name of the library
+                    raise self._means(error.args[0], f"seeking {place}", place.topic) from error
+                # Just assigned, a partition is not ready for it for some milliseconds.
+                if time.monotonic() < deadline:
+                    time.sleep(0.005)
+                    continue
+                # The client has stopped reading it, which it has not told yet.
+                self._place_anew({place: offset})
+                return
+            else:
+                return
+
+    def pause(self, partitions: Collection[TopicPartition]) -> None:
+        self._paused |= set(partitions)
+        self._call("pausing", lambda: self._client.pause(plain(partitions)))
+
+    def resume(self, partitions: Collection[TopicPartition]) -> None:
+        # Those that it has not paused itself, the client reads again from where it once began.
+        stopped = set(partitions) & (self._paused | self._idled)
+        self._paused -= stopped
+        self._idled -= stopped
+        self._resume(stopped)
+
+    def assignment(self) -> set[TopicPartition]:
+        return set(self._held)
+
+    def positions(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        known = self._reached.keys() - self._unplaced
+        return {place: self._reached[place] for place in partitions if place in known}
+
+    def committed(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        if not partitions:
+            return {}
+        found = self._call(
+            "asking for committed offsets",
+            lambda: self._client.committed(plain(partitions), timeout=REQUEST_SECONDS),
+        )
+        for partition in found:
+            if partition.error is not None:
+                doing = f"committed offset of {partition.topic}-{partition.partition}"
+                raise self._means(partition.error, doing, partition.topic)
+        return {TopicPartition(item.topic, item.partition): item.offset for item in found if item.offset >= 0}
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        if not offsets:
+            return
+        done = self._call(
+            "committing offsets",
+            lambda: self._client.commit(offsets=with_offsets(offsets), asynchronous=False),
+        )
+        for partition in done or ():
+            if partition.error is not None:
+                doing = f"committing {partition.topic}-{partition.partition}"
+                raise self._means(partition.error, doing, partition.topic)
+
+    def known_ends(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        ends = {}
+        for partition in partitions:
+            _, high = self._client.get_watermark_offsets(ClientPartition(*partition), cached=True)
+            if high >= 0:
+                ends[partition] = high
+        return ends
+
+    @property
+    def member(self) -> str | None:
+        # Static members come first, by their instance ids.
+        if self._instance is not None:
+            return f"0{self._instance}"
+        identifier = self._client.memberid()
+        return f"1{identifier}" if identifier else None
+
+    def group_metadata(self) -> object:
+        return Membership(self._group, self._client.consumer_group_metadata())
+
+    def close(self) -> None:
+        self._call("leaving the group", self._client.close)
+        self._reraise()
+
+    def _consume(self, count: int, timeout: float) -> list[Message]:
+        if self._occupied_since is not None:
+            self._rejoin(timeout)
+        try:
+            return self._client.consume(count, timeout)
+        except KafkaException as error:
+            raise self._means(error.args[0], "reading") from error
+        finally:
+            self._reraise()
+
+    def _rejoin(self, timeout: float) -> None:
+        """Try again to join as a static member whose predecessor was killed; a client is refused for good."""
+        assert self._occupied_since is not None
+        if time.monotonic() < self._rejoin_at:
+            time.sleep(min(timeout, max(0.0, self._rejoin_at - time.monotonic())))
+            return
+        if time.monotonic() - self._occupied_since > OCCUPIED_SECONDS:
+            raise FatalBrokerError(
+                f"group {self._group} has had another member with the instance id {self._instance!r} "
+                f"for {OCCUPIED_SECONDS:.0f} s",
+                hint="give each worker a group_instance_id of its own",
+            )
+        self._rejoin_at = time.monotonic() + REJOIN_SECONDS
+        self._renew()
+
+    def _answer_roll_call(self, roll_calls: RollCalls) -> None:
+        """Leave the group and join again when its coordinator goes on believing something else."""
+        member = self._client.memberid()
+        differs = roll_calls.ask(member, self._held) if member else None
+        if differs is not None:
+            log.warning("group %s: this member joins again: %s", self._group, differs)
+            self._renew()
+
+    def _renew(self) -> None:
+        """Be another member, which has nothing yet."""
+        self._client.close()
+        self._client = self._access.make(Consumer, self._settings)
+        self._reraise()
+        self._subscribe()
+
+    def _polled(self, messages: list[Message]) -> Polled:
+        ends: dict[TopicPartition, int] = {}
+        if any(map(Message.error, messages)):
+            messages = self._without_errors(messages, ends)
+        parts: dict[tuple[Any, Any], list[Message]] = {}
+        # Records come in runs of one partition; groupby keeps the work per record inside C.
+        for partition, run in groupby(messages, Message.partition):
+            for topic, part in groupby(run, Message.topic):
+                parts.setdefault((topic, partition), []).extend(part)
+        fetched: list[Fetched] = []
+        for (topic, number), came in parts.items():
+            place = TopicPartition(topic, number)
+            records, reached = came, self._reached.get(place, self._start)
+            if cast("int", came[0].offset()) < reached:
+                # A pause that overtakes a poll makes the client read again what that poll has handed out.
+                records = [message for message in came if cast("int", message.offset()) >= reached]
+            if place in self._unplaced or not records:
+                continue
+            last = cast("int", records[-1].offset())
+            self._reached[place] = last + 1
+            # Records behind a reported end mean that it is not the end any more.
+            if last >= ends.get(place, last + 1):
+                del ends[place]
+            fetched.append(KafkaFetched(*place, records))
+        for place in self._unplaced & ends.keys():
+            del ends[place]
+        for place, end in ends.items():
+            # Begun at a logical offset and told the end of it, it goes on from there.
+            if self._reached.get(place, self._start) < 0:
+                self._reached[place] = end
+        return Polled(fetched, ends)
+
+    def _without_errors(self, messages: list[Message], ends: dict[TopicPartition, int]) -> list[Message]:
+        records = []
+        for message in messages:
+            error = message.error()
+            if error is None:
+                records.append(message)
+            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - a public name of the library
+                ends[_place(message)] = cast("int", message.offset())
+            elif _is_displaced(message):
+                self._note_displaced(message)
+            elif error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise TopicError(
+                    f"topic {message.topic()!r} does not exist",
+                    hint=f"create it, e.g. with: streams topics create {message.topic()} --partitions 4",
+                )
+            else:
+                if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED and self._listener is None:
+                    # The client looks for the coordinator of the group it is named, which nobody joins.
+                    continue
+                topic = message.topic()
+                doing = f"reading {topic}-{message.partition()}" if topic else f"as a member of {self._group}"
+                means = self._means(error, doing, topic)
+                if error.code() == KafkaError._FATAL and "Group authorization failed" in error.str():  # noqa: SLF001 - a public name of the library
+                    # Its own code is lost when the client says that it can do nothing any more.
+                    right = Right("READ", "group", self._group)
+                    raise NotAuthorized(error.str(), [right], principal=self._access.principal)
+                if isinstance(means, AccessDenied) or (isinstance(means, FatalBrokerError) and error.fatal()):
+                    raise means
+                if error.code() == KafkaError._FATAL:  # noqa: SLF001 - a public name of the library
+                    self._stand_in_line(means)
+                    continue
+                # The client goes on by itself after the others, e.g. it rejoins after a missed deadline.
+                log.warning("%s", means)
+        return records
+
+    def _stand_in_line(self, means: BrokerError) -> None:
+        """After an error that ends the client: join again once a killed predecessor's session is over.
+
+        Raises ``FatalBrokerError`` for all other errors.
+        """
+        # The code is lost on the way here, its text is not.
+        if KafkaError(KafkaError.UNRELEASED_INSTANCE_ID).str() not in str(means) or self._held:
+            raise FatalBrokerError(str(means))
+        if self._occupied_since is None:
+            self._occupied_since = time.monotonic()
+            log.warning(
+                "group %s: the session of the member before with instance id %r is not over yet",
+                self._group,
+                self._instance,
+            )
+        self._rejoin_at = time.monotonic() + REJOIN_SECONDS
+
+    def _begin(self, client: Consumer, partitions: list[ClientPartition]) -> None:
+        """Have partitions begin where the group is in them, or where new ones should, before they are read.
+
+        The client would ask by itself, but not say where it begins, and only who knows that can have it read
+        again what it drops in a rebalance.
+        """
+        places = placed(partitions)
+        starts = self._starts(client, places, COMMITTED_SECONDS)
+        if starts is None:
+            self._unplaced |= set(places)
+            self._ask_at = time.monotonic() + ASK_PAUSE * self._ask_seconds
+            for partition in partitions:
+                partition.offset = UNPLACED
+            return
+        self._reached |= starts
+        for partition, place in zip(partitions, places, strict=True):
+            partition.offset = starts[place]
+
+    def _starts(
+        self, client: Consumer, places: Collection[TopicPartition], timeout: float
+    ) -> dict[TopicPartition, int] | None:
+        """Where the group is in these; ``None`` while the broker cannot tell."""
+        try:
+            committed = client.committed(plain(places), timeout=timeout)
+        except KafkaException:
+            # E.g. while it is not known whether a killed member's last transaction was committed.
+            return None
+        if any(item.error is not None for item in committed):
+            return None
+        return {
+            TopicPartition(item.topic, item.partition): self._start if _has_none(item) else item.offset
+            for item in committed
+        }
+
+    def _place_unplaced(self) -> None:
+        """Ask again where the group is in partitions of which the broker could not tell."""
+        self._unplaced &= self._held
+        if not self._unplaced or time.monotonic() < self._ask_at:
+            return
+        starts = self._starts(self._client, self._unplaced, self._ask_seconds)
+        if starts is None:
+            self._ask_at = time.monotonic() + ASK_PAUSE * self._ask_seconds
+            self._ask_seconds = min(ASK_SECONDS[1], ASK_GROWTH * self._ask_seconds)
+            return
+        self._ask_seconds = ASK_SECONDS[0]
+        self.seek(starts)
+
+    def _note_displaced(self, message: Message) -> None:
+        place = _place(message)
+        if place in self._held:
+            offset = message.offset()
+            self._displaced[place] = -1 if offset is None else max(offset, -1)
+
+    def _settle(self) -> dict[TopicPartition, OutOfRange]:
+        """Begin what turned out to have no committed offset, and find out what the other logs hold.
+
+        The client has one policy for both, so it is asked to stop instead.
+        """
+        out_of_range: dict[TopicPartition, OutOfRange] = {}
+        positions: dict[TopicPartition, int] = {}
+        for place in sorted(self._displaced.keys() - self._told):
+            offset = self._displaced[place]
+            if offset < 0:
+                positions[place] = self._start
+                continue
+            try:
+                beginning, end = self._client.get_watermark_offsets(
+                    ClientPartition(*place), timeout=REQUEST_SECONDS
+                )
+            except KafkaException as error:
+                means = self._means(error.args[0], f"asking for the log of {place}", place.topic)
+                if isinstance(means, AccessDenied):
+                    raise means from error
+                # With the next poll it is asked again.
+                log.warning("%s", means)
+                continue
+            if beginning <= offset <= end:
+                # A broker that has just become the leader did not know better.
+                positions[place] = offset
+            else:
+                out_of_range[place] = OutOfRange(offset, beginning, end)
+        self._place_anew(positions)
+        self._told |= out_of_range.keys()
+        return out_of_range
+
+    def _place_anew(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Assign partitions again, from these offsets: the client does not seek in what it has stopped."""
+        if not positions:
+            return
+        anew = dict(positions)
+        if not self._cooperative:
+            # The older protocol's assignment is only made as a whole.
+            anew = {place: self._reached.get(place, UNPLACED) for place in self._held} | anew
+        stopped = anew.keys() & (self._paused | self._idled)
+        self._stash = [message for message in self._stash if _place(message) not in anew]
+
+        def assign() -> None:
+            # Paused, they would go on from where they were paused.
+            self._client.resume(plain(stopped))
+            if self._cooperative:
+                self._client.incremental_unassign(plain(anew))
+                self._client.incremental_assign(with_offsets(anew))
+            else:
+                self._client.assign(with_offsets(anew))
+            self._client.pause(plain(stopped))
+
+        self._call("positioning", assign)
+        self._reached |= positions
+        self._displaced = {place: at for place, at in self._displaced.items() if place not in positions}
+        self._told -= positions.keys()
+
+    def _forget(self, partitions: Iterable[TopicPartition]) -> None:
+        """Where these were in their logs says nothing about the next assignment."""
+        for place in list(partitions):
+            self._reached.pop(place, None)
+            self._displaced.pop(place, None)
+            self._told.discard(place)
+            self._unplaced.discard(place)
+            self._shaken.discard(place)
+
+    def _on_assign(self, client: Consumer, partitions: list[ClientPartition]) -> None:
+        self._occupied_since = None
+        added = placed(partitions)
+        self._forget(added if self._cooperative else [*self._reached, *self._displaced, *self._unplaced])
+        self._rebalanced = True
+        self._begin(client, partitions)
+        if self._cooperative:
+            client.incremental_assign(partitions)
+            self._shaken |= self._held
+            self._held |= set(added)
+        else:
+            client.assign(partitions)
+            self._held = set(added)
+        self._tell("assigned", added)
+
+    def _on_revoke(self, client: Consumer, partitions: list[ClientPartition]) -> None:
+        self._release("revoked", client, partitions)
+
+    def _on_lost(self, client: Consumer, partitions: list[ClientPartition]) -> None:
+        self._release("lost", client, partitions)
+
+    def _release(self, how: str, client: Consumer, partitions: list[ClientPartition]) -> None:
+        gone = set(placed(partitions))
+        self._rebalanced = True
+        self._tell(how, sorted(gone))
+        self._held -= gone
+        self._shaken |= self._held
+        # The client keeps a partition paused over the next assignment. Resumed then, it would continue where
+        # it was paused and not where the group has committed; so that is done now.
+        stopped = gone & (self._paused | self._idled)
+        if stopped:
+            client.resume(plain(stopped))
+        self._paused -= gone
+        self._idled -= gone
+        self._stash = [message for message in self._stash if _place(message) not in gone]
+        self._forget(gone)
+        if self._cooperative:
+            client.incremental_unassign(partitions)
+        else:
+            client.unassign()
+
+    def _tell(self, what: str, partitions: Sequence[TopicPartition]) -> None:
+        # An exception must not unwind through the client's C code: it is raised when the call is back.
+        if self._listener is None or not partitions:
+            return
+        try:
+            getattr(self._listener, what)(partitions)
+        except BaseException as error:  # noqa: BLE001 - kept, and raised by _reraise
+            self._raised = self._raised or error
+
+    def _reraise(self) -> None:
+        raised, self._raised = self._raised, None
+        if raised is not None:
+            raise raised
+
+    def _means(self, error: KafkaError, doing: str, topic: str | None = None) -> BrokerError:
+        topics = [topic] if topic else self._subscribed
+        rights = [Right("READ", "topic", name) for name in topics]
+        return self._access.means(error, doing, *rights, Right("READ", "group", self._group))
+
+    def _call(self, doing: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except KafkaException as error:
+            raise self._means(error.args[0], doing) from error
+        except RuntimeError as error:
+            raise FatalBrokerError(f"{doing}: {error}") from error
+
+
+def _place(message: Message) -> TopicPartition:
+    return TopicPartition(cast("str", message.topic()), cast("int", message.partition()))
+
+
+def _has_none(partition: ClientPartition) -> bool:
+    """Whether the group is known to have committed no offset of it."""
+    return partition.error is None and partition.offset == OFFSET_INVALID
+
+
+def _is_displaced(message: Message) -> bool:
+    """Whether it says that the client knows no place in the log to go on from."""
+    error = message.error()
+    return error is not None and error.code() == KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001 - a public name of the library

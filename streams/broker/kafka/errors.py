@@ -1,0 +1,104 @@
+"""What a client's error means to the engine: one table of librdkafka's and Kafka's error codes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from confluent_kafka import KafkaError
+
+from streams.errors import (
+    BrokerError,
+    FatalBrokerError,
+    NotAuthorized,
+    OutcomeUnknown,
+    Retriable,
+    Right,
+    TransactionAborted,
+)
+
+UNREACHABLE = {
+    KafkaError._TRANSPORT,  # noqa: SLF001 - the library's public names for its local errors begin with _
+    KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001 - as above
+    KafkaError._TIMED_OUT,  # noqa: SLF001 - as above
+    KafkaError._RESOLVE,  # noqa: SLF001 - as above
+    KafkaError._AUTHENTICATION,  # noqa: SLF001 - as above
+    KafkaError._SSL,  # noqa: SLF001 - as above
+}
+
+TRANSIENT = {
+    KafkaError._WAIT_COORD,  # noqa: SLF001 - as above
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.NETWORK_EXCEPTION,
+    KafkaError.UNSTABLE_OFFSET_COMMIT,
+}
+
+REJECTED = {
+    KafkaError._AUTHENTICATION,  # noqa: SLF001 - as above
+    KafkaError._SSL,  # noqa: SLF001 - as above
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+}
+
+FORBIDDEN = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: Right("READ or WRITE", "topic", "?"),
+    KafkaError.GROUP_AUTHORIZATION_FAILED: Right("READ", "group", "?"),
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: Right("CLUSTER_ACTION", "cluster"),
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: Right("WRITE", "transactional id", "?"),
+}
+"""What each refusal is about, and the right that it takes where the caller does not know better."""
+
+_STALE_MEMBER = {
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.STALE_MEMBER_EPOCH,
+    KafkaError.FENCED_MEMBER_EPOCH,
+    KafkaError.REBALANCE_IN_PROGRESS,
+}
+
+_FENCED = {
+    KafkaError._FENCED,  # noqa: SLF001 - as above
+    KafkaError._STATE,  # noqa: SLF001 - as above
+    KafkaError._CONFLICT,  # noqa: SLF001 - as above
+    KafkaError.PRODUCER_FENCED,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+    KafkaError.INVALID_PRODUCER_ID_MAPPING,
+    KafkaError.UNKNOWN_PRODUCER_ID,
+    KafkaError.INVALID_TXN_STATE,
+}
+
+_PRODUCER: Final = "producer: "
+"""How a producer's doings begin: only it can be fenced."""
+
+
+def classify(error: KafkaError, doing: str, *rights: Right, principal: str | None = None) -> BrokerError:
+    """What a client error means to the engine: the one table of it.
+
+    ``rights`` are those that the call takes, of which the error's kind says what is missing; ``principal`` is
+    who calls.
+
+    The order matters: a missing right also aborts the transaction, but rewinding would never end; a stale
+    member's commit is aborted and its partitions are read anew; what fences or confuses the producer is
+    only mended by a new one.
+    """
+    code = error.code()
+    message = f"{doing}: {error.str()} ({error.name()})"
+    if code in FORBIDDEN:
+        usual = FORBIDDEN[code]
+        missing = [right for right in rights if right.resource == usual.resource]
+        return NotAuthorized(message, missing or [usual], principal=principal)
+    if code in _STALE_MEMBER:
+        return TransactionAborted(message)
+    # Once fenced, a producer refuses each further row with _FATAL, which does not say that it is fatal.
+    if doing.startswith(_PRODUCER) and (code in _FENCED or code == KafkaError._FATAL or error.fatal()):  # noqa: SLF001 - as above
+        return OutcomeUnknown(message)
+    if error.fatal():
+        return FatalBrokerError(message)
+    if error.txn_requires_abort():
+        return TransactionAborted(message)
+    if error.retriable() or code in UNREACHABLE or code in TRANSIENT:
+        return Retriable(message)
+    return FatalBrokerError(message)

@@ -1,0 +1,83 @@
+"""Whether a member of a group has what the group's coordinator believes it to have."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from streams.broker.kafka.access import REQUEST_SECONDS, Access, LastError, Settings
+from streams.broker.kafka.partitions import placed
+from streams.records import TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+    from concurrent.futures import Future
+
+ROLL_CALL_SECONDS: Final = 8.0
+"""How often a member asks what the group's coordinator believes it to have: at least so long lies between."""
+
+ROLL_CALL_MEMBERS: Final = 80
+"""For each so many members that a group has, it is that time once more, as all of them ask."""
+
+ROLL_CALLS: Final = 3
+"""So many answers in a row must differ from what a member has. Over that time even the slowest heartbeat that
+a broker allows (``group.consumer.max.heartbeat.interval.ms``, 15 s) has told of any change."""
+
+
+class RollCalls:
+    """Finds out that a member has missed what its group's coordinator told it.
+
+    After a heartbeat that was not answered in time, librdkafka 2.16 goes on with ordinary ones. But the
+    coordinator has told of the change in the answer that was lost, and does not tell again until a heartbeat
+    asks for all. The member keeps partitions that others wait for, until the coordinator loses patience
+    with it, after ``poll_deadline``.
+    """
+
+    def __init__(self, group: str, settings: Settings, access: Access) -> None:
+        self._group = group
+        self._make = partial(access.make, AdminClient, settings | {"error_cb": LastError()})
+        self._client: AdminClient | None = None
+        self._answer: Future[Any] | None = None
+        self._held = frozenset[TopicPartition]()
+        """What the member had when the question was asked."""
+        self._ask_at = time.monotonic() + ROLL_CALL_SECONDS
+        self._differed = 0
+
+    def ask(self, member: str, held: AbstractSet[TopicPartition]) -> str | None:
+        """What the coordinator has told of a member for so long that it must have missed it. Never waits."""
+        now = time.monotonic()
+        if self._answer is None:
+            if now >= self._ask_at:
+                self._client = self._client or self._make()
+                asked = self._client.describe_consumer_groups([self._group], request_timeout=REQUEST_SECONDS)
+                self._answer, self._held = asked[self._group], frozenset(held)
+            return None
+        if not self._answer.done():
+            return None
+        answer, self._answer = self._answer, None
+        self._ask_at = now + ROLL_CALL_SECONDS
+        try:
+            members = answer.result().members
+        except KafkaException:
+            # A coordinator that cannot be asked does not assign anything either.
+            return None
+        self._ask_at += ROLL_CALL_SECONDS * (len(members) // ROLL_CALL_MEMBERS)
+        has, wanted = set[TopicPartition](), set[TopicPartition]()
+        for told in members:
+            if told.member_id == member:
+                has, wanted = (
+                    set(placed(assignment.topic_partitions)) if assignment else set()
+                    for assignment in (told.assignment, told.target_assignment)
+                )
+        differs = has - held or held - wanted
+        self._differed = self._differed + 1 if differs and held == self._held else 0
+        if self._differed < ROLL_CALLS:
+            return None
+        self._differed = 0
+        return (
+            f"{len(differs)} partitions, {min(differs)} among them, are not where the coordinator wants them"
+        )
