@@ -37,7 +37,12 @@ class KafkaBroker:
         self._consumer_settings = dict(consumer or {})
         self._producer_settings = dict(producer or {})
         self._access = Access(settings, self._consumer_settings, self._producer_settings)
-        self._settings: Settings = {"logger": self._access, **settings}
+        self._settings: Settings = {
+            "logger": self._access,
+            # A broker that hangs takes connections and says nothing: by default for half a minute.
+            "socket.connection.setup.timeout.ms": 5_000,
+            **settings,
+        }
         _reject(
             self._consumer_settings,
             "consumer",
@@ -110,7 +115,9 @@ class KafkaBroker:
         return KafkaProducer(self._settings | chosen | self._producer_settings, self._access)
 
     def admin(self) -> KafkaAdmin:
-        return KafkaAdmin(self._settings, self._access)
+        # Its questions have less time than that, and all go over one connection as long as it stands.
+        quick = {"socket.connection.setup.timeout.ms": 2_000, "socket.timeout.ms": 2_500}
+        return KafkaAdmin(self._settings | quick, self._access)
 
     def _offers_consumer_protocol(self) -> bool:
         admin = self.admin()

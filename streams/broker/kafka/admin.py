@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import (
@@ -38,10 +37,15 @@ from streams.errors import (
 from streams.records import TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
+    from concurrent.futures import Future
 
-REFUSED_SECONDS: Final = 3.0
-"""How long a broker may refuse a connection, for TLS or credentials, before that is taken for its answer."""
+ELSEWHERE_SECONDS: Final = 3.0
+"""How long one broker may take before another is asked; how long connections may be refused, for TLS or
+credentials, before that is taken for the answer."""
+
+ANY_SECONDS: Final = 20.0
+"""How long brokers are tried for what only the controller answers, which may be another one each time."""
 
 OUTDATED_SECONDS: Final = 2.0
 """How long partitions' leaders may be unknown before a question for offsets is given up."""
@@ -93,8 +97,10 @@ class KafkaAdmin:
         ]
         created = set()
         refused = []
-        asked = self._client.create_topics(
-            wanted, operation_timeout=REQUEST_SECONDS, request_timeout=REQUEST_SECONDS
+        asked = self._ask(
+            lambda timeout: self._client.create_topics(
+                wanted, operation_timeout=timeout, request_timeout=timeout
+            )
         )
         for name, future in asked.items():
             try:
@@ -144,8 +150,11 @@ class KafkaAdmin:
         if not rights:
             return
         missing = []
-        asked = self._client.describe_topics(
-            TopicCollection(list(rights)), include_authorized_operations=True, request_timeout=REQUEST_SECONDS
+        topics = TopicCollection(list(rights))
+        asked = self._ask(
+            lambda timeout: self._client.describe_topics(
+                topics, include_authorized_operations=True, request_timeout=timeout
+            )
         )
         for topic, future in asked.items():
             try:
@@ -170,7 +179,7 @@ class KafkaAdmin:
             return {}
         resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
         found = {}
-        asked = self._client.describe_configs(resources, request_timeout=REQUEST_SECONDS)
+        asked = self._ask(lambda timeout: self._client.describe_configs(resources, request_timeout=timeout))
         for resource, future in asked.items():
             try:
                 entries = future.result()
@@ -224,42 +233,60 @@ class KafkaAdmin:
 
     def broker_setting(self, name: str) -> str:
         """One setting of some broker; empty where it is unknown or may not be seen."""
-        broker = next(iter(self._metadata().brokers))
-        resource = ConfigResource(ResourceType.BROKER, str(broker))
-        asked = self._client.describe_configs([resource], request_timeout=REQUEST_SECONDS)
-        try:
-            entry = asked[resource].result().get(name)
-        except KafkaException as error:
-            log.warning(
-                "broker setting %s cannot be seen (%s): the classic group protocol is used; "
-                "set group_protocol to choose",
-                name,
-                error.args[0].name(),
-            )
-            return ""
-        return entry.value or "" if entry is not None else ""
+        for broker in self._metadata().brokers:
+            resource = ConfigResource(ResourceType.BROKER, str(broker))
+            asked = self._client.describe_configs([resource], request_timeout=ELSEWHERE_SECONDS)
+            try:
+                entry = asked[resource].result().get(name)
+            except KafkaException as error:
+                if error.args[0].code() in UNREACHABLE:
+                    continue
+                log.warning(
+                    "broker setting %s cannot be seen (%s): the classic group protocol is used; "
+                    "set group_protocol to choose",
+                    name,
+                    error.args[0].name(),
+                )
+                return ""
+            return entry.value or "" if entry is not None else ""
+        raise BrokerUnreachable(f"no broker of {self._servers} answers (broker setting {name})")
 
     def close(self) -> None:
         groups, self._groups = self._groups, {}
         for client in groups.values():
             client.close()
 
+    def _ask(self, ask: Callable[[float], Mapping[Any, Future[Any]]]) -> Mapping[Any, Future[Any]]:
+        """Make a request again as long as nobody answers it, with a little more time for each.
+
+        The client asks a broker that it takes for the controller, and goes on waiting for that one when it is
+        down. It learns of another one with the cluster's metadata.
+        """
+        end = time.monotonic() + ANY_SECONDS
+        timeout = ELSEWHERE_SECONDS
+        while True:
+            asked = ask(timeout)
+            if time.monotonic() > end or not any(map(_is_unreachable, asked.values())):
+                return asked
+            self._metadata()
+            timeout = min(2 * timeout, REQUEST_SECONDS)
+
     def _metadata(self) -> Any:
-        found = None
-        left = REQUEST_SECONDS
-        if not self._access.let_in:
-            # A client that is refused goes on trying: ask it for its reasons before all of the time is over.
-            with suppress(KafkaException):
-                found = self._client.list_topics(timeout=REFUSED_SECONDS)
-            if found is None:
-                self._raise_refusal()
-                left -= REFUSED_SECONDS
-        try:
-            found = found or self._client.list_topics(timeout=left)
-        except KafkaException as error:
-            raise self._failure(error, "asking for topics") from error
-        self._access.let_in = True
-        return found
+        """What the cluster has, as some broker tells: one that does not answer is left for another."""
+        end = time.monotonic() + REQUEST_SECONDS
+        while True:
+            left = end - time.monotonic()
+            try:
+                found = self._client.list_topics(timeout=min(left, ELSEWHERE_SECONDS))
+            except KafkaException as error:
+                if not self._access.let_in:
+                    # A client that is refused goes on trying: it must be asked for its reasons.
+                    self._raise_refusal()
+                if error.args[0].code() not in UNREACHABLE or left <= ELSEWHERE_SECONDS:
+                    raise self._failure(error, "asking for topics") from error
+            else:
+                self._access.let_in = True
+                return found
 
     def _all_led(self, names: set[str]) -> bool:
         topics = self._metadata().topics
@@ -343,3 +370,8 @@ class KafkaAdmin:
         ):
             return TopicError(f"{doing}: {cause.str()}")
         return self._access.means(cause, doing, *rights)
+
+
+def _is_unreachable(answer: Future[Any]) -> bool:
+    error = answer.exception()
+    return isinstance(error, KafkaException) and error.args[0].code() in UNREACHABLE

@@ -1,0 +1,33 @@
+"""Questions to a cluster of which one broker is down: somebody else has the answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from streams.broker import NewTopic
+from streams.broker.kafka import KafkaBroker
+from streams.localkafka import LocalKafka
+from tests.conftest import QUICK_GROUPS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.kafka
+
+
+def test_whichever_broker_hangs_the_others_answer(tmp_path: Path):
+    with LocalKafka.start(tmp_path, nodes=3, heap_mb=384, properties=QUICK_GROUPS) as cluster:
+        broker = KafkaBroker({"bootstrap.servers": cluster.bootstrap_servers})
+        admin = broker.admin()
+        admin.create_topics([NewTopic(name="first", partitions=1, settings={"retention.ms": "77777"})])
+        for number in (1, 2, 3):
+            # The client takes one of the three for the controller, and it is not known which.
+            node = cluster.node(number)
+            node.pause()
+            assert admin.settings(["first"])["first"]["retention.ms"] == "77777"
+            assert "consumer" in admin.broker_setting("group.coordinator.rebalance.protocols")
+            admin.require_rights({"first": {"READ"}})
+            node.resume()
+        admin.close()
