@@ -61,9 +61,9 @@ class Crew:
         self._paths: list[Path] = []
         self._ended: list[Worker] = []
         self._started: list[Worker] = []
-        self._rebuilds = 0
         self._unexpected = 0
-        self._checkpoints: dict[Path, dict[str, int]] = {}
+        self._checkpoints: dict[Path, tuple[int, dict[str, int]]] = {}
+        """What databases at rest had when looked at last, and how many had been rebuilt until then."""
 
     @property
     def state(self) -> Path:
@@ -212,12 +212,13 @@ class Crew:
             found = _checkpoints_of(place)
             if found is None:
                 continue
-            # A store that was emptied to be rebuilt says -1, or begins anew: the log says so.
+            # A store that was emptied to be rebuilt says -1, or begins anew: the log says so, maybe while a
+            # worker had it open and nobody could look.
             now = {store: offset for store, offset in found.items() if offset >= 0}
-            if rebuilt == self._rebuilds:
-                verdicts.checkpoints(self._verdict, str(place), self._checkpoints.get(place, {}), now)
-            self._checkpoints[place] = now
-        self._rebuilds = rebuilt
+            rebuilt_before, before = self._checkpoints.get(place, (rebuilt, {}))
+            if rebuilt == rebuilt_before:
+                verdicts.checkpoints(self._verdict, str(place), before, now)
+            self._checkpoints[place] = rebuilt, now
 
     def _count_rebuilds(self) -> int:
         return sum(
