@@ -99,7 +99,7 @@ class KafkaAdmin:
         refused = []
         asked = self._ask(
             lambda timeout: self._client.create_topics(
-                wanted, operation_timeout=timeout, request_timeout=timeout
+                wanted, operation_timeout=REQUEST_SECONDS, request_timeout=timeout
             )
         )
         for name, future in asked.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,6 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from streams.broker.kafka.access import REQUEST_SECONDS, Access, LastError, Settings
 from streams.broker.kafka.partitions import placed
+from streams.errors import BrokerError
 from streams.records import TopicPartition
 
 if TYPE_CHECKING:
@@ -52,9 +54,10 @@ class RollCalls:
         now = time.monotonic()
         if self._answer is None:
             if now >= self._ask_at:
-                self._client = self._client or self._make()
-                asked = self._client.describe_consumer_groups([self._group], request_timeout=REQUEST_SECONDS)
-                self._answer, self._held = asked[self._group], frozenset(held)
+                self._ask_at = now + ROLL_CALL_SECONDS
+                # Without a token, say, there is no client: then another time.
+                with suppress(BrokerError):
+                    self._answer, self._held = self._asked(), frozenset(held)
             return None
         if not self._answer.done():
             return None
@@ -81,3 +84,11 @@ class RollCalls:
         return (
             f"{len(differs)} partitions, {min(differs)} among them, are not where the coordinator wants them"
         )
+
+    def _asked(self) -> Future[Any]:
+        self._client = self._client or self._make()
+        # Here the client has its token renewed.
+        self._client.poll(0)
+        return self._client.describe_consumer_groups([self._group], request_timeout=REQUEST_SECONDS)[
+            self._group
+        ]
