@@ -329,6 +329,26 @@ class TestReader:
         poll_until(lambda: reader.ends.count((place, 3)) >= 2, reader)
         assert reader.values == numbered(0, 3)
 
+    def test_the_end_behind_records_that_nobody_may_read_is_reported(self, clients):
+        topic = clients.topic()
+        place = TopicPartition(topic, 0)
+        producer = clients.transactional_producer()
+        producer.begin()
+        write(producer, rows(topic, numbered(0, 3)))
+        producer.commit(PATIENCE)
+        producer.begin()
+        write(producer, rows(topic, numbered(3, 60)))
+        producer.abort(PATIENCE)
+        end = clients.admin.end_offsets([place])[place]
+        assert end > 60
+        reader = Reader(clients.consumer()).assign({place: BEGINNING})
+        poll_until(lambda: reader.is_at_end(place, end), reader)
+        reader.consumer.seek({place: 1})
+        poll_until(lambda: reader.ends.count((place, end)) >= 2, reader)
+        reader.consumer.seek({place: 20})
+        poll_until(lambda: reader.ends.count((place, end)) >= 3, reader)
+        assert reader.values == [*numbered(0, 3), *numbered(1, 3)]
+
     def test_an_empty_partition_is_at_its_end(self, clients):
         place = TopicPartition(clients.topic(), 0)
         reader = Reader(clients.consumer()).assign({place: BEGINNING})

@@ -125,6 +125,10 @@ class KafkaConsumer:
         """Partitions assigned while nobody could tell where the group is in them."""
         self._shaken: set[TopicPartition] = set()
         """Partitions held through a rebalance: the client may have dropped what it had fetched of them."""
+        self._moved: set[TopicPartition] = set()
+        """Partitions that the client has been told where to read since their end was last believed."""
+        self._doubted: dict[TopicPartition, tuple[int, int]] = {}
+        """Ends that have been told once: where polls had come to, and the end."""
         self._ask_at = 0.0
         """When the broker is to be asked again where the group is."""
         self._ask_seconds = ASK_SECONDS[0]
@@ -163,6 +167,7 @@ class KafkaConsumer:
     def assign(self, positions: Mapping[TopicPartition, int]) -> None:
         self._held = set(positions)
         self._reached = dict(positions)
+        self._moved |= self._held
         self._call("assigning", lambda: self._client.assign(with_offsets(positions)))
 
     def poll(self, max_records: int, timeout: float) -> Polled:
@@ -252,6 +257,7 @@ class KafkaConsumer:
             self._seek(place, offset)
 
     def _seek(self, place: TopicPartition, offset: int) -> None:
+        self._moved.add(place)
         deadline = time.monotonic() + SEEK_SECONDS
         while True:
             try:
@@ -399,13 +405,32 @@ class KafkaConsumer:
             if last >= ends.get(place, last + 1):
                 del ends[place]
             fetched.append(KafkaFetched(*place, records))
-        for place in self._unplaced & ends.keys():
-            del ends[place]
+        for place in list(ends):
+            if place in self._unplaced or self._doubts(place, ends[place]):
+                del ends[place]
         for place, end in ends.items():
             # Begun at a logical offset and told the end of it, it goes on from there.
             if self._reached.get(place, self._start) < 0:
                 self._reached[place] = end
         return Polled(fetched, ends)
+
+    def _doubts(self, place: TopicPartition, end: int) -> bool:
+        """Whether a partition's end is only believed once it is told again: records before it may be missing.
+
+        What lies between the last record and the end, markers and aborted transactions, looks just like
+        records that the client has dropped as it was moved. So it is read again once after each move.
+        """
+        if place not in self._moved:
+            return False
+        reached = self._reached.get(place, self._start)
+        # One marker is the rule. Who begins at the end has nothing to miss.
+        if end - max(reached, 0) > 1 and reached != END and self._doubted.get(place) != (reached, end):
+            self._doubted[place] = reached, end
+            self._seek(place, reached)
+            return True
+        self._moved.discard(place)
+        self._doubted.pop(place, None)
+        return False
 
     def _without_errors(self, messages: list[Message], ends: dict[TopicPartition, int]) -> list[Message]:
         records = []
@@ -578,12 +603,15 @@ class KafkaConsumer:
             self._told.discard(place)
             self._unplaced.discard(place)
             self._shaken.discard(place)
+            self._moved.discard(place)
+            self._doubted.pop(place, None)
 
     def _on_assign(self, client: Consumer, partitions: list[ClientPartition]) -> None:
         self._occupied_since = None
         added = placed(partitions)
         self._forget(added if self._cooperative else [*self._reached, *self._displaced, *self._unplaced])
         self._rebalanced = True
+        self._moved |= set(added)
         self._begin(client, partitions)
         if self._cooperative:
             client.incremental_assign(partitions)
