@@ -79,8 +79,11 @@ TIDY_SECONDS = 1.0
 IDLE_SECONDS = 0.25
 """How often stream time is moved on where nothing comes."""
 
+MISSING_SECONDS = 15.0
+"""How long a topic that is written to may be missing."""
+
 MISSING_PAUSE = 0.5
-"""How long to wait for a topic that is missing before its records are processed again."""
+"""How long to wait for it before its records are processed again."""
 
 TOPICS_SECONDS = 15.0
 """So long after partitions were last taken away, it is looked whether their topics still exist, twice.
@@ -756,7 +759,7 @@ class Worker:
     def _bear_missing(self, error: TopicMissing) -> NoReturn:
         """Give up the transaction for a topic of the app's own, or, when it stays away, the worker."""
         now = self._clock()
-        if now - self._missing_outputs.setdefault(error.topic, now) > TOPICS_SECONDS:
+        if now - self._missing_outputs.setdefault(error.topic, now) > MISSING_SECONDS:
             raise TopicError(
                 f"topic {error.topic} does not exist any more",
                 hint="make it anew and start again: nothing was committed whose results could not be written",
