@@ -3,7 +3,7 @@
 In the environment: ``MINUTES`` (10) is how long the campaigns take together and ``SEED`` (1) where they
 begin; a seed gives the same plan again, and what the processes make of it depends on the machine. ``ONLY``
 names a guarantee, a group protocol, or both, or ``campaigns`` or ``scenarios``; ``SOAK=1`` adds ten minutes
-(or as many as it says, if more than one) of even traffic.
+(or as many as it says, if more than one) of even traffic, and twelve before them.
 """
 
 from __future__ import annotations
