@@ -20,6 +20,7 @@ from streams.errors import ConfigurationError
 from streams.simulation_input import parse_files, read_inputs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 SHOP = """
@@ -116,6 +117,15 @@ def test_a_difference_is_shown_step_by_step_and_can_be_seen_again(folder):
     assert results[0]["differences"][0]["schedule"]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a script has started in its background ignores SIGINT, and so does everything started by it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_with_the_figures_so_far(folder):
     process = subprocess.Popen(
         arguments("shop:slow", "--input", "orders=orders.txt", "--seeds", "1000000", "--json"),
