@@ -127,8 +127,6 @@ class KafkaConsumer:
         """Partitions held through a rebalance: the client may have dropped what it had fetched of them."""
         self._moved: set[TopicPartition] = set()
         """Partitions that the client has been told where to read since their end was last believed."""
-        self._doubted: dict[TopicPartition, tuple[int, int]] = {}
-        """Ends that have been told once: where polls had come to, and the end."""
         self._ask_at = 0.0
         """When the broker is to be asked again where the group is."""
         self._ask_seconds = ASK_SECONDS[0]
@@ -424,13 +422,12 @@ class KafkaConsumer:
             return False
         reached = self._reached.get(place, self._start)
         # One marker is the rule. Who begins at the end has nothing to miss.
-        if end - max(reached, 0) > 1 and reached != END and self._doubted.get(place) != (reached, end):
-            self._doubted[place] = reached, end
+        doubts = end - max(reached, 0) > 1 and reached != END
+        if doubts:
             self._seek(place, reached)
-            return True
+        # With traffic the next end may be another one: that it was read up to again is enough.
         self._moved.discard(place)
-        self._doubted.pop(place, None)
-        return False
+        return doubts
 
     def _without_errors(self, messages: list[Message], ends: dict[TopicPartition, int]) -> list[Message]:
         records = []
@@ -604,7 +601,6 @@ class KafkaConsumer:
             self._unplaced.discard(place)
             self._shaken.discard(place)
             self._moved.discard(place)
-            self._doubted.pop(place, None)
 
     def _on_assign(self, client: Consumer, partitions: list[ClientPartition]) -> None:
         self._occupied_since = None
