@@ -179,7 +179,16 @@ class KafkaAdmin:
             return {}
         resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
         found = {}
-        asked = self._ask(lambda timeout: self._client.describe_configs(resources, request_timeout=timeout))
+        deadline = time.monotonic() + OUTDATED_SECONDS
+        while True:
+            asked = self._ask(
+                lambda timeout: self._client.describe_configs(resources, request_timeout=timeout)
+            )
+            unknown = any(_failed_by(answer, {KafkaError.UNKNOWN_TOPIC_OR_PART}) for answer in asked.values())
+            # One broker knows of a new topic before another does.
+            if not unknown or time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
         for resource, future in asked.items():
             try:
                 entries = future.result()
@@ -266,7 +275,9 @@ class KafkaAdmin:
         timeout = ELSEWHERE_SECONDS
         while True:
             asked = ask(timeout)
-            if time.monotonic() > end or not any(map(_is_unreachable, asked.values())):
+            if time.monotonic() > end or not any(
+                _failed_by(answer, UNREACHABLE) for answer in asked.values()
+            ):
                 return asked
             self._metadata()
             timeout = min(2 * timeout, REQUEST_SECONDS)
@@ -372,6 +383,6 @@ class KafkaAdmin:
         return self._access.means(cause, doing, *rights)
 
 
-def _is_unreachable(answer: Future[Any]) -> bool:
+def _failed_by(answer: Future[Any], codes: Collection[int]) -> bool:
     error = answer.exception()
-    return isinstance(error, KafkaException) and error.args[0].code() in UNREACHABLE
+    return isinstance(error, KafkaException) and error.args[0].code() in codes
