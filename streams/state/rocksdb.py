@@ -8,13 +8,14 @@ the end of the history with it and never the middle.
 
 What RocksDB does not notice is a MANIFEST whose end is broken: it takes it for an earlier one, leaves out the
 tables and column families that only the lost part names, and puts newer log files on top. So a database is
-taken for damaged when there are tables that it does not know after opening, or when a column family is
-missing that it once had, as the metadata tells.
+taken for damaged when there are tables of its stores that it does not know after opening, or when a column
+family is missing that it once had, as the metadata tells.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from contextlib import suppress
@@ -57,6 +58,16 @@ _COLUMNS_KEY = b"\0columns"
 
 _TABLE_MAGIC = 0x88E241B785F4CFF7.to_bytes(8, "little")
 """What a table ends with once it is whole (RocksDB's block-based format)."""
+
+_TABLE_TAIL_BYTES = 8192
+"""Holds a table's properties, its last part but for the footer; they take 2 KiB or less."""
+
+_TABLE_COLUMN = re.compile(rb"\x16\x04([\x01-\x7f])name")
+"""What stands before the name of a table's column family: the property ``rocksdb.column.family.name``, which
+shares 22 (0x16) bytes with the one before it, differs in 4, and has a value of so many bytes.
+
+Names of 128 bytes or more are not found, which errs on the side of damage.
+"""
 
 log = get_logger()
 
@@ -221,7 +232,7 @@ class RocksDatabase:
             _check_whole(self._database, tables, listed, self._columns)
             for store in stores:
                 self._use(store)
-            stale = {column for column in listed if self._columns.get(_store_of(column), column) != column}
+            stale = {column for column in listed if _left(column, self._columns)}
             for column in stale:
                 self._database.drop_column_family(column)
             if tables:
@@ -477,15 +488,23 @@ def _is_damage(message: str) -> bool:
     return "Corruption" in message or "No such file or directory" in message
 
 
-def _tables(folder: Path) -> set[str]:
-    """The names of the tables that are whole; others were being written when the process was killed."""
-    whole = set()
+def _tables(folder: Path) -> dict[str, str]:
+    """The tables that are whole, each with its column family, or "" where that cannot be told.
+
+    Others were being written when the process was killed.
+    """
+    whole = {}
     for path in folder.glob("*.sst"):
         with path.open("rb") as table:
             table.seek(0, os.SEEK_END)
-            table.seek(max(0, table.tell() - len(_TABLE_MAGIC)))
-            if table.read() == _TABLE_MAGIC:
-                whole.add(path.name)
+            table.seek(max(0, table.tell() - _TABLE_TAIL_BYTES))
+            tail = table.read()
+        if tail.endswith(_TABLE_MAGIC):
+            column = b""
+            # The last one counts: the properties come after the user's bytes.
+            for found in _TABLE_COLUMN.finditer(tail):
+                column = tail[found.end() :][: found[1][0]]
+            whole[path.name] = column.decode(errors="replace")
     return whole
 
 
@@ -494,18 +513,27 @@ def _columns(database: Rdict) -> dict[str, str]:
     return {} if found is None else msgspec.json.decode(found, type=dict[str, str])
 
 
-def _check_whole(database: Rdict, tables: set[str], listed: set[str], columns: Mapping[str, str]) -> None:
+def _check_whole(
+    database: Rdict, tables: Mapping[str, str], listed: set[str], columns: Mapping[str, str]
+) -> None:
     """Raise ``_Damaged`` where a part of the MANIFEST is lost.
 
     A process that was killed between finishing a table and noting it looks the same. That is a matter of
-    milliseconds, and costs a restore.
+    milliseconds, and costs a restore. A table of a column family that its store no longer has proves nothing:
+    a compaction that runs while a store is emptied leaves what it wrote.
     """
-    unknown = tables - {Path(table["name"]).name for table in database.live_files()}
+    known = {Path(table["name"]).name for table in database.live_files()}
+    unknown = {name for name, column in tables.items() if name not in known and not _left(column, columns)}
     if unknown:
         raise _Damaged(f"the MANIFEST does not name {', '.join(sorted(unknown))}")
     missing = {*columns.values()} - listed
     if missing:
         raise _Damaged(f"the MANIFEST does not name column family {', '.join(sorted(missing))}")
+
+
+def _left(column: str, columns: Mapping[str, str]) -> bool:
+    """Whether the store of a column family has another one since, as a store that was emptied has."""
+    return columns.get(_store_of(column), column) != column
 
 
 def _store_of(column: str) -> str:

@@ -310,6 +310,41 @@ def test_a_database_whose_first_manifest_is_lost_is_not_half_empty(tmp_path: Pat
         shutil.rmtree(folder)
 
 
+def test_a_table_of_a_store_that_was_emptied_since_is_no_damage(tmp_path: Path) -> None:
+    """A compaction that runs while a store is emptied leaves its table behind."""
+    databases = RocksDatabases(tmp_path, BUDGET)
+    database = databases.open(["first", "second"], 0)
+    place = tmp_path / "first" / "0"
+    whole: dict[str, bytes] = {}
+    for step in range(3):
+        for name in ("first", "second"):
+            database.write({name: Changes({number(step): b"value"})}, {"offset": number(step)})
+            databases.close()
+            databases = RocksDatabases(tmp_path, BUDGET)
+            database = databases.open(["first", "second"], 0)
+        whole |= {path.name: path.read_bytes() for path in place.glob("*.sst")}
+        database.drop("second")
+    databases.close()
+    tables = {path.name for path in place.glob("*.sst")}
+    left = [content for name, content in whole.items() if name not in tables and b"store2.second" in content]
+    assert left
+    (place / "999999.sst").write_bytes(left[-1])
+    databases = RocksDatabases(tmp_path, BUDGET)
+    database = databases.open(["first", "second"], 0)
+    assert database.metadata() == {"offset": number(2)}
+    assert dict(database.store("first").scan()) == {number(step): b"value" for step in range(3)}
+    assert dict(database.store("second").scan()) == {}
+    assert not (place / "999999.sst").exists()
+    databases.close()
+
+
+def test_a_table_of_a_store_that_is_still_in_use_is_damage(place: Path, databases: RocksDatabases) -> None:
+    table = next(path for path in place.glob("*.sst") if b"namestore.first" in path.read_bytes())
+    (place / "999999.sst").write_bytes(table.read_bytes())
+    assert databases.open(["first", "second"], 0).metadata() == {}
+    assert place.with_name("0.damaged-1").exists()
+
+
 def test_a_table_that_was_being_written_is_no_damage(place: Path, databases: RocksDatabases) -> None:
     table = next(place.glob("*.sst")).read_bytes()
     (place / "999999.sst").write_bytes(table[: len(table) // 2])
