@@ -18,6 +18,7 @@ from streams import localkafka
 from streams.broker.kafka import KafkaBroker
 from streams.commit import AtLeastOnce, ExactlyOnce
 from streams.config import load_settings
+from streams.dead_letters import dead_letter_topic
 from streams.errors import ConfigurationError, StateUnavailable
 from streams.events import Event, configure_logging, get_logger
 from streams.http import HttpServer, Response
@@ -236,7 +237,7 @@ class App:
     @property
     def dead_letter_topic(self) -> str:
         """Where dead letters go."""
-        return self.settings.dead_letter_topic or f"{self.name}-dead-letters"
+        return dead_letter_topic(self.settings, self.name)
 
     def broker(self) -> Broker:
         """The cluster the settings name, else ``KAFKA_BOOTSTRAP_SERVERS``, else a running local Kafka."""

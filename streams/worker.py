@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar, cast
 
 from streams.broker import GroupSettings
+from streams.dead_letters import DeadLetterWatch, dead_letter_topic
 from streams.errors import (
     BrokerError,
     BrokerUnreachable,
-    DeadLetterLimitExceeded,
     OffsetOutOfRange,
     OutcomeUnknown,
     ProcessingError,
@@ -29,16 +29,18 @@ from streams.events import Event, get_logger
 from streams.globaltable import GlobalTables
 from streams.guard import Interrupted, error_text
 from streams.merge import InputQueue
+from streams.pace import Pace
 from streams.records import Output, TopicPartition
 from streams.restore import Restorer
 from streams.standby import Standbys
 from streams.state.memory import MemoryDatabases
 from streams.task import Counts, Task, TaskId
+from streams.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from streams.broker import Admin, Broker, Consumer, OutOfRange, Polled
+    from streams.broker import Broker, Consumer, OutOfRange, Polled
     from streams.commit import Guarantee
     from streams.config import Settings
     from streams.records import Fetched
@@ -48,33 +50,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SLICE_SECONDS = 0.25
-"""A slice is sized to take about this long, so that commits and stops need not wait for more."""
-
-POLL_SECONDS = 1.0
-"""No more records are polled at once than take about this long."""
-
-FIRST_SLICE = 1_000
 SERVE_SECONDS = 1.0
 """While a slice takes long, the group is served this often: a rebalance does not wait for user code."""
-
-LETTERS_SECONDS = 1.0
-"""Dead letters are logged at most this often, however many there are."""
 
 ENDS_SECONDS = 1.0
 """How often lag is brought up to date."""
 
-BYTES_PER_ENTRY = 500
-"""A changed entry of a store takes about this much memory until it is committed."""
-
 RESTORE_SECONDS = 0.2
 """While there is something to restore, each round of the loop gives it about this long."""
-
-PURGE_SECONDS = 30.0
-"""How often consumed records of repartition topics are deleted."""
-
-TIDY_SECONDS = 1.0
-"""State of tasks that went elsewhere is looked for at most this often."""
 
 IDLE_SECONDS = 0.25
 """How often stream time is moved on where nothing comes."""
@@ -84,12 +67,6 @@ MISSING_SECONDS = 15.0
 
 MISSING_PAUSE = 0.5
 """How long to wait for it before its records are processed again."""
-
-TOPICS_SECONDS = 15.0
-"""So long after partitions were last taken away, it is looked whether their topics still exist, twice.
-
-Asking waits for brokers that do not answer, so it is better done when whatever was the matter is over.
-"""
 
 MOST_SHOWN = 10
 """So many partitions are named in one message."""
@@ -176,27 +153,6 @@ class Activity(NamedTuple):
     restoring: dict[TaskId, RestoreProgress]
 
 
-@dataclass(slots=True)
-class _DeadLetterShare:
-    """The share of dead letters among at least the last ``window`` records."""
-
-    window: int
-    slices: deque[tuple[int, int]] = field(default_factory=deque)
-    records: int = 0
-    letters: int = 0
-
-    def add(self, records: int, letters: int) -> float:
-        """Count a slice; the share so far, or 0 until the window is full."""
-        self.slices.append((records, letters))
-        self.records += records
-        self.letters += letters
-        while self.records - self.slices[0][0] >= self.window:
-            gone = self.slices.popleft()
-            self.records -= gone[0]
-            self.letters -= gone[1]
-        return self.letters / self.records if self.records >= self.window else 0.0
-
-
 class Worker:
     """One member of the app's consumer group.
 
@@ -259,15 +215,7 @@ class Worker:
         self._in_callback = False
         self._callback_error: Exception | None = None
         self._abandoned = False
-        self._repartitions = set(topology.repartitions)
-        self._consumed: dict[TopicPartition, int] = {}
-        self._purged = clock()
-        # What may come back after a restart is left alone until it had the time to.
-        self._tidy_at = clock() + settings.state_cleanup_delay
-        self._admin: Admin | None = None
-        self._look_at_topics = float("inf")
-        """When, on the clock."""
-        self._missing_topics: set[str] = set()
+        self._upkeep = Upkeep(topology, broker, self._databases, settings, clock)
         self._missing_outputs: dict[str, float] = {}
         """Since when topics of the app's own have been missing as they were to be written to."""
         self._topology = topology
@@ -275,7 +223,8 @@ class Worker:
         self._guarantee = guarantee
         self._settings = settings
         self._application = application
-        self._own_topics = {*topology.output_topics, self.dead_letter_topic}
+        self._dead_letter_topic = dead_letter_topic(settings, application)
+        self._own_topics = {*topology.output_topics, self._dead_letter_topic}
         self._clock = clock
         self.stopwatch = clock
         self._log = get_logger()
@@ -291,11 +240,9 @@ class Worker:
         self._out_of_range: dict[TopicPartition, OutOfRange] = {}
         self._skipped_offsets: Counter[TopicPartition] = Counter()
         self._progress: dict[TopicPartition, Progress] = {}
-        self._seconds_per_record: dict[TaskId, float] = {}
+        self._pace = Pace(settings, clock)
         self._given_up = Counts()
-        self._share = _DeadLetterShare(settings.dead_letter_window)
-        self._unlogged: Counter[str] = Counter()
-        self._letters_logged = -float("inf")
+        self._dead_letters = DeadLetterWatch(settings, self._dead_letter_topic, clock)
         self._current: tuple[TopicPartition, Progress] | None = None
         self._thread: int | None = None
         self._pieces = self._commits = self._rewinds = 0
@@ -304,8 +251,6 @@ class Worker:
         """The task whose slice is open, one without input included."""
         self._must_rewind = False
         self._must_reopen = False
-        self._dirty_since: float | None = None
-        self._last_commit = -float("inf")
         self._last_served = clock()
         self._ends_known = -float("inf")
         self.stages = Stages()
@@ -376,7 +321,7 @@ class Worker:
             busy=None if current is None else current[0],
             pieces=self._pieces,
             retrying=self._retrying,
-            dirty=self._dirty_since is not None,
+            dirty=self._pace.dirty,
             commits=self._commits,
             rewinds=self._rewinds,
             waiting={item: task for task, own in list(self._waiting.items()) for item in list(own)},
@@ -441,12 +386,10 @@ class Worker:
         else:
             if self._standbys is not None:
                 self._keep_standbys(self._standbys)
-            if self._clock() >= self._tidy_at:
-                self._delete_unused()
+            self._upkeep.delete_unused_state()
         self._follow_global_tables()
         polled = self._poll()
-        if self._clock() >= self._look_at_topics:
-            self._check_topics()
+        self._upkeep.check_topics()
         assignments = {partition: self._progress.get(partition) for partition in polled.ends}
         # Whatever aborts the transaction, a rebalance during the poll included, has all of it read again.
         if not self._must_rewind:
@@ -493,7 +436,7 @@ class Worker:
                     subtopology,
                     self,
                     application=self._application,
-                    dead_letter_topic=self.dead_letter_topic,
+                    dead_letter_topic=self._dead_letter_topic,
                     lookups=self._globals.lookups,
                 )
             self._held[partition] = task
@@ -519,14 +462,14 @@ class Worker:
             finally:
                 self._in_callback = False
         self._give_up(partitions)
-        self._look_at_topics = self._clock() + TOPICS_SECONDS
+        self._upkeep.revoked()
         self._log.info(Event.PARTITIONS_REVOKED, partitions=[str(item) for item in partitions])
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         """Give up without committing: another member may already be at work on these."""
         self._must_rewind = True
         self._abort()
-        self._dirty_since = None
+        self._pace.discarded()
         self._give_up(partitions)
         self._log.warning(Event.PARTITIONS_LOST, partitions=[str(item) for item in partitions])
 
@@ -564,7 +507,7 @@ class Worker:
 
     def _commit_in_slice(self) -> None:
         """Commit what is whole. Raises ``Interrupted`` when the open slice cannot go on after that."""
-        if self._dirty_since is None:
+        if not self._pace.dirty:
             return
         if self._working is not None and self._working.stateful:
             # A commit lets the task's steps forward what they hold: not in the middle of their work.
@@ -574,11 +517,6 @@ class Worker:
         if self._must_rewind:
             raise Interrupted
 
-    @property
-    def dead_letter_topic(self) -> str:
-        """Where dead letters go."""
-        return self._settings.dead_letter_topic or f"{self._application}-dead-letters"
-
     # --- the loop's parts
 
     def _poll(self) -> Polled:
@@ -587,11 +525,11 @@ class Worker:
         if begun - self._ends_known >= ENDS_SECONDS:
             self._refresh_ends(begun)
         timeout = 0.1
-        if self._dirty_since is not None:
-            timeout = min(timeout, max(0.0, self._next_commit() - begun))
+        if self._pace.dirty:
+            timeout = min(timeout, max(0.0, self._pace.next_commit() - begun))
         if self._waiting:
             timeout = 0.0 if self._tasks else min(timeout, 0.02)
-        polled = self._consumer.poll(self._poll_size(), timeout)
+        polled = self._consumer.poll(self._pace.poll_size(), timeout)
         self._raise_callback_error()
         self._last_served = now = self._clock()
         self.stages.poll += now - begun
@@ -646,7 +584,7 @@ class Worker:
                 continue
             start = 0
             while start < len(fetched):
-                stop = min(len(fetched), start + self._slice_size(task))
+                stop = min(len(fetched), start + self._pace.slice_size(task.id))
                 whole = start == 0 and stop == len(fetched)
                 if not self._attempt(partition, progress, fetched if whole else fetched.slice(start, stop)):
                     break
@@ -662,7 +600,7 @@ class Worker:
         """Process what can be had of a task with several input partitions, by lowest event time."""
         assert self._consumer is not None
         while self._queues.get(identifier) is queue:
-            fetched = queue.peek(self._slice_size(self._tasks[identifier]))
+            fetched = queue.peek(self._pace.slice_size(identifier))
             if fetched is None:
                 break
             partition = TopicPartition(fetched.topic, fetched.partition)
@@ -688,7 +626,7 @@ class Worker:
         while True:
             if self._stop.is_set():
                 return False
-            if self._would_time_out():
+            if self._pace.would_time_out():
                 self._commit()
             if self._must_rewind or not self._holds(partition, progress) or partition not in self._held:
                 return False
@@ -723,11 +661,7 @@ class Worker:
             self._current = self._working = self._retrying = None
             self._abandoned = False
         written = self._clock()
-        # Quickly up, slowly down: an expensive batch must shorten the next one.
-        cost = (written - begun) / len(fetched)
-        self._seconds_per_record[task.id] = max(
-            cost, 0.8 * self._seconds_per_record.get(task.id, 0.0) + 0.2 * cost
-        )
+        self._pace.measured(task.id, len(fetched), written - begun)
         try:
             self._write(task)
         except (TransactionAborted, OutcomeUnknown, Retriable) as error:
@@ -735,11 +669,10 @@ class Worker:
             return
         now = self._clock()
         self.stages.produce += now - written
-        if self._dirty_since is None:
-            self._dirty_since = now
+        self._pace.processed()
         progress = self._progress[partition]
         progress.position, progress.at_end, progress.since = task.positions[partition], False, now
-        self._watch_dead_letters(len(fetched), task.counts.dead_letters - letters)
+        self._dead_letters.add(len(fetched), task.counts.dead_letters - letters)
 
     def _write(self, task: Task) -> None:
         while pending := task.take():
@@ -768,22 +701,6 @@ class Worker:
         self._pause(MISSING_PAUSE)
         raise TransactionAborted(str(error)) from error
 
-    def _watch_dead_letters(self, records: int, letters: Counter[str]) -> None:
-        share = self._share.add(records, letters.total())
-        self._unlogged.update(letters)
-        now = self._clock()
-        if self._unlogged and now - self._letters_logged >= LETTERS_SECONDS:
-            self._log.warning(Event.DEAD_LETTERS, by_step=dict(self._unlogged), topic=self.dead_letter_topic)
-            self._unlogged.clear()
-            self._letters_logged = now
-        if share > self._settings.dead_letter_limit:
-            raise DeadLetterLimitExceeded(
-                f"{share:.1%} of the last {self._share.records} records became dead letters, "
-                f"dead_letter_limit is {self._settings.dead_letter_limit:.1%}",
-                hint=f"look at the headers of {self.dead_letter_topic}; the last commit holds, start again "
-                "once the input or the code is mended, or raise dead_letter_limit",
-            )
-
     def _note_ends(self, polled: Polled, assignments: Mapping[TopicPartition, Progress | None]) -> None:
         """Move positions to ends, where the assignment is still the one that they were polled under."""
         fetched = {TopicPartition(item.topic, item.partition): item.next_offset for item in polled.fetched}
@@ -807,8 +724,8 @@ class Worker:
                 continue
             task.advance(partition, end)
             position = task.positions[partition]
-            if before is not None and position > before and self._dirty_since is None:
-                self._dirty_since = self._clock()
+            if before is not None and position > before:
+                self._pace.processed()
             if position <= end:
                 progress.position = progress.end = position
                 progress.at_end, progress.since = True, self._clock()
@@ -878,54 +795,20 @@ class Worker:
             # Everything before was processed. Committed, the jump need not be made again by the next owner.
             task.positions[partition] = task.starts[partition] = target
             self._committed.pop(partition, None)
-            if self._dirty_since is None:
-                self._dirty_since = now
+            self._pace.processed()
             # Its position may be lower than before: as far as progress is concerned, it begins.
             self._progress[partition] = Progress(position=target, since=now, told=now)
         self._consumer.seek({partition: target})
 
-    def _would_time_out(self) -> bool:
-        """Whether the open transaction may not outlive one more record."""
-        if self._dirty_since is None:
-            return False
-        age = self._clock() - self._dirty_since
-        return age + 2 * self._record_seconds() > self._settings.transaction_timeout
-
-    def _poll_size(self) -> int:
-        """As many records as the costliest task can process before other partitions have waited too long."""
-        return max(
-            1, min(self._settings.max_poll_records, int(POLL_SECONDS / max(self._record_seconds(), 1e-9)))
-        )
-
-    def _record_seconds(self) -> float:
-        """What a record of the costliest task takes, as far as is known."""
-        return max(self._seconds_per_record.values(), default=0.0)
-
-    def _slice_size(self, task: Task) -> int:
-        cost = self._seconds_per_record.get(task.id)
-        if cost is None:
-            return FIRST_SLICE
-        return max(1, int(SLICE_SECONDS / max(cost, 1e-9)))
-
     # --- commits
 
     def _overdue(self) -> bool:
-        since = self._dirty_since
-        if since is None:
-            return False
-        if self._clock() - since >= self._settings.commit_interval:
-            return True
-        changed = sum(task.dirty for task in self._tasks.values())
-        return changed * BYTES_PER_ENTRY > self._settings.state_buffer_mb * 1_000_000
-
-    def _next_commit(self) -> float:
-        """When the next commit is due if nothing more comes: soon, as the worker has then caught up."""
-        return self._last_commit + self._settings.shortest_commit_interval
+        return self._pace.dirty and self._pace.overdue(sum(task.dirty for task in self._tasks.values()))
 
     def _commit_due(self) -> bool:
-        if self._dirty_since is None:
+        if not self._pace.dirty:
             return False
-        return self._overdue() or (self._clock() >= self._next_commit() and self._caught_up())
+        return self._overdue() or (self._clock() >= self._pace.next_commit() and self._caught_up())
 
     def _caught_up(self) -> bool:
         """Whether nothing more is known to be waiting on any partition held."""
@@ -966,15 +849,14 @@ class Worker:
             self._missing_outputs.clear()
             for task in self._tasks.values():
                 task.committed()
-            self._purge(offsets)
+            self._upkeep.committed(offsets)
             if offsets:
                 now = self._clock()
                 self.stages.commit += now - begun
                 self.observe_commit(now - begun)
         finally:
             self._committing = False
-        self._dirty_since = None
-        self._last_commit = self._clock()
+        self._pace.committed()
 
     def _prepare(self) -> None:
         """Let tasks forward and encode what has changed, and write it."""
@@ -1052,7 +934,7 @@ class Worker:
         for queue in self._queues.values():
             queue.clear()
         self._must_rewind = False
-        self._dirty_since = None
+        self._pace.discarded()
         self._rewinds += 1
         self._consumer.seek(positions)
         now = self._clock()
@@ -1063,47 +945,6 @@ class Worker:
     def _committed_offsets(self) -> dict[TopicPartition, int]:
         assert self._consumer is not None
         return self._consumer.committed({*self._held, *self._resume_at})
-
-    def _purge(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Note what of the repartition topics nobody needs any more."""
-        for partition, offset in offsets.items():
-            if partition.topic in self._repartitions:
-                self._consumed[partition] = offset
-        now = self._clock()
-        if not self._consumed or now - self._purged < PURGE_SECONDS:
-            return
-        self._purged = now
-        consumed, self._consumed = self._consumed, {}
-        try:
-            self._opened_admin().delete_records(consumed)
-        except BrokerError as error:
-            # The next time will do: what is left is deleted with it.
-            self._log.warning(Event.BROKER_TROUBLE, error=str(error))
-
-    def _check_topics(self) -> None:
-        """The group takes the partitions of a deleted topic away without a word: nobody would notice."""
-        now = self._clock()
-        try:
-            existing = self._opened_admin().topics()
-        except BrokerError as error:
-            self._log.warning(Event.BROKER_TROUBLE, error=str(error))
-            self._look_at_topics = self._clock() + TOPICS_SECONDS
-            return
-        named = {topic for topic in self._topology.input_topics if isinstance(topic, str)}
-        missing, before = named - existing.keys(), self._missing_topics
-        # A broker that has just started may not know all of them yet.
-        self._look_at_topics = now + TOPICS_SECONDS if missing else float("inf")
-        self._missing_topics = missing
-        if missing & before:
-            raise TopicError(
-                f"input topics do not exist any more: {', '.join(sorted(missing & before))}",
-                hint="make them anew and start again; what had not been processed is lost with them",
-            )
-
-    def _opened_admin(self) -> Admin:
-        if self._admin is None:
-            self._admin = self._broker.admin()
-        return self._admin
 
     def _open_guarantee(self) -> None:
         self._insist(lambda: self._guarantee.open(OPEN_SECONDS))
@@ -1164,7 +1005,7 @@ class Worker:
     def _retire(self, task: Task) -> None:
         del self._tasks[task.id]
         self._queues.pop(task.id, None)
-        self._seconds_per_record.pop(task.id, None)
+        self._pace.forget(task.id)
         self._given_up.add(task.counts)
         task.close()
 
@@ -1284,7 +1125,7 @@ class Worker:
             subtopology,
             self,
             application=self._application,
-            dead_letter_topic=self.dead_letter_topic,
+            dead_letter_topic=self._dead_letter_topic,
             database=restoration.database,
             checkpoints=restoration.checkpoints,
             lookups=self._globals.lookups,
@@ -1352,8 +1193,7 @@ class Worker:
         except (TransactionAborted, OutcomeUnknown, Retriable) as error:
             self._give_up_transaction(error)
             return False
-        if self._dirty_since is None:
-            self._dirty_since = self._clock()
+        self._pace.processed()
         return True
 
     def _abandon_slice(self) -> None:
@@ -1377,21 +1217,13 @@ class Worker:
         except (Retriable, BrokerUnreachable, TransactionAborted) as error:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
 
-    def _delete_unused(self) -> None:
-        """Delete what is left of tasks that went elsewhere and did not come back."""
-        delay = self._settings.state_cleanup_delay
-        self._tidy_at = self._clock() + max(TIDY_SECONDS, delay / 10)
-        for store, partition in self._databases.delete_unused(delay):
-            self._log.info(Event.STATE_DELETED, store=store, partition=partition)
-
     def _close_stores(self) -> None:
         self._restorer.close()
         if self._standbys is not None:
             self._standbys.close()
         self._globals.close()
         self._databases.close()
-        if self._admin is not None:
-            self._admin.close()
+        self._upkeep.close()
 
     def _raise_callback_error(self) -> None:
         error, self._callback_error = self._callback_error, None

@@ -18,7 +18,8 @@ from streams.reading import read_to_end
 from streams.records import Output, TopicPartition
 from streams.state.memory import MemoryDatabases
 from streams.topics import prepare_topics
-from streams.worker import PURGE_SECONDS, Worker
+from streams.upkeep import PURGE_SECONDS
+from streams.worker import Worker
 
 PLACE = TopicPartition("in", 0)
 

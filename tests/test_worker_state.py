@@ -21,7 +21,8 @@ from streams.state.changelog import RESERVED
 from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
 from streams.topics import prepare_topics
-from streams.worker import PURGE_SECONDS, State, Worker
+from streams.upkeep import PURGE_SECONDS
+from streams.worker import State, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -16,7 +16,8 @@ from streams.events import Event
 from streams.records import Output, TopicPartition
 from streams.state.memory import MemoryDatabases
 from streams.topics import prepare_topics
-from streams.worker import TOPICS_SECONDS, Worker
+from streams.upkeep import TOPICS_SECONDS
+from streams.worker import Worker
 
 if TYPE_CHECKING:
     from streams.state.store import Databases

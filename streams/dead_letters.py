@@ -1,0 +1,69 @@
+"""Dead letters as the worker sees them: where they go, how many are too many, a word on them in the log."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import TYPE_CHECKING
+
+from streams.errors import DeadLetterLimitExceeded
+from streams.events import Event, get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streams.config import Settings
+
+LOG_SECONDS = 1.0
+"""They are logged at most this often, however many there are."""
+
+
+def dead_letter_topic(settings: Settings, application: str) -> str:
+    """Where an app's dead letters go."""
+    return settings.dead_letter_topic or f"{application}-dead-letters"
+
+
+class DeadLetterWatch:
+    """Follows the share of dead letters among the last records. ``clock`` counts seconds."""
+
+    def __init__(self, settings: Settings, topic: str, clock: Callable[[], float]) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._clock = clock
+        self._log = get_logger()
+        self._slices: deque[tuple[int, int]] = deque()
+        self._records = self._letters = 0
+        self._unlogged: Counter[str] = Counter()
+        self._logged = -float("inf")
+
+    def add(self, records: int, letters: Counter[str]) -> None:
+        """Note a slice of so many records, with its dead letters by step.
+
+        Raises ``DeadLetterLimitExceeded`` once ``dead_letter_window`` records were seen and more than
+        ``dead_letter_limit`` of the last ones became dead letters.
+        """
+        self._unlogged.update(letters)
+        now = self._clock()
+        if self._unlogged and now - self._logged >= LOG_SECONDS:
+            self._log.warning(Event.DEAD_LETTERS, by_step=dict(self._unlogged), topic=self._topic)
+            self._unlogged.clear()
+            self._logged = now
+        share = self._share(records, letters.total())
+        if share > self._settings.dead_letter_limit:
+            raise DeadLetterLimitExceeded(
+                f"{share:.1%} of the last {self._records} records became dead letters, "
+                f"dead_letter_limit is {self._settings.dead_letter_limit:.1%}",
+                hint=f"look at the headers of {self._topic}; the last commit holds, start again "
+                "once the input or the code is mended, or raise dead_letter_limit",
+            )
+
+    def _share(self, records: int, letters: int) -> float:
+        """Count a slice; the share so far, or 0 until the window is full."""
+        window = self._settings.dead_letter_window
+        self._slices.append((records, letters))
+        self._records += records
+        self._letters += letters
+        while self._records - self._slices[0][0] >= window:
+            gone = self._slices.popleft()
+            self._records -= gone[0]
+            self._letters -= gone[1]
+        return self._letters / self._records if self._records >= window else 0.0

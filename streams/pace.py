@@ -1,0 +1,97 @@
+"""How much to take on at once, and when a commit is due: told by what records have taken so far."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streams.config import Settings
+    from streams.task import TaskId
+
+SLICE_SECONDS = 0.25
+"""A slice is sized to take about this long, so that commits and stops need not wait for more."""
+
+POLL_SECONDS = 1.0
+"""No more records are polled at once than take about this long."""
+
+FIRST_SLICE = 1_000
+
+BYTES_PER_ENTRY = 500
+"""A changed entry of a store takes about this much memory until it is committed."""
+
+
+class Pace:
+    """Sizes of polls and slices, and the age of what is not committed. ``clock`` counts seconds."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._seconds_per_record: dict[TaskId, float] = {}
+        self._dirty_since: float | None = None
+        self._last_commit = -float("inf")
+
+    def measured(self, task: TaskId, records: int, seconds: float) -> None:
+        """A slice of so many records took so long."""
+        cost = seconds / records
+        # Quickly up, slowly down: an expensive batch must shorten the next one.
+        self._seconds_per_record[task] = max(cost, 0.8 * self._seconds_per_record.get(task, 0.0) + 0.2 * cost)
+
+    def forget(self, task: TaskId) -> None:
+        """What its records take matters no more."""
+        self._seconds_per_record.pop(task, None)
+
+    def poll_size(self) -> int:
+        """As many records as the costliest task can process before other partitions have waited too long."""
+        size = int(POLL_SECONDS / max(self._record_seconds(), 1e-9))
+        return max(1, min(self._settings.max_poll_records, size))
+
+    def slice_size(self, task: TaskId) -> int:
+        """Records that the task can process before the worker should look at something else."""
+        cost = self._seconds_per_record.get(task)
+        if cost is None:
+            return FIRST_SLICE
+        return max(1, int(SLICE_SECONDS / max(cost, 1e-9)))
+
+    def _record_seconds(self) -> float:
+        """What a record of the costliest task takes, as far as is known."""
+        return max(self._seconds_per_record.values(), default=0.0)
+
+    @property
+    def dirty(self) -> bool:
+        """Whether something is processed and not committed."""
+        return self._dirty_since is not None
+
+    def processed(self) -> None:
+        """Something is to be committed."""
+        if self._dirty_since is None:
+            self._dirty_since = self._clock()
+
+    def discarded(self) -> None:
+        """What was not committed is given up."""
+        self._dirty_since = None
+
+    def committed(self) -> None:
+        """A commit was made or given up just now."""
+        self._dirty_since = None
+        self._last_commit = self._clock()
+
+    def overdue(self, changed_entries: int) -> bool:
+        """Whether a commit must not wait for the worker to catch up; ``changed_entries`` are its stores'."""
+        if self._dirty_since is None:
+            return False
+        if self._clock() - self._dirty_since >= self._settings.commit_interval:
+            return True
+        return changed_entries * BYTES_PER_ENTRY > self._settings.state_buffer_mb * 1_000_000
+
+    def next_commit(self) -> float:
+        """When the next commit is due if nothing more comes: soon, as the worker has then caught up."""
+        return self._last_commit + self._settings.shortest_commit_interval
+
+    def would_time_out(self) -> bool:
+        """Whether the open transaction may not outlive one more record."""
+        if self._dirty_since is None:
+            return False
+        age = self._clock() - self._dirty_since
+        return age + 2 * self._record_seconds() > self._settings.transaction_timeout
