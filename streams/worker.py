@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 
 from streams.broker import GroupSettings
 from streams.dead_letters import DeadLetterWatch, dead_letter_topic
 from streams.errors import (
     BrokerError,
     BrokerUnreachable,
-    OffsetOutOfRange,
     OutcomeUnknown,
     ProcessingError,
     RecordRefused,
@@ -28,8 +26,10 @@ from streams.errors import (
 from streams.events import Event, get_logger
 from streams.globaltable import GlobalTables
 from streams.guard import Interrupted, error_text
+from streams.lost_offsets import LostOffsets
 from streams.merge import InputQueue
 from streams.pace import Pace
+from streams.pending import PendingTasks
 from streams.records import Output, TopicPartition
 from streams.restore import Restorer
 from streams.standby import Standbys
@@ -40,7 +40,7 @@ from streams.upkeep import Upkeep
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from streams.broker import Broker, Consumer, OutOfRange, Polled
+    from streams.broker import Broker, Consumer, Polled
     from streams.commit import Guarantee
     from streams.config import Settings
     from streams.records import Fetched
@@ -56,9 +56,6 @@ SERVE_SECONDS = 1.0
 ENDS_SECONDS = 1.0
 """How often lag is brought up to date."""
 
-RESTORE_SECONDS = 0.2
-"""While there is something to restore, each round of the loop gives it about this long."""
-
 IDLE_SECONDS = 0.25
 """How often stream time is moved on where nothing comes."""
 
@@ -67,9 +64,6 @@ MISSING_SECONDS = 15.0
 
 MISSING_PAUSE = 0.5
 """How long to wait for it before its records are processed again."""
-
-MOST_SHOWN = 10
-"""So many partitions are named in one message."""
 
 OPEN_SECONDS = 5.0
 """How long one attempt to get a producer may take before the group is served again."""
@@ -179,12 +173,9 @@ class Worker:
         pause: Callable[[float], object] | None = None,
         wall_clock: Callable[[], int] | None = None,
     ) -> None:
-        self._partitions = dict(partitions or {})
         self._databases = databases or MemoryDatabases()
         self.wall_clock = wall_clock or (lambda: time.time_ns() // 1_000_000)
-        self._restorer = Restorer(
-            broker, self._databases, application=application, clock=clock, wall_clock=self.wall_clock
-        )
+        counts = dict(partitions or {})
         self._standbys: Standbys | None = None
         if settings.standby_replicas and members is not None:
             self._standbys = Standbys(
@@ -192,12 +183,21 @@ class Worker:
                 broker,
                 self._databases,
                 application=application,
-                partitions=self._partitions,
+                partitions=counts,
                 failures=settings.standby_replicas,
                 members=members,
                 clock=clock,
                 wall_clock=self.wall_clock,
             )
+        self._pending = PendingTasks(
+            topology,
+            Restorer(
+                broker, self._databases, application=application, clock=clock, wall_clock=self.wall_clock
+            ),
+            self._standbys,
+            partitions=counts,
+            clock=clock,
+        )
         self._globals = GlobalTables(
             topology.global_tables,
             broker,
@@ -205,10 +205,6 @@ class Worker:
             application=application,
             wall_clock=self.wall_clock,
         )
-        self._waiting: dict[TaskId, set[TopicPartition]] = {}
-        """Partitions held of tasks with stores that are not restored yet."""
-        self._restoring: set[TaskId] = set()
-        self._resume_at: dict[TopicPartition, int] = {}
         self._queues: dict[TaskId, InputQueue] = {}
         self._commit_first = False
         self._committing = False
@@ -232,13 +228,12 @@ class Worker:
         self._stop = threading.Event()
         self._pause = pause or self._stop.wait
         self._stop_by = float("inf")
-        self._consumer: Consumer | None = None
+        self._opened_consumer: Consumer | None = None
         self._member: str | None = None
         self._tasks: dict[TaskId, Task] = {}
         self._held: dict[TopicPartition, Task] = {}
         self._committed: dict[TopicPartition, int] = {}
-        self._out_of_range: dict[TopicPartition, OutOfRange] = {}
-        self._skipped_offsets: Counter[TopicPartition] = Counter()
+        self._lost = LostOffsets(settings, application)
         self._progress: dict[TopicPartition, Progress] = {}
         self._pace = Pace(settings, clock)
         self._given_up = Counts()
@@ -279,7 +274,7 @@ class Worker:
     @property
     def held(self) -> set[TaskId]:
         """The worker's tasks, those that are being restored included."""
-        return {*self._tasks, *self._waiting}
+        return {*self._tasks, *self._pending.tasks}
 
     @property
     def standby_lag(self) -> dict[TaskId, int]:
@@ -289,12 +284,12 @@ class Worker:
     @property
     def restoring(self) -> dict[TaskId, RestoreProgress]:
         """The tasks whose stores are being brought up to date."""
-        return self._restorer.progress
+        return self._pending.progress
 
     @property
     def skipped_offsets(self) -> dict[TopicPartition, int]:
         """How many offsets of each partition were left out by ``out_of_range_reset``."""
-        return dict(self._skipped_offsets)
+        return self._lost.skipped
 
     @property
     def state_bytes(self) -> int:
@@ -304,7 +299,7 @@ class Worker:
     @property
     def ready(self) -> bool:
         """Whether it is running with all its stores up to date."""
-        return self._state is State.RUNNING and not self._waiting
+        return self._state is State.RUNNING and not self._pending
 
     @property
     def tasks(self) -> dict[TaskId, Task]:
@@ -324,7 +319,7 @@ class Worker:
             dirty=self._pace.dirty,
             commits=self._commits,
             rewinds=self._rewinds,
-            waiting={item: task for task, own in list(self._waiting.items()) for item in list(own)},
+            waiting=self._pending.partitions,
             restoring=self.restoring,
         )
 
@@ -363,7 +358,7 @@ class Worker:
         self._thread = threading.get_ident()
         self._last_served = self._clock()
         self._enter(State.RUNNING)
-        self._consumer = self._broker.consumer(
+        self._opened_consumer = self._broker.consumer(
             GroupSettings(
                 group=self._application,
                 offset_reset=settings.offset_reset,
@@ -381,7 +376,7 @@ class Worker:
 
     def run_once(self) -> None:
         """One round of the loop."""
-        if self._waiting:
+        if self._pending:
             self._restore()
         else:
             if self._standbys is not None:
@@ -396,8 +391,8 @@ class Worker:
             self._process(polled)
         if not self._must_rewind:
             self._note_ends(polled, assignments)
-            if self._out_of_range:
-                self._settle_out_of_range()
+            if self._lost:
+                self._settle_lost_offsets()
         if not self._must_rewind:
             self._punctuate()
             if self._commit_due():
@@ -408,7 +403,6 @@ class Worker:
     def close(self) -> None:
         """Commit and leave the group."""
         self._enter(State.STOPPING)
-        assert self._consumer is not None
         self._commit()
         self._consumer.close()
         self._guarantee.close()
@@ -426,8 +420,7 @@ class Worker:
             identifier = TaskId(subtopology.number, partition.partition)
             self._progress[partition] = Progress(since=now, told=now)
             if subtopology.stores:
-                self._check_count(partition)
-                self._wait_for_restore(identifier, [partition])
+                self._pending.add(identifier, [partition], self._consumer)
                 continue
             task = self._tasks.get(identifier)
             if task is None:
@@ -520,14 +513,13 @@ class Worker:
     # --- the loop's parts
 
     def _poll(self) -> Polled:
-        assert self._consumer is not None
         begun = self._clock()
         if begun - self._ends_known >= ENDS_SECONDS:
             self._refresh_ends(begun)
         timeout = 0.1
         if self._pace.dirty:
             timeout = min(timeout, max(0.0, self._pace.next_commit() - begun))
-        if self._waiting:
+        if self._pending:
             timeout = 0.0 if self._tasks else min(timeout, 0.02)
         polled = self._consumer.poll(self._pace.poll_size(), timeout)
         self._raise_callback_error()
@@ -542,7 +534,7 @@ class Worker:
                 task.starts.setdefault(partition, end)
         for partition, found in polled.out_of_range.items():
             if partition in self._progress:
-                self._out_of_range[partition] = found
+                self._lost.add(partition, found)
         return polled
 
     def _note_received(self, fetched: Fetched) -> None:
@@ -561,7 +553,6 @@ class Worker:
             progress.position = first
 
     def _refresh_ends(self, now: float) -> None:
-        assert self._consumer is not None
         self._ends_known = now
         for partition, end in self._consumer.known_ends(self._progress).items():
             self._progress[partition].end = end
@@ -598,7 +589,6 @@ class Worker:
 
     def _drain(self, identifier: TaskId, queue: InputQueue) -> None:
         """Process what can be had of a task with several input partitions, by lowest event time."""
-        assert self._consumer is not None
         while self._queues.get(identifier) is queue:
             fetched = queue.peek(self._pace.slice_size(identifier))
             if fetched is None:
@@ -730,53 +720,30 @@ class Worker:
                 progress.position = progress.end = position
                 progress.at_end, progress.since = True, self._clock()
 
-    def _settle_out_of_range(self) -> None:
+    def _settle_lost_offsets(self) -> None:
         """Where the log does not have what comes next: stop, or go on, as ``out_of_range_reset`` says."""
-        assert self._consumer is not None
         if self._stop.is_set():
             return
         try:
-            committed = self._consumer.committed(list(self._out_of_range))
+            committed = self._consumer.committed(self._lost.partitions)
         except (Retriable, BrokerUnreachable, TransactionAborted) as error:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
             return
-        for partition, found in list(self._out_of_range.items()):
-            known = committed.get(partition, -1)
-            if known > found.offset:
-                # Another member went on from here, and has deleted what it processed: nothing is lost.
-                del self._out_of_range[partition]
-                self._continue_from(partition, known)
-        if not self._out_of_range or self._must_rewind:
+        for partition, offset in self._lost.take_committed(committed).items():
+            self._continue_from(partition, offset)
+        if not self._lost or self._must_rewind:
             return
-        reset = self._settings.out_of_range_reset
-        if reset == "fail":
+        if self._lost.fatal:
             self._commit()
-            raise _out_of_range_error(self._application, self._out_of_range, committed)
-        found_now, self._out_of_range = self._out_of_range, {}
-        for partition, found in found_now.items():
-            target = found.beginning if reset == "earliest" else found.end
-            skipped = max(0, target - found.offset)
-            self._skipped_offsets[partition] += skipped
-            self._log.warning(
-                Event.OFFSET_OUT_OF_RANGE,
-                group=self._application,
-                topic=partition.topic,
-                partition=partition.partition,
-                offset=found.offset,
-                beginning=found.beginning,
-                end=found.end,
-                lost=found.lost,
-                skipped=skipped,
-                reset=reset,
-            )
+            raise self._lost.error(committed)
+        for partition, target in self._lost.take_reset().items():
             self._jump(partition, target)
 
     def _continue_from(self, partition: TopicPartition, committed: int) -> None:
         """Give up what was read behind the back of another member, and go on from what is committed."""
-        assert self._consumer is not None
         task = self._held.get(partition)
         if task is None:
-            self._resume_at[partition] = committed
+            self._pending.resume_at[partition] = committed
             self._consumer.seek({partition: committed})
             return
         self._committed[partition] = committed
@@ -786,11 +753,10 @@ class Worker:
 
     def _jump(self, partition: TopicPartition, target: int) -> None:
         """Go on from an offset that does not follow from the one before."""
-        assert self._consumer is not None
         now = self._clock()
         task = self._held.get(partition)
         if task is None:
-            self._resume_at[partition] = target
+            self._pending.resume_at[partition] = target
         elif task.id not in self._queues:
             # Everything before was processed. Committed, the jump need not be made again by the next owner.
             task.positions[partition] = task.starts[partition] = target
@@ -812,7 +778,6 @@ class Worker:
 
     def _caught_up(self) -> bool:
         """Whether nothing more is known to be waiting on any partition held."""
-        assert self._consumer is not None
         behind = [
             partition
             for partition, progress in self._progress.items()
@@ -830,7 +795,6 @@ class Worker:
         """Commit all that is whole, or note that the input must be read again."""
         if self._must_rewind:
             return
-        assert self._consumer is not None
         begun = self._clock()
         self._committing = True
         try:
@@ -904,7 +868,6 @@ class Worker:
 
     def _rewind(self) -> None:
         """Read the input again from the committed offsets, after whatever was not committed is given up."""
-        assert self._consumer is not None
         unknown = self._must_reopen
         if unknown:
             self._open_guarantee()
@@ -916,8 +879,8 @@ class Worker:
             if committed is None:
                 return
             self._committed |= committed
-            for partition in self._resume_at.keys() & committed.keys():
-                self._resume_at[partition] = committed[partition]
+            resume_at = self._pending.resume_at
+            resume_at |= {partition: committed.get(partition, at) for partition, at in resume_at.items()}
             self._must_reopen = False
         positions: dict[TopicPartition, int] = {}
         for task in list(self._tasks.values()):
@@ -943,15 +906,13 @@ class Worker:
             progress.position, progress.at_end, progress.since = position, False, now
 
     def _committed_offsets(self) -> dict[TopicPartition, int]:
-        assert self._consumer is not None
-        return self._consumer.committed({*self._held, *self._resume_at})
+        return self._consumer.committed({*self._held, *self._pending.resume_at})
 
     def _open_guarantee(self) -> None:
         self._insist(lambda: self._guarantee.open(OPEN_SECONDS))
 
     def _insist(self, call: Callable[[], T]) -> T | None:
         """Repeat a call until the broker answers, as a member of the group; ``None`` when told to stop."""
-        assert self._consumer is not None
         while True:
             try:
                 return call()
@@ -964,8 +925,12 @@ class Worker:
 
     # --- the group
 
+    @property
+    def _consumer(self) -> Consumer:
+        assert self._opened_consumer is not None, "start comes first"
+        return self._opened_consumer
+
     def _serve(self) -> None:
-        assert self._consumer is not None
         self._consumer.keep_alive()
         self._raise_callback_error()
         self._last_served = self._clock()
@@ -990,10 +955,9 @@ class Worker:
             task = self._held.pop(partition, None)
             self._progress.pop(partition, None)
             self._committed.pop(partition, None)
-            self._out_of_range.pop(partition, None)
-            self._resume_at.pop(partition, None)
+            self._lost.discard(partition)
             if task is None:
-                self._wait_no_longer(partition)
+                self._pending.discard(partition)
                 continue
             if task.states:
                 self._suspend(task)
@@ -1011,40 +975,6 @@ class Worker:
 
     # --- stores
 
-    def _expected(self, identifier: TaskId) -> set[TopicPartition]:
-        """The input partitions that a task has, as far as the topics' partition counts are known."""
-        subtopology = self._topology.subtopologies[identifier.subtopology]
-        return {
-            TopicPartition(topic, identifier.partition)
-            for topic, count in self._partitions.items()
-            if identifier.partition < count and subtopology.reads(topic)
-        }
-
-    def _check_count(self, partition: TopicPartition) -> None:
-        """Keys of a topic that got more partitions lie elsewhere than their state: nobody may go on."""
-        count = self._partitions.get(partition.topic)
-        if count is not None and partition.partition >= count:
-            raise TopicError(
-                f"{partition.topic} had {count} partitions when this worker began and has more now, so that "
-                "keys lie in other partitions than their state",
-                hint="stop all workers; give the stores other names and replay the input to build them anew",
-            )
-
-    def _wait_for_restore(self, identifier: TaskId, partitions: Sequence[TopicPartition]) -> None:
-        assert self._consumer is not None
-        self._waiting.setdefault(identifier, set()).update(partitions)
-        self._consumer.pause(partitions)
-
-    def _wait_no_longer(self, partition: TopicPartition) -> None:
-        for identifier, partitions in list(self._waiting.items()):
-            if partition in partitions:
-                partitions.discard(partition)
-                if identifier in self._restoring:
-                    self._restoring.discard(identifier)
-                    self._restorer.discard(identifier)
-                if not partitions:
-                    del self._waiting[identifier]
-
     def _suspend(self, task: Task) -> None:
         """Close a task with stores; the partitions of it that are still held wait until it is restored."""
         left = [partition for partition, holder in self._held.items() if holder is task]
@@ -1052,73 +982,28 @@ class Worker:
             del self._held[partition]
             if partition in task.starts:
                 # What was processed and not committed is gone with the task's changes.
-                self._resume_at[partition] = self._committed.get(partition, task.starts[partition])
+                self._pending.resume_at[partition] = self._committed.get(partition, task.starts[partition])
         self._retire(task)
         if left:
-            self._wait_for_restore(task.id, left)
+            self._pending.add(task.id, left, self._consumer)
 
     def _restore(self) -> None:
         """Go on with bringing stores up to date, and start the tasks that are done."""
-        assert self._consumer is not None
         try:
-            complete = [
-                identifier
-                for identifier, partitions in self._waiting.items()
-                if identifier not in self._restoring and partitions >= self._expected(identifier)
-            ]
-            positions = self._consumer.positions([item for task in complete for item in self._waiting[task]])
-            for identifier in complete:
-                starts = {
-                    partition: self._resume_at.get(partition, positions.get(partition))
-                    for partition in self._waiting[identifier]
-                }
-                # The broker may not know yet whether the last owner's transaction was committed.
-                if None not in starts.values():
-                    self._begin_restore(identifier, cast("dict[TopicPartition, int]", starts))
-            done: list[Restoration] = []
-            until = self._clock() + RESTORE_SECONDS
-            while self._restoring and not done and not self._stop.is_set():
-                done = self._restorer.poll(0.0 if self._tasks else 0.05)
-                if self._clock() >= until or self._tasks:
-                    break
+            done = self._pending.poll(self._consumer, busy=bool(self._tasks), stopped=self._stop.is_set)
         except (Retriable, BrokerUnreachable, TransactionAborted) as error:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
             return
         now = self._clock()
-        for partition in {partition for waiting in self._waiting.values() for partition in waiting}:
+        for partition in self._pending.partitions:
             self._progress[partition].since = now
         for restoration in done:
             self._activate(restoration)
 
-    def _begin_restore(self, identifier: TaskId, starts: Mapping[TopicPartition, int]) -> None:
-        known = {partition: start for partition, start in starts.items() if start >= 0}
-        database = None if self._standbys is None else self._standbys.release(identifier)
-        try:
-            self._restorer.add(
-                identifier,
-                self._topology.subtopologies[identifier.subtopology].stores,
-                {partition.topic: start for partition, start in known.items()},
-                database,
-                begun=lambda: any(self._input_offsets(identifier).values()),
-            )
-        except BaseException:
-            if database is not None:
-                database.close()
-            raise
-        # Whatever the client reads of it before the task begins counts for nothing.
-        self._resume_at |= known
-        self._restoring.add(identifier)
-
-    def _input_offsets(self, identifier: TaskId) -> dict[TopicPartition, int]:
-        assert self._consumer is not None
-        return self._consumer.committed(self._expected(identifier))
-
     def _activate(self, restoration: Restoration) -> None:
         """Let a task begin whose stores are up to date."""
-        assert self._consumer is not None
         identifier = restoration.task
-        self._restoring.discard(identifier)
-        partitions = self._waiting.pop(identifier)
+        partitions = self._pending.take(identifier)
         subtopology = self._topology.subtopologies[identifier.subtopology]
         task = Task(
             identifier,
@@ -1131,12 +1016,9 @@ class Worker:
             lookups=self._globals.lookups,
         )
         self._tasks[identifier] = task
-        positions = {}
-        for partition in partitions:
-            self._held[partition] = task
-            if partition in self._resume_at:
-                # It was read further than it was processed, for the task as it was before.
-                positions[partition] = task.starts[partition] = self._resume_at.pop(partition)
+        positions = {partition: start for partition, start in partitions.items() if start is not None}
+        task.starts |= positions
+        self._held |= dict.fromkeys(partitions, task)
         if len(partitions) > 1:
             self._queues[identifier] = InputQueue(
                 {partition: subtopology.rank(partition.topic) for partition in partitions},
@@ -1147,7 +1029,7 @@ class Worker:
         for partition, position in positions.items():
             progress = self._progress[partition]
             progress.position, progress.at_end = position, False
-        self._consumer.resume(partitions)
+        self._consumer.resume(list(partitions))
 
     def _punctuate(self) -> None:
         """Run what is due on the wall clock, and move stream time on where nothing comes."""
@@ -1210,7 +1092,6 @@ class Worker:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
 
     def _keep_standbys(self, standbys: Standbys) -> None:
-        assert self._consumer is not None
         self._member = self._consumer.member
         try:
             standbys.poll(self._member, self.held, self._consumer.committed)
@@ -1218,7 +1099,7 @@ class Worker:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
 
     def _close_stores(self) -> None:
-        self._restorer.close()
+        self._pending.close()
         if self._standbys is not None:
             self._standbys.close()
         self._globals.close()
@@ -1243,41 +1124,13 @@ class Worker:
         for release in (
             self._guarantee.abort,
             self._guarantee.close,
-            *([self._consumer.close] if self._consumer is not None else []),
+            *([self._opened_consumer.close] if self._opened_consumer is not None else []),
             self._close_stores,
         ):
             try:
                 release()
             except Exception as also:  # noqa: BLE001 - the error that ends the worker must not be replaced
                 self._log.warning(Event.BROKER_TROUBLE, error=str(also))
-
-
-def _out_of_range_error(
-    group: str, out_of_range: Mapping[TopicPartition, OutOfRange], committed: Mapping[TopicPartition, int]
-) -> OffsetOutOfRange:
-    lines = []
-    for partition, found in sorted(out_of_range.items()):
-        known = committed.get(partition)
-        at = f"committed offset {known}" if known == found.offset else f"next offset {found.offset}"
-        line = (
-            f"group {group}, topic {partition.topic}, partition {partition.partition}: {at} is not in the "
-            f"log, which has {found.beginning} to {found.end}: "
-        )
-        if found.lost:
-            line += f"{found.lost} records (transaction markers included) were deleted before they were read"
-        else:
-            line += "it ends before that, so it was cut or is another topic of the same name"
-        lines.append(line)
-    shown = lines[:MOST_SHOWN]
-    if len(lines) > len(shown):
-        shown.append(f"and {len(lines) - len(shown)} more partitions")
-    return OffsetOutOfRange(
-        "\n  ".join(shown),
-        hint="what is deleted is lost for ever. To go on without it, start again with --set "
-        "out_of_range_reset=earliest (STREAMS_OUT_OF_RANGE_RESET=earliest): from the oldest record left; "
-        "or latest: from what comes now.\n        A longer retention.ms of the topic, or more workers, keep "
-        "it from happening again",
-    )
 
 
 def _ignore(_: float) -> None:

@@ -1,0 +1,119 @@
+"""Partitions whose logs do not have what comes next: what was lost, and where to go on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from streams.errors import OffsetOutOfRange
+from streams.events import Event, get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from streams.broker import OutOfRange
+    from streams.config import Settings
+    from streams.records import TopicPartition
+
+MOST_SHOWN = 10
+"""So many partitions are named in one message."""
+
+
+class LostOffsets:
+    """Those of one worker that are not settled yet. ``group`` is named in messages."""
+
+    def __init__(self, settings: Settings, group: str) -> None:
+        self._settings = settings
+        self._group = group
+        self._log = get_logger()
+        self._found: dict[TopicPartition, OutOfRange] = {}
+        self._skipped: Counter[TopicPartition] = Counter()
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    @property
+    def partitions(self) -> list[TopicPartition]:
+        return list(self._found)
+
+    @property
+    def skipped(self) -> dict[TopicPartition, int]:
+        """How many offsets of each partition were left out; from any thread."""
+        return dict(self._skipped)
+
+    def add(self, partition: TopicPartition, found: OutOfRange) -> None:
+        self._found[partition] = found
+
+    def discard(self, partition: TopicPartition) -> None:
+        """It is somebody else's matter now."""
+        self._found.pop(partition, None)
+
+    def take_committed(self, committed: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        """Where partitions go on in which nothing is lost.
+
+        Where more is committed, another member went on from there, and has deleted what it processed.
+        """
+        further = {
+            partition: committed[partition]
+            for partition, found in self._found.items()
+            if committed.get(partition, -1) > found.offset
+        }
+        for partition in further:
+            del self._found[partition]
+        return further
+
+    @property
+    def fatal(self) -> bool:
+        """Whether ``out_of_range_reset`` says to stop."""
+        return self._settings.out_of_range_reset == "fail"
+
+    def take_reset(self) -> dict[TopicPartition, int]:
+        """Where the others go on, as ``out_of_range_reset`` says; what is left out is logged, counted."""
+        reset = self._settings.out_of_range_reset
+        found_now, self._found = self._found, {}
+        targets = {}
+        for partition, found in found_now.items():
+            targets[partition] = target = found.beginning if reset == "earliest" else found.end
+            skipped = max(0, target - found.offset)
+            self._skipped[partition] += skipped
+            self._log.warning(
+                Event.OFFSET_OUT_OF_RANGE,
+                group=self._group,
+                topic=partition.topic,
+                partition=partition.partition,
+                offset=found.offset,
+                beginning=found.beginning,
+                end=found.end,
+                lost=found.lost,
+                skipped=skipped,
+                reset=reset,
+            )
+        return targets
+
+    def error(self, committed: Mapping[TopicPartition, int]) -> OffsetOutOfRange:
+        """What to raise: coordinates, what was lost, and the choices."""
+        lines = []
+        for partition, found in sorted(self._found.items()):
+            known = committed.get(partition)
+            at = f"committed offset {known}" if known == found.offset else f"next offset {found.offset}"
+            line = (
+                f"group {self._group}, topic {partition.topic}, partition {partition.partition}: {at} is not "
+                f"in the log, which has {found.beginning} to {found.end}: "
+            )
+            if found.lost:
+                line += (
+                    f"{found.lost} records (transaction markers included) were deleted before they were read"
+                )
+            else:
+                line += "it ends before that, so it was cut or is another topic of the same name"
+            lines.append(line)
+        shown = lines[:MOST_SHOWN]
+        if len(lines) > len(shown):
+            shown.append(f"and {len(lines) - len(shown)} more partitions")
+        return OffsetOutOfRange(
+            "\n  ".join(shown),
+            hint="what is deleted is lost for ever. To go on without it, start again with --set "
+            "out_of_range_reset=earliest (STREAMS_OUT_OF_RANGE_RESET=earliest): from the oldest record "
+            "left; or latest: from what comes now.\n        A longer retention.ms of the topic, or more "
+            "workers, keep it from happening again",
+        )
