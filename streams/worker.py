@@ -232,6 +232,8 @@ class Worker:
         self._member: str | None = None
         self._tasks: dict[TaskId, Task] = {}
         self._held: dict[TopicPartition, Task] = {}
+        self._unstarted: set[TopicPartition] = set()
+        """Partitions at work of which it is not known where the group is in them."""
         self._committed: dict[TopicPartition, int] = {}
         self._lost = LostOffsets(settings, application)
         self._progress: dict[TopicPartition, Progress] = {}
@@ -433,6 +435,8 @@ class Worker:
                     lookups=self._globals.lookups,
                 )
             self._held[partition] = task
+            self._unstarted.add(partition)
+        self._note_starts()
         self._log.info(Event.PARTITIONS_ASSIGNED, partitions=[str(item) for item in partitions])
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
@@ -516,6 +520,7 @@ class Worker:
         begun = self._clock()
         if begun - self._ends_known >= ENDS_SECONDS:
             self._refresh_ends(begun)
+        self._note_starts()
         timeout = 0.1
         if self._pace.dirty:
             timeout = min(timeout, max(0.0, self._pace.next_commit() - begun))
@@ -536,6 +541,16 @@ class Worker:
             if partition in self._progress:
                 self._lost.add(partition, found)
         return polled
+
+    def _note_starts(self) -> None:
+        """Remember where the group is in what was assigned: markers that come behind are to be committed."""
+        if not self._unstarted:
+            return
+        for partition, start in self._consumer.positions(self._unstarted).items():
+            self._unstarted.discard(partition)
+            # Where nothing is committed, it begins with the first record or end that is met.
+            if start >= 0:
+                self._held[partition].starts.setdefault(partition, start)
 
     def _note_received(self, fetched: Fetched) -> None:
         """Remember where a partition begins and how far it reaches, whatever becomes of its records now."""
@@ -708,7 +723,7 @@ class Worker:
                 continue
             if queue_here is not None and task.positions.get(partition) == end and progress.at_end:
                 continue
-            before = task.positions.get(partition)
+            before = task.positions.get(partition, task.starts.get(partition))
             if queue_here is None and partition in fetched and before != fetched[partition]:
                 # A stop came before all of them were processed: the end is not reached.
                 continue
@@ -956,6 +971,7 @@ class Worker:
             self._progress.pop(partition, None)
             self._committed.pop(partition, None)
             self._lost.discard(partition)
+            self._unstarted.discard(partition)
             if task is None:
                 self._pending.discard(partition)
                 continue

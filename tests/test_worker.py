@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from streams import App, Text, dead_letter, retry, skip
-from streams.broker import NewTopic
+from streams.broker import GroupSettings, NewTopic
 from streams.broker.memory import MemoryBroker
 from streams.commit import AtLeastOnce, ExactlyOnce
 from streams.errors import (
@@ -393,3 +393,35 @@ def test_a_worker_goes_through_its_states():
     worker.close()
     states.append(worker.state)
     assert states == [State.RUNNING, State.STOPPED]
+
+
+class Nobody:
+    def assigned(self, partitions: Sequence[TopicPartition]) -> None: ...
+
+    revoked = lost = assigned
+
+
+@pytest.mark.parametrize("stores", [False, True])
+def test_a_marker_behind_the_last_committed_record_is_committed_by_the_next_owner(stores):
+    """Otherwise the group would seem to be one behind until more records come."""
+    app = App("copy")
+    records = app.stream("in", key=Text(), value=Text())
+    (records.group_by_key().count("counts") if stores else records).to("out")
+    site = Site(app)
+    site.admin.create_topics([NewTopic(name="copy-counts-changelog", partitions=PARTITIONS)])
+    producer = site.broker.producer(transactional_id="other")
+    producer.init_transactions(1)
+    producer.begin()
+    producer.produce(Output("in", [b"a"] * 5, [b"b"] * 5, [0] * 5, partition=1))
+    producer.commit(1)
+    member = site.broker.consumer(GroupSettings(group="copy"))
+    member.subscribe(["in"], Nobody())
+    member.poll(1, 0)
+    member.commit({TopicPartition("in", 1): 5})
+    member.close()
+    assert site.lag() == 1
+    worker = site.worker()
+    site.run(worker, rounds=200)
+    worker.close()
+    assert site.admin.committed_offsets("copy")[TopicPartition("in", 1)] == 6
+    assert site.values() == []

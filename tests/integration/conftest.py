@@ -146,14 +146,24 @@ class Copy:
         return [self.input]
 
     def wait_until_consumed(self, timeout: float = 90.0) -> None:
-        self.wait_for(lambda: self.lag() == 0, timeout, "all input consumed")
+        def behind() -> list[str]:
+            found = measure_lag(self._admin, self.group, self.consumed())
+            return [f"{item.partition} by {item.lag}" for item in found if item.lag]
 
-    def wait_for(self, condition: Callable[[], object], timeout: float, what: str) -> None:
+        self.wait_for(lambda: not behind(), timeout, "all input consumed", behind)
+
+    def wait_for(
+        self,
+        condition: Callable[[], object],
+        timeout: float,
+        what: str,
+        state: Callable[[], object] = lambda: "",
+    ) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > deadline:
                 logs = "\n".join(worker.log.read_text()[-3000:] for worker in self._workers)
-                pytest.fail(f"not within {timeout} s: {what}; the workers' logs:\n{logs}")
+                pytest.fail(f"not within {timeout} s: {what} {state()}; the workers' logs:\n{logs}")
             time.sleep(0.05)
 
     def end(self) -> None:
