@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from streams.activity import State
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker, MemoryConsumer
 from streams.commit import AtLeastOnce, ExactlyOnce
@@ -18,7 +19,7 @@ from streams.records import Output, TopicPartition
 from streams.state.memory import MemoryDatabase, MemoryDatabases
 from streams.topics import prepare_topics
 from streams.topology import Step
-from streams.worker import State, Worker
+from streams.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from streams.activity import State
 from streams.errors import BrokerError, BrokerUnreachable, Retriable, Stalled
 from streams.events import Event, get_logger
-from streams.worker import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import FrameType
 
+    from streams.activity import Activity, Progress
     from streams.broker import Admin, Broker
     from streams.config import Settings
     from streams.records import TopicPartition
-    from streams.worker import Activity, Progress, Worker
+    from streams.worker import Worker
 
 CHECK_SECONDS = 1.0
 """How often the worker is looked at."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
-from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from streams.activity import Activity, Progress, Stages, State
 from streams.broker import GroupSettings
 from streams.dead_letters import DeadLetterWatch, dead_letter_topic
 from streams.errors import (
@@ -67,84 +66,6 @@ MISSING_PAUSE = 0.5
 
 OPEN_SECONDS = 5.0
 """How long one attempt to get a producer may take before the group is served again."""
-
-
-class State(Enum):
-    """Where a worker is in its life.
-
-    ::
-
-        CREATED ──> RUNNING ──> STOPPING ──> STOPPED
-                       └───────────┴───────> FAILED
-    """
-
-    CREATED = "created"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    STOPPED = "stopped"
-    FAILED = "failed"
-
-
-_NEXT = {
-    State.CREATED: {State.RUNNING, State.FAILED},
-    State.RUNNING: {State.STOPPING, State.FAILED},
-    State.STOPPING: {State.STOPPED, State.FAILED},
-    State.STOPPED: set(),
-    State.FAILED: set(),
-}
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far one partition is. Written by the worker's thread, read by others."""
-
-    position: int | None = None
-    """The next offset to process; ``None`` until something is known."""
-    end: int | None = None
-    """The partition's end as last heard of."""
-    at_end: bool = False
-    since: float = 0.0
-    """When the position last changed, or the end was reached, on the worker's clock."""
-    told: float = 0.0
-    """Up to when stream time has been told that nothing comes, on the worker's clock."""
-
-    @property
-    def lag(self) -> int:
-        """Records (and markers) between position and end; 0 where either is unknown."""
-        if self.position is None or self.end is None or self.at_end:
-            return 0
-        return max(0, self.end - self.position)
-
-
-@dataclass(slots=True)
-class Stages:
-    """Where the worker's time went, in seconds, besides what its tasks count."""
-
-    poll: float = 0.0
-    produce: float = 0.0
-    commit: float = 0.0
-
-
-class Activity(NamedTuple):
-    """What a worker is about, as its plain counters tell. Taken by other threads."""
-
-    thread: int | None
-    """The identifier of the worker's thread."""
-    served: float
-    """When the group was last served: by a poll, or in the middle of work. On the worker's clock."""
-    busy: TopicPartition | None
-    """The partition whose slice is open."""
-    pieces: int
-    """How many pieces of slow slices are through."""
-    retrying: tuple[str, str] | None
-    """The step that failed on a record and is waited with, and its error."""
-    dirty: bool
-    """Whether something is processed and not committed."""
-    commits: int
-    rewinds: int
-    waiting: dict[TopicPartition, TaskId]
-    """Partitions whose tasks have to be restored first."""
-    restoring: dict[TaskId, RestoreProgress]
 
 
 class Worker:
@@ -1128,13 +1049,13 @@ class Worker:
             raise error
 
     def _enter(self, state: State) -> None:
-        if state not in _NEXT[self._state]:
+        if not self._state.may_become(state):
             raise StreamsError(f"a worker that is {self._state.value} cannot become {state.value}")
         self._state = state
 
     def _fail(self, error: BaseException) -> None:
         """Leave as little behind as possible, without hiding what went wrong."""
-        if State.FAILED in _NEXT[self._state]:
+        if self._state.may_become(State.FAILED):
             self._enter(State.FAILED)
         self._log.error(Event.WORKER_FAILED, error=str(error), kind=type(error).__name__)
         for release in (

@@ -78,6 +78,7 @@ LEVELS = {
     "restore": 8,
     "globaltable": 9,
     "standby": 9,
+    "activity": 9,
     "pending": 10,
     "pace": 8,
     "upkeep": 8,

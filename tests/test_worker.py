@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from streams import App, Text, dead_letter, retry, skip
+from streams.activity import State
 from streams.broker import GroupSettings, NewTopic
 from streams.broker.memory import MemoryBroker
 from streams.commit import AtLeastOnce, ExactlyOnce
@@ -22,7 +23,7 @@ from streams.errors import (
 )
 from streams.reading import read_to_end
 from streams.records import Output, TopicPartition
-from streams.worker import State, Worker
+from streams.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

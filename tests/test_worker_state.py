@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from streams import App, Record, Text, Tumbling, key_value_store, retry
+from streams.activity import State
 from streams.broker import GroupSettings, NewTopic
 from streams.broker.memory import MemoryBroker
 from streams.commit import AtLeastOnce, ExactlyOnce
@@ -22,7 +23,7 @@ from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
 from streams.topics import prepare_topics
 from streams.upkeep import PURGE_SECONDS
-from streams.worker import State, Worker
+from streams.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
