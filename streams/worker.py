@@ -67,6 +67,12 @@ MISSING_PAUSE = 0.5
 OPEN_SECONDS = 5.0
 """How long one attempt to get a producer may take before the group is served again."""
 
+_PASSING = (Retriable, BrokerUnreachable, TransactionAborted)
+"""What the next round of the loop may find gone."""
+
+_UNFINISHED = (TransactionAborted, OutcomeUnknown, Retriable)
+"""What leaves a transaction given up or in doubt: its input is read again."""
+
 
 class Worker:
     """One member of the app's consumer group.
@@ -94,8 +100,22 @@ class Worker:
         pause: Callable[[float], object] | None = None,
         wall_clock: Callable[[], int] | None = None,
     ) -> None:
+        self._topology = topology
+        self._broker = broker
+        self._guarantee = guarantee
+        self._settings = settings
+        self._application = application
         self._databases = databases or MemoryDatabases()
+        self._dead_letter_topic = dead_letter_topic(settings, application)
+        self._own_topics = {*topology.output_topics, self._dead_letter_topic}
+        self._clock = clock
+        self.stopwatch = clock
         self.wall_clock = wall_clock or (lambda: time.time_ns() // 1_000_000)
+        self._stop = threading.Event()
+        self._pause = pause or self._stop.wait
+        self._stop_by = float("inf")
+        self._log = get_logger()
+
         counts = dict(partitions or {})
         self._standbys: Standbys | None = None
         if settings.standby_replicas and members is not None:
@@ -126,51 +146,45 @@ class Worker:
             application=application,
             wall_clock=self.wall_clock,
         )
+        self._lost = LostOffsets(settings, application)
+        self._pace = Pace(settings, clock)
+        self._dead_letters = DeadLetterWatch(settings, self._dead_letter_topic, clock)
+        self._upkeep = Upkeep(topology, broker, self._databases, settings, clock)
+
+        self._state = State.CREATED
+        self._thread: int | None = None
+        self._opened_consumer: Consumer | None = None
+        self._member: str | None = None
+        self._last_served = clock()
+        self._ends_known = -float("inf")
+
+        # What is held: partitions at work, their tasks, and where they are.
+        self._tasks: dict[TaskId, Task] = {}
+        self._held: dict[TopicPartition, Task] = {}
         self._queues: dict[TaskId, InputQueue] = {}
+        self._progress: dict[TopicPartition, Progress] = {}
+        self._unstarted: set[TopicPartition] = set()
+        """Partitions at work of which it is not known where the group is in them."""
+        self._committed: dict[TopicPartition, int] = {}
+        self._missing_outputs: dict[str, float] = {}
+        """Since when topics of the app's own have been missing as they were to be written to."""
+
+        # The slice that is open, and what has to happen once it is closed.
+        self._current: tuple[TopicPartition, Progress] | None = None
+        self._working: Task | None = None
+        """The task whose slice is open, one without input included."""
+        self._retrying: tuple[str, str] | None = None
+        self._abandoned = False
         self._commit_first = False
         self._committing = False
         self._in_callback = False
         self._callback_error: Exception | None = None
-        self._abandoned = False
-        self._upkeep = Upkeep(topology, broker, self._databases, settings, clock)
-        self._missing_outputs: dict[str, float] = {}
-        """Since when topics of the app's own have been missing as they were to be written to."""
-        self._topology = topology
-        self._broker = broker
-        self._guarantee = guarantee
-        self._settings = settings
-        self._application = application
-        self._dead_letter_topic = dead_letter_topic(settings, application)
-        self._own_topics = {*topology.output_topics, self._dead_letter_topic}
-        self._clock = clock
-        self.stopwatch = clock
-        self._log = get_logger()
-        self._state = State.CREATED
-        self._stop = threading.Event()
-        self._pause = pause or self._stop.wait
-        self._stop_by = float("inf")
-        self._opened_consumer: Consumer | None = None
-        self._member: str | None = None
-        self._tasks: dict[TaskId, Task] = {}
-        self._held: dict[TopicPartition, Task] = {}
-        self._unstarted: set[TopicPartition] = set()
-        """Partitions at work of which it is not known where the group is in them."""
-        self._committed: dict[TopicPartition, int] = {}
-        self._lost = LostOffsets(settings, application)
-        self._progress: dict[TopicPartition, Progress] = {}
-        self._pace = Pace(settings, clock)
-        self._given_up = Counts()
-        self._dead_letters = DeadLetterWatch(settings, self._dead_letter_topic, clock)
-        self._current: tuple[TopicPartition, Progress] | None = None
-        self._thread: int | None = None
-        self._pieces = self._commits = self._rewinds = 0
-        self._retrying: tuple[str, str] | None = None
-        self._working: Task | None = None
-        """The task whose slice is open, one without input included."""
         self._must_rewind = False
         self._must_reopen = False
-        self._last_served = clock()
-        self._ends_known = -float("inf")
+
+        # For those who look on.
+        self._given_up = Counts()
+        self._pieces = self._commits = self._rewinds = 0
         self.stages = Stages()
         self.observe_commit: Callable[[float], None] = _ignore
         """Told the duration of each commit, in seconds."""
@@ -590,7 +604,7 @@ class Worker:
         self._pace.measured(task.id, len(fetched), written - begun)
         try:
             self._write(task)
-        except (TransactionAborted, OutcomeUnknown, Retriable) as error:
+        except _UNFINISHED as error:
             self._give_up_transaction(error)
             return
         now = self._clock()
@@ -662,7 +676,7 @@ class Worker:
             return
         try:
             committed = self._consumer.committed(self._lost.partitions)
-        except (Retriable, BrokerUnreachable, TransactionAborted) as error:
+        except _PASSING as error:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
             return
         for partition, offset in self._lost.take_committed(committed).items():
@@ -737,7 +751,7 @@ class Worker:
             self._prepare()
             offsets = self._offsets()
             self._guarantee.commit(offsets, self._consumer)
-        except (TransactionAborted, OutcomeUnknown, Retriable) as error:
+        except _UNFINISHED as error:
             self._give_up_transaction(error)
         except Interrupted:
             # The group or a stop did not wait for what steps forward at a commit.
@@ -928,7 +942,7 @@ class Worker:
         """Go on with bringing stores up to date, and start the tasks that are done."""
         try:
             done = self._pending.poll(self._consumer, busy=bool(self._tasks), stopped=self._stop.is_set)
-        except (Retriable, BrokerUnreachable, TransactionAborted) as error:
+        except _PASSING as error:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
             return
         now = self._clock()
@@ -1009,7 +1023,7 @@ class Worker:
             return False
         try:
             self._write(task)
-        except (TransactionAborted, OutcomeUnknown, Retriable) as error:
+        except _UNFINISHED as error:
             self._give_up_transaction(error)
             return False
         self._pace.processed()
@@ -1024,7 +1038,7 @@ class Worker:
     def _follow_global_tables(self) -> None:
         try:
             self._globals.poll()
-        except (Retriable, BrokerUnreachable, TransactionAborted) as error:
+        except _PASSING as error:
             # What was not read now is read in the next round.
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
 
@@ -1032,7 +1046,7 @@ class Worker:
         self._member = self._consumer.member
         try:
             standbys.poll(self._member, self.held, self._consumer.committed)
-        except (Retriable, BrokerUnreachable, TransactionAborted) as error:
+        except _PASSING as error:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
 
     def _close_stores(self) -> None:
