@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import structlog
+from hypothesis import settings
 
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
@@ -16,6 +17,9 @@ from streams.development import development_broker
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+# How long an example takes is not what a test shows.
+settings.register_profile("untimed", settings(), deadline=None)
+settings.load_profile("untimed")
 
 # How soon the broker notices who joined and who is gone, with the group protocol where it decides that.
 QUICK_GROUPS = {

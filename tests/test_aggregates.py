@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from streams.aggregates import (
     Aggregate,
@@ -97,7 +97,6 @@ def computed(aggregate: Aggregate[Any, Any], values: Sequence[Any]) -> Any:
 
 
 @pytest.mark.parametrize(("aggregate", "values"), EXACT, ids=named)
-@settings(deadline=None)  # how long an example takes is not what these tests show
 @given(st.data())
 def test_batches_and_merging_make_no_difference(aggregate, values, data):
     one, other = (data.draw(st.lists(values, max_size=20)) for _ in range(2))
@@ -108,7 +107,6 @@ def test_batches_and_merging_make_no_difference(aggregate, values, data):
 
 
 @pytest.mark.parametrize(("aggregate", "values"), EXACT, ids=named)
-@settings(deadline=None)  # how long an example takes is not what these tests show
 @given(st.data())
 def test_accumulators_survive_msgpack_and_are_never_changed(aggregate, values, data):
     one, other = (data.draw(st.lists(values, max_size=20)) for _ in range(2))
@@ -140,7 +138,6 @@ def test_which_aggregates_can_take_events_back():
 
 
 @pytest.mark.parametrize(("aggregate", "values"), REMOVABLE, ids=named)
-@settings(deadline=None)  # how long an example takes is not what these tests show
 @given(st.data())
 def test_removing_is_the_opposite_of_adding(aggregate, values, data):
     one, other = (data.draw(st.lists(values, max_size=20)) for _ in range(2))
@@ -235,7 +232,6 @@ def test_objects_come_back_plain_or_as_their_type():
 ROUNDING = 1 + 1e-9
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.one_of(st.integers(-1000, 1000), st.floats(-1e300, 1e300), st.floats(-10, 10)), min_size=1

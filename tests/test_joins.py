@@ -114,7 +114,6 @@ def table_of(app: App, topic: str) -> Table[str, Any]:
 
 
 @given(operations("s", "t", keys=[*KEYS, None]), cuts, st.booleans())
-@settings(deadline=None)
 def test_each_record_is_joined_with_what_the_table_has_when_it_comes(found, cut, left):
     app = App("shop")
     stream, table = stream_of(app, "s"), table_of(app, "t")
@@ -261,7 +260,6 @@ def join_tables(
 
 
 @given(operations("t", "u"), cuts, hows)
-@settings(deadline=None)
 def test_joined_tables_change_with_either_of_both(found, cut, how):
     app = App("shop")
     joined = join_tables(how, table_of(app, "t"), table_of(app, "u"))
@@ -317,7 +315,6 @@ def test_a_joined_value_that_the_function_fails_on_is_taken_back():
 
 @given(operations("t"), cuts, hows, st.booleans())
 @example([Operation("t", "a", 1, 0), Operation("t", "a", 2, 0)], ["on"] * 25, "inner", False)
-@settings(deadline=None)
 def test_a_table_joined_with_itself_takes_back_what_it_said(found, cut, how, mapped_first):
     app = App("shop")
     table = table_of(app, "t")
@@ -341,7 +338,6 @@ def test_a_table_joined_with_itself_takes_back_what_it_said(found, cut, how, map
 
 
 @given(operations("s", "t", values=[1, 2, 3, 5]), cuts, hows)
-@settings(deadline=None)
 def test_aggregates_are_joined_as_of_what_was_told_of_them(found, cut, how):
     app = App("shop")
     grouped = stream_of(app, "s").group_by_key()
@@ -441,7 +437,7 @@ def outcome(driver: TopologyDriver) -> Counter[Any]:
     "outer",
     Window(0, 10, 0),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_streams_are_joined_in_their_window(found, cut, how, window):
     app = App("shop")
     join_streams(how, stream_of(app, "left"), stream_of(app, "right"), window).to("out")
@@ -468,7 +464,7 @@ def test_streams_are_joined_in_their_window(found, cut, how, window):
     hows,
     windows,
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_branches_of_one_topic_are_joined_alike_however_it_is_cut_into_batches(
     found, lefts, cut, how, window
 ):
@@ -638,7 +634,7 @@ foreign = st.lists(
 
 
 @given(foreign, cuts, st.booleans(), st.integers(1, 3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_join_by_foreign_key_is_the_relational_one(found, cut, left, partitions):
     app = App("shop")
     joined = table_of(app, "orders").join_by(
@@ -737,7 +733,6 @@ def test_a_join_by_foreign_key_must_know_how_values_are_written():
 
 
 @given(operations("s", "g", values=[None, "a", "b", "c"]), cuts, st.booleans())
-@settings(deadline=None)
 def test_a_global_table_is_joined_by_any_key(found, cut, left):
     app = App("shop")
     table = app.global_table("g", key=Text(), value=Json())

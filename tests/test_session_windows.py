@@ -50,7 +50,7 @@ class Model:
             self.sessions[event.key, start, end] = [*numbers, event.number]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(runs(bad=True), st.integers(1, 40), st.integers(0, 40), st.booleans())
 def test_sessions_are_those_of_the_model(
     slices: list[Slice], gap: int, grace: int, record_wise: bool
@@ -83,14 +83,12 @@ def test_sessions_are_those_of_the_model(
         assert min(time for time, other in deadlines if other == key) <= first + model.lasts + 1
 
 
-@settings(deadline=None)
 @given(runs(), st.integers(1, 40), st.integers(0, 40))
 def test_final_results_come_in_the_order_of_their_ends(slices: list[Slice], gap: int, grace: int) -> None:
     ends = [end for (_, _, end), _ in Bench(Session(gap=gap), grace).run(slices).final]
     assert ends == sorted(ends)
 
 
-@settings(deadline=None)
 @given(runs(), st.integers(1, 40), st.integers(0, 40))
 def test_late_records_are_counted(slices: list[Slice], gap: int, grace: int) -> None:
     bench = Bench(Session(gap=gap), grace)

@@ -40,7 +40,7 @@ def windows_of(
     return found
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(runs(bad=True), st.integers(1, 40), st.integers(0, 40), st.booleans())
 def test_sliding_windows_are_those_of_the_definition(
     slices: list[Slice], difference: int, grace: int, record_wise: bool
@@ -73,7 +73,6 @@ def test_sliding_windows_are_those_of_the_definition(
     assert {key for _, key in deadlines} >= set(held)
 
 
-@settings(deadline=None)
 @given(runs(), st.integers(1, 40), st.integers(0, 40))
 def test_final_results_come_in_the_order_of_their_ends(
     slices: list[Slice], difference: int, grace: int
@@ -83,7 +82,6 @@ def test_final_results_come_in_the_order_of_their_ends(
     assert ends == sorted(ends)
 
 
-@settings(deadline=None)
 @given(runs(), st.integers(1, 40), st.integers(0, 40))
 def test_late_records_are_counted(slices: list[Slice], difference: int, grace: int) -> None:
     bench = Bench(Sliding(difference=difference), grace)
@@ -91,7 +89,6 @@ def test_late_records_are_counted(slices: list[Slice], difference: int, grace: i
     assert bench.driver.late().get("w", 0) == len(results.late)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.text("abc", min_size=1, max_size=1), min_size=1, max_size=30),
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30),

@@ -138,7 +138,7 @@ def commands(draw: st.DrawFn) -> list[Command]:
     return made
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(commands(), st.integers(1, 40), st.data())
 def test_entries_are_there_until_their_time_has_come(
     given_commands: list[Command], ttl: int, data: st.DataObject

@@ -144,7 +144,6 @@ raw = st.tuples(st.sampled_from([b'"a"', b' "a"', b'"b"', b"7", b"[1]", b"{", No
 
 
 @given(st.lists(raw, max_size=12), st.booleans())
-@settings(deadline=None)
 def test_a_store_restored_from_the_topic_is_the_one_that_processing_makes(records, stamped):
     def time_of(value: Any) -> int:
         return value if value > 1 else -1
@@ -174,7 +173,6 @@ def test_a_store_restored_from_the_topic_is_the_one_that_processing_makes(record
 
 
 @given(operations("t"), cuts)
-@settings(deadline=None)
 def test_a_filtered_and_mapped_table_has_what_passes(found, cut):
     app, table = table_app()
     table.filter(lambda value: value > 0).map(lambda value: None if value == 2 else value * 10).to("out")
@@ -207,7 +205,6 @@ def grouping(value: int) -> str:
 
 
 @given(operations("t"), cuts, st.integers(1, 3))
-@settings(deadline=None)
 def test_groups_of_a_table_follow_its_values(found, cut, partitions):
     app, table = table_app()
     groups = table.group_by(grouping, name="groups")
@@ -330,7 +327,7 @@ def asked(driver: TopologyDriver) -> dict[str, Any]:
 
 
 @given(operations("t", "u"), cuts)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_table_asked_for_a_key_has_what_its_changes_said(found, cut):
     app, table = table_app()
     other = app.table("u", key=Text(), value=Json()).map(lambda value: 60 // value, on_error=skip)

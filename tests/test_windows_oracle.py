@@ -20,7 +20,7 @@ def fixed(draw: st.DrawFn) -> Tumbling | Hopping:
     return Tumbling(size=size) if draw(st.booleans()) else Hopping(size=size, advance=advance)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(runs(bad=True), fixed(), st.integers(0, 40), st.booleans())
 def test_windows_are_those_of_the_definition(
     slices: list[Slice], window: Tumbling | Hopping, grace: int, record_wise: bool
@@ -55,7 +55,6 @@ def test_windows_are_those_of_the_definition(
     }
 
 
-@settings(deadline=None)
 @given(runs(), fixed(), st.integers(0, 40))
 def test_late_records_are_counted(slices: list[Slice], window: Tumbling | Hopping, grace: int) -> None:
     bench = Bench(window, grace)

@@ -158,7 +158,7 @@ def test_exactly_once_holds_when_a_call_fails(step, error, occurrence):
     assert Counter(site.values()) == upper(numbered(60))
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), share=st.floats(0.0, 0.3))
 def test_exactly_once_holds_under_random_faults_and_rebalances(seed, share):
     chance = random.Random(seed)

@@ -430,7 +430,7 @@ def test_a_stop_ends_a_wait_for_a_retry():
 # --- faults
 
 
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), share=st.floats(0.0, 0.4))
 def test_at_least_once_loses_nothing_whatever_fails_and_whoever_dies(seed, share):
     chance = random.Random(seed)
@@ -469,7 +469,7 @@ def test_at_least_once_loses_nothing_whatever_fails_and_whoever_dies(seed, share
     assert set(cluster.values()) == set(sent)
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), share=st.sampled_from([0.0, 0.0, 0.1, 0.3]))
 def test_exactly_once_holds_when_the_group_changes_in_the_middle_of_slices(seed, share):
     # Records fail for a while, so that slices stay open while other workers come, work and go.

@@ -605,7 +605,7 @@ class Crowd:
 
 
 @pytest.mark.parametrize("topics", [("in",), ("in", "other")], ids="-".join)
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), share=st.sampled_from([0.0, 0.0, 0.03, 0.1]), turns=st.integers(2, 25))
 def test_each_record_is_counted_once_whoever_comes_and_goes_meanwhile(topics, seed, share, turns):
     chance = random.Random(seed)
@@ -630,7 +630,7 @@ def test_each_record_is_counted_once_whoever_comes_and_goes_meanwhile(topics, se
     cluster.check_state(databases)
 
 
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), share=st.sampled_from([0.0, 0.05, 0.15]), turns=st.integers(2, 20))
 def test_at_least_once_counts_each_record_and_loses_no_result(seed, share, turns):
     chance = random.Random(seed)

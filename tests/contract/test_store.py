@@ -526,9 +526,9 @@ class RocksMachine(StoreMachine):
     kind = "rocksdb"
 
 
-StoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+StoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 RocksMachine.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=25, stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow]
 )
 TestMemoryAsDictionaries = StoreMachine.TestCase
 TestRocksAsDictionaries = RocksMachine.TestCase

@@ -474,9 +474,5 @@ TestPlainOnDisk = PlainMachineOnDisk.TestCase
 TestWindowsInMemory = WindowMachine.TestCase
 TestWindowsOnDisk = WindowMachineOnDisk.TestCase
 
-TestPlainInMemory.settings = TestWindowsInMemory.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None
-)
-TestPlainOnDisk.settings = TestWindowsOnDisk.settings = settings(
-    max_examples=15, stateful_step_count=40, deadline=None
-)
+TestPlainInMemory.settings = TestWindowsInMemory.settings = settings(max_examples=60, stateful_step_count=40)
+TestPlainOnDisk.settings = TestWindowsOnDisk.settings = settings(max_examples=15, stateful_step_count=40)
