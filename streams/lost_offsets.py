@@ -34,6 +34,7 @@ class LostOffsets:
 
     @property
     def partitions(self) -> list[TopicPartition]:
+        """Those that wait to be settled."""
         return list(self._found)
 
     @property
@@ -42,10 +43,11 @@ class LostOffsets:
         return dict(self._skipped)
 
     def add(self, partition: TopicPartition, found: OutOfRange) -> None:
+        """The broker has told of one, see ``Polled.out_of_range``."""
         self._found[partition] = found
 
     def discard(self, partition: TopicPartition) -> None:
-        """It is somebody else's matter now."""
+        """It is not held any more."""
         self._found.pop(partition, None)
 
     def take_committed(self, committed: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:

@@ -123,6 +123,7 @@ class PendingTasks:
         return {partition: self.resume_at.pop(partition, None) for partition in self._waiting.pop(task)}
 
     def close(self) -> None:
+        """Release the clients."""
         self._restorer.close()
 
     def _begin(self, task: TaskId, starts: Mapping[TopicPartition, int], consumer: Consumer) -> None:

@@ -272,8 +272,9 @@ class Task:
     """Runs a subtopology over slices of input and keeps what comes of them until it is taken.
 
     ``positions`` are the next offsets after the slices that were processed as a whole: what may be
-    committed once ``take`` has been written. ``starts`` are the offsets that it was given first, for each
-    partition: where that is read again from if nothing of it was ever committed.
+    committed once ``take`` has been written. ``starts`` say, for each partition, where the
+    group was when it was assigned, or without that what offset came first: where it is read again from as
+    long as this task has committed nothing of it.
 
     With stores, a commit is three steps: ``prepare`` lets steps forward what has changed and encodes the
     changes, ``take`` hands both over to be written, and ``committed`` puts the changes into ``database``.

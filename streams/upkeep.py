@@ -109,6 +109,7 @@ class Upkeep:
             self._log.info(Event.STATE_DELETED, store=store, partition=partition)
 
     def close(self) -> None:
+        """Release the client."""
         if self._admin is not None:
             self._admin.close()
 
