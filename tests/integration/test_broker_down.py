@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,4 +31,19 @@ def test_whichever_broker_hangs_the_others_answer(tmp_path: Path):
             assert "consumer" in admin.broker_setting("group.coordinator.rebalance.protocols")
             admin.require_rights({"first": {"READ"}})
             node.resume()
+        admin.close()
+
+
+def test_topics_are_made_on_a_broker_that_stood_still(tmp_path: Path):
+    """Its controller may take it for gone in the first moment, and refuses all partitions."""
+    quick = {"broker.session.timeout.ms": "1000", "broker.heartbeat.interval.ms": "500"}
+    with LocalKafka.start(tmp_path, heap_mb=384, properties=quick) as cluster:
+        admin = KafkaBroker({"bootstrap.servers": cluster.bootstrap_servers}).admin()
+        node = cluster.node(1)
+        for number in range(4):
+            node.pause()
+            time.sleep(1.6)  # longer than its session
+            node.resume()
+            names = {f"one-{number}", f"two-{number}"}
+            assert admin.create_topics([NewTopic(name=name, partitions=2) for name in names]) == names
         admin.close()

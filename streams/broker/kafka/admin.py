@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import (
@@ -97,12 +98,7 @@ class KafkaAdmin:
         ]
         created = set()
         refused = []
-        asked = self._ask(
-            lambda timeout: self._client.create_topics(
-                wanted, operation_timeout=REQUEST_SECONDS, request_timeout=timeout
-            )
-        )
-        for name, future in asked.items():
+        for name, future in self._asked_to_create(wanted).items():
             try:
                 future.result()
                 created.add(name)
@@ -119,6 +115,20 @@ class KafkaAdmin:
                 raise TopicError(f"topics {sorted(created)} were created but have no leaders yet")
             time.sleep(0.02)
         return created
+
+    def _asked_to_create(self, topics: list[ClientTopic]) -> dict[str, Future[Any]]:
+        """The answer for each topic; where all brokers were fenced, one that came once they were not."""
+        deadline = time.monotonic() + ANY_SECONDS
+        answers: dict[str, Future[Any]] = {}
+        while True:
+            left = [topic for topic in topics if topic.topic not in answers or _fenced(answers[topic.topic])]
+            answers |= self._ask(partial(self._create, left))
+            if time.monotonic() > deadline or not any(map(_fenced, answers.values())):
+                return answers
+            time.sleep(0.1)
+
+    def _create(self, topics: list[ClientTopic], timeout: float) -> dict[str, Future[Any]]:
+        return self._client.create_topics(topics, operation_timeout=REQUEST_SECONDS, request_timeout=timeout)
 
     def delete_topics(self, names: Collection[str]) -> None:
         if not names:
@@ -386,3 +396,16 @@ class KafkaAdmin:
 def _failed_by(answer: Future[Any], codes: Collection[int]) -> bool:
     error = answer.exception()
     return isinstance(error, KafkaException) and error.args[0].code() in codes
+
+
+def _fenced(answer: Future[Any]) -> bool:
+    """Whether no broker was there to take a partition, as after a moment in which all stood still.
+
+    A replication factor that there are too few brokers for has the same code: the text tells.
+    """
+    error = answer.exception()
+    return (
+        isinstance(error, KafkaException)
+        and error.args[0].code() == KafkaError.INVALID_REPLICATION_FACTOR
+        and "brokers are currently fenced" in error.args[0].str()
+    )
