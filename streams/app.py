@@ -19,7 +19,7 @@ from streams.broker.kafka import KafkaBroker
 from streams.commit import AtLeastOnce, ExactlyOnce
 from streams.config import load_settings
 from streams.dead_letters import dead_letter_topic
-from streams.errors import ConfigurationError, StateUnavailable
+from streams.errors import ConfigurationError, StateUnavailable, TopologyError
 from streams.events import Event, configure_logging, get_logger
 from streams.http import HttpServer, Response
 from streams.metrics import WorkerMetrics
@@ -29,9 +29,11 @@ from streams.query_http import StoreRoutes
 from streams.replicas import Replica, Replicas
 from streams.serde import Bytes, Json, Serde
 from streams.slot import Slot, default_state_dir
+from streams.state.changelog import changelog_topic
 from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
 from streams.stream import Stream, TopologyBuilder
+from streams.topic_names import ADVICE, topic_name_fault
 from streams.topics import prepare_topics
 from streams.watchdog import Watchdog
 from streams.worker import Worker
@@ -68,15 +70,21 @@ class App:
     """
 
     def __init__(self, name: str, **settings: Any) -> None:
-        if not name or not all(character.isalnum() or character in "._-" for character in name):
+        fault = topic_name_fault(name) or topic_name_fault(f"{name}-dead-letters")
+        if fault:
             raise ConfigurationError(
-                f"{name!r} cannot name an app: it becomes part of topic names",
-                hint="use letters, digits, '.', '_' and '-'",
+                f"{name!r} cannot name an app, as topics are named after it (<app>-dead-letters): {fault}",
+                hint=ADVICE,
             )
         self.name = name
         self._arguments = settings
         self._builder = TopologyBuilder(name)
         self.settings: Settings = load_settings(settings, os.environ)
+        fault = topic_name_fault(self.dead_letter_topic)
+        if fault:
+            raise ConfigurationError(
+                f"dead_letter_topic={self.dead_letter_topic!r} cannot name a topic: {fault}", hint=ADVICE
+            )
         self._queries: Queries | None = None
 
     @overload
@@ -232,7 +240,16 @@ class App:
     @property
     def topology(self) -> Topology:
         """The program as data. Raises ``TopologyError`` if it cannot run."""
-        return self._builder.build()
+        topology = self._builder.build()
+        stores = [store for part in topology.subtopologies for store in part.stores]
+        for topic in (changelog_topic(self.name, store) for store in stores):
+            fault = topic_name_fault(topic)
+            if fault:
+                raise TopologyError(
+                    f"{topic!r} cannot name a changelog topic: {fault}",
+                    hint="give the app or the store a shorter name",
+                )
+        return topology
 
     @property
     def dead_letter_topic(self) -> str:
@@ -258,6 +275,7 @@ class App:
         settings = self.settings
         configure_logging(settings.log_format, settings.log_level)
         topology = self.topology
+        self.check_state_dir()
         cluster = broker or self.broker()
         admin = cluster.admin()
         try:
@@ -271,8 +289,7 @@ class App:
         finally:
             admin.close()
         with ExitStack() as stack:
-            folder = Path(settings.state_dir) if settings.state_dir else default_state_dir()
-            slot = stack.enter_context(Slot(self.name, folder))
+            slot = stack.enter_context(Slot(self.name, self._state_dir()))
             worker_id = f"{settings.worker_id}-{slot.number}" if settings.worker_id else slot.worker_id
             if settings.group_instance_id is not None:
                 instance = f"{settings.group_instance_id}-{slot.number}"
@@ -342,6 +359,13 @@ class App:
             gc.set_threshold(GARBAGE_THRESHOLD)
             worker.run()
             watchdog.raise_if_fatal()
+
+    def check_state_dir(self) -> None:
+        """Raise ``ConfigurationError`` where a worker could not keep its files, before topics are created."""
+        Slot(self.name, self._state_dir()).release()
+
+    def _state_dir(self) -> Path:
+        return Path(self.settings.state_dir) if self.settings.state_dir else default_state_dir()
 
     def query(self, store: str, key: Any) -> Any:
         """The value of a key in a store, as of the last commit; ``None`` where it has none.

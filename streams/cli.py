@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+import sysconfig
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -24,7 +25,7 @@ from streams import localkafka
 from streams.app import App, find_bootstrap_servers
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
-from streams.config import PREFIX, load_settings
+from streams.config import PREFIX, load_settings, read_setting
 from streams.disturbance import parse_kinds
 from streams.errors import ConfigurationError, QueryError, StateUnavailable, StreamsError, TopicError
 from streams.events import configure_logging
@@ -109,7 +110,7 @@ def run(
     configure_logging(app.settings.log_format, app.settings.log_level)
     _check_workers(app, workers)
     # The settings given here travel to the workers in the environment.
-    command = [sys.executable, "-m", "streams", "run", target]
+    command = [sys.executable, "-P", str(Path(__file__).with_name("__main__.py")), "run", target]
     code = Supervisor(command, workers, stop_timeout=app.settings.shutdown_timeout + 5).run()
     if code:
         raise typer.Exit(code)
@@ -464,7 +465,11 @@ def load_app(target: str) -> App:
         raise ConfigurationError(f"{target!r} names no app", hint="write MODULE:APP, e.g. shop.orders:app")
     folder = str(Path.cwd())
     if folder not in sys.path:
-        sys.path.insert(0, folder)
+        sys.path.insert(_after_the_standard_library(), folder)
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        raise ConfigurationError(
+            f"{target!r} names a module of Python's own", hint="give your file another name"
+        )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -483,8 +488,20 @@ def load_app(target: str) -> App:
     return app
 
 
+def _after_the_standard_library() -> int:
+    """Where on the module search path a program's folder belongs.
+
+    Before what is installed, and after Python's own modules: some of these are only imported when they are
+    needed, and a file ``queue.py`` or ``token.py`` in that folder would then take their place.
+    """
+    library = Path(sysconfig.get_path("stdlib"))
+    own = [at for at, entry in enumerate(sys.path) if Path(entry) in (library, library / "lib-dynload")]
+    return max(own, default=-1) + 1
+
+
 def _check_workers(app: App, workers: int) -> None:
     topology = app.topology
+    app.check_state_dir()
     admin = app.broker().admin()
     inputs = prepare_topics(
         topology,
@@ -504,6 +521,7 @@ def _check_workers(app: App, workers: int) -> None:
 def _into_environment(settings: Sequence[str]) -> None:
     for item in settings:
         name, value = _pair(item)
+        read_setting(name.lower(), value, f"--set {name}")
         os.environ[PREFIX + name.upper()] = value
 
 

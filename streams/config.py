@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -13,7 +13,7 @@ from streams.errors import ConfigurationError
 from streams.redaction import HIDDEN, is_secret, without_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 PREFIX = "STREAMS_"
 
@@ -23,7 +23,7 @@ CLIENT_SETTINGS = ("client", "consumer", "producer")
 """The settings that are librdkafka's own."""
 
 # Read by other parts of this library, not settings of an app.
-_ELSEWHERE = {"STREAMS_CACHE_DIR", "STREAMS_SHARED_DATA"}
+_ELSEWHERE = {"STREAMS_CACHE_DIR", "STREAMS_LOCAL_KAFKA_DIR", "STREAMS_SHARED_DATA"}
 # Kubernetes announces services called "streams" or "streams-…" with variables like these.
 _KUBERNETES = re.compile(r"STREAMS_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_\w+)?)")
 
@@ -156,7 +156,7 @@ def load_settings(arguments: Mapping[str, Any], environment: Mapping[str, str]) 
     for name in arguments:
         if name not in Settings.__struct_fields__:
             raise ConfigurationError(f"unknown setting {name!r}", hint=_closest(name))
-    chosen = _convert(arguments, "setting", strict=True)
+    chosen = _convert(arguments, lambda name: f"setting {name}", strict=True)
     values = {name: getattr(chosen, name) for name in arguments}
     for variable, text in environment.items():
         if not variable.startswith(PREFIX) or variable in _ELSEWHERE:
@@ -168,25 +168,44 @@ def load_settings(arguments: Mapping[str, Any], environment: Mapping[str, str]) 
             raise ConfigurationError(
                 f"environment variable {variable} is no setting", hint=_closest(name, PREFIX)
             )
-        value: object = text
-        if name in CLIENT_SETTINGS:
-            try:
-                value = msgspec.json.decode(text)
-            except msgspec.DecodeError as error:
-                raise ConfigurationError(f"environment variable {variable} is no JSON: {error}") from error
-        values[name] = getattr(_convert({name: value}, "environment variable", strict=False), name)
+        values[name] = read_setting(name, text, f"environment variable {variable}")
     return Settings(**values)
 
 
-def _convert(values: Mapping[str, Any], source: str, *, strict: bool) -> Settings:
+def read_setting(name: str, text: str, source: str) -> Any:
+    """The value of a setting that is given as text, in the environment or on a command line.
+
+    ``source`` says where it was given, for errors. Raises ``ConfigurationError`` for a name that is no
+    setting and for a value of the wrong type or range.
+    """
+    if name not in Settings.__struct_fields__:
+        raise ConfigurationError(f"{source}: unknown setting {name!r}", hint=_closest(name))
+    value: object = text
+    if name in CLIENT_SETTINGS:
+        try:
+            value = msgspec.json.decode(text)
+        except msgspec.DecodeError as error:
+            raise ConfigurationError(f"{source} is no JSON: {error}") from error
+    return getattr(_convert({name: value}, lambda _: source, strict=False), name)
+
+
+def _convert(values: Mapping[str, Any], source: Callable[[str], str], *, strict: bool) -> Settings:
+    """The settings of these values; ``source`` says of a setting's name where its value was given."""
     try:
         return msgspec.convert(dict(values), Settings, strict=strict)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at ")
         name = where.strip("`$.").partition("[")[0] or "?"
-        shown = PREFIX + name.upper() if source == "environment variable" else name
         value = HIDDEN if is_secret(name) or name in CLIENT_SETTINGS else repr(values.get(name))
-        raise ConfigurationError(f"{source} {shown}={value}: {what[0].lower()}{what[1:]}") from None
+        raise ConfigurationError(
+            f"{source(name)}={value}: {what[0].lower()}{what[1:]}", hint=_choices(name)
+        ) from None
+
+
+def _choices(name: str) -> str | None:
+    """The values that a setting may have, if these can be listed."""
+    allowed = get_type_hints(Settings).get(name)
+    return f"one of: {', '.join(get_args(allowed))}" if get_origin(allowed) is Literal else None
 
 
 def _closest(name: str, prefix: str = "") -> str:

@@ -10,7 +10,7 @@ once, into the user's cache folder. Both belong to the extra ``broker``.
 
 A cluster may have a listener with TLS and authentication beside the plain one: see
 :class:`streams.localkafka_security.Security`. Everything listens on 127.0.0.1 only. ``STREAMS_CACHE_DIR``
-and ``STREAMS_STATE_DIR`` name other folders for the downloads and for the note of what runs.
+and ``STREAMS_LOCAL_KAFKA_DIR`` name other folders for the downloads and for the note of what runs.
 """
 
 from __future__ import annotations
@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 KAFKA_VERSION = "4.3.0"
 # Kafka's jars bring a logging interface and no logger: the smallest one writes to the node's log file.
 _COORDINATES = (f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}", "org.slf4j:slf4j-simple:1.7.36")
+_PINNED_JARS = Path(__file__).with_name("kafka_jars.sha256")
+"""The class path's files with their SHA-256, as ``sha256sum`` writes it in the cache's ``maven``."""
+
 _HOST = "127.0.0.1"
 _SPACE_MB = 1024
 # Below the ports that systems hand to outgoing connections (from 32768 on Linux, 49152 on macOS): a client
@@ -145,11 +148,17 @@ def _find_java() -> tuple[Path, str]:
 
 
 def _intact_jars(home: Path) -> list[Path] | None:
-    """Return the class path in order, or ``None`` if the manifest or a jar is missing or has another size."""
+    """Return the class path in order, or ``None`` if the manifest or a jar is missing or has another size.
+
+    A manifest is only written for jars that were checked against the pinned digests it names.
+    """
     try:
-        sizes: dict[str, int] = json.loads((home / "manifest.json").read_bytes())
+        manifest: dict[str, Any] = json.loads((home / "manifest.json").read_bytes())
     except (FileNotFoundError, ValueError):
         return None
+    if manifest.get("pinned") != _digest(_PINNED_JARS):
+        return None
+    sizes: dict[str, int] = manifest["sizes"]
     jars = {home / "maven" / name: size for name, size in sizes.items()}
     damaged = [jar for jar, size in jars.items() if not jar.exists() or jar.stat().st_size != size]
     for jar in damaged:
@@ -181,9 +190,9 @@ def _download(home: Path, report: Report) -> list[Path]:
         except (OSError, RuntimeError) as error:
             problem = error
             continue
-        if all(map(zipfile.is_zipfile, jars)):
+        problem = _unpinned(repository, jars)
+        if problem is None:
             break
-        problem = "files arrive damaged; a proxy may be answering in place of the repository"
     else:
         raise LocalKafkaError(
             f"Apache Kafka {KAFKA_VERSION} could not be downloaded: {problem}",
@@ -191,9 +200,33 @@ def _download(home: Path, report: Report) -> list[Path]:
             "Behind a mirror, name it under [repositories] in jgo's configuration file",
         )
     sizes = {str(jar.relative_to(repository)): jar.stat().st_size for jar in jars}
-    _write_atomically(home / "manifest.json", sizes)
+    _write_atomically(home / "manifest.json", {"pinned": _digest(_PINNED_JARS), "sizes": sizes})
     report(f"Downloaded in {time.monotonic() - begin:.0f} s")
     return jars
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unpinned(repository: Path, jars: Sequence[Path]) -> str | None:
+    """What is wrong with the files of the class path, by their pinned digests; wrong ones are deleted."""
+    pinned = {}
+    for line in _PINNED_JARS.read_text(encoding="ascii").splitlines():
+        digest, _, name = line.partition("  ")
+        pinned[name] = digest
+    found = {str(jar.relative_to(repository)): _digest(jar) for jar in jars}
+    for name, digest in found.items():
+        if digest != pinned.get(name, digest):
+            (repository / name).unlink()
+            return (
+                f"{name} has the SHA-256 {digest}, {pinned[name]} is pinned: it is not what was published, "
+                "a proxy may be answering in place of the repository"
+            )
+    if found.keys() != pinned.keys():
+        return f"other files are needed than those pinned: {', '.join(sorted(found.keys() ^ pinned.keys()))}"
+    return None
 
 
 def _drop_damaged(repository: Path) -> None:
@@ -1039,7 +1072,7 @@ def _cache_folder() -> Path:
 
 def _state_file() -> Path:
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(os.environ.get("STREAMS_STATE_DIR") or Path(base) / "streams") / "local-kafka.json"
+    return Path(os.environ.get("STREAMS_LOCAL_KAFKA_DIR") or Path(base) / "streams") / "local-kafka.json"
 
 
 @contextlib.contextmanager
@@ -1050,7 +1083,7 @@ def _explained() -> Iterator[None]:
         raise LocalKafkaError(
             f"a file or a program could not be used: {error}",
             hint="look whether its folder can be written to and its disk has space; STREAMS_CACHE_DIR and "
-            "STREAMS_STATE_DIR choose other folders",
+            "STREAMS_LOCAL_KAFKA_DIR choose other folders",
         ) from error
 
 

@@ -60,8 +60,10 @@ def simulate(simulation: Simulation, seeds: range, processes: int) -> Iterator[R
     The seeds are run in processes with one hash seed: sets have the same order in each of them, so that a
     seed means the same run everywhere. Raises what ``Simulator`` raises.
     """
-    before = os.environ.get("PYTHONHASHSEED")
-    os.environ["PYTHONHASHSEED"] = "0"
+    # Without the second, a file of the current folder could take the place of one of Python's own modules.
+    chosen = {"PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1"}
+    before = {name: os.environ.get(name) for name in chosen}
+    os.environ.update(chosen)
     pool = ProcessPoolExecutor(max(1, min(processes, len(seeds))), get_context("spawn"), initializer=_begin)
     chunks = iter(seeds[at : at + SEEDS_AT_ONCE] for at in range(0, len(seeds), SEEDS_AT_ONCE))
     waiting: list[Future[Report]] = []
@@ -76,9 +78,10 @@ def simulate(simulation: Simulation, seeds: range, processes: int) -> Iterator[R
             waiting += [pool.submit(_run, simulation, chunk) for chunk in islice(chunks, 1)]
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        del os.environ["PYTHONHASHSEED"]
-        if before is not None:
-            os.environ["PYTHONHASHSEED"] = before
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def _begin() -> None:

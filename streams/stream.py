@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -63,6 +65,7 @@ from streams.topology import (
     Topic,
     Topology,
     function_name,
+    two_steps,
     unique_name,
 )
 from streams.windows import JoinWindow, Session, Sliding, Windowed
@@ -80,6 +83,17 @@ V = TypeVar("V")
 K2 = TypeVar("K2")
 V2 = TypeVar("V2")
 R = TypeVar("R")
+
+
+_PACKAGE = str(Path(__file__).parent)
+
+
+def _calling_line() -> str:
+    """The line of the user's program that is being run, as ``file:line``."""
+    frame = sys._getframe(1)  # noqa: SLF001 - documented; inspect.stack reads source files, which is slow
+    while frame.f_code.co_filename.startswith(_PACKAGE) and frame.f_back is not None:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 class TopologyBuilder:
@@ -100,8 +114,9 @@ class TopologyBuilder:
     def name(self, wanted: str | None, generated: str) -> str:
         """The name the user wants, or one generated from what the node does that is not taken yet."""
         if wanted is not None:
-            if any(node.name == wanted for node in self._nodes):
-                raise TopologyError(f"two steps are named {wanted!r}", hint="give one of them another name=")
+            first = next((node for node in self._nodes if node.name == wanted), None)
+            if first is not None:
+                raise two_steps(wanted, first.place, _calling_line())
             return wanted
         return unique_name(generated, (node.name for node in self._nodes))
 
@@ -145,7 +160,7 @@ class TopologyBuilder:
 
     def add(self, node: Node) -> None:
         """Append a node; its parents must be there already."""
-        self._nodes.append(node)
+        self._nodes.append(dataclasses.replace(node, place=_calling_line()))
 
     def stream(
         self,

@@ -16,6 +16,7 @@ from streams.errors import (
     DeadLetterLimitExceeded,
     OffsetOutOfRange,
     ProcessingError,
+    StateError,
     WorkersFailed,
 )
 from streams.events import Event, get_logger
@@ -23,7 +24,7 @@ from streams.events import Event, get_logger
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# The same input, or the same rights, would end a new process the same way.
+# The same input, rights or state would end a new process the same way.
 FINAL_CODES = {
     error.exit_code
     for error in (
@@ -32,6 +33,7 @@ FINAL_CODES = {
         DeadLetterLimitExceeded,
         AccessDenied,
         OffsetOutOfRange,
+        StateError,
     )
 }
 

@@ -23,6 +23,7 @@ from streams.serde import Bytes, nullable
 from streams.state.buffered import KeyValueState, WindowState
 from streams.state.changelog import Checkpoint, changelog_topic, encode_metadata
 from streams.state.committed import CommittedStore
+from streams.topic_names import topic_name_fault
 from streams.topology import Node, Sink, Source, Step, Subtopology, function_name, matches
 
 if TYPE_CHECKING:
@@ -845,6 +846,9 @@ def _topic_names(choose: Callable[[Any], str], values: Sequence[Any]) -> Any:
         topic = choose(value)
         if type(topic) is not str or not topic:
             raise TypeError(f"a topic's name is needed, got {topic!r}")
+        fault = topic_name_fault(topic)
+        if fault:
+            raise ValueError(f"{topic!r} cannot name a topic: {fault}")
         yield topic
 
 

@@ -6,9 +6,9 @@ frozen graph.
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
@@ -16,6 +16,7 @@ import msgspec
 
 from streams.errors import ConfigurationError, TopologyError
 from streams.policy import ErrorPolicy, dead_letter, fail
+from streams.topic_names import ADVICE, topic_name_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -46,6 +47,8 @@ class Source:
     """Whether it reads changes of a table: at equal event times they come before other records."""
 
     parents: tuple[str, ...] = ()
+    place: str = field(default="", compare=False)
+    """Where the program declares it, as ``file:line``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,8 @@ class Step:
     policy: ErrorPolicy = fail
     owns: tuple[StoreDefinition, ...] = ()
     uses: tuple[str, ...] = ()
+    place: str = field(default="", compare=False)
+    """Where the program declares it, as ``file:line``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,8 @@ class Sink:
     value: Serde[Any]
     policy: ErrorPolicy = fail
     repartition: Repartition | None = None
+    place: str = field(default="", compare=False)
+    """Where the program declares it, as ``file:line``."""
 
 
 Node: TypeAlias = "Source | Step | Sink"
@@ -252,8 +259,14 @@ class Topology:
             for source in subtopology.sources
             if any(matches(wanted, topic) for wanted in source.topics)
         ]
+        if not found:
+            known = [wanted if isinstance(wanted, str) else wanted.pattern for wanted in self.input_topics]
+            raise TopologyError(
+                f"the app reads no topic {topic!r}: it must belong to exactly one source, it matches: none",
+                hint=closest(topic, known),
+            )
         if len(found) != 1:
-            names = ", ".join(source.name for _, source in found) or "none"
+            names = ", ".join(source.name for _, source in found)
             raise TopologyError(
                 f"topic {topic!r} must belong to exactly one source, it matches: {names}",
                 hint="narrow the patterns, or read the topic once and use that stream twice",
@@ -267,9 +280,11 @@ class Topology:
     def _validate(self) -> None:
         if not self.nodes:
             raise TopologyError("the app has no stream", hint="start with app.stream(topic)")
-        twice = [name for name, count in Counter(node.name for node in self.nodes).items() if count > 1]
-        if twice:
-            raise TopologyError(f"two steps are named {twice[0]!r}", hint="give one of them another name=")
+        named: dict[str, Node] = {}
+        for node in self.nodes:
+            if node.name in named:
+                raise two_steps(node.name, named[node.name].place, node.place)
+            named[node.name] = node
         known: set[str] = set()
         for node in self.nodes:
             for parent in node.parents:
@@ -284,20 +299,36 @@ class Topology:
             )
             if node.name not in followed and not terminal:
                 raise TopologyError(
-                    f"{node.name!r} is a dead end: what reaches it goes nowhere",
+                    f"{node.name!r} is a dead end{_at(node.place)}: what reaches it goes nowhere",
                     hint="end it with .to(topic), .peek(function) or .process(…), or remove it",
                 )
         self._validate_stores()
-        named = Counter(topic for topic in self.input_topics if isinstance(topic, str))
-        for topic, count in named.items():
-            if count > 1:
+        self._validate_topics()
+
+    def _validate_topics(self) -> None:
+        for node in self.nodes:
+            if isinstance(node, Step):
+                continue
+            for topic in node.topics if isinstance(node, Source) else (node.topic,):
+                _check_topic_name(topic, f"step {node.name!r}{_at(node.place)}")
+        for table in self.global_tables:
+            _check_topic_name(table.topic, f"global table {table.store.name!r}")
+        readers: dict[str, list[Source]] = {}
+        for source in self.sources:
+            for topic in source.topics:
+                if isinstance(topic, str):
+                    readers.setdefault(topic, []).append(source)
+        for topic, found in readers.items():
+            if len(found) > 1:
+                places = [source.place for source in found if source.place]
                 raise TopologyError(
-                    f"topic {topic!r} is read by {count} streams",
+                    f"topic {topic!r} is read by {len(found)} streams"
+                    + (f", declared at {' and '.join(places)}" if places else ""),
                     hint="call app.stream for it once and use that stream twice",
                 )
 
     def _validate_stores(self) -> None:
-        known: set[str] = set()
+        known: dict[str, Step | None] = {}
         for node in self.nodes:
             if not isinstance(node, Step):
                 continue
@@ -307,12 +338,13 @@ class Topology:
                         f"{store.name!r} cannot name a store: it becomes part of a topic's name",
                         hint="use letters, digits, '.', '_' and '-'",
                     )
-                if store.name in known:
+                first = known.get(store.name)
+                if first is not None:
                     raise TopologyError(
-                        f"two stores are named {store.name!r}",
+                        f"two stores are named {store.name!r}{_both(first.place, node.place)}",
                         hint="give one of them another name: stores and their topics are found again by it",
                     )
-                known.add(store.name)
+                known[store.name] = node
             for name in node.uses:
                 if name not in known:
                     raise TopologyError(f"step {node.name!r} uses the store {name!r}, which is not before it")
@@ -323,7 +355,36 @@ class Topology:
                     f"{name!r} cannot name a global table: taken by a store, or no part of a topic's",
                     hint="give it a name=, of letters, digits, '.', '_' and '-'",
                 )
-            known.add(name)
+            known[name] = None
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Advice for somebody who wrote a name that is none of those known."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(map(repr, known)) or 'none'}"
+
+
+def two_steps(name: str, first: str, second: str) -> TopologyError:
+    """The error for two steps of one name, declared at those places (``file:line``)."""
+    return TopologyError(
+        f"two steps are named {name!r}{_both(first, second)}", hint="give one of them another name="
+    )
+
+
+def _both(first: str, second: str) -> str:
+    return f": the first at {first}, another at {second}" if first and second else ""
+
+
+def _at(place: str) -> str:
+    return f" at {place}" if place else ""
+
+
+def _check_topic_name(topic: object, whose: str) -> None:
+    if isinstance(topic, str):
+        fault = topic_name_fault(topic)
+        if fault:
+            raise TopologyError(f"{whose}: {topic!r} cannot name a topic: {fault}", hint=ADVICE)
 
 
 def matches(wanted: Topic, topic: str) -> bool:

@@ -7,15 +7,15 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import streams as package
 from streams.cli import cli
 
-if TYPE_CHECKING:
-    from pathlib import Path
+MAIN_FILE = str(Path(package.__file__).with_name("__main__.py"))
 
 APP = """
 from streams import App, Text
@@ -36,11 +36,22 @@ def folder(tmp_path: Path) -> Path:
 def streams(
     folder: Path, *arguments: str, timeout: float = 60.0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
+    return run([sys.executable, "-m", "streams", *arguments], folder, timeout=timeout, **environment)
+
+
+def run(
+    command: list[str], folder: Path, timeout: float = 60.0, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "streams", *arguments],
+        command,
         cwd=folder,
         env={name: value for name, value in os.environ.items() if not name.startswith(("STREAMS_", "KAFKA_"))}
-        | {"STREAMS_STATE_DIR": str(folder), "STREAMS_LOG_FORMAT": "json", **environment},
+        | {
+            "STREAMS_STATE_DIR": str(folder),
+            "STREAMS_LOCAL_KAFKA_DIR": str(folder),
+            "STREAMS_LOG_FORMAT": "json",
+            **environment,
+        },
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -70,7 +81,21 @@ def test_describe_shows_the_topology_in_three_forms(folder):
         (["describe", "shop:app", "--format", "png"], "unknown format 'png': text, mermaid, json"),
         (["run", "broken:app"], "unknown setting 'comit_interval'\n  hint: did you mean commit_interval?"),
         (["run", "deadend:app"], "'in' is a dead end"),
-        (["run", "shop:app", "--set", "http_port=many"], "STREAMS_HTTP_PORT='many'"),
+        (["run", "shop:app", "--set", "http_port=many"], "--set http_port='many'"),
+        (["run", "shop:app", "--set", "foo=1"], "--set foo: unknown setting 'foo'"),
+        (["run", "shop:app", "--set", "comit_interval=1"], "hint: did you mean commit_interval?"),
+        (["run", "shop:app", "--set", "log_level=loud"], "hint: one of: debug, info, warning, error"),
+        (["run", "shop:app", "--set", "http_token=short"], "--set http_token=***"),
+        (["run", "shop:app", "--set", "client={"], "--set client is no JSON"),
+        (["describe", "token:app"], "'token:app' names a module of Python's own"),
+        (
+            ["run", "shop:app", "--set", "state_dir=/dev/null/x", "--bootstrap-servers", "127.0.0.1:1"],
+            "hint: set state_dir (or STREAMS_STATE_DIR) to a writable folder",
+        ),
+        (
+            *(["run", "shop:app", "--workers", "2", "--set", "state_dir=/dev/null/x"],),
+            "hint: set state_dir (or STREAMS_STATE_DIR) to a writable folder",
+        ),
         (["run", "shop:app", "--set", "nonsense"], "'nonsense' is no setting"),
         (["run", "shop:app"], "no broker is named and no local Kafka is running"),
         (
@@ -85,9 +110,10 @@ def test_what_cannot_start_is_refused_with_advice_and_code_2(folder, arguments, 
     assert says in done.stderr
 
 
-def test_a_broker_that_does_not_answer_is_code_3(folder):
+def test_a_broker_that_does_not_answer_is_code_3_and_a_few_lines(folder):
     done = streams(folder, "run", "shop:app", "--bootstrap-servers", "127.0.0.1:1")
     assert done.returncode == 3
+    assert len(done.stderr.splitlines()) < 8
     assert "no broker answers at 127.0.0.1:1" in done.stderr
     assert "streams broker start" in done.stderr
 
@@ -217,3 +243,47 @@ def test_a_state_folder_given_on_the_command_line_is_used(folder):
         "from streams import App\napp = App('shown', state_dir='program')\nprint(app.settings.state_dir)\n"
     )
     assert streams(folder, "run", "shown:app", "--set", "state_dir=chosen").stdout.strip() == "chosen"
+
+
+SHADOWING = [
+    "calendar",
+    "email",
+    "http",
+    "json",
+    "queue",
+    "random",
+    "select",
+    "streams",
+    "token",
+    "types",
+    "uuid",
+]
+
+
+@pytest.mark.kafka
+def test_files_named_like_pythons_own_modules_take_no_place_in_any_process(folder, kafka_bootstrap, prefix):
+    for name in SHADOWING:
+        (folder / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+    (folder / "lines.py").write_text(
+        "from streams import App, Text\n"
+        f"app = App('{prefix}-app')\n"
+        f"app.stream('{prefix}-lines', value=Text()).peek(lambda line: app.nothing, name='failing')\n"
+    )
+    (folder / "log.txt").write_text("one line\n")
+    command = [sys.executable, "-P", MAIN_FILE]
+    servers = ["--bootstrap-servers", kafka_bootstrap]
+    ingested = run([*command, "ingest", "log.txt", "--topic", f"{prefix}-lines", *servers], folder)
+    assert ingested.returncode == 0, ingested.stderr
+    # The line reaches the program in a worker process, whose failure ends all of them.
+    done = run([*command, "run", "lines:app", "--workers", "2", *servers], folder)
+    assert done.returncode == 4, done.stderr
+    assert "AttributeError" in done.stderr
+
+
+def test_simulations_run_beside_files_named_like_pythons_own_modules(folder):
+    for name in SHADOWING:
+        (folder / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+    (folder / "orders.txt").write_text("one\ntwo\n")
+    command = [sys.executable, "-P", MAIN_FILE, "simulate", "shop:app"]
+    done = run([*command, "--input", "orders=orders.txt", "--seeds", "4", "--processes", "2"], folder)
+    assert done.returncode == 0, done.stderr

@@ -34,7 +34,13 @@ def test_words_numbers_and_objects_are_read_from_the_environment():
         ({"comit_interval": 1.0}, "unknown setting 'comit_interval'\n  hint: did you mean commit_interval?"),
         ({"commit_interval": "soon"}, "setting commit_interval='soon': expected `float`, got `str`"),
         ({"commit_interval": 0.0}, "setting commit_interval=0.0: expected `float` > 0.0"),
-        ({"guarantee": "twice"}, "setting guarantee='twice': invalid enum value 'twice'"),
+        (
+            {"guarantee": "twice"},
+            (
+                "setting guarantee='twice': invalid enum value 'twice'\n"
+                "  hint: one of: exactly_once, at_least_once"
+            ),
+        ),
         ({"dead_letter_limit": 1.5}, "setting dead_letter_limit=1.5: expected `float` <= 1.0"),
     ],
 )
@@ -54,6 +60,7 @@ def test_a_wrong_argument_is_refused_when_the_app_is_made(arguments, says):
         ),
         ("STREAMS_HTTP_PORT", "many", "environment variable STREAMS_HTTP_PORT='many'"),
         ("STREAMS_CLIENT", "{", "STREAMS_CLIENT is no JSON"),
+        ("STREAMS_LOG_LEVEL", "loud", "hint: one of: debug, info, warning, error"),
     ],
 )
 def test_a_wrong_variable_is_refused(variable, text, says):
@@ -179,3 +186,35 @@ def test_an_app_reads_the_environment_when_it_is_made(monkeypatch):
     app = App("test", max_poll_records=9)
     monkeypatch.setenv("STREAMS_MAX_POLL_RECORDS", "8")
     assert app.settings.max_poll_records == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("größe", "it contains 'ö'"),
+        ("订单", "it contains '订'"),
+        ("orders²", "it contains '²'"),
+        ("a b", "it contains ' '"),
+        ("a\n", "it contains '\\n'"),
+        ("", "it is empty"),
+        (".", "no folder's name"),
+        ("..", "no folder's name"),
+        ("a" * 300, "it has 300 letters, 249 are the most"),
+        ("a" * 249, "it has 262 letters, 249 are the most"),
+    ],
+)
+def test_a_name_that_no_topic_can_have_names_no_app(name, says):
+    with pytest.raises(ConfigurationError) as caught:
+        App(name)
+    assert says in str(caught.value)
+    assert "hint: use letters" in str(caught.value)
+
+
+def test_names_that_kafka_takes_name_an_app():
+    for name in ("a", "A.b_c-9", "..a", "a" * 236):
+        assert App(name).name == name
+
+
+def test_a_dead_letter_topic_that_cannot_be_is_refused_when_the_app_is_made():
+    with pytest.raises(ConfigurationError, match="dead_letter_topic='a b' cannot name a topic"):
+        App("test", dead_letter_topic="a b")

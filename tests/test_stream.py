@@ -865,3 +865,27 @@ def test_a_driver_sends_equal_keys_to_one_partition_as_java_clients_would():
     driver.send_all("in", [Record(key, key, 1) for key in ("21", "foobar", "21")])
     places = {record.value: record.partition for record in driver.read("out")}
     assert places == {"21": (-973932308 & 0x7FFFFFFF) % 8, "foobar": (-790332482 & 0x7FFFFFFF) % 8}
+
+
+def test_the_driver_says_which_topics_there_are():
+    app = App("test")
+    app.stream("orders").to("bills")
+    driver = TopologyDriver(app)
+    with pytest.raises(
+        TopologyError, match=r"the app reads no topic 'nope': .*\n  hint: there are: 'orders'"
+    ):
+        driver.send("nope", 1)
+    with pytest.raises(TopologyError, match=r"reads no topic 'order': .*\n  hint: did you mean 'orders'\?"):
+        driver.send_bytes("order", b"1")
+
+
+def test_a_topic_chosen_by_a_function_must_be_one_that_kafka_takes():
+    app = App("test")
+    app.stream("in", value=Text()).to(lambda name: name, on_error=dead_letter, name="out")
+    driver = TopologyDriver(app)
+    for name in ("good", "größe", "a b", ".."):
+        driver.send("in", name)
+    assert driver.values("good") == [b"good"]
+    letters = driver.dead_letters()
+    assert [letter.value for letter in letters] == ["größe".encode(), b"a b", b".."]
+    assert any(b"cannot name a topic: it contains" in text for _, text in letters[0].headers or () if text)

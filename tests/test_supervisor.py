@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from streams import supervisor
-from streams.errors import WorkersFailed
+from streams.errors import (
+    AccessDenied,
+    ConfigurationError,
+    DeadLetterLimitExceeded,
+    OffsetOutOfRange,
+    ProcessingError,
+    StateError,
+    WorkersFailed,
+)
 from streams.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -48,8 +56,20 @@ def starts(folder: Path) -> int:
     return len(list(folder.glob("start-*")))
 
 
-def test_a_code_that_a_restart_cannot_mend_ends_the_command_with_it(tmp_path):
-    assert Supervisor(command(tmp_path, "sys.exit(4)"), 1).run() == 4
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigurationError,
+        ProcessingError,
+        DeadLetterLimitExceeded,
+        StateError,
+        AccessDenied,
+        OffsetOutOfRange,
+    ],
+)
+def test_an_error_that_a_restart_cannot_fix_ends_the_command_with_its_code(tmp_path, error):
+    code = error.exit_code
+    assert Supervisor(command(tmp_path, f"sys.exit({code})"), 1).run() == code
     assert starts(tmp_path) == 1
 
 

@@ -42,15 +42,48 @@ def test_a_branch_that_nobody_uses_is_a_dead_end():
 def test_two_steps_of_one_name_are_refused_at_once():
     app = App("test")
     app.stream("in").map(len, name="same")
-    with pytest.raises(TopologyError, match="two steps are named 'same'"):
+    with pytest.raises(TopologyError) as caught:
         app.stream("other").map(len, name="same")
+    places = re.findall(r"test_topology\.py:(\d+)", str(caught.value))
+    assert "two steps are named 'same': the first at" in str(caught.value)
+    assert int(places[1]) == int(places[0]) + 2
 
 
 def test_a_topic_read_twice_is_refused():
     app = App("test")
     app.stream("in").to("out")
     app.stream("in").to("other")
-    with pytest.raises(TopologyError, match="'in' is read by 2 streams"):
+    with pytest.raises(
+        TopologyError, match=r"'in' is read by 2 streams, declared at \S+\.py:\d+ and \S+\.py:\d+\n"
+    ):
+        _ = app.topology
+
+
+def test_stores_of_one_name_are_refused_with_both_places():
+    app = App("test")
+    app.stream("in").group_by_key().count("same")
+    app.stream("other").group_by_key().count("same")
+    with pytest.raises(
+        TopologyError, match=r"'same': the first at \S+topology\.py:\d+, another at \S+\.py:\d+\n"
+    ):
+        _ = app.topology
+
+
+@pytest.mark.parametrize("name", ["größe", "a b", "", ".", "..", "x" * 250])
+def test_a_topic_that_kafka_does_not_take_is_refused_with_its_place(name):
+    reading, writing, looking = App("test"), App("test"), App("test")
+    reading.stream(name).to("out")
+    writing.stream("in").to(name)
+    looking.stream("in").join_global(looking.global_table(name, name="table"), len, max).to("out")
+    for app in (reading, writing, looking):
+        with pytest.raises(TopologyError, match=f"{name!r} cannot name a topic"):
+            _ = app.topology
+
+
+def test_a_changelog_topic_whose_name_is_too_long_is_refused():
+    app = App("a" * 100)
+    app.stream("in").group_by_key().count("s" * 149)
+    with pytest.raises(TopologyError, match="it has 260 letters, 249 are the most"):
         _ = app.topology
 
 

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shutil
@@ -6,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -37,7 +39,7 @@ def one(tmp_path_factory, requested_port):
 
 @pytest.fixture(autouse=True)
 def _own_state(monkeypatch, tmp_path):
-    monkeypatch.setenv("STREAMS_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("STREAMS_LOCAL_KAFKA_DIR", str(tmp_path / "state"))
 
 
 def is_alive(pid: int | None) -> bool:
@@ -279,7 +281,19 @@ def mirror(tmp_path, monkeypatch):
     while repository.name != "maven":
         repository = repository.parent
 
+    replaced: dict[str, bytes] = {}
+
     class Quiet(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = replaced.get(self.path)
+            if body is None:
+                super().do_GET()
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class names it so
             pass
 
@@ -290,9 +304,20 @@ def mirror(tmp_path, monkeypatch):
     monkeypatch.setenv("JGO_CONFIG_FILE", str(configuration))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("STREAMS_CACHE_DIR", str(tmp_path / "cache"))
-    yield server
+    yield SimpleNamespace(shutdown=server.shutdown, server_close=server.server_close, replaced=replaced)
     server.shutdown()
     server.server_close()
+
+
+def test_a_jar_that_is_not_the_pinned_one_is_refused(mirror, tmp_path):
+    name = "org/slf4j/slf4j-simple/1.7.36/slf4j-simple-1.7.36.jar"
+    other = io.BytesIO()
+    with zipfile.ZipFile(other, "w") as jar:
+        jar.writestr("org/slf4j/impl/Stranger.class", b"not what was published")
+    mirror.replaced[f"/{name}"] = other.getvalue()
+    with pytest.raises(LocalKafkaError, match=rf"{name} has the SHA-256 \w+, 2f39bed9\w+ is pinned"):
+        localkafka.prepare()
+    assert not (tmp_path / "cache" / "kafka-4.3.0" / "maven" / name).exists()
 
 
 def test_an_interrupted_download_is_repaired_and_clean_removes_it(mirror, tmp_path):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
+from streams.broker.kafka.client_log import ClientLog
 from streams.broker.kafka.errors import REJECTED, classify
 from streams.errors import BrokerError, BrokerUnreachable, ConfigurationError, NotAuthenticated, Right
 from streams.redaction import scrub, secrets_in
@@ -37,11 +38,14 @@ class Access:
         """Whether there is TLS and authentication: a broker cannot ask for more."""
         self.let_in = False
         """Whether the cluster has answered any of the clients: a refusal from then on may pass."""
+        self._client_log = ClientLog()
         self._secrets = set[str]().union(*map(secrets_in, settings))
 
     def log(self, level: int, message: str, *arguments: object) -> None:
         if log.isEnabledFor(level):
-            log.log(level, "%s", self.scrub(message % arguments))
+            text = self._client_log.admit(self.scrub(message % arguments))
+            if text is not None:
+                log.log(level, "%s", text)
 
     def scrub(self, text: str) -> str:
         """The text as it may be shown."""

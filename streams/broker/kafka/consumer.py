@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
@@ -461,7 +462,7 @@ class KafkaConsumer:
                     self._stand_in_line(means)
                     continue
                 # The client goes on by itself after the others, e.g. it rejoins after a missed deadline.
-                log.warning("%s", means)
+                self._access.log(logging.WARNING, "%s", means)
         return records
 
     def _stand_in_line(self, means: BrokerError) -> None:
@@ -555,7 +556,7 @@ class KafkaConsumer:
                 if isinstance(means, AccessDenied):
                     raise means from error
                 # With the next poll it is asked again.
-                log.warning("%s", means)
+                self._access.log(logging.WARNING, "%s", means)
                 continue
             if beginning <= offset <= end:
                 # A broker that has just become the leader did not know better.
