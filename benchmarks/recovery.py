@@ -7,13 +7,18 @@ worker and with a full restore.
 *Newcomer*: two workers share 64 partitions with a million keys in all, and a third one joins. Measured is the
 longest time without a result of the partitions that move and of those that stay.
 
-``KEYS`` in the environment is how many keys there are.
+*Many partitions*: one worker, which begins with the soft limit of 1024 open files, has 500 tasks with stores.
+Measured is how long it takes from its start until all input is processed, on an empty disk and again on the
+disk that this left, how long it takes to stop, and what the process uses.
+
+``KEYS`` in the environment is how many keys there are, ``ONLY`` names one of ``killed newcomer many``.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -23,6 +28,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -45,6 +51,9 @@ PATIENCE_SECONDS = 120.0
 CHUNK = 50_000
 
 WIDE = 64
+MANY = 500
+KEYS_OF_EACH = 200
+USUAL_OPEN_FILES = 1024
 PROBE_SECONDS = 0.05
 
 app = App(os.environ.get("RECOVERY_APP", "recovery"))
@@ -81,9 +90,22 @@ class Newcomer(NamedTuple):
     """What the longest round of the measuring itself took: less could not be seen."""
 
 
+class ManyPartitions(NamedTuple):
+    """One worker with a task and a store for each of many partitions; seconds, megabytes."""
+
+    disk: str
+    partitions: int
+    caught_up: float
+    """From the process's start until everything in the input is processed and committed."""
+    stopped: float
+    memory_mb: float
+    threads: int
+    open_files: int
+
+
 def main() -> int:
     """Measure, and print and write the figures."""
-    keys = int(os.environ.get("KEYS", "1000000"))
+    keys, only = int(os.environ.get("KEYS", "1000000")), os.environ.get("ONLY", "")
     shutil.rmtree(FOLDER, ignore_errors=True)
     with ExitStack() as stack:
         kafka = LocalKafka.start(
@@ -97,11 +119,27 @@ def main() -> int:
         )
         stack.callback(shutil.rmtree, FOLDER, ignore_errors=True)
         stack.callback(kafka.stop)
-        broker = KafkaBroker({"bootstrap.servers": kafka.bootstrap_servers})
-        _fill(broker, "killed-in", 2, keys)
-        results = [_kill(broker, kafka.bootstrap_servers, keys, standbys) for standbys in (0, 1)]
-        _fill(broker, "newcomer-in", WIDE, keys // WIDE)
-        newcomer = _newcomer(broker, kafka.bootstrap_servers, keys)
+        broker, servers = KafkaBroker({"bootstrap.servers": kafka.bootstrap_servers}), kafka.bootstrap_servers
+        figures: dict[str, Any] = {}
+        if only in ("", "killed"):
+            _fill(broker, "killed-in", 2, keys)
+            results = [_kill(broker, servers, keys, standbys) for standbys in (0, 1)]
+            _show_killed(results)
+            figures["killed"] = [result._asdict() for result in results]
+        if only in ("", "newcomer"):
+            _fill(broker, "newcomer-in", WIDE, keys // WIDE)
+            newcomer = _newcomer(broker, servers, keys)
+            _show_newcomer(newcomer)
+            figures["newcomer"] = newcomer._asdict()
+        if only in ("", "many"):
+            many = _many_partitions(broker, servers)
+            _show_many(many)
+            figures["many_partitions"] = [result._asdict() for result in many]
+    RESULTS.write_text(json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+def _show_killed(results: Sequence[Recovery]) -> None:
     table = Table(
         *(
             "standby_replicas",
@@ -121,18 +159,32 @@ def main() -> int:
             f"{result.restored:,}",
         )
     console.print(table)
+
+
+def _show_newcomer(newcomer: Newcomer) -> None:
     table = Table("partitions", "", "longest time without a result", title="A worker joins")
     table.add_row(str(newcomer.stayed), "stay", f"{newcomer.longest_of_stayed:.2f} s")
     table.add_row(str(newcomer.moved), "move", f"{newcomer.longest_of_moved:.2f} s")
     table.caption = f"the measuring's own longest round: {newcomer.longest_probe:.2f} s"
     console.print(table)
-    RESULTS.write_text(
-        json.dumps(
-            {"killed": [result._asdict() for result in results], "newcomer": newcomer._asdict()}, indent=2
-        )
-        + "\n"
+
+
+def _show_many(results: Sequence[ManyPartitions]) -> None:
+    table = Table(
+        *("disk", "tasks", "caught up after", "stopped after", "memory", "threads", "open files"),
+        title="One worker with many partitions",
     )
-    return 0
+    for result in results:
+        table.add_row(
+            result.disk,
+            str(result.partitions),
+            f"{result.caught_up:.1f} s",
+            f"{result.stopped:.1f} s",
+            f"{result.memory_mb:,.0f} MB",
+            str(result.threads),
+            f"{result.open_files:,}",
+        )
+    console.print(table)
 
 
 def _fill(broker: KafkaBroker, topic: str, partitions: int, keys: int) -> None:
@@ -253,6 +305,40 @@ def _newcomer(broker: KafkaBroker, servers: str, keys: int) -> Newcomer:
     )
 
 
+def _many_partitions(broker: KafkaBroker, servers: str) -> list[ManyPartitions]:
+    name = "many"
+    broker.admin().create_topics([NewTopic(name=f"{name}-out", partitions=MANY)])
+    results = []
+    for disk in ("empty", "as it was left"):
+        if disk == "empty":
+            _fill(broker, f"{name}-in", MANY, KEYS_OF_EACH)
+        else:
+            producer = broker.producer()
+            for partition in range(MANY):
+                _send(producer, f"{name}-in", partition, range(KEYS_OF_EACH))
+            producer.flush(60)
+            producer.close()
+        begun = time.monotonic()
+        with _Worker(FOLDER / name, servers, name, f"{name}-in", 0) as worker:
+            process = psutil.Process(worker.process.pid)
+            # As most systems do; it may be raised.
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            process.rlimit(psutil.RLIMIT_NOFILE, (USUAL_OPEN_FILES, hard))
+            _wait(lambda worker=worker: len(worker.held) == MANY)  # type: ignore[misc]  # mypy infers no type for a lambda's default
+            _wait(lambda: _caught_up(broker, name, f"{name}-in"))
+            caught_up = time.monotonic() - begun
+            memory, threads = process.memory_info().rss / 1e6, process.num_threads()
+            files = process.num_fds()
+            begun = time.monotonic()
+            worker.process.terminate()
+            code = worker.process.wait(120)
+            if code:
+                raise RuntimeError(f"the worker ended with exit code {code}: see {worker.log}")
+        stopped = time.monotonic() - begun
+        results.append(ManyPartitions(disk, MANY, caught_up, stopped, memory, threads, files))
+    return results
+
+
 def _caught_up(broker: KafkaBroker, group: str, topic: str) -> bool:
     admin = broker.admin()
     try:
@@ -265,7 +351,7 @@ class _Worker:
     """A worker process and its log."""
 
     def __init__(self, folder: Path, servers: str, name: str, topic: str, standbys: int) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "log"
         with self.log.open("wb") as file:
             self.process = subprocess.Popen(

@@ -34,7 +34,7 @@ from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
 from streams.stream import Stream, TopologyBuilder
 from streams.topic_names import ADVICE, topic_name_fault
-from streams.topics import prepare_topics
+from streams.topics import most_tasks_with_stores, prepare_topics
 from streams.watchdog import Watchdog
 from streams.worker import Worker
 
@@ -302,7 +302,11 @@ class App:
             databases: Databases = MemoryDatabases()
             stores = topology.global_tables or any(part.stores for part in topology.subtopologies)
             if settings.state_store == "rocksdb" and stores:
-                databases = RocksDatabases(slot.folder / "state", settings.state_memory_mb * 1_000_000)
+                databases = RocksDatabases(
+                    slot.folder / "state",
+                    settings.state_memory_mb * 1_000_000,
+                    tasks=most_tasks_with_stores(topology, partitions) + len(topology.global_tables),
+                )
             replicas = stack.enter_context(Replicas(cluster, self.name, worker_id))
             worker = Worker(
                 topology,

@@ -153,6 +153,18 @@ def input_partitions(topology: Topology, existing: dict[str, TopicDescription]) 
     return inputs
 
 
+def most_tasks_with_stores(topology: Topology, partitions: Mapping[str, int]) -> int:
+    """How many tasks with stores there are, which one worker alone would have all of.
+
+    ``partitions`` are the input topics with their partition counts.
+    """
+    return sum(
+        max((count for topic, count in partitions.items() if subtopology.reads(topic)), default=0)
+        for subtopology in topology.subtopologies
+        if subtopology.stores
+    )
+
+
 def check_copartitions(topology: Topology, inputs: Mapping[str, int]) -> None:
     """Check that topics which a step reads together have equally many partitions. Raises ``TopicError``."""
     for step, wanted in topology.copartitions:

@@ -23,6 +23,7 @@ LEVELS = {
     "events": 1,
     "http": 1,
     "slot": 1,
+    "open_files": 0,
     "broker": 1,
     "localkafka_security": 1,
     "localkafka": 2,

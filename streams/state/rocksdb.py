@@ -21,7 +21,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
 from rocksdict import (
@@ -37,6 +37,7 @@ from rocksdict import (
 
 from streams.errors import StateError
 from streams.events import Event, get_logger
+from streams.open_files import raise_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -49,6 +50,17 @@ CHUNK = 1000
 """Entries that a scan reads at a time."""
 
 MIB = 1024 * 1024
+
+LEAST_FILES = 20
+"""Open files with which a database works: ten are its own, in the others it reads tables, the last used ones.
+
+RocksDB takes no lower limit than this."""
+
+MOST_FILES = 100
+"""Open files that a database has use for."""
+
+OTHER_FILES = 256
+"""Files for the rest of the process: connections, logs, modules. Half of all where there are few."""
 
 _PREFIX = "store."
 """Keeps stores apart from RocksDB's own ``default``, which is a legal name for a store."""
@@ -208,8 +220,8 @@ class RocksStore:
 class RocksDatabase:
     """One task's column families, opened together. Raises ``_Damaged`` where an empty folder would do."""
 
-    def __init__(self, folder: Path, stores: Sequence[str], options: Options, at_rest: Options) -> None:
-        """``at_rest`` are the same options, without compactions."""
+    def __init__(self, folder: Path, stores: Sequence[str], choices: _Choices) -> None:
+        options, at_rest = choices.options, choices.at_rest
         self.folder = folder
         self._options = options
         self._stores: dict[str, RocksStore] = {}
@@ -227,7 +239,9 @@ class RocksDatabase:
             tables = _tables(folder)
             # A compaction would delete tables that were known before they can be looked for.
             chosen = at_rest if tables else options
-            self._database = Rdict(path, chosen, dict.fromkeys(columns, chosen))
+            self._database = Rdict(
+                path, chosen, dict.fromkeys(columns, chosen) | {"default": choices.for_metadata}
+            )
             self._columns = _columns(self._database)
             _check_whole(self._database, tables, listed, self._columns)
             for store in stores:
@@ -350,24 +364,44 @@ class RocksDatabase:
         return self._database
 
 
+class _Choices(NamedTuple):
+    """RocksDB's options for one database."""
+
+    options: Options
+    at_rest: Options
+    """The same, without compactions."""
+
+    for_metadata: Options
+    """For the default column family, which holds a few entries."""
+
+
 class RocksDatabases:
     """Databases under one folder, for one process at a time.
 
     ``memory_bytes`` bounds what all of them take together: blocks read from files with their indexes and
     filters, and what was written and not yet flushed, for which half of it is meant. When that half is full,
     whichever database writes next flushes its own. Beyond it goes only what is in use at that moment.
+
+    ``tasks`` is how many databases there may be at once. They share the files that this process may open,
+    whose soft limit is raised to the hard one. Where that is not enough, ``open`` raises ``StateError``, so
+    that RocksDB does not meet the limit in the middle of a write.
     """
 
-    def __init__(self, folder: Path, memory_bytes: int) -> None:
+    def __init__(self, folder: Path, memory_bytes: int, *, tasks: int = 1) -> None:
         self._folder = folder
+        self._file_limit = raise_limit()
+        self._tasks = tasks
         self._cache = Cache(memory_bytes)
         # Never stall for memory: rocksdict holds the interpreter's lock while it writes.
         buffers = WriteBufferManager.new_write_buffer_manager_with_cache(
             memory_bytes // 2, False, self._cache
         )
-        self._options = _options(memory_bytes, self._cache, buffers)
-        self._at_rest = _options(memory_bytes, self._cache, buffers)
-        self._at_rest.set_disable_auto_compactions(True)
+        files = self._for_databases() // max(tasks, 1)
+        self._choices = _Choices(
+            *(_options(memory_bytes, self._cache, buffers, tasks, files) for _ in range(3))
+        )
+        self._choices.at_rest.set_disable_auto_compactions(True)
+        self._choices.for_metadata.set_memtable_prefix_bloom_ratio(0.0)
         self._databases: dict[Path, RocksDatabase] = {}
 
     def open(self, stores: Sequence[str], partition: int) -> RocksDatabase:
@@ -381,9 +415,10 @@ class RocksDatabases:
             raise StateError(
                 f"the state in {place} is open already", hint="close the database before it is opened again"
             )
+        self._require_files(place)
         damage = None
         try:
-            database = RocksDatabase(place, stores, self._options, self._at_rest)
+            database = RocksDatabase(place, stores, self._choices)
         except _Damaged as error:
             damage = str(error)
         if damage is not None:
@@ -397,7 +432,7 @@ class RocksDatabases:
                     moved_to=str(aside),
                     error=damage,
                 )
-                database = RocksDatabase(place, stores, self._options, self._at_rest)
+                database = RocksDatabase(place, stores, self._choices)
             except (OSError, _Damaged) as error:
                 raise _explained(f"cannot replace the damaged state in {place}", place, error) from error
         self._databases[place] = database
@@ -436,6 +471,22 @@ class RocksDatabases:
     def memory_bytes(self) -> int:
         return self._cache.get_usage()
 
+    def _for_databases(self) -> int:
+        """How many of the files that this process may open are the databases' own."""
+        return max(0, self._file_limit - min(OTHER_FILES, self._file_limit // 2))
+
+    def _require_files(self, place: Path) -> None:
+        opened = sum(not database.closed for database in self._databases.values())
+        if (opened + 1) * LEAST_FILES <= self._for_databases():
+            return
+        needed = OTHER_FILES + max(self._tasks, opened + 1) * LEAST_FILES
+        raise StateError(
+            f"the state in {place} cannot be opened: this process may have {self._file_limit} files open, "
+            f"which is enough for {opened} tasks with stores",
+            hint=f"raise the hard limit to {needed} or more (ulimit -n {needed}, LimitNOFILE= of systemd, "
+            "--ulimit nofile= of Docker), or start more workers",
+        )
+
     def close(self) -> None:
         for database in self._databases.values():
             database.close()
@@ -446,14 +497,18 @@ class _Damaged(Exception):
     """The files are there and are no database."""
 
 
-def _options(memory_bytes: int, cache: Cache, buffers: WriteBufferManager) -> Options:
-    """One set for all databases and column families, so that they share memory and threads."""
+def _options(memory_bytes: int, cache: Cache, buffers: WriteBufferManager, tasks: int, files: int) -> Options:
+    """For all databases and column families, so that they share memory, threads and open files.
+
+    ``tasks`` databases have ``files`` open files each.
+    """
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.create_missing_column_families(True)
 
     options.set_write_buffer_manager(buffers)
-    options.set_write_buffer_size(min(max(memory_bytes // 8, MIB), 32 * MIB))
+    write_buffer = min(max(memory_bytes // 8, MIB), 32 * MIB)
+    options.set_write_buffer_size(write_buffer)
     options.set_max_write_buffer_number(4)
     # The default is an eighth of the write buffer, taken by each column family with its first entry.
     options.set_arena_block_size(64 * 1024)
@@ -462,8 +517,10 @@ def _options(memory_bytes: int, cache: Cache, buffers: WriteBufferManager) -> Op
     # After a crash, what is in the log is read again while the interpreter stands still.
     options.set_max_total_wal_size(64 * MIB)
 
-    # A lookup that finds nothing costs half with a filter for what is in memory, too.
-    options.set_memtable_prefix_bloom_ratio(0.02)
+    # A lookup that finds nothing costs half with a filter for what is in memory, too. It is allocated with
+    # each write buffer: the filters of hundreds of databases would take all of the memory.
+    filters = memory_bytes / 8 / max(tasks, 1)
+    options.set_memtable_prefix_bloom_ratio(min(0.02, filters / write_buffer))
     options.set_memtable_whole_key_filtering(True)
     table = BlockBasedOptions()
     table.set_block_cache(cache)
@@ -475,7 +532,8 @@ def _options(memory_bytes: int, cache: Cache, buffers: WriteBufferManager) -> Op
 
     # One thread for flushes and one for compactions, for all databases of the process.
     options.set_max_background_jobs(2)
-    options.set_max_open_files(100)
+    # It counts tables, and ten more for what is always open.
+    options.set_max_open_files(min(max(files, LEAST_FILES), MOST_FILES))
     options.set_max_log_file_size(MIB)
     options.set_keep_log_file_num(2)
     options.set_stats_dump_period_sec(0)
@@ -572,6 +630,8 @@ def _explained(what: str, folder: Path, error: Exception) -> StateError:
         hint = f"delete {folder} and start again: it will be restored from the changelog topics"
     elif "lock" in lower:
         hint = "stop the process that uses this folder, or give this one another state_dir"
+    elif "too many open files" in lower:
+        hint = "raise the limit of open files (ulimit -n), or start more workers"
     elif "no space" in lower:
         hint = "free space on the disk; nothing that was committed is lost"
     elif "permission" in lower or "read-only" in lower:

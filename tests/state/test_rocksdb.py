@@ -494,3 +494,55 @@ def test_all_databases_together_stay_near_their_budget(tmp_path: Path) -> None:
     databases.close()
     assert budget / 2 < peak < budget * 1.25
     assert resident < budget * 3
+
+
+OPENING = """
+import pathlib, resource, sys
+from streams.errors import StateError
+from streams.state.rocksdb import RocksDatabases
+folder, soft, hard, wanted = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+databases = RocksDatabases(folder, 8_000_000, tasks=wanted)
+try:
+    for number in range(wanted):
+        databases.open(["counts"], number).write({"counts": ({b"k": b"v"}, [])}, {})
+except StateError as error:
+    print(number, error)
+else:
+    print("all opened")
+databases.close()
+"""
+
+
+def open_many(folder: Path, soft: int, hard: int, wanted: int) -> str:
+    command = [sys.executable, "-c", OPENING, str(folder), str(soft), str(hard), str(wanted)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_soft_limit_of_open_files_is_raised(tmp_path):
+    assert open_many(tmp_path, 128, 4096, 40) == "all opened\n"
+
+
+def test_a_limit_that_cannot_be_raised_is_an_early_error_with_what_is_needed(tmp_path):
+    said = open_many(tmp_path, 200, 200, 40)
+    opened = int(said.split()[0])
+    assert 0 < opened < 40
+    assert f"may have 200 files open, which is enough for {opened} tasks with stores" in said
+    # 20 for each of 40 tasks and 256 for the rest, which is then enough.
+    assert "ulimit -n 1056" in said
+    assert open_many(tmp_path, 128, 1056, 40) == "all opened\n"
+
+
+def test_databases_stay_within_their_share_of_the_open_files(tmp_path):
+    databases = RocksDatabases(tmp_path, BUDGET, tasks=10_000)
+    database = databases.open(["counts"], 0)
+    for number in range(40):
+        # Of no other entry, so that tables do not overlap and no compaction makes fewer of them.
+        keys = [b"%04d-%04d" % (number, row) for row in range(5)]
+        database.write({"counts": Changes(dict.fromkeys(keys, b"v"), [])}, {})
+        database.store("counts").close()
+        database.close()
+        database = databases.open(["counts"], 0)
+    opened = [file.path for file in psutil.Process().open_files()]
+    assert 5 < sum(path.startswith(str(tmp_path)) for path in opened) <= 20
+    databases.close()

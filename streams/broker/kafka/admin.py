@@ -51,6 +51,9 @@ ANY_SECONDS: Final = 20.0
 OUTDATED_SECONDS: Final = 2.0
 """How long partitions' leaders may be unknown before a question for offsets is given up."""
 
+LEADER_SECONDS: Final = 0.05
+"""How much longer than any other request each partition of a new topic may take to get its leader."""
+
 _LATEST: Final = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # untyped in the library
 
 _EARLIEST: Final = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # untyped in the library
@@ -109,7 +112,8 @@ class KafkaAdmin:
                     raise self._failure(error, f"creating topic {name}") from error
         if refused:
             raise NotAuthorized("creating topics", refused, principal=self._access.principal)
-        deadline = time.monotonic() + REQUEST_SECONDS
+        partitions = sum(topic.partitions for topic in topics if topic.name in created)
+        deadline = time.monotonic() + REQUEST_SECONDS + LEADER_SECONDS * partitions
         while not self._all_led(created):
             if time.monotonic() > deadline:
                 raise TopicError(f"topics {sorted(created)} were created but have no leaders yet")
