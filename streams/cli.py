@@ -27,8 +27,9 @@ from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.config import PREFIX, load_settings, read_setting
 from streams.disturbance import parse_kinds
-from streams.errors import ConfigurationError, QueryError, StateUnavailable, StreamsError, TopicError
+from streams.errors import ConfigurationError, QueryError, StateUnavailable, TopicError
 from streams.events import configure_logging
+from streams.failures import run_command
 from streams.http import UNAUTHORIZED, ask, bearer
 from streams.ingest import ingest_lines
 from streams.lag import PartitionLag, measure_lag
@@ -36,6 +37,7 @@ from streams.simulate import MOST, Report
 from streams.simulation import Simulation, as_json as simulation_json, explain, simulate as run_simulation
 from streams.simulation_input import parse_files, read_inputs
 from streams.supervisor import Supervisor, follow_supervisor
+from streams.topic_names import ADVICE, topic_name_fault
 from streams.topics import input_partitions, prepare_topics
 from streams.topology import parse_format
 
@@ -67,12 +69,7 @@ Servers = Annotated[
 
 def main() -> NoReturn:
     """Run the command line and exit: 0, or the exit code of the error (see ``streams.errors``)."""
-    try:
-        cli()
-    except StreamsError as error:
-        _show(error)
-        sys.exit(error.exit_code)
-    sys.exit(0)
+    sys.exit(run_command(cli))
 
 
 @cli.command()
@@ -208,6 +205,10 @@ def create_topics(
 ) -> None:
     """Create topics; those that exist are left as they are."""
     pairs = dict(_pair(item) for item in settings or ())
+    for name in names:
+        fault = topic_name_fault(name)
+        if fault:
+            raise ConfigurationError(f"{name!r} cannot name a topic: {fault}", hint=ADVICE)
     created = (
         _cluster(bootstrap_servers)
         .admin()
@@ -463,7 +464,12 @@ def load_app(target: str) -> App:
     module_name, colon, attribute = target.partition(":")
     if not (module_name and colon and attribute) or module_name.startswith("."):
         raise ConfigurationError(f"{target!r} names no app", hint="write MODULE:APP, e.g. shop.orders:app")
-    folder = str(Path.cwd())
+    try:
+        folder = str(Path.cwd())
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            "the current folder does not exist any more", hint="cd to another one"
+        ) from error
     if folder not in sys.path:
         sys.path.insert(_after_the_standard_library(), folder)
     if module_name.partition(".")[0] in sys.stdlib_module_names:
@@ -475,9 +481,10 @@ def load_app(target: str) -> App:
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise
-        raise ConfigurationError(
-            f"module {module_name!r} is not found", hint=f"looked in {folder} and the Python path"
-        ) from error
+        hint = f"looked in {folder} and the Python path"
+        if module_name.endswith(".py") or "/" in module_name:
+            hint = f"write {module_name.removesuffix('.py').strip('./').replace('/', '.')}:{attribute}"
+        raise ConfigurationError(f"module {module_name!r} is not found", hint=hint) from error
     app = getattr(module, attribute, None)
     if not isinstance(app, App):
         found = [name for name, value in vars(module).items() if isinstance(value, App)]
@@ -647,11 +654,3 @@ def _lag_table(lags: Sequence[PartitionLag]) -> Table:
 
 def _line(fields: dict[str, Any]) -> None:
     print(json.dumps(fields), flush=True)  # noqa: T201 - the output itself
-
-
-def _show(error: StreamsError) -> None:
-    first, _, rest = str(error).partition("\n")
-    err.print("[bold red]error:[/] ", end="")
-    err.print(first, markup=False, highlight=False, soft_wrap=True)
-    if rest:
-        err.print(rest, markup=False, highlight=False, soft_wrap=True)

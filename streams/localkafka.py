@@ -1027,11 +1027,16 @@ def start_detached(
 
 def running() -> LocalKafka | None:
     """Find the user's detached cluster; ``None`` if none of its nodes runs."""
-    note = _state_file()
     try:
+        note = _state_file()
         cluster = _read_cluster(Path(json.loads(note.read_bytes())["folder"]))
-    except (FileNotFoundError, ValueError, LocalKafkaError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, LocalKafkaError):
         return None
+    except OSError as error:
+        raise LocalKafkaError(
+            f"the note of which local Kafka runs cannot be read: {error}",
+            hint="name a cluster (bootstrap_servers), or another folder (STREAMS_LOCAL_KAFKA_DIR)",
+        ) from error
     if all(node.pid is None for node in cluster.nodes):
         note.unlink(missing_ok=True)
         return None
@@ -1065,13 +1070,23 @@ def clean(*, report: Report = _silent) -> None:
 # --- Files ------------------------------------------------------------------------------------------------
 
 
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise LocalKafkaError(
+            f"no folder for the local Kafka is known: {error}",
+            hint="set STREAMS_CACHE_DIR and STREAMS_LOCAL_KAFKA_DIR, or HOME",
+        ) from error
+
+
 def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or _home() / ".cache"
     return Path(os.environ.get("STREAMS_CACHE_DIR") or Path(base) / "streams") / f"kafka-{KAFKA_VERSION}"
 
 
 def _state_file() -> Path:
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    base = os.environ.get("XDG_STATE_HOME") or _home() / ".local" / "state"
     return Path(os.environ.get("STREAMS_LOCAL_KAFKA_DIR") or Path(base) / "streams") / "local-kafka.json"
 
 

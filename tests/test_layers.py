@@ -17,6 +17,7 @@ LEVELS = {
     "partitioning": 0,
     "redaction": 0,
     "topic_names": 0,
+    "failures": 1,
     "policy": 1,
     "config": 1,
     "serde": 1,
