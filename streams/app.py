@@ -21,7 +21,7 @@ from streams.config import load_settings
 from streams.dead_letters import dead_letter_topic
 from streams.errors import ConfigurationError, StateUnavailable, TopologyError
 from streams.events import Event, configure_logging, get_logger
-from streams.http import HttpServer, Response
+from streams.http import HttpServer, Response, Tls, client_tls
 from streams.metrics import WorkerMetrics
 from streams.policy import ErrorPolicy, dead_letter
 from streams.query import Queries
@@ -332,14 +332,18 @@ class App:
             if settings.http_port is not None:
                 port = settings.http_port + slot.number if settings.http_port else 0
                 token = settings.http_token
+                tls = _tls(settings)
                 server = stack.enter_context(
                     HttpServer(
                         settings.http_host,
                         port,
                         _routes(worker, watchdog, reasons=token is None),
-                        StoreRoutes(queries, replicas, token).templates,
+                        StoreRoutes(
+                            queries, replicas, token, tls and client_tls(settings.http_tls_ca)
+                        ).templates,
                         token=token,
                         public=PUBLIC_ROUTES,
+                        tls=tls,
                     )
                 )
                 get_logger().info(Event.HTTP_LISTENING, url=server.url)
@@ -439,6 +443,15 @@ def _pass_on(finished: threading.Event, worker: Worker) -> None:
     """Tell the worker of an outside stop."""
     finished.wait()
     worker.request_stop()
+
+
+def _tls(settings: Settings) -> Tls | None:
+    certificate, key = settings.http_tls_certificate, settings.http_tls_key
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise ConfigurationError("http_tls_certificate and http_tls_key are only of use together")
+    return Tls(certificate, key)
 
 
 def _address(settings: Settings, port: int) -> str:

@@ -12,7 +12,8 @@ import time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from ssl import SSLCertVerificationError
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 from urllib.parse import quote, urlencode, urlsplit
 
 import typer
@@ -30,7 +31,7 @@ from streams.disturbance import parse_kinds
 from streams.errors import ConfigurationError, QueryError, StateUnavailable, TopicError
 from streams.events import configure_logging
 from streams.failures import run_command
-from streams.http import UNAUTHORIZED, ask, bearer
+from streams.http import JSON, UNAUTHORIZED, ask, bearer, client_tls
 from streams.ingest import ingest_lines
 from streams.lag import PartitionLag, measure_lag
 from streams.simulate import MOST, Report
@@ -43,6 +44,8 @@ from streams.topology import parse_format
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from streams.http import Response
 
 cli = typer.Typer(
     name="streams",
@@ -292,27 +295,31 @@ def query(
     start: Annotated[str | None, typer.Option(help="The first key, or start of windows (ms).")] = None,
     stop: Annotated[str | None, typer.Option(help="Where to end: itself no longer shown.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many entries.")] = None,
+    base64: Annotated[
+        bool, typer.Option("--base64", help="Keys are given and shown in base64: for those that are no text.")
+    ] = False,
 ) -> None:
     """Ask the running workers of an app for their state, as JSON lines: any of them answers for all.
 
-    The token, if they want one, is taken from STREAMS_HTTP_TOKEN.
+    The token, if they want one, is taken from STREAMS_HTTP_TOKEN, and the file with the authorities by which
+    HTTPS certificates are checked, if not the system's, from STREAMS_HTTP_TLS_CA.
     """
-    # Without a user's name and password, which a URL may have.
-    address = urlsplit(url).netloc.rpartition("@")[2]
-    stores = {item["name"]: item for item in _asked(address, "/stores", {})["stores"]}
+    asked = partial(_asked, _parse_url(url))
+    stores = {item["name"]: item for item in asked("/stores", {})["stores"]}
     if store is None:
         for item in stores.values():
             _line(item)
         return
-    bounds = {"start": start, "stop": stop, "limit": limit}
+    encoding = {"encoding": "base64"} if base64 else {}
+    bounds = {"start": start, "stop": stop, "limit": limit} | encoding
     path = f"/stores/{quote(store, safe='')}"
     if key is None:
-        for entry in _asked(address, path, bounds | {"all": "true"})["entries"]:
+        for entry in asked(path, bounds | {"all": "true"})["entries"]:
             _line(entry)
         return
     windowed = store in stores and stores[store]["windowed"]
-    path += f"/{'windows' if windowed else 'keys'}/{quote(key, safe='')}"
-    answer = _asked(address, path, bounds if windowed else {})
+    path += f"/{'windows' if windowed else 'keys'}/{quote(key, safe='', errors='surrogateescape')}"
+    answer = asked(path, bounds if windowed else encoding)
     for entry in answer["windows"] if windowed else [answer]:
         _line(entry)
 
@@ -549,12 +556,48 @@ def _cluster(bootstrap_servers: str | None) -> KafkaBroker:
     )
 
 
-def _asked(address: str, path: str, options: Mapping[str, object]) -> Any:
+class _Url(NamedTuple):
+    """Where a worker, or a proxy in front of workers, serves HTTP."""
+
+    address: str
+    prefix: str
+    secure: bool
+
+
+def _parse_url(text: str) -> _Url:
+    """Raises ``ConfigurationError`` for what is no address of a worker."""
+    hint = "write http://HOST:PORT or https://HOST:PORT, with a path if a proxy serves the workers below one"
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigurationError(f"{text!r} is no URL: {error}", hint=hint) from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ConfigurationError(f"{text!r} is no worker's URL", hint=hint)
+    if "@" in parts.netloc:
+        raise ConfigurationError(
+            "a name and a password in the URL are not sent", hint="give the token in STREAMS_HTTP_TOKEN"
+        )
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    secure = parts.scheme == "https"
+    return _Url(f"{host}:{port or (443 if secure else 80)}", parts.path.rstrip("/"), secure)
+
+
+def _asked(url: _Url, path: str, options: Mapping[str, object]) -> Any:
     """A worker's answer. Raises ``StateUnavailable`` where none answers, ``QueryError`` with what it says."""
+    address = url.address
     chosen = {name: value for name, value in options.items() if value is not None}
-    target = f"{path}?{urlencode(chosen)}" if chosen else path
-    token = load_settings({}, os.environ).http_token
-    response = ask(address, target, headers=bearer(token), timeout=10)
+    target = url.prefix + (f"{path}?{urlencode(chosen, errors='surrogateescape')}" if chosen else path)
+    settings = load_settings({}, os.environ)
+    token = settings.http_token
+    tls = client_tls(settings.http_tls_ca) if url.secure else None
+    try:
+        response = ask(address, target, headers=bearer(token), timeout=10, tls=tls)
+    except SSLCertVerificationError as error:
+        raise QueryError(
+            f"the certificate of {address} is not trusted: {error}",
+            hint="STREAMS_HTTP_TLS_CA names a file (PEM) with the authority that signed it",
+        ) from error
     if response is None:
         raise StateUnavailable(
             f"nobody answers at {address}", hint="--url names a worker's HTTP port (setting http_port)"
@@ -564,12 +607,24 @@ def _asked(address: str, path: str, options: Mapping[str, object]) -> Any:
             f"{address} does not answer without {'another' if token else 'a'} token",
             hint="set STREAMS_HTTP_TOKEN to the app's http_token",
         )
-    if response.content_type != "application/json":
-        raise QueryError(f"{address} has no {path}: {response.body.decode(errors='replace').strip()}")
-    answer = json.loads(response.body)
+    answer = _json_object(response)
+    if answer is None:
+        text = response.body.decode(errors="replace").strip()
+        raise QueryError(f"{address} has no {path}: {text[:200]}", hint="is a worker's HTTP port there?")
     if response.status != 200:
-        raise QueryError(answer["error"])
+        raise QueryError(str(answer.get("error", answer)))
     return answer
+
+
+def _json_object(response: Response) -> dict[str, Any] | None:
+    """The object in an answer; ``None`` where there is something else, as of another server."""
+    if response.content_type.partition(";")[0].strip() != JSON:
+        return None
+    try:
+        found = json.loads(response.body)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _existing(files: Sequence[str]) -> Sequence[str]:

@@ -118,6 +118,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     http_token: Annotated[str, Meta(pattern=r"^[!-~]{8,}$")] | None = None
     """What metrics and state are asked with: ``Authorization: Bearer <token>``. The same for all workers."""
 
+    http_tls_certificate: str | None = None
+    """A file with the certificate of the HTTP port (PEM), which then speaks HTTPS; needs the next one too."""
+
+    http_tls_key: str | None = None
+    """A file with the certificate's private key (PEM)."""
+
+    http_tls_ca: str | None = None
+    """A file with the authorities (PEM) that check other workers' certificates; else the system's."""
+
     stall_timeout: Seconds = 60.0
     """A partition that has lag and makes no progress for this long is logged, and makes readiness bad."""
 

@@ -11,6 +11,7 @@ are ``Bytes`` (with ``encoding=base64``: for what they encode); for other serdes
 from __future__ import annotations
 
 import base64
+from ssl import SSLCertVerificationError
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,6 +23,7 @@ from streams.state.committed import encode_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from ssl import SSLContext
 
     from streams.http import Request
     from streams.query import Queries
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 DEFAULT_LIMIT = 1000
 """Entries in one answer, unless ``limit`` asks for fewer or more."""
+
+MOST_ENTRIES = 10_000
+"""The highest ``limit``: an answer is made in memory as a whole."""
 
 FORWARD_SECONDS = 2.0
 """How long another worker may take for each step of an answer."""
@@ -48,11 +53,18 @@ ASKED_BY = "x-streams-asked-by"
 class StoreRoutes:
     """The paths under ``/stores``. ``replicas`` knows who holds what is not held here.
 
-    ``token`` is what other workers are asked with.
+    ``token`` is what other workers are asked with; by HTTPS where ``tls`` checks their certificates.
     """
 
-    def __init__(self, queries: Queries, replicas: Replicas, token: str | None = None) -> None:
+    def __init__(
+        self,
+        queries: Queries,
+        replicas: Replicas,
+        token: str | None = None,
+        tls: SSLContext | None = None,
+    ) -> None:
         self._token = token
+        self._tls = tls
         self._queries = queries
         self._replicas = replicas
 
@@ -112,6 +124,8 @@ class StoreRoutes:
 
     def _range(self, request: Request) -> Response:
         definition = self._queries.definition(request.parameters["store"])
+        # Refused even where there is no key to be written in it.
+        _is_base64(request.query)
         held = self._queries.held().get(definition.name, [])
         entries = self._entries(definition, request)
         if request.query.get("all") == "true" and ASKED_BY not in request.headers:
@@ -187,7 +201,13 @@ class StoreRoutes:
 
     def _ask(self, address: str, target: str) -> Response | None:
         headers = {ASKED_BY: self._replicas.address or "", **bearer(self._token)}
-        response = ask(address, target, headers=headers, timeout=FORWARD_SECONDS)
+        try:
+            response = ask(address, target, headers=headers, timeout=FORWARD_SECONDS, tls=self._tls)
+        except SSLCertVerificationError as error:
+            raise StateUnavailable(
+                f"the certificate of the worker at {address} is not trusted: {error}",
+                hint="http_tls_ca names who signed it, http_advertised_host the name that is in it",
+            ) from error
         # One that has another token is no answer to who had the right one here.
         return None if response is not None and response.status == UNAUTHORIZED.status else response
 
@@ -204,12 +224,17 @@ def _key_of(definition: StoreDefinition, text: str, query: Mapping[str, str]) ->
     """The key that a text in a URL stands for. Raises ``QueryError``."""
     serde = definition.key
     try:
+        if _is_base64(query):
+            # A plus in a query means a space; URLs' own alphabet for base64 will do, too, and so does one
+            # without the filling at its end.
+            text = text.translate(_TO_BASE64).rstrip("=")
+            payload = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+            return next(iter(serde.deserialize([payload])))
         if isinstance(serde, Text):
+            # Raises where these were no letters.
+            text.encode()
             return text
         if isinstance(serde, Bytes):
-            if query.get("encoding") == "base64":
-                # A plus in a query means a space; URLs' own alphabet for base64 will do, too.
-                return base64.b64decode(text.translate(_TO_BASE64), validate=True)
             return text.encode(errors="surrogateescape")
         payload = text.encode()
         if isinstance(serde, Json):
@@ -223,7 +248,9 @@ def _key_of(definition: StoreDefinition, text: str, query: Mapping[str, str]) ->
 
 def _key_as_json(definition: StoreDefinition, key: Any, query: Mapping[str, str]) -> Any:
     """A key as answers have it: as it may stand in a URL, or as JSON."""
-    if not isinstance(definition.key, Bytes) or query.get("encoding") == "base64":
+    if _is_base64(query):
+        return encode_key(definition, key)
+    if not isinstance(definition.key, Bytes):
         return key
     try:
         return key.decode()
@@ -233,9 +260,20 @@ def _key_as_json(definition: StoreDefinition, key: Any, query: Mapping[str, str]
         ) from error
 
 
+def _is_base64(query: Mapping[str, str]) -> bool:
+    encoding = query.get("encoding")
+    if encoding not in (None, "base64"):
+        raise QueryError(f"unknown encoding {encoding!r}: base64 is the only one")
+    return encoding == "base64"
+
+
 def _order(definition: StoreDefinition, entry: dict[str, Any], query: Mapping[str, str]) -> tuple[int, bytes]:
     key = entry["key"]
-    text = key if isinstance(definition.key, Text | Bytes) else msgspec.json.encode(key).decode()
+    if isinstance(key, bytes):
+        # Of this worker; from others it comes as text.
+        return entry.get("start", 0), key
+    as_it_is = _is_base64(query) or isinstance(definition.key, Text | Bytes)
+    text = key if as_it_is else msgspec.json.encode(key).decode()
     return entry.get("start", 0), encode_key(definition, _key_of(definition, text, query))
 
 
@@ -253,6 +291,10 @@ def _limit(request: Request) -> int:
     limit = _number(request, "limit")
     if limit is not None and limit < 1:
         raise QueryError(f"limit must be 1 or more, got {limit}")
+    if limit is not None and limit > MOST_ENTRIES:
+        raise QueryError(
+            f"limit must be {MOST_ENTRIES} or less, got {limit}", hint="ask for the next ones with start="
+        )
     return DEFAULT_LIMIT if limit is None else limit
 
 

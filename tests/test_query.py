@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
+import trustme
 from typer.testing import CliRunner
 
 from streams import App, Bytes, Json, Text, Tumbling, count, key_value_store, total
@@ -22,7 +23,8 @@ from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
 from streams.cli import cli
 from streams.commit import ExactlyOnce
-from streams.errors import HeldElsewhere, QueryError, StateUnavailable, UnknownStore
+from streams.errors import ConfigurationError, HeldElsewhere, QueryError, StateUnavailable, UnknownStore
+from streams.http import HttpServer, Request, Response, Tls, ask, client_tls
 from streams.partitioning import partition_for
 from streams.query import Queries
 from streams.records import Output
@@ -442,6 +444,129 @@ def test_keys_of_bytes_are_text_or_base64(site):
     assert [entry["key"] for entry in answer["entries"]] == [encoded]
     assert runner.get("/stores/totals/keys/%FB%FF%00")[1]["error"].count("encoding=base64") == 1
     assert runner.get("/stores/totals/keys/!?encoding=base64")[0] == 400
+
+
+def answered(runner: Runner, path: str) -> bool:
+    return runner.get(path)[0] not in (404, 503)
+
+
+def test_keys_in_any_encoding_reach_the_same_value_directly_and_forwarded(site):
+    one, two = site.start(by_bytes), site.start(by_bytes)
+    site.wait_until_held(one, two)
+    keys = [bytes([number, 255 - number, 43, 47, 32]) for number in range(12)]
+    producer = site.broker.producer()
+    producer.produce(Output("numbers", keys, [b"1"] * len(keys), [0] * len(keys)))
+    producer.flush(5)
+    for key in keys:
+        encoded = base64.b64encode(key).decode()
+        spellings = [
+            f"{quote(key, safe='')}?encoding=percent",
+            f"{quote(encoded, safe='')}?encoding=base64",
+            f"{encoded.replace('+', '-').replace('/', '_')}?encoding=base64",
+            f"{quote(encoded.rstrip('='), safe='')}?encoding=base64",
+        ]
+        for runner in (one, two):
+            for spelling in spellings[1:]:
+                path = f"/stores/totals/keys/{spelling}"
+                wait_for(partial(answered, runner, path))
+                assert runner.get(path) == (200, {"key": encoded, "value": 1}), (key, path)
+            status, answer = runner.get(f"/stores/totals/keys/{spellings[0]}")
+            assert (status, answer["error"]) == (400, "unknown encoding 'percent': base64 is the only one")
+            done = CliRunner().invoke(
+                cli, ["query", "totals", encoded, "--base64", "--url", f"http://127.0.0.1:{runner.port}"]
+            )
+            assert json.loads(done.stdout) == {"key": encoded, "value": 1}
+    done = CliRunner().invoke(cli, ["query", "totals", "--base64", "--url", f"http://127.0.0.1:{one.port}"])
+    assert sorted(base64.b64decode(json.loads(line)["key"]) for line in done.stdout.splitlines()) == sorted(
+        keys
+    )
+
+
+def test_what_cannot_be_a_key_or_a_limit_is_a_bad_request(site, one):
+    site.wait_until_held(one)
+    for path in (
+        "/stores/totals/keys/%FF",
+        "/stores/totals?limit=10001",
+        "/stores/totals?limit=0",
+        "/stores/totals?limit=" + "9" * 5000,
+        "/stores/totals?encoding=hex",
+        "/stores/totals/keys/a?encoding=base64",
+    ):
+        status, answer = one.get(path)
+        assert (status, answer["reason"]) == (400, "bad request"), path
+    assert one.get("/stores/totals?limit=10000")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("127.0.0.1:8080", "is no worker's URL"),
+        ("ftp://127.0.0.1:8080", "is no worker's URL"),
+        ("http://", "is no worker's URL"),
+        ("http://127.0.0.1:8080/?a=b", "is no worker's URL"),
+        ("http://[::1", "is no URL: Invalid IPv6 URL"),
+        ("http://127.0.0.1:99999", "is no URL: Port out of range"),
+        ("http://ann:secret@127.0.0.1:8080", "not sent"),
+    ],
+)
+def test_a_url_that_cannot_be_honoured_is_refused(url, says):
+    with pytest.raises(ConfigurationError) as caught:
+        CliRunner().invoke(cli, ["query", "--url", url], catch_exceptions=False)
+    assert says in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_the_command_honours_scheme_and_path(tmp_path):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    issued = authority.issue_cert("localhost")
+    issued.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "certificate.pem"))
+    tls = Tls(*[str(tmp_path / "certificate.pem")] * 2)
+    seen: list[str | None] = []
+
+    def stores(request: Request) -> Response:
+        seen.append(request.headers.get("authorization"))
+        return Response(200, b'{"stores": []}', "application/json")
+
+    with HttpServer("127.0.0.1", 0, {}, {"/proxied/{app}/stores": stores}, tls=tls) as server:
+        url = f"https://localhost:{server.port}/proxied/shop/"
+        token = {"STREAMS_HTTP_TOKEN": "long-enough"}
+        with pytest.raises(QueryError, match=r"not trusted[\s\S]*STREAMS_HTTP_TLS_CA"):
+            CliRunner().invoke(cli, ["query", "--url", url], catch_exceptions=False, env=token)
+        assert seen == []
+        trusting = token | {"STREAMS_HTTP_TLS_CA": str(tmp_path / "ca.pem")}
+        assert CliRunner().invoke(cli, ["query", "--url", url], env=trusting).exit_code == 0
+        assert seen == ["Bearer long-enough"]
+        # In clear, it would be sent to whoever answers at the port.
+        with pytest.raises(StateUnavailable):
+            CliRunner().invoke(
+                cli, ["query", "--url", url.replace("https", "http")], catch_exceptions=False, env=trusting
+            )
+        assert len(seen) == 1
+
+
+def test_workers_ask_each_other_by_https(site, tmp_path):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "certificate.pem"))
+    files = {"certificate": "certificate.pem", "key": "certificate.pem", "ca": "ca.pem"}
+    settings = {f"http_tls_{name}": str(tmp_path / file) for name, file in files.items()}
+    one, two = site.start(**settings), site.start(**settings)
+    trusting = client_tls(settings["http_tls_ca"])
+
+    def get(runner: Runner, path: str) -> Any:
+        response = ask(f"127.0.0.1:{runner.port}", path, headers={}, timeout=10, tls=trusting)
+        return None if response is None else (response.status, json.loads(response.body))
+
+    def answered(runner: Runner, name: str) -> bool:
+        answer = get(runner, f"/stores/totals/keys/{name}")
+        return answer is not None and answer[0] == 200
+
+    site.send([(name, 1) for name in NAMES])
+    for name in NAMES:
+        for runner in (one, two):
+            wait_for(partial(answered, runner, name))
 
 
 def by_pair(**settings: Any) -> App:
