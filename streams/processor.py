@@ -82,7 +82,13 @@ class Context(Protocol):
 
         It takes effect when the ``process`` call that made it returns, and not at all when that call raises.
         A record forwarded keeps its own key, value, timestamp and headers; its topic, partition and offset
-        stay those of the input record.
+        stay those of the input record. What is forwarded is the record as it is now: the caller may change
+        the record, its headers and its value afterwards (see ``streams.snapshot``), and the columns of a
+        batch. The values in a batch are not copied: put new ones in instead of changing them.
+
+        In ``process_batch``, make records from those of the batch (``batch.records()``, then
+        ``dataclasses.replace``): that tells which input an error is about. Raises ``ValueError`` for a record
+        of which it cannot be told, and ``TopologyError`` in ``open`` or on another thread.
         """
 
 

@@ -62,6 +62,11 @@ class Fetched(Protocol):
     def slice(self, start: int, stop: int) -> Fetched: ...
 
 
+def own_headers(column: Sequence[Headers | None]) -> list[Headers | None]:
+    """The column with a list of its own for each row that has headers."""
+    return [list(headers) if headers else headers for headers in column]
+
+
 def take(column: Sequence[V], rows: Rows | None) -> list[V]:
     """The elements of ``column`` at ``rows``, in that order; all of them when ``rows`` is ``None``."""
     return list(column) if rows is None else [column[row] for row in rows]
@@ -128,6 +133,11 @@ class Record(Generic[K, V]):
     topic: str = ""
     partition: int = -1
     offset: int = -1
+    source_row: tuple[int, int] | None = field(default=None, repr=False, compare=False)
+    """Of a record that ``Batch.records`` gave: the batch's number and the row.
+
+    What is made of it with ``dataclasses.replace`` can so be traced to its input, offsets or not.
+    """
 
 
 class Batch(Generic[K, V]):
@@ -139,7 +149,7 @@ class Batch(Generic[K, V]):
     are sequences of equal length, not necessarily lists.
     """
 
-    __slots__ = ("_fetched", "_headers", "_keys", "_rows", "_timestamps", "values")
+    __slots__ = ("_fetched", "_headers", "_keys", "_number", "_rows", "_timestamps", "values")
 
     values: Sequence[V]
 
@@ -152,6 +162,7 @@ class Batch(Generic[K, V]):
         keys: Sequence[K] | None = None,
         timestamps: Sequence[int] | None = None,
         headers: Sequence[Headers | None] | None = None,
+        number: int = 0,
     ) -> None:
         self._fetched = fetched
         self._rows = rows
@@ -159,6 +170,7 @@ class Batch(Generic[K, V]):
         self._keys = keys
         self._timestamps = timestamps
         self._headers = headers
+        self._number = number
 
     def __len__(self) -> int:
         return len(self.values)
@@ -215,7 +227,27 @@ class Batch(Generic[K, V]):
             keys=None if self._keys is None else take(self._keys, rows),
             timestamps=None if self._timestamps is None else take(self._timestamps, rows),
             headers=None if self._headers is None else take(self._headers, rows),
+            number=self._number,
         )
+
+    def copy(self, *, number: int | None = None) -> Batch[K, V]:
+        """The same rows in columns of its own, so that code which changes those changes no other batch.
+
+        The values themselves are shared. With ``number``, single records remember that number and their row.
+        """
+        return Batch(
+            self._fetched,
+            list(self.values),
+            rows=self._rows,
+            keys=None if self._keys is None else list(self._keys),
+            timestamps=None if self._timestamps is None else list(self._timestamps),
+            headers=None if self._headers is None else own_headers(self._headers),
+            number=self._number if number is None else number,
+        )
+
+    def of_rows(self, rows: Rows, values: Sequence[Any]) -> Batch[K, Any]:
+        """A batch of these values, made of the input records at ``rows`` (as ``Batch.rows`` counts them)."""
+        return Batch(self._fetched, values, rows=rows, number=self._number)
 
     def with_values(self, values: Sequence[Any]) -> Batch[K, Any]:
         """The same rows with other values, one a row."""
@@ -244,16 +276,27 @@ class Batch(Generic[K, V]):
             keys=columns.get("keys", self._keys),
             timestamps=columns.get("timestamps", self._timestamps),
             headers=columns.get("headers", self._headers),
+            number=self._number,
         )
 
     def records(self) -> Iterator[Record[K, V]]:
         """The rows as single records, for code that wants one at a time."""
         topic, partition = self.topic, self.partition
         headers: Iterable[Headers | None] = self.headers or [None] * len(self)
-        for key, value, timestamp, header, offset in zip(
-            self.keys, self.values, self.timestamps, headers, self.offsets, strict=True
+        number = self._number
+        for key, value, timestamp, header, offset, row in zip(
+            self.keys, self.values, self.timestamps, headers, self.offsets, self.rows, strict=True
         ):
-            yield Record(key, value, timestamp, header, topic, partition, offset)
+            yield Record(
+                key,
+                value,
+                timestamp,
+                list(header) if header else header,
+                topic,
+                partition,
+                offset,
+                (number, row),
+            )
 
     def original(self, row: int) -> Record[bytes | None, bytes | None]:
         """The input record that the row came from, as its bytes were read."""

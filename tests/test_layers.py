@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "streams"
 LEVELS = {
     "errors": 0,
     "records": 0,
+    "snapshot": 0,
     "partitioning": 0,
     "redaction": 0,
     "topic_names": 0,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import count, groupby
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from streams.errors import TopologyError
 from streams.operators import fan_out
 from streams.records import Batch, Record
+from streams.snapshot import snapshot
 from streams.state.deadlines import Deadlines, deadlines_name
 from streams.state.expiring import ExpiringState
 
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
 
     from streams.operators import Binding, Children, Forward
     from streams.processor import Cancel, KeyValueStore, ProcessorFactory, TimeKind
-    from streams.records import Headers
+    from streams.records import Headers, Rows
     from streams.state.buffered import KeyValueState
 
-_Forwarded: TypeAlias = "tuple[str | None, int, Record[Any, Any] | Batch[Any, Any]]"
-"""The child asked for (``None`` for all), the row it came from (-1 for a batch), and what was forwarded."""
+_Forwarded: TypeAlias = "tuple[str | None, int, Batch[Any, Any] | _Columns]"
+"""The child asked for (``None`` for all), the input row (-1 for a batch), and what was forwarded."""
+
+_Columns: TypeAlias = "tuple[Any, Any, int, Headers | None]"
+"""Key, value, timestamp and headers of a record, as they were when it was forwarded."""
 
 _Joined: TypeAlias = "tuple[str | None, Batch[Any, Any]]"
 
@@ -62,8 +66,7 @@ class Process:
 
             def collect(batch: Batch[Any, Any]) -> list[_Joined]:
                 with context.undone_on_failure():
-                    context.begin(batch)
-                    process_batch(batch, context)
+                    process_batch(context.begin_numbered(batch), context)
                     return context.collected()
 
             def run_whole(batch: Batch[Any, Any]) -> None:
@@ -96,6 +99,10 @@ class _Context:
         self._forwarded: list[_Forwarded] = []
         self._source: Batch[Any, Any] | None = None
         self._row: int | None = None
+        self._input_rows: Rows = ()
+        self._number = 0
+        self._by_offset: dict[int, int] | None = None
+        self._collecting = False
         self._headers: Sequence[Headers | None] | None = None
         self._times: Sequence[int] | None = None
 
@@ -142,11 +149,24 @@ class _Context:
                 f"step {self.step} forwards to {to!r}, which does not follow it; "
                 f"what follows: {', '.join(self._children) or 'nothing'}"
             )
+        if not self._collecting:
+            raise TopologyError(
+                f"step {self.step} forwards outside of its calls: records may be forwarded in process, "
+                "process_batch and what was scheduled, and not in open or from another thread"
+            )
+        # What is forwarded is released later: the caller may change its record, batch or value until then.
         if isinstance(output, Batch):
             if len(output):
-                self._forwarded.append((to, -1, output))
+                self._forwarded.append((to, -1, output.copy()))
         elif isinstance(output, Record):
-            self._forwarded.append((to, self._row_of(output), output))
+            headers = output.headers
+            columns = (
+                output.key,
+                snapshot(output.value),
+                output.timestamp,
+                list(headers) if headers else headers,
+            )
+            self._forwarded.append((to, self._row_of(output), columns))
         else:
             raise TypeError(f"forward takes a Record or a Batch, got {type(output).__name__}")
 
@@ -154,9 +174,22 @@ class _Context:
         """Start collecting what is made of ``source``, or of the time alone."""
         self._source = source
         self._row = None
+        self._input_rows = () if source is None else source.rows
+        self._by_offset = None
         self._headers = None if source is None else source.headers
         self._times = None
         self._forwarded = []
+        self._collecting = True
+
+    def begin_numbered(self, source: Batch[Any, Any]) -> Batch[Any, Any]:
+        """As ``begin``, for a call that takes all of ``source``: the batch to give it.
+
+        Its columns are its own, as ``source`` is needed again when the call fails. Its records know their
+        rows.
+        """
+        self.begin(source)
+        self._number = next(_NUMBERS)
+        return source.copy(number=self._number)
 
     def process_row(self, process: Any, row: int) -> None:
         """Call a record-wise processor on one row; a call that raises leaves nothing behind."""
@@ -174,7 +207,7 @@ class _Context:
                     source.keys[row],
                     source.values[row],
                     source.timestamps[row],
-                    headers[row] if headers else None,
+                    list(own) if headers and (own := headers[row]) else None,
                     source.topic,
                     source.partition,
                     source.offset(row),
@@ -197,26 +230,17 @@ class _Context:
             if not single:
                 joined.extend((to, batch) for _, _, batch in group if isinstance(batch, Batch))
                 continue
-            items = [(row, record) for _, row, record in group if isinstance(record, Record)]
-            records = [record for _, record in items]
+            rows, records = zip(*((row, columns) for _, row, columns in group), strict=True)
+            keys, values, timestamps, headers = map(list, zip(*records, strict=True))
             if source is None:
-                batch = self._binding.derive(
-                    None,
-                    [record.key for record in records],
-                    [record.value for record in records],
-                    [record.timestamp for record in records],
-                )
+                batch = self._binding.derive(None, keys, values, timestamps)
             else:
-                batch = (
-                    source.select([row for row, _ in items])
-                    .with_values([record.value for record in records])
-                    .with_keys([record.key for record in records])
-                    .with_timestamps([record.timestamp for record in records])
-                )
-            if self._headers is not None or any(record.headers for record in records):
-                batch = batch.with_headers([record.headers for record in records])
+                batch = source.of_rows(rows, values).with_keys(keys).with_timestamps(timestamps)
+            if self._headers is not None or any(headers):
+                batch = batch.with_headers(headers)
             joined.append((to, batch))
         self._forwarded = []
+        self._collecting = False
         return joined
 
     def release(self, collected: list[_Joined]) -> None:
@@ -234,7 +258,7 @@ class _Context:
         return expiring
 
     def _expire(self, store: ExpiringState[Any, Any]) -> None:
-        self.begin(None)
+        self._source = self._row = None
         store.expire()
 
     def _now(self) -> int:
@@ -246,16 +270,26 @@ class _Context:
         return self._times[self._row]
 
     def _row_of(self, record: Record[Any, Any]) -> int:
+        """The input row that a forwarded record is made of."""
         if self._row is not None:
-            return self._row
+            return self._input_rows[self._row]
         if self._source is None:
             return 0
-        offsets = list(self._source.offsets)
-        try:
-            return offsets.index(record.offset)
-        except ValueError:
+        if record.source_row is not None and record.source_row[0] == self._number:
+            return record.source_row[1]
+        if self._by_offset is None:
+            # Of records that come from state, no offset tells which one it is.
+            pairs = zip(self._source.offsets, self._input_rows, strict=True)
+            self._by_offset = {offset: row for offset, row in pairs if offset >= 0}
+        row = self._by_offset.get(record.offset)
+        if row is None:
+            offsets = self._source.offsets
             raise ValueError(
                 f"step {self.step} forwards a record whose offset {record.offset} is not in the batch being "
                 f"processed ({offsets[0]} to {offsets[-1]}): a dead letter could not be traced to its input; "
                 "make it from a record of the batch, with dataclasses.replace"
-            ) from None
+            )
+        return row
+
+
+_NUMBERS = count(1)

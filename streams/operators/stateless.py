@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.operators import fan_out
 from streams.records import Batch
+from streams.snapshot import snapshot
 
 if TYPE_CHECKING:
     from streams.guard import Guard
@@ -73,10 +74,12 @@ class MapBatch:
         forward, guard, function = fan_out(children), step.guard, self.function
 
         def checked(batch: Batch[Any, Any]) -> Batch[Any, Any]:
-            result = function(batch)
+            # In columns of its own: where it raises, it is called again with the rows as they were.
+            result = function(batch.copy())
             if not isinstance(result, Batch):
                 raise TypeError(f"map_batch needs a Batch back, got {type(result).__name__}")
-            return result
+            # A function may fill the same lists for each batch.
+            return result.copy()
 
         def run(batch: Batch[Any, Any]) -> None:
             for result in guard.whole(checked, batch):
@@ -135,8 +138,10 @@ class FlatMap:
         forward, guard, function = fan_out(children), step.guard, self.function
 
         def expand(value: Any) -> list[Any]:
-            # A generator would raise later, where its record is no longer known.
-            return list(function(value))
+            # A generator would raise later, where its record is no longer known, and may change a value that
+            # it has given already.
+            found = function(value)
+            return list(found) if type(found) in {list, tuple} else list(map(snapshot, found))
 
         transform = partial(map, expand)
 
