@@ -1,28 +1,38 @@
 """What an aggregation computes, from columns of many events at a time.
 
 Arithmetic is exact until a result is asked for, so that neither the order of events, nor how they fell into
-batches, nor events that were taken back, can be seen in it.
+batches, nor events that were taken back, can be seen in it. Values that are kept come back as they were:
+see ``streams.value_codec``.
 """
 
 from __future__ import annotations
 
 import builtins
+import datetime as dt
 import math
 import sys
+import types
+import typing
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import reduce
+from dataclasses import dataclass, field, replace
+from decimal import ROUND_HALF_EVEN, Context, Decimal, Inexact, InvalidOperation
+from fractions import Fraction
+from functools import lru_cache, reduce
 from hashlib import blake2b
 from heapq import nlargest
-from itertools import accumulate, chain, repeat
+from itertools import accumulate, chain, count as counted, repeat
 from keyword import iskeyword
 from operator import itemgetter, neg
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
+from uuid import UUID
 
 import msgspec
 
 from streams.errors import TopologyError
+from streams.shape import shape
+from streams.value_codec import PLAIN, Encoded, ValueCodec
+from streams.value_type import field_type, is_supported, known, returned_type, traits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,6 +46,12 @@ Type: TypeAlias = builtins.type[T]
 Of: TypeAlias = "str | Callable[[Any], Any] | None"
 """What of a value is aggregated: the attribute (or a dictionary's key) of that name, what a function makes of
 it, or the value itself."""
+
+
+Place: TypeAlias = "tuple[int, str, int]"
+"""Where an event stands in the order of events: its event time, then its topic and its offset."""
+
+_NOWHERE: Place = (-1, "", -1)
 
 
 class Aggregate(Protocol[A, R_co]):
@@ -53,6 +69,10 @@ class Aggregate(Protocol[A, R_co]):
         """
 
     @property
+    def ordered(self) -> bool:
+        """Whether ``add`` needs the places of events, as the result depends on their order."""
+
+    @property
     def removable(self) -> bool:
         """Whether ``remove`` may be called."""
 
@@ -67,6 +87,17 @@ class Aggregate(Protocol[A, R_co]):
         is told.
         """
 
+    @property
+    def schema(self) -> Any:
+        """What decides how packed accumulators are read, as plain data: see ``aggregate_resolution``."""
+
+    @property
+    def result_type(self) -> Any:
+        """The type of results; ``Any`` where it is not known."""
+
+    def typed(self, kind: Any) -> Aggregate[Any, Any]:
+        """The aggregate for values of that type (``Any`` where it is not known)."""
+
     def column(self, values: Sequence[Any]) -> Iterable[Any]:
         """What ``add`` and ``remove`` need of each value: lazily, one entry a value, in order.
 
@@ -76,8 +107,12 @@ class Aggregate(Protocol[A, R_co]):
     def initial(self) -> A:
         """The accumulator of no events."""
 
-    def add(self, accumulator: A, column: Sequence[Any]) -> A:
-        """The accumulator with further events, given by their entries in order."""
+    def add(self, accumulator: A, column: Sequence[Any], places: Sequence[Place] | None = None) -> A:
+        """The accumulator with further events, given by their entries in the order they came.
+
+        ``places`` are those of the events, where ``ordered``; without them, events stand in the order they
+        were added.
+        """
 
     def remove(self, accumulator: A, column: Sequence[Any]) -> A:
         """The accumulator without events that were added before."""
@@ -101,8 +136,17 @@ class _Aggregate:
     __slots__ = ()
 
     record_wise: ClassVar[bool] = False
+    ordered: ClassVar[bool] = False
     removable: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
+    result_type: ClassVar[Any] = Any
+
+    @property
+    def schema(self) -> Any:
+        return self.describe()
+
+    def typed(self, kind: Any) -> Any:  # noqa: ARG002 - the protocol's
+        return self
 
     def describe(self) -> str:
         raise NotImplementedError
@@ -156,12 +200,25 @@ def _parameters(of: Of, *others: str) -> str:
     return ", ".join(filter(None, (_field(of), *others)))
 
 
+def _entry_type(of: Of, kind: Any) -> Any:
+    """The type of what is aggregated of values of a type."""
+    if of is None:
+        return known(kind)
+    return field_type(kind, of) if isinstance(of, str) else returned_type(of)
+
+
+_PLACES = 300
+"""Decimals of more places would make exact sums as long as they like."""
+
+
 class _Numbers(_Aggregate):
-    """An aggregate of integers and floats whose magnitude is at most ``limit``."""
+    """An aggregate of integers, floats and decimals whose magnitude is at most ``limit``."""
 
     __slots__ = ()
 
     limit: ClassVar[float] = math.inf
+    places: ClassVar[int] = _PLACES
+    """How many places behind the point decimals may have."""
     of: Of
 
     def column(self, values: Sequence[Any]) -> Iterable[Any]:
@@ -170,6 +227,8 @@ class _Numbers(_Aggregate):
     def _accept(self, column: list[Any]) -> bool:
         # In C throughout; what this turns down is looked at one by one.
         kinds = set(map(type, column))
+        if kinds == {Decimal}:
+            return self._accept_decimals(column)
         if not kinds <= {int, float}:
             return False
         if not column or (kinds == {int} and self.limit == math.inf):
@@ -177,7 +236,24 @@ class _Numbers(_Aggregate):
         # A NaN anywhere makes the sum one, and may hide from comparisons.
         return -self.limit <= min(column) and max(column) <= self.limit and not math.isnan(sum(column))
 
-    def _check(self, value: Any) -> float:
+    def _accept_decimals(self, column: list[Decimal]) -> bool:
+        if not all(map(Decimal.is_finite, column)):
+            return False
+        bound = _bound(self.limit)
+        if not (-bound <= min(column) and max(column) <= bound):
+            return False
+        return all(number.as_tuple().exponent >= -self.places for number in column)  # type: ignore[operator]  # a number, as it is finite
+
+    def _check(self, value: Any) -> Any:
+        if isinstance(value, Decimal):
+            if not value.is_finite():
+                raise ValueError(f"{self.describe()} needs numbers, got {value}")
+            if not self._accept_decimals([value]):
+                raise ValueError(
+                    f"{self.describe()} needs numbers up to {self.limit:g} with at most {self.places} "
+                    f"places, got {value!r:.80}"
+                )
+            return Decimal(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{self.describe()} needs numbers, got {type(value).__name__}: {value!r:.80}")
         if value != value:  # noqa: PLR0124 - true for NaN only
@@ -187,49 +263,81 @@ class _Numbers(_Aggregate):
         return float(value) if isinstance(value, float) else int(value)
 
 
-# What the fast check may let through without looking at each value; msgpack holds them as they are.
-_PLAIN = {str, bytes, int, float, bool, type(None)}
+@lru_cache
+def _bound(limit: float) -> Decimal:
+    return Decimal(limit)
+
+
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
-def _is_plain(column: list[Any]) -> bool:
-    if not set(map(type, column)) <= _PLAIN:
-        return False
-    # Refuses integers beyond 64 bits and text that is not Unicode.
-    _encode(column)
-    return True
-
-
-def _as_plain(value: Any) -> Any:
-    plain = msgspec.to_builtins(value, builtin_types=(bytes,), order="deterministic")
-    _encode(plain)
-    return plain
-
-
 class _Values(_Aggregate):
-    """An aggregate that keeps values of any kind msgspec knows, as plain values.
+    """An aggregate that keeps values and gives them back as they are.
 
-    Its results are plain values too, or of the given type.
+    ``type`` is the type they have; without one, they must be such that describe themselves.
     """
 
     __slots__ = ()
 
     of: Of
     type: Type[Any] | None
+    _codec: ValueCodec
+
+    @property
+    def schema(self) -> Any:
+        return _schema_of_values(self.describe(), self.type)
+
+    def typed(self, kind: Any) -> Any:
+        found = Any if self.type is not None else _entry_type(self.of, kind)
+        return self if found is Any else replace(self, type=found)  # type: ignore[type-var]  # every subclass is a dataclass
 
     def column(self, values: Sequence[Any]) -> Iterable[Any]:
-        if self.type is None:
-            return _checked(self.of, values, _is_plain, _as_plain)
-        return map(self._as_convertible, _entries(self.of, values))
+        return _checked(self.of, values, self._accept, self._keep)
 
-    def _as_convertible(self, value: Any) -> Any:
-        plain = _as_plain(value)
-        # Raises here, where the record is known, and not where the result is made.
-        msgspec.convert(plain, self.type)
-        return plain
+    def _accept(self, column: list[Any]) -> bool:
+        if not self._codec.takes(set(map(type, column))):
+            return False
+        # Refuses integers beyond 64 bits and text that is not Unicode.
+        _encode(column)
+        return True
 
-    def _restored(self, plain: Any) -> Any:
-        return plain if self.type is None else msgspec.convert(plain, self.type)
+    def _keep(self, value: Any) -> Any:
+        if type(value) in {str, int}:
+            _encode(value)
+        try:
+            return self._codec.keep(value)
+        except msgspec.ValidationError as error:
+            raise msgspec.ValidationError(self._refusal(error)) from None
+        except (TypeError, ValueError) as error:
+            raise TypeError(self._refusal(error)) from None
+
+    def _refusal(self, error: Exception) -> str:
+        name = self.describe().partition("(")[0]
+        return (
+            f"{self.describe()} cannot keep this value: {error}; say what it is, {name}(…, type=…), "
+            "or annotate the function that makes it"
+        )
+
+
+def _tuple_of(kind: Any) -> Any:
+    return types.GenericAlias(tuple, (Any if kind is None else kind, ...))
+
+
+def _codec_for(what: str, kind: Any) -> ValueCodec:
+    if kind is None or kind is Any:
+        return ValueCodec()
+    _require(is_supported(kind), what, "a type that msgspec can store", kind)
+    return ValueCodec(kind)
+
+
+def _schema_of_values(described: str, kind: Any) -> Any:
+    """The schema of an aggregate that keeps values of a type."""
+    if kind is None or kind is Any:
+        return {"aggregate": described, "of": {"json": "any"}}
+    try:
+        return {"aggregate": described, "of": {"json": shape(kind) or "any"}}
+    except TypeError:
+        return {"aggregate": described, "of": {"json": str(kind)}}
 
 
 # Counts and sums
@@ -240,6 +348,7 @@ class Count(_Aggregate):
     """See ``count``."""
 
     removable: ClassVar[bool] = True
+    result_type: ClassVar[Any] = int
 
     def describe(self) -> str:
         return "count()"
@@ -250,7 +359,7 @@ class Count(_Aggregate):
     def initial(self) -> int:
         return 0
 
-    def add(self, accumulator: int, column: Sequence[Any]) -> int:
+    def add(self, accumulator: int, column: Sequence[Any], places: Sequence[Place] | None = None) -> int:  # noqa: ARG002 - the protocol's
         return accumulator + len(column)
 
     def add_counts(self, accumulator: int, events: int) -> int:
@@ -272,9 +381,23 @@ def count() -> Count:
     return Count()
 
 
-_Sum: TypeAlias = "int | tuple[Any, ...]"
-"""An exact sum: an integer as long as there were only integers, then the integers' sum and behind it the
-floats' as ``_expansion`` gives it."""
+_Exact: TypeAlias = "int | Decimal"
+
+_Sum: TypeAlias = "_Exact | tuple[Any, ...]"
+"""An exact sum: an integer as long as there were only integers, a decimal when there were decimals too; with
+floats that sum and behind it the floats' as ``_expansion`` gives it."""
+
+_EXACT = Context(prec=4000, Emin=-99_999, Emax=99_999, traps=[Inexact, InvalidOperation])
+"""Sums and squares of what ``_Numbers`` lets through have fewer digits."""
+
+
+def _added_exactly(one: _Exact, other: _Exact) -> _Exact:
+    return one + other if type(one) is int and type(other) is int else _EXACT.add(one, other)
+
+
+def _negated(column: Iterable[Any]) -> list[Any]:
+    # The minus sign would round decimals to the precision of the current context.
+    return [number.copy_negate() if type(number) is Decimal else -number for number in column]
 
 
 def _expansion(terms: Iterable[float]) -> tuple[float, ...]:
@@ -291,52 +414,87 @@ def _expansion(terms: Iterable[float]) -> tuple[float, ...]:
     return tuple(parts)
 
 
-def _plus(total: _Sum, column: Iterable[float]) -> _Sum:
+def _plus(total: _Sum, column: Iterable[Any]) -> _Sum:
     column = list(column)
-    added: Any = sum(column)
+    added: Any = None
+    # Decimals cannot be added to floats, and their sum would be rounded.
+    with suppress(TypeError, ArithmeticError):
+        added = sum(column)
     if type(added) is int:
-        return total + added if isinstance(total, int) else (total[0] + added, *total[1:])
-    integer, *parts = (total,) if isinstance(total, int) else total
-    parts += column
-    if int in set(map(type, column)):
-        integer += sum(value for value in column if type(value) is int)
-        parts = [value for value in parts if type(value) is float]
-    return (integer, *_expansion(parts))
+        if isinstance(total, tuple):
+            return (_added_exactly(total[0], added), *total[1:])
+        return _added_exactly(total, added)
+    exact, *parts = total if isinstance(total, tuple) else (total,)
+    kinds = set(map(type, column))
+    if kinds == {float}:
+        return (exact, *_expansion([*parts, *column]))
+    for number in column:
+        if type(number) is not float:
+            exact = _added_exactly(exact, number)
+    if float not in kinds and not isinstance(total, tuple):
+        return exact  # type: ignore[no-any-return]  # an integer or a decimal
+    return (exact, *_expansion([*parts, *(number for number in column if type(number) is float)]))
 
 
 def _merged(first: _Sum, second: _Sum) -> _Sum:
-    if isinstance(first, int):
-        return first + second if isinstance(second, int) else (first + second[0], *second[1:])
-    if isinstance(second, int):
-        return (first[0] + second, *first[1:])
-    return (first[0] + second[0], *_expansion([*first[1:], *second[1:]]))
+    if not isinstance(first, tuple):
+        if isinstance(second, tuple):
+            return (_added_exactly(first, second[0]), *second[1:])
+        return _added_exactly(first, second)
+    if not isinstance(second, tuple):
+        return (_added_exactly(first[0], second), *first[1:])
+    return (_added_exactly(first[0], second[0]), *_expansion([*first[1:], *second[1:]]))
 
 
-def _rounded(total: _Sum) -> float:
-    if isinstance(total, int):
+def _rounded(total: _Sum) -> Any:
+    if not isinstance(total, tuple):
         return total
-    integer, *parts = total
-    while integer:
+    exact, *parts = total
+    if isinstance(exact, Decimal):
+        return float(sum(map(Fraction, parts), Fraction(exact)))
+    while exact:
         # An integer beyond 53 bits is not one float but a few.
-        parts.append(float(integer))
-        integer -= int(parts[-1])
+        parts.append(float(exact))
+        exact -= int(parts[-1])
     return math.fsum(parts)
 
 
+def _quotient(dividend: Decimal | int, divisor: int) -> Decimal:
+    """Rounded once, to 28 digits, or a few more than the dividend has."""
+    digits = len(Decimal(dividend).as_tuple().digits)
+    context = Context(prec=max(28, digits + 6), rounding=ROUND_HALF_EVEN, Emin=-99_999, Emax=99_999, traps=[])
+    return context.divide(Decimal(dividend), Decimal(divisor))
+
+
+_STR_DIGITS = 4000
+"""Longer integers cannot be written as decimal digits (``sys.set_int_max_str_digits``)."""
+
+
 def _pack_number(number: Any) -> Any:
-    return number if type(number) is float or -(2**63) <= number < 2**64 else str(number)
+    if type(number) is Decimal:
+        return {"d": str(number)}
+    if type(number) is float or -(2**63) <= number < 2**64:
+        return number
+    return hex(number) if number.bit_length() > 3 * _STR_DIGITS else str(number)
 
 
 def _unpack_number(packed: Any) -> Any:
-    return int(packed) if isinstance(packed, str) else packed
+    if isinstance(packed, dict):
+        return Decimal(packed["d"])
+    return int(packed, 0) if isinstance(packed, str) else packed
 
 
 def _pack_sum(total: _Sum) -> Any:
-    return _pack_number(total) if isinstance(total, int) else [_pack_number(total[0]), *total[1:]]
+    return [_pack_number(total[0]), *total[1:]] if isinstance(total, tuple) else _pack_number(total)
 
 
 def _unpack_sum(packed: Any) -> _Sum:
     return (_unpack_number(packed[0]), *packed[1:]) if isinstance(packed, list) else _unpack_number(packed)
+
+
+def _number_type(entry: Any, *, of_integers: Any = int) -> Any:
+    """The type of a sum of numbers of that type, or of their mean."""
+    return {int: of_integers, float: float, Decimal: Decimal}.get(entry, int | float | Decimal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,16 +513,16 @@ class Total(_Numbers):
     def initial(self) -> _Sum:
         return 0
 
-    def add(self, accumulator: _Sum, column: Sequence[Any]) -> _Sum:
+    def add(self, accumulator: _Sum, column: Sequence[Any], places: Sequence[Place] | None = None) -> _Sum:  # noqa: ARG002 - the protocol's
         return _plus(accumulator, column)
 
     def remove(self, accumulator: _Sum, column: Sequence[Any]) -> _Sum:
-        return _plus(accumulator, map(neg, column))
+        return _plus(accumulator, _negated(column))
 
     def merge(self, first: _Sum, second: _Sum) -> _Sum:
         return _merged(first, second)
 
-    def result(self, accumulator: _Sum) -> float:
+    def result(self, accumulator: _Sum) -> Any:
         return _rounded(accumulator)
 
     def pack(self, accumulator: _Sum) -> Any:
@@ -377,8 +535,10 @@ class Total(_Numbers):
 def total(of: Of = None) -> Total:
     """The sum of numbers; 0 of none.
 
-    Integers give an exact integer. As soon as a float was among them it is a float: the exact sum, rounded
-    once. Numbers beyond 1e290 are refused.
+    Integers give an exact integer. As soon as a ``Decimal`` was among them it is a ``Decimal``: the exact
+    sum, whatever the precision of the current context, with as many places as any of them. As soon as a float
+    was among them it is a float: the exact sum of all, rounded once. Numbers beyond 1e290, decimals of more
+    than 300 places, NaN and infinity are refused.
     """
     return Total(of)
 
@@ -398,18 +558,26 @@ class Mean(_Numbers):
     def initial(self) -> tuple[int, _Sum]:
         return 0, 0
 
-    def add(self, accumulator: tuple[int, _Sum], column: Sequence[Any]) -> tuple[int, _Sum]:
+    def add(
+        self,
+        accumulator: tuple[int, _Sum],
+        column: Sequence[Any],
+        places: Sequence[Place] | None = None,  # noqa: ARG002 - the protocol's
+    ) -> tuple[int, _Sum]:
         return accumulator[0] + len(column), _plus(accumulator[1], column)
 
     def remove(self, accumulator: tuple[int, _Sum], column: Sequence[Any]) -> tuple[int, _Sum]:
-        return accumulator[0] - len(column), _plus(accumulator[1], map(neg, column))
+        return accumulator[0] - len(column), _plus(accumulator[1], _negated(column))
 
     def merge(self, first: tuple[int, _Sum], second: tuple[int, _Sum]) -> tuple[int, _Sum]:
         return first[0] + second[0], _merged(first[1], second[1])
 
-    def result(self, accumulator: tuple[int, _Sum]) -> float | None:
+    def result(self, accumulator: tuple[int, _Sum]) -> Any:
         events, added = accumulator
-        return _rounded(added) / events if events else None
+        if not events:
+            return None
+        total = _rounded(added)
+        return _quotient(total, events) if isinstance(total, Decimal) else total / events
 
     def pack(self, accumulator: tuple[int, _Sum]) -> Any:
         return [accumulator[0], _pack_sum(accumulator[1])]
@@ -419,12 +587,17 @@ class Mean(_Numbers):
 
 
 def mean(of: Of = None) -> Mean:
-    """The mean of numbers, from their exact sum; ``None`` of none. Numbers beyond 1e290 are refused."""
+    """The mean of numbers, from their exact sum; ``None`` of none. Refused is what ``total`` refuses.
+
+    Where their sum is a ``Decimal``, so is the mean: rounded once, to 28 digits or, for longer sums, to a few
+    more than these have. It is a float otherwise.
+    """
     return Mean(of)
 
 
-_Moments: TypeAlias = "tuple[int, tuple[float, ...], tuple[float, ...]]"
-"""The number of values, and the expansions of their sum and of the sum of their squares."""
+_Moments: TypeAlias = "tuple[Any, ...]"
+"""The number of values, and the expansions of the floats' sum and of the sum of their squares; then, if there
+are decimals, their number, sum and sum of squares."""
 
 _SPLITTER = 2.0**27 + 1
 
@@ -468,57 +641,94 @@ class Variance(_Numbers):
     def describe(self) -> str:
         return f"variance({_parameters(self.of, f'sample={self.sample}')})"
 
-    def column(self, values: Sequence[Any]) -> Iterable[float]:
-        return map(float, super(Variance, self).column(values))
+    def column(self, values: Sequence[Any]) -> Iterable[Any]:
+        return map(_float_or_decimal, super(Variance, self).column(values))
 
     def initial(self) -> _Moments:
         return 0, (), ()
 
-    def add(self, accumulator: _Moments, column: Sequence[float]) -> _Moments:
-        events, added, squared = accumulator
-        return (
-            events + len(column),
-            _expansion(chain(added, column)),
-            _expansion(chain(squared, _squares(column))),
-        )
+    def add(
+        self,
+        accumulator: _Moments,
+        column: Sequence[Any],
+        places: Sequence[Place] | None = None,  # noqa: ARG002 - the protocol's
+    ) -> _Moments:
+        if len(accumulator) == 3 and Decimal not in set(map(type, column)):
+            events, added, squared = accumulator
+            return (
+                events + len(column),
+                _expansion(chain(added, column)),
+                _expansion(chain(squared, _squares(column))),
+            )
+        return self.merge(accumulator, _moments(column))
 
-    def remove(self, accumulator: _Moments, column: Sequence[float]) -> _Moments:
-        events, added, squared = accumulator
-        return (
-            events - len(column),
-            _expansion(chain(added, map(neg, column))),
-            _expansion(chain(squared, map(neg, _squares(column)))),
-        )
+    def remove(self, accumulator: _Moments, column: Sequence[Any]) -> _Moments:
+        events, added, squared, *decimals = _moments(column)
+        negated = (-events, tuple(map(neg, added)), tuple(map(neg, squared)), *_negated(decimals))
+        return self.merge(accumulator, negated)
 
     def merge(self, first: _Moments, second: _Moments) -> _Moments:
-        return (
+        floats = (
             first[0] + second[0],
             _expansion(chain(first[1], second[1])),
             _expansion(chain(first[2], second[2])),
         )
+        if len(first) == len(second) == 3:
+            return floats
+        number, added, squared = map(_added_exactly, first[3:] or _NO_DECIMALS, second[3:] or _NO_DECIMALS)
+        return (*floats, number, added, squared) if number else floats
 
-    def result(self, accumulator: _Moments) -> float | None:
-        events, added, squared = accumulator
+    def result(self, accumulator: _Moments) -> Any:
+        events, added, squared, *decimals = accumulator
         divisor = events - 1 if self.sample else events
         if divisor < 1:
             return None
-        # Both terms are whole numbers of 2^-2148, so their difference loses nothing, however close they are.
-        spread = events * (_in_units(squared) << 1074) - _in_units(added) ** 2
-        return max(spread, 0) / (events * divisor << 2148)
+        if not decimals:
+            # Both terms are whole numbers of 2^-2148, so their difference loses nothing, however close.
+            spread = events * (_in_units(squared) << 1074) - _in_units(added) ** 2
+            return max(spread, 0) / (events * divisor << 2148)
+        number, decimal_sum, decimal_squares = decimals
+        total = sum(map(Fraction, added), Fraction(decimal_sum))
+        squares = sum(map(Fraction, squared), Fraction(decimal_squares))
+        exact = (events * squares - total**2) / (events * divisor)
+        return _quotient(exact.numerator, exact.denominator) if number == events else float(exact)
 
     def pack(self, accumulator: _Moments) -> Any:
-        return list(accumulator)
+        return [*accumulator[:4], *map(_pack_number, accumulator[4:])]
 
     def unpack(self, packed: Any) -> _Moments:
-        return packed[0], tuple(packed[1]), tuple(packed[2])
+        return packed[0], tuple(packed[1]), tuple(packed[2]), *packed[3:4], *map(_unpack_number, packed[4:])
+
+
+_NO_DECIMALS = (0, Decimal(0), Decimal(0))
+
+
+def _float_or_decimal(number: Any) -> Any:
+    return number if type(number) is Decimal else float(number)
+
+
+def _moments(column: Sequence[Any]) -> _Moments:
+    if Decimal not in set(map(type, column)):
+        return len(column), _expansion(column), _expansion(_squares(column))
+    decimals = [number for number in column if type(number) is Decimal]
+    floats = [number for number in column if type(number) is float]
+    return (
+        len(column),
+        _expansion(floats),
+        _expansion(_squares(floats)),
+        len(decimals),
+        reduce(_EXACT.add, decimals, Decimal(0)),
+        reduce(_EXACT.add, (_EXACT.multiply(number, number) for number in decimals), Decimal(0)),
+    )
 
 
 def variance(of: Of = None, *, sample: bool = False) -> Variance:
     """The variance of numbers: of all there are, or estimated from a sample of them (divided by n - 1).
 
     It is computed exactly and rounded once, so it stays right for numbers that differ little from each other,
-    and after others were taken back. Integers beyond 2^53 count as the nearest float; numbers beyond 1e145
-    are refused. ``None`` of no numbers, and of one number as sample.
+    and after others were taken back. Integers beyond 2^53 count as the nearest float; numbers beyond 1e145,
+    and decimals as with ``total``, are refused. It is a ``Decimal`` of decimals alone, otherwise a float.
+    ``None`` of no numbers, and of one number as sample.
     """
     return Variance(of, sample)
 
@@ -526,36 +736,140 @@ def variance(of: Of = None, *, sample: bool = False) -> Variance:
 # Extremes
 
 
+_NUMBER_TYPES = (int, float, Decimal)
+_ORDERED = {str: None, bytes: None, dt.date: None, dt.timedelta: None, UUID: None}
+
+
+def _instant(time: dt.datetime) -> dt.datetime:
+    return time if time.tzinfo is not None else time.replace(tzinfo=dt.UTC)
+
+
+def _has_order(kind: Any) -> bool:
+    """Whether values of a type, which are no numbers, have an order."""
+    if kind is dt.datetime or kind in _ORDERED:
+        return True
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is not tuple or not arguments:
+        return False
+    return all(item in _ORDERED or item in {int, Decimal} for item in arguments if item is not Ellipsis)
+
+
+def _written(value: Any) -> tuple[str, str]:
+    """What equal values may differ in: 1, 1.0 and Decimal("1.00")."""
+    return type(value).__name__, repr(value)
+
+
 @dataclass(frozen=True, slots=True)
-class _Extreme(_Numbers):
+class _Ordered(_Numbers):
+    """What the smallest and the largest values have in common: of numbers, or of one type with an order."""
+
     of: Of = None
+    type: Type[Any] | None = None
+
+    _codec: ValueCodec = field(init=False, repr=False, compare=False)
+
+    places: ClassVar[int] = 10**9
+
+    def __post_init__(self) -> None:
+        name = builtins.type(self).__name__.lower()
+        orderable = self.type is None or self.type in _NUMBER_TYPES or _has_order(self.type)
+        needed = "a type with an order: a number, str, bytes, date, datetime, timedelta, UUID or a tuple"
+        _require(orderable, name, needed, self.type)
+        object.__setattr__(self, "_codec", _codec_for(name, self.type))
+
+    @property
+    def schema(self) -> Any:
+        return self.describe() if self._of_numbers else _schema_of_values(self.describe(), self.type)
+
+    @property
+    def _of_numbers(self) -> bool:
+        return self.type is None or self.type in _NUMBER_TYPES
+
+    def typed(self, kind: Any) -> Any:
+        found = Any if self.type is not None else _entry_type(self.of, kind)
+        return replace(self, type=found) if found in _NUMBER_TYPES or _has_order(found) else self
+
+    def column(self, values: Sequence[Any]) -> Iterable[Any]:
+        if self._of_numbers:
+            return super(_Ordered, self).column(values)
+        return _checked(self.of, values, self._accept_ordered, self._check_ordered)
+
+    def _accept_ordered(self, column: list[Any]) -> bool:
+        return set(map(builtins.type, column)) <= {self.type}
+
+    def _check(self, value: Any) -> Any:
+        try:
+            return super(_Ordered, self)._check(value)
+        except TypeError as error:
+            if self.type is not None or not _has_order(builtins.type(value)):
+                raise
+            name, kind = builtins.type(self).__name__.lower(), builtins.type(value).__name__
+            raise TypeError(f"{error}; for these, say {name}(…, type={kind})") from None
+
+    def _check_ordered(self, value: Any) -> Any:
+        try:
+            self._codec.keep(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{self.describe()} needs {self.type}: {error}") from None
+        if isinstance(value, tuple):
+            for item in value:
+                if isinstance(item, Decimal) and item.is_nan():
+                    raise ValueError(f"{self.describe()} needs values with an order, got {value!r:.80}")
+        return value
+
+    def _order(self, value: Any) -> Any:
+        return _instant(value) if self.type is dt.datetime else value
+
+    def _plain_numbers(self, values: Sequence[Any]) -> bool:
+        """Whether values that are equal are the same."""
+        kinds = set(map(builtins.type, values))
+        return kinds == {int} or (kinds == {float} and 0.0 not in values)
+
+    def _pack_one(self, value: Any) -> Any:
+        return _pack_number(value) if self._of_numbers else self._codec.pack(self._codec.keep(value))
+
+    def _unpack_one(self, packed: Any) -> Any:
+        if self._of_numbers:
+            return _unpack_number(packed)
+        return self._codec.restore(self._codec.unpack(packed))
+
+
+class _Extreme(_Ordered):
+    __slots__ = ()
 
     choose: ClassVar[Any]
+
+    @property
+    def result_type(self) -> Any:
+        return (int | float | Decimal if self.type is None else self.type) | None
 
     def describe(self) -> str:
         return f"{type(self).__name__.lower()}({_parameters(self.of)})"
 
-    def initial(self) -> float | None:
+    def initial(self) -> Any:
         return None
 
-    def add(self, accumulator: float | None, column: Iterable[float]) -> float | None:
-        chosen: float | None = self.choose(column, default=None)
-        return accumulator if chosen is None else self.merge(accumulator, chosen)
+    def add(self, accumulator: Any, column: Iterable[Any], places: Sequence[Place] | None = None) -> Any:  # noqa: ARG002 - the protocol's
+        values = list(column) if accumulator is None else [accumulator, *column]
+        if not values or self._plain_numbers(values):
+            return self.choose(values, default=None)
+        best = self._order(self.choose(values, key=self._order))
+        # Which of several that are equal must not depend on the order in which they came.
+        return self.choose((value for value in values if self._order(value) == best), key=_written)
 
-    def merge(self, first: float | None, second: float | None) -> float | None:
+    def merge(self, first: Any, second: Any) -> Any:
         if first is None or second is None:
             return second if first is None else first
-        chosen: float = self.choose(first, second)
-        return chosen
+        return self.add(first, [second])
 
-    def result(self, accumulator: float | None) -> float | None:
+    def result(self, accumulator: Any) -> Any:
         return accumulator
 
-    def pack(self, accumulator: float | None) -> Any:
-        return None if accumulator is None else _pack_number(accumulator)
+    def pack(self, accumulator: Any) -> Any:
+        return None if accumulator is None else self._pack_one(accumulator)
 
-    def unpack(self, packed: Any) -> float | None:
-        return None if packed is None else _unpack_number(packed)
+    def unpack(self, packed: Any) -> Any:
+        return None if packed is None else self._unpack_one(packed)
 
 
 class Minimum(_Extreme):
@@ -572,106 +886,153 @@ class Maximum(_Extreme):
     choose = max
 
 
-def minimum(of: Of = None) -> Minimum:
-    """The smallest number; ``None`` of none."""
-    return Minimum(of)
+def minimum(of: Of = None, *, type: Type[Any] | None = None) -> Minimum:  # noqa: A002 - as in the serdes
+    """The smallest number; ``None`` of none.
+
+    Numbers may be integers, floats and decimals, and stay what they are. With values of another type that has
+    an order (``str``, ``bytes``, ``date``, ``datetime``, ``timedelta``, ``UUID``, tuples of such), it is the
+    smallest of these; that type is the stream's or ``type``. A ``datetime`` without a zone counts as UTC.
+    """
+    return Minimum(of, type)
 
 
-def maximum(of: Of = None) -> Maximum:
-    """The largest number; ``None`` of none."""
-    return Maximum(of)
+def maximum(of: Of = None, *, type: Type[Any] | None = None) -> Maximum:  # noqa: A002 - as in the serdes
+    """The largest number; ``None`` of none. For values of other types see ``minimum``."""
+    return Maximum(of, type)
 
 
 @dataclass(frozen=True, slots=True)
-class Top(_Numbers):
+class Top(_Ordered):
     """See ``top``."""
 
-    n: int
-    of: Of = None
+    n: int = 1
 
     def __post_init__(self) -> None:
         _require(self.n >= 1, "top", "n of at least 1", self.n)
+        super(Top, self).__post_init__()
+
+    @property
+    def result_type(self) -> Any:
+        return _tuple_of(int | float | Decimal if self.type is None else self.type)
 
     def describe(self) -> str:
         return f"top({_parameters(self.of, f'n={self.n}')})"
 
-    def initial(self) -> tuple[float, ...]:
+    def initial(self) -> tuple[Any, ...]:
         return ()
 
-    def add(self, accumulator: tuple[float, ...], column: Sequence[float]) -> tuple[float, ...]:
-        return tuple(sorted(chain(accumulator, column), reverse=True)[: self.n])
+    def add(
+        self,
+        accumulator: tuple[Any, ...],
+        column: Sequence[Any],
+        places: Sequence[Place] | None = None,  # noqa: ARG002 - the protocol's
+    ) -> tuple[Any, ...]:
+        values = [*accumulator, *column]
+        if self._plain_numbers(values):
+            return tuple(sorted(values, reverse=True)[: self.n])
+        values.sort(key=lambda value: (self._order(value), *_written(value)), reverse=True)
+        return tuple(values[: self.n])
 
-    def merge(self, first: tuple[float, ...], second: tuple[float, ...]) -> tuple[float, ...]:
+    def merge(self, first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Any, ...]:
         return self.add(first, second)
 
-    def result(self, accumulator: tuple[float, ...]) -> tuple[float, ...]:
+    def result(self, accumulator: tuple[Any, ...]) -> tuple[Any, ...]:
         return accumulator
 
-    def pack(self, accumulator: tuple[float, ...]) -> Any:
-        return list(map(_pack_number, accumulator))
+    def pack(self, accumulator: tuple[Any, ...]) -> Any:
+        return list(map(self._pack_one, accumulator))
 
-    def unpack(self, packed: Any) -> tuple[float, ...]:
-        return tuple(map(_unpack_number, packed))
+    def unpack(self, packed: Any) -> tuple[Any, ...]:
+        return tuple(map(self._unpack_one, packed))
 
 
-def top(n: int, of: Of = None) -> Top:
-    """The ``n`` largest numbers, descending; a number that comes several times is there several times."""
-    return Top(n, of)
+def top(n: int, of: Of = None, *, type: Type[Any] | None = None) -> Top:  # noqa: A002 - as in the serdes
+    """The ``n`` largest numbers, descending; a number that comes several times is there several times.
+
+    For values of other types see ``minimum``.
+    """
+    return Top(of, type, n)
 
 
 # Values
 
 
+_Placed: TypeAlias = "tuple[Place, Any] | tuple[()]"
+"""A value as it is kept, with its place; empty without one."""
+
+
 @dataclass(frozen=True, slots=True)
-class First(_Values):
+class _Single(_Values):
+    of: Of = None
+    type: Type[Any] | None = None
+
+    _codec: ValueCodec = field(init=False, repr=False, compare=False)
+
+    ordered: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_codec", _codec_for(self.describe(), self.type))
+
+    @property
+    def result_type(self) -> Any:
+        return Any if self.type is None else self.type | None
+
+    def describe(self) -> str:
+        return f"{builtins.type(self).__name__.lower()}({_parameters(self.of)})"
+
+    def initial(self) -> _Placed:
+        return ()
+
+    def result(self, accumulator: _Placed) -> Any:
+        return self._codec.restore(accumulator[1]) if accumulator else None
+
+    def pack(self, accumulator: _Placed) -> Any:
+        return [*accumulator[0], self._codec.pack(accumulator[1])] if accumulator else []
+
+    def unpack(self, packed: Any) -> _Placed:
+        if not packed:
+            return ()
+        # Earlier versions stored the value without its place.
+        place = tuple(packed[:3]) if len(packed) == 4 else _NOWHERE
+        return place, self._codec.unpack(packed[-1])
+
+
+class First(_Single):
     """See ``first``."""
 
-    of: Of = None
-    type: Type[Any] | None = None
+    __slots__ = ()
 
-    def describe(self) -> str:
-        return f"first({_parameters(self.of)})"
+    def add(
+        self, accumulator: _Placed, column: Sequence[Any], places: Sequence[Place] | None = None
+    ) -> _Placed:
+        if not column:
+            return accumulator
+        place, at = (_NOWHERE, 0) if places is None else min(zip(places, counted(), strict=False))
+        return self.merge(accumulator, (place, column[at]))
 
-    def initial(self) -> tuple[Any, ...]:
-        return ()
-
-    def add(self, accumulator: tuple[Any, ...], column: Sequence[Any]) -> tuple[Any, ...]:
-        return accumulator or tuple(column[:1])
-
-    def merge(self, first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Any, ...]:
-        return first or second
-
-    def result(self, accumulator: tuple[Any, ...]) -> Any:
-        return self._restored(accumulator[0]) if accumulator else None
-
-    def unpack(self, packed: Any) -> tuple[Any, ...]:
-        return tuple(packed)
+    def merge(self, first: _Placed, second: _Placed) -> _Placed:
+        if not first or not second:
+            return first or second
+        return first if first[0] <= second[0] else second
 
 
-@dataclass(frozen=True, slots=True)
-class Latest(_Values):
+class Latest(_Single):
     """See ``latest``."""
 
-    of: Of = None
-    type: Type[Any] | None = None
+    __slots__ = ()
 
-    def describe(self) -> str:
-        return f"latest({_parameters(self.of)})"
+    def add(
+        self, accumulator: _Placed, column: Sequence[Any], places: Sequence[Place] | None = None
+    ) -> _Placed:
+        if not column:
+            return accumulator
+        place, at = (_NOWHERE, -1) if places is None else max(zip(places, counted(), strict=False))
+        return self.merge(accumulator, (place, column[at]))
 
-    def initial(self) -> tuple[Any, ...]:
-        return ()
-
-    def add(self, accumulator: tuple[Any, ...], column: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(column[-1:]) or accumulator
-
-    def merge(self, first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Any, ...]:
-        return second or first
-
-    def result(self, accumulator: tuple[Any, ...]) -> Any:
-        return self._restored(accumulator[0]) if accumulator else None
-
-    def unpack(self, packed: Any) -> tuple[Any, ...]:
-        return tuple(packed)
+    def merge(self, first: _Placed, second: _Placed) -> _Placed:
+        if not first or not second:
+            return first or second
+        return second if first[0] <= second[0] else first
 
 
 @dataclass(frozen=True, slots=True)
@@ -682,8 +1043,17 @@ class Collect(_Values):
     limit: int | None = None
     type: Type[Any] | None = None
 
+    _codec: ValueCodec = field(init=False, repr=False, compare=False)
+
+    ordered: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         _require(self.limit is None or self.limit >= 1, "collect", "a limit of at least 1", self.limit)
+        object.__setattr__(self, "_codec", _codec_for(self.describe(), self.type))
+
+    @property
+    def result_type(self) -> Any:
+        return _tuple_of(self.type)
 
     def describe(self) -> str:
         return f"collect({_parameters(self.of, f'limit={self.limit}')})"
@@ -691,29 +1061,64 @@ class Collect(_Values):
     def initial(self) -> tuple[Any, ...]:
         return ()
 
-    def add(self, accumulator: tuple[Any, ...], column: Sequence[Any]) -> tuple[Any, ...]:
-        if self.limit is None:
-            return (*accumulator, *column)
-        missing = self.limit - len(accumulator)
-        return (*accumulator, *column[:missing]) if missing else accumulator
+    def add(
+        self, accumulator: tuple[Any, ...], column: Sequence[Any], places: Sequence[Place] | None = None
+    ) -> tuple[Any, ...]:
+        return self.merge(accumulator, tuple(zip(places or repeat(_NOWHERE), column, strict=False)))
 
     def merge(self, first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Any, ...]:
-        return self.add(first, second)
+        full = self.limit is not None and len(first) >= self.limit
+        if full and min(map(_place, second), default=first[-1][0]) >= first[-1][0]:
+            return first
+        both = [*first, *second]
+        # Nearly always in order already, which takes no time.
+        both.sort(key=_place)
+        return tuple(both[: self.limit])
 
     def result(self, accumulator: tuple[Any, ...]) -> tuple[Any, ...]:
-        return accumulator if self.type is None else tuple(map(self._restored, accumulator))
+        return tuple(map(self._codec.restore, map(itemgetter(1), accumulator)))
+
+    def pack(self, accumulator: tuple[Any, ...]) -> Any:
+        topics = list(dict.fromkeys(topic for (_, topic, _), _ in accumulator))
+        columns: dict[str, Any] = {
+            "values": [self._codec.pack(kept) for _, kept in accumulator],
+            "times": [time for (time, _, _), _ in accumulator],
+            "offsets": [offset for (_, _, offset), _ in accumulator],
+            "topics": topics,
+        }
+        if len(topics) > 1:
+            columns["of"] = [topics.index(topic) for (_, topic, _), _ in accumulator]
+        return columns
 
     def unpack(self, packed: Any) -> tuple[Any, ...]:
-        return tuple(packed)
+        unpack = self._codec.unpack
+        if isinstance(packed, list):
+            # Earlier versions stored the values alone.
+            return tuple((_NOWHERE, unpack(value)) for value in packed)
+        topics = packed["topics"]
+        numbers = packed.get("of", [0] * len(packed["values"]))
+        places = zip(packed["times"], (topics[number] for number in numbers), packed["offsets"], strict=True)
+        return tuple(zip(places, map(unpack, packed["values"]), strict=True))
+
+
+_place = itemgetter(0)
 
 
 def first(of: Of = None, *, type: Type[Any] | None = None) -> First:  # noqa: A002 - as in the serdes
-    """The value that was processed first, as plain values or as ``type``; ``None`` of none."""
+    """The value of the earliest event time; ``None`` of none.
+
+    Of several with that time it is the one with the lowest offset, and before that with the topic that comes
+    first by name, where a group has records of several topics: in which order they came does not matter.
+    Values of one record, and results of aggregates, count in the order they came.
+
+    Values come back as they are. Objects of classes need a type for that: it is found from the stream's type
+    and the annotation of a function ``of``, or given by ``type``.
+    """
     return First(of, type)
 
 
 def latest(of: Of = None, *, type: Type[Any] | None = None) -> Latest:  # noqa: A002 - as in the serdes
-    """The value that was processed last, as plain values or as ``type``; ``None`` of none."""
+    """The value of the latest event time; ``None`` of none. See ``first`` for equal times and for types."""
     return Latest(of, type)
 
 
@@ -723,9 +1128,10 @@ def collect(
     limit: int | None = None,
     type: Type[Any] | None = None,  # noqa: A002 - as in the serdes
 ) -> Collect:
-    """All values in the order of processing, as plain values or as ``type``: the first ``limit`` of them.
+    """All values in the order of event time, or the earliest ``limit`` of them.
 
-    Without a limit, the accumulator grows with every event and is written with every commit.
+    See ``first`` for equal times and for types. Without a limit, the accumulator grows with every event and
+    is written with every commit.
     """
     return Collect(of, limit, type)
 
@@ -756,11 +1162,15 @@ class Quantile(_Numbers):
     def describe(self) -> str:
         return f"quantile({_parameters(self.of, f'q={self.q}', f'error={self.error}')})"
 
+    places: ClassVar[int] = 10**9
+
     def column(self, values: Sequence[Any]) -> Iterable[int]:
         return map(self._bin, super(Quantile, self).column(values))
 
-    def _bin(self, number: float) -> int:
-        """The number's bin: 0 for zero, ascending with the numbers."""
+    def _bin(self, number: Any) -> int:
+        """The number's bin: 0 for zero, ascending with the numbers; those of decimals lie apart."""
+        if type(number) is Decimal:
+            return self._bin(float(number)) + _OF_DECIMALS
         if number >= sys.float_info.min:
             return math.ceil(math.log(number) * self._scale) - self._lowest + 1
         if number <= -sys.float_info.min:
@@ -777,7 +1187,12 @@ class Quantile(_Numbers):
     def initial(self) -> dict[int, int]:
         return {}
 
-    def add(self, accumulator: dict[int, int], column: Sequence[int]) -> dict[int, int]:
+    def add(
+        self,
+        accumulator: dict[int, int],
+        column: Sequence[int],
+        places: Sequence[Place] | None = None,  # noqa: ARG002 - the protocol's
+    ) -> dict[int, int]:
         bins = accumulator.copy()
         for number in column:
             bins[number] = bins.get(number, 0) + 1
@@ -789,12 +1204,20 @@ class Quantile(_Numbers):
     def merge(self, first: dict[int, int], second: dict[int, int]) -> dict[int, int]:
         return _added(first, second)
 
-    def result(self, accumulator: dict[int, int]) -> float | None:
-        rank = math.floor(self.q * (sum(accumulator.values()) - 1))
-        for number in sorted(accumulator):
-            rank -= accumulator[number]
+    def result(self, accumulator: dict[int, int]) -> Any:
+        bins = accumulator
+        of_decimals = bool(bins) and min(bins) > _OF_DECIMALS // 2
+        if bins and max(bins) > _OF_DECIMALS // 2:
+            bins = {}
+            for number, events in accumulator.items():
+                own = number - _OF_DECIMALS if number > _OF_DECIMALS // 2 else number
+                bins[own] = bins.get(own, 0) + events
+        rank = math.floor(self.q * (sum(bins.values()) - 1))
+        for number in sorted(bins):
+            rank -= bins[number]
             if rank < 0:
-                return self._middle(number)
+                middle = self._middle(number)
+                return Decimal(repr(middle)) if of_decimals else middle
         return None
 
     def pack(self, accumulator: dict[int, int]) -> Any:
@@ -812,6 +1235,9 @@ class Quantile(_Numbers):
 
 _LARGEST_EXPONENT = math.log(sys.float_info.max)
 
+_OF_DECIMALS = 1 << 62
+"""Added to the bins of decimals, so that it is known whether all numbers were such."""
+
 
 def _added(counts: dict[Any, int], others: dict[Any, int]) -> dict[Any, int]:
     added = counts.copy()
@@ -827,7 +1253,7 @@ def quantile(q: float, of: Of = None, *, error: float = 0.01) -> Quantile:
 
     For ``n`` numbers, the result differs by at most the relative ``error`` from the one at position
     floor(q (n - 1)) of their ascending order, counted from 0. Numbers below 2.3e-308 count as zero; infinite
-    ones are refused.
+    ones are refused. It is a ``Decimal`` of decimals alone, otherwise a float.
 
     This is DDSketch (Masson, Rim, Lee: "DDSketch: A fast and fully-mergeable quantile sketch with
     relative-error guarantees", 2019) with as many bins as there are numbers to tell apart: at an error of
@@ -850,6 +1276,8 @@ class Distinct(_Aggregate):
     of: Of = None
     error: float = 0.01
 
+    result_type: ClassVar[Any] = int
+
     _precision: int = field(init=False, repr=False, compare=False)
     """The binary logarithm of the number of registers."""
 
@@ -866,7 +1294,12 @@ class Distinct(_Aggregate):
     def initial(self) -> _Registers:
         return frozenset()
 
-    def add(self, accumulator: _Registers, column: Iterable[int]) -> _Registers:
+    def add(
+        self,
+        accumulator: _Registers,
+        column: Iterable[int],
+        places: Sequence[Place] | None = None,  # noqa: ARG002 - the protocol's
+    ) -> _Registers:
         if isinstance(accumulator, frozenset):
             hashes = accumulator.union(column)
             # From here on the registers are copied faster than the hashes.
@@ -977,43 +1410,60 @@ def distinct(of: Of = None, *, error: float = 0.01) -> Distinct:
 
 
 _Frequencies: TypeAlias = "tuple[int, dict[Any, int]]"
-"""By how much any count may be too small, and the counts."""
+"""By how much any count may be too small, and the counts, by value as it is kept."""
 
 
 @dataclass(frozen=True, slots=True)
-class MostFrequent(_Aggregate):
+class MostFrequent(_Values):
     """See ``most_frequent``."""
 
     n: int
     of: Of = None
     capacity: int = 1000
+    type: Type[Any] | None = None
+
+    _codec: ValueCodec = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _require(self.n >= 1, "most_frequent", "n of at least 1", self.n)
         _require(self.capacity >= self.n, "most_frequent", f"a capacity of at least {self.n}", self.capacity)
+        object.__setattr__(self, "_codec", _codec_for(self.describe(), self.type))
+
+    @property
+    def result_type(self) -> Any:
+        return _tuple_of(types.GenericAlias(tuple, (Any if self.type is None else self.type, int)))
 
     def describe(self) -> str:
         return f"most_frequent({_parameters(self.of, f'n={self.n}', f'capacity={self.capacity}')})"
 
-    def column(self, values: Sequence[Any]) -> Iterable[Any]:
-        return _checked(self.of, values, self._accept, self._check)
-
     def _accept(self, column: list[Any]) -> bool:
-        return set(map(type, column)) <= {str, bytes, int} and _is_plain(column)
+        if not set(map(builtins.type, column)) <= _COUNTED_AS_IS:
+            return False
+        return super(MostFrequent, self)._accept(column)
 
-    def _check(self, value: Any) -> Any:
-        if type(value) not in {str, bytes, int, bool, type(None)}:
+    def _keep(self, value: Any) -> Any:
+        if isinstance(value, float):
             raise TypeError(
-                f"{self.describe()} needs text, bytes, integers, booleans or None, "
-                f"got {type(value).__name__}: {value!r:.80}"
+                f"{self.describe()} needs text, bytes, integers, or other values that are equal or not, "
+                f"got {builtins.type(value).__name__}: {value!r:.80}"
             )
-        _encode(value)
-        return value
+        return self._counted(super(MostFrequent, self)._keep(value))
+
+    def _counted(self, kept: Any) -> Any:
+        """Values that are equal and not the same, as 1 and True, are counted apart: as they are stored."""
+        if builtins.type(kept) in _COUNTED_AS_IS or builtins.type(kept) is Encoded:
+            return kept
+        return Encoded(PLAIN, _encode(self._codec.pack(kept)))
 
     def initial(self) -> _Frequencies:
         return 0, {}
 
-    def add(self, accumulator: _Frequencies, column: Sequence[Any]) -> _Frequencies:
+    def add(
+        self,
+        accumulator: _Frequencies,
+        column: Sequence[Any],
+        places: Sequence[Place] | None = None,  # noqa: ARG002 - the protocol's
+    ) -> _Frequencies:
         return self.merge(accumulator, (0, Counter(column)))
 
     def merge(self, first: _Frequencies, second: _Frequencies) -> _Frequencies:
@@ -1026,18 +1476,40 @@ class MostFrequent(_Aggregate):
         return missed, counts
 
     def result(self, accumulator: _Frequencies) -> tuple[tuple[Any, int], ...]:
-        return tuple(nlargest(self.n, accumulator[1].items(), key=itemgetter(1)))
+        counts = accumulator[1]
+        if not counts:
+            return ()
+        least = nlargest(self.n, counts.values())[-1]
+        # Which of several with one count it is must not depend on the order in which they came.
+        found = [(-events, *_written(value), value) for value, events in counts.items() if events >= least]
+        found.sort(key=itemgetter(0, 1, 2))
+        restore = self._codec.restore
+        return tuple((restore(value), -events) for events, _, _, value in found[: self.n])
 
     def pack(self, accumulator: _Frequencies) -> Any:
         missed, counts = accumulator
-        return [missed, *chain.from_iterable(counts.items())]
+        pack = self._codec.pack
+        return [missed, *chain.from_iterable((pack(value), events) for value, events in counts.items())]
 
     def unpack(self, packed: Any) -> _Frequencies:
-        return packed[0], dict(zip(packed[1::2], packed[2::2], strict=True))
+        values = map(self._counted, map(self._codec.unpack, packed[1::2]))
+        return packed[0], dict(zip(values, packed[2::2], strict=True))
 
 
-def most_frequent(n: int, of: Of = None, *, capacity: int = 1000) -> MostFrequent:
+_COUNTED_AS_IS = {str, bytes, int}
+
+
+def most_frequent(
+    n: int,
+    of: Of = None,
+    *,
+    capacity: int = 1000,
+    type: Type[Any] | None = None,  # noqa: A002 - as in the serdes
+) -> MostFrequent:
     """About the ``n`` values that come most often, each with its count: (value, count), most frequent first.
+
+    Values come back as they are, with types as for ``first``; floats are refused. Values that are stored
+    differently are counted apart, as 1 and True are, and ``Decimal("1.0")`` and ``Decimal("1.00")``.
 
     As long as there are not more than ``capacity`` different values, this is exact. Beyond that, of N events,
     a count is too small by at most N / (``capacity`` + 1) and never too large, so that every value that
@@ -1046,7 +1518,7 @@ def most_frequent(n: int, of: Of = None, *, capacity: int = 1000) -> MostFrequen
     These are the mergeable summaries of Misra and Gries, which hold the same as Space-Saving's (Agarwal,
     Cormode, Huang, Phillips, Wei, Yi: "Mergeable summaries", 2012), and take a batch at a time.
     """
-    return MostFrequent(n, of, capacity)
+    return MostFrequent(n, of, capacity, type)
 
 
 # Users' own, and several at once
@@ -1065,7 +1537,31 @@ class Custom(_Aggregate, Generic[A, R]):
     of: Of
     type: Type[A] | None
 
+    _codec: ValueCodec = field(init=False, repr=False, compare=False)
+    _kept_as: Any = field(init=False, repr=False, compare=False)
+    """The type of accumulators, where they do not describe themselves."""
+
     record_wise: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        kind = self.type
+        if kind is None:
+            kind = next(filter(_needs_type, (returned_type(self.start), returned_type(self.step))), None)
+        codec = _codec_for(self.describe(), kind)
+        try:
+            begins = self.start()
+            if kind is None and _needs_type(known(builtins.type(begins))):
+                kind = builtins.type(begins)
+                codec = _codec_for(self.describe(), kind)
+            codec.keep(begins)
+        except Exception as error:
+            raise TopologyError(
+                f"{self.describe()}: what initial makes cannot be stored: "
+                f"{builtins.type(error).__name__}: {error}",
+                hint=f"accumulators are {_STORABLE}; where initial does not tell, say custom(…, type=…)",
+            ) from error
+        object.__setattr__(self, "_codec", codec)
+        object.__setattr__(self, "_kept_as", kind)
 
     @property
     def removable(self) -> bool:  # type: ignore[override]  # a constant elsewhere, here it depends
@@ -1075,36 +1571,68 @@ class Custom(_Aggregate, Generic[A, R]):
     def mergeable(self) -> bool:  # type: ignore[override]  # as above
         return self.unite is not None
 
+    @property
+    def schema(self) -> Any:
+        return _schema_of_values(self.describe(), self._kept_as)
+
+    @property
+    def result_type(self) -> Any:
+        if self.finish is not None:
+            return returned_type(self.finish)
+        return Any if self._kept_as is None else self._kept_as
+
     def describe(self) -> str:
         return f"custom({_parameters(self.of, f'name={self.name!r}')})"
 
     def column(self, values: Sequence[Any]) -> Iterable[Any]:
         return _entries(self.of, values)
 
-    def initial(self) -> A:
-        return self.start()
+    def initial(self) -> Any:
+        return self._keep(self.start())
 
-    def add(self, accumulator: A, column: Sequence[Any]) -> A:
-        return reduce(self.step, column, accumulator)
+    def add(self, accumulator: Any, column: Sequence[Any], places: Sequence[Place] | None = None) -> Any:  # noqa: ARG002 - the protocol's
+        return self._keep(reduce(self.step, column, self._codec.restore(accumulator)))
 
-    def remove(self, accumulator: A, column: Sequence[Any]) -> A:
+    def remove(self, accumulator: Any, column: Sequence[Any]) -> Any:
         if self.take_back is None:
             raise TypeError(f"{self.describe()} has no function remove")
-        return reduce(self.take_back, column, accumulator)
+        return self._keep(reduce(self.take_back, column, self._codec.restore(accumulator)))
 
-    def merge(self, first: A, second: A) -> A:
+    def merge(self, first: Any, second: Any) -> Any:
         if self.unite is None:
             raise TypeError(f"{self.describe()} has no function merge")
-        return self.unite(first, second)
+        return self._keep(self.unite(self._codec.restore(first), self._codec.restore(second)))
 
-    def result(self, accumulator: A) -> Any:
-        return accumulator if self.finish is None else self.finish(accumulator)
+    def result(self, accumulator: Any) -> Any:
+        value = self._codec.restore(accumulator)
+        return value if self.finish is None else self.finish(value)
 
-    def pack(self, accumulator: A) -> Any:
-        return msgspec.to_builtins(accumulator, builtin_types=(bytes,), order="deterministic")
+    def pack(self, accumulator: Any) -> Any:
+        return self._codec.pack(accumulator)
 
     def unpack(self, packed: Any) -> Any:
-        return packed if self.type is None else msgspec.convert(packed, self.type)
+        return self._codec.unpack(packed)
+
+    def _keep(self, accumulator: Any) -> Any:
+        # At once, and not when it is committed: here it is known which record it is about.
+        try:
+            return self._codec.keep(accumulator)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{self.describe()} cannot store its accumulator: {error}; accumulators are {_STORABLE}: "
+                "say which type it is, custom(…, type=…)"
+            ) from None
+
+
+_STORABLE = (
+    "numbers, text, bytes, times, Decimal, UUID and collections of such, or objects of a class that msgspec "
+    "knows (msgspec.Struct, dataclass, NamedTuple, enum)"
+)
+
+
+def _needs_type(kind: Any) -> bool:
+    """Whether values of a type come back as they are only where the type is known."""
+    return kind is not Any and bool(traits(kind).classes)
 
 
 def custom(
@@ -1120,14 +1648,29 @@ def custom(
 ) -> Custom[A, Any]:
     """An aggregation by the program's own functions.
 
-    ``initial`` makes the accumulator of no events; ``add`` returns a new one with one value more and must not
-    change the one it is given. ``remove`` does the opposite; ``merge`` makes one of two, the earlier one
-    first; the result is what ``result`` makes of the accumulator, or the accumulator itself. Sessions and
-    sliding windows need ``merge``, aggregations of tables need ``remove``.
+    ``initial`` makes the accumulator of no events; ``add`` returns one with one value more, values in the
+    order in which they are processed. ``remove`` does the opposite; ``merge`` makes one of two, the earlier
+    one first; the result is what ``result`` makes of the accumulator, or the accumulator itself. Sessions and
+    sliding windows need ``merge``, aggregations of tables need ``remove``. Each call gets an accumulator of
+    its own, which it may change and return.
 
-    Accumulators are stored by msgspec, as ``type`` if there is one, else as plain values, where a tuple comes
-    back as a list. ``name`` stands for what they mean: give another one when older ones no longer fit.
+    Accumulators come back as they were: numbers, text, bytes, times, ``Decimal``, ``UUID`` and collections of
+    such by themselves, objects of a class (``msgspec.Struct``, dataclass, ``NamedTuple``, enum) as ``type``,
+    which is found from what ``initial`` makes or is annotated to return, unless it is given. One that would
+    not is refused with the record that led to it. ``name`` stands for what accumulators mean: give another
+    one when older ones no longer fit.
+
+    Raises ``TopologyError`` when something that is no function is given for one.
     """
+    functions = {"initial": initial, "add": add, "merge": merge, "remove": remove, "result": result}
+    for argument, function in functions.items():
+        if function is None and argument not in {"initial", "add"}:
+            continue
+        if not callable(function):
+            raise TopologyError(
+                f"custom(name={name!r}) needs a function as {argument}, got {function!r:.80}",
+                hint=f"write lambda: {function!r:.80}" if argument == "initial" else "give a function",
+            )
     return Custom(
         start=initial,
         step=add,
@@ -1147,9 +1690,14 @@ class Combined(_Aggregate):
     objects with the fields ``orders`` and ``revenue``.
     """
 
-    __slots__ = ("_aggregates", "_names", "_result")
+    __slots__ = ("_aggregates", "_earlier", "_labels", "_names", "_result")
 
-    def __init__(self, fields: Mapping[str, Aggregate[Any, Any]]) -> None:
+    def __init__(
+        self,
+        fields: Mapping[str, Aggregate[Any, Any]],
+        labels: Mapping[str, str] | None = None,
+        earlier: Sequence[str] = (),
+    ) -> None:
         _require(bool(fields), "Combined", "at least one field", dict(fields))
         for name in fields:
             _require(
@@ -1160,11 +1708,20 @@ class Combined(_Aggregate):
             )
         self._names = tuple(fields)
         self._aggregates = tuple(fields.values())
-        self._result: Callable[..., Any] = msgspec.defstruct("Combined", self._names, frozen=True)
+        # What each is stored as: another label for each time that it began, so that what was stored before
+        # it was removed for a while is not taken for its own.
+        self._labels = tuple((labels or {}).get(name, name) for name in fields)
+        self._earlier = tuple(earlier)
+        types = [(name, aggregate.result_type) for name, aggregate in fields.items()]
+        self._result: Any = msgspec.defstruct("Combined", types, frozen=True)
 
     @property
     def record_wise(self) -> bool:  # type: ignore[override]  # a constant elsewhere, here it depends
         return any(aggregate.record_wise for aggregate in self._aggregates)
+
+    @property
+    def ordered(self) -> bool:  # type: ignore[override]  # as above
+        return any(aggregate.ordered for aggregate in self._aggregates)
 
     @property
     def removable(self) -> bool:  # type: ignore[override]  # as above
@@ -1173,6 +1730,38 @@ class Combined(_Aggregate):
     @property
     def mergeable(self) -> bool:  # type: ignore[override]  # as above
         return all(aggregate.mergeable for aggregate in self._aggregates)
+
+    @property
+    def schema(self) -> Any:
+        each = zip(self._names, self._aggregates, strict=True)
+        return {"combined": {name: aggregate.schema for name, aggregate in each}}
+
+    @property
+    def result_type(self) -> Any:
+        return self._result
+
+    def typed(self, kind: Any) -> Combined:
+        each = zip(self._names, self._aggregates, strict=True)
+        return Combined({name: aggregate.typed(kind) for name, aggregate in each})
+
+    def reading(
+        self, began: Mapping[str, Sequence[Any]], earlier: Mapping[str, Any] | None, prefix: str = ""
+    ) -> Combined:
+        """The aggregate for a store that existed before some of its fields were there.
+
+        ``began`` tells when each of these fields began, by name (of fields in fields, with dots), once for
+        each time that it was new. ``earlier`` names the fields, in that order, of accumulators that were
+        stored without names, each with the fields in it.
+        """
+        fields: dict[str, Aggregate[Any, Any]] = {}
+        labels: dict[str, str] = {}
+        for name, aggregate in zip(self._names, self._aggregates, strict=True):
+            times = len(began.get(prefix + name, ()))
+            labels[name] = f"{name}#{times}" if times else name
+            fields[name] = aggregate
+            if isinstance(aggregate, Combined):
+                fields[name] = aggregate.reading(began, (earlier or {}).get(name), f"{prefix}{name}.")
+        return Combined(fields, labels, tuple(earlier or ()))
 
     def describe(self) -> str:
         each = zip(self._names, self._aggregates, strict=True)
@@ -1185,11 +1774,16 @@ class Combined(_Aggregate):
     def initial(self) -> tuple[Any, ...]:
         return tuple(aggregate.initial() for aggregate in self._aggregates)
 
-    def add(self, accumulator: tuple[Any, ...], column: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    def add(
+        self,
+        accumulator: tuple[Any, ...],
+        column: Sequence[tuple[Any, ...]],
+        places: Sequence[Place] | None = None,
+    ) -> tuple[Any, ...]:
         columns = zip(*column, strict=True)
         return (
             tuple(
-                aggregate.add(part, entries)
+                aggregate.add(part, entries, places)
                 for aggregate, part, entries in zip(self._aggregates, accumulator, columns, strict=True)
             )
             if column
@@ -1219,10 +1813,17 @@ class Combined(_Aggregate):
         )
 
     def pack(self, accumulator: tuple[Any, ...]) -> Any:
-        return [aggregate.pack(part) for aggregate, part in zip(self._aggregates, accumulator, strict=True)]
+        each = zip(self._labels, self._aggregates, accumulator, strict=True)
+        return {label: aggregate.pack(part) for label, aggregate, part in each}
 
     def unpack(self, packed: Any) -> tuple[Any, ...]:
-        return tuple(aggregate.unpack(part) for aggregate, part in zip(self._aggregates, packed, strict=True))
+        if not isinstance(packed, dict):
+            # Earlier versions stored the fields in their order, without names.
+            packed = dict(zip(self._earlier or self._names, packed, strict=True))
+        return tuple(
+            aggregate.unpack(packed[label]) if label in packed else aggregate.initial()
+            for label, aggregate in zip(self._labels, self._aggregates, strict=True)
+        )
 
 
 def _require(condition: bool, what: str, needed: str, came: object) -> None:

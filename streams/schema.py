@@ -2,18 +2,27 @@
 
 A stored schema is the text of ``StoreDefinition.schema``, with one thing more: values are only written again
 when they change, so a store may have some from before several compatible changes. Their schemas stay in the
-text, as ``earlier``, and each must be readable, as reading one change back does not tell about two.
+text, as ``earlier``, and each must be readable, as reading one change back does not tell about two. ``began``
+tells, for each of several aggregates that was new in a store that existed, the stream times at which it was.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
+from streams.aggregate_resolution import (
+    ACCUMULATORS,
+    aggregate_differences,
+    is_aggregate,
+    names_within,
+    stored_order,
+)
 from streams.avro_resolution import avro_differences
 from streams.errors import StateError
 from streams.json_resolution import json_differences
@@ -23,6 +32,7 @@ from streams.state.expiring import Expiring
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from streams.serde import Serde
     from streams.state.definition import StoreDefinition
     from streams.state.store import Store
 
@@ -77,21 +87,50 @@ def compare(stored: str, wanted: str) -> Verdict:
     return Verdict("same" if before["value"] == now["value"] else "compatible")
 
 
-def kept(stored: str | None, wanted: str) -> str:
+def kept(stored: str | None, wanted: str, stream_time: int = -1) -> str:
     """The schema to store from the first commit on that has new values beside those of ``stored``.
 
     It is for schemas that ``compare`` finds same or compatible; without a stored one, or when all entries are
-    migrated, ``wanted`` is stored as it is.
+    migrated, ``wanted`` is stored as it is. Aggregates that are new among several begin at ``stream_time``.
     """
     if stored in (None, wanted):
         return wanted
     assert stored is not None
-    now = json.loads(wanted)
+    before, now = _parsed(stored), json.loads(wanted)
     earlier: list[Any] = []
-    for schema in _value_schemas(_parsed(stored)):
+    for schema in _value_schemas(before):
         if schema != now["value"] and schema not in earlier:
             earlier.append(schema)
-    return json.dumps(now | {"earlier": earlier}) if earlier else wanted
+    began = dict(before.get("began", {}))
+    for name in _new_aggregates(before, now):
+        began[name] = [*began.get(name, []), stream_time]
+    notes = {"earlier": earlier, "began": began}
+    found = {name: note for name, note in notes.items() if note}
+    return json.dumps(now | found) if found else wanted
+
+
+def new_aggregates(stored: str, wanted: str) -> list[str]:
+    """The names of aggregates, among several of one store, that what was stored has nothing of."""
+    return _new_aggregates(_parsed(stored), json.loads(wanted))
+
+
+def _new_aggregates(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    (kind, old), (wrapper, new) = _kind(before["value"]), _kind(now["value"])
+    if kind != wrapper or kind not in ACCUMULATORS:
+        return []
+    known = set(names_within(old))
+    return [name for name in names_within(new) if name not in known] if known else []
+
+
+def reading(definition: StoreDefinition, schema: str) -> Serde[Any]:
+    """The serde for the values of a store of one task, given the schema that ``kept`` returned for it."""
+    reader = getattr(definition.value, "reading", None)
+    if reader is None:
+        return definition.value
+    parsed = _parsed(schema)
+    orders = (stored_order(_kind(value)[1]) for value in _value_schemas(parsed))
+    serde: Serde[Any] = reader(parsed.get("began", {}), next(filter(None, orders), None))
+    return serde
 
 
 def check(definition: StoreDefinition, stored_schema: str) -> bool:
@@ -112,11 +151,17 @@ def check(definition: StoreDefinition, stored_schema: str) -> bool:
         return False
     if definition.migrate is not None and verdict.migratable and definition.source_topic is None:
         return True
+    aggregates = _kind(json.loads(definition.schema)["value"])[0] in ACCUMULATORS
     anew = "give it another name and replay the input to build it anew, or go back to the program before"
     if definition.source_topic is not None:
         hint = (
             f"its entries are the records of topic {definition.source_topic!r}: read them with a serde that "
             "fits, or give the table another name to build it anew from the topic, or go back"
+        )
+    elif verdict.migratable and aggregates:
+        hint = (
+            "give an aggregate that has changed another name, as a field: aggregate(name, new=…), where it "
+            f"begins empty and the others stay as they are; or the store as a whole: {anew}"
         )
     elif verdict.migratable:
         hint = f"give the store migrate=…, a function from old values to new ones; or {anew}"
@@ -176,6 +221,8 @@ def _parsed(stored: str) -> dict[str, Any]:
         raise StateError(f"its stored schema is no JSON: {stored!r:.80}") from error
     if not isinstance(schema, dict) or not schema.keys() >= {"purpose", "key", "value"}:
         raise StateError(f"its stored schema has no purpose, key or value: {stored!r:.80}")
+    # Earlier versions had the aggregate's description there too; it is in the value's schema.
+    schema["purpose"] = re.sub(r"(^|, )aggregate .*", r"\1aggregate", schema["purpose"], flags=re.DOTALL)
     return schema
 
 
@@ -206,6 +253,8 @@ def _differences(stored: Any, wanted: Any, where: str) -> Iterator[str]:
         yield from json_differences(old, new, where)
     elif before == now == "avro":
         yield from avro_differences(old, new, where)
+    elif before == now and before in ACCUMULATORS and (is_aggregate(old) or is_aggregate(new)):
+        yield from aggregate_differences(old, new, where)
     elif before == now != "":
         yield from _differences(old, new, where)
     elif stored != wanted:

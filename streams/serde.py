@@ -35,7 +35,8 @@ class Serde(Protocol[T]):
     never see ``None``: a null key stays null, a null value is a tombstone.
 
     A serde may say more about its bytes than its name does, with a property ``schema`` of plain data: stores
-    keep it, to tell after a change of the program whether what they have can still be read.
+    keep it, to tell after a change of the program whether what they have can still be read. An attribute
+    ``value_type`` says which type the values have, so that aggregates can keep them.
     """
 
     @property
@@ -52,6 +53,7 @@ class Bytes:
 
     name = "Bytes"
     schema = "Bytes"
+    value_type = bytes
 
     def serialize(self, values: Sequence[bytes]) -> Iterable[bytes]:
         # Types are compared in C; only a column with something else in it is looked at one by one.
@@ -72,6 +74,7 @@ class Text:
 
     name = "Text"
     schema = "Text"
+    value_type = str
 
     def serialize(self, values: Sequence[str]) -> Iterable[bytes]:
         return map(str.encode, values)
@@ -95,6 +98,8 @@ class Json(Generic[T]):
 
     def __init__(self, type: Type[T] | None = None) -> None:  # noqa: A002 - the natural keyword; the builtin is not needed here
         self._type = type
+        self.value_type: Any = Any if type is None else type
+        """The type of the values: what is aggregated of them is of its fields' types."""
         self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(cast("Type[T]", type or Any))
         self._encoder = msgspec.json.Encoder()
 
@@ -222,6 +227,7 @@ class Avro(Generic[T]):
         self._prefix = b"\0" + identifier.to_bytes(4, "big")
         self._type = type
         self.record_type = type
+        self.value_type: Any = Any if type is None else type
         """What values are; ``None`` for dictionaries."""
         self.name = f"Avro({path.stem})"
 

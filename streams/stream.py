@@ -68,6 +68,7 @@ from streams.topology import (
     two_steps,
     unique_name,
 )
+from streams.value_type import given_type, known, returned_type, serde_type
 from streams.windows import JoinWindow, Session, Sliding, Windowed
 
 if TYPE_CHECKING:
@@ -292,12 +293,14 @@ class Stream(Generic[K, V]):
         value: Serde[Any] | None,
         *,
         rekeyed: bool = False,
+        value_type: Any = Any,
     ) -> None:
         self._builder = builder
         self._parents = parents
         self._key = key
         self._value = value
         self._rekeyed = rekeyed
+        self._value_type = serde_type(value) if value_type is Any else value_type
 
     @property
     def builder(self) -> TopologyBuilder:
@@ -324,6 +327,11 @@ class Stream(Generic[K, V]):
         """How values are written, where that is known."""
         return self._value
 
+    @property
+    def value_type(self) -> Any:
+        """The type of values, ``Any`` where it is not known: aggregates keep values as it says."""
+        return self._value_type
+
     def written_value(self, purpose: str, where: str) -> Serde[Any]:
         """How values are written. Raises ``TopologyError`` where the stream does not know it."""
         if self._value is None:
@@ -346,7 +354,13 @@ class Stream(Generic[K, V]):
 
         ``timestamp`` takes a new event time, in milliseconds since the epoch, from the new value.
         """
-        return self._then(Map(function, timestamp), on_error, name, inferred=returned_serde(function))
+        return self._then(
+            Map(function, timestamp),
+            on_error,
+            name,
+            inferred=returned_serde(function),
+            value_type=returned_type(function),
+        )
 
     def map_batch(
         self,
@@ -366,7 +380,7 @@ class Stream(Generic[K, V]):
         self, predicate: Callable[[V], object], *, on_error: ErrorPolicy = fail, name: str | None = None
     ) -> Stream[K, V]:
         """Keep the records for whose value ``predicate`` is true."""
-        return self._then(Filter(predicate), on_error, name, value=self._value)
+        return self._then(Filter(predicate), on_error, name, value=self._value, value_type=self._value_type)
 
     def flat_map(
         self,
@@ -376,7 +390,7 @@ class Stream(Generic[K, V]):
         name: str | None = None,
     ) -> Stream[K, V2]:
         """Replace each record by one for each value in ``function(value)``, none included."""
-        return self._then(FlatMap(function), on_error, name)
+        return self._then(FlatMap(function), on_error, name, value_type=given_type(function))
 
     def key_by(
         self,
@@ -387,13 +401,21 @@ class Stream(Generic[K, V]):
         name: str | None = None,
     ) -> Stream[K2, V]:
         """Replace each key by ``function(value)``, written with the serde ``key`` (text unless given)."""
-        return self._then(KeyBy(function), on_error, name, key=key or Text(), value=self._value, rekeyed=True)
+        return self._then(
+            KeyBy(function),
+            on_error,
+            name,
+            key=key or Text(),
+            value=self._value,
+            value_type=self._value_type,
+            rekeyed=True,
+        )
 
     def peek(
         self, function: Callable[[V], object], *, on_error: ErrorPolicy = fail, name: str | None = None
     ) -> Stream[K, V]:
         """Call ``function(value)`` for its effect, which a failure may repeat, and pass the record on."""
-        return self._then(Peek(function), on_error, name, value=self._value)
+        return self._then(Peek(function), on_error, name, value=self._value, value_type=self._value_type)
 
     def process(
         self,
@@ -457,7 +479,13 @@ class Stream(Generic[K, V]):
         does not know. Records whose group is ``None`` or cannot be found get ``on_error``.
         """
         stream = self._then(
-            Group(function), on_error, None, key=key or Text(), value=value or self._value, rekeyed=True
+            Group(function),
+            on_error,
+            None,
+            key=key or Text(),
+            value=value or self._value,
+            value_type=self._value_type if value is None else Any,
+            rekeyed=True,
         )
         return Grouped(stream, name, partitions)
 
@@ -466,7 +494,7 @@ class Stream(Generic[K, V]):
 
         Where keys were changed before, the records go through a repartition topic first.
         """
-        stream = self._then(Group(), on_error, None, value=self._value)
+        stream = self._then(Group(), on_error, None, value=self._value, value_type=self._value_type)
         return Grouped(stream, None, None)
 
     def to_table(
@@ -615,7 +643,14 @@ class Stream(Generic[K, V]):
         streams: dict[str, Stream[K, V]] = {}
         for branch, head in heads.items():
             builder.add(Step(name=builder.name(head, head), parents=(step,), operator=Merge()))
-            streams[branch] = Stream(builder, (head,), self._key, self._value, rekeyed=self._rekeyed)
+            streams[branch] = Stream(
+                builder,
+                (head,),
+                self._key,
+                self._value,
+                rekeyed=self._rekeyed,
+                value_type=self._value_type,
+            )
         return Branches(streams)
 
     def merge(self, *others: Stream[K, V], name: str | None = None) -> Stream[K, V]:
@@ -630,7 +665,15 @@ class Stream(Generic[K, V]):
         self._builder.add(step)
         same = all(_alike(stream._value, self._value) for stream in others)  # noqa: SLF001 - the same class
         rekeyed = any(stream._rekeyed for stream in (self, *others))  # noqa: SLF001 - the same class
-        return Stream(self._builder, (step.name,), self._key, self._value if same else None, rekeyed=rekeyed)
+        alike = all(stream._value_type == self._value_type for stream in others)  # noqa: SLF001 - the same class
+        return Stream(
+            self._builder,
+            (step.name,),
+            self._key,
+            self._value if same else None,
+            rekeyed=rekeyed,
+            value_type=self._value_type if alike else Any,
+        )
 
     def to(
         self,
@@ -691,6 +734,7 @@ class Stream(Generic[K, V]):
             options.on_error,
             options.name,
             inferred=returned_serde(function),
+            value_type=returned_type(function),
             uses=other.view.stores,
         )
 
@@ -753,7 +797,13 @@ class Stream(Generic[K, V]):
             steps.append(step.name)
         merged = Step(name=builder.name(name, name), parents=tuple(steps), operator=Merge())
         builder.add(merged)
-        return Stream(builder, (merged.name,), self._key, returned_serde(function))
+        return Stream(
+            builder,
+            (merged.name,),
+            self._key,
+            returned_serde(function),
+            value_type=returned_type(function),
+        )
 
     def _join_global(
         self,
@@ -766,7 +816,13 @@ class Stream(Generic[K, V]):
         is_left: bool,
     ) -> Stream[K, R]:
         operator = JoinGlobal(function, table.name, key, table.key, is_left)
-        return self._then(operator, on_error, name, inferred=returned_serde(function))
+        return self._then(
+            operator,
+            on_error,
+            name,
+            inferred=returned_serde(function),
+            value_type=returned_type(function),
+        )
 
     def _then(
         self,
@@ -777,6 +833,7 @@ class Stream(Generic[K, V]):
         key: Serde[Any] | None = None,
         value: Serde[Any] | None = None,
         inferred: Serde[Any] | None = None,
+        value_type: Any = Any,
         rekeyed: bool = False,
         owns: tuple[StoreDefinition, ...] = (),
         uses: tuple[str, ...] = (),
@@ -798,6 +855,7 @@ class Stream(Generic[K, V]):
             key or self._key,
             value or inferred,
             rekeyed=rekeyed or self._rekeyed,
+            value_type=value_type,
         )
 
 
@@ -861,13 +919,13 @@ class Grouped(Generic[K, V]):
 
         With names, results are objects with these as attributes.
         """
-        computed = chosen_aggregate(name, aggregate, fields)
         stream = self.source(name)
+        computed = chosen_aggregate(name, aggregate, fields).typed(stream.value_type)
         store = StoreDefinition(
             name=name,
             key=stream.key,
             value=TimedAccumulatorSerde(computed),
-            purpose=f"aggregate {computed.describe()}",
+            purpose="aggregate",
             shown=lambda entry: computed.result(entry[0]),
         )
         step = Step(
@@ -878,7 +936,10 @@ class Grouped(Generic[K, V]):
             owns=(store,),
         )
         stream.builder.add(step)
-        return Table(stream.builder, step.name, stream.key, None, View(name, (("result", computed.result),)))
+        view = View(name, (("result", computed.result),))
+        return Table(
+            stream.builder, step.name, stream.key, None, view, value_type=known(computed.result_type)
+        )
 
     def reducing(self, name: str, function: Callable[[V, V], V], value: Serde[V] | None) -> Aggregate[Any, V]:
         """``function`` as an aggregate."""
@@ -948,8 +1009,8 @@ class WindowedGrouped(Generic[K, V]):
 
         Sessions and sliding windows need an aggregate that can merge two results' worth of events.
         """
-        computed = chosen_aggregate(name, aggregate, fields)
         stream = self._grouped.source(name)
+        computed = chosen_aggregate(name, aggregate, fields).typed(stream.value_type)
         builder = stream.builder
         step_name = builder.name(None, name)
         heads = WindowHeads(f"{step_name}.updates", f"{step_name}.final", f"{step_name}.late")
@@ -957,7 +1018,7 @@ class WindowedGrouped(Generic[K, V]):
         builder.add(
             Step(name=step_name, parents=stream.parents, operator=operator, policy=on_error, owns=stores)
         )
-        return WindowedResults(stream, step_name, heads)
+        return WindowedResults(stream, step_name, heads, known(computed.result_type))
 
     def _windowing(
         self, name: str, computed: Aggregate[Any, Any], key: Serde[Any], heads: WindowHeads
@@ -988,7 +1049,7 @@ class WindowedGrouped(Generic[K, V]):
             name=name,
             key=key,
             value=AccumulatorSerde(computed),
-            purpose=f"{window.describe()}, aggregate {computed.describe()}",
+            purpose=f"{window.describe()}, aggregate",
             retention=lasts,
             changelog_retention=lasts,
             shown=computed.result,
@@ -1003,8 +1064,9 @@ class WindowedGrouped(Generic[K, V]):
 class WindowedResults(Generic[K, R]):
     """The results of windows, to be taken as they change, or once they are final."""
 
-    def __init__(self, source: Stream[K, Any], step: str, heads: WindowHeads) -> None:
+    def __init__(self, source: Stream[K, Any], step: str, heads: WindowHeads, result_type: Any) -> None:
         self._source = source
+        self._type: Any = typing.cast("Any", Windowed)[serde_type(source.key), result_type]
         self._step = step
         self._heads = heads
         self._streams: dict[str, Stream[Any, Any]] = {}
@@ -1015,21 +1077,21 @@ class WindowedResults(Generic[K, R]):
         A session that has grown, or become one with others, is another window: the result of each that it
         has replaced is taken back by one whose ``value`` is ``None``.
         """
-        return self._head(self._heads.updates, Json(Windowed))
+        return self._head(self._heads.updates, Json(Windowed), self._type)
 
     def final(self) -> Stream[K, Windowed[K, R]]:
         """Exactly one result for each window, when it has closed."""
-        return self._head(self._heads.final, Json(Windowed))
+        return self._head(self._heads.final, Json(Windowed), self._type)
 
     def late(self) -> Stream[K, Any]:
         """The records that came too late for all of their windows."""
-        return self._head(self._heads.late, None)
+        return self._head(self._heads.late, None, self._source.value_type)
 
-    def _head(self, name: str, value: Serde[Any] | None) -> Stream[Any, Any]:
+    def _head(self, name: str, value: Serde[Any] | None, value_type: Any) -> Stream[Any, Any]:
         if name not in self._streams:
             builder = self._source.builder
             builder.add(Step(name=name, parents=(self._step,), operator=Merge()))
-            self._streams[name] = Stream(builder, (name,), self._source.key, value)
+            self._streams[name] = Stream(builder, (name,), self._source.key, value, value_type=value_type)
         return self._streams[name]
 
 
@@ -1043,12 +1105,15 @@ class Table(Generic[K, V]):
         key: Serde[Any],
         value: Serde[Any] | None,
         view: AnyView,
+        *,
+        value_type: Any = Any,
     ) -> None:
         self._builder = builder
         self._step = step
         self._key = key
         self._value = value
         self._view = view
+        self._value_type = serde_type(value) if value_type is Any else value_type
 
     @property
     def key(self) -> Serde[Any]:
@@ -1065,14 +1130,15 @@ class Table(Generic[K, V]):
     ) -> Table[K, V]:
         """The table of those keys for whose value ``predicate`` is true."""
         view = self._view.then("filter", predicate)
-        return self._then(FilterTable(predicate), view, self._value, on_error, name)
+        return self._then(FilterTable(predicate), view, self._value, on_error, name, self._value_type)
 
     def map(
         self, function: Callable[[V], V2], *, on_error: ErrorPolicy = fail, name: str | None = None
     ) -> Table[K, V2]:
         """The table with ``function(value)`` for each value; keys for which it is ``None`` are not in it."""
         view = self._view.then("map", function)
-        return self._then(MapTable(function), view, returned_serde(function), on_error, name)
+        serde = returned_serde(function)
+        return self._then(MapTable(function), view, serde, on_error, name, returned_type(function))
 
     def group_by(
         self,
@@ -1226,7 +1292,7 @@ class Table(Generic[K, V]):
         """The changes as records with the new values; a deletion is a tombstone."""
         step = Step(name=self._builder.name(name, "to_stream"), parents=(self._step,), operator=ToStream())
         self._builder.add(step)
-        return Stream(self._builder, (step.name,), self._key, self._value)
+        return Stream(self._builder, (step.name,), self._key, self._value, value_type=self._value_type)
 
     def to(
         self,
@@ -1250,10 +1316,11 @@ class Table(Generic[K, V]):
         value: Serde[Any] | None,
         on_error: ErrorPolicy,
         name: str | None,
+        value_type: Any,
     ) -> Table[K, Any]:
         called = self._builder.name(name, _generated(operator))
         step = self._step_behind((self._step,), operator, called, on_error)
-        return Table(self._builder, step, self._key, value, view)
+        return Table(self._builder, step, self._key, value, view, value_type=value_type)
 
     def _step_behind(
         self,
@@ -1307,7 +1374,9 @@ class Table(Generic[K, V]):
         )
         joined = self._step_behind((left, right), MergeChanges(), step, fail)
         view = JoinedView(self._view, other.view, function, how)
-        return Table(builder, joined, self._key, returned_serde(function), view)
+        return Table(
+            builder, joined, self._key, returned_serde(function), view, value_type=returned_type(function)
+        )
 
 
 class GroupedTable(Generic[K, V]):
@@ -1362,11 +1431,12 @@ class GroupedTable(Generic[K, V]):
         self, name: str, computed: Aggregate[Any, Any], value: Serde[Any] | None, on_error: ErrorPolicy
     ) -> Table[K, Any]:
         stream = self._grouped.source(name)
+        computed = computed.typed(stream.value_type)
         store = StoreDefinition(
             name=name,
             key=stream.key,
             value=TimedAccumulatorSerde(computed),
-            purpose=f"aggregate {computed.describe()}",
+            purpose="aggregate",
             shown=lambda entry: computed.result(entry[0]),
         )
         step = Step(
@@ -1377,7 +1447,10 @@ class GroupedTable(Generic[K, V]):
             owns=(store,),
         )
         stream.builder.add(step)
-        return Table(stream.builder, step.name, stream.key, value, View(name, (("result", computed.result),)))
+        view = View(name, (("result", computed.result),))
+        return Table(
+            stream.builder, step.name, stream.key, value, view, value_type=known(computed.result_type)
+        )
 
 
 class GlobalTable(Generic[K, V]):

@@ -18,7 +18,7 @@ from streams.guard import Guard, error_text
 from streams.operators import fan_out
 from streams.operators.stateless import extract_timestamps
 from streams.records import Batch, Derived, Output, TopicPartition
-from streams.schema import check, kept, migrated_entries
+from streams.schema import check, kept, migrated_entries, new_aggregates, reading
 from streams.serde import Bytes, nullable
 from streams.state.buffered import KeyValueState, WindowState
 from streams.state.changelog import Checkpoint, changelog_topic, encode_metadata
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from streams.policy import Action
     from streams.processor import Cancel, TimeKind
     from streams.records import Fetched, Headers
+    from streams.serde import Serde
     from streams.state.definition import StoreDefinition
     from streams.state.store import Changes, Database
 
@@ -65,6 +66,14 @@ class Runtime(Protocol):
 
     def wait(self, seconds: float, step: str, error: Exception) -> None:
         """Let time pass while serving the group, as ``step`` failed. Raises ``Interrupted`` too."""
+
+
+class BegunAggregates(NamedTuple):
+    """Aggregates among several of a store that begin empty, as what was stored has nothing of them."""
+
+    names: tuple[str, ...]
+    stream_time: int
+    """When they begin (milliseconds since the epoch); -1 where stream time has not begun."""
 
 
 class Pending(NamedTuple):
@@ -316,6 +325,10 @@ class Task:
             raise StreamsError(f"task {identifier} has stores and was given no database")
         self._migrations: dict[str, str] = {}
         """Stores whose entries are of an earlier schema, until a commit has rewritten them."""
+        self.begun: dict[str, BegunAggregates] = {}
+        """Aggregates that are new in stores that exist, by store, until a commit has stored that they are."""
+        self._values: dict[str, Serde[Any]] = {}
+        """How values of each store are read here, where that depends on what has been stored."""
         self.states: dict[str, KeyValueState[Any, Any] | WindowState[Any, Any]] = {
             name: self._open_state(store) for name, store in self._definitions.items()
         }
@@ -501,7 +514,7 @@ class Task:
         definition = self._definitions[name]
         time = self._checkpoints[name].time_written
         oldest = 0 if definition.retention is None else max(0, time - definition.retention + 1)
-        return CommittedStore(self._database.store(name), definition, oldest)
+        return CommittedStore(self._database.store(name), definition, oldest, self._values[name])
 
     def drop_slice(self) -> None:
         """Give up the slice that is open, if any."""
@@ -579,12 +592,15 @@ class Task:
         if stored is not None and check(store, stored):
             self._migrations[store.name] = stored
         else:
-            checkpoint.schema = kept(stored, store.schema)
+            checkpoint.schema = kept(stored, store.schema, checkpoint.time)
+            if stored is not None and (new := new_aggregates(stored, store.schema)):
+                self.begun[store.name] = BegunAggregates(tuple(new), checkpoint.time)
+        value = self._values[store.name] = reading(store, checkpoint.schema)
         committed = self._database.store(store.name)
         if store.retention is None:
-            return KeyValueState(committed, store.key, store.value)
+            return KeyValueState(committed, store.key, value)
         return WindowState(
-            committed, store.key, store.value, retention=store.retention, stream_time=checkpoint.time
+            committed, store.key, value, retention=store.retention, stream_time=checkpoint.time
         )
 
     def _migrate(self) -> None:

@@ -966,6 +966,14 @@ class Worker:
             checkpoints=restoration.checkpoints,
             lookups=self._globals.lookups,
         )
+        for store, begun in task.begun.items():
+            self._log.warning(
+                Event.AGGREGATE_BEGINS_EMPTY,
+                task=str(identifier),
+                store=store,
+                aggregates=list(begun.names),
+                stream_time=begun.stream_time,
+            )
         self._tasks[identifier] = task
         positions = {partition: start for partition, start in partitions.items() if start is not None}
         task.starts |= positions

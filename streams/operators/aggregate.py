@@ -6,24 +6,30 @@ import operator
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from streams.aggregates import Count
+from streams.aggregates import Combined, Count
 from streams.errors import TopologyError
 from streams.operators import fan_out
 from streams.operators.change import Change
 from streams.state.definition import schema_of
+from streams.value_type import serde_type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+    from typing import TypeAlias
 
-    from streams.aggregates import Aggregate
+    from streams.aggregates import Aggregate, Place
     from streams.guard import Guard
     from streams.operators import Binding, Children, Forward
     from streams.records import Batch
     from streams.serde import Serde
+
+    Began: TypeAlias = Mapping[str, Sequence[Any]]
+    Earlier: TypeAlias = Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,11 @@ class AccumulatorSerde:
 
     def __init__(self, aggregate: Aggregate[Any, Any]) -> None:
         self._aggregate = aggregate
-        self.schema = {"accumulator": getattr(aggregate, "schema", aggregate.describe())}
+        self.schema = {"accumulator": aggregate.schema}
+
+    def reading(self, began: Began, earlier: Earlier) -> AccumulatorSerde:
+        """The serde for a store that existed before some of several aggregates were there."""
+        return AccumulatorSerde(reading(self._aggregate, began, earlier))
 
     def serialize(self, values: Sequence[Any]) -> Iterable[bytes]:
         encode, pack = msgspec.msgpack.Encoder().encode, self._aggregate.pack
@@ -111,7 +121,11 @@ class TimedAccumulatorSerde:
 
     def __init__(self, aggregate: Aggregate[Any, Any]) -> None:
         self._aggregate = aggregate
-        self.schema = {"timed accumulator": getattr(aggregate, "schema", aggregate.describe())}
+        self.schema = {"timed accumulator": aggregate.schema}
+
+    def reading(self, began: Began, earlier: Earlier) -> TimedAccumulatorSerde:
+        """The serde for a store that existed before some of several aggregates were there."""
+        return TimedAccumulatorSerde(reading(self._aggregate, began, earlier))
 
     def serialize(self, values: Sequence[tuple[Any, int]]) -> Iterable[bytes]:
         encode, pack = msgspec.msgpack.Encoder().encode, self._aggregate.pack
@@ -124,6 +138,11 @@ class TimedAccumulatorSerde:
             yield unpack(packed), time
 
 
+def reading(aggregate: Aggregate[Any, Any], began: Began, earlier: Earlier) -> Aggregate[Any, Any]:
+    """The aggregate as it reads a store: see ``Combined.reading``."""
+    return aggregate.reading(began, earlier) if isinstance(aggregate, Combined) else aggregate
+
+
 class Folding:
     """An aggregate at work on batches, for one step of one task.
 
@@ -133,6 +152,7 @@ class Folding:
     def __init__(self, aggregate: Aggregate[Any, Any], guard: Guard) -> None:
         self.aggregate = aggregate
         self.record_wise = aggregate.record_wise
+        self._ordered = aggregate.ordered
         self._guard = guard
         self._counts = isinstance(aggregate, Count)
 
@@ -140,13 +160,25 @@ class Folding:
         """What the aggregate takes from each value; rows where it cannot meet the error policy."""
         return (batch, ()) if self._counts else self._guard.apply(self.aggregate.column, batch.values, batch)
 
+    def places(self, batch: Batch[Any, Any]) -> Sequence[Place] | None:
+        """Where each row stands in the order of events, if the aggregate needs that."""
+        if not self._ordered:
+            return None
+        return list(zip(batch.timestamps, repeat(batch.topic), batch.offsets, strict=False))
+
     def shares(self, keys: Sequence[Any]) -> dict[Any, Any]:
         """What the rows with these keys add to each."""
         if self._counts:
             return Counter(keys)
         return rows_by_key(keys)
 
-    def add(self, accumulators: Sequence[Any], shares: Iterable[Any], column: Sequence[Any]) -> list[Any]:
+    def add(
+        self,
+        accumulators: Sequence[Any],
+        shares: Iterable[Any],
+        column: Sequence[Any],
+        places: Sequence[Place] | None,
+    ) -> list[Any]:
         """The accumulators (``None`` for a key's first) with the shares added."""
         if self._counts:
             return [
@@ -155,30 +187,42 @@ class Folding:
             ]
         add, initial = self.aggregate.add, self.aggregate.initial
         return [
-            add(initial() if accumulator is None else accumulator, [column[row] for row in share])
+            add(
+                initial() if accumulator is None else accumulator,
+                [column[row] for row in share],
+                None if places is None else [places[row] for row in share],
+            )
             for accumulator, share in zip(accumulators, shares, strict=True)
         ]
 
-    def fold(self, accumulator: Any, rows: Sequence[int], column: Sequence[Any]) -> Any:
+    def fold(
+        self, accumulator: Any, rows: Sequence[int], column: Sequence[Any], places: Sequence[Place] | None
+    ) -> Any:
         """One accumulator (``None`` for a key's first) with the entries of these rows added, in order."""
         if self._counts:
             return len(rows) if accumulator is None else accumulator + len(rows)
-        return self.add_one(accumulator, [column[row] for row in rows])
+        chosen = None if places is None else [places[row] for row in rows]
+        return self.add_one(accumulator, [column[row] for row in rows], chosen)
 
-    def add_each(self, batch: Batch[Any, Any], change: Callable[[int, Sequence[Any]], None]) -> None:
-        """Record by record, for code of the user's: ``change(row, entries)`` adds one and stores it."""
-        column, values = self.aggregate.column, batch.values
+    def add_each(
+        self,
+        batch: Batch[Any, Any],
+        change: Callable[[int, Sequence[Any], Sequence[Place] | None], None],
+    ) -> None:
+        """Record by record, for code of the user's: ``change(row, entries, places)`` stores one more."""
+        column, values, places = self.aggregate.column, batch.values, self.places(batch)
 
         def entries(rows: Iterable[int]) -> Iterator[None]:
             for row in rows:
-                change(row, list(column([values[row]])))
+                change(row, list(column([values[row]])), None if places is None else [places[row]])
                 yield None
 
         self._guard.each(entries, range(len(batch)), batch)
 
-    def add_one(self, accumulator: Any, entries: Sequence[Any]) -> Any:
+    def add_one(self, accumulator: Any, entries: Sequence[Any], places: Sequence[Place] | None) -> Any:
         """The accumulator (``None`` for a key's first) with one record's entry added."""
-        return self.aggregate.add(self.aggregate.initial() if accumulator is None else accumulator, entries)
+        known = self.aggregate.initial() if accumulator is None else accumulator
+        return self.aggregate.add(known, entries, places)
 
 
 def rows_by_key(keys: Sequence[Any]) -> dict[Any, list[int]]:
@@ -203,10 +247,12 @@ def _latest(keys: Sequence[Any], times: Sequence[int]) -> dict[Any, int]:
 class Reduce:
     """A function of the user's over two values, as an aggregate: the first value stands for itself.
 
-    ``value`` says how values are kept.
+    ``value`` says how values are kept. The accumulator is what it writes, so that the function gets a value
+    of its own each time, which it may change, and one that cannot be written is found with its record.
     """
 
     record_wise = True
+    ordered = False
     removable = False
     mergeable = True
 
@@ -214,9 +260,13 @@ class Reduce:
         self._function = function
         self._value = value
         self.schema = {"reduced": schema_of(value)}
+        self.result_type = serde_type(value)
 
     def describe(self) -> str:
         return "reduce"
+
+    def typed(self, kind: Any) -> Reduce:  # noqa: ARG002 - its serde knows
+        return self
 
     def column(self, values: Sequence[Any]) -> Iterable[Any]:
         return values
@@ -224,27 +274,34 @@ class Reduce:
     def initial(self) -> None:
         return None
 
-    def add(self, accumulator: Any, column: Sequence[Any]) -> Any:
+    def add(self, accumulator: Any, column: Sequence[Any], places: Sequence[Place] | None = None) -> Any:  # noqa: ARG002 - the protocol's
+        so_far = self._read(accumulator)
         for value in column:
-            accumulator = value if accumulator is None else self._function(accumulator, value)
-        return accumulator
+            so_far = value if so_far is None else self._function(so_far, value)
+        return self._written(so_far)
 
     def merge(self, first: Any, second: Any) -> Any:
         if first is None or second is None:
             return second if first is None else first
-        return self._function(first, second)
+        return self._written(self._function(self._read(first), self._read(second)))
 
     def remove(self, accumulator: Any, column: Sequence[Any]) -> Any:  # noqa: ARG002 - the protocol's
         raise TopologyError("reduce cannot take values out again: aggregate with custom(…, remove=…)")
 
     def result(self, accumulator: Any) -> Any:
+        return self._read(accumulator)
+
+    def pack(self, accumulator: Any) -> Any:
         return accumulator
 
-    def pack(self, accumulator: Any) -> bytes:
-        return next(iter(self._value.serialize([accumulator])))
+    def unpack(self, packed: Any) -> Any:
+        return packed
 
-    def unpack(self, packed: bytes) -> Any:
-        return next(iter(self._value.deserialize([packed])))
+    def _written(self, value: Any) -> Any:
+        return None if value is None else next(iter(self._value.serialize([value])))
+
+    def _read(self, accumulator: Any) -> Any:
+        return None if accumulator is None else next(iter(self._value.deserialize([accumulator])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,9 +328,9 @@ class AggregateByKey:
         def add_each(batch: Batch[Any, Any]) -> None:
             keys, times = batch.keys, batch.timestamps
 
-            def change(row: int, entries: Sequence[Any]) -> None:
+            def change(row: int, entries: Sequence[Any], places: Sequence[Place] | None) -> None:
                 before, time = state.get(keys[row]) or (None, -1)
-                state.put(keys[row], (folding.add_one(before, entries), max(time, times[row])))
+                state.put(keys[row], (folding.add_one(before, entries, places), max(time, times[row])))
 
             folding.add_each(batch, change)
 
@@ -285,7 +342,8 @@ class AggregateByKey:
             shares = folding.shares(batch.keys)
             keys = list(shares)
             known = state.get_many(keys)
-            added = folding.add([None if old is None else old[0] for old in known], shares.values(), column)
+            accumulators = [None if old is None else old[0] for old in known]
+            added = folding.add(accumulators, shares.values(), column, folding.places(batch))
             latest = _latest(batch.keys, batch.timestamps)
             state.put_many(
                 {

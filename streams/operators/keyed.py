@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import msgspec
 
-from streams.operators.aggregate import Folding, rows_by_key
+from streams.operators.aggregate import Folding, reading, rows_by_key
 from streams.operators.window import with_times
 from streams.state.deadlines import Deadlines, deadlines_name
 from streams.windows import Windowed
@@ -17,9 +18,10 @@ from streams.windows import Windowed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from streams.aggregates import Aggregate
+    from streams.aggregates import Aggregate, Place
     from streams.guard import Guard
     from streams.operators import Binding, Children, Forward
+    from streams.operators.aggregate import Began, Earlier
     from streams.operators.window import WindowHeads
     from streams.records import Batch
 
@@ -64,19 +66,25 @@ class PackedSerde:
         self,
         name: str,
         aggregate: Aggregate[Any, Any],
-        pack: Callable[[Any], Any],
-        unpack: Callable[[Any], Any],
+        pack: Callable[[Aggregate[Any, Any], Any], Any],
+        unpack: Callable[[Aggregate[Any, Any], Any], Any],
     ) -> None:
         self.name = name
-        self.schema = {name: aggregate.describe()}
+        self.schema = {name: aggregate.schema}
+        self._aggregate = aggregate
         self._pack = pack
         self._unpack = unpack
 
+    def reading(self, began: Began, earlier: Earlier) -> PackedSerde:
+        """The serde for a store that existed before some of several aggregates were there."""
+        return PackedSerde(self.name, reading(self._aggregate, began, earlier), self._pack, self._unpack)
+
     def serialize(self, values: Sequence[Any]) -> Iterable[bytes]:
-        return map(msgspec.msgpack.Encoder().encode, map(self._pack, values))
+        return map(msgspec.msgpack.Encoder().encode, map(partial(self._pack, self._aggregate), values))
 
     def deserialize(self, payloads: Sequence[bytes]) -> Iterable[Any]:
-        return map(self._unpack, map(msgspec.msgpack.Decoder().decode, payloads))
+        unpack = partial(self._unpack, self._aggregate)
+        return map(unpack, map(msgspec.msgpack.Decoder().decode, payloads))
 
 
 class KeyedWindows(ABC):
@@ -140,7 +148,13 @@ class KeyedWindows(ABC):
         """The rows that no window can take any more."""
 
     @abstractmethod
-    def added(self, value: Any, events: Iterable[Event], column: Sequence[Any]) -> tuple[Any, list[int]]:
+    def added(
+        self,
+        value: Any,
+        events: Iterable[Event],
+        column: Sequence[Any],
+        places: Sequence[Place] | None,
+    ) -> tuple[Any, list[int]]:
         """What a key has (``None`` for nothing) with events of its own, and the places of those too late."""
 
     @abstractmethod
@@ -177,11 +191,13 @@ class KeyedWindows(ABC):
     def _add(self, batch: Batch[Any, Any], column: Sequence[Any]) -> list[int]:
         times, state = batch.timestamps, self._state
         floors = self._floors(batch) or [-1] * len(batch)
+        places = self._folding.places(batch)
         rows = rows_by_key(batch.keys)
         late: list[int] = []
         changed = {}
         for (key, own), before in zip(rows.items(), state.get_many(list(rows)), strict=True):
-            after, missed = self.added(before, ((times[row], floors[row], row) for row in own), column)
+            events = ((times[row], floors[row], row) for row in own)
+            after, missed = self.added(before, events, column, places)
             late += missed
             if len(missed) < len(own):
                 changed[key] = after
@@ -194,10 +210,10 @@ class KeyedWindows(ABC):
         floors = self._floors(batch) or [-1] * len(batch)
         late: list[int] = []
 
-        def change(row: int, entries: Sequence[Any]) -> None:
+        def change(row: int, entries: Sequence[Any], places: Sequence[Place] | None) -> None:
             key = keys[row]
             before = state.get(key)
-            after, missed = self.added(before, [(times[row], floors[row], 0)], entries)
+            after, missed = self.added(before, [(times[row], floors[row], 0)], entries, places)
             if missed:
                 late.append(row)
             else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from streams.operators.aggregate import rows_by_key
@@ -14,7 +13,7 @@ from streams.windows import merge_sessions
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from streams.aggregates import Aggregate
+    from streams.aggregates import Aggregate, Place
     from streams.operators import Binding, Children, Forward
     from streams.operators.keyed import Event, Window
     from streams.records import Batch
@@ -47,8 +46,8 @@ def session_store(
     return StoreDefinition(
         name=name,
         key=key,
-        value=PackedSerde("sessions", aggregate, partial(_pack, aggregate), partial(_unpack, aggregate)),
-        purpose=f"{window.describe()}, aggregate {aggregate.describe()}",
+        value=PackedSerde("sessions", aggregate, _pack, _unpack),
+        purpose=f"{window.describe()}, aggregate",
         shown=lambda sessions: [
             {"start": start, "end": end, "value": aggregate.result(accumulator)}
             for start, end, accumulator in sessions
@@ -92,7 +91,11 @@ class _Sessioning(KeyedWindows):
         return sorted(late)
 
     def added(
-        self, value: _Sessions | None, events: Iterable[Event], column: Sequence[Any]
+        self,
+        value: _Sessions | None,
+        events: Iterable[Event],
+        column: Sequence[Any],
+        places: Sequence[Place] | None,
     ) -> tuple[_Sessions, list[int]]:
         sessions: list[tuple[int, int, _Share]] = [
             (start, end, _Share(accumulator)) for start, end, accumulator in value or ()
@@ -104,10 +107,12 @@ class _Sessioning(KeyedWindows):
                 late.append(place)
                 continue
             merged = sessions[found]
-            share = self._united([share for _, _, share in merged], column)
+            share = self._united([share for _, _, share in merged], column, places)
             share.places.append(place)
             sessions[found] = [_union(merged, time, share)]
-        return tuple((start, end, self._folded(share, column)) for start, end, share in sessions), late
+        return tuple(
+            (start, end, self._folded(share, column, places)) for start, end, share in sessions
+        ), late
 
     def due(self, value: _Sessions) -> int:
         return value[0][1]
@@ -130,19 +135,19 @@ class _Sessioning(KeyedWindows):
             first += 1
         return None if first == found.stop and time < floor else slice(first, found.stop)
 
-    def _united(self, shares: list[_Share], column: Sequence[Any]) -> _Share:
+    def _united(self, shares: list[_Share], column: Sequence[Any], places: Sequence[Place] | None) -> _Share:
         if not shares:
             return _Share()
         united = shares[0]
         for share in shares[1:]:
-            accumulator = self._aggregate.merge(self._folded(united, column), self._folded(share, column))
-            united = _Share(accumulator)
+            both = self._folded(united, column, places), self._folded(share, column, places)
+            united = _Share(self._aggregate.merge(*both))
         return united
 
-    def _folded(self, share: _Share, column: Sequence[Any]) -> Any:
+    def _folded(self, share: _Share, column: Sequence[Any], places: Sequence[Place] | None) -> Any:
         if not share.places:
             return share.accumulator
-        return self._folding.fold(share.accumulator, share.places, column)
+        return self._folding.fold(share.accumulator, share.places, column, places)
 
 
 def _union(merged: Sequence[tuple[int, int, Any]], time: int, content: Any) -> tuple[int, int, Any]:

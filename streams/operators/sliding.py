@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +14,7 @@ from streams.windows import sliding_windows
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from streams.aggregates import Aggregate
+    from streams.aggregates import Aggregate, Place
     from streams.operators import Binding, Children, Forward
     from streams.operators.keyed import Event, Window
     from streams.records import Batch
@@ -59,8 +58,8 @@ def sliding_store(
     return StoreDefinition(
         name=name,
         key=key,
-        value=PackedSerde("panes", aggregate, partial(_pack, aggregate), partial(_unpack, aggregate)),
-        purpose=f"{window.describe()}, aggregate {aggregate.describe()}",
+        value=PackedSerde("panes", aggregate, _pack, _unpack),
+        purpose=f"{window.describe()}, aggregate",
         shown=lambda value: [
             {"start": start, "end": end, "value": aggregate.result(accumulator)}
             for start, end, accumulator in _windows(value, window.difference, aggregate.merge)
@@ -84,7 +83,11 @@ class _SlidingWindows(KeyedWindows):
         ]
 
     def added(
-        self, value: Panes | None, events: Iterable[Event], column: Sequence[Any]
+        self,
+        value: Panes | None,
+        events: Iterable[Event],
+        column: Sequence[Any],
+        order: Sequence[Place] | None,
     ) -> tuple[Panes, list[int]]:
         closed_before, panes, closing = value or Panes(0, ())
         accumulators = dict(panes)
@@ -92,14 +95,14 @@ class _SlidingWindows(KeyedWindows):
         for time, floor, place in events:
             if time < floor and closed_before < floor:
                 # Some windows it lies in closed before it came.
-                self._fold(accumulators, places, column)
+                self._fold(accumulators, places, column, order)
                 closing += tuple(self._between(_ascending(accumulators), closed_before, floor))
                 closed_before = floor
             if time in places:
                 places[time].append(place)
             else:
                 places[time] = [place]
-        self._fold(accumulators, places, column)
+        self._fold(accumulators, places, column, order)
         return Panes(closed_before, _ascending(accumulators), closing), []
 
     def due(self, value: Panes) -> int:
@@ -124,10 +127,14 @@ class _SlidingWindows(KeyedWindows):
         return _between(panes, self._difference, self._aggregate.merge, low, high)
 
     def _fold(
-        self, accumulators: dict[int, Any], places: dict[int, list[int]], column: Sequence[Any]
+        self,
+        accumulators: dict[int, Any],
+        places: dict[int, list[int]],
+        column: Sequence[Any],
+        order: Sequence[Place] | None,
     ) -> None:
         for time, own in places.items():
-            accumulators[time] = self._folding.fold(accumulators.get(time), own, column)
+            accumulators[time] = self._folding.fold(accumulators.get(time), own, column, order)
         places.clear()
 
 

@@ -23,7 +23,7 @@ from streams.state.definition import schema_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from streams.aggregates import Aggregate
+    from streams.aggregates import Aggregate, Place
     from streams.operators import Binding, Children, Forward
     from streams.operators.change import AnyView, Found, JoinKind
     from streams.records import Batch, Fetched, Headers
@@ -293,7 +293,8 @@ class RemovableReduce(Reduce):
     def remove(self, accumulator: Any, column: Sequence[Any]) -> Any:
         for value in column:
             # Nothing to take it out of: it was not added, or all was taken out before.
-            accumulator = None if accumulator is None else self._remove(accumulator, value)
+            if accumulator is not None:
+                accumulator = self._written(self._remove(self._read(accumulator), value))
         return accumulator
 
 
@@ -362,7 +363,7 @@ class _AggregatingChanges:
         keys, times, removals = batch.keys, batch.timestamps, _removals(batch)
         aggregate, state = self._aggregate, self._state
 
-        def change(row: int, entries: Sequence[Any]) -> None:
+        def change(row: int, entries: Sequence[Any], places: Sequence[Place] | None) -> None:  # noqa: ARG001 - nothing that can be taken out has an order
             accumulator, before = state.get(keys[row]) or (aggregate.initial(), -1)
             update = aggregate.remove if removals[row] else aggregate.add
             time = max(before, times[row])

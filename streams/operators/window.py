@@ -11,7 +11,7 @@ from streams.windows import Hopping, Tumbling, Windowed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from streams.aggregates import Aggregate
+    from streams.aggregates import Aggregate, Place
     from streams.guard import Guard
     from streams.operators import Binding, Children, Forward
     from streams.records import Batch
@@ -99,13 +99,14 @@ class _Windowing:
         batch, column = self._folding.column(batch)
         if floors is not None and len(batch) < len(before):
             floors = [time - lasts for time in self._clock.times(batch)]
+        places = self._folding.places(batch)
         times = batch.timestamps
         starts = [time - time % advance for time in times]
         latest: dict[int, Sequence[int]]
         latest = {starts[0]: range(len(starts))} if len(set(starts)) == 1 else {**rows_by_key(starts)}
         rows = latest if size == advance else self._rows_by_window(latest, times, floors)
         for start in sorted(rows):
-            self._add_to_window(start, rows[start], batch.keys, column)
+            self._add_to_window(start, rows[start], batch.keys, column, places)
 
     def _rows_by_window(
         self, latest: Mapping[int, Sequence[int]], times: Sequence[int], floors: Sequence[int] | None
@@ -130,24 +131,30 @@ class _Windowing:
         return {start: sorted(rows) for start, rows in found.items()}
 
     def _add_to_window(
-        self, start: int, rows: Sequence[int], keys: Sequence[Any], column: Sequence[Any]
+        self,
+        start: int,
+        rows: Sequence[int],
+        keys: Sequence[Any],
+        column: Sequence[Any],
+        places: Sequence[Place] | None,
     ) -> None:
         folding, state = self._folding, self._state
         if len(rows) < len(keys):
             keys = [keys[row] for row in rows]
             column = [column[row] for row in rows] if column else ()
+            places = None if places is None else [places[row] for row in rows]
         shares = folding.shares(keys)
         distinct = list(shares)
-        added = folding.add(state.get_many(start, distinct), shares.values(), column)
+        added = folding.add(state.get_many(start, distinct), shares.values(), column, places)
         state.put_many(start, zip(distinct, added, strict=True))
 
     def _add_each(self, batch: Batch[Any, Any], floors: Sequence[int] | None) -> None:
         keys, times, state, folding = batch.keys, batch.timestamps, self._state, self._folding
 
-        def change(row: int, entries: Sequence[Any]) -> None:
+        def change(row: int, entries: Sequence[Any], places: Sequence[Place] | None) -> None:
             key = keys[row]
             added = {
-                start: folding.add_one(state.get(start, key), entries)
+                start: folding.add_one(state.get(start, key), entries, places)
                 for start in self._starts(times[row])
                 if floors is None or start > floors[row]
             }

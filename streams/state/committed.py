@@ -12,6 +12,7 @@ from streams.windows import Windowed
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from streams.serde import Serde
     from streams.state.definition import StoreDefinition
     from streams.state.store import Store
 
@@ -32,6 +33,8 @@ class CommittedStore(NamedTuple):
     store: Store
     definition: StoreDefinition
     oldest: int = 0
+    value: Serde[Any] | None = None
+    """How values are read, where that depends on what the task's store has; else as the definition says."""
 
     def get(self, key: Any) -> Any:
         """The value of a key, or ``None``."""
@@ -96,7 +99,7 @@ class CommittedStore(NamedTuple):
         assert window_end is not None
         assert show is not None
         keys = self.definition.key.deserialize([place[8:] for place, _ in entries])
-        stored = self.definition.value.deserialize([payload for _, payload in entries])
+        stored = (self.value or self.definition.value).deserialize([payload for _, payload in entries])
         for (place, _), key, value in zip(entries, keys, stored, strict=True):
             shown = show(value)
             if shown is not None:
@@ -105,7 +108,7 @@ class CommittedStore(NamedTuple):
 
     def _shown(self, payloads: Sequence[bytes]) -> Iterable[Any]:
         assert self.definition.shown is not None
-        return map(self.definition.shown, self.definition.value.deserialize(payloads))
+        return map(self.definition.shown, (self.value or self.definition.value).deserialize(payloads))
 
 
 def encode_key(definition: StoreDefinition, key: Any) -> bytes:

@@ -1,0 +1,177 @@
+"""Which type values have, found from serdes and annotations. ``Any`` stands for a type that is not known."""
+
+from __future__ import annotations
+
+import functools
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, Union
+
+import msgspec
+from msgspec import inspect
+
+
+def serde_type(serde: object) -> Any:
+    """The type of the values that a serde reads, as its attribute ``value_type`` says."""
+    return known(getattr(serde, "value_type", Any))
+
+
+def returned_type(function: Callable[..., Any]) -> Any:
+    """The type that a function is annotated to return; of a class, the class."""
+    return known(_returned(function))
+
+
+def given_type(function: Callable[..., Any]) -> Any:
+    """The type of what the iterable gives that a function is annotated to return."""
+    return _element(_returned(function))
+
+
+def _returned(function: Any) -> Any:
+    while isinstance(function, functools.partial):
+        function = function.func
+    if isinstance(function, type):
+        return function
+    if not hasattr(function, "__code__") and not isinstance(function, types.MethodType):
+        function = getattr(type(function), "__call__", function)  # noqa: B004 - not to test, but to look at it
+    try:
+        return typing.get_type_hints(function).get("return", Any)
+    except Exception:  # noqa: BLE001 - annotations may name anything; without one the type is just not known
+        return Any
+
+
+def field_type(kind: Any, name: str) -> Any:
+    """The type of an attribute, or of a mapping's entry, of that name."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return field_type(arguments[0], name)
+    if origin in {Union, types.UnionType}:
+        found = [field_type(member, name) for member in arguments if member is not type(None)]
+        return Any if any(member is Any for member in found) else functools.reduce(_either, found)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return known(arguments[1])
+    owner = origin or kind
+    if not isinstance(owner, type):
+        return Any
+    try:
+        hint = typing.get_type_hints(owner).get(name, Any)
+    except Exception:  # noqa: BLE001 - as above
+        return Any
+    if hint is Any:
+        attribute = getattr(owner, name, None)
+        if isinstance(attribute, property) and attribute.fget is not None:
+            return returned_type(attribute.fget)
+        if isinstance(attribute, functools.cached_property):
+            return returned_type(attribute.func)
+    if arguments:
+        parameters = getattr(owner, "__parameters__", ())
+        hint = _filled_in(hint, dict(zip(parameters, arguments, strict=False)))
+    return known(hint)
+
+
+def known(kind: Any) -> Any:
+    """The type, or ``Any`` where it says nothing about values or msgspec does not know how to keep them."""
+    if kind is None or kind in {type(None), object, Any} or isinstance(kind, TypeVar | str):
+        return Any
+    if getattr(kind, "__parameters__", ()) and typing.get_origin(kind) is not None:
+        return Any
+    try:
+        return Any if _Traits(kind).unsupported else kind
+    except Exception:  # noqa: BLE001 - msgspec cannot make anything of it
+        return Any
+
+
+def traits(kind: Any) -> _Traits:
+    """What there is in values of a type. Raises what msgspec raises where it does not know the type."""
+    return _Traits(kind)
+
+
+class _Traits:
+    """What there is in values of a type.
+
+    ``vague``: parts that may be anything. ``classes``: objects of classes, which are not known from what is
+    stored of them. ``sets``: sets, which have no order. ``unsupported``: what msgspec cannot store.
+    """
+
+    __slots__ = ("_seen", "classes", "sets", "unsupported", "vague")
+
+    def __init__(self, kind: Any) -> None:
+        self.vague = self.classes = self.sets = self.unsupported = False
+        self._seen: set[int] = set()
+        self._look(inspect.type_info(kind))
+
+    def _look(self, info: Any) -> None:
+        match info:
+            case inspect.Metadata():
+                self._look(info.type)
+            case inspect.AnyType() | inspect.RawType() | inspect.ExtType():
+                self.vague = True
+            case inspect.CustomType():
+                self.unsupported = True
+            case inspect.EnumType():
+                self.classes = True
+            case inspect.SetType() | inspect.FrozenSetType():
+                self.sets = True
+                self._look(info.item_type)
+            case inspect.CollectionType():
+                self._look(info.item_type)
+            case inspect.TupleType():
+                for item in info.item_types:
+                    self._look(item)
+            case inspect.DictType() | inspect.FrozenDictType():
+                self._look(info.key_type)
+                self._look(info.value_type)
+            case inspect.UnionType():
+                for member in info.types:
+                    self._look(member)
+            case (
+                inspect.StructType()
+                | inspect.TypedDictType()
+                | inspect.DataclassType()
+                | inspect.NamedTupleType()
+            ):
+                if not isinstance(info, inspect.TypedDictType):
+                    self.classes = True
+                # A class may contain itself.
+                if id(info.cls) not in self._seen:
+                    self._seen.add(id(info.cls))
+                    for field in info.fields:
+                        self._look(field.type)
+
+
+def _element(kind: Any) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if not (isinstance(origin, type) and issubclass(origin, Iterable)) or issubclass(origin, Mapping):
+        return Any
+    if issubclass(origin, tuple):
+        return known(arguments[0]) if len(arguments) == 2 and arguments[1] is Ellipsis else Any
+    return known(arguments[0]) if arguments else Any
+
+
+def _either(one: Any, other: Any) -> Any:
+    return one | other if one != other else one
+
+
+def _filled_in(hint: Any, values: dict[Any, Any]) -> Any:
+    """The annotation with type variables replaced; ``Any`` where one has no value."""
+    if isinstance(hint, TypeVar):
+        return values.get(hint, Any)
+    parameters = getattr(hint, "__parameters__", ())
+    return hint[tuple(values.get(parameter, Any) for parameter in parameters)] if parameters else hint
+
+
+def member_types(kind: Any) -> tuple[Any, ...]:
+    """The alternatives of a union; the type itself where it is none."""
+    if typing.get_origin(kind) is typing.Annotated:
+        return member_types(typing.get_args(kind)[0])
+    if typing.get_origin(kind) in {Union, types.UnionType}:
+        return tuple(item for member in typing.get_args(kind) for item in member_types(member))
+    return (kind,)
+
+
+def is_supported(kind: Any) -> bool:
+    """Whether msgspec can store values of the type."""
+    try:
+        return not _Traits(kind).unsupported
+    except (TypeError, NameError, msgspec.MsgspecError):
+        return False
