@@ -239,8 +239,8 @@ class _Numbers(_Aggregate):
     def _accept_decimals(self, column: list[Decimal]) -> bool:
         if not all(map(Decimal.is_finite, column)):
             return False
-        bound = _bound(self.limit)
-        if not (-bound <= min(column) and max(column) <= bound):
+        least, largest = _bounds(self.limit)
+        if not (least <= min(column) and max(column) <= largest):
             return False
         return all(number.as_tuple().exponent >= -self.places for number in column)  # type: ignore[operator]  # a number, as it is finite
 
@@ -264,8 +264,9 @@ class _Numbers(_Aggregate):
 
 
 @lru_cache
-def _bound(limit: float) -> Decimal:
-    return Decimal(limit)
+def _bounds(limit: float) -> tuple[Decimal, Decimal]:
+    largest = Decimal("Infinity") if limit == math.inf else Decimal(int(limit))
+    return largest.copy_negate(), largest
 
 
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode
@@ -492,11 +493,6 @@ def _unpack_sum(packed: Any) -> _Sum:
     return (_unpack_number(packed[0]), *packed[1:]) if isinstance(packed, list) else _unpack_number(packed)
 
 
-def _number_type(entry: Any, *, of_integers: Any = int) -> Any:
-    """The type of a sum of numbers of that type, or of their mean."""
-    return {int: of_integers, float: float, Decimal: Decimal}.get(entry, int | float | Decimal)
-
-
 @dataclass(frozen=True, slots=True)
 class Total(_Numbers):
     """See ``total``."""
@@ -504,6 +500,7 @@ class Total(_Numbers):
     of: Of = None
 
     removable: ClassVar[bool] = True
+    result_type: ClassVar[Any] = int | float | Decimal
     # So far below the largest float that 10^18 numbers cannot reach it.
     limit: ClassVar[float] = 1e290
 
@@ -550,6 +547,7 @@ class Mean(_Numbers):
     of: Of = None
 
     removable: ClassVar[bool] = True
+    result_type: ClassVar[Any] = float | Decimal | None
     limit: ClassVar[float] = Total.limit
 
     def describe(self) -> str:
@@ -635,6 +633,7 @@ class Variance(_Numbers):
     sample: bool = False
 
     removable: ClassVar[bool] = True
+    result_type: ClassVar[Any] = float | Decimal | None
     # The squares then are within what ``Total`` allows.
     limit: ClassVar[float] = 1e145
 
@@ -1151,6 +1150,7 @@ class Quantile(_Numbers):
     _lowest: int = field(init=False, repr=False, compare=False)
 
     removable: ClassVar[bool] = True
+    result_type: ClassVar[Any] = float | Decimal | None
     limit: ClassVar[float] = sys.float_info.max
 
     def __post_init__(self) -> None:

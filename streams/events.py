@@ -72,8 +72,9 @@ class Event(StrEnum):
     STORE_BEGINS_EMPTY = "store begins empty"
     """WARNING: a store's changelog had to be made though the group is in the middle of the input already."""
     AGGREGATE_BEGINS_EMPTY = "aggregate begins empty"
-    """WARNING: of several aggregates of a store, ``aggregates`` are new: they have nothing of the records before
-    ``stream_time`` (milliseconds since the epoch; -1: none had an event time)."""
+    """WARNING: of several aggregates of a store, ``aggregates`` are new and have nothing of earlier records.
+
+    They begin at ``since`` (milliseconds since the epoch), with the records from ``offsets`` on."""
     STATE_DELETED = "state deleted"
     """INFO: a task has been elsewhere for ``state_cleanup_delay``: its stores are not kept here any more."""
     TABLE_NOT_COMPACTED = "table not compacted"

@@ -3,7 +3,8 @@
 A stored schema is the text of ``StoreDefinition.schema``, with one thing more: values are only written again
 when they change, so a store may have some from before several compatible changes. Their schemas stay in the
 text, as ``earlier``, and each must be readable, as reading one change back does not tell about two. ``began``
-tells, for each of several aggregates that was new in a store that existed, the stream times at which it was.
+tells, for each of several aggregates that was new in a store that existed, when that was (milliseconds since
+the epoch).
 """
 
 from __future__ import annotations
@@ -87,11 +88,12 @@ def compare(stored: str, wanted: str) -> Verdict:
     return Verdict("same" if before["value"] == now["value"] else "compatible")
 
 
-def kept(stored: str | None, wanted: str, stream_time: int = -1) -> str:
+def kept(stored: str | None, wanted: str, now_is: int = 0) -> str:
     """The schema to store from the first commit on that has new values beside those of ``stored``.
 
     It is for schemas that ``compare`` finds same or compatible; without a stored one, or when all entries are
-    migrated, ``wanted`` is stored as it is. Aggregates that are new among several begin at ``stream_time``.
+    migrated, ``wanted`` is stored as it is. Aggregates that are new among several begin at ``now_is``
+    (milliseconds since the epoch).
     """
     if stored in (None, wanted):
         return wanted
@@ -103,7 +105,7 @@ def kept(stored: str | None, wanted: str, stream_time: int = -1) -> str:
             earlier.append(schema)
     began = dict(before.get("began", {}))
     for name in _new_aggregates(before, now):
-        began[name] = [*began.get(name, []), stream_time]
+        began[name] = [*began.get(name, []), now_is]
     notes = {"earlier": earlier, "began": began}
     found = {name: note for name, note in notes.items() if note}
     return json.dumps(now | found) if found else wanted

@@ -72,8 +72,8 @@ class BegunAggregates(NamedTuple):
     """Aggregates among several of a store that begin empty, as what was stored has nothing of them."""
 
     names: tuple[str, ...]
-    stream_time: int
-    """When they begin (milliseconds since the epoch); -1 where stream time has not begun."""
+    since: int
+    """Milliseconds since the epoch."""
 
 
 class Pending(NamedTuple):
@@ -592,9 +592,10 @@ class Task:
         if stored is not None and check(store, stored):
             self._migrations[store.name] = stored
         else:
-            checkpoint.schema = kept(stored, store.schema, checkpoint.time)
+            now = self._runtime.wall_clock()
+            checkpoint.schema = kept(stored, store.schema, now)
             if stored is not None and (new := new_aggregates(stored, store.schema)):
-                self.begun[store.name] = BegunAggregates(tuple(new), checkpoint.time)
+                self.begun[store.name] = BegunAggregates(tuple(new), now)
         value = self._values[store.name] = reading(store, checkpoint.schema)
         committed = self._database.store(store.name)
         if store.retention is None:

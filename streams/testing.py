@@ -43,22 +43,14 @@ class TopologyDriver:
 
     def __init__(self, app: App, *, partitions: int = 1, clock: int = 0) -> None:
         self.clock = clock
-        self._app = app
-        self._topology = app.topology
         self._partitions = partitions
         self._tasks: dict[TaskId, Task] = {}
         self._next_offsets: dict[TopicPartition, int] = {}
         self._written: dict[str, deque[Record[Any, Any]]] = {}
         self._counts: dict[str, int] = {}
         self._databases = MemoryDatabases()
-        self._global_tables = {
-            source.topic: GlobalTable(source, self._databases, self.wall_clock)
-            for source in self._topology.global_tables
-        }
         self._idle_since: dict[TaskId, int] = {}
-        self._serdes: dict[str, tuple[Serde[Any], Serde[Any]]] = {
-            sink.topic: (sink.key, sink.value) for sink in self._topology.sinks if isinstance(sink.topic, str)
-        }
+        self._use(app)
 
     def send(
         self,
@@ -179,11 +171,28 @@ class TopologyDriver:
             if task.idle(self.clock - since, milliseconds) or worked:
                 self._commit(task)
 
-    def restart(self) -> None:
-        """Let every task end and begin again from what is committed, as after a stop or a crash."""
+    def restart(self, app: App | None = None) -> None:
+        """Let every task end and begin again from what is committed, as after a stop or a crash.
+
+        ``app`` is a changed version of the program that goes on with the state there is: to test what a
+        change means for it. A task raises ``StateError`` with its next record when it cannot read its state.
+        """
         for task in self._tasks.values():
             task.close()
         self._tasks.clear()
+        if app is not None:
+            self._use(app)
+
+    def _use(self, app: App) -> None:
+        self._app = app
+        self._topology = app.topology
+        self._global_tables = {
+            source.topic: GlobalTable(source, self._databases, self.wall_clock)
+            for source in self._topology.global_tables
+        }
+        self._serdes = {
+            sink.topic: (sink.key, sink.value) for sink in self._topology.sinks if isinstance(sink.topic, str)
+        }
 
     # --- what a task asks of its runtime
 
@@ -249,16 +258,22 @@ class TopologyDriver:
         if identifier not in self._tasks:
             names = [store.name for store in subtopology.stores]
             database = self._databases.open(names, partition) if names else None
-            self._tasks[identifier] = Task(
-                identifier,
-                subtopology,
-                self,
-                application=self._app.name,
-                dead_letter_topic=self._app.dead_letter_topic,
-                database=database,
-                checkpoints=self._checkpoints(subtopology, database),
-                lookups={table.source.store.name: table.lookup for table in self._global_tables.values()},
-            )
+            try:
+                self._tasks[identifier] = Task(
+                    identifier,
+                    subtopology,
+                    self,
+                    application=self._app.name,
+                    dead_letter_topic=self._app.dead_letter_topic,
+                    database=database,
+                    checkpoints=self._checkpoints(subtopology, database),
+                    lookups={table.source.store.name: table.lookup for table in self._global_tables.values()},
+                )
+            except BaseException:
+                # A program that cannot read its state may be followed by one that can.
+                if database is not None:
+                    database.close()
+                raise
         return self._tasks[identifier]
 
     def _checkpoints(self, subtopology: Subtopology, database: Database | None) -> dict[str, Checkpoint]:

@@ -972,7 +972,8 @@ class Worker:
                 task=str(identifier),
                 store=store,
                 aggregates=list(begun.names),
-                stream_time=begun.stream_time,
+                since=begun.since,
+                offsets={str(partition): start for partition, start in partitions.items()},
             )
         self._tasks[identifier] = task
         positions = {partition: start for partition, start in partitions.items() if start is not None}

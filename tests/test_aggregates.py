@@ -217,9 +217,12 @@ class Sale:
     price: float
 
 
-def test_objects_come_back_plain_or_as_their_type():
+def test_objects_come_back_as_their_type():
     order = Order(1.5, ("a",))
-    assert computed(latest(), [order]) == {"price": 1.5, "tags": ("a",)}
+    with pytest.raises(TypeError, match=r"Order is not known when it is read again.*latest\(…, type=…\)"):
+        computed(latest(), [order])
+    assert computed(latest().typed(Order), [order]) == order
+    assert computed(latest("tags").typed(Order), [order]) == ("a",)
     assert computed(latest(type=Order), [order]) == order
     assert computed(first("tags", type=tuple[str, ...]), [order]) == ("a",)
     assert computed(collect(type=Order), [order, order]) == (order, order)
