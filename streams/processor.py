@@ -20,7 +20,8 @@ class KeyValueStore(Protocol):
     """A store that a processor was given by name.
 
     Changes are committed with the results, in one transaction, and are taken back when the call that made
-    them raises. Keys must be hashable. A value is put anew to change it, not changed in place.
+    them raises. Keys must be hashable. What is put is the value as it is then, and what is got is a copy (see
+    ``streams.snapshot``): a value is changed in the store by putting it, and by nothing else.
     """
 
     def get(self, key: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from streams import App, Json, Record, Text, Tumbling, dead_letter
+from streams import App, Json, Record, Text, Tumbling, dead_letter, key_value_store
 from streams.errors import TopologyError
 from streams.snapshot import snapshot
 from streams.testing import TopologyDriver
@@ -202,6 +202,70 @@ def test_forwarding_outside_of_a_call_is_refused():
 
     with pytest.raises(TopologyError, match="not in open"):
         driver_of(Eager).send("in", 1, key="k")
+
+
+# What a store has
+
+
+class Keeping:
+    """Changes what it has put, and what it got, and says what the store has."""
+
+    def open(self, context: Context) -> None:
+        self.store = context.store("kept")
+
+    def process(self, record: Record[Any, Any], context: Context) -> None:
+        found = self.store.get("k") or {"seen": []}
+        context.forward(replace(record, value=found))
+        found["seen"].append(record.value)
+        if record.value == "unput":
+            return
+        self.store.put("k", found)
+        found["seen"].append("after")
+        for _, value in self.store.scan():
+            value["seen"].append("scanned")
+        if record.value == "bad":
+            self.store.get("k")["seen"].append("bad")
+            raise ValueError("bad")
+
+
+@pytest.mark.parametrize("ttl", [None, 1_000])
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_store_is_changed_by_what_is_put_and_by_nothing_else(ttl, restarts):
+    app = App("kept", dead_letter_limit=1.0)
+    store = key_value_store("kept", ttl=ttl)
+    stream = app.stream("in", key=Text(), value=Json())
+    stream.process(Keeping, stores=[store], on_error=dead_letter).to("out", value=Json())
+    driver = TopologyDriver(app)
+    for value in ("a", "unput", "bad", "b", "c"):
+        driver.send("in", value, key="k", timestamp=1)
+        if restarts:
+            driver.restart()
+    assert [value["seen"] for value in driver.values("out")] == [[], ["a"], ["a"], ["a", "b"]]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_batch_processor_s_store_is_changed_by_what_is_put_and_by_nothing_else(restarts):
+    class KeepingMany:
+        def process_batch(self, batch: Batch[Any, Any], context: Context) -> None:
+            store = context.store("kept")
+            keys = sorted(set(batch.keys))
+            found = {key: value or [] for key, value in zip(keys, store.get_many(keys), strict=True)}
+            store.put_many(found)
+            for key, value in zip(batch.keys, batch.values, strict=True):
+                found[key].append(value)
+            context.forward(batch.with_values(store.get_many(batch.keys)))
+            store.put_many(found)
+            found.clear()
+
+    app = App("kept")
+    stream = app.stream("in", key=Text(), value=Json())
+    stream.process(KeepingMany, stores=[key_value_store("kept")]).to("out", value=Json())
+    driver = TopologyDriver(app)
+    for values in (("a", "b"), ("c",)):
+        driver.send_all("in", [Record("k", value, 0) for value in values])
+        if restarts:
+            driver.restart()
+    assert driver.values("out") == [[], [], ["a", "b"]]
 
 
 # Which input a record came from

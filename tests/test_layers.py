@@ -71,6 +71,7 @@ LEVELS = {
     "schema": 5,
     "operators": 3,
     "operators.stateless": 4,
+    "operators.snapshot_store": 4,
     "operators.process": 5,
     "operators.change": 4,
     "operators.aggregate": 5,

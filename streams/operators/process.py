@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from streams.errors import TopologyError
 from streams.operators import fan_out
+from streams.operators.snapshot_store import SnapshotStore
 from streams.records import Batch, Record
 from streams.snapshot import snapshot
 from streams.state.deadlines import Deadlines, deadlines_name
@@ -90,7 +91,7 @@ class _Context:
         self._binding = step
         # Asked for now, as the records of this task's slices must be seen from the first on.
         self._clock = step.clock
-        self._stores = {name: self._state(name) for name in stores}
+        self._stores = {name: SnapshotStore(self._state(name)) for name in stores}
         self.step = step.guard.step
         self.subtopology = step.subtopology
         self.partition = step.partition
