@@ -794,7 +794,7 @@ class _Ordered(_Numbers):
         return _checked(self.of, values, self._accept_ordered, self._check_ordered)
 
     def _accept_ordered(self, column: list[Any]) -> bool:
-        return set(map(builtins.type, column)) <= {self.type}
+        return self._codec.takes(set(map(builtins.type, column)))
 
     def _check(self, value: Any) -> Any:
         try:
@@ -807,14 +807,15 @@ class _Ordered(_Numbers):
 
     def _check_ordered(self, value: Any) -> Any:
         try:
-            self._codec.keep(value)
+            kept = self._codec.keep(value)
         except (TypeError, ValueError) as error:
             raise TypeError(f"{self.describe()} needs {self.type}: {error}") from None
         if isinstance(value, tuple):
             for item in value:
                 if isinstance(item, Decimal) and item.is_nan():
                     raise ValueError(f"{self.describe()} needs values with an order, got {value!r:.80}")
-        return value
+            return value
+        return kept
 
     def _order(self, value: Any) -> Any:
         return _instant(value) if self.type is dt.datetime else value

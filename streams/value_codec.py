@@ -26,6 +26,8 @@ INLINE = frozenset({str, bytes, int, float, bool, type(None)})
 LIVE = INLINE | frozenset(_SCALARS)
 """Types whose values cannot be changed, so that accumulators have them as they are."""
 
+_ZONED = frozenset({dt.datetime, dt.time})
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
@@ -41,7 +43,8 @@ class ValueCodec:
     """Between values and what accumulators keep of them.
 
     ``kind`` is the type of the values; with ``None`` they must describe themselves, as numbers, text, bytes,
-    times, ``Decimal``, ``UUID`` and collections of such do, and objects of classes do not. Values that cannot
+    times, ``Decimal``, ``UUID`` and collections of such do, and objects of classes do not. (Of a time zone it
+    is the offset from UTC that is kept, not the rules.) Values that cannot
     change are kept as they are, others encoded, so that nothing that is done to them later reaches the
     accumulator, and what comes back is the same before and after a commit.
     """
@@ -59,7 +62,7 @@ class ValueCodec:
 
     def takes(self, kinds: set[type]) -> bool:
         """Whether all values of these types are kept as they are."""
-        return kinds <= self._exact
+        return kinds <= self._exact and not kinds & _ZONED
 
     def keep(self, value: Any) -> Any:
         """What an accumulator has of the value.
@@ -68,7 +71,7 @@ class ValueCodec:
         come back as it is.
         """
         if type(value) in self._exact:
-            return value
+            return _with_offset(value) if type(value) in _ZONED else value
         if self._kind is None:
             return Encoded(PLAIN, _encode(_tagged(value, "")))
         plain = msgspec.to_builtins(value, builtin_types=(bytes,), order=self._ordered)
@@ -122,6 +125,17 @@ class ValueCodec:
             return Encoded(PLAIN, _encode(_tagged(packed, "")))
         value = msgspec.convert(packed, self._kind)
         return value if type(value) in LIVE else Encoded(TYPED, _encode(packed))
+
+
+def _with_offset(value: Any) -> Any:
+    """The time with its offset from UTC, as it is stored, instead of its zone."""
+    zone = value.tzinfo
+    if zone is None or type(zone) is dt.timezone:
+        return value.replace(fold=0) if value.fold else value
+    offset = value.utcoffset()
+    if offset is None:
+        raise TypeError(f"{value!r:.80} has a zone without an offset, which would be lost")
+    return value.replace(tzinfo=dt.timezone(offset), fold=0)
 
 
 # Values that describe themselves: msgpack's own types, and extensions for the others.
@@ -206,6 +220,8 @@ def _tagged(value: Any, path: str) -> Any:
     Raises ``TypeError``, with the path to it, for an object of a class.
     """
     kind = type(value)
+    if kind in _ZONED:
+        value = _with_offset(value)
     if kind in INLINE:
         if kind is int and not -(2**63) <= value < 2**64:
             return Ext(3, _text(value))

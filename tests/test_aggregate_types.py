@@ -6,6 +6,7 @@ import datetime as dt
 import enum
 import random
 import uuid
+import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
@@ -289,6 +290,71 @@ def test_values_without_a_known_type_come_back_as_they_are(value):
             assert type(found) is type(value)
             assert repr(found) == repr(value) or isinstance(value, set | frozenset)
         assert len(result.all) == events
+
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.text(max_size=3),
+    st.binary(max_size=3),
+    st.decimals(allow_nan=False),
+    # Which of two equal times an hour is put back it is, only a zone with rules can tell.
+    st.datetimes(timezones=st.sampled_from([None, dt.UTC, ZONE])).map(lambda time: time.replace(fold=0)),
+    st.dates(),
+    st.timedeltas(),
+    st.uuids(),
+)
+hashable = st.recursive(
+    scalars, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3), max_leaves=4
+)
+nested = st.recursive(
+    hashable,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(hashable, inner, max_size=3)
+        | st.sets(hashable, max_size=3)
+        | st.tuples(inner, inner)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150)
+@given(nested)
+def test_whatever_describes_itself_comes_back_as_it_is(value):
+    codec = ValueCodec()
+    kept = codec.keep(value)
+    stored = msgspec.msgpack.encode(codec.pack(kept))
+    read = codec.unpack(msgspec.msgpack.decode(stored))
+    assert read == kept
+    assert msgspec.msgpack.encode(codec.pack(read)) == stored
+    assert spelled(codec.restore(read)) == spelled(value)
+
+
+def test_of_a_time_zone_the_offset_is_kept_before_a_commit_as_after_it():
+    berlin = zoneinfo.ZoneInfo("Europe/Berlin")
+    times = [dt.datetime(2024, month, 1, 12, tzinfo=berlin) for month in (1, 7)]
+    for aggregate in (latest(), collect(), maximum(type=dt.datetime)):
+        accumulator = aggregate.add(aggregate.initial(), list(aggregate.column(times)))
+        packed = msgspec.msgpack.encode(aggregate.pack(accumulator))
+        stored = aggregate.unpack(msgspec.msgpack.decode(packed))
+        assert repr(aggregate.result(stored)) == repr(aggregate.result(accumulator))
+        assert "seconds=7200" in repr(aggregate.result(accumulator))
+    with pytest.raises(TypeError, match="a zone without an offset"):
+        list(latest().column([dt.time(12, tzinfo=berlin)]))
+
+
+def spelled(value: Any) -> str:
+    """The value with the types of all its parts, and with sets in an order."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{spelled(key)}: {spelled(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list | tuple | set | frozenset):
+        items = map(spelled, value)
+        ordered = sorted(items) if isinstance(value, set | frozenset) else items
+        return f"{type(value).__name__}({', '.join(ordered)})"
+    return repr(value)
 
 
 @pytest.mark.parametrize(
