@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
@@ -303,14 +304,15 @@ class Batch(Generic[K, V]):
         at = [row if self._rows is None else self._rows[row]]
         fetched = self._fetched
         headers = fetched.headers(at)
+        place = fetched.topic, fetched.partition, fetched.offsets(at)[0]
+        if isinstance(fetched, Derived) and fetched.changed_by is not None:
+            place = fetched.changed_by(at)[0] or place
         return Record(
             fetched.keys(at)[0],
             fetched.values(at)[0],
             fetched.timestamps(at)[0],
             headers[0] if headers else None,
-            fetched.topic,
-            fetched.partition,
-            fetched.offsets(at)[0],
+            *place,
         )
 
 
@@ -319,7 +321,8 @@ class Derived:
     """``Fetched`` for records that come from state instead of from an input topic.
 
     ``topic`` and ``partition`` are those of the store's changelog. Offsets are -1; the bytes are made only
-    when a dead letter needs them.
+    when a dead letter needs them. ``changed_by`` finds topic, partition and offset of the input records that
+    rows were made of, ``None`` where there is none.
     """
 
     topic: str
@@ -329,6 +332,7 @@ class Derived:
     _timestamps: Sequence[int]
     _encode: Callable[[Any], bytes | None]
     next_offset: int = field(default=-1)
+    changed_by: Callable[[Rows], Sequence[tuple[str, int, int] | None]] | None = None
 
     def __len__(self) -> int:
         return len(self._values)
@@ -356,7 +360,12 @@ class Derived:
             self._values[start:stop],
             self._timestamps[start:stop],
             self._encode,
+            changed_by=None if self.changed_by is None else partial(self._changed_behind, start),
         )
+
+    def _changed_behind(self, start: int, rows: Rows) -> Sequence[tuple[str, int, int] | None]:
+        assert self.changed_by is not None
+        return self.changed_by([start + row for row in rows])
 
 
 class Output:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from streams.operators import Forward
     from streams.policy import Action
     from streams.processor import Cancel, TimeKind
-    from streams.records import Fetched, Headers
+    from streams.records import Fetched, Headers, Rows
     from streams.serde import Serde
     from streams.state.definition import StoreDefinition
     from streams.state.store import Changes, Database
@@ -819,12 +819,17 @@ class _Binding:
         self._counts.late[self._step.name] += records
 
     def derive(
-        self, store: str | None, keys: Sequence[Any], values: Sequence[Any], timestamps: Sequence[int]
+        self,
+        store: str | None,
+        keys: Sequence[Any],
+        values: Sequence[Any],
+        timestamps: Sequence[int],
+        changed_by: Callable[[Rows], Sequence[tuple[str, int, int] | None]] | None = None,
     ) -> Batch[Any, Any]:
         definition = next((item for item in self._within.stores if item.name == store), None)
         # Where a dead letter says that it comes from.
         topic = changelog_topic(self._application, definition) if definition else self._step.name
-        origin = Derived(topic, self.partition, keys, values, timestamps, _payload)
+        origin = Derived(topic, self.partition, keys, values, timestamps, _payload, changed_by=changed_by)
         return Batch(origin, values, keys=keys, timestamps=timestamps)
 
 

@@ -360,6 +360,35 @@ def test_a_record_of_an_earlier_batch_cannot_be_taken_for_one_of_this():
     assert b"not in the batch" in (dict(letter.headers or [])["__streams.errors.message"] or b"")
 
 
+@pytest.mark.parametrize("on", ["stream_time", "wall_clock"])
+def test_a_record_that_a_timer_forwards_later_is_still_the_input_s(on):
+    class Buffering:
+        def open(self, context: Context) -> None:
+            self.kept: list[Record[Any, Any]] = []
+            self.context = context
+            context.schedule(100, self.flush, on=on)
+
+        def process(self, record: Record[Any, Any], context: Context) -> None:
+            self.kept.append(record)
+
+        def flush(self, now: int) -> None:
+            for record in self.kept:
+                self.context.forward(replace(record, value=record.value + 100))
+            self.context.forward(Record("made", 1, now))
+            self.kept.clear()
+
+    app = App("buffer", dead_letter_limit=1.0)
+    stream = app.stream("in", key=Text(), value=Json()).process(Buffering)
+    stream.map(refuse_odd, on_error=dead_letter).to("out", value=Json())
+    driver = TopologyDriver(app)
+    driver.send_all("in", [Record(f"k{n}", n, n) for n in range(4)])
+    driver.send("in", 4, key="k4", timestamp=250)
+    driver.advance(150)
+    letters = [dict(letter.headers or []) for letter in driver.dead_letters()]
+    found = [(letter["__streams.errors.topic"], letter["__streams.errors.offset"]) for letter in letters]
+    assert found == [(b"in", b"1"), (b"in", b"3"), (b"process-Buffering", b"-1")]
+
+
 def test_forwarding_each_record_of_a_batch_takes_linear_time():
     class Same:
         def process_batch(self, batch: Batch[Any, Any], context: Context) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from streams.clock import StreamClock
     from streams.guard import Guard
     from streams.processor import Cancel, TimeKind
+    from streams.records import Rows
     from streams.state.buffered import KeyValueState, WindowState
 
 Forward: TypeAlias = Callable[[Batch[Any, Any]], None]
@@ -103,9 +104,17 @@ class Binding(Protocol):
         """Count records that came too late for what the step computes."""
 
     def derive(
-        self, store: str | None, keys: Sequence[Any], values: Sequence[Any], timestamps: Sequence[int]
+        self,
+        store: str | None,
+        keys: Sequence[Any],
+        values: Sequence[Any],
+        timestamps: Sequence[int],
+        changed_by: Callable[[Rows], Sequence[tuple[str, int, int] | None]] | None = None,
     ) -> Batch[Any, Any]:
-        """A batch of records that come from a store, or from a timer, instead of from the input."""
+        """A batch of records that come from a store, or from a timer, instead of from the input.
+
+        ``changed_by`` finds topic, partition and offset of the input records that rows were made of.
+        """
 
 
 def fan_out(children: Children) -> Forward:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from streams.errors import TopologyError
 from streams.operators import fan_out
 from streams.operators.snapshot_store import SnapshotStore
-from streams.records import Batch, Record
+from streams.records import Batch, Record, take
 from streams.snapshot import snapshot
 from streams.state.deadlines import Deadlines, deadlines_name
 from streams.state.expiring import ExpiringState
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _Forwarded: TypeAlias = "tuple[str | None, int, Batch[Any, Any] | _Columns]"
 """The child asked for (``None`` for all), the input row (-1 for a batch), and what was forwarded."""
 
-_Columns: TypeAlias = "tuple[Any, Any, int, Headers | None]"
-"""Key, value, timestamp and headers of a record, as they were when it was forwarded."""
+_Columns: TypeAlias = "tuple[Any, Any, int, Headers | None, tuple[str, int, int] | None]"
+"""Key, value, timestamp and headers of a record, as they were when it was forwarded; and where it is from."""
 
 _Joined: TypeAlias = "tuple[str | None, Batch[Any, Any]]"
 
@@ -166,6 +166,7 @@ class _Context:
                 snapshot(output.value),
                 output.timestamp,
                 list(headers) if headers else headers,
+                (output.topic, output.partition, output.offset) if output.offset >= 0 else None,
             )
             self._forwarded.append((to, self._row_of(output), columns))
         else:
@@ -232,9 +233,10 @@ class _Context:
                 joined.extend((to, batch) for _, _, batch in group if isinstance(batch, Batch))
                 continue
             rows, records = zip(*((row, columns) for _, row, columns in group), strict=True)
-            keys, values, timestamps, headers = map(list, zip(*records, strict=True))
+            keys, values, timestamps, headers, places = map(list, zip(*records, strict=True))
             if source is None:
-                batch = self._binding.derive(None, keys, values, timestamps)
+                # A timer may forward records that were kept until then.
+                batch = self._binding.derive(None, keys, values, timestamps, partial(take, places))
             else:
                 batch = source.of_rows(rows, values).with_keys(keys).with_timestamps(timestamps)
             if self._headers is not None or any(headers):
