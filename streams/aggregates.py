@@ -16,7 +16,7 @@ import typing
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from decimal import ROUND_HALF_EVEN, Context, Decimal, Inexact, InvalidOperation
+from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache, reduce
 from hashlib import blake2b
@@ -30,6 +30,21 @@ from uuid import UUID
 import msgspec
 
 from streams.errors import TopologyError
+from streams.exact_sum import (
+    EXACT_CONTEXT,
+    Sum,
+    added_exactly,
+    expansion,
+    negated,
+    pack_number,
+    pack_sum,
+    quotient,
+    rounded_sum,
+    sum_plus,
+    sums_merged,
+    unpack_number,
+    unpack_sum,
+)
 from streams.shape import shape
 from streams.value_codec import PLAIN, Encoded, ValueCodec
 from streams.value_type import field_type, is_supported, known, returned_type, traits
@@ -218,7 +233,7 @@ class _Numbers(_Aggregate):
 
     limit: ClassVar[float] = math.inf
     places: ClassVar[int] = _PLACES
-    """How many places behind the point decimals may have."""
+    """How many decimal places decimals may have."""
     of: Of
 
     def column(self, values: Sequence[Any]) -> Iterable[Any]:
@@ -382,117 +397,6 @@ def count() -> Count:
     return Count()
 
 
-_Exact: TypeAlias = "int | Decimal"
-
-_Sum: TypeAlias = "_Exact | tuple[Any, ...]"
-"""An exact sum: an integer as long as there were only integers, a decimal when there were decimals too; with
-floats that sum and behind it the floats' as ``_expansion`` gives it."""
-
-_EXACT = Context(prec=4000, Emin=-99_999, Emax=99_999, traps=[Inexact, InvalidOperation])
-"""Sums and squares of what ``_Numbers`` lets through have fewer digits."""
-
-
-def _added_exactly(one: _Exact, other: _Exact) -> _Exact:
-    return one + other if type(one) is int and type(other) is int else _EXACT.add(one, other)
-
-
-def _negated(column: Iterable[Any]) -> list[Any]:
-    # The minus sign would round decimals to the precision of the current context.
-    return [number.copy_negate() if type(number) is Decimal else -number for number in column]
-
-
-def _expansion(terms: Iterable[float]) -> tuple[float, ...]:
-    """The exact sum of floats, as few floats that do not overlap, the largest first; none for zero.
-
-    This is Shewchuk's nonoverlapping expansion ("Adaptive Precision Floating-Point Arithmetic", 1997). As
-    each part is the rest rounded once, it depends on the sum only, not on the terms.
-    """
-    rest = list(terms)
-    parts = []
-    while part := math.fsum(rest):
-        parts.append(part)
-        rest.append(-part)
-    return tuple(parts)
-
-
-def _plus(total: _Sum, column: Iterable[Any]) -> _Sum:
-    column = list(column)
-    added: Any = None
-    # Decimals cannot be added to floats, and their sum would be rounded.
-    with suppress(TypeError, ArithmeticError):
-        added = sum(column)
-    if type(added) is int:
-        if isinstance(total, tuple):
-            return (_added_exactly(total[0], added), *total[1:])
-        return _added_exactly(total, added)
-    exact, *parts = total if isinstance(total, tuple) else (total,)
-    kinds = set(map(type, column))
-    if kinds == {float}:
-        return (exact, *_expansion([*parts, *column]))
-    for number in column:
-        if type(number) is not float:
-            exact = _added_exactly(exact, number)
-    if float not in kinds and not isinstance(total, tuple):
-        return exact  # type: ignore[no-any-return]  # an integer or a decimal
-    return (exact, *_expansion([*parts, *(number for number in column if type(number) is float)]))
-
-
-def _merged(first: _Sum, second: _Sum) -> _Sum:
-    if not isinstance(first, tuple):
-        if isinstance(second, tuple):
-            return (_added_exactly(first, second[0]), *second[1:])
-        return _added_exactly(first, second)
-    if not isinstance(second, tuple):
-        return (_added_exactly(first[0], second), *first[1:])
-    return (_added_exactly(first[0], second[0]), *_expansion([*first[1:], *second[1:]]))
-
-
-def _rounded(total: _Sum) -> Any:
-    if not isinstance(total, tuple):
-        return total
-    exact, *parts = total
-    if isinstance(exact, Decimal):
-        return float(sum(map(Fraction, parts), Fraction(exact)))
-    while exact:
-        # An integer beyond 53 bits is not one float but a few.
-        parts.append(float(exact))
-        exact -= int(parts[-1])
-    return math.fsum(parts)
-
-
-def _quotient(dividend: Decimal | int, divisor: int) -> Decimal:
-    """Rounded once, to 28 digits, or a few more than the dividend has."""
-    digits = len(Decimal(dividend).as_tuple().digits)
-    context = Context(prec=max(28, digits + 6), rounding=ROUND_HALF_EVEN, Emin=-99_999, Emax=99_999, traps=[])
-    return context.divide(Decimal(dividend), Decimal(divisor))
-
-
-_STR_DIGITS = 4000
-"""Longer integers cannot be written as decimal digits (``sys.set_int_max_str_digits``)."""
-
-
-def _pack_number(number: Any) -> Any:
-    if type(number) is Decimal:
-        return {"d": str(number)}
-    if type(number) is float or -(2**63) <= number < 2**64:
-        return number
-    return hex(number) if number.bit_length() > 3 * _STR_DIGITS else str(number)
-
-
-def _unpack_number(packed: Any) -> Any:
-    if isinstance(packed, dict):
-        return Decimal(packed["d"])
-    return int(packed, 0) if isinstance(packed, str) else packed
-
-
-def _pack_sum(total: _Sum) -> Any:
-    return [_pack_number(total[0]), *total[1:]] if isinstance(total, tuple) else _pack_number(total)
-
-
-def _unpack_sum(packed: Any) -> _Sum:
-    return (_unpack_number(packed[0]), *packed[1:]) if isinstance(packed, list) else _unpack_number(packed)
-
-
 @dataclass(frozen=True, slots=True)
 class Total(_Numbers):
     """See ``total``."""
@@ -507,26 +411,26 @@ class Total(_Numbers):
     def describe(self) -> str:
         return f"total({_parameters(self.of)})"
 
-    def initial(self) -> _Sum:
+    def initial(self) -> Sum:
         return 0
 
-    def add(self, accumulator: _Sum, column: Sequence[Any], places: Sequence[Place] | None = None) -> _Sum:  # noqa: ARG002 - the protocol's
-        return _plus(accumulator, column)
+    def add(self, accumulator: Sum, column: Sequence[Any], places: Sequence[Place] | None = None) -> Sum:  # noqa: ARG002 - the protocol's
+        return sum_plus(accumulator, column)
 
-    def remove(self, accumulator: _Sum, column: Sequence[Any]) -> _Sum:
-        return _plus(accumulator, _negated(column))
+    def remove(self, accumulator: Sum, column: Sequence[Any]) -> Sum:
+        return sum_plus(accumulator, negated(column))
 
-    def merge(self, first: _Sum, second: _Sum) -> _Sum:
-        return _merged(first, second)
+    def merge(self, first: Sum, second: Sum) -> Sum:
+        return sums_merged(first, second)
 
-    def result(self, accumulator: _Sum) -> Any:
-        return _rounded(accumulator)
+    def result(self, accumulator: Sum) -> Any:
+        return rounded_sum(accumulator)
 
-    def pack(self, accumulator: _Sum) -> Any:
-        return _pack_sum(accumulator)
+    def pack(self, accumulator: Sum) -> Any:
+        return pack_sum(accumulator)
 
-    def unpack(self, packed: Any) -> _Sum:
-        return _unpack_sum(packed)
+    def unpack(self, packed: Any) -> Sum:
+        return unpack_sum(packed)
 
 
 def total(of: Of = None) -> Total:
@@ -553,35 +457,35 @@ class Mean(_Numbers):
     def describe(self) -> str:
         return f"mean({_parameters(self.of)})"
 
-    def initial(self) -> tuple[int, _Sum]:
+    def initial(self) -> tuple[int, Sum]:
         return 0, 0
 
     def add(
         self,
-        accumulator: tuple[int, _Sum],
+        accumulator: tuple[int, Sum],
         column: Sequence[Any],
         places: Sequence[Place] | None = None,  # noqa: ARG002 - the protocol's
-    ) -> tuple[int, _Sum]:
-        return accumulator[0] + len(column), _plus(accumulator[1], column)
+    ) -> tuple[int, Sum]:
+        return accumulator[0] + len(column), sum_plus(accumulator[1], column)
 
-    def remove(self, accumulator: tuple[int, _Sum], column: Sequence[Any]) -> tuple[int, _Sum]:
-        return accumulator[0] - len(column), _plus(accumulator[1], _negated(column))
+    def remove(self, accumulator: tuple[int, Sum], column: Sequence[Any]) -> tuple[int, Sum]:
+        return accumulator[0] - len(column), sum_plus(accumulator[1], negated(column))
 
-    def merge(self, first: tuple[int, _Sum], second: tuple[int, _Sum]) -> tuple[int, _Sum]:
-        return first[0] + second[0], _merged(first[1], second[1])
+    def merge(self, first: tuple[int, Sum], second: tuple[int, Sum]) -> tuple[int, Sum]:
+        return first[0] + second[0], sums_merged(first[1], second[1])
 
-    def result(self, accumulator: tuple[int, _Sum]) -> Any:
+    def result(self, accumulator: tuple[int, Sum]) -> Any:
         events, added = accumulator
         if not events:
             return None
-        total = _rounded(added)
-        return _quotient(total, events) if isinstance(total, Decimal) else total / events
+        total = rounded_sum(added)
+        return quotient(total, events) if isinstance(total, Decimal) else total / events
 
-    def pack(self, accumulator: tuple[int, _Sum]) -> Any:
-        return [accumulator[0], _pack_sum(accumulator[1])]
+    def pack(self, accumulator: tuple[int, Sum]) -> Any:
+        return [accumulator[0], pack_sum(accumulator[1])]
 
-    def unpack(self, packed: Any) -> tuple[int, _Sum]:
-        return packed[0], _unpack_sum(packed[1])
+    def unpack(self, packed: Any) -> tuple[int, Sum]:
+        return packed[0], unpack_sum(packed[1])
 
 
 def mean(of: Of = None) -> Mean:
@@ -656,25 +560,25 @@ class Variance(_Numbers):
             events, added, squared = accumulator
             return (
                 events + len(column),
-                _expansion(chain(added, column)),
-                _expansion(chain(squared, _squares(column))),
+                expansion(chain(added, column)),
+                expansion(chain(squared, _squares(column))),
             )
         return self.merge(accumulator, _moments(column))
 
     def remove(self, accumulator: _Moments, column: Sequence[Any]) -> _Moments:
         events, added, squared, *decimals = _moments(column)
-        negated = (-events, tuple(map(neg, added)), tuple(map(neg, squared)), *_negated(decimals))
-        return self.merge(accumulator, negated)
+        taken = (-events, tuple(map(neg, added)), tuple(map(neg, squared)), *negated(decimals))
+        return self.merge(accumulator, taken)
 
     def merge(self, first: _Moments, second: _Moments) -> _Moments:
         floats = (
             first[0] + second[0],
-            _expansion(chain(first[1], second[1])),
-            _expansion(chain(first[2], second[2])),
+            expansion(chain(first[1], second[1])),
+            expansion(chain(first[2], second[2])),
         )
         if len(first) == len(second) == 3:
             return floats
-        number, added, squared = map(_added_exactly, first[3:] or _NO_DECIMALS, second[3:] or _NO_DECIMALS)
+        number, added, squared = map(added_exactly, first[3:] or _NO_DECIMALS, second[3:] or _NO_DECIMALS)
         return (*floats, number, added, squared) if number else floats
 
     def result(self, accumulator: _Moments) -> Any:
@@ -690,13 +594,13 @@ class Variance(_Numbers):
         total = sum(map(Fraction, added), Fraction(decimal_sum))
         squares = sum(map(Fraction, squared), Fraction(decimal_squares))
         exact = (events * squares - total**2) / (events * divisor)
-        return _quotient(exact.numerator, exact.denominator) if number == events else float(exact)
+        return quotient(exact.numerator, exact.denominator) if number == events else float(exact)
 
     def pack(self, accumulator: _Moments) -> Any:
-        return [*accumulator[:4], *map(_pack_number, accumulator[4:])]
+        return [*accumulator[:4], *map(pack_number, accumulator[4:])]
 
     def unpack(self, packed: Any) -> _Moments:
-        return packed[0], tuple(packed[1]), tuple(packed[2]), *packed[3:4], *map(_unpack_number, packed[4:])
+        return packed[0], tuple(packed[1]), tuple(packed[2]), *packed[3:4], *map(unpack_number, packed[4:])
 
 
 _NO_DECIMALS = (0, Decimal(0), Decimal(0))
@@ -708,16 +612,18 @@ def _float_or_decimal(number: Any) -> Any:
 
 def _moments(column: Sequence[Any]) -> _Moments:
     if Decimal not in set(map(type, column)):
-        return len(column), _expansion(column), _expansion(_squares(column))
+        return len(column), expansion(column), expansion(_squares(column))
     decimals = [number for number in column if type(number) is Decimal]
     floats = [number for number in column if type(number) is float]
     return (
         len(column),
-        _expansion(floats),
-        _expansion(_squares(floats)),
+        expansion(floats),
+        expansion(_squares(floats)),
         len(decimals),
-        reduce(_EXACT.add, decimals, Decimal(0)),
-        reduce(_EXACT.add, (_EXACT.multiply(number, number) for number in decimals), Decimal(0)),
+        reduce(EXACT_CONTEXT.add, decimals, Decimal(0)),
+        reduce(
+            EXACT_CONTEXT.add, (EXACT_CONTEXT.multiply(number, number) for number in decimals), Decimal(0)
+        ),
     )
 
 
@@ -826,11 +732,11 @@ class _Ordered(_Numbers):
         return kinds == {int} or (kinds == {float} and 0.0 not in values)
 
     def _pack_one(self, value: Any) -> Any:
-        return _pack_number(value) if self._of_numbers else self._codec.pack(self._codec.keep(value))
+        return pack_number(value) if self._of_numbers else self._codec.pack(self._codec.keep(value))
 
     def _unpack_one(self, packed: Any) -> Any:
         if self._of_numbers:
-            return _unpack_number(packed)
+            return unpack_number(packed)
         return self._codec.restore(self._codec.unpack(packed))
 
 

@@ -174,7 +174,7 @@ class TopologyDriver:
     def restart(self, app: App | None = None) -> None:
         """Let every task end and begin again from what is committed, as after a stop or a crash.
 
-        ``app`` is a changed version of the program that goes on with the state there is: to test what a
+        ``app`` is a changed version of the program that continues with the existing state: to test what a
         change means for it. A task raises ``StateError`` with its next record when it cannot read its state.
         """
         for task in self._tasks.values():

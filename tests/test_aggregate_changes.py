@@ -118,7 +118,7 @@ def test_another_kind_under_the_same_name_is_refused_with_what_to_do(window, fie
     assert says in str(caught.value)
     assert "another name" in str(caught.value.hint)
     assert caught.value.exit_code == 8
-    # Nothing was changed: the program before goes on.
+    # Nothing was changed: the program before continues.
     assert after(driver, selling(window, n=count(), worth=total()), 5) == {"n": 2, "worth": 10}
 
 

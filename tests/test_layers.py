@@ -32,6 +32,7 @@ LEVELS = {
     "clock": 1,
     "merge": 1,
     "windows": 1,
+    "exact_sum": 0,
     "value_type": 0,
     "value_codec": 1,
     "aggregates": 2,
