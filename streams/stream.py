@@ -8,7 +8,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 import msgspec
 
@@ -55,6 +55,7 @@ from streams.serde import Bytes, Json, Serde, Text
 from streams.state.deadlines import deadlines_definition
 from streams.state.definition import StoreDefinition
 from streams.state.expiring import ExpiringSerde
+from streams.state.unmatched import unmatched_definition, unmatched_name
 from streams.topology import (
     GlobalSource,
     Node,
@@ -515,6 +516,33 @@ class Stream(Generic[K, V]):
         )
         return self._builder.keep(store, stream._written_by(serde), on_error, serde)  # noqa: SLF001 - the same class
 
+    @overload
+    def join(
+        self,
+        other: Stream[K, V2],
+        function: Callable[[V, V2], R],
+        *,
+        within: int | None = None,
+        window: JoinWindow | None = None,
+        grace: int = 0,
+        close_idle_after: int | None = None,
+        value: Serde[V] | None = None,
+        other_value: Serde[V2] | None = None,
+        on_error: ErrorPolicy = dead_letter,
+        name: str | None = None,
+    ) -> JoinedStream[K, R]: ...
+
+    @overload
+    def join(
+        self,
+        other: Table[K, V2],
+        function: Callable[[V, V2], R],
+        *,
+        value: Serde[V] | None = None,
+        on_error: ErrorPolicy = dead_letter,
+        name: str | None = None,
+    ) -> Stream[K, R]: ...
+
     def join(
         self,
         other: Stream[K, V2] | Table[K, V2],
@@ -536,15 +564,43 @@ class Stream(Generic[K, V]):
         then go through the repartition topic ``<app>-<name>-repartition``.
 
         With a stream, each pair of a record of this one and one of the other is joined that lie at most
-        ``within`` milliseconds apart, or as ``window`` says. Its event time is the later one of both. Both
-        sides' records wait in stores, ``<name>-left`` and ``<name>-right``, for as long as stream time is not
-        past what they may meet by more than ``grace`` milliseconds; those that come later are counted as late
-        and left out. ``value`` and ``other_value`` say how values are written, if the streams do not know.
+        ``within`` milliseconds apart, or as ``window`` says. Its event time is the later one of both. They
+        may come in either order, until stream time has passed the event time of the earlier one by more than
+        the window's ``before`` plus ``after`` (twice ``within``) plus ``grace`` milliseconds. What comes
+        after that is counted as late and is in ``.late()``. Records wait in stores, ``<name>-left`` and
+        ``<name>-right``, as the serdes write them: ``value`` and ``other_value``, if the streams do not know.
 
         Tombstones, records without a key, and those that the function fails on get ``on_error``.
         """
         options = _JoinOptions(within, window, grace, close_idle_after, value, other_value, on_error, name)
         return self._join(other, function, "inner", options)
+
+    @overload
+    def left_join(
+        self,
+        other: Stream[K, V2],
+        function: Callable[[V, V2 | None], R],
+        *,
+        within: int | None = None,
+        window: JoinWindow | None = None,
+        grace: int = 0,
+        close_idle_after: int | None = None,
+        value: Serde[V] | None = None,
+        other_value: Serde[V2] | None = None,
+        on_error: ErrorPolicy = dead_letter,
+        name: str | None = None,
+    ) -> JoinedStream[K, R]: ...
+
+    @overload
+    def left_join(
+        self,
+        other: Table[K, V2],
+        function: Callable[[V, V2 | None], R],
+        *,
+        value: Serde[V] | None = None,
+        on_error: ErrorPolicy = dead_letter,
+        name: str | None = None,
+    ) -> Stream[K, R]: ...
 
     def left_join(
         self,
@@ -562,8 +618,9 @@ class Stream(Generic[K, V]):
     ) -> Stream[K, R]:
         """As ``join``, with ``function(value, None)`` for records that find nothing, or have no key.
 
-        With a stream, that is known once the time is over in which a partner may come, and comes out when the
-        window's whole length is: exactly once.
+        With a stream, each of these records leaves exactly once, in the order of their event times, and as
+        soon as none can be joined with it any more: when stream time has passed its event time by more than
+        the window's ``before`` plus ``after`` plus ``grace``.
         """
         options = _JoinOptions(within, window, grace, close_idle_after, value, other_value, on_error, name)
         return self._join(other, function, "left", options)
@@ -581,10 +638,12 @@ class Stream(Generic[K, V]):
         other_value: Serde[V2] | None = None,
         on_error: ErrorPolicy = dead_letter,
         name: str | None = None,
-    ) -> Stream[K, R]:
+    ) -> JoinedStream[K, R]:
         """As ``left_join`` with a stream, and ``function(None, value)`` for its records that find nothing."""
         options = _JoinOptions(within, window, grace, close_idle_after, value, other_value, on_error, name)
-        return self._join(other, function, "outer", options)
+        joined = self._join(other, function, "outer", options)
+        assert isinstance(joined, JoinedStream)
+        return joined
 
     def join_global(
         self,
@@ -740,36 +799,43 @@ class Stream(Generic[K, V]):
 
     def _join_stream(
         self, other: Stream[K, Any], function: Callable[[Any, Any], R], how: JoinKind, options: _JoinOptions
-    ) -> Stream[K, R]:
+    ) -> JoinedStream[K, R]:
         name, builder = options.name, self._builder
         if name is None:
             raise TopologyError(
                 "a join of two streams keeps records, in stores that need a name",
                 hint="join(…, name=…): it must not change while the state is to be kept",
             )
-        window = options.join_window()
-        operators: list[JoinStreams] = []
-        sides: list[Stream[K, Any]] = []
+        window, late = options.join_window(), f"{name}.late"
+        written: list[Stream[K, Any]] = []
+        serdes: list[Serde[Any]] = []
         given = (("left", "value", options.value, self), ("right", "other_value", options.other_value, other))
         for side, argument, serde, stream in given:
-            written = stream if serde is None else stream._written_by(serde)  # noqa: SLF001 - the same class
-            value = written.written_value(f"{name!r} keeps records", f"join(…, {argument}=…)")
+            source = stream if serde is None else stream._written_by(serde)  # noqa: SLF001 - the same class
+            serdes.append(source.written_value(f"{name!r} keeps records", f"join(…, {argument}=…)"))
             if stream.rekeyed:
-                written = builder.repartition(written, f"{name}-{side}", None, options.on_error)
-            sides.append(written)
-            operators.append(
-                JoinStreams(
-                    function=function,
-                    how=how,
-                    window=window,
-                    grace=options.grace,
-                    is_left=side == "left",
-                    own=f"{name}-{side}",
-                    other=f"{name}-{'right' if side == 'left' else 'left'}",
-                    value=value,
-                    close_idle_after=options.close_idle_after,
-                )
+                source = builder.repartition(source, f"{name}-{side}", None, options.on_error)
+            written.append(source)
+        names = f"{name}-left", f"{name}-right"
+        operators = [
+            JoinStreams(
+                function=function,
+                how=how,
+                window=window,
+                grace=options.grace,
+                is_left=own == 0,
+                own=names[own],
+                other=names[1 - own],
+                unmatched=None if how == "inner" else unmatched_name(name),
+                value=serdes[own],
+                other_value=serdes[1 - own],
+                closes=own == 1,
+                joined=name,
+                late=late,
+                close_idle_after=options.close_idle_after,
             )
+            for own in (0, 1)
+        ]
         stores = tuple(
             StoreDefinition(
                 name=operator.own,
@@ -782,8 +848,10 @@ class Stream(Generic[K, V]):
             )
             for operator in operators
         )
+        if how != "inner":
+            stores += (unmatched_definition(name, self._key, operators[0].lasts),)
         steps: list[str] = []
-        for operator, stream in zip(operators, sides, strict=True):
+        for operator, stream in zip(operators, written, strict=True):
             step = Step(
                 name=builder.name(None, operator.own),
                 parents=stream.parents,
@@ -797,12 +865,13 @@ class Stream(Generic[K, V]):
             steps.append(step.name)
         merged = Step(name=builder.name(name, name), parents=tuple(steps), operator=Merge())
         builder.add(merged)
-        return Stream(
+        return JoinedStream(
             builder,
-            (merged.name,),
+            merged.name,
             self._key,
             returned_serde(function),
             value_type=returned_type(function),
+            late=(late, tuple(steps), serdes[0] if _alike(*serdes) else None),
         )
 
     def _join_global(
@@ -857,6 +926,39 @@ class Stream(Generic[K, V]):
             rekeyed=rekeyed or self._rekeyed,
             value_type=value_type,
         )
+
+
+class JoinedStream(Stream[K, V]):
+    """What a join of two streams gives, and the records that came too late for it."""
+
+    def __init__(
+        self,
+        builder: TopologyBuilder,
+        step: str,
+        key: Serde[Any],
+        value: Serde[Any] | None,
+        *,
+        value_type: Any,
+        late: tuple[str, tuple[str, ...], Serde[Any] | None],
+    ) -> None:
+        """``late`` is the name of the step for late records, the steps they come from, and their serde."""
+        super().__init__(builder, (step,), key, value, value_type=value_type)
+        self._late_records = late
+        self._late: Stream[K, Any] | None = None
+
+    def late(self) -> Stream[K, Any]:
+        """The records of both sides that came too late to be joined, with a record or at all.
+
+        A record is here when stream time had passed its event time by more than the window's ``before`` plus
+        ``after`` plus the grace as it came: it is in no result. It is also here when that had happened to a
+        record of the other side within the window, which it would have been joined with: this pair is in no
+        result, while others with the record may be.
+        """
+        if self._late is None:
+            name, parents, value = self._late_records
+            self._builder.add(Step(name=self._builder.name(name, name), parents=parents, operator=Merge()))
+            self._late = Stream(self._builder, (name,), self._key, value)
+        return self._late
 
 
 class Grouped(Generic[K, V]):

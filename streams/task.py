@@ -601,7 +601,12 @@ class Task:
         if store.retention is None:
             return KeyValueState(committed, store.key, value)
         return WindowState(
-            committed, store.key, value, retention=store.retention, stream_time=checkpoint.time
+            committed,
+            store.key,
+            value,
+            retention=store.retention,
+            stream_time=checkpoint.time,
+            expired_span=store.expired_span,
         )
 
     def _migrate(self) -> None:

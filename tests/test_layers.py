@@ -63,6 +63,7 @@ LEVELS = {
     "state.rocksdb": 2,
     "state.deadlines": 3,
     "state.expiring": 4,
+    "state.unmatched": 3,
     "state.changelog": 3,
     "state.committed": 3,
     "shape": 0,
@@ -137,6 +138,7 @@ COMPUTING = {
     "operators.sliding",
     "state.deadlines",
     "state.expiring",
+    "state.unmatched",
 }
 RUNNING = {
     "task",

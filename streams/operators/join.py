@@ -12,19 +12,24 @@ import msgspec
 from streams.operators import fan_out
 from streams.operators.aggregate import with_groups
 from streams.operators.change import bind_view
-from streams.operators.window import with_times
+from streams.operators.window import RESULTS_AT_ONCE, with_times
+from streams.records import take
 from streams.serde import nullable
 from streams.state.definition import schema_of
+from streams.state.unmatched import UnmatchedRecords
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from streams.guard import Guard
     from streams.operators import Binding, Children, Forward
     from streams.operators.change import AnyView, JoinKind
     from streams.records import Batch, Rows
     from streams.serde import Serde
+    from streams.state.buffered import WindowState
     from streams.windows import JoinWindow
+
+_LATEST = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +151,8 @@ class Waiting(NamedTuple):
     """A record of one side that may still be joined with records of the other."""
 
     time: int
-    value: Any
+    payload: bytes
+    """Its value as the side's serde writes it: read again by each partner, before a restart as after it."""
     matched: bool
     arrived: int
     """Stream time when it had come."""
@@ -158,38 +164,27 @@ class WaitingSerde:
     name = "waiting records"
 
     def __init__(self, inner: Serde[Any]) -> None:
-        self._inner = inner
         self.schema = {"waiting": schema_of(inner)}
 
     def serialize(self, values: Sequence[list[Waiting]]) -> Iterable[bytes]:
-        encode = msgspec.msgpack.Encoder().encode
-        for waiting in values:
-            payloads = self._inner.serialize([item.value for item in waiting])
-            yield encode(
-                [
-                    (item.time, payload, item.matched, item.arrived)
-                    for item, payload in zip(waiting, payloads, strict=True)
-                ]
-            )
+        return map(msgspec.msgpack.Encoder().encode, values)
 
     def deserialize(self, payloads: Sequence[bytes]) -> Iterable[list[Waiting]]:
-        decode = msgspec.msgpack.Decoder(list[tuple[int, bytes, bool, int]]).decode
-        for payload in payloads:
-            items = decode(payload)
-            values = self._inner.deserialize([item[1] for item in items])
-            yield [
-                Waiting(time, value, matched, arrived)
-                for (time, _, matched, arrived), value in zip(items, values, strict=True)
-            ]
+        return map(msgspec.msgpack.Decoder(list[Waiting]).decode, payloads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinStreams:
     """One side of a join of two streams: its records meet those of the other side that wait, then wait.
 
-    Both sides' records wait in windowed stores, in buckets of time: ``own`` and ``other``. A record is late
-    when stream time, as it was at its row, is past all that the window and ``grace`` let it meet. Where a
-    side ``emits_alone``, records that met nobody go on with ``None`` once their bucket is past.
+    Both sides' records wait in windowed stores, in buckets of time: ``own`` and ``other``. All that happens
+    to a record hangs on when stream time passes its event time by more than ``lasts``: until then it is
+    joined; afterwards it is late. Where a side ``emits_alone``, records that met nobody are joined with
+    ``None`` at that moment; ``unmatched`` is the store that says which these may be. As a record that comes
+    later than that may still be in time by its own event time, it is late for this partner only.
+
+    Of the two steps, ``closes`` is that of the later one: it sees to both sides when a slice ends.
+    ``joined`` and ``late`` name the steps that take the pairs and the late records.
     """
 
     kind: ClassVar[str] = "join"
@@ -203,17 +198,17 @@ class JoinStreams:
     is_left: bool
     own: str
     other: str
+    unmatched: str | None
     value: Serde[Any]
+    other_value: Serde[Any]
+    closes: bool
+    joined: str
+    late: str
     close_idle_after: int | None = None
 
     @property
     def code(self) -> object:
         return self.function
-
-    @property
-    def emits_alone(self) -> bool:
-        """Whether a record that meets nobody is joined with ``None``."""
-        return self.how == "outer" or (self.how == "left" and self.is_left)
 
     @property
     def reach(self) -> tuple[int, int]:
@@ -222,12 +217,25 @@ class JoinStreams:
         return (before, after) if self.is_left else (after, before)
 
     @property
+    def lasts(self) -> int:
+        """By how much stream time may have passed a record's event time (milliseconds) while it is joined."""
+        return self.window.before + self.window.after + self.grace
+
+    @property
     def retention(self) -> int:
-        """How long after its start a bucket of this side is of use."""
-        return bucket_size(self.window) + self.reach[1] + self.grace
+        """How long after its start a bucket of this side is of use.
+
+        Until each record that it had a partner for would be late itself: then it tells who came too late.
+        """
+        return bucket_size(self.window) + self.reach[1] + self.lasts
 
     def bind(self, step: Binding, children: Children) -> Forward:
         return _Joining(self, step, children).run
+
+
+def emits_alone(how: JoinKind, *, is_left: bool) -> bool:
+    """Whether records of that side which meet nobody are joined with ``None``."""
+    return how == "outer" or (how == "left" and is_left)
 
 
 def bucket_size(window: JoinWindow) -> int:
@@ -238,93 +246,118 @@ def bucket_size(window: JoinWindow) -> int:
 class _Joining:
     def __init__(self, operator: JoinStreams, step: Binding, children: Children) -> None:
         self._back, self._ahead = operator.reach
-        self._grace = operator.grace
+        self._lasts = operator.lasts
         self._size = bucket_size(operator.window)
-        self._lasts = operator.retention
         self._is_left = operator.is_left
-        self._emits_alone = operator.emits_alone
+        self._emits_alone = emits_alone(operator.how, is_left=operator.is_left)
         # Whether the other side asks which of its records have met somebody.
-        self._marks_other = operator.how == "outer" or (operator.how == "left" and not operator.is_left)
-        self._function = operator.function
+        self._marks_other = emits_alone(operator.how, is_left=not operator.is_left)
         self._transform = partial(starmap, operator.function)
         self._encode = operator.value.serialize
-        self._store = operator.own
+        self._decode, self._decode_other = operator.value.deserialize, operator.other_value.deserialize
+        self._stores = operator.own, operator.other
         self._own = step.windows(operator.own)
         self._other = step.windows(operator.other)
+        self._unmatched: UnmatchedRecords[Any] | None = None
+        if operator.unmatched is not None:
+            self._unmatched = UnmatchedRecords(step.windows(operator.unmatched))
+        self._unmatched_store = operator.unmatched
         self._step = step
         self._guard = step.guard
         self._clock = step.clock
-        self._forward = fan_out(children)
-        step.at_slice_end(self._close)
-        if operator.close_idle_after is not None:
-            furthest = max(operator.window.before, operator.window.after)
-            step.close_idle_after(operator.close_idle_after, self._size + furthest + operator.grace)
+        self._forward = children[operator.joined]
+        self._late = children.get(operator.late)
+        if operator.closes:
+            step.at_slice_end(self._close)
+            if operator.close_idle_after is not None:
+                furthest = max(operator.window.before, operator.window.after)
+                horizon = self._size + furthest + operator.lasts
+                step.close_idle_after(operator.close_idle_after, horizon)
 
     def run(self, batch: Batch[Any, Any]) -> None:
         guard = self._guard
         batch = without_tombstones(guard, batch)
         if len(batch):
             batch = with_times(guard, batch)
-        if len(batch):
-            batch = self._without_late(batch)
         if len(batch) and self._emits_alone:
             batch = self._without_keyless(batch)
         if len(batch):
             batch = with_groups(guard, batch)
-        # Found now, by its record, and not when what waits is written.
-        batch, _ = guard.apply(self._encode, batch.values, batch)
+        batch, payloads = guard.apply(self._encode, batch.values, batch)
         if len(batch):
-            self._join(batch, self._clock.times(batch))
-
-    def _without_late(self, batch: Batch[Any, Any]) -> Batch[Any, Any]:
-        lasts = self._ahead + self._grace
-        if min(batch.timestamps) + lasts >= self._clock.time:
-            return batch
-        arrived = self._clock.times(batch)
-        rows = [
-            row
-            for row, (time, now) in enumerate(zip(batch.timestamps, arrived, strict=True))
-            if time + lasts >= now
-        ]
-        if len(rows) == len(batch):
-            return batch
-        self._step.late(len(batch) - len(rows))
-        return batch.select(rows)
+            self._join(batch, payloads, self._clock.times(batch))
 
     def _without_keyless(self, batch: Batch[Any, Any]) -> Batch[Any, Any]:
         keyless = [row for row, key in enumerate(batch.keys) if key is None]
         if not keyless:
             return batch
-        self._forward_alone(batch.select(keyless))
+        alone = batch.select(keyless)
+        self._forward_joined(alone, [self._pair(value, None) for value in alone.values])
         return batch.select([row for row, key in enumerate(batch.keys) if key is not None])
 
-    def _join(self, batch: Batch[Any, Any], arrived: Sequence[int]) -> None:
-        keys, values, times = batch.keys, batch.values, batch.timestamps
-        back, ahead, grace, size = self._back, self._ahead, self._grace, self._size
+    def _join(self, batch: Batch[Any, Any], payloads: Sequence[bytes], arrived: Sequence[int]) -> None:
+        lasts = self._lasts
+        times = batch.timestamps
+        if min(times) + lasts >= self._clock.time:
+            late = self._meet(batch, payloads, arrived)
+        else:
+            # Rows in time, or not, by the stream time when they had come.
+            rows = [
+                row for row, (time, now) in enumerate(zip(times, arrived, strict=True)) if time + lasts >= now
+            ]
+            late = sorted({*range(len(batch))}.difference(rows))
+            if rows:
+                missed = self._meet(batch.select(rows), take(payloads, rows), take(arrived, rows))
+                late = sorted([*late, *(rows[row] for row in missed)])
+        if late:
+            self._leave_out(batch.select(late))
+
+    def _meet(self, batch: Batch[Any, Any], payloads: Sequence[bytes], arrived: Sequence[int]) -> list[int]:
+        """Join the rows, all of which are in time, with what waits; then they wait too.
+
+        Returns those that came too late for a record which they would have met.
+        """
+        keys, times = batch.keys, batch.timestamps
+        back, ahead, size, lasts = self._back, self._ahead, self._size, self._lasts
         waiting = self._waiting(keys, times)
         rows: list[int] = []
         partners: list[Waiting] = []
-        met: set[int] = set()
-        """Rows that met somebody."""
+        missed: dict[int, None] = {}
+        overtaken: dict[tuple[int, Any, int], Waiting] = {}
+        """Of those that wait, the ones that came after a row, too late for it, with their places."""
         marks: dict[tuple[int, Any], set[int]] = {}
         """Positions, in a bucket's list, of those waiting that met somebody."""
         for row, (key, time, now) in enumerate(zip(keys, times, arrived, strict=True)):
             low, high = time - back, time + ahead
-            for start in {max(0, low) // size * size: None, high // size * size: None}:
+            first, last = max(0, low) // size * size, high // size * size
+            for start in (first,) if first == last else (first, last):
                 for at, item in enumerate(waiting[start][key] or ()):
-                    # In the order of their rows, the later of both came at this stream time.
-                    both = max(now, item.arrived)
-                    if low <= item.time <= high and min(high, item.time + back) + grace >= both:
+                    other, _, matched, came = item
+                    if not low <= other <= high:
+                        continue
+                    # In the order of their rows, the later of both came at the higher stream time.
+                    earlier = time if time < other else other  # noqa: FURB136 - faster than min, for each pair
+                    if earlier + lasts >= now and earlier + lasts >= came:
                         rows.append(row)
                         partners.append(item)
-                        met.add(row)
-                        if not item.matched:
+                        if not matched:
                             marks.setdefault((start, key), set()).add(at)
-        self._wait(batch, arrived, met)
+                    elif came > now:
+                        overtaken[start, key, at] = item
+                    else:
+                        missed[row] = None
+        if overtaken:
+            self._leave_out_overtaken(overtaken)
+        met = set(rows)
+        self._wait(batch, payloads, arrived, met)
+        if self._emits_alone:
+            assert self._unmatched is not None
+            self._unmatched.add((times[row], keys[row]) for row in range(len(keys)) if row not in met)
         if marks and self._marks_other:
             self._mark(waiting, marks)
         if rows:
-            self._forward_pairs(batch, rows, partners, values)
+            self._forward_pairs(batch, rows, partners)
+        return list(missed)
 
     def _waiting(self, keys: Sequence[Any], times: Sequence[int]) -> dict[int, dict[Any, Any]]:
         """The other side's records, by bucket and key, in the buckets that these reach into."""
@@ -338,15 +371,21 @@ class _Joining:
             for start, chosen in wanted.items()
         }
 
-    def _wait(self, batch: Batch[Any, Any], arrived: Sequence[int], met: set[int]) -> None:
+    def _wait(
+        self, batch: Batch[Any, Any], payloads: Sequence[bytes], arrived: Sequence[int], met: set[int]
+    ) -> None:
         """Add the rows to those that wait on this side."""
         size = self._size
         added: dict[int, dict[Any, list[Waiting]]] = {}
-        for row, (key, value, time, now) in enumerate(
-            zip(batch.keys, batch.values, batch.timestamps, arrived, strict=True)
+        for row, (key, payload, time, now) in enumerate(
+            zip(batch.keys, payloads, batch.timestamps, arrived, strict=True)
         ):
             bucket = added.setdefault(time // size * size, {})
-            bucket.setdefault(key, []).append(Waiting(time, value, row in met, now))
+            item = Waiting(time, payload, row in met, now)
+            if key in bucket:
+                bucket[key].append(item)
+            else:
+                bucket[key] = [item]
         for start, entries in added.items():
             before = self._own.get_many(start, list(entries))
             self._own.put_many(
@@ -366,39 +405,118 @@ class _Joining:
             ]
             self._other.put(start, key, marked)
 
-    def _forward_pairs(
-        self, batch: Batch[Any, Any], rows: Rows, partners: Sequence[Waiting], values: Sequence[Any]
-    ) -> None:
-        own = [values[row] for row in rows]
-        others = [item.value for item in partners]
-        pairs = list(zip(own, others, strict=True) if self._is_left else zip(others, own, strict=True))
-        times = [max(batch.timestamps[row], item.time) for row, item in zip(rows, partners, strict=True)]
-        met = batch.select(rows).with_timestamps(times)
-        joined, results = self._guard.apply(self._transform, pairs, met)
-        if results:
-            self._forward(joined.with_values(results))
+    def _leave_out(self, batch: Batch[Any, Any]) -> None:
+        """Count records that came too late, and forward them where they are wanted."""
+        self._step.late(len(batch))
+        if self._late is not None:
+            self._late(batch)
 
-    def _forward_alone(self, batch: Batch[Any, Any]) -> None:
-        pairs = [(value, None) if self._is_left else (None, value) for value in batch.values]
+    def _leave_out_overtaken(self, overtaken: Mapping[tuple[int, Any, int], Waiting]) -> None:
+        """Leave out waiting records that came too late for a row which is only now looked at.
+
+        That happens where both sides' records come from one batch: the other side's step has run over all
+        of it already. What had missed another record of this side was left out by that step.
+        """
+        keys: list[Any] = []
+        items: list[Waiting] = []
+        for (_, key, _), item in overtaken.items():
+            low, high = item.time - self._ahead, item.time + self._back
+            before = (
+                earlier
+                for start in {
+                    max(0, low) // self._size * self._size: None,
+                    high // self._size * self._size: None,
+                }
+                for earlier in self._own.get(start, key) or ()
+            )
+            if not any(
+                low <= earlier.time <= high
+                and earlier.arrived <= item.arrived
+                and min(earlier.time, item.time) + self._lasts < item.arrived
+                for earlier in before
+            ):
+                keys.append(key)
+                items.append(item)
+        if items:
+            values = list(self._decode_other([item.payload for item in items]))
+            times = [item.time for item in items]
+            self._leave_out(self._step.derive(self._stores[1], keys, values, times))
+
+    def _pair(self, own: Any, other: Any) -> tuple[Any, Any]:
+        return (own, other) if self._is_left else (other, own)
+
+    def _forward_pairs(self, batch: Batch[Any, Any], rows: Rows, partners: Sequence[Waiting]) -> None:
+        values, times = batch.values, batch.timestamps
+        own = [values[row] for row in rows]
+        others = self._decode_other([item.payload for item in partners])
+        pairs = list(zip(own, others, strict=True) if self._is_left else zip(others, own, strict=True))
+        later = [max(times[row], item.time) for row, item in zip(rows, partners, strict=True)]
+        self._forward_joined(batch.select(rows).with_timestamps(later), pairs)
+
+    def _forward_joined(self, batch: Batch[Any, Any], pairs: Sequence[tuple[Any, Any]]) -> None:
         joined, results = self._guard.apply(self._transform, pairs, batch)
         if results:
             self._forward(joined.with_values(results))
 
     def _close(self) -> None:
         now = self._clock.time
-        bound = now - self._lasts + 1
-        if bound <= self._own.expired:
-            return
-        if self._emits_alone:
-            for _, entries in self._own.windows(0, bound):
-                alone = [(key, item) for key, items in entries for item in items if not item.matched]
-                if alone:
-                    self._forward_alone(
-                        self._step.derive(
-                            self._store,
-                            [key for key, _ in alone],
-                            [item.value for _, item in alone],
-                            [item.time for _, item in alone],
-                        )
-                    )
+        unmatched = self._unmatched
+        if unmatched is not None and now - self._lasts > unmatched.reached:
+            if unmatched.reached == 0:
+                # Earlier versions kept no such list of what waits.
+                unmatched.add(self._waiting_alone())
+            leaving = unmatched.before(now - self._lasts)
+            for at in range(0, len(leaving), RESULTS_AT_ONCE):
+                self._forward_alone(leaving[at : at + RESULTS_AT_ONCE])
+            unmatched.expire(now)
         self._own.expire(now)
+        self._other.expire(now)
+
+    def _alone_sides(self) -> Iterator[_Side]:
+        """The sides whose records leave alone, left first."""
+        own = _Side(self._own, self._is_left, self._decode)
+        other = _Side(self._other, not self._is_left, self._decode_other)
+        for side, alone in sorted(
+            [(own, self._emits_alone), (other, self._marks_other)], key=lambda each: not each[0].is_left
+        ):
+            if alone:
+                yield side
+
+    def _waiting_alone(self) -> Iterator[tuple[int, Any]]:
+        """Event times and keys of all that waits and has met nobody."""
+        for side in self._alone_sides():
+            for _, entries in side.store.windows(0, _LATEST):
+                yield from ((item.time, key) for key, items in entries for item in items if not item.matched)
+
+    def _forward_alone(self, leaving: Sequence[tuple[int, Any]]) -> None:
+        """Join the records at these times and keys that have met nobody with ``None``, in that order."""
+        size, earliest, latest = self._size, leaving[0][0], leaving[-1][0]
+        buckets: dict[int, dict[Any, None]] = {}
+        for time, key in leaving:
+            buckets.setdefault(time // size * size, {})[key] = None
+        alone: dict[tuple[int, Any], list[tuple[Any, tuple[Any, Any]]]] = {}
+        for store, is_left, decode in self._alone_sides():
+            places: list[tuple[int, Any]] = []
+            payloads: list[bytes] = []
+            for start, keys in buckets.items():
+                for key, items in zip(keys, store.get_many(start, list(keys)), strict=True):
+                    for item in items or ():
+                        if not item.matched and earliest <= item.time <= latest:
+                            places.append((item.time, key))
+                            payloads.append(item.payload)
+            for place, value in zip(places, decode(payloads), strict=True):
+                pair = (value, None) if is_left else (None, value)
+                alone.setdefault(place, []).append((value, pair))
+        found = [(time, key, *each) for time, key in leaving for each in alone.get((time, key), ())]
+        if found:
+            times, found_keys, values, pairs = zip(*found, strict=True)
+            batch = self._step.derive(self._unmatched_store, found_keys, values, times)
+            self._forward_joined(batch, pairs)
+
+
+class _Side(NamedTuple):
+    """What waits on one side of a join."""
+
+    store: WindowState[Any, list[Waiting]]
+    is_left: bool
+    decode: Callable[[Sequence[bytes]], Iterable[Any]]

@@ -254,17 +254,28 @@ class WindowState(Generic[K, V]):
 
     Starts are milliseconds since the epoch. ``retention`` is how long after its start, in stream time, an
     entry is of use to anybody; older ones go as a range, without a look at them. ``stream_time`` is the
-    committed one: a store that was restored may still have what is over by then.
+    committed one: a store that was restored may still have what is over by then. Windows that have expired
+    are deleted from the store once they span more than ``expired_span`` milliseconds.
     """
 
     def __init__(
-        self, store: Store, key: Serde[K], value: Serde[V], *, retention: int, stream_time: int = -1
+        self,
+        store: Store,
+        key: Serde[K],
+        value: Serde[V],
+        *,
+        retention: int,
+        stream_time: int = -1,
+        expired_span: int = 0,
     ) -> None:
         self._store = store
         self._key = key
         self._serialize = nullable(value.serialize)
         self._deserialize = nullable(value.deserialize)
         self._retention = retention
+        self._expired_span = expired_span
+        self._deleting = 0
+        """The commit that is being made deletes what starts before it."""
         self._open: dict[int, dict[K, V | None]] = {}
         self._whole: dict[int, dict[K, V | None]] = {}
         self._recent: dict[int, dict[K, V | None]] = {}
@@ -352,6 +363,28 @@ class WindowState(Generic[K, V]):
             if entries:
                 yield start, entries
 
+    def keys(self, low: int, high: int) -> list[tuple[int, K]]:
+        """Starts and keys of the entries of windows that start in ``[low, high)``, in the order of both."""
+        low = max(low, self._expired)
+        encoded = [entry for entry, _ in self._stored(low, high)]
+        decoded = self._key.deserialize([entry[8:] for entry in encoded])
+        starts = [START.unpack_from(entry)[0] for entry in encoded]
+        found: dict[bytes, tuple[int, K] | None] = dict(
+            zip(encoded, zip(starts, decoded, strict=True), strict=True)
+        )
+        for layer in (self._whole, self._open):
+            changed = [
+                (start, key, value is None)
+                for start, window in layer.items()
+                if low <= start < high
+                for key, value in window.items()
+            ]
+            for (start, key, gone), raw in zip(
+                changed, self._key.serialize([key for _, key, _ in changed]), strict=True
+            ):
+                found[START.pack(start) + raw] = None if gone else (start, key)
+        return [place for _, place in sorted(found.items()) if place is not None]
+
     def entries(self) -> Iterator[tuple[tuple[int, K], V]]:
         """All entries by window start and key, in that order."""
         for start, entries in self.windows(0, _LATEST):
@@ -408,14 +441,18 @@ class WindowState(Generic[K, V]):
 
     def take(self) -> Changes:
         """What the next commit writes, encoded."""
-        entries: dict[bytes, bytes | None] = {}
-        for start, window in self._whole.items():
-            entries.update(
-                zip(self._encode_keys(start, window), self._serialize(list(window.values())), strict=True)
-            )
+        windows = self._whole
+        keys = self._key.serialize([key for window in windows.values() for key in window])
+        values = self._serialize([value for window in windows.values() for value in window.values()])
+        prefixes = (START.pack(start) for start, window in windows.items() for _ in window)
+        entries = dict(zip(map(bytes.__add__, prefixes, keys), values, strict=True))
         deleted = []
-        if self._oldest < self._expired:
-            deleted.append(window_range(0, self._expired))
+        self._deleting = 0
+        if self._oldest + self._expired_span < self._expired:
+            self._deleting = self._expired
+            # Ranges that overlap make RocksDB slower with each one.
+            first = self._oldest if self._expired_span else 0
+            deleted.append(window_range(first, self._expired))
         return Changes(entries, deleted)
 
     def committed(self) -> None:
@@ -423,7 +460,7 @@ class WindowState(Generic[K, V]):
         if self._whole:
             self._oldest = min(self._oldest, *self._whole)
             self._newest = max(self._newest, *self._whole)
-        self._oldest = max(self._oldest, self._expired)
+        self._oldest = max(self._oldest, self._deleting)
         self._expired_committed = self._expired
         self._recent, self._whole = self._whole, {}
 

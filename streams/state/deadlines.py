@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 
+EXPIRED_SPAN = 60_000
+"""Deadlines that have passed are deleted one by one; what is left of a restored store goes with a range."""
+
 
 def deadlines_name(store: str) -> str:
     """The name of the store that has the deadlines of another store's keys."""
@@ -28,7 +31,13 @@ def deadlines_definition(store: str, key: Serde[Any]) -> StoreDefinition:
     have passed are deleted from it one by one.
     """
     return StoreDefinition(
-        name=deadlines_name(store), key=key, value=Bytes(), purpose="deadlines", retention=0, shown=None
+        name=deadlines_name(store),
+        key=key,
+        value=Bytes(),
+        purpose="deadlines",
+        retention=0,
+        expired_span=EXPIRED_SPAN,
+        shown=None,
     )
 
 

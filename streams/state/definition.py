@@ -35,6 +35,13 @@ class StoreDefinition:
     value: Serde[Any] = field(default_factory=Bytes)
     purpose: str = "plain"
     retention: int | None = None
+    expired_span: int = 0
+    """How much time (milliseconds) windows that have expired may span before they are deleted as one range.
+
+    For stores with a window for each millisecond: RocksDB looks at all deleted ranges that are still in
+    memory each time it opens an iterator, so that with a range for each commit, commits would get slower
+    and slower.
+    """
     source_topic: str | None = None
     read_source: Callable[[Fetched], dict[bytes, bytes | None]] | None = None
     """Entries from records of ``source_topic``, as the step that owns the store would make them."""

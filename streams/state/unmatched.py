@@ -1,0 +1,71 @@
+"""When to look for a partner for the last time: the records of a join of streams that may leave it alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from streams.serde import Bytes
+from streams.state.definition import StoreDefinition
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from streams.serde import Serde
+    from streams.state.buffered import WindowState
+
+K = TypeVar("K")
+
+SHORTEST_SPAN = 60_000
+"""What has left is deleted from the store once it spans so much event time (milliseconds), or more."""
+
+
+def unmatched_name(join: str) -> str:
+    """The name of the store that has the unmatched records of a join by time."""
+    return f"{join}-unmatched"
+
+
+def unmatched_definition(join: str, key: Serde[Any], lasts: int) -> StoreDefinition:
+    """The store for ``UnmatchedRecords``, which leave ``lasts`` milliseconds after their event time."""
+    return StoreDefinition(
+        name=unmatched_name(join),
+        key=key,
+        value=Bytes(),
+        purpose="unmatched records of a join",
+        retention=lasts + 1,
+        changelog_retention=lasts + 1,
+        expired_span=max(SHORTEST_SPAN, lasts // 8),
+        shown=None,
+    )
+
+
+class UnmatchedRecords(Generic[K]):
+    """Event times and keys of records that had no partner when they came.
+
+    The records themselves wait in the stores of their sides; those that find a partner later stay listed
+    here. As entries lie in the order of their times, looking for what leaves reads what leaves and no more,
+    and what has left is removed as one range.
+    """
+
+    def __init__(self, state: WindowState[K, bytes]) -> None:
+        self._state = state
+
+    @property
+    def reached(self) -> int:
+        """Records with earlier event times (milliseconds since the epoch) have left; 0 before the first."""
+        return self._state.expired
+
+    def add(self, records: Iterable[tuple[int, K]]) -> None:
+        """Note records by event time and key."""
+        by_time: dict[int, dict[K, bytes]] = {}
+        for time, key in records:
+            by_time.setdefault(time, {})[key] = b""
+        for time, entries in by_time.items():
+            self._state.put_many(time, entries)
+
+    def before(self, time: int) -> list[tuple[int, K]]:
+        """Event times before ``time`` at which records leave, with their keys, in that order; each once."""
+        return self._state.keys(0, time)
+
+    def expire(self, stream_time: int) -> None:
+        """Forget the records that leave at that stream time."""
+        self._state.expire(stream_time)
