@@ -16,18 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Lane:
-    """What waits of one partition: slices with their event times, and where the first of them begins."""
+    """What waits of one partition: slices, and where the first of them begins."""
 
     rank: int
-    slices: deque[tuple[Fetched, Sequence[int]]] = field(default_factory=deque)
+    slices: deque[Fetched] = field(default_factory=deque)
+    times: Sequence[int] = ()
+    """The event times of the first slice, once they were needed."""
     at: int = 0
     size: int = 0
     end: int | None = None
     """The partition's end, when nothing came since it was reached."""
-
-    def head(self) -> tuple[int, int]:
-        """The first record's place in the order: by time, tables before streams, then as declared."""
-        return self.slices[0][1][self.at], self.rank
 
 
 class InputQueue:
@@ -36,7 +34,7 @@ class InputQueue:
     Records of one partition keep their order, whatever their times. Where a partition has nothing waiting,
     the others wait, unless it is at its end: so the order depends on the records alone, as long as they are
     there. ``ranks`` decides between equal times, and then the partition; ``times`` finds the event times of a
-    slice.
+    slice, and is called when what was added before it has been taken.
     """
 
     def __init__(self, ranks: dict[TopicPartition, int], times: Callable[[Fetched], Sequence[int]]) -> None:
@@ -48,7 +46,7 @@ class InputQueue:
     def add(self, fetched: Fetched) -> None:
         """Put records behind those of their partition."""
         lane = self._lanes[TopicPartition(fetched.topic, fetched.partition)]
-        lane.slices.append((fetched, self._times(fetched)))
+        lane.slices.append(fetched)
         lane.size += len(fetched)
         lane.end = None
 
@@ -75,12 +73,12 @@ class InputQueue:
         """
         if any(not lane.slices and lane.end is None for lane in self._lanes.values()):
             return None
-        ready = sorted((lane for lane in self._lanes.values() if lane.slices), key=_Lane.head)
+        ready = sorted((lane for lane in self._lanes.values() if lane.slices), key=self._head)
         if not ready:
             return None
         first = ready[0]
-        bound = ready[1].head() if len(ready) > 1 else None
-        fetched, times = first.slices[0]
+        bound = self._head(ready[1]) if len(ready) > 1 else None
+        fetched, times = first.slices[0], first.times
         start, stop = first.at, min(len(fetched), first.at + limit)
         if bound is not None:
             rank = first.rank
@@ -92,13 +90,19 @@ class InputQueue:
         lane = self._lanes[TopicPartition(fetched.topic, fetched.partition)]
         lane.at += len(fetched)
         lane.size -= len(fetched)
-        if lane.at == len(lane.slices[0][0]):
+        if lane.at == len(lane.slices[0]):
             lane.slices.popleft()
-            lane.at = 0
+            lane.at, lane.times = 0, ()
 
     def clear(self) -> None:
         """Forget everything: the input is read again."""
         for lane in self._lanes.values():
             lane.slices.clear()
             lane.at = lane.size = 0
-            lane.end = None
+            lane.times, lane.end = (), None
+
+    def _head(self, lane: _Lane) -> tuple[int, int]:
+        """The first record's place in the order: by time, tables before streams, then as declared."""
+        if not lane.times:
+            lane.times = self._times(lane.slices[0])
+        return lane.times[lane.at], lane.rank

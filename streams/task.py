@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 import msgspec
 
 from streams.clock import StreamClock
+from streams.decoded import DecodedRecords, decode, pieces
 from streams.errors import ProcessingError, StreamsError, TopologyError
 from streams.guard import Guard, error_text
 from streams.operators import fan_out
@@ -27,8 +28,9 @@ from streams.topic_names import topic_name_fault
 from streams.topology import Node, Sink, Source, Step, Subtopology, function_name, matches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from streams.decoded import Columns
     from streams.operators import Forward
     from streams.policy import Action
     from streams.processor import Cancel, TimeKind
@@ -380,22 +382,29 @@ class Task:
         seconds = counts.seconds
         seconds["process"] += time.perf_counter() - begun - (seconds["decode"] - decoding)
 
-    def event_times(self, fetched: Fetched) -> Sequence[int]:
-        """The records' event times, as their source will find them; where it finds none, as those before."""
+    def timed(self, fetched: Fetched) -> Iterable[Fetched]:
+        """The records in pieces whose ``event_times`` may be asked for before they are processed.
+
+        Where event times are taken from the values, these are decoded once, for both.
+        """
         source = self._source_node(fetched.topic)
         if source.timestamp is None:
-            return fetched.timestamps()
-        times: list[int] = []
-        for payload, written in zip(fetched.values(), fetched.timestamps(), strict=True):
-            if payload is None and source.table:
-                times.append(written)
-                continue
-            try:
-                (value,) = source.value.deserialize([payload]) if payload is not None else (None,)
-                times.append(int(source.timestamp(value)))
-            except Exception:  # noqa: BLE001 - met again, by its policy, when the record is processed
-                times.append(times[-1] if times else 0)
-        return times
+            return (fetched,)
+        return pieces(fetched, partial(self._decode_timed, source))
+
+    def event_times(self, fetched: Fetched) -> Sequence[int]:
+        """The records' event times, as their source will find them; where it finds none, as those before."""
+        if isinstance(fetched, DecodedRecords):
+            return fetched.event_times()
+        source = self._source_node(fetched.topic)
+        return fetched.timestamps() if source.timestamp is None else self._decode_timed(source, fetched).times
+
+    def _decode_timed(self, source: Source, fetched: Fetched) -> Columns:
+        assert source.timestamp is not None
+        begun = time.perf_counter()
+        decoded = decode(nullable(source.value.deserialize), source.timestamp, fetched, table=source.table)
+        self.counts.seconds["decode"] += time.perf_counter() - begun
+        return decoded
 
     def punctuate(self) -> bool:
         """Run what is due on the wall clock, as a slice of its own. Returns whether anything was."""
@@ -687,12 +696,16 @@ class Task:
             payloads = fetched.values()
             counts.bytes_in += total_bytes(payloads)
             batch: Batch[Any, Any] = Batch(fetched, payloads)
-            readable, values = guard.apply(deserialize_value, payloads, batch)
-            batch = readable.with_values(values)
+            decoded = fetched.take() if isinstance(fetched, DecodedRecords) else None
+            if decoded is None:
+                readable, values = guard.apply(deserialize_value, payloads, batch)
+                batch = readable.with_values(values)
+            else:
+                batch = batch.with_values(decoded.values).with_timestamps(decoded.times)
             if deserialize_key is not None:
                 readable, keys = guard.apply(deserialize_key, batch.keys, batch)
                 batch = readable.with_keys(keys)
-            if timestamp is not None:
+            if timestamp is not None and decoded is None:
                 batch = extract_timestamps(guard, timestamp, batch, table=source.table)
             counts.seconds["decode"] += time.perf_counter() - begun
             if len(batch):

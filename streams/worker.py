@@ -521,7 +521,8 @@ class Worker:
             task = self._held[partition]
             queue = self._queues.get(task.id)
             if queue is not None:
-                queue.add(fetched)
+                for piece in task.timed(fetched):
+                    queue.add(piece)
                 continue
             start = 0
             while start < len(fetched):

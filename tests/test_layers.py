@@ -86,6 +86,7 @@ LEVELS = {
     "operators.sliding": 8,
     "topology": 6,
     "stream": 9,
+    "decoded": 5,
     "task": 7,
     "topics": 7,
     "restore": 8,

@@ -179,7 +179,7 @@ class JoinStreams:
 
     Both sides' records wait in windowed stores, in buckets of time: ``own`` and ``other``. All that happens
     to a record hangs on when stream time passes its event time by more than ``lasts``: until then it is
-    joined; afterwards it is late. Where a side ``emits_alone``, records that met nobody are joined with
+    joined; afterwards it is late. Where a side ``emits_alone``, records without a partner are joined with
     ``None`` at that moment; ``unmatched`` is the store that says which these may be. As a record that comes
     later than that may still be in time by its own event time, it is late for this partner only.
 
@@ -234,7 +234,7 @@ class JoinStreams:
 
 
 def emits_alone(how: JoinKind, *, is_left: bool) -> bool:
-    """Whether records of that side which meet nobody are joined with ``None``."""
+    """Whether records of that side without a partner are joined with ``None``."""
     return how == "outer" or (how == "left" and is_left)
 
 
@@ -250,7 +250,7 @@ class _Joining:
         self._size = bucket_size(operator.window)
         self._is_left = operator.is_left
         self._emits_alone = emits_alone(operator.how, is_left=operator.is_left)
-        # Whether the other side asks which of its records have met somebody.
+        # Whether the other side needs to know which of its records have a partner.
         self._marks_other = emits_alone(operator.how, is_left=not operator.is_left)
         self._transform = partial(starmap, operator.function)
         self._encode = operator.value.serialize
@@ -326,7 +326,7 @@ class _Joining:
         overtaken: dict[tuple[int, Any, int], Waiting] = {}
         """Of those that wait, the ones that came after a row, too late for it, with their places."""
         marks: dict[tuple[int, Any], set[int]] = {}
-        """Positions, in a bucket's list, of those waiting that met somebody."""
+        """Positions, in a bucket's list, of those waiting that have found a partner."""
         for row, (key, time, now) in enumerate(zip(keys, times, arrived, strict=True)):
             low, high = time - back, time + ahead
             first, last = max(0, low) // size * size, high // size * size
@@ -397,7 +397,7 @@ class _Joining:
             )
 
     def _mark(self, waiting: dict[int, dict[Any, Any]], marks: dict[tuple[int, Any], set[int]]) -> None:
-        """Note who of the other side has met somebody."""
+        """Note which records of the other side have a partner."""
         for (start, key), positions in marks.items():
             marked = [
                 item._replace(matched=True) if at in positions else item
@@ -483,13 +483,13 @@ class _Joining:
                 yield side
 
     def _waiting_alone(self) -> Iterator[tuple[int, Any]]:
-        """Event times and keys of all that waits and has met nobody."""
+        """Event times and keys of all records that wait and have no partner."""
         for side in self._alone_sides():
             for _, entries in side.store.windows(0, _LATEST):
                 yield from ((item.time, key) for key, items in entries for item in items if not item.matched)
 
     def _forward_alone(self, leaving: Sequence[tuple[int, Any]]) -> None:
-        """Join the records at these times and keys that have met nobody with ``None``, in that order."""
+        """Join the records at these times and keys that have no partner with ``None``, in that order."""
         size, earliest, latest = self._size, leaving[0][0], leaving[-1][0]
         buckets: dict[int, dict[Any, None]] = {}
         for time, key in leaving:
