@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from streams import App, Json, Text, total
+from streams import App, JoinWindow, Json, Text, total
 from streams.broker import GroupSettings, NewTopic
 from streams.broker.memory import MemoryBroker
 from streams.commit import ExactlyOnce
 from streams.globaltable import GlobalTables
+from streams.partitioning import partition_for
 from streams.reading import read_to_end
 from streams.records import Output, TopicPartition
 from streams.restore import OLDEST_CHECKPOINT
@@ -21,6 +22,7 @@ from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
 from streams.topics import prepare_topics
 from streams.worker import Worker
+from tests.joined import Window, arrivals, check_definition, promised
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,19 +80,21 @@ def program() -> App:
 class Cluster:
     """Topics for the program, and workers that are ended and begun again."""
 
-    def __init__(self) -> None:
-        self.app = program()
+    def __init__(self, app: App | None = None) -> None:
         self.clock = Clock()
         self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance)
         self.admin = self.broker.admin()
-        outputs = self.app.topology.output_topics
         self.admin.create_topics([NewTopic(name=name, partitions=PARTITIONS) for name in INPUTS])
-        self.partitions = prepare_topics(
-            self.app.topology, self.admin, application="shop", dead_letter_topic="d", create_outputs=True
-        )
-        assert set(outputs) >= {"priced", "sum", "met"}
+        self.deploy(app or program())
         self.workers: list[Worker] = []
         self.made = 0
+
+    def deploy(self, app: App) -> None:
+        """Workers that are started from now on run this program."""
+        self.app = app
+        self.partitions = prepare_topics(
+            app.topology, self.admin, application="shop", dead_letter_topic="d", create_outputs=True
+        )
 
     def start(self, databases: Databases | None = None) -> Worker:
         worker = Worker(
@@ -180,7 +184,8 @@ def test_joins_are_right_whoever_comes_and_goes(seed):
     customers: dict[str, Any] = {}
     sides: list[tuple[str, str, int, int]] = []
     for number in range(120):
-        time = number * 3
+        # Out of order by less than twice what may lie between a pair, plus the grace: all of them join.
+        time = number * 3 + generator.choice([0, 0, generator.randint(0, 100)])
         kind = generator.choice(["orders", "customers", "left", "right"])
         key = generator.choice("abcdef")
         if kind == "orders":
@@ -230,6 +235,88 @@ def test_joins_are_right_whoever_comes_and_goes(seed):
             pairs[(key, number, None) if side == "left" else (key, None, number)] += 1
     found = Counter((key, one, two) for key, (one, two) in cluster.read("met") if key not in ("end", "last"))
     assert found == pairs
+
+
+def streams_joined(how: str) -> App:
+    app = App("shop", max_poll_records=7, commit_interval=0.05)
+    left = app.stream("left", key=Text(), value=Json())
+    right = app.stream("right", key=Text(), value=Json())
+    join: Any = {"inner": left.join, "left": left.left_join, "outer": left.outer_join}[how]
+    joined = join(right, lambda one, two: [one, two], window=JoinWindow(before=5, after=20), name="met")
+    joined.to("met")
+    joined.late().to("late")
+    return app
+
+
+@pytest.mark.parametrize("how", ["inner", "left", "outer"])
+@pytest.mark.parametrize("seed", range(6))
+def test_live_and_replayed_joins_are_those_of_the_definition(how, seed):
+    """Two partitions of each of two topics, far out of order; workers come and go, on disks or without."""
+    generator = random.Random(seed)
+    window = Window(5, 20)
+    cluster = Cluster(streams_joined(how))
+    records: list[tuple[str, str, int, int, int]] = []
+    for number in range(150):
+        side, key = generator.choice(["left", "right"]), generator.choice("abcdef")
+        time = max(0, number * 3 - generator.choice([0, 0, generator.randint(0, 150)]))
+        records.append((side, key, number, time, partition_for(key.encode(), PARTITIONS)))
+    # Each is processed before the next one comes, so that the order is the one in which they were sent.
+    cluster.start()
+    for side, key, number, time, partition in records:
+        cluster.send(side, key, number, time, partition)
+        cluster.run()
+        if generator.random() < 0.1:
+            turn_over(cluster, generator)
+    for partition in range(PARTITIONS):
+        cluster.send("left", "end", 1_000, 10_000, partition)
+        cluster.run()
+    results: Counter[Any] = Counter()
+    for fetched in read_to_end(cluster.broker, ["met"]):
+        for raw, value, when in zip(fetched.keys(), fetched.values(), fetched.timestamps(), strict=True):
+            results[(raw or b"").decode(), tuple(msgspec.json.decode(value or b"")), when] += 1
+    late = Counter(number for _, number in cluster.read("late"))
+    expected: Counter[Any] = Counter()
+    too_late: set[int] = set()
+    for partition in range(PARTITIONS):
+        came = [
+            each._replace(number=each.value)
+            for each in arrivals(record[:4] for record in records if record[4] == partition)
+        ]
+        numbers = {each.number for each in came}
+        own = Counter({result: n for result, n in results.items() if numbers & {*result[1]}})
+        check_definition(came, how, window, own, Counter({n: late[n] for n in numbers & late.keys()}))
+        promise = promised(came, how, window)
+        expected += promise.results
+        too_late |= promise.late
+    assert results == expected
+    assert late.keys() == too_late
+
+
+def test_state_of_a_version_that_did_not_list_unmatched_records_is_read():
+    # An inner join keeps the same records, without the list.
+    cluster = Cluster(streams_joined("inner"))
+    worker = cluster.start()
+    for number in range(40):
+        cluster.send("left", f"k{number}", number, 1_000 + number, number % PARTITIONS)
+    cluster.run()
+    worker.close()
+    cluster.workers.clear()
+    cluster.deploy(streams_joined("left"))
+    cluster.start()
+    cluster.send("right", "k39", 0, 1_040, 1)
+    for partition in range(PARTITIONS):
+        cluster.send("left", "clock", 0, 1_046, partition)
+    cluster.run()
+    # They leave 25 ms after their own time, here as far as 20.
+    assert sorted(cluster.read("met"), key=str) == sorted(
+        [*((f"k{number}", [number, None]) for number in range(21)), ("k39", [39, 0])], key=str
+    )
+    turn_over(cluster, random.Random(0))
+    for partition in range(PARTITIONS):
+        cluster.send("left", "end", 0, 2_000, partition)
+    cluster.run()
+    alone = Counter(key for key, (_, right) in cluster.read("met") if right is None)
+    assert alone == Counter([*(f"k{number}" for number in range(39)), "clock", "clock"])
 
 
 def test_a_stream_is_joined_with_tables_that_come_back_from_their_topics():

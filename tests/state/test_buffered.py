@@ -158,6 +158,35 @@ def test_windows_that_are_over_go_as_a_range(database):
     assert state.take().deleted == []
 
 
+def test_windows_that_are_over_may_be_deleted_in_larger_steps(database):
+    state: WindowState[str, int] = WindowState(
+        database.store("windows"), Text(), Json(), retention=RETENTION, expired_span=100
+    )
+    ranges: list[tuple[bytes, bytes]] = []
+    for start in range(250):
+        state.put(start, "k", start)
+        state.expire(start)
+        state.end_slice()
+        changes = state.take()
+        ranges += changes.deleted
+        database.write({"windows": changes}, {})
+        state.committed()
+        assert [place for place, _ in state.entries()] == [
+            (kept, "k") for kept in range(max(0, start - RETENTION + 1), start + 1)
+        ]
+        assert state.get(max(0, start - RETENTION), "k") == (0 if start < RETENTION else None)
+    # What has expired goes in ranges that follow each other, also when the store was opened again.
+    assert [(int.from_bytes(low, "big"), int.from_bytes(high, "big")) for low, high in ranges] == [
+        (0, 101),
+        (101, 202),
+    ]
+    again: WindowState[str, int] = WindowState(
+        database.store("windows"), Text(), Json(), retention=RETENTION, stream_time=400, expired_span=100
+    )
+    assert list(again.entries()) == []
+    assert again.take().deleted == [((202).to_bytes(8, "big"), (391).to_bytes(8, "big"))]
+
+
 def test_windows_that_are_over_come_back_when_the_slice_is_given_up(database):
     state = windows(database)
     state.put(2, "k", 1)
