@@ -361,12 +361,12 @@ def comparisons(topology: Topology, app: App, ignore: Collection[str] = ()) -> d
                 if store.source_topic is None and store.retention is None:
                     compare(
                         changelog_topic(app.name, store),
-                        LAST if how == EVERY else max(NOT, how, key=_LOOSENESS),
+                        LAST if how in (EVERY, ANY) else max(NOT, how, key=_LOOSENESS),
                     )
         if node.policy.action == "dead_letter" and topology.writes_dead_letters:
             # Those of one slice are in the order of the steps: slices are other ones in each run.
             how = _comparison(topology, node, at_least_once=at_least_once)
-            compare(app.dead_letter_topic, ANY if how == EVERY else max(NOT, how, key=_LOOSENESS))
+            compare(app.dead_letter_topic, ANY if how in (EVERY, ANY) else max(NOT, how, key=_LOOSENESS))
     return found | {topic: IGNORED for topic in ignore if topic in found}
 
 
@@ -385,7 +385,7 @@ class _Place(NamedTuple):
 def _comparison(topology: Topology, node: Node, *, at_least_once: bool) -> str:
     """By what lies between the input and ``node``: nothing, one step that forwards at commits, or more."""
     by_name = {item.name: item for item in topology.nodes}
-    worst, twice = 0, False
+    worst, twice, ordered = 0, False, True
     waiting = [_Place(node, "")]
     known = set()
     while waiting:
@@ -400,6 +400,7 @@ def _comparison(topology: Topology, node: Node, *, at_least_once: bool) -> str:
                 # An aggregate forwards at commits what others then build on.
                 heads = getattr(at.operator, "heads", None)
                 forwards = getattr(at.operator, "forwards_at_commits", False)
+                ordered = ordered and not getattr(at.operator, "order_depends_on_slices", False)
                 passed = min(2, passed + (forwards if heads is None else below == heads.updates))
         worst = max(worst, passed)
         waiting += [_Place(by_name[parent], at.name, passed, keeps) for parent in at.parents]
@@ -410,7 +411,7 @@ def _comparison(topology: Topology, node: Node, *, at_least_once: bool) -> str:
     if at_least_once and twice:
         return TWICE
     stateful = isinstance(node, TopologyStep)
-    return (EVERY, LAST, NOT)[min(worst + (worst > 0 and stateful), 2)]
+    return (EVERY if ordered else ANY, LAST, NOT)[min(worst + (worst > 0 and stateful), 2)]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
-from streams import App, Json, Text, Tumbling, dead_letter, key_value_store, seconds
+from streams import App, JoinWindow, Json, Text, Tumbling, dead_letter, key_value_store, seconds
 from streams.broker.memory import MemoryProducer
 from streams.commit import ExactlyOnce
 from streams.disturbance import PACES, Disturbance, Event, Pace, Schedule, make_schedule
@@ -126,6 +126,32 @@ def test_results_on_several_partitions_are_the_same_where_they_do_not_depend_on_
     ).final().to("final")
     report = last(Simulator(app, {"lines": LINES}, partitions=3), 25)
     assert report.differences == []
+
+
+def test_joins_of_disordered_streams_are_the_same_whatever_happens_to_the_workers():
+    app = App("joining")
+    lines = app.stream("lines", key=Text(), value=Json())
+    left, right = lines.filter(lambda value: value % 2), lines.filter(lambda value: not value % 2)
+    window = JoinWindow(before=5, after=20)
+    joined = left.outer_join(
+        right, lambda one, two: [one, two], window=window, name="ab", value=Json(), other_value=Json()
+    )
+    joined.to("joined")
+    joined.late().to("late")
+    generator = random.Random(7)
+    records = [
+        InputRecord(
+            generator.choice([b"a", b"b", b"c"]),
+            b"%d" % number,
+            1_000 + 5 * number - generator.randint(0, 40),
+        )
+        for number in range(80)
+    ]
+    simulator = Simulator(app, {"lines": records})
+    assert simulator.topics["joined"] == ANY
+    report = last(simulator, 40)
+    assert report.differences == []
+    assert report.again > 0
 
 
 def test_state_that_is_not_in_a_store_is_found_and_the_schedule_made_small():

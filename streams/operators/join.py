@@ -190,6 +190,8 @@ class JoinStreams:
     kind: ClassVar[str] = "join"
     terminal: ClassVar[bool] = False
     stamps: ClassVar[bool] = True
+    order_depends_on_slices: ClassVar[bool] = True
+    """Pairs come in the order of the rows, records alone when a slice ends, in that of their event times."""
 
     function: Callable[[Any, Any], Any]
     how: JoinKind
