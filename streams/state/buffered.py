@@ -279,6 +279,8 @@ class WindowState(Generic[K, V]):
         self._open: dict[int, dict[K, V | None]] = {}
         self._whole: dict[int, dict[K, V | None]] = {}
         self._recent: dict[int, dict[K, V | None]] = {}
+        # No layer has an earlier start: most looks for what expires find nothing in them.
+        self._changed_from = self._recent_from = _LATEST
         expired = max(0, stream_time - retention + 1)
         self._expired = self._expired_before = self._expired_committed = expired
         self._journal: list[tuple[int, K, Any]] | None = None
@@ -333,6 +335,7 @@ class WindowState(Generic[K, V]):
         window = self._open.get(start)
         if window is None:
             window = self._open[start] = {}
+            self._changed_from = min(self._changed_from, start)
         if self._journal is not None:
             entries = dict(entries)
             self._journal += [(start, key, window.get(key, _ABSENT)) for key in entries]
@@ -344,7 +347,7 @@ class WindowState(Generic[K, V]):
 
     def changed_before(self, bound: int) -> Iterator[tuple[int, dict[K, V | None]]]:
         """As ``changed``, with the open slice, for windows that start before ``bound``; in order of start."""
-        starts = {start for layer in (self._open, self._whole) for start in layer if start < bound}
+        starts = {start for layer in self._changed(bound) for start in layer if start < bound}
         for start in sorted(starts):
             yield start, self._whole.get(start, {}) | self._open.get(start, {})
 
@@ -354,7 +357,7 @@ class WindowState(Generic[K, V]):
         Nothing may be changed while it runs, apart from windows it has been through.
         """
         low = max(low, self._expired)
-        starts = {start for layer in (self._open, self._whole) for start in layer if low <= start < high}
+        starts = {start for layer in self._changed(high) for start in layer if low <= start < high}
         changed: Iterable[tuple[int, list[Entry]]] = ((start, []) for start in sorted(starts))
         stored = groupby(self._stored(low, high), key=_start_of)
         both = merge(stored, changed, key=itemgetter(0))
@@ -372,7 +375,7 @@ class WindowState(Generic[K, V]):
         found: dict[bytes, tuple[int, K] | None] = dict(
             zip(encoded, zip(starts, decoded, strict=True), strict=True)
         )
-        for layer in (self._whole, self._open):
+        for layer in self._changed(high):
             changed = [
                 (start, key, value is None)
                 for start, window in layer.items()
@@ -463,6 +466,7 @@ class WindowState(Generic[K, V]):
         self._oldest = max(self._oldest, self._deleting)
         self._expired_committed = self._expired
         self._recent, self._whole = self._whole, {}
+        self._recent_from, self._changed_from = self._changed_from, min(self._open, default=_LATEST)
 
     def _forget(self) -> None:
         """Drop what has expired from memory.
@@ -471,11 +475,16 @@ class WindowState(Generic[K, V]):
         one by one stays: the changelog, where nothing expires, is still to be told.
         """
         expired = self._expired
-        for layer in (self._open, self._whole, self._recent):
+        recent = (self._recent,) if self._recent_from < expired else ()
+        for layer in (*self._changed(expired), *recent):
             for start in [start for start in layer if start < expired]:
                 deleted = {key: None for key, value in layer.pop(start).items() if value is None}
                 if deleted and layer is not self._recent:
                     layer[start] = deleted  # type: ignore[assignment]  # nothing but deletions is allowed
+
+    def _changed(self, bound: int) -> tuple[dict[int, dict[K, V | None]], ...]:
+        """The layers of changes, later ones last, if one may have a window that starts before ``bound``."""
+        return (self._whole, self._open) if self._changed_from < bound else ()
 
     def _entries(self, start: int, stored: Sequence[Entry]) -> list[tuple[K, V]]:
         """What the window has, given what the store has of it."""
