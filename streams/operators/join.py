@@ -165,6 +165,7 @@ class WaitingSerde:
 
     def __init__(self, inner: Serde[Any]) -> None:
         self.schema = {"waiting": schema_of(inner)}
+        self.learn = getattr(inner, "learn", None)
 
     def serialize(self, values: Sequence[list[Waiting]]) -> Iterable[bytes]:
         return map(msgspec.msgpack.Encoder().encode, values)

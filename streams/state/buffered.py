@@ -480,7 +480,7 @@ class WindowState(Generic[K, V]):
             for start in [start for start in layer if start < expired]:
                 deleted = {key: None for key, value in layer.pop(start).items() if value is None}
                 if deleted and layer is not self._recent:
-                    layer[start] = deleted  # type: ignore[assignment]  # nothing but deletions is allowed
+                    layer[start] = deleted
 
     def _changed(self, bound: int) -> tuple[dict[int, dict[K, V | None]], ...]:
         """The layers of changes, later ones last, if one may have a window that starts before ``bound``."""
