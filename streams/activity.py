@@ -85,6 +85,10 @@ class Activity(NamedTuple):
     """How many pieces of slow slices are through."""
     retrying: tuple[str, str] | None
     """The step that failed on a record and is waited with, and its error."""
+    writing: tuple[str, float] | None
+    """The topic that is being written to, and since when; no topic while a commit waits for the broker."""
+    aborted_by: str
+    """Why the last transaction was given up, if no commit succeeded since."""
     dirty: bool
     """Whether something is processed and not committed."""
     commits: int

@@ -39,7 +39,7 @@ from streams.simulation import Simulation, as_json as simulation_json, explain, 
 from streams.simulation_input import parse_files, read_inputs
 from streams.supervisor import Supervisor, follow_supervisor
 from streams.topic_names import ADVICE, topic_name_fault
-from streams.topics import input_partitions, prepare_topics
+from streams.topics import ANY_TIME, input_partitions, prepare_topics
 from streams.topology import parse_format
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def ingest(
     sizes = [Path(name).stat().st_size if name != "-" else None for name in _existing(files)]
     cluster = _cluster(bootstrap_servers)
     cluster.admin().create_topics(
-        [NewTopic(name=topic, partitions=partitions, settings={"retention.ms": "-1"})]
+        [NewTopic(name=topic, partitions=partitions, settings={"retention.ms": "-1"}, wished=ANY_TIME)]
     )
     producer = cluster.producer()
     total = None if None in sizes else sum(size for size in sizes if size is not None)

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from streams.errors import BrokerError, Retriable, TransactionAborted
+from streams.errors import (
+    BrokerError,
+    RecordRefused,
+    RecordsRefused,
+    Retriable,
+    TopicMissing,
+    TransactionAborted,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from streams.broker import Broker, Consumer, Producer
+    from streams.broker import Broker, Consumer, Producer, Refusal
     from streams.records import Output, TopicPartition
 
 
@@ -28,14 +35,25 @@ class Guarantee(Protocol):
         call again.
         """
 
-    def write(self, output: Output) -> None:
-        """Add rows to what the next commit makes permanent. Raises ``RecordRefused``."""
+    def write(self, output: Output, waiting: Callable[[], None] | None = None) -> None:
+        """Add rows to what the next commit makes permanent. Raises ``RecordRefused``.
 
-    def write_changes(self, output: Output) -> None:
+        ``waiting`` is as for ``Producer.produce``.
+        """
+
+    def write_changes(self, output: Output, waiting: Callable[[], None] | None = None) -> None:
         """As ``write``, for the changelogs of stores: permanent together with the offsets, or not at all."""
 
-    def commit(self, offsets: Mapping[TopicPartition, int], consumer: Consumer) -> None:
+    def commit(
+        self,
+        offsets: Mapping[TopicPartition, int],
+        consumer: Consumer,
+        waiting: Callable[[], None] | None = None,
+    ) -> None:
         """Make everything written, and these next offsets, permanent. Nothing to do is fine."""
+
+    def take_refused(self) -> list[Refusal]:
+        """The records that the broker refused, which is why a transaction had to be aborted."""
 
     def abort(self) -> None:
         """Give up what was written since the last commit, as far as the guarantee can."""
@@ -71,12 +89,17 @@ class ExactlyOnce:
             raise
         self._producer = producer
 
-    def write(self, output: Output) -> None:
-        self._begun().produce(output)
+    def write(self, output: Output, waiting: Callable[[], None] | None = None) -> None:
+        self._begun().produce(output, waiting)
 
     write_changes = write
 
-    def commit(self, offsets: Mapping[TopicPartition, int], consumer: Consumer) -> None:
+    def commit(
+        self,
+        offsets: Mapping[TopicPartition, int],
+        consumer: Consumer,
+        waiting: Callable[[], None] | None = None,  # noqa: ARG002 - a transaction's commit cannot be cut in two
+    ) -> None:
         if not offsets and not self._open:
             return
         producer = self._begun()
@@ -90,6 +113,9 @@ class ExactlyOnce:
             assert self._producer is not None
             self._producer.abort(self._timeout)
             self._open = False
+
+    def take_refused(self) -> list[Refusal]:
+        return [] if self._producer is None else self._producer.take_refused()
 
     def close(self) -> None:
         producer, self._producer = self._producer, None
@@ -130,19 +156,24 @@ class AtLeastOnce:
         if self._keeps_state:
             self._state.open(timeout)
 
-    def write(self, output: Output) -> None:
+    def write(self, output: Output, waiting: Callable[[], None] | None = None) -> None:
         assert self._producer is not None
-        self._producer.produce(output)
+        self._producer.produce(output, waiting)
 
-    def write_changes(self, output: Output) -> None:
+    def write_changes(self, output: Output, waiting: Callable[[], None] | None = None) -> None:  # noqa: ARG002 - nothing is queued yet
         # Held until the outputs that belong to them are acknowledged: no transaction waits for those.
         self._changes.append(output)
 
-    def commit(self, offsets: Mapping[TopicPartition, int], consumer: Consumer) -> None:
+    def commit(
+        self,
+        offsets: Mapping[TopicPartition, int],
+        consumer: Consumer,
+        waiting: Callable[[], None] | None = None,
+    ) -> None:
         assert self._producer is not None
         try:
-            self._producer.flush(self._timeout)
-        except Retriable as error:
+            self._producer.flush(self._timeout, waiting)
+        except (Retriable, RecordsRefused) as error:
             raise TransactionAborted(str(error)) from error
         changes, self._changes = self._changes, []
         if not changes:
@@ -152,7 +183,13 @@ class AtLeastOnce:
             self._state.open(self._timeout)
             self._keeps_state = True
         for output in changes:
-            self._state.write_changes(output)
+            try:
+                self._state.write_changes(output, waiting)
+            except TopicMissing:
+                raise
+            except RecordRefused as error:
+                output.refuse(error.position, error)
+                raise
         self._state.commit(offsets, consumer)
 
     def abort(self) -> None:
@@ -160,6 +197,10 @@ class AtLeastOnce:
         self._changes = []
         if self._keeps_state:
             self._state.abort()
+
+    def take_refused(self) -> list[Refusal]:
+        refused = [] if self._producer is None else self._producer.take_refused()
+        return refused + self._state.take_refused()
 
     def close(self) -> None:
         producer, self._producer = self._producer, None

@@ -15,6 +15,7 @@ Each class is named by what it means to the caller; ``exit_code`` is what the co
     │   ├── OutcomeUnknown            3   committed or not? new producer, read back, rewind
     │   ├── RecordRefused             3   one record can never be written (too large, …)
     │   │   └── TopicMissing          3   … as its topic does not exist
+    │   ├── RecordsRefused            3   records that were queued were refused by the broker
     │   └── FatalBrokerError          3   this client can do nothing any more
     │       └── AccessDenied         10   the cluster does not let this client in, or not do what it must
     │           ├── NotAuthenticated 10   no connection: a password, token or certificate does not fit
@@ -52,6 +53,11 @@ class StreamsError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+
+    @property
+    def message(self) -> str:
+        """What went wrong, without the hint."""
+        return super().__str__()
 
     def __str__(self) -> str:
         message = super().__str__()
@@ -106,6 +112,13 @@ class RecordRefused(BrokerError):
     def __init__(self, message: str, *, position: int, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.position = position
+
+
+class RecordsRefused(BrokerError):
+    """The broker refused records that were already queued, each for a reason of its own.
+
+    ``Producer.take_refused`` returns which. Other records of the same requests were not written either.
+    """
 
 
 class TopicMissing(RecordRefused):

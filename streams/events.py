@@ -39,6 +39,8 @@ class Event(StrEnum):
     """WARNING: the broker did not take a commit; it is tried again or the input is read again."""
     BROKER_TROUBLE = "broker trouble"
     """WARNING: a call that may be made again failed; the worker keeps trying."""
+    RECORD_REFUSED = "record refused"
+    """WARNING: the broker does not take a record; the transaction is repeated with its step's policy."""
     DEAD_LETTERS = "dead letters"
     """WARNING: records went to the dead-letter topic; at most one line a second and step."""
     RECORD_RETRIED = "record retried"

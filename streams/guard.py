@@ -6,7 +6,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, Protocol
 
-from streams.errors import ProcessingError
+from streams.errors import ProcessingError, RecordRefused, StreamsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -132,6 +132,8 @@ class Guard:
     def refuse(self, batch: Batch[Any, Any], row: int, error: Exception) -> None:
         """Apply the policy, without retries, to a record that failed outside of ``each``."""
         if self._policy.action == "fail":
+            if isinstance(error, RecordRefused):
+                raise self._refusal(batch, row, error) from error
             raise self._processing_error(batch, row, error) from error
         self._surroundings.failed(self._policy.action, batch, row, self.step, error)
 
@@ -178,11 +180,22 @@ class Guard:
             "or give the step on_error=dead_letter, on_error=skip or on_error=retry(…)",
         )
 
+    def _refusal(self, batch: Batch[Any, Any], row: int, error: RecordRefused) -> ProcessingError:
+        """The error for a record that the user's code is done with, and the broker does not take."""
+        record = batch.original(row)
+        advice = f"{error.hint}; or " if error.hint else ""
+        return ProcessingError(
+            f"{self._describe} failed on {record.topic}-{record.partition} offset {record.offset}, "
+            f"key {preview(record.key)}, value {preview(record.value)}: {error.message}",
+            hint=f"{advice}give the step on_error=dead_letter or on_error=skip; nothing after the last "
+            "commit was written",
+        )
+
 
 def error_text(error: Exception) -> str:
     """What an error says, also where user code makes that fail."""
     try:
-        return str(error)
+        return error.message if isinstance(error, StreamsError) else str(error)
     except Exception as also:  # noqa: BLE001 - the record's fate must not hang on its error's text
         return f"({type(also).__name__} while putting it into words)"
 

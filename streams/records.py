@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -213,6 +213,18 @@ class Batch(Generic[K, V]):
         """The offset, in the input partition, of the record that one row came from."""
         return self._fetched.offsets([row if self._rows is None else self._rows[row]])[0]
 
+    def identities(self) -> list[Hashable]:
+        """For each row, what its source is recognized by when the same input is processed again.
+
+        That is the coordinates of the input record, or the store, key and window of a result. Rows that were
+        made of one record share it.
+        """
+        fetched = self._fetched
+        if isinstance(fetched, Derived):
+            return fetched.identities(self._rows)
+        topic, partition = fetched.topic, fetched.partition
+        return [(topic, partition, offset) for offset in self.offsets]
+
     @property
     def headers(self) -> Sequence[Headers | None] | None:
         """One entry a row, or ``None`` when no row has any."""
@@ -333,9 +345,19 @@ class Derived:
     _encode: Callable[[Any], bytes | None]
     next_offset: int = field(default=-1)
     changed_by: Callable[[Rows], Sequence[tuple[str, int, int] | None]] | None = None
+    _window: Callable[[Any], Hashable] | None = field(default=None)
+    """Which window a value belongs to, where one key may have several results at the same time."""
 
     def __len__(self) -> int:
         return len(self._values)
+
+    def identities(self, rows: Rows | None = None) -> list[Hashable]:
+        """What tells each row apart from the results for other keys and windows."""
+        keys = self.keys(rows)
+        windows: Iterable[Hashable] = [None] * len(keys)
+        if self._window is not None:
+            windows = map(self._window, take(self._values, rows))
+        return [(self.topic, self.partition, key, window) for key, window in zip(keys, windows, strict=True)]
 
     def keys(self, rows: Rows | None = None) -> list[bytes | None]:
         return [self._encode(key) for key in take(self._keys, rows)]
@@ -361,6 +383,7 @@ class Derived:
             self._timestamps[start:stop],
             self._encode,
             changed_by=None if self.changed_by is None else partial(self._changed_behind, start),
+            _window=self._window,
         )
 
     def _changed_behind(self, start: int, rows: Rows) -> Sequence[tuple[str, int, int] | None]:
@@ -368,15 +391,26 @@ class Derived:
         return self.changed_by([start + row for row in rows])
 
 
+class RowOwner(Protocol):
+    """The maker of an output's rows, who decides about one that cannot be written."""
+
+    def place(self, row: int) -> Hashable | None:
+        """What the row is recognized by when its input comes again; ``None``: ``refuse`` it at once."""
+
+    def refuse(self, row: int, error: Exception) -> None:
+        """Do with the row what its step's policy says. May raise what ends the worker."""
+
+
 class Output:
     """Encoded rows for one topic: what a sink hands to a producer.
 
     Columns are parallel; ``timestamps`` in milliseconds since the epoch, ``headers`` is ``None`` when no row
     has any. A row with key ``None`` may go to any partition; others go where Java clients would put them
-    (murmur2), unless ``partition`` names one for all rows.
+    (murmur2), unless ``partition`` names one for all rows. ``owner`` knows the rows by their number, counted
+    from ``first``.
     """
 
-    __slots__ = ("headers", "keys", "partition", "timestamps", "topic", "values")
+    __slots__ = ("first", "headers", "keys", "owner", "partition", "timestamps", "topic", "values")
 
     def __init__(
         self,
@@ -387,6 +421,8 @@ class Output:
         headers: Sequence[Headers | None] | None = None,
         *,
         partition: int | None = None,
+        owner: RowOwner | None = None,
+        first: int = 0,
     ) -> None:
         self.topic = topic
         self.keys = keys
@@ -394,6 +430,27 @@ class Output:
         self.timestamps = timestamps
         self.headers = headers
         self.partition = partition
+        self.owner = owner
+        self.first = first
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def rest(self, start: int) -> Output:
+        """The rows from ``start`` on."""
+        return Output(
+            self.topic,
+            self.keys[start:],
+            self.values[start:],
+            self.timestamps[start:],
+            None if self.headers is None else self.headers[start:],
+            partition=self.partition,
+            owner=self.owner,
+            first=self.first + start,
+        )
+
+    def refuse(self, row: int, error: Exception) -> None:
+        """Tell the owner of a row that cannot be written. Raises ``error`` where there is none."""
+        if self.owner is None:
+            raise error
+        self.owner.refuse(self.first + row, error)

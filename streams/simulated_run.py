@@ -159,7 +159,13 @@ class _Broker(MemoryBroker):
             for topic in run.topics
             if part.reads(topic)
         }
-        super().__init__(clock=run.clock, wait=run.clock.advance, first=lambda topic: places.get(topic, 0))
+        # The run's wall clock has nothing to do with the input's event times.
+        super().__init__(
+            clock=run.clock,
+            wait=run.clock.advance,
+            first=lambda topic: places.get(topic, 0),
+            wall_clock=None,
+        )
         self._run = run
 
     def consumer(self, settings: GroupSettings) -> MemoryConsumer:

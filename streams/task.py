@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 import msgspec
 
 from streams.clock import StreamClock
+from streams.dead_letter_rows import DeadLetter, DeadLetterRows, dead_letter_output
 from streams.decoded import DecodedRecords, decode, pieces
-from streams.errors import ProcessingError, StreamsError, TopologyError
-from streams.guard import Guard, error_text
+from streams.errors import ProcessingError, StateError, StreamsError, TopologyError
+from streams.guard import Guard, error_text, preview
 from streams.operators import fan_out
 from streams.operators.stateless import extract_timestamps
-from streams.records import Batch, Derived, Output, TopicPartition
+from streams.records import Batch, Derived, Output, TopicPartition, take
+from streams.refused_rows import RefusedRows
 from streams.schema import check, kept, migrated_entries, new_aggregates, reading
 from streams.serde import Bytes, nullable
 from streams.state.buffered import KeyValueState, WindowState
@@ -26,15 +28,16 @@ from streams.state.changelog import Checkpoint, changelog_topic, encode_metadata
 from streams.state.committed import CommittedStore
 from streams.topic_names import topic_name_fault
 from streams.topology import Node, Sink, Source, Step, Subtopology, function_name, matches
+from streams.windows import Windowed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
     from streams.decoded import Columns
     from streams.operators import Forward
     from streams.policy import Action
     from streams.processor import Cancel, TimeKind
-    from streams.records import Fetched, Headers, Rows
+    from streams.records import Fetched, RowOwner, Rows
     from streams.serde import Serde
     from streams.state.definition import StoreDefinition
     from streams.state.store import Changes, Database
@@ -76,13 +79,6 @@ class BegunAggregates(NamedTuple):
     names: tuple[str, ...]
     since: int
     """Milliseconds since the epoch."""
-
-
-class Pending(NamedTuple):
-    """An output to be written, and whom to tell about a row that the broker will never take."""
-
-    output: Output
-    refuse: Callable[[int, Exception], None]
 
 
 @dataclass(slots=True)
@@ -273,13 +269,6 @@ def _joined(groups: list[set[str]]) -> list[set[str]]:
     return joined
 
 
-class _DeadLetter(NamedTuple):
-    batch: Batch[Any, Any]
-    row: int
-    step: str
-    error: Exception
-
-
 class Task:
     """Runs a subtopology over slices of input and keeps what comes of them until it is taken.
 
@@ -291,7 +280,8 @@ class Task:
     With stores, a commit is three steps: ``prepare`` lets steps forward what has changed and encodes the
     changes, ``take`` hands both over to be written, and ``committed`` puts the changes into ``database``.
     ``database`` must be restored when the task is made. ``checkpoints`` tell, for each store, up to where of
-    its changelog it is. ``lookups`` are the app's global tables.
+    its changelog it is. ``lookups`` are the app's global tables. ``refused`` are rows that the broker has
+    refused: where they are met again, they get their sink's policy and are not written.
     """
 
     def __init__(
@@ -305,6 +295,7 @@ class Task:
         database: Database | None = None,
         checkpoints: Mapping[str, Checkpoint] | None = None,
         lookups: Mapping[str, Lookup] | None = None,
+        refused: RefusedRows | None = None,
     ) -> None:
         self.id = identifier
         self.positions: dict[TopicPartition, int] = {}
@@ -313,8 +304,11 @@ class Task:
         self._runtime = runtime
         self._application = application
         self._dead_letter_topic = dead_letter_topic
-        self._pending: list[Pending] = []
-        self._dead_letters: list[_DeadLetter] = []
+        self._refused = RefusedRows() if refused is None else refused
+        self._in_slice: dict[tuple[str, str], list[Batch[Any, Any]]] = {}
+        """What the open slice has brought each sink so far, by the sink and the topic."""
+        self._pending: list[Output] = []
+        self._dead_letters: list[DeadLetter] = []
         self._before_slice = 0, 0
         """How much of both there was before the slice that is open."""
         self._subtopology = subtopology
@@ -462,13 +456,16 @@ class Task:
         self._as_slice(lambda: None, committing=True)
         self._stage()
 
-    def take(self) -> list[Pending]:
-        """What the slices since the last call produced, dead letters last. Empty when there is nothing."""
+    def take(self) -> list[Output]:
+        """What the slices since the last call produced, dead letters last. Empty when there is nothing.
+
+        Raises ``ProcessingError`` for a dead letter that its topic does not take in any form.
+        """
         pending, self._pending = self._pending, []
         letters, self._dead_letters = self._dead_letters, []
         if letters:
             pending.append(self._dead_letter_output(letters))
-        for output, _ in pending:
+        for output in pending:
             self.counts.records_out += len(output)
             self.counts.bytes_out += total_bytes(output.values)
         return pending
@@ -488,7 +485,8 @@ class Task:
             if keys:
                 topic = changelog_topic(self._application, definition)
                 now = [self._runtime.wall_clock()] * len(keys)
-                outputs.append(Output(topic, keys, values, now, partition=self.id.partition))
+                owner = _ChangelogRows(definition.name, topic, self.id, keys, values)
+                outputs.append(Output(topic, keys, values, now, partition=self.id.partition, owner=owner))
                 self._checkpoints[name].wrote(len(keys))
         return outputs
 
@@ -563,6 +561,7 @@ class Task:
 
     def _as_slice(self, run: Callable[[], None], *, committing: bool = False) -> None:
         self._before_slice = len(self._pending), len(self._dead_letters)
+        self._in_slice = {}
         try:
             run()
             for _, kind, call in self._hooks.turns:
@@ -647,7 +646,7 @@ class Task:
             self.counts.skipped[step] += 1
             return
         self.counts.dead_letters[step] += 1
-        self._dead_letters.append(_DeadLetter(batch, row, step, error))
+        self._dead_letters.append(DeadLetter(batch, row, step, error))
 
     def _binding(self, step: Step) -> _Binding:
         return _Binding(
@@ -721,8 +720,16 @@ class Task:
             writable, keys = guard.apply(serialize_key, batch.keys, batch)
             writable, values = guard.apply(serialize_value, writable.values, writable.with_keys(keys))
             if values:
-                output = Output(topic, writable.keys, values, writable.timestamps, writable.headers)
-                self._pending.append(Pending(output, partial(guard.refuse, writable)))
+                before = self._in_slice.setdefault((sink.name, topic), [])
+                rows = _SinkRows(sink.name, topic, guard, writable, tuple(before))
+                before.append(writable)
+                output = Output(
+                    topic, writable.keys, values, writable.timestamps, writable.headers, owner=rows
+                )
+                if self._refused:
+                    output = self._without_refused(output, rows)
+                if len(output):
+                    self._pending.append(output)
 
         if isinstance(sink.topic, str):
             fixed = sink.topic
@@ -739,30 +746,130 @@ class Task:
 
         return run
 
-    def _dead_letter_output(self, letters: Sequence[_DeadLetter]) -> Pending:
-        records = [letter.batch.original(letter.row) for letter in letters]
-        headers: list[Headers | None] = [
-            [
-                *(record.headers or ()),
-                ("__streams.errors.topic", record.topic.encode()),
-                ("__streams.errors.partition", b"%d" % record.partition),
-                ("__streams.errors.offset", b"%d" % record.offset),
-                ("__streams.errors.timestamp", b"%d" % record.timestamp),
-                ("__streams.errors.application", self._application.encode()),
-                ("__streams.errors.step", letter.step.encode()),
-                ("__streams.errors.exception", type(letter.error).__qualname__.encode()),
-                ("__streams.errors.message", error_text(letter.error).encode(errors="replace")[:1024]),
-            ]
-            for record, letter in zip(records, letters, strict=True)
-        ]
-        output = Output(
-            self._dead_letter_topic,
-            [record.key for record in records],
-            [record.value for record in records],
-            [record.timestamp for record in records],
-            headers,
+    def _without_refused(self, output: Output, rows: _SinkRows) -> Output:
+        """The rows that the broker has not refused before; the others get the sink's policy."""
+        kept = []
+        for row, place in enumerate(rows.places()):
+            error = self._refused.meet(place)
+            if error is None:
+                kept.append(row)
+            else:
+                rows.refuse(row, error)
+        if len(kept) == len(output):
+            return output
+        return Output(
+            output.topic,
+            take(output.keys, kept),
+            take(output.values, kept),
+            take(output.timestamps, kept),
+            None if output.headers is None else take(output.headers, kept),
+            owner=_SomeRows(rows, kept),
         )
-        return Pending(output, _refuse_dead_letter)
+
+    def _dead_letter_output(self, letters: Sequence[DeadLetter]) -> Output:
+        places = self._dead_letter_places(letters)
+        if self._refused:
+            errors = map(self._refused.meet, places)
+            letters = [
+                letter if error is None else letter.cut_to(self._refused.times(place), error)
+                for letter, place, error in zip(letters, places, errors, strict=True)
+            ]
+        owner = DeadLetterRows(letters, places, self._dead_letters.append)
+        return dead_letter_output(
+            letters, self._dead_letter_topic, self._application, owner, self._runtime.wall_clock
+        )
+
+    def _dead_letter_places(self, letters: Sequence[DeadLetter]) -> list[Hashable]:
+        seen: Counter[Hashable] = Counter()
+        places: list[Hashable] = []
+        for letter in letters:
+            source = ("dead letter", letter.step, letter.identity)
+            places.append((*source, seen[source]))
+            seen[source] += 1
+        return places
+
+
+class _SinkRows:
+    """The rows of one batch that a sink writes to one topic; see ``RowOwner``.
+
+    ``before`` are the batches that the sink has had for the topic in the same slice: several rows of one
+    input record are told apart by their order in the slice, however slices are cut.
+    """
+
+    def __init__(
+        self,
+        sink: str,
+        topic: str,
+        guard: Guard,
+        batch: Batch[Any, Any],
+        before: tuple[Batch[Any, Any], ...],
+    ) -> None:
+        self._sink = sink
+        self._topic = topic
+        self._guard = guard
+        self._batch = batch
+        self._before = before
+        self._places: list[Hashable] | None = None
+
+    def places(self) -> list[Hashable]:
+        if self._places is None:
+            seen = Counter(identity for batch in self._before for identity in batch.identities())
+            self._places = []
+            for identity in self._batch.identities():
+                self._places.append((self._sink, self._topic, identity, seen[identity]))
+                seen[identity] += 1
+        return self._places
+
+    def place(self, row: int) -> Hashable:
+        return self.places()[row]
+
+    def refuse(self, row: int, error: Exception) -> None:
+        self._guard.refuse(self._batch, row, error)
+
+
+class _SomeRows:
+    """Those rows of another owner."""
+
+    def __init__(self, owner: RowOwner, rows: Sequence[int]) -> None:
+        self._owner = owner
+        self._rows = rows
+
+    def place(self, row: int) -> Hashable | None:
+        return self._owner.place(self._rows[row])
+
+    def refuse(self, row: int, error: Exception) -> None:
+        self._owner.refuse(self._rows[row], error)
+
+
+class _ChangelogRows:
+    """The changes of one store; see ``RowOwner``. There is no policy for these: left out, state is lost."""
+
+    def __init__(
+        self,
+        store: str,
+        topic: str,
+        task: TaskId,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+    ) -> None:
+        self._store = store
+        self._topic = topic
+        self._task = task
+        self._keys = keys
+        self._values = values
+
+    def place(self, row: int) -> None:  # noqa: ARG002 - to be refused at once
+        return None
+
+    def refuse(self, row: int, error: Exception) -> None:
+        key, value = self._keys[row], self._values[row]
+        raise StateError(
+            f"store {self._store!r}, task {self._task}: the entry of key {preview(key)} has a key of "
+            f"{len(key or b'')} and a value of {len(value or b'')} bytes, which its changelog {self._topic} "
+            f"does not take: {error_text(error)}",
+            hint=f"keep less in one entry (a limit for collect, say), or raise max.message.bytes of "
+            f"{self._topic}; nothing of this commit was written",
+        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -847,7 +954,16 @@ class _Binding:
         definition = next((item for item in self._within.stores if item.name == store), None)
         # Where a dead letter says that it comes from.
         topic = changelog_topic(self._application, definition) if definition else self._step.name
-        origin = Derived(topic, self.partition, keys, values, timestamps, _payload, changed_by=changed_by)
+        origin = Derived(
+            topic,
+            self.partition,
+            keys,
+            values,
+            timestamps,
+            _payload,
+            changed_by=changed_by,
+            _window=_window,
+        )
         return Batch(origin, values, keys=keys, timestamps=timestamps)
 
 
@@ -864,6 +980,11 @@ def _wants_old(subtopology: Subtopology, step: Step) -> bool:
             if needs or (passes_on and _wants_old(subtopology, child)):
                 return True
     return False
+
+
+def _window(value: Any) -> tuple[int, int] | None:
+    """Which window a result is of, if it is of one."""
+    return (value.start, value.end) if isinstance(value, Windowed) else None
 
 
 def _payload(value: Any) -> bytes | None:
@@ -890,11 +1011,6 @@ def _topic_names(choose: Callable[[Any], str], values: Sequence[Any]) -> Any:
         if fault:
             raise ValueError(f"{topic!r} cannot name a topic: {fault}")
         yield topic
-
-
-def _refuse_dead_letter(row: int, error: Exception) -> None:  # noqa: ARG001 - the row is in the error
-    # Leaving it out would lose data silently, and a dead letter of a dead letter leads nowhere.
-    raise error
 
 
 def _where(code: object) -> str:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from streams.records import Output
     from streams.serde import Serde
     from streams.state.store import Database
-    from streams.task import Pending
     from streams.topology import Subtopology
 
 
@@ -247,8 +246,8 @@ class TopologyDriver:
         written += task.take()
         task.take_changelog()
         task.committed()
-        for pending in written:
-            self._write(pending)
+        for output in written:
+            self._write(output)
 
     def _task(self, topic: str, partition: int) -> Task:
         if not 0 <= partition < self._partitions:
@@ -285,8 +284,7 @@ class TopologyDriver:
                 checkpoint.follow(saved[store.name])
         return checkpoints
 
-    def _write(self, pending: Pending) -> None:
-        output = pending.output
+    def _write(self, output: Output) -> None:
         written = self._written.setdefault(output.topic, deque())
         records = list(_records(output))
         for record in records:

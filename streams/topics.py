@@ -25,6 +25,20 @@ DEAD_LETTER_SETTINGS = {
 }
 
 
+ANY_TIME = {
+    # Kafka 4 refuses event times more than an hour ahead; Kafka before 3.6 does not know the setting.
+    "message.timestamp.after.max.ms": str(2**63 - 1),
+}
+
+ANY_RECORD = {
+    # What was read must be written, also where its producer had compressed it and this one does not.
+    "max.message.bytes": str(64 * 1024 * 1024),
+}
+"""For topics that are the app's own. Some clusters allow no more than a few megabytes."""
+
+COMPRESSED = {"compression.type": "zstd"}
+"""The broker compresses what comes: the clients would compress all of an app's output."""
+
 CHANGELOG_SETTINGS = {
     # Entries carry no event time of use to the broker: what it deletes by age, it counts from the writing.
     "message.timestamp.type": "LogAppendTime",
@@ -70,11 +84,26 @@ def prepare_topics(
             hint=f"{_creation_hint(outputs)}\n        or let the app do it: create_topics=True",
         )
     partitions = max(inputs.values(), default=1)
-    new = [NewTopic(name=topic, partitions=partitions, settings={"retention.ms": "-1"}) for topic in outputs]
+    new = [
+        NewTopic(name=topic, partitions=partitions, settings={"retention.ms": "-1"}, wished=ANY_TIME)
+        for topic in outputs
+    ]
     if topology.writes_dead_letters and dead_letter_topic not in existing:
-        new.append(NewTopic(name=dead_letter_topic, partitions=partitions, settings=DEAD_LETTER_SETTINGS))
+        new.append(
+            NewTopic(
+                name=dead_letter_topic,
+                partitions=partitions,
+                settings=DEAD_LETTER_SETTINGS,
+                wished=ANY_RECORD | COMPRESSED,
+            )
+        )
     new += [
-        NewTopic(name=topic, partitions=inputs[topic], settings={"retention.ms": "-1"})
+        NewTopic(
+            name=topic,
+            partitions=inputs[topic],
+            settings={"retention.ms": "-1"},
+            wished=ANY_TIME | ANY_RECORD,
+        )
         for topic in repartitions
         if topic not in existing
     ]
@@ -247,7 +276,7 @@ def _changelogs(
                 if store.changelog_retention is not None:
                     retention = store.changelog_retention + WINDOW_MARGIN
                     settings |= {"cleanup.policy": "compact,delete", "retention.ms": str(retention)}
-                new.append(NewTopic(name=topic, partitions=partitions, settings=settings))
+                new.append(NewTopic(name=topic, partitions=partitions, settings=settings, wished=ANY_RECORD))
             elif existing[topic].partitions != partitions:
                 raise TopicError(
                     f"store {store.name!r}: {topic} has {existing[topic].partitions} partitions, but its "

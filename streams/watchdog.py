@@ -275,13 +275,18 @@ class Watchdog:
             return f"step {step!r} is tried again and again: {error}", False
         if self._away is not None:
             return f"no broker answers: {self._away[1]}", False
+        if activity.writing is not None:
+            topic, since = activity.writing
+            what = f"nothing can be written to {topic}" if topic else "what was written is not acknowledged"
+            return f"{what} for {now - since:.0f} s: the client's queue is full, or its broker hangs", False
         if track.stage == "restore":
             return self._reason_of_restore(partition, activity)
         if activity.busy is not None:
             return f"the worker is at work on a slice of {activity.busy}, in {_called(activity.thread)}", True
         if self._reads_again(activity):
             again = activity.rewinds - self._rewinds
-            return f"it was read again {again} times, as no commit has succeeded: see the log", False
+            why = activity.aborted_by or "see the log"
+            return f"it was read again {again} times, as no commit has succeeded: {why}", False
         others = self._worker.held_back_by(partition)
         if others:
             return f"its records wait for those of {', '.join(map(str, others))}, by event time", False

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from streams.activity import Activity, Progress, Stages, State
+from streams.backoff import Backoff
 from streams.broker import GroupSettings
 from streams.dead_letters import DeadLetterWatch, dead_letter_topic
 from streams.errors import (
@@ -29,7 +30,8 @@ from streams.lost_offsets import LostOffsets
 from streams.merge import InputQueue
 from streams.pace import Pace
 from streams.pending import PendingTasks
-from streams.records import Output, TopicPartition
+from streams.records import TopicPartition
+from streams.refused_rows import RefusedRows
 from streams.restore import Restorer
 from streams.standby import Standbys
 from streams.state.memory import MemoryDatabases
@@ -39,10 +41,10 @@ from streams.upkeep import Upkeep
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from streams.broker import Broker, Consumer, Polled
+    from streams.broker import Broker, Consumer, Polled, Refusal
     from streams.commit import Guarantee
     from streams.config import Settings
-    from streams.records import Fetched
+    from streams.records import Fetched, Output
     from streams.restore import Restoration, RestoreProgress
     from streams.state.store import Databases
     from streams.topology import Topology
@@ -66,6 +68,15 @@ MISSING_PAUSE = 0.5
 
 OPEN_SECONDS = 5.0
 """How long one attempt to get a producer may take before the group is served again."""
+
+FIRST_BACKOFF_SECONDS = 0.1
+LONGEST_BACKOFF_SECONDS = 5.0
+"""The waits between attempts that fail one after another."""
+
+CAREFUL_SECONDS = 10.0
+"""So long after the broker refused records, little is processed between commits: each costs an attempt."""
+
+CAREFUL_SLICE = 1_000
 
 _PASSING = (Retriable, BrokerUnreachable, TransactionAborted)
 """What the next round of the loop may find gone."""
@@ -181,6 +192,14 @@ class Worker:
         self._callback_error: Exception | None = None
         self._must_rewind = False
         self._must_reopen = False
+        self._writing: tuple[str, float] | None = None
+        """The topic that is being written to and since when, or no topic for the wait of a commit."""
+        self._refused = RefusedRows()
+        self._careful_until = -float("inf")
+        """So long, little is processed between commits: the broker refuses records."""
+        self._backoff = Backoff(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
+        self._aborted_by = ""
+        """Why the last transaction was given up, if none was committed since."""
 
         # For those who look on.
         self._given_up = Counts()
@@ -257,6 +276,8 @@ class Worker:
             commits=self._commits,
             rewinds=self._rewinds,
             waiting=self._pending.partitions,
+            writing=self._writing,
+            aborted_by=self._aborted_by,
             restoring=self.restoring,
         )
 
@@ -368,6 +389,7 @@ class Worker:
                     application=self._application,
                     dead_letter_topic=self._dead_letter_topic,
                     lookups=self._globals.lookups,
+                    refused=self._refused,
                 )
             self._held[partition] = task
             self._unstarted.add(partition)
@@ -379,8 +401,8 @@ class Worker:
         if self._state in (State.RUNNING, State.STOPPING):
             self._in_callback = True
             try:
-                if self._committing:
-                    # In the middle of a commit there is nothing whole: what it stands for is done again.
+                if self._committing or self._writing is not None:
+                    # In the middle of these there is nothing whole: what they stand for is done again.
                     self._must_rewind = True
                     self._abort()
                 else:
@@ -526,7 +548,7 @@ class Worker:
                 continue
             start = 0
             while start < len(fetched):
-                stop = min(len(fetched), start + self._pace.slice_size(task.id))
+                stop = min(len(fetched), start + self._slice_size(task.id))
                 whole = start == 0 and stop == len(fetched)
                 if not self._attempt(partition, progress, fetched if whole else fetched.slice(start, stop)):
                     break
@@ -541,7 +563,7 @@ class Worker:
     def _drain(self, identifier: TaskId, queue: InputQueue) -> None:
         """Process what can be had of a task with several input partitions, by lowest event time."""
         while self._queues.get(identifier) is queue:
-            fetched = queue.peek(self._pace.slice_size(identifier))
+            fetched = queue.peek(self._slice_size(identifier))
             if fetched is None:
                 break
             partition = TopicPartition(fetched.topic, fetched.partition)
@@ -616,19 +638,52 @@ class Worker:
         self._dead_letters.add(len(fetched), task.counts.dead_letters - letters)
 
     def _write(self, task: Task) -> None:
-        while pending := task.take():
-            for output, refuse in pending:
-                at = 0
-                while at < len(output):
-                    try:
-                        self._guarantee.write(output if at == 0 else _rest(output, at))
-                    except RecordRefused as error:
-                        if isinstance(error, TopicMissing) and error.topic in self._own_topics:
-                            self._bear_missing(error)
-                        refuse(at + error.position, error)
-                        at += error.position + 1
-                    else:
-                        break
+        while outputs := task.take():
+            for output in outputs:
+                self._write_output(output, self._guarantee.write)
+
+    def _write_output(self, output: Output, write: Callable[[Output, Callable[[], None]], None]) -> None:
+        """Write all rows but those that cannot be written, which get their step's policy.
+
+        Raises ``Interrupted`` when the worker has to stop, or has lost the input, before all are queued.
+        """
+        at = 0
+        self._writing = output.topic, self._clock()
+        try:
+            while at < len(output):
+                rest = output if at == 0 else output.rest(at)
+                try:
+                    write(rest, self._wait_to_write)
+                except RecordRefused as error:
+                    if isinstance(error, TopicMissing) and error.topic in self._own_topics:
+                        self._bear_missing(error)
+                    rest.refuse(error.position, error)
+                    at += error.position + 1
+                else:
+                    break
+        finally:
+            self._writing = None
+
+    def _wait_to_write(self) -> None:
+        """Serve the group while no broker takes what is to be written. Raises ``Interrupted``."""
+        now = self._clock()
+        if now > self._stop_by:
+            raise self._unwritten()
+        if self._in_callback:
+            # In the middle of a rebalance, others wait for this worker.
+            if self._writing is not None and now - self._writing[1] > self._settings.transaction_timeout:
+                raise self._unwritten()
+            return
+        if now - self._last_served >= min(SERVE_SECONDS, self._settings.poll_deadline / 10):
+            self._serve()
+            if self._must_rewind:
+                raise Interrupted
+
+    def _unwritten(self) -> Interrupted:
+        """Note that some of what was processed is not written, and will not be."""
+        self._must_rewind = True
+        self._abort()
+        return Interrupted()
 
     def _bear_missing(self, error: TopicMissing) -> NoReturn:
         """Give up the transaction for a topic of the app's own, or, when it stays away, the worker."""
@@ -719,8 +774,18 @@ class Worker:
 
     # --- commits
 
+    def _slice_size(self, task: TaskId) -> int:
+        size = self._pace.slice_size(task)
+        return min(size, CAREFUL_SLICE) if self._careful else size
+
+    @property
+    def _careful(self) -> bool:
+        return bool(self._refused) and self._clock() < self._careful_until
+
     def _overdue(self) -> bool:
-        return self._pace.dirty and self._pace.overdue(sum(task.dirty for task in self._tasks.values()))
+        if not self._pace.dirty:
+            return False
+        return self._careful or self._pace.overdue(sum(task.dirty for task in self._tasks.values()))
 
     def _commit_due(self) -> bool:
         if not self._pace.dirty:
@@ -751,7 +816,8 @@ class Worker:
         try:
             self._prepare()
             offsets = self._offsets()
-            self._guarantee.commit(offsets, self._consumer)
+            self._writing = "", self._clock()
+            self._guarantee.commit(offsets, self._consumer, self._wait_to_write)
         except _UNFINISHED as error:
             self._give_up_transaction(error)
         except Interrupted:
@@ -761,6 +827,9 @@ class Worker:
         else:
             self._committed |= offsets
             self._commits += 1
+            self._refused.committed()
+            self._backoff.succeeded()
+            self._aborted_by = ""
             self._missing_outputs.clear()
             for task in self._tasks.values():
                 task.committed()
@@ -771,6 +840,7 @@ class Worker:
                 self.observe_commit(now - begun)
         finally:
             self._committing = False
+            self._writing = None
         self._pace.committed()
 
     def _prepare(self) -> None:
@@ -782,11 +852,8 @@ class Worker:
             if self._must_rewind:
                 raise Interrupted
             self._write(task)
-            try:
-                for output in task.take_changelog():
-                    self._guarantee.write_changes(output)
-            except TopicMissing as error:
-                self._bear_missing(error)
+            for output in task.take_changelog():
+                self._write_output(output, self._guarantee.write_changes)
 
     def _offsets(self) -> dict[TopicPartition, int]:
         offsets: dict[TopicPartition, int] = {}
@@ -803,14 +870,39 @@ class Worker:
     def _give_up_transaction(self, error: BrokerError) -> None:
         """Note that what was written since the last commit is gone, or that nobody knows whether it is."""
         self._must_rewind = True
+        self._aborted_by = str(error).partition("\n")[0]
         if isinstance(error, TransactionAborted):
             self._log.warning(Event.TRANSACTION_ABORTED, error=str(error))
             self._abort()
         else:
             self._log.warning(Event.OUTCOME_UNKNOWN, error=str(error))
             self._must_reopen = True
+        refused = self._guarantee.take_refused()
+        self._note_refused(refused)
+        if refused:
+            # With these left out, the next attempt is another one.
+            self._careful_until = self._clock() + CAREFUL_SECONDS
+        else:
+            self._backoff.failed()
+
+    def _note_refused(self, refused: Sequence[Refusal]) -> None:
+        """Remember the rows that the broker does not take: they get their step's policy when they come again.
+
+        Raises what ends the worker for a row that has no policy.
+        """
+        for output, row, error in refused:
+            place = None if output.owner is None else output.owner.place(output.first + row)
+            if place is None:
+                output.refuse(row, error)
+            else:
+                self._refused.add(place, error)
+                self._log.warning(Event.RECORD_REFUSED, topic=output.topic, error=error.message)
 
     def _abort(self) -> None:
+        if self._clock() > self._stop_by:
+            # The broker does so by itself, or the next worker under this id.
+            self._must_reopen = True
+            return
         try:
             self._guarantee.abort()
         except BrokerError as error:
@@ -819,6 +911,7 @@ class Worker:
 
     def _rewind(self) -> None:
         """Read the input again from the committed offsets, after whatever was not committed is given up."""
+        self._wait_for_retry()
         unknown = self._must_reopen
         if unknown:
             self._open_guarantee()
@@ -848,6 +941,7 @@ class Worker:
         for queue in self._queues.values():
             queue.clear()
         self._must_rewind = False
+        self._refused.dropped()
         self._pace.discarded()
         self._rewinds += 1
         self._consumer.seek(positions)
@@ -855,6 +949,13 @@ class Worker:
         for partition, position in positions.items():
             progress = self._progress[partition]
             progress.position, progress.at_end, progress.since = position, False, now
+
+    def _wait_for_retry(self) -> None:
+        """Where attempt after attempt fails, let some time pass before the next one; the group is served."""
+        until = self._clock() + self._backoff.seconds
+        while not self._stop.is_set() and (left := until - self._clock()) > 0:
+            self._pause(min(left, 0.1))
+            self._serve()
 
     def _committed_offsets(self) -> dict[TopicPartition, int]:
         return self._consumer.committed({*self._held, *self._pending.resume_at})
@@ -902,6 +1003,7 @@ class Worker:
         return self._progress.get(partition) is progress
 
     def _give_up(self, partitions: Iterable[TopicPartition]) -> None:
+        self._refused.clear()
         for partition in partitions:
             task = self._held.pop(partition, None)
             self._progress.pop(partition, None)
@@ -966,6 +1068,7 @@ class Worker:
             database=restoration.database,
             checkpoints=restoration.checkpoints,
             lookups=self._globals.lookups,
+            refused=self._refused,
         )
         for store, begun in task.begun.items():
             self._log.warning(
@@ -1036,6 +1139,8 @@ class Worker:
         except _UNFINISHED as error:
             self._give_up_transaction(error)
             return False
+        except Interrupted:
+            return False
         self._pace.processed()
         return True
 
@@ -1096,14 +1201,3 @@ class Worker:
 
 def _ignore(_: float) -> None:
     return
-
-
-def _rest(output: Output, start: int) -> Output:
-    return Output(
-        output.topic,
-        output.keys[start:],
-        output.values[start:],
-        output.timestamps[start:],
-        None if output.headers is None else output.headers[start:],
-        partition=output.partition,
-    )

@@ -18,7 +18,6 @@ from streams.errors import (
     DeadLetterLimitExceeded,
     OutcomeUnknown,
     ProcessingError,
-    RecordRefused,
     Retriable,
     TransactionAborted,
 )
@@ -579,11 +578,24 @@ def test_a_result_too_large_under_policy_fail_names_the_record_and_commits_no_ha
     assert cluster.values() == Counter(["a", "b"])
 
 
-def test_a_dead_letter_too_large_for_its_topic_stops_the_worker_instead_of_vanishing():
+def test_a_dead_letter_too_large_for_its_topic_loses_its_value_and_keeps_its_coordinates():
     cluster = Cluster(copying(lambda value: str(int(value)), on_error=dead_letter), max_record_bytes=900)
     cluster.send("in", 0, "x" * 800)
     worker = cluster.worker()
-    with pytest.raises(RecordRefused, match="more than 900 bytes"):
+    cluster.run(worker)
+    worker.close()
+    (letter,) = read_to_end(cluster.broker, ["copy-dead-letters"])
+    assert letter.values() == [None]
+    headers = dict((letter.headers() or [None])[0] or ())
+    assert (headers["__streams.errors.topic"], headers["__streams.errors.offset"]) == (b"in", b"0")
+    assert headers["__streams.errors.value_bytes"] == b"800"
+
+
+def test_a_dead_letter_of_which_not_even_the_coordinates_fit_stops_the_worker_instead_of_vanishing():
+    cluster = Cluster(copying(lambda value: str(int(value)), on_error=dead_letter), max_record_bytes=100)
+    cluster.send("in", 0, "x" * 80)
+    worker = cluster.worker()
+    with pytest.raises(ProcessingError, match=r"failed on in-0 offset 0 .*more than 100 bytes"):
         cluster.run(worker)
     assert cluster.lag() == 1
 

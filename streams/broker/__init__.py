@@ -2,7 +2,8 @@
 
 Times are seconds unless a name says otherwise. Every call raises errors of ``streams.errors`` only:
 ``Retriable``, ``TransactionAborted``, ``OutcomeUnknown``, ``RecordRefused`` and ``FatalBrokerError`` tell the
-engine what to do next, so no caller ever looks at a client library's error codes.
+engine what to do next, so no caller ever looks at a client library's error codes. Records that the broker
+refuses after they were queued are returned by ``Producer.take_refused``.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import re
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from streams.errors import RecordRefused
     from streams.records import Fetched, Output, TopicPartition
 
 Isolation: TypeAlias = Literal["read_committed", "read_uncommitted"]
@@ -162,17 +164,35 @@ class Consumer(Protocol):
         """Leave the group. Partitions still held are revoked first. Once is enough, twice is fine."""
 
 
+class Refusal(NamedTuple):
+    """A record that the broker refused for a reason of its own: its time, its size, a missing key."""
+
+    output: Output
+    row: int
+    """Its position in the output."""
+    error: RecordRefused
+
+
 class Producer(Protocol):
     """Writes records; transactional when it was made with a transactional id. Used by one thread."""
 
-    def produce(self, output: Output) -> None:
-        """Queue the rows for writing. A ``Retriable`` queue-full condition is waited out inside.
+    def produce(self, output: Output, waiting: Callable[[], None] | None = None) -> None:
+        """Queue the rows for writing.
 
-        Raises ``RecordRefused`` for a row that can never be written, e.g. as its topic does not exist.
+        While the queue is full, ``waiting`` is called several times a second; what it raises ends the call,
+        in the middle of the rows. Raises ``RecordRefused`` for a row that can never be written, e.g. as its
+        topic does not exist, and ``TransactionAborted`` where the broker refused earlier ones.
         """
 
-    def flush(self, timeout: float) -> None:
-        """Wait until everything queued is acknowledged; raises ``BrokerError`` if something was not."""
+    def flush(self, timeout: float, waiting: Callable[[], None] | None = None) -> None:
+        """Wait until everything queued is acknowledged; raises ``BrokerError`` if something was not.
+
+        That is ``RecordsRefused`` where the broker refused records for reasons of their own. ``waiting`` is
+        called several times a second.
+        """
+
+    def take_refused(self) -> list[Refusal]:
+        """The records that the broker has refused since the last call. Asked after ``abort`` or ``flush``."""
 
     def init_transactions(self, timeout: float) -> None:
         """Fence older producers of the same transactional id and finish what they left open."""
@@ -204,12 +224,17 @@ class TopicDescription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTopic:
-    """A topic to create; ``replication_factor`` ``None`` leaves it to the broker's default."""
+    """A topic to create; ``replication_factor`` ``None`` leaves it to the broker's default.
+
+    ``wished`` are further settings, the most important one first. Where a broker refuses them, as it is too
+    old to know them or its policy allows no such value, the topic is created without.
+    """
 
     name: str
     partitions: int
     replication_factor: int | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+    wished: Mapping[str, str] = field(default_factory=dict)
 
 
 class Admin(Protocol):

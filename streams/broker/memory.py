@@ -16,6 +16,8 @@ fails in a test and not by chance:
 - Offsets that an open transaction has sent hide the last committed ones, as Kafka's stable offset fetch does:
   ``Consumer.committed`` raises ``Retriable`` and a new owner reads nothing of these partitions until the
   transaction ends. ``Admin.committed_offsets`` returns what was committed last.
+- Records that Kafka refuses after they were queued (times too far ahead, larger than the topic takes,
+  without a key in a compacted topic) have none of their ``Output`` written, and fail the transaction at once.
 - With ``instance_id``, a closed member's partitions stay reserved for ``session_timeout`` or until its
   successor joins; joining under the instance id of a living member raises ``FatalBrokerError``.
 """
@@ -31,11 +33,12 @@ from operator import itemgetter
 from threading import Condition
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias, TypeVar, cast
 
-from streams.broker import BEGINNING, END, OutOfRange, Polled, TopicDescription
+from streams.broker import BEGINNING, END, OutOfRange, Polled, Refusal, TopicDescription
 from streams.errors import (
     FatalBrokerError,
     OutcomeUnknown,
     RecordRefused,
+    RecordsRefused,
     Retriable,
     TopicError,
     TopicMissing,
@@ -75,6 +78,55 @@ took effect and before the caller learns of it.
 
 _Ranges: TypeAlias = "list[tuple[int, int]]"
 """Ranges of positions in a log's columns: (first, one past the last)."""
+
+LARGEST_RECORD = 60_000_000
+"""What clients take at most: bytes of key, value and headers."""
+
+DEFAULT_TOPIC_SETTINGS = {
+    "cleanup.policy": "delete",
+    "max.message.bytes": "1048588",
+    "message.timestamp.type": "CreateTime",
+    "message.timestamp.after.max.ms": "3600000",
+}
+"""As of Kafka 4.0, as far as this broker goes by them."""
+
+OTHER_TOPIC_SETTINGS = {
+    "compression.gzip.level",
+    "compression.lz4.level",
+    "compression.type",
+    "compression.zstd.level",
+    "delete.retention.ms",
+    "file.delete.delay.ms",
+    "flush.messages",
+    "flush.ms",
+    "follower.replication.throttled.replicas",
+    "index.interval.bytes",
+    "leader.replication.throttled.replicas",
+    "local.retention.bytes",
+    "local.retention.ms",
+    "max.compaction.lag.ms",
+    "message.timestamp.before.max.ms",
+    "min.cleanable.dirty.ratio",
+    "min.compaction.lag.ms",
+    "min.insync.replicas",
+    "preallocate",
+    "remote.copy.disable",
+    "remote.log.delete.on.disable",
+    "remote.storage.enable",
+    "retention.bytes",
+    "retention.ms",
+    "segment.bytes",
+    "segment.index.bytes",
+    "segment.jitter.ms",
+    "segment.ms",
+    "unclean.leader.election.enable",
+}
+"""What else Kafka knows, and this broker ignores."""
+
+_KNOWN_SETTINGS = OTHER_TOPIC_SETTINGS | DEFAULT_TOPIC_SETTINGS.keys()
+
+_RECORD_BYTES = 70
+"""What a record alone in its batch has besides key, value and headers, at the least."""
 
 _LEGAL_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
@@ -380,9 +432,11 @@ class _Cluster:
         wait: Callable[[float], None] | None,
         max_record_bytes: int,
         first: Callable[[str], int],
+        wall_clock: Callable[[], int] | None,
     ) -> None:
         self.clock = clock
         self.max_record_bytes = max_record_bytes
+        self.wall_clock = wall_clock
         self.first = first
         self.before: Callable[[Step], None] | None = None
         self.topics: dict[str, _Topic] = {}
@@ -468,6 +522,32 @@ class _Cluster:
     def topics_changed(self) -> None:
         for group in self.groups.values():
             self.retarget(group)
+
+    def refused(self, output: Output) -> list[Refusal]:
+        """The rows that their topic does not take, and why."""
+        topic = self.topics.get(output.topic)
+        if topic is None:
+            return []
+        settings = DEFAULT_TOPIC_SETTINGS | topic.settings
+        name, found = output.topic, {}
+        if "compact" in settings["cleanup.policy"] and None in output.keys:
+            for row, key in enumerate(output.keys):
+                if key is None:
+                    found[row] = (
+                        f"topic {name} is compacted and takes no record without a key (INVALID_RECORD)"
+                    )
+        ahead = int(settings["message.timestamp.after.max.ms"])
+        if self.wall_clock is not None and settings["message.timestamp.type"] == "CreateTime":
+            latest = self.wall_clock() + ahead
+            if max(output.timestamps, default=0) > latest:
+                for row, stamp in enumerate(output.timestamps):
+                    if stamp > latest:
+                        found[row] = f"topic {name} takes no event time {ahead} ms ahead (INVALID_TIMESTAMP)"
+        most = int(settings["max.message.bytes"]) - _RECORD_BYTES
+        for row, size in enumerate(_sizes(output)):
+            if size > most:
+                found[row] = f"topic {name} takes no record of {size} bytes (MSG_SIZE_TOO_LARGE)"
+        return [Refusal(output, row, RecordRefused(found[row], position=row)) for row in sorted(found)]
 
     # Groups
 
@@ -880,15 +960,25 @@ class MemoryProducer:
         self._transaction: _Transaction | None = None
         self._queue: list[tuple[TopicPartition, _Columns]] = []
         self._next_partition: dict[str, int] = {}
+        self._refused: list[Refusal] = []
+        self._unreported = False
+        """Whether a flush is still to say that records were refused."""
         self._closed = False
 
-    def produce(self, output: Output) -> None:
+    def produce(self, output: Output, waiting: Callable[[], None] | None = None) -> None:  # noqa: ARG002  # never full
         self._cluster.step("produce")
         with self._cluster.locked():
             self._usable()
             transaction = None if self._transactional_id is None else self._healthy_transaction()
             refused = _first_too_large(output, self._cluster.max_record_bytes)
             accepted = len(output) if refused is None else refused
+            by_broker = [item for item in self._cluster.refused(output) if item.row < accepted]
+            if by_broker:
+                self._refused += by_broker
+                self._unreported = True
+                accepted = 0
+                if transaction is not None:
+                    transaction.failed = True
             for partition, columns in self._partitioned(output, accepted):
                 if transaction is None:
                     self._queue.append((partition, columns))
@@ -903,7 +993,7 @@ class MemoryProducer:
                 position=refused,
             )
 
-    def flush(self, timeout: float) -> None:  # noqa: ARG002  # this broker answers at once
+    def flush(self, timeout: float, waiting: Callable[[], None] | None = None) -> None:  # noqa: ARG002  # this broker answers at once
         self._cluster.step("flush")
         with self._cluster.locked():
             self._usable()
@@ -911,6 +1001,13 @@ class MemoryProducer:
             for partition, columns in queue:
                 self._cluster.existing_log(partition).append(columns, None)
             self._cluster.notify()
+        if self._unreported:
+            self._unreported = False
+            raise RecordsRefused(str(self._refused[-1].error))
+
+    def take_refused(self) -> list[Refusal]:
+        refused, self._refused = self._refused, []
+        return refused
 
     def init_transactions(self, timeout: float) -> None:  # noqa: ARG002  # this broker answers at once
         self._cluster.step("init_transactions")
@@ -929,6 +1026,7 @@ class MemoryProducer:
             if self._transaction is not None:
                 raise FatalBrokerError(f"{self._transactional_id}: a transaction is open already")
             self._transaction = _Transaction(self._transactional_id)
+            self._refused = []
 
     def send_offsets(self, offsets: Mapping[TopicPartition, int], group_metadata: object) -> None:
         self._cluster.step("send_offsets")
@@ -981,7 +1079,8 @@ class MemoryProducer:
     def _healthy_transaction(self) -> _Transaction:
         transaction = self._open_transaction()
         if transaction.failed:
-            raise TransactionAborted(f"{transaction.transactional_id}: the open transaction has failed")
+            why = f": {self._refused[0].error}" if self._refused else ""
+            raise TransactionAborted(f"{transaction.transactional_id}: the open transaction has failed{why}")
         return transaction
 
     def _partitioned(self, output: Output, accepted: int) -> Iterator[tuple[TopicPartition, _Columns]]:
@@ -1011,8 +1110,8 @@ class MemoryProducer:
             yield TopicPartition(output.topic, partition), _Columns.of(output, rows)
 
 
-def _first_too_large(output: Output, limit: int) -> int | None:
-    """The position of the first row whose key, value and headers have more than ``limit`` bytes."""
+def _sizes(output: Output) -> list[int]:
+    """How many bytes key, value and headers of each row have."""
     sizes = [
         (0 if key is None else len(key)) + (0 if value is None else len(value))
         for key, value in zip(output.keys, output.values, strict=True)
@@ -1021,6 +1120,12 @@ def _first_too_large(output: Output, limit: int) -> int | None:
         for row, headers in enumerate(output.headers):
             for name, value in headers or ():
                 sizes[row] += len(name.encode()) + (0 if value is None else len(value))
+    return sizes
+
+
+def _first_too_large(output: Output, limit: int) -> int | None:
+    """The position of the first row whose key, value and headers have more than ``limit`` bytes."""
+    sizes = _sizes(output)
     if max(sizes, default=0) <= limit:
         return None
     return next(row for row, size in enumerate(sizes) if size > limit)
@@ -1049,9 +1154,13 @@ class MemoryAdmin:
                 if topic.name in self._cluster.topics:
                     continue
                 replication = 1 if topic.replication_factor is None else topic.replication_factor
+                unknown = sorted(topic.settings.keys() - _KNOWN_SETTINGS)
+                if unknown:
+                    raise TopicError(f"creating topic {topic.name}: unknown setting {unknown[0]}")
+                wished = {name: value for name, value in topic.wished.items() if name in _KNOWN_SETTINGS}
                 description = TopicDescription(topic.name, topic.partitions, replication)
                 logs = [_Log() for _ in range(topic.partitions)]
-                self._cluster.topics[topic.name] = _Topic(description, dict(topic.settings), logs)
+                self._cluster.topics[topic.name] = _Topic(description, wished | dict(topic.settings), logs)
                 created.add(topic.name)
             self._cluster.topics_changed()
         return created
@@ -1104,7 +1213,9 @@ class MemoryBroker:
     ``clock`` returns seconds and decides poll deadlines, sessions and transaction timeouts. ``poll`` waits in
     real time until something changes; a simulation that moves its own clock passes ``wait``, which is called
     once with the seconds that the poll would wait, and may use the broker. A row whose key, value and headers
-    have more than ``max_record_bytes`` is refused. ``first`` gives, for a topic, the place of the group's
+    have more than ``max_record_bytes`` is not taken by clients; what the broker refuses follows from the
+    topic's settings, and event times are compared with ``wall_clock`` (milliseconds since the epoch; ``None``
+    takes any). ``first`` gives, for a topic, the place of the group's
     member that its ranges of partitions begin with: where topics have one partition, the first member would
     hold them all.
 
@@ -1117,10 +1228,11 @@ class MemoryBroker:
         *,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[float], None] | None = None,
-        max_record_bytes: int = 1024 * 1024,
+        max_record_bytes: int = LARGEST_RECORD,
         first: Callable[[str], int] = lambda _: 0,
+        wall_clock: Callable[[], int] | None = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        self._cluster = _Cluster(clock, wait, max_record_bytes, first)
+        self._cluster = _Cluster(clock, wait, max_record_bytes, first, wall_clock)
 
     @property
     def before(self) -> Callable[[Step], None] | None:

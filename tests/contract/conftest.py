@@ -35,9 +35,9 @@ class Clients:
     def name(self, name: str) -> str:
         return f"{self.prefix}-{name}"
 
-    def topic(self, name: str = "topic", *, partitions: int = 1) -> str:
+    def topic(self, name: str = "topic", *, partitions: int = 1, **settings: Any) -> str:
         topic = self.name(name)
-        self.admin.create_topics([NewTopic(name=topic, partitions=partitions)])
+        self.admin.create_topics([NewTopic(name=topic, partitions=partitions, **settings)])
         return topic
 
     def consumer(self, group: str = "group", **settings: Any) -> Consumer:

@@ -7,13 +7,21 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from streams.broker import BEGINNING, END, NewTopic, OutOfRange
-from streams.errors import BrokerError, OutcomeUnknown, RecordRefused, TopicMissing, TransactionAborted
+from streams.errors import (
+    BrokerError,
+    OutcomeUnknown,
+    RecordRefused,
+    RecordsRefused,
+    TopicMissing,
+    TransactionAborted,
+)
 from streams.partitioning import partition_for
 from streams.records import Output, TopicPartition
 
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
 
     from streams.broker import Consumer, Producer
     from streams.records import Fetched, Headers
+    from tests.contract.conftest import Clients
 
 PATIENCE = 30.0
 NOW = int(time.time() * 1000)
@@ -118,8 +127,9 @@ def rows(
     *,
     keys: Sequence[bytes | None] | None = None,
     partition: int | None = None,
+    times: Sequence[int] | None = None,
 ) -> Output:
-    timestamps = [NOW + row for row in range(len(values))]
+    timestamps = times or [NOW + row for row in range(len(values))]
     return Output(topic, keys or [None] * len(values), values, timestamps, partition=partition)
 
 
@@ -244,7 +254,7 @@ class TestRecords:
     def test_a_record_too_large_is_refused_and_the_rest_can_be_written(self, clients):
         topic = clients.topic()
         producer = clients.producer()
-        values = [b"before", bytes(2 * 1024 * 1024), b"after"]
+        values = [b"before", bytes(61_000_000), b"after"]
         with pytest.raises(RecordRefused) as refused:
             producer.produce(rows(topic, values))
         assert refused.value.position == 1
@@ -264,12 +274,132 @@ class TestRecords:
         producer = clients.transactional_producer()
         producer.begin()
         with pytest.raises(RecordRefused):
-            producer.produce(rows(topic, [b"before", bytes(2 * 1024 * 1024)]))
+            producer.produce(rows(topic, [b"before", bytes(61_000_000)]))
         producer.produce(rows(topic, [b"after"]))
         producer.commit(PATIENCE)
         reader = Reader(clients.consumer()).assign({TopicPartition(topic, 0): BEGINNING})
         poll_until(lambda: len(reader.values) >= 2, reader)
         assert reader.values == [b"before", b"after"]
+
+
+HOUR = 3_600_000
+
+
+class TestRefusedRecords:
+    """What the broker refuses once it was queued, for what is in the record."""
+
+    ATTEMPTS = 4
+    """Where a broker or a client names no record, the producer has to find it by writing in parts."""
+
+    def spoilt(self, clients: Clients, reason: str) -> Output:
+        """An output whose third row a broker does not take."""
+        now = time.time_ns() // 1_000_000
+        if reason == "ahead":
+            topic = clients.topic("ahead")
+            return rows(topic, [b"same"] * 5, times=[now, now + HOUR // 2, now + 3 * HOUR, now, now - HOUR])
+        if reason == "no key":
+            topic = clients.topic("compacted", settings={"cleanup.policy": "compact"})
+            return rows(topic, numbered(0, 5), keys=[b"k", b"k", None, b"k", b"k"])
+        topic = clients.topic("small", settings={"max.message.bytes": "10000"})
+        return rows(topic, [b"a", b"b", bytes(20_000), b"c", b"d"])
+
+    @pytest.mark.parametrize("reason", ["ahead", "no key", "too large"])
+    def test_a_transaction_with_one_can_only_abort_and_which_row_it_was_is_found(self, clients, reason):
+        spoilt = self.spoilt(clients, reason)
+        producer = clients.transactional_producer()
+        found: list[int] = []
+        for _ in range(self.ATTEMPTS):
+            producer.begin()
+            try:
+                producer.produce(spoilt)
+                producer.commit(PATIENCE)
+            except RecordRefused as error:
+                found = [error.position]
+            except TransactionAborted:
+                pass
+            producer.abort(PATIENCE)
+            found = found or [refusal.row for refusal in producer.take_refused()]
+            if found:
+                break
+        assert found == [2]
+        assert producer.take_refused() == []
+        producer.begin()
+        producer.produce(rows(spoilt.topic, [b"good"], keys=[b"k"]))
+        producer.commit(PATIENCE)
+        reader = Reader(clients.consumer()).assign({TopicPartition(spoilt.topic, 0): BEGINNING})
+        poll_until(lambda: bool(reader.values), reader)
+        assert reader.values == [b"good"]
+
+    @pytest.mark.parametrize("reason", ["ahead", "no key", "too large"])
+    def test_a_flush_fails_and_which_row_it_was_is_found(self, clients, reason):
+        spoilt = self.spoilt(clients, reason)
+        producer = clients.producer()
+        found: list[int] = []
+        for _ in range(self.ATTEMPTS):
+            try:
+                producer.produce(spoilt)
+                producer.flush(PATIENCE)
+            except RecordRefused as error:
+                found = [error.position]
+            except RecordsRefused:
+                found = [refusal.row for refusal in producer.take_refused()]
+            if found:
+                break
+        assert found == [2]
+        producer.produce(rows(spoilt.topic, [b"good"], keys=[b"k"]))
+        producer.flush(PATIENCE)
+
+    @pytest.mark.parametrize("reason", ["ahead", "no key", "too large"])
+    def test_what_a_topic_was_found_to_refuse_is_refused_at_once_from_then_on(self, clients, reason):
+        spoilt = self.spoilt(clients, reason)
+        producer = clients.transactional_producer()
+        for _ in range(self.ATTEMPTS):
+            producer.begin()
+            with suppress(RecordRefused, TransactionAborted):
+                producer.produce(spoilt)
+                producer.commit(PATIENCE)
+            producer.abort(PATIENCE)
+            producer.take_refused()
+        producer.begin()
+        with pytest.raises(RecordRefused) as refused:
+            producer.produce(spoilt)
+        assert refused.value.position == 2
+        producer.produce(spoilt.rest(3))
+        producer.commit(PATIENCE)
+
+    def test_batches_of_a_topic_with_a_low_limit_become_small_enough(self, clients):
+        topic = clients.topic("narrow", settings={"max.message.bytes": "2000"})
+        values = [b"%06d" % number * 20 for number in range(200)]
+        producer = clients.transactional_producer()
+        for _ in range(3):
+            producer.begin()
+            producer.produce(rows(topic, values))
+            try:
+                producer.commit(PATIENCE)
+            except TransactionAborted:
+                producer.abort(PATIENCE)
+                assert producer.take_refused() == []
+            else:
+                break
+        reader = Reader(clients.consumer()).assign({TopicPartition(topic, 0): BEGINNING})
+        poll_until(lambda: len(reader.values) >= 200, reader)
+        assert reader.values == values
+
+    def test_a_topic_takes_any_time_and_size_that_it_was_made_for(self, clients):
+        wished = {"max.message.bytes": "30000000", "message.timestamp.after.max.ms": str(2**63 - 1)}
+        topic = clients.topic("wide", wished=wished)
+        written = rows(topic, [b"late", bytes(20_000_000)], times=[4_102_444_800_000, 1])
+        write(clients.producer(), written)
+        reader = Reader(clients.consumer()).assign({TopicPartition(topic, 0): BEGINNING})
+        poll_until(lambda: len(reader.values) >= 2, reader)
+        assert [len(value or b"") for value in reader.values] == [4, 20_000_000]
+
+    def test_a_wish_that_the_broker_does_not_know_is_left_out(self, clients):
+        wished = {"retention.ms": "86400000", "message.of.no.such.setting": "1"}
+        topic = clients.topic("wishes", wished=wished)
+        found = clients.admin.settings([topic])[topic]
+        assert found["retention.ms"] == "86400000"
+        assert "message.of.no.such.setting" not in found
 
 
 class TestReader:

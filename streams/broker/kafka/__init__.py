@@ -8,8 +8,9 @@ from streams.broker import BEGINNING, END, GroupSettings
 from streams.broker.kafka.access import Access, Settings
 from streams.broker.kafka.admin import KafkaAdmin
 from streams.broker.kafka.consumer import KafkaConsumer
-from streams.broker.kafka.producer import KafkaProducer
+from streams.broker.kafka.producer import LARGEST_RECORD, KafkaProducer
 from streams.broker.kafka.roll_calls import RollCalls
+from streams.broker.kafka.topic_rules import AllTopicRules
 from streams.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class KafkaBroker:
             "consumer",
             ("group.id", "enable.auto.commit", "group.protocol", "auto.offset.reset"),
         )
+        self._rules = AllTopicRules(self._topic_settings)
         _reject(self._producer_settings, "producer", ("transactional.id", "enable.idempotence"))
 
     def consumer(self, settings: GroupSettings) -> KafkaConsumer:
@@ -98,6 +100,8 @@ class KafkaBroker:
             "linger.ms": 5,
             "queue.buffering.max.messages": 500_000,
             "queue.buffering.max.kbytes": 65536,
+            # Whether a record is too large is for its topic to say. What was compressed may be large here.
+            "message.max.bytes": LARGEST_RECORD,
             "delivery.report.only.error": True,
             # What a broker that hangs was sent goes to another one after this, in time for the commit.
             "socket.timeout.ms": 5_000,
@@ -112,12 +116,19 @@ class KafkaBroker:
                 # A record that cannot be written in time fails the transaction, not the other way round.
                 "message.timeout.ms": milliseconds,
             }
-        return KafkaProducer(self._settings | chosen | self._producer_settings, self._access)
+        return KafkaProducer(self._settings | chosen | self._producer_settings, self._access, self._rules)
 
     def admin(self) -> KafkaAdmin:
         # Its questions have less time than that, and all go over one connection as long as it stands.
         quick = {"socket.connection.setup.timeout.ms": 2_000, "socket.timeout.ms": 2_500}
         return KafkaAdmin(self._settings | quick, self._access)
+
+    def _topic_settings(self, topic: str) -> Mapping[str, str]:
+        admin = self.admin()
+        try:
+            return admin.settings([topic])[topic]
+        finally:
+            admin.close()
 
     def _offers_consumer_protocol(self) -> bool:
         admin = self.admin()

@@ -67,6 +67,9 @@ _OUTDATED = {
 }
 
 
+_SETTING_REFUSED = {KafkaError.INVALID_CONFIG, KafkaError.POLICY_VIOLATION}
+
+
 class KafkaAdmin:
     """See ``streams.broker.Admin``."""
 
@@ -90,18 +93,9 @@ class KafkaAdmin:
         }
 
     def create_topics(self, topics: Collection[NewTopic]) -> set[str]:
-        wanted = [
-            ClientTopic(
-                topic.name,
-                topic.partitions,
-                -1 if topic.replication_factor is None else topic.replication_factor,
-                config=dict(topic.settings),
-            )
-            for topic in topics
-        ]
         created = set()
         refused = []
-        for name, future in self._asked_to_create(wanted).items():
+        for name, future in self._created(topics).items():
             try:
                 future.result()
                 created.add(name)
@@ -119,6 +113,30 @@ class KafkaAdmin:
                 raise TopicError(f"topics {sorted(created)} were created but have no leaders yet")
             time.sleep(0.02)
         return created
+
+    def _created(self, topics: Collection[NewTopic]) -> dict[str, Future[Any]]:
+        """The answer for each topic: with all that is wished for it, or as much as the broker takes."""
+        answers: dict[str, Future[Any]] = {}
+        left = {topic.name: (topic, list(topic.wished.items())) for topic in topics}
+        while left:
+            asked = self._asked_to_create(
+                [
+                    ClientTopic(
+                        topic.name,
+                        topic.partitions,
+                        -1 if topic.replication_factor is None else topic.replication_factor,
+                        config={**dict(wished), **topic.settings},
+                    )
+                    for topic, wished in left.values()
+                ]
+            )
+            answers |= asked
+            left = {
+                name: (topic, wished[:-1])
+                for name, (topic, wished) in left.items()
+                if wished and _failed_by(asked[name], _SETTING_REFUSED)
+            }
+        return answers
 
     def _asked_to_create(self, topics: list[ClientTopic]) -> dict[str, Future[Any]]:
         """The answer for each topic; where all brokers were fenced, one that came once they were not."""

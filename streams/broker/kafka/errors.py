@@ -35,7 +35,30 @@ TRANSIENT = {
     KafkaError.REQUEST_TIMED_OUT,
     KafkaError.NETWORK_EXCEPTION,
     KafkaError.UNSTABLE_OFFSET_COMMIT,
+    KafkaError._MSG_TIMED_OUT,  # noqa: SLF001 - as above
 }
+
+REFUSED_BY_CLIENT = {
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.INVALID_MSG,
+    KafkaError._BAD_MSG,  # noqa: SLF001 - as above
+    KafkaError._INVALID_ARG,  # noqa: SLF001 - as above
+}
+"""What makes the client take one record not even into its queue."""
+
+REFUSED_BY_BROKER = {
+    KafkaError.INVALID_TIMESTAMP,
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.RECORD_LIST_TOO_LARGE,
+    KafkaError.INVALID_MSG,
+    KafkaError.INVALID_MSG_SIZE,
+    KafkaError.INVALID_RECORD,
+    KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
+    KafkaError.POLICY_VIOLATION,
+}
+"""Why a broker refuses a record, or a batch, for what is in it: it would do so again."""
+
+TOO_LARGE = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE}
 
 REJECTED = {
     KafkaError._AUTHENTICATION,  # noqa: SLF001 - as above

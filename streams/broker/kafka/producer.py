@@ -8,17 +8,29 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from streams.broker.kafka.access import REQUEST_SECONDS, Access, LastError, Settings
-from streams.broker.kafka.errors import FORBIDDEN
+from streams.broker.kafka.deliveries import Failure, Sent, refusals, telling
+from streams.broker.kafka.errors import FORBIDDEN, REFUSED_BY_CLIENT
 from streams.broker.kafka.partitions import with_offsets
-from streams.errors import BrokerError, OutcomeUnknown, RecordRefused, Retriable, Right, TopicMissing
+from streams.errors import (
+    BrokerError,
+    OutcomeUnknown,
+    RecordRefused,
+    RecordsRefused,
+    Retriable,
+    Right,
+    TopicMissing,
+    TransactionAborted,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from streams.broker import Refusal
     from streams.broker.kafka.consumer import Membership
+    from streams.broker.kafka.topic_rules import AllTopicRules, TopicRules
     from streams.records import Output, TopicPartition
 
 OVERDRAFT_SECONDS: Final = 1.0
@@ -27,74 +39,147 @@ OVERDRAFT_SECONDS: Final = 1.0
 MISSING_TOPIC_SECONDS: Final = 5.0
 """How long a topic that was found missing is not asked for again."""
 
-_REFUSED = {
-    KafkaError.MSG_SIZE_TOO_LARGE,
-    KafkaError.INVALID_MSG,
-    KafkaError._BAD_MSG,  # noqa: SLF001 - as above
-    KafkaError._INVALID_ARG,  # noqa: SLF001 - as above
-}
+WAIT_SECONDS: Final = 0.1
+"""How long one look at a full queue takes."""
+
+SETTLE_SECONDS: Final = 1.0
+"""How long deliveries may take to be reported once a transaction has failed."""
+
+LARGEST_RECORD: Final = 60_000_000
+"""What a record may have, in bytes, before compression. The client's queue has room for little more."""
+
+COMPRESSIONS: Final = ("compression.type", "compression.codec")
 
 
 class KafkaProducer:
     """See ``streams.broker.Producer``."""
 
-    def __init__(self, settings: Settings, access: Access) -> None:
+    def __init__(self, settings: Settings, access: Access, rules: AllTopicRules) -> None:
         self._access = access
+        self._rules = rules
+        self._compresses = any(settings.get(name, "none") != "none" for name in COMPRESSIONS)
         self._transactional_id: str | None = settings.get("transactional.id")
         self._written: set[str] = set()
         """Topics of the open transaction, or since the last flush."""
-        self._failed: tuple[KafkaError, str] | None = None
-        own = {"on_delivery": self._on_failure, "error_cb": LastError()}
-        self._client = access.make(Producer, settings | own)
+        self._failures: list[Failure] = []
+        """Records not delivered, that nothing was said of yet."""
+        self._reported: list[Failure] = []
+        """Those that the last ``flush`` failed for."""
+        self._settings: Settings = settings | {"error_cb": LastError()}
+        self._client = access.make(Producer, self._settings)
         self._patience = _Patience()
         self._known: set[str] = set()
         self._missing: dict[str, float] = {}
 
-    def produce(self, output: Output) -> None:
+    def produce(self, output: Output, waiting: Callable[[], None] | None = None) -> None:
         topic = output.topic
         if topic not in self._known:
             self._require(topic)
         self._written.add(topic)
+        rules = self._rules.of(topic)
+        if rules is None:
+            self._queue(output, 0, len(output), Sent(self._failures, output), waiting)
+        else:
+            self._queue_by_rules(output, rules, waiting)
+        self._client.poll(0)
+
+    def _queue(
+        self, output: Output, at: int, stop: int, sent: Sent, waiting: Callable[[], None] | None
+    ) -> None:
+        """Queue the rows from ``at`` to ``stop``; ``sent`` is called for those that are not delivered."""
+        topic, headers = output.topic, output.headers
         produce = self._client.produce
         partition = -1 if output.partition is None else output.partition
-        headers = output.headers
-        at = 0
-        total = len(output)
-        while at < total:
+        while at < stop:
             try:
                 # Positional arguments save a fifth of a call that is made for every record. For the client, a
                 # time of 0 means now: right for a record without one, and 1970's first millisecond becomes 1.
                 if headers is None:
-                    for key, value, stamp in _rest(at, output.keys, output.values, output.timestamps):
-                        produce(topic, value, key, partition, None, None, max(stamp or 1, 0))
+                    for key, value, stamp in _part(at, stop, output.keys, output.values, output.timestamps):
+                        produce(topic, value, key, partition, sent, None, max(stamp or 1, 0))
                         at += 1
                 else:
-                    for key, value, stamp, header in _rest(
-                        at, output.keys, output.values, output.timestamps, headers
+                    for key, value, stamp, header in _part(
+                        at, stop, output.keys, output.values, output.timestamps, headers
                     ):
-                        produce(topic, value, key, partition, None, None, max(stamp or 1, 0), header)
+                        produce(topic, value, key, partition, sent, None, max(stamp or 1, 0), header)
                         at += 1
             except BufferError:
                 # The queue is full: let the broker take some of it.
-                self._client.poll(0.1)
+                self._client.poll(WAIT_SECONDS)
+                self._raise_if_failed()
+                if waiting is not None:
+                    waiting()
             except KafkaException as error:
                 self._refuse(error.args[0], topic, at)
-        self._client.poll(0)
 
-    def flush(self, timeout: float) -> None:
-        left = self._client.flush(timeout)
-        failed, self._failed = self._failed, None
-        if failed is not None:
-            error, topic = failed
-            raise self._means(error, f"producer: writing to {topic}", [topic])
+    def _queue_by_rules(self, output: Output, rules: TopicRules, waiting: Callable[[], None] | None) -> None:
+        """Queue rows for a topic that has refused some: those known not to be taken are refused here."""
+        refused = rules.first_refused(output, compressed=self._compresses)
+        stop = len(output) if refused is None else refused.position
+        if not rules.in_parts:
+            self._queue(output, 0, stop, Sent(self._failures, output), waiting)
+        else:
+            for start, end in rules.parts(output, stop):
+                self._queue(output, start, end, Sent(self._failures, output, alone=end - start == 1), waiting)
+                while self._client.flush(WAIT_SECONDS):
+                    if waiting is not None:
+                        waiting()
+                self._raise_if_failed()
+        if refused is not None:
+            raise refused
+
+    def _raise_if_failed_by(self, error: KafkaError) -> None:
+        """As ``_raise_if_failed``, for a call that failed: it may say no more than that it was out of place.
+
+        After a record was not delivered, the client takes no others of the transaction, and no offsets.
+        """
+        if error.code() == KafkaError._STATE and self._transactional_id is not None:  # noqa: SLF001 - a public name of the library
+            # What was not delivered is reported once the others of its time are through.
+            self._client.flush(SETTLE_SECONDS)
+            self._raise_if_failed()
+
+    def _raise_if_failed(self) -> None:
+        """Raise ``TransactionAborted`` where a record of the transaction was not delivered: it cannot commit."""
+        if self._transactional_id is not None and self._failures:
+            failure = telling(self._failures)
+            raise TransactionAborted(f"producer: writing to {failure.output.topic}: {failure.why}")
+
+    def flush(self, timeout: float, waiting: Callable[[], None] | None = None) -> None:
+        deadline = time.monotonic() + timeout
+        while left := self._client.flush(max(0.0, min(WAIT_SECONDS, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                break
+            if waiting is not None:
+                waiting()
+        failures = self._reported = self._taken_failures()
+        if failures:
+            failure = telling(failures)
+            doing = f"producer: writing to {failure.output.topic}"
+            if failure.of_the_record or failure.collateral:
+                raise RecordsRefused(f"{doing}: {failure.why}")
+            raise self._means(failure.error, doing, [failure.output.topic])
         if left:
             raise Retriable(f"producer: {left} records not acknowledged within {timeout:.0f} s")
+
+    def take_refused(self) -> list[Refusal]:
+        failures = self._reported + self._taken_failures()
+        self._reported = []
+        refused = refusals(failures)
+        self._rules.learn(failures, refused, compressed=self._compresses)
+        return [refusal.public for refusal in refused]
+
+    def _taken_failures(self) -> list[Failure]:
+        failures = self._failures.copy()
+        # In place: the client has still calls to make that add to this list.
+        self._failures.clear()
+        return failures
 
     def init_transactions(self, timeout: float) -> None:
         self._until(timeout, "producer: starting transactions", self._client.init_transactions)
 
     def begin(self) -> None:
-        self._failed = None
+        self._failures.clear()
         self._written.clear()
         try:
             self._client.begin_transaction()
@@ -119,17 +204,33 @@ class KafkaProducer:
         self._until(timeout, "producer: committing the transaction", self._client.commit_transaction)
 
     def abort(self, timeout: float) -> None:
-        self._until(timeout, "producer: aborting the transaction", self._client.abort_transaction)
+        self._until(
+            timeout, "producer: aborting the transaction", self._client.abort_transaction, aborting=True
+        )
+        if self._failures:
+            # The client counts records that were not delivered: the next transaction would fail for the gap.
+            self._release()
+            self._client = self._access.make(Producer, self._settings)
+            self.init_transactions(timeout)
 
     def close(self) -> None:
-        if self._patience.given_up:
-            return
+        if not self._patience.given_up:
+            self._release()
+
+    def _release(self) -> None:
         # A producer that was fenced has nothing more to say.
         with suppress(KafkaException):
             self._client.purge()
             self._client.flush(0)
 
-    def _until(self, timeout: float, doing: str, call: Callable[[float], object], *rights: Right) -> None:
+    def _until(
+        self,
+        timeout: float,
+        doing: str,
+        call: Callable[[float], object],
+        *rights: Right,
+        aborting: bool = False,
+    ) -> None:
         """Repeat a transactional call that may be repeated. Without an answer in time, nobody knows."""
         deadline = time.monotonic() + timeout
         while True:
@@ -137,6 +238,8 @@ class KafkaProducer:
             try:
                 call(max(left, 0.1))
             except KafkaException as error:
+                if not aborting:
+                    self._raise_if_failed_by(error.args[0])
                 means = self._means(error.args[0], doing, sorted(self._written), *rights)
                 if not isinstance(means, Retriable):
                     raise means from error
@@ -163,14 +266,10 @@ class KafkaProducer:
         raise TopicMissing(topic)
 
     def _refuse(self, error: KafkaError, topic: str, position: int) -> NoReturn:
-        if error.code() in _REFUSED:
+        if error.code() in REFUSED_BY_CLIENT:
             raise RecordRefused(f"writing to {topic}: {error.str()}", position=position)
+        self._raise_if_failed_by(error)
         raise self._means(error, f"producer: writing to {topic}", [topic])
-
-    def _on_failure(self, error: KafkaError | None, message: Message) -> None:
-        # What was purged belongs to an aborted transaction.
-        if error is not None and error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):  # noqa: SLF001 - public names of the library
-            self._failed = self._failed or (error, cast("str", message.topic()))
 
     def _means(
         self, error: KafkaError, doing: str, topics: Iterable[str] = (), *rights: Right
@@ -184,8 +283,9 @@ class KafkaProducer:
         return self._access.means(error, doing, *needed)
 
 
-def _rest(at: int, *columns: Sequence[Any]) -> Iterable[tuple[Any, ...]]:
-    return zip(*(column[at:] if at else column for column in columns), strict=True)
+def _part(at: int, stop: int, *columns: Sequence[Any]) -> Iterable[tuple[Any, ...]]:
+    whole = at == 0 and stop == len(columns[0])
+    return zip(*(column if whole else column[at:stop] for column in columns), strict=True)
 
 
 class _Patience:

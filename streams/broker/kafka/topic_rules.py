@@ -1,0 +1,219 @@
+"""What topics refuse, looked up once one of them has: so that the next such record costs no transaction."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from confluent_kafka import KafkaError
+
+from streams.broker.kafka.deliveries import (
+    BATCH_BYTES,
+    conspicuous,
+    most_bytes,
+    record_bytes,
+    wall_clock,
+)
+from streams.errors import BrokerError, ConfigurationError, RecordRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from streams.broker.kafka.deliveries import Failure, NamedRefusal
+    from streams.records import Output
+
+REMEMBER_SECONDS: Final = 300.0
+"""What is known of a topic is forgotten after this: somebody may have changed its settings."""
+
+SHRINK: Final = 16
+"""Batches become so many times smaller with each refusal that nothing known explains."""
+
+LARGEST_BATCH: Final = 1_000_000
+"""Where several records are in a batch, it has no more bytes than this: the client's ``batch.size``."""
+
+CLOCK_MILLISECONDS: Final = 2_000
+"""Clocks of clients and brokers may differ by this: what is less beyond a limit is for the broker to judge."""
+
+
+@dataclass(slots=True)
+class TopicRules:
+    """What one topic takes, as far as known: from its settings, or from what it has refused."""
+
+    batch_bytes: int = LARGEST_BATCH + BATCH_BYTES
+    """How many bytes it takes in one batch."""
+    exact: bool = False
+    """Whether that is the topic's setting, so that a larger record is refused for certain."""
+    needs_keys: bool = False
+    ahead: int | None = None
+    """How many milliseconds an event time may be ahead of the clock."""
+    rows: int = 0
+    """How many records to write at a time, to find the one that is refused; 0 for any number."""
+    asked: bool = False
+    learnt: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, str]) -> TopicRules:
+        """The rules that follow from a topic's settings. Raises ``KeyError`` or ``ValueError``."""
+        created = settings["message.timestamp.type"] == "CreateTime"
+        after = settings.get("message.timestamp.after.max.ms")
+        return cls(
+            batch_bytes=int(settings["max.message.bytes"]),
+            exact=True,
+            needs_keys="compact" in settings["cleanup.policy"],
+            ahead=int(after) if created and after is not None else None,
+            asked=True,
+        )
+
+    def first_refused(self, output: Output, *, compressed: bool) -> RecordRefused | None:
+        """The first row that the topic does not take for certain."""
+        found = [
+            error
+            for error in (
+                self._without_key(output),
+                self._ahead_of_time(output),
+                None if compressed else self._too_large(output),
+            )
+            if error is not None
+        ]
+        return min(found, key=lambda error: error.position, default=None)
+
+    def _without_key(self, output: Output) -> RecordRefused | None:
+        if not self.needs_keys or None not in output.keys:
+            return None
+        return RecordRefused(
+            f"topic {output.topic} takes no record without a key",
+            position=list(output.keys).index(None),
+            hint=f"{output.topic} is compacted (cleanup.policy): give the record a key",
+        )
+
+    def _ahead_of_time(self, output: Output) -> RecordRefused | None:
+        now = wall_clock()
+        if self.ahead is None or max(output.timestamps, default=0) <= now + self.ahead + CLOCK_MILLISECONDS:
+            return None
+        latest = now + self.ahead + CLOCK_MILLISECONDS
+        row = next(row for row, stamp in enumerate(output.timestamps) if stamp > latest)
+        stamp = output.timestamps[row]
+        return RecordRefused(
+            f"topic {output.topic} takes no event time that is {(stamp - now) / 1000:,.0f} s ahead of the "
+            f"clock: {stamp}",
+            position=row,
+            hint=f"raise message.timestamp.after.max.ms of {output.topic}, or give the record another time",
+        )
+
+    def _too_large(self, output: Output) -> RecordRefused | None:
+        if not self.exact:
+            return None
+        largest = self.batch_bytes - BATCH_BYTES
+        for row, size in enumerate(_sizes(output)):
+            if size > largest:
+                return RecordRefused(
+                    f"topic {output.topic} takes no record of {size} bytes: its max.message.bytes is "
+                    f"{self.batch_bytes}",
+                    position=row,
+                    hint=f"raise max.message.bytes of {output.topic}, or write less",
+                )
+        return None
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether rows must be written in parts, each once the last one is acknowledged."""
+        return bool(self.rows) or self.batch_bytes < LARGEST_BATCH + BATCH_BYTES
+
+    def parts(self, output: Output, stop: int) -> Iterator[tuple[int, int]]:
+        """The rows before ``stop`` in parts that are small enough, as positions from and to.
+
+        Rows that are conspicuous are alone in their part while a refused one is looked for.
+        """
+        headers = output.headers
+        now = wall_clock()
+        start, size = 0, BATCH_BYTES
+        for row, least in enumerate(_sizes(output)[:stop]):
+            own = most_bytes(least, None if headers is None else headers[row])
+            alone = bool(self.rows) and conspicuous(output, row, now)
+            full = size + own > self.batch_bytes or row - start >= (self.rows or stop)
+            if row > start and (full or alone):
+                yield start, row
+                start, size = row, BATCH_BYTES
+            size += own
+            if alone:
+                yield start, row + 1
+                start, size = row + 1, BATCH_BYTES
+        if start < stop:
+            yield start, stop
+
+
+class AllTopicRules:
+    """The rules of all topics that have refused something; shared by the producers of a broker.
+
+    ``settings`` reads a topic's settings, where the client has the right to. Where it has not, the refused
+    records are found by writing less and less at a time.
+    """
+
+    def __init__(self, settings: Callable[[str], Mapping[str, str]]) -> None:
+        self._settings = settings
+        self._rules: dict[str, TopicRules] = {}
+        self._lock = threading.Lock()
+
+    def of(self, topic: str) -> TopicRules | None:
+        """What is known of a topic; ``None`` where it has refused nothing lately."""
+        rules = self._rules.get(topic)
+        if rules is not None and time.monotonic() - rules.learnt > REMEMBER_SECONDS:
+            with self._lock:
+                self._rules.pop(topic, None)
+            return None
+        return rules
+
+    def learn(
+        self, failures: Sequence[Failure], refused: Sequence[NamedRefusal], *, compressed: bool
+    ) -> None:
+        """Take note of records that were not delivered, and of those that are known to be the cause."""
+        with self._lock:
+            for topic in {failure.output.topic for failure in failures if failure.of_the_record}:
+                rules = self._rules.get(topic)
+                if rules is None or not rules.asked:
+                    rules = self._rules[topic] = self._asked(topic) or rules or TopicRules()
+                own = [failure for failure in failures if failure.output.topic == topic]
+                named = [refusal for refusal in refused if refusal.output.topic == topic]
+                _learn(rules, own, named, compressed=compressed)
+                rules.learnt = time.monotonic()
+
+    def _asked(self, topic: str) -> TopicRules | None:
+        try:
+            return TopicRules.from_settings(self._settings(topic))
+        except (BrokerError, ConfigurationError, KeyError, ValueError):
+            # An app needs no right to read its outputs' settings.
+            return None
+
+
+def _learn(
+    rules: TopicRules, failures: Sequence[Failure], named: Sequence[NamedRefusal], *, compressed: bool
+) -> None:
+    rows = rules.rows
+    # What was looked for is found, or will be refused at once the next time.
+    rules.rows = 0
+    for refusal in named:
+        if refusal.code == KafkaError.INVALID_TIMESTAMP and not rules.asked:
+            ahead = refusal.output.timestamps[refusal.row] - wall_clock() - CLOCK_MILLISECONDS
+            if ahead > 0:
+                rules.ahead = ahead if rules.ahead is None else min(rules.ahead, ahead)
+    outputs = {id(failure.output): failure.output for failure in failures}
+    if named or any(
+        rules.first_refused(output, compressed=compressed) is not None for output in outputs.values()
+    ):
+        return
+    large = [failure for failure in failures if failure.too_large]
+    if large and rules.exact and not rules.in_parts:
+        # Its setting allows for more than the client puts into a batch, so it is not that setting.
+        rules.exact, rules.batch_bytes = False, LARGEST_BATCH // SHRINK
+    elif large and not rules.exact:
+        size = sum(most_bytes(record_bytes(failure.key, failure.value, None), None) for failure in large)
+        rules.batch_bytes = max(min(size, rules.batch_bytes, LARGEST_BATCH) // SHRINK, 1)
+    elif not large:
+        rules.rows = max(1, (rows or len(failures)) // SHRINK)
+
+
+def _sizes(output: Output) -> list[int]:
+    headers = [None] * len(output) if output.headers is None else output.headers
+    return list(map(record_bytes, output.keys, output.values, headers))

@@ -1,0 +1,127 @@
+"""A record on its way to the dead-letter topic, and what is left of it where that does not take all of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from streams.errors import ProcessingError
+from streams.guard import error_text
+from streams.records import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from streams.records import Batch, Headers, Record
+
+MESSAGE_BYTES: Final = 1024
+"""So much of an error's message is in the headers."""
+
+KEPT_BYTES: Final = 1024
+"""So much of its value a dead letter keeps that is too large as a whole."""
+
+SHORT_MESSAGE_BYTES: Final = 128
+
+CUT_VALUE: Final = 1
+CUT_ALL: Final = 2
+"""How much is left out: nothing (0), most of the value, or key, value and headers."""
+
+LEFT_OUT: Final = ("", "most of the value", "key, value and headers")
+
+
+class DeadLetter(NamedTuple):
+    """A row that ``step`` could not process."""
+
+    batch: Batch[Any, Any]
+    row: int
+    step: str
+    error: Exception
+    cut: int = 0
+
+    @property
+    def identity(self) -> Hashable:
+        """What its source is recognized by when it is processed again."""
+        return self.batch.select([self.row]).identities()[0]
+
+    def cut_to(self, cut: int, error: Exception) -> DeadLetter:
+        """With no more of the record than that; raises ``ProcessingError`` where no more can be left out."""
+        if cut > CUT_ALL:
+            record = self.batch.original(self.row)
+            raise ProcessingError(
+                f"step {self.step!r} failed on {record.topic}-{record.partition} offset {record.offset} "
+                f"({type(self.error).__name__}), and the dead-letter topic does not even take its "
+                f"coordinates: {error_text(error)}",
+                hint="let the dead-letter topic take it (max.message.bytes, cleanup.policy=delete), or give "
+                "the step on_error=skip",
+            ) from error
+        return self._replace(cut=max(self.cut, cut))
+
+
+class DeadLetterRows:
+    """The dead letters of one output; see ``RowOwner``. One that is refused is written with less."""
+
+    def __init__(
+        self,
+        letters: Sequence[DeadLetter],
+        places: Sequence[Hashable],
+        write: Callable[[DeadLetter], None],
+    ) -> None:
+        self._letters = letters
+        self._places = places
+        self._write = write
+
+    def place(self, row: int) -> Hashable:
+        return self._places[row]
+
+    def refuse(self, row: int, error: Exception) -> None:
+        letter = self._letters[row]
+        self._write(letter.cut_to(letter.cut + 1, error))
+
+
+def dead_letter_output(
+    letters: Sequence[DeadLetter],
+    topic: str,
+    application: str,
+    owner: DeadLetterRows,
+    wall_clock: Callable[[], int],
+) -> Output:
+    """The dead letters as they are written: the original bytes, with coordinates and reason in headers."""
+    records = [letter.batch.original(letter.row) for letter in letters]
+    cuts = [letter.cut for letter in letters]
+    return Output(
+        topic,
+        [record.key if cut < CUT_ALL else None for record, cut in zip(records, cuts, strict=True)],
+        [_value(record.value, cut) for record, cut in zip(records, cuts, strict=True)],
+        # The time may be what it was refused for; it is in the headers.
+        [wall_clock() if cut else record.timestamp for record, cut in zip(records, cuts, strict=True)],
+        [_headers(letter, record, application) for letter, record in zip(letters, records, strict=True)],
+        owner=owner,
+    )
+
+
+def _value(value: bytes | None, cut: int) -> bytes | None:
+    if value is None or cut == CUT_ALL:
+        return None
+    return value[:KEPT_BYTES] if cut else value
+
+
+def _headers(letter: DeadLetter, record: Record[bytes | None, bytes | None], application: str) -> Headers:
+    cut = letter.cut
+    message = error_text(letter.error).encode(errors="replace")
+    headers: Headers = [
+        *((record.headers or ()) if cut < CUT_ALL else ()),
+        ("__streams.errors.topic", record.topic.encode()),
+        ("__streams.errors.partition", b"%d" % record.partition),
+        ("__streams.errors.offset", b"%d" % record.offset),
+        ("__streams.errors.timestamp", b"%d" % record.timestamp),
+        ("__streams.errors.application", application.encode()),
+        ("__streams.errors.step", letter.step.encode()),
+        ("__streams.errors.exception", type(letter.error).__qualname__.encode()),
+        ("__streams.errors.message", message[: SHORT_MESSAGE_BYTES if cut == CUT_ALL else MESSAGE_BYTES]),
+    ]
+    if cut:
+        headers += [
+            ("__streams.errors.left_out", LEFT_OUT[cut].encode()),
+            ("__streams.errors.key_bytes", b"%d" % len(record.key or b"")),
+            ("__streams.errors.value_bytes", b"%d" % len(record.value or b"")),
+        ]
+    return headers
