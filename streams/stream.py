@@ -1178,11 +1178,17 @@ class WindowedResults(Generic[K, R]):
 
         A session that has grown, or become one with others, is another window: the result of each that it
         has replaced is taken back by one whose ``value`` is ``None``.
+
+        A result has the highest event time of its records, as far as the worker has seen them: never one that
+        is ahead of all input, as the end of its window may be.
         """
         return self._head(self._heads.updates, Json(Windowed), self._type)
 
     def final(self) -> Stream[K, Windowed[K, R]]:
-        """Exactly one result for each window, when it has closed."""
+        """Exactly one result for each window, when it has closed.
+
+        Its event time is the last moment that belongs to the window, which stream time has passed.
+        """
         return self._head(self._heads.final, Json(Windowed), self._type)
 
     def late(self) -> Stream[K, Any]:

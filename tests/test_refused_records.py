@@ -11,7 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from streams import App, Bytes, Json, Text, collect, dead_letter, fail, skip
+from streams import (
+    App,
+    Bytes,
+    Hopping,
+    Json,
+    Session,
+    Sliding,
+    Text,
+    Tumbling,
+    collect,
+    days,
+    dead_letter,
+    fail,
+    skip,
+)
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.broker.memory import MemoryBroker
@@ -269,6 +283,49 @@ def test_a_change_of_a_store_that_its_changelog_refuses_ends_the_worker_with_the
     assert f"{app.name}-all-changelog" in said
     assert "max.message.bytes" in said
     assert ended.value.exit_code == 8
+
+
+@pytest.mark.parametrize(
+    "window",
+    [Tumbling(days=7), Hopping(size=days(7), advance=days(1)), Sliding(days=7), Session(days=7)],
+    ids=["tumbling", "hopping", "sliding", "session"],
+)
+def test_updates_of_windows_that_end_in_days_can_be_written_to_a_topic_with_kafkas_default(memory, window):
+    source, out = memory.topic("in"), memory.topic("out")
+    app = memory.app()
+    groups = app.stream(source, key=Text(), value=Text()).group_by_key()
+    groups.window(window).count("weekly").updates().to(out)
+    times = [now() - 2_000, now() - 3_000, now()]
+    memory.write(source, [(b"k", b"v", at) for at in times])
+    memory.run(app, lambda: memory.committed(app) >= 3)
+    found = memory.read(out)
+    assert found
+    assert max(stamp for _, _, stamp, _ in found) == max(times)
+
+
+def test_updates_of_windows_of_a_week_come_through_on_a_real_broker(kafka, prefix, tmp_path):
+    bench = Bench(kafka, prefix, tmp_path)
+    source, out = bench.topic("in"), bench.topic("out")
+    app = bench.app()
+    groups = app.stream(source, key=Text(), value=Text()).group_by_key()
+    groups.window(Tumbling(days=7)).count("weekly").updates().to(out)
+    bench.write(source, [(b"k", b"v", now())] * 3)
+    bench.run(app, lambda: bench.committed(app) >= 3)
+    assert sum(1 for _ in bench.read(out)) >= 1
+
+
+def test_topics_that_an_app_makes_take_any_event_time(bench):
+    source = bench.topic("in")
+    app = bench.app(create_topics=True)
+    rows = app.stream(source, key=Text(), value=Text()).map(str, timestamp=lambda _: now() + 100 * HOUR)
+    rows.group_by(lambda value: value, key=Text(), value=Text()).count("counts").to(f"{bench.prefix}-made")
+    bench.write(source, [(b"k", b"v", now())] * 3)
+    bench.run(app, lambda: bool(bench.values(f"{bench.prefix}-made")) if made(bench) else False)
+    assert b"3" in bench.values(f"{bench.prefix}-made")
+
+
+def made(bench: Bench) -> bool:
+    return f"{bench.prefix}-made" in bench.admin.topics()
 
 
 # --- dead letters that are refused themselves

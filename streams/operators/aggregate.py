@@ -236,7 +236,7 @@ def rows_by_key(keys: Sequence[Any]) -> dict[Any, list[int]]:
     return rows
 
 
-def _latest(keys: Sequence[Any], times: Sequence[int]) -> dict[Any, int]:
+def latest_times(keys: Sequence[Any], times: Sequence[int]) -> dict[Any, int]:
     """The highest of each key's event times."""
     pairs = list(zip(keys, times, strict=True))
     if any(map(operator.gt, times, times[1:])):
@@ -344,7 +344,7 @@ class AggregateByKey:
             known = state.get_many(keys)
             accumulators = [None if old is None else old[0] for old in known]
             added = folding.add(accumulators, shares.values(), column, folding.places(batch))
-            latest = _latest(batch.keys, batch.timestamps)
+            latest = latest_times(batch.keys, batch.timestamps)
             state.put_many(
                 {
                     key: (new, latest[key] if old is None or old[1] < latest[key] else old[1])

@@ -169,6 +169,10 @@ class KeyedWindows(ABC):
     def windows(self, value: Any) -> Iterable[Window]:
         """The windows that a key has open."""
 
+    @abstractmethod
+    def newest(self, value: Any) -> int:
+        """The highest event time of a key."""
+
     # --- what they share
 
     def _floors(self, batch: Batch[Any, Any]) -> list[int] | None:
@@ -263,8 +267,11 @@ class KeyedWindows(ABC):
     def _forward_updates(self) -> None:
         assert self._updates is not None
         changed = self._state.changed()
-        windows = {key: self.windows(value) for key, value in changed.items() if value is not None}
-        self._forward(self._updates, self._changes(windows))
+        present = {key: value for key, value in changed.items() if value is not None}
+        windows = {key: self.windows(value) for key, value in present.items()}
+        # A window may end later than any event has come, and a broker may not take such a time.
+        newest = {key: self.newest(value) for key, value in present.items()}
+        self._forward(self._updates, self._changes(windows), newest)
 
     def _changes(self, windows: Mapping[Any, Iterable[Window]]) -> list[_Result]:
         """What has not been said yet of these windows of some keys.
@@ -285,15 +292,18 @@ class KeyedWindows(ABC):
                     changes.append((key, start, end, result(accumulator)))
         return changes
 
-    def _forward(self, to: Forward, results: list[_Result]) -> None:
+    def _forward(self, to: Forward, results: list[_Result], newest: Mapping[Any, int] | None = None) -> None:
+        """The results, with their windows' ends as event times, or the keys' ``newest`` where it is lower."""
         if not results:
             return
         # As they close, so that a step that counts by their times finds none of them late.
         results.sort(key=itemgetter(2))
         keys = [key for key, _, _, _ in results]
-        ends = [end for _, _, end, _ in results]
+        times = [end for _, _, end, _ in results]
+        if newest is not None:
+            times = [min(end, newest[key]) for end, key in zip(times, keys, strict=True)]
         values = [Windowed(key, start, end, result) for key, start, end, result in results]
-        to(self._step.derive(self._store, keys, values, ends))
+        to(self._step.derive(self._store, keys, values, times))
 
 
 def _inside(places: Iterable[tuple[int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -124,6 +124,9 @@ class _Sessioning(KeyedWindows):
     def windows(self, value: _Sessions) -> Iterable[Window]:
         return value
 
+    def newest(self, value: _Sessions) -> int:
+        return value[-1][1]
+
     def _find(self, sessions: Sequence[Window], time: int, floor: int) -> slice | None:
         """The sessions that an event makes one with itself, or where it begins one; ``None`` when it is late.
 

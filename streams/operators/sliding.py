@@ -123,6 +123,9 @@ class _SlidingWindows(KeyedWindows):
     def windows(self, value: Panes) -> Iterable[Window]:
         return _windows(value, self._difference, self._aggregate.merge)
 
+    def newest(self, value: Panes) -> int:
+        return value.panes[-1][0]
+
     def _between(self, panes: Sequence[tuple[int, Any]], low: int, high: int) -> Iterator[Window]:
         return _between(panes, self._difference, self._aggregate.merge, low, high)
 

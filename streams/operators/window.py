@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from streams.operators.aggregate import Folding, rows_by_key
+from streams.operators.aggregate import Folding, latest_times, rows_by_key
 from streams.windows import Hopping, Tumbling, Windowed
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 RESULTS_AT_ONCE = 1_000
 """Results of small windows go on together, about so many at a time."""
+
+MOST_TIMES = 100_000
+"""Of so many results of open windows, a task remembers the latest event times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,12 @@ class _Windowing:
         self._updates = children.get(operator.heads.updates)
         self._final = children.get(operator.heads.final)
         self._late = children.get(operator.heads.late)
+        self._times: dict[int, dict[Any, int]] = {}
+        """For updates: the highest event time of each result's records, by window start and key.
+
+        As far as this task has seen them. What a slice that is dropped leaves here does no harm: its records
+        come again.
+        """
         step.at_slice_end(self._close)
         if self._updates is not None:
             step.at_commit(self._forward_updates)
@@ -106,7 +115,7 @@ class _Windowing:
         latest = {starts[0]: range(len(starts))} if len(set(starts)) == 1 else {**rows_by_key(starts)}
         rows = latest if size == advance else self._rows_by_window(latest, times, floors)
         for start in sorted(rows):
-            self._add_to_window(start, rows[start], batch.keys, column, places)
+            self._add_to_window(start, rows[start], batch, column, places)
 
     def _rows_by_window(
         self, latest: Mapping[int, Sequence[int]], times: Sequence[int], floors: Sequence[int] | None
@@ -134,15 +143,19 @@ class _Windowing:
         self,
         start: int,
         rows: Sequence[int],
-        keys: Sequence[Any],
+        batch: Batch[Any, Any],
         column: Sequence[Any],
         places: Sequence[Place] | None,
     ) -> None:
         folding, state = self._folding, self._state
+        keys, times = batch.keys, batch.timestamps
         if len(rows) < len(keys):
             keys = [keys[row] for row in rows]
+            times = [times[row] for row in rows]
             column = [column[row] for row in rows] if column else ()
             places = None if places is None else [places[row] for row in rows]
+        if self._updates is not None:
+            self._note_times(start, latest_times(keys, times))
         shares = folding.shares(keys)
         distinct = list(shares)
         added = folding.add(state.get_many(start, distinct), shares.values(), column, places)
@@ -160,8 +173,17 @@ class _Windowing:
             }
             for start, accumulator in added.items():
                 state.put(start, key, accumulator)
+                if self._updates is not None:
+                    self._note_times(start, {key: times[row]})
 
         folding.add_each(batch, change)
+
+    def _note_times(self, start: int, times: dict[Any, int]) -> None:
+        known = self._times.get(start)
+        if known is None:
+            self._times[start] = times
+            return
+        known.update({key: time for key, time in times.items() if time > known.get(key, -1)})
 
     def _starts(self, time: int) -> list[int]:
         latest = time - time % self._advance
@@ -189,7 +211,11 @@ class _Windowing:
             return
         if self._updates is not None:
             changed = self._state.changed_before(bound)
-            self._forward(self._updates, ((start, entries.items()) for start, entries in changed))
+            self._forward(
+                self._updates, ((start, entries.items()) for start, entries in changed), as_of=self._times
+            )
+            for start in [start for start in self._times if start < bound]:
+                del self._times[start]
         if self._final is not None:
             self._forward(self._final, self._state.windows(0, bound))
         self._state.expire(self._clock.time)
@@ -197,12 +223,24 @@ class _Windowing:
     def _forward_updates(self) -> None:
         assert self._updates is not None
         changed = sorted(self._state.changed().items())
-        self._forward(self._updates, ((start, entries.items()) for start, entries in changed))
+        windows = ((start, entries.items()) for start, entries in changed)
+        self._forward(self._updates, windows, as_of=self._times)
+        if sum(map(len, self._times.values())) > MOST_TIMES:
+            self._times.clear()
 
     def _forward(
-        self, to: Callable[[Batch[Any, Any]], None], windows: Iterable[tuple[int, Iterable[tuple[Any, Any]]]]
+        self,
+        to: Callable[[Batch[Any, Any]], None],
+        windows: Iterable[tuple[int, Iterable[tuple[Any, Any]]]],
+        *,
+        as_of: Mapping[int, Mapping[Any, int]] | None = None,
     ) -> None:
-        """The results of windows in that order, of many small ones together."""
+        """The results of windows in that order, of many small ones together.
+
+        Those of windows that are open have the latest of their records' event times, given by ``as_of``: a
+        broker may not take a time that is ahead of its clock, as a window's end is. The others have the last
+        moment that belongs to the window, so that windows over windows take them in.
+        """
         result = self._result
         keys: list[Any] = []
         values: list[Windowed[Any, Any]] = []
@@ -212,8 +250,12 @@ class _Windowing:
             for key, accumulator in entries:
                 keys.append(key)
                 values.append(Windowed(key, start, end, result(accumulator)))
-            # The last moment that belongs to the window, so that windows over windows take it in.
-            times += [end - 1] * (len(keys) - len(times))
+            new = keys[len(times) :]
+            if as_of is None:
+                times += [end - 1] * len(new)
+            else:
+                known, else_then = as_of.get(start, {}), max(start, min(self._clock.time, end - 1))
+                times += [known.get(key, else_then) for key in new]
             if len(keys) >= RESULTS_AT_ONCE:
                 to(self._step.derive(self._store, keys, values, times))
                 keys, values, times = [], [], []

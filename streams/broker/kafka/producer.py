@@ -140,7 +140,7 @@ class KafkaProducer:
             self._raise_if_failed()
 
     def _raise_if_failed(self) -> None:
-        """Raise ``TransactionAborted`` where a record of the transaction was not delivered: it cannot commit."""
+        """Raise ``TransactionAborted`` where a record was not delivered: the transaction cannot commit."""
         if self._transactional_id is not None and self._failures:
             failure = telling(self._failures)
             raise TransactionAborted(f"producer: writing to {failure.output.topic}: {failure.why}")

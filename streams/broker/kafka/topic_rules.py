@@ -34,7 +34,7 @@ LARGEST_BATCH: Final = 1_000_000
 """Where several records are in a batch, it has no more bytes than this: the client's ``batch.size``."""
 
 CLOCK_MILLISECONDS: Final = 2_000
-"""Clocks of clients and brokers may differ by this: what is less beyond a limit is for the broker to judge."""
+"""Clocks of clients and brokers may differ by this: what is less beyond a limit, the broker has to judge."""
 
 
 @dataclass(slots=True)
