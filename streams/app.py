@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import socket
 import threading
 from contextlib import ExitStack
@@ -32,6 +31,7 @@ from streams.slot import Slot, default_state_dir
 from streams.state.changelog import changelog_topic
 from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
+from streams.stop import Stopped, StopSignals
 from streams.stream import Stream, TopologyBuilder
 from streams.topic_names import ADVICE, topic_name_fault
 from streams.topics import most_tasks_with_stores, prepare_topics
@@ -270,8 +270,17 @@ class App:
         """Be one worker until SIGTERM or SIGINT (or ``stop`` is set), then commit, leave the group, return.
 
         Settings, topics and the broker are checked before the group is joined. Raises what ended the worker:
-        see ``streams.errors`` for what each error means.
+        see ``streams.errors`` for what each error means. It returns only when everything that was processed
+        is committed. In the main thread, a signal ends the process within ``shutdown_timeout`` whatever
+        hangs; where something is not committed by then, with the exit code of ``NotCommitted``.
         """
+        with StopSignals(self.settings.shutdown_timeout) as signals:
+            try:
+                self._run(broker, stop, signals)
+            except Stopped:
+                get_logger().info(Event.WORKER_STOPPED)
+
+    def _run(self, broker: Broker | None, stop: threading.Event | None, signals: StopSignals) -> None:
         settings = self.settings
         configure_logging(settings.log_format, settings.log_level)
         topology = self.topology
@@ -360,7 +369,7 @@ class App:
                     address=address,
                     follow=follow,
                 )
-            _stop_on_signals(stack, worker)
+            signals.running(worker.request_stop, lambda: worker.unfinished)
             # A batch is tens of thousands of objects that all go again: with the default of 700, the
             # collector looks through them all the time and finds nothing, for a fifth of the CPU time.
             stack.callback(gc.set_threshold, *gc.get_threshold())
@@ -488,15 +497,3 @@ def _routes(worker: Worker, watchdog: Watchdog, *, reasons: bool) -> dict[str, C
         "/healthz": healthy,
         "/readyz": ready,
     }
-
-
-def _stop_on_signals(stack: ExitStack, worker: Worker) -> None:
-    if threading.current_thread() is not threading.main_thread():
-        return
-
-    def stop(number: int, _frame: object) -> None:
-        get_logger().info(Event.STOP_REQUESTED, signal=signal.Signals(number).name)
-        worker.request_stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        stack.callback(signal.signal, number, signal.signal(number, stop))

@@ -37,6 +37,7 @@ from streams.lag import PartitionLag, measure_lag
 from streams.simulate import MOST, Report
 from streams.simulation import Simulation, as_json as simulation_json, explain, simulate as run_simulation
 from streams.simulation_input import parse_files, read_inputs
+from streams.stop import Stopped, StopSignals
 from streams.supervisor import Supervisor, follow_supervisor
 from streams.topic_names import ADVICE, topic_name_fault
 from streams.topics import ANY_TIME, input_partitions, prepare_topics
@@ -61,6 +62,9 @@ cli.add_typer(topics_cli, name="topics")
 
 out = Console()
 err = Console(stderr=True)
+
+STOP_SECONDS = 10.0
+"""How long a signal may take to end what comes before the app's own settings are known."""
 
 Target = Annotated[str, typer.Argument(metavar="MODULE:APP", help="Where the App is, e.g. shop.orders:app.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines instead of a table.")]
@@ -100,20 +104,38 @@ def run(
         chosen.append(f"bootstrap_servers={bootstrap_servers}")
     if create_topics:
         chosen.append("create_topics=true")
-    _into_environment(chosen)
+    try:
+        # From here on, and not only once it runs: the app's own module may take its time too.
+        with StopSignals(STOP_SECONDS) as signals:
+            code = _run(target, chosen, workers, supervised_by, signals)
+    except Stopped:
+        return
+    if code:
+        raise typer.Exit(code)
+
+
+def _run(
+    target: str,
+    settings: Sequence[str],
+    workers: int | None,
+    supervised_by: int | None,
+    signals: StopSignals,
+) -> int:
+    _into_environment(settings)
     app = load_app(target)
     if workers is None or supervised_by is not None:
         if supervised_by is not None:
             follow_supervisor(supervised_by)
         app.run()
-        return
+        return 0
     configure_logging(app.settings.log_format, app.settings.log_level)
     _check_workers(app, workers)
     # The settings given here travel to the workers in the environment.
     command = [sys.executable, "-P", str(Path(__file__).with_name("__main__.py")), "run", target]
-    code = Supervisor(command, workers, stop_timeout=app.settings.shutdown_timeout + 5).run()
-    if code:
-        raise typer.Exit(code)
+    supervisor = Supervisor(command, workers, stop_timeout=app.settings.shutdown_timeout + 5)
+    # It kills workers that take too long itself.
+    signals.running(supervisor.request_stop, limited=False)
+    return supervisor.run()
 
 
 @cli.command()

@@ -24,6 +24,7 @@ Each class is named by what it means to the caller; ``exit_code`` is what the co
     ├── DeadLetterLimitExceeded       5   too large a share of the input became dead letters
     ├── OffsetOutOfRange             11   records were deleted before they were processed
     ├── Stalled                      12   a partition made no progress and ``stall_exit`` is set
+    ├── NotCommitted                 13   stopped as asked, with something processed that is not committed
     ├── WorkersFailed                 6   workers died faster than the restart limit allows
     ├── LocalKafkaError               7   the local Kafka could not be set up, started or stopped
     ├── StateError                    8   state on disk or in a changelog topic cannot be used as it is
@@ -208,6 +209,12 @@ class Stalled(StreamsError):
     """A partition made no progress for ``stall_timeout``, which a restart may mend."""
 
     exit_code = 12
+
+
+class NotCommitted(StreamsError):
+    """A worker was stopped, and could not commit what it had processed: that will be processed again."""
+
+    exit_code = 13
 
 
 class WorkersFailed(StreamsError):

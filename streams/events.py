@@ -25,6 +25,8 @@ class Event(StrEnum):
     """ERROR: the worker ends because of ``error``; see the exit codes."""
     STOP_REQUESTED = "stop requested"
     """INFO: a signal asked for a graceful stop."""
+    STOP_OVERDUE = "stop overdue"
+    """ERROR: a stop takes longer than ``shutdown_timeout``: the process ends with ``code``; what hangs."""
     PARTITIONS_ASSIGNED = "partitions assigned"
     """INFO: these were added to what this worker holds."""
     PARTITIONS_REVOKED = "partitions revoked"

@@ -14,6 +14,7 @@ from streams.errors import (
     AccessDenied,
     ConfigurationError,
     DeadLetterLimitExceeded,
+    NotCommitted,
     OffsetOutOfRange,
     ProcessingError,
     StateError,
@@ -77,25 +78,26 @@ class Supervisor:
     def run(self) -> int:
         """Run until stopped; the exit code: 0, or that of the worker that ended it for good.
 
-        Raises ``WorkersFailed`` when a worker dies too often.
+        Where a worker could not end its stop well, its exit code, or that of ``NotCommitted`` if it had to be
+        killed. Raises ``WorkersFailed`` when a worker dies too often.
         """
         previous = {
             number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
         }
         self._log.info(Event.SUPERVISOR_STARTED, workers=len(self._seats))
+        ended, stopped = None, 0
         try:
-            while not self._stop.is_set():
-                code = self._look_after()
-                if code is not None:
-                    return code
-                self._stop.wait(0.05)
-            return 0
+            while not self._stop.is_set() and ended is None:
+                ended = self._look_after()
+                if ended is None:
+                    self._stop.wait(0.05)
         finally:
-            self._stop_all()
+            stopped = self._stop_all()
             os.close(self._held_end)
             os.close(self._alive_end)
             for number, handler in previous.items():
                 signal.signal(number, handler)
+        return stopped if ended is None else ended
 
     def _on_signal(self, number: int, _frame: object) -> None:
         self._log.info(Event.STOP_REQUESTED, signal=signal.Signals(number).name)
@@ -143,19 +145,26 @@ class Supervisor:
             Event.PROCESS_EXITED, worker=seat.number, pid=pid, code=code, restarted_in_seconds=delay
         )
 
-    def _stop_all(self) -> None:
+    def _stop_all(self) -> int:
+        """Stop all workers; 0, or the exit code of the first that did not end its stop well."""
         running = [seat.process for seat in self._seats if seat.process is not None]
         for process in running:
             process.terminate()
         deadline = time.monotonic() + self._stop_timeout
+        first = 0
         for process in running:
             try:
                 code = process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 code = process.wait()
-            level = self._log.info if code == 0 else self._log.error
+            # One that was still being loaded does not listen yet, and has done nothing.
+            good = code in (0, -signal.SIGTERM)
+            level = self._log.info if good else self._log.error
             level(Event.PROCESS_EXITED, pid=process.pid, code=code)
+            if not good:
+                first = first or (code if code > 0 else NotCommitted.exit_code)
+        return first
 
 
 def follow_supervisor(descriptor: int) -> None:

@@ -39,7 +39,8 @@ MOST_FRAMES = 25
 MOST_CHARACTERS = 16_000
 """So long is the text of all stacks at most."""
 
-FLUSH_SECONDS = 1.0
+FLUSH_SECONDS = 0.5
+"""How long the log's output may take to be written out before a process is ended."""
 
 PACKAGE = str(Path(__file__).parent) + os.sep
 
@@ -350,10 +351,15 @@ class Watchdog:
         self._worker.request_stop()
         if self._stop.wait(self._settings.shutdown_timeout):
             return
-        flush = threading.Thread(target=_flush, name="streams-flush", daemon=True)
-        flush.start()
-        flush.join(FLUSH_SECONDS)
+        flush_output()
         self._end_process(Stalled.exit_code)
+
+
+def flush_output() -> None:
+    """Write out what was logged, for a process that is about to be ended; an output may hang."""
+    flush = threading.Thread(target=_flush, name="streams-flush", daemon=True)
+    flush.start()
+    flush.join(FLUSH_SECONDS)
 
 
 def _flush() -> None:

@@ -14,6 +14,7 @@ from streams.dead_letters import DeadLetterWatch, dead_letter_topic
 from streams.errors import (
     BrokerError,
     BrokerUnreachable,
+    NotCommitted,
     OutcomeUnknown,
     ProcessingError,
     RecordRefused,
@@ -177,6 +178,8 @@ class Worker:
         self._unstarted: set[TopicPartition] = set()
         """Partitions at work of which it is not known where the group is in them."""
         self._committed: dict[TopicPartition, int] = {}
+        self._reached: dict[TopicPartition, int] = {}
+        """The highest next offset up to which each partition was processed, whatever became of it."""
         self._missing_outputs: dict[str, float] = {}
         """Since when topics of the app's own have been missing as they were to be written to."""
 
@@ -358,15 +361,51 @@ class Worker:
         if self._must_rewind:
             self._rewind()
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether something is being processed, or is processed and not known to be committed; any thread."""
+        return self._current is not None or self._pace.dirty or bool(self._uncommitted())
+
     def close(self) -> None:
-        """Commit and leave the group."""
+        """Commit and leave the group.
+
+        Raises ``NotCommitted`` where something that was processed is not known to be committed.
+        """
         self._enter(State.STOPPING)
+        dirty = self._pace.dirty
         self._commit()
+        left = self._uncommitted()
+        lost = dirty and self._must_rewind
         self._consumer.close()
         self._guarantee.close()
         self._close_stores()
+        if left or lost:
+            where = ", ".join(
+                f"{partition} from offset {committed} to {reached}"
+                for partition, (committed, reached) in sorted(left.items())
+            )
+            raise NotCommitted(
+                f"stopped, and not all that was processed is known to be committed: {where or 'see the log'}"
+                f"{f' ({self._aborted_by})' if self._aborted_by else ''}",
+                hint="nothing is lost: it is processed again by the worker that continues",
+            )
         self._enter(State.STOPPED)
         self._log.info(Event.WORKER_STOPPED)
+
+    def _uncommitted(self) -> dict[TopicPartition, tuple[int, int]]:
+        """Of partitions held, the next offset that is committed and the one that processing has reached.
+
+        Where these are the same, the partition is left out. What was given up to be read again counts as
+        reached.
+        """
+        found = {}
+        for partition, reached in list(self._reached.items()):
+            task = self._held.get(partition)
+            start = 0 if task is None else task.starts.get(partition, 0)
+            committed = self._committed.get(partition, start)
+            if committed < reached:
+                found[partition] = committed, reached
+        return found
 
     # --- rebalances: the three paths, called from inside the consumer
 
@@ -624,6 +663,7 @@ class Worker:
             self._current = self._working = self._retrying = None
             self._abandoned = False
         written = self._clock()
+        self._reached[partition] = max(self._reached.get(partition, -1), task.positions[partition])
         self._pace.measured(task.id, len(fetched), written - begun)
         try:
             self._write(task)
@@ -753,6 +793,7 @@ class Worker:
             self._consumer.seek({partition: committed})
             return
         self._committed[partition] = committed
+        self._reached.pop(partition, None)
         task.starts.setdefault(partition, committed)
         self._must_rewind = True
         self._abort()
@@ -760,6 +801,7 @@ class Worker:
     def _jump(self, partition: TopicPartition, target: int) -> None:
         """Go on from an offset that does not follow from the one before."""
         now = self._clock()
+        self._reached.pop(partition, None)
         task = self._held.get(partition)
         if task is None:
             self._pending.resume_at[partition] = target
@@ -1008,6 +1050,7 @@ class Worker:
             task = self._held.pop(partition, None)
             self._progress.pop(partition, None)
             self._committed.pop(partition, None)
+            self._reached.pop(partition, None)
             self._lost.discard(partition)
             self._unstarted.discard(partition)
             if task is None:

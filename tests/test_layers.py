@@ -103,6 +103,7 @@ LEVELS = {
     "pending": 10,
     "worker": 11,
     "watchdog": 12,
+    "stop": 13,
     "metrics": 13,
     "query": 12,
     "supervisor": 12,
