@@ -275,7 +275,7 @@ class Worker:
             busy=None if current is None else current[0],
             pieces=self._pieces,
             retrying=self._retrying,
-            dirty=self._pace.dirty,
+            dirty=self._pace.dirty or self._must_rewind,
             commits=self._commits,
             rewinds=self._rewinds,
             waiting=self._pending.partitions,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import random
 import threading
 import time
@@ -29,7 +31,7 @@ from streams import (
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.broker.memory import MemoryBroker
-from streams.errors import ProcessingError, StateError
+from streams.errors import ProcessingError, StateError, TransactionAborted
 from streams.reading import read_to_end
 from streams.records import Output
 
@@ -326,6 +328,35 @@ def test_topics_that_an_app_makes_take_any_event_time(bench):
 
 def made(bench: Bench) -> bool:
     return f"{bench.prefix}-made" in bench.admin.topics()
+
+
+# --- attempts that fail one after another
+
+
+def test_attempts_that_fail_one_after_another_wait_longer_and_are_a_stall_with_the_reason(memory, capfd):
+    source, out = memory.topic("in"), memory.topic("out")
+    app = memory.app(stall_timeout=1, commit_interval=0.1, log_format="json")
+    app.stream(source, value=Bytes()).to(out, value=Bytes())
+    memory.write(source, [(b"k", b"v", now())])
+    attempts: list[float] = []
+
+    def refuse(step: str) -> None:
+        if step == "commit.before":
+            attempts.append(time.monotonic())
+            if len(attempts) < 8:
+                raise TransactionAborted("the broker has its reasons")
+
+    memory.broker.before = refuse
+    memory.run(app, lambda: memory.committed(app) >= 1)
+    waits = [later - earlier for earlier, later in itertools.pairwise(attempts)]
+    # The first one is repeated at once: most of what aborts a transaction has passed by then.
+    assert waits[0] < 1
+    assert waits[-1] > 2
+    assert memory.values(out) == {b"v": 1}
+    logged = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    reasons = [line["reason"] for line in logged if line["event"] == "partition stalled"]
+    assert reasons
+    assert "as no commit has succeeded: the broker has its reasons" in reasons[0]
 
 
 # --- dead letters that are refused themselves
