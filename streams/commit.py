@@ -7,7 +7,7 @@ then reads its input again from the committed offsets.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from streams.errors import (
     BrokerError,
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 class Guarantee(Protocol):
     """What a worker promises about each input record."""
+
+    undoes: ClassVar[bool]
+    """Whether ``abort`` takes back all that was written."""
 
     def open(self, timeout: float) -> None:
         """Make the producer ready; also after ``OutcomeUnknown``, then with a new one.
@@ -69,6 +72,8 @@ class ExactlyOnce:
     and finishes at once what that one left open. ``timeout`` (seconds) is after how long the broker aborts a
     transaction on its own, and how long a commit may take.
     """
+
+    undoes: ClassVar[bool] = True
 
     def __init__(self, broker: Broker, transactional_id: str, *, timeout: float) -> None:
         self._broker = broker
@@ -141,6 +146,8 @@ class AtLeastOnce:
     guarantee too; only outputs may come twice. ``timeout`` (seconds) is how long outputs may take to be
     acknowledged before their input is read again, and how long a commit may take.
     """
+
+    undoes: ClassVar[bool] = False
 
     def __init__(self, broker: Broker, transactional_id: str, *, timeout: float) -> None:
         self._broker = broker

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -12,7 +13,14 @@ from streams.activity import State
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker, MemoryConsumer
 from streams.commit import AtLeastOnce, ExactlyOnce
-from streams.errors import FatalBrokerError, OutcomeUnknown, Retriable, StreamsError, TransactionAborted
+from streams.errors import (
+    FatalBrokerError,
+    NotCommitted,
+    OutcomeUnknown,
+    Retriable,
+    StreamsError,
+    TransactionAborted,
+)
 from streams.partitioning import partition_for
 from streams.reading import read_to_end
 from streams.records import Output, TopicPartition
@@ -240,7 +248,9 @@ class _Process:
     def close(self) -> None:
         worker, self._worker = self._worker, None
         if worker is not None and self._started and worker.state is State.RUNNING:
-            worker.close()
+            # What a disturbance has kept it from committing, the others process again.
+            with suppress(NotCommitted):
+                worker.close()
         self.consumers.clear()
 
     def crash(self, *, lose_disk: bool) -> None:

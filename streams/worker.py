@@ -375,7 +375,11 @@ class Worker:
         dirty = self._pace.dirty
         self._commit()
         left = self._uncommitted()
-        lost = dirty and self._must_rewind
+        # What moves no offset is known by the offsets of its transaction, if that has any.
+        lost = dirty and self._must_rewind and not left
+        if left and self._must_reopen and self._clock() <= self._stop_by:
+            self._read_back()
+            left = self._uncommitted()
         self._consumer.close()
         self._guarantee.close()
         self._close_stores()
@@ -392,11 +396,19 @@ class Worker:
         self._enter(State.STOPPED)
         self._log.info(Event.WORKER_STOPPED)
 
+    def _read_back(self) -> None:
+        """Find out what became of a commit whose outcome is unknown, if the broker tells at once."""
+        try:
+            self._guarantee.open(OPEN_SECONDS)
+            self._committed |= self._committed_offsets()
+        except BrokerError as error:
+            self._log.warning(Event.BROKER_TROUBLE, error=str(error))
+
     def _uncommitted(self) -> dict[TopicPartition, tuple[int, int]]:
         """Of partitions held, the next offset that is committed and the one that processing has reached.
 
-        Where these are the same, the partition is left out. What was given up to be read again counts as
-        reached.
+        Where these are the same, the partition is left out. At least once, what was given up to be read again
+        counts as reached: it was written.
         """
         found = {}
         for partition, reached in list(self._reached.items()):
@@ -983,6 +995,9 @@ class Worker:
         for queue in self._queues.values():
             queue.clear()
         self._must_rewind = False
+        if self._guarantee.undoes:
+            # Nothing is left of what was processed: it is as if it had not been.
+            self._reached.clear()
         self._refused.dropped()
         self._pace.discarded()
         self._rewinds += 1

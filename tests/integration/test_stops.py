@@ -53,7 +53,7 @@ def seconds_to_end(process: subprocess.Popen[bytes], number: signal.Signals = si
 
 
 def listens(process: subprocess.Popen[bytes]) -> bool:
-    """Whether the process has a handler for SIGTERM: without one, it is ignored by a container's process 1."""
+    """Whether the process has a handler for SIGTERM: a container's process 1 ignores it without one."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt"))
     return bool(caught >> (signal.SIGTERM - 1) & 1)
