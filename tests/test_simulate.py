@@ -190,7 +190,7 @@ def test_results_that_depend_on_something_besides_the_input_are_found(source):
 
 
 def test_a_commit_without_its_offsets_is_found(monkeypatch):
-    def commit(self, offsets, consumer):
+    def commit(self, offsets, consumer, waiting=None):
         if offsets or self._open:
             self._begun().commit(self._timeout)
             self._open = False
@@ -252,7 +252,7 @@ def test_at_least_once_may_repeat_records_and_must_not_lose_or_change_any(monkey
     report = last(simulator, 60)
     assert report.differences == []
     assert report.records > 60 * len(LINES)
-    monkeypatch.setattr(MemoryProducer, "flush", lambda self, _: self._queue.clear())
+    monkeypatch.setattr(MemoryProducer, "flush", lambda self, *_: self._queue.clear())
     assert last(simulator, 60).differences[0].topic == "copies"
 
 
