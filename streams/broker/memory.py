@@ -18,6 +18,7 @@ fails in a test and not by chance:
   transaction ends. ``Admin.committed_offsets`` returns what was committed last.
 - Records that Kafka refuses after they were queued (times too far ahead, larger than the topic takes,
   without a key in a compacted topic) have none of their ``Output`` written, and fail the transaction at once.
+  Once ``take_refused`` has told of one, others for the topic are refused by ``produce``.
 - With ``instance_id``, a closed member's partitions stay reserved for ``session_timeout`` or until its
   successor joins; joining under the instance id of a living member raises ``FatalBrokerError``.
 """
@@ -440,6 +441,8 @@ class _Cluster:
         self.first = first
         self.before: Callable[[Step], None] | None = None
         self.topics: dict[str, _Topic] = {}
+        self.known: set[str] = set()
+        """Topics that have refused records: from then on, producers know what they do not take."""
         self.groups: dict[str, _Group] = {}
         self.epochs: dict[str, int] = {}
         self.open: dict[str, _Transaction] = {}
@@ -972,8 +975,14 @@ class MemoryProducer:
             transaction = None if self._transactional_id is None else self._healthy_transaction()
             refused = _first_too_large(output, self._cluster.max_record_bytes)
             accepted = len(output) if refused is None else refused
+            why = (
+                f"row {refused} for topic {output.topic} has more than {self._cluster.max_record_bytes} bytes"
+            )
             by_broker = [item for item in self._cluster.refused(output) if item.row < accepted]
-            if by_broker:
+            if by_broker and output.topic in self._cluster.known:
+                refused = accepted = by_broker[0].row
+                why = str(by_broker[0].error)
+            elif by_broker:
                 self._refused += by_broker
                 self._unreported = True
                 accepted = 0
@@ -987,11 +996,7 @@ class MemoryProducer:
                     self._cluster.existing_log(partition).append(columns, transaction)
             self._cluster.notify()
         if refused is not None:
-            raise RecordRefused(
-                f"row {refused} for topic {output.topic} has more than "
-                f"{self._cluster.max_record_bytes} bytes",
-                position=refused,
-            )
+            raise RecordRefused(why, position=refused)
 
     def flush(self, timeout: float, waiting: Callable[[], None] | None = None) -> None:  # noqa: ARG002  # this broker answers at once
         self._cluster.step("flush")
@@ -1007,6 +1012,7 @@ class MemoryProducer:
 
     def take_refused(self) -> list[Refusal]:
         refused, self._refused = self._refused, []
+        self._cluster.known |= {refusal.output.topic for refusal in refused}
         return refused
 
     def init_transactions(self, timeout: float) -> None:  # noqa: ARG002  # this broker answers at once
