@@ -24,7 +24,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
-from apps.log_analysis.hit import MONTHS
+from apps.log_analysis.formats.fields import MONTHS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

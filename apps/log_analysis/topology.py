@@ -7,6 +7,11 @@ a visit.
 ``LOG_ANALYSIS_PREFIX`` goes before the names of all topics and of the group: for several on one cluster.
 ``LOG_ANALYSIS_GRACE`` is how many seconds a line may come after later ones (60) and still be counted: to read
 old logs again it must be longer, as partitions are then read at different speeds.
+
+Lines may be in any of the formats that servers write by default. ``LOG_ANALYSIS_FORMAT`` names one of them,
+or is nginx's ``log_format`` or Apache's ``LogFormat``; ``LOG_ANALYSIS_CLIENT=forwarded`` takes the first
+address in ``X-Forwarded-For`` for the client; ``LOG_ANALYSIS_TIME_ZONE`` is that of times without an offset
+(UTC).
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from apps.log_analysis.alert import Alert
-from apps.log_analysis.hit import Hit, parse
+from apps.log_analysis.hit import Hit, configured_parser
 from apps.log_analysis.top import PathHits, TopPaths, ranked
 from apps.log_analysis.traffic import Owner, TeamTraffic, Traffic, section, server_errors
 from apps.log_analysis.visit import Visit
@@ -61,11 +66,12 @@ def avro(kind: type[T]) -> Avro[T]:
     return Avro(SCHEMAS / f"log_analysis.{kind.__name__}.avsc", kind)
 
 
+parse = configured_parser(os.environ)
 app = App(f"{PREFIX}log-analysis")
 
 hits = (
     app.stream(LINES, value=Text())
-    .map(parse, timestamp=lambda hit: hit.time, on_error=dead_letter)
+    .map(parse, timestamp=lambda hit: hit.time, name="map-parse", on_error=dead_letter)
     .key_by(lambda hit: hit.client, name="by-client")
 )
 hits.to(HITS, value=avro(Hit))

@@ -63,7 +63,7 @@ def test_malformed_lines_are_of_every_kind():
     ]
     reasons = Counter(error.reason for error in refused)
     assert set(reasons) == {
-        "not the common or combined format",
+        "not a known format",
         "line ends early",
         "bad time",
         "no request",
