@@ -9,7 +9,8 @@ import shlex
 import sys
 import sysconfig
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from ssl import SSLCertVerificationError
@@ -32,12 +33,15 @@ from streams.errors import ConfigurationError, QueryError, StateUnavailable, Top
 from streams.events import configure_logging
 from streams.failures import run_command
 from streams.http import JSON, UNAUTHORIZED, ask, bearer, client_tls
-from streams.ingest import ingest_lines
+from streams.ingest import Ingestion
 from streams.lag import PartitionLag, measure_lag
+from streams.line_records import LineRecords, parse_headers, part
+from streams.lines import LineReader
 from streams.simulate import MOST, Report
 from streams.simulation import Simulation, as_json as simulation_json, explain, simulate as run_simulation
 from streams.simulation_input import parse_files, read_inputs
 from streams.stop import Stopped, StopSignals
+from streams.stop_signals import stop_signals
 from streams.supervisor import Supervisor, follow_supervisor
 from streams.topic_names import ADVICE, topic_name_fault
 from streams.topics import ANY_TIME, input_partitions, prepare_topics
@@ -72,6 +76,13 @@ Servers = Annotated[
     str | None,
     typer.Option("--bootstrap-servers", help="The cluster; else as for an app without the setting."),
 ]
+
+
+class OnRefused(Enum):
+    """What becomes of lines that the broker does not take."""
+
+    FAIL = "fail"
+    SKIP = "skip"
 
 
 def main() -> NoReturn:
@@ -149,38 +160,72 @@ def describe(
 
 @cli.command()
 def ingest(
-    files: Annotated[list[str], typer.Argument(metavar="FILE…", help="Files; - for standard input.")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE…", help="Files, pipes and devices; - for standard input.")
+    ],
     *,
     topic: Annotated[str, typer.Option(help="Where the lines go.")],
     partitions: Annotated[int, typer.Option(min=1, help="When the topic has to be created.")] = 4,
+    key: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="The key: a field of JSON lines, e.g. user.id.")
+    ] = None,
+    key_pattern: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="The key: the first group of a regular expression.")
+    ] = None,
+    timestamp: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD", help="The event time: a field with milliseconds since the epoch or ISO 8601."
+        ),
+    ] = None,
+    timestamp_pattern: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="The event time: the first group.")
+    ] = None,
+    headers: Annotated[
+        list[str] | None, typer.Option("--header", metavar="NAME=VALUE", help="A header of every record.")
+    ] = None,
+    on_refused: Annotated[
+        OnRefused, typer.Option(help="A line that cannot be written ends it, or is left out and counted.")
+    ] = OnRefused.FAIL,
     bootstrap_servers: Servers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write each line of files into a topic, which is created if it does not exist (and kept for ever)."""
-    sizes = [Path(name).stat().st_size if name != "-" else None for name in _existing(files)]
-    cluster = _cluster(bootstrap_servers)
-    cluster.admin().create_topics(
-        [NewTopic(name=topic, partitions=partitions, settings={"retention.ms": "-1"}, wished=ANY_TIME)]
+    """Write each line of files into a topic, which is created if it does not exist (and kept for ever).
+
+    Lines go as they arrive; their event time is when they were read, unless it is in the line. A line without
+    the key or time asked for is written without. SIGTERM, SIGINT and SIGHUP end it once everything read is
+    acknowledged: with exit code 0 for pipes, 128 + the signal's number in the middle of a file.
+    """
+    shape = LineRecords(
+        topic,
+        key=part("key", key, key_pattern),
+        timestamp=part("timestamp", timestamp, timestamp_pattern),
+        headers=parse_headers(headers or ()),
     )
-    producer = cluster.producer()
-    total = None if None in sizes else sum(size for size in sizes if size is not None)
     begun = time.monotonic()
-    count = 0
-    with _progress_bar("ingest", total, quiet=as_json) as advance:
-        for name in files:
-            if name == "-":
-                count += ingest_lines(sys.stdin.buffer, topic, producer, progress=advance)
-            else:
-                with Path(name).open("rb") as file:
-                    count += ingest_lines(file, topic, producer, progress=advance)
-    producer.close()
-    seconds = time.monotonic() - begun
-    if as_json:
-        _line({"topic": topic, "records": count, "seconds": round(seconds, 3)})
-    else:
-        out.print(
-            f"{count:,} records into {topic} in {seconds:.1f} s ({count / max(seconds, 1e-9):,.0f} a second)"
+    with stop_signals() as stop, ExitStack() as stack:
+        sources = [stack.enter_context(LineReader.open(name)) for name in files]
+        cluster = _cluster(bootstrap_servers)
+        cluster.admin().create_topics(
+            [NewTopic(name=topic, partitions=partitions, settings={"retention.ms": "-1"}, wished=ANY_TIME)]
         )
+        writer = cluster.writer(topic)
+        stack.callback(writer.close)
+        known = [source.size for source in sources if source.size is not None]
+        total = sum(known) if len(known) == len(sources) else None
+        ingestion = Ingestion(writer, shape, stop, _warn, skip_refused=on_refused is OnRefused.SKIP)
+        try:
+            with _progress_bar("ingest", total, quiet=as_json) as advance:
+                ingestion.progress = advance
+                for source in sources:
+                    if not stop:
+                        ingestion.read(source)
+                    elif source.is_file:
+                        ingestion.unfinished = ingestion.unfinished or f"{source.name} before line 1"
+        finally:
+            _show_ingestion(ingestion, time.monotonic() - begun, as_json=as_json)
+    if ingestion.stopped_by is not None and ingestion.unfinished is not None:
+        raise typer.Exit(128 + ingestion.stopped_by)
 
 
 @topics_cli.callback()
@@ -649,11 +694,40 @@ def _json_object(response: Response) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _existing(files: Sequence[str]) -> Sequence[str]:
-    for name in files:
-        if name != "-" and not Path(name).is_file():
-            raise ConfigurationError(f"file {name!r} does not exist")
-    return files
+def _show_ingestion(ingestion: Ingestion, seconds: float, *, as_json: bool) -> None:
+    """What was written. Whoever reads that may be gone, as a closed terminal: the exit code stands."""
+    shape, count, stopped = ingestion.shape, ingestion.records, ingestion.stopped_by
+    notes = {
+        "refused": ingestion.refused,
+        "without_key": shape.without_key,
+        "without_timestamp": shape.without_timestamp,
+    }
+    try:
+        if as_json:
+            _line(
+                {"topic": shape.topic, "records": count, "seconds": round(seconds, 3)}
+                | {name: number for name, number in notes.items() if number}
+                | ({"stopped_by": stopped.name} if stopped is not None else {})
+            )
+            return
+        if stopped is not None:
+            _warn(
+                f"stopped by {stopped.name}" + (f", {ingestion.unfinished}" if ingestion.unfinished else "")
+            )
+        if ingestion.half_line:
+            _warn("the last record is a line that had not ended")
+        for name, number in notes.items():
+            if number:
+                _warn(f"{number:,} lines {name.replace('_', ' ')}")
+        rate = count / max(seconds, 1e-9)
+        out.print(f"{count:,} records into {shape.topic} in {seconds:.1f} s ({rate:,.0f} a second)")
+        out.file.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _warn(text: str) -> None:
+    err.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

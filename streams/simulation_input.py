@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from streams.errors import ConfigurationError
-from streams.ingest import without_line_end
+from streams.lines import STANDARD_INPUT, read_lines
 from streams.serde import Avro, Bytes
 from streams.simulated_run import START, InputRecord
 
@@ -69,29 +69,25 @@ def read_inputs(
         )
     inputs = {}
     for topic, path in lines.items():
-        with path.open("rb") as file:
-            inputs[topic] = [
-                InputRecord(None, without_line_end(line), _time(row)) for row, line in enumerate(file)
-            ]
+        inputs[topic] = [InputRecord(None, line, _time(number - 1)) for number, line in read_lines(str(path))]
     for topic, path in records.items():
         key, value = _serdes(topology, topic)
-        with path.open("rb") as file:
-            inputs[topic] = [
-                _record(line, row, key, value, f"{path}:{row + 1}")
-                for row, line in enumerate(file)
-                if line.strip()
-            ]
+        inputs[topic] = [
+            _record(line, number - 1, key, value, f"{path}:{number}")
+            for number, line in read_lines(str(path))
+            if line.strip()
+        ]
     return inputs
 
 
 def parse_files(given: Sequence[str]) -> dict[str, Path]:
-    """``TOPIC=FILE`` each. Raises ``ConfigurationError``."""
+    """``TOPIC=FILE`` each, also pipes, devices and ``-`` (standard input). Raises ``ConfigurationError``."""
     files = {}
     for item in given:
         topic, equals, name = item.partition("=")
         if not (topic and equals and name):
             raise ConfigurationError(f"{item!r} names no file of records", hint="write TOPIC=FILE")
-        if not Path(name).is_file():
+        if name not in STANDARD_INPUT and not Path(name).exists():
             raise ConfigurationError(f"file {name!r} does not exist")
         files[topic] = Path(name)
     return files

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import logging
 import os
@@ -20,18 +19,23 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from apps.log_analysis.formats.detection import FORMATS
 from apps.log_analysis.generate import closing_lines, generate_lines
-from apps.log_analysis.hit import MalformedLine, parse
+from apps.log_analysis.hit import MalformedLine, configured_parser
 from apps.log_analysis.tables import clock, show
 from apps.log_analysis.traffic import Owner
 from streams import Text
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.development import development_broker
-from streams.errors import StreamsError
-from streams.ingest import ingest_lines
+from streams.errors import DeadLetterLimitExceeded, StreamsError
+from streams.ingest import Ingestion
 from streams.lag import measure_lag
+from streams.line_records import LineRecords
+from streams.lines import LineReader
+from streams.reading import read_to_end
 from streams.records import Output
+from streams.stop_signals import StopSignals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,6 +46,10 @@ if TYPE_CHECKING:
 PARTITIONS = 4
 WORKERS = 2
 STALL_SECONDS = 120.0
+SAMPLE = 1_000
+"""How many lines tell whether a file is an access log at all."""
+DEAD_LETTER_LIMIT = 0.5
+"""The share of malformed lines with which a worker ends: the default of the setting."""
 FLUSH_SECONDS = 60.0
 BUILD = Path("build")
 WORKERS_LOG = BUILD / "demo-workers.log"
@@ -64,6 +72,10 @@ console = Console()
 class DemoFailed(Exception):
     """The demonstration did not reach its end; the message says where and why."""
 
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demonstration; the exit code is 0 only if every line is accounted for."""
@@ -78,8 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         report = _run(_input(options.log, options.lines))
     except (StreamsError, DemoFailed) as error:
-        console.print(f"[bold red]The demo failed:[/] {error}", highlight=False)
-        return getattr(error, "exit_code", 1)
+        console.print("[bold red]The demo failed:[/] ", end="")
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        return error.exit_code
     except KeyboardInterrupt:
         console.print("Stopped.")
         return 130
@@ -101,6 +114,7 @@ def _input(log: str | None, lines: int | None) -> Path:
             raise DemoFailed(
                 f"{log} is no file: name an access log, e.g. make demo LOG=/var/log/nginx/access.log"
             )
+        _require_access_log(Path(log))
         return Path(log)
     real = _real_log()
     if lines is None and real.is_file():
@@ -112,6 +126,52 @@ def _input(log: str | None, lines: int | None) -> Path:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{line}\n" for line in generate_lines(count))
     return path
+
+
+def _require_access_log(log: Path) -> None:
+    """Raise ``DemoFailed`` where the workers would soon have too large a share of dead letters."""
+    parse = configured_parser(os.environ)
+    seen, refused = 0, 0
+    example = ""
+    for number, line in _log_lines(log):
+        seen += 1
+        try:
+            parse(line)
+        except MalformedLine as error:
+            refused += 1
+            example = example or f"line {number}, {_shown(line)}: {error}"
+        if seen >= SAMPLE:
+            break
+    if refused > seen * DEAD_LETTER_LIMIT:
+        first = "" if seen < SAMPLE else "first "
+        raise DemoFailed(
+            f"{log} is no access log: {refused:,} of its {first}{seen:,} lines are malformed.\n"
+            f"  e.g. {example}\n{_expected()}",
+            DeadLetterLimitExceeded.exit_code,
+        )
+
+
+def _expected() -> str:
+    chosen = os.environ.get("LOG_ANALYSIS_FORMAT")
+    if chosen:
+        return f"  expected: LOG_ANALYSIS_FORMAT={chosen}"
+    return (
+        f"  expected: {', '.join(FORMATS)};\n"
+        "  or set LOG_ANALYSIS_FORMAT to one of these, nginx's log_format or Apache's LogFormat; "
+        "compressed files: zcat them first"
+    )
+
+
+def _shown(line: str) -> str:
+    return f"{line[:80]!r}{' …' if len(line) > 80 else ''}"
+
+
+def _log_lines(log: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not too long, with their numbers."""
+    with LineReader.open(str(log)) as reader:
+        while (lines := reader.read(0)) is not None:
+            for number, line in enumerate(lines.values, lines.first):
+                yield number, line.decode(errors="replace")
 
 
 def _real_log() -> Path:
@@ -127,11 +187,11 @@ class _Times(NamedTuple):
 
     @classmethod
     def of(cls, log: Path) -> _Times:
+        parse = configured_parser(os.environ)
         times = []
-        with log.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                with contextlib.suppress(MalformedLine):
-                    times.append(parse(line).time)
+        for _, line in _log_lines(log):
+            with contextlib.suppress(MalformedLine):
+                times.append(parse(line).time)
         return cls(min(times, default=0), max(times, default=0))
 
     @property
@@ -164,10 +224,10 @@ def _run(log: Path) -> Report:
         _write_owners(broker)
         lines = _ingest(broker, log, topology.LINES)
         begun = time.monotonic()
-        with _workers():
-            _wait_until_consumed(broker, lines, "process")
+        with _workers() as workers:
+            _wait_until_consumed(broker, lines, "process", workers)
             seconds = time.monotonic() - begun
-            _let_time_go_on(broker, times)
+            _let_time_go_on(broker, times, workers)
         _say("Reading the results back …")
         return Report.read(broker, lines=lines, seconds=seconds, closing=times.closing(1))
 
@@ -213,11 +273,9 @@ def _progress() -> Progress:
 
 
 def _ingest(broker: KafkaBroker, log: Path, topic: str) -> int:
-    with log.open("rb") as file:
-        total = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
-    producer = broker.producer()
-    with _progress() as progress, log.open("rb") as file:
-        task = progress.add_task("ingest", total=total, note="")
+    writer = broker.writer(topic)
+    with _progress() as progress, LineReader.open(str(log)) as source:
+        task = progress.add_task("ingest", total=None, note="")
         begun = time.monotonic()
 
         def advance(records: int, _size: int) -> None:
@@ -225,14 +283,18 @@ def _ingest(broker: KafkaBroker, log: Path, topic: str) -> int:
             rate = progress.tasks[task].completed / max(time.monotonic() - begun, 1e-9)
             progress.update(task, note=f"{rate:>9,.0f} records/s")
 
-        count = ingest_lines(file, topic, producer, progress=advance)
+        ingestion = Ingestion(writer, LineRecords(topic), StopSignals(), _say, advance, skip_refused=True)
+        ingestion.read(source)
+        count = ingestion.records
         progress.update(task, total=count)
-    producer.close()
+    writer.close()
+    if ingestion.refused:
+        _say(f"{ingestion.refused:,} lines are too long for a record: the figures are without them")
     return count
 
 
 @contextlib.contextmanager
-def _workers() -> Iterator[None]:
+def _workers() -> Iterator[subprocess.Popen[bytes]]:
     """The app as two worker processes; ended gracefully, and checked to have been able to."""
     command = [
         sys.executable,
@@ -246,10 +308,7 @@ def _workers() -> Iterator[None]:
     with WORKERS_LOG.open("wb") as log:
         process = subprocess.Popen(command, stderr=log, stdout=log)
         try:
-            yield
-            code = process.poll()
-            if code is not None:
-                raise DemoFailed(f"the workers ended early, with exit code {code}: see {WORKERS_LOG}")
+            yield process
         finally:
             if process.poll() is None:
                 process.terminate()
@@ -259,7 +318,34 @@ def _workers() -> Iterator[None]:
         raise DemoFailed(f"the workers stopped with exit code {code}: see {WORKERS_LOG}")
 
 
-def _wait_until_consumed(broker: KafkaBroker, lines: int, description: str) -> None:
+def _require_workers(workers: subprocess.Popen[bytes], broker: KafkaBroker) -> None:
+    """Raise ``DemoFailed`` with the workers' exit code where they have ended by themselves."""
+    code = workers.poll()
+    if code is None:
+        return
+    log = WORKERS_LOG.read_text(encoding="utf-8", errors="replace").splitlines()
+    at = max((number for number, line in enumerate(log) if line.startswith("error:")), default=len(log))
+    reason = "\n".join(log[at : at + 3]) or f"see {WORKERS_LOG}"
+    example = _dead_letter(broker)
+    told = f"\n  e.g. {example}\n{_expected()}" if example else ""
+    # An end without an error is too early as well.
+    raise DemoFailed(f"the workers ended early, with exit code {code}.\n{reason}{told}", code or 1)
+
+
+def _dead_letter(broker: KafkaBroker) -> str | None:
+    """One of the lines that became dead letters, and why."""
+    from apps.log_analysis.topology import app  # noqa: PLC0415 - as in _run
+
+    for fetched in read_to_end(broker, [app.dead_letter_topic]):
+        for value, headers in zip(fetched.values(), fetched.headers() or (), strict=False):
+            message = dict(headers or ()).get("__streams.errors.message") or b""
+            return f"{_shown((value or b'').decode(errors='replace'))}: {message.decode(errors='replace')}"
+    return None
+
+
+def _wait_until_consumed(
+    broker: KafkaBroker, lines: int, description: str, workers: subprocess.Popen[bytes]
+) -> None:
     """Wait until all lines, and all that came of them in the app's internal topics, are processed."""
     from apps.log_analysis.topology import LINES, app  # noqa: PLC0415 - as in _run
 
@@ -271,6 +357,7 @@ def _wait_until_consumed(broker: KafkaBroker, lines: int, description: str) -> N
         left = -1
         while left:
             time.sleep(0.1)
+            _require_workers(workers, broker)
             lags = measure_lag(admin, app.name, [LINES, *internal], "read_uncommitted")
             now, before, left = time.monotonic(), left, sum(item.lag for item in lags)
             if left != before:
@@ -286,7 +373,7 @@ def _wait_until_consumed(broker: KafkaBroker, lines: int, description: str) -> N
     admin.close()
 
 
-def _let_time_go_on(broker: KafkaBroker, times: _Times) -> None:
+def _let_time_go_on(broker: KafkaBroker, times: _Times, workers: subprocess.Popen[bytes]) -> None:
     """Have all windows close, by lines that come later than all of the log.
 
     The first ones close the windows over hits. What those result in is counted again, in windows that close
@@ -300,9 +387,10 @@ def _let_time_go_on(broker: KafkaBroker, times: _Times) -> None:
     )
     producer = broker.producer()
     for step in (1, 2):
-        lines = closing_lines(times.closing(step))
-        count = ingest_lines(io.BytesIO("\n".join(lines).encode()), LINES, producer)
-        _wait_until_consumed(broker, count, "close")
+        lines: list[bytes | None] = [line.encode() for line in closing_lines(times.closing(step))]
+        producer.produce(Output(LINES, [None] * len(lines), lines, [-1] * len(lines)))
+        producer.flush(FLUSH_SECONDS)
+        _wait_until_consumed(broker, len(lines), "close", workers)
     producer.close()
 
 

@@ -11,12 +11,13 @@ from streams.broker.kafka.consumer import KafkaConsumer
 from streams.broker.kafka.producer import LARGEST_RECORD, KafkaProducer
 from streams.broker.kafka.roll_calls import RollCalls
 from streams.broker.kafka.topic_rules import AllTopicRules
-from streams.errors import ConfigurationError
+from streams.broker.kafka.writer import KafkaWriter
+from streams.errors import BrokerError, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["KafkaAdmin", "KafkaBroker", "KafkaConsumer", "KafkaProducer"]
+__all__ = ["KafkaAdmin", "KafkaBroker", "KafkaConsumer", "KafkaProducer", "KafkaWriter"]
 
 
 class KafkaBroker:
@@ -117,6 +118,33 @@ class KafkaBroker:
                 "message.timeout.ms": milliseconds,
             }
         return KafkaProducer(self._settings | chosen | self._producer_settings, self._access, self._rules)
+
+    def writer(self, topic: str) -> KafkaWriter:
+        """A writer of records to a topic, outside of transactions, that knows the outcome of each."""
+        chosen: Settings = {
+            "enable.idempotence": True,
+            "partitioner": "murmur2_random",
+            "linger.ms": 5,
+            # What is queued when a stop is asked for must be written within seconds.
+            "queue.buffering.max.messages": 200_000,
+            "queue.buffering.max.kbytes": 16384,
+            "delivery.report.only.error": True,
+            "message.timeout.ms": 60_000,
+            **self._size_limit(topic),
+        }
+        return KafkaWriter(self._settings | chosen | self._producer_settings, self._access, topic)
+
+    def _size_limit(self, topic: str) -> Settings:
+        """The topic's limit: what is too large is then refused by the client, alone, not with its batch."""
+        admin = self.admin()
+        try:
+            limit = int(admin.settings([topic])[topic]["max.message.bytes"])
+        except (BrokerError, KeyError, ValueError):
+            # Without the right to read it the client's default has to do.
+            return {}
+        finally:
+            admin.close()
+        return {"message.max.bytes": max(limit, 1_000), "batch.size": min(1_000_000, limit)}
 
     def admin(self) -> KafkaAdmin:
         # Its questions have less time than that, and all go over one connection as long as it stands.

@@ -1,0 +1,226 @@
+"""Records written one by one, outside of transactions, with the outcome of each."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from streams.broker.kafka.access import LastError
+from streams.errors import RecordRefused, Retriable, Right
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from streams.broker.kafka.access import Access, Settings
+    from streams.errors import BrokerError
+    from streams.records import Headers, Output
+
+WAIT_SECONDS: Final = 0.1
+"""How long one wait for the broker takes before the caller is called back."""
+
+# What is wrong with a record, or with one in its batch.
+_REFUSED: Final = {
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.RECORD_LIST_TOO_LARGE,
+    KafkaError.INVALID_MSG,
+    KafkaError.INVALID_MSG_SIZE,
+    KafkaError.INVALID_TIMESTAMP,
+    KafkaError.INVALID_RECORD,
+    KafkaError._INVALID_DIFFERENT_RECORD,  # noqa: SLF001 - public names of the library begin with _
+    KafkaError._BAD_MSG,  # noqa: SLF001 - as above
+    KafkaError._INVALID_ARG,  # noqa: SLF001 - as above
+}
+
+
+class RefusedRow(NamedTuple):
+    """A row that cannot be written, by the number that the caller gave it."""
+
+    number: int
+    size: int
+    """Bytes of its value."""
+    error: RecordRefused
+
+
+class _Row(NamedTuple):
+    number: int
+    key: bytes | None
+    value: bytes | None
+    timestamp: int
+    headers: Headers | None
+
+
+class KafkaWriter:
+    """Writes rows to a topic as they come, and counts exactly what the broker has acknowledged.
+
+    A row that is refused does not affect others: where a batch fails, its rows are written again one by one,
+    so that only those fail that are refused alone. Used by one thread.
+    """
+
+    def __init__(self, settings: Settings, access: Access, topic: str) -> None:
+        self._access = access
+        self._topic = topic
+        self._client = access.make(Producer, settings | {"error_cb": LastError()})
+        self._queued = 0
+        self._failed = 0
+        self._again: list[tuple[_Row, KafkaError]] = []
+        self._refused: list[RefusedRow] = []
+        self._fault: KafkaError | None = None
+
+    @property
+    def acknowledged(self) -> int:
+        """How many rows are in the topic for certain."""
+        self._client.poll(0)
+        return self._queued - self._failed - len(self._client)
+
+    def write(self, output: Output, first: int, waiting: Callable[[], None]) -> None:
+        """Queue rows, numbered from ``first``. ``waiting`` is called where the queue is full; it may raise.
+
+        Raises ``BrokerError`` for a fault that is not a row's own, also of earlier rows.
+        """
+        batch = _Batch(self, output, first)
+        for row, (key, value, stamp) in enumerate(
+            zip(output.keys, output.values, output.timestamps, strict=True)
+        ):
+            headers = None if output.headers is None else output.headers[row]
+            self._produce(_Row(first + row, key, value, stamp, headers), batch.failed, waiting)
+        self._client.poll(0)
+        if self._again:
+            self.settle(None, waiting)
+        self._raise_fault()
+
+    def settle(self, timeout: float | None, waiting: Callable[[], None]) -> None:
+        """Wait until the outcome of all rows is known, ``timeout`` seconds at most.
+
+        Raises ``BrokerError`` for a fault, ``Retriable`` when the time is over.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._drain(deadline, waiting)
+        while self._again:
+            row, _ = self._again.pop(0)
+            alone = _Alone(self)
+            self._produce(row, alone.failed, waiting)
+            self._drain(deadline, waiting)
+            if alone.error is not None:
+                self._refuse(row, alone.error)
+        self._raise_fault()
+
+    def take_refused(self) -> Sequence[RefusedRow]:
+        """The rows refused since the last call."""
+        refused, self._refused = self._refused, []
+        return refused
+
+    def close(self) -> None:
+        """Stop. What is not acknowledged yet may or may not be written."""
+        self._client.purge()
+        self._client.flush(0)
+
+    def _produce(
+        self, row: _Row, failed: Callable[[KafkaError | None, Message], None], waiting: Callable[[], None]
+    ) -> None:
+        # A time of 0 means now to the client.
+        arguments: tuple[Any, ...] = (
+            self._topic,
+            row.value,
+            row.key,
+            -1,
+            failed,
+            None,
+            max(row.timestamp, 1),
+        )
+        if row.headers is not None:
+            arguments += (row.headers,)
+        while True:
+            try:
+                self._client.produce(*arguments)
+            except BufferError:
+                self._client.poll(WAIT_SECONDS)
+                waiting()
+            except KafkaException as error:
+                cause: KafkaError = error.args[0]
+                if cause.code() not in _REFUSED:
+                    raise self._means(cause) from error
+                self._refuse(row, cause)
+                return
+            else:
+                self._queued += 1
+                return
+
+    def _drain(self, deadline: float | None, waiting: Callable[[], None]) -> None:
+        while left := self._client.flush(WAIT_SECONDS):
+            waiting()
+            if deadline is not None and time.monotonic() >= deadline:
+                raise Retriable(f"writing to {self._topic}: {left} records are not acknowledged")
+
+    def counts(self, error: KafkaError) -> bool:
+        """Count a row that was not written; whether that is for what is in it, or in its batch."""
+        self._failed += 1
+        if error.code() in _REFUSED:
+            return True
+        self._fault = self._fault or error
+        return False
+
+    def failed(self, row: _Row, error: KafkaError) -> None:
+        """Note that a row was not written."""
+        if self.counts(error):
+            self._again.append((row, error))
+
+    def _refuse(self, row: _Row, error: KafkaError) -> None:
+        size = len(row.value or b"")
+        self._refused.append(
+            RefusedRow(row.number, size, RecordRefused(f"{error.str()} ({error.name()})", position=0))
+        )
+
+    def _raise_fault(self) -> None:
+        if self._fault is not None:
+            raise self._means(self._fault)
+
+    def _means(self, error: KafkaError) -> BrokerError:
+        return self._access.means(error, f"writing to {self._topic}", Right("WRITE", "topic", self._topic))
+
+
+class _Alone:
+    """A row that is written again without others."""
+
+    def __init__(self, writer: KafkaWriter) -> None:
+        self._writer = writer
+        self.error: KafkaError | None = None
+        """Why it is refused, if it is."""
+
+    def failed(self, error: KafkaError | None, _message: Message) -> None:
+        """Called by the client if it was not written."""
+        if error is not None and self._writer.counts(error):
+            self.error = error
+
+
+class _Batch:
+    """Finds the rows that the client reports, which has only their contents."""
+
+    def __init__(self, writer: KafkaWriter, output: Output, first: int) -> None:
+        self._writer = writer
+        self._output = output
+        self._first = first
+        self._rows: defaultdict[bytes, deque[int]] | None = None
+
+    def failed(self, error: KafkaError | None, message: Message) -> None:
+        """Called by the client for each row that was not written."""
+        if error is None:
+            return
+        if self._rows is None:
+            self._rows = defaultdict(deque)
+            for row, value in enumerate(self._output.values):
+                self._rows[value or b""].append(row)
+        row = self._rows[message.value() or b""].popleft()
+        output = self._output
+        self._writer.failed(
+            _Row(
+                self._first + row,
+                output.keys[row],
+                output.values[row],
+                output.timestamps[row],
+                None if output.headers is None else output.headers[row],
+            ),
+            error,
+        )

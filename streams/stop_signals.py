@@ -1,0 +1,43 @@
+"""Signals that ask a command to stop."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class StopSignals:
+    """Which signal has asked for a stop, if one has."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    def __bool__(self) -> bool:
+        return self.received is not None
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """Note SIGTERM, SIGINT and SIGHUP instead of ending; a second one of a kind ends the process.
+
+    Signals that are ignored, as under ``nohup``, stay so.
+    """
+    stop = StopSignals()
+
+    def note(number: int, _frame: object) -> None:
+        stop.received = signal.Signals(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    caught = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, note) for number in caught}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
