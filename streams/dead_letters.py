@@ -12,9 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streams.config import Settings
+    from streams.records import Headers, Output
 
 LOG_SECONDS = 1.0
 """They are logged at most this often, however many there are."""
+
+EXAMPLE_BYTES = 100
+"""As much of a value is shown when there are too many."""
 
 
 def dead_letter_topic(settings: Settings, application: str) -> str:
@@ -34,6 +38,12 @@ class DeadLetterWatch:
         self._records = self._letters = 0
         self._unlogged: Counter[str] = Counter()
         self._logged = -float("inf")
+        self._last: tuple[bytes | None, Headers | None] | None = None
+
+    def note(self, output: Output) -> None:
+        """Remember the last of the dead letters that are written, for an example."""
+        if output.headers:
+            self._last = output.values[-1], output.headers[-1]
 
     def add(self, records: int, letters: Counter[str]) -> None:
         """Note a slice of so many records, with its dead letters by step.
@@ -51,10 +61,23 @@ class DeadLetterWatch:
         if share > self._settings.dead_letter_limit:
             raise DeadLetterLimitExceeded(
                 f"{share:.1%} of the last {self._records} records became dead letters, "
-                f"dead_letter_limit is {self._settings.dead_letter_limit:.1%}",
+                f"dead_letter_limit is {self._settings.dead_letter_limit:.1%}{self._example()}",
                 hint=f"look at the headers of {self._topic}; the last commit holds, start again "
                 "once the input or the code is mended, or raise dead_letter_limit",
             )
+
+    def _example(self) -> str:
+        """The last dead letter: where it came from, what it is and why it failed."""
+        if self._last is None:
+            return ""
+        content, pairs = self._last
+        headers = dict(pairs or ())
+        topic, partition, offset, message = (
+            (headers.get(f"__streams.errors.{name}") or b"?").decode(errors="replace")
+            for name in ("topic", "partition", "offset", "message")
+        )
+        value = repr((content or b"")[:EXAMPLE_BYTES].decode(errors="replace"))
+        return f"\n  e.g. topic {topic}, partition {partition}, offset {offset}, {value}: {message[:300]}"
 
     def _share(self, records: int, letters: int) -> float:
         """Count a slice; the share so far, or 0 until the window is full."""

@@ -692,6 +692,8 @@ class Worker:
     def _write(self, task: Task) -> None:
         while outputs := task.take():
             for output in outputs:
+                if output.topic == self._dead_letter_topic:
+                    self._dead_letters.note(output)
                 self._write_output(output, self._guarantee.write)
 
     def _write_output(self, output: Output, write: Callable[[Output, Callable[[], None]], None]) -> None:

@@ -656,6 +656,9 @@ def test_the_dead_letter_limit_stops_the_worker_but_not_what_was_committed_befor
     with pytest.raises(DeadLetterLimitExceeded, match=r"dead_letter_limit is 50.0%") as caught:
         cluster.run(worker)
     assert "copy-dead-letters" in str(caught.value)
+    # None of them was committed: the message has to show what they are like.
+    assert "topic in, partition 0, offset " in str(caught.value)
+    assert "'x': invalid literal for int() with base 10: 'x'" in str(caught.value)
     assert cluster.committed("in", 0) == 30
     assert cluster.values("copy-dead-letters") == Counter()
 

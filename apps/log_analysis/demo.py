@@ -33,7 +33,6 @@ from streams.ingest import Ingestion
 from streams.lag import measure_lag
 from streams.line_records import LineRecords
 from streams.lines import LineReader
-from streams.reading import read_to_end
 from streams.records import Output
 from streams.stop_signals import StopSignals
 
@@ -212,6 +211,8 @@ def _run(log: Path) -> Report:
         os.environ |= {
             "LOG_ANALYSIS_PREFIX": prefix,
             "LOG_ANALYSIS_GRACE": str(times.grace // 1000),
+            # The closing lines are in this one.
+            "LOG_ANALYSIS_ALSO": "combined",
             "STREAMS_BOOTSTRAP_SERVERS": servers,
             "STREAMS_STATE_DIR": str(STATE),
         }
@@ -318,29 +319,20 @@ def _workers() -> Iterator[subprocess.Popen[bytes]]:
         raise DemoFailed(f"the workers stopped with exit code {code}: see {WORKERS_LOG}")
 
 
-def _require_workers(workers: subprocess.Popen[bytes], broker: KafkaBroker) -> None:
-    """Raise ``DemoFailed`` with the workers' exit code where they have ended by themselves."""
+def _require_workers(workers: subprocess.Popen[bytes]) -> None:
+    """Raise ``DemoFailed`` with the workers' exit code and reason where they have ended by themselves."""
     code = workers.poll()
     if code is None:
         return
     log = WORKERS_LOG.read_text(encoding="utf-8", errors="replace").splitlines()
     at = max((number for number, line in enumerate(log) if line.startswith("error:")), default=len(log))
-    reason = "\n".join(log[at : at + 3]) or f"see {WORKERS_LOG}"
-    example = _dead_letter(broker)
-    told = f"\n  e.g. {example}\n{_expected()}" if example else ""
-    # An end without an error is too early as well.
-    raise DemoFailed(f"the workers ended early, with exit code {code}.\n{reason}{told}", code or 1)
-
-
-def _dead_letter(broker: KafkaBroker) -> str | None:
-    """One of the lines that became dead letters, and why."""
-    from apps.log_analysis.topology import app  # noqa: PLC0415 - as in _run
-
-    for fetched in read_to_end(broker, [app.dead_letter_topic]):
-        for value, headers in zip(fetched.values(), fetched.headers() or (), strict=False):
-            message = dict(headers or ()).get("__streams.errors.message") or b""
-            return f"{_shown((value or b'').decode(errors='replace'))}: {message.decode(errors='replace')}"
-    return None
+    reason = [line for number, line in enumerate(log[at:]) if number == 0 or line.startswith("  ")]
+    expected = f"\n{_expected()}" if code == DeadLetterLimitExceeded.exit_code else ""
+    raise DemoFailed(
+        f"the workers ended early, with exit code {code}: see {WORKERS_LOG}\n" + "\n".join(reason) + expected,
+        # Without having been asked to, an end without an error is too early as well.
+        code or 1,
+    )
 
 
 def _wait_until_consumed(
@@ -357,7 +349,7 @@ def _wait_until_consumed(
         left = -1
         while left:
             time.sleep(0.1)
-            _require_workers(workers, broker)
+            _require_workers(workers)
             lags = measure_lag(admin, app.name, [LINES, *internal], "read_uncommitted")
             now, before, left = time.monotonic(), left, sum(item.lag for item in lags)
             if left != before:

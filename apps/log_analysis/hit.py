@@ -31,7 +31,7 @@ from apps.log_analysis.memo import Memo
 from streams import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from apps.log_analysis.formats.detection import Format
     from apps.log_analysis.formats.fields import Fields
@@ -172,12 +172,17 @@ def _hit(read: Fields) -> Hit:
 
 
 def line_parser(
-    form: str | None = None, *, client: Client = "peer", time_zone: str = "UTC"
+    form: str | None = None,
+    *,
+    also: Sequence[str] = (),
+    client: Client = "peer",
+    time_zone: str = "UTC",
 ) -> Callable[[str], Hit]:
     """A parser like ``parse``, of lines in one format.
 
     ``form`` is the name of a known format, or nginx's ``log_format`` or Apache's ``LogFormat`` (see
-    ``formats.template``); without one, each line may be in any of the known ones. With ``client="forwarded"``
+    ``formats.template``); ``also`` are names of further ones. Without a ``form``, each line may be in any of
+    the known ones. With ``client="forwarded"``
     the client is the first address in ``X-Forwarded-For`` where the line has one: whoever sends a request can
     write anything into it, so this is for logs behind a proxy that sets it. Times that are written without an
     offset from UTC are in ``time_zone``.
@@ -186,9 +191,12 @@ def line_parser(
     """
     if form is None and client == "peer" and time_zone == "UTC":
         return parse
-    one: Format | None = None
+    formats: list[Format] = []
     if form is not None:
-        one = FORMATS.get(form) or compile_format(_format_text(form), forwarded=client == "forwarded")
+        formats.append(
+            FORMATS.get(form) or compile_format(_format_text(form), forwarded=client == "forwarded")
+        )
+        formats += [FORMATS[_known(name)] for name in also]
     try:
         zone = ZoneInfo(time_zone)
     except (ZoneInfoNotFoundError, ValueError) as error:
@@ -197,7 +205,7 @@ def line_parser(
         ) from error
 
     def parse_line(line: str) -> Hit:
-        read, found = _read(line, one)
+        read, found = _read(line, formats)
         if client == "forwarded" and read.forwarded is not None:
             read = read._replace(client=_forwarded(read.forwarded, line))
         if not read.client:
@@ -210,7 +218,7 @@ def line_parser(
 
 
 def configured_parser(environment: Mapping[str, str]) -> Callable[[str], Hit]:
-    """The parser that ``LOG_ANALYSIS_FORMAT``, ``_CLIENT`` and ``_TIME_ZONE`` ask for.
+    """The parser that ``LOG_ANALYSIS_FORMAT``, ``_ALSO``, ``_CLIENT`` and ``_TIME_ZONE`` ask for.
 
     Raises ``ConfigurationError``.
     """
@@ -222,30 +230,45 @@ def configured_parser(environment: Mapping[str, str]) -> Callable[[str], Hit]:
         )
     return line_parser(
         environment.get("LOG_ANALYSIS_FORMAT") or None,
+        also=environment.get("LOG_ANALYSIS_ALSO", "").split(),
         client="forwarded" if client == "forwarded" else "peer",
         time_zone=environment.get("LOG_ANALYSIS_TIME_ZONE") or "UTC",
     )
 
 
 def _format_text(form: str) -> str:
-    if "$" not in form and "%" not in form:
+    return form if "$" in form or "%" in form else _known(form)
+
+
+def _known(name: str) -> str:
+    if name not in FORMATS:
         raise ConfigurationError(
-            f"unknown log format {form!r}",
+            f"unknown log format {name!r}",
             hint=f"known are {', '.join(FORMATS)}; or give a log_format of nginx or a LogFormat of Apache",
         )
-    return form
+    return name
 
 
-def _read(line: str, one: Format | None) -> tuple[Fields, Format]:
-    if one is None:
+def _read(line: str, formats: Sequence[Format]) -> tuple[Fields, Format]:
+    """The fields of a line in one of these formats, or in any of the known ones if these are none."""
+    if not formats:
         found = detect(line)
         if found is None:
             raise _malformed(line)
         return found
-    read = one.read(line)
-    if read is None:
-        raise MalformedLine("not a known format", 1, f"a line in the {one.name} format", line.rstrip("\r\n"))
-    return read, one
+    refusal = None
+    for each in formats:
+        try:
+            read = each.read(line)
+        except MalformedLine as error:
+            refusal = refusal or error
+        else:
+            if read is not None:
+                return read, each
+    if refusal is not None:
+        raise refusal
+    names = " or ".join(each.name for each in formats)
+    raise MalformedLine("not a known format", 1, f"a line in the {names} format", line.rstrip("\r\n"))
 
 
 def _forwarded(text: str, line: str) -> str:

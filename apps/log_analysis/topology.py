@@ -9,9 +9,9 @@ a visit.
 old logs again it must be longer, as partitions are then read at different speeds.
 
 Lines may be in any of the formats that servers write by default. ``LOG_ANALYSIS_FORMAT`` names one of them,
-or is nginx's ``log_format`` or Apache's ``LogFormat``; ``LOG_ANALYSIS_CLIENT=forwarded`` takes the first
-address in ``X-Forwarded-For`` for the client; ``LOG_ANALYSIS_TIME_ZONE`` is that of times without an offset
-(UTC).
+or is nginx's ``log_format`` or Apache's ``LogFormat``, and ``LOG_ANALYSIS_ALSO`` names further ones;
+``LOG_ANALYSIS_CLIENT=forwarded`` takes the first address in ``X-Forwarded-For`` for the client;
+``LOG_ANALYSIS_TIME_ZONE`` is that of times without an offset (UTC).
 """
 
 from __future__ import annotations

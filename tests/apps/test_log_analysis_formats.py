@@ -507,7 +507,7 @@ def test_a_line_that_was_cut_gives_its_hit_or_none(written, request, data):
             continue
         # A line may end with the size, in the common format: then nothing says that it was longer. Where the
         # format is given, that of a longer line is refused.
-        assert written.name in {"common", "combined", "main", "vhost_common", "vhost_combined"}
+        assert written.name in {"common", "combined", "main", "vhost_common", "vhost_combined", "traefik"}
         assert line[:at].rpartition(" ")[2].isdigit()
         assert replace_rest(found, whole) == whole
         if "common" not in written.name:
@@ -874,6 +874,15 @@ def test_the_environment_chooses_the_parser():
     )
     assert chosen(f'203.0.113.9 - - {REST} "-" "-" "198.51.100.7"').client == "198.51.100.7"
     assert outcome(f"203.0.113.9 - - {REST}", chosen) is None
-    for wrong in ({"LOG_ANALYSIS_CLIENT": "proxy"}, {"LOG_ANALYSIS_TIME_ZONE": "Berlin"}):
+    several = configured_parser({"LOG_ANALYSIS_FORMAT": '%h %t "%r" %>s', "LOG_ANALYSIS_ALSO": "common s3"})
+    assert several(f'203.0.113.9 [{TIME}] "GET / HTTP/1.1" 200') == several(
+        f'203.0.113.9 - - [{TIME}] "GET / HTTP/1.1" 200 0'
+    )
+    assert outcome(f'203.0.113.9 - - {REST} "-" "-"', several) is None
+    for wrong in (
+        {"LOG_ANALYSIS_CLIENT": "proxy"},
+        {"LOG_ANALYSIS_TIME_ZONE": "Berlin"},
+        {"LOG_ANALYSIS_FORMAT": "main", "LOG_ANALYSIS_ALSO": "proxy"},
+    ):
         with pytest.raises(ConfigurationError, match=r"proxy|Berlin"):
             configured_parser(wrong)
