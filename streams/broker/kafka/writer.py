@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from streams.broker.kafka.access import LastError
 from streams.errors import RecordRefused, Retriable, Right
+from streams.records import Output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from streams.broker.kafka.access import Access, Settings
     from streams.errors import BrokerError
-    from streams.records import Headers, Output
 
 WAIT_SECONDS: Final = 0.1
 """How long one wait for the broker takes before the caller is called back."""
@@ -44,14 +44,6 @@ class RefusedRow(NamedTuple):
     error: RecordRefused
 
 
-class _Row(NamedTuple):
-    number: int
-    key: bytes | None
-    value: bytes | None
-    timestamp: int
-    headers: Headers | None
-
-
 class KafkaWriter:
     """Writes rows to a topic as they come, and counts exactly what the broker has acknowledged.
 
@@ -65,7 +57,8 @@ class KafkaWriter:
         self._client = access.make(Producer, settings | {"error_cb": LastError()})
         self._queued = 0
         self._failed = 0
-        self._again: list[tuple[_Row, KafkaError]] = []
+        self._again: list[tuple[int, Output, int]] = []
+        """Rows to be written alone: their numbers, and where they are."""
         self._refused: list[RefusedRow] = []
         self._fault: KafkaError | None = None
 
@@ -80,12 +73,7 @@ class KafkaWriter:
 
         Raises ``BrokerError`` for a fault that is not a row's own, also of earlier rows.
         """
-        batch = _Batch(self, output, first)
-        for row, (key, value, stamp) in enumerate(
-            zip(output.keys, output.values, output.timestamps, strict=True)
-        ):
-            headers = None if output.headers is None else output.headers[row]
-            self._produce(_Row(first + row, key, value, stamp, headers), batch.failed, waiting)
+        self._queue(output, first, _Batch(self, output, first).failed, waiting)
         self._client.poll(0)
         if self._again:
             self.settle(None, waiting)
@@ -99,12 +87,12 @@ class KafkaWriter:
         deadline = None if timeout is None else time.monotonic() + timeout
         self._drain(deadline, waiting)
         while self._again:
-            row, _ = self._again.pop(0)
+            number, output, row = self._again.pop(0)
             alone = _Alone(self)
-            self._produce(row, alone.failed, waiting)
+            self._queue(_one(output, row), number, alone.failed, waiting)
             self._drain(deadline, waiting)
             if alone.error is not None:
-                self._refuse(row, alone.error)
+                self._refuse(number, output.values[row], alone.error)
         self._raise_fault()
 
     def take_refused(self) -> Sequence[RefusedRow]:
@@ -117,36 +105,43 @@ class KafkaWriter:
         self._client.purge()
         self._client.flush(0)
 
-    def _produce(
-        self, row: _Row, failed: Callable[[KafkaError | None, Message], None], waiting: Callable[[], None]
+    def _queue(
+        self,
+        output: Output,
+        first: int,
+        failed: Callable[[KafkaError | None, Message], None],
+        waiting: Callable[[], None],
     ) -> None:
-        # A time of 0 means now to the client.
-        arguments: tuple[Any, ...] = (
-            self._topic,
-            row.value,
-            row.key,
-            -1,
-            failed,
-            None,
-            max(row.timestamp, 1),
-        )
-        if row.headers is not None:
-            arguments += (row.headers,)
-        while True:
+        topic, produce = self._topic, self._client.produce
+        columns = output.keys, output.values, output.timestamps
+        at, total = 0, len(output)
+        while at < total:
+            begun = at
             try:
-                self._client.produce(*arguments)
+                # A time of 0 means now to the client.
+                if output.headers is None:
+                    for key, value, stamp in zip(*(column[at:] for column in columns), strict=True):
+                        produce(topic, value, key, -1, failed, None, max(stamp, 1))
+                        at += 1
+                else:
+                    for key, value, stamp, headers in zip(
+                        *(column[at:] for column in columns), output.headers[at:], strict=True
+                    ):
+                        produce(topic, value, key, -1, failed, None, max(stamp, 1), headers)
+                        at += 1
             except BufferError:
+                self._queued += at - begun
                 self._client.poll(WAIT_SECONDS)
                 waiting()
             except KafkaException as error:
+                self._queued += at - begun
                 cause: KafkaError = error.args[0]
                 if cause.code() not in _REFUSED:
                     raise self._means(cause) from error
-                self._refuse(row, cause)
-                return
+                self._refuse(first + at, output.values[at], cause)
+                at += 1
             else:
-                self._queued += 1
-                return
+                self._queued += at - begun
 
     def _drain(self, deadline: float | None, waiting: Callable[[], None]) -> None:
         while left := self._client.flush(WAIT_SECONDS):
@@ -162,16 +157,14 @@ class KafkaWriter:
         self._fault = self._fault or error
         return False
 
-    def failed(self, row: _Row, error: KafkaError) -> None:
-        """Note that a row was not written."""
+    def failed(self, number: int, output: Output, row: int, error: KafkaError) -> None:
+        """Note that a row was not written, which has this number."""
         if self.counts(error):
-            self._again.append((row, error))
+            self._again.append((number, output, row))
 
-    def _refuse(self, row: _Row, error: KafkaError) -> None:
-        size = len(row.value or b"")
-        self._refused.append(
-            RefusedRow(row.number, size, RecordRefused(f"{error.str()} ({error.name()})", position=0))
-        )
+    def _refuse(self, number: int, value: bytes | None, error: KafkaError) -> None:
+        refusal = RecordRefused(f"{error.str()} ({error.name()})", position=0)
+        self._refused.append(RefusedRow(number, len(value or b""), refusal))
 
     def _raise_fault(self) -> None:
         if self._fault is not None:
@@ -213,14 +206,9 @@ class _Batch:
             for row, value in enumerate(self._output.values):
                 self._rows[value or b""].append(row)
         row = self._rows[message.value() or b""].popleft()
-        output = self._output
-        self._writer.failed(
-            _Row(
-                self._first + row,
-                output.keys[row],
-                output.values[row],
-                output.timestamps[row],
-                None if output.headers is None else output.headers[row],
-            ),
-            error,
-        )
+        self._writer.failed(self._first + row, self._output, row, error)
+
+
+def _one(output: Output, row: int) -> Output:
+    headers = None if output.headers is None else [output.headers[row]]
+    return Output(output.topic, [output.keys[row]], [output.values[row]], [output.timestamps[row]], headers)
