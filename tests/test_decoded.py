@@ -85,7 +85,7 @@ class Bench:
         self.task.prepare()
         return [
             (value, time)
-            for output, _ in self.task.take()
+            for output in self.task.take()
             for value, time in zip(output.values, output.timestamps, strict=True)
         ]
 
