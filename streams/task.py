@@ -561,7 +561,6 @@ class Task:
 
     def _as_slice(self, run: Callable[[], None], *, committing: bool = False) -> None:
         self._before_slice = len(self._pending), len(self._dead_letters)
-        self._in_slice = {}
         try:
             run()
             for _, kind, call in self._hooks.turns:
@@ -574,6 +573,8 @@ class Task:
         except BaseException:
             self.drop_slice()
             raise
+        finally:
+            self._in_slice = {}
         self._end_slice_of_states()
         for clock in self._clocks.all():
             clock.end_slice()

@@ -230,21 +230,21 @@ def test_the_error_on_a_real_broker_says_what_to_set(kafka, prefix, tmp_path):
     assert "message.timestamp.after.max.ms" in str(ended.value)
 
 
-def test_one_of_several_rows_of_a_record_is_refused_alone(bench):
-    source, out = bench.topic("in"), bench.topic("out", cleanup_policy="compact")
-    app = bench.app()
+def test_one_of_several_rows_of_a_record_is_refused_alone(memory):
+    source, out = memory.topic("in"), memory.topic("out", cleanup_policy="compact")
+    app = memory.app()
     stream = app.stream(source, value=Text())
     parts = stream.flat_map(lambda value: [f"{value}-{part}" for part in "abc"])
     keyed = parts.key_by(lambda value: None if value == "2-b" else "k")
     merged = keyed.merge(keyed.filter(lambda value: value == "2-c", name="again"))
     merged.to(out, key=Text(), value=Text(), on_error=dead_letter)
-    bench.write(source, [(None, b"%d" % number, now()) for number in range(4)])
-    bench.run(app, lambda: bench.committed(app) >= 4)
+    memory.write(source, [(None, b"%d" % number, now()) for number in range(4)])
+    memory.run(app, lambda: memory.committed(app) >= 4)
     expected = Counter(f"{number}-{part}".encode() for number in range(4) for part in "abc")
     expected[b"2-c"] += 1
     del expected[b"2-b"]
-    assert bench.values(out) == expected
-    assert bench.values(app.dead_letter_topic) == {b"2": 1}
+    assert memory.values(out) == expected
+    assert memory.values(app.dead_letter_topic) == {b"2": 1}
 
 
 def test_results_of_aggregates_that_are_refused_get_their_steps_policy_alone(bench):
