@@ -69,6 +69,8 @@ class Event(StrEnum):
     """INFO: that copy is up to date."""
     STANDBY_STOPPED = "standby stopped"
     """INFO: the task cannot come here any more as workers are now; what the copy has stays on disk."""
+    STANDBY_ABANDONED = "standby abandoned"
+    """ERROR: no replica of a task is kept any more, as its changelog or its files cannot be used."""
     STANDBY_UNPLACED = "standby unplaced"
     """WARNING: the group does not assign as foreseen, so it is not known which copies to keep."""
     STATE_REBUILT = "state rebuilt"

@@ -122,3 +122,8 @@ class WorkerMetrics:
         for identifier, lag in self._worker.standby_lag.items():
             behind.add_metric([str(identifier)], lag)
         yield behind
+        yield GaugeMetricFamily(
+            "streams_standby_abandoned",
+            "Tasks of other workers of which no standby replica can be kept.",
+            value=self._worker.standbys_abandoned,
+        )

@@ -12,8 +12,8 @@ from streams.broker import GroupSettings
 from streams.errors import BrokerError, StateError, StreamsError
 from streams.events import Event, get_logger
 from streams.records import TopicPartition
+from streams.schema import check
 from streams.state.changelog import (
-    RESERVED,
     Checkpoint,
     SavedCheckpoint,
     changelog_topic,
@@ -21,6 +21,7 @@ from streams.state.changelog import (
     encode_metadata,
 )
 from streams.state.store import Changes, window_range
+from streams.state.unreadable import UnreadableRecords
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -79,6 +80,13 @@ class Restoration:
     progress: RestoreProgress = field(default_factory=lambda: RestoreProgress(0))
     forgotten: dict[str, int] = field(default_factory=dict)
     """Up to which start (milliseconds since the epoch) windows of each store have been deleted."""
+    unreadable: dict[TopicPartition, UnreadableRecords] = field(init=False)
+    """What of each store's own changelog is none of its records, as far as it was read."""
+
+    def __post_init__(self) -> None:
+        self.unreadable = {
+            partition: UnreadableRecords(store, partition) for partition, store in self.definitions.items()
+        }
 
     @property
     def left(self) -> dict[TopicPartition, int]:
@@ -113,7 +121,26 @@ class Restoration:
             self.positions[partition] = offset
             target = self.targets[partition]
             self.progress.done += min(offset, target) - min(before, target)
-            self.checkpoints[self.definitions[partition].name].offset = offset
+            unreadable = self.unreadable[partition]
+            # Whoever continues from this checkpoint must meet unreadable records again.
+            self.checkpoints[self.definitions[partition].name].offset = (
+                min(offset, unreadable.first_offset) if unreadable else offset
+            )
+
+    def check(self) -> None:
+        """Raise ``StateError`` when what was read so far left a store with what it cannot have written."""
+        for partition, unreadable in self.unreadable.items():
+            if not unreadable:
+                continue
+            store = self.definitions[partition]
+            checkpoint = self.checkpoints[store.name]
+            stored = checkpoint.schema_written
+            # Values of an earlier schema are the task's to migrate.
+            if stored is None or not check(store, stored):
+                unreadable.check_again()
+                if unreadable:
+                    raise unreadable.error()
+            checkpoint.offset = self.positions[partition]
 
 
 class Changelogs:
@@ -324,12 +351,7 @@ class Changelogs:
                 # Should the target move, they have to be fetched again.
                 self._assigned.discard(partition)
         else:
-            read = dict(zip(fetched.keys(), fetched.values(), strict=True))
-            for key in [key for key in read if key is None or key.startswith(RESERVED)]:
-                value = read.pop(key)
-                if key is not None:
-                    checkpoint.read(key, value)
-            entries = read  # type: ignore[assignment]  # without the nulls
+            entries = restoration.unreadable[partition].entries(fetched, checkpoint)
             next_offset = fetched.next_offset
         restoration.move(partition, next_offset)
         restoration.database.write(
@@ -404,6 +426,7 @@ class Restorer:
         done = [item for item in self._restorations.values() if not item.left]
         now = self._clock()
         for restoration in done:
+            restoration.check()
             del self._restorations[restoration.task]
             self._changelogs.save(restoration)
             progress = restoration.progress

@@ -22,7 +22,7 @@ from streams.disturbance import Disturbance, Pace, Point, Schedule, make_schedul
 from streams.errors import ConfigurationError
 from streams.guard import preview
 from streams.simulated_run import STALL_SECONDS, Input, InputRecord, Run, shortest_idle
-from streams.state.changelog import RESERVED, changelog_topic
+from streams.state.changelog import METADATA, RESERVED, changelog_topic
 from streams.topology import Source, Step as TopologyStep
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class Simulator:
             columns = fetched.keys(), fetched.values(), fetched.timestamps()
             headers: Sequence[Headers | None] = fetched.headers() or [None] * len(fetched)
             for key, value, timestamp, own in zip(*columns, headers, strict=True):
-                if key is not None and key.startswith(RESERVED):
+                if key is not None and key.startswith(RESERVED) and METADATA in (own or ()):
                     continue
                 if last:
                     # Updates of several windows of one key follow each other as commits happen to fall.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from streams.errors import StateError
 from streams.events import Event, get_logger
 from streams.records import TopicPartition
 from streams.restore import Changelogs
@@ -118,6 +119,8 @@ class Standbys:
         self._log = get_logger()
         self._copies: dict[TaskId, _Copy] = {}
         self._wanted: set[TaskId] = set()
+        self._abandoned: set[TaskId] = set()
+        """Tasks of which no replica can be kept, as their changelogs cannot be read."""
         self._placed = self._saved = -float("inf")
         self._rest_until = -float("inf")
         self._unplaced_since: float | None = None
@@ -126,6 +129,11 @@ class Standbys:
     def lag(self) -> dict[TaskId, int]:
         """The copies kept, and how many records (and markers) each was behind when it was last looked at."""
         return {task: copy.lag for task, copy in list(self._copies.items())}
+
+    @property
+    def abandoned(self) -> int:
+        """Of how many tasks no replica is kept, as their changelogs or files cannot be used."""
+        return len(self._abandoned)
 
     def poll(
         self,
@@ -137,7 +145,8 @@ class Standbys:
 
         ``member`` is this worker's among ``members``, ``held`` are its own tasks; ``committed`` tells the
         group's committed offsets, which copies of topics that are tables do not go beyond. Raises
-        ``BrokerError`` where the broker does not answer, and ``StateError`` as ``Changelogs.open`` does.
+        ``BrokerError`` where the broker does not answer. A replica that cannot be kept, for a ``StateError``,
+        is abandoned: the task's owner works on without it.
         """
         now = self._clock()
         if now - self._placed >= PLACE_SECONDS:
@@ -156,13 +165,14 @@ class Standbys:
         self._note_lag()
         if now - self._saved >= SAVE_SECONDS:
             self._saved = now
-            for restoration in restorations:
-                self._changelogs.save(restoration)
+            for copy in self._copies.values():
+                self._changelogs.save(copy.restoration)
 
     def release(self, task: TaskId) -> Database | None:
         """Let go of the copy of a task that comes here: its database, open, or nothing if there is none."""
         copy = self._copies.pop(task, None)
         self._wanted.discard(task)
+        self._abandoned.discard(task)
         if copy is None:
             return None
         self._changelogs.save(copy.restoration)
@@ -205,15 +215,19 @@ class Standbys:
     def _open_next(
         self, committed: Callable[[Collection[TopicPartition]], Mapping[TopicPartition, int]]
     ) -> None:
-        for task in sorted(self._wanted - self._copies.keys()):
+        for task in sorted(self._wanted - self._copies.keys() - self._abandoned):
             stores = self._stores[task.subtopology]
             sources = [
                 TopicPartition(store.source_topic, task.partition) for store in stores if store.source_topic
             ]
             offsets = committed(sources) if sources else {}
-            restoration = self._changelogs.open(
-                task, stores, {partition.topic: offset for partition, offset in offsets.items()}
-            )
+            try:
+                restoration = self._changelogs.open(
+                    task, stores, {partition.topic: offset for partition, offset in offsets.items()}
+                )
+            except StateError as error:
+                self._abandon(task, error)
+                continue
             missing = restoration.progress.total
             for partition, store in restoration.definitions.items():
                 if not store.source_topic:
@@ -239,11 +253,18 @@ class Standbys:
                 places[partition].targets[partition] = offset
 
     def _note_lag(self) -> None:
-        for task, copy in self._copies.items():
+        for task, copy in list(self._copies.items()):
             left = copy.restoration.left
             ends = self._changelogs.known_ends(left)
             copy.lag = sum(max(0, end - left[partition]) for partition, end in ends.items())
-            if not copy.complete and not copy.lag and ends.keys() == left.keys():
+            if copy.lag or ends.keys() != left.keys():
+                continue
+            try:
+                copy.restoration.check()
+            except StateError as error:
+                self._abandon(task, error)
+                continue
+            if not copy.complete:
                 copy.complete = True
                 self._log.info(
                     Event.STANDBY_READY,
@@ -251,6 +272,13 @@ class Standbys:
                     records=copy.restoration.progress.done,
                     seconds=round(self._clock() - copy.began, 3),
                 )
+
+    def _abandon(self, task: TaskId, error: StateError) -> None:
+        """Keep no replica of a task from now on."""
+        self._abandoned.add(task)
+        self._log.error(Event.STANDBY_ABANDONED, task=str(task), error=str(error))
+        if task in self._copies:
+            self._drop(task)
 
     def _drop(self, task: TaskId) -> None:
         copy = self._copies.pop(task)

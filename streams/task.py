@@ -24,7 +24,13 @@ from streams.refused_rows import RefusedRows
 from streams.schema import check, kept, migrated_entries, new_aggregates, reading
 from streams.serde import Bytes, nullable
 from streams.state.buffered import KeyValueState, WindowState
-from streams.state.changelog import Checkpoint, changelog_topic, encode_metadata
+from streams.state.changelog import (
+    Checkpoint,
+    changelog_records,
+    changelog_topic,
+    encode_metadata,
+    metadata_records,
+)
 from streams.state.committed import CommittedStore
 from streams.topic_names import topic_name_fault
 from streams.topology import Node, Sink, Source, Step, Subtopology, function_name, matches
@@ -477,17 +483,17 @@ class Task:
             definition = self._definitions[name]
             if definition.source_topic is not None:
                 continue
-            keys: list[bytes | None] = list(changes.entries)
-            values = list(changes.entries.values())
-            for key, value in self._checkpoints[name].unwritten():
-                keys.append(key)
-                values.append(value)
-            if keys:
-                topic = changelog_topic(self._application, definition)
-                now = [self._runtime.wall_clock()] * len(keys)
-                owner = _ChangelogRows(definition.name, topic, self.id, keys, values)
-                outputs.append(Output(topic, keys, values, now, partition=self.id.partition, owner=owner))
-                self._checkpoints[name].wrote(len(keys))
+            checkpoint = self._checkpoints[name]
+            topic = changelog_topic(self._application, definition)
+            written = [changelog_records(changes.entries), metadata_records(checkpoint)]
+            for keys, values, headers in written:
+                if keys:
+                    now = [self._runtime.wall_clock()] * len(keys)
+                    owner = _ChangelogRows(definition.name, topic, self.id, keys, values)
+                    outputs.append(
+                        Output(topic, keys, values, now, headers, partition=self.id.partition, owner=owner)
+                    )
+            checkpoint.wrote(sum(len(keys) for keys, _, _ in written))
         return outputs
 
     def committed(self) -> None:

@@ -241,6 +241,11 @@ class Worker:
         return {} if self._standbys is None else self._standbys.lag
 
     @property
+    def standbys_abandoned(self) -> int:
+        """Of how many tasks of other workers no standby replica can be kept."""
+        return 0 if self._standbys is None else self._standbys.abandoned
+
+    @property
     def restoring(self) -> dict[TaskId, RestoreProgress]:
         """The tasks whose stores are being brought up to date."""
         return self._pending.progress

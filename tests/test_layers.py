@@ -75,6 +75,7 @@ LEVELS = {
     "state.unmatched": 3,
     "state.changelog": 3,
     "state.committed": 3,
+    "state.unreadable": 4,
     "shape": 0,
     "json_resolution": 2,
     "avro_resolution": 2,

@@ -17,7 +17,15 @@ from streams.events import Event
 from streams.reading import read_to_end
 from streams.records import Output, TopicPartition
 from streams.restore import OLDEST_CHECKPOINT, Restorer
-from streams.state.changelog import RESERVED, TIME_KEY, Checkpoint, decode_metadata, encode_metadata
+from streams.state.changelog import (
+    METADATA,
+    RESERVED,
+    SCHEMA_KEY,
+    TIME_KEY,
+    Checkpoint,
+    decode_metadata,
+    encode_metadata,
+)
 from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
 from streams.task import TaskId
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streams.broker.memory import Step
+    from streams.records import Headers
     from streams.restore import Restoration
     from streams.state.definition import StoreDefinition
     from streams.state.store import Databases
@@ -78,6 +87,15 @@ class Site:
         producer.produce(Output(CHANGELOG.topic, keys, values, [0] * len(keys), partition=partition))
         producer.flush(1)
 
+    def produce(self, records: Mapping[bytes, bytes], *, marked: bool) -> None:
+        producer = self.broker.producer()
+        for key, value in records.items():
+            headers: list[Headers | None] | None = (
+                [[METADATA]] if marked and key.startswith(RESERVED) else None
+            )
+            producer.produce(Output(CHANGELOG.topic, [key], [value], [0], headers, partition=0))
+        producer.flush(1)
+
     def add(self, task: TaskId = TASK, stores: Sequence[StoreDefinition] = (STORE,)) -> None:
         self.restorer.add(task, stores, {})
 
@@ -117,17 +135,19 @@ def test_a_changelog_of_no_record_or_of_one(records):
     assert decode_metadata(done.database.metadata())["s"].offset == records
 
 
-def test_reserved_keys_and_null_keys_are_no_entries():
+def test_metadata_is_no_entry():
     site = Site()
-    producer = site.broker.producer()
-    keys = [b"a", None, TIME_KEY, RESERVED + b"of a later version", TIME_KEY, RESERVED + b"schema"]
-    values = [b"1", b"2", b"700", b"?", b"800", b"{}"]
-    producer.produce(Output(CHANGELOG.topic, keys, values, [0] * 6, partition=0))
-    producer.flush(1)
-    done = site.restored()
-    assert content(done) == {"a": 1}
-    assert done.checkpoints["s"].time == 800
-    assert done.checkpoints["s"].schema_written == "{}"
+    later = RESERVED + b"of a later version"
+    records = {b"a": b"1", TIME_KEY: b"800", later: b"?", SCHEMA_KEY: STORE.schema.encode()}
+    for marked in (True, False):
+        site.produce({TIME_KEY: b"700"}, marked=marked)
+        # Earlier versions wrote no headers, and no metadata but these two.
+        site.produce({key: value for key, value in records.items() if marked or key != later}, marked=marked)
+        done = site.restored()
+        assert content(done) == {"a": 1}
+        assert done.checkpoints["s"].time == 800
+        assert done.checkpoints["s"].schema_written == STORE.schema
+        done.database.close()
 
 
 def test_the_same_database_goes_on_from_its_tail():

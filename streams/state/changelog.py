@@ -1,27 +1,81 @@
-"""What stands in a store's changelog topic besides its entries, and how far a database follows it."""
+"""The records of a store's changelog topic, and how far a database follows it.
+
+An entry is a record with the entry's key and value, as any tool can read it. Two things are said besides:
+stream time and the schema, under keys that begin with ``RESERVED``. As compaction knows nothing but keys, an
+entry whose own key begins so is written under another one, ``ENTRY_PREFIX`` and its key; the header ``KIND``
+says which of the two such a record is.
+
+Versions before wrote entries under their own keys whatever these were, and no header. What of that can still
+be told apart is: a reserved key without the header is an entry's unless it is that of stream time or the
+schema. One of those two is metadata, or where its value cannot be, an entry.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from streams.records import Headers
     from streams.state.definition import StoreDefinition
 
 RESERVED = b"\xff\xffstreams."
-"""Begins the keys of records that say something about the store instead of being entries of it."""
+"""How keys begin that are no entry's own."""
 
 TIME_KEY = RESERVED + b"stream-time"
 SCHEMA_KEY = RESERVED + b"schema"
+ENTRY_PREFIX = RESERVED + b"entry:"
+
+KIND = "__streams.changelog"
+"""The header of records with reserved keys."""
+
+METADATA: tuple[str, bytes | None] = (KIND, b"metadata")
+ENTRY: tuple[str, bytes | None] = (KIND, b"entry")
+
+Columns: TypeAlias = "tuple[list[bytes | None], list[bytes | None], list[Headers | None] | None]"
+"""Keys, values and headers of records; no headers where no record has any."""
+
+_TIMES = re.compile(rb"-?[0-9]{1,19}( -?[0-9]{1,19})?")
 
 
 def changelog_topic(application: str, store: StoreDefinition) -> str:
     """The topic that has all changes of a store: its own, or for a table the one it is read from."""
     return store.source_topic or f"{application}-{store.name}-changelog"
+
+
+def changelog_records(entries: Mapping[bytes, bytes | None]) -> Columns:
+    """The keys, values and headers of the records for entries; a value of ``None`` deletes."""
+    keys: list[bytes | None] = list(entries)
+    values = list(entries.values())
+    # Text and window starts are all lower: one look in C at each is enough.
+    if not entries or max(entries) < RESERVED:
+        return keys, values, None
+    headers: list[Headers | None] = [None] * len(keys)
+    for row, (key, value) in enumerate(entries.items()):
+        if not key.startswith(RESERVED):
+            continue
+        keys[row], headers[row] = ENTRY_PREFIX + key, [ENTRY]
+        if value is None and key not in (TIME_KEY, SCHEMA_KEY) and not key.startswith(ENTRY_PREFIX):
+            # An earlier version may have written the entry under its own key: it would come back.
+            keys.append(key)
+            values.append(None)
+            headers.append(None)
+    return keys, values, headers
+
+
+def entry_key(key: bytes, headers: Headers | None) -> bytes | None:
+    """The entry's key that a record with a reserved key stands for; ``None`` for metadata."""
+    kind = next((value for name, value in headers or () if name == KIND), None)
+    if kind == ENTRY[1]:
+        return key.removeprefix(ENTRY_PREFIX)
+    if kind is not None or key in (TIME_KEY, SCHEMA_KEY):
+        return None
+    return key
 
 
 @dataclass(slots=True)
@@ -78,15 +132,32 @@ class Checkpoint:
         self.observed = self.observed_written = saved.time if saved.observed is None else saved.observed
 
     def read(self, key: bytes, value: bytes | None) -> None:
-        """Take in one reserved record of the changelog."""
+        """Take in one record of metadata. Raises ``ValueError`` for one that does not say what it should.
+
+        Metadata of a later version, under keys that are not known here, is left out.
+        """
         if value is None:
             return
         if key == TIME_KEY:
+            if not _TIMES.fullmatch(value):
+                raise ValueError(f"needs one or two whole numbers as stream time, got {value!r:.80}")
             time, _, observed = value.partition(b" ")
             self.time = self.time_written = int(time)
             self.observed = self.observed_written = int(observed or time)
         elif key == SCHEMA_KEY:
+            try:
+                described = msgspec.json.decode(value, type=dict[str, msgspec.Raw])
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise ValueError(f"needs a schema as JSON, got {value!r:.80}: {error}") from error
+            if not described.keys() >= {"purpose", "key", "value"}:
+                raise ValueError(f"needs a schema with purpose, key and value, got {value!r:.80}")
             self.schema_written = value.decode()
+
+
+def metadata_records(checkpoint: Checkpoint) -> Columns:
+    """The keys, values and headers of the records for what a changelog does not say yet."""
+    records = checkpoint.unwritten()
+    return [key for key, _ in records], [value for _, value in records], [[METADATA]] * len(records)
 
 
 class SavedCheckpoint(msgspec.Struct):

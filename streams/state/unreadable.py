@@ -1,0 +1,193 @@
+"""Records of a changelog that its store did not write, or that were damaged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from streams.errors import StateError
+from streams.guard import error_text
+from streams.state.changelog import RESERVED, TIME_KEY, entry_key
+from streams.state.store import START
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from streams.records import Fetched, TopicPartition
+    from streams.state.changelog import Checkpoint
+    from streams.state.definition import StoreDefinition
+
+LIMIT = 10_000
+"""So many are remembered of one changelog partition: enough to say that it is not what it should be."""
+
+LATEST_START = 1 << 63
+"""No window starts then or later (milliseconds since the epoch)."""
+
+
+class _Found(NamedTuple):
+    offset: int
+    reason: str
+    value: bytes | None
+
+
+class UnreadableRecords:
+    """Tells the entries of one changelog partition from what the store cannot have written there.
+
+    A record cannot be used that has no key, whose key or value the store's serdes do not read, whose key does
+    not begin with a window's start where the store has windows, or which stands under the key of metadata and
+    says something else. It is remembered until a later record of its key takes its place, a deletion
+    included.
+    """
+
+    def __init__(self, store: StoreDefinition, place: TopicPartition) -> None:
+        self._store = store
+        self._place = place
+        self._found: dict[tuple[str, bytes | None], _Found] = {}
+        """By what the key is of, in the order of offsets."""
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    @property
+    def first_offset(self) -> int:
+        """Where the first of them lies: what was read from there on has to be read again."""
+        return next(iter(self._found.values())).offset
+
+    def entries(self, fetched: Fetched, checkpoint: Checkpoint) -> dict[bytes, bytes | None]:
+        """The entries of these records, unreadable ones included; metadata goes to ``checkpoint``."""
+        keys, values = fetched.keys(), fetched.values()
+        entries: dict[bytes | None, bytes | None] = dict(zip(keys, values, strict=True))
+        if None in entries or max(filter(None, entries), default=b"") >= RESERVED:
+            rows = [row for row, key in enumerate(keys) if key is None or key.startswith(RESERVED)]
+            for row in rows:
+                entries.pop(keys[row], None)
+            headers = fetched.headers(rows) or [None] * len(rows)
+            for row, own in zip(rows, headers, strict=True):
+                key, value = keys[row], values[row]
+                if key is None:
+                    self._add(("record", None), fetched.offsets([row])[0], "it has no key", value)
+                    continue
+                entry = entry_key(key, own)
+                if entry is None:
+                    entry = self._metadata(checkpoint, key, value, fetched, row, old=not own)
+                if entry is not None:
+                    entries[entry] = value
+        read: dict[bytes, bytes | None] = entries  # type: ignore[assignment]  # without None now
+        self._check(read, fetched)
+        return read
+
+    def check_again(self) -> None:
+        """Forget those that can be read by now, as the store's value serde has learned of a schema."""
+        for place, found in list(self._found.items()):
+            kind, key = place
+            if kind == "entry" and key is not None and self._reason(key, found.value) is None:
+                del self._found[place]
+
+    def error(self) -> StateError:
+        """What ends the worker for them."""
+        offset, reason, _ = next(iter(self._found.values()))
+        more = f" ({len(self._found)} such records in all)" if len(self._found) > 1 else ""
+        return StateError(
+            f"store {self._store.name!r} cannot be restored from {self._place}: the record at offset "
+            f"{offset} is none that the store has written: {reason}{more}",
+            hint="find out what else writes to this topic and stop it. A record with the same key and no "
+            "value, or the right one, in the same partition puts things right; otherwise give the store "
+            "another name and replay the input to build it again",
+        )
+
+    def _metadata(
+        self,
+        checkpoint: Checkpoint,
+        key: bytes,
+        value: bytes | None,
+        fetched: Fetched,
+        row: int,
+        *,
+        old: bool,
+    ) -> bytes | None:
+        """Read a record of metadata; the key of the entry that it is after all, as earlier versions wrote."""
+        place = "metadata", key
+        try:
+            checkpoint.read(key, value)
+        except ValueError as error:
+            if old and value is not None and self._reason(key, value) is None:
+                return key
+            what = "stream time" if key == TIME_KEY else "the schema"
+            self._add(place, fetched.offsets([row])[0], f"it has the key of {what}, and {error}", value)
+        else:
+            self._found.pop(place, None)
+        return None
+
+    def _check(self, entries: Mapping[bytes, bytes | None], fetched: Fetched) -> None:
+        if self._found:
+            for place in [place for place in self._found if place[0] == "entry" and place[1] in entries]:
+                del self._found[place]
+        present = entries if None not in entries.values() else _without_deletions(entries)
+        if not present or self._readable(list(present), list(present.values())):  # type: ignore[arg-type]
+            return
+        offsets: dict[bytes | None, int] | None = None
+        for key, value in present.items():
+            reason = self._reason(key, value)
+            if reason is not None:
+                if offsets is None:
+                    offsets = _offsets(fetched)
+                self._add(("entry", key), offsets[key], reason, value)
+
+    def _readable(self, keys: Sequence[bytes], values: Sequence[bytes]) -> bool:
+        store = self._store
+        try:
+            if store.retention is not None:
+                if min(map(len, keys)) < START.size or max(keys)[0] >= 0x80:
+                    return False
+                keys = [key[START.size :] for key in keys]
+            return len(list(store.key.deserialize(keys))) == len(keys) and len(
+                list(store.value.deserialize(values))
+            ) == len(values)
+        except Exception:  # noqa: BLE001 - a serde may raise anything; looked at one by one then
+            return False
+
+    def _reason(self, key: bytes, value: bytes | None) -> str | None:
+        """Why a record is no entry; ``None`` where it may be one."""
+        store, own = self._store, key
+        if store.retention is not None:
+            if len(key) < START.size:
+                return f"its key {key!r:.80} is too short to begin with the 8 bytes of a window's start"
+            if START.unpack_from(key)[0] >= LATEST_START:
+                return f"its key {key!r:.80} does not begin with a window's start"
+            own = key[START.size :]
+        try:
+            (_,) = store.key.deserialize([own])
+        except Exception as error:  # noqa: BLE001 - a serde may raise anything
+            return f"its key {own!r:.80} cannot be read by {store.key.name}: {_text(error)}"
+        if value is None:
+            return None
+        try:
+            (_,) = store.value.deserialize([value])
+        except Exception as error:  # noqa: BLE001 - as above
+            return (
+                f"its value {value!r:.80} (key {own!r:.80}) cannot be read by {store.value.name}: "
+                f"{_text(error)}"
+            )
+        return None
+
+    def _add(self, place: tuple[str, bytes | None], offset: int, reason: str, value: bytes | None) -> None:
+        self._found.pop(place, None)
+        if len(self._found) < LIMIT:
+            self._found[place] = _Found(offset, reason, value)
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error_text(error)}"
+
+
+def _without_deletions(entries: Mapping[bytes, bytes | None]) -> dict[bytes, bytes | None]:
+    return {key: value for key, value in entries.items() if value is not None}
+
+
+def _offsets(fetched: Fetched) -> dict[bytes | None, int]:
+    """The offset of the last record of each entry's key."""
+    keys = fetched.keys()
+    headers = fetched.headers() or [None] * len(keys)
+    return {
+        entry_key(key, own) if key is not None and key.startswith(RESERVED) else key: offset
+        for key, own, offset in zip(keys, headers, fetched.offsets(), strict=True)
+    }

@@ -1,0 +1,188 @@
+"""Workers of any app on the memory broker, in turns: they stop, die, lose their disks, and stand by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from streams.broker import GroupSettings, NewTopic
+from streams.broker.memory import MemoryBroker
+from streams.commit import ExactlyOnce
+from streams.query import Queries
+from streams.reading import read_to_end
+from streams.records import Output, Record, TopicPartition
+from streams.state.memory import MemoryDatabases
+from streams.topics import prepare_topics
+from streams.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from streams import App
+    from streams.records import Headers
+    from streams.state.store import Databases
+
+TRANSACTION_SECONDS = 10.0
+
+
+class Clock:
+    """Seconds that pass only when somebody looks or waits."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        self.now += 0.0005
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+    def milliseconds(self) -> int:
+        return round(self.now * 1000)
+
+
+@dataclass
+class Crew:
+    """An app's topics, and its workers by slot."""
+
+    app: App
+    inputs: Sequence[str] = ("in",)
+    partitions: int = 1
+    new_disk: Callable[[], Databases] = MemoryDatabases
+    alive: dict[int, Worker] = field(default_factory=dict, init=False)
+    disks: dict[int, Databases] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.clock = Clock()
+        self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance)
+        self.admin = self.broker.admin()
+        self.admin.create_topics([NewTopic(name=name, partitions=self.partitions) for name in self.inputs])
+        self.counts = prepare_topics(
+            self.app.topology,
+            self.admin,
+            application=self.app.name,
+            dead_letter_topic=self.app.dead_letter_topic,
+            create_outputs=True,
+        )
+
+    def start(self, slot: int = 0) -> Worker:
+        """A worker on the slot's disk, which takes its turns from now on."""
+        worker = self.alive[slot] = self.worker(slot)
+        worker.start()
+        return worker
+
+    def worker(self, slot: int = 0) -> Worker:
+        """A worker on the slot's disk, not started."""
+        databases = self.disks.setdefault(slot, self.new_disk())
+        return Worker(
+            self.app.topology,
+            self.broker,
+            ExactlyOnce(self.broker, f"slot-{slot}", timeout=TRANSACTION_SECONDS),
+            self.app.settings,
+            application=self.app.name,
+            partitions=self.counts,
+            databases=databases,
+            members=self.members,
+            clock=self.clock,
+            pause=self.clock.advance,
+            wall_clock=self.clock.milliseconds,
+        )
+
+    def members(self) -> list[str]:
+        return [worker.member for worker in self.alive.values() if worker.member is not None]
+
+    def stop(self, slot: int = 0) -> None:
+        self.alive.pop(slot).close()
+
+    def kill(self, slot: int = 0) -> None:
+        """As if the worker's process were dead: its session ends and its open transaction times out."""
+        worker = self.alive.pop(slot)
+        consumer: Any = worker._consumer
+        self.broker.expire(consumer)
+        self.clock.advance(TRANSACTION_SECONDS + 1)
+
+    def lose_disk(self, slot: int = 0) -> None:
+        self.disks.pop(slot).close()
+
+    def send(self, topic: str, *records: Record[bytes | None, bytes | None]) -> None:
+        """Write records: to their own partition, or where none is said, where the key belongs."""
+        producer = self.broker.producer()
+        for record in records:
+            headers: list[Headers | None] | None = None if record.headers is None else [record.headers]
+            partition = record.partition if record.partition >= 0 else None
+            producer.produce(
+                Output(topic, [record.key], [record.value], [record.timestamp], headers, partition=partition)
+            )
+        producer.flush(1)
+        producer.close()
+
+    def lag(self) -> int:
+        """Records that are not committed, and partitions with a transaction that is open."""
+        places = [TopicPartition(topic, number) for topic, n in self.counts.items() for number in range(n)]
+        committed = self.admin.committed_offsets(self.app.name)
+        reader = self.broker.consumer(GroupSettings(group="lag"))
+        reader.assign({place: committed.get(place, 0) for place in places})
+        left = sum(len(fetched) for fetched in reader.poll(100_000, 0).fetched)
+        reader.close()
+        ends = [self.admin.end_offsets(places, kind) for kind in ("read_committed", "read_uncommitted")]
+        return left + sum(ends[0][place] != ends[1][place] for place in places)
+
+    def turn(self, rounds: int = 1) -> None:
+        for _ in range(rounds):
+            for worker in list(self.alive.values()):
+                worker.run_once()
+
+    def until(self, condition: Callable[[], object], rounds: int = 3_000) -> None:
+        for _ in range(rounds):
+            if condition():
+                return
+            self.turn()
+            self.clock.advance(0.02)
+        pytest.fail(f"still not so: {[(sorted(w.progress), w.standby_lag) for w in self.alive.values()]}")
+
+    def settle(self) -> None:
+        """Until all input is committed, and all standby replicas are up to date."""
+        self.until(lambda: self.lag() == 0 and self._at_work())
+        self.until(lambda: not any(lag for w in self.alive.values() for lag in w.standby_lag.values()))
+
+    def _at_work(self) -> bool:
+        places = {TopicPartition(topic, number) for topic, n in self.counts.items() for number in range(n)}
+        workers = self.alive.values()
+        return all(w.ready for w in workers) and places == {item for w in workers for item in w.progress}
+
+    def read(self, topic: str) -> list[Record[bytes | None, bytes | None]]:
+        """The topic's committed records, partition by partition."""
+        return [
+            Record(key, value, time, own, fetched.topic, fetched.partition, offset)
+            for fetched in read_to_end(self.broker, [topic])
+            for key, value, time, own, offset in zip(
+                fetched.keys(),
+                fetched.values(),
+                fetched.timestamps(),
+                fetched.headers() or [None] * len(fetched),
+                fetched.offsets(),
+                strict=True,
+            )
+        ]
+
+    def latest(self, topic: str) -> dict[bytes | None, bytes | None]:
+        """The last value of each key of a topic."""
+        return {record.key: record.value for record in self.read(topic)}
+
+    def queries(self, slot: int = 0) -> Queries:
+        return Queries(self.app.topology, self.alive[slot], self.counts)
+
+    def compact(self, topic: str) -> None:
+        """Leave only the last record of each key, and of these no deletion."""
+        last = {(record.partition, record.key): record for record in self.read(topic)}
+        kept = sorted(
+            (record for record in last.values() if record.value is not None),
+            key=lambda record: (record.partition, record.offset),
+        )
+        count = self.admin.topics()[topic].partitions
+        self.admin.delete_topics([topic])
+        self.admin.create_topics([NewTopic(name=topic, partitions=count)])
+        self.send(topic, *kept)
