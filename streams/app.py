@@ -192,6 +192,8 @@ class App:
     ) -> Table[Any, Any]:
         """Read a topic as a table: the latest value of each key, where a null value deletes.
 
+        So does a value that the serde reads as ``None``, such as the JSON text ``null``.
+
         It is kept in a store called ``name`` (the topic's name, unless given), which the topic itself brings
         back: it should be compacted, and never delete by age. Later records win, whatever their event times.
         Keys are bytes and values JSON unless serdes are given. Records without a key, and those that cannot
@@ -233,7 +235,7 @@ class App:
 
         For small tables that are asked for other keys than the stream's. Each worker reads it to its end
         before it begins, and then follows it. Records without a key, and those that cannot be decoded, are
-        left out.
+        left out: they are counted as skipped under the table's name, and logged.
         """
         return self._builder.global_table(topic, key=key or Bytes(), value=value or Json(), name=name)
 

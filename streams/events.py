@@ -45,6 +45,8 @@ class Event(StrEnum):
     """WARNING: the broker does not take a record; the transaction is repeated with its step's policy."""
     DEAD_LETTERS = "dead letters"
     """WARNING: records went to the dead-letter topic; at most one line a second and step."""
+    RECORDS_SKIPPED = "records skipped"
+    """WARNING: records of a global table's topic have no key or cannot be decoded and are left out."""
     RECORD_RETRIED = "record retried"
     """WARNING: user code failed on a record and is tried again after ``seconds``."""
     PARTITION_STALLED = "partition stalled"

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from streams.state.store import Database, Databases
     from streams.topology import GlobalSource
 
+REPORT_SECONDS = 10.0
+"""How often it is logged that records are left out."""
+
 WAIT_SECONDS = 0.1
 """How long one poll waits for records while a table is read to its end."""
 
@@ -33,6 +36,10 @@ class GlobalTable:
         self.source = source
         self._definition = source.store
         self._wall_clock = wall_clock
+        self.skipped = 0
+        """How many records were left out, as they have no key or cannot be decoded."""
+        self._reported = -float("inf")
+        self._unreported = 0
         self._database: Database = databases.open([source.store.name], 0)
         self._positions = self._saved()
 
@@ -46,14 +53,37 @@ class GlobalTable:
         payloads = self._database.store(definition.name).get_many(list(definition.key.serialize(keys)))
         present = [payload for payload in payloads if payload is not None]
         found = iter(definition.value.deserialize(present))
-        return [None if payload is None else next(found)[0] for payload in payloads]
+        values = [None if payload is None else next(found) for payload in payloads]
+        return [None if value is None else value[0] for value in values]
 
     def apply(self, fetched: Fetched) -> None:
         """Take in records of the topic."""
         read = self._definition.read_source
         assert read is not None
+        entries, refused = read(fetched)
+        if refused:
+            self._refuse(fetched, refused)
         self._positions[fetched.partition] = fetched.next_offset
-        self._database.write({self._definition.name: Changes(read(fetched))}, self._metadata())
+        self._database.write({self._definition.name: Changes(entries)}, self._metadata())
+
+    def _refuse(self, fetched: Fetched, refused: Sequence[tuple[int, str]]) -> None:
+        """Count records that are left out, and log them: at most one line in ``REPORT_SECONDS``."""
+        self.skipped += len(refused)
+        self._unreported += len(refused)
+        now = self._wall_clock() / 1000
+        if now - self._reported < REPORT_SECONDS:
+            return
+        row, reason = refused[0]
+        get_logger().warning(
+            Event.RECORDS_SKIPPED,
+            store=self._definition.name,
+            topic=fetched.topic,
+            partition=fetched.partition,
+            offset=fetched.offsets([row])[0],
+            reason=reason,
+            records=self._unreported,
+        )
+        self._reported, self._unreported = now, 0
 
     def move(self, partition: int, offset: int) -> None:
         """Note that nothing but markers lies before ``offset``."""
@@ -73,7 +103,7 @@ class GlobalTable:
         stored = list(self._database.store(definition.name).scan())
         keys = definition.key.deserialize([key for key, _ in stored])
         values = definition.value.deserialize([value for _, value in stored])
-        return {key: value for key, (value, _) in zip(keys, values, strict=True)}
+        return {key: found[0] for key, found in zip(keys, values, strict=True) if found is not None}
 
     def close(self) -> None:
         """Release the database."""
@@ -133,6 +163,11 @@ class GlobalTables:
     def lookups(self) -> dict[str, Callable[[Sequence[Any]], list[Any]]]:
         """What tasks read the tables with, by name."""
         return {table.source.store.name: table.lookup for table in self._tables.values()}
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many records of each table's topic were left out, by the table's name; from any thread."""
+        return {table.source.store.name: table.skipped for table in list(self._tables.values())}
 
     def start(self, stopped: Callable[[], bool]) -> None:
         """Read every table to its end, unless told to stop.

@@ -6,7 +6,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, Protocol
 
-from streams.errors import ProcessingError, RecordRefused, StreamsError
+from streams.errors import ProcessingError, RecordRefused, StateError, StreamsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -88,6 +88,9 @@ class Guard:
             try:
                 # On an exception the list keeps what the iterator gave before it: the failing position.
                 results.extend(transform(column if stop - at == total else column[at:stop]))
+            except StateError:
+                # No fault of the record's: the next one would meet it as well.
+                raise
             except Exception as raised:  # noqa: BLE001 - user code may raise anything; the policy decides
                 error = raised
             at = len(results) + len(lost)
@@ -123,6 +126,8 @@ class Guard:
         """
         try:
             return [function(batch)]
+        except StateError:
+            raise
         except Exception:  # noqa: BLE001 - met again below, by the row that causes it
             results, _ = self.each(
                 lambda rows: (function(batch.select([row])) for row in rows), range(len(batch)), batch
@@ -153,6 +158,8 @@ class Guard:
             self._surroundings.wait(self._policy.delay(attempt), self.step, error)
             try:
                 results = list(transform(column[at : at + 1]))
+            except StateError:
+                raise
             except Exception as raised:  # noqa: BLE001 - as above
                 error = raised
             else:

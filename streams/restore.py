@@ -344,7 +344,7 @@ class Changelogs:
             offsets = fetched.offsets()
             # Behind the committed offset are changes that are still to be processed.
             fresh = sum(offset < restoration.targets[partition] for offset in offsets)
-            entries = store.read_source(fetched.slice(0, fresh))
+            entries = store.read_source(fetched.slice(0, fresh)).entries
             next_offset = fetched.next_offset
             if fresh < len(offsets):
                 next_offset = restoration.targets[partition]

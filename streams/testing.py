@@ -134,8 +134,10 @@ class TopologyDriver:
         return sorted(self._written)
 
     def skipped(self) -> dict[str, int]:
-        """How many records were left out by policy ``skip``, by step, since the start."""
-        total: dict[str, int] = {}
+        """How many records were left out by policy ``skip``, by step, and by global tables, by name."""
+        total = {
+            table.source.store.name: table.skipped for table in self._global_tables.values() if table.skipped
+        }
         for task in self._tasks.values():
             for step, count in task.counts.skipped.items():
                 total[step] = total.get(step, 0) + count

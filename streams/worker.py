@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -222,8 +223,9 @@ class Worker:
 
     @property
     def counts(self) -> list[Counts]:
-        """What the tasks given up have done together, then what each of the others has done."""
-        return [self._given_up, *(task.counts for task in list(self._tasks.values()))]
+        """What the tasks given up have done together, what global tables left out, then each task's."""
+        skipped = Counts(skipped=Counter(self._globals.skipped))
+        return [self._given_up, skipped, *(task.counts for task in list(self._tasks.values()))]
 
     @property
     def member(self) -> str | None:

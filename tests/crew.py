@@ -103,6 +103,8 @@ class Crew:
         consumer: Any = worker._consumer
         self.broker.expire(consumer)
         self.clock.advance(TRANSACTION_SECONDS + 1)
+        # What was written stays; the dead process holds no files open.
+        self.disks[slot].close()
 
     def lose_disk(self, slot: int = 0) -> None:
         self.disks.pop(slot).close()

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from streams.guard import error_text
 from streams.operators import fan_out
 from streams.operators.aggregate import Folding, Reduce, with_groups
 from streams.operators.change import (
@@ -18,7 +19,7 @@ from streams.operators.change import (
     quietly,
 )
 from streams.serde import nullable
-from streams.state.definition import schema_of
+from streams.state.definition import SourceEntries, schema_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -39,7 +40,10 @@ REMOVED: tuple[str, bytes | None] = ("__streams.removed", None)
 
 
 class StampedSerde:
-    """Between (value, event time) and bytes: eight bytes of time, then the value as ``inner`` has it."""
+    """Between (value, event time) and bytes: eight bytes of time, then the value as ``inner`` has it.
+
+    What ``inner`` reads as ``None`` (the JSON text ``null``, say) is no value: it gives ``None``, not a pair.
+    """
 
     def __init__(self, inner: Serde[Any]) -> None:
         self._inner = inner
@@ -52,16 +56,20 @@ class StampedSerde:
         pack = _TIME.pack
         return (pack(time) + payload for (_, time), payload in zip(values, payloads, strict=True))
 
-    def deserialize(self, payloads: Sequence[bytes]) -> Iterable[tuple[Any, int]]:
+    def deserialize(self, payloads: Sequence[bytes]) -> Iterable[Found]:
         values = self._inner.deserialize([payload[8:] for payload in payloads])
         unpack = _TIME.unpack_from
-        return ((value, unpack(payload)[0]) for value, payload in zip(values, payloads, strict=True))
+        return (
+            None if value is None else (value, unpack(payload)[0])
+            for value, payload in zip(values, payloads, strict=True)
+        )
 
 
 class TableEntries:
     """The entries of a table's store, from the records of its topic: as the table's steps would make them.
 
-    Records that these refused, as they have no key or cannot be decoded, are left out.
+    A value that is null, or that the serde reads as ``None``, deletes. Records that the steps refuse, as they
+    have no key or cannot be decoded, are left out.
     """
 
     def __init__(
@@ -71,24 +79,26 @@ class TableEntries:
         self._value = value
         self._timestamp = timestamp
 
-    def __call__(self, fetched: Fetched) -> dict[bytes, bytes | None]:
+    def __call__(self, fetched: Fetched) -> SourceEntries:
         columns = fetched.keys(), fetched.values(), fetched.timestamps()
         with suppress(Exception):
-            return self._entries(*columns)
+            return SourceEntries(self._entries(*columns))
         entries: dict[bytes, bytes | None] = {}
-        for key, payload, time in zip(*columns, strict=True):
-            with suppress(Exception):
+        refused: list[tuple[int, str]] = []
+        for row, (key, payload, time) in enumerate(zip(*columns, strict=True)):
+            try:
                 entries |= self._entries([key], [payload], [time])
-        return entries
+            except Exception as error:  # noqa: BLE001 - serdes and user code may raise anything
+                refused.append((row, f"{type(error).__name__}: {error_text(error)}"))
+        return SourceEntries(entries, refused)
 
     def _entries(
         self, keys: Sequence[bytes | None], payloads: Sequence[bytes | None], times: Sequence[int]
     ) -> dict[bytes, bytes | None]:
-        if None in keys:
-            raise ValueError("a record without a key")
         # Through the serde and back: equal keys may have been written differently.
-        decoded = list(self._key.deserialize(keys))  # type: ignore[arg-type]  # none of them is None
-        set(decoded)
+        decoded = list(nullable(self._key.deserialize)(keys))
+        if None in set(decoded):
+            raise ValueError("a record without a key belongs to no row of a table")
         values = list(nullable(self._value.deserialize)(payloads))
         stamps: list[int] = list(times)
         if self._timestamp is not None:
@@ -98,8 +108,8 @@ class TableEntries:
             ]
         pack = _TIME.pack
         stamped = [
-            None if payload is None else pack(time) + payload
-            for payload, time in zip(payloads, stamps, strict=True)
+            None if payload is None or value is None else pack(time) + payload
+            for payload, value, time in zip(payloads, values, stamps, strict=True)
         ]
         return dict(zip(self._key.serialize(decoded), stamped, strict=True))
 

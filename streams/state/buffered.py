@@ -16,11 +16,12 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from streams.errors import StateError
 from streams.serde import nullable
 from streams.state.store import START, Changes, window_range
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from streams.serde import Serde
     from streams.state.store import Entry, Store
@@ -41,7 +42,7 @@ class KeyValueState(Generic[K, V]):
         self._store = store
         self._key = key
         self._serialize = nullable(value.serialize)
-        self._deserialize = nullable(value.deserialize)
+        self._deserialize = _reading(store.name, value)
         self._open: dict[K, V | None] = {}
         self._whole: dict[K, V | None] = {}
         self._recent: dict[K, V | None] = {}
@@ -182,7 +183,9 @@ class KeyValueState(Generic[K, V]):
             if encoded in hidden:
                 yield key, layered[key]  # type: ignore[index,misc]  # from ``new``: it has a key and a value
             else:
-                yield self._decode_key(encoded), next(iter(self._deserialize([payload])))
+                value = next(iter(self._deserialize([payload])))
+                if value is not None:
+                    yield self._decode_key(encoded), value
 
     # --- the task's side
 
@@ -271,7 +274,7 @@ class WindowState(Generic[K, V]):
         self._store = store
         self._key = key
         self._serialize = nullable(value.serialize)
-        self._deserialize = nullable(value.deserialize)
+        self._deserialize = _reading(store.name, value)
         self._retention = retention
         self._expired_span = expired_span
         self._deleting = 0
@@ -510,6 +513,24 @@ class WindowState(Generic[K, V]):
     def _encode_keys(self, start: int, keys: Collection[K]) -> list[bytes]:
         prefix = START.pack(start)
         return [prefix + encoded for encoded in self._key.serialize(list(keys))]
+
+
+def _reading(store: str, value: Serde[V]) -> Callable[[Sequence[bytes | None]], list[V | None]]:
+    """Deserializes what a store has; that this fails is no fault of the record being processed."""
+    read = nullable(value.deserialize)
+
+    def run(payloads: Sequence[bytes | None]) -> list[V | None]:
+        try:
+            return list(read(payloads))
+        except Exception as error:
+            raise StateError(
+                f"store {store!r} has a value that {value.name} cannot read: {error!r:.200}",
+                hint="something else wrote to its changelog topic or its files, or the serde cannot read "
+                "what it writes. Delete this worker's folder in state_dir: a restore from the changelog "
+                "then names the record",
+            ) from error
+
+    return run
 
 
 def prefix_stop(prefix: bytes) -> bytes | None:

@@ -101,14 +101,17 @@ class CommittedStore(NamedTuple):
         keys = self.definition.key.deserialize([place[8:] for place, _ in entries])
         stored = (self.value or self.definition.value).deserialize([payload for _, payload in entries])
         for (place, _), key, value in zip(entries, keys, stored, strict=True):
-            shown = show(value)
+            shown = None if value is None else show(value)
             if shown is not None:
                 start: int = _TIME.unpack_from(place)[0]
                 yield place, Windowed(key, start, window_end(start, value), shown)
 
     def _shown(self, payloads: Sequence[bytes]) -> Iterable[Any]:
-        assert self.definition.shown is not None
-        return map(self.definition.shown, (self.value or self.definition.value).deserialize(payloads))
+        show = self.definition.shown
+        assert show is not None
+        # What the serde reads as None is no value.
+        values = (self.value or self.definition.value).deserialize(payloads)
+        return (None if value is None else show(value) for value in values)
 
 
 def encode_key(definition: StoreDefinition, key: Any) -> bytes:

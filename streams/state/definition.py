@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.serde import Bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from streams.records import Fetched
     from streams.serde import Serde
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 def itself(value: Any) -> Any:
     """The value as it is stored."""
     return value
+
+
+class SourceEntries(NamedTuple):
+    """What records of an input topic make of a store that is restored from it."""
+
+    entries: Mapping[bytes, bytes | None]
+    """``None`` deletes."""
+    refused: Sequence[tuple[int, str]] = ()
+    """The positions of the records that are left out, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +52,7 @@ class StoreDefinition:
     and slower.
     """
     source_topic: str | None = None
-    read_source: Callable[[Fetched], dict[bytes, bytes | None]] | None = None
+    read_source: Callable[[Fetched], SourceEntries] | None = None
     """Entries from records of ``source_topic``, as the step that owns the store would make them."""
     migrate: Callable[[Any], Any] | None = None
     changelog_retention: int | None = None

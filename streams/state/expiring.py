@@ -152,5 +152,5 @@ class ExpiringState(Generic[K, V]):
     def _live(self, entries: Iterable[tuple[K, Expiring]]) -> Iterator[tuple[K, V]]:
         now = self._now()
         for key, entry in entries:
-            if entry.expires > now:
+            if entry.expires > now and entry.value is not None:
                 yield key, entry.value
