@@ -33,16 +33,18 @@ from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
 from streams.stop import Stopped, StopSignals
 from streams.stream import Stream, TopologyBuilder
+from streams.task import TaskId
 from streams.topic_names import ADVICE, topic_name_fault
 from streams.topics import most_tasks_with_stores, prepare_topics
 from streams.watchdog import Watchdog
 from streams.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from streams.broker import Broker
     from streams.config import Settings
+    from streams.replicas import Trouble
     from streams.state.store import Databases
     from streams.stream import GlobalTable, Table
     from streams.topology import Topic, Topology
@@ -348,7 +350,7 @@ class App:
                     HttpServer(
                         settings.http_host,
                         port,
-                        _routes(worker, watchdog, reasons=token is None),
+                        _routes(worker, watchdog, replicas, reasons=token is None),
                         StoreRoutes(
                             queries, replicas, token, tls and client_tls(settings.http_tls_ca)
                         ).templates,
@@ -370,6 +372,7 @@ class App:
                     ),
                     address=address,
                     follow=follow,
+                    tasks=_tasks(topology, partitions),
                 )
             signals.running(worker.request_stop, lambda: worker.unfinished)
             # A batch is tens of thousands of objects that all go again: with the default of 700, the
@@ -473,26 +476,45 @@ def _address(settings: Settings, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _routes(worker: Worker, watchdog: Watchdog, *, reasons: bool) -> dict[str, Callable[[], Response]]:
-    """What is answered; ``reasons`` may be given to whoever asks for health."""
-    metrics = WorkerMetrics(worker, watchdog)
+def _tasks(topology: Topology, partitions: Mapping[str, int]) -> set[str] | None:
+    """All tasks that the app has; ``None`` where that depends on topics that may still come."""
+    if any(not isinstance(topic, str) for topic in topology.input_topics):
+        return None
+    return {
+        str(TaskId(part.number, number))
+        for part in topology.subtopologies
+        for topic, count in partitions.items()
+        if part.reads(topic)
+        for number in range(count)
+    }
 
-    def told(stalls: list[Stall]) -> Response:
-        if stalls:
-            shown = [f"stalled: {stall if reasons else stall.partition}\n" for stall in stalls]
-            return Response(503, "".join(shown).encode())
-        return Response(200, b"ok\n")
+
+def _routes(
+    worker: Worker, watchdog: Watchdog, replicas: Replicas, *, reasons: bool
+) -> dict[str, Callable[[], Response]]:
+    """What is answered; ``reasons`` may be given to every caller that asks for health."""
+    metrics = WorkerMetrics(worker, watchdog, replicas)
+
+    def told(stalls: list[Stall], trouble: Trouble | None) -> Response:
+        shown = [f"stalled: {stall if reasons else stall.partition}\n" for stall in stalls]
+        if trouble is not None:
+            shown.append(f"other workers unknown{f': {trouble}' if reasons else ''}\n")
+        return Response(503, "".join(shown).encode()) if shown else Response(200, b"ok\n")
 
     def healthy() -> Response:
         # Who asks this restarts the process: not where that is of no use.
-        return told([stall for stall in watchdog.stalls if stall.mended_by_restart])
+        trouble = replicas.trouble
+        return told(
+            [stall for stall in watchdog.stalls if stall.mended_by_restart],
+            trouble if trouble is not None and trouble.mended_by_restart else None,
+        )
 
     def ready() -> Response:
         if worker.state.value != "running":
             return Response(503, f"{worker.state.value}\n".encode())
         if not worker.ready:
             return Response(503, b"restoring stores\n")
-        return told(list(watchdog.stalls))
+        return told(list(watchdog.stalls), replicas.trouble)
 
     return {
         "/metrics": lambda: Response(200, metrics.exposition(), metrics.content_type),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
+    from streams.replicas import Replicas
     from streams.watchdog import Watchdog
     from streams.worker import Worker
 
@@ -28,8 +29,11 @@ class WorkerMetrics:
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
-    def __init__(self, worker: Worker, watchdog: Watchdog | None = None) -> None:
+    def __init__(
+        self, worker: Worker, watchdog: Watchdog | None = None, replicas: Replicas | None = None
+    ) -> None:
         self._worker = worker
+        self._replicas = replicas
         self._watchdog = watchdog
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -100,6 +104,11 @@ class WorkerMetrics:
             "streams_stalled_partitions",
             "Partitions with lag and no progress for stall_timeout.",
             value=0 if self._watchdog is None else len(self._watchdog.stalls),
+        )
+        yield GaugeMetricFamily(
+            "streams_replicas_age_seconds",
+            "Seconds since what other workers hold was last looked at; 0 where that is not needed.",
+            value=0 if self._replicas is None else self._replicas.seconds_behind,
         )
 
     def _restoring(self) -> Iterator[Metric]:

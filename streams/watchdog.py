@@ -135,8 +135,14 @@ class Watchdog:
             )
 
     def _run(self) -> None:
+        failure = ""
         while not self._stop.wait(CHECK_SECONDS):
-            self.check()
+            try:
+                self.check()
+            except Exception as error:  # noqa: BLE001 - without this thread no stall would be noticed again
+                before, failure = failure, f"{type(error).__name__}: {error}"
+                if failure != before:
+                    self._log.error(Event.WATCHDOG_FAILED, error=failure)
         if self._admin is not None:
             self._admin.close()
 

@@ -79,6 +79,15 @@ class Runner:
             with error:
                 return error.code, json.loads(error.read())
 
+    def status(self, path: str) -> tuple[int, str]:
+        """What a path answers that gives text."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=20) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
     def stop(self) -> None:
         self._stop.set()
         self._thread.join(30)
@@ -244,6 +253,65 @@ class TestInProcess:
             assert holder.app.query("totals", name).visits == 1
             with pytest.raises(HeldElsewhere, match=f"partition {partition_of(name)} of store 'totals'"):
                 other.app.query("totals", name)
+
+
+def write_claim(broker: MemoryBroker, name: bytes, value: bytes) -> None:
+    producer = broker.producer()
+    producer.produce(Output("visits-replicas", [name], [value], [0], partition=0))
+    producer.flush(5)
+    producer.close()
+
+
+def shows(runner: Runner, path: str, status: int) -> bool:
+    return runner.status(path)[0] == status
+
+
+class TestForeignRecordsAmongWorkers:
+    @pytest.mark.parametrize("address", ["nowhere.invalid:80", "a..b:1", "127.0.0.1:99999"])
+    def test_each_key_is_found_again_whatever_is_claimed(self, site, monkeypatch, address):
+        # Claims are looked up for each question.
+        monkeypatch.setattr("streams.replicas.KNOWN_SECONDS", 0.0)
+        first, second = site.start(), site.start()
+        site.wait_until_held(first, second)
+        site.send([(name, 1) for name in NAMES])
+        for runner in (first, second):
+            site.wait_until_counted(runner, len(NAMES))
+        write_claim(site.broker, b"\xff", b"no JSON")
+        claim = {"address": address, "stores": {"totals": list(range(PARTITIONS))}}
+        write_claim(site.broker, b"elsewhere", json.dumps(claim).encode())
+
+        def answered() -> bool:
+            answers = [
+                runner.get(f"/stores/totals/keys/{name}") for runner in (first, second) for name in NAMES
+            ]
+            # What cannot be answered meanwhile says so.
+            assert {status for status, _ in answers} <= {200, 503}
+            return all(status == 200 for status, _ in answers)
+
+        wait_for(answered)
+        site.wait_until_counted(first, len(NAMES))
+        assert first.status("/readyz") == (200, "ok\n")
+
+    def test_health_tells_when_others_are_not_followed_any_more(self, site, one, monkeypatch):
+        monkeypatch.setattr("streams.replicas.TROUBLE_SECONDS", 0.1)
+        monkeypatch.setattr("streams.replicas.ANSWER_SECONDS", 0.1)
+        go_on = threading.Event()
+
+        def hang(step: str) -> None:
+            if step == "poll" and threading.current_thread().name == "streams-replicas":
+                go_on.wait(30)
+
+        site.broker.before = hang
+        for path in ("/readyz", "/healthz"):
+            wait_for(partial(shows, one, path, 503))
+            assert "visits-replicas" in one.status(path)[1]
+        text = one.status("/metrics")[1]
+        (age,) = [line for line in text.splitlines() if line.startswith("streams_replicas_age_seconds")]
+        assert float(age.split()[1]) > 0.1
+        monkeypatch.undo()
+        go_on.set()
+        for path in ("/readyz", "/healthz"):
+            wait_for(partial(shows, one, path, 200))
 
 
 class TestOverHttp:
