@@ -130,10 +130,13 @@ class TopologyBuilder:
         on_error: ErrorPolicy,
         *,
         read_key: Serde[Any] | None = None,
+        needs_key: bool = False,
+        needs_value: bool = False,
     ) -> Stream[Any, Any]:
         """Send a stream through an internal topic, so that equal keys meet in one task.
 
-        ``read_key`` says how keys are read again, if not as they are written.
+        ``read_key`` says how keys are read again, if not as they are written. ``needs_key`` and
+        ``needs_value`` say that the stream never has null keys, or values.
         """
         topic = f"{self.application}-{name}-repartition"
         value = stream.written_value(
@@ -156,6 +159,8 @@ class TopologyBuilder:
             topics=(topic,),
             key=read_key or stream.key,
             value=value,
+            needs_key=needs_key,
+            needs_value=needs_value,
         )
         self.add(source)
         return Stream(self, (source.name,), source.key, value)
@@ -968,10 +973,13 @@ class Grouped(Generic[K, V]):
     found by again: it must not change while the state is to be kept.
     """
 
-    def __init__(self, stream: Stream[K, V], name: str | None, partitions: int | None) -> None:
+    def __init__(
+        self, stream: Stream[K, V], name: str | None, partitions: int | None, *, needs_value: bool = False
+    ) -> None:
         self._stream = stream
         self._name = name
         self._partitions = partitions
+        self._needs_value = needs_value
         self._repartitioned: Stream[K, V] | None = None
         self._used_by: str | None = None
 
@@ -1063,7 +1071,12 @@ class Grouped(Generic[K, V]):
         self._used_by = name
         if self._repartitioned is None:
             self._repartitioned = self._stream.builder.repartition(
-                self._stream, self._name or name, self._partitions, dead_letter
+                self._stream,
+                self._name or name,
+                self._partitions,
+                dead_letter,
+                needs_key=True,
+                needs_value=self._needs_value,
             )
         return self._repartitioned
 
@@ -1275,7 +1288,7 @@ class Table(Generic[K, V]):
         stream: Stream[K2, V] = Stream(
             builder, (step.name,), key or Text(), value or self._value, rekeyed=True
         )
-        return GroupedTable(Grouped(stream, name, partitions))
+        return GroupedTable(Grouped(stream, name, partitions, needs_value=True))
 
     def join(
         self,
@@ -1352,6 +1365,7 @@ class Table(Generic[K, V]):
             f"{name}-subscription",
             None,
             on_error,
+            needs_value=True,
         )
         subscribers = StoreDefinition(
             name=f"{name}-subscriptions",
@@ -1382,6 +1396,8 @@ class Table(Generic[K, V]):
             None,
             on_error,
             read_key=self._key,
+            needs_key=True,
+            needs_value=True,
         )
         store = StoreDefinition(
             name=name, key=self._key, value=StampedSerde(results), purpose="table", shown=_value_of

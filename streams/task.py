@@ -711,6 +711,10 @@ class Task:
             if deserialize_key is not None:
                 readable, keys = guard.apply(deserialize_key, batch.keys, batch)
                 batch = readable.with_keys(keys)
+            if source.needs_key and None in batch.keys:
+                batch = _present(guard, batch, batch.keys, "key")
+            if source.needs_value and None in batch.values:
+                batch = _present(guard, batch, batch.values, "value")
             if timestamp is not None and decoded is None:
                 batch = extract_timestamps(guard, timestamp, batch, table=source.table)
             counts.seconds["decode"] += time.perf_counter() - begun
@@ -972,6 +976,13 @@ class _Binding:
             _window=_window,
         )
         return Batch(origin, values, keys=keys, timestamps=timestamps)
+
+
+def _present(guard: Guard, batch: Batch[Any, Any], column: Sequence[Any], what: str) -> Batch[Any, Any]:
+    """The rows that have what the app always writes to this topic; the others meet the policy."""
+    for row in [row for row, item in enumerate(column) if item is None]:
+        guard.refuse(batch, row, ValueError(f"the app writes no record without a {what} to this topic"))
+    return batch.select([row for row, item in enumerate(column) if item is not None])
 
 
 def _stamps(node: Node) -> bool:

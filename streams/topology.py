@@ -46,6 +46,10 @@ class Source:
     table: bool = False
     """Whether it reads changes of a table: at equal event times they come before other records."""
 
+    needs_key: bool = False
+    needs_value: bool = False
+    """Whether the app writes no record without it to this topic: one that comes meets the policy."""
+
     parents: tuple[str, ...] = ()
     place: str = field(default="", compare=False)
     """Where the program declares it, as ``file:line``."""

@@ -24,6 +24,7 @@ from streams.serde import nullable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from streams.guard import Guard
     from streams.operators import Binding, Children, Forward
     from streams.operators.change import AnyView, Found
     from streams.records import Batch
@@ -49,7 +50,7 @@ class Subscription(NamedTuple):
     """The left row's, encoded."""
     hash: bytes | None
     """Of its value; ``None`` when it was deleted."""
-    action: int
+    action: Action
 
 
 class Answer(NamedTuple):
@@ -207,7 +208,7 @@ class KeepSubscriptions:
         encode_keys = nullable(self.key.serialize)
 
         def run(batch: Batch[Any, Any]) -> None:
-            batch = with_groups(guard, batch, null_keys=True)
+            batch = _with_foreign_keys(guard, with_groups(guard, batch, null_keys=True))
             if not len(batch):
                 return
             keys = list(dict.fromkeys(key for key in batch.keys if key is not None))
@@ -238,6 +239,21 @@ class KeepSubscriptions:
                 )
 
         return run
+
+
+def _with_foreign_keys(guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:
+    """The rows that have a foreign key where their action needs one; the others meet the policy."""
+    lacking = [
+        row
+        for row, (key, item) in enumerate(zip(batch.keys, batch.values, strict=True))
+        if key is None and item.action != Action.ANSWER
+    ]
+    if not lacking:
+        return batch
+    for row in lacking:
+        guard.refuse(batch, row, ValueError("a subscription without a foreign key"))
+    gone = set(lacking)
+    return batch.select([row for row in range(len(batch)) if row not in gone])
 
 
 @dataclass(frozen=True, slots=True)
