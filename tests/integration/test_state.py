@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from collections import Counter
+from contextlib import suppress
 
 import pytest
+
+from streams import App, Bytes
+from streams.broker import NewTopic
+from streams.errors import StateUnavailable
+from streams.records import Output, TopicPartition
+from streams.state.changelog import RESERVED, SCHEMA_KEY, TIME_KEY
 
 pytestmark = pytest.mark.kafka
 
@@ -82,3 +91,71 @@ def test_a_restart_on_the_same_disk_reads_the_tail_and_one_without_reads_all(cou
     assert anew.stop() == 0
     assert restored(anew) >= keys
     check(count, sent + more + closing)
+
+
+def test_a_foreign_record_in_a_changelog_ends_the_worker_with_its_offset_until_it_is_put_right(count):
+    sent = records(0, 400, keys=40)
+    count.send(sent)
+    first = count.start(**SETTINGS)
+    count.wait_until_consumed()
+    assert first.stop() == 0
+    changelog = f"{count.group}-counts-changelog"
+    place = TopicPartition(changelog, 2)
+    admin = count.broker.admin()
+
+    def write(key: bytes, value: bytes | None) -> None:
+        producer = count.broker.producer()
+        producer.produce(Output(changelog, [key], [value], [0], partition=2))
+        producer.flush(30)
+        producer.close()
+
+    offset = admin.end_offsets([place])[place]
+    write(b"key-1", b"not what a count looks like")
+    shutil.rmtree(count.state)
+    ended = count.start(**SETTINGS)
+    assert ended.wait() == 8
+    log = ended.log.read_text()
+    for part in ("store 'counts'", str(place), f"offset {offset}", "hint"):
+        assert part in log
+    assert "Traceback" not in log
+    write(b"key-1", None)
+    closing = [(f"key-{number}", FAR) for number in range(40)]
+    last = count.start(**SETTINGS)
+    count.send(closing)
+    count.wait_until_consumed()
+    assert last.stop() == 0
+    # Key 1 lies in another partition: what was wrong here was no count of it.
+    check(count, sent + closing)
+    admin.close()
+
+
+def test_keys_like_the_runtimes_own_survive_lost_disks(kafka, prefix, tmp_path):
+    topic, keys = f"{prefix}-in", [b"plain", RESERVED, TIME_KEY, SCHEMA_KEY, b"\xff"]
+    admin = kafka.admin()
+    admin.create_topics([NewTopic(name=name, partitions=1) for name in (topic, f"{prefix}-out")])
+
+    def count_once_more(round_number: int) -> None:
+        """Let each key come once more, to a worker on a new disk."""
+        app = App(f"{prefix}-keys", state_dir=str(tmp_path / str(round_number)), **SETTINGS)
+        app.stream(topic, key=Bytes(), value=Bytes()).group_by_key().count("counts").to(f"{prefix}-out")
+        producer = kafka.producer()
+        producer.produce(Output(topic, list(keys), list(keys), [1] * len(keys)))
+        producer.flush(30)
+        producer.close()
+        stop = threading.Event()
+        thread = threading.Thread(target=app.run, kwargs={"broker": kafka, "stop": stop})
+        thread.start()
+        expected = [(key, round_number) for key in sorted(keys)]
+        found: list[tuple[bytes, int]] = []
+        deadline = time.monotonic() + 60
+        while found != expected and time.monotonic() < deadline:
+            with suppress(StateUnavailable):
+                found = app.query_range("counts")
+            time.sleep(0.05)
+        stop.set()
+        thread.join(30)
+        assert found == expected
+
+    for round_number in (1, 2, 3):
+        count_once_more(round_number)
+    admin.close()
