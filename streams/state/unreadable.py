@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections import deque
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.errors import StateError
 from streams.guard import error_text
@@ -10,7 +12,7 @@ from streams.state.changelog import RESERVED, TIME_KEY, entry_key
 from streams.state.store import START
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from streams.records import Fetched, TopicPartition
     from streams.state.changelog import Checkpoint
@@ -139,11 +141,10 @@ class UnreadableRecords:
                 if min(map(len, keys)) < START.size or max(keys)[0] >= 0x80:
                     return False
                 keys = [key[START.size :] for key in keys]
-            return len(list(store.key.deserialize(keys))) == len(keys) and len(
-                list(store.value.deserialize(values))
-            ) == len(values)
+            read = _length(store.key.deserialize(keys)), _length(store.value.deserialize(values))
         except Exception:  # noqa: BLE001 - a serde may raise anything; looked at one by one then
             return False
+        return read == (len(keys), len(values))
 
     def _reason(self, key: bytes, value: bytes | None) -> str | None:
         """Why a record is no entry; ``None`` where it may be one."""
@@ -173,6 +174,13 @@ class UnreadableRecords:
         self._found.pop(place, None)
         if len(self._found) < LIMIT:
             self._found[place] = _Found(offset, reason, value)
+
+
+def _length(results: Iterable[Any]) -> int:
+    """How many there are, without keeping them."""
+    numbers = count()
+    deque(zip(results, numbers, strict=False), maxlen=0)
+    return next(numbers)
 
 
 def _text(error: Exception) -> str:

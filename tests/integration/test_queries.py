@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streams.broker import NewTopic
-from streams.records import Output
+from streams.records import Output, TopicPartition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -149,6 +149,22 @@ def test_each_worker_answers_for_all_keys_also_when_one_was_restarted(pair, kafk
     foreign = [user for user in USERS if user not in local]
     assert local
     assert foreign
+
+    # Whatever else is written among the workers' records, both find each other again.
+    producer = kafka.producer()
+    claim = b'{"address":"127.0.0.1:9","stores":{"visits":[0,1,2,3],"daily":[0,1,2,3]}}'
+    names: list[bytes | None] = [b"\xff\xfe", b"somebody", b"else"]
+    values: list[bytes | None] = [b"{}", b"\0", claim]
+    place = TopicPartition(f"{prefix}-visits-replicas", 0)
+    producer.produce(Output(place.topic, names, values, [-1] * 3, partition=0))
+    producer.flush(30)
+    producer.close()
+    admin = kafka.admin()
+    end = admin.end_offsets([place])[place]
+    wait_for(lambda: admin.end_offsets([place])[place] >= end + 2, pair)
+    admin.close()
+    for worker in pair:
+        wait_for(partial(counted, worker, 1), pair)
 
     two.kill()
     # What is held here is answered as before; the rest has no holder until the group misses the dead one.
