@@ -99,9 +99,9 @@ class Trouble(NamedTuple):
 
 
 class _Contest:
-    """When to claim again what somebody else claims too: soon at first, then ever more rarely.
+    """When to repeat a claim that another one contradicts: soon at first, then less and less often.
 
-    So whatever writes false claims is answered, and two processes never flood the topic.
+    So false claims are corrected, and two processes never flood the topic.
     """
 
     def __init__(self) -> None:
@@ -357,7 +357,7 @@ class Replicas:
                 Output(self._topic.topic, [self._name.encode()], [value], [now], partition=0)
             )
             self._producer.flush(ANSWER_SECONDS)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the next attempt has a producer of its own
+        except Exception as error:  # noqa: BLE001 - the next attempt has a new producer
             self._note_failure(error)
             if self._producer is not None:
                 # A producer remembers for seconds that a topic, just made by another worker, was missing.

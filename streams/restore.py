@@ -122,7 +122,7 @@ class Restoration:
             target = self.targets[partition]
             self.progress.done += min(offset, target) - min(before, target)
             unreadable = self.unreadable[partition]
-            # Whoever continues from this checkpoint must meet unreadable records again.
+            # A later restore from this checkpoint has to read the unreadable records again.
             self.checkpoints[self.definitions[partition].name].offset = (
                 min(offset, unreadable.first_offset) if unreadable else offset
             )

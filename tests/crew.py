@@ -28,7 +28,7 @@ TRANSACTION_SECONDS = 10.0
 
 
 class Clock:
-    """Seconds that pass only when somebody looks or waits."""
+    """Seconds that pass only when the clock is read or waited on."""
 
     def __init__(self) -> None:
         self.now = 1_000.0

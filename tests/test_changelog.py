@@ -114,7 +114,7 @@ def test_keys_like_the_runtimes_own_are_counted_through_lost_disks(tmp_path, dis
     crew.stop()
 
 
-def test_stream_time_is_the_inputs_whatever_keys_say():
+def test_keys_like_metadata_do_not_move_stream_time():
     crew = Crew(program())
     crew.start()
     crew.send("in", record(TIME_KEY, b"9" * 15, 5_000), record(SCHEMA_KEY, b"{}", 5_000))
@@ -142,7 +142,7 @@ def test_stream_time_is_the_inputs_whatever_keys_say():
         max_size=25,
     )
 )
-def test_a_store_is_what_was_put_last_whatever_happens_to_disks(moves):
+def test_a_store_has_what_was_put_last_after_any_loss_of_disks(moves):
     app = App("app", commit_interval=0.05, standby_replicas=1)
     app.stream("in", key=Bytes(), value=Bytes()).process(
         RememberLast, stores=[key_value_store("last", key=Bytes(), value=Bytes())]

@@ -1,4 +1,4 @@
-"""Whatever others write into an app's internal topics becomes dead letters, and the app works on."""
+"""Foreign records in an app's internal topics become dead letters, and the app continues."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ FOREIGN: list[tuple[bytes | None, bytes | None]] = [
 
 
 @pytest.mark.parametrize("topic", internal_topics())
-def test_what_nobody_can_read_becomes_dead_letters_and_changes_no_result(undisturbed, topic):
+def test_unreadable_records_become_dead_letters_and_change_no_result(undisturbed, topic):
     crew = Crew(program(), INPUTS, PARTITIONS)
     crew.start()
     for number, (key, value) in enumerate(FOREIGN):
@@ -178,7 +178,7 @@ TIMES = [0, -1, 1, 1_000, 10**15, 2**62, -(2**62)]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_nothing_that_is_written_to_internal_topics_ends_a_worker(seed):
+def test_no_record_in_an_internal_topic_ends_a_worker(seed):
     """Records that can be read change results; they must not do more than that, after a lost disk either."""
     choose = random.Random(seed)
     crew = Crew(program(), INPUTS, PARTITIONS)

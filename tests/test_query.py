@@ -268,7 +268,7 @@ def shows(runner: Runner, path: str, status: int) -> bool:
 
 class TestForeignRecordsAmongWorkers:
     @pytest.mark.parametrize("address", ["nowhere.invalid:80", "a..b:1", "127.0.0.1:99999"])
-    def test_each_key_is_found_again_whatever_is_claimed(self, site, monkeypatch, address):
+    def test_each_key_is_found_again_after_a_false_claim(self, site, monkeypatch, address):
         # Claims are looked up for each question.
         monkeypatch.setattr("streams.replicas.KNOWN_SECONDS", 0.0)
         first, second = site.start(), site.start()

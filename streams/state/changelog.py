@@ -5,9 +5,9 @@ stream time and the schema, under keys that begin with ``RESERVED``. As compacti
 entry whose own key begins so is written under another one, ``ENTRY_PREFIX`` and its key; the header ``KIND``
 says which of the two such a record is.
 
-Versions before wrote entries under their own keys whatever these were, and no header. What of that can still
-be told apart is: a reserved key without the header is an entry's unless it is that of stream time or the
-schema. One of those two is metadata, or where its value cannot be, an entry.
+Earlier versions wrote every entry under its own key, and no header. Without the header, a reserved key is an
+entry's unless it is exactly that of stream time or of the schema; one of those two is metadata, or an entry
+where its value cannot be metadata.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def test_each_worker_answers_for_all_keys_also_when_one_was_restarted(pair, kafk
     assert local
     assert foreign
 
-    # Whatever else is written among the workers' records, both find each other again.
+    # Foreign records and a false claim: both workers find each other again.
     producer = kafka.producer()
     claim = b'{"address":"127.0.0.1:9","stores":{"visits":[0,1,2,3],"daily":[0,1,2,3]}}'
     names: list[bytes | None] = [b"\xff\xfe", b"somebody", b"else"]
