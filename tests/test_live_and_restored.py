@@ -198,7 +198,7 @@ def outcome(crew: Crew) -> dict[str, Any]:
     return found
 
 
-@hypothesis_settings(max_examples=40)
+@hypothesis_settings(max_examples=25)
 @given(inputs())
 def test_results_and_answers_do_not_depend_on_where_state_comes_from(records):
     calm, disturbed = (Crew(program(), INPUTS, PARTITIONS) for _ in range(2))
