@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -12,7 +13,7 @@ from streams.broker import GroupSettings
 from streams.errors import BrokerError, StateError, StreamsError
 from streams.events import Event, get_logger
 from streams.records import TopicPartition
-from streams.schema import check
+from streams.schema import check, kept, reading
 from streams.state.changelog import (
     Checkpoint,
     SavedCheckpoint,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from streams.broker import Admin, Broker, Consumer
     from streams.records import Fetched
+    from streams.serde import Serde
     from streams.state.definition import StoreDefinition
     from streams.state.store import Database, Databases
     from streams.task import TaskId
@@ -85,7 +87,8 @@ class Restoration:
 
     def __post_init__(self) -> None:
         self.unreadable = {
-            partition: UnreadableRecords(store, partition) for partition, store in self.definitions.items()
+            partition: UnreadableRecords(store, partition, partial(_value_serde, store))
+            for partition, store in self.definitions.items()
         }
 
     @property
@@ -141,6 +144,16 @@ class Restoration:
                 if unreadable:
                     raise unreadable.error()
             checkpoint.offset = self.positions[partition]
+
+
+def _value_serde(store: StoreDefinition, stored: str | None) -> Serde[Any] | None:
+    """How values of a stored schema are read; ``None`` where the task migrates them, or refuses to."""
+    if stored is None:
+        return reading(store, store.schema)
+    try:
+        return None if check(store, stored) else reading(store, kept(stored, store.schema))
+    except StateError:
+        return None
 
 
 class Changelogs:

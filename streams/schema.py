@@ -148,6 +148,11 @@ def check(definition: StoreDefinition, stored_schema: str) -> bool:
         verdict = compare(stored_schema, definition.schema)
     except StateError as error:
         raise StateError(f"store {definition.name!r}: {error}") from error
+    except Exception as error:
+        raise StateError(
+            f"store {definition.name!r}: its stored schema {stored_schema!r:.80} cannot be understood: "
+            f"{error!r}"
+        ) from error
     if verdict.relation != "incompatible":
         _tell(definition, stored_schema)
         return False

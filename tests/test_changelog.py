@@ -8,7 +8,20 @@ import pytest
 import structlog
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
-from streams import App, Bytes, Json, Record, Session, Text, Tumbling, key_value_store
+from streams import (
+    App,
+    Bytes,
+    Json,
+    Record,
+    Session,
+    Text,
+    Tumbling,
+    count,
+    key_value_store,
+    maximum,
+    mean,
+    total,
+)
 from streams.errors import StateError
 from streams.events import Event
 from streams.state.changelog import ENTRY_PREFIX, RESERVED, SCHEMA_KEY, TIME_KEY
@@ -247,6 +260,41 @@ def test_entries_of_earlier_versions_under_reserved_keys_are_kept():
     crew.stop()
 
 
+@pytest.mark.parametrize("compacted", [False, True])
+def test_values_of_an_earlier_schema_are_no_foreign_records(compacted):
+    def figures(**aggregates: Any) -> App:
+        app = App("app", commit_interval=0.05)
+        app.stream("in", key=Text(), value=Json(int)).group_by_key().aggregate("figures", **aggregates).to(
+            "out"
+        )
+        return app
+
+    def run(app: App, crew: Crew) -> dict[str, Any]:
+        crew.app = app
+        crew.start()
+        crew.send("in", *(record(b"%d" % number, b"5") for number in range(20)))
+        crew.settle()
+        found = dict(crew.queries().entries("figures"))
+        crew.stop()
+        crew.lose_disk()
+        if compacted:
+            crew.compact("app-figures-changelog")
+        return found
+
+    first = figures(seen=count(), sum=total())
+    crew = Crew(first)
+    run(first, crew)
+    for rounds, app in enumerate(
+        (
+            figures(highest=maximum(), sum=total(), seen=count()),
+            figures(sum=total(), highest=maximum(), seen=count(), mean=mean()),
+        ),
+        start=2,
+    ):
+        found = run(app, crew)
+        assert {(item.seen, item.sum, item.highest) for item in found.values()} == {(rounds, 5 * rounds, 5)}
+
+
 # --- what the app did not write
 
 
@@ -292,6 +340,10 @@ FOREIGN = [
     Garbage("windows", record(TIME_KEY, b"1" * 40), "key of stream time"),
     Garbage("windows", record(SCHEMA_KEY, b'{"purpose": "pl'), "key of the schema"),
     Garbage("windows", record(SCHEMA_KEY, b"\xff"), "key of the schema"),
+    Garbage("windows", record(SCHEMA_KEY, b'{"purpose":1,"key":2,"value":3}'), "key of the schema"),
+    Garbage(
+        "windows", record(SCHEMA_KEY, b'{"purpose":"","key":2,"value":3,"earlier":4}'), "key of the schema"
+    ),
     Garbage("windows", record(SCHEMA_KEY, b"[" * 100_000), "key of the schema"),
     Garbage("sessions", record(b"a", b"{}"), "its value"),
     Garbage("kept", record(b"a", b"12345678"), "its value"),

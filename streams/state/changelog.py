@@ -78,6 +78,16 @@ def entry_key(key: bytes, headers: Headers | None) -> bytes | None:
     return key
 
 
+class _Schema(msgspec.Struct):
+    """What every stored schema has."""
+
+    purpose: str
+    key: msgspec.Raw
+    value: msgspec.Raw
+    earlier: list[msgspec.Raw] = []
+    began: dict[str, msgspec.Raw] = {}
+
+
 @dataclass(slots=True)
 class Checkpoint:
     """How far one store of one task is.
@@ -146,12 +156,10 @@ class Checkpoint:
             self.observed = self.observed_written = int(observed or time)
         elif key == SCHEMA_KEY:
             try:
-                described = msgspec.json.decode(value, type=dict[str, msgspec.Raw])
+                msgspec.json.decode(value, type=_Schema)
+                self.schema_written = value.decode()
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise ValueError(f"needs a schema as JSON, got {value!r:.80}: {error}") from error
-            if not described.keys() >= {"purpose", "key", "value"}:
-                raise ValueError(f"needs a schema with purpose, key and value, got {value!r:.80}")
-            self.schema_written = value.decode()
 
 
 def metadata_records(checkpoint: Checkpoint) -> Columns:

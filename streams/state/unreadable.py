@@ -12,9 +12,10 @@ from streams.state.changelog import RESERVED, TIME_KEY, entry_key
 from streams.state.store import START
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from streams.records import Fetched, TopicPartition
+    from streams.serde import Serde
     from streams.state.changelog import Checkpoint
     from streams.state.definition import StoreDefinition
 
@@ -37,12 +38,21 @@ class UnreadableRecords:
     A record cannot be used that has no key, whose key or value the store's serdes do not read, whose key does
     not begin with a window's start where the store has windows, or which stands under the key of metadata and
     says something else. It is remembered until a later record of its key takes its place, a deletion
-    included.
+    included. ``values`` gives the serde for values of the schema that the changelog names, ``None`` where
+    only the task can read them.
     """
 
-    def __init__(self, store: StoreDefinition, place: TopicPartition) -> None:
+    def __init__(
+        self,
+        store: StoreDefinition,
+        place: TopicPartition,
+        values: Callable[[str | None], Serde[Any] | None],
+    ) -> None:
         self._store = store
         self._place = place
+        self._values = values
+        self._schema: str | None = None
+        self._value = values(None)
         self._found: dict[tuple[str, bytes | None], _Found] = {}
         """By what the key is of, in the order of offsets."""
 
@@ -73,12 +83,15 @@ class UnreadableRecords:
                     entry = self._metadata(checkpoint, key, value, fetched, row, old=not own)
                 if entry is not None:
                     entries[entry] = value
+        if checkpoint.schema_written != self._schema:
+            self._schema = checkpoint.schema_written
+            self._value = self._values(self._schema)
         read: dict[bytes, bytes | None] = entries  # type: ignore[assignment]  # without None now
         self._check(read, fetched)
         return read
 
     def check_again(self) -> None:
-        """Forget those that can be read by now, as the store's value serde has learned of a schema."""
+        """Forget those that can be read by now, as the schema that values were written with is known."""
         for place, found in list(self._found.items()):
             kind, key = place
             if kind == "entry" and key is not None and self._reason(key, found.value) is None:
@@ -141,10 +154,13 @@ class UnreadableRecords:
                 if min(map(len, keys)) < START.size or max(keys)[0] >= 0x80:
                     return False
                 keys = [key[START.size :] for key in keys]
-            read = _length(store.key.deserialize(keys)), _length(store.value.deserialize(values))
+            read = _length(store.key.deserialize(keys))
+            if self._value is None:
+                return read == len(keys)
+            both = read, _length(self._value.deserialize(values))
         except Exception:  # noqa: BLE001 - a serde may raise anything; looked at one by one then
             return False
-        return read == (len(keys), len(values))
+        return both == (len(keys), len(values))
 
     def _reason(self, key: bytes, value: bytes | None) -> str | None:
         """Why a record is no entry; ``None`` where it may be one."""
@@ -159,13 +175,13 @@ class UnreadableRecords:
             (_,) = store.key.deserialize([own])
         except Exception as error:  # noqa: BLE001 - a serde may raise anything
             return f"its key {own!r:.80} cannot be read by {store.key.name}: {_text(error)}"
-        if value is None:
+        if value is None or self._value is None:
             return None
         try:
-            (_,) = store.value.deserialize([value])
+            (_,) = self._value.deserialize([value])
         except Exception as error:  # noqa: BLE001 - as above
             return (
-                f"its value {value!r:.80} (key {own!r:.80}) cannot be read by {store.value.name}: "
+                f"its value {value!r:.80} (key {own!r:.80}) cannot be read by {self._value.name}: "
                 f"{_text(error)}"
             )
         return None
