@@ -74,9 +74,9 @@ class Access:
             hint="client, consumer and producer are librdkafka's own settings: see its CONFIGURATION.md",
         )
 
-    def means(self, error: KafkaError, doing: str, *rights: Right) -> BrokerError:
+    def means(self, error: KafkaError, doing: str, *rights: Right, replaceable: bool = False) -> BrokerError:
         """What a client error means to the engine; see ``classify``."""
-        return classify(error, doing, *rights, principal=self.principal)
+        return classify(error, doing, *rights, principal=self.principal, replaceable=replaceable)
 
 
 def _principal(settings: Mapping[str, Any]) -> str | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from confluent_kafka import KafkaError
 
 from streams.errors import (
@@ -93,15 +91,19 @@ _FENCED = {
     KafkaError.INVALID_TXN_STATE,
 }
 
-_PRODUCER: Final = "producer: "
-"""How a producer's doings begin: only it can be fenced."""
 
-
-def classify(error: KafkaError, doing: str, *rights: Right, principal: str | None = None) -> BrokerError:
+def classify(
+    error: KafkaError,
+    doing: str,
+    *rights: Right,
+    principal: str | None = None,
+    replaceable: bool = False,
+) -> BrokerError:
     """What a client error means to the engine: the one table of it.
 
     ``rights`` are those that the call takes, of which the error's kind says what is missing; ``principal`` is
-    who calls.
+    who calls. A client that is ``replaceable``, a producer, can be fenced, and is then replaced by a new one;
+    the same code ends others.
 
     The order matters: a missing right also aborts the transaction, but rewinding would never end; a stale
     member's commit is aborted and its partitions are read anew; what fences or confuses the producer is
@@ -116,7 +118,7 @@ def classify(error: KafkaError, doing: str, *rights: Right, principal: str | Non
     if code in _STALE_MEMBER:
         return TransactionAborted(message)
     # Once fenced, a producer refuses each further row with _FATAL, which does not say that it is fatal.
-    if doing.startswith(_PRODUCER) and (code in _FENCED or code == KafkaError._FATAL or error.fatal()):  # noqa: SLF001 - as above
+    if replaceable and (code in _FENCED or code == KafkaError._FATAL or error.fatal()):  # noqa: SLF001 - as above
         return OutcomeUnknown(message)
     if error.fatal():
         return FatalBrokerError(message)

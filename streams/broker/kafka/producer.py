@@ -280,7 +280,7 @@ class KafkaProducer:
         needed += [right for right in rights if right.resource != "topic"]
         if self._transactional_id is not None:
             needed.append(Right("WRITE", "transactional id", self._transactional_id))
-        return self._access.means(error, doing, *needed)
+        return self._access.means(error, doing, *needed, replaceable=True)
 
 
 def _part(at: int, stop: int, *columns: Sequence[Any]) -> Iterable[tuple[Any, ...]]:
