@@ -197,6 +197,9 @@ def test_no_record_ends_the_thread_that_follows_the_topic(monkeypatch, name):
     monkeypatch.setattr("streams.replicas.NEWS_SECONDS", 0.02)
     monkeypatch.setattr("streams.replicas.CONTEST_SECONDS", 0.05)
     broker = MemoryBroker(max_record_bytes=10_000_000)
+    # As it may have been made by hand: the app's own refuses some of this.
+    loose = {"cleanup.policy": "delete", "max.message.bytes": "10000000"}
+    broker.admin().create_topics([NewTopic(name="app-replicas", partitions=1, settings=loose)])
     held = {"one": [0], "two": [1]}
     with Replicas(broker, "app", "one") as one, Replicas(broker, "app", "two") as two:
         one.start(lambda: Replica(stores={"counts": held["one"]}), address="one:1")

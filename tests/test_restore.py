@@ -12,7 +12,7 @@ from streams import App, Json, Text, Tumbling, key_value_store
 from streams.broker import GroupSettings, NewTopic
 from streams.broker.memory import MemoryBroker
 from streams.commit import ExactlyOnce
-from streams.errors import TopicError, TransactionAborted
+from streams.errors import StateError, TopicError, TransactionAborted
 from streams.events import Event
 from streams.reading import read_to_end
 from streams.records import Output, TopicPartition
@@ -148,6 +148,18 @@ def test_metadata_is_no_entry():
         assert done.checkpoints["s"].time == 800
         assert done.checkpoints["s"].schema_written == STORE.schema
         done.database.close()
+
+
+def test_a_record_without_a_key_is_none_of_the_stores():
+    """Compacted topics refuse it; their settings may have been others for a while."""
+    site = Site()
+    site.write({"a": 1})
+    producer = site.broker.producer()
+    producer.produce(Output(CHANGELOG.topic, [None], [b"1"], [0], partition=0))
+    producer.flush(1)
+    site.add()
+    with pytest.raises(StateError, match=r"'s'.*app-s-changelog-0.*offset 1 .*it has no key"):
+        site.restore()
 
 
 def test_the_same_database_goes_on_from_its_tail():
