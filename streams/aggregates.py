@@ -29,6 +29,7 @@ from uuid import UUID
 
 import msgspec
 
+from streams.awaitables import is_asynchronous, location, settled
 from streams.errors import TopologyError
 from streams.exact_sum import (
     EXACT_CONTEXT,
@@ -183,7 +184,7 @@ def _entries(of: Of, values: Sequence[Any]) -> Iterable[Any]:
     if of is None:
         return values
     if not isinstance(of, str):
-        return map(of, values)
+        return map(settled, map(of, values))
     mappings = [issubclass(kind, dict) for kind in set(map(type, values))]
     if not any(mappings):
         return map(getattr, values, repeat(of))
@@ -1451,12 +1452,18 @@ class Custom(_Aggregate, Generic[A, R]):
     record_wise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        if is_asynchronous(self.start):
+            raise TopologyError(
+                f"{self.describe()}: initial is {getattr(self.start, '__name__', self.start)} "
+                f"({location(self.start)}), which is async: nothing would await what it returns",
+                hint="await it in a step of its own before: map_async",
+            )
         kind = self.type
         if kind is None:
             kind = next(filter(_needs_type, (returned_type(self.start), returned_type(self.step))), None)
         codec = _codec_for(self.describe(), kind)
         try:
-            begins = self.start()
+            begins = settled(self.start())
             if kind is None and _needs_type(known(builtins.type(begins))):
                 kind = builtins.type(begins)
                 codec = _codec_for(self.describe(), kind)
@@ -1512,7 +1519,7 @@ class Custom(_Aggregate, Generic[A, R]):
 
     def result(self, accumulator: Any) -> Any:
         value = self._codec.restore(accumulator)
-        return value if self.finish is None else self.finish(value)
+        return value if self.finish is None else settled(self.finish(value))
 
     def pack(self, accumulator: Any) -> Any:
         return self._codec.pack(accumulator)
@@ -1523,7 +1530,7 @@ class Custom(_Aggregate, Generic[A, R]):
     def _keep(self, accumulator: Any) -> Any:
         # At once, and not when it is committed: here it is known which record it is about.
         try:
-            return self._codec.keep(accumulator)
+            return self._codec.keep(settled(accumulator))
         except (TypeError, ValueError) as error:
             raise TypeError(
                 f"{self.describe()} cannot store its accumulator: {error}; accumulators are {_STORABLE}: "

@@ -6,6 +6,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from streams.awaitables import is_awaitable, unawaited
 from streams.operators.stateless import LATEST
 from streams.records import take
 
@@ -141,6 +142,9 @@ def decode(
         found, untimed = _attempt(partial(map, timestamp), take(values, rows) if failed else values)
     if not failed and not untimed and _are_event_times(found):
         return Columns(values, found, ())
+    for time in filter(is_awaitable, found):
+        # Closed: it is met again, by its policy, when the record is processed.
+        unawaited(time)
     by_row = {
         row: time
         for at, (row, time) in enumerate(zip(rows, found, strict=True))

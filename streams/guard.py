@@ -6,11 +6,13 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, Protocol
 
+from streams.awaitables import any_awaitable, is_awaitable, unawaited
 from streams.errors import ProcessingError, RecordRefused, StateError, StreamsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from streams.event_loop import Calls
     from streams.policy import Action, ErrorPolicy
     from streams.records import Batch, Rows
 
@@ -39,6 +41,9 @@ class Surroundings(Protocol):
     def wait(self, seconds: float, step: str, error: Exception) -> None:
         """Let time pass while serving the group, as ``step`` failed. Raises ``Interrupted`` too."""
 
+    def attend(self, calls: Calls) -> None:
+        """Wait until these calls have ended, serving the group. Raises ``Interrupted`` too."""
+
     def failed(self, action: Action, batch: Batch[Any, Any], row: int, step: str, error: Exception) -> None:
         """Take note of a record that ``step`` could not process: to be written as dead letter, or skipped."""
 
@@ -47,10 +52,11 @@ class Guard:
     """One step's user code, in one task.
 
     ``describe`` is what an error message calls the code: the step and where its function is written.
-    ``stopwatch`` counts seconds.
+    ``stopwatch`` counts seconds. With ``plain``, awaitables among the results are failures of their records:
+    functions are the user's, and nothing would await what they return.
     """
 
-    __slots__ = ("_describe", "_piece", "_policy", "_stopwatch", "_surroundings", "step")
+    __slots__ = ("_describe", "_piece", "_plain", "_policy", "_stopwatch", "_surroundings", "step")
 
     def __init__(
         self,
@@ -59,12 +65,15 @@ class Guard:
         surroundings: Surroundings,
         describe: str,
         stopwatch: Callable[[], float] = time.perf_counter,
+        *,
+        plain: bool = True,
     ) -> None:
         self.step = step
         self._policy = policy
         self._surroundings = surroundings
         self._describe = describe
         self._stopwatch = stopwatch
+        self._plain = plain
         self._piece = 1
 
     def each(
@@ -82,6 +91,7 @@ class Guard:
         total = len(column)
         at = 0
         while at < total:
+            first, known = at, len(results)
             stop = min(at + self._piece, total)
             begun = self._stopwatch()
             error: Exception | None = None
@@ -94,6 +104,8 @@ class Guard:
             except Exception as raised:  # noqa: BLE001 - user code may raise anything; the policy decides
                 error = raised
             at = len(results) + len(lost)
+            if self._plain and any_awaitable(results[known:] if known else results):
+                self._refuse_awaitables(results, known, lost, first, batch)
             if at < stop:
                 recovered = self._recover(transform, column, at, batch, error)
                 if recovered is None:
@@ -134,6 +146,34 @@ class Guard:
             )
             return results
 
+    @property
+    def retries(self) -> int:
+        """How often the policy tries a record again."""
+        return self._policy.retries
+
+    @property
+    def stops(self) -> bool:
+        """Whether the worker stops at a record that fails for good."""
+        return self._policy.action == "fail"
+
+    def attend(self, calls: Calls) -> None:
+        """Make calls of an async function and wait until they have ended; cancels them when interrupted."""
+        begun = self._stopwatch()
+        calls.start()
+        try:
+            self._surroundings.attend(calls)
+        except BaseException:
+            calls.cancel()
+            raise
+        if calls.fatal is not None:
+            raise calls.fatal
+        if self._stopwatch() - begun > PIECE_SECONDS:
+            self._surroundings.keep_alive()
+
+    def pause(self, attempt: int, error: Exception) -> None:
+        """Wait, as the policy says, before records that failed are tried again; attempts count from 0."""
+        self._surroundings.wait(self._policy.delay(attempt), self.step, error)
+
     def refuse(self, batch: Batch[Any, Any], row: int, error: Exception) -> None:
         """Apply the policy, without retries, to a record that failed outside of ``each``."""
         if self._policy.action == "fail":
@@ -163,10 +203,26 @@ class Guard:
             except Exception as raised:  # noqa: BLE001 - as above
                 error = raised
             else:
-                if len(results) == 1:
+                if len(results) == 1 and not is_awaitable(results[0]):
                     return (results[0],)
+                if results:
+                    error = unawaited(results[0])
         self.refuse(batch, at, error)
         return None
+
+    def _refuse_awaitables(
+        self, results: list[Any], known: int, lost: list[int], first: int, batch: Batch[Any, Any]
+    ) -> None:
+        """Take awaitables out of the results from ``known`` on, those of the rows from ``first`` on.
+
+        Nothing would ever await them: each is a failure of its record.
+        """
+        found = results[known:]
+        errors = {row: unawaited(result) for row, result in enumerate(found, first) if is_awaitable(result)}
+        results[known:] = [result for row, result in enumerate(found, first) if row not in errors]
+        lost += errors
+        for row, error in errors.items():
+            self.refuse(batch, row, error)
 
     def _pace(self, stop: int, at: int, seconds: float) -> None:
         if seconds > PIECE_SECONDS:

@@ -42,17 +42,20 @@ class Pace:
         """What its records take matters no more."""
         self._seconds_per_record.pop(task, None)
 
-    def poll_size(self) -> int:
-        """As many records as the costliest task can process before other partitions have waited too long."""
-        size = int(POLL_SECONDS / max(self._record_seconds(), 1e-9))
+    def poll_size(self, least: int = 1) -> int:
+        """As many records as the costliest task can process before other partitions have waited too long.
+
+        At least ``least``, as far as ``max_poll_records`` allows: what the tasks need to work side by side.
+        """
+        size = max(least, int(POLL_SECONDS / max(self._record_seconds(), 1e-9)))
         return max(1, min(self._settings.max_poll_records, size))
 
-    def slice_size(self, task: TaskId) -> int:
-        """Records that the task can process before the worker should look at something else."""
+    def slice_size(self, task: TaskId, least: int = 1) -> int:
+        """Records, at least ``least``, that the task can process before something else is looked at."""
         cost = self._seconds_per_record.get(task)
         if cost is None:
-            return FIRST_SLICE
-        return max(1, int(SLICE_SECONDS / max(cost, 1e-9)))
+            return max(least, FIRST_SLICE)
+        return max(least, int(SLICE_SECONDS / max(cost, 1e-9)))
 
     def _record_seconds(self) -> float:
         """What a record of the costliest task takes, as far as is known."""

@@ -25,6 +25,7 @@ from streams.aggregate_resolution import (
     stored_order,
 )
 from streams.avro_resolution import avro_differences
+from streams.awaitables import settled
 from streams.errors import StateError
 from streams.json_resolution import json_differences
 from streams.serde import avro_decoder
@@ -206,7 +207,7 @@ def migrated_entries(
             key = _decoded_key(definition, encoded)
             old = decode(payload[prefix.size :])
             doing = "be migrated"
-            new = migrate(old)
+            new = settled(migrate(old))
             doing = f"be written by {definition.value.name}"
             if new is not None:
                 value = stored_value(new, *prefix.unpack_from(payload))

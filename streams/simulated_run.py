@@ -289,6 +289,8 @@ class _Process:
             wall_clock=run.clock.milliseconds,
         )
         worker.stopwatch = run.stopwatch
+        # How often calls are looked at must not depend on how long they take.
+        worker.look_seconds = None
         worker.start()
         self._started = True
 

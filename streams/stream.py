@@ -6,7 +6,7 @@ import dataclasses
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
@@ -33,6 +33,7 @@ from streams.operators.foreign_key import (
     SubscriptionSerde,
 )
 from streams.operators.join import JoinGlobal, JoinStreams, JoinTable, WaitingSerde
+from streams.operators.map_async import MapAsync
 from streams.operators.process import Process
 from streams.operators.session import SessionAggregate, session_store
 from streams.operators.sliding import SlidingAggregate, sliding_store
@@ -69,6 +70,7 @@ from streams.topology import (
     two_steps,
     unique_name,
 )
+from streams.user_code import check_code
 from streams.value_type import given_type, known, returned_type, serde_type
 from streams.windows import JoinWindow, Session, Sliding, Windowed
 
@@ -166,7 +168,9 @@ class TopologyBuilder:
         return Stream(self, (source.name,), source.key, value)
 
     def add(self, node: Node) -> None:
-        """Append a node; its parents must be there already."""
+        """Append a node; its parents must be there already. Raises ``TopologyError`` for async functions."""
+        kind = node.operator.kind if isinstance(node, Step) else type(node).__name__.lower()
+        check_code(node.name, kind, node)
         self._nodes.append(dataclasses.replace(node, place=_calling_line()))
 
     def stream(
@@ -262,7 +266,9 @@ class TopologyBuilder:
             read_source=TableEntries(key, value),
             shown=_value_of,
         )
-        self._global_tables.append(GlobalSource(topic=topic, key=key, value=value, store=store))
+        source = GlobalSource(topic=topic, key=key, value=value, store=store)
+        check_code(store.name, "global table", source)
+        self._global_tables.append(source)
         return GlobalTable(self, store.name, key)
 
     def told_first(self, stores: Iterable[str], left: str, right: str) -> str | None:
@@ -362,6 +368,45 @@ class Stream(Generic[K, V]):
         """
         return self._then(
             Map(function, timestamp),
+            on_error,
+            name,
+            inferred=returned_serde(function),
+            value_type=returned_type(function),
+        )
+
+    def map_async(
+        self,
+        function: Callable[[V], Awaitable[V2]],
+        *,
+        concurrency: int = 100,
+        timeout: float | None = 30.0,
+        one_call_per_key: bool = True,
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Stream[K, V2]:
+        """Replace each value by ``await function(value)``, for up to ``concurrency`` records at a time.
+
+        For requests to other services and the like. Records go on in the order of the input, whichever call
+        ends first. Calls for records of one key come one after another, in order, unless ``one_call_per_key``
+        is false: then only the results keep their order. Records without a key have no order among
+        themselves.
+
+        A call that raises, or takes longer than ``timeout`` seconds (``None`` for no limit) and is cancelled,
+        fails alone and gets ``on_error``; with ``retry``, failing records are called again together after
+        each wait. When the worker stops or loses the partition, calls are cancelled, and their records come
+        again: to the next owner, or after the restart.
+
+        The function runs in an event loop on a thread of its own, one for the whole process, so that a client
+        it has made once can be used in every call. It must not block: use ``map`` for that.
+        Raises ``TopologyError`` for a function that gives nothing to await.
+        """
+        if concurrency < 1 or (timeout is not None and timeout <= 0):
+            raise TopologyError(
+                "map_async needs a concurrency of 1 or more and a timeout above 0 s, "
+                f"got concurrency={concurrency}, timeout={timeout}"
+            )
+        return self._then(
+            MapAsync(function, concurrency, timeout, one_call_per_key),
             on_error,
             name,
             inferred=returned_serde(function),

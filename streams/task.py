@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
+from streams.awaitables import settled
 from streams.clock import StreamClock
 from streams.dead_letter_rows import DeadLetter, DeadLetterRows, dead_letter_output
 from streams.decoded import DecodedRecords, decode, pieces
 from streams.errors import ProcessingError, StateError, StreamsError, TopologyError
 from streams.guard import Guard, error_text, preview
 from streams.operators import fan_out
+from streams.operators.map_async import MapAsync
 from streams.operators.stateless import extract_timestamps
 from streams.records import Batch, Derived, Output, TopicPartition, take
 from streams.refused_rows import RefusedRows
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
     from streams.decoded import Columns
+    from streams.event_loop import Calls
     from streams.operators import Forward
     from streams.policy import Action
     from streams.processor import Cancel, TimeKind
@@ -77,6 +80,9 @@ class Runtime(Protocol):
 
     def wait(self, seconds: float, step: str, error: Exception) -> None:
         """Let time pass while serving the group, as ``step`` failed. Raises ``Interrupted`` too."""
+
+    def attend(self, calls: Calls) -> None:
+        """Wait until calls of an async function have ended, serving the group. Raises ``Interrupted`` too."""
 
 
 class BegunAggregates(NamedTuple):
@@ -350,6 +356,15 @@ class Task:
             else:
                 bound[node.name] = self._bind_sink(node)
         self._by_topic: dict[str, Callable[[Fetched], None]] = {}
+        self.least_slice = max(
+            (
+                node.operator.least_slice
+                for node in subtopology.nodes
+                if isinstance(node, Step) and isinstance(node.operator, MapAsync)
+            ),
+            default=1,
+        )
+        """Fewer records at a time would not keep as many calls in flight as its steps may make."""
         self.stateful = bool(self.states or self._hooks.schedules)
 
     @property
@@ -647,6 +662,9 @@ class Task:
     def wait(self, seconds: float, step: str, error: Exception) -> None:
         self._runtime.wait(seconds, step, error)
 
+    def attend(self, calls: Calls) -> None:
+        self._runtime.attend(calls)
+
     def failed(self, action: Action, batch: Batch[Any, Any], row: int, step: str, error: Exception) -> None:
         """Take note of a record that ``step`` could not process, as its policy says."""
         if action == "skip":
@@ -675,7 +693,9 @@ class Task:
         describe = f"step {node.name!r}"
         if isinstance(node, Step) and node.operator.code is not None:
             describe += f" ({_where(node.operator.code)})"
-        return Guard(node.name, node.policy, self, describe, self._runtime.stopwatch)
+        # What serdes return has a type of its own, so that only steps need to look.
+        plain = isinstance(node, Step)
+        return Guard(node.name, node.policy, self, describe, self._runtime.stopwatch, plain=plain)
 
     def _source_for(self, topic: str) -> Callable[[Fetched], None]:
         found = self._by_topic.get(topic)
@@ -1024,6 +1044,7 @@ def _topic_names(choose: Callable[[Any], str], values: Sequence[Any]) -> Any:
     for value in values:
         topic = choose(value)
         if type(topic) is not str or not topic:
+            settled(topic)
             raise TypeError(f"a topic's name is needed, got {topic!r}")
         fault = topic_name_fault(topic)
         if fault:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from streams.app import App
+    from streams.event_loop import Calls
     from streams.records import Output
     from streams.serde import Serde
     from streams.state.store import Database
@@ -205,6 +206,10 @@ class TopologyDriver:
 
     def keep_alive(self) -> None:
         """There is no group to serve."""
+
+    def attend(self, calls: Calls) -> None:
+        """Calls of async functions take as long as they take."""
+        calls.wait(None)
 
     def wait(self, seconds: float, step: str, error: Exception) -> None:  # noqa: ARG002 - only time matters
         """Waiting takes no time but the clock's."""

@@ -11,10 +11,11 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from streams.activity import State
 from streams.errors import BrokerError, BrokerUnreachable, Retriable, Stalled
+from streams.event_loop import awaited_by
 from streams.events import Event, get_logger
 
 if TYPE_CHECKING:
@@ -382,6 +383,12 @@ def format_stacks(first: int | None = None) -> str:
     frames.pop(threading.get_ident(), None)
     parts: list[str] = []
     room = MOST_CHARACTERS
+    calls = awaited_by(first)
+    if calls is not None and (oldest := calls.oldest()) is not None:
+        lines = traceback.format_list(_coroutine_stack(oldest.coroutine)[-MOST_FRAMES:])
+        part = f"call awaited for {oldest.seconds:.0f} s, of {calls.running} in flight:\n{''.join(lines)}"
+        parts.append(part[:room])
+        room -= len(parts[0])
     order = sorted(frames, key=lambda ident: (ident != first, names.get(ident, ""), ident))
     for number, ident in enumerate(order):
         lines = traceback.format_list(traceback.extract_stack(frames[ident], MOST_FRAMES))
@@ -400,8 +407,29 @@ def _frames() -> dict[int, FrameType]:
     return sys._current_frames()  # noqa: SLF001 - the public name of it
 
 
+def _coroutine_stack(coroutine: Any) -> traceback.StackSummary:
+    """Where a coroutine waits, outermost first."""
+    frames: list[tuple[FrameType, int]] = []
+    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+        frames.append((frame, frame.f_lineno))
+        coroutine = coroutine.cr_await
+    return traceback.StackSummary.extract(iter(frames))
+
+
 def _called(thread: int | None) -> str:
-    """What this library has called in that thread, as function and place, or where in it that thread is."""
+    """What this library has called in that thread, as function and place, or where in it that thread is.
+
+    For a thread that waits for calls of an async function: what blocks the event loop, or the oldest call.
+    """
+    calls = awaited_by(thread)
+    if calls is not None:
+        loop = _frames().get(calls.loop_thread)
+        if loop is not None and Path(loop.f_code.co_filename).name != "selectors.py":
+            return f"{_called(calls.loop_thread)}, which blocks the event loop"
+        if (oldest := calls.oldest()) is not None:
+            stack = _coroutine_stack(oldest.coroutine)
+            place = next((line for line in stack if not line.filename.startswith(PACKAGE)), stack[-1])
+            return f"{place.name} ({place.filename}:{place.lineno}), awaited for {oldest.seconds:.0f} s"
     frame = _frames().get(-1 if thread is None else thread)
     called: FrameType | None = None
     while frame is not None:

@@ -46,12 +46,16 @@ if TYPE_CHECKING:
     from streams.broker import Broker, Consumer, Polled, Refusal
     from streams.commit import Guarantee
     from streams.config import Settings
+    from streams.event_loop import Calls
     from streams.records import Fetched, Output
     from streams.restore import Restoration, RestoreProgress
     from streams.state.store import Databases
     from streams.topology import Topology
 
 T = TypeVar("T")
+
+LOOK_SECONDS = 0.1
+"""While calls of async functions are awaited, it is looked this often whether the group is due."""
 
 SERVE_SECONDS = 1.0
 """While a slice takes long, the group is served this often: a rebalance does not wait for user code."""
@@ -123,6 +127,8 @@ class Worker:
         self._own_topics = {*topology.output_topics, self._dead_letter_topic}
         self._clock = clock
         self.stopwatch = clock
+        self.look_seconds: float | None = LOOK_SECONDS
+        """As ``LOOK_SECONDS``; ``None`` for only when the calls have ended."""
         self.wall_clock = wall_clock or (lambda: time.time_ns() // 1_000_000)
         self._stop = threading.Event()
         self._pause = pause or self._stop.wait
@@ -490,6 +496,18 @@ class Worker:
     def keep_alive(self) -> None:
         """Serve the group if it is due. Raises ``Interrupted`` when the open slice must be given up."""
         self._pieces += 1
+        self._look_after_group()
+
+    def attend(self, calls: Calls) -> None:
+        """Wait until calls of an async function have ended, serving the group. Raises ``Interrupted`` too."""
+        finished = 0
+        while not calls.wait(self.look_seconds):
+            # Where none has ended, nothing gets further: that is for the watchdog to see.
+            self._pieces += calls.finished > finished
+            finished = calls.finished
+            self._look_after_group()
+
+    def _look_after_group(self) -> None:
         now = self._clock()
         if now > self._stop_by:
             raise Interrupted
@@ -541,7 +559,8 @@ class Worker:
             timeout = min(timeout, max(0.0, self._pace.next_commit() - begun))
         if self._pending:
             timeout = 0.0 if self._tasks else min(timeout, 0.02)
-        polled = self._consumer.poll(self._pace.poll_size(), timeout)
+        least = max((task.least_slice for task in self._tasks.values()), default=1)
+        polled = self._consumer.poll(self._pace.poll_size(least), timeout)
         self._raise_callback_error()
         self._last_served = now = self._clock()
         self.stages.poll += now - begun
@@ -606,7 +625,7 @@ class Worker:
                 continue
             start = 0
             while start < len(fetched):
-                stop = min(len(fetched), start + self._slice_size(task.id))
+                stop = min(len(fetched), start + self._slice_size(task))
                 whole = start == 0 and stop == len(fetched)
                 if not self._attempt(partition, progress, fetched if whole else fetched.slice(start, stop)):
                     break
@@ -621,7 +640,7 @@ class Worker:
     def _drain(self, identifier: TaskId, queue: InputQueue) -> None:
         """Process what can be had of a task with several input partitions, by lowest event time."""
         while self._queues.get(identifier) is queue:
-            fetched = queue.peek(self._slice_size(identifier))
+            fetched = queue.peek(self._slice_size(self._tasks[identifier]))
             if fetched is None:
                 break
             partition = TopicPartition(fetched.topic, fetched.partition)
@@ -837,8 +856,8 @@ class Worker:
 
     # --- commits
 
-    def _slice_size(self, task: TaskId) -> int:
-        size = self._pace.slice_size(task)
+    def _slice_size(self, task: Task) -> int:
+        size = self._pace.slice_size(task.id, task.least_slice)
         return min(size, CAREFUL_SLICE) if self._careful else size
 
     @property

@@ -14,6 +14,7 @@ from streams.policy import fail, retry, skip
 from streams.records import Batch, FetchedLists
 
 if TYPE_CHECKING:
+    from streams.event_loop import Calls
     from streams.policy import Action
 
 
@@ -25,6 +26,8 @@ class Notes:
         self.waited: list[float] = []
 
     def keep_alive(self) -> None: ...
+
+    def attend(self, calls: Calls) -> None: ...
 
     def wait(self, seconds: float, step: str, error: Exception) -> None:
         self.waited.append(seconds)

@@ -18,6 +18,7 @@ from streams.serde import Avro, Bytes, Json, Text, avro_decoder, nullable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from streams.event_loop import Calls
     from streams.policy import Action
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -368,6 +369,8 @@ class Noting:
         self._rows = rows
 
     def keep_alive(self) -> None: ...
+
+    def attend(self, calls: Calls) -> None: ...
 
     def wait(self, seconds: float, step: str, error: Exception) -> None: ...
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from streams.aggregates import Combined, Count
+from streams.awaitables import settled
 from streams.errors import TopologyError
 from streams.operators import fan_out
 from streams.operators.change import Change
@@ -277,13 +278,13 @@ class Reduce:
     def add(self, accumulator: Any, column: Sequence[Any], places: Sequence[Place] | None = None) -> Any:  # noqa: ARG002 - the protocol's
         so_far = self._read(accumulator)
         for value in column:
-            so_far = value if so_far is None else self._function(so_far, value)
+            so_far = value if so_far is None else settled(self._function(so_far, value))
         return self._written(so_far)
 
     def merge(self, first: Any, second: Any) -> Any:
         if first is None or second is None:
             return second if first is None else first
-        return self._written(self._function(self._read(first), self._read(second)))
+        return self._written(settled(self._function(self._read(first), self._read(second))))
 
     def remove(self, accumulator: Any, column: Sequence[Any]) -> Any:  # noqa: ARG002 - the protocol's
         raise TopologyError("reduce cannot take values out again: aggregate with custom(…, remove=…)")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
+from streams.awaitables import settled
 from streams.operators import fan_out
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def paired(how: JoinKind, left: Found, right: Found) -> tuple[tuple[Any, Any], i
 def quietly(function: Callable[[Any], Any], argument: Any) -> Any:
     """What the function makes of it; ``None`` where it fails, as it did when its step met the value first."""
     try:
-        return function(argument)
+        return settled(function(argument))
     except Exception:  # noqa: BLE001 - user code may raise anything
         return None
 

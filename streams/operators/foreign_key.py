@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import msgspec
 
+from streams.awaitables import settled
 from streams.operators import fan_out
 from streams.operators.aggregate import with_groups
 from streams.operators.change import apply_present, bind_view, forward_changes, quietly
@@ -154,7 +155,7 @@ class Subscribe:
         foreign_key, value_serde, encode_keys = self.foreign_key, self.value, self.key.serialize
 
         def ask(value: Any) -> tuple[Any, bytes]:
-            return foreign_key(value), digest(value_serde, value)
+            return settled(foreign_key(value)), digest(value_serde, value)
 
         def run(batch: Batch[Any, Any]) -> None:
             asked = apply_present(guard, ask, [new for new, _ in batch.values], batch)
@@ -320,7 +321,7 @@ class JoinAnswers:
         value_serde, encode = self.value, self.result.serialize
 
         def join(pair: tuple[Any, Any]) -> Any:
-            result = function(*pair)
+            result = settled(function(*pair))
             if result is not None:
                 # Found now, by its record, and not when the store is written.
                 for _ in encode([result]):
@@ -329,7 +330,7 @@ class JoinAnswers:
 
         def own_value(found: Found) -> Found:
             # What has no foreign key because the function fails has asked for nothing.
-            asked = found is not None and quietly(lambda value: (foreign_key(value),), found[0])
+            asked = found is not None and quietly(lambda value: (settled(foreign_key(value)),), found[0])
             return found if asked else None
 
         def forward(batch: Batch[Any, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import msgspec
 
+from streams.awaitables import settled
 from streams.operators import fan_out
 from streams.operators.aggregate import with_groups
 from streams.operators.change import bind_view
@@ -95,7 +96,7 @@ class JoinGlobal:
         transform = partial(starmap, self.function)
 
         def find(value: Any) -> Any:
-            key = self.key(value)
+            key = settled(self.key(value))
             if key is None and not is_left:
                 raise ValueError("a null key finds nothing in a table")
             hash(key)

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import count, groupby
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from streams.awaitables import settled
 from streams.errors import TopologyError
 from streams.operators import fan_out
 from streams.operators.snapshot_store import SnapshotStore
@@ -15,6 +16,7 @@ from streams.records import Batch, Record, take
 from streams.snapshot import snapshot
 from streams.state.deadlines import Deadlines, deadlines_name
 from streams.state.expiring import ExpiringState
+from streams.user_code import check_call, check_processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -50,7 +52,7 @@ class Process:
         return self.factory
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        processor = self.factory()
+        processor = settled(self.factory())
         context = _Context(step, children, self.stores)
         guard = step.guard
         process_batch = getattr(processor, "process_batch", None)
@@ -61,13 +63,14 @@ class Process:
                 "nor process_batch(batch, context)"
             )
         opened = getattr(processor, "open", None)
+        check_processor(guard.step, processor)
         if opened is not None:
-            opened(context)
+            settled(opened(context))
         if process_batch is not None:
 
             def collect(batch: Batch[Any, Any]) -> list[_Joined]:
                 with context.undone_on_failure():
-                    process_batch(context.begin_numbered(batch), context)
+                    settled(process_batch(context.begin_numbered(batch), context))
                     return context.collected()
 
             def run_whole(batch: Batch[Any, Any]) -> None:
@@ -121,10 +124,13 @@ class _Context:
             ) from None
 
     def schedule(self, every: int, call: Callable[[int], None], *, on: TimeKind) -> Cancel:
+        check_call(self.step, call)
+        timed: Callable[[int], object] = call
+
         def run(now: int) -> None:
             self.begin(None)
             with self.undone_on_failure():
-                call(now)
+                settled(timed(now))
             self.release(self.collected())
 
         return self._binding.schedule(every, on, run)
@@ -204,7 +210,7 @@ class _Context:
         for store in stores:
             store.mark()
         try:
-            process(
+            result = process(
                 Record(
                     source.keys[row],
                     source.values[row],
@@ -216,6 +222,8 @@ class _Context:
                 ),
                 self,
             )
+            if result is not None:
+                settled(result)
         except BaseException:
             del self._forwarded[before:]
             for store in stores:

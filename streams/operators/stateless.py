@@ -8,11 +8,14 @@ from functools import partial
 from itertools import chain, compress, repeat, starmap
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from streams.awaitables import any_awaitable, is_awaitable, settled, unawaited
 from streams.operators import fan_out
 from streams.records import Batch
 from streams.snapshot import snapshot
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from streams.guard import Guard
     from streams.operators import Binding, Children, Forward
 
@@ -75,7 +78,7 @@ class MapBatch:
 
         def checked(batch: Batch[Any, Any]) -> Batch[Any, Any]:
             # In columns of its own: where it raises, it is called again with the rows as they were.
-            result = function(batch.copy())
+            result = settled(function(batch.copy()))
             if not isinstance(result, Batch):
                 raise TypeError(f"map_batch needs a Batch back, got {type(result).__name__}")
             # A function may fill the same lists for each batch.
@@ -141,15 +144,23 @@ class FlatMap:
             # A generator would raise later, where its record is no longer known, and may change a value that
             # it has given already.
             found = function(value)
-            return list(found) if type(found) in {list, tuple} else list(map(snapshot, found))
+            if type(found) in {list, tuple}:
+                return list(found)
+            return list(map(snapshot, map(settled, settled(found))))
 
         transform = partial(map, expand)
 
         def run(batch: Batch[Any, Any]) -> None:
             sources, expanded = guard.apply(transform, batch.values, batch)
-            rows = list(chain.from_iterable(repeat(row, len(values)) for row, values in enumerate(expanded)))
-            if rows:
-                forward(sources.select(rows).with_values(list(chain.from_iterable(expanded))))
+            flat = list(chain.from_iterable(expanded))
+            if any_awaitable(flat):
+                sources, expanded = without_awaitables(guard, sources, expanded)
+                flat = list(chain.from_iterable(expanded))
+            if flat:
+                rows = list(
+                    chain.from_iterable(repeat(row, len(values)) for row, values in enumerate(expanded))
+                )
+                forward(sources.select(rows).with_values(flat))
 
         return run
 
@@ -251,7 +262,8 @@ class Branch:
 
         def choose(value: Any) -> int:
             for index, predicate in enumerate(predicates):
-                if predicate(value):
+                verdict = predicate(value)
+                if verdict is True or (verdict and settled(verdict)):
                     return index
             return nowhere
 
@@ -267,6 +279,21 @@ class Branch:
                     target(chosen.select(by_target[index]))
 
         return run
+
+
+def without_awaitables(
+    guard: Guard, batch: Batch[Any, Any], expanded: Sequence[list[Any]]
+) -> tuple[Batch[Any, Any], list[list[Any]]]:
+    """The rows whose values are all plain ones, and these values; the others meet the error policy."""
+    errors: dict[int, list[TypeError]] = {}
+    for row, values in enumerate(expanded):
+        found = [unawaited(value) for value in values if is_awaitable(value)]
+        if found:
+            errors[row] = found
+    for row, found in errors.items():
+        guard.refuse(batch, row, found[0])
+    good = [row for row in range(len(expanded)) if row not in errors]
+    return batch.select(good), [expanded[row] for row in good]
 
 
 def extract_timestamps(
@@ -288,13 +315,14 @@ def extract_timestamps(
         timed, times = guard.apply(partial(map, timestamp), batch.values, batch)
     if not times or (set(map(type, times)) <= {int} and min(times) >= 0 and max(times) < LATEST):
         return timed.with_timestamps(times)
-    good = []
-    for row, time in enumerate(times):
-        if type(time) is int and 0 <= time < LATEST:
-            good.append(row)
-        else:
-            error = ValueError(
-                f"an event time is a whole number of milliseconds since the epoch, got {time!r:.80}"
-            )
-            guard.refuse(timed, row, error)
+    errors = {
+        row: unawaited(time)
+        if is_awaitable(time)
+        else ValueError(f"an event time is a whole number of milliseconds since the epoch, got {time!r:.80}")
+        for row, time in enumerate(times)
+        if type(time) is not int or not 0 <= time < LATEST
+    }
+    for row, error in errors.items():
+        guard.refuse(timed, row, error)
+    good = [row for row in range(len(times)) if row not in errors]
     return timed.select(good).with_timestamps([times[row] for row in good])

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from streams.awaitables import settled
 from streams.guard import error_text
 from streams.operators import fan_out
 from streams.operators.aggregate import Folding, Reduce, with_groups
@@ -103,7 +104,7 @@ class TableEntries:
         stamps: list[int] = list(times)
         if self._timestamp is not None:
             stamps = [
-                time if value is None else _checked(self._timestamp(value))
+                time if value is None else _checked(settled(self._timestamp(value)))
                 for value, time in zip(values, times, strict=True)
             ]
         pack = _TIME.pack
@@ -200,7 +201,7 @@ class FilterTable:
         predicate = self.predicate
 
         def keep(value: Any) -> Any:
-            return value if predicate(value) else None
+            return value if settled(predicate(value)) else None
 
         def run(batch: Batch[Any, Any]) -> None:
             new = apply_present(guard, keep, [new for new, _ in batch.values], batch)
@@ -262,7 +263,7 @@ class GroupChanges:
         forward, guard, function = fan_out(children), step.guard, self.function
 
         def group(value: Any) -> Any:
-            key = function(value)
+            key = settled(function(value))
             if key is None:
                 raise ValueError("a value whose key is None belongs to no group")
             hash(key)
@@ -304,7 +305,7 @@ class RemovableReduce(Reduce):
         for value in column:
             # Nothing to take it out of: it was not added, or all was taken out before.
             if accumulator is not None:
-                accumulator = self._written(self._remove(self._read(accumulator), value))
+                accumulator = self._written(settled(self._remove(self._read(accumulator), value)))
         return accumulator
 
 
