@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from streams import localkafka
+from streams.awaitables import is_asynchronous, location
 from streams.broker.kafka import KafkaBroker
 from streams.commit import AtLeastOnce, ExactlyOnce
 from streams.config import load_settings
@@ -82,6 +83,7 @@ class App:
         self._arguments = settings
         self._builder = TopologyBuilder(name)
         self.settings: Settings = load_settings(settings, os.environ)
+        _refuse_async_callbacks(self.settings)
         fault = topic_name_fault(self.dead_letter_topic)
         if fault:
             raise ConfigurationError(
@@ -521,3 +523,14 @@ def _routes(
         "/healthz": healthy,
         "/readyz": ready,
     }
+
+
+def _refuse_async_callbacks(settings: Settings) -> None:
+    for kind in ("client", "consumer", "producer"):
+        for name, value in getattr(settings, kind).items():
+            if callable(value) and is_asynchronous(value):
+                raise ConfigurationError(
+                    f"{kind}={{{name!r}: …}} is async ({location(value)}): "
+                    "the client calls it and awaits nothing",
+                    hint="give it a plain function",
+                )

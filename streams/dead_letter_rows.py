@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from streams.errors import ProcessingError
 from streams.guard import error_text
+from streams.origin import Relayed, described, origin_of
 from streams.records import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
+    from streams.origin import Origin
     from streams.records import Batch, Headers, Record
 
 MESSAGE_BYTES: Final = 1024
@@ -45,9 +48,8 @@ class DeadLetter(NamedTuple):
     def cut_to(self, cut: int, error: Exception) -> DeadLetter:
         """With no more of the record than that; raises ``ProcessingError`` where no more can be left out."""
         if cut > CUT_ALL:
-            record = self.batch.original(self.row)
             raise ProcessingError(
-                f"step {self.step!r} failed on {record.topic}-{record.partition} offset {record.offset} "
+                f"step {self.step!r} failed on {described(self.batch, self.row)} "
                 f"({type(self.error).__name__}), and the dead-letter topic does not even take its "
                 f"coordinates: {error_text(error)}",
                 hint="let the dead-letter topic take it (max.message.bytes, cleanup.policy=delete), or give "
@@ -83,9 +85,13 @@ def dead_letter_output(
     application: str,
     owner: DeadLetterRows,
     wall_clock: Callable[[], int],
+    originals: Callable[[Collection[Origin]], Mapping[Origin, Record[bytes | None, bytes | None]]],
 ) -> Output:
-    """The dead letters as they are written: the original bytes, with coordinates and reason in headers."""
-    records = [letter.batch.original(letter.row) for letter in letters]
+    """The dead letters as they are written: the original bytes, with coordinates and reason in headers.
+
+    ``originals`` reads input records again, for what came through an internal topic.
+    """
+    records, notes = _input_records(letters, originals)
     cuts = [letter.cut for letter in letters]
     return Output(
         topic,
@@ -93,9 +99,52 @@ def dead_letter_output(
         [_value(record.value, cut) for record, cut in zip(records, cuts, strict=True)],
         # The time may be what it was refused for; it is in the headers.
         [wall_clock() if cut else record.timestamp for record, cut in zip(records, cuts, strict=True)],
-        [_headers(letter, record, application) for letter, record in zip(letters, records, strict=True)],
+        [
+            _headers(letter, record, application) + note
+            for letter, record, note in zip(letters, records, notes, strict=True)
+        ],
         owner=owner,
     )
+
+
+def _input_records(
+    letters: Sequence[DeadLetter],
+    originals: Callable[[Collection[Origin]], Mapping[Origin, Record[bytes | None, bytes | None]]],
+) -> tuple[list[Record[bytes | None, bytes | None]], list[Headers]]:
+    """The records that dead letters are written from, and headers for those that are not the input's.
+
+    What came through an internal topic is read again from its input topic. Where it is gone, and for results
+    of several records, key and value are those that the step was given.
+    """
+    origins = [origin_of(letter.batch, letter.row) for letter in letters]
+    wanted = {
+        origin
+        for origin, letter in zip(origins, letters, strict=True)
+        if isinstance(letter.batch.fetched, Relayed)
+        and not origin.is_result
+        and origin.offset >= 0
+        # Records that others wrote to an internal topic are their own origin, and are read already.
+        and origin.topic != letter.batch.fetched.topic
+    }
+    found = originals(wanted) if wanted else {}
+    records: list[Record[bytes | None, bytes | None]] = []
+    notes: list[Headers] = []
+    for letter, origin in zip(letters, origins, strict=True):
+        record = letter.batch.original(letter.row)
+        note: Headers = []
+        if isinstance(letter.batch.fetched, Relayed):
+            # Without the offset there, which differs from one run to the next.
+            note.append(("__streams.errors.via", f"{record.topic}-{record.partition}".encode()))
+        if origin in found:
+            record = found[origin]
+        elif origin in wanted:
+            gone = f"as in {record.topic}: {origin} could not be read again"
+            note.append(("__streams.errors.payload", gone.encode()))
+        elif origin.is_result:
+            note.append(("__streams.errors.payload", described(letter.batch, letter.row).encode()))
+        records.append(replace(record, topic=origin.topic, partition=origin.partition, offset=origin.offset))
+        notes.append(note)
+    return records, notes
 
 
 def _value(value: bytes | None, cut: int) -> bytes | None:

@@ -105,10 +105,10 @@ os.register_at_fork(after_in_child=_loops.clear)
 class Calls:
     """Calls of one async function, for rows of a column: at most ``concurrency`` at a time, begun in order.
 
-    ``rows`` are the rows to call it for, ascending. Where there are ``keys``, a call begins only after the
-    calls for earlier rows of the same key; if one of these fails and ``holds`` its row, it does not begin at
-    all. A call that takes longer than ``timeout`` seconds is cancelled and fails. With ``stops``, rows after
-    the first that failed for good are not called, or cancelled.
+    ``rows`` are the rows to call it for, ascending. Where there are ``keys`` (hashable ones), a call begins
+    only after the calls for earlier rows of the same key; if one of these fails and ``holds`` its row, it
+    does not begin at all. A call that takes longer than ``timeout`` seconds is cancelled and fails. With
+    ``stops``, rows after the first that failed for good are not called, or cancelled.
 
     ``outcomes`` are complete once ``wait`` has returned true. Everything else happens in the loop's thread.
     """
@@ -158,17 +158,17 @@ class Calls:
         return len(self.outcomes)
 
     def start(self) -> None:
-        """Begin, in the context of the caller."""
+        """Begin, in the context of the caller, whose thread waits for them until ``close``."""
+        _waiting[threading.get_ident()] = self
         self._loop.call_soon_threadsafe(self._fill)
 
     def wait(self, seconds: float | None) -> bool:
         """Wait at most so long until all calls have ended. Returns whether they have."""
-        thread = threading.get_ident()
-        _waiting[thread] = self
-        try:
-            return self._done.wait(seconds)
-        finally:
-            del _waiting[thread]
+        return self._done.wait(seconds)
+
+    def close(self) -> None:
+        """The caller does not wait any more."""
+        _waiting.pop(threading.get_ident(), None)
 
     def cancel(self) -> None:
         """Cancel what has begun and wait until it has ended; what ignores that is left behind."""
@@ -187,7 +187,7 @@ class Calls:
             if row >= self._limit:
                 break
             self._next += 1
-            key = None if keys is None else _hashable(keys[row])
+            key = None if keys is None else keys[row]
             if key is None:
                 self._begin(row)
             elif key in self._behind:
@@ -226,7 +226,7 @@ class Calls:
             self._stop_from(row)
         if self._keys is None or held:
             return
-        key = _hashable(self._keys[row])
+        key = self._keys[row]
         if key is not None:
             behind = self._behind[key]
             if behind and behind[0] < self._limit:
@@ -339,11 +339,3 @@ def _required(awaited: object) -> Awaitable[Any]:
 def awaited_by(thread: int | None) -> Calls | None:
     """The calls that a thread waits for, if it does. From any thread."""
     return _waiting.get(-1 if thread is None else thread)
-
-
-def _hashable(key: Any) -> Any:
-    try:
-        hash(key)
-    except TypeError:
-        return repr(key)
-    return key

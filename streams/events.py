@@ -47,6 +47,8 @@ class Event(StrEnum):
     """WARNING: records went to the dead-letter topic; at most one line a second and step."""
     RECORDS_SKIPPED = "records skipped"
     """WARNING: records of a global table's topic, or of the workers' directory, cannot be read: left out."""
+    ORIGINALS_UNREAD = "originals unread"
+    """WARNING: input records could not be read again within five seconds for their dead letters."""
     RECORD_RETRIED = "record retried"
     """WARNING: user code failed on a record and is tried again after ``seconds``."""
     PARTITION_STALLED = "partition stalled"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from streams.awaitables import any_awaitable, is_awaitable, unawaited
 from streams.errors import ProcessingError, RecordRefused, StateError, StreamsError
+from streams.origin import described, place_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -165,6 +166,8 @@ class Guard:
         except BaseException:
             calls.cancel()
             raise
+        finally:
+            calls.close()
         if calls.fatal is not None:
             raise calls.fatal
         if self._stopwatch() - begun > PIECE_SECONDS:
@@ -236,7 +239,7 @@ class Guard:
         frame = traceback.extract_tb(error.__traceback__)[-1:]
         where = f" ({frame[0].filename}:{frame[0].lineno})" if frame else ""
         return ProcessingError(
-            f"{self._describe} failed on {record.topic}-{record.partition} offset {record.offset}, "
+            f"{self._describe} failed on {_came_from(batch, row)}, "
             f"key {preview(record.key)}, value {preview(record.value)}: "
             f"{type(error).__name__}: {error_text(error)}{where}",
             hint="mend the code or the record and start again: nothing after the last commit was written; "
@@ -248,11 +251,17 @@ class Guard:
         record = batch.original(row)
         advice = f"{error.hint}; or " if error.hint else ""
         return ProcessingError(
-            f"{self._describe} failed on {record.topic}-{record.partition} offset {record.offset}, "
+            f"{self._describe} failed on {_came_from(batch, row)}, "
             f"key {preview(record.key)}, value {preview(record.value)}: {error.message}",
             hint=f"{advice}give the step on_error=dead_letter or on_error=skip; nothing after the last "
             "commit was written",
         )
+
+
+def _came_from(batch: Batch[Any, Any], row: int) -> str:
+    """What an error says of a row: of an input record, topic, partition and offset."""
+    read = place_read(batch, row)
+    return described(batch, row) + (f" (through {read})" if read else "")
 
 
 def error_text(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ Headers: TypeAlias = "list[tuple[str, bytes | None]]"
 
 Rows: TypeAlias = "Sequence[int]"
 """Positions in a column, from 0."""
+
+Trace: TypeAlias = "tuple[str, int, int] | bytes"
+"""The input record that a row came from: topic, partition, offset; or these as in an internal topic."""
 
 
 class TopicPartition(NamedTuple):
@@ -119,6 +123,28 @@ class FetchedLists:
         )
 
 
+class Tracing:
+    """The input records that rows came from, to be found when they are needed. Keeps none of the records.
+
+    Where all are of one partition, that is the ``place``, and ``find`` gives offsets, else traces.
+    """
+
+    __slots__ = ("find", "place")
+
+    def __init__(
+        self, place: tuple[str, int] | None, find: Callable[[], Iterable[int]] | Callable[[], Iterable[Trace]]
+    ) -> None:
+        self.place = place
+        self.find: Callable[[], Iterable[Any]] = find
+
+    def __iter__(self) -> Iterator[Trace]:
+        found = self.find()
+        if self.place is None:
+            return iter(found)
+        topic, partition = self.place
+        return zip(repeat(topic), repeat(partition), found)
+
+
 @dataclass(slots=True)
 class Record(Generic[K, V]):
     """One record, for user code that asks for single records.
@@ -185,6 +211,32 @@ class Batch(Generic[K, V]):
     def partition(self) -> int:
         """The input partition the rows came from."""
         return self._fetched.partition
+
+    @property
+    def fetched(self) -> Fetched:
+        """The records that the rows came from, which ``rows`` counts."""
+        return self._fetched
+
+    def traces(self, rows: Rows) -> list[Trace]:
+        """The input records that these rows came from, also through internal topics and stores."""
+        return list(self.tracing(rows))
+
+    def tracing(self, rows: Rows | None = None) -> Tracing:
+        """As ``traces``, to be found later if at all, for all rows unless some are given."""
+        fetched = self._fetched
+        at = self._rows
+        if rows is not None:
+            at = rows if at is None else [at[row] for row in rows]
+        own: Callable[[Rows], Iterable[Trace]] | None = getattr(fetched, "tracer", None)
+        if own is not None:
+            return Tracing(None, partial(own, range(len(fetched)) if at is None else at))
+        first, count = fetched.offsets([0])[0], len(fetched)
+        # Without a gap, which a marker would be, offsets need not be looked at.
+        offsets: Sequence[int] = range(first, fetched.next_offset)
+        if len(offsets) != count:
+            offsets = fetched.offsets()
+        chosen = partial(iter, offsets) if at is None else partial(map, offsets.__getitem__, at)
+        return Tracing((fetched.topic, fetched.partition), chosen)
 
     @property
     def keys(self) -> Sequence[K]:
@@ -316,15 +368,14 @@ class Batch(Generic[K, V]):
         at = [row if self._rows is None else self._rows[row]]
         fetched = self._fetched
         headers = fetched.headers(at)
-        place = fetched.topic, fetched.partition, fetched.offsets(at)[0]
-        if isinstance(fetched, Derived) and fetched.changed_by is not None:
-            place = fetched.changed_by(at)[0] or place
         return Record(
             fetched.keys(at)[0],
             fetched.values(at)[0],
             fetched.timestamps(at)[0],
             headers[0] if headers else None,
-            *place,
+            fetched.topic,
+            fetched.partition,
+            fetched.offsets(at)[0],
         )
 
 
@@ -332,9 +383,10 @@ class Batch(Generic[K, V]):
 class Derived:
     """``Fetched`` for records that come from state instead of from an input topic.
 
-    ``topic`` and ``partition`` are those of the store's changelog. Offsets are -1; the bytes are made only
-    when a dead letter needs them. ``changed_by`` finds topic, partition and offset of the input records that
-    rows were made of, ``None`` where there is none.
+    ``topic`` and ``partition`` are those of the store's changelog, ``step`` made them. Offsets are -1; the
+    bytes are made only when a dead letter needs them. ``_changed_by`` finds the input records that last
+    changed rows, ``None`` where they are not known; ``_made_at`` is the one at which all were made, e.g. the
+    one that closed a window, or has an offset of -1 where that was a timer.
     """
 
     topic: str
@@ -343,8 +395,10 @@ class Derived:
     _values: Sequence[Any]
     _timestamps: Sequence[int]
     _encode: Callable[[Any], bytes | None]
+    step: str
+    _changed_by: Callable[[Rows], Sequence[Trace | None]] | None
+    _made_at: Trace
     next_offset: int = field(default=-1)
-    changed_by: Callable[[Rows], Sequence[tuple[str, int, int] | None]] | None = None
     _window: Callable[[Any], Hashable] | None = field(default=None)
     """Which window a value belongs to, where one key may have several results at the same time."""
 
@@ -382,13 +436,25 @@ class Derived:
             self._values[start:stop],
             self._timestamps[start:stop],
             self._encode,
-            changed_by=None if self.changed_by is None else partial(self._changed_behind, start),
+            self.step,
+            None if self._changed_by is None else partial(self._changed_behind, start),
+            self._made_at,
             _window=self._window,
         )
 
-    def _changed_behind(self, start: int, rows: Rows) -> Sequence[tuple[str, int, int] | None]:
-        assert self.changed_by is not None
-        return self.changed_by([start + row for row in rows])
+    def tracer(self, rows: Rows) -> Iterable[Trace]:
+        """The input records that last changed these rows, or else the one at which they were made."""
+        if self._changed_by is None:
+            return [self._made_at] * len(rows)
+        return [trace or self._made_at for trace in self._changed_by(rows)]
+
+    def is_last_change(self, row: int) -> bool:
+        """Whether it is known which input record changed it last."""
+        return self._changed_by is not None and self._changed_by([row])[0] is not None
+
+    def _changed_behind(self, start: int, rows: Rows) -> Sequence[Trace | None]:
+        assert self._changed_by is not None
+        return self._changed_by([start + row for row in rows])
 
 
 class RowOwner(Protocol):

@@ -163,6 +163,7 @@ class TopologyBuilder:
             value=value,
             needs_key=needs_key,
             needs_value=needs_value,
+            internal=True,
         )
         self.add(source)
         return Stream(self, (source.name,), source.key, value)
@@ -170,8 +171,9 @@ class TopologyBuilder:
     def add(self, node: Node) -> None:
         """Append a node; its parents must be there already. Raises ``TopologyError`` for async functions."""
         kind = node.operator.kind if isinstance(node, Step) else type(node).__name__.lower()
-        check_code(node.name, kind, node)
-        self._nodes.append(dataclasses.replace(node, place=_calling_line()))
+        place = _calling_line()
+        check_code(node.name, kind, node, place)
+        self._nodes.append(dataclasses.replace(node, place=place))
 
     def stream(
         self,

@@ -19,8 +19,11 @@ from streams.decoded import DecodedRecords, decode, pieces
 from streams.errors import ProcessingError, StateError, StreamsError, TopologyError
 from streams.guard import Guard, error_text, preview
 from streams.operators import fan_out
+from streams.operators.change import Change
 from streams.operators.map_async import MapAsync
+from streams.operators.origins import TimedChanges
 from streams.operators.stateless import extract_timestamps
+from streams.origin import Relayed, with_origins
 from streams.records import Batch, Derived, Output, TopicPartition, take
 from streams.refused_rows import RefusedRows
 from streams.schema import check, kept, migrated_entries, new_aggregates, reading
@@ -39,14 +42,15 @@ from streams.topology import Node, Sink, Source, Step, Subtopology, function_nam
 from streams.windows import Windowed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 
     from streams.decoded import Columns
     from streams.event_loop import Calls
     from streams.operators import Forward
+    from streams.origin import Origin
     from streams.policy import Action
     from streams.processor import Cancel, TimeKind
-    from streams.records import Fetched, RowOwner, Rows
+    from streams.records import Fetched, Record, RowOwner, Rows, Trace
     from streams.serde import Serde
     from streams.state.definition import StoreDefinition
     from streams.state.store import Changes, Database
@@ -83,6 +87,9 @@ class Runtime(Protocol):
 
     def attend(self, calls: Calls) -> None:
         """Wait until calls of an async function have ended, serving the group. Raises ``Interrupted`` too."""
+
+    def originals(self, origins: Collection[Origin]) -> Mapping[Origin, Record[bytes | None, bytes | None]]:
+        """The input records at these places, without those that cannot be read any more."""
 
 
 class BegunAggregates(NamedTuple):
@@ -323,6 +330,9 @@ class Task:
         self._dead_letters: list[DeadLetter] = []
         self._before_slice = 0, 0
         """How much of both there was before the slice that is open."""
+        self._timed_changes: dict[str, TimedChanges] = {}
+        self._slice: Fetched | None = None
+        """What the slice that is open was read as, if it has input."""
         self._subtopology = subtopology
         self._database = database
         self._lookups = dict(lookups or {})
@@ -390,7 +400,10 @@ class Task:
         """
         begun = time.perf_counter()
         decoding = self.counts.seconds["decode"]
-        self._as_slice(lambda: self._source_for(fetched.topic)(fetched))
+        try:
+            self._as_slice(lambda: self._source_for(fetched.topic)(fetched))
+        finally:
+            self._slice = None
         self.positions[TopicPartition(fetched.topic, fetched.partition)] = fetched.next_offset
         counts = self.counts
         counts.records_in += len(fetched)
@@ -687,7 +700,16 @@ class Task:
             _hooks=self._hooks,
             _counts=self.counts,
             _wall_clock=self._runtime.wall_clock,
+            _last_read=self._last_read,
+            _timed_changes=self._timed_changes,
         )
+
+    def _last_read(self) -> Trace | None:
+        """The last record of the slice that is open, if it has input."""
+        if self._slice is None:
+            return None
+        (trace,) = Batch(self._slice, [None], rows=[len(self._slice) - 1]).traces([0])
+        return trace
 
     def _guard(self, node: Node) -> Guard:
         describe = f"step {node.name!r}"
@@ -715,10 +737,13 @@ class Task:
         deserialize_value = nullable(source.value.deserialize)
         # Keys that stay bytes stay with the client too, until somebody asks for them.
         deserialize_key = None if isinstance(source.key, Bytes) else nullable(source.key.deserialize)
-        timestamp, counts = source.timestamp, self.counts
+        timestamp, counts, internal = source.timestamp, self.counts, source.internal
 
         def run(fetched: Fetched) -> None:
             begun = time.perf_counter()
+            if internal:
+                fetched = Relayed(fetched)
+            self._slice = fetched
             payloads = fetched.values()
             counts.bytes_in += total_bytes(payloads)
             batch: Batch[Any, Any] = Batch(fetched, payloads)
@@ -746,6 +771,7 @@ class Task:
     def _bind_sink(self, sink: Sink) -> Forward:
         guard = self._guard(sink)
         serialize_value, serialize_key = nullable(sink.value.serialize), nullable(sink.key.serialize)
+        internal = sink.repartition is not None
 
         def encode(batch: Batch[Any, Any], topic: str) -> None:
             writable, keys = guard.apply(serialize_key, batch.keys, batch)
@@ -754,6 +780,8 @@ class Task:
                 before = self._in_slice.setdefault((sink.name, topic), [])
                 rows = _SinkRows(sink.name, topic, guard, writable, tuple(before))
                 before.append(writable)
+                if internal:
+                    values = with_origins(values, writable)
                 output = Output(
                     topic, writable.keys, values, writable.timestamps, writable.headers, owner=rows
                 )
@@ -807,7 +835,12 @@ class Task:
             ]
         owner = DeadLetterRows(letters, places, self._dead_letters.append)
         return dead_letter_output(
-            letters, self._dead_letter_topic, self._application, owner, self._runtime.wall_clock
+            letters,
+            self._dead_letter_topic,
+            self._application,
+            owner,
+            self._runtime.wall_clock,
+            self._runtime.originals,
         )
 
     def _dead_letter_places(self, letters: Sequence[DeadLetter]) -> list[Hashable]:
@@ -919,6 +952,8 @@ class _Binding:
     _hooks: _Hooks
     _counts: Counts
     _wall_clock: Callable[[], int]
+    _last_read: Callable[[], Trace | None]
+    _timed_changes: dict[str, TimedChanges]
 
     @property
     def clock(self) -> StreamClock:
@@ -974,17 +1009,22 @@ class _Binding:
     def late(self, records: int) -> None:
         self._counts.late[self._step.name] += records
 
+    def timed_changes(self, store: str) -> TimedChanges:
+        return self._timed_changes.setdefault(store, TimedChanges())
+
     def derive(
         self,
         store: str | None,
         keys: Sequence[Any],
         values: Sequence[Any],
         timestamps: Sequence[int],
-        changed_by: Callable[[Rows], Sequence[tuple[str, int, int] | None]] | None = None,
+        changed_by: Callable[[Rows], Sequence[Trace | None]] | None = None,
     ) -> Batch[Any, Any]:
         definition = next((item for item in self._within.stores if item.name == store), None)
-        # Where a dead letter says that it comes from.
-        topic = changelog_topic(self._application, definition) if definition else self._step.name
+        step = self._step.name
+        topic = changelog_topic(self._application, definition) if definition else step
+        # A timer's records are made by no input record, also where stream time has called it.
+        made_at = self._last_read() if definition else None
         origin = Derived(
             topic,
             self.partition,
@@ -992,7 +1032,9 @@ class _Binding:
             values,
             timestamps,
             _payload,
-            changed_by=changed_by,
+            step,
+            changed_by,
+            made_at or (step, self.partition, -1),
             _window=_window,
         )
         return Batch(origin, values, keys=keys, timestamps=timestamps)
@@ -1026,7 +1068,9 @@ def _window(value: Any) -> tuple[int, int] | None:
 
 
 def _payload(value: Any) -> bytes | None:
-    """A value from a store as a dead letter shows it."""
+    """A value from a store as a dead letter shows it; of a change of a table the new value."""
+    if isinstance(value, Change):
+        value = value.new
     if value is None or isinstance(value, bytes):
         return value
     return msgspec.json.encode(value, enc_hook=repr)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from streams.errors import TopologyError
 from streams.globaltable import GlobalTable
+from streams.origin import Origin, without_origin
 from streams.partitioning import partition_for
 from streams.records import FetchedLists, Headers, Record, TopicPartition
 from streams.serde import Bytes
@@ -17,7 +18,7 @@ from streams.task import Task, TaskId
 from streams.topology import matches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from streams.app import App
     from streams.event_loop import Calls
@@ -50,6 +51,8 @@ class TopologyDriver:
         self._counts: dict[str, int] = {}
         self._databases = MemoryDatabases()
         self._idle_since: dict[TaskId, int] = {}
+        self._sent: dict[Origin, Record[bytes | None, bytes | None]] = {}
+        """What may be read again for a dead letter of something that came through an internal topic."""
         self._use(app)
 
     def send(
@@ -108,10 +111,11 @@ class TopologyDriver:
         """
         sink = self._serdes.get(topic, (Bytes(), Bytes()))
         written = self._written.pop(topic, deque())
+        internal = topic in self._topology.repartitions
         return [
             Record(
                 _decode(key or sink[0], record.key),
-                _decode(value or sink[1], record.value),
+                _decode(value or sink[1], without_origin(record.value) if internal else record.value),
                 record.timestamp,
                 record.headers,
                 record.topic,
@@ -211,6 +215,10 @@ class TopologyDriver:
         """Calls of async functions take as long as they take."""
         calls.wait(None)
 
+    def originals(self, origins: Collection[Origin]) -> Mapping[Origin, Record[bytes | None, bytes | None]]:
+        """Records that were sent before."""
+        return {origin: self._sent[origin] for origin in origins if origin in self._sent}
+
     def wait(self, seconds: float, step: str, error: Exception) -> None:  # noqa: ARG002 - only time matters
         """Waiting takes no time but the clock's."""
         self.clock += round(seconds * 1000)
@@ -242,6 +250,9 @@ class TopologyDriver:
             if topic in self._global_tables:
                 self._global_tables[topic].apply(fetched)
                 continue
+            if self._topology.repartitions and topic not in self._topology.repartitions:
+                for offset, record in enumerate(group, first):
+                    self._sent[Origin(topic, number, offset)] = record
             task = self._task(topic, number)
             task.process(fetched)
             self._idle_since[task.id] = self.clock

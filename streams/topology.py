@@ -49,6 +49,8 @@ class Source:
     needs_key: bool = False
     needs_value: bool = False
     """Whether the app writes no record without it to this topic: one that comes meets the policy."""
+    internal: bool = False
+    """Whether it reads what another subtopology writes to a topic between them."""
 
     parents: tuple[str, ...] = ()
     place: str = field(default="", compare=False)

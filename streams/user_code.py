@@ -22,26 +22,27 @@ _CALLED = (
 _CALLED_OF_PROCESSORS = ("open", "process", "process_batch")
 
 
-def check_code(step: str, kind: str, node: object) -> None:
-    """Check the user's code in a node. Raises ``TopologyError`` for what its step could not work with.
+def check_code(step: str, kind: str, node: object, place: str = "") -> None:
+    """Check the user's code in a node, added at ``place`` (``file:line``).
 
     Nothing that is called as a plain function may be an async one, as nothing would await what it returns.
+    Raises ``TopologyError`` for what its step could not work with.
     """
     policy = getattr(node, "policy", None)
     if policy is not None and not isinstance(policy, ErrorPolicy):
         raise TopologyError(
-            f"step {step!r}: on_error takes a policy, got {policy!r:.80}",
+            f"step {step!r}: on_error takes a policy, got {policy!r:.80}{_declared(place)}",
             hint="fail, dead_letter, skip or retry(…)",
         )
     operator = getattr(node, "operator", None)
     if getattr(operator, "awaits", False):
-        _require_awaitable(step, kind, getattr(operator, "code", None))
+        _require_awaitable(step, kind, getattr(operator, "code", None), place)
         return
     if kind == "process":
         for method in _methods(plain_function(getattr(operator, "factory", None))):
-            _refuse_asynchronous(step, kind, method)
+            _refuse_asynchronous(step, kind, method, place)
     for code in _functions(node, set()):
-        _refuse_asynchronous(step, kind, code)
+        _refuse_asynchronous(step, kind, code, place)
 
 
 def check_processor(step: str, processor: object) -> None:
@@ -55,20 +56,21 @@ def check_call(step: str, call: object) -> None:
     _refuse_asynchronous(step, "schedule", call)
 
 
-def _refuse_asynchronous(step: str, kind: str, code: object) -> None:
+def _refuse_asynchronous(step: str, kind: str, code: object, place: str = "") -> None:
     if code is None or not is_asynchronous(code):
         return
     raise TopologyError(
         f"step {step!r} ({kind}) was given {_named(code)}, which is async: "
-        "nothing would await what it returns",
+        f"nothing would await what it returns{_declared(place)}",
         hint=f"await it in a step of its own before this one: map_async({_short(code)}, concurrency=100)",
     )
 
 
-def _require_awaitable(step: str, kind: str, code: object) -> None:
+def _require_awaitable(step: str, kind: str, code: object, place: str) -> None:
     if not callable(code) or is_asynchronous_generator(code):
         raise TopologyError(
-            f"step {step!r} ({kind}) was given {_named(code)}, which gives nothing that can be awaited",
+            f"step {step!r} ({kind}) was given {_named(code)}, which gives nothing that can be awaited"
+            f"{_declared(place)}",
             hint="give it an async function that returns one value",
         )
 
@@ -113,6 +115,10 @@ def _attributes(value: object) -> Iterator[str]:
     for parent in type(value).__mro__:
         slots = vars(parent).get("__slots__", ())
         yield from (slots,) if isinstance(slots, str) else slots
+
+
+def _declared(place: str) -> str:
+    return f" (the step is declared at {place})" if place else ""
 
 
 def _named(code: object) -> str:

@@ -30,6 +30,7 @@ from streams.globaltable import GlobalTables
 from streams.guard import Interrupted, error_text
 from streams.lost_offsets import LostOffsets
 from streams.merge import InputQueue
+from streams.originals import Originals
 from streams.pace import Pace
 from streams.pending import PendingTasks
 from streams.records import TopicPartition
@@ -38,16 +39,18 @@ from streams.restore import Restorer
 from streams.standby import Standbys
 from streams.state.memory import MemoryDatabases
 from streams.task import Counts, Task, TaskId
+from streams.topology import matches
 from streams.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from streams.broker import Broker, Consumer, Polled, Refusal
     from streams.commit import Guarantee
     from streams.config import Settings
     from streams.event_loop import Calls
-    from streams.records import Fetched, Output
+    from streams.origin import Origin
+    from streams.records import Fetched, Output, Record
     from streams.restore import Restoration, RestoreProgress
     from streams.state.store import Databases
     from streams.topology import Topology
@@ -165,6 +168,7 @@ class Worker:
             application=application,
             wall_clock=self.wall_clock,
         )
+        self._originals = Originals(broker, application, self._is_input, clock, self._pause)
         self._lost = LostOffsets(settings, application)
         self._pace = Pace(settings, clock)
         self._dead_letters = DeadLetterWatch(settings, self._dead_letter_topic, clock)
@@ -546,6 +550,13 @@ class Worker:
         self._commit()
         if self._must_rewind:
             raise Interrupted
+
+    def _is_input(self, topic: str) -> bool:
+        return any(matches(wanted, topic) for wanted in self._topology.input_topics)
+
+    def originals(self, origins: Collection[Origin]) -> Mapping[Origin, Record[bytes | None, bytes | None]]:
+        """The input records at these places, without those that cannot be read any more."""
+        return self._originals.read(origins)
 
     # --- the loop's parts
 
@@ -1251,6 +1262,7 @@ class Worker:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
 
     def _close_stores(self) -> None:
+        self._originals.close()
         self._pending.close()
         if self._standbys is not None:
             self._standbys.close()

@@ -12,6 +12,7 @@ import pytest
 
 from streams import (
     App,
+    ConfigurationError,
     Json,
     Record,
     Session,
@@ -249,6 +250,7 @@ def test_async_code_is_refused_wherever_plain_code_is_called(place):
     # What an aggregate begins with is made before there is a step.
     assert str(refused.value).startswith("step '") or place == "custom initial"
     assert "map_async" in str(refused.value)
+    assert "declared at " in str(refused.value) or place in {"app.global_table value", "custom initial"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -296,6 +298,13 @@ def test_an_async_call_cannot_be_scheduled():
     stream(app).process(scheduling(fetch), name="own")
     with pytest.raises(TopologyError, match=r"step 'own' \(schedule\) was given fetch"):
         TopologyDriver(app).send("in", "a", key="k")
+
+
+def test_a_callback_of_the_client_cannot_be_async():
+    with pytest.raises(
+        ConfigurationError, match=r"client=\{'oauth_cb': …\} is async .*test_async_code.py:\d+"
+    ):
+        App("shop", client={"oauth_cb": fetch})
 
 
 def test_a_policy_that_is_none_is_refused():

@@ -128,7 +128,7 @@ def test_keys_that_cannot_be_hashed_keep_their_order_too():
 
 
 fates = st.lists(
-    st.tuples(st.integers(0, 3), st.sampled_from(["good", "good", "raise", "slow", "cancel"])), max_size=40
+    st.tuples(st.integers(0, 3), st.sampled_from(["good", "good", "raise", "cancel"])), max_size=40
 )
 
 
@@ -140,8 +140,6 @@ def test_results_and_failures_are_those_of_one_call_after_another(fates, concurr
         await asyncio.sleep(0.0001 * (number % 4))
         if fate == "raise":
             raise ValueError("made to fail")
-        if fate == "slow":
-            await asyncio.sleep(60)
         if fate == "cancel":
             raise asyncio.CancelledError
         return number
@@ -149,7 +147,6 @@ def test_results_and_failures_are_those_of_one_call_after_another(fates, concurr
     driver = driver_of(
         call,
         concurrency=concurrency,
-        timeout=0.02,
         one_call_per_key=one_call_per_key,
         on_error=dead_letter,
     )
@@ -165,7 +162,7 @@ def test_results_and_failures_are_those_of_one_call_after_another(fates, concurr
 def test_a_call_that_takes_too_long_is_cancelled_and_fails_alone():
     flight = Flight()
     driver = driver_of(
-        lambda value: flight.take(value, 60 if value == 3 else 0.0), timeout=0.05, on_error=dead_letter
+        lambda value: flight.take(value, 60 if value == 3 else 0.0), timeout=0.5, on_error=dead_letter
     )
     begun = time.monotonic()
     send(driver, list(range(10)))
@@ -174,7 +171,7 @@ def test_a_call_that_takes_too_long_is_cancelled_and_fails_alone():
     (letter,) = driver.dead_letters()
     headers = dict(letter.headers or ())
     assert headers["__streams.errors.exception"] == b"TimeoutError"
-    assert headers["__streams.errors.message"] == b"no result within 0.05 s"
+    assert headers["__streams.errors.message"] == b"no result within 0.5 s"
     assert flight.now == 0
 
 
@@ -189,7 +186,7 @@ def test_a_call_that_ignores_its_cancellation_is_left_behind():
                 continue
         return value
 
-    driver = driver_of(stubborn, timeout=0.05, on_error=skip)
+    driver = driver_of(stubborn, timeout=0.5, on_error=skip)
     send(driver, [0, 1, 2])
     released.set()
     assert driver.values("out") == [0, 2]

@@ -268,8 +268,10 @@ def test_a_function_that_blocks_the_loop_does_not_keep_the_worker_from_stopping(
 @pytest.mark.parametrize("blocks", [False, True])
 def test_the_watchdog_names_the_function_and_where_it_waits(blocks):
     release = threading.Event()
+    begun = threading.Event()
 
     async def inner() -> None:
+        begun.set()
         while not release.is_set():
             if blocks:
                 release.wait(PATIENCE)
@@ -288,6 +290,7 @@ def test_the_watchdog_names_the_function_and_where_it_waits(blocks):
         site.send("a")
         worker = site.workers[0]
         until(lambda: worker.activity.busy is not None)
+        assert begun.wait(PATIENCE)
         # Of the first look; after that, a minute and a half of the watchdog's clock without any progress.
         watchdog.check()
         now[0] = time.monotonic() + 10 * site.app.settings.stall_timeout

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from streams.clock import StreamClock
     from streams.guard import Guard
+    from streams.operators.origins import TimedChanges
     from streams.processor import Cancel, TimeKind
-    from streams.records import Rows
+    from streams.records import Rows, Trace
     from streams.state.buffered import KeyValueState, WindowState
 
 Forward: TypeAlias = Callable[[Batch[Any, Any]], None]
@@ -103,17 +104,21 @@ class Binding(Protocol):
     def late(self, records: int) -> None:
         """Count records that came too late for what the step computes."""
 
+    def timed_changes(self, store: str) -> TimedChanges:
+        """The input records of what waits in a store, for all steps of the task that use the store."""
+
     def derive(
         self,
         store: str | None,
         keys: Sequence[Any],
         values: Sequence[Any],
         timestamps: Sequence[int],
-        changed_by: Callable[[Rows], Sequence[tuple[str, int, int] | None]] | None = None,
+        changed_by: Callable[[Rows], Sequence[Trace | None]] | None = None,
     ) -> Batch[Any, Any]:
         """A batch of records that come from a store, or from a timer, instead of from the input.
 
-        ``changed_by`` finds topic, partition and offset of the input records that rows were made of.
+        ``changed_by`` finds the input records that last changed rows, as far as known: what an error names.
+        It is asked within the slice, or the commit, if at all.
         """
 
 

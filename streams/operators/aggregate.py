@@ -16,6 +16,7 @@ from streams.awaitables import settled
 from streams.errors import TopologyError
 from streams.operators import fan_out
 from streams.operators.change import Change
+from streams.operators.origins import LastChanges
 from streams.state.definition import schema_of
 from streams.value_type import serde_type
 
@@ -324,7 +325,8 @@ class AggregateByKey:
     def bind(self, step: Binding, children: Children) -> Forward:
         state, guard = step.state(self.store), step.guard
         folding = Folding(self.aggregate, guard)
-        step.at_commit(self._forwards_changes(step, children))
+        changes = LastChanges() if children else None
+        step.at_commit(self._forwards_changes(step, children, changes))
 
         def add_each(batch: Batch[Any, Any]) -> None:
             keys, times = batch.keys, batch.timestamps
@@ -338,8 +340,12 @@ class AggregateByKey:
         def run(batch: Batch[Any, Any]) -> None:
             if folding.record_wise:
                 add_each(batch)
+                if changes is not None:
+                    changes.note(batch, batch.keys)
                 return
             batch, column = folding.column(batch)
+            if changes is not None:
+                changes.note(batch, batch.keys)
             shares = folding.shares(batch.keys)
             keys = list(shares)
             known = state.get_many(keys)
@@ -355,14 +361,16 @@ class AggregateByKey:
 
         return run
 
-    def _forwards_changes(self, step: Binding, children: Children) -> Callable[[], None]:
+    def _forwards_changes(
+        self, step: Binding, children: Children, changes: LastChanges | None
+    ) -> Callable[[], None]:
         state, store, forward = step.state(self.store), self.store, fan_out(children) if children else None
         result, sends_old = self.aggregate.result, step.sends_old
         state.defer()
 
         def run() -> None:
             changed = state.changed()
-            if forward is None or not changed:
+            if forward is None or changes is None or not changed:
                 return
             keys = list(changed)
             new = [None if value is None else result(value[0]) for value in changed.values()]
@@ -373,7 +381,8 @@ class AggregateByKey:
                 old = [None if value is None else result(value[0]) for value in before.values()]
             times = [-1 if value is None else value[1] for value in changed.values()]
             state.tell(before)
-            forward(step.derive(store, keys, list(map(Change, new, old)), times))
+            forward(step.derive(store, keys, list(map(Change, new, old)), times, changes.finder(keys)))
             state.told()
+            changes.clear()
 
         return run

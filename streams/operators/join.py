@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from streams.guard import Guard
     from streams.operators import Binding, Children, Forward
     from streams.operators.change import AnyView, JoinKind
-    from streams.records import Batch, Rows
+    from streams.records import Batch, Rows, Trace
     from streams.serde import Serde
     from streams.state.buffered import WindowState
     from streams.windows import JoinWindow
@@ -270,6 +270,12 @@ class _Joining:
         self._guard = step.guard
         self._clock = step.clock
         self._forward = children[operator.joined]
+        self._origins = step.timed_changes(operator.own)
+        self._origins_of = {
+            operator.is_left: self._origins,
+            not operator.is_left: step.timed_changes(operator.other),
+        }
+        """By side: whether it is the left one."""
         self._late = children.get(operator.late)
         if operator.closes:
             step.at_slice_end(self._close)
@@ -356,7 +362,9 @@ class _Joining:
         self._wait(batch, payloads, arrived, met)
         if self._emits_alone:
             assert self._unmatched is not None
-            self._unmatched.add((times[row], keys[row]) for row in range(len(keys)) if row not in met)
+            alone = [row for row in range(len(keys)) if row not in met]
+            self._unmatched.add((times[row], keys[row]) for row in alone)
+            self._origins.note(batch.select(alone))
         if marks and self._marks_other:
             self._mark(waiting, marks)
         if rows:
@@ -379,6 +387,8 @@ class _Joining:
         self, batch: Batch[Any, Any], payloads: Sequence[bytes], arrived: Sequence[int], met: set[int]
     ) -> None:
         """Add the rows to those that wait on this side."""
+        if self._emits_alone:
+            self._origins.note(batch)
         size = self._size
         added: dict[int, dict[Any, list[Waiting]]] = {}
         for row, (key, payload, time, now) in enumerate(
@@ -498,7 +508,7 @@ class _Joining:
         buckets: dict[int, dict[Any, None]] = {}
         for time, key in leaving:
             buckets.setdefault(time // size * size, {})[key] = None
-        alone: dict[tuple[int, Any], list[tuple[Any, tuple[Any, Any]]]] = {}
+        alone: dict[tuple[int, Any], list[tuple[Any, tuple[Any, Any], bool]]] = {}
         for store, is_left, decode in self._alone_sides():
             places: list[tuple[int, Any]] = []
             payloads: list[bytes] = []
@@ -510,12 +520,24 @@ class _Joining:
                             payloads.append(item.payload)
             for place, value in zip(places, decode(payloads), strict=True):
                 pair = (value, None) if is_left else (None, value)
-                alone.setdefault(place, []).append((value, pair))
+                alone.setdefault(place, []).append((value, pair, is_left))
         found = [(time, key, *each) for time, key in leaving for each in alone.get((time, key), ())]
         if found:
-            times, found_keys, values, pairs = zip(*found, strict=True)
-            batch = self._step.derive(self._unmatched_store, found_keys, values, times)
+            times, found_keys, values, pairs, sides = zip(*found, strict=True)
+            changed_by = self._own_records(list(zip(sides, found_keys, times, strict=True)))
+            batch = self._step.derive(self._unmatched_store, found_keys, values, times, changed_by)
             self._forward_joined(batch, pairs)
+
+    def _own_records(self, places: Sequence[tuple[bool, Any, int]]) -> Callable[[Rows], list[Trace | None]]:
+        """What finds the input records of those that leave alone, by their side, key and time."""
+
+        def find(rows: Rows) -> list[Trace | None]:
+            found: list[Trace | None] = []
+            for is_left, key, time in (places[row] for row in rows):
+                found += self._origins_of[is_left].finder([(key, time, time)])([0])
+            return found
+
+        return find
 
 
 class _Side(NamedTuple):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import msgspec
 
 from streams.operators.aggregate import Folding, reading, rows_by_key
+from streams.operators.origins import TimedChanges
 from streams.operators.window import with_times
 from streams.state.deadlines import Deadlines, deadlines_name
 from streams.windows import Windowed
@@ -118,6 +119,8 @@ class KeyedWindows(ABC):
         self._updates = children.get(operator.heads.updates)
         self._final = children.get(operator.heads.final)
         self._late = children.get(operator.heads.late)
+        self._origins = TimedChanges()
+        self._notes = self._updates is not None or self._final is not None
         step.at_slice_end(self._close)
         if self._updates is not None:
             step.at_commit(self._forward_updates)
@@ -138,6 +141,8 @@ class KeyedWindows(ABC):
         else:
             batch, column = self._folding.column(batch)
             late = self._add(batch, column) if len(batch) else []
+        if self._notes and len(batch):
+            self._origins.note(batch)
         # Of those whose company has failed: alone, they come too late.
         self._without(batch, late)
 
@@ -263,6 +268,7 @@ class KeyedWindows(ABC):
                 ],
             )
         self._state.put_many(left)
+        self._origins.forget(key for key, rest in left.items() if rest is None)
 
     def _forward_updates(self) -> None:
         assert self._updates is not None
@@ -303,7 +309,8 @@ class KeyedWindows(ABC):
         if newest is not None:
             times = [min(end, newest[key]) for end, key in zip(times, keys, strict=True)]
         values = [Windowed(key, start, end, result) for key, start, end, result in results]
-        to(self._step.derive(self._store, keys, values, times))
+        changed_by = self._origins.finder([(key, start, end) for key, start, end, _ in results])
+        to(self._step.derive(self._store, keys, values, times, changed_by))
 
 
 def _inside(places: Iterable[tuple[int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:

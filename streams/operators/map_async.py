@@ -10,7 +10,7 @@ from streams.event_loop import Calls
 from streams.operators import fan_out
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from streams.guard import Guard
     from streams.operators import Binding, Children, Forward
@@ -62,7 +62,7 @@ class MapAsync:
 
         Rows that may be retried are called again together, after one wait.
         """
-        keys = batch.keys if self.one_call_per_key else None
+        keys = _hashable(batch.keys) if self.one_call_per_key else None
         results: dict[int, Any] = {}
         failed: dict[int, Exception] = {}
         attempts: Counter[int] = Counter()
@@ -99,3 +99,12 @@ class MapAsync:
         rows = sorted(results)
         kept = batch if len(rows) == len(batch) else batch.select(rows)
         return kept, [results[row] for row in rows]
+
+
+def _hashable(keys: Sequence[Any]) -> Sequence[Any]:
+    """Keys that are equal where these are: as text, where they cannot be hashed."""
+    try:
+        set(keys)
+    except TypeError:
+        return [None if key is None else repr(key) for key in keys]
+    return keys

@@ -19,6 +19,7 @@ from streams.operators.change import (
     paired,
     quietly,
 )
+from streams.operators.origins import LastChanges
 from streams.serde import nullable
 from streams.state.definition import SourceEntries, schema_of
 
@@ -341,14 +342,17 @@ class _AggregatingChanges:
         self._forward = fan_out(children)
         self._deleted: dict[Any, int] = {}
         """When entries were deleted since the last commit."""
+        self._changes = LastChanges()
         self._state.defer()
         step.at_commit(self._forward_changes)
 
     def run(self, batch: Batch[Any, Any]) -> None:
         if self._folding.record_wise:
             self._add_each(batch)
+            self._changes.note(batch, batch.keys)
             return
         batch, column = self._guard.apply(self._aggregate.column, batch.values, batch)
+        self._changes.note(batch, batch.keys)
         rows: dict[Any, tuple[list[Any], list[Any]]] = {}
         latest: dict[Any, int] = {}
         for key, removed, entry, time in zip(
@@ -404,8 +408,9 @@ class _AggregatingChanges:
         ]
         times = [deleted.get(key, 0) if new is None else new[1] for key, new in changed.items()]
         self._state.tell(before)
-        self._forward(self._step.derive(self._store, keys, changes, times))
+        self._forward(self._step.derive(self._store, keys, changes, times, self._changes.finder(keys)))
         self._state.told()
+        self._changes.clear()
 
 
 def _removals(batch: Batch[Any, Any]) -> list[bool]:

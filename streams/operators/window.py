@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.operators.aggregate import Folding, latest_times, rows_by_key
+from streams.operators.origins import WindowChanges
 from streams.windows import Hopping, Tumbling, Windowed
 
 if TYPE_CHECKING:
@@ -81,9 +82,12 @@ class _Windowing:
         As far as this task has seen them. What a slice that is dropped leaves here does no harm: its records
         come again.
         """
+        self._changes: WindowChanges | None = None
+        if self._updates is not None or self._final is not None:
+            self._changes = WindowChanges(keeps=self._final is not None)
         step.at_slice_end(self._close)
-        if self._updates is not None:
-            step.at_commit(self._forward_updates)
+        if self._changes is not None:
+            step.at_commit(self._at_commit)
         if operator.close_idle_after is not None:
             step.close_idle_after(operator.close_idle_after, self._lasts)
 
@@ -156,6 +160,8 @@ class _Windowing:
             places = None if places is None else [places[row] for row in rows]
         if self._updates is not None:
             self._note_times(start, latest_times(keys, times))
+        if self._changes is not None:
+            self._changes.note(start, batch, keys, rows if len(keys) < len(batch) else None)
         shares = folding.shares(keys)
         distinct = list(shares)
         added = folding.add(state.get_many(start, distinct), shares.values(), column, places)
@@ -177,6 +183,13 @@ class _Windowing:
                     self._note_times(start, {key: times[row]})
 
         folding.add_each(batch, change)
+        if self._changes is not None:
+            rows: dict[int, list[int]] = {}
+            for row, time in enumerate(times):
+                for start in self._starts(time):
+                    rows.setdefault(start, []).append(row)
+            for start, own in rows.items():
+                self._changes.note(start, batch, [keys[row] for row in own], own)
 
     def _note_times(self, start: int, times: dict[Any, int]) -> None:
         known = self._times.get(start)
@@ -219,14 +232,18 @@ class _Windowing:
         if self._final is not None:
             self._forward(self._final, self._state.windows(0, bound))
         self._state.expire(self._clock.time)
+        if self._changes is not None:
+            self._changes.close(bound)
 
-    def _forward_updates(self) -> None:
-        assert self._updates is not None
-        changed = sorted(self._state.changed().items())
-        windows = ((start, entries.items()) for start, entries in changed)
-        self._forward(self._updates, windows, as_of=self._times)
-        if sum(map(len, self._times.values())) > MOST_TIMES:
-            self._times.clear()
+    def _at_commit(self) -> None:
+        assert self._changes is not None
+        if self._updates is not None:
+            changed = sorted(self._state.changed().items())
+            windows = ((start, entries.items()) for start, entries in changed)
+            self._forward(self._updates, windows, as_of=self._times)
+            if sum(map(len, self._times.values())) > MOST_TIMES:
+                self._times.clear()
+        self._changes.committed()
 
     def _forward(
         self,
@@ -241,10 +258,12 @@ class _Windowing:
         broker may not take a time that is ahead of its clock, as a window's end is. The others have the last
         moment that belongs to the window, so that windows over windows take them in.
         """
-        result = self._result
+        result, changes = self._result, self._changes
+        assert changes is not None
         keys: list[Any] = []
         values: list[Windowed[Any, Any]] = []
         times: list[int] = []
+        starts: list[int] = []
         for start, entries in windows:
             end = start + self._size
             for key, accumulator in entries:
@@ -256,11 +275,12 @@ class _Windowing:
             else:
                 known, else_then = as_of.get(start, {}), max(start, min(self._clock.time, end - 1))
                 times += [known.get(key, else_then) for key in new]
+            starts += [start] * len(new)
             if len(keys) >= RESULTS_AT_ONCE:
-                to(self._step.derive(self._store, keys, values, times))
-                keys, values, times = [], [], []
+                to(self._step.derive(self._store, keys, values, times, changes.finder(starts, keys)))
+                keys, values, times, starts = [], [], [], []
         if keys:
-            to(self._step.derive(self._store, keys, values, times))
+            to(self._step.derive(self._store, keys, values, times, changes.finder(starts, keys)))
 
 
 def with_times(guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:

@@ -1,0 +1,232 @@
+"""Where a record came from, through topics between tasks: the input record's topic, partition and offset.
+
+In an internal topic the origin stands in front of the value, as ``MAGIC``, its length, topic, partition and
+offset. Headers would say it too, but cost as much again as producing the record, and are the user's.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import partial
+from itertools import repeat
+from operator import itemgetter
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from streams.records import Derived
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from streams.records import Batch, Fetched, Headers, Rows, Trace
+
+MAGIC = b"\xffso\x01"
+"""What a value with an origin begins with."""
+
+MAGIC_NULL = b"\xffso\x02"
+"""What a null value with an origin begins with; nothing follows the origin."""
+
+_LENGTH = struct.Struct(">H")
+_PLACE = struct.Struct(">iq")
+_OFFSET = struct.Struct(">q")
+
+_SHORTEST = len(MAGIC) + _LENGTH.size + 1 + _PLACE.size
+"""The length of an origin in a topic whose name is one letter."""
+
+_RESULT = 0x8000
+"""The bit of the length that tells a result, of an aggregate or a timer, from the input record itself."""
+
+
+class Origin(NamedTuple):
+    """The input record that a record was made of; for the result of several ones, the last of them.
+
+    Where a timer made it, ``topic`` is the step's name and ``offset`` is -1.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    is_result: bool = False
+    """Whether it is the result of several records, or a timer's, so that its bytes are not the input's."""
+
+    def __str__(self) -> str:
+        return f"{self.topic}-{self.partition} offset {self.offset}"
+
+
+def origin_of(batch: Batch[object, object], row: int) -> Origin:
+    """The input record that a row came from."""
+    (trace,) = batch.traces([row])
+    return _decoded(trace, is_result=isinstance(batch.fetched, Derived))
+
+
+def described(batch: Batch[object, object], row: int) -> str:
+    """What is said of a row: the input record that it came from, and what became of that."""
+    fetched, origin = batch.fetched, origin_of(batch, row)
+    if isinstance(fetched, Derived):
+        timer = fetched.topic == fetched.step
+        made = f"a {'record of a timer' if timer else 'result'} of step {fetched.step!r}"
+        if origin.offset < 0:
+            return f"{made}, made by no input record"
+        if timer:
+            return f"{made}, kept since {origin}"
+        return (
+            f"{made}, {'last changed by' if fetched.is_last_change(batch.rows[row]) else 'made at'} {origin}"
+        )
+    if origin.offset < 0:
+        return f"a record of step {origin.topic!r}, made by no input record"
+    return f"{'a result, last changed by ' if origin.is_result else ''}{origin}"
+
+
+def place_read(batch: Batch[object, object], row: int) -> str | None:
+    """Where in an internal topic a row was read; ``None`` where it was read from an input topic."""
+    fetched = batch.fetched
+    if not isinstance(fetched, Relayed):
+        return None
+    return f"{fetched.topic}-{fetched.partition} offset {batch.offset(row)}"
+
+
+def _decoded(trace: Trace, *, is_result: bool) -> Origin:
+    if isinstance(trace, tuple):
+        return Origin(*trace, is_result)
+    (length,) = _LENGTH.unpack_from(trace)
+    partition, offset = _PLACE.unpack_from(trace, len(trace) - _PLACE.size)
+    topic = trace[_LENGTH.size : -_PLACE.size].decode(errors="replace")
+    return Origin(topic, partition, offset, is_result or bool(length & _RESULT))
+
+
+def _encoded(trace: Trace, *, is_result: bool) -> bytes:
+    if isinstance(trace, tuple):
+        topic, partition, offset = trace
+        name = topic.encode()
+        length = len(MAGIC) + _LENGTH.size + len(name) + _PLACE.size
+        flag = _RESULT if is_result else 0
+        return _LENGTH.pack(length | flag) + name + _PLACE.pack(partition, offset)
+    if is_result and not trace[0] & 0x80:
+        return bytes([trace[0] | 0x80]) + trace[1:]
+    return trace
+
+
+def with_origins(values: Sequence[bytes | None], batch: Batch[object, object]) -> list[bytes | None]:
+    """The values of a batch as an internal topic has them: each behind the origin of its row."""
+    fetched = batch.fetched
+    if isinstance(fetched, (Derived, Relayed)):
+        is_result = isinstance(fetched, Derived)
+        traces: Iterable[bytes] = (
+            _encoded(trace, is_result=is_result) for trace in batch.traces(range(len(batch)))
+        )
+    else:
+        # One place for all rows: only the offset differs.
+        whole = _encoded((fetched.topic, fetched.partition, 0), is_result=False)
+        head, pack = whole[: -_OFFSET.size], _OFFSET.pack
+        if all(values):
+            begin = MAGIC + head
+            pack_whole = struct.Struct(f">{len(begin)}sq").pack
+            # In C throughout.
+            heads: Iterable[bytes] = map(pack_whole, repeat(begin), batch.offsets)
+            return list(map(bytes.__add__, heads, cast("Sequence[bytes]", values)))
+        traces = (head + pack(offset) for offset in batch.offsets)
+    return [
+        MAGIC_NULL + trace if value is None else MAGIC + trace + value
+        for trace, value in zip(traces, values, strict=True)
+    ]
+
+
+def without_origin(value: bytes | None) -> bytes | None:
+    """A value of an internal topic as it was before its origin was put in front of it."""
+    length = 0 if value is None else _length(value)
+    if value is None or (length and value[:4] == MAGIC_NULL):
+        return None
+    return value[length:]
+
+
+def _length(value: bytes) -> int:
+    """How much of a value is its origin; 0 where there is none, as others may write anything there."""
+    if len(value) < _SHORTEST or value[:4] not in {MAGIC, MAGIC_NULL}:
+        return 0
+    length: int = _LENGTH.unpack_from(value, len(MAGIC))[0] & ~_RESULT
+    return length if _SHORTEST <= length <= len(value) else 0
+
+
+class Relayed:
+    """``Fetched`` on the records of an internal topic: their values without origins, and the origins.
+
+    Records without one, which other programs or earlier versions wrote, are their own origin.
+    """
+
+    __slots__ = ("_fetched", "_length", "_payloads", "_values", "partition", "topic")
+
+    def __init__(self, fetched: Fetched) -> None:
+        self.topic = fetched.topic
+        self.partition = fetched.partition
+        self._fetched = fetched
+        self._payloads = fetched.values()
+        self._length = _common_length(self._payloads)
+        """The length of all origins, where it is the same for all; else 0."""
+        if self._length:
+            column = cast("list[bytes]", self._payloads)
+            self._values: list[bytes | None] = list(map(itemgetter(slice(self._length, None)), column))
+        else:
+            self._values = list(map(without_origin, self._payloads))
+
+    @property
+    def next_offset(self) -> int:
+        return self._fetched.next_offset
+
+    def __len__(self) -> int:
+        return len(self._payloads)
+
+    def keys(self, rows: Rows | None = None) -> list[bytes | None]:
+        return self._fetched.keys(rows)
+
+    def values(self, rows: Rows | None = None) -> list[bytes | None]:
+        return list(self._values) if rows is None else [self._values[row] for row in rows]
+
+    def timestamps(self, rows: Rows | None = None) -> list[int]:
+        return self._fetched.timestamps(rows)
+
+    def offsets(self, rows: Rows | None = None) -> list[int]:
+        return self._fetched.offsets(rows)
+
+    def headers(self, rows: Rows | None = None) -> list[Headers | None] | None:
+        return self._fetched.headers(rows)
+
+    def slice(self, start: int, stop: int) -> Relayed:
+        return Relayed(self._fetched.slice(start, stop))
+
+    @property
+    def tracer(self) -> Callable[[Rows], Iterable[Trace]]:
+        """What finds the origins of rows, as they stand in the payloads; keeps nothing but these."""
+        offsets = None if self._length else self._fetched.offsets()
+        return partial(_origins, self._payloads, self._length, self.topic, self.partition, offsets)
+
+
+def _origins(
+    payloads: Sequence[bytes | None],
+    length: int,
+    topic: str,
+    partition: int,
+    offsets: Sequence[int] | None,
+    rows: Rows,
+) -> Iterable[Trace]:
+    if offsets is None:
+        return [payloads[row][4:length] for row in rows]  # type: ignore[index]  # none of them is None
+    return [
+        payload[4:stop]
+        if (payload := payloads[row]) is not None and (stop := _length(payload))
+        else (topic, partition, offsets[row])
+        for row in rows
+    ]
+
+
+def _common_length(payloads: Sequence[bytes | None]) -> int:
+    """The length of the origins before all values, where it is the same for all; else 0."""
+    first = payloads[0] if payloads else None
+    if first is None or first[:4] != MAGIC:
+        return 0
+    length = _length(first)
+    column = cast("Sequence[bytes]", payloads)
+    try:
+        same = all(map(bytes.startswith, column, repeat(first[:6])))
+        return length if same and min(map(len, column)) >= length else 0
+    except TypeError:
+        # A null among them, which earlier versions wrote as such.
+        return 0
