@@ -246,7 +246,7 @@ class App:
     @property
     def topology(self) -> Topology:
         """The program as data. Raises ``TopologyError`` if it cannot run."""
-        topology = self._builder.build()
+        topology = self._builder.build(self.dead_letter_topic)
         stores = [store for part in topology.subtopologies for store in part.stores]
         for topic in (changelog_topic(self.name, store) for store in stores):
             fault = topic_name_fault(topic)

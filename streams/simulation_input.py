@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +11,13 @@ from streams.errors import ConfigurationError
 from streams.lines import STANDARD_INPUT, read_lines
 from streams.serde import Avro, Bytes
 from streams.simulated_run import START, InputRecord
+from streams.topology import matches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from streams.serde import Serde
-    from streams.topology import Topology
+    from streams.topology import SourceTopic, Topology
 
 SPACING_MILLISECONDS = 1
 """Lines without a time of their own follow each other at this distance."""
@@ -50,10 +50,7 @@ def read_inputs(
     wanted = _sources(topology)
     given = {**lines, **records}
     strangers = sorted(
-        topic
-        for topic in given
-        if topic not in wanted
-        and not any(isinstance(item, re.Pattern) and item.fullmatch(topic) for item in wanted)
+        topic for topic in given if topic not in wanted and not any(matches(item, topic) for item in wanted)
     )
     if strangers:
         raise ConfigurationError(
@@ -93,14 +90,14 @@ def parse_files(given: Sequence[str]) -> dict[str, Path]:
     return files
 
 
-def _sources(topology: Topology) -> list[str | re.Pattern[str]]:
+def _sources(topology: Topology) -> list[SourceTopic]:
     """The topics that somebody else writes."""
     own = {*topology.repartitions, *topology.output_topics}
     tables = [table.topic for table in topology.global_tables]
     return [topic for topic in (*topology.input_topics, *tables) if topic not in own]
 
 
-def _listed(topics: Sequence[str | re.Pattern[str]]) -> str:
+def _listed(topics: Sequence[SourceTopic]) -> str:
     return ", ".join(topic if isinstance(topic, str) else f"/{topic.pattern}/" for topic in topics)
 
 

@@ -57,6 +57,7 @@ from streams.state.deadlines import deadlines_definition
 from streams.state.definition import StoreDefinition
 from streams.state.expiring import ExpiringSerde
 from streams.state.unmatched import unmatched_definition, unmatched_name
+from streams.topic_pattern import OwnTopics, TopicPattern
 from streams.topology import (
     GlobalSource,
     Node,
@@ -111,9 +112,40 @@ class TopologyBuilder:
         self._nodes: list[Node] = []
         self._global_tables: list[GlobalSource] = []
 
-    def build(self) -> Topology:
-        """The graph so far, validated. Raises ``TopologyError``."""
-        return Topology(tuple(self._nodes), tuple(self._global_tables))
+    def build(self, dead_letter_topic: str | None = None) -> Topology:
+        """The graph so far, validated; patterns leave out what it writes. Raises ``TopologyError``."""
+        written = {
+            node.topic for node in self._nodes if isinstance(node, Sink) and isinstance(node.topic, str)
+        }
+        if dead_letter_topic is not None:
+            written.add(dead_letter_topic)
+        own = OwnTopics(self.application, frozenset(written))
+        sources = [
+            dataclasses.replace(
+                node,
+                topics=tuple(
+                    topic if isinstance(topic, str) else TopicPattern(topic.regex, own)
+                    for topic in node.topics
+                ),
+            )
+            if isinstance(node, Source)
+            else node
+            for node in self._nodes
+        ]
+        patterns = tuple(
+            topic
+            for node in sources
+            if isinstance(node, Source)
+            for topic in node.topics
+            if isinstance(topic, TopicPattern)
+        )
+        nodes = tuple(
+            dataclasses.replace(node, closed=patterns)
+            if isinstance(node, Sink) and not isinstance(node.topic, str)
+            else node
+            for node in sources
+        )
+        return Topology(nodes, tuple(self._global_tables))
 
     def name(self, wanted: str | None, generated: str) -> str:
         """The name the user wants, or one generated from what the node does that is not taken yet."""
@@ -189,10 +221,17 @@ class TopologyBuilder:
         several = (topics,) if isinstance(topics, (str, re.Pattern)) else tuple(topics)
         if not several:
             raise TopologyError("a stream needs at least one topic")
+        if any(isinstance(topic, re.Pattern) and isinstance(topic.pattern, bytes) for topic in several):
+            raise TopologyError(
+                f"stream {name or several!r}: a pattern of bytes matches no topic",
+                hint='topics have names of text: re.compile("…"), not re.compile(b"…")',
+            )
         first = several[0] if isinstance(several[0], str) else several[0].pattern
+        # What else is the app's own is known once the program is complete: see build.
+        own = OwnTopics(self.application, frozenset())
         source = Source(
             name=self.name(name, first),
-            topics=several,
+            topics=tuple(topic if isinstance(topic, str) else TopicPattern(topic, own) for topic in several),
             key=key,
             value=value,
             timestamp=timestamp,

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from streams.serde import Serde
     from streams.state.definition import StoreDefinition
     from streams.state.store import Changes, Database
+    from streams.topic_pattern import TopicPattern
 
 
 Lookup: TypeAlias = "Callable[[Sequence[Any]], list[Any]]"
@@ -793,7 +794,7 @@ class Task:
         if isinstance(sink.topic, str):
             fixed = sink.topic
             return lambda batch: encode(batch, fixed)
-        choose = partial(_topic_names, sink.topic)
+        choose = partial(_topic_names, sink.topic, sink.closed)
 
         def run(batch: Batch[Any, Any]) -> None:
             addressed, topics = guard.apply(choose, batch.values, batch)
@@ -1084,15 +1085,24 @@ def total_bytes(payloads: Sequence[bytes | None]) -> int:
         return sum(map(len, filter(None, payloads)))
 
 
-def _topic_names(choose: Callable[[Any], str], values: Sequence[Any]) -> Any:
+def _topic_names(choose: Callable[[Any], str], closed: Sequence[TopicPattern], values: Sequence[Any]) -> Any:
+    allowed: set[str] = set()
     for value in values:
         topic = choose(value)
-        if type(topic) is not str or not topic:
-            settled(topic)
-            raise TypeError(f"a topic's name is needed, got {topic!r}")
-        fault = topic_name_fault(topic)
-        if fault:
-            raise ValueError(f"{topic!r} cannot name a topic: {fault}")
+        if type(topic) is not str or topic not in allowed:
+            if type(topic) is not str or not topic:
+                settled(topic)
+                raise TypeError(f"a topic's name is needed, got {topic!r}")
+            fault = topic_name_fault(topic)
+            if fault:
+                raise ValueError(f"{topic!r} cannot name a topic: {fault}")
+            for pattern in closed:
+                if pattern.fullmatch(topic):
+                    raise ValueError(
+                        f"the app would read its own output: topic {topic!r} is matched by its pattern "
+                        f"/{pattern.pattern}/; narrow the pattern or write to another topic"
+                    )
+            allowed.add(topic)
         yield topic
 
 

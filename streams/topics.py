@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from streams.broker import NewTopic
@@ -73,8 +72,10 @@ def prepare_topics(
     if missing:
         raise TopicError(f"input topics do not exist: {', '.join(missing)}", hint=_creation_hint(missing))
     inputs = input_partitions(topology, existing)
+    _note_own_topics(topology, existing)
     inputs |= _repartition_counts(topology, inputs, existing)
     check_copartitions(topology, inputs)
+    _require_inputs_of_stores(topology, inputs)
     outputs = [
         topic for topic in topology.output_topics if topic not in existing and topic not in repartitions
     ]
@@ -145,7 +146,7 @@ def needed_rights(
             need(source, "READ")
         elif not isinstance(source, str):
             for name in existing:
-                if _wanted(source, name):
+                if matches(source, name):
                     need(name, "READ")
     for table in topology.global_tables:
         need(table.topic, "READ")
@@ -175,7 +176,7 @@ def input_partitions(topology: Topology, existing: dict[str, TopicDescription]) 
     inputs = {
         name: description.partitions
         for name, description in existing.items()
-        if any(_wanted(topic, name) for topic in topology.input_topics)
+        if any(matches(topic, name) for topic in topology.input_topics)
     }
     for name in inputs:
         topology.source_of(name)
@@ -192,6 +193,36 @@ def most_tasks_with_stores(topology: Topology, partitions: Mapping[str, int]) ->
         for subtopology in topology.subtopologies
         if subtopology.stores
     )
+
+
+def _require_inputs_of_stores(topology: Topology, inputs: Collection[str]) -> None:
+    """Check that it is known how many partitions stores have. Raises ``TopicError``."""
+    for subtopology in topology.subtopologies:
+        if subtopology.stores and not any(map(subtopology.reads, inputs)):
+            patterns = [
+                f"/{topic.pattern}/"
+                for source in subtopology.sources
+                for topic in source.topics
+                if not isinstance(topic, str)
+            ]
+            raise TopicError(
+                f"no topic is matched by {', '.join(patterns)}, so that store "
+                f"{subtopology.stores[0].name!r} cannot have as many partitions as its input",
+                hint="create the first topic that the pattern is to match, then start again",
+            )
+
+
+def _note_own_topics(topology: Topology, existing: Collection[str]) -> None:
+    """Log which topics patterns match and do not read, as they are the app's own."""
+    left_out = sorted(
+        name for name in existing if any(pattern.matches_own(name) for pattern in topology.patterns)
+    )
+    if left_out:
+        get_logger().info(
+            Event.OWN_TOPICS_LEFT_OUT,
+            topics=left_out,
+            hint="what the app writes itself is not read by a pattern; name a topic to read it",
+        )
 
 
 def check_copartitions(topology: Topology, inputs: Mapping[str, int]) -> None:
@@ -309,11 +340,6 @@ def _check_compaction(
             )
         if settings.get("retention.ms", "604800000") != "-1" or settings.get("retention.bytes", "-1") != "-1":
             get_logger().warning(Event.TABLE_NOT_COMPACTED, topic=topic, store=stores[topic].name)
-
-
-def _wanted(topic: str | re.Pattern[str], name: str) -> bool:
-    # Names that begin with __ are the broker's own; no pattern means them.
-    return matches(topic, name) and not (isinstance(topic, re.Pattern) and name.startswith("__"))
 
 
 def _creation_hint(names: list[str]) -> str:

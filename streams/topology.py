@@ -17,6 +17,7 @@ import msgspec
 from streams.errors import ConfigurationError, TopologyError
 from streams.policy import ErrorPolicy, dead_letter, fail
 from streams.topic_names import ADVICE, topic_name_fault
+from streams.topic_pattern import TopicPattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 Topic: TypeAlias = "str | re.Pattern[str]"
 """A topic's name, or a pattern that must match a whole name."""
 
+SourceTopic: TypeAlias = "str | TopicPattern"
+"""The same as a source has it: a pattern knows which topics it leaves out."""
+
 _STORE_NAME = re.compile(r"[A-Za-z0-9._-]{1,150}")
 
 DescriptionFormat: TypeAlias = Literal["text", "mermaid", "json"]
@@ -38,7 +42,7 @@ class Source:
     """Reads topics. ``timestamp`` takes the event time (milliseconds since the epoch) from the value."""
 
     name: str
-    topics: tuple[Topic, ...]
+    topics: tuple[SourceTopic, ...]
     key: Serde[Any]
     value: Serde[Any]
     timestamp: Callable[[Any], int] | None = None
@@ -88,7 +92,11 @@ class Repartition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sink:
-    """Writes to one topic, or to the topic that a function names for each value."""
+    """Writes to one topic, or to the topic that a function names for each value.
+
+    ``closed`` are the app's patterns: a function that names a topic which one of them matches fails, as the
+    app would read its own output.
+    """
 
     name: str
     parents: tuple[str, ...]
@@ -99,6 +107,7 @@ class Sink:
     repartition: Repartition | None = None
     place: str = field(default="", compare=False)
     """Where the program declares it, as ``file:line``."""
+    closed: tuple[TopicPattern, ...] = ()
 
 
 Node: TypeAlias = "Source | Step | Sink"
@@ -167,7 +176,7 @@ class Copartition(NamedTuple):
     """Topics whose partitions of one number hold the same keys, as a step reads them together."""
 
     step: str
-    topics: tuple[Topic, ...]
+    topics: tuple[SourceTopic, ...]
 
 
 @dataclass(frozen=True)
@@ -189,9 +198,14 @@ class Topology:
         return tuple(node for node in self.nodes if isinstance(node, Sink))
 
     @property
-    def input_topics(self) -> tuple[Topic, ...]:
+    def input_topics(self) -> tuple[SourceTopic, ...]:
         """What to subscribe to."""
         return tuple(topic for source in self.sources for topic in source.topics)
+
+    @property
+    def patterns(self) -> tuple[TopicPattern, ...]:
+        """The patterns among the input topics."""
+        return tuple(topic for topic in self.input_topics if isinstance(topic, TopicPattern))
 
     @property
     def output_topics(self) -> tuple[str, ...]:
@@ -267,9 +281,12 @@ class Topology:
         ]
         if not found:
             known = [wanted if isinstance(wanted, str) else wanted.pattern for wanted in self.input_topics]
+            own = any(pattern.matches_own(topic) for pattern in self.patterns)
             raise TopologyError(
                 f"the app reads no topic {topic!r}: it must belong to exactly one source, it matches: none",
-                hint=closest(topic, known),
+                hint="it is one of the app's own topics, which no pattern reads: name it to read it"
+                if own
+                else closest(topic, known),
             )
         if len(found) != 1:
             names = ", ".join(source.name for _, source in found)
@@ -393,9 +410,9 @@ def _check_topic_name(topic: object, whose: str) -> None:
             raise TopologyError(f"{whose}: {topic!r} cannot name a topic: {fault}", hint=ADVICE)
 
 
-def matches(wanted: Topic, topic: str) -> bool:
-    """Whether a topic is the one wanted, or matched as a whole by the pattern wanted."""
-    return wanted == topic if isinstance(wanted, str) else wanted.fullmatch(topic) is not None
+def matches(wanted: SourceTopic, topic: str) -> bool:
+    """Whether a topic is the one wanted, or read by the pattern wanted."""
+    return wanted == topic if isinstance(wanted, str) else wanted.fullmatch(topic)
 
 
 def parse_format(text: str) -> DescriptionFormat:
@@ -406,7 +423,7 @@ def parse_format(text: str) -> DescriptionFormat:
     raise ConfigurationError(f"unknown format {text!r}: {', '.join(get_args(DescriptionFormat))}")
 
 
-def _topic_text(topic: Topic) -> str:
+def _topic_text(topic: SourceTopic) -> str:
     return topic if isinstance(topic, str) else f"/{topic.pattern}/"
 
 

@@ -8,7 +8,7 @@ from streams.errors import BrokerError, TopicError
 from streams.events import Event, get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from streams.broker import Admin, Broker
     from streams.config import Settings
@@ -75,29 +75,37 @@ class Upkeep:
         """Partitions were taken away, perhaps because their topic is deleted: look in some time."""
         self._topics_at = self._clock() + TOPICS_SECONDS
 
-    def check_topics(self) -> None:
-        """Raise ``TopicError`` where an input topic is gone.
+    def check_topics(self, matched: Collection[str]) -> set[str]:
+        """Which topics are gone of those that patterns ``matched``.
 
-        The group takes the partitions of a deleted topic away without a word: nobody would notice.
+        The group takes the partitions of a deleted topic away without a word: nobody would notice. Raises
+        ``TopicError`` where an input topic is gone that the program names.
         """
         now = self._clock()
         if now < self._topics_at:
-            return
+            return set()
         try:
             existing = self._opened_admin().topics()
         except BrokerError as error:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
             self._topics_at = self._clock() + TOPICS_SECONDS
-            return
-        missing, before = self._inputs - existing.keys(), self._missing
+            return set()
+        missing, before = self._inputs.union(matched) - existing.keys(), self._missing
         # A broker that has just started may not know all of them yet.
         self._topics_at = now + TOPICS_SECONDS if missing else float("inf")
         self._missing = missing
-        if missing & before:
+        gone = missing & before
+        if gone & self._inputs:
             raise TopicError(
-                f"input topics do not exist any more: {', '.join(sorted(missing & before))}",
+                f"input topics do not exist any more: {', '.join(sorted(gone & self._inputs))}",
                 hint="make them anew and start again; what had not been processed is lost with them",
             )
+        return gone
+
+    def partition_counts(self, topics: Collection[str]) -> dict[str, int]:
+        """How many partitions these topics have, as far as they exist. Raises ``BrokerError``."""
+        existing = self._opened_admin().topics()
+        return {topic: existing[topic].partitions for topic in topics if topic in existing}
 
     def delete_unused_state(self) -> None:
         """Delete what is left of tasks that went elsewhere and did not come back."""

@@ -39,6 +39,7 @@ from streams.restore import Restorer
 from streams.standby import Standbys
 from streams.state.memory import MemoryDatabases
 from streams.task import Counts, Task, TaskId
+from streams.topics import check_copartitions
 from streams.topology import matches
 from streams.upkeep import Upkeep
 
@@ -138,7 +139,12 @@ class Worker:
         self._stop_by = float("inf")
         self._log = get_logger()
 
-        counts = dict(partitions or {})
+        counts = self._counts_of_inputs = dict(partitions or {})
+        self._matched_topics = {
+            topic for topic in counts if any(matches(item, topic) for item in topology.patterns)
+        }
+        self._unknown_topics: set[str] = set()
+        """Topics of tasks with stores that patterns have come to match since the start: to be checked."""
         self._standbys: Standbys | None = None
         if settings.standby_replicas and members is not None:
             self._standbys = Standbys(
@@ -362,7 +368,7 @@ class Worker:
             self._upkeep.delete_unused_state()
         self._follow_global_tables()
         polled = self._poll()
-        self._upkeep.check_topics()
+        self._forget_topics(self._upkeep.check_topics(self._matched_topics))
         assignments = {partition: self._progress.get(partition) for partition in polled.ends}
         # Whatever aborts the transaction, a rebalance during the poll included, has all of it read again.
         if not self._must_rewind:
@@ -445,10 +451,17 @@ class Worker:
             subtopology, _ = self._topology.source_of(partition.topic)
             identifier = TaskId(subtopology.number, partition.partition)
             self._progress[partition] = Progress(since=now, told=now)
+            task = self._tasks.get(identifier)
             if subtopology.stores:
+                if task is not None:
+                    # A topic that a pattern has come to match: the task begins again with that partition.
+                    self._commit_in_callback()
+                    self._suspend(task)
+                if partition.topic not in self._counts_of_inputs:
+                    self._matched_topics.add(partition.topic)
+                    self._unknown_topics.add(partition.topic)
                 self._pending.add(identifier, [partition], self._consumer)
                 continue
-            task = self._tasks.get(identifier)
             if task is None:
                 task = self._tasks[identifier] = Task(
                     identifier,
@@ -467,25 +480,29 @@ class Worker:
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """Commit, then give up: the next owner continues where this one stopped."""
         if self._state in (State.RUNNING, State.STOPPING):
-            self._in_callback = True
-            try:
-                if self._committing or self._writing is not None:
-                    # In the middle of these there is nothing whole: what they stand for is done again.
-                    self._must_rewind = True
-                    self._abort()
-                else:
-                    self._abandon_slice()
-                    self._commit()
-            except StreamsError as error:
-                # Raised once the client is not in the middle of a rebalance any more.
-                self._callback_error = error
-                self._must_rewind = True
-                self._abort()
-            finally:
-                self._in_callback = False
+            self._commit_in_callback()
         self._give_up(partitions)
         self._upkeep.revoked()
         self._log.info(Event.PARTITIONS_REVOKED, partitions=[str(item) for item in partitions])
+
+    def _commit_in_callback(self) -> None:
+        """Commit before tasks go, in the middle of a rebalance."""
+        self._in_callback = True
+        try:
+            if self._committing or self._writing is not None:
+                # In the middle of these there is nothing whole: what they stand for is done again.
+                self._must_rewind = True
+                self._abort()
+            else:
+                self._abandon_slice()
+                self._commit()
+        except StreamsError as error:
+            # Raised once the client is not in the middle of a rebalance any more.
+            self._callback_error = error
+            self._must_rewind = True
+            self._abort()
+        finally:
+            self._in_callback = False
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         """Give up without committing: another member may already be at work on these."""
@@ -1141,6 +1158,8 @@ class Worker:
     def _restore(self) -> None:
         """Go on with bringing stores up to date, and start the tasks that are done."""
         try:
+            if self._unknown_topics:
+                self._check_unknown_topics()
             done = self._pending.poll(self._consumer, busy=bool(self._tasks), stopped=self._stop.is_set)
         except _PASSING as error:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
@@ -1150,6 +1169,22 @@ class Worker:
             self._progress[partition].since = now
         for restoration in done:
             self._activate(restoration)
+
+    def _check_unknown_topics(self) -> None:
+        """Find out how many partitions topics have that patterns have come to match.
+
+        Raises ``TopicError`` where keys would lie in other partitions than the state they belong to.
+        """
+        self._counts_of_inputs |= self._upkeep.partition_counts(self._unknown_topics)
+        self._unknown_topics.clear()
+        check_copartitions(self._topology, self._counts_of_inputs)
+
+    def _forget_topics(self, gone: Collection[str]) -> None:
+        """Topics that patterns matched were deleted: no task waits for partitions of them any more."""
+        for topic in gone:
+            self._matched_topics.discard(topic)
+            self._counts_of_inputs.pop(topic, None)
+            self._log.info(Event.TOPIC_GONE, topic=topic)
 
     def _activate(self, restoration: Restoration) -> None:
         """Let a task begin whose stores are up to date."""

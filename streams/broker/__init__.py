@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    import re
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from streams.errors import RecordRefused
@@ -78,6 +77,13 @@ class Polled(NamedTuple):
     """Told once, to those who asked for it: these bring no records until a seek."""
 
 
+class NamePattern(Protocol):
+    """Says which topics of a cluster are meant by their whole names, as a compiled pattern does."""
+
+    def fullmatch(self, string: str, /) -> object:
+        """Whether a topic of that name is meant; a true value if so."""
+
+
 class RebalanceListener(Protocol):
     """Told of changes to the assignment, always from inside ``poll``, ``keep_alive`` or ``close``."""
 
@@ -94,8 +100,12 @@ class RebalanceListener(Protocol):
 class Consumer(Protocol):
     """A member of a consumer group, or (after ``assign``) a reader of partitions. Used by one thread."""
 
-    def subscribe(self, topics: Collection[str | re.Pattern[str]], listener: RebalanceListener) -> None:
-        """Join the group for these topics; a pattern must match a topic's whole name."""
+    def subscribe(self, topics: Collection[str | NamePattern], listener: RebalanceListener) -> None:
+        """Join the group for these topics; a pattern must match a topic's whole name.
+
+        Patterns are matched here, by ``fullmatch``, not by the cluster. Topics that are created later are
+        read, and deleted ones left, within seconds. The broker's own topics (``__…``) never match.
+        """
 
     def assign(self, positions: Mapping[TopicPartition, int]) -> None:
         """Read these partitions from these offsets (or ``BEGINNING``, ``END``), in no group."""

@@ -51,7 +51,15 @@ from streams.records import FetchedLists, Headers, TopicPartition, take
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
-    from streams.broker import Consumer, GroupSettings, Isolation, NewTopic, OffsetReset, RebalanceListener
+    from streams.broker import (
+        Consumer,
+        GroupSettings,
+        Isolation,
+        NamePattern,
+        NewTopic,
+        OffsetReset,
+        RebalanceListener,
+    )
     from streams.records import Fetched, Output, Rows
 
 T = TypeVar("T")
@@ -289,7 +297,7 @@ class _Member:
     name: str
     settings: GroupSettings
     topics: frozenset[str]
-    patterns: tuple[re.Pattern[str], ...]
+    patterns: tuple[NamePattern, ...]
     deadline: float
     epoch: int = 0
     target: set[TopicPartition] = field(default_factory=set)
@@ -328,7 +336,7 @@ class _Group:
         self,
         settings: GroupSettings,
         topics: frozenset[str],
-        patterns: tuple[re.Pattern[str], ...],
+        patterns: tuple[NamePattern, ...],
         now: float,
     ) -> _Member:
         instance = settings.instance_id
@@ -632,20 +640,20 @@ class MemoryConsumer:
         self._settings = settings
         self._listener: RebalanceListener | None = None
         self._topics: frozenset[str] = frozenset()
-        self._patterns: tuple[re.Pattern[str], ...] = ()
+        self._patterns: tuple[NamePattern, ...] = ()
         self._member: _Member | None = None
         # In the order in which the partitions take their turns: who is served goes to the back.
         self._positions: dict[TopicPartition, _Position] = {}
         self._reader = False
         self._closed = False
 
-    def subscribe(self, topics: Collection[str | re.Pattern[str]], listener: RebalanceListener) -> None:
+    def subscribe(self, topics: Collection[str | NamePattern], listener: RebalanceListener) -> None:
         self._usable()
         if self._reader:
             raise FatalBrokerError("this consumer reads assigned partitions: it cannot subscribe")
         self._listener = listener
         self._topics = frozenset(topic for topic in topics if isinstance(topic, str))
-        self._patterns = tuple(topic for topic in topics if isinstance(topic, re.Pattern))
+        self._patterns = tuple(topic for topic in topics if not isinstance(topic, str))
         with self._cluster.locked():
             group = self._group()
             if self._member is not None and group.has(self._member):

@@ -20,7 +20,11 @@ def broker(request: pytest.FixtureRequest) -> Broker:
         return MemoryBroker()
     from streams.broker.kafka import KafkaBroker  # noqa: PLC0415  # the memory tests need no client library
 
-    return KafkaBroker({"bootstrap.servers": request.getfixturevalue("kafka_bootstrap")})
+    return KafkaBroker(
+        {"bootstrap.servers": request.getfixturevalue("kafka_bootstrap")},
+        # New topics are noticed soon.
+        consumer={"topic.metadata.refresh.interval.ms": 1000},
+    )
 
 
 class Clients:

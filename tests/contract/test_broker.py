@@ -738,6 +738,78 @@ class TestGroup:
         reader = Reader(clients.consumer()).subscribe(pattern)
         poll_until(lambda: reader.holds(*(TopicPartition(topic, 0) for topic in topics[:2])), reader)
 
+    @pytest.mark.parametrize("protocol", ["consumer", "classic"])
+    def test_a_pattern_subscribes_to_what_python_matches_whatever_its_flags(self, clients, protocol):
+        names = [
+            "Orders-eu",
+            "orders-us",
+            "orders-us-test",
+            "ORDERS-asia",
+            "x",
+            "x-y",
+            "trades.1",
+            "tradesX1",
+        ]
+        topics = {name: clients.topic(name) for name in names}
+        prefix = re.escape(clients.prefix)
+        patterns = [
+            # Flags as arguments, a lookahead, comments and blanks that mean nothing.
+            re.compile(
+                rf"""{prefix}-orders -  # any of them
+                (?! .* -test $)         # but those for tests
+                \w+""",
+                re.IGNORECASE | re.VERBOSE,
+            ),
+            # An alternative that must match the whole name, and an escaped dot.
+            re.compile(rf"{prefix}-x|{prefix}-trades\.\d"),
+            # Inline flags; a lookbehind; lines.
+            re.compile(rf"(?im)^{prefix.upper()}-x-y(?<=-y)$"),
+        ]
+        reader = Reader(clients.consumer(protocol=protocol)).subscribe(*patterns)
+        wanted = {
+            TopicPartition(topic, 0)
+            for topic in topics.values()
+            if any(pattern.fullmatch(topic) for pattern in patterns)
+        }
+        assert wanted == {
+            TopicPartition(topics[name], 0)
+            for name in ("Orders-eu", "orders-us", "ORDERS-asia", "x", "x-y", "trades.1")
+        }
+        poll_until(lambda: reader.holds(*wanted), reader)
+        assert [kind for kind, _ in reader.rebalances] == ["assigned"]
+
+    @pytest.mark.parametrize("protocol", ["consumer", "classic"])
+    def test_topics_that_come_and_go_join_and_leave_a_pattern(self, clients, protocol):
+        pattern = re.compile(re.escape(clients.prefix) + "-log-.*")
+        readers = [Reader(clients.consumer(protocol=protocol)).subscribe(pattern) for _ in range(2)]
+
+        def held() -> set[TopicPartition]:
+            return {place for reader in readers for place in reader.consumer.assignment()}
+
+        def has_read(count: int) -> bool:
+            # Nothing is committed: what moves to the other member is read again.
+            return {value for reader in readers for value in reader.values} == set(numbered(0, count))
+
+        for _ in range(3):
+            for reader in readers:
+                reader.poll()
+        assert held() == set()
+        first = clients.topic("log-a", partitions=2)
+        write(clients.producer(), rows(first, numbered(0, 4), partition=0))
+        places = {TopicPartition(first, number) for number in range(2)}
+        poll_until(lambda: all(len(reader.consumer.assignment()) == 1 for reader in readers), *readers)
+        assert held() == places
+        poll_until(lambda: has_read(4), *readers)
+        second = clients.topic("log-b")
+        clients.topic("other")
+        poll_until(lambda: held() == places | {TopicPartition(second, 0)}, *readers)
+        write(clients.producer(), rows(first, numbered(4, 6), partition=0), rows(second, numbered(6, 8)))
+        poll_until(lambda: has_read(8), *readers)
+        clients.admin.delete_topics([first])
+        poll_until(lambda: held() == {TopicPartition(second, 0)}, *readers)
+        write(clients.producer(), rows(second, numbered(8, 10)))
+        poll_until(lambda: has_read(10), *readers)
+
     def test_co_partitioned_topics_are_assigned_together(self, clients):
         topics = [clients.topic(name, partitions=4) for name in ("left", "right")]
         readers = [Reader(clients.consumer()).subscribe(*topics) for _ in range(2)]

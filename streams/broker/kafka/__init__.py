@@ -89,7 +89,7 @@ class KafkaBroker:
         merged = self._settings | chosen | self._consumer_settings
         start = BEGINNING if settings.offset_reset == "earliest" else END
         calls = RollCalls(settings.group, self._settings, self._access) if protocol == "consumer" else None
-        return KafkaConsumer(merged, self._access, roll_calls=calls, start=start)
+        return KafkaConsumer(merged, self._access, roll_calls=calls, start=start, admin=self.admin)
 
     def producer(
         self, *, transactional_id: str | None = None, transaction_timeout: float = 10.0

@@ -92,6 +92,14 @@ class KafkaAdmin:
             if topic.error is None
         }
 
+    def topic_names(self) -> set[str]:
+        """Every topic that this client may see, those included whose state is not known just now."""
+        return {
+            name
+            for name, topic in self._metadata().topics.items()
+            if topic.error is None or topic.error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART
+        }
+
     def create_topics(self, topics: Collection[NewTopic]) -> set[str]:
         created = set()
         refused = []

@@ -19,13 +19,15 @@ from confluent_kafka import (
 from streams.broker import END, OutOfRange, Polled, RebalanceListener
 from streams.broker.kafka.access import REQUEST_SECONDS, Access, LastError, Settings, log
 from streams.broker.kafka.partitions import placed, plain, with_offsets
+from streams.broker.kafka.subscription import LOOK_SECONDS, Subscription
 from streams.errors import AccessDenied, BrokerError, FatalBrokerError, NotAuthorized, Right, TopicError
 from streams.records import Fetched, Headers, Rows, TopicPartition
 
 if TYPE_CHECKING:
-    import re
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+    from streams.broker import NamePattern
+    from streams.broker.kafka.admin import KafkaAdmin
     from streams.broker.kafka.roll_calls import RollCalls
 
 REJOIN_SECONDS: Final = 1.0
@@ -108,9 +110,19 @@ class KafkaConsumer:
     """See ``streams.broker.Consumer``."""
 
     def __init__(
-        self, settings: Settings, access: Access, *, roll_calls: RollCalls | None, start: int
+        self,
+        settings: Settings,
+        access: Access,
+        *,
+        roll_calls: RollCalls | None,
+        start: int,
+        admin: Callable[[], KafkaAdmin],
     ) -> None:
         self._access = access
+        self._admin = admin
+        """Makes the client that lists topics for patterns."""
+        self._subscription: Subscription | None = None
+        """What patterns match, for who subscribed to some."""
         self._roll_calls = roll_calls
         """For members by KIP-848's protocol, whose assignments change one partition at a time."""
         self._group: str = settings["group.id"]
@@ -132,7 +144,6 @@ class KafkaConsumer:
         """When the broker is to be asked again where the group is."""
         self._ask_seconds = ASK_SECONDS[0]
         self._rebalanced = False
-        self._subscribed: list[str] = []
         self._instance = settings.get("group.instance.id")
         self._settings: Settings = settings | {"error_cb": LastError()}
         self._client = access.make(Consumer, self._settings)
@@ -148,14 +159,37 @@ class KafkaConsumer:
         self._paused: set[TopicPartition] = set()
         self._stash: list[Message] = []
 
-    def subscribe(self, topics: Collection[str | re.Pattern[str]], listener: RebalanceListener) -> None:
+    def subscribe(self, topics: Collection[str | NamePattern], listener: RebalanceListener) -> None:
         self._listener = listener
-        # librdkafka takes a name that begins with ^ for a pattern.
-        self._names = [topic if isinstance(topic, str) else f"^({topic.pattern})$" for topic in topics]
-        self._subscribed = [topic for topic in topics if isinstance(topic, str)]
+        names = [topic for topic in topics if isinstance(topic, str)]
+        patterns = [topic for topic in topics if not isinstance(topic, str)]
+        if self._subscription is not None:
+            self._subscription.close()
+            self._subscription = None
+        if patterns:
+            # The first poll that knows which topics there are joins the group.
+            refresh = int(self._settings["topic.metadata.refresh.interval.ms"]) / 1000
+            self._subscription = Subscription(
+                names, patterns, self._admin, seconds=min(LOOK_SECONDS, refresh)
+            )
+            return
+        self._names = names
+        self._subscribe()
+
+    def _follow_subscription(self, subscription: Subscription) -> None:
+        """Subscribe to other topics where patterns match others than before."""
+        names = subscription.names
+        if names is None or names == self._names:
+            return
+        log.info("group %s: patterns match %s", self._group, ", ".join(names) or "no topic yet")
+        self._names = names
         self._subscribe()
 
     def _subscribe(self) -> None:
+        if not self._names:
+            # The client takes no empty subscription.
+            self._call("leaving the group", self._client.unsubscribe)
+            return
         self._call(
             "subscribing",
             lambda: self._client.subscribe(
@@ -174,6 +208,8 @@ class KafkaConsumer:
             self.resume_idled()
         if self._unplaced:
             self._place_unplaced()
+        if self._subscription is not None:
+            self._follow_subscription(self._subscription)
         if self._roll_calls is not None and self._listener is not None:
             self._answer_roll_call(self._roll_calls)
         out_of_range = self._settle() if self._displaced.keys() - self._told else {}
@@ -337,6 +373,8 @@ class KafkaConsumer:
         return Membership(self._group, self._client.consumer_group_metadata())
 
     def close(self) -> None:
+        if self._subscription is not None:
+            self._subscription.close()
         self._call("leaving the group", self._client.close)
         self._reraise()
 
@@ -441,6 +479,10 @@ class KafkaConsumer:
             elif _is_displaced(message):
                 self._note_displaced(message)
             elif error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                if self._subscription is not None and not self._subscription.named(message.topic() or ""):
+                    # What only a pattern matches may be deleted.
+                    self._subscription.look_soon()
+                    continue
                 raise TopicError(
                     f"topic {message.topic()!r} does not exist",
                     hint=f"create it, e.g. with: streams topics create {message.topic()} --partitions 4",
@@ -660,7 +702,7 @@ class KafkaConsumer:
             raise raised
 
     def _means(self, error: KafkaError, doing: str, topic: str | None = None) -> BrokerError:
-        topics = [topic] if topic else self._subscribed
+        topics = [topic] if topic else self._names
         rights = [Right("READ", "topic", name) for name in topics]
         return self._access.means(error, doing, *rights, Right("READ", "group", self._group))
 
