@@ -50,7 +50,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Static membership (KIP-345): a restart within the session moves nothing. Gets the worker's number."""
 
     offset_reset: Literal["earliest", "latest"] = "earliest"
-    """Where a group without committed offsets begins."""
+    """Where a group begins in a topic of which it has committed nothing; ``latest`` is committed first."""
 
     out_of_range_reset: Literal["fail", "earliest", "latest"] = "fail"
     """What to do where the log no longer has a group's next offset: stop, or leave out what is between."""

@@ -325,6 +325,8 @@ class Run:
         self.settings = msgspec.structs.replace(
             app.settings,
             group_instance_id=None,
+            # The input is there before the workers are.
+            offset_reset="earliest",
             # Members are evicted by the schedule alone.
             poll_deadline=1e9,
             transaction_timeout=TRANSACTION_SECONDS,

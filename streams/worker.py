@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from streams.activity import Activity, Progress, Stages, State
 from streams.backoff import Backoff
-from streams.broker import GroupSettings
+from streams.broker import BEGINNING, GroupSettings
 from streams.dead_letters import DeadLetterWatch, dead_letter_topic
 from streams.errors import (
     BrokerError,
@@ -27,6 +27,7 @@ from streams.errors import (
 )
 from streams.events import Event, get_logger
 from streams.globaltable import GlobalTables
+from streams.group_start import commit_group_start
 from streams.guard import Interrupted, error_text
 from streams.lost_offsets import LostOffsets
 from streams.merge import InputQueue
@@ -345,7 +346,8 @@ class Worker:
         self._opened_consumer = self._broker.consumer(
             GroupSettings(
                 group=self._application,
-                offset_reset=settings.offset_reset,
+                # Where it begins with ``latest`` is committed before: what has no offset then came later.
+                offset_reset="earliest",
                 protocol=settings.group_protocol,
                 instance_id=settings.group_instance_id,
                 poll_deadline=settings.poll_deadline,
@@ -355,6 +357,8 @@ class Worker:
         )
         self._open_guarantee()
         self._insist(lambda: self._globals.start(self._stop.is_set))
+        if settings.offset_reset == "latest":
+            self._insist(lambda: commit_group_start(self._topology, self._broker, self._application))
         self._log.info(Event.WORKER_STARTED, application=self._application, guarantee=settings.guarantee)
         self._consumer.subscribe(self._topology.input_topics, self)
 
@@ -475,6 +479,8 @@ class Worker:
             self._held[partition] = task
             self._unstarted.add(partition)
         self._note_starts()
+        if self._settings.offset_reset == "latest":
+            self._note_beginnings(partitions)
         self._log.info(Event.PARTITIONS_ASSIGNED, partitions=[str(item) for item in partitions])
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
@@ -613,6 +619,21 @@ class Worker:
             # Where nothing is committed, it begins with the first record or end that is met.
             if start >= 0:
                 self._held[partition].starts.setdefault(partition, start)
+
+    def _note_beginnings(self, partitions: Collection[TopicPartition]) -> None:
+        """Log which partitions have no committed offset although the group has begun."""
+        positions = self._consumer.positions(partitions)
+        added = sorted(
+            str(partition)
+            for partition, start in positions.items()
+            if start == BEGINNING and partition.topic not in self._topology.repartitions
+        )
+        if added:
+            self._log.info(
+                Event.PARTITIONS_FROM_BEGINNING,
+                partitions=added,
+                hint="the group had begun, and had committed no offset in them: they were added later",
+            )
 
     def _note_received(self, fetched: Fetched) -> None:
         """Remember where a partition begins and how far it reaches, whatever becomes of its records now."""
@@ -1081,7 +1102,7 @@ class Worker:
         while True:
             try:
                 return call()
-            except (Retriable, OutcomeUnknown, BrokerUnreachable) as error:
+            except (*_UNFINISHED, BrokerUnreachable) as error:
                 self._log.warning(Event.BROKER_TROUBLE, error=str(error))
             self._pause(0.1)
             if self._stop.is_set():

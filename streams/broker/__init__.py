@@ -211,7 +211,10 @@ class Producer(Protocol):
         """Start a transaction; rows produced from here on belong to it."""
 
     def send_offsets(self, offsets: Mapping[TopicPartition, int], group_metadata: object) -> None:
-        """Make the group's next offsets part of the transaction."""
+        """Make the group's next offsets part of the transaction.
+
+        With the metadata of a consumer that has joined no group, nothing but the transactional id fences.
+        """
 
     def commit(self, timeout: float) -> None:
         """Commit rows and offsets as one. ``OutcomeUnknown`` after ``timeout`` without an answer."""
@@ -281,8 +284,10 @@ class Admin(Protocol):
     def settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
         """The settings of these topics, those that have a default value included."""
 
-    def committed_offsets(self, group: str) -> dict[TopicPartition, int]:
-        """The group's committed next offsets, for every partition that has one."""
+    def committed_offsets(
+        self, group: str, partitions: Collection[TopicPartition] | None = None
+    ) -> dict[TopicPartition, int]:
+        """The group's committed next offsets, for every partition (of these) that has one."""
 
     def close(self) -> None:
         """Release the connection."""

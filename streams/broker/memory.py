@@ -29,7 +29,7 @@ import math
 import re
 import time
 from bisect import bisect_left, bisect_right, insort
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from threading import Condition
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias, TypeVar, cast
@@ -573,6 +573,10 @@ class _Cluster:
         """Whether an open transaction may still commit an offset for the partition."""
         return any(partition in transaction.offsets.get(group, ()) for transaction in self.open.values())
 
+    def commit_offsets(self, group: _Group, offsets: Mapping[TopicPartition, int]) -> None:
+        # What was deleted meanwhile has no offsets any more.
+        group.offsets.update({place: offset for place, offset in offsets.items() if self.log(place)})
+
     # Transactions
 
     def start(self, transaction: _Transaction, timeout: float) -> None:
@@ -587,7 +591,7 @@ class _Cluster:
             log.finish(transaction, committed=committed)
         if committed:
             for group, offsets in transaction.offsets.items():
-                group.offsets.update(offsets)
+                self.commit_offsets(group, offsets)
         self.notify()
 
     def new_producer(self, transactional_id: str) -> int:
@@ -735,7 +739,7 @@ class MemoryConsumer:
         with self._cluster.locked():
             group = self._group()
             group.check(self._membership(), offsets)
-            group.offsets.update(offsets)
+            self._cluster.commit_offsets(group, offsets)
         self._cluster.step("commit_offsets.after")
 
     def known_ends(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
@@ -1049,7 +1053,9 @@ class MemoryProducer:
             transaction = self._healthy_transaction()
             group = self._cluster.group(group_metadata.group)
             try:
-                group.check(group_metadata, offsets)
+                # As Kafka does: without a membership, only the transactional id fences.
+                if group_metadata.member is not None:
+                    group.check(group_metadata, offsets)
             except TransactionAborted:
                 transaction.failed = True
                 raise
@@ -1213,9 +1219,16 @@ class MemoryAdmin:
         with self._cluster.locked():
             return {p: self._cluster.existing_log(p).start for p in partitions}
 
-    def committed_offsets(self, group: str) -> dict[TopicPartition, int]:
+    def committed_offsets(
+        self, group: str, partitions: Collection[TopicPartition] | None = None
+    ) -> dict[TopicPartition, int]:
         with self._cluster.locked():
-            return dict(self._cluster.group(group).offsets)
+            offsets = self._cluster.group(group).offsets
+            return {
+                place: offset
+                for place, offset in offsets.items()
+                if partitions is None or place in partitions
+            }
 
     def close(self) -> None:
         """There is no connection to release."""
@@ -1287,6 +1300,15 @@ class MemoryBroker:
         with self._cluster.locked():
             log = self._cluster.existing_log(partition)
             log.start = max(log.start, min(offset, log.next_offset))
+
+    def add_partitions(self, topic: str, total: int) -> None:
+        """Give a topic more partitions, ``total`` in all. Keys go to other partitions from then on."""
+        with self._cluster.locked():
+            before = self._cluster.topics[topic]
+            logs = [*before.logs, *(_Log() for _ in range(total - len(before.logs)))]
+            description = replace(before.description, partitions=len(logs))
+            self._cluster.topics[topic] = _Topic(description, before.settings, logs)
+            self._cluster.topics_changed()
 
     def topic_settings(self, topic: str) -> dict[str, str]:
         """The settings that the topic was created with."""

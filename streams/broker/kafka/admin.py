@@ -25,7 +25,7 @@ from confluent_kafka.admin import (
 from streams.broker import Isolation, NewTopic, TopicDescription
 from streams.broker.kafka.access import REQUEST_SECONDS, Access, LastError, Settings, log
 from streams.broker.kafka.errors import FORBIDDEN, TRANSIENT, UNREACHABLE
-from streams.broker.kafka.partitions import with_offsets
+from streams.broker.kafka.partitions import plain, with_offsets
 from streams.errors import (
     BrokerError,
     BrokerUnreachable,
@@ -246,15 +246,19 @@ class KafkaAdmin:
     def beginning_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         return self._offsets(partitions, _EARLIEST, "read_uncommitted")
 
-    def committed_offsets(self, group: str) -> dict[TopicPartition, int]:
-        partitions = [
-            ClientPartition(name, number)
-            for name, topic in self._metadata().topics.items()
-            if not name.startswith("__")
-            for number in topic.partitions
-        ]
+    def committed_offsets(
+        self, group: str, partitions: Collection[TopicPartition] | None = None
+    ) -> dict[TopicPartition, int]:
+        if partitions is None:
+            partitions = [
+                TopicPartition(name, number)
+                for name, topic in self._metadata().topics.items()
+                if not name.startswith("__")
+                for number in topic.partitions
+            ]
         if not partitions:
             return {}
+        asked = plain(partitions)
         if group not in self._groups:
             # The admin client's own request for this crashes the process while the group's coordinator is
             # loading (librdkafka 2.16). A consumer that never joins may ask as well.
@@ -266,7 +270,7 @@ class KafkaAdmin:
         deadline = time.monotonic() + REQUEST_SECONDS
         while True:
             try:
-                found = self._groups[group].committed(partitions, timeout=REQUEST_SECONDS)
+                found = self._groups[group].committed(asked, timeout=REQUEST_SECONDS)
             except KafkaException as error:
                 if error.args[0].code() not in TRANSIENT or time.monotonic() > deadline:
                     right = Right("DESCRIBE", "group", group)
