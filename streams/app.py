@@ -267,7 +267,8 @@ class App:
         settings = self.settings
         servers = settings.bootstrap_servers or find_bootstrap_servers()
         return KafkaBroker(
-            {"client.id": self.name, **settings.client, "bootstrap.servers": servers},
+            {"client.id": self.name, **settings.client},
+            servers=servers,
             consumer=settings.consumer,
             producer=settings.producer,
         )
@@ -290,8 +291,8 @@ class App:
         settings = self.settings
         configure_logging(settings.log_format, settings.log_level)
         topology = self.topology
-        self.check_state_dir()
         cluster = broker or self.broker()
+        self.check_state_dir()
         admin = cluster.admin()
         try:
             partitions = prepare_topics(

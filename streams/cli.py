@@ -617,7 +617,8 @@ def _cluster(bootstrap_servers: str | None) -> KafkaBroker:
     settings = load_settings({}, os.environ)
     named = bootstrap_servers or settings.bootstrap_servers or find_bootstrap_servers()
     return KafkaBroker(
-        {**settings.client, "bootstrap.servers": named},
+        settings.client,
+        servers=named,
         consumer=settings.consumer,
         producer=settings.producer,
     )

@@ -50,6 +50,7 @@ LEVELS = {
     "broker.kafka.client_log": 2,
     "broker.kafka.access": 3,
     "broker.kafka.partitions": 2,
+    "broker.kafka.client_settings": 2,
     "broker.kafka.roll_calls": 4,
     "broker.kafka.subscription": 5,
     "broker.kafka.consumer": 6,

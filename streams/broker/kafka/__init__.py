@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from streams.broker import BEGINNING, END, GroupSettings
 from streams.broker.kafka.access import Access, Settings
 from streams.broker.kafka.admin import KafkaAdmin
+from streams.broker.kafka.client_settings import check_with_client, permitted
 from streams.broker.kafka.consumer import KafkaConsumer
 from streams.broker.kafka.producer import LARGEST_RECORD, KafkaProducer
 from streams.broker.kafka.roll_calls import RollCalls
@@ -15,57 +16,68 @@ from streams.broker.kafka.writer import KafkaWriter
 from streams.errors import BrokerError, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 __all__ = ["KafkaAdmin", "KafkaBroker", "KafkaConsumer", "KafkaProducer", "KafkaWriter"]
 
 
 class KafkaBroker:
-    """A Kafka cluster. ``settings`` are librdkafka's own names and go to every client.
+    """A Kafka cluster, at ``servers``. ``settings`` are librdkafka's own names and go to every client.
 
-    ``consumer`` and ``producer`` settings go to those clients only and win over what this library chooses,
-    except where correctness hangs on it: those raise ``ConfigurationError``.
+    Without ``servers``, its ``bootstrap.servers`` is the cluster.
+
+    ``consumer`` and ``producer`` settings go to those clients only. All of them win over what this library
+    chooses, except where correctness hangs on it: those raise ``ConfigurationError``, see
+    ``client_settings``, as do names that librdkafka does not know and values that it does not take.
     """
 
     def __init__(
         self,
         settings: Mapping[str, Any],
         *,
+        servers: str | None = None,
         consumer: Mapping[str, Any] | None = None,
         producer: Mapping[str, Any] | None = None,
     ) -> None:
-        if not settings.get("bootstrap.servers"):
+        given = dict(settings)
+        addresses = servers or given.get("bootstrap.servers")
+        if given.get("bootstrap.servers") == addresses:
+            given.pop("bootstrap.servers", None)
+        if not addresses:
             raise ConfigurationError("no broker is named", hint="set bootstrap_servers, e.g. localhost:9092")
-        self._consumer_settings = dict(consumer or {})
-        self._producer_settings = dict(producer or {})
-        self._access = Access(settings, self._consumer_settings, self._producer_settings)
+        given = permitted("client", given)
+        self._consumer_settings = permitted("consumer", consumer or {})
+        self._producer_settings = permitted("producer", producer or {})
+        self._access = Access(given, self._consumer_settings, self._producer_settings)
         self._settings: Settings = {
             "logger": self._access,
             # A broker that hangs takes connections and says nothing: by default for half a minute.
             "socket.connection.setup.timeout.ms": 5_000,
-            **settings,
+            **given,
+            "bootstrap.servers": addresses,
         }
-        _reject(
-            self._consumer_settings,
-            "consumer",
-            ("group.id", "enable.auto.commit", "group.protocol", "auto.offset.reset"),
-        )
         self._rules = AllTopicRules(self._topic_settings)
-        _reject(self._producer_settings, "producer", ("transactional.id", "enable.idempotence"))
+        # Before topics are created, and not when the first such client is made.
+        if self._consumer_settings:
+            check_with_client(
+                "consumer",
+                self._consumer_settings,
+                self._for_consumer(GroupSettings(group="settings"), "classic"),
+            )
+        if self._producer_settings:
+            check_with_client("producer", self._producer_settings, self._for_producer("settings", 10.0))
 
     def consumer(self, settings: GroupSettings) -> KafkaConsumer:
         protocol = settings.protocol
         if protocol == "auto":
             protocol = "consumer" if self._offers_consumer_protocol() else "classic"
-        chosen: Settings = {
-            "group.id": settings.group,
-            "group.protocol": protocol,
-            "auto.offset.reset": "error" if settings.tells_out_of_range else settings.offset_reset,
-            "isolation.level": settings.isolation,
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            "enable.partition.eof": True,
-            "max.poll.interval.ms": int(settings.poll_deadline * 1000),
+        merged = self._for_consumer(settings, protocol)
+        start = BEGINNING if settings.offset_reset == "earliest" else END
+        calls = RollCalls(settings.group, self._settings, self._access) if protocol == "consumer" else None
+        return KafkaConsumer(merged, self._access, roll_calls=calls, start=start, admin=self.admin)
+
+    def _for_consumer(self, settings: GroupSettings, protocol: str) -> Settings:
+        tuning: Settings = {
             # The default of 1000 stops fetching for a second whenever the queue was full.
             "fetch.queue.backoff.ms": 5,
             # A fetch that waits for records holds up seeks, and news of a reached end, for as long.
@@ -76,63 +88,80 @@ class KafkaBroker:
             # A broker that hangs is given up after this, and its partitions are looked for elsewhere.
             "socket.timeout.ms": 10_000,
         }
+        fixed: Settings = {
+            "group.id": settings.group,
+            "group.protocol": protocol,
+            "auto.offset.reset": "error" if settings.tells_out_of_range else settings.offset_reset,
+            "isolation.level": settings.isolation,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": True,
+            "max.poll.interval.ms": int(settings.poll_deadline * 1000),
+        }
         if settings.instance_id is not None:
-            chosen["group.instance.id"] = settings.instance_id
+            fixed["group.instance.id"] = settings.instance_id
         if protocol == "consumer":
             # Range keeps equal partition numbers of different topics together, as tasks need.
-            chosen["group.remote.assignor"] = "range"
+            fixed["group.remote.assignor"] = "range"
         else:
-            chosen["partition.assignment.strategy"] = "range"
+            fixed["partition.assignment.strategy"] = "range"
             session = int(min(settings.session_timeout, settings.poll_deadline) * 1000)
-            chosen["session.timeout.ms"] = session
-            chosen["heartbeat.interval.ms"] = min(3000, session // 3)
-        merged = self._settings | chosen | self._consumer_settings
-        start = BEGINNING if settings.offset_reset == "earliest" else END
-        calls = RollCalls(settings.group, self._settings, self._access) if protocol == "consumer" else None
-        return KafkaConsumer(merged, self._access, roll_calls=calls, start=start, admin=self.admin)
+            fixed["session.timeout.ms"] = session
+            fixed["heartbeat.interval.ms"] = min(3000, session // 3)
+        return tuning | self._settings | self._consumer_settings | fixed
 
     def producer(
         self, *, transactional_id: str | None = None, transaction_timeout: float = 10.0
     ) -> KafkaProducer:
-        chosen: Settings = {
-            "enable.idempotence": True,
-            # The default, CRC32, would put keys elsewhere than Java clients do, and joins would miss them.
-            "partitioner": "murmur2_random",
+        merged = self._for_producer(transactional_id, transaction_timeout)
+        return KafkaProducer(merged, self._access, self._rules)
+
+    def _for_producer(self, transactional_id: str | None, transaction_timeout: float) -> Settings:
+        tuning: Settings = {
             "linger.ms": 5,
             "queue.buffering.max.messages": 500_000,
             "queue.buffering.max.kbytes": 65536,
             # Whether a record is too large is for its topic to say. What was compressed may be large here.
             "message.max.bytes": LARGEST_RECORD,
-            "delivery.report.only.error": True,
             # What a broker that hangs was sent goes to another one after this, in time for the commit.
             "socket.timeout.ms": 5_000,
         }
+        fixed: Settings = {
+            "enable.idempotence": True,
+            # The default, CRC32, would put keys elsewhere than Java clients do, and joins would miss them.
+            "partitioner": "murmur2_random",
+            "delivery.report.only.error": True,
+        }
+        merged = tuning | self._settings | self._producer_settings | fixed
         if transactional_id is not None:
             milliseconds = int(transaction_timeout * 1000)
-            chosen |= {
+            merged |= {
                 "transactional.id": transactional_id,
                 "transaction.timeout.ms": milliseconds,
                 # The client refuses more than the transaction has.
-                "socket.timeout.ms": min(5_000, milliseconds),
+                "socket.timeout.ms": _at_most(merged["socket.timeout.ms"], milliseconds),
                 # A record that cannot be written in time fails the transaction, not the other way round.
                 "message.timeout.ms": milliseconds,
             }
-        return KafkaProducer(self._settings | chosen | self._producer_settings, self._access, self._rules)
+        return merged
 
     def writer(self, topic: str) -> KafkaWriter:
         """A writer of records to a topic, outside of transactions, that knows the outcome of each."""
-        chosen: Settings = {
-            "enable.idempotence": True,
-            "partitioner": "murmur2_random",
+        tuning: Settings = {
             "linger.ms": 5,
             # What is queued when a stop is asked for must be written within seconds.
             "queue.buffering.max.messages": 200_000,
             "queue.buffering.max.kbytes": 16384,
-            "delivery.report.only.error": True,
-            "message.timeout.ms": 60_000,
             **self._size_limit(topic),
         }
-        return KafkaWriter(self._settings | chosen | self._producer_settings, self._access, topic)
+        fixed: Settings = {
+            "enable.idempotence": True,
+            "partitioner": "murmur2_random",
+            "delivery.report.only.error": True,
+            "message.timeout.ms": 60_000,
+        }
+        merged = tuning | self._settings | self._producer_settings | fixed
+        return KafkaWriter(merged, self._access, topic)
 
     def _size_limit(self, topic: str) -> Settings:
         """The topic's limit: what is too large is then refused by the client, alone, not with its batch."""
@@ -166,10 +195,6 @@ class KafkaBroker:
             admin.close()
 
 
-def _reject(settings: Mapping[str, Any], client: str, names: Iterable[str]) -> None:
-    for name in names:
-        if name in settings:
-            raise ConfigurationError(
-                f"{client} setting {name!r} is not yours to choose: commits depend on it",
-                hint="see the app's own settings (streams run --help) for what it stands for",
-            )
+def _at_most(value: Any, most: int) -> Any:
+    """The lower one; what is no number is left for the client to refuse."""
+    return min(int(value), most) if str(value).isdigit() else value

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from confluent_kafka import KafkaError, KafkaException
 
 from streams.broker.kafka.client_log import ClientLog
+from streams.broker.kafka.client_settings import unusable
 from streams.broker.kafka.errors import REJECTED, classify
-from streams.errors import BrokerError, BrokerUnreachable, ConfigurationError, NotAuthenticated, Right
+from streams.errors import BrokerError, BrokerUnreachable, NotAuthenticated, Right
 from streams.redaction import scrub, secrets_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from streams.errors import ConfigurationError
 
 Settings = dict[str, Any]
 
@@ -57,6 +60,9 @@ class Access:
         failures: list[str] = []
         if callable(ask):
             settings = settings | {"oauth_cb": partial(_token, ask, failures)}
+        for name in ("stats_cb", "throttle_cb"):
+            if callable(settings.get(name)):
+                settings = settings | {name: partial(self._tell, name, settings[name])}
         try:
             return kind(settings)
         except KafkaException as error:
@@ -69,10 +75,14 @@ class Access:
             raise self._unusable(str(error)) from None
 
     def _unusable(self, why: str) -> ConfigurationError:
-        return ConfigurationError(
-            f"the client settings are not usable: {self.scrub(why)}",
-            hint="client, consumer and producer are librdkafka's own settings: see its CONFIGURATION.md",
-        )
+        return unusable("client", self.scrub(why))
+
+    def _tell(self, name: str, call: Callable[[Any], object], news: object) -> None:
+        """Call a program's callback. It runs in the worker's thread, whose work does not depend on it."""
+        try:
+            call(news)
+        except Exception as error:  # noqa: BLE001 - whatever it raises would end the worker
+            log.warning("%s raised %s: %s", name, type(error).__name__, self.scrub(str(error)))
 
     def means(self, error: KafkaError, doing: str, *rights: Right, replaceable: bool = False) -> BrokerError:
         """What a client error means to the engine; see ``classify``."""

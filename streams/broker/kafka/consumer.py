@@ -170,7 +170,10 @@ class KafkaConsumer:
             # The first poll that knows which topics there are joins the group.
             refresh = int(self._settings["topic.metadata.refresh.interval.ms"]) / 1000
             self._subscription = Subscription(
-                names, patterns, self._admin, seconds=min(LOOK_SECONDS, refresh)
+                names,
+                patterns,
+                self._admin,
+                seconds=min(LOOK_SECONDS, refresh) if refresh > 0 else LOOK_SECONDS,
             )
             return
         self._names = names
