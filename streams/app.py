@@ -22,6 +22,7 @@ from streams.dead_letters import dead_letter_topic
 from streams.errors import ConfigurationError, StateUnavailable, TopologyError
 from streams.events import Event, configure_logging, get_logger
 from streams.http import HttpServer, Response, Tls, client_tls
+from streams.key_placement import check_key_placement
 from streams.metrics import WorkerMetrics
 from streams.policy import ErrorPolicy, dead_letter
 from streams.query import Queries
@@ -334,7 +335,8 @@ class App:
                 databases=databases,
                 members=lambda: replicas.members,
             )
-            self._queries = queries = Queries(topology, worker, partitions)
+            elsewhere = check_key_placement(topology, cluster, partitions)
+            self._queries = queries = Queries(topology, worker, partitions, elsewhere=elsewhere)
             stack.callback(self._forget_queries)
             finished = stop or threading.Event()
             stack.callback(finished.set)
@@ -396,7 +398,8 @@ class App:
         """The value of a key in a store, as of the last commit; ``None`` where it has none.
 
         From any thread, while ``run`` runs in this process. Raises ``HeldElsewhere`` for a key that another
-        worker has (HTTP finds that one, see ``http_port``), ``StateUnavailable`` while the state is being
+        worker has, or may have where producers placed keys by another hash than murmur2 (HTTP finds them,
+        see ``http_port``), ``StateUnavailable`` while the state is being
         restored or nothing runs, ``UnknownStore``, and ``QueryError`` for a key of the wrong type.
         """
         return self._asked().get(store, key)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from streams.errors import HeldElsewhere, QueryError, StateError, StateUnavailable, UnknownStore
 from streams.partitioning import partition_for
@@ -15,7 +16,7 @@ from streams.task import TaskId
 from streams.topology import Step, matches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from streams.state.definition import StoreDefinition
     from streams.topology import Subtopology, Topology
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
     from streams.worker import Worker
 
 T = TypeVar("T")
+
+LOOK_SECONDS = 5.0
+"""For so long it is not looked again whether a store's keys lie where murmur2 puts them."""
+
+LOOK_KEYS = 256
+"""How many keys of each partition are looked at for that."""
+
+WINDOW_START_BYTES = 8
+"""How many bytes stand before the key of a window in its store."""
 
 FOREVER = 1 << 63
 """Later than any window starts."""
@@ -52,19 +62,34 @@ class _Place:
     definition: StoreDefinition
     subtopology: Subtopology
     partitions: int
+    outside: bool
+    """Whether others write some of its input, so that keys may lie elsewhere than murmur2 puts them."""
 
 
 class Queries:
     """Answers from what the last commits left in the stores of ``worker``; what is not committed is not seen.
 
-    ``partitions`` are the input topics with their partition counts. Raises ``UnknownStore``,
-    ``HeldElsewhere`` for a partition that is not this worker's, ``StateUnavailable`` for one that is being
-    restored, and ``QueryError`` for a question that does not fit the store.
+    ``partitions`` are the input topics with their partition counts, ``elsewhere`` those of them whose keys
+    are known to lie elsewhere than murmur2 puts them. A key that is not where it should be is looked for in
+    the other partitions that are held. Raises ``UnknownStore``, ``HeldElsewhere`` for a partition that is not
+    this worker's, ``StateUnavailable`` for one that is being restored, and ``QueryError`` for a question that
+    does not fit the store.
     """
 
-    def __init__(self, topology: Topology, worker: Worker, partitions: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        worker: Worker,
+        partitions: Mapping[str, int],
+        *,
+        elsewhere: Collection[str] = (),
+    ) -> None:
         self._worker = worker
         self._places: dict[str, _Place] = {}
+        self._scattered: set[str] = set()
+        """Stores some of whose keys lie elsewhere than murmur2 puts them."""
+        self._looked: dict[str, float] = {}
+        """When the keys of other stores were last looked at for that."""
         together = dict(topology.copartitions)
         for subtopology in topology.subtopologies:
             for node in subtopology.nodes:
@@ -79,17 +104,21 @@ class Queries:
                         default=1,
                     )
                     if store.askable:
-                        self._places[store.name] = _Place(store, subtopology, count)
+                        outside = count > 1 and any(topic not in topology.repartitions for topic in topics)
+                        self._places[store.name] = _Place(store, subtopology, count, outside)
+                        if any(matches(wanted, topic) for wanted in topics for topic in elsewhere):
+                            self._scattered.add(store.name)
 
     def definition(self, store: str) -> StoreDefinition:
         """What the topology says about a store."""
         return self._place(store).definition
 
-    def get(self, store: str, key: Any, *, partition: int | None = None) -> Any:
-        """The value of a key, or ``None``."""
+    def get(self, store: str, key: Any, *, partition: int | None = None, final: bool = True) -> Any:
+        """The value of a key, or ``None``; see ``_find`` for ``final``."""
         place = self._place(store, windowed=False)
-        number = self.partition_of(store, key) if partition is None else partition
-        return self._ask(place, number, lambda committed: committed.get(key))
+        if partition is not None:
+            return self._ask(place, partition, lambda committed: committed.get(key))
+        return self._find(place, key, lambda committed: committed.get(key), final=final)
 
     def entries(
         self, store: str, start: Any = None, stop: Any = None, *, limit: int | None = None
@@ -109,22 +138,25 @@ class Queries:
         *,
         limit: int | None = None,
         partition: int | None = None,
+        final: bool = True,
     ) -> list[Windowed[Any, Any]]:
         """The windows that start in ``[start, stop)`` (milliseconds since the epoch) and are not closed yet.
 
-        Of one key, or without one of all partitions held, in the order of starts and encoded keys.
+        Of one key, or without one of all partitions held, in the order of starts and encoded keys. See
+        ``_find`` for ``final``.
         """
         place = self._place(store, windowed=True)
         low, high = max(0, start or 0), FOREVER if stop is None else stop
         if key is None:
             found = self._merged(place, lambda committed: committed.windows(low, high), limit)
             return [window for _, window in found]
-        number = self.partition_of(store, key) if partition is None else partition
-        return self._ask(
-            place,
-            number,
-            lambda committed: [window for _, window in islice(committed.windows_of(key, low, high), limit)],
-        )
+
+        def read(committed: CommittedStore) -> list[Windowed[Any, Any]]:
+            return [window for _, window in islice(committed.windows_of(key, low, high), limit)]
+
+        if partition is not None:
+            return self._ask(place, partition, read)
+        return self._find(place, key, read, final=final)
 
     def partition_of(self, store: str, key: Any) -> int:
         """The partition that a record with this key goes to, and with it its state."""
@@ -183,6 +215,72 @@ class Queries:
             )
         return place
 
+    def _find(self, place: _Place, key: Any, question: Callable[[CommittedStore], T], *, final: bool) -> T:
+        """The answer of the partition that has the key: the one that it should be in, else any that is held.
+
+        Where none has it, the answer is that of the former. Unless ``final`` is false, ``HeldElsewhere`` is
+        raised instead where the key may be in a partition that another worker holds.
+        """
+        store = place.definition.name
+        number = self.partition_of(store, key)
+        answer: T | None = None
+        failure: HeldElsewhere | StateUnavailable | None = None
+        try:
+            answer = self._ask(place, number, question)
+        except (HeldElsewhere, StateUnavailable) as error:
+            failure = error
+        if not place.outside and failure is not None:
+            raise failure
+        if not place.outside or _is_there(answer):
+            return cast("T", answer)
+        asked = {number}
+        for other in self._held(place):
+            if other == number:
+                continue
+            try:
+                found = self._ask(place, other, question)
+            except (HeldElsewhere, StateUnavailable):
+                continue
+            if _is_there(found):
+                self._scattered.add(store)
+                return found
+            asked.add(other)
+        if failure is not None:
+            raise failure
+        if final and len(asked) < place.partitions and self.scattered(store):
+            raise HeldElsewhere(
+                f"store {store!r} has no value for the key {key!r:.80} in the partitions of this worker; its "
+                "producers put keys elsewhere than murmur2 does, so that another worker may have it"
+            )
+        return cast("T", answer)
+
+    def scattered(self, store: str) -> bool | None:
+        """Whether keys of a store lie elsewhere than murmur2 puts them; ``None`` where that is not known.
+
+        They do when the sample of the input at the start says so, or when keys of the store do. Those are
+        looked at again after some seconds; a worker that has none of them does not know.
+        """
+        place = self._place(store)
+        if store in self._scattered or not place.outside:
+            return place.outside
+        now = time.monotonic()
+        if now - self._looked.get(store, -LOOK_SECONDS) < LOOK_SECONDS:
+            return False
+        prefix = 0 if place.definition.retention is None else WINDOW_START_BYTES
+        known: bool | None = None
+        for number in self._held(place):
+            try:
+                keys = self._ask(place, number, _first_keys)
+            except (HeldElsewhere, StateUnavailable):
+                continue
+            if any(partition_for(key[prefix:], place.partitions) != number for key in keys):
+                self._scattered.add(store)
+                return True
+            known = False if keys else known
+        if known is False:
+            self._looked[store] = now
+        return known
+
     def _held(self, place: _Place) -> list[int]:
         reads = place.subtopology.reads
         held = {item.partition for item in self._worker.progress if reads(item.topic)}
@@ -217,6 +315,15 @@ class Queries:
             for number in self._held(place)
         ]
         return list(islice(merge(*parts, key=itemgetter(0)), limit))
+
+
+def _first_keys(committed: CommittedStore) -> list[bytes]:
+    return [key for key, _ in islice(committed.store.scan(None, None), LOOK_KEYS)]
+
+
+def _is_there(answer: object) -> bool:
+    """Whether a partition has what it was asked for: a value, or windows."""
+    return answer is not None and answer != []
 
 
 def _approximate_count(committed: CommittedStore) -> int:

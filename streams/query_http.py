@@ -22,13 +22,14 @@ from streams.serde import Bytes, Json, Text
 from streams.state.committed import encode_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from ssl import SSLContext
 
     from streams.http import Request
     from streams.query import Queries
     from streams.replicas import Replicas
     from streams.state.definition import StoreDefinition
+    from streams.windows import Windowed
 
 DEFAULT_LIMIT = 1000
 """Entries in one answer, unless ``limit`` asks for fewer or more."""
@@ -106,28 +107,38 @@ class StoreRoutes:
     def _key(self, request: Request) -> Response:
         definition, key, partition = self._asked(request)
 
-        def answer() -> Response:
-            value = self._queries.get(definition.name, key, partition=partition)
+        def answer() -> Response | None:
+            value = self._queries.get(definition.name, key, partition=partition, final=False)
             if value is None:
-                text = f"store {definition.name!r} has no value for the key {key!r}"
-                return _failure(404, "no value", QueryError(text))
+                return None
             return _json({"key": _key_as_json(definition, key, request.query), "value": value})
 
-        return self._routed(request, definition.name, partition, answer)
+        text = f"store {definition.name!r} has no value for the key {key!r}"
+        nothing = _failure(404, "no value", QueryError(text))
+        owner = self._queries.partition_of(definition.name, key) if partition is None else partition
+        return self._routed(request, definition.name, owner, answer, nothing)
 
     def _windows(self, request: Request) -> Response:
         definition, key, partition = self._asked(request)
         start, stop = _number(request, "start"), _number(request, "stop")
         limit = _limit(request)
 
-        def answer() -> Response:
-            windows = self._queries.windows(
-                definition.name, key, start, stop, limit=limit, partition=partition
-            )
+        def shown(windows: Sequence[Windowed[Any, Any]]) -> Response:
             found = [{"start": item.start, "end": item.end, "value": item.value} for item in windows]
             return _json({"key": _key_as_json(definition, key, request.query), "windows": found})
 
-        return self._routed(request, definition.name, partition, answer)
+        def answer() -> Response | None:
+            windows = self._queries.windows(
+                definition.name, key, start, stop, limit=limit, partition=partition, final=False
+            )
+            return shown(windows) if windows else None
+
+        owner = self._queries.partition_of(definition.name, key) if partition is None else partition
+        nothing = shown([])
+        if ASKED_BY in request.headers and partition is None:
+            # To who asks on behalf of others, it matters whether there is something.
+            nothing = _failure(404, "no value", QueryError(f"there is no window of the key {key!r}"))
+        return self._routed(request, definition.name, owner, answer, nothing)
 
     def _range(self, request: Request) -> Response:
         definition = self._queries.definition(request.parameters["store"])
@@ -189,26 +200,64 @@ class StoreRoutes:
         )
 
     def _routed(
-        self, request: Request, store: str, partition: int, answer: Callable[[], Response]
+        self,
+        request: Request,
+        store: str,
+        partition: int,
+        answer: Callable[[], Response | None],
+        nothing: Response,
     ) -> Response:
+        """What this worker has, else the one that holds the partition, else any other one.
+
+        ``answer`` is what is here, ``nothing`` what is said where no worker has anything. Other workers than
+        the partition's are asked where keys may lie elsewhere than they should, unless the request names a
+        partition.
+        """
+        answered = True
         try:
-            return answer()
+            found = answer()
+            if found is not None:
+                return found
         except HeldElsewhere:
             if ASKED_BY in request.headers:
                 raise
+            answered = False
         asked = {None, self._replicas.address}
-        for anew in (False, True):
-            owner = self._replicas.owners(store, anew=anew).get(partition)
-            if owner is None or owner in asked:
-                continue
-            asked.add(owner)
-            response = self._ask(owner, request.target)
-            if response is not None and response.status != 421:
-                return response
+        if not answered:
+            for anew in (False, True):
+                owner = self._replicas.owners(store, anew=anew).get(partition)
+                if owner is None or owner in asked:
+                    continue
+                asked.add(owner)
+                response = self._ask(owner, request.target)
+                if response is not None and response.status not in (404, 421):
+                    return response
+                if response is not None and response.status == 404:
+                    answered = True
+                    break
+        if "partition" not in request.query and ASKED_BY not in request.headers:
+            scattered = self._queries.scattered(store)
+            others = set() if scattered is False else self._others(store, asked, needed=bool(scattered))
+            for address in sorted(others):
+                response = self._ask(address, request.target)
+                if response is not None and response.status == 200:
+                    return response
+                answered = answered and (response is not None or not scattered)
+        if answered:
+            return nothing
         raise StateUnavailable(
             f"nobody answers for partition {partition} of store {store!r}",
             hint=NO_ANSWER_HINT,
         )
+
+    def _others(self, store: str, asked: set[str | None], *, needed: bool) -> set[str]:
+        """The workers that hold other partitions of a store; ``needed`` if they may not stay unknown."""
+        try:
+            return {address for address in self._replicas.owners(store).values() if address not in asked}
+        except BrokerError:
+            if needed:
+                raise
+            return set()
 
     def _ask(self, address: str, target: str) -> Response | None:
         headers = {ASKED_BY: self._replicas.address or "", **bearer(self._token)}
@@ -225,13 +274,11 @@ class StoreRoutes:
         # One that has another token is no answer to who had the right one here.
         return None if response.status == UNAUTHORIZED.status else response
 
-    def _asked(self, request: Request) -> tuple[StoreDefinition, Any, int]:
+    def _asked(self, request: Request) -> tuple[StoreDefinition, Any, int | None]:
+        """The store, the key and the partition that is asked for, if one is named."""
         definition = self._queries.definition(request.parameters["store"])
         key = _key_of(definition, request.parameters["key"], request.query)
-        partition = _number(request, "partition")
-        if partition is None:
-            partition = self._queries.partition_of(definition.name, key)
-        return definition, key, partition
+        return definition, key, _number(request, "partition")
 
 
 def _key_of(definition: StoreDefinition, text: str, query: Mapping[str, str]) -> Any:
