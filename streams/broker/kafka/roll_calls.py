@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import suppress
 from functools import partial
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from streams.broker.kafka.access import REQUEST_SECONDS, Access, LastError, Settings
+from streams.broker.kafka.access import Access, LastError, Settings
 from streams.broker.kafka.partitions import placed
 from streams.errors import BrokerError
 from streams.records import TopicPartition
@@ -24,6 +25,17 @@ ROLL_CALL_SECONDS: Final = 8.0
 
 ROLL_CALL_MEMBERS: Final = 80
 """For each so many members that a group has, it is that time once more, as all of them ask."""
+
+ANSWER_SECONDS: Final = 3600.0
+"""How long an answer may take: as long as the client allows.
+
+A question that times out while the client still waits for a connection to the coordinator ends the process
+once there is one: an assertion of librdkafka 2.16, its issue 4605. With a short time, a coordinator that was
+away for longer was enough for that. ``tests/faults/describe_groups.py`` shows it.
+"""
+
+ABANDON_SECONDS: Final = 20.0
+"""After so long without an answer the client is replaced: after an outage it may never get one."""
 
 ROLL_CALLS: Final = 3
 """So many answers in a row must differ from what a member has. Over that time even the slowest heartbeat that
@@ -47,6 +59,7 @@ class RollCalls:
         self._held = frozenset[TopicPartition]()
         """What the member had when the question was asked."""
         self._ask_at = time.monotonic() + ROLL_CALL_SECONDS
+        self._asked_at = 0.0
         self._differed = 0
 
     def ask(self, member: str, held: AbstractSet[TopicPartition]) -> str | None:
@@ -57,9 +70,11 @@ class RollCalls:
                 self._ask_at = now + ROLL_CALL_SECONDS
                 # Without a token, say, there is no client: then another time.
                 with suppress(BrokerError):
-                    self._answer, self._held = self._asked(), frozenset(held)
+                    self._answer, self._held, self._asked_at = self._asked(), frozenset(held), now
             return None
         if not self._answer.done():
+            if now - self._asked_at > ABANDON_SECONDS:
+                self._abandon()
             return None
         answer, self._answer = self._answer, None
         self._ask_at = now + ROLL_CALL_SECONDS
@@ -85,10 +100,16 @@ class RollCalls:
             f"{len(differs)} partitions, {min(differs)} among them, are not where the coordinator wants them"
         )
 
+    def _abandon(self) -> None:
+        """Release the client with its question. That may wait for a broker, so another thread does it."""
+        self._answer = None
+        clients, self._client = [self._client], None
+        threading.Thread(target=clients.clear, name="streams-roll-calls", daemon=True).start()
+
     def _asked(self) -> Future[Any]:
         self._client = self._client or self._make()
         # Here the client has its token renewed.
         self._client.poll(0)
-        return self._client.describe_consumer_groups([self._group], request_timeout=REQUEST_SECONDS)[
+        return self._client.describe_consumer_groups([self._group], request_timeout=ANSWER_SECONDS)[
             self._group
         ]
