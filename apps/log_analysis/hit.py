@@ -86,9 +86,10 @@ class Hit(msgspec.Struct, frozen=True, gc=False):
 
 
 # The usual identity is a dash. Lines with another one go the longer way, as do those with anything in front.
-_WHO: Final = rf"(\S++ - {USER})"
+_WHO: Final = re.compile(rf"(\S++) - ({USER}) ")
 _LINE: Final = re.compile(
-    f'{_WHO}{TIME}{QUOTED}{WORD}{SIZE}(?:{QUOTED}{QUOTED}(?: "{QUOTED_TEXT}")?+)?+{LINE_END}', re.DOTALL
+    rf'([^\[]*+)\[([^\]]*+)\]{QUOTED}{WORD}{SIZE}(?:{QUOTED}{QUOTED}(?: "{QUOTED_TEXT}")?+)?+{LINE_END}',
+    re.DOTALL,
 )
 
 times: Final = fields.times
@@ -101,9 +102,11 @@ _STATUSES: Final = fields.STATUSES
 
 
 def _who(text: str) -> tuple[str, str | None]:
-    """Client and user, as they stand on both sides of the identity."""
-    client, user = text.split(" - ", 1)
-    return _clients[client], _users[user]
+    """Client and user, as they stand on both sides of the identity, in front of the time's bracket."""
+    match = _WHO.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    return _clients[match[1]], _users[match[2]]
 
 
 _whos: Final = Memo(_who)
