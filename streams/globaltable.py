@@ -97,13 +97,13 @@ class GlobalTable:
         self._database.write({}, dict.fromkeys(self._database.metadata(), b""))
         self._database.drop(self._definition.name)
 
-    def entries(self) -> dict[Any, Any]:
-        """All of it, by key."""
+    def entries(self) -> list[tuple[Any, Any]]:
+        """All of it, in the order of encoded keys."""
         definition = self._definition
         stored = list(self._database.store(definition.name).scan())
         keys = definition.key.deserialize([key for key, _ in stored])
         values = definition.value.deserialize([value for _, value in stored])
-        return {key: found[0] for key, found in zip(keys, values, strict=True) if found is not None}
+        return [(key, found[0]) for key, found in zip(keys, values, strict=True) if found is not None]
 
     def close(self) -> None:
         """Release the database."""

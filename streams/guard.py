@@ -57,7 +57,7 @@ class Guard:
     functions are the user's, and nothing would await what they return.
     """
 
-    __slots__ = ("_describe", "_piece", "_plain", "_policy", "_stopwatch", "_surroundings", "step")
+    __slots__ = ("_piece", "_plain", "_policy", "_stopwatch", "_surroundings", "describe", "step")
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Guard:
         self.step = step
         self._policy = policy
         self._surroundings = surroundings
-        self._describe = describe
+        self.describe = describe
         self._stopwatch = stopwatch
         self._plain = plain
         self._piece = 1
@@ -116,7 +116,7 @@ class Guard:
                 at += 1
             elif at > stop:
                 raise ProcessingError(
-                    f"{self._describe} gave {at} results for the first {stop} records of a batch",
+                    f"{self.describe} gave {at} results for the first {stop} records of a batch",
                     hint="one result a record is needed, in order",
                 )
             self._pace(stop, at, self._stopwatch() - begun)
@@ -239,7 +239,7 @@ class Guard:
         frame = traceback.extract_tb(error.__traceback__)[-1:]
         where = f" ({frame[0].filename}:{frame[0].lineno})" if frame else ""
         return ProcessingError(
-            f"{self._describe} failed on {_came_from(batch, row)}, "
+            f"{self.describe} failed on {_came_from(batch, row)}, "
             f"key {preview(record.key)}, value {preview(record.value)}: "
             f"{type(error).__name__}: {error_text(error)}{where}",
             hint="mend the code or the record and start again: nothing after the last commit was written; "
@@ -251,7 +251,7 @@ class Guard:
         record = batch.original(row)
         advice = f"{error.hint}; or " if error.hint else ""
         return ProcessingError(
-            f"{self._describe} failed on {_came_from(batch, row)}, "
+            f"{self.describe} failed on {_came_from(batch, row)}, "
             f"key {preview(record.key)}, value {preview(record.value)}: {error.message}",
             hint=f"{advice}give the step on_error=dead_letter or on_error=skip; nothing after the last "
             "commit was written",

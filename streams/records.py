@@ -176,7 +176,16 @@ class Batch(Generic[K, V]):
     are sequences of equal length, not necessarily lists.
     """
 
-    __slots__ = ("_fetched", "_headers", "_keys", "_number", "_rows", "_timestamps", "values")
+    __slots__ = (
+        "_fetched",
+        "_headers",
+        "_key_types",
+        "_keys",
+        "_number",
+        "_rows",
+        "_timestamps",
+        "values",
+    )
 
     values: Sequence[V]
 
@@ -195,6 +204,7 @@ class Batch(Generic[K, V]):
         self._rows = rows
         self.values = values
         self._keys = keys
+        self._key_types: frozenset[type] | None = None
         self._timestamps = timestamps
         self._headers = headers
         self._number = number
@@ -243,6 +253,13 @@ class Batch(Generic[K, V]):
         if self._keys is None:
             self._keys = self._fetched.keys(self._rows)  # type: ignore[assignment]  # K is bytes until a serde or key_by replaces the column
         return self._keys  # type: ignore[return-value]  # assigned in the line above
+
+    @property
+    def key_types(self) -> frozenset[type]:
+        """The classes of the keys, that of ``None`` included: found once, by the first step that asks."""
+        if self._key_types is None:
+            self._key_types = frozenset(map(type, self.keys))
+        return self._key_types
 
     @property
     def timestamps(self) -> Sequence[int]:

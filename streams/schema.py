@@ -189,7 +189,8 @@ def migrated_entries(
     The function gets old values as plain data: JSON and Avro as dictionaries, lists and so on, text as text,
     anything else as bytes; without the times that the store keeps beside them, which stay. What it returns is
     written and read once, so that values are of the type that steps expect. ``None`` removes the entry.
-    Keys of windowed stores are pairs of window start and key.
+    Keys are as the task's view of the store holds them; those of windowed stores are pairs of window start
+    and key.
 
     Nothing is written here: all of it belongs into one commit, together with the new schema. Raises
     ``StateError`` naming the key when an entry cannot be read, migrated or written.
@@ -204,7 +205,8 @@ def migrated_entries(
         key: Any = encoded
         doing = "be read"
         try:
-            key = _decoded_key(definition, encoded)
+            key = _decoded_key(definition, definition.key, encoded)
+            held = _decoded_key(definition, definition.held_key, encoded)
             old = decode(payload[prefix.size :])
             doing = "be migrated"
             new = settled(migrate(old))
@@ -219,7 +221,7 @@ def migrated_entries(
                 f"{type(error).__name__}: {error}",
                 hint="nothing was changed: mend migrate=… and start again, or go back to the program before",
             ) from error
-        yield key, new
+        yield held, new
 
 
 def _parsed(stored: str) -> dict[str, Any]:
@@ -302,10 +304,10 @@ def _plain_decoder(schemas: list[Any]) -> Callable[[bytes], Any]:
             return bytes
 
 
-def _decoded_key(definition: StoreDefinition, encoded: bytes) -> Any:
+def _decoded_key(definition: StoreDefinition, serde: Serde[Any], encoded: bytes) -> Any:
     if definition.retention is None:
-        (key,) = definition.key.deserialize([encoded])
+        (key,) = serde.deserialize([encoded])
         return key
     (start,) = _WINDOW_START.unpack_from(encoded)
-    (key,) = definition.key.deserialize([encoded[_WINDOW_START.size :]])
+    (key,) = serde.deserialize([encoded[_WINDOW_START.size :]])
     return start, key

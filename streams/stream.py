@@ -52,6 +52,7 @@ from streams.operators.table import (
 )
 from streams.operators.window import WindowedAggregate, WindowHeads
 from streams.policy import ErrorPolicy, dead_letter, fail
+from streams.round_trip import RoundTrip
 from streams.serde import Bytes, Json, Serde, Text
 from streams.state.deadlines import deadlines_definition
 from streams.state.definition import StoreDefinition
@@ -183,7 +184,7 @@ class TopologyBuilder:
                 parents=stream.parents,
                 topic=topic,
                 key=stream.key,
-                value=value,
+                value=stream.read_again(value),
                 policy=on_error,
                 repartition=Repartition(partitions),
             )
@@ -198,7 +199,7 @@ class TopologyBuilder:
             internal=True,
         )
         self.add(source)
-        return Stream(self, (source.name,), source.key, value)
+        return Stream(self, (source.name,), source.key, value, as_read=True)
 
     def add(self, node: Node) -> None:
         """Append a node; its parents must be there already. Raises ``TopologyError`` for async functions."""
@@ -238,7 +239,7 @@ class TopologyBuilder:
             policy=on_error,
         )
         self.add(source)
-        return Stream(self, (source.name,), key, value)
+        return Stream(self, (source.name,), key, value, as_read=True)
 
     def table(
         self,
@@ -272,7 +273,7 @@ class TopologyBuilder:
                 read_source=TableEntries(key, value, timestamp),
                 shown=_value_of,
             ),
-            Stream(self, (source.name,), key, value),
+            Stream(self, (source.name,), key, value, as_read=True),
             on_error,
         )
 
@@ -281,7 +282,7 @@ class TopologyBuilder:
         store: StoreDefinition,
         stream: Stream[K, V],
         on_error: ErrorPolicy,
-        check: Serde[Any] | None = None,
+        check: RoundTrip | None = None,
     ) -> Table[K, V]:
         """Add the step that keeps a stream's latest values in a store."""
         step = Step(
@@ -292,7 +293,7 @@ class TopologyBuilder:
             owns=(store,),
         )
         self.add(step)
-        return Table(self, step.name, stream.key, stream.value, View(store.name))
+        return Table(self, step.name, stream.key, stream.value, View(store.name), as_read=True)
 
     def global_table(
         self, topic: str, *, key: Serde[K], value: Serde[V], name: str | None
@@ -347,6 +348,7 @@ class Stream(Generic[K, V]):
         *,
         rekeyed: bool = False,
         value_type: Any = Any,
+        as_read: bool = False,
     ) -> None:
         self._builder = builder
         self._parents = parents
@@ -354,6 +356,7 @@ class Stream(Generic[K, V]):
         self._value = value
         self._rekeyed = rekeyed
         self._value_type = serde_type(value) if value_type is Any else value_type
+        self._as_read = as_read
 
     @property
     def builder(self) -> TopologyBuilder:
@@ -384,6 +387,13 @@ class Stream(Generic[K, V]):
     def value_type(self) -> Any:
         """The type of values, ``Any`` where it is not known: aggregates keep values as it says."""
         return self._value_type
+
+    def read_again(self, value: Serde[Any]) -> Serde[Any]:
+        """``value`` for records that will be read again: it refuses what would come back as another value.
+
+        Values that are as a serde has read them are not looked at.
+        """
+        return value if self._as_read and value is self._value else RoundTrip(value)
 
     def written_value(self, purpose: str, where: str) -> Serde[Any]:
         """How values are written. Raises ``TopologyError`` where the stream does not know it."""
@@ -494,7 +504,7 @@ class Stream(Generic[K, V]):
     ) -> Stream[K2, V]:
         """Replace each key by ``function(value)``, written with the serde ``key`` (text unless given)."""
         return self._then(
-            KeyBy(function),
+            KeyBy(function, implied_text=key is None),
             on_error,
             name,
             key=key or Text(),
@@ -571,7 +581,7 @@ class Stream(Generic[K, V]):
         does not know. Records whose group is ``None`` or cannot be found get ``on_error``.
         """
         stream = self._then(
-            Group(function),
+            Group(function, implied_text=key is None),
             on_error,
             None,
             key=key or Text(),
@@ -579,7 +589,7 @@ class Stream(Generic[K, V]):
             value_type=self._value_type if value is None else Any,
             rekeyed=True,
         )
-        return Grouped(stream, name, partitions)
+        return Grouped(stream, name, partitions, on_error)
 
     def group_by_key(self, *, on_error: ErrorPolicy = dead_letter) -> Grouped[K, V]:
         """Bring together the records with equal keys; those without a key get ``on_error``.
@@ -587,7 +597,7 @@ class Stream(Generic[K, V]):
         Where keys were changed before, the records go through a repartition topic first.
         """
         stream = self._then(Group(), on_error, None, value=self._value, value_type=self._value_type)
-        return Grouped(stream, None, None)
+        return Grouped(stream, None, None, on_error)
 
     def to_table(
         self, name: str, *, value: Serde[V] | None = None, on_error: ErrorPolicy = dead_letter
@@ -602,10 +612,11 @@ class Stream(Generic[K, V]):
         if self._rekeyed:
             stream = self._builder.repartition(stream, name, None, on_error)
         serde = stream.written_value(f"{name!r} keeps values", "to_table(…, value=…)")
+        check = None if stream.read_again(serde) is serde else RoundTrip(serde)
         store = StoreDefinition(
             name=name, key=self._key, value=StampedSerde(serde), purpose="table", shown=_value_of
         )
-        return self._builder.keep(store, stream._written_by(serde), on_error, serde)  # noqa: SLF001 - the same class
+        return self._builder.keep(store, stream._written_by(serde), on_error, check)  # noqa: SLF001 - the same class
 
     @overload
     def join(
@@ -800,6 +811,7 @@ class Stream(Generic[K, V]):
                 self._value,
                 rekeyed=self._rekeyed,
                 value_type=self._value_type,
+                as_read=self._as_read,
             )
         return Branches(streams)
 
@@ -816,6 +828,7 @@ class Stream(Generic[K, V]):
         same = all(_alike(stream._value, self._value) for stream in others)  # noqa: SLF001 - the same class
         rekeyed = any(stream._rekeyed for stream in (self, *others))  # noqa: SLF001 - the same class
         alike = all(stream._value_type == self._value_type for stream in others)  # noqa: SLF001 - the same class
+        as_read = all(stream._as_read for stream in (self, *others))  # noqa: SLF001 - the same class
         return Stream(
             self._builder,
             (step.name,),
@@ -823,6 +836,7 @@ class Stream(Generic[K, V]):
             self._value if same else None,
             rekeyed=rekeyed,
             value_type=self._value_type if alike else Any,
+            as_read=as_read,
         )
 
     def to(
@@ -903,7 +917,8 @@ class Stream(Generic[K, V]):
         given = (("left", "value", options.value, self), ("right", "other_value", options.other_value, other))
         for side, argument, serde, stream in given:
             source = stream if serde is None else stream._written_by(serde)  # noqa: SLF001 - the same class
-            serdes.append(source.written_value(f"{name!r} keeps records", f"join(…, {argument}=…)"))
+            kept = source.written_value(f"{name!r} keeps records", f"join(…, {argument}=…)")
+            serdes.append(kept if stream.rekeyed else source.read_again(kept))
             if stream.rekeyed:
                 source = builder.repartition(source, f"{name}-{side}", None, options.on_error)
             written.append(source)
@@ -1016,6 +1031,7 @@ class Stream(Generic[K, V]):
             value or inferred,
             rekeyed=rekeyed or self._rekeyed,
             value_type=value_type,
+            as_read=self._as_read and value is self._value,
         )
 
 
@@ -1060,12 +1076,19 @@ class Grouped(Generic[K, V]):
     """
 
     def __init__(
-        self, stream: Stream[K, V], name: str | None, partitions: int | None, *, needs_value: bool = False
+        self,
+        stream: Stream[K, V],
+        name: str | None,
+        partitions: int | None,
+        on_error: ErrorPolicy,
+        *,
+        needs_value: bool = False,
     ) -> None:
         self._stream = stream
         self._name = name
         self._partitions = partitions
         self._needs_value = needs_value
+        self._on_error = on_error
         self._repartitioned: Stream[K, V] | None = None
         self._used_by: str | None = None
 
@@ -1160,7 +1183,7 @@ class Grouped(Generic[K, V]):
                 self._stream,
                 self._name or name,
                 self._partitions,
-                dead_letter,
+                self._on_error,
                 needs_key=True,
                 needs_value=self._needs_value,
             )
@@ -1298,7 +1321,15 @@ class WindowedResults(Generic[K, R]):
         if name not in self._streams:
             builder = self._source.builder
             builder.add(Step(name=name, parents=(self._step,), operator=Merge()))
-            self._streams[name] = Stream(builder, (name,), self._source.key, value, value_type=value_type)
+            # Results are of no type that a serde could read them as, so they are not compared.
+            self._streams[name] = Stream(
+                builder,
+                (name,),
+                self._source.key,
+                value,
+                value_type=value_type,
+                as_read=value is not None,
+            )
         return self._streams[name]
 
 
@@ -1314,6 +1345,7 @@ class Table(Generic[K, V]):
         view: AnyView,
         *,
         value_type: Any = Any,
+        as_read: bool = False,
     ) -> None:
         self._builder = builder
         self._step = step
@@ -1321,6 +1353,7 @@ class Table(Generic[K, V]):
         self._value = value
         self._view = view
         self._value_type = serde_type(value) if value_type is Any else value_type
+        self._as_read = as_read
 
     @property
     def key(self) -> Serde[Any]:
@@ -1364,17 +1397,24 @@ class Table(Generic[K, V]):
         ``on_error`` and belong to no group.
         """
         builder = self._builder
+        operator = GroupChanges(function, implied_text=key is None)
         step = Step(
-            name=builder.name(None, _generated(GroupChanges(function))),
+            name=builder.name(None, _generated(operator)),
             parents=(self._step,),
-            operator=GroupChanges(function),
+            operator=operator,
             policy=on_error,
         )
         builder.add(step)
+        written = value or self._value
         stream: Stream[K2, V] = Stream(
-            builder, (step.name,), key or Text(), value or self._value, rekeyed=True
+            builder,
+            (step.name,),
+            key or Text(),
+            written,
+            rekeyed=True,
+            as_read=self._as_read and written is self._value,
         )
-        return GroupedTable(Grouped(stream, name, partitions, needs_value=True))
+        return GroupedTable(Grouped(stream, name, partitions, on_error, needs_value=True))
 
     def join(
         self,
@@ -1444,10 +1484,13 @@ class Table(Generic[K, V]):
             f"{name!r} keeps results", "join_by(…, result=…)"
         )
         subscribe = self._step_behind(
-            (self._step,), Subscribe(foreign_key, self._key, own, left), f"{name}-subscribe", on_error
+            (self._step,),
+            Subscribe(foreign_key, other.key, self._key, own, left),
+            f"{name}-subscribe",
+            on_error,
         )
         subscriptions = builder.repartition(
-            Stream(builder, (subscribe,), other.key, SubscriptionSerde()),
+            Stream(builder, (subscribe,), other.key, SubscriptionSerde(), as_read=True),
             f"{name}-subscription",
             None,
             on_error,
@@ -1462,7 +1505,7 @@ class Table(Generic[K, V]):
         )
         keep = self._step_behind(
             subscriptions.parents,
-            KeepSubscriptions(subscribers.name, other.view, other.key),
+            KeepSubscriptions(subscribers.name, other.view),
             subscribers.name,
             on_error,
             owns=(subscribers,),
@@ -1475,9 +1518,10 @@ class Table(Generic[K, V]):
             on_error,
             uses=(subscribers.name,),
         )
+        answer_values = AnswerSerde(other._as_stream(other_value).read_again(others))
         # Keys of answers are bytes already, as the subscriptions brought them.
         answers = builder.repartition(
-            Stream(builder, (keep, answer), Bytes(), AnswerSerde(others)),
+            Stream(builder, (keep, answer), Bytes(), answer_values, as_read=True),
             f"{name}-answer",
             None,
             on_error,
@@ -1490,19 +1534,26 @@ class Table(Generic[K, V]):
         )
         joined = self._step_behind(
             answers.parents,
-            JoinAnswers(name, foreign_key, function, self._view, own, results, left),
+            JoinAnswers(name, foreign_key, other.key, function, self._view, own, RoundTrip(results), left),
             name,
             on_error,
             owns=(store,),
             uses=self._view.stores,
         )
-        return Table(builder, joined, self._key, results, View(name))
+        return Table(builder, joined, self._key, results, View(name), as_read=True)
 
     def to_stream(self, *, name: str | None = None) -> Stream[K, V]:
         """The changes as records with the new values; a deletion is a tombstone."""
         step = Step(name=self._builder.name(name, "to_stream"), parents=(self._step,), operator=ToStream())
         self._builder.add(step)
-        return Stream(self._builder, (step.name,), self._key, self._value, value_type=self._value_type)
+        return Stream(
+            self._builder,
+            (step.name,),
+            self._key,
+            self._value,
+            value_type=self._value_type,
+            as_read=self._as_read,
+        )
 
     def to(
         self,
@@ -1517,7 +1568,9 @@ class Table(Generic[K, V]):
         self.to_stream().to(topic, key=key, value=value, on_error=on_error, name=name)
 
     def _as_stream(self, value: Serde[Any] | None) -> Stream[K, V]:
-        return Stream(self._builder, (), self._key, value or self._value)
+        written = value or self._value
+        as_read = self._as_read and written is self._value
+        return Stream(self._builder, (), self._key, written, as_read=as_read)
 
     def _then(
         self,
@@ -1530,7 +1583,8 @@ class Table(Generic[K, V]):
     ) -> Table[K, Any]:
         called = self._builder.name(name, _generated(operator))
         step = self._step_behind((self._step,), operator, called, on_error)
-        return Table(self._builder, step, self._key, value, view, value_type=value_type)
+        as_read = self._as_read and value is self._value
+        return Table(self._builder, step, self._key, value, view, value_type=value_type, as_read=as_read)
 
     def _step_behind(
         self,

@@ -20,6 +20,7 @@ from streams.errors import ProcessingError, StateError, StreamsError, TopologyEr
 from streams.guard import Guard, error_text, preview
 from streams.operators import fan_out
 from streams.operators.change import Change
+from streams.operators.keys import HeldKeys, readable_keys
 from streams.operators.map_async import MapAsync
 from streams.operators.origins import TimedChanges
 from streams.operators.stateless import extract_timestamps
@@ -550,6 +551,16 @@ class Task:
         for state in self.states.values():
             state.committed()
 
+    def entries(self, name: str) -> list[tuple[Any, Any]]:
+        """What a store holds, changes that are not committed included; starts and keys of a windowed one."""
+        state, held = self.states[name], HeldKeys(self._definitions[name].key)
+        if isinstance(state, KeyValueState):
+            found = list(state.entries())
+            return list(zip(held.shown(key for key, _ in found), (value for _, value in found), strict=True))
+        entries = list(state.entries())
+        keys = held.shown(key for (_, key), _ in entries)
+        return [((start, key), value) for key, ((start, _), value) in zip(keys, entries, strict=True)]
+
     def committed_store(self, name: str) -> CommittedStore:
         """A store as of the last commit, to be read from any thread. Raises ``StateError`` once closed."""
         assert self._database is not None
@@ -643,10 +654,10 @@ class Task:
         value = self._values[store.name] = reading(store, checkpoint.schema)
         committed = self._database.store(store.name)
         if store.retention is None:
-            return KeyValueState(committed, store.key, value)
+            return KeyValueState(committed, store.held_key, value)
         return WindowState(
             committed,
-            store.key,
+            store.held_key,
             value,
             retention=store.retention,
             stream_time=checkpoint.time,
@@ -771,7 +782,9 @@ class Task:
 
     def _bind_sink(self, sink: Sink) -> Forward:
         guard = self._guard(sink)
-        serialize_value, serialize_key = nullable(sink.value.serialize), nullable(sink.key.serialize)
+        # Keys of an internal topic are read again, and what cannot be is found now, by its record.
+        write_keys = sink.key.serialize if sink.repartition is None else readable_keys(sink.key)
+        serialize_value, serialize_key = nullable(sink.value.serialize), nullable(write_keys)
         internal = sink.repartition is not None
 
         def encode(batch: Batch[Any, Any], topic: str) -> None:
@@ -974,8 +987,8 @@ class _Binding:
         assert isinstance(state, WindowState)
         return state
 
-    def ttl(self, name: str) -> int | None:
-        return next(store.ttl for store in self._within.stores if store.name == name)
+    def definition(self, name: str) -> StoreDefinition:
+        return next(store for store in self._within.stores if store.name == name)
 
     def lookup(self, name: str) -> Lookup:
         if name not in self._lookups:

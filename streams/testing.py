@@ -157,15 +157,30 @@ class TopologyDriver:
         return total
 
     def store(self, name: str) -> dict[Any, Any]:
-        """What a store holds over all partitions, by key; by window start and key for a windowed one."""
+        """What a store holds over all partitions, by key; by window start and key for a windowed one.
+
+        Keys that are lists stand there as tuples, and dictionaries as tuples of pairs.
+        """
         found: dict[Any, Any] = {}
+        for key, value in self.entries(name):
+            place = _hashable(key)
+            if place in found:
+                raise ValueError(
+                    f"store {name!r} has {key!r:.80} and an equal key that is written differently: "
+                    "see driver.entries(…)"
+                )
+            found[place] = value
+        return found
+
+    def entries(self, name: str) -> list[tuple[Any, Any]]:
+        """As ``store``, as pairs of key and value: also where keys are equal and written differently."""
+        found: list[tuple[Any, Any]] = []
         for task in self._tasks.values():
-            state = task.states.get(name)
-            if state is not None:
-                found |= dict(state.entries())
+            if name in task.states:
+                found += task.entries(name)
         for table in self._global_tables.values():
             if table.source.store.name == name:
-                found |= table.entries()
+                found += table.entries()
         return found
 
     def advance(self, milliseconds: int) -> None:
@@ -323,6 +338,14 @@ def _records(output: Output) -> Iterator[Record[bytes | None, bytes | None]]:
     headers = output.headers or [None] * len(output)
     for columns in zip(output.keys, output.values, output.timestamps, headers, strict=True):
         yield Record(*columns)
+
+
+def _hashable(key: Any) -> Any:
+    if isinstance(key, list | tuple):
+        return tuple(map(_hashable, key)) if type(key) in {list, tuple} else key
+    if isinstance(key, dict):
+        return tuple((name, _hashable(value)) for name, value in key.items())
+    return key
 
 
 def _encode(serde: Serde[Any], value: Any) -> bytes | None:

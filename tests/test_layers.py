@@ -85,16 +85,19 @@ LEVELS = {
     "state.committed": 3,
     "state.unreadable": 4,
     "shape": 0,
+    "avro_schema": 0,
+    "round_trip": 2,
     "json_resolution": 2,
     "avro_resolution": 2,
     "aggregate_resolution": 3,
     "schema": 5,
     "operators": 3,
-    "operators.stateless": 4,
-    "operators.snapshot_store": 4,
+    "operators.keys": 4,
+    "operators.stateless": 5,
+    "operators.processor_store": 5,
     "operators.map_async": 4,
     "operators.origins": 2,
-    "operators.process": 5,
+    "operators.process": 6,
     "operators.change": 4,
     "operators.aggregate": 5,
     "operators.window": 6,
@@ -106,7 +109,7 @@ LEVELS = {
     "operators.sliding": 8,
     "topology": 6,
     "stream": 9,
-    "decoded": 5,
+    "decoded": 6,
     "task": 7,
     "topics": 7,
     "restore": 8,
@@ -143,9 +146,11 @@ COMPUTING = {
     "topology",
     "topic_pattern",
     "operators",
+    "operators.keys",
     "operators.stateless",
     "operators.map_async",
     "operators.origins",
+    "operators.processor_store",
     "operators.process",
     "operators.change",
     "operators.aggregate",
@@ -156,6 +161,7 @@ COMPUTING = {
     "user_code",
     "processor",
     "serde",
+    "round_trip",
     "clock",
     "windows",
     "aggregates",
@@ -266,7 +272,6 @@ def test_what_to_compute_never_imports_how_it_runs():
     ("library", "only"),
     [
         ("confluent_kafka", "broker.kafka"),
-        ("fastavro", "serde"),
         ("rocksdict", "state.rocksdb"),
         ("sortedcontainers", "state.memory"),
     ],
@@ -274,6 +279,13 @@ def test_what_to_compute_never_imports_how_it_runs():
 def test_one_module_knows_a_client_library(library, only):
     knowing = {name for name, path in modules().items() if library in external(path)}
     assert {name if name == only else name.rpartition(".")[0] for name in knowing} == {only}
+
+
+def test_the_avro_serde_and_its_schemas_know_fastavro():
+    assert {name for name, path in modules().items() if "fastavro" in external(path)} == {
+        "serde",
+        "avro_schema",
+    }
 
 
 def test_only_the_local_kafka_knows_java():

@@ -11,6 +11,7 @@ import json
 import operator
 import struct
 import uuid
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 import fastavro
@@ -1170,6 +1171,20 @@ def test_after_a_compatible_change_of_a_schema_in_its_file_the_store_is_read(tmp
     # The folder has never had the first schema beside this one, and the stored schema is the second.
     assert not check(third, text)
     assert list(third.value.deserialize([store.get(b"a")])) == [{"size": 1.0}]
+
+
+def test_a_field_that_is_new_in_a_store_has_its_default_as_a_value_of_its_type(tmp_path):
+    path = written(tmp_path / "shop.Order.avsc", field("int"))
+    first = avro_store(path)
+    store = store_of(first, {"a": {"size": 1}})
+    money = {"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}
+    written(path, field("int"), field(money, "price", default="\x00"))
+    second = avro_store(path)
+    assert not check(second, first.schema)
+    (read,) = second.value.deserialize([store.get(b"a")])
+    assert read == {"size": 1, "price": Decimal("0.00")}
+    assert isinstance(read["price"], Decimal)
+    assert list(second.value.deserialize(list(second.value.serialize([read])))) == [read]
 
 
 def test_values_of_several_schemas_are_migrated(tmp_path):

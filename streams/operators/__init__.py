@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from streams.processor import Cancel, TimeKind
     from streams.records import Rows, Trace
     from streams.state.buffered import KeyValueState, WindowState
+    from streams.state.definition import StoreDefinition
 
 Forward: TypeAlias = Callable[[Batch[Any, Any]], None]
 """Takes a batch of at least one row to the next step."""
@@ -77,8 +78,8 @@ class Binding(Protocol):
     def windows(self, name: str) -> WindowState[Any, Any]:
         """A windowed store that the step owns or uses."""
 
-    def ttl(self, name: str) -> int | None:
-        """How long entries of a plain store last (milliseconds of stream time); ``None`` for ever."""
+    def definition(self, name: str) -> StoreDefinition:
+        """What the topology says about a store that the step owns or uses."""
 
     def lookup(self, name: str) -> Callable[[Sequence[Any]], list[Any]]:
         """Reads a global table: the values of several keys, ``None`` where there is none."""

@@ -16,12 +16,14 @@ from streams.awaitables import settled
 from streams.errors import TopologyError
 from streams.operators import fan_out
 from streams.operators.change import Change
+from streams.operators.keys import ImpliedText, held_keys, with_keys
 from streams.operators.origins import LastChanges
+from streams.round_trip import RoundTrip
 from streams.state.definition import schema_of
 from streams.value_type import serde_type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import TypeAlias
 
     from streams.aggregates import Aggregate, Place
@@ -42,6 +44,8 @@ class Group:
     stamps: ClassVar[bool] = False
 
     function: Callable[[Any], Any] | None = None
+    implied_text: bool = False
+    """Whether keys are written as text only because nothing else was said."""
 
     @property
     def kind(self) -> str:
@@ -54,44 +58,18 @@ class Group:
     def bind(self, step: Binding, children: Children) -> Forward:
         forward, guard = fan_out(children), step.guard
         transform = None if self.function is None else partial(map, self.function)
+        text = ImpliedText(guard, implied=self.implied_text)
 
         def run(batch: Batch[Any, Any]) -> None:
             if transform is not None:
                 grouped, keys = guard.apply(transform, batch.values, batch)
+                text.check(keys, grouped)
                 batch = grouped.with_keys(keys)
-            batch = with_groups(guard, batch)
+            batch = with_keys(guard, batch)
             if len(batch):
                 forward(batch)
 
         return run
-
-
-def with_groups(guard: Guard, batch: Batch[Any, Any], *, null_keys: bool = False) -> Batch[Any, Any]:
-    """The rows whose keys can be grouped by, or are null where that may be; the others meet the policy."""
-    keys = batch.keys
-    try:
-        if None not in set(keys) or null_keys:
-            return batch
-    except TypeError:
-        pass
-    kept = []
-    for row, key in enumerate(keys):
-        if key is None and not null_keys:
-            guard.refuse(batch, row, ValueError("a record without a key belongs to no group"))
-        elif not _hashable(key):
-            error = TypeError(f"a key to group by must be hashable, got {type(key).__name__}: {key!r:.80}")
-            guard.refuse(batch, row, error)
-        else:
-            kept.append(row)
-    return batch.select(kept)
-
-
-def _hashable(key: Hashable) -> bool:
-    try:
-        hash(key)
-    except TypeError:
-        return False
-    return True
 
 
 class AccumulatorSerde:
@@ -261,6 +239,7 @@ class Reduce:
     def __init__(self, function: Callable[[Any, Any], Any], value: Serde[Any]) -> None:
         self._function = function
         self._value = value
+        self._round_trip = RoundTrip(value)
         self.schema = {"reduced": schema_of(value)}
         self.result_type = serde_type(value)
 
@@ -300,7 +279,7 @@ class Reduce:
         return packed
 
     def _written(self, value: Any) -> Any:
-        return None if value is None else next(iter(self._value.serialize([value])))
+        return None if value is None else next(iter(self._round_trip.serialize([value])))
 
     def _read(self, accumulator: Any) -> Any:
         return None if accumulator is None else next(iter(self._value.deserialize([accumulator])))
@@ -323,10 +302,10 @@ class AggregateByKey:
         return None
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        state, guard = step.state(self.store), step.guard
+        state, guard, held = step.state(self.store), step.guard, held_keys(step, self.store)
         folding = Folding(self.aggregate, guard)
         changes = LastChanges() if children else None
-        step.at_commit(self._forwards_changes(step, children, changes))
+        step.at_commit(self._forwards_changes(step, held.children(children), changes))
 
         def add_each(batch: Batch[Any, Any]) -> None:
             keys, times = batch.keys, batch.timestamps
@@ -359,7 +338,7 @@ class AggregateByKey:
                 }
             )
 
-        return run
+        return held.entering(guard, run)
 
     def _forwards_changes(
         self, step: Binding, children: Children, changes: LastChanges | None

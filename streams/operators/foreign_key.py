@@ -11,14 +11,14 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import msgspec
 
 from streams.awaitables import settled
 from streams.operators import fan_out
-from streams.operators.aggregate import with_groups
 from streams.operators.change import apply_present, bind_view, forward_changes, quietly
+from streams.operators.keys import held_keys, readable_keys
 from streams.operators.table import keep_values
 from streams.serde import nullable
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from streams.operators import Binding, Children, Forward
     from streams.operators.change import AnyView, Found
     from streams.records import Batch
+    from streams.round_trip import RoundTrip
     from streams.serde import Serde
 
 _LENGTH = struct.Struct(">I")
@@ -96,6 +97,7 @@ class SubscriberSerde:
     """Between pairs of encoded keys, foreign and own, and bytes: subscribers of one key lie together."""
 
     name = "foreign key and key"
+    key_type = tuple
 
     def serialize(self, values: Sequence[tuple[bytes, bytes]]) -> Iterable[bytes]:
         return (subscribers_of(foreign) + own for foreign, own in values)
@@ -128,6 +130,21 @@ def digest(value: Serde[Any], of: Any) -> bytes:
     return blake2b(next(iter(value.serialize([of]))), digest_size=16).digest()
 
 
+_Reference: TypeAlias = "tuple[Any, bytes] | None"
+"""A foreign key and its bytes, by which it is equal to another one."""
+
+
+def _refers(foreign_key: Callable[[Any], Any], serde: Serde[Any]) -> Callable[[Any], _Reference]:
+    """A function that finds a value's foreign key. Raises where that could not be written and read."""
+    encode = readable_keys(serde)
+
+    def refer(value: Any) -> _Reference:
+        key = settled(foreign_key(value))
+        return None if key is None else (key, next(iter(encode([key]))))
+
+    return refer
+
+
 @dataclass(frozen=True, slots=True)
 class Subscribe:
     """Sends a subscription for each change of the left table.
@@ -142,6 +159,8 @@ class Subscribe:
     needs_old: ClassVar[bool] = True
 
     foreign_key: Callable[[Any], Any]
+    foreign: Serde[Any]
+    """How foreign keys are written."""
     key: Serde[Any]
     value: Serde[Any]
     is_left: bool
@@ -152,10 +171,11 @@ class Subscribe:
 
     def bind(self, step: Binding, children: Children) -> Forward:
         forward, guard = fan_out(children), step.guard
-        foreign_key, value_serde, encode_keys = self.foreign_key, self.value, self.key.serialize
+        value_serde, encode_keys = self.value, self.key.serialize
+        refer = _refers(self.foreign_key, self.foreign)
 
-        def ask(value: Any) -> tuple[Any, bytes]:
-            return settled(foreign_key(value)), digest(value_serde, value)
+        def ask(value: Any) -> tuple[_Reference, bytes]:
+            return refer(value), digest(value_serde, value)
 
         def run(batch: Batch[Any, Any]) -> None:
             asked = apply_present(guard, ask, [new for new, _ in batch.values], batch)
@@ -164,7 +184,7 @@ class Subscribe:
             subscriptions: list[Subscription] = []
             own_keys = list(encode_keys(batch.keys))
             for row, (own, new, (_, old)) in enumerate(zip(own_keys, asked, batch.values, strict=True)):
-                before = None if old is None else quietly(foreign_key, old)
+                before = None if old is None else quietly(refer, old)
                 for key, action in self._actions(before, new, had_old=old is not None):
                     rows.append(row)
                     foreign_keys.append(key)
@@ -175,14 +195,16 @@ class Subscribe:
         return run
 
     def _actions(
-        self, before: Any, new: tuple[Any, bytes] | None, *, had_old: bool
+        self, before: _Reference, new: tuple[_Reference, bytes] | None, *, had_old: bool
     ) -> list[tuple[Any, Action]]:
         after = None if new is None else new[0]
         if after is not None:
-            ended = before is not None and before != after
-            return [(before, Action.UNSUBSCRIBE)] * ended + [(after, Action.SUBSCRIBE)]
+            actions: list[tuple[Any, Action]] = [(after[0], Action.SUBSCRIBE)]
+            if before is not None and before[1] != after[1]:
+                actions.insert(0, (before[0], Action.UNSUBSCRIBE))
+            return actions
         if before is not None:
-            return [(before, Action.UNSUBSCRIBE_AND_ANSWER)]
+            return [(before[0], Action.UNSUBSCRIBE_AND_ANSWER)]
         # Nothing is subscribed; a left join has, or had, a row all the same.
         return [(None, Action.ANSWER)] * (self.is_left and (had_old or new is not None))
 
@@ -197,19 +219,23 @@ class KeepSubscriptions:
 
     store: str
     table: AnyView
-    key: Serde[Any]
 
     @property
     def code(self) -> object:
         return None
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        forward, guard, state = fan_out(children), step.guard, step.state(self.store)
+        forward, guard, state, held = (
+            fan_out(children),
+            step.guard,
+            step.state(self.store),
+            held_keys(step, self.table.stores[0]),
+        )
         read = bind_view(self.table, step, "told")
-        encode_keys = nullable(self.key.serialize)
+        encode_keys = nullable(held.serde.serialize)
 
         def run(batch: Batch[Any, Any]) -> None:
-            batch = _with_foreign_keys(guard, with_groups(guard, batch, null_keys=True))
+            batch = _with_foreign_keys(guard, batch)
             if not len(batch):
                 return
             keys = list(dict.fromkeys(key for key in batch.keys if key is not None))
@@ -239,7 +265,8 @@ class KeepSubscriptions:
                     .with_timestamps(times)
                 )
 
-        return run
+        # What it forwards has other keys.
+        return held.entering(guard, run, null_keys=True)
 
 
 def _with_foreign_keys(guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:
@@ -304,10 +331,11 @@ class JoinAnswers:
 
     store: str
     foreign_key: Callable[[Any], Any]
+    foreign: Serde[Any]
     function: Callable[[Any, Any], Any]
     table: AnyView
     value: Serde[Any]
-    result: Serde[Any]
+    result: RoundTrip
     is_left: bool
 
     @property
@@ -315,29 +343,26 @@ class JoinAnswers:
         return self.function
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        to, guard, state = fan_out(children), step.guard, step.state(self.store)
+        guard, state, held = step.guard, step.state(self.store), held_keys(step, self.store)
+        to = held.leaving(fan_out(children))
         read = bind_view(self.table, step, "told")
-        foreign_key, function, is_left = self.foreign_key, self.function, self.is_left
-        value_serde, encode = self.value, self.result.serialize
+        refer, function, is_left = _refers(self.foreign_key, self.foreign), self.function, self.is_left
+        value_serde, read_back = self.value, self.result.read_back
 
         def join(pair: tuple[Any, Any]) -> Any:
             result = settled(function(*pair))
-            if result is not None:
-                # Found now, by its record, and not when the store is written.
-                for _ in encode([result]):
-                    pass
-            return result
+            # What cannot be kept is found now, by its record, and not when the store is written.
+            return None if result is None else next(iter(read_back([result])))
 
         def own_value(found: Found) -> Found:
             # What has no foreign key because the function fails has asked for nothing.
-            asked = found is not None and quietly(lambda value: (settled(foreign_key(value)),), found[0])
+            asked = found is not None and quietly(lambda value: (refer(value),), found[0])
             return found if asked else None
 
         def forward(batch: Batch[Any, Any]) -> None:
             forward_changes(to, batch, [new for new, _ in batch.values], [old for _, old in batch.values])
 
         def run(batch: Batch[Any, Any]) -> None:
-            batch = with_groups(guard, batch)
             keys = list(dict.fromkeys(batch.keys))
             own: dict[Any, Found] = dict(zip(keys, map(own_value, read(keys)), strict=True))
             hashes = {
@@ -360,4 +385,4 @@ class JoinAnswers:
             results = apply_present(guard, join, pairs, batch)
             keep_values(state, batch.with_values(results), forward, sends_old=True)
 
-        return run
+        return held.entering(guard, run)

@@ -11,8 +11,8 @@ import msgspec
 
 from streams.awaitables import settled
 from streams.operators import fan_out
-from streams.operators.aggregate import with_groups
 from streams.operators.change import bind_view
+from streams.operators.keys import held_keys, with_keys
 from streams.operators.window import RESULTS_AT_ONCE, with_times
 from streams.records import take
 from streams.serde import nullable
@@ -54,7 +54,8 @@ class JoinTable:
         return self.function
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        forward, guard, is_left = fan_out(children), step.guard, self.is_left
+        guard, is_left, held = step.guard, self.is_left, held_keys(step, self.table.stores[0])
+        forward = held.leaving(fan_out(children))
         read = bind_view(self.table, step, "current")
         transform = partial(starmap, self.function)
 
@@ -62,14 +63,13 @@ class JoinTable:
             batch = without_tombstones(guard, batch)
             if not len(batch):
                 return
-            batch = with_groups(guard, batch, null_keys=is_left)
             keys = list(dict.fromkeys(key for key in batch.keys if key is not None))
             known = {key: found[0] for key, found in zip(keys, read(keys), strict=True) if found is not None}
             forward_joined(
                 forward, guard, transform, batch, list(map(known.get, batch.keys)), is_left=is_left
             )
 
-        return run
+        return held.entering(guard, run, null_keys=is_left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,6 @@ class JoinGlobal:
             key = settled(self.key(value))
             if key is None and not is_left:
                 raise ValueError("a null key finds nothing in a table")
-            hash(key)
             return key
 
         find_keys, encode_keys = partial(map, find), nullable(self.keys.serialize)
@@ -107,12 +106,13 @@ class JoinGlobal:
         def run(batch: Batch[Any, Any]) -> None:
             batch = without_tombstones(guard, batch)
             batch, wanted = guard.apply(find_keys, batch.values, batch)
-            rows = guard.each(encode_keys, wanted, batch)[1]
+            encoded, rows = guard.each(encode_keys, wanted, batch)
             if rows is not None:
                 batch, wanted = batch.select(rows), [wanted[row] for row in rows]
-            keys = list(dict.fromkeys(key for key in wanted if key is not None))
-            known = dict(zip(keys, read(keys), strict=True))
-            forward_joined(forward, guard, transform, batch, list(map(known.get, wanted)), is_left=is_left)
+            # Keys are equal when their bytes are.
+            keys = {place: key for place, key in zip(encoded, wanted, strict=True) if place is not None}
+            known = dict(zip(keys, read(list(keys.values())), strict=True))
+            forward_joined(forward, guard, transform, batch, list(map(known.get, encoded)), is_left=is_left)
 
         return run
 
@@ -234,7 +234,9 @@ class JoinStreams:
         return bucket_size(self.window) + self.reach[1] + self.lasts
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        return _Joining(self, step, children).run
+        held = held_keys(step, self.own)
+        joining = _Joining(self, step, held.children(children))
+        return held.entering(step.guard, joining.run, null_keys=True)
 
 
 def emits_alone(how: JoinKind, *, is_left: bool) -> bool:
@@ -292,7 +294,7 @@ class _Joining:
         if len(batch) and self._emits_alone:
             batch = self._without_keyless(batch)
         if len(batch):
-            batch = with_groups(guard, batch)
+            batch = with_keys(guard, batch)
         batch, payloads = guard.apply(self._encode, batch.values, batch)
         if len(batch):
             self._join(batch, payloads, self._clock.times(batch))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import msgspec
 
 from streams.operators.aggregate import Folding, reading, rows_by_key
+from streams.operators.keys import held_keys
 from streams.operators.origins import TimedChanges
 from streams.operators.window import with_times
 from streams.state.deadlines import Deadlines, deadlines_name
@@ -118,7 +119,9 @@ class KeyedWindows(ABC):
         self._folding = Folding(operator.aggregate, step.guard)
         self._updates = children.get(operator.heads.updates)
         self._final = children.get(operator.heads.final)
-        self._late = children.get(operator.heads.late)
+        late = children.get(operator.heads.late)
+        self._keys = held_keys(step, operator.store)
+        self._late = None if late is None else self._keys.leaving(late)
         self._origins = TimedChanges()
         self._notes = self._updates is not None or self._final is not None
         step.at_slice_end(self._close)
@@ -304,11 +307,14 @@ class KeyedWindows(ABC):
             return
         # As they close, so that a step that counts by their times finds none of them late.
         results.sort(key=itemgetter(2))
-        keys = [key for key, _, _, _ in results]
         times = [end for _, _, end, _ in results]
         if newest is not None:
-            times = [min(end, newest[key]) for end, key in zip(times, keys, strict=True)]
-        values = [Windowed(key, start, end, result) for key, start, end, result in results]
+            times = [min(end, newest[key]) for key, _, end, _ in results]
+        keys = self._keys.shown(key for key, _, _, _ in results)
+        values = [
+            Windowed(key, start, end, result)
+            for key, (_, start, end, result) in zip(keys, results, strict=True)
+        ]
         changed_by = self._origins.finder([(key, start, end) for key, start, end, _ in results])
         to(self._step.derive(self._store, keys, values, times, changed_by))
 

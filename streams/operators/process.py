@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from streams.awaitables import settled
 from streams.errors import TopologyError
 from streams.operators import fan_out
-from streams.operators.snapshot_store import SnapshotStore
+from streams.operators.processor_store import ProcessorStore
 from streams.records import Batch, Record, take
 from streams.snapshot import snapshot
 from streams.state.deadlines import Deadlines, deadlines_name
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from streams.operators import Binding, Children, Forward
     from streams.processor import Cancel, KeyValueStore, ProcessorFactory, TimeKind
     from streams.records import Headers, Rows
-    from streams.state.buffered import KeyValueState
 
 _Forwarded: TypeAlias = "tuple[str | None, int, Batch[Any, Any] | _Columns]"
 """The child asked for (``None`` for all), the input row (-1 for a batch), and what was forwarded."""
@@ -94,7 +93,7 @@ class _Context:
         self._binding = step
         # Asked for now, as the records of this task's slices must be seen from the first on.
         self._clock = step.clock
-        self._stores = {name: SnapshotStore(self._state(name)) for name in stores}
+        self._stores = {name: self._state(name) for name in stores}
         self.step = step.guard.step
         self.subtopology = step.subtopology
         self.partition = step.partition
@@ -259,14 +258,14 @@ class _Context:
         for to, batch in collected:
             (self._everywhere if to is None else self._children[to])(batch)
 
-    def _state(self, name: str) -> KeyValueState[Any, Any] | ExpiringState[Any, Any]:
-        state, ttl = self._binding.state(name), self._binding.ttl(name)
-        if ttl is None:
-            return state
+    def _state(self, name: str) -> ProcessorStore:
+        state, definition = self._binding.state(name), self._binding.definition(name)
+        if definition.ttl is None:
+            return ProcessorStore(state, definition)
         deadlines: Deadlines[Any] = Deadlines(self._binding.windows(deadlines_name(name)))
-        expiring: ExpiringState[Any, Any] = ExpiringState(state, deadlines, ttl=ttl, now=self._now)
+        expiring: ExpiringState[Any, Any] = ExpiringState(state, deadlines, ttl=definition.ttl, now=self._now)
         self._binding.at_slice_end(partial(self._expire, expiring))
-        return expiring
+        return ProcessorStore(expiring, definition)
 
     def _expire(self, store: ExpiringState[Any, Any]) -> None:
         self._source = self._row = None

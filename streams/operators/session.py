@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from streams.operators.aggregate import rows_by_key
 from streams.operators.keyed import KeyedAggregate, KeyedWindows, PackedSerde
+from streams.operators.keys import held_keys
 from streams.state.definition import StoreDefinition
 from streams.windows import merge_sessions
 
@@ -36,7 +37,7 @@ class SessionAggregate(KeyedAggregate):
     window: Session
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        return _Sessioning(self, step, children).run
+        return held_keys(step, self.store).entering(step.guard, _Sessioning(self, step, children).run)
 
 
 def session_store(

@@ -8,6 +8,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.operators.keyed import KeyedAggregate, KeyedWindows, PackedSerde
+from streams.operators.keys import held_keys
 from streams.state.definition import StoreDefinition
 from streams.windows import sliding_windows
 
@@ -37,7 +38,7 @@ class SlidingAggregate(KeyedAggregate):
     window: Sliding
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        return _SlidingWindows(self, step, children).run
+        return held_keys(step, self.store).entering(step.guard, _SlidingWindows(self, step, children).run)
 
 
 class Panes(NamedTuple):

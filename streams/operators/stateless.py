@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.awaitables import any_awaitable, is_awaitable, settled, unawaited
 from streams.operators import fan_out
+from streams.operators.keys import ImpliedText
 from streams.records import Batch
 from streams.snapshot import snapshot
 
@@ -174,6 +175,8 @@ class KeyBy:
     stamps: ClassVar[bool] = False
 
     function: Function
+    implied_text: bool = False
+    """Whether keys are written as text only because nothing else was said."""
 
     @property
     def code(self) -> object:
@@ -182,9 +185,11 @@ class KeyBy:
     def bind(self, step: Binding, children: Children) -> Forward:
         forward, guard = fan_out(children), step.guard
         transform = partial(map, self.function)
+        text = ImpliedText(guard, implied=self.implied_text)
 
         def run(batch: Batch[Any, Any]) -> None:
             keyed, keys = guard.apply(transform, batch.values, batch)
+            text.check(keys, keyed)
             if keys:
                 forward(keyed.with_keys(keys))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from streams.awaitables import settled
 from streams.guard import error_text
 from streams.operators import fan_out
-from streams.operators.aggregate import Folding, Reduce, with_groups
+from streams.operators.aggregate import Folding, Reduce
 from streams.operators.change import (
     Change,
     apply_present,
@@ -19,6 +19,7 @@ from streams.operators.change import (
     paired,
     quietly,
 )
+from streams.operators.keys import ImpliedText, held_keys
 from streams.operators.origins import LastChanges
 from streams.serde import nullable
 from streams.state.definition import SourceEntries, schema_of
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from streams.operators import Binding, Children, Forward
     from streams.operators.change import AnyView, Found, JoinKind
     from streams.records import Batch, Fetched, Headers
+    from streams.round_trip import RoundTrip
     from streams.serde import Serde
     from streams.state.buffered import KeyValueState
 
@@ -52,6 +54,7 @@ class StampedSerde:
         self.name = f"stamped {inner.name}"
         self.schema = {"stamped": schema_of(inner)}
         self.learn = getattr(inner, "learn", None)
+        self.reads_as_written = getattr(inner, "reads_as_written", False)
 
     def serialize(self, values: Sequence[tuple[Any, int]]) -> Iterable[bytes]:
         payloads = self._inner.serialize([value for value, _ in values])
@@ -99,7 +102,8 @@ class TableEntries:
     ) -> dict[bytes, bytes | None]:
         # Through the serde and back: equal keys may have been written differently.
         decoded = list(nullable(self._key.deserialize)(keys))
-        if None in set(decoded):
+        # By their types, as keys may be lists, which no set takes.
+        if type(None) in set(map(type, decoded)):
             raise ValueError("a record without a key belongs to no row of a table")
         values = list(nullable(self._value.deserialize)(payloads))
         stamps: list[int] = list(times)
@@ -134,8 +138,8 @@ class KeepTable:
     stamps: ClassVar[bool] = False
 
     store: str
-    check: Serde[Any] | None = None
-    """How values are kept, where it is not known yet that they can be."""
+    check: RoundTrip | None = None
+    """How values are kept, where they are not as they were read."""
 
     @property
     def code(self) -> object:
@@ -143,18 +147,19 @@ class KeepTable:
 
     def bind(self, step: Binding, children: Children) -> Forward:
         state, guard, sends_old = step.state(self.store), step.guard, step.sends_old
-        forward = fan_out(children)
-        encode = None if self.check is None else nullable(self.check.serialize)
+        held = held_keys(step, self.store)
+        forward = held.leaving(fan_out(children))
+        read_back = None if self.check is None else nullable(self.check.read_back)
 
         def run(batch: Batch[Any, Any]) -> None:
-            batch = with_groups(guard, batch)
-            if encode is not None:
+            if read_back is not None:
                 # Found now, by its record, and not when the store is written.
-                batch, _ = guard.apply(encode, batch.values, batch)
+                batch, values = guard.apply(read_back, batch.values, batch)
+                batch = batch.with_values(values)
             if len(batch):
                 keep_values(state, batch, forward, sends_old=sends_old)
 
-        return run
+        return held.entering(guard, run)
 
 
 def keep_values(
@@ -255,6 +260,8 @@ class GroupChanges:
     needs_old: ClassVar[bool] = True
 
     function: Callable[[Any], Any]
+    implied_text: bool = False
+    """Whether keys are written as text only because nothing else was said."""
 
     @property
     def code(self) -> object:
@@ -262,16 +269,17 @@ class GroupChanges:
 
     def bind(self, step: Binding, children: Children) -> Forward:
         forward, guard, function = fan_out(children), step.guard, self.function
+        text = ImpliedText(guard, implied=self.implied_text)
 
         def group(value: Any) -> Any:
             key = settled(function(value))
             if key is None:
                 raise ValueError("a value whose key is None belongs to no group")
-            hash(key)
             return key
 
         def run(batch: Batch[Any, Any]) -> None:
             added = apply_present(guard, group, [new for new, _ in batch.values], batch)
+            text.check(added, batch)
             rows: list[int] = []
             keys: list[Any] = []
             values: list[Any] = []
@@ -327,7 +335,8 @@ class AggregateChanges:
         return None
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        return _AggregatingChanges(self, step, children).run
+        held = held_keys(step, self.store)
+        return held.entering(step.guard, _AggregatingChanges(self, step, held.children(children)).run)
 
 
 class _AggregatingChanges:
@@ -445,7 +454,8 @@ class JoinTables:
         return self.function
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        forward, guard, sends_old = fan_out(children), step.guard, step.sends_old
+        guard, sends_old, held = step.guard, step.sends_old, held_keys(step, self.other.stores[0])
+        forward = held.leaving(fan_out(children))
         read = bind_view(self.other, step, "before" if self.first else "told")
         function, how, is_left = self.function, self.how, self.is_left
 
@@ -475,7 +485,7 @@ class JoinTables:
             ]
             forward_changes(forward, batch, results, before)
 
-        return run
+        return held.entering(guard, run)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.operators.aggregate import Folding, latest_times, rows_by_key
+from streams.operators.keys import held_keys
 from streams.operators.origins import WindowChanges
 from streams.windows import Hopping, Tumbling, Windowed
 
@@ -49,7 +50,7 @@ class WindowedAggregate:
         return None
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        return _Windowing(self, step, children).run
+        return held_keys(step, self.store).entering(step.guard, _Windowing(self, step, children).run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,9 @@ class _Windowing:
         self._folding = Folding(operator.aggregate, step.guard)
         self._updates = children.get(operator.heads.updates)
         self._final = children.get(operator.heads.final)
-        self._late = children.get(operator.heads.late)
+        late = children.get(operator.heads.late)
+        self._keys = held_keys(step, operator.store)
+        self._late = None if late is None else self._keys.leaving(late)
         self._times: dict[int, dict[Any, int]] = {}
         """For updates: the highest event time of each result's records, by window start and key.
 
@@ -264,23 +267,27 @@ class _Windowing:
         values: list[Windowed[Any, Any]] = []
         times: list[int] = []
         starts: list[int] = []
-        for start, entries in windows:
+        own: list[Any] = []
+        """The keys as they are held."""
+        for start, held in windows:
             end = start + self._size
-            for key, accumulator in entries:
-                keys.append(key)
+            entries = list(held)
+            shown = self._keys.shown(key for key, _ in entries)
+            keys += shown
+            for key, (_, accumulator) in zip(shown, entries, strict=True):
                 values.append(Windowed(key, start, end, result(accumulator)))
-            new = keys[len(times) :]
             if as_of is None:
-                times += [end - 1] * len(new)
+                times += [end - 1] * len(entries)
             else:
                 known, else_then = as_of.get(start, {}), max(start, min(self._clock.time, end - 1))
-                times += [known.get(key, else_then) for key in new]
-            starts += [start] * len(new)
+                times += [known.get(key, else_then) for key, _ in entries]
+            starts += [start] * len(entries)
+            own += [key for key, _ in entries]
             if len(keys) >= RESULTS_AT_ONCE:
-                to(self._step.derive(self._store, keys, values, times, changes.finder(starts, keys)))
-                keys, values, times, starts = [], [], [], []
+                to(self._step.derive(self._store, keys, values, times, changes.finder(starts, own)))
+                keys, values, times, starts, own = [], [], [], [], []
         if keys:
-            to(self._step.derive(self._store, keys, values, times, changes.finder(starts, keys)))
+            to(self._step.derive(self._store, keys, values, times, changes.finder(starts, own)))
 
 
 def with_times(guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:

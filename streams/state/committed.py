@@ -116,8 +116,10 @@ class CommittedStore(NamedTuple):
 
 def encode_key(definition: StoreDefinition, key: Any) -> bytes:
     """A key as the store has it. Raises ``QueryError`` for one that its serde does not take."""
+    serde = definition.key
     try:
-        return next(iter(definition.key.serialize([key])))
+        # As it is written once it was read: an integer may stand for a float.
+        return next(iter(serde.serialize(list(serde.deserialize(list(serde.serialize([key])))))))
     except Exception as error:
         raise QueryError(
             f"store {definition.name!r} has keys of {definition.key.name}, not {key!r:.80}: {error}"

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from streams.serde import Bytes
+from streams.serde import Bytes, held_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +73,11 @@ class StoreDefinition:
     Without it the entries are no results, and the store cannot be asked.
     """
     _schema: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def held_key(self) -> Serde[Any]:
+        """The serde of keys as the task's view of the store has them; see ``streams.serde.held_key``."""
+        return held_key(self.key)
 
     @property
     def schema(self) -> str:

@@ -37,15 +37,15 @@ class ExpiringSerde:
         self.name = f"expiring {inner.name}"
         self.schema = {"expiring": schema_of(inner)}
         self.learn = getattr(inner, "learn", None)
-        self._inner = inner
+        self.inner = inner
 
     def serialize(self, values: Sequence[Expiring]) -> Iterable[bytes]:
         times = (_TIMES.pack(entry.expires, entry.deadline) for entry in values)
-        payloads = self._inner.serialize([entry.value for entry in values])
+        payloads = self.inner.serialize([entry.value for entry in values])
         return map(bytes.__add__, times, payloads)
 
     def deserialize(self, payloads: Sequence[bytes]) -> Iterable[Expiring]:
-        values = self._inner.deserialize([payload[_TIMES.size :] for payload in payloads])
+        values = self.inner.deserialize([payload[_TIMES.size :] for payload in payloads])
         for value, payload in zip(values, payloads, strict=True):
             yield Expiring(value, *_TIMES.unpack_from(payload))
 

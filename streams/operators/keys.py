@@ -1,0 +1,205 @@
+"""How the steps that bring records together by key tell keys apart: by the bytes that their serde writes.
+
+Values that Python takes for equal may be written differently, as 1, 1.0 and true are in JSON, and some
+cannot be dictionary keys at all, as lists. If they were held as they are, results would depend on which
+records share a batch or a commit. So keys whose serde does not say that equal ones have equal bytes
+(``Serde``, ``key_type``) are held as their bytes within a step and in its stores, and decoded again for the
+steps downstream.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from streams.errors import TopologyError
+from streams.serde import held_key, nullable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from streams.guard import Guard
+    from streams.operators import Binding, Children, Forward
+    from streams.records import Batch
+    from streams.serde import Serde
+
+
+REMEMBERED_KEYS = 10_000
+"""Of so many keys a step knows the bytes without another look."""
+
+
+class HeldKeys:
+    """The keys of one step's records as the step holds them."""
+
+    def __init__(self, serde: Serde[Any]) -> None:
+        self.serde = held_key(serde)
+        """Between keys as they are held and bytes."""
+        self._written = serde
+        self._encoded = self.serde is not serde
+        self._type = getattr(serde, "key_type", None)
+        self._canonical = _Canonical(serde)
+
+    def entering(self, guard: Guard, run: Forward, *, null_keys: bool = False) -> Forward:
+        """``run`` with keys as they are held.
+
+        Records whose keys cannot be written and read meet the policy, and so do those without a key, unless
+        ``null_keys`` lets them pass.
+        """
+        take_in = self._encode if self._encoded else self._check
+        kind = self._type
+
+        def enter(batch: Batch[Any, Any]) -> None:
+            # Mostly this is all that is done.
+            kinds = batch.key_types
+            if kinds != {kind}:
+                if type(None) in kinds and not null_keys:
+                    batch = with_keys(guard, batch)
+                batch = take_in(guard, batch)
+            if len(batch):
+                run(batch)
+
+        return enter
+
+    def leaving(self, forward: Forward) -> Forward:
+        """``forward`` with keys as users know them."""
+        if not self._encoded:
+            return forward
+        return lambda batch: forward(batch.with_keys(self.shown(batch.keys)))
+
+    def children(self, children: Children) -> Mapping[str, Forward]:
+        """The steps that follow, each given keys as users know them."""
+        return {name: self.leaving(forward) for name, forward in children.items()}
+
+    def shown(self, keys: Iterable[Any]) -> list[Any]:
+        """Held keys as users know them."""
+        if not self._encoded:
+            return list(keys)
+        return self._canonical.decode(list(keys))
+
+    def _check(self, guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:
+        if batch.key_types <= {self._type, type(None)}:
+            return batch
+        # From streams with other serdes, merged into this one.
+        batch, keys = guard.apply(nullable(partial(as_read, self._written)), batch.keys, batch)
+        return batch.with_keys(keys)
+
+    def _encode(self, guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:
+        batch, keys = guard.apply(nullable(self._canonical.encode), batch.keys, batch)
+        return batch.with_keys(keys)
+
+
+def held_keys(step: Binding, store: str) -> HeldKeys:
+    """How a step holds its records' keys, which are those of a store that it owns or uses."""
+    return HeldKeys(step.definition(store).key)
+
+
+class ImpliedText:
+    """Keys that a function of the user's makes, where nothing says how they are written: as text.
+
+    Another type at the beginning is a mistake in the program and not in a record, so the worker stops. Once
+    there was text, it is the record that is wrong, and meets the policy where its key is written.
+    """
+
+    def __init__(self, guard: Guard, *, implied: bool) -> None:
+        self._guard = guard
+        self._unsettled = implied
+
+    def check(self, keys: Sequence[Any], batch: Batch[Any, Any]) -> None:
+        """Raises ``TopologyError`` if no key so far is text and one of these is not."""
+        if not self._unsettled:
+            return
+        kinds = set(map(type, keys)) - {type(None)}
+        if any(issubclass(kind, str) for kind in kinds):
+            self._unsettled = False
+        elif kinds:
+            row, key = next((row, key) for row, key in enumerate(keys) if key is not None)
+            raise TopologyError(
+                f"{self._guard.describe} made a key of type {type(key).__name__}, {key!r:.80}, of "
+                f"{batch.topic}-{batch.partition} offset {batch.offset(row)}, and keys are written as text "
+                "where nothing else is said",
+                hint=f"say how keys are written: key=Json({described_type(key)}); or key=Text(), if only "
+                "this record is wrong: such records then get on_error",
+            )
+
+
+def described_type(key: Any) -> str:
+    """The type of a key as one writes it in a program."""
+    if isinstance(key, tuple) and type(key) is tuple and key:
+        return f"tuple[{', '.join(map(described_type, key))}]"
+    if isinstance(key, list) and key:
+        return f"list[{' | '.join(dict.fromkeys(map(described_type, key)))}]"
+    return type(key).__name__
+
+
+def with_keys(guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:
+    """The rows that have a key; the others meet the policy."""
+    if type(None) not in batch.key_types:
+        return batch
+    kept = []
+    for row, key in enumerate(batch.keys):
+        if key is None:
+            guard.refuse(batch, row, ValueError("a record without a key belongs to no group"))
+        else:
+            kept.append(row)
+    return batch.select(kept)
+
+
+def as_read(serde: Serde[Any], keys: Sequence[Any]) -> Iterator[Any]:
+    """Each key as the serde reads back what it writes for it. Raises at one that it cannot write or read."""
+    for key in keys:
+        yield from serde.deserialize(list(serde.serialize([key])))
+
+
+def readable_keys(serde: Serde[Any]) -> Callable[[Sequence[Any]], Iterable[bytes]]:
+    """A function that serializes keys as they will be written once they were read, and raises at others.
+
+    So a key that may be written in several ways, as an integer where the type says float, has one place.
+    """
+    kind = getattr(serde, "key_type", None)
+    canonical = _Canonical(serde)
+
+    def serialize(keys: Sequence[Any]) -> Iterable[bytes]:
+        if kind is not None and set(map(type, keys)) <= {kind}:
+            return serde.serialize(keys)
+        return canonical.encode(keys)
+
+    return serialize
+
+
+class _Canonical:
+    """Between keys and the bytes that are written for what is read from their bytes.
+
+    It remembers some, as the same keys come again and again.
+    """
+
+    def __init__(self, serde: Serde[Any]) -> None:
+        self._serde = serde
+        self._again: dict[bytes, bytes] = {}
+        """By the bytes written for a key, those written for it once it was read."""
+
+    def encode(self, keys: Sequence[Any]) -> Iterable[bytes]:
+        """Raises at a key that cannot be written, or not be read back."""
+        again = self._again
+        with suppress(Exception):
+            return [again[encoded] for encoded in self._serde.serialize(keys)]
+        if len(again) > REMEMBERED_KEYS:
+            self._again = {}
+        return self._encode(keys)
+
+    def decode(self, encoded: Sequence[Any]) -> list[Any]:
+        """The keys with these bytes; ``None`` where there is none."""
+        distinct = list(dict.fromkeys(encoded))
+        # Not remembered: keys may be objects that users change.
+        keys = dict(zip(distinct, nullable(self._serde.deserialize)(distinct), strict=True))
+        return list(map(keys.__getitem__, encoded))
+
+    def _encode(self, keys: Sequence[Any]) -> Iterator[bytes]:
+        serde, again = self._serde, self._again
+        for encoded in serde.serialize(keys):
+            if encoded not in again:
+                (key,) = serde.deserialize([encoded])
+                if key is None:
+                    raise ValueError(f"{serde.name} reads {encoded!r:.80} as no key")
+                (again[encoded],) = serde.serialize([key])
+            yield again[encoded]

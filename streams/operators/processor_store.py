@@ -1,0 +1,122 @@
+"""A store as a processor is given it: what is put is checked then, and not when it is committed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from streams.operators.keys import HeldKeys, as_read, readable_keys
+from streams.round_trip import RoundTrip
+from streams.snapshot import snapshot
+from streams.state.expiring import ExpiringSerde
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from streams.state.buffered import KeyValueState
+    from streams.state.definition import StoreDefinition
+    from streams.state.expiring import ExpiringState
+
+
+class ProcessorStore:
+    """See ``streams.processor.KeyValueStore``. The store beneath keeps values as objects until a commit.
+
+    Values are those that the serde reads from what it writes, and the store's own: if the object that was
+    put, or one that was got, were the store's, changing it would change the store, and what a failed call or
+    an aborted transaction did could not be taken back.
+
+    Raises ``ValueError`` for a key or a value that could not be read back.
+    """
+
+    def __init__(
+        self, state: KeyValueState[Any, Any] | ExpiringState[Any, Any], definition: StoreDefinition
+    ) -> None:
+        self._state = state
+        self._name = definition.name
+        serde, value = definition.key, definition.value
+        self._serde = serde
+        self._key_type = getattr(serde, "key_type", None)
+        self._encode_keys = readable_keys(serde)
+        self._keys = HeldKeys(serde)
+        self._values = RoundTrip(value.inner if isinstance(value, ExpiringSerde) else value)
+
+    def get(self, key: Any) -> Any:
+        """The value, or ``None``."""
+        return snapshot(self._state.get(self._held(key)))
+
+    def get_many(self, keys: Sequence[Any]) -> list[Any]:
+        """The values of these keys, in one read."""
+        return list(map(snapshot, self._state.get_many([self._held(key) for key in keys])))
+
+    def put(self, key: Any, value: Any) -> None:
+        """Set a value; ``None`` deletes."""
+        self._state.put(self._written(key), None if value is None else self._kept(key, value))
+
+    def put_many(self, entries: Mapping[Any, Any] | Iterable[tuple[Any, Any]]) -> None:
+        """Set several values; ``None`` deletes."""
+        self._state.put_many(
+            {
+                self._written(key): None if value is None else self._kept(key, value)
+                for key, value in dict(entries).items()
+            }
+        )
+
+    def delete(self, key: Any) -> None:
+        """Remove the entry if there is one."""
+        self._state.delete(self._written(key))
+
+    def scan(
+        self, start: Any = None, stop: Any = None, *, reverse: bool = False
+    ) -> Iterator[tuple[Any, Any]]:
+        """Entries from ``start`` up to, without, ``stop``, in the order of their encoded keys."""
+        bounds = [None if key is None else self._held(key) for key in (start, stop)]
+        return self._shown(self._state.scan(bounds[0], bounds[1], reverse=reverse))
+
+    def prefix(self, prefix: bytes) -> Iterator[tuple[Any, Any]]:
+        """Entries whose encoded key begins so, in order."""
+        return self._shown(self._state.prefix(prefix))
+
+    # --- the task's side
+
+    def mark(self) -> None:
+        """From here on, changes may be taken back by ``rollback``."""
+        self._state.mark()
+
+    def keep(self) -> None:
+        """The changes since ``mark`` stay."""
+        self._state.keep()
+
+    def rollback(self) -> None:
+        """Take back the changes since ``mark``."""
+        self._state.rollback()
+
+    def _held(self, key: Any) -> Any:
+        if type(key) is self._key_type:
+            return key
+        try:
+            if key is None:
+                raise ValueError("a key is needed")  # noqa: TRY301 - told with the others, with the store's name
+            return next(iter(as_read(self._serde, [key]) if self._key_type else self._encode_keys([key])))
+        except Exception as error:
+            raise ValueError(f"store {self._name!r} cannot have the key {key!r:.80}: {error}") from error
+
+    def _written(self, key: Any) -> Any:
+        held = self._held(key)
+        try:
+            for _ in self._keys.serde.serialize([held]):
+                pass
+        except Exception as error:
+            raise ValueError(f"store {self._name!r} cannot have the key {key!r:.80}: {error}") from error
+        return held
+
+    def _kept(self, key: Any, value: Any) -> Any:
+        try:
+            (read,) = self._values.read_back([value])
+        except Exception as error:
+            raise ValueError(f"store {self._name!r} cannot keep the value of {key!r:.80}: {error}") from error
+        # A serde may give back the object that it was given.
+        return snapshot(read) if read is value else read
+
+    def _shown(self, entries: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+        for key, value in entries:
+            (shown,) = self._keys.shown([key])
+            yield shown, snapshot(value)
