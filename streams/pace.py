@@ -18,6 +18,10 @@ POLL_SECONDS = 1.0
 
 FIRST_SLICE = 1_000
 
+SETTLE_SECONDS = 0.005
+"""The broker needs about this long after a commit to finish the transaction. A next one that writes before is
+refused at first (CONCURRENT_TRANSACTIONS), and librdkafka tries again only after 20 ms."""
+
 BYTES_PER_ENTRY = 500
 """A changed entry of a store takes about this much memory until it is committed."""
 
@@ -31,6 +35,9 @@ class Pace:
         self._seconds_per_record: dict[TaskId, float] = {}
         self._dirty_since: float | None = None
         self._last_commit = -float("inf")
+        self._waited = 0.0
+        """How long the worker has waited for records since then."""
+        self._rest_until = -float("inf")
 
     def measured(self, task: TaskId, records: int, seconds: float) -> None:
         """A slice of so many records took so long."""
@@ -75,10 +82,25 @@ class Pace:
         """What was not committed is given up."""
         self._dirty_since = None
 
-    def committed(self) -> None:
-        """A commit was made or given up just now."""
+    def committed(self, begun: float, *, transaction: bool = False) -> None:
+        """A commit that began at ``begun`` ended just now, whatever came of it.
+
+        With a ``transaction``, results are in one, and the next one had better not begin at once.
+        """
         self._dirty_since = None
-        self._last_commit = self._clock()
+        keeps_up = transaction and self._waited > max(0.0, (begun - self._last_commit) / 2)
+        self._last_commit = now = self._clock()
+        # Where there is a backlog, what is processed meanwhile outweighs a transaction that begins too early.
+        self._rest_until = now + SETTLE_SECONDS if keeps_up else now
+        self._waited = 0.0
+
+    def waited(self, seconds: float) -> None:
+        """The worker had nothing to do for so long."""
+        self._waited += seconds
+
+    def rest(self) -> float:
+        """Seconds until the next transaction had better begin: records that come until then go together."""
+        return max(0.0, self._rest_until - self._clock())
 
     def overdue(self, changed_entries: int) -> bool:
         """Whether a commit must not wait for the worker to catch up; ``changed_entries`` are its stores'."""

@@ -593,11 +593,14 @@ class Worker:
             timeout = min(timeout, max(0.0, self._pace.next_commit() - begun))
         if self._pending:
             timeout = 0.0 if self._tasks else min(timeout, 0.02)
+        if rest := self._pace.rest():
+            self._pause(rest)
         least = max((task.least_slice for task in self._tasks.values()), default=1)
         polled = self._consumer.poll(self._pace.poll_size(least), timeout)
         self._raise_callback_error()
         self._last_served = now = self._clock()
         self.stages.poll += now - begun
+        self._pace.waited(now - begun)
         for fetched in polled.fetched:
             self._note_received(fetched)
         for partition, end in polled.ends.items():
@@ -972,7 +975,7 @@ class Worker:
         finally:
             self._committing = False
             self._writing = None
-        self._pace.committed()
+        self._pace.committed(begun, transaction=self._guarantee.undoes)
 
     def _prepare(self) -> None:
         """Let tasks forward and encode what has changed, and write it."""

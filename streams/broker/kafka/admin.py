@@ -315,6 +315,9 @@ class KafkaAdmin:
         The client asks a broker that it takes for the controller, and goes on waiting for that one when it is
         down. It learns of another one with the cluster's metadata.
         """
+        if not self._access.let_in:
+            # Where no broker answers at all, this reports it, without waiting for the controller first.
+            self._metadata()
         end = time.monotonic() + ANY_SECONDS
         timeout = ELSEWHERE_SECONDS
         while True:
