@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import gt
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.operators.aggregate import Folding, latest_times, rows_by_key
@@ -80,6 +81,8 @@ class _Windowing:
         self._keys = held_keys(step, operator.store)
         self._late = None if late is None else self._keys.leaving(late)
         self._times: dict[int, dict[Any, int]] = {}
+        self._highest: dict[int, int] = {}
+        """The highest of all in each window."""
         """For updates: the highest event time of each result's records, by window start and key.
 
         As far as this task has seen them. What a slice that is dropped leaves here does no harm: its records
@@ -162,7 +165,7 @@ class _Windowing:
             column = [column[row] for row in rows] if column else ()
             places = None if places is None else [places[row] for row in rows]
         if self._updates is not None:
-            self._note_times(start, latest_times(keys, times))
+            self._note_times(start, keys, times)
         if self._changes is not None:
             self._changes.note(start, batch, keys, rows if len(keys) < len(batch) else None)
         shares = folding.shares(keys)
@@ -183,7 +186,7 @@ class _Windowing:
             for start, accumulator in added.items():
                 state.put(start, key, accumulator)
                 if self._updates is not None:
-                    self._note_times(start, {key: times[row]})
+                    self._note_times(start, (key,), (times[row],))
 
         folding.add_each(batch, change)
         if self._changes is not None:
@@ -194,12 +197,17 @@ class _Windowing:
             for start, own in rows.items():
                 self._changes.note(start, batch, [keys[row] for row in own], own)
 
-    def _note_times(self, start: int, times: dict[Any, int]) -> None:
-        known = self._times.get(start)
-        if known is None:
-            self._times[start] = times
+    def _note_times(self, start: int, keys: Sequence[Any], times: Sequence[int]) -> None:
+        known, highest = self._times.setdefault(start, {}), self._highest.get(start, -1)
+        in_order = not any(map(gt, times, times[1:]))
+        if in_order and times[0] >= highest:
+            # Mostly so, and then the last one of each key is its highest.
+            known.update(zip(keys, times, strict=True))
+            self._highest[start] = times[-1]
             return
-        known.update({key: time for key, time in times.items() if time > known.get(key, -1)})
+        latest = latest_times(keys, times)
+        known.update({key: time for key, time in latest.items() if time > known.get(key, -1)})
+        self._highest[start] = max(highest, max(latest.values()))
 
     def _starts(self, time: int) -> list[int]:
         latest = time - time % self._advance
@@ -231,7 +239,7 @@ class _Windowing:
                 self._updates, ((start, entries.items()) for start, entries in changed), as_of=self._times
             )
             for start in [start for start in self._times if start < bound]:
-                del self._times[start]
+                del self._times[start], self._highest[start]
         if self._final is not None:
             self._forward(self._final, self._state.windows(0, bound))
         self._state.expire(self._clock.time)
@@ -246,6 +254,7 @@ class _Windowing:
             self._forward(self._updates, windows, as_of=self._times)
             if sum(map(len, self._times.values())) > MOST_TIMES:
                 self._times.clear()
+                self._highest.clear()
         self._changes.committed()
 
     def _forward(
