@@ -207,7 +207,7 @@ class _Windowing:
             return
         latest = latest_times(keys, times)
         known.update({key: time for key, time in latest.items() if time > known.get(key, -1)})
-        self._highest[start] = max(highest, max(latest.values()))
+        self._highest[start] = max(highest, *latest.values())
 
     def _starts(self, time: int) -> list[int]:
         latest = time - time % self._advance
