@@ -191,7 +191,12 @@ def outcome(crew: Crew) -> dict[str, Any]:
                 # seen, and so depends on commits and restarts, as the results before the last one do.
                 found[topic] = {window_of(item.value): item.value for item in records}
         else:
-            found[topic] = [(item.partition, item.key, item.value, item.timestamp) for item in records]
+            keyed = [item for item in records if item.key is not None]
+            found[topic] = [(item.partition, item.key, item.value, item.timestamp) for item in keyed]
+            # A producer may put a record without a key into any partition.
+            found[f"{topic} without keys"] = Counter(
+                (item.value, item.timestamp) for item in records if item.key is None
+            )
     found["dead letters"] = Counter(
         (
             item.key,
