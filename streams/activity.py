@@ -88,7 +88,7 @@ class Activity(NamedTuple):
     writing: tuple[str, float] | None
     """The topic that is being written to, and since when; no topic while a commit waits for the broker."""
     aborted_by: str
-    """Why the last transaction was given up, if no commit succeeded since."""
+    """Why the last transaction was aborted, if no commit succeeded since."""
     dirty: bool
     """Whether something is processed and not committed."""
     commits: int

@@ -77,7 +77,7 @@ def _commit_ends(
     )
     consumer = broker.consumer(GroupSettings(group=application, protocol="classic"))
     try:
-        # From here on, whoever began the same before cannot commit any more: what is read next stays true.
+        # From here on, a worker that began the same before cannot commit: what is read next stays true.
         producer.init_transactions(TRANSACTION_SECONDS)
         fresh = topics_not_begun(topology, places, consumer.committed(places))
         starting = [place for place in places if place.topic in fresh]

@@ -215,7 +215,7 @@ class HttpServer:
     async def _run(self, threads: ThreadPoolExecutor, route: Callable[[], Response]) -> Response:
         try:
             return await asyncio.get_running_loop().run_in_executor(threads, route)
-        except Exception as error:  # noqa: BLE001 - the server goes on; the caller is told
+        except Exception as error:  # noqa: BLE001 - the server continues; the answer reports it
             return refusal(500, "internal error", f"{type(error).__name__}: {error}")
 
 

@@ -134,8 +134,8 @@ class Replicas:
     has it. A worker whose claim is not the latest any more, or is gone, writes it again, unless a worker that
     got its tasks later claims the same.
 
-    The group itself knows this too, but asking it ends the process when its coordinator goes away meanwhile
-    (librdkafka 2.16, its issue 4605).
+    The group itself knows this too, but not where workers may be asked, and asking it is only safe with
+    precautions (librdkafka 2.16, its issue 4605; see DESIGN, "Non-obvious").
     """
 
     def __init__(self, broker: Broker, application: str, name: str) -> None:

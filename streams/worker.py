@@ -220,7 +220,7 @@ class Worker:
         """So long, little is processed between commits: the broker refuses records."""
         self._backoff = Backoff(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
         self._aborted_by = ""
-        """Why the last transaction was given up, if none was committed since."""
+        """Why the last transaction was aborted, if none was committed since."""
 
         # For those who look on.
         self._given_up = Counts()

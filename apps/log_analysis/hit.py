@@ -186,7 +186,7 @@ def line_parser(
     ``form`` is the name of a known format, or nginx's ``log_format`` or Apache's ``LogFormat`` (see
     ``formats.template``); ``also`` are names of further ones. Without a ``form``, each line may be in any of
     the known ones. With ``client="forwarded"``
-    the client is the first address in ``X-Forwarded-For`` where the line has one: whoever sends a request can
+    the client is the first address in ``X-Forwarded-For`` where the line has one: any sender of a request can
     write anything into it, so this is for logs behind a proxy that sets it. Times that are written without an
     offset from UTC are in ``time_zone``.
 

@@ -119,7 +119,7 @@ class Binding(Protocol):
         """A batch of records that come from a store, or from a timer, instead of from the input.
 
         ``changed_by`` finds the input records that last changed rows, as far as known: what an error names.
-        It is asked within the slice, or the commit, if at all.
+        It is called within the slice, or the commit, if at all.
         """
 
 

@@ -171,7 +171,7 @@ def address(text: str) -> str:
 
 
 def first_forwarded(text: str) -> str:
-    """The first address of an ``X-Forwarded-For`` list: the client, as far as whoever wrote it is trusted."""
+    """The first address of an ``X-Forwarded-For`` list: the client, as far as its writer is trusted."""
     return address(text.partition(",")[0].strip())
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # backslash precedes that quote, escape by escape. Nothing in these patterns can backtrack for long.
 QUOTED_TEXT: Final = r'(?>[^"]*+(?<!\\)|[^"\\]*+(?:\\.[^"\\]*+)*+)'
 QUOTED: Final = rf' "({QUOTED_TEXT})"'
-# A user name may hold blanks: it goes on to the bracket of the time.
+# A user name may contain blanks: it ends at the bracket of the time.
 USER: Final = r"[^ ]++(?: [^ \[][^ ]*+)*+"
 TIME: Final = r" \[([^\]]*+)\]"
 WORD: Final = r" ([^ ]++)"
