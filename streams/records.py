@@ -74,7 +74,11 @@ def own_headers(column: Sequence[Headers | None]) -> list[Headers | None]:
 
 def take(column: Sequence[V], rows: Rows | None) -> list[V]:
     """The elements of ``column`` at ``rows``, in that order; all of them when ``rows`` is ``None``."""
-    return list(column) if rows is None else [column[row] for row in rows]
+    if rows is None:
+        return list(column)
+    if isinstance(rows, range) and rows.step == 1:
+        return list(column[rows.start : rows.stop])
+    return [column[row] for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

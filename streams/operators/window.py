@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
-from operator import gt
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from streams.operators.aggregate import Folding, latest_times, rows_by_key
+from streams.operators.aggregate import Folding, in_order, latest_times, rows_by_key
 from streams.operators.keys import held_keys
 from streams.operators.origins import WindowChanges
+from streams.records import take
 from streams.windows import Hopping, Tumbling, Windowed
 
 if TYPE_CHECKING:
@@ -101,10 +102,10 @@ class _Windowing:
         batch = with_times(self._guard, batch)
         if not len(batch):
             return
-        size, advance, lasts = self._size, self._advance, self._lasts
+        advance, lasts = self._advance, self._lasts
         earliest = min(batch.timestamps)
         # The oldest window of the earliest record: when that is open, nothing is late.
-        oldest = max(0, (earliest - size) // advance * advance + advance)
+        oldest = max(0, (earliest - self._size) // advance * advance + advance)
         floors: Sequence[int] | None = None
         if oldest + lasts <= self._clock.time:
             floors = [time - lasts for time in self._clock.times(batch)]
@@ -120,20 +121,34 @@ class _Windowing:
             floors = [time - lasts for time in self._clock.times(batch)]
         places = self._folding.places(batch)
         times = batch.timestamps
-        starts = [time - time % advance for time in times]
-        latest: dict[int, Sequence[int]]
-        latest = {starts[0]: range(len(starts))} if len(set(starts)) == 1 else {**rows_by_key(starts)}
-        rows = latest if size == advance else self._rows_by_window(latest, times, floors)
+        ordered = in_order(times)
+        rows = self._cut(times) if ordered and floors is None else self._rows_by_window(times, floors)
         for start in sorted(rows):
-            self._add_to_window(start, rows[start], batch, column, places)
+            self._add_to_window(start, rows[start], batch, column, places, ordered=ordered)
+
+    def _cut(self, times: Sequence[int]) -> dict[int, range]:
+        """The rows that lie in each window, of times in order: no row needs a look of its own."""
+        size, advance = self._size, self._advance
+        found: dict[int, range] = {}
+        row = 0
+        while row < len(times):
+            last = times[row] - times[row] % advance
+            for start in range(last, max(-1, last - size), -advance):
+                if start not in found:
+                    found[start] = range(bisect_left(times, start), bisect_left(times, start + size))
+            row = bisect_left(times, last + advance, row)
+        return {start: rows for start, rows in found.items() if rows}
 
     def _rows_by_window(
-        self, latest: Mapping[int, Sequence[int]], times: Sequence[int], floors: Sequence[int] | None
-    ) -> dict[int, Sequence[int]]:
-        """The rows that lie in each window that takes them, given by the start of their latest window."""
+        self, times: Sequence[int], floors: Sequence[int] | None
+    ) -> Mapping[int, Sequence[int]]:
+        """The rows that lie in each window that takes them."""
         size, advance = self._size, self._advance
+        by_latest = rows_by_key([time - time % advance for time in times])
+        if size == advance:
+            return by_latest
         found: dict[int, list[int]] = {}
-        for last, rows in latest.items():
+        for last, rows in by_latest.items():
             for start in range(last, max(-1, last - size), -advance):
                 taken = rows
                 if floors is not None or start + size < last + advance:
@@ -156,16 +171,17 @@ class _Windowing:
         batch: Batch[Any, Any],
         column: Sequence[Any],
         places: Sequence[Place] | None,
+        *,
+        ordered: bool,
     ) -> None:
         folding, state = self._folding, self._state
         keys, times = batch.keys, batch.timestamps
         if len(rows) < len(keys):
-            keys = [keys[row] for row in rows]
-            times = [times[row] for row in rows]
-            column = [column[row] for row in rows] if column else ()
-            places = None if places is None else [places[row] for row in rows]
+            keys, times = take(keys, rows), take(times, rows)
+            column = take(column, rows) if column else ()
+            places = None if places is None else take(places, rows)
         if self._updates is not None:
-            self._note_times(start, keys, times)
+            self._note_times(start, keys, times, ordered=ordered)
         if self._changes is not None:
             self._changes.note(start, batch, keys, rows if len(keys) < len(batch) else None)
         shares = folding.shares(keys)
@@ -186,7 +202,7 @@ class _Windowing:
             for start, accumulator in added.items():
                 state.put(start, key, accumulator)
                 if self._updates is not None:
-                    self._note_times(start, (key,), (times[row],))
+                    self._note_times(start, (key,), (times[row],), ordered=True)
 
         folding.add_each(batch, change)
         if self._changes is not None:
@@ -197,10 +213,9 @@ class _Windowing:
             for start, own in rows.items():
                 self._changes.note(start, batch, [keys[row] for row in own], own)
 
-    def _note_times(self, start: int, keys: Sequence[Any], times: Sequence[int]) -> None:
+    def _note_times(self, start: int, keys: Sequence[Any], times: Sequence[int], *, ordered: bool) -> None:
         known, highest = self._times.setdefault(start, {}), self._highest.get(start, -1)
-        in_order = not any(map(gt, times, times[1:]))
-        if in_order and times[0] >= highest:
+        if ordered and times[0] >= highest:
             # Mostly so, and then the last one of each key is its highest.
             known.update(zip(keys, times, strict=True))
             self._highest[start] = times[-1]

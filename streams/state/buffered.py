@@ -11,8 +11,9 @@ Values are shared between layers: whoever changes one puts a new object.
 from __future__ import annotations
 
 from bisect import bisect_left
+from functools import partial
 from heapq import merge
-from itertools import groupby
+from itertools import groupby, repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -70,31 +71,11 @@ class KeyValueState(Generic[K, V]):
 
     def get_many(self, keys: Sequence[K]) -> list[V | None]:
         """The values of these keys, in one read of the store for all that is not in memory."""
-        opened, whole, recent = self._open, self._whole, self._recent
-        if opened:
-            values = [
-                opened[key] if key in opened else whole[key] if key in whole else recent.get(key, _ABSENT)
-                for key in keys
-            ]
-        elif recent:
-            values = [whole[key] if key in whole else recent.get(key, _ABSENT) for key in keys]
-        else:
-            values = [whole.get(key, _ABSENT) for key in keys]
-        absent = [row for row, value in enumerate(values) if value is _ABSENT]
-        if absent:
-            for row, value in zip(absent, self._read([keys[row] for row in absent]), strict=True):
-                values[row] = value
-        return values
+        return _look_up([self._open, self._whole, self._recent], keys, self._read)
 
     def committed_many(self, keys: Sequence[K]) -> list[V | None]:
         """The values of these keys as of the last commit."""
-        recent = self._recent
-        values = [recent.get(key, _ABSENT) for key in keys]
-        absent = [row for row, value in enumerate(values) if value is _ABSENT]
-        if absent:
-            for row, value in zip(absent, self._read([keys[row] for row in absent]), strict=True):
-                values[row] = value
-        return values
+        return _look_up([self._recent], keys, self._read)
 
     def told_many(self, keys: Sequence[K], *, before: bool = False) -> list[V | None]:
         """The values of these keys as the steps behind the store's owner have been told.
@@ -242,7 +223,7 @@ class KeyValueState(Generic[K, V]):
     def expire(self, _stream_time: int) -> None:
         """Plain entries stay until they are deleted."""
 
-    def _read(self, keys: list[K]) -> list[V | None]:
+    def _read(self, keys: Sequence[K]) -> list[V | None]:
         return list(self._deserialize(self._store.get_many(self._encode_keys(keys))))
 
     def _encode_keys(self, keys: Sequence[K]) -> list[bytes]:
@@ -312,22 +293,7 @@ class WindowState(Generic[K, V]):
         if start < self._expired:
             return [None] * len(keys)
         layers = [layer[start] for layer in (self._open, self._whole, self._recent) if start in layer]
-        if not layers:
-            return self._read(start, keys)
-        if len(layers) == 1:
-            only = layers[0]
-            values = [only.get(key, _ABSENT) for key in keys]
-        else:
-            first, second, third = (*layers, {})[:3]
-            values = [
-                first[key] if key in first else second[key] if key in second else third.get(key, _ABSENT)
-                for key in keys
-            ]
-        absent = [row for row, value in enumerate(values) if value is _ABSENT]
-        if absent:
-            for row, value in zip(absent, self._read(start, [keys[row] for row in absent]), strict=True):
-                values[row] = value
-        return values
+        return _look_up(layers, keys, partial(self._read, start))
 
     def put(self, start: int, key: K, value: V | None) -> None:
         """Set a value; ``None`` deletes."""
@@ -513,6 +479,26 @@ class WindowState(Generic[K, V]):
     def _encode_keys(self, start: int, keys: Collection[K]) -> list[bytes]:
         prefix = START.pack(start)
         return [prefix + encoded for encoded in self._key.serialize(list(keys))]
+
+
+def _look_up(
+    layers: Sequence[Mapping[K, V | None]],
+    keys: Sequence[K],
+    read: Callable[[Sequence[K]], list[V | None]],
+) -> list[V | None]:
+    """What the first layer that has a key holds; for keys that none has, what one ``read`` gives."""
+    if not layers:
+        return read(keys)
+    first, *others = layers
+    if not first:
+        return _look_up(others, keys, read)
+    values: list[Any] = list(map(first.get, keys, repeat(_ABSENT)))
+    absent = [row for row, value in enumerate(values) if value is _ABSENT]
+    if absent:
+        found = _look_up(others, [keys[row] for row in absent], read)
+        for row, value in zip(absent, found, strict=True):
+            values[row] = value
+    return values
 
 
 def _reading(store: str, value: Serde[V]) -> Callable[[Sequence[bytes | None]], list[V | None]]:
