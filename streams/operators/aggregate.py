@@ -87,7 +87,7 @@ class AccumulatorSerde:
 
     def serialize(self, values: Sequence[Any]) -> Iterable[bytes]:
         encode, pack = msgspec.msgpack.Encoder().encode, self._aggregate.pack
-        return (encode(pack(value)) for value in values)
+        return map(encode, map(pack, values))
 
     def deserialize(self, payloads: Sequence[bytes]) -> Iterable[Any]:
         decode, unpack = msgspec.msgpack.Decoder().decode, self._aggregate.unpack

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.operators.aggregate import Folding, in_order, latest_times, rows_by_key
@@ -250,13 +251,12 @@ class _Windowing:
             return
         if self._updates is not None:
             changed = self._state.changed_before(bound)
-            self._forward(
-                self._updates, ((start, entries.items()) for start, entries in changed), as_of=self._times
-            )
+            self._forward(self._updates, changed, as_of=self._times)
             for start in [start for start in self._times if start < bound]:
                 del self._times[start], self._highest[start]
         if self._final is not None:
-            self._forward(self._final, self._state.windows(0, bound))
+            closed = ((start, dict(entries)) for start, entries in self._state.windows(0, bound))
+            self._forward(self._final, closed)
         self._state.expire(self._clock.time)
         if self._changes is not None:
             self._changes.close(bound)
@@ -264,9 +264,7 @@ class _Windowing:
     def _at_commit(self) -> None:
         assert self._changes is not None
         if self._updates is not None:
-            changed = sorted(self._state.changed().items())
-            windows = ((start, entries.items()) for start, entries in changed)
-            self._forward(self._updates, windows, as_of=self._times)
+            self._forward(self._updates, sorted(self._state.changed().items()), as_of=self._times)
             if sum(map(len, self._times.values())) > MOST_TIMES:
                 self._times.clear()
                 self._highest.clear()
@@ -275,7 +273,7 @@ class _Windowing:
     def _forward(
         self,
         to: Callable[[Batch[Any, Any]], None],
-        windows: Iterable[tuple[int, Iterable[tuple[Any, Any]]]],
+        windows: Iterable[tuple[int, Mapping[Any, Any]]],
         *,
         as_of: Mapping[int, Mapping[Any, int]] | None = None,
     ) -> None:
@@ -295,18 +293,19 @@ class _Windowing:
         """The keys as they are held."""
         for start, held in windows:
             end = start + self._size
-            entries = list(held)
-            shown = self._keys.shown(key for key, _ in entries)
+            shown = self._keys.shown(held)
             keys += shown
-            for key, (_, accumulator) in zip(shown, entries, strict=True):
-                values.append(Windowed(key, start, end, result(accumulator)))
+            values += [
+                Windowed(key, start, end, result(accumulator))
+                for key, accumulator in zip(shown, held.values(), strict=True)
+            ]
             if as_of is None:
-                times += [end - 1] * len(entries)
+                times += [end - 1] * len(held)
             else:
                 known, else_then = as_of.get(start, {}), max(start, min(self._clock.time, end - 1))
-                times += [known.get(key, else_then) for key, _ in entries]
-            starts += [start] * len(entries)
-            own += [key for key, _ in entries]
+                times += map(known.get, held, repeat(else_then))
+            starts += [start] * len(held)
+            own += held
             if len(keys) >= RESULTS_AT_ONCE:
                 to(self._step.derive(self._store, keys, values, times, changes.finder(starts, own)))
                 keys, values, times, starts, own = [], [], [], [], []

@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from functools import partial
 from heapq import merge
-from itertools import groupby, repeat
+from itertools import chain, groupby, repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -416,7 +416,9 @@ class WindowState(Generic[K, V]):
         windows = self._whole
         keys = self._key.serialize([key for window in windows.values() for key in window])
         values = self._serialize([value for window in windows.values() for value in window.values()])
-        prefixes = (START.pack(start) for start, window in windows.items() for _ in window)
+        prefixes = chain.from_iterable(
+            repeat(START.pack(start), len(window)) for start, window in windows.items()
+        )
         entries = dict(zip(map(bytes.__add__, prefixes, keys), values, strict=True))
         deleted = []
         self._deleting = 0
