@@ -38,7 +38,7 @@ from benchmarks.measure import (
     watch,
 )
 from benchmarks.processes import Peer
-from benchmarks.systems import ALL, JAVA, PEERS, QUIX, THIS_RUNTIME, System
+from benchmarks.systems import ALL, JAVA, PEERS, QUIX, RAW_CLIENT, THIS_RUNTIME, System
 from streams.broker import BEGINNING, GroupSettings
 from streams.broker.kafka import KafkaBroker
 from streams.records import Output
@@ -314,15 +314,15 @@ class Latency:
 
     name: str
     systems: Collection[str] = ALL
-    rounds: int = 1
+    rounds: int = 3
     commit_seconds: float = 0.01
     """The same for all. A commit takes some milliseconds: with less, they would do little else."""
 
     rate: int = 1000
     """Records a second."""
 
-    warm_up_seconds: float = 5.0
-    seconds: float = 20.0
+    warm_up_seconds: float = 4.0
+    seconds: float = 12.0
 
     def warm_up(self, bench: Bench, system: System) -> None:
         # As many transactions as the broker can do: the code that runs for each is what has to get warm.
@@ -423,5 +423,6 @@ WORKS: tuple[Work, ...] = (
         table=attrgetter("teams"),
     ),
     Restore("restore", build=_COUNT_KEYS),
-    Latency("latency"),
+    Latency("latency 1k"),
+    Latency("latency 10k", systems=(THIS_RUNTIME, RAW_CLIENT, JAVA), rate=10_000),
 )

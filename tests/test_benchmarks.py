@@ -161,10 +161,10 @@ def test_works_with_state_are_not_given_to_the_raw_client():
     given = {work.name: work.systems for work in WORKS}
     assert all(THIS_RUNTIME in systems and JAVA in systems for systems in given.values())
     assert [name for name, systems in given.items() if QUIX in systems] == [
-        *("json eos", "json", "count eos", "latency")
+        *("json eos", "json", "count eos", "latency 1k")
     ]
     assert [name for name, systems in given.items() if RAW_CLIENT in systems] == [
-        *("json eos", "json", "latency")
+        *("json eos", "json", "latency 1k", "latency 10k")
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from streams.broker import BEGINNING, END, GroupSettings
 from streams.broker.kafka.access import Access, Settings
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["KafkaAdmin", "KafkaBroker", "KafkaConsumer", "KafkaProducer", "KafkaWriter"]
+
+TRANSACTION_RETRY_MILLISECONDS: Final = 10
+"""The client waits so long before it repeats a request of a transaction the first time, then ever longer."""
 
 
 class KafkaBroker:
@@ -135,6 +138,9 @@ class KafkaBroker:
         merged = tuning | self._settings | self._producer_settings | fixed
         if transactional_id is not None:
             milliseconds = int(transaction_timeout * 1000)
+            # A transaction that begins while the broker still finishes the one before is refused for some
+            # milliseconds (CONCURRENT_TRANSACTIONS), and its offsets were sent again after 100, the default.
+            merged.setdefault("retry.backoff.ms", TRANSACTION_RETRY_MILLISECONDS)
             merged |= {
                 "transactional.id": transactional_id,
                 "transaction.timeout.ms": milliseconds,
