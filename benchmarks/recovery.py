@@ -324,8 +324,8 @@ def _many_partitions(broker: KafkaBroker, servers: str) -> list[ManyPartitions]:
             # As most systems do; it may be raised.
             _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             process.rlimit(psutil.RLIMIT_NOFILE, (USUAL_OPEN_FILES, hard))
-            _wait(lambda worker=worker: len(worker.held) == MANY)  # type: ignore[misc]  # mypy infers no type for a lambda's default
-            _wait(lambda: _caught_up(broker, name, f"{name}-in"))
+            _wait(lambda worker=worker: worker.alive and len(worker.held) == MANY)  # type: ignore[misc]  # mypy infers no type for a lambda's default
+            _wait(lambda worker=worker: worker.alive and _caught_up(broker, name, f"{name}-in"))  # type: ignore[misc]  # as above
             caught_up = time.monotonic() - begun
             memory, threads = process.memory_info().rss / 1e6, process.num_threads()
             files = process.num_fds()
@@ -380,6 +380,13 @@ class _Worker:
                 entry["time"] = datetime.fromisoformat(entry["timestamp"]).timestamp()
                 found.append(entry)
         return found
+
+    @property
+    def alive(self) -> bool:
+        """True. Raises ``RuntimeError`` where the process has ended: nothing it is waited for will come."""
+        if code := self.process.poll():
+            raise RuntimeError(f"the worker ended with exit code {code}: see {self.log}")
+        return True
 
     @property
     def held(self) -> set[int]:

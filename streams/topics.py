@@ -112,9 +112,11 @@ def prepare_topics(
     new += changelogs
     _check_compaction(topology, admin, existing, application)
     counts = {topic.name: topic.partitions for topic in new}
+    # Asked for first: a broker that has just been given hundreds of partitions may not answer for a while.
+    begun = bool(changelogs) and any(admin.committed_offsets(application).values())
     for name in sorted(admin.create_topics(new) if new else ()):
         get_logger().info(Event.TOPIC_CREATED, topic=name, partitions=counts[name])
-    if changelogs and any(admin.committed_offsets(application).values()):
+    if begun:
         # Right for a store that is new in the program; the loss of all it had if its topic was deleted.
         for topic in changelogs:
             get_logger().warning(
