@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import psutil
 
+from streams.broker.reading import read_to_end
 from streams.events import Event
-from streams.reading import read_to_end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

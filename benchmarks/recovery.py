@@ -35,8 +35,8 @@ from rich.table import Table
 from streams import App, Bytes, Json
 from streams.broker import GroupSettings, NewTopic
 from streams.broker.kafka import KafkaBroker
-from streams.lag import measure_lag
-from streams.localkafka import LocalKafka
+from streams.devstack.localkafka import LocalKafka
+from streams.monitoring.lag import measure_lag
 from streams.records import Output, TopicPartition
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from streams.aggregates import (
     variance,
 )
 from streams.app import App
+from streams.dsl.stream import GlobalTable, GroupedTable, Stream, Table, key_value_store
 from streams.errors import (
     BrokerError,
     ConfigurationError,
@@ -30,13 +31,7 @@ from streams.errors import (
     StreamsError,
     TopologyError,
 )
-from streams.policy import ErrorPolicy, dead_letter, fail, retry, skip
-from streams.processor import BatchProcessor, Context, KeyValueStore, Processor
-from streams.records import Batch, Record
-from streams.serde import Avro, Bytes, Json, Serde, Text
-from streams.stream import GlobalTable, GroupedTable, Stream, Table, key_value_store
-from streams.topology import Topology
-from streams.windows import (
+from streams.eventtime.windows import (
     Hopping,
     JoinWindow,
     Session,
@@ -49,6 +44,11 @@ from streams.windows import (
     minutes,
     seconds,
 )
+from streams.operators.processor import BatchProcessor, Context, KeyValueStore, Processor
+from streams.policy import ErrorPolicy, dead_letter, fail, retry, skip
+from streams.records import Batch, Record
+from streams.serde import Avro, Bytes, Json, Serde, Text
+from streams.topology.graph import Topology
 
 __all__ = [
     "Aggregate",

@@ -24,7 +24,7 @@ def _import_this_package() -> None:
 if not __package__:
     _import_this_package()
 
-from streams.cli import main  # noqa: E402 - the package must be there first
+from streams.cli.main import main  # noqa: E402 - the package must be there first
 
 # Processes of a simulation run this file too, under another name, before they begin.
 if __name__ == "__main__":

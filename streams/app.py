@@ -13,45 +13,45 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import msgspec
 import structlog
 
-from streams import localkafka
-from streams.awaitables import is_asynchronous, location
 from streams.broker.kafka import KafkaBroker
-from streams.commit import AtLeastOnce, ExactlyOnce
 from streams.config import load_settings
-from streams.dead_letters import dead_letter_topic
+from streams.coroutines.awaitables import is_asynchronous, location
+from streams.devstack import localkafka
+from streams.dsl.stream import Stream, TopologyBuilder
 from streams.errors import ConfigurationError, StateUnavailable, TopologyError
 from streams.events import Event, configure_logging, get_logger
-from streams.http import HttpServer, Response, Tls, client_tls
-from streams.key_placement import check_key_placement
-from streams.metrics import WorkerMetrics
+from streams.monitoring.metrics import WorkerMetrics
+from streams.monitoring.watchdog import Watchdog
 from streams.policy import ErrorPolicy, dead_letter
-from streams.query import Queries
-from streams.query_http import StoreRoutes
-from streams.replicas import Replica, Replicas
+from streams.process.slot import Slot, default_state_dir
+from streams.process.stop import Stopped, StopSignals
+from streams.queries.directory import Replica, Replicas
+from streams.queries.endpoints import StoreRoutes
+from streams.queries.http import HttpServer, Response, Tls, client_tls
+from streams.queries.query import Queries
+from streams.runtime.commit import AtLeastOnce, ExactlyOnce
+from streams.runtime.dead_letters import dead_letter_topic
+from streams.runtime.key_placement import check_key_placement
+from streams.runtime.task import TaskId
+from streams.runtime.topics import most_tasks_with_stores, prepare_topics
+from streams.runtime.worker import Worker
 from streams.serde import Bytes, Json, Serde
-from streams.slot import Slot, default_state_dir
 from streams.state.changelog import changelog_topic
 from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
-from streams.stop import Stopped, StopSignals
-from streams.stream import Stream, TopologyBuilder
-from streams.task import TaskId
-from streams.topic_names import ADVICE, topic_name_fault
-from streams.topics import most_tasks_with_stores, prepare_topics
-from streams.watchdog import Watchdog
-from streams.worker import Worker
+from streams.topology.topic_names import ADVICE, topic_name_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from streams.broker import Broker
     from streams.config import Settings
-    from streams.replicas import Trouble
+    from streams.dsl.stream import GlobalTable, Table
+    from streams.eventtime.windows import Windowed
+    from streams.monitoring.watchdog import Stall
+    from streams.queries.directory import Trouble
     from streams.state.store import Databases
-    from streams.stream import GlobalTable, Table
-    from streams.topology import Topic, Topology
-    from streams.watchdog import Stall
-    from streams.windows import Windowed
+    from streams.topology.graph import Topic, Topology
 
 K = TypeVar("K")
 V = TypeVar("V")

@@ -251,3 +251,11 @@ class StateUnavailable(QueryError):
 
 class HeldElsewhere(StateUnavailable):
     """The partition of the store is not this worker's."""
+
+
+def error_text(error: Exception) -> str:
+    """What an error says, also where user code makes that fail."""
+    try:
+        return error.message if isinstance(error, StreamsError) else str(error)
+    except Exception as also:  # noqa: BLE001 - the record's fate must not hang on its error's text
+        return f"({type(also).__name__} while putting it into words)"

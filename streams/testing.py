@@ -7,25 +7,25 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from streams.errors import TopologyError
-from streams.globaltable import GlobalTable
 from streams.origin import Origin, without_origin
 from streams.partitioning import partition_for
 from streams.records import FetchedLists, Headers, Record, TopicPartition
+from streams.runtime.global_tables import GlobalTable
+from streams.runtime.task import Task, TaskId
 from streams.serde import Bytes
 from streams.state.changelog import Checkpoint, decode_metadata
 from streams.state.memory import MemoryDatabases
-from streams.task import Task, TaskId
-from streams.topology import matches
+from streams.topology.graph import matches
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from streams.app import App
-    from streams.event_loop import Calls
+    from streams.coroutines.event_loop import Calls
     from streams.records import Output
     from streams.serde import Serde
     from streams.state.store import Database
-    from streams.topology import Subtopology
+    from streams.topology.graph import Subtopology
 
 
 class TopologyDriver:

@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
-from streams.development import development_broker
+from streams.devstack.development import development_broker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,13 +9,13 @@ import pytest
 
 from streams.broker import GroupSettings, NewTopic
 from streams.broker.memory import MemoryBroker
-from streams.commit import ExactlyOnce
-from streams.query import Queries
-from streams.reading import read_to_end
+from streams.broker.reading import read_to_end
+from streams.queries.query import Queries
 from streams.records import Output, Record, TopicPartition
+from streams.runtime.commit import ExactlyOnce
+from streams.runtime.topics import prepare_topics
+from streams.runtime.worker import Worker
 from streams.state.memory import MemoryDatabases
-from streams.topics import prepare_topics
-from streams.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

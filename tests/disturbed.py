@@ -19,7 +19,7 @@ from streams.testing import TopologyDriver
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from streams.windows import Hopping, Session, Sliding, Tumbling
+    from streams.eventtime.windows import Hopping, Session, Sliding, Tumbling
 
 KEYS = "abcdefgh"
 

@@ -38,7 +38,7 @@ from benchmarks.systems import JAVA, QUIX, RAW_CLIENT, THIS_RUNTIME
 from benchmarks.works import WORKS
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
-from streams.reading import read_to_end
+from streams.broker.reading import read_to_end
 from streams.records import FetchedLists, Output
 
 

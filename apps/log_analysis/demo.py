@@ -27,14 +27,14 @@ from apps.log_analysis.traffic import Owner
 from streams import Text
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
-from streams.development import development_broker
+from streams.devstack.development import development_broker
 from streams.errors import DeadLetterLimitExceeded, StreamsError
 from streams.ingest import Ingestion
-from streams.lag import measure_lag
-from streams.line_records import LineRecords
-from streams.lines import LineReader
+from streams.ingest.line_records import LineRecords
+from streams.ingest.lines import LineReader
+from streams.monitoring.lag import measure_lag
+from streams.process.stop_signals import StopSignals
 from streams.records import Output
-from streams.stop_signals import StopSignals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -14,7 +14,7 @@ from apps.log_analysis.hit import Hit
 from apps.log_analysis.top import LENGTH, PathHits, TopPaths
 from apps.log_analysis.traffic import TeamTraffic, Traffic
 from apps.log_analysis.visit import Visit
-from streams.reading import read_to_end
+from streams.broker.reading import read_to_end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,10 +14,10 @@ from streams.records import Batch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from streams.clock import StreamClock
-    from streams.guard import Guard
+    from streams.eventtime.clock import StreamClock
+    from streams.operators.guard import Guard
     from streams.operators.origins import TimedChanges
-    from streams.processor import Cancel, TimeKind
+    from streams.operators.processor import Cancel, TimeKind
     from streams.records import Rows, Trace
     from streams.state.buffered import KeyValueState, WindowState
     from streams.state.definition import StoreDefinition

@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from streams.aggregates import Combined, Count
-from streams.awaitables import settled
+from streams.coroutines.awaitables import settled
 from streams.errors import TopologyError
 from streams.operators import fan_out
 from streams.operators.change import Change
 from streams.operators.keys import ImpliedText, held_keys, with_keys
 from streams.operators.origins import LastChanges
-from streams.round_trip import RoundTrip
+from streams.serde.round_trip import RoundTrip
+from streams.serde.value_type import serde_type
 from streams.state.definition import schema_of
-from streams.value_type import serde_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import TypeAlias
 
     from streams.aggregates import Aggregate, Place
-    from streams.guard import Guard
     from streams.operators import Binding, Children, Forward
+    from streams.operators.guard import Guard
     from streams.records import Batch
     from streams.serde import Serde
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
-from streams.awaitables import settled
+from streams.coroutines.awaitables import settled
 from streams.operators import fan_out
 
 if TYPE_CHECKING:
-    from streams.guard import Guard
     from streams.operators import Binding, Children, Forward
+    from streams.operators.guard import Guard
     from streams.records import Batch
 
 JoinKind: TypeAlias = Literal["inner", "left", "outer"]

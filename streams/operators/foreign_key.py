@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import msgspec
 
-from streams.awaitables import settled
+from streams.coroutines.awaitables import settled
 from streams.operators import fan_out
 from streams.operators.change import apply_present, bind_view, forward_changes, quietly
 from streams.operators.keys import held_keys, readable_keys
@@ -25,12 +25,12 @@ from streams.serde import nullable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from streams.guard import Guard
     from streams.operators import Binding, Children, Forward
     from streams.operators.change import AnyView, Found
+    from streams.operators.guard import Guard
     from streams.records import Batch
-    from streams.round_trip import RoundTrip
     from streams.serde import Serde
+    from streams.serde.round_trip import RoundTrip
 
 _LENGTH = struct.Struct(">I")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import msgspec
 
-from streams.awaitables import settled
+from streams.coroutines.awaitables import settled
 from streams.operators import fan_out
 from streams.operators.change import bind_view
 from streams.operators.keys import held_keys, with_keys
@@ -22,13 +22,13 @@ from streams.state.unmatched import UnmatchedRecords
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from streams.guard import Guard
+    from streams.eventtime.windows import JoinWindow
     from streams.operators import Binding, Children, Forward
     from streams.operators.change import AnyView, JoinKind
+    from streams.operators.guard import Guard
     from streams.records import Batch, Rows, Trace
     from streams.serde import Serde
     from streams.state.buffered import WindowState
-    from streams.windows import JoinWindow
 
 _LATEST = 1 << 63
 

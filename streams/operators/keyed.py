@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import msgspec
 
+from streams.eventtime.windows import Windowed
 from streams.operators.aggregate import Folding, reading, rows_by_key
 from streams.operators.keys import held_keys
 from streams.operators.origins import TimedChanges
 from streams.operators.window import with_times
 from streams.state.deadlines import Deadlines, deadlines_name
-from streams.windows import Windowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from streams.aggregates import Aggregate, Place
-    from streams.guard import Guard
     from streams.operators import Binding, Children, Forward
     from streams.operators.aggregate import Began, Earlier
+    from streams.operators.guard import Guard
     from streams.operators.window import WindowHeads
     from streams.records import Batch
 

@@ -19,8 +19,8 @@ from streams.serde import held_key, nullable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from streams.guard import Guard
     from streams.operators import Binding, Children, Forward
+    from streams.operators.guard import Guard
     from streams.records import Batch
     from streams.serde import Serde
 

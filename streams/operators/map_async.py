@@ -6,14 +6,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from streams.event_loop import Calls
+from streams.coroutines.event_loop import Calls
 from streams.operators import fan_out
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from streams.guard import Guard
     from streams.operators import Binding, Children, Forward
+    from streams.operators.guard import Guard
     from streams.records import Batch
 
 SLICE_ROUNDS = 4

@@ -8,21 +8,21 @@ from functools import partial
 from itertools import count, groupby
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from streams.awaitables import settled
+from streams.coroutines.awaitables import settled
 from streams.errors import TopologyError
 from streams.operators import fan_out
 from streams.operators.processor_store import ProcessorStore
+from streams.operators.snapshot import snapshot
+from streams.operators.user_code import check_call, check_processor
 from streams.records import Batch, Record, take
-from streams.snapshot import snapshot
 from streams.state.deadlines import Deadlines, deadlines_name
 from streams.state.expiring import ExpiringState
-from streams.user_code import check_call, check_processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
     from streams.operators import Binding, Children, Forward
-    from streams.processor import Cancel, KeyValueStore, ProcessorFactory, TimeKind
+    from streams.operators.processor import Cancel, KeyValueStore, ProcessorFactory, TimeKind
     from streams.records import Headers, Rows
 
 _Forwarded: TypeAlias = "tuple[str | None, int, Batch[Any, Any] | _Columns]"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from streams.operators.keys import HeldKeys, as_read, readable_keys
-from streams.round_trip import RoundTrip
-from streams.snapshot import snapshot
+from streams.operators.snapshot import snapshot
+from streams.serde.round_trip import RoundTrip
 from streams.state.expiring import ExpiringSerde
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ProcessorStore:
-    """See ``streams.processor.KeyValueStore``. The store beneath keeps values as objects until a commit.
+    """See ``operators.processor.KeyValueStore``. The store beneath keeps values as objects until a commit.
 
     Values are those that the serde reads from what it writes, and the store's own: if the object that was
     put, or one that was got, were the store's, changing it would change the store, and what a failed call or

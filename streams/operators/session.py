@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from streams.eventtime.windows import merge_sessions
 from streams.operators.aggregate import rows_by_key
 from streams.operators.keyed import KeyedAggregate, KeyedWindows, PackedSerde
 from streams.operators.keys import held_keys
 from streams.state.definition import StoreDefinition
-from streams.windows import merge_sessions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from streams.aggregates import Aggregate, Place
+    from streams.eventtime.windows import Session
     from streams.operators import Binding, Children, Forward
     from streams.operators.keyed import Event, Window
     from streams.records import Batch
     from streams.serde import Serde
-    from streams.windows import Session
 
 _Sessions: TypeAlias = "tuple[Window, ...]"
 """A key's sessions, ascending. Those that are open are more than the gap apart."""

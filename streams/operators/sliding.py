@@ -7,20 +7,20 @@ from itertools import accumulate
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from streams.eventtime.windows import sliding_windows
 from streams.operators.keyed import KeyedAggregate, KeyedWindows, PackedSerde
 from streams.operators.keys import held_keys
 from streams.state.definition import StoreDefinition
-from streams.windows import sliding_windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from streams.aggregates import Aggregate, Place
+    from streams.eventtime.windows import Sliding
     from streams.operators import Binding, Children, Forward
     from streams.operators.keyed import Event, Window
     from streams.records import Batch
     from streams.serde import Serde
-    from streams.windows import Sliding
 
 FOREVER = 1 << 64
 """Behind the end of every window: milliseconds since the epoch."""

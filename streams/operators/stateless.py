@@ -8,17 +8,17 @@ from functools import partial
 from itertools import chain, compress, repeat, starmap
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from streams.awaitables import any_awaitable, is_awaitable, settled, unawaited
+from streams.coroutines.awaitables import any_awaitable, is_awaitable, settled, unawaited
 from streams.operators import fan_out
 from streams.operators.keys import ImpliedText
+from streams.operators.snapshot import snapshot
 from streams.records import Batch
-from streams.snapshot import snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from streams.guard import Guard
     from streams.operators import Binding, Children, Forward
+    from streams.operators.guard import Guard
 
 Function = Callable[[Any], Any]
 

@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from streams.awaitables import settled
-from streams.guard import error_text
+from streams.coroutines.awaitables import settled
+from streams.errors import error_text
 from streams.operators import fan_out
 from streams.operators.aggregate import Folding, Reduce
 from streams.operators.change import (
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from streams.operators import Binding, Children, Forward
     from streams.operators.change import AnyView, Found, JoinKind
     from streams.records import Batch, Fetched, Headers
-    from streams.round_trip import RoundTrip
     from streams.serde import Serde
+    from streams.serde.round_trip import RoundTrip
     from streams.state.buffered import KeyValueState
 
 _TIME = struct.Struct(">q")

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from streams.eventtime.windows import Hopping, Tumbling, Windowed
 from streams.operators.aggregate import Folding, in_order, latest_times, rows_by_key
 from streams.operators.keys import held_keys
 from streams.operators.origins import WindowChanges
 from streams.records import take
-from streams.windows import Hopping, Tumbling, Windowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from streams.aggregates import Aggregate, Place
-    from streams.guard import Guard
     from streams.operators import Binding, Children, Forward
+    from streams.operators.guard import Guard
     from streams.records import Batch
 
 RESULTS_AT_ONCE = 1_000

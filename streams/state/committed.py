@@ -7,7 +7,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.errors import QueryError
-from streams.windows import Windowed
+from streams.eventtime.windows import Windowed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -37,7 +37,7 @@ from rocksdict import (
 
 from streams.errors import StateError
 from streams.events import Event, get_logger
-from streams.open_files import raise_limit
+from streams.process.open_files import raise_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

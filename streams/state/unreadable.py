@@ -6,8 +6,7 @@ from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from streams.errors import StateError
-from streams.guard import error_text
+from streams.errors import StateError, error_text
 from streams.state.changelog import RESERVED, TIME_KEY, entry_key
 from streams.state.store import START
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-import streams.restore
+import streams.runtime.restore
 from streams import (
     App,
     Json,
@@ -233,4 +233,4 @@ if "FAULT_HOLD" in os.environ:
 if "FAULT_QUEUE" in os.environ:
     count_full_queues()
 if "FAULT_CHUNK" in os.environ:
-    streams.restore.CHUNK_RECORDS = int(os.environ["FAULT_CHUNK"])
+    streams.runtime.restore.CHUNK_RECORDS = int(os.environ["FAULT_CHUNK"])

@@ -21,8 +21,8 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from streams.devstack.localkafka import LocalKafka
 from streams.errors import StreamsError
-from streams.localkafka import LocalKafka
 from tests.conftest import QUICK_GROUPS
 from tests.faults.campaign import BROKER_FAULTS, WORKER_FAULTS, Campaign, Outcome, plan
 from tests.faults.scenarios import SCENARIOS, play

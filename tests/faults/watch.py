@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from streams.broker import BEGINNING, GroupSettings
+from streams.broker.reading import read_to_end
 from streams.errors import BrokerError
-from streams.reading import read_to_end
 from streams.records import TopicPartition
 from tests.faults.verdicts import Row
 

@@ -16,9 +16,9 @@ import pytest
 
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
+from streams.broker.reading import read_to_end
 from streams.errors import Retriable
-from streams.lag import measure_lag
-from streams.reading import read_to_end
+from streams.monitoring.lag import measure_lag
 from streams.records import Output, TopicPartition
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from streams.reading import read_to_end
+from streams.broker.reading import read_to_end
 from streams.records import Output
 from tests.integration.conftest import Copy
 

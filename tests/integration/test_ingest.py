@@ -16,8 +16,8 @@ import pytest
 
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
-from streams.localkafka import LocalKafka
-from streams.reading import read_to_end
+from streams.broker.reading import read_to_end
+from streams.devstack.localkafka import LocalKafka
 from streams.records import TopicPartition
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from confluent_kafka import Producer
 
-from streams.key_placement import sample_placements
+from streams.runtime.key_placement import sample_placements
 
 pytestmark = pytest.mark.kafka
 

@@ -18,9 +18,9 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic, TopicMetadata
 
-from streams import localkafka
+from streams.devstack import localkafka
+from streams.devstack.localkafka import LocalKafka
 from streams.errors import ConfigurationError, LocalKafkaError
-from streams.localkafka import LocalKafka
 
 pytestmark = pytest.mark.kafka
 
@@ -176,7 +176,7 @@ def test_three_nodes_go_on_without_one_and_take_it_back(tmp_path):
 def test_a_node_ends_when_its_program_is_killed(tmp_path):
     program = (
         "import sys, time\n"
-        "from streams.localkafka import LocalKafka\n"
+        "from streams.devstack.localkafka import LocalKafka\n"
         "print(LocalKafka.start(sys.argv[1]).node(1).pid, flush=True)\n"
         "time.sleep(300)\n"
     )
@@ -192,7 +192,7 @@ def test_a_node_ends_when_its_program_is_killed(tmp_path):
 def test_a_detached_cluster_outlives_its_program(tmp_path):
     program = (
         "import sys\n"
-        "from streams.localkafka import start_detached\n"
+        "from streams.devstack.localkafka import start_detached\n"
         "print(start_detached(sys.argv[1]).node(1).pid)\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "data")]

@@ -28,12 +28,12 @@ from confluent_kafka.admin import (
 
 from streams.broker import GroupSettings
 from streams.broker.kafka import KafkaBroker
+from streams.broker.reading import read_to_end
+from streams.devstack.localkafka import LocalKafka
+from streams.devstack.localkafka_security import Security
 from streams.errors import ConfigurationError, NotAuthenticated
-from streams.http import ask, bearer
-from streams.lag import measure_lag
-from streams.localkafka import LocalKafka
-from streams.localkafka_security import Security
-from streams.reading import read_to_end
+from streams.monitoring.lag import measure_lag
+from streams.queries.http import ask, bearer
 from streams.records import Output
 from tests.conftest import wait_until
 from tests.integration.conftest import Count

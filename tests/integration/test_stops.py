@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from streams.localkafka import LocalKafka
+from streams.devstack.localkafka import LocalKafka
 from tests.conftest import QUICK_GROUPS
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from streams.broker.kafka import KafkaBroker
-from streams.localkafka import LocalKafka
-from streams.reading import read_to_end
+from streams.broker.reading import read_to_end
+from streams.devstack.localkafka import LocalKafka
 from streams.records import Output
 
 if TYPE_CHECKING:

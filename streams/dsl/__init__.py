@@ -1,0 +1,1 @@
+"""The fluent API, which builds a topology."""

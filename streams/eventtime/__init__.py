@@ -1,0 +1,1 @@
+"""Event time: windows, stream time, and the order in which several inputs are read."""

@@ -1,0 +1,172 @@
+"""Lines into a topic, a record each, as they arrive."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from streams.errors import BrokerError, RecordRefused
+from streams.ingest.lines import LONGEST_LINE
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Iterator, Sequence
+
+    from streams.ingest.line_records import LineRecords
+    from streams.ingest.lines import LineReader, Lines
+    from streams.process.stop_signals import StopSignals
+    from streams.records import Output
+
+LOOK_SECONDS: Final = 0.2
+"""How soon a stop is noticed where no lines come."""
+
+STOP_SECONDS: Final = 8.0
+"""How long what was read has to be acknowledged once a signal has come."""
+
+REST_OF_PIPE: Final = 1 << 20
+"""What is taken out of a pipe, in bytes, once a signal has come: more than it holds by default."""
+
+
+class RefusedLine(Protocol):
+    """A line that cannot be written. See ``streams.broker.kafka.writer.RefusedRow``."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def error(self) -> RecordRefused: ...
+
+
+class Writer(Protocol):
+    """Writes records outside of transactions. See ``streams.broker.kafka.writer.KafkaWriter``."""
+
+    @property
+    def acknowledged(self) -> int: ...
+    def write(self, output: Output, first: int, waiting: Callable[[], None]) -> None: ...
+    def settle(self, timeout: float | None, waiting: Callable[[], None]) -> None: ...
+    def take_refused(self) -> Sequence[RefusedLine]: ...
+
+
+class _TimeIsOver(Exception):
+    """A stop was asked for, and the broker has not taken everything in time."""
+
+
+@dataclass(slots=True)
+class Ingestion:
+    """Writes lines through a writer and accounts for them.
+
+    Everything read is acknowledged by the broker, refused, or named in the error. ``records`` are those
+    acknowledged. With ``skip_refused``, lines that cannot be written are left out and counted; ``report`` is
+    called with a sentence about each of the first ones.
+    """
+
+    writer: Writer
+    shape: LineRecords
+    stop: StopSignals
+    report: Callable[[str], None]
+    progress: Callable[[int, int], None] | None = None
+    skip_refused: bool = False
+    refused: int = 0
+    unfinished: str | None = None
+    """Where a signal stopped it in the middle of a file."""
+    half_line: bool = False
+    """Whether the last record is a line that had not ended when a signal came."""
+    _deadline: float | None = None
+
+    @property
+    def records(self) -> int:
+        """How many are in the topic for certain."""
+        return self.writer.acknowledged
+
+    @property
+    def stopped_by(self) -> signal.Signals | None:
+        """The signal that has ended it."""
+        return self.stop.received
+
+    def read(self, source: LineReader) -> None:
+        """Write the lines of a source, to its end or until a signal comes.
+
+        Raises ``RecordRefused`` for a line that cannot be written, and ``BrokerError``; both say which lines
+        are not written.
+        """
+        begun = self.writer.acknowledged + self.refused
+        try:
+            for lines in self._lines(source):
+                if lines.too_long:
+                    self._too_long(source, lines)
+                if lines.values:
+                    output = self.shape.records(lines.values, lines.milliseconds)
+                    self.writer.write(output, lines.first, self._wait)
+                if self.progress is not None:
+                    self.progress(len(lines.values), lines.size)
+                self._take_refused(source)
+            # Before another source: numbers are lines of this one.
+            self.writer.settle(None, self._wait)
+            self._take_refused(source)
+        except _TimeIsOver:
+            self._incomplete(source, begun, f"not within {STOP_SECONDS:.0f} s of the signal", None)
+        except RecordRefused:
+            raise
+        except BrokerError as error:
+            self._incomplete(source, begun, str(error), error)
+
+    def _lines(self, source: LineReader) -> Iterator[Lines]:
+        while not self.stop:
+            lines = source.read(LOOK_SECONDS)
+            if lines is None:
+                return
+            yield lines
+        if source.is_file:
+            self.unfinished = f"{source.name} after line {source.lines:,}"
+            return
+        # What is in the pipe is nowhere else any more.
+        left = REST_OF_PIPE
+        while left > 0 and (lines := source.read(0)) is not None and lines.size:
+            left -= lines.size
+            yield lines
+        rest = source.rest()
+        if rest is not None:
+            self.half_line = bool(rest.values)
+            yield rest
+
+    def _wait(self) -> None:
+        """Called while the broker is waited for."""
+        if self.stop:
+            now = time.monotonic()
+            if self._deadline is None:
+                self._deadline = now + STOP_SECONDS
+            elif now >= self._deadline:
+                raise _TimeIsOver
+
+    def _too_long(self, source: LineReader, lines: Lines) -> None:
+        self._refuse(
+            f"line {lines.first - 1:,} of {source.name} has {lines.too_long:,} bytes: "
+            f"more than {LONGEST_LINE:,} are not read"
+        )
+
+    def _take_refused(self, source: LineReader) -> None:
+        for row in self.writer.take_refused():
+            self._refuse(f"line {row.number:,} of {source.name}, {row.size:,} bytes, is refused: {row.error}")
+
+    def _refuse(self, text: str) -> None:
+        self.refused += 1
+        if self.skip_refused:
+            if self.refused <= 3:
+                self.report(text)
+            return
+        self.writer.settle(STOP_SECONDS, self._wait)
+        raise RecordRefused(
+            f"{text}; {self.records:,} records are acknowledged",
+            position=0,
+            hint="--on-refused skip leaves such lines out, and counts them",
+        )
+
+    def _incomplete(self, source: LineReader, begun: int, why: str, cause: Exception | None) -> None:
+        here = self.records + self.refused - begun
+        raise BrokerError(
+            f"of {source.lines:,} lines read from {source.name}, {source.lines - here:,} are not "
+            f"acknowledged, the last ones in all likelihood: {why}",
+            hint=f"{self.records:,} records are acknowledged in all",
+        ) from cause

@@ -1,0 +1,1 @@
+"""What a worker reports about itself: metrics, lag, partitions that make no progress."""

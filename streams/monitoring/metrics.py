@@ -1,0 +1,138 @@
+"""Every metric, in one place; read from the worker only when somebody asks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import generate_latest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.core import Metric
+
+    from streams.monitoring.watchdog import Watchdog
+    from streams.queries.directory import Replicas
+    from streams.runtime.worker import Worker
+
+_COMMIT_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class WorkerMetrics:
+    """A worker's metrics in Prometheus' text format.
+
+    The worker only counts in plain attributes, once a slice; this turns them into metrics when scraped.
+    """
+
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(
+        self, worker: Worker, watchdog: Watchdog | None = None, replicas: Replicas | None = None
+    ) -> None:
+        self._worker = worker
+        self._replicas = replicas
+        self._watchdog = watchdog
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+        commits = Histogram(
+            "streams_commit_seconds",
+            "Duration of commits that moved offsets.",
+            buckets=_COMMIT_BUCKETS,
+            registry=self._registry,
+        )
+        worker.observe_commit = commits.observe
+
+    def exposition(self) -> bytes:
+        """All metrics as text."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the worker. Called by the registry."""
+        counts = self._worker.counts
+        for name, text, value in (
+            ("records_in", "Records read.", sum(count.records_in for count in counts)),
+            ("bytes_in", "Bytes of values read.", sum(count.bytes_in for count in counts)),
+            ("records_out", "Records written, dead letters included.", sum(c.records_out for c in counts)),
+            ("bytes_out", "Bytes of values written.", sum(count.bytes_out for count in counts)),
+        ):
+            yield CounterMetricFamily(f"streams_{name}", text, value=value)
+        for name, text, by_step in (
+            ("dead_letters", "Records written as dead letters.", [count.dead_letters for count in counts]),
+            ("skipped", "Records left out by policy.", [count.skipped for count in counts]),
+            ("late", "Records that came too late for a window or join.", [count.late for count in counts]),
+        ):
+            family = CounterMetricFamily(f"streams_{name}", text, labels=["step"])
+            for step, value in sum((Counter(item) for item in by_step), Counter[str]()).items():
+                family.add_metric([step], value)
+            yield family
+        skipped = CounterMetricFamily(
+            "streams_out_of_range_skipped",
+            "Offsets left out by out_of_range_reset, most of them records that were deleted unread.",
+            labels=["topic", "partition"],
+        )
+        for partition, offsets in self._worker.skipped_offsets.items():
+            skipped.add_metric([partition.topic, str(partition.partition)], offsets)
+        yield skipped
+        stages = self._worker.stages
+        seconds = {"poll": stages.poll, "produce": stages.produce, "commit": stages.commit}
+        for stage in ("decode", "process"):
+            seconds[stage] = sum(count.seconds[stage] for count in counts)
+        spent = CounterMetricFamily("streams_stage_seconds", "Time spent, by stage.", labels=["stage"])
+        for stage, spent_seconds in seconds.items():
+            spent.add_metric([stage], spent_seconds)
+        yield spent
+        lag = GaugeMetricFamily(
+            "streams_lag", "Records to the partition's end.", labels=["topic", "partition"]
+        )
+        for partition, progress in self._worker.progress.items():
+            lag.add_metric([partition.topic, str(partition.partition)], progress.lag)
+        yield lag
+        yield from self._restoring()
+        yield GaugeMetricFamily("streams_state_bytes", "Memory of stores.", value=self._worker.state_bytes)
+        times = GaugeMetricFamily(
+            "streams_stream_time_seconds", "Stream time since the epoch.", labels=["task", "step"]
+        )
+        for identifier, task in self._worker.tasks.items():
+            for step, time in task.stream_times.items():
+                times.add_metric([str(identifier), step], time / 1000)
+        yield times
+        yield GaugeMetricFamily(
+            "streams_stalled_partitions",
+            "Partitions with lag and no progress for stall_timeout.",
+            value=0 if self._watchdog is None else len(self._watchdog.stalls),
+        )
+        yield GaugeMetricFamily(
+            "streams_replicas_age_seconds",
+            "Seconds since what other workers hold was last looked at; 0 where that is not needed.",
+            value=0 if self._replicas is None else self._replicas.seconds_behind,
+        )
+
+    def _restoring(self) -> Iterator[Metric]:
+        left = GaugeMetricFamily(
+            "streams_restore_records_left", "Changelog records that a task still needs.", labels=["task"]
+        )
+        done = GaugeMetricFamily(
+            "streams_restore_records_done", "Changelog records that a task has restored.", labels=["task"]
+        )
+        for identifier, progress in self._worker.restoring.items():
+            left.add_metric([str(identifier)], progress.total - progress.done)
+            done.add_metric([str(identifier)], progress.done)
+        yield left
+        yield done
+        behind = GaugeMetricFamily(
+            "streams_standby_lag",
+            "Changelog records that a copy of another worker's task is behind.",
+            labels=["task"],
+        )
+        for identifier, lag in self._worker.standby_lag.items():
+            behind.add_metric([str(identifier)], lag)
+        yield behind
+        yield GaugeMetricFamily(
+            "streams_standby_abandoned",
+            "Tasks of other workers of which no standby replica can be kept.",
+            value=self._worker.standbys_abandoned,
+        )

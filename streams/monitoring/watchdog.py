@@ -1,0 +1,345 @@
+"""Notices partitions that have something to read and get no further, and says why. On a thread of its own."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from streams.errors import BrokerError, BrokerUnreachable, Retriable, Stalled
+from streams.events import Event, get_logger
+from streams.process.stacks import called, flush_output, format_stacks
+from streams.runtime.status import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from streams.broker import Admin, Broker
+    from streams.config import Settings
+    from streams.records import TopicPartition
+    from streams.runtime.status import Activity, Progress
+    from streams.runtime.worker import Worker
+
+CHECK_SECONDS = 1.0
+"""How often the worker is looked at."""
+
+SHORTEST_ASK_SECONDS = 5.0
+"""Where nothing comes, the broker is asked for the ends four times in ``stall_timeout``, or this rarely."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """A partition without progress for ``stall_timeout``."""
+
+    partition: TopicPartition
+    position: int | None
+    """The next offset to process; ``None`` where nothing was heard of the partition yet."""
+    lag: int | None
+    """Records (and markers) behind that; ``None`` where nobody knows."""
+    seconds: float
+    """Since the last progress."""
+    reason: str
+    mended_by_restart: bool
+    """Whether another process in this one's place would probably get further."""
+
+    def __str__(self) -> str:
+        lag = "unknown" if self.lag is None else self.lag
+        return f"{self.partition} at {self.position}, lag {lag}, for {self.seconds:.0f} s: {self.reason}"
+
+
+@dataclass(slots=True)
+class _Track:
+    """What was seen of one partition in one assignment. Times are on the clock."""
+
+    progress: Progress
+    stage: str
+    reached: int
+    since: float
+    """When it last got further, or had nothing to do."""
+    moved: float
+    """When it last got further."""
+    pieces: int = 0
+
+
+class Watchdog:
+    """Looks at a worker's plain counters, which costs the worker nothing.
+
+    Progress is what has not been there before: what is read again after a rewind is none. A partition that
+    has nothing left to read is never stalled, unless no broker has answered for as long. ``clock`` is the
+    worker's, in seconds; ``end_process`` is called with the exit code where ``stall_exit`` asks for it and
+    the worker does not stop by itself.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        broker: Broker,
+        settings: Settings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        end_process: Callable[[int], object] = os._exit,
+    ) -> None:
+        self._worker = worker
+        self._broker = broker
+        self._settings = settings
+        self._clock = clock
+        self._end_process = end_process
+        self._log = get_logger()
+        self._admin: Admin | None = None
+        self._tracks: dict[TopicPartition, _Track] = {}
+        self._ends: dict[TopicPartition, tuple[int, int]] = {}
+        """Of quiet partitions: how far they can be read, and how far they reach."""
+        self._asked = clock()
+        self._away: tuple[float, str] | None = None
+        """Since when no broker answers, and what is said instead."""
+        self._commits = 0
+        self._rewinds = 0
+        self._committed = clock()
+        self._stop = threading.Event()
+        self._fatal: Stall | None = None
+        self.stalls: tuple[Stall, ...] = ()
+        """As of the last look; may be read by any thread."""
+
+    def start(self) -> None:
+        """Look every second, on a thread of its own, until ``close``."""
+        threading.Thread(target=self._run, name="streams-watchdog", daemon=True).start()
+
+    def close(self) -> None:
+        """Look no more. Does not wait for a question to a broker that does not answer."""
+        self._stop.set()
+
+    def raise_if_fatal(self) -> None:
+        """Raise ``Stalled`` if the worker was stopped for a stall."""
+        if self._fatal is not None:
+            raise Stalled(
+                f"no progress: {self._fatal}",
+                hint="the log has the stacks of all threads; stall_exit=False would have waited on",
+            )
+
+    def _run(self) -> None:
+        failure = ""
+        while not self._stop.wait(CHECK_SECONDS):
+            try:
+                self.check()
+            except Exception as error:  # noqa: BLE001 - without this thread no stall would be noticed again
+                before, failure = failure, f"{type(error).__name__}: {error}"
+                if failure != before:
+                    self._log.error(Event.WATCHDOG_FAILED, error=failure)
+        if self._admin is not None:
+            self._admin.close()
+
+    def check(self) -> tuple[Stall, ...]:
+        """Look once: the stalls there are, of which those that are new or over are logged."""
+        if self._worker.state is not State.RUNNING:
+            self.stalls = ()
+            return ()
+        activity = self._worker.activity
+        now = self._clock()
+        progress = self._worker.progress
+        self._follow(progress, activity, now)
+        self._ask_if_due(now)
+        stalls = tuple(
+            stall for partition in progress if (stall := self._judge(partition, activity, now)) is not None
+        )
+        before, self.stalls = self.stalls, stalls
+        self._report(before, stalls, progress, activity)
+        return stalls
+
+    # --- what is seen
+
+    def _follow(self, progress: Mapping[TopicPartition, Progress], activity: Activity, now: float) -> None:
+        for partition in self._tracks.keys() - progress.keys():
+            del self._tracks[partition]
+        for partition, own in progress.items():
+            stage, reached = "work", -1 if own.position is None else own.position
+            if partition in activity.waiting:
+                restoring = activity.restoring.get(activity.waiting[partition])
+                stage, reached = "restore", -1 if restoring is None else restoring.done
+            track = self._tracks.get(partition)
+            if track is None or track.progress is not own:
+                self._tracks[partition] = _Track(own, stage, reached, own.since, own.since, activity.pieces)
+                continue
+            if stage != track.stage or reached > track.reached:
+                track.stage, track.reached = stage, reached
+                track.moved = track.since = max(track.since, own.since) if stage == "work" else now
+            elif activity.busy == partition and activity.pieces > track.pieces:
+                # Inside of a slice, records get through.
+                track.moved = track.since = now
+            track.pieces = activity.pieces
+            if stage == "work" and self._nothing_left(partition, own):
+                track.since = now
+        unsettled = activity.dirty or any(
+            track.stage == "work" and track.since < now for track in self._tracks.values()
+        )
+        if activity.commits != self._commits or not unsettled:
+            self._commits, self._rewinds, self._committed = activity.commits, activity.rewinds, now
+
+    def _nothing_left(self, partition: TopicPartition, progress: Progress) -> bool:
+        if progress.position is None:
+            return False
+        _, asked = self._ends.get(partition, (0, 0))
+        return progress.position >= max(progress.end or 0, asked)
+
+    def _ask_if_due(self, now: float) -> None:
+        """Ask the broker how far the quiet partitions reach: a consumer that hangs does not know."""
+        every = max(SHORTEST_ASK_SECONDS, self._settings.stall_timeout / 4)
+        if now - self._asked < every:
+            return
+        self._asked = now
+        quiet = [
+            partition
+            for partition, track in self._tracks.items()
+            if track.stage == "work" and now - track.moved >= every
+        ]
+        self._ends = {}
+        if not quiet:
+            self._away = None
+            return
+        try:
+            if self._admin is None:
+                self._admin = self._broker.admin()
+            stable = self._admin.end_offsets(quiet, "read_committed")
+            ends = self._admin.end_offsets(quiet, "read_uncommitted")
+        except (BrokerUnreachable, Retriable) as error:
+            if self._away is None:
+                self._away = now, str(error).partition("\n")[0]
+            self._forget_admin()
+        except BrokerError:
+            # E.g. a topic was deleted: the worker notices that by itself.
+            self._away = None
+            self._forget_admin()
+        else:
+            self._away = None
+            self._ends = {partition: (stable[partition], ends[partition]) for partition in quiet}
+
+    def _forget_admin(self) -> None:
+        admin, self._admin = self._admin, None
+        if admin is not None:
+            admin.close()
+
+    # --- what it means
+
+    def _judge(self, partition: TopicPartition, activity: Activity, now: float) -> Stall | None:
+        timeout = self._settings.stall_timeout
+        track = self._tracks[partition]
+        position, lag = track.progress.position, self._lag(partition, track.progress)
+        if now - track.since > timeout:
+            reason, mended = self._reason(partition, track, activity, now)
+            return Stall(partition, position, lag, now - track.since, reason, mended)
+        if self._away is not None and now - self._away[0] > timeout and track.moved < self._away[0]:
+            reason = f"no broker answers, so that nobody knows what is waiting: {self._away[1]}"
+            return Stall(partition, position, None, now - self._away[0], reason, mended_by_restart=False)
+        uncommitted = now - self._committed
+        if (
+            track.stage == "work"
+            and self._reads_again(activity)
+            and uncommitted > timeout + self._settings.commit_interval
+        ):
+            # Positions may well reach the end each time.
+            reason, mended = self._reason(partition, track, activity, now)
+            return Stall(partition, position, lag, uncommitted, reason, mended)
+        return None
+
+    def _reads_again(self, activity: Activity) -> bool:
+        """Whether the worker rewinds again and again with no commit in between."""
+        return activity.rewinds - self._rewinds > 1
+
+    def _lag(self, partition: TopicPartition, progress: Progress) -> int | None:
+        if progress.position is None:
+            return None
+        _, asked = self._ends.get(partition, (0, 0))
+        return max(0, max(progress.end or 0, asked) - progress.position)
+
+    def _reason(
+        self, partition: TopicPartition, track: _Track, activity: Activity, now: float
+    ) -> tuple[str, bool]:
+        """Why it gets no further, and whether a restart would help."""
+        silent = now - activity.served
+        if silent > self._settings.stall_timeout / 2:
+            busy = f" for {activity.busy}" if activity.busy is not None else ""
+            where = called(activity.thread)
+            return f"the worker's thread has not come back for {silent:.0f} s{busy} from {where}", True
+        if activity.retrying is not None:
+            step, error = activity.retrying
+            return f"step {step!r} is tried again and again: {error}", False
+        if self._away is not None:
+            return f"no broker answers: {self._away[1]}", False
+        if activity.writing is not None:
+            topic, since = activity.writing
+            what = f"nothing can be written to {topic}" if topic else "what was written is not acknowledged"
+            return f"{what} for {now - since:.0f} s: the client's queue is full, or its broker hangs", False
+        if track.stage == "restore":
+            return self._reason_of_restore(partition, activity)
+        if activity.busy is not None:
+            return f"the worker is at work on a slice of {activity.busy}, in {called(activity.thread)}", True
+        if self._reads_again(activity):
+            again = activity.rewinds - self._rewinds
+            why = activity.aborted_by or "see the log"
+            return f"it was read again {again} times, as no commit has succeeded: {why}", False
+        others = self._worker.held_back_by(partition)
+        if others:
+            return f"its records wait for those of {', '.join(map(str, others))}, by event time", False
+        position = track.progress.position
+        stable, end = self._ends.get(partition, (-1, -1))
+        if position is not None and stable <= position < end:
+            reason = (
+                f"a transaction that began at offset {stable} has not ended: what lies behind it cannot be "
+                "read before that (kafka-transactions.sh find-hanging, and abort)"
+            )
+            return reason, False
+        return "polls bring nothing of it", True
+
+    def _reason_of_restore(self, partition: TopicPartition, activity: Activity) -> tuple[str, bool]:
+        task = activity.waiting[partition]
+        restoring = activity.restoring.get(task)
+        if restoring is None:
+            return f"task {task} waits for its other input partitions, or for its changelogs' ends", False
+        reason = (
+            f"the restore of task {task} stands at {restoring.done} of {restoring.total} records: its "
+            "changelogs bring nothing, e.g. as a transaction is open there"
+        )
+        return reason, True
+
+    # --- what is done about it
+
+    def _report(
+        self,
+        before: tuple[Stall, ...],
+        stalls: tuple[Stall, ...],
+        progress: Mapping[TopicPartition, Progress],
+        activity: Activity,
+    ) -> None:
+        known = {stall.partition: stall for stall in before}
+        new = [stall for stall in stalls if stall.partition not in known]
+        fatal = next((stall for stall in stalls if stall.mended_by_restart), None)
+        if fatal is not None and self._settings.stall_exit and self._fatal is None:
+            self._fatal = fatal
+            # Before anything is logged: a thread that hangs in the log's output would have this one hang too.
+            threading.Thread(target=self._end, name="streams-exit", daemon=True).start()
+        stack = format_stacks(activity.thread) if new else ""
+        for number, stall in enumerate(new):
+            # Once will do for all that stall at one time.
+            stacks = {"stack": stack} if number == 0 else {}
+            self._log.error(
+                Event.PARTITION_STALLED,
+                partition=str(stall.partition),
+                position=stall.position,
+                lag=stall.lag,
+                seconds=round(stall.seconds, 1),
+                reason=stall.reason,
+                **stacks,
+            )
+        over = known.keys() - {stall.partition for stall in stalls}
+        for partition in sorted(over & progress.keys()):
+            seconds = round(known[partition].seconds, 1)
+            self._log.info(Event.PARTITION_RECOVERED, partition=str(partition), seconds=seconds)
+
+    def _end(self) -> None:
+        """Let the worker stop, and where it does not come to that, end the process: a function cannot be."""
+        self._worker.request_stop()
+        if self._stop.wait(self._settings.shutdown_timeout):
+            return
+        flush_output()
+        self._end_process(Stalled.exit_code)

@@ -1,0 +1,131 @@
+"""The user's code in the nodes of a topology, checked when a step is made."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from streams.coroutines.awaitables import is_asynchronous, is_asynchronous_generator, location, plain_function
+from streams.errors import TopologyError
+from streams.policy import ErrorPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CALLED = (
+    *("serialize", "deserialize"),
+    *("column", "initial", "add", "remove", "merge", "result", "pack", "unpack"),
+)
+"""What is called of serdes and aggregates that a program has written itself."""
+
+_CALLED_OF_PROCESSORS = ("open", "process", "process_batch")
+
+
+def check_code(step: str, kind: str, node: object, place: str = "") -> None:
+    """Check the user's code in a node, added at ``place`` (``file:line``).
+
+    Nothing that is called as a plain function may be an async one, as nothing would await what it returns.
+    Raises ``TopologyError`` for what its step could not work with.
+    """
+    policy = getattr(node, "policy", None)
+    if policy is not None and not isinstance(policy, ErrorPolicy):
+        raise TopologyError(
+            f"step {step!r}: on_error takes a policy, got {policy!r:.80}{_declared(place)}",
+            hint="fail, dead_letter, skip or retry(…)",
+        )
+    operator = getattr(node, "operator", None)
+    if getattr(operator, "awaits", False):
+        _require_awaitable(step, kind, getattr(operator, "code", None), place)
+        return
+    if kind == "process":
+        for method in _methods(plain_function(getattr(operator, "factory", None))):
+            _refuse_asynchronous(step, kind, method, place)
+    for code in _functions(node, set()):
+        _refuse_asynchronous(step, kind, code, place)
+
+
+def check_processor(step: str, processor: object) -> None:
+    """As ``check_code``, for a processor that was just made."""
+    for name in _CALLED_OF_PROCESSORS:
+        _refuse_asynchronous(step, "process", getattr(processor, name, None))
+
+
+def check_call(step: str, call: object) -> None:
+    """As ``check_code``, for what a processor schedules."""
+    _refuse_asynchronous(step, "schedule", call)
+
+
+def _refuse_asynchronous(step: str, kind: str, code: object, place: str = "") -> None:
+    if code is None or not is_asynchronous(code):
+        return
+    raise TopologyError(
+        f"step {step!r} ({kind}) was given {_named(code)}, which is async: "
+        f"nothing would await what it returns{_declared(place)}",
+        hint=f"await it in a step of its own before this one: map_async({_short(code)}, concurrency=100)",
+    )
+
+
+def _require_awaitable(step: str, kind: str, code: object, place: str) -> None:
+    if not callable(code) or is_asynchronous_generator(code):
+        raise TopologyError(
+            f"step {step!r} ({kind}) was given {_named(code)}, which gives nothing that can be awaited"
+            f"{_declared(place)}",
+            hint="give it an async function that returns one value",
+        )
+
+
+def _methods(factory: object) -> Iterator[object]:
+    """The methods of the processors that a class, or a function annotated to return one, makes."""
+    if not isinstance(factory, type):
+        try:
+            factory = typing.get_type_hints(factory).get("return")
+        except Exception:  # noqa: BLE001 - annotations may name anything; then it is found when the task is made
+            return
+    for name in _CALLED_OF_PROCESSORS:
+        yield getattr(factory, name, None)
+
+
+def _functions(value: object, seen: set[int]) -> Iterator[object]:
+    """Every function of the user's in a node, or in a value of one of its fields."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, tuple | list | set | frozenset):
+        for item in value:
+            yield from _functions(item, seen)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _functions(item, seen)
+    elif isinstance(value, type):
+        return
+    elif type(value).__module__.partition(".")[0] == "streams":
+        for name in _attributes(value):
+            yield from _functions(getattr(value, name, None), seen)
+    elif callable(value):
+        yield value
+    else:
+        # A serde or an aggregate of the program's own.
+        for name in _CALLED:
+            yield getattr(value, name, None)
+
+
+def _attributes(value: object) -> Iterator[str]:
+    yield from getattr(value, "__dict__", ())
+    for parent in type(value).__mro__:
+        slots = vars(parent).get("__slots__", ())
+        yield from (slots,) if isinstance(slots, str) else slots
+
+
+def _declared(place: str) -> str:
+    return f" (the step is declared at {place})" if place else ""
+
+
+def _named(code: object) -> str:
+    place = location(code)
+    return _short(code) + (f" ({place})" if place else "")
+
+
+def _short(code: object) -> str:
+    function = plain_function(code)
+    return str(getattr(function, "__qualname__", None) or type(function).__qualname__)

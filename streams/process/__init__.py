@@ -1,0 +1,1 @@
+"""Processes of an app: the supervisor of several, their slots, signals and open files."""

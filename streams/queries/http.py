@@ -1,0 +1,370 @@
+"""The HTTP server beside the worker, on uvicorn in a thread of its own, and the request to another worker's.
+
+No connection may keep others out: their number is bounded, and where the bound is reached, one that is idle
+is closed for a new one. One that neither sends a request nor reads its answer is closed too. So connections
+never take the file descriptors that the worker needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import socket
+import ssl
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import parse_qsl, unquote
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from streams.errors import ConfigurationError
+from streams.process.open_files import raise_limit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+    from types import TracebackType
+    from typing import Self
+
+MOST_CONNECTIONS: Final = 256
+"""At once; or a quarter of the files that this process may open, where that is less."""
+
+IDLE_SECONDS: Final = 10.0
+"""How long a connection may take to make a request, the first or the next one."""
+
+ANSWER_SECONDS: Final = 30.0
+"""How long a request may take, until its answer has been read."""
+
+LOOK_SECONDS: Final = 2.5
+"""How often each connection is checked for the two."""
+
+LONGEST_HEAD: Final = 64 * 1024
+"""Bytes of a request's target and headers together."""
+
+THREADS: Final = 16
+"""Requests with parameters that are answered at the same time."""
+
+FIXED_THREADS: Final = 4
+"""Requests for fixed paths, e.g. health, that are answered beside these."""
+
+JSON: Final = "application/json"
+
+
+class Response(NamedTuple):
+    """What a route answers."""
+
+    status: int
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+
+
+class Request(NamedTuple):
+    """What a route with parameters is asked. Bytes that are no UTF-8 become surrogates, as in file names."""
+
+    target: str
+    """Path and query as they came, in ASCII: other bytes are percent-encoded."""
+
+    parameters: Mapping[str, str]
+    """The parts of the path that the route has names for, percent-decoded."""
+
+    query: Mapping[str, str]
+    """The query's pairs, percent-decoded; of several with one name, the last."""
+
+    headers: Mapping[str, str]
+    """By their names in small letters."""
+
+
+class Tls(NamedTuple):
+    """Files in PEM form: a server's certificate with those that signed it, and its private key."""
+
+    certificate: str
+    key: str
+
+
+def refusal(status: int, reason: str, error: str) -> Response:
+    """A refusal in JSON: ``reason`` is one of a few fixed texts, ``error`` says it in a sentence."""
+    body = json.dumps({"reason": reason, "error": error}, ensure_ascii=False)
+    return Response(status, body.encode(errors="surrogateescape") + b"\n", JSON)
+
+
+UNAUTHORIZED: Final = refusal(401, "unauthorized", "a token is needed: Authorization: Bearer ...")
+
+
+class HttpServer:
+    """Serves GET and HEAD requests until closed.
+
+    ``routes`` are fixed paths. ``templates`` are paths with parameters, as ``/stores/{store}``, each of which
+    stands for one part between slashes. ``port`` 0 takes a free one. With a ``token``, whatever is not
+    ``public`` is answered only to requests that have it: ``Authorization: Bearer <token>``. With ``tls`` it
+    speaks HTTPS. Refusals are JSON with ``reason`` and ``error``. Raises ``ConfigurationError`` when the port
+    is taken, the host is none of this machine or the certificate cannot be used.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        routes: Mapping[str, Callable[[], Response]],
+        templates: Mapping[str, Callable[[Request], Response]] | None = None,
+        *,
+        token: str | None = None,
+        public: Collection[str] = (),
+        tls: Tls | None = None,
+    ) -> None:
+        self._routes = routes
+        self._templates = templates or {}
+        self._token = token
+        self._public = public
+        self._secure = tls is not None
+        most = max(8, min(MOST_CONNECTIONS, raise_limit() // 4))
+        config = uvicorn.Config(
+            self._serve,
+            http=partial(_Connection, most=most),  # type: ignore[arg-type]  # called like a class, and no more is done with it
+            interface="asgi3",
+            proxy_headers=False,
+            loop="asyncio",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            log_level="critical",
+            server_header=False,
+            h11_max_incomplete_event_size=LONGEST_HEAD,
+            timeout_keep_alive=int(IDLE_SECONDS),
+            timeout_graceful_shutdown=1,
+            ssl_certfile=None if tls is None else tls.certificate,
+            ssl_keyfile=None if tls is None else tls.key,
+        )
+        try:
+            config.load()
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(
+                f"the certificate for the http port cannot be used: {error}",
+                hint="http_tls_certificate and http_tls_key name files in PEM form that belong together",
+            ) from error
+        listening = _listen(host, port)
+        self.host, self.port = host, listening.getsockname()[1]
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="streams-http")
+        self._fixed_threads = ThreadPoolExecutor(FIXED_THREADS, thread_name_prefix="streams-http")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, args=([listening],), name="streams-http", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http{'s' * self._secure}://{host}:{self.port}"
+
+    def close(self) -> None:
+        """Answer no more requests."""
+        self._server.should_exit = True
+        self._thread.join()
+        for threads in (self._threads, self._fixed_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def _serve(self, scope: Any, _receive: Any, send: Any) -> None:
+        """One request, by the ASGI specification."""
+        response = await self._answer(scope)
+        headers = [
+            (b"content-type", response.content_type.encode()),
+            (b"content-length", b"%d" % len(response.body)),
+        ]
+        if response.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        if response.status == 405:
+            headers.append((b"allow", b"GET, HEAD"))
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        body = b"" if scope["method"] == "HEAD" else response.body
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(self, scope: Any) -> Response:
+        target = _ascii(scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b""))
+        headers = {name.decode("latin-1"): text.decode("latin-1") for name, text in scope["headers"]}
+        path, _, query = target.partition("?")
+        if self._token is not None and path not in self._public and not _has_token(headers, self._token):
+            return UNAUTHORIZED
+        if scope["method"] not in ("GET", "HEAD"):
+            return refusal(405, "method not allowed", f"{scope['method']} is not answered here: GET is")
+        if path in self._routes:
+            return await self._run(self._fixed_threads, self._routes[path])
+        for template, route in self._templates.items():
+            parameters = match_path(template, path)
+            if parameters is not None:
+                pairs = dict(parse_qsl(query, keep_blank_values=True, errors="surrogateescape"))
+                request = Request(target, parameters, pairs, headers)
+                return await self._run(self._threads, partial(route, request))
+        return refusal(404, "no such path", f"not here; try {', '.join([*self._routes, *self._templates])}")
+
+    async def _run(self, threads: ThreadPoolExecutor, route: Callable[[], Response]) -> Response:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, route)
+        except Exception as error:  # noqa: BLE001 - the server continues; the answer reports it
+            return refusal(500, "internal error", f"{type(error).__name__}: {error}")
+
+
+class _Connection(H11Protocol):
+    """uvicorn's, with bounds on how many there are and on how long each may take."""
+
+    def __init__(self, *arguments: Any, most: int, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._most = most
+        self._last_request: object = None
+        self._since = 0.0
+        """When it was made, or the last request or answer began."""
+        self._look: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
+        others = {other for other in self.connections if isinstance(other, _Connection)}
+        super().connection_made(transport)
+        self._since = self.loop.time()
+        self._look = self.loop.call_later(LOOK_SECONDS, self._close_if_overdue)
+        if len(others) < self._most:
+            return
+        idle = [other for other in others if not other._busy]  # noqa: SLF001 - of the same class
+        if not idle:
+            self._refuse(refusal(503, "overloaded", f"{self._most} requests are being answered already"))
+            return
+        oldest = min(idle, key=lambda other: other._since)  # noqa: SLF001 - of the same class
+        self.connections.discard(oldest)
+        oldest.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._look is not None:
+            self._look.cancel()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(refusal(400, "bad request", msg))
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self.cycle) and not self.cycle.response_complete
+
+    def _close_if_overdue(self) -> None:
+        now = self.loop.time()
+        if self.cycle is not self._last_request:
+            self._last_request, self._since = self.cycle, now
+        if now - self._since > (ANSWER_SECONDS if self._busy else IDLE_SECONDS):
+            self.transport.abort()
+            return
+        self._look = self.loop.call_later(LOOK_SECONDS, self._close_if_overdue)
+
+    def _refuse(self, response: Response) -> None:
+        """Answer without looking at the request, and close."""
+        head = (
+            f"HTTP/1.1 {response.status} Refused\r\nContent-Type: {response.content_type}\r\n"
+            f"Content-Length: {len(response.body)}\r\nConnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + response.body)
+        self.transport.close()
+
+
+def client_tls(authorities: str | None) -> ssl.SSLContext:
+    """How servers' certificates are checked: by the authorities in a file (PEM), else by the system's.
+
+    Raises ``ConfigurationError`` for a file that cannot be used.
+    """
+    try:
+        return ssl.create_default_context(cafile=authorities)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(
+            f"http_tls_ca={authorities!r} cannot be used: {error}", hint="it names a file in PEM form"
+        ) from error
+
+
+def bearer(token: str | None) -> dict[str, str]:
+    """The header that has the token, if there is one."""
+    return {} if token is None else {"Authorization": f"Bearer {token}"}
+
+
+def _has_token(headers: Mapping[str, str], token: str) -> bool:
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    # How long it takes must not tell how much of a guess was right.
+    same = hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
+    return same and scheme.lower() == "bearer"
+
+
+def _ascii(target: bytes) -> str:
+    return "".join(chr(byte) if 32 < byte < 127 else f"%{byte:02X}" for byte in target)
+
+
+def _check_port(port: int) -> None:
+    if port > 65535:
+        raise OverflowError("65535 is the last port")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that waits for connections; at ``::`` for those of both families."""
+    try:
+        _check_port(port)
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        both = family == socket.AF_INET6 and host in ("", "::") and socket.has_dualstack_ipv6()
+        return socket.create_server(address[:2], family=family, backlog=128, dualstack_ipv6=both)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ConfigurationError(
+            f"http port {host}:{port} cannot be used: {error}",
+            hint="choose another http_port or http_host; further workers use the ports above it",
+        ) from error
+
+
+def match_path(template: str, path: str) -> dict[str, str] | None:
+    """The template's parameters as the path has them, percent-decoded; ``None`` if it is another path."""
+    wanted, parts = template.split("/"), path.split("/")
+    if len(wanted) != len(parts):
+        return None
+    found = {}
+    for name, part in zip(wanted, parts, strict=True):
+        if name.startswith("{"):
+            # Split before it is decoded, so that a key may have a slash in it.
+            found[name[1:-1]] = unquote(part, errors="surrogateescape")
+        elif name != part:
+            return None
+    return found
+
+
+def ask(
+    address: str,
+    target: str,
+    *,
+    headers: Mapping[str, str],
+    timeout: float,
+    tls: ssl.SSLContext | None = None,
+) -> Response | None:
+    """GET ``target`` from ``host:port``; ``None`` when it does not answer. ``timeout`` is seconds a step.
+
+    With ``tls`` by HTTPS. Raises ``ssl.SSLCertVerificationError`` for a certificate that is not trusted.
+    """
+    connection: HTTPConnection | None = None
+    try:
+        if tls is None:
+            connection = HTTPConnection(address, timeout=timeout)
+        else:
+            connection = HTTPSConnection(address, timeout=timeout, context=tls)
+        connection.request("GET", target, headers=dict(headers))
+        answer = connection.getresponse()
+        return Response(answer.status, answer.read(), answer.headers.get("Content-Type", ""))
+    except ssl.SSLCertVerificationError:
+        raise
+    except (OSError, HTTPException, ValueError):
+        return None
+    finally:
+        if connection is not None:
+            connection.close()

@@ -1,0 +1,127 @@
+"""What a worker does beside its work: deletes what nobody needs any more, looks whether topics are there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streams.errors import BrokerError, TopicError
+from streams.events import Event, get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from streams.broker import Admin, Broker
+    from streams.config import Settings
+    from streams.records import TopicPartition
+    from streams.state.store import Databases
+    from streams.topology.graph import Topology
+
+PURGE_SECONDS = 30.0
+"""How often consumed records of repartition topics are deleted."""
+
+TIDY_SECONDS = 1.0
+"""State of tasks that went elsewhere is looked for at most this often."""
+
+TOPICS_SECONDS = 15.0
+"""So long after partitions were last taken away, it is looked whether their topics still exist, twice.
+
+Asking waits for brokers that do not answer, so it is better done when whatever was the matter is over.
+"""
+
+
+class Upkeep:
+    """One worker's. Each of its jobs does nothing until it is due; ``clock`` counts seconds."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        broker: Broker,
+        databases: Databases,
+        settings: Settings,
+        clock: Callable[[], float],
+    ) -> None:
+        self._inputs = {topic for topic in topology.input_topics if isinstance(topic, str)}
+        self._repartitions = set(topology.repartitions)
+        self._broker = broker
+        self._databases = databases
+        self._settings = settings
+        self._clock = clock
+        self._log = get_logger()
+        self._admin: Admin | None = None
+        self._consumed: dict[TopicPartition, int] = {}
+        self._purged = clock()
+        # What may come back after a restart is left alone until it had the time to.
+        self._tidy_at = clock() + settings.state_cleanup_delay
+        self._topics_at = float("inf")
+        self._missing: set[str] = set()
+
+    def committed(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Delete what of the repartition topics nobody needs any more."""
+        for partition, offset in offsets.items():
+            if partition.topic in self._repartitions:
+                self._consumed[partition] = offset
+        now = self._clock()
+        if not self._consumed or now - self._purged < PURGE_SECONDS:
+            return
+        self._purged = now
+        consumed, self._consumed = self._consumed, {}
+        try:
+            self._opened_admin().delete_records(consumed)
+        except BrokerError as error:
+            # The next time will do: what is left is deleted with it.
+            self._log.warning(Event.BROKER_TROUBLE, error=str(error))
+
+    def revoked(self) -> None:
+        """Partitions were taken away, perhaps because their topic is deleted: look in some time."""
+        self._topics_at = self._clock() + TOPICS_SECONDS
+
+    def check_topics(self, matched: Collection[str]) -> set[str]:
+        """Which topics are gone of those that patterns ``matched``.
+
+        The group takes the partitions of a deleted topic away without a word: nobody would notice. Raises
+        ``TopicError`` where an input topic is gone that the program names.
+        """
+        now = self._clock()
+        if now < self._topics_at:
+            return set()
+        try:
+            existing = self._opened_admin().topics()
+        except BrokerError as error:
+            self._log.warning(Event.BROKER_TROUBLE, error=str(error))
+            self._topics_at = self._clock() + TOPICS_SECONDS
+            return set()
+        missing, before = self._inputs.union(matched) - existing.keys(), self._missing
+        # A broker that has just started may not know all of them yet.
+        self._topics_at = now + TOPICS_SECONDS if missing else float("inf")
+        self._missing = missing
+        gone = missing & before
+        if gone & self._inputs:
+            raise TopicError(
+                f"input topics do not exist any more: {', '.join(sorted(gone & self._inputs))}",
+                hint="make them anew and start again; what had not been processed is lost with them",
+            )
+        return gone
+
+    def partition_counts(self, topics: Collection[str]) -> dict[str, int]:
+        """How many partitions these topics have, as far as they exist. Raises ``BrokerError``."""
+        existing = self._opened_admin().topics()
+        return {topic: existing[topic].partitions for topic in topics if topic in existing}
+
+    def delete_unused_state(self) -> None:
+        """Delete what is left of tasks that went elsewhere and did not come back."""
+        if self._clock() < self._tidy_at:
+            return
+        delay = self._settings.state_cleanup_delay
+        self._tidy_at = self._clock() + max(TIDY_SECONDS, delay / 10)
+        for store, partition in self._databases.delete_unused(delay):
+            self._log.info(Event.STATE_DELETED, store=store, partition=partition)
+
+    def close(self) -> None:
+        """Release the client."""
+        if self._admin is not None:
+            self._admin.close()
+
+    def _opened_admin(self) -> Admin:
+        if self._admin is None:
+            self._admin = self._broker.admin()
+        return self._admin

@@ -1,0 +1,165 @@
+"""Tasks with stores that were assigned and wait until these are up to date."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streams.errors import TopicError
+from streams.records import TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from streams.broker import Consumer
+    from streams.runtime.restore import Restoration, RestoreProgress, Restorer
+    from streams.runtime.standby import Standbys
+    from streams.runtime.task import TaskId
+    from streams.topology.graph import Topology
+
+POLL_SECONDS = 0.2
+"""While no other task is at work, each round of the loop gives restoring about this long."""
+
+
+class PendingTasks:
+    """One worker's. Their partitions are paused until they begin.
+
+    ``partitions`` are the input topics with their partition counts: a task begins once all its input
+    partitions are held. ``standbys`` give up the copies that are there. ``clock`` counts seconds.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        restorer: Restorer,
+        standbys: Standbys | None,
+        *,
+        partitions: Mapping[str, int],
+        clock: Callable[[], float],
+    ) -> None:
+        self._topology = topology
+        self._restorer = restorer
+        self._standbys = standbys
+        self._partitions = partitions
+        self._clock = clock
+        self._waiting: dict[TaskId, set[TopicPartition]] = {}
+        self._restoring: set[TaskId] = set()
+        self.resume_at: dict[TopicPartition, int] = {}
+        """Where partitions go on once their task begins, if that is not where their consumer is."""
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    @property
+    def tasks(self) -> list[TaskId]:
+        """Those that wait; from any thread."""
+        return list(self._waiting)
+
+    @property
+    def partitions(self) -> dict[TopicPartition, TaskId]:
+        """The partitions held that wait, and what for; from any thread."""
+        return {item: task for task, own in list(self._waiting.items()) for item in list(own)}
+
+    @property
+    def progress(self) -> dict[TaskId, RestoreProgress]:
+        """The tasks whose stores are being brought up to date; from any thread."""
+        return self._restorer.progress
+
+    def add(self, task: TaskId, partitions: Iterable[TopicPartition], consumer: Consumer) -> None:
+        """Let partitions wait for their task.
+
+        Raises ``TopicError`` where a topic got partitions since the worker began.
+        """
+        own = set(partitions)
+        for partition in own:
+            self._check_count(partition)
+        self._waiting.setdefault(task, set()).update(own)
+        consumer.pause(sorted(own))
+
+    def discard(self, partition: TopicPartition) -> None:
+        """A partition is not held any more."""
+        self.resume_at.pop(partition, None)
+        for task, partitions in list(self._waiting.items()):
+            if partition in partitions:
+                partitions.discard(partition)
+                if task in self._restoring:
+                    self._restoring.discard(task)
+                    self._restorer.discard(task)
+                if not partitions:
+                    del self._waiting[task]
+
+    def poll(self, consumer: Consumer, *, busy: bool, stopped: Callable[[], bool]) -> list[Restoration]:
+        """Go on for a while; the tasks whose stores are up to date now, to be taken by ``take``.
+
+        It takes less time when the worker is ``busy`` with others. Raises ``BrokerError``.
+        """
+        complete = [
+            task
+            for task, partitions in self._waiting.items()
+            if task not in self._restoring and partitions >= self._expected(task)
+        ]
+        positions = consumer.positions([item for task in complete for item in self._waiting[task]])
+        for task in complete:
+            starts: dict[TopicPartition, int] = {}
+            for partition in self._waiting[task]:
+                start = self.resume_at.get(partition, positions.get(partition))
+                if start is None:
+                    # The broker does not know yet whether the last owner's transaction was committed.
+                    break
+                starts[partition] = start
+            else:
+                self._begin(task, starts, consumer)
+        done: list[Restoration] = []
+        until = self._clock() + POLL_SECONDS
+        while self._restoring and not done and not stopped():
+            done = self._restorer.poll(0.0 if busy else 0.05)
+            if busy or self._clock() >= until:
+                break
+        return done
+
+    def take(self, task: TaskId) -> dict[TopicPartition, int | None]:
+        """The partitions of a task that begins, and where each is to be read from; ``None``: as it is."""
+        self._restoring.discard(task)
+        # What is noted was read further than it was processed, for the task as it was before.
+        return {partition: self.resume_at.pop(partition, None) for partition in self._waiting.pop(task)}
+
+    def close(self) -> None:
+        """Release the clients."""
+        self._restorer.close()
+
+    def _begin(self, task: TaskId, starts: Mapping[TopicPartition, int], consumer: Consumer) -> None:
+        known = {partition: start for partition, start in starts.items() if start >= 0}
+        database = None if self._standbys is None else self._standbys.release(task)
+        try:
+            self._restorer.add(
+                task,
+                self._topology.subtopologies[task.subtopology].stores,
+                {partition.topic: start for partition, start in known.items()},
+                database,
+                begun=lambda: any(consumer.committed(self._expected(task)).values()),
+            )
+        except BaseException:
+            if database is not None:
+                database.close()
+            raise
+        # Whatever the client reads of it before the task begins counts for nothing.
+        self.resume_at |= known
+        self._restoring.add(task)
+
+    def _expected(self, task: TaskId) -> set[TopicPartition]:
+        """The input partitions that a task has, as far as the topics' partition counts are known."""
+        subtopology = self._topology.subtopologies[task.subtopology]
+        return {
+            TopicPartition(topic, task.partition)
+            for topic, count in self._partitions.items()
+            if task.partition < count and subtopology.reads(topic)
+        }
+
+    def _check_count(self, partition: TopicPartition) -> None:
+        """Keys of a topic that got more partitions lie elsewhere than their state: nobody may go on."""
+        count = self._partitions.get(partition.topic)
+        if count is not None and partition.partition >= count:
+            raise TopicError(
+                f"{partition.topic} had {count} partitions when this worker began and has more now, so that "
+                "keys lie in other partitions than their state",
+                hint="stop all workers; give the stores other names and replay the input to build them anew",
+            )

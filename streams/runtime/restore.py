@@ -1,0 +1,470 @@
+"""Brings the stores of newly assigned tasks up to date from their changelogs, beside the others' work."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from streams.broker import GroupSettings
+from streams.errors import BrokerError, StateError, StreamsError
+from streams.events import Event, get_logger
+from streams.records import TopicPartition
+from streams.state.changelog import (
+    Checkpoint,
+    SavedCheckpoint,
+    changelog_topic,
+    decode_metadata,
+    encode_metadata,
+)
+from streams.state.evolution import check, kept, reading
+from streams.state.store import Changes, window_range
+from streams.state.unreadable import UnreadableRecords
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from streams.broker import Admin, Broker, Consumer
+    from streams.records import Fetched
+    from streams.runtime.task import TaskId
+    from streams.serde import Serde
+    from streams.state.definition import StoreDefinition
+    from streams.state.store import Database, Databases
+
+CHUNK_RECORDS = 10_000
+
+OLDEST_CHECKPOINT = 24 * 3600 * 1000
+"""A database left alone for longer (milliseconds) is rebuilt when its changelog went on without it.
+
+Compaction forgets tombstones after ``delete.retention.ms``, for changelogs two days: entries deleted
+meanwhile would stay for ever.
+"""
+
+SHORTEST_RETENTION = 60_000
+"""Windows kept for less than this (milliseconds) are deleted as if kept for as long."""
+
+REPORT_SECONDS = 5.0
+
+UNUSABLE = Checkpoint("", offset=-1)
+
+
+@dataclass(slots=True)
+class RestoreProgress:
+    """How far the restoring of one task is, in records (and markers) of its changelogs."""
+
+    total: int
+    done: int = 0
+    started: float = 0.0
+    """On the clock of the restorer, in seconds."""
+
+    def rate(self, now: float) -> float:
+        """Records a second so far."""
+        return self.done / max(now - self.started, 1e-9)
+
+    def seconds_left(self, now: float) -> float:
+        """At that rate."""
+        return (self.total - self.done) / max(self.rate(now), 1e-9) if self.done else float("inf")
+
+
+@dataclass(slots=True)
+class Restoration:
+    """One task on its way: its database, and how much of each changelog partition is still to come."""
+
+    task: TaskId
+    database: Database
+    checkpoints: dict[str, Checkpoint]
+    definitions: dict[TopicPartition, StoreDefinition]
+    positions: dict[TopicPartition, int]
+    targets: dict[TopicPartition, int]
+    progress: RestoreProgress = field(default_factory=lambda: RestoreProgress(0))
+    forgotten: dict[str, int] = field(default_factory=dict)
+    """Up to which start (milliseconds since the epoch) windows of each store have been deleted."""
+    unreadable: dict[TopicPartition, UnreadableRecords] = field(init=False)
+    """What of each store's own changelog is none of its records, as far as it was read."""
+
+    def __post_init__(self) -> None:
+        self.unreadable = {
+            partition: UnreadableRecords(store, partition, partial(_value_serde, store))
+            for partition, store in self.definitions.items()
+        }
+
+    @property
+    def left(self) -> dict[TopicPartition, int]:
+        """The positions of partitions that are not at their targets."""
+        return {
+            partition: position
+            for partition, position in self.positions.items()
+            if position < self.targets[partition]
+        }
+
+    def expired(self, store: StoreDefinition, time: int) -> list[tuple[bytes, bytes]]:
+        """What of a windowed store may be forgotten at that stream time, as ranges of keys.
+
+        Asked often, it says so once for as many windows as the store keeps: who follows a changelog for
+        long has twice of what the task has, at most.
+        """
+        if store.retention is None:
+            return []
+        oldest = time - store.retention + 1
+        if oldest - self.forgotten.get(store.name, 0) < max(store.retention, SHORTEST_RETENTION):
+            return []
+        self.forgotten[store.name] = oldest
+        return [window_range(0, oldest)]
+
+    def move(self, partition: TopicPartition, offset: int) -> None:
+        """Everything before that offset is in the database."""
+        if self.definitions[partition].source_topic is not None:
+            # The topic's end may lie behind records that are still to be processed: they were left out.
+            offset = min(offset, self.targets[partition])
+        before = self.positions[partition]
+        if offset > before:
+            self.positions[partition] = offset
+            target = self.targets[partition]
+            self.progress.done += min(offset, target) - min(before, target)
+            unreadable = self.unreadable[partition]
+            # A later restore from this checkpoint has to read the unreadable records again.
+            self.checkpoints[self.definitions[partition].name].offset = (
+                min(offset, unreadable.first_offset) if unreadable else offset
+            )
+
+    def check(self) -> None:
+        """Raise ``StateError`` when what was read so far left a store with what it cannot have written."""
+        for partition, unreadable in self.unreadable.items():
+            if not unreadable:
+                continue
+            store = self.definitions[partition]
+            checkpoint = self.checkpoints[store.name]
+            stored = checkpoint.schema_written
+            # Values of an earlier schema are the task's to migrate.
+            if stored is None or not check(store, stored):
+                unreadable.check_again()
+                if unreadable:
+                    raise unreadable.error()
+            checkpoint.offset = self.positions[partition]
+
+
+def _value_serde(store: StoreDefinition, stored: str | None) -> Serde[Any] | None:
+    """How values of a stored schema are read; ``None`` where the task migrates them, or refuses to."""
+    if stored is None:
+        return reading(store, store.schema)
+    try:
+        return None if check(store, stored) else reading(store, kept(stored, store.schema))
+    except StateError:
+        return None
+
+
+class Changelogs:
+    """Brings databases to what their changelogs say, with clients of its own.
+
+    Only what is committed is read. ``name`` tells its consumer apart from those of others.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        databases: Databases,
+        *,
+        application: str,
+        name: str,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], int],
+    ) -> None:
+        self._broker = broker
+        self._databases = databases
+        self._application = application
+        self._name = name
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._log = get_logger()
+        self._consumer: Consumer | None = None
+        self._admin: Admin | None = None
+        self._assigned: set[TopicPartition] = set()
+
+    def open(
+        self,
+        task: TaskId,
+        definitions: Sequence[StoreDefinition],
+        committed: Mapping[str, int],
+        database: Database | None = None,
+        *,
+        begun: Callable[[], bool] = lambda: False,
+    ) -> Restoration:
+        """Find out what of a task's database can be gone on from, and how much is missing.
+
+        ``committed`` are the committed offsets of topics that are tables' changelogs, ``database`` is the
+        task's if it is open already, and ``begun`` asks whether any of the task's input was processed before.
+        Raises ``BrokerError`` when the broker does not answer, with nothing done; ``StateError`` when the
+        database cannot be opened, or when its changelog is gone although the input goes on in its middle.
+        """
+        if self._admin is None:
+            self._admin = self._broker.admin()
+        by_partition = {
+            TopicPartition(changelog_topic(self._application, store), task.partition): store
+            for store in definitions
+        }
+        try:
+            ends = self._admin.end_offsets(list(by_partition), "read_uncommitted")
+            beginnings = self._admin.beginning_offsets(list(by_partition))
+        except BrokerError:
+            # A client that waits for a broker that hangs goes on waiting: the next attempt is a new one's.
+            self._admin.close()
+            self._admin = None
+            raise
+        targets = {
+            partition: min(committed.get(partition.topic, 0), ends[partition])
+            if store.source_topic
+            else ends[partition]
+            for partition, store in by_partition.items()
+        }
+        names = [store.name for store in definitions]
+        given, database = database, database or self._databases.open(names, task.partition)
+        try:
+            saved = self._usable(task, database, by_partition, beginnings, targets, begun)
+        except StreamsError:
+            if given is None:
+                database.close()
+            raise
+        checkpoints, positions = {}, {}
+        for partition, store in by_partition.items():
+            checkpoint = checkpoints[store.name] = Checkpoint(store.schema)
+            known = saved.get(store.name)
+            if known is not None:
+                checkpoint.follow(known)
+            else:
+                # In this order: should the process end in between, the store counts as unusable next time.
+                database.write({}, encode_metadata({store.name: UNUSABLE}, self._wall_clock()))
+                database.drop(store.name)
+            positions[partition] = max(checkpoint.offset, min(beginnings[partition], targets[partition]))
+        total = sum(targets[partition] - position for partition, position in positions.items())
+        # The consumer may be elsewhere in a partition that was read before.
+        self._assigned = set()
+        return Restoration(
+            task,
+            database,
+            checkpoints,
+            by_partition,
+            positions,
+            targets,
+            RestoreProgress(total, started=self._clock()),
+        )
+
+    def read(self, restorations: Collection[Restoration], timeout: float) -> bool:
+        """Read some records of all that is left of these, waiting up to ``timeout`` seconds for the first.
+
+        Returns whether there were any. Raises ``BrokerError``.
+        """
+        wanted: dict[TopicPartition, int] = {}
+        for restoration in restorations:
+            wanted |= restoration.left
+        if not wanted:
+            return False
+        if self._consumer is None:
+            self._consumer = self._broker.consumer(
+                GroupSettings(group=f"{self._application}-{self._name}", protocol="classic")
+            )
+        if wanted.keys() != self._assigned:
+            self._consumer.assign(wanted)
+            self._assigned = set(wanted)
+        polled = self._consumer.poll(CHUNK_RECORDS, timeout)
+        owners = {partition: restoration for restoration in restorations for partition in restoration.targets}
+        for fetched in polled.fetched:
+            partition = TopicPartition(fetched.topic, fetched.partition)
+            if partition in owners:
+                self._apply(owners[partition], partition, fetched)
+        for partition, end in polled.ends.items():
+            if partition in owners:
+                restoration = owners[partition]
+                table = restoration.definitions[partition].source_topic is not None
+                # Behind the committed offset a table's topic has changes that were left out.
+                restoration.move(partition, min(end, restoration.targets[partition]) if table else end)
+        return bool(polled.fetched)
+
+    def known_ends(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """How far changelogs that are being read reach, as far as reading them has told."""
+        return {} if self._consumer is None else self._consumer.known_ends(partitions)
+
+    def save(self, restoration: Restoration) -> None:
+        """Keep in the database how far it is."""
+        restoration.database.write({}, encode_metadata(restoration.checkpoints, self._wall_clock()))
+
+    def close(self) -> None:
+        """Release the clients."""
+        if self._consumer is not None:
+            self._consumer.close()
+        if self._admin is not None:
+            self._admin.close()
+        self._consumer = self._admin = None
+
+    def _usable(
+        self,
+        task: TaskId,
+        database: Database,
+        by_partition: Mapping[TopicPartition, StoreDefinition],
+        beginnings: Mapping[TopicPartition, int],
+        targets: Mapping[TopicPartition, int],
+        begun: Callable[[], bool],
+    ) -> dict[str, SavedCheckpoint]:
+        """The checkpoints in the database that its changelogs can go on from."""
+        try:
+            saved = decode_metadata(database.metadata())
+        except msgspec.DecodeError as error:
+            self._log.error(Event.STATE_REBUILT, task=str(task), reason=f"unreadable checkpoint: {error}")
+            return {}
+        usable = {}
+        for partition, store in by_partition.items():
+            checkpoint = saved.get(store.name)
+            if checkpoint is None or checkpoint.offset < 0:
+                continue
+            target = targets[partition]
+            age = self._wall_clock() - checkpoint.saved_at
+            gone = min(beginnings[partition], target) > checkpoint.offset
+            if gone and store.source_topic is None and store.retention is None and begun():
+                raise StateError(
+                    f"the state of store {store.name!r} followed {partition} to offset {checkpoint.offset}, "
+                    f"but that begins at {beginnings[partition]} now: entries in between were deleted",
+                    hint="give the store another name and replay the input to build it anew; or, to go "
+                    "on with what is left, delete this worker's folder in state_dir",
+                )
+            if checkpoint.offset > target:
+                if store.source_topic is None and begun():
+                    raise StateError(
+                        f"the state of store {store.name!r} followed {partition} to offset "
+                        f"{checkpoint.offset}, but that ends at {target} now: it was deleted or cut, and "
+                        "a store made of what is left of it would not fit the offsets that are committed",
+                        hint="give the store another name and replay the input to build it anew; or, to go "
+                        "on with what is left, delete this worker's folder in state_dir",
+                    )
+                # Whatever the changelog holds now, it is not what this state was made of.
+                reason = f"the checkpoint {checkpoint.offset} is ahead of {partition}, which ends at {target}"
+            elif gone:
+                reason = f"{partition} begins at {beginnings[partition]}, past {checkpoint.offset}"
+            elif age > OLDEST_CHECKPOINT and target > checkpoint.offset:
+                reason = f"left alone for {age // 3_600_000} hours: {partition} may have forgotten deletions"
+            else:
+                usable[store.name] = checkpoint
+                continue
+            self._log.warning(Event.STATE_REBUILT, task=str(task), store=store.name, reason=reason)
+        return usable
+
+    def _apply(self, restoration: Restoration, partition: TopicPartition, fetched: Fetched) -> None:
+        store = restoration.definitions[partition]
+        checkpoint = restoration.checkpoints[store.name]
+        entries: Mapping[bytes, bytes | None]
+        if store.read_source is not None:
+            offsets = fetched.offsets()
+            # Behind the committed offset are changes that are still to be processed.
+            fresh = sum(offset < restoration.targets[partition] for offset in offsets)
+            entries = store.read_source(fetched.slice(0, fresh)).entries
+            next_offset = fetched.next_offset
+            if fresh < len(offsets):
+                next_offset = restoration.targets[partition]
+                # Should the target move, they have to be fetched again.
+                self._assigned.discard(partition)
+        else:
+            entries = restoration.unreadable[partition].entries(fetched, checkpoint)
+            next_offset = fetched.next_offset
+        restoration.move(partition, next_offset)
+        restoration.database.write(
+            {store.name: Changes(entries, restoration.expired(store, checkpoint.time))},
+            encode_metadata({store.name: checkpoint}, self._wall_clock()),
+        )
+
+
+class Restorer:
+    """Brings tasks up to date, some records at each ``poll``.
+
+    A task is restored when its stores have everything up to the ends that the changelogs had when it was
+    added, read-committed: transactions that the task's last owner left open are waited for, as until they end
+    nobody knows what was committed.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        databases: Databases,
+        *,
+        application: str,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], int] | None = None,
+    ) -> None:
+        self._changelogs = Changelogs(
+            broker,
+            databases,
+            application=application,
+            name="restore",
+            clock=clock,
+            wall_clock=wall_clock or (lambda: time.time_ns() // 1_000_000),
+        )
+        self._clock = clock
+        self._log = get_logger()
+        self._restorations: dict[TaskId, Restoration] = {}
+        self._reported = clock()
+
+    @property
+    def progress(self) -> dict[TaskId, RestoreProgress]:
+        """The tasks being restored, and how far they are."""
+        return {task: restoration.progress for task, restoration in list(self._restorations.items())}
+
+    def add(
+        self,
+        task: TaskId,
+        definitions: Sequence[StoreDefinition],
+        committed: Mapping[str, int],
+        database: Database | None = None,
+        *,
+        begun: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Start on a task; see ``Changelogs.open`` for the arguments and what is raised."""
+        restoration = self._changelogs.open(task, definitions, committed, database, begun=begun)
+        if not self._restorations:
+            self._reported = self._clock()
+        self._restorations[task] = restoration
+        self._log.info(Event.RESTORE_STARTED, task=str(task), records=restoration.progress.total)
+
+    def discard(self, task: TaskId) -> None:
+        """Give a task up in the middle. What was restored so far is kept on disk."""
+        restoration = self._restorations.pop(task, None)
+        if restoration is not None:
+            restoration.database.close()
+
+    def poll(self, timeout: float) -> list[Restoration]:
+        """Restore some records, and return the tasks that are done; their databases are open.
+
+        ``timeout`` (seconds) is how long to wait for records when there are none. Raises ``BrokerError``.
+        """
+        self._changelogs.read(self._restorations.values(), timeout)
+        done = [item for item in self._restorations.values() if not item.left]
+        now = self._clock()
+        for restoration in done:
+            restoration.check()
+            del self._restorations[restoration.task]
+            self._changelogs.save(restoration)
+            progress = restoration.progress
+            self._log.info(
+                Event.RESTORED,
+                task=str(restoration.task),
+                records=progress.done,
+                seconds=round(now - progress.started, 3),
+                rate=round(progress.rate(now)),
+            )
+        if now - self._reported >= REPORT_SECONDS:
+            self._reported = now
+            for task, progress in self.progress.items():
+                self._log.info(
+                    Event.RESTORE_PROGRESS,
+                    task=str(task),
+                    records=progress.done,
+                    of=progress.total,
+                    rate=round(progress.rate(now)),
+                    seconds_left=round(progress.seconds_left(now), 1),
+                )
+        return done
+
+    def close(self) -> None:
+        """Give up what is being restored and release the clients."""
+        for task in list(self._restorations):
+            self.discard(task)
+        self._changelogs.close()

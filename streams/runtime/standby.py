@@ -1,0 +1,289 @@
+"""Copies of stores whose tasks are other workers', kept up to date for when the tasks come here.
+
+The group's assignor is on the broker and asks nobody who has a copy. But it is the range assignor, and so it
+can be foretold: members stand in a row and each gets the next contiguous range of partition numbers. When
+others leave, a member moves up in the row, by at most as many places, and the ranges get longer. What this
+worker may get in that way it keeps a copy of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from streams.errors import StateError
+from streams.events import Event, get_logger
+from streams.records import TopicPartition
+from streams.runtime.restore import Changelogs
+from streams.runtime.task import TaskId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from streams.broker import Broker
+    from streams.runtime.restore import Restoration
+    from streams.state.store import Database, Databases
+    from streams.topology.graph import Topology
+
+PLACE_SECONDS = 1.0
+"""How often it is looked which copies are to be kept, and how far topics that are tables may be read."""
+
+READ_SECONDS = 0.05
+"""How long each round of the worker's loop is given to copies that are behind."""
+
+OPEN_SECONDS = 0.1
+"""How long one round of the worker's loop may take to open copies."""
+
+UNPLACED_SECONDS = 60.0
+"""For so long the group may hold something else than foreseen before that is worth a warning."""
+
+REST_SECONDS = 0.1
+"""How long changelogs are left alone that had nothing new."""
+
+SAVE_SECONDS = 60.0
+"""How often it is saved how far copies are that nothing comes for."""
+
+_NO_END = 1 << 62
+
+
+def assigned_range(position: int, members: int, partitions: int) -> range:
+    """The partition numbers that the range assignor gives the member at a position among so many.
+
+    As ``RangeAssignor`` of Kafka ≥ 4.0 and the one of the classic protocol do.
+    """
+    quota, extra = divmod(partitions, members)
+    start = position * quota + min(position, extra)
+    return range(start, start + quota + (position < extra))
+
+
+def foreseen(position: int, members: int, partitions: int, failures: int) -> set[int]:
+    """The partition numbers that the member may have once up to ``failures`` others are gone."""
+    numbers: set[int] = set()
+    for gone in range(1, min(failures, members - 1) + 1):
+        left = members - gone
+        behind = members - 1 - position
+        for before in range(max(0, gone - behind), min(gone, position) + 1):
+            numbers.update(assigned_range(position - before, left, partitions))
+    return numbers
+
+
+@dataclass(slots=True)
+class _Copy:
+    restoration: Restoration
+    began: float
+    lag: int
+    complete: bool = False
+    """Whether it was up to date at least once."""
+
+
+class Standbys:
+    """The copies of one worker, moved on a little at each ``poll``.
+
+    ``partitions`` are the input topics with their partition counts. ``failures`` is how many workers may be
+    gone at once with copies of all their tasks where these go. ``members`` gives the group's members, as
+    ``Consumer.member`` names them, or nothing while they are not known.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        broker: Broker,
+        databases: Databases,
+        *,
+        application: str,
+        partitions: Mapping[str, int],
+        failures: int,
+        members: Callable[[], Sequence[str]],
+        clock: Callable[[], float],
+        wall_clock: Callable[[], int],
+    ) -> None:
+        self._stores = {part.number: part.stores for part in topology.subtopologies if part.stores}
+        self._counts = {
+            number: max(
+                (count for topic, count in partitions.items() if topology.subtopologies[number].reads(topic)),
+                default=0,
+            )
+            for number in self._stores
+        }
+        self._changelogs = Changelogs(
+            broker,
+            databases,
+            application=application,
+            name="standby",
+            clock=clock,
+            wall_clock=wall_clock,
+        )
+        self._failures = failures
+        self._members = members
+        self._clock = clock
+        self._log = get_logger()
+        self._copies: dict[TaskId, _Copy] = {}
+        self._wanted: set[TaskId] = set()
+        self._abandoned: set[TaskId] = set()
+        """Tasks of which no replica can be kept, as their changelogs cannot be read."""
+        self._placed = self._saved = -float("inf")
+        self._rest_until = -float("inf")
+        self._unplaced_since: float | None = None
+
+    @property
+    def lag(self) -> dict[TaskId, int]:
+        """The copies kept, and how many records (and markers) each was behind when it was last looked at."""
+        return {task: copy.lag for task, copy in list(self._copies.items())}
+
+    @property
+    def abandoned(self) -> int:
+        """Of how many tasks no replica is kept, as their changelogs or files cannot be used."""
+        return len(self._abandoned)
+
+    def poll(
+        self,
+        member: str | None,
+        held: Collection[TaskId],
+        committed: Callable[[Collection[TopicPartition]], Mapping[TopicPartition, int]],
+    ) -> None:
+        """Go on for a while.
+
+        ``member`` is this worker's among ``members``, ``held`` are its own tasks; ``committed`` tells the
+        group's committed offsets, which copies of topics that are tables do not go beyond. Raises
+        ``BrokerError`` where the broker does not answer. A replica that cannot be kept, for a ``StateError``,
+        is abandoned: the task's owner works on without it.
+        """
+        now = self._clock()
+        if now - self._placed >= PLACE_SECONDS:
+            self._placed = now
+            self._place(member, held)
+            self._open_next(committed)
+            self._follow_tables(committed)
+        if not self._copies or now < self._rest_until:
+            return
+        restorations = [copy.restoration for copy in self._copies.values()]
+        while self._changelogs.read(restorations, 0.0):
+            if self._clock() - now >= READ_SECONDS:
+                break
+        else:
+            self._rest_until = self._clock() + REST_SECONDS
+        self._note_lag()
+        if now - self._saved >= SAVE_SECONDS:
+            self._saved = now
+            for copy in self._copies.values():
+                self._changelogs.save(copy.restoration)
+
+    def release(self, task: TaskId) -> Database | None:
+        """Let go of the copy of a task that comes here: its database, open, or nothing if there is none."""
+        copy = self._copies.pop(task, None)
+        self._wanted.discard(task)
+        self._abandoned.discard(task)
+        if copy is None:
+            return None
+        self._changelogs.save(copy.restoration)
+        return copy.restoration.database
+
+    def close(self) -> None:
+        """Close the databases, which keep what they have, and release the clients."""
+        for task in list(self._copies):
+            self._drop(task)
+        self._changelogs.close()
+
+    def _place(self, member: str | None, held: Collection[TaskId]) -> None:
+        """Find out which copies to keep. What cannot be foretold just now stays as it is."""
+        members = sorted(self._members())
+        position = members.index(member) if member in members else None
+        placed = position is not None
+        for number, count in self._counts.items():
+            own = {task.partition for task in held if task.subtopology == number}
+            # While members come and go, not everybody knows of all of them.
+            if position is None or own != set(assigned_range(position, len(members), count)):
+                placed = False
+                continue
+            others = {task for task in self._wanted if task.subtopology != number}
+            numbers = foreseen(position, len(members), count, self._failures)
+            self._wanted = others | {TaskId(number, partition) for partition in numbers - own}
+        self._note_placed(placed, members)
+        self._wanted.difference_update(held)
+        for task in self._copies.keys() - self._wanted:
+            self._drop(task)
+
+    def _note_placed(self, placed: bool, members: Sequence[str]) -> None:
+        if placed:
+            self._unplaced_since = None
+        elif self._unplaced_since is None:
+            self._unplaced_since = self._clock()
+        elif self._clock() - self._unplaced_since > UNPLACED_SECONDS:
+            self._unplaced_since = float("inf")
+            self._log.warning(Event.STANDBY_UNPLACED, members=list(members))
+
+    def _open_next(
+        self, committed: Callable[[Collection[TopicPartition]], Mapping[TopicPartition, int]]
+    ) -> None:
+        for task in sorted(self._wanted - self._copies.keys() - self._abandoned):
+            stores = self._stores[task.subtopology]
+            sources = [
+                TopicPartition(store.source_topic, task.partition) for store in stores if store.source_topic
+            ]
+            offsets = committed(sources) if sources else {}
+            try:
+                restoration = self._changelogs.open(
+                    task, stores, {partition.topic: offset for partition, offset in offsets.items()}
+                )
+            except StateError as error:
+                self._abandon(task, error)
+                continue
+            missing = restoration.progress.total
+            for partition, store in restoration.definitions.items():
+                if not store.source_topic:
+                    restoration.targets[partition] = _NO_END
+            self._copies[task] = _Copy(restoration, self._clock(), lag=missing)
+            self._log.info(Event.STANDBY_STARTED, task=str(task), records=missing)
+            if self._clock() - self._placed >= OPEN_SECONDS:
+                # The rest in the next round of the loop.
+                self._placed = -float("inf")
+                return
+
+    def _follow_tables(
+        self, committed: Callable[[Collection[TopicPartition]], Mapping[TopicPartition, int]]
+    ) -> None:
+        places = {
+            partition: copy.restoration
+            for copy in self._copies.values()
+            for partition, store in copy.restoration.definitions.items()
+            if store.source_topic
+        }
+        if places:
+            for partition, offset in committed(list(places)).items():
+                places[partition].targets[partition] = offset
+
+    def _note_lag(self) -> None:
+        for task, copy in list(self._copies.items()):
+            left = copy.restoration.left
+            ends = self._changelogs.known_ends(left)
+            copy.lag = sum(max(0, end - left[partition]) for partition, end in ends.items())
+            if copy.lag or ends.keys() != left.keys():
+                continue
+            try:
+                copy.restoration.check()
+            except StateError as error:
+                self._abandon(task, error)
+                continue
+            if not copy.complete:
+                copy.complete = True
+                self._log.info(
+                    Event.STANDBY_READY,
+                    task=str(task),
+                    records=copy.restoration.progress.done,
+                    seconds=round(self._clock() - copy.began, 3),
+                )
+
+    def _abandon(self, task: TaskId, error: StateError) -> None:
+        """Keep no replica of a task from now on."""
+        self._abandoned.add(task)
+        self._log.error(Event.STANDBY_ABANDONED, task=str(task), error=str(error))
+        if task in self._copies:
+            self._drop(task)
+
+    def _drop(self, task: TaskId) -> None:
+        copy = self._copies.pop(task)
+        try:
+            self._changelogs.save(copy.restoration)
+        finally:
+            copy.restoration.database.close()
+        self._log.info(Event.STANDBY_STOPPED, task=str(task))

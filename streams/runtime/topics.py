@@ -1,0 +1,348 @@
+"""The topics an app needs: checked, and where they are the app's own created, before the group is joined."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streams.broker import NewTopic
+from streams.errors import TopicError
+from streams.events import Event, get_logger
+from streams.state.changelog import changelog_topic
+from streams.topology.graph import Sink, matches
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from streams.broker import Admin, TopicDescription
+    from streams.topology.graph import Topology
+
+DEAD_LETTER_SETTINGS = {
+    # Dead letters carry the input's event time, by which old input would be deleted on arrival: the topic
+    # counts from the time of writing instead. The original time is in a header.
+    "message.timestamp.type": "LogAppendTime",
+    "retention.ms": str(30 * 24 * 3600 * 1000),
+}
+
+
+ANY_TIME = {
+    # Kafka 4 refuses event times more than an hour ahead; Kafka before 3.6 does not know the setting.
+    "message.timestamp.after.max.ms": str(2**63 - 1),
+}
+
+ANY_RECORD = {
+    # What was read must be written, also where its producer had compressed it and this one does not.
+    "max.message.bytes": str(64 * 1024 * 1024),
+}
+"""For topics that are the app's own. Some clusters allow no more than a few megabytes."""
+
+COMPRESSED = {"compression.type": "zstd"}
+"""The broker compresses what comes: the clients would compress all of an app's output."""
+
+CHANGELOG_SETTINGS = {
+    # Entries carry no event time of use to the broker: what it deletes by age, it counts from the writing.
+    "message.timestamp.type": "LogAppendTime",
+    # A worker that was away for less than this has not missed a deletion.
+    "delete.retention.ms": str(2 * 24 * 3600 * 1000),
+}
+
+WINDOW_MARGIN = 7 * 24 * 3600 * 1000
+"""How much longer (milliseconds) than its store a changelog of windows keeps them: for streams that pause."""
+
+
+def prepare_topics(
+    topology: Topology, admin: Admin, *, application: str, dead_letter_topic: str, create_outputs: bool
+) -> dict[str, int]:
+    """Check that all topics are there, create the app's own, and return the inputs with their partitions.
+
+    The app's own are its changelog and repartition topics, and the dead-letter topic. Raises ``TopicError``
+    naming every topic that is missing or whose partitions do not fit, ``NotAuthorized`` naming every right
+    that the app lacks on its topics, ``TopologyError`` for a topic that two sources would read,
+    ``BrokerUnreachable``.
+    """
+    existing = admin.topics()
+    admin.require_rights(
+        needed_rights(topology, existing, application=application, dead_letter_topic=dead_letter_topic)
+    )
+    repartitions = topology.repartitions
+    missing = [
+        topic
+        for topic in (*topology.input_topics, *(table.topic for table in topology.global_tables))
+        if isinstance(topic, str) and topic not in existing and topic not in repartitions
+    ]
+    if missing:
+        raise TopicError(f"input topics do not exist: {', '.join(missing)}", hint=_creation_hint(missing))
+    inputs = input_partitions(topology, existing)
+    _note_own_topics(topology, existing)
+    inputs |= _repartition_counts(topology, inputs, existing)
+    check_copartitions(topology, inputs)
+    _require_inputs_of_stores(topology, inputs)
+    outputs = [
+        topic for topic in topology.output_topics if topic not in existing and topic not in repartitions
+    ]
+    if outputs and not create_outputs:
+        raise TopicError(
+            f"output topics do not exist: {', '.join(outputs)}",
+            hint=f"{_creation_hint(outputs)}\n        or let the app do it: create_topics=True",
+        )
+    partitions = max(inputs.values(), default=1)
+    new = [
+        NewTopic(name=topic, partitions=partitions, settings={"retention.ms": "-1"}, wished=ANY_TIME)
+        for topic in outputs
+    ]
+    if topology.writes_dead_letters and dead_letter_topic not in existing:
+        new.append(
+            NewTopic(
+                name=dead_letter_topic,
+                partitions=partitions,
+                settings=DEAD_LETTER_SETTINGS,
+                wished=ANY_RECORD | COMPRESSED,
+            )
+        )
+    new += [
+        NewTopic(
+            name=topic,
+            partitions=inputs[topic],
+            settings={"retention.ms": "-1"},
+            wished=ANY_TIME | ANY_RECORD,
+        )
+        for topic in repartitions
+        if topic not in existing
+    ]
+    changelogs = _changelogs(topology, inputs, existing, application)
+    new += changelogs
+    _check_compaction(topology, admin, existing, application)
+    counts = {topic.name: topic.partitions for topic in new}
+    # Asked for first: a broker that has just been given hundreds of partitions may not answer for a while.
+    begun = bool(changelogs) and any(admin.committed_offsets(application).values())
+    for name in sorted(admin.create_topics(new) if new else ()):
+        get_logger().info(Event.TOPIC_CREATED, topic=name, partitions=counts[name])
+    if begun:
+        # Right for a store that is new in the program; the loss of all it had if its topic was deleted.
+        for topic in changelogs:
+            get_logger().warning(
+                Event.STORE_BEGINS_EMPTY,
+                changelog=topic.name,
+                hint="it knows nothing of the input that was processed before: fine for a new store; if the "
+                "topic was deleted, give the store another name and replay the input to build it anew",
+            )
+    return inputs
+
+
+def needed_rights(
+    topology: Topology, existing: Collection[str], *, application: str, dead_letter_topic: str
+) -> dict[str, list[str]]:
+    """What an app does with its topics: operations in the words of Kafka's access control lists, by topic.
+
+    The app's own topics may still have to be created. Topics that a function names for each record are not
+    known before.
+    """
+    internal = topology.repartitions
+    rights: dict[str, list[str]] = {}
+
+    def need(topic: str, *operations: str) -> None:
+        known = rights.setdefault(topic, [])
+        known += [operation for operation in operations if operation not in known]
+
+    for source in topology.input_topics:
+        if isinstance(source, str) and source not in internal:
+            need(source, "READ")
+        elif not isinstance(source, str):
+            for name in existing:
+                if matches(source, name):
+                    need(name, "READ")
+    for table in topology.global_tables:
+        need(table.topic, "READ")
+    for topic in topology.output_topics:
+        if topic not in internal:
+            need(topic, "WRITE")
+    own: dict[str, list[str]] = {topic: ["READ", "WRITE", "DELETE"] for topic in internal}
+    if topology.writes_dead_letters:
+        own[dead_letter_topic] = ["WRITE"]
+    for subtopology in topology.subtopologies:
+        for store in subtopology.stores:
+            topic = changelog_topic(application, store)
+            if store.source_topic is None:
+                own[topic] = ["READ", "WRITE", "DESCRIBE_CONFIGS"]
+            elif topic in internal:
+                own[topic].append("DESCRIBE_CONFIGS")
+            else:
+                need(topic, "READ", "DESCRIBE_CONFIGS")
+    for topic, operations in own.items():
+        # One that exists already need not be created.
+        need(topic, *([] if topic in existing else ["CREATE"]), *operations)
+    return rights
+
+
+def input_partitions(topology: Topology, existing: dict[str, TopicDescription]) -> dict[str, int]:
+    """The topics there are for the topology's sources, patterns included, with their partition counts."""
+    inputs = {
+        name: description.partitions
+        for name, description in existing.items()
+        if any(matches(topic, name) for topic in topology.input_topics)
+    }
+    for name in inputs:
+        topology.source_of(name)
+    return inputs
+
+
+def most_tasks_with_stores(topology: Topology, partitions: Mapping[str, int]) -> int:
+    """How many tasks with stores there are, which one worker alone would have all of.
+
+    ``partitions`` are the input topics with their partition counts.
+    """
+    return sum(
+        max((count for topic, count in partitions.items() if subtopology.reads(topic)), default=0)
+        for subtopology in topology.subtopologies
+        if subtopology.stores
+    )
+
+
+def _require_inputs_of_stores(topology: Topology, inputs: Collection[str]) -> None:
+    """Check that it is known how many partitions stores have. Raises ``TopicError``."""
+    for subtopology in topology.subtopologies:
+        if subtopology.stores and not any(map(subtopology.reads, inputs)):
+            patterns = [
+                f"/{topic.pattern}/"
+                for source in subtopology.sources
+                for topic in source.topics
+                if not isinstance(topic, str)
+            ]
+            raise TopicError(
+                f"no topic is matched by {', '.join(patterns)}, so that store "
+                f"{subtopology.stores[0].name!r} cannot have as many partitions as its input",
+                hint="create the first topic that the pattern is to match, then start again",
+            )
+
+
+def _note_own_topics(topology: Topology, existing: Collection[str]) -> None:
+    """Log which topics patterns match and do not read, as they are the app's own."""
+    left_out = sorted(
+        name for name in existing if any(pattern.matches_own(name) for pattern in topology.patterns)
+    )
+    if left_out:
+        get_logger().info(
+            Event.OWN_TOPICS_LEFT_OUT,
+            topics=left_out,
+            hint="what the app writes itself is not read by a pattern; name a topic to read it",
+        )
+
+
+def check_copartitions(topology: Topology, inputs: Mapping[str, int]) -> None:
+    """Check that topics which a step reads together have equally many partitions. Raises ``TopicError``."""
+    for step, wanted in topology.copartitions:
+        counts = {
+            topic: count for topic, count in inputs.items() if any(matches(item, topic) for item in wanted)
+        }
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
+            raise TopicError(
+                f"step {step!r} reads topics together that must have the same number of partitions: {listed}",
+                hint="equal keys must lie in equal partitions: make the numbers the same, or put "
+                ".repartition(name) behind the stream of one of them",
+            )
+
+
+def _repartition_counts(
+    topology: Topology, inputs: Mapping[str, int], existing: Mapping[str, TopicDescription]
+) -> dict[str, int]:
+    """Partition counts of the internal topics between subtopologies."""
+    wanted = topology.repartitions
+    known = {topic: item.partitions for topic, item in wanted.items() if item.partitions is not None}
+    known |= {topic: existing[topic].partitions for topic in wanted if topic in existing}
+    for topic, item in wanted.items():
+        if topic in existing and item.partitions not in (None, existing[topic].partitions):
+            raise TopicError(
+                f"{topic} has {existing[topic].partitions} partitions, the program wants {item.partitions}",
+                hint="the state behind it is spread over as many: give the step another name to begin anew",
+            )
+    while len(known) < len(wanted):
+        before = len(known)
+        for topic in wanted:
+            if topic not in known and (count := _derived_count(topology, topic, dict(inputs) | known)):
+                known[topic] = count
+        if len(known) == before:
+            raise TopicError(
+                f"nobody knows how many partitions {', '.join(sorted(wanted.keys() - known.keys()))} should "
+                "have: they feed each other",
+                hint="say so: .repartition(name, partitions=…)",
+            )
+    return known
+
+
+def _derived_count(topology: Topology, topic: str, counts: Mapping[str, int]) -> int | None:
+    """As many partitions as the topics that it is read together with, else as the largest that feeds it."""
+    together = [
+        count
+        for _, wanted in topology.copartitions
+        if any(matches(item, topic) for item in wanted)
+        for name, count in counts.items()
+        if any(matches(item, name) for item in wanted)
+    ]
+    if together:
+        return max(together)
+    feeding = next(
+        subtopology
+        for subtopology in topology.subtopologies
+        if any(isinstance(node, Sink) and node.topic == topic for node in subtopology.nodes)
+    )
+    internal = [source for source in topology.repartitions if feeding.reads(source)]
+    if any(source not in counts for source in internal):
+        return None
+    return max((count for name, count in counts.items() if feeding.reads(name)), default=None)
+
+
+def _changelogs(
+    topology: Topology,
+    inputs: Mapping[str, int],
+    existing: Mapping[str, TopicDescription],
+    application: str,
+) -> list[NewTopic]:
+    new = []
+    for subtopology in topology.subtopologies:
+        partitions = max((count for topic, count in inputs.items() if subtopology.reads(topic)), default=1)
+        for store in subtopology.stores:
+            if store.source_topic is not None:
+                continue
+            topic = changelog_topic(application, store)
+            if topic not in existing:
+                settings = CHANGELOG_SETTINGS | {"cleanup.policy": "compact"}
+                if store.changelog_retention is not None:
+                    retention = store.changelog_retention + WINDOW_MARGIN
+                    settings |= {"cleanup.policy": "compact,delete", "retention.ms": str(retention)}
+                new.append(NewTopic(name=topic, partitions=partitions, settings=settings, wished=ANY_RECORD))
+            elif existing[topic].partitions != partitions:
+                raise TopicError(
+                    f"store {store.name!r}: {topic} has {existing[topic].partitions} partitions, but its "
+                    f"input has {partitions} now, so that keys lie in other partitions than their state",
+                    hint="give the store another name and replay the input to build it anew, or restore the "
+                    "input's partition count",
+                )
+    return new
+
+
+def _check_compaction(
+    topology: Topology, admin: Admin, existing: Mapping[str, TopicDescription], application: str
+) -> None:
+    """Check that what state is restored from is not deleted by age alone. Raises ``TopicError``."""
+    stores = {
+        topic: store
+        for subtopology in topology.subtopologies
+        for store in subtopology.stores
+        if (topic := changelog_topic(application, store)) in existing
+    }
+    for topic, settings in admin.settings(list(stores)).items():
+        if "compact" in settings.get("cleanup.policy", "delete"):
+            continue
+        if stores[topic].source_topic is None:
+            raise TopicError(
+                f"{topic} is the changelog of store {stores[topic].name!r} and is not compacted: "
+                f"cleanup.policy={settings.get('cleanup.policy', 'delete')}",
+                hint="what it deletes by age is lost to every restore: set cleanup.policy=compact"
+                + (",delete" if stores[topic].changelog_retention is not None else ""),
+            )
+        if settings.get("retention.ms", "604800000") != "-1" or settings.get("retention.bytes", "-1") != "-1":
+            get_logger().warning(Event.TABLE_NOT_COMPACTED, topic=topic, store=stores[topic].name)
+
+
+def _creation_hint(names: list[str]) -> str:
+    return f"create them, e.g. with: streams topics create {' '.join(names)} --partitions 4"

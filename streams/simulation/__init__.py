@@ -1,0 +1,1 @@
+"""Deterministic simulation: an app under faults, compared with a run without any."""

@@ -1,0 +1,546 @@
+"""One run of an app on the memory broker: workers in one thread, on one clock, disturbed as they are told."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from streams.broker import NewTopic
+from streams.broker.memory import MemoryBroker, MemoryConsumer
+from streams.broker.reading import read_to_end
+from streams.errors import (
+    FatalBrokerError,
+    NotCommitted,
+    OutcomeUnknown,
+    Retriable,
+    StreamsError,
+    TransactionAborted,
+)
+from streams.partitioning import partition_for
+from streams.records import Output, TopicPartition
+from streams.runtime.commit import AtLeastOnce, ExactlyOnce
+from streams.runtime.status import State
+from streams.runtime.topics import prepare_topics
+from streams.runtime.worker import Worker
+from streams.state.memory import MemoryDatabase, MemoryDatabases
+from streams.topology.graph import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from streams.app import App
+    from streams.broker import GroupSettings, Polled
+    from streams.operators import Operator
+    from streams.records import Fetched, Headers
+    from streams.simulation.schedule import Event, Point, Schedule
+    from streams.state.memory import _Content
+    from streams.state.store import Changes
+    from streams.topology.graph import Topology
+
+WORKERS = 2
+
+TRANSACTION_SECONDS = 1.0
+"""After this the broker aborts an open transaction: short, so that no window closes for it."""
+
+COMMIT_SECONDS = 0.25
+"""The longest time between commits while there is a backlog: well below the one before."""
+
+STALL_SECONDS = 1.2 * TRANSACTION_SECONDS
+
+SLOW_SECONDS = 1.5
+"""What slow code takes: the group is served in the middle of it."""
+
+FREEZE_ROUNDS = 6
+"""So many turns the other workers have while one stands still: enough to take over what it held."""
+
+START = 1_800_000_000.0
+"""When every run begins, in seconds since the epoch."""
+
+TICK = 0.0001
+"""Seconds that pass whenever somebody looks at the clock."""
+
+ROUNDS = 3_000
+"""A run that has not processed its input after so many turns of every worker never will."""
+
+QUIET_SECONDS = 60
+"""Time that passes at the end without input, besides what windows need that close when they are idle."""
+
+_IDLE: frozenset[Point] = frozenset({"poll", "keep_alive", "process"})
+"""What workers do all the time: whoever does nothing else has nothing to do."""
+
+
+class InputRecord(NamedTuple):
+    """A record of an input topic; ``timestamp`` is in milliseconds since the epoch.
+
+    Without a ``partition`` the key decides, or where there is none the place among the others.
+    """
+
+    key: bytes | None
+    value: bytes | None
+    timestamp: int
+    headers: Headers | None = None
+    partition: int | None = None
+
+
+class Input:
+    """What is in the input topics before the workers start: the same for many runs."""
+
+    def __init__(self, records: Mapping[str, Sequence[InputRecord]], partitions: int) -> None:
+        self.partitions = partitions
+        self.topics = tuple(records)
+        self.outputs: list[Output] = []
+        for topic, own in records.items():
+            by_partition: dict[int, list[InputRecord]] = {}
+            for row, record in enumerate(own):
+                number = record.partition
+                if number is None:
+                    key = record.key
+                    number = row % partitions if key is None else partition_for(key, partitions)
+                by_partition.setdefault(number, []).append(record)
+            for number, chosen in sorted(by_partition.items()):
+                keys, values, times, headers, _ = zip(*chosen, strict=True)
+                any_headers = list(headers) if any(headers) else None
+                self.outputs.append(Output(topic, keys, values, times, any_headers, partition=number))
+
+    def record(self, number: int) -> Output:
+        """One of all records, counted round and round."""
+        number %= max(1, sum(map(len, self.outputs)))
+        for output in self.outputs:
+            if number < len(output):
+                row = slice(number, number + 1)
+                return Output(
+                    output.topic,
+                    output.keys[row],
+                    output.values[row],
+                    output.timestamps[row],
+                    None if output.headers is None else output.headers[row],
+                    partition=output.partition,
+                )
+            number -= len(output)
+        raise StreamsError("there is no input")
+
+
+class _Crash(BaseException):
+    """A process ends here."""
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> float:
+        self.now += TICK
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+    def milliseconds(self) -> int:
+        return int(self.now * 1000)
+
+
+class _Consumer(MemoryConsumer):
+    """Also stops between a poll and what is done with its records."""
+
+    run: Run
+
+    def poll(self, max_records: int, timeout: float) -> Polled:
+        polled = super().poll(max_records, timeout)
+        if polled.fetched:
+            self.run.reach("poll.after")
+            self.run.delivered(self, polled.fetched)
+        return polled
+
+
+class _Broker(MemoryBroker):
+    """Knows the consumers of each process, so that they can be ended as a process is."""
+
+    def __init__(self, run: Run) -> None:
+        # The tasks of one partition number are spread over the workers too.
+        places = {
+            topic: part.number
+            for part in run.topology.subtopologies
+            for topic in run.topics
+            if part.reads(topic)
+        }
+        # The run's wall clock has nothing to do with the input's event times.
+        super().__init__(
+            clock=run.clock,
+            wait=run.clock.advance,
+            first=lambda topic: places.get(topic, 0),
+            wall_clock=None,
+        )
+        self._run = run
+
+    def consumer(self, settings: GroupSettings) -> MemoryConsumer:
+        consumer = _Consumer(self._cluster, settings)
+        consumer.run = self._run
+        if self._run.acting is not None:
+            self._run.acting.consumers.append(consumer)
+        return consumer
+
+
+class _Database(MemoryDatabase):
+    def __init__(self, run: Run, content: _Content, stores: Sequence[str], partition: int) -> None:
+        super().__init__(content, stores, partition)
+        self._run = run
+
+    def write(self, changes: Mapping[str, Changes], metadata: Mapping[str, bytes]) -> None:
+        self._run.reach("store.before")
+        super().write(changes, metadata)
+        self._run.reach("store.after")
+
+
+class _Disk(MemoryDatabases):
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self._run = run
+
+    def _opened(self, content: _Content, stores: Sequence[str], partition: int) -> MemoryDatabase:
+        return _Database(self._run, content, stores, partition)
+
+
+class _Process:
+    """A worker with its disk and its place (slot), which outlive it."""
+
+    def __init__(self, run: Run, slot: int) -> None:
+        self._run = run
+        self.slot = slot
+        self.consumers: list[MemoryConsumer] = []
+        self.leaving = False
+        self.frozen = False
+        self._disk = _Disk(run)
+        self._worker: Worker | None = None
+        self._started = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has nothing to do but to wait for records."""
+        return self._worker is not None and self._started and self._worker.ready and not self.leaving
+
+    @property
+    def holds(self) -> dict[TopicPartition, int | None]:
+        """The partitions held, with the next offset to process."""
+        if self._worker is None:
+            return {}
+        return {partition: item.position for partition, item in self._worker.progress.items()}
+
+    @property
+    def at_end(self) -> dict[TopicPartition, int | None]:
+        """Of these the ones with nothing more to read."""
+        if self._worker is None:
+            return {}
+        return {place: item.position for place, item in self._worker.progress.items() if item.at_end}
+
+    def turn(self) -> None:
+        if self.leaving:
+            self.leaving = False
+            self.close()
+        elif self._worker is None:
+            self._start()
+        else:
+            self._worker.run_once()
+
+    def close(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None and self._started and worker.state is State.RUNNING:
+            # What a disturbance has kept it from committing, the others process again.
+            with suppress(NotCommitted):
+                worker.close()
+        self.consumers.clear()
+
+    def crash(self, *, lose_disk: bool) -> None:
+        """End at once. The group learns of it; the next turn starts a successor in the same place."""
+        self._worker = None
+        self.leaving = False
+        self._disk.close()
+        if lose_disk:
+            self._disk = _Disk(self._run)
+        self.evict()
+        self.consumers.clear()
+
+    def evict(self) -> None:
+        """Let the group go on without it."""
+        for consumer in self.consumers:
+            try:
+                self._run.broker.expire(consumer)
+            except FatalBrokerError:
+                # It is closed: the process has left already.
+                continue
+
+    def _start(self) -> None:
+        run = self._run
+        kind = ExactlyOnce if run.settings.guarantee == "exactly_once" else AtLeastOnce
+        self._started = False
+        self._worker = worker = Worker(
+            run.topology,
+            run.broker,
+            kind(run.broker, f"slot-{self.slot}", timeout=TRANSACTION_SECONDS),
+            run.settings,
+            application=run.application,
+            partitions=run.partitions,
+            databases=self._disk,
+            clock=run.clock,
+            pause=run.clock.advance,
+            wall_clock=run.clock.milliseconds,
+        )
+        worker.stopwatch = run.stopwatch
+        # How often calls are looked at must not depend on how long they take.
+        worker.look_seconds = None
+        worker.start()
+        self._started = True
+
+
+class Incident(NamedTuple):
+    """A disturbance as it happened."""
+
+    seconds: float
+    """Since the run began, on its clock."""
+    worker: int
+    held: dict[TopicPartition, int | None]
+    """The partitions that the worker held, with the next offset to process."""
+    event: Event
+
+    def __str__(self) -> str:
+        places = [
+            f"{partition} at {'its beginning' if offset is None else offset}"
+            for partition, offset in sorted(self.held.items())
+        ]
+        more = f" and {len(places) - 4} more" if len(places) > 4 else ""
+        held = f"holding {', '.join(places[:4])}{more}" if places else "holding nothing"
+        return f"{self.seconds:9.3f} s  worker {self.worker}: {self.event} ({held})"
+
+
+class Run:
+    """One schedule, from the first record to the last commit."""
+
+    def __init__(self, app: App, topology: Topology, source: Input, schedule: Schedule) -> None:
+        pace = schedule.pace
+        self.application = app.name
+        self.topology = topology
+        self.settings = msgspec.structs.replace(
+            app.settings,
+            group_instance_id=None,
+            # The input is there before the workers are.
+            offset_reset="earliest",
+            # Members are evicted by the schedule alone.
+            poll_deadline=1e9,
+            transaction_timeout=TRANSACTION_SECONDS,
+            max_poll_records=pace.poll_records or app.settings.max_poll_records,
+            commit_interval=min(app.settings.commit_interval, COMMIT_SECONDS)
+            if pace.commit_interval is None
+            else pace.commit_interval,
+        )
+        self.clock = _Clock()
+        named = [topic for topic in topology.input_topics if isinstance(topic, str)]
+        self.topics = tuple(
+            dict.fromkeys([*named, *(table.topic for table in topology.global_tables), *source.topics])
+        )
+        """What the workers read."""
+        self.broker = _Broker(self)
+        self.acting: _Process | None = None
+        """Whose turn it is."""
+        self.counts: Counter[Point] = Counter()
+        """How often workers have reached each point."""
+        self.story: list[Incident] = []
+        self.again = 0
+        """Records that workers were given once more, having been given them before."""
+        self._input = source
+        self._pending = {(event.point, event.number): event for event in schedule.events}
+        self._in_code = {event.number for event in schedule.events if event.point == "process"}
+        self._processes: list[_Process] = []
+        self._later: list[tuple[_Process, Event]] = []
+        self._failure: Exception | None = None
+        self._busy = 0
+        self._furthest: dict[tuple[str, int], int] = {}
+        self._admin = self.broker.admin()
+        self._admin.create_topics(
+            [
+                NewTopic(name=name, partitions=source.partitions)
+                for name in self.topics
+                if name not in topology.repartitions
+            ]
+        )
+        self.partitions = prepare_topics(
+            topology,
+            self._admin,
+            application=app.name,
+            dead_letter_topic=app.dead_letter_topic,
+            create_outputs=True,
+        )
+        self._places = [
+            TopicPartition(topic, number)
+            for topic, count in self.partitions.items()
+            for number in range(count)
+        ]
+
+    def execute(self) -> None:
+        """Run to the end. Raises what ended a worker."""
+        self._send(self._input.outputs)
+        self._processes += [_Process(self, slot) for slot in range(WORKERS)]
+        self.broker.before = self.reach
+        self._settle()
+        quiet, times = _quiet(self.topology)
+        # What a disturbance has interrupted comes when it is quiet once more.
+        for _ in range(times + len(self._pending)):
+            busy = self._busy
+            self.clock.advance(quiet)
+            self._settle()
+            if self._busy == busy:
+                break
+        self.broker.before = None
+        for process in self._processes:
+            process.close()
+
+    def reach(self, point: Point) -> None:
+        """Called where a worker can be disturbed. Raises what happens to it there."""
+        if self.acting is None:
+            return
+        self.counts[point] = number = self.counts[point] + 1
+        if point not in _IDLE:
+            self._busy += 1
+        if self._pending:
+            event = self._pending.pop((point, number), None)
+            if event is not None:
+                self._happen(event, self.acting)
+
+    def stopwatch(self) -> float:
+        """What workers measure user code with: it takes no time, unless it is disturbed."""
+        # As ``reach``, which is too slow for what happens most often.
+        if self.acting is not None:
+            self.counts["process"] = number = self.counts["process"] + 1
+            if number in self._in_code:
+                self._happen(self._pending.pop(("process", number)), self.acting)
+        return self.clock.now
+
+    def delivered(self, consumer: MemoryConsumer, fetched: Sequence[Fetched]) -> None:
+        """Count what comes again, as what was made of it before may have been given up."""
+        if self.acting is None or not self.acting.consumers or consumer is not self.acting.consumers[0]:
+            return
+        for part in fetched:
+            place = part.topic, part.partition
+            furthest = self._furthest.get(place, 0)
+            if part.offsets([0])[0] < furthest:
+                self.again += sum(offset < furthest for offset in part.offsets())
+            self._furthest[place] = max(furthest, part.next_offset)
+
+    def read(self, topics: Sequence[str]) -> Iterator[Fetched]:
+        """What committed readers find in these topics."""
+        return read_to_end(self.broker, topics)
+
+    def _happen(self, event: Event, process: _Process) -> None:
+        self._busy += 1
+        self.story.append(Incident(self.clock.now - START, process.slot, process.holds, event))
+        match event.disturbance:
+            case "crash":
+                raise _Crash(False)
+            case "crash and lose the disk":
+                raise _Crash(True)
+            case "abort":
+                raise TransactionAborted("simulated")
+            case "unknown":
+                raise OutcomeUnknown("simulated")
+            case "unavailable":
+                raise Retriable("simulated")
+            case "evict":
+                process.evict()
+            case "freeze":
+                process.evict()
+                process.frozen = True
+                for _ in range(FREEZE_ROUNDS):
+                    self._round()
+                process.frozen = False
+            case "slow":
+                self.clock.advance(SLOW_SECONDS)
+            case "stall":
+                self.clock.advance(STALL_SECONDS)
+            case "duplicate":
+                self._send([self._input.record(event.number)])
+            case "leave" | "join":
+                # It cannot be done in the middle of a call.
+                self._later.append((process, event))
+
+    def _round(self) -> None:
+        """Let every worker that does not stand still have a turn."""
+        for process in list(self._processes):
+            if process.frozen or process is self.acting:
+                continue
+            before, self.acting = self.acting, process
+            try:
+                process.turn()
+            except _Crash as crash:
+                process.crash(lose_disk=crash.args[0])
+            except Exception as error:  # noqa: BLE001 - told at the end: another worker's turn may be around it
+                self._failure = self._failure or error
+                process.crash(lose_disk=False)
+            finally:
+                self.acting = before
+        later, self._later = self._later, []
+        for process, event in later:
+            if event.disturbance == "leave":
+                process.leaving = True
+            else:
+                self._processes.append(_Process(self, len(self._processes)))
+
+    def _settle(self) -> None:
+        """Let the workers go on until nobody has anything to do."""
+        for _ in range(ROUNDS):
+            busy = self._busy
+            self._round()
+            if self._failure is not None:
+                raise self._failure
+            if busy == self._busy and all(process.ready for process in self._processes) and self._done():
+                return
+        raise StreamsError(f"the input was not processed after {ROUNDS} turns of every worker")
+
+    def _done(self) -> bool:
+        """Whether every partition has a holder that is at its end."""
+        reached = {
+            place: position
+            for process in self._processes
+            for place, position in process.at_end.items()
+            if position is not None
+        }
+        ends = self._admin.end_offsets(self._places, "read_uncommitted")
+        return all(place in reached and reached[place] >= ends[place] for place in self._places)
+
+    def _send(self, outputs: Sequence[Output]) -> None:
+        before, self.acting = self.acting, None
+        producer = self.broker.producer()
+        for output in outputs:
+            producer.produce(output)
+        producer.flush(1)
+        producer.close()
+        self.acting = before
+
+
+def _quiet(topology: Topology) -> tuple[float, int]:
+    """Seconds after which every window that closes when idle has closed, and how often to let them pass.
+
+    What closes is input for others, which close later.
+    """
+    longest, times = 0, 1
+    for operator, idle in _closing(topology):
+        window = getattr(operator, "window", None)
+        spans = [getattr(window, item.name) for item in dataclasses.fields(window)] if window else []
+        reach = 2 * sum(span for span in spans if isinstance(span, int))
+        longest = max(longest, idle + reach + getattr(operator, "grace", 0))
+        times += 1
+    return QUIET_SECONDS + longest / 1000, times
+
+
+def shortest_idle(topology: Topology) -> float | None:
+    """After how many seconds without input the first window closes; ``None`` where none does."""
+    return min((idle / 1000 for _, idle in _closing(topology)), default=None)
+
+
+def _closing(topology: Topology) -> Iterator[tuple[Operator, int]]:
+    """What closes when it is idle, and after how many milliseconds."""
+    for node in topology.nodes:
+        idle = getattr(node.operator, "close_idle_after", None) if isinstance(node, Step) else None
+        if isinstance(node, Step) and idle is not None:
+            yield node.operator, idle

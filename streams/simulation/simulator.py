@@ -1,0 +1,429 @@
+"""Deterministic simulation: an app under disturbances, compared with a run that nothing disturbed.
+
+A schedule is made from a seed. It runs real workers on the memory broker, in one thread and on a clock of its
+own, and disturbs them at chosen points. What readers of committed records see afterwards must be what they
+see after an undisturbed run. The same seed, app and input always give the same run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+from collections import Counter, defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
+
+import msgspec
+import structlog
+
+from streams.errors import ConfigurationError
+from streams.operators.guard import preview
+from streams.simulation.run import STALL_SECONDS, Input, InputRecord, Run, shortest_idle
+from streams.simulation.schedule import Disturbance, Pace, Point, Schedule, make_schedule
+from streams.state.changelog import METADATA, RESERVED, changelog_topic
+from streams.topology.graph import Source, Step as TopologyStep
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from streams.app import App
+    from streams.records import Headers
+    from streams.serde import Serde
+    from streams.topology.graph import Node, Topology
+
+GARBAGE_THRESHOLD = 100_000
+"""So many more objects made than freed have the garbage collector look for cycles."""
+
+MOST = 6
+"""A schedule has at most so many disturbances."""
+
+
+class Found(NamedTuple):
+    """A committed record, as far as it is compared: where only the last one counts, its value alone."""
+
+    value: bytes | None
+    timestamp: int | None = None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+
+
+Seen: TypeAlias = "dict[tuple[str, bytes | None], tuple[Found, ...]]"
+"""What committed readers see, by topic and key, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A schedule whose committed results are not those of an undisturbed run."""
+
+    seed: int
+    schedule: Schedule
+    """As little as still shows it."""
+    topic: str = ""
+    key: bytes | None = None
+    expected: tuple[Found, ...] = ()
+    """What an undisturbed run left in that topic under that key."""
+    got: tuple[Found, ...] = ()
+    error: str | None = None
+    """What ended a worker, if that is the difference."""
+    story: tuple[str, ...] = ()
+    """The disturbances as they happened."""
+    shown: tuple[str, str, str] = ("", "", "")
+    """The key, and the first record that differs as expected and as got, decoded where possible."""
+
+    @property
+    def first(self) -> int:
+        """The position of the first record that differs."""
+        pairs = zip(self.expected, self.got, strict=False)
+        same = min(len(self.expected), len(self.got))
+        return next((at for at, (one, other) in enumerate(pairs) if one != other), same)
+
+
+@dataclass(slots=True)
+class Report:
+    """What came of many schedules."""
+
+    schedules: int = 0
+    disturbances: Counter[str] = field(default_factory=Counter)
+    """Those that happened, by kind."""
+    points: Counter[str] = field(default_factory=Counter)
+    """Where they happened."""
+    passed: int = 0
+    """How often workers came to a point where they could have been disturbed."""
+    again: int = 0
+    """Input records that workers were given more than once."""
+    records: int = 0
+    """Committed records compared, over all schedules."""
+    compared: dict[str, str] = field(default_factory=dict)
+    """How each output topic is compared."""
+    differences: list[Difference] = field(default_factory=list)
+
+    def add(self, other: Report) -> None:
+        """Count what came of other schedules too."""
+        self.schedules += other.schedules
+        self.disturbances += other.disturbances
+        self.points += other.points
+        self.passed += other.passed
+        self.again += other.again
+        self.records += other.records
+        self.compared |= other.compared
+        self.differences += other.differences
+
+
+class Simulator:
+    """Runs schedules of one app on one input.
+
+    ``inputs`` are the records of each input topic: ``InputRecord``, or its first fields. With more than one
+    of ``partitions`` the order in which records of several partitions meet behind a ``group_by`` depends on
+    the schedule: only results that do not depend on it compare equal. ``kinds`` are the disturbances, all but
+    ``duplicate`` unless given: that one changes the input, so it is for apps that recognize what they have
+    had already. ``ignore`` names topics that are not compared.
+
+    Raises what ends a worker that nobody disturbs, and ``ConfigurationError`` when nothing can be compared.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        inputs: Mapping[str, Sequence[tuple[Any, ...]]],
+        *,
+        partitions: int = 1,
+        kinds: Collection[Disturbance] | None = None,
+        most: int = MOST,
+        ignore: Collection[str] = (),
+    ) -> None:
+        self._app = app
+        self._topology = app.topology
+        self._input = Input(
+            {topic: [InputRecord(*record) for record in records] for topic, records in inputs.items()},
+            partitions,
+        )
+        self._most = most
+        self._may_repeat = app.settings.guarantee == "at_least_once"
+        self.kinds = tuple(kinds) if kinds is not None else usual_kinds(self._topology)
+        self.topics = comparisons(self._topology, app, ignore)
+        self._compared = [topic for topic, how in self.topics.items() if how not in (NOT, TWICE, IGNORED)]
+        if not self._compared:
+            raise ConfigurationError("nothing that the app writes can be compared")
+        self._counts: dict[Pace, Counter[Point]] = {}
+        with _undisturbed_host():
+            run = self._execute(Schedule())
+            self.expected = self._seen(run)
+        self._counts[Pace()] = run.counts
+
+    def run(self, seeds: Sequence[int], *, stop_after: int = 1) -> Iterator[Report]:
+        """The report so far, after each schedule, until there are ``stop_after`` differences."""
+        report = Report(compared=dict(self.topics))
+        for seed in seeds:
+            with _undisturbed_host():
+                schedule, difference = self._schedule(seed)
+                if difference is None:
+                    difference = self._difference(seed, schedule, report)
+                if difference is not None:
+                    difference = self._shrunk(difference)
+            report.schedules += 1
+            if difference is not None:
+                report.differences.append(difference)
+            yield report
+            if len(report.differences) >= stop_after:
+                return
+
+    def _schedule(self, seed: int) -> tuple[Schedule, Difference | None]:
+        """The schedule of a seed; and a difference if its pace makes one without any disturbance."""
+        differences: list[Difference] = []
+
+        def counts(pace: Pace) -> Counter[Point]:
+            if pace not in self._counts:
+                schedule = Schedule(pace)
+                try:
+                    run = self._execute(schedule)
+                except Exception as error:  # noqa: BLE001 - as in _difference
+                    differences.append(Difference(seed, schedule, error=_text(error)))
+                    return Counter()
+                found = self._compare(seed, schedule, run)
+                if found is not None:
+                    differences.append(found)
+                self._counts[pace] = run.counts
+            return self._counts[pace]
+
+        schedule = make_schedule(seed, counts, self.kinds, self._most)
+        return schedule, differences[0] if differences else None
+
+    def _execute(self, schedule: Schedule) -> Run:
+        run = Run(self._app, self._topology, self._input, schedule)
+        run.execute()
+        return run
+
+    def _difference(self, seed: int, schedule: Schedule, report: Report | None = None) -> Difference | None:
+        run = Run(self._app, self._topology, self._input, schedule)
+        difference: Difference | None
+        try:
+            run.execute()
+        except Exception as error:  # noqa: BLE001 - whatever ends a worker is a finding
+            story = tuple(map(str, run.story))
+            difference = Difference(seed, schedule, error=_text(error), story=story)
+        else:
+            difference = self._compare(seed, schedule, run, report)
+        if report is not None:
+            report.disturbances.update(item.event.disturbance for item in run.story)
+            report.points.update(item.event.point for item in run.story)
+            report.passed += run.counts.total()
+            report.again += run.again
+        return difference
+
+    def _compare(
+        self, seed: int, schedule: Schedule, run: Run, report: Report | None = None
+    ) -> Difference | None:
+        seen = self._seen(run)
+        if report is not None:
+            report.records += sum(map(len, seen.values()))
+        if seen == self.expected:
+            return None
+        for place in {**self.expected, **seen}:
+            expected, got = self.expected.get(place, ()), seen.get(place, ())
+            if not self._equal(self.topics[place[0]], expected, got):
+                if self._may_repeat and self.topics[place[0]] == LAST:
+                    expected, got = expected[-1:], got[-1:]
+                found = Difference(seed, schedule, *place, expected, got, story=tuple(map(str, run.story)))
+                return dataclasses.replace(found, shown=self._shown(found))
+        return None
+
+    def _equal(self, how: str, expected: tuple[Found, ...], got: tuple[Found, ...]) -> bool:
+        if expected == got or not self._may_repeat:
+            return expected == got
+        if how == LAST:
+            # A worker that was replaced may write late what it had: the last result is among the others then.
+            return bool(expected) and expected[-1] in got
+        if Counter(expected) - Counter(got):
+            return False
+        if how == ANY:
+            return set(expected) == set(got)
+        return list(dict.fromkeys(expected)) == list(dict.fromkeys(got))
+
+    def _seen(self, run: Run) -> Seen:
+        """What committed readers see: for each topic and key the records in order, or the last one."""
+        records: dict[tuple[str, bytes | None], list[Found]] = defaultdict(list)
+        for fetched in run.read(self._compared):
+            topic = fetched.topic
+            last = self.topics[topic] == LAST
+            columns = fetched.keys(), fetched.values(), fetched.timestamps()
+            headers: Sequence[Headers | None] = fetched.headers() or [None] * len(fetched)
+            for key, value, timestamp, own in zip(*columns, headers, strict=True):
+                if key is not None and key.startswith(RESERVED) and METADATA in (own or ()):
+                    continue
+                if last:
+                    # Updates of several windows of one key follow each other as commits happen to fall.
+                    window = _window_start(value)
+                    records[topic, (key or b"") + window if window else key].append(Found(value))
+                else:
+                    records[topic, key].append(Found(value, timestamp, tuple(own or ())))
+        seen: Seen = {}
+        for place, found in records.items():
+            how = self.topics[place[0]]
+            if how == LAST and not self._may_repeat:
+                del found[:-1]
+            seen[place] = tuple(sorted(found, key=repr) if how == ANY else found)
+        return seen
+
+    def _shrunk(self, difference: Difference) -> Difference:
+        """The same with as little as still makes one, by leaving out one thing after the other."""
+        again = True
+        while again:
+            again = False
+            for simpler in difference.schedule.simpler():
+                found = self._difference(difference.seed, simpler)
+                if found is not None:
+                    difference, again = found, True
+                    break
+        return difference
+
+    def _shown(self, difference: Difference) -> tuple[str, str, str]:
+        sink = next((sink for sink in self._topology.sinks if sink.topic == difference.topic), None)
+        first = difference.first
+        key, value = (None, None) if sink is None else (sink.key, sink.value)
+        records = [
+            f"{_decoded(value, found[first].value)}{_when(found[first])}" if first < len(found) else "nothing"
+            for found in (difference.expected, difference.got)
+        ]
+        return _decoded(key, difference.key), records[0], records[1]
+
+
+def usual_kinds(topology: Topology) -> tuple[Disturbance, ...]:
+    """The disturbances that must not change what an app writes."""
+    left_out = {"duplicate"}
+    idle = shortest_idle(topology)
+    if idle is not None and idle < 2 * MOST * STALL_SECONDS:
+        # Windows would close although there is more to come.
+        left_out |= {"stall", "slow"}
+    return tuple(kind for kind in get_args(Disturbance) if kind not in left_out)
+
+
+def _decoded(serde: Serde[Any] | None, payload: bytes | None) -> str:
+    if payload is None:
+        return "null"
+    if serde is not None:
+        try:
+            return repr(next(iter(serde.deserialize([payload]))))
+        except Exception:  # noqa: BLE001 - it is shown as it is then
+            return preview(payload, 200)
+    return preview(payload, 200)
+
+
+def _when(found: Found) -> str:
+    """What else is compared, for a record in words."""
+    text = "" if found.timestamp is None else f" of time {found.timestamp}"
+    return f"{text} with headers {list(found.headers)}" if found.headers else text
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _window_start(value: bytes | None) -> bytes:
+    """The start of the window that a result is of; empty where it is of none."""
+    try:
+        start = msgspec.json.decode(value or b"", type=_Window).start
+    except msgspec.DecodeError:
+        return b""
+    return b"" if start is None else b" window %d" % start
+
+
+class _Window(msgspec.Struct):
+    start: int | None = None
+
+
+EVERY = "every record, in the order of each key"
+ANY = "every record, in any order"
+LAST = "the last record of each key: it changes at commits"
+NOT = "not compared: made from what other results happened to be at a commit"
+TWICE = "not compared: at least once, state behind a repartition topic may count a record twice"
+
+
+IGNORED = "not compared, as told"
+_LOOSENESS = [EVERY, ANY, LAST, NOT, TWICE, IGNORED].index
+
+
+def comparisons(topology: Topology, app: App, ignore: Collection[str] = ()) -> dict[str, str]:
+    """How each topic the app writes can be compared between runs that commit at other moments."""
+    at_least_once = app.settings.guarantee == "at_least_once"
+    found: dict[str, str] = {}
+
+    def compare(topic: str, how: str) -> None:
+        found[topic] = max(found.get(topic, how), how, key=_LOOSENESS)
+
+    for sink in topology.sinks:
+        if isinstance(sink.topic, str) and sink.repartition is None:
+            compare(sink.topic, _comparison(topology, sink, at_least_once=at_least_once))
+    for node in topology.nodes:
+        if isinstance(node, TopologyStep):
+            how = _comparison(topology, node, at_least_once=at_least_once)
+            for store in node.owns:
+                if store.source_topic is None and store.retention is None:
+                    compare(
+                        changelog_topic(app.name, store),
+                        LAST if how in (EVERY, ANY) else max(NOT, how, key=_LOOSENESS),
+                    )
+        if node.policy.action == "dead_letter" and topology.writes_dead_letters:
+            # Those of one slice are in the order of the steps: slices are other ones in each run.
+            how = _comparison(topology, node, at_least_once=at_least_once)
+            compare(app.dead_letter_topic, ANY if how in (EVERY, ANY) else max(NOT, how, key=_LOOSENESS))
+    return found | {topic: IGNORED for topic in ignore if topic in found}
+
+
+class _Place(NamedTuple):
+    """A node on the way from a result up to the input."""
+
+    node: Node
+    below: str
+    """The node that the way came from."""
+    passed: int = 0
+    """Steps in between that forward at commits."""
+    keeps: bool = False
+    """Whether there is a step with a store below."""
+
+
+def _comparison(topology: Topology, node: Node, *, at_least_once: bool) -> str:
+    """By what lies between the input and ``node``: nothing, one step that forwards at commits, or more."""
+    by_name = {item.name: item for item in topology.nodes}
+    worst, twice, ordered = 0, False, True
+    waiting = [_Place(node, "")]
+    known = set()
+    while waiting:
+        place = waiting.pop()
+        at, below, passed, keeps = place
+        if (at.name, below, passed, keeps) in known:
+            continue
+        known.add((at.name, below, passed, keeps))
+        if isinstance(at, TopologyStep):
+            keeps = keeps or bool(at.owns or at.uses)
+            if at is not node:
+                # An aggregate forwards at commits what others then build on.
+                heads = getattr(at.operator, "heads", None)
+                forwards = getattr(at.operator, "forwards_at_commits", False)
+                ordered = ordered and not getattr(at.operator, "order_depends_on_slices", False)
+                passed = min(2, passed + (forwards if heads is None else below == heads.updates))
+        worst = max(worst, passed)
+        waiting += [_Place(by_name[parent], at.name, passed, keeps) for parent in at.parents]
+        if isinstance(at, Source):
+            feeding = [sink for sink in topology.sinks if sink.topic in at.topics]
+            twice = twice or bool(keeps and feeding)
+            waiting += [_Place(sink, at.name, passed, keeps) for sink in feeding]
+    if at_least_once and twice:
+        return TWICE
+    stateful = isinstance(node, TopologyStep)
+    return (EVERY if ordered else ANY, LAST, NOT)[min(worst + (worst > 0 and stateful), 2)]
+
+
+@contextmanager
+def _undisturbed_host() -> Iterator[None]:
+    """No log line for each of thousands of simulated failures, and few looks of the garbage collector."""
+    before, level, threshold = structlog.get_config(), logging.root.manager.disable, gc.get_threshold()
+    logging.disable(logging.CRITICAL)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    gc.set_threshold(GARBAGE_THRESHOLD)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*threshold)
+        logging.disable(level)
+        structlog.configure(**before)

@@ -1,0 +1,1 @@
+"""A program as data: its sources, processors, stores and sinks."""

@@ -1,0 +1,161 @@
+"""User code over columns against a loop that does it one by one."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from streams.errors import ProcessingError
+from streams.operators.guard import PIECE_SECONDS, Guard, Interrupted
+from streams.policy import fail, retry, skip
+from streams.records import Batch, FetchedLists
+
+if TYPE_CHECKING:
+    from streams.coroutines.event_loop import Calls
+    from streams.policy import Action
+
+
+class Notes:
+    """The surroundings of a guard, which remember what they are told."""
+
+    def __init__(self) -> None:
+        self.failed_rows: list[int] = []
+        self.waited: list[float] = []
+
+    def keep_alive(self) -> None: ...
+
+    def attend(self, calls: Calls) -> None: ...
+
+    def wait(self, seconds: float, step: str, error: Exception) -> None:
+        self.waited.append(seconds)
+
+    def failed(self, action: Action, batch: Batch[Any, Any], row: int, step: str, error: Exception) -> None:
+        self.failed_rows.append(row)
+
+
+def batch_of(values: list[Any]) -> Batch[Any, Any]:
+    rows = range(len(values))
+    return Batch(
+        FetchedLists("t", 0, [None] * len(values), [b""] * len(values), [0] * len(values), rows), values
+    )
+
+
+# What the function does with an element: give a result, raise, or end the iteration.
+fates = st.lists(st.sampled_from(["good", "good", "good", "raise", "stop"]), max_size=3_000)
+
+
+@given(fates)
+def test_results_rows_and_calls_are_those_of_a_plain_loop(fates):
+    calls: list[int] = []
+
+    def work(row: int) -> int:
+        calls.append(row)
+        if fates[row] == "raise":
+            raise ValueError("made to fail")
+        if fates[row] == "stop":
+            raise StopIteration
+        return row * 2
+
+    notes = Notes()
+    column = list(range(len(fates)))
+    results, rows = Guard("step", skip, notes, "step").each(
+        lambda part: map(work, part), column, batch_of(column)
+    )
+    good = [row for row, fate in enumerate(fates) if fate == "good"]
+    assert results == [row * 2 for row in good]
+    assert list(range(len(fates)) if rows is None else rows) == good
+    assert notes.failed_rows == [row for row in column if row not in set(good)]
+    assert calls == column
+
+
+@given(st.lists(st.integers(0, 4), max_size=200), st.integers(1, 3))
+def test_a_record_that_succeeds_on_a_retry_keeps_its_place(failures, tries):
+    left = dict(enumerate(failures))
+
+    def work(row: int) -> int:
+        if left[row]:
+            left[row] -= 1
+            raise ConnectionError("not yet")
+        return row
+
+    notes = Notes()
+    column = list(range(len(failures)))
+    policy = retry(tries, backoff=1.0, then=skip)
+    results, _ = Guard("step", policy, notes, "step").each(
+        lambda part: map(work, part), column, batch_of(column)
+    )
+    assert results == [row for row, count in enumerate(failures) if count <= tries]
+    assert notes.waited == [2.0**attempt for count in failures for attempt in range(min(count, tries))]
+
+
+@given(st.lists(st.sampled_from(["good", "good", "raise", "stop"]), min_size=1, max_size=40), st.booleans())
+def test_a_batch_that_fails_as_one_fails_only_where_a_record_alone_would(fates, by_value):
+    calls: list[list[int]] = []
+
+    def work(batch: Batch[Any, Any]) -> list[int]:
+        rows = list(batch.values) if by_value else list(batch.offsets)
+        calls.append(rows)
+        for row in rows:
+            if fates[row] == "raise":
+                raise ValueError("made to fail")
+            if fates[row] == "stop":
+                raise StopIteration
+        return rows
+
+    notes = Notes()
+    column = list(range(len(fates)))
+    results = Guard("step", skip, notes, "step").whole(work, batch_of(column))
+    good = [row for row in column if fates[row] == "good"]
+    if good == column:
+        assert (results, calls) == ([column], [column])
+    else:
+        assert results == [[row] for row in good]
+        assert calls == [column, *([row] for row in column)]
+    assert notes.failed_rows == [row for row in column if row not in good]
+
+
+def test_a_transform_with_more_results_than_records_is_an_error_that_names_the_step():
+    column = [1, 2, 3]
+    with pytest.raises(ProcessingError, match=r"step 'odd' gave \d+ results for the first \d+ records"):
+        Guard("odd", skip, Notes(), "step 'odd'").each(lambda part: [*part, 0], column, batch_of(column))
+
+
+def test_the_group_is_looked_after_between_pieces_of_slow_code():
+    served_after: list[int] = []
+    calls = 0
+
+    class Serving(Notes):
+        def keep_alive(self) -> None:
+            served_after.append(calls)
+
+    def work(row: int) -> int:
+        nonlocal calls
+        calls += 1
+        if row % 100 == 50:
+            deadline = time.perf_counter() + 1.2 * PIECE_SECONDS
+            while time.perf_counter() < deadline:
+                pass
+        return row
+
+    column = list(range(200))
+    results, rows = Guard("step", fail, Serving(), "step").each(
+        lambda part: map(work, part), column, batch_of(column)
+    )
+    assert (results, rows) == (column, None)
+    assert len(served_after) == 2
+
+
+def test_what_interrupts_a_slice_is_no_failure_of_a_record():
+    def work(row: int) -> int:
+        if row == 3:
+            raise Interrupted
+        return row
+
+    notes = Notes()
+    column = list(range(10))
+    with pytest.raises(Interrupted):
+        Guard("step", skip, notes, "step").each(lambda part: map(work, part), column, batch_of(column))
+    assert notes.failed_rows == []

@@ -1,0 +1,213 @@
+"""Copies of other workers' tasks, on the memory broker: where they are, and how tasks go on from them."""
+
+from __future__ import annotations
+
+import random
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, strategies as st
+from structlog.testing import capture_logs
+
+from streams import App, Json, Text
+from streams.events import Event
+from streams.runtime.standby import assigned_range, foreseen
+from streams.state.memory import MemoryDatabases
+from tests.runtime.test_worker_state import PARTITIONS, SIZE, Cluster, Sent, counting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, MutableMapping
+
+    from streams.runtime.worker import Worker
+
+KEYS = [f"key {number}" for number in range(12)]
+
+
+@given(st.integers(1, 12), st.integers(0, 64))
+def test_ranges_share_all_partitions_out_in_order(members, partitions):
+    ranges = [assigned_range(position, members, partitions) for position in range(members)]
+    assert [number for each in ranges for number in each] == list(range(partitions))
+    sizes = [len(each) for each in ranges]
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(st.data(), st.integers(1, 7), st.integers(0, 20), st.integers(0, 4))
+def test_what_is_foreseen_is_what_any_failures_bring(data, members, partitions, failures):
+    position = data.draw(st.integers(0, members - 1))
+    others = [other for other in range(members) if other != position]
+    expected: set[int] = set()
+    for count in range(1, failures + 1):
+        for gone in combinations(others, count):
+            left = [member for member in range(members) if member not in gone]
+            expected.update(assigned_range(left.index(position), len(left), partitions))
+    assert foreseen(position, members, partitions, failures) == expected
+
+
+class Crew:
+    """Workers that know each other, and may die."""
+
+    def __init__(self, app: App) -> None:
+        self.cluster = Cluster(app)
+        self.alive: dict[int, Worker] = {}
+        self._databases: dict[int, MemoryDatabases] = {}
+        self._random = random.Random(7)
+        self._time = 0
+
+    def start(self, slot: int) -> Worker:
+        databases = self._databases[slot] = MemoryDatabases()
+        self.alive[slot] = self.cluster.worker(databases, slot=slot, members=self.members)
+        return self.alive[slot]
+
+    def members(self) -> list[str]:
+        return [worker.member for worker in self.alive.values() if worker.member is not None]
+
+    def kill(self, slot: int) -> None:
+        self.cluster.freeze(self.alive.pop(slot))
+
+    def send(self, count: int) -> None:
+        records = []
+        for _ in range(count):
+            number = self._random.randrange(len(KEYS))
+            self._time += self._random.randrange(30)
+            letter = self._random.choice("abcdefgh")
+            records.append(Sent("in", number % PARTITIONS, KEYS[number], letter, self._time))
+        self.cluster.send(*records)
+
+    def settle(self) -> None:
+        """Until all input is committed and all copies are up to date."""
+        self.until(lambda: self.cluster.lag() == 0)
+        self.until(self._quiet)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        for _ in range(4_000):
+            if condition():
+                return
+            for worker in self.alive.values():
+                worker.run_once()
+            self.cluster.clock.advance(0.02)
+        pytest.fail(f"{[(sorted(w.progress), w.standby_lag) for w in self.alive.values()]}")
+
+    def _quiet(self) -> bool:
+        workers = self.alive.values()
+        copied = set().union(*(worker.standby_lag for worker in workers))
+        everything = set().union(*(worker.held for worker in workers))
+        stateful = {
+            task for task in everything if self.cluster.app.topology.subtopologies[task.subtopology].stores
+        }
+        return (
+            all(worker.ready for worker in workers)
+            and not any(lag for worker in workers for lag in worker.standby_lag.values())
+            and (len(workers) == 1 or copied == stateful)
+        )
+
+
+def restored(logs: Iterable[MutableMapping[str, Any]]) -> int:
+    return sum(log["records"] for log in logs if log["event"] == Event.RESTORED)
+
+
+def test_a_task_goes_on_from_its_copy():
+    crew = Crew(counting(standby_replicas=1))
+    crew.start(0)
+    survivor = crew.start(1)
+    crew.send(400)
+    crew.settle()
+    assert survivor.standby_lag.keys() == crew.alive[0].held
+    crew.kill(0)
+    crew.send(100)
+    with capture_logs() as logs:
+        crew.settle()
+    # What a transaction's end takes in each changelog may be left to read, not what the stores hold.
+    assert restored(logs) <= 2 * 3 * PARTITIONS
+    assert survivor.standby_lag == {}
+    crew.cluster.check()
+    survivor.close()
+
+
+def test_without_copies_everything_is_restored():
+    crew = Crew(counting())
+    crew.start(0)
+    crew.start(1)
+    crew.send(400)
+    crew.until(lambda: crew.cluster.lag() == 0)
+    crew.kill(0)
+    with capture_logs() as logs:
+        crew.until(lambda: len(crew.alive[1].held) == 3 * PARTITIONS and crew.alive[1].ready)
+    assert restored(logs) > 40
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_results_are_right_whoever_dies(seed):
+    choose = random.Random(seed)
+    crew = Crew(counting(standby_replicas=choose.choice([1, 2])))
+    for slot in range(3):
+        crew.start(slot)
+    for _ in range(6):
+        crew.send(choose.randrange(100))
+        rounds = choose.randrange(60)
+        for _ in range(rounds):
+            for worker in list(crew.alive.values()):
+                worker.run_once()
+        if choose.random() < 0.3:
+            crew.settle()
+        slot = choose.choice(sorted(crew.alive))
+        crew.kill(slot)
+        if choose.random() < 0.7 or not crew.alive:
+            crew.start(slot if choose.random() < 0.5 else 10 + len(crew.cluster.sent))
+    crew.send(50)
+    crew.settle()
+    crew.cluster.check()
+    for worker in crew.alive.values():
+        worker.close()
+
+
+def test_a_copy_of_a_table_does_not_go_beyond_what_was_processed():
+    """It would take changes for old that nobody has been told of."""
+    app = App("shop", standby_replicas=1, commit_interval=0.05)
+    table = app.table("in", key=Text(), value=Text(), name="prices")
+    table.group_by(lambda value: value[0], value=Text()).count("by-letter").to_stream().to(
+        "letters", value=Json()
+    )
+    crew = Crew(app)
+    crew.start(0)
+    survivor = crew.start(1)
+    crew.send(300)
+    crew.settle()
+    crew.send(50)
+    # Written and not processed: the other one only looks after its copies.
+    standbys, consumer = survivor._standbys, survivor._consumer
+    assert standbys is not None
+    assert consumer is not None
+    for _ in range(200):
+        standbys.poll(survivor.member, survivor.held, consumer.committed)
+        crew.cluster.clock.advance(0.05)
+    crew.kill(0)
+    with capture_logs() as logs:
+        crew.settle()
+    assert Event.STATE_REBUILT not in [log["event"] for log in logs]
+    latest = {(sent.partition, sent.key): sent.letter for sent in crew.cluster.sent}
+    counts = {letter: list(latest.values()).count(letter) for letter in "abcdefgh"}
+    found = dict(crew.cluster.read("letters"))
+    assert {letter: found.get(letter, 0) for letter in counts} == counts
+
+
+def test_windows_that_are_over_go_from_copies_too(monkeypatch):
+    monkeypatch.setattr("streams.runtime.restore.SHORTEST_RETENTION", 0)
+    crew = Crew(counting(standby_replicas=1))
+    crew.start(0)
+    survivor = crew.start(1)
+    for _ in range(10):
+        crew.send(60)
+        crew.settle()
+    oldest = min(sent.time for sent in crew.cluster.sent[-60:])
+    standbys = survivor._standbys
+    assert standbys is not None
+    starts = [
+        int.from_bytes(key[:8], "big")
+        for copy in standbys._copies.values()
+        if "windows" in copy.restoration.checkpoints
+        for key, _ in copy.restoration.database.store("windows").scan()
+    ]
+    assert starts
+    assert min(starts) >= oldest - 3 * SIZE

@@ -1,0 +1,183 @@
+"""Topics that change under a worker: deleted, with more partitions, with a changelog cut short."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from structlog.testing import capture_logs
+
+from streams import App, Text
+from streams.broker import NewTopic
+from streams.broker.memory import MemoryBroker
+from streams.errors import StateError, TopicError
+from streams.events import Event
+from streams.records import Output, TopicPartition
+from streams.runtime.cleanup import TOPICS_SECONDS
+from streams.runtime.commit import ExactlyOnce
+from streams.runtime.topics import prepare_topics
+from streams.runtime.worker import Worker
+from streams.state.memory import MemoryDatabases
+
+if TYPE_CHECKING:
+    from streams.state.store import Databases
+
+ROUNDS = 400
+KEYS = [f"key {number}".encode() for number in range(40)]
+
+
+class Clock:
+    """Seconds that pass only when somebody looks or waits."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        self.now += 0.001
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Place:
+    """A cluster with an app that counts keys, and what its worker leaves on disk."""
+
+    def __init__(self, partitions: int = 2) -> None:
+        self.clock = Clock()
+        self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance)
+        self.admin = self.broker.admin()
+        self.admin.create_topics(
+            [NewTopic(name="in", partitions=partitions), NewTopic(name="counts", partitions=partitions)]
+        )
+        self.app = App("app")
+        self.app.stream("in", key=Text(), value=Text()).group_by_key().count("counted").to("counts")
+        self.databases: Databases = MemoryDatabases()
+
+    def worker(self, partitions: dict[str, int] | None = None) -> Worker:
+        topology = self.app.topology
+        counts = prepare_topics(
+            topology, self.admin, application="app", dead_letter_topic="letters", create_outputs=False
+        )
+        worker = Worker(
+            topology,
+            self.broker,
+            ExactlyOnce(self.broker, "app-0", timeout=10),
+            self.app.settings,
+            application="app",
+            partitions=partitions or counts,
+            databases=self.databases,
+            clock=self.clock,
+            pause=self.clock.advance,
+        )
+        worker.start()
+        return worker
+
+    def send(self) -> None:
+        producer = self.broker.producer()
+        producer.produce(Output("in", KEYS, KEYS, [0] * len(KEYS)))
+        producer.flush(10)
+        producer.close()
+
+    def rounds(self, worker: Worker) -> None:
+        for _ in range(ROUNDS):
+            worker.run_once()
+            self.clock.advance(0.1)
+
+    def process(self) -> None:
+        self.send()
+        worker = self.worker()
+        self.rounds(worker)
+        worker.close()
+
+    def empty_changelog(self) -> None:
+        self.admin.delete_topics(["app-counted-changelog"])
+
+
+def test_an_input_topic_that_is_deleted_ends_the_worker():
+    place = Place()
+    worker = place.worker()
+    place.rounds(worker)
+    place.admin.delete_topics(["in"])
+    with pytest.raises(TopicError, match="do not exist any more: in"):
+        place.rounds(worker)
+
+
+def test_an_output_topic_that_stays_away_ends_the_worker_and_nothing_is_committed_or_dead():
+    place = Place()
+    worker = place.worker()
+    place.rounds(worker)
+    place.admin.delete_topics(["counts"])
+    place.send()
+    with pytest.raises(TopicError, match="topic counts does not exist any more"):
+        place.rounds(worker)
+    assert not place.admin.committed_offsets("app")
+    assert not sum(
+        place.admin.end_offsets([TopicPartition("letters", number) for number in range(2)]).values()
+    )
+
+
+def test_an_output_topic_that_is_back_within_seconds_is_waited_for():
+    place = Place()
+    worker = place.worker()
+    place.rounds(worker)
+    place.admin.delete_topics(["counts"])
+    place.send()
+    for _ in range(5):
+        worker.run_once()
+    assert not place.admin.committed_offsets("app")
+    place.admin.create_topics([NewTopic(name="counts", partitions=2)])
+    place.rounds(worker)
+    worker.close()
+    counts = [TopicPartition("counts", number) for number in range(2)]
+    # One for each key, and a transaction's marker in each partition.
+    assert sum(place.admin.end_offsets(counts).values()) == len(KEYS) + 2
+
+
+def test_a_topic_that_is_back_within_seconds_is_no_trouble():
+    place = Place()
+    worker = place.worker()
+    place.rounds(worker)
+    place.admin.delete_topics(["in"])
+    worker.run_once()
+    place.clock.advance(1.5 * TOPICS_SECONDS)
+    worker.run_once()
+    place.admin.create_topics([NewTopic(name="in", partitions=2)])
+    place.rounds(worker)
+
+
+def test_partitions_that_were_added_to_the_input_of_a_store_end_the_worker():
+    place = Place(partitions=3)
+    worker = place.worker(partitions={"in": 2})
+    with pytest.raises(TopicError, match="in had 2 partitions when this worker began and has more now"):
+        place.rounds(worker)
+
+
+def test_a_store_whose_changelog_was_deleted_does_not_begin_anew_in_the_middle_of_its_input():
+    place = Place()
+    place.process()
+    place.empty_changelog()
+    worker = place.worker()
+    with pytest.raises(StateError, match=r"followed app-counted-changelog-\d to offset"):
+        place.rounds(worker)
+
+
+def test_a_store_that_begins_empty_in_the_middle_of_its_input_is_warned_of():
+    place = Place()
+    with capture_logs() as logs:
+        place.process()
+    assert Event.STORE_BEGINS_EMPTY not in [log["event"] for log in logs]
+    place.empty_changelog()
+    place.databases = MemoryDatabases()
+    with capture_logs() as logs:
+        place.process()
+    assert Event.STORE_BEGINS_EMPTY in [log["event"] for log in logs]
+
+
+def test_a_store_that_begins_anew_with_its_input_is_rebuilt():
+    place = Place()
+    place.process()
+    databases = place.databases
+    place = Place()
+    place.databases = databases
+    place.process()

@@ -1,0 +1,383 @@
+"""Serdes: what goes in comes out, and what cannot be read says why."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from hypothesis import given, strategies as st
+
+from streams.errors import ConfigurationError
+from streams.operators.guard import Guard
+from streams.policy import skip
+from streams.records import Batch, FetchedLists
+from streams.serde import Avro, Bytes, Json, Text, avro_decoder, nullable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from streams.coroutines.event_loop import Calls
+    from streams.policy import Action
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+json_values = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**60), 2**60),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.text(),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(), inner, max_size=4)),
+    max_leaves=10,
+)
+
+
+def round_trip(serde: Any, values: list[Any]) -> list[Any]:
+    return list(serde.deserialize(list(serde.serialize(values))))
+
+
+@given(st.lists(st.binary()))
+def test_bytes_stay_as_they_are(values):
+    assert round_trip(Bytes(), values) == values
+
+
+@given(st.lists(st.text()))
+def test_text_survives(values):
+    assert round_trip(Text(), values) == values
+
+
+@given(st.lists(json_values))
+def test_json_survives(values):
+    assert round_trip(Json(), values) == values
+
+
+class Order(msgspec.Struct):
+    number: int
+    note: str | None = None
+
+
+orders = st.builds(Order, number=st.integers(-(2**63), 2**63 - 1), note=st.one_of(st.none(), st.text()))
+
+
+@given(st.lists(orders))
+def test_typed_json_survives(values):
+    assert round_trip(Json(Order), values) == values
+
+
+def write_schema(folder: Path, name: str, fields: list[dict[str, Any]]) -> Path:
+    path = folder / name
+    path.write_text(json.dumps({"type": "record", "name": "shop.Order", "fields": fields}))
+    return path
+
+
+NUMBER = {"name": "number", "type": "long"}
+NOTE = {"name": "note", "type": ["null", "string"], "default": None}
+
+
+@pytest.fixture(scope="module")
+def schema(tmp_path_factory) -> Path:
+    return write_schema(tmp_path_factory.mktemp("schemas"), "shop.Order.avsc", [NUMBER, NOTE])
+
+
+@given(st.lists(orders))
+def test_typed_avro_survives(schema, values):
+    assert round_trip(Avro(schema, Order), values) == values
+
+
+def test_avro_is_in_the_registries_wire_format(schema):
+    (payload,) = Avro(schema).serialize([{"number": 1, "note": None}])
+    assert payload[0] == 0
+    assert payload[5:] == b"\x02\x00"
+
+
+def test_records_of_an_older_schema_in_the_folder_stay_readable(tmp_path):
+    old = write_schema(tmp_path, "shop.Order.1.avsc", [NUMBER])
+    payloads = list(Avro(old).serialize([{"number": 5}]))
+    new = write_schema(tmp_path, "shop.Order.avsc", [NUMBER, NOTE])
+    assert list(Avro(new, Order).deserialize(payloads)) == [Order(5)]
+
+
+@pytest.mark.parametrize(
+    ("payload", "says"),
+    [
+        (b"", "wire format"),
+        (b"\x01\x00\x00\x00\x01x", "wire format"),
+        (b"\x00\x00\x00\x00\x01\x02", "no schema with id 1"),
+    ],
+)
+def test_what_is_not_avro_says_why(schema, payload, says):
+    with pytest.raises((ValueError, LookupError), match=says):
+        list(Avro(schema).deserialize([payload]))
+
+
+def test_bytes_left_over_are_an_error(schema):
+    serde: Avro[Any] = Avro(schema)
+    (payload,) = serde.serialize([{"number": 1, "note": None}])
+    with pytest.raises(ValueError, match="1 bytes left over"):
+        list(serde.deserialize([payload + b"x"]))
+
+
+def test_another_type_is_not_written(schema):
+    with pytest.raises(TypeError, match="writes Order, got dict"):
+        list(Avro(schema, Order).serialize([{"number": 1}]))  # type: ignore[list-item]  # what this test is about
+    with pytest.raises(TypeError, match="writes bytes, got str"):
+        list(Bytes().serialize([b"a", "b"]))  # type: ignore[list-item]  # what this test is about
+
+
+def test_a_schema_that_is_missing_or_broken_is_a_configuration_error(tmp_path):
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        Avro(tmp_path / "none.avsc")
+    broken = tmp_path / "broken.avsc"
+    broken.write_text("{")
+    with pytest.raises(ConfigurationError, match="is no Avro schema"):
+        Avro(broken)
+
+
+@given(st.lists(st.one_of(st.none(), st.text(max_size=2))))
+def test_nulls_pass_a_transform_by(values):
+    seen: list[str] = []
+
+    def mark(column):
+        for value in column:
+            seen.append(value)
+            yield value + "!"
+
+    assert list(nullable(mark)(values)) == [None if value is None else value + "!" for value in values]
+    assert seen == [value for value in values if value is not None]
+
+
+class Circle(msgspec.Struct, tag=True):
+    radius: float
+
+
+class Square(msgspec.Struct, tag=True):
+    side: float
+
+
+@pytest.mark.parametrize("kind", [Circle | Square, int | None, list[int], dict[str, Circle]])
+def test_every_type_that_json_reads_has_a_name_to_be_described_with(kind):
+    assert Json(kind).name.startswith("Json(")
+
+
+@given(st.lists(st.one_of(st.builds(Circle, finite), st.builds(Square, finite))))
+def test_json_of_one_of_several_types_survives(values):
+    assert round_trip(Json(Circle | Square), values) == values  # type: ignore[arg-type]  # a union is no class to mypy
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"{", b'{"number": "x"}', b'{"number": 1} trailing', b"\xff", b"[]"]
+)
+def test_what_is_not_json_of_the_type_is_an_error_at_its_place(payload):
+    results = iter(Json(Order).deserialize([b'{"number": 1}', payload, b'{"number": 2}']))
+    assert next(results) == Order(1)
+    with pytest.raises((msgspec.MsgspecError, ValueError)):
+        next(results)
+
+
+@pytest.mark.parametrize("value", ["\ud800", 5, b"bytes"])
+def test_what_is_not_text_is_an_error_at_its_place(value):
+    results = iter(Text().serialize(["a", value]))
+    assert next(results) == b"a"
+    with pytest.raises((TypeError, ValueError)):
+        next(results)
+
+
+# --- Avro
+
+
+@given(st.lists(orders))
+def test_untyped_avro_survives(schema, values):
+    records = [msgspec.structs.asdict(order) for order in values]
+    assert round_trip(Avro(schema), records) == records
+
+
+@given(values=st.lists(orders), mixed=st.lists(st.booleans()))
+def test_old_and_new_payloads_may_be_mixed_in_one_column(evolved, values, mixed):
+    old, new = (Avro(evolved / name) for name in ("shop.Order.1.avsc", "shop.Order.avsc"))
+    written: list[bytes] = []
+    expected: list[Order] = []
+    for value, is_old in zip(values, [*mixed, *[False] * len(values)], strict=False):
+        record = msgspec.structs.asdict(value)
+        written += (old if is_old else new).serialize([record])
+        expected.append(Order(value.number) if is_old else value)
+    assert list(Avro(evolved / "shop.Order.avsc", Order).deserialize(written)) == expected
+
+
+@pytest.fixture(scope="module")
+def evolved(tmp_path_factory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("evolved")
+    write_schema(folder, "shop.Order.1.avsc", [NUMBER])
+    write_schema(folder, "shop.Order.avsc", [NUMBER, NOTE])
+    return folder
+
+
+def test_a_program_with_the_older_schema_reads_what_a_newer_one_wrote(evolved):
+    payloads = Avro(evolved / "shop.Order.avsc").serialize([{"number": 5, "note": "hello"}])
+    assert list(Avro(evolved / "shop.Order.1.avsc").deserialize(list(payloads))) == [{"number": 5}]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"doc": "What a customer ordered."},
+        {"fields": [NUMBER, {**NOTE, "doc": "Free text."}]},
+        {"fields": [NUMBER, {"name": "note", "type": ["null", "string"]}]},
+        {"aliases": ["shop.Purchase"]},
+    ],
+)
+def test_a_file_that_differs_only_in_what_payloads_do_not_show_may_stand_beside_the_old_one(tmp_path, change):
+    # Both have the same id, and what was written with either can be read with either.
+    old = write_schema(tmp_path, "shop.Order.1.avsc", [NUMBER, NOTE])
+    new = tmp_path / "shop.Order.avsc"
+    new.write_text(json.dumps({**json.loads(old.read_text()), **change}))
+    record = {"number": 1, "note": "x"}
+    assert list(Avro(new).deserialize(list(Avro(old).serialize([record])))) == [record]
+
+
+class Line(msgspec.Struct):
+    article: str
+
+
+class Basket(msgspec.Struct):
+    first: Line
+    others: list[Line]
+
+
+def test_typed_records_within_records_survive(tmp_path):
+    line = {"type": "record", "name": "shop.Line", "fields": [{"name": "article", "type": "string"}]}
+    fields = [
+        {"name": "first", "type": line},
+        {"name": "others", "type": {"type": "array", "items": "shop.Line"}},
+    ]
+    path = write_schema(tmp_path, "shop.Order.avsc", fields)
+    baskets = [Basket(Line("tea"), [Line("milk"), Line("sugar")]), Basket(Line("bread"), [])]
+    assert round_trip(Avro(path, Basket), baskets) == baskets
+
+
+@pytest.mark.parametrize("damage", [lambda payload: payload[:3], lambda payload: payload[:-1]])
+def test_a_truncated_record_is_an_error_and_what_was_before_it_is_read(schema, damage):
+    serde: Avro[Any] = Avro(schema)
+    first, second = serde.serialize([{"number": 1, "note": None}, {"number": 300, "note": "note"}])
+    results = serde.deserialize([first, damage(second)])
+    assert next(results) == {"number": 1, "note": None}
+    with pytest.raises((ValueError, EOFError, IndexError)):
+        next(results)
+
+
+def test_a_value_that_the_schema_does_not_fit_is_an_error_and_leaves_no_trace_in_the_next(schema):
+    serde: Avro[Any] = Avro(schema)
+    with pytest.raises((TypeError, ValueError)):
+        list(serde.serialize([{"number": "x", "note": None}]))
+    good = {"number": 1, "note": "a longer text than before"}
+    assert round_trip(serde, [good, {"number": 2, "note": None}]) == [good, {"number": 2, "note": None}]
+
+
+def test_two_schemas_of_one_folder_do_not_disturb_each_other(tmp_path):
+    order = write_schema(tmp_path, "shop.Order.avsc", [NUMBER])
+    item = tmp_path / "shop.Item.avsc"
+    item.write_text(
+        json.dumps({"type": "record", "name": "shop.Item", "fields": [{"name": "label", "type": "string"}]})
+    )
+    assert round_trip(Avro(order), [{"number": 1}]) == [{"number": 1}]
+    assert round_trip(Avro(item), [{"label": "x"}]) == [{"label": "x"}]
+    with pytest.raises(Exception, match=r"shop\.Order"):
+        list(Avro(item).deserialize(list(Avro(order).serialize([{"number": 1}]))))
+
+
+# --- what serdes say about their bytes
+
+
+def test_a_schema_is_plain_data(schema):
+    serdes: list[Any] = [Bytes(), Text(), Json(), Json(Order), Json(list[Circle]), Avro(schema)]
+    for serde in serdes:
+        described = serde.schema
+        assert json.loads(json.dumps(described)) == described
+    assert Json().schema == {"json": "any"}
+
+
+def test_an_avro_schema_has_what_a_reader_looks_at_and_no_more(tmp_path):
+    stamp = {"type": "long", "logicalType": "timestamp-millis", "note": "of the order"}
+    at = {"name": "at", "type": stamp, "doc": "When.", "order": "ignore", "aliases": ["time"]}
+    path = write_schema(tmp_path, "shop.Order.avsc", [{"name": "number", "type": {"type": "long"}}, NOTE, at])
+    described = {"type": "long", "logicalType": "timestamp-millis"}
+    assert Avro(path).schema == {
+        "avro": {
+            "type": "record",
+            "name": "shop.Order",
+            "fields": [NUMBER, NOTE, {"name": "at", "type": described, "aliases": ["time"]}],
+        }
+    }
+
+
+def test_a_serde_reads_what_was_written_with_a_schema_that_it_learned(tmp_path):
+    old = Avro(write_schema(tmp_path, "shop.Order.avsc", [NUMBER]))
+    (payload,) = old.serialize([{"number": 5}])
+    new = Avro(write_schema(tmp_path, "shop.Order.avsc", [NUMBER, NOTE]), Order)
+    with pytest.raises(LookupError, match="no schema with id"):
+        list(new.deserialize([payload]))
+    new.learn([old.schema["avro"]])
+    assert list(new.deserialize([payload])) == [Order(5)]
+
+
+def test_payloads_are_decoded_as_they_were_written(tmp_path):
+    old = Avro(write_schema(tmp_path, "shop.Order.1.avsc", [NUMBER]))
+    new = Avro(write_schema(tmp_path, "shop.Order.avsc", [NUMBER, NOTE]))
+    decode = avro_decoder([old.schema["avro"], new.schema["avro"]])
+    payloads = [*old.serialize([{"number": 5}]), *new.serialize([{"number": 6, "note": "x"}])]
+    assert list(map(decode, payloads)) == [{"number": 5}, {"number": 6, "note": "x"}]
+    with pytest.raises(LookupError, match="no schema with id"):
+        avro_decoder([])(payloads[0])
+    with pytest.raises(ValueError, match="1 bytes left over"):
+        decode(payloads[0] + b"x")
+
+
+# --- nulls, with a transform that fails
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.just(""), st.text(max_size=2), st.sampled_from(["raise", "stop"]))),
+    st.sampled_from(["map", "generator"]),
+)
+def test_a_transform_that_fails_in_a_column_with_nulls_fails_at_the_right_element(column, form):
+    def mark(value: str) -> str:
+        if value == "raise":
+            raise ValueError("made to fail")
+        if value == "stop":
+            raise StopIteration
+        return value + "!"
+
+    def transform(values):
+        return map(mark, values) if form == "map" else (mark(value) for value in values)
+
+    notes: list[int] = []
+    results, rows = Guard("step", skip, Noting(notes), "step").each(
+        nullable(transform), column, batch_of(column)
+    )
+    good = [row for row, value in enumerate(column) if value not in {"raise", "stop"}]
+    assert results == [None if (value := column[row]) is None else value + "!" for row in good]
+    assert list(range(len(column)) if rows is None else rows) == good
+    assert notes == [row for row in range(len(column)) if row not in good]
+
+
+class Noting:
+    """The surroundings of a guard, which note the rows that failed."""
+
+    def __init__(self, rows: list[int]) -> None:
+        self._rows = rows
+
+    def keep_alive(self) -> None: ...
+
+    def attend(self, calls: Calls) -> None: ...
+
+    def wait(self, seconds: float, step: str, error: Exception) -> None: ...
+
+    def failed(self, action: Action, batch: Batch[Any, Any], row: int, step: str, error: Exception) -> None:
+        self._rows.append(row)
+
+
+def batch_of(column: list[Any]) -> Batch[Any, Any]:
+    nothing = [None] * len(column)
+    return Batch(FetchedLists("t", 0, nothing, nothing, [0] * len(column), range(len(column))), column)
