@@ -39,14 +39,16 @@ def measure_lag(
 
     Raises ``BrokerUnreachable``; topics that do not exist are left out.
     """
-    committed = admin.committed_offsets(group)
-    wanted = set(topics) if topics is not None else {partition.topic for partition in committed}
     existing = admin.topics()
+    # Without topics, the group's offsets are asked of every partition there is, to see which it has.
+    everywhere = admin.committed_offsets(group) if topics is None else {}
+    wanted = {partition.topic for partition in everywhere} if topics is None else set(topics)
     partitions = [
         TopicPartition(topic, number)
         for topic in sorted(wanted & existing.keys())
         for number in range(existing[topic].partitions)
     ]
+    committed = everywhere if topics is None else admin.committed_offsets(group, partitions)
     ends, beginnings = admin.end_offsets(partitions, isolation), admin.beginning_offsets(partitions)
     return [
         PartitionLag(partition, committed.get(partition), beginnings[partition], ends[partition])
