@@ -10,48 +10,67 @@ from streams.errors import BrokerError, TopicError
 from streams.records import TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Generator, Mapping
 
-    from streams.broker import Broker
+    from streams.broker import Broker, Consumer
     from streams.records import Fetched
 
 CHUNK_RECORDS = 10_000
 PATIENCE_SECONDS = 30.0
+POLL_SECONDS = 0.2
 
 
 def read_to_end(
     broker: Broker, topics: Collection[str], *, isolation: Isolation = "read_committed"
-) -> Iterator[Fetched]:
+) -> Generator[Fetched, None, None]:
     """What the topics hold now, from the oldest record to the ends they have at the call.
 
     Each partition comes in offset order. Raises ``TopicError`` for a topic that does not exist, and
     ``BrokerError`` when nothing arrives for half a minute although there is more.
     """
+    starts = dict.fromkeys(find_partitions(broker, topics), BEGINNING)
+    yield from read_from(broker, starts, isolation=isolation)
+
+
+def find_partitions(broker: Broker, topics: Collection[str]) -> list[TopicPartition]:
+    """The partitions of these topics. Raises ``TopicError`` for a topic that does not exist."""
     admin = broker.admin()
-    existing = admin.topics()
+    try:
+        existing = admin.topics()
+    finally:
+        admin.close()
     missing = sorted(set(topics) - existing.keys())
     if missing:
         raise TopicError(f"topics do not exist: {', '.join(missing)}")
-    partitions = [
-        TopicPartition(topic, number) for topic in topics for number in range(existing[topic].partitions)
-    ]
-    beginnings = admin.beginning_offsets(partitions)
-    waiting = {
-        partition: end
-        for partition, end in admin.end_offsets(partitions, isolation).items()
-        if end > beginnings[partition]
-    }
-    admin.close()
+    return [TopicPartition(topic, number) for topic in topics for number in range(existing[topic].partitions)]
+
+
+def read_from(
+    broker: Broker, starts: Mapping[TopicPartition, int], *, isolation: Isolation = "read_committed"
+) -> Generator[Fetched, None, None]:
+    """What partitions hold from an offset (or ``BEGINNING``) to the ends that they have at the call.
+
+    Each partition comes in offset order. Raises ``BrokerError`` when nothing arrives for half a minute
+    although there is more.
+    """
+    admin = broker.admin()
+    try:
+        beginnings = admin.beginning_offsets(starts.keys())
+        waiting = {
+            partition: end
+            for partition, end in admin.end_offsets(starts.keys(), isolation).items()
+            if end > max(beginnings[partition], starts[partition])
+        }
+    finally:
+        admin.close()
     if not waiting:
         return
-    consumer = broker.consumer(
-        GroupSettings(group="streams-reading", isolation=isolation, protocol="classic")
-    )
+    consumer = _reader(broker, isolation)
     try:
-        consumer.assign(dict.fromkeys(waiting, BEGINNING))
+        consumer.assign({partition: starts[partition] for partition in waiting})
         patience = time.monotonic() + PATIENCE_SECONDS
         while waiting:
-            polled = consumer.poll(CHUNK_RECORDS, 0.2)
+            polled = consumer.poll(CHUNK_RECORDS, POLL_SECONDS)
             reached = {
                 TopicPartition(item.topic, item.partition): item.next_offset for item in polled.fetched
             }
@@ -68,3 +87,27 @@ def read_to_end(
                 )
     finally:
         consumer.close()
+
+
+def follow(
+    broker: Broker,
+    starts: Mapping[TopicPartition, int],
+    stopped: Callable[[], bool],
+    *,
+    isolation: Isolation = "read_committed",
+) -> Generator[Fetched, None, None]:
+    """What partitions hold from an offset (or ``BEGINNING``, ``END``) on, and what comes, until ``stopped``.
+
+    Each partition comes in offset order, each record soon after it can be read.
+    """
+    consumer = _reader(broker, isolation)
+    try:
+        consumer.assign(starts)
+        while not stopped():
+            yield from consumer.poll(CHUNK_RECORDS, POLL_SECONDS).fetched
+    finally:
+        consumer.close()
+
+
+def _reader(broker: Broker, isolation: Isolation) -> Consumer:
+    return broker.consumer(GroupSettings(group="streams-reading", isolation=isolation, protocol="classic"))

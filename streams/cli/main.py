@@ -9,7 +9,7 @@ import shlex
 import sys
 import sysconfig
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,8 @@ from rich.table import Table
 from streams.app import App, find_bootstrap_servers
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
+from streams.broker.reading import find_partitions, follow as follow_topics, read_from
+from streams.cli.consume import RecordLines, parse_condition, parse_offset, parse_pattern, starts
 from streams.cli.failures import run_command
 from streams.config import PREFIX, load_settings, read_setting
 from streams.devstack import localkafka
@@ -50,11 +52,13 @@ from streams.simulation.pool import (
 from streams.simulation.schedule import parse_kinds
 from streams.simulation.simulator import MOST, Report
 from streams.topology.graph import parse_format
+from streams.topology.topic_format import TopicFormat, topic_format
 from streams.topology.topic_names import ADVICE, topic_name_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from streams.broker import Broker, Isolation
     from streams.queries.http import Response
 
 cli = typer.Typer(
@@ -231,6 +235,83 @@ def ingest(
             _show_ingestion(ingestion, time.monotonic() - begun, as_json=as_json)
     if ingestion.stopped_by is not None and ingestion.unfinished is not None:
         raise typer.Exit(128 + ingestion.stopped_by)
+
+
+@cli.command()
+def consume(
+    topic: Annotated[str, typer.Argument(help="The topic.")],
+    *,
+    target: Annotated[
+        str | None,
+        typer.Option("--app", metavar="MODULE:APP", help="Decode by this app's serdes, on its cluster."),
+    ] = None,
+    offset: Annotated[
+        str,
+        typer.Option(
+            metavar="OFFSET", help="earliest, latest, an offset, or -N: the last N of each partition."
+        ),
+    ] = "earliest",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on at the end, until Ctrl-C.")] = False,
+    partitions: Annotated[
+        list[int] | None, typer.Option("--partition", min=0, help="Only these; all without it.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="End after so many records.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="Only records with that, e.g. value.status=500 or key=a."),
+    ] = None,
+    grep: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Only records whose line has a match.")
+    ] = None,
+    uncommitted: Annotated[
+        bool, typer.Option("--uncommitted", help="Also records of open and aborted transactions.")
+    ] = False,
+    bootstrap_servers: Servers = None,
+) -> None:
+    """Show the records of a topic, one line of JSON each, in no group.
+
+    It ends where the topic ended when it began, unless it follows. Without an app, what is JSON is shown as
+    such, other text as text, and the rest in base64.
+    """
+    begin = parse_offset(offset)
+    conditions = [parse_condition(item) for item in where or ()]
+    pattern = None if grep is None else parse_pattern(grep)
+    if target is None:
+        broker: Broker = _cluster(bootstrap_servers)
+        form = TopicFormat()
+    else:
+        if bootstrap_servers is not None:
+            _into_environment([f"bootstrap_servers={bootstrap_servers}"])
+        app = load_app(target)
+        broker, form = app.broker(), topic_format(app.topology, app.name, topic)
+    isolation: Isolation = "read_uncommitted" if uncommitted else "read_committed"
+    places = find_partitions(broker, [topic])
+    unknown = sorted(set(partitions or ()) - {place.partition for place in places})
+    if unknown:
+        raise TopicError(f"topic {topic} has {len(places)} partitions, and no partition {unknown[0]}")
+    places = [place for place in places if not partitions or place.partition in partitions]
+    admin = broker.admin()
+    begins = starts(admin, places, begin, isolation)
+    admin.close()
+    lines = RecordLines(form, conditions, pattern)
+    left = limit
+    with stop_signals() as stop:
+        source = (
+            follow_topics(broker, begins, lambda: bool(stop), isolation=isolation)
+            if follow
+            else read_from(broker, begins, isolation=isolation)
+        )
+        with closing(source):
+            for fetched in source:
+                for line in lines.lines(fetched):
+                    print(line, flush=follow)  # noqa: T201 - the output itself
+                    left = None if left is None else left - 1
+                    if left == 0:
+                        return
+                if stop:
+                    break
+    if stop.received is not None and not follow:
+        raise typer.Exit(128 + stop.received)
 
 
 @topics_cli.callback()

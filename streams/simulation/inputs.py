@@ -28,6 +28,7 @@ class RecordLine(msgspec.Struct, forbid_unknown_fields=True):
 
     ``key`` and ``value`` are what the topic's serdes write, or text as it is; ``key_base64`` and
     ``value_base64`` are bytes. ``timestamp`` is in milliseconds since the epoch, ``headers`` are texts.
+    ``topic``, ``offset`` and ``error``, which ``streams consume`` shows too, say nothing here.
     """
 
     key: Any = None
@@ -37,6 +38,9 @@ class RecordLine(msgspec.Struct, forbid_unknown_fields=True):
     timestamp: int | None = None
     headers: dict[str, str | None] | None = None
     partition: int | None = None
+    topic: str | None = None
+    offset: int | None = None
+    error: str | None = None
 
 
 def read_inputs(

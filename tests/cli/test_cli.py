@@ -163,6 +163,7 @@ def test_topics_ingest_and_lag_work_together(folder, kafka_bootstrap, prefix):
         (["describe"], ["MODULE:APP", "--format", "mermaid"]),
         (["ingest"], ["FILE", "--topic", "--partitions"]),
         (["lag"], ["MODULE:APP|GROUP", "--watch", "--json"]),
+        (["consume"], ["TOPIC", "--app", "--offset", "--follow", "--where", "--grep", "--limit"]),
         (["topics"], ["create", "delete", "--json"]),
         (["topics", "create"], ["TOPIC", "--partitions", "--replication-factor", "--set"]),
         (["broker"], ["start", "stop", "clean", "status", "logs"]),
