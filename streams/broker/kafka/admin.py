@@ -342,6 +342,8 @@ class KafkaAdmin:
                     self._raise_refusal()
                 if error.args[0].code() not in UNREACHABLE or left <= ELSEWHERE_SECONDS:
                     raise self._failure(error, "asking for topics") from error
+                # Some answers come at once.
+                time.sleep(0.05)
             else:
                 self._access.let_in = True
                 return found

@@ -21,6 +21,8 @@ UNREACHABLE = {
     KafkaError._RESOLVE,  # noqa: SLF001 - as above
     KafkaError._AUTHENTICATION,  # noqa: SLF001 - as above
     KafkaError._SSL,  # noqa: SLF001 - as above
+    # A broker that has just come back tells of no broker at all, not even of itself.
+    KafkaError._PARTIAL,  # noqa: SLF001 - as above
 }
 
 TRANSIENT = {

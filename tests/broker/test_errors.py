@@ -1,0 +1,22 @@
+"""What becomes of a client's errors."""
+
+from __future__ import annotations
+
+import pytest
+from confluent_kafka import KafkaError
+
+from streams.broker.kafka.errors import classify
+from streams.errors import Retriable
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        KafkaError._TIMED_OUT,
+        KafkaError._PARTIAL,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+    ],
+)
+def test_what_passes_by_itself_ends_nobody(code):
+    assert isinstance(classify(KafkaError(code), "asking for topics"), Retriable)
