@@ -12,11 +12,17 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer
+from prometheus_client.parser import text_string_to_metric_families
 
 from streams import App, Json, Text
+from streams.broker.memory import MemoryBroker
 from streams.cli.main import cli
 from streams.config import Settings
 from streams.errors import StreamsError
+from streams.events import Event
+from streams.monitoring.metrics import WorkerMetrics
+from streams.runtime.commit import AtLeastOnce
+from streams.runtime.worker import Worker
 from streams.simulation import Simulator
 from streams.testing import TopologyDriver
 
@@ -172,6 +178,25 @@ def test_every_exit_code_is_in_the_table():
     assert {
         code for code in {error.exit_code for error in every_error()} if f"\n| {code} | " not in table
     } == set()
+
+
+def test_every_event_is_in_the_table():
+    table = (DOCS / "monitoring.md").read_text()
+    assert {event for event in Event if f"\n| `{event}` | " not in table} == set()
+
+
+def test_every_metric_is_in_the_table():
+    app = App("numbers")
+    app.stream("in", value=Text()).to("out")
+    broker = MemoryBroker()
+    guarantee = AtLeastOnce(broker, "numbers", timeout=10.0)
+    worker = Worker(app.topology, broker, guarantee, app.settings, application="numbers")
+    shown = text_string_to_metric_families(WorkerMetrics(worker).exposition().decode())
+    names = {family.name + "_total" * (family.type == "counter") for family in shown}
+    # The client library's own: of the process, and when a histogram was made.
+    own = {name for name in names if not name.startswith("process_") and not name.endswith("_created")}
+    table = (DOCS / "monitoring.md").read_text()
+    assert {name for name in own if f"`{name}`" not in table} == set()
 
 
 def commands() -> list[Any]:
