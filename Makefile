@@ -55,7 +55,8 @@ check: $(STAMP)
 docs: .venv/.docs
 	$(BIN)/zensical build --clean --strict
 	$(BIN)/python -m pytest --quiet tests/test_site.py
-	@echo "The first page is build/site/index.html."
+	@echo "The first page is build/site/index.html. Search needs a server:"
+	@echo "  $(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site 8000"
 
 format: $(STAMP)
 	$(BIN)/ruff format .
