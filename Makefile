@@ -7,7 +7,7 @@ LINES ?=
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench bench-recovery faults lock clean
+.PHONY: help demo test check docs format bench bench-recovery faults lock clean
 
 help:
 	@echo "make demo          run the log-analysis job on a real Kafka, LINES=200000 of a generated log, or LOG=/path/to/access.log"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench         this runtime, the raw client, Kafka Streams and Quix Streams on one broker (ONLY=json for one work)"
 	@echo "make bench-recovery  how long tasks stand still when workers are killed and join, with and without copies"
 	@echo "make faults        disturb workers, brokers, disks and topics for MINUTES=10, and judge the results (SEED=1, SOAK=1)"
+	@echo "make docs          build the documentation's site into build/site, and check it"
 	@echo "make format        let ruff format and mend what it can"
 	@echo "make lock          resolve the dependencies anew"
 	@echo "make clean         remove .venv and build (the Kafka cache stays: streams broker clean)"
@@ -46,6 +47,17 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --quiet tests/test_layers.py
 
+# The tool is installed here and not with the rest, so that tests do without it.
+.venv/.docs: $(STAMP) requirements/docs.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.txt
+	@touch $@
+
+docs: .venv/.docs
+	$(BIN)/zensical build --clean --strict
+	$(BIN)/python -m pytest --quiet tests/test_site.py
+	@echo "The first page is build/site/index.html. Search needs a server:"
+	@echo "  $(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site 8000"
+
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -67,6 +79,8 @@ lock:
 	  --no-annotate --no-header pyproject.toml -o requirements/runtime.txt
 	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header --extra broker --extra dev pyproject.toml -o requirements/dev.txt
+	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header --constraint requirements/dev.txt --extra docs pyproject.toml -o requirements/docs.txt
 
 clean:
 	rm -rf .venv build dist

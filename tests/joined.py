@@ -90,14 +90,14 @@ def pairs_of(came: Sequence[Arrival], window: Window) -> list[Pair]:
 
 
 class Expected(NamedTuple):
-    """What the README promises of some input: results, and the numbers of late records."""
+    """What the page on joins promises of some input: results, and the numbers of late records."""
 
     results: Counter[Result]
     late: set[int]
 
 
 def promised(came: Sequence[Arrival], how: str, window: Window) -> Expected:
-    """By the README's rule: the earlier record's time, plus both parts of the window, plus the grace."""
+    """By that page's rule: the earlier record's time, plus both parts of the window, plus the grace."""
     lasts = window.before + window.after + window.grace
     taken = [each for each in came if each.key is None or each.now <= each.time + lasts]
     late = {each.number for each in came} - {each.number for each in taken}

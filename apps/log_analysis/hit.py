@@ -1,8 +1,8 @@
 r"""One request of a web server's access log, and the parsers of its line.
 
-``parse`` knows the formats that servers write by default and finds out for each line which one it is in; the
-README lists them. ``line_parser`` makes a parser of one format, or of one's own. Nearly all lines are in the
-common or combined format or in nginx's ``main``, so these three have a fast path::
+``parse`` knows the formats that servers write by default and finds out for each line which one it is in;
+docs/log-analysis.md lists them. ``line_parser`` makes a parser of one format, or of one's own. Nearly all
+lines are in the common or combined format or in nginx's ``main``, so these three have a fast path::
 
     client identity user [time] "request" status size
     client identity user [time] "request" status size "referrer" "agent"

@@ -497,7 +497,7 @@ def simulate(
     most: Annotated[int, typer.Option(min=1, help="Disturbances in a schedule.")] = MOST,
     kinds: Annotated[
         list[str] | None,
-        typer.Option("--kind", metavar="KIND", help="Only these disturbances, see the README."),
+        typer.Option("--kind", metavar="KIND", help="Only these disturbances, see docs/testing.md."),
     ] = None,
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="TOPIC", help="Topics that are not compared.")

@@ -137,7 +137,7 @@ class Supervisor:
             raise WorkersFailed(
                 f"worker {seat.number} died {len(seat.starts)} times within {RESTART_WINDOW_SECONDS:.0f} s, "
                 f"last with exit code {code}",
-                hint="its log lines above say why; the exit codes are listed in the README",
+                hint="its log lines above say why; what exit codes mean: docs/command-line.md",
             )
         delay = min(FIRST_BACKOFF_SECONDS * 2 ** max(0, len(seat.starts) - 1), LONGEST_BACKOFF_SECONDS)
         seat.start_at = now + delay

@@ -137,7 +137,7 @@ def start(app, settings: dict[str, Any], *arguments: str, **more):
 
 
 def rights_of(app) -> list[Grant]:
-    """The rights that the README says an app needs, as far as it is without state."""
+    """The rights that the page on security says an app needs, as far as it is without state."""
     return [
         Grant("READ", "TOPIC", app.input),
         Grant("WRITE", "TOPIC", app.output),
