@@ -35,15 +35,20 @@ import time
 import uuid
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from streams import local_cluster
 from streams.devstack.localkafka_security import LISTENER, Security, make_certificate
 from streams.errors import ConfigurationError, LocalKafkaError
+from streams.local_cluster import HOST, ClusterRecord, Seat
+from streams.process.identity import ProcessIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from streams.process.identity import ProcessStatus
 
     Report = Callable[[str], None]
 
@@ -53,7 +58,6 @@ _COORDINATES = (f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}", "org.slf4j:slf4j
 _PINNED_JARS = Path(__file__).with_name("kafka_jars.sha256")
 """The class path's files with their SHA-256, as ``sha256sum`` writes it in the cache's ``maven``."""
 
-_HOST = "127.0.0.1"
 _SPACE_MB = 1024
 # Below the ports that systems hand to outgoing connections (from 32768 on Linux, 49152 on macOS): a client
 # that keeps trying to reach a stopped node would now and then be given that node's port, and block it.
@@ -200,7 +204,7 @@ def _download(home: Path, report: Report) -> list[Path]:
             "Behind a mirror, name it under [repositories] in jgo's configuration file",
         )
     sizes = {str(jar.relative_to(repository)): jar.stat().st_size for jar in jars}
-    _write_atomically(home / "manifest.json", {"pinned": _digest(_PINNED_JARS), "sizes": sizes})
+    local_cluster.write_atomically(home / "manifest.json", {"pinned": _digest(_PINNED_JARS), "sizes": sizes})
     report(f"Downloaded in {time.monotonic() - begin:.0f} s")
     return jars
 
@@ -259,7 +263,7 @@ def _make_checkpoint(java: Path, class_path: str, checkpoint: Path, *arguments: 
     ``arguments`` are more of the tool's own, e.g. for users.
     """
     with tempfile.TemporaryDirectory(dir=checkpoint.parent, prefix="temporary-") as folder:
-        _write_properties(Path(folder) / "server.properties", *_server_properties([_Seat(1, 1, 2)], {}))
+        _write_properties(Path(folder) / "server.properties", *_server_properties([Seat(1, 1, 2)], {}))
         tool = ["kafka.tools.StorageTool", "format", "-t", _new_id(), "-c", "server.properties", *arguments]
         command = _java_command(java, class_path, 128, "-XX:TieredStopAtLevel=1", *tool)
         done = subprocess.run(
@@ -326,25 +330,13 @@ def _java_environment() -> dict[str, str]:
 # --- Server properties --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Seat:
-    """A node's number, from 1, and its ports on 127.0.0.1.
-
-    They are for clients, for the controllers' quorum and, in a cluster with security, for its clients.
-    """
-
-    number: int
-    port: int
-    controller_port: int
-    secured_port: int | None = None
-
-    def listeners(self) -> list[str]:
-        """Where clients may connect, as Kafka writes it."""
-        plain = [f"PLAINTEXT://{_HOST}:{self.port}"]
-        return plain if self.secured_port is None else [*plain, f"{LISTENER}://{_HOST}:{self.secured_port}"]
+def _listeners(seat: Seat) -> list[str]:
+    """Where clients may connect, as Kafka writes it."""
+    plain = [f"PLAINTEXT://{seat.address}"]
+    return plain if seat.secured_port is None else [*plain, f"{LISTENER}://{HOST}:{seat.secured_port}"]
 
 
-def _server_properties(seats: Sequence[_Seat], changes: Mapping[str, object]) -> list[dict[str, object]]:
+def _server_properties(seats: Sequence[Seat], changes: Mapping[str, object]) -> list[dict[str, object]]:
     """Return each server's properties. ``changes`` win, except over what says who and where a node is."""
     count = len(seats)
     enough = min(2, count)
@@ -373,15 +365,15 @@ def _server_properties(seats: Sequence[_Seat], changes: Mapping[str, object]) ->
         # The default is 128 MB of a heap that has 512.
         "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
     }
-    voters = ",".join(f"{seat.number}@{_HOST}:{seat.controller_port}" for seat in seats)
+    voters = ",".join(f"{seat.number}@{HOST}:{seat.controller_port}" for seat in seats)
     own: list[dict[str, object]] = [
         {
             "process.roles": "broker,controller",
             "node.id": seat.number,
             "controller.quorum.voters": voters,
             "controller.listener.names": "CONTROLLER",
-            "listeners": ",".join([*seat.listeners(), f"CONTROLLER://{_HOST}:{seat.controller_port}"]),
-            "advertised.listeners": ",".join(seat.listeners()),
+            "listeners": ",".join([*_listeners(seat), f"CONTROLLER://{HOST}:{seat.controller_port}"]),
+            "advertised.listeners": ",".join(_listeners(seat)),
             # Relative to the folder the server is started in, whose name may then hold any character.
             "log.dirs": "data",
         }
@@ -411,48 +403,10 @@ def _new_id() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sight:
-    """What the system knows of a process. ``started`` tells it from a later one with the same id."""
-
-    started: str
-    state: str
-    resident_mb: int
-
-
-def _look_at(pid: int) -> _Sight | None:
-    """Return what runs under ``pid``, or ``None`` if nothing does."""
-    if Path("/proc/self/stat").exists():
-        try:
-            # The second field is the program's name in brackets and may hold anything: read behind it.
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        resident_mb = int(fields[21]) * os.sysconf("SC_PAGESIZE") // 1024**2
-        # Of a killed program the first thread may be gone while others still hold its files and ports.
-        ended = fields[0] == "Z" and int(fields[17]) <= 1
-        sight = _Sight(f"{boot} {fields[19]}", fields[0], resident_mb)
-    else:
-        ps = ["/bin/ps", "-o", "stat=,rss=,lstart=", "-p", str(pid)]
-        words = subprocess.run(ps, capture_output=True, text=True, check=False).stdout.split(maxsplit=2)
-        if not words:
-            return None
-        ended = words[0].startswith("Z")
-        sight = _Sight(words[2].strip(), words[0][0], int(words[1]) // 1024)
-    return None if ended else sight
-
-
-def _started(pid: int) -> str:
-    sight = _look_at(pid)
-    return sight.started if sight else ""
-
-
-@dataclass(frozen=True, slots=True)
 class _Process:
-    """A process that another program can find again, and never mistake a later one of the same id for it."""
+    """A node's process, which is waited for where it is a child of this one."""
 
-    pid: int
-    started: str
+    identity: ProcessIdentity
     child: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -469,7 +423,7 @@ class _Process:
                 stderr=log,
                 start_new_session=True,
             )
-        return cls(child.pid, _started(child.pid), child)
+        return cls(ProcessIdentity.of(child.pid), child)
 
     @classmethod
     def detached(cls, command: list[str], folder: Path, log_file: Path) -> Self:
@@ -483,22 +437,19 @@ class _Process:
             start_new_session=True,
             check=True,
         ).stdout
-        return cls(int(pid), _started(int(pid)))
+        return cls(ProcessIdentity.of(int(pid)))
 
-    def look(self) -> _Sight | None:
-        """Return what the system knows of the process, ``None`` once it ended."""
-        sight = _look_at(self.pid)
-        if sight is not None and sight.started == self.started:
-            return sight
-        if self.child is not None:
+    def status(self) -> ProcessStatus | None:
+        """What the system knows of the process, ``None`` once it ended."""
+        status = self.identity.status()
+        if status is None and self.child is not None:
             self.child.wait()
-        return None
+        return status
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, if the process has not ended."""
-        if self.look() is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+        if self.status() is not None:
+            self.identity.signal(number)
 
 
 def _until(condition: Callable[[], bool], timeout: float) -> bool:
@@ -516,7 +467,7 @@ def _brokers_seen(port: int) -> set[int]:
     # A metadata request, version 1, for no topic: key, version, correlation id, no client id, no topic.
     request = struct.pack(">hhihi", 3, 1, 0, -1, 0)
     try:
-        with socket.create_connection((_HOST, port), timeout=1.0) as connection:
+        with socket.create_connection((HOST, port), timeout=1.0) as connection:
             connection.sendall(struct.pack(">i", len(request)) + request)
             with connection.makefile("rb") as answer:
                 _length, _correlation, count = struct.unpack(">iii", answer.read(12))
@@ -541,7 +492,7 @@ def _is_free(port: int) -> bool:
         # As the server itself does: connections of an earlier one that are still closing do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((_HOST, port))
+            probe.bind((HOST, port))
         except OSError:
             return False
     return True
@@ -550,7 +501,7 @@ def _is_free(port: int) -> bool:
 def _require_free(port: int) -> None:
     if not _is_free(port):
         raise _PortTaken(
-            f"port {port} on {_HOST} is taken by another program",
+            f"port {port} on {HOST} is taken by another program",
             hint="end that program, or start a cluster without naming a port: a free one is found then",
         )
 
@@ -563,7 +514,7 @@ def _free_ports(count: int, taken: set[int]) -> list[int]:
         if port not in taken and _is_free(port):
             found.append(port)
     raise LocalKafkaError(
-        f"no {count} ports on {_HOST} between {_PORTS.start} and {_PORTS.stop} are free",
+        f"no {count} ports on {HOST} between {_PORTS.start} and {_PORTS.stop} are free",
         hint="end programs that listen there",
     )
 
@@ -607,14 +558,14 @@ class Node:
     def __init__(
         self,
         plan: _Plan,
-        seat: _Seat,
+        seat: Seat,
         process: _Process | None,
         installation: Installation | None,
         on_change: Callable[[], None],
     ) -> None:
         self.seat = seat
         self.number = seat.number
-        self.address = f"{_HOST}:{seat.port}"
+        self.address = seat.address
         self.folder = plan.folder / f"node-{seat.number}"
         self.log_file = self.folder / "node.log"
         self.process = process
@@ -629,12 +580,12 @@ class Node:
 
     def status(self) -> NodeStatus:
         """Look at the node's process now."""
-        sight = self.process.look() if self.process else None
-        if self.process is None or sight is None:
+        status = self.process.status() if self.process else None
+        if self.process is None or status is None:
             return NodeStatus(self.number, "stopped", self.address, None, None, self.log_file)
-        state: Literal["running", "paused"] = "paused" if sight.state == "T" else "running"
-        pid = self.process.pid
-        return NodeStatus(self.number, state, self.address, pid, sight.resident_mb, self.log_file)
+        state: Literal["running", "paused"] = "paused" if status.state == "T" else "running"
+        pid = self.process.identity.pid
+        return NodeStatus(self.number, state, self.address, pid, status.resident_mb, self.log_file)
 
     def start(self, *, wait: bool = True, timeout: float = 60.0) -> None:
         """Start the stopped node again, with the same data and ports; a node that runs goes on.
@@ -728,7 +679,7 @@ class LocalKafka:
         self,
         plan: _Plan,
         cluster_id: str,
-        seats: Mapping[_Seat, _Process | None],
+        seats: Mapping[Seat, _Process | None],
         installation: Installation | None = None,
     ) -> None:
         self.folder = plan.folder
@@ -790,7 +741,7 @@ class LocalKafka:
         """
         if self._plan.security is None:
             raise ConfigurationError("this Kafka was started without security")
-        servers = ",".join(f"{_HOST}:{node.seat.secured_port}" for node in self.nodes)
+        servers = ",".join(f"{HOST}:{node.seat.secured_port}" for node in self.nodes)
         return {"bootstrap.servers": servers} | self._plan.security.client_settings(user, self.folder)
 
     @property
@@ -842,16 +793,13 @@ class LocalKafka:
 
     def _processes_changed(self) -> None:
         """Write down what it takes to find the nodes again, and tell the watcher."""
-        alive = {node.number: node.process for node in self.nodes if node.pid is not None}
-        nodes = []
-        for node in self.nodes:
-            process = alive.get(node.number)
-            pid, started = (process.pid, process.started) if process else (None, None)
-            nodes.append({**asdict(node.seat), "pid": pid, "started": started})
-        facts = {"cluster_id": self.cluster_id, "heap_mb": self._plan.heap_mb, "nodes": nodes}
+        alive = {
+            node.seat: node.process.identity if node.process is not None and node.pid is not None else None
+            for node in self.nodes
+        }
         # A test may have removed its folder already.
         if self.folder.exists():
-            _write_atomically(self.folder / "cluster.json", facts)
+            ClusterRecord(self.folder, self.cluster_id, self._plan.heap_mb, alive).write()
         if self._watcher is not None:
             assert self._watcher.stdin is not None
             pids = " ".join(str(process.pid) for process in alive.values() if process)
@@ -891,7 +839,7 @@ def _launch(plan: _Plan, kafka: Installation) -> LocalKafka:
     checkpoint, properties = kafka.checkpoint, plan.properties
     if plan.security is not None:
         plan.folder.mkdir(parents=True, exist_ok=True)
-        make_certificate(kafka.java, plan.folder, _HOST)
+        make_certificate(kafka.java, plan.folder, HOST)
         properties = {**plan.security.server_properties(plan.folder), **properties}
         checkpoint = plan.folder / kafka.checkpoint.name
         if not checkpoint.exists():
@@ -915,10 +863,10 @@ def _launch(plan: _Plan, kafka: Installation) -> LocalKafka:
             return cluster
 
 
-def _earlier_cluster(plan: _Plan) -> tuple[str, list[_Seat]]:
+def _earlier_cluster(plan: _Plan) -> tuple[str, list[Seat]]:
     """Return the id and the seats of the cluster that was in the folder before: it comes back as it was."""
     try:
-        before = _read_cluster(plan.folder)
+        before = _from_record(ClusterRecord.read(plan.folder))
     except FileNotFoundError:
         return _new_id(), []
     if len(before.nodes) != plan.nodes:
@@ -940,7 +888,7 @@ def _requested_ports(plan: _Plan) -> list[int]:
     return list(range(plan.port, plan.port + plan.nodes)) if plan.port is not None else []
 
 
-def _choose_seats(plan: _Plan, remembered: Sequence[_Seat]) -> list[_Seat]:
+def _choose_seats(plan: _Plan, remembered: Sequence[Seat]) -> list[Seat]:
     """Give each node the port requested, or else the one it had, or else a free one."""
     requested = _requested_ports(plan)
     for port in requested:
@@ -956,7 +904,7 @@ def _choose_seats(plan: _Plan, remembered: Sequence[_Seat]) -> list[_Seat]:
             ports[index] = port
     ports[: len(requested)] = requested
     return [
-        _Seat(index + 1, *(ports[kind * plan.nodes + index] for kind in range(kinds)))
+        Seat(index + 1, *(ports[kind * plan.nodes + index] for kind in range(kinds)))
         for index in range(plan.nodes)
     ]
 
@@ -972,23 +920,10 @@ def _write_files(node: Node, properties: Mapping[str, object], cluster_id: str, 
         _write_properties(data / "meta.properties", {"version": 1, **ids})
 
 
-def _read_cluster(folder: Path) -> LocalKafka:
-    path = folder / "cluster.json"
-    try:
-        facts = json.loads(path.read_bytes())
-        seats = {
-            _Seat(node["number"], node["port"], node["controller_port"], node.get("secured_port")): (
-                _Process(node["pid"], node["started"]) if node["pid"] else None
-            )
-            for node in facts["nodes"]
-        }
-        plan = _Plan(folder, len(seats), facts["heap_mb"], detached=True)
-        return LocalKafka(plan, facts["cluster_id"], seats)
-    except (ValueError, KeyError, TypeError) as error:
-        raise LocalKafkaError(
-            f"{path} is no description of a cluster: {error!r}",
-            hint="give another folder, or remove this one and its records",
-        ) from error
+def _from_record(record: ClusterRecord) -> LocalKafka:
+    seats = {seat: _Process(process) if process else None for seat, process in record.nodes.items()}
+    plan = _Plan(record.folder, len(seats), record.heap_mb, detached=True)
+    return LocalKafka(plan, record.cluster_id, seats)
 
 
 # --- The user's one detached cluster ----------------------------------------------------------------------
@@ -1009,38 +944,25 @@ def start_detached(
     If it runs already, it is returned as it is, and ``report`` says so. The arguments and errors are those of
     :meth:`LocalKafka.start`; without ``folder`` the data is in the cache folder, kept from start to start.
     """
-    note = _state_file()
     busy = "Waiting for another process that starts Kafka …"
-    with _explained(), _locked(note.with_suffix(".lock"), report, busy):
+    with _explained(), _locked(local_cluster.note_file().with_suffix(".lock"), report, busy):
         cluster = running()
         if cluster is not None:
             report(f"Kafka already runs at {cluster.bootstrap_servers}, its data is in {cluster.folder}")
             return cluster
         path = Path(folder).absolute() if folder is not None else _cache_folder() / f"data-{nodes}-nodes"
         # Noted before as well: should this process be killed meanwhile, the nodes can still be found.
-        _write_atomically(note, {"folder": str(path)})
+        local_cluster.write_note(path)
         plan = _Plan(path, nodes, heap_mb, port, properties or {}, timeout, detached=True)
         cluster = _start(plan, report)
-        _write_atomically(note, {"folder": str(path)})
+        local_cluster.write_note(path)
         return cluster
 
 
 def running() -> LocalKafka | None:
     """Find the user's detached cluster; ``None`` if none of its nodes runs."""
-    try:
-        note = _state_file()
-        cluster = _read_cluster(Path(json.loads(note.read_bytes())["folder"]))
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, LocalKafkaError):
-        return None
-    except OSError as error:
-        raise LocalKafkaError(
-            f"the note of which local Kafka runs cannot be read: {error}",
-            hint="name a cluster (bootstrap_servers), or another folder (STREAMS_LOCAL_KAFKA_DIR)",
-        ) from error
-    if all(node.pid is None for node in cluster.nodes):
-        note.unlink(missing_ok=True)
-        return None
-    return cluster
+    record = local_cluster.running()
+    return None if record is None else _from_record(record)
 
 
 def stop(*, report: Report = _silent) -> bool:
@@ -1050,7 +972,7 @@ def stop(*, report: Report = _silent) -> bool:
         report("No local Kafka runs")
         return False
     cluster.stop()
-    _state_file().unlink(missing_ok=True)
+    local_cluster.note_file().unlink(missing_ok=True)
     report(f"Stopped Kafka; its data stays in {cluster.folder}")
     return True
 
@@ -1070,24 +992,9 @@ def clean(*, report: Report = _silent) -> None:
 # --- Files ------------------------------------------------------------------------------------------------
 
 
-def _home() -> Path:
-    try:
-        return Path.home()
-    except RuntimeError as error:
-        raise LocalKafkaError(
-            f"no folder for the local Kafka is known: {error}",
-            hint="set STREAMS_CACHE_DIR and STREAMS_LOCAL_KAFKA_DIR, or HOME",
-        ) from error
-
-
 def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or _home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or local_cluster.home() / ".cache"
     return Path(os.environ.get("STREAMS_CACHE_DIR") or Path(base) / "streams") / f"kafka-{KAFKA_VERSION}"
-
-
-def _state_file() -> Path:
-    base = os.environ.get("XDG_STATE_HOME") or _home() / ".local" / "state"
-    return Path(os.environ.get("STREAMS_LOCAL_KAFKA_DIR") or Path(base) / "streams") / "local-kafka.json"
 
 
 @contextlib.contextmanager
@@ -1113,13 +1020,6 @@ def _locked(path: Path, report: Report, waiting: str) -> Iterator[None]:
             report(waiting)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _write_atomically(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    draft.replace(path)
 
 
 def _require_space(folder: Path) -> None:
