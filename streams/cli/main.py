@@ -28,7 +28,7 @@ from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.cli.failures import run_command
 from streams.config import PREFIX, load_settings, read_setting
-from streams.devstack import localkafka
+from streams.devstack import kafka
 from streams.errors import ConfigurationError, QueryError, StateUnavailable, TopicError
 from streams.events import configure_logging
 from streams.ingest import Ingestion
@@ -480,26 +480,26 @@ def broker_start(
     port: Annotated[int | None, typer.Option(help="Of the first node; a free one unless given.")] = None,
 ) -> None:
     """Start a local Kafka that goes on running; apps find it by themselves."""
-    cluster = localkafka.start_detached(nodes=nodes, port=port, report=err.print)
+    cluster = kafka.start_detached(nodes=nodes, port=port, report=err.print)
     out.print(cluster.bootstrap_servers)
 
 
 @broker_cli.command("stop")
 def broker_stop() -> None:
     """Stop the local Kafka; its data is kept."""
-    localkafka.stop(report=err.print)
+    kafka.stop(report=err.print)
 
 
 @broker_cli.command("clean")
 def broker_clean() -> None:
     """Stop the local Kafka and remove its data and the download."""
-    localkafka.clean(report=err.print)
+    kafka.clean(report=err.print)
 
 
 @broker_cli.command("status")
 def broker_status(*, as_json: AsJson = False) -> None:
     """Show whether the local Kafka runs, and where. Exit code 1 if it does not."""
-    cluster = localkafka.running()
+    cluster = kafka.running()
     if cluster is None:
         err.print("no local Kafka is running")
         raise typer.Exit(1)
@@ -529,7 +529,7 @@ def broker_logs(
     *, lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Of each node's log.")] = 40
 ) -> None:
     """Show the last lines of the local Kafka's logs."""
-    cluster = localkafka.running()
+    cluster = kafka.running()
     if cluster is None:
         err.print("no local Kafka is running")
         raise typer.Exit(1)
