@@ -38,7 +38,7 @@ ONLY = {
     "jgo": {"devstack.kafka.download"},
     "prometheus_client": {"monitoring.metrics"},
     "uvicorn": {"queries.http"},
-    "typer": {"cli.main"},
+    "typer": {"cli"},
 }
 """The folder or the module that alone knows a library."""
 
