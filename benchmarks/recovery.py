@@ -35,7 +35,7 @@ from rich.table import Table
 from streams import App, Bytes, Json
 from streams.broker import GroupSettings, NewTopic
 from streams.broker.kafka import KafkaBroker
-from streams.devstack.localkafka import LocalKafka
+from streams.devstack.kafka import LocalKafka
 from streams.monitoring.lag import measure_lag
 from streams.records import Output, TopicPartition
 

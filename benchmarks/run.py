@@ -24,7 +24,7 @@ from benchmarks.processes import PeerFailed
 from benchmarks.report import Failure, describe, make_table, write_results
 from benchmarks.systems import RAW_CLIENT, System, find_systems
 from benchmarks.works import WORKS, Bench, Work
-from streams.devstack.localkafka import LocalKafka
+from streams.devstack.kafka import LocalKafka
 from streams.errors import StreamsError
 
 if TYPE_CHECKING:

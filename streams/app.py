@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import msgspec
 import structlog
 
+from streams import local_cluster
 from streams.broker.kafka import KafkaBroker
 from streams.config import load_settings
 from streams.coroutines.awaitables import is_asynchronous, location
-from streams.devstack import localkafka
 from streams.dsl.stream import Stream, TopologyBuilder
 from streams.errors import ConfigurationError, StateUnavailable, TopologyError
 from streams.events import Event, configure_logging, get_logger
@@ -450,7 +450,7 @@ def find_bootstrap_servers() -> str:
     named = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
     if named:
         return named
-    local = localkafka.running()
+    local = local_cluster.running()
     if local is not None:
         return local.bootstrap_servers
     raise ConfigurationError(

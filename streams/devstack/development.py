@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streams.broker.kafka import KafkaBroker
-from streams.devstack import localkafka
+from streams.devstack.kafka import KAFKA_VERSION, LocalKafka
 from streams.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ def development_broker(
         if servers is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="streams-kafka-"))
             kafka = stack.enter_context(
-                localkafka.LocalKafka.start(
-                    Path(folder), heap_mb=heap_mb, properties=properties, report=report
-                )
+                LocalKafka.start(Path(folder), heap_mb=heap_mb, properties=properties, report=report)
             )
             servers = kafka.bootstrap_servers
         yield servers
@@ -69,7 +67,7 @@ def _in_container(
     except Exception as error:  # noqa: BLE001 - whatever is wrong with Docker, the local Kafka works
         report(f"No Docker engine answers ({type(error).__name__}): using the local Kafka")
         return None
-    report(f"Starting Kafka {localkafka.KAFKA_VERSION} in a container (the first time its image is pulled) …")
+    report(f"Starting Kafka {KAFKA_VERSION} in a container (the first time its image is pulled) …")
     begun = time.monotonic()
     port = _free_port()
     servers = f"127.0.0.1:{port}"
@@ -105,7 +103,7 @@ def _container(make: Any, port: int, heap_mb: int, properties: Mapping[str, str]
         "HEAP_OPTS": f"-Xmx{heap_mb}m",
         **{name.upper().replace(".", "_"): value for name, value in properties.items()},
     }
-    container = make(f"apache/kafka:{localkafka.KAFKA_VERSION}").with_bind_ports(port, port)
+    container = make(f"apache/kafka:{KAFKA_VERSION}").with_bind_ports(port, port)
     for name, value in settings.items():
         container = container.with_env(f"KAFKA_{name}", value)
     return container

@@ -19,7 +19,7 @@ from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.broker.memory import MemoryBroker
 from streams.broker.reading import find_partitions, read_from, read_to_end
-from streams.cli.consume import RecordLines, parse_condition, parse_offset, parse_pattern, starts
+from streams.cli.record_lines import RecordLines, parse_condition, parse_offset, parse_pattern, starts
 from streams.errors import ConfigurationError, TopicError
 from streams.records import Output
 from streams.simulation.inputs import read_inputs

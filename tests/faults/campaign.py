@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from streams.devstack.localkafka import LocalKafka, Node
+    from streams.devstack.kafka import LocalKafka, Node
     from tests.faults.crew import Worker
     from tests.faults.verdicts import Row
 

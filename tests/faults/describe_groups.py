@@ -28,7 +28,7 @@ from confluent_kafka.admin import AdminClient
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.broker.kafka.roll_calls import ANSWER_SECONDS
-from streams.devstack.localkafka import LocalKafka
+from streams.devstack.kafka import LocalKafka
 from tests.conftest import QUICK_GROUPS
 
 if TYPE_CHECKING:

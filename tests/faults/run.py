@@ -21,7 +21,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from streams.devstack.localkafka import LocalKafka
+from streams.devstack.kafka import LocalKafka
 from streams.errors import StreamsError
 from tests.conftest import QUICK_GROUPS
 from tests.faults.campaign import BROKER_FAULTS, WORKER_FAULTS, Campaign, Outcome, plan

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from streams.devstack.localkafka import LocalKafka
+    from streams.devstack.kafka import LocalKafka
     from tests.faults.campaign import Outcome
     from tests.faults.crew import Worker
 

@@ -13,7 +13,7 @@ from tests.faults.campaign import WORKERS, Run
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from streams.devstack.localkafka import LocalKafka
+    from streams.devstack.kafka import LocalKafka
     from tests.faults.campaign import Outcome
 
 SAMPLE_SECONDS = 5.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streams.broker.kafka.roll_calls import ANSWER_SECONDS
-from streams.devstack.localkafka import LocalKafka
+from streams.devstack.kafka import LocalKafka
 from tests.conftest import QUICK_GROUPS
 from tests.faults.describe_groups import Experiment, Kind
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streams.devstack.localkafka import LocalKafka
+from streams.devstack.kafka import LocalKafka
 from tests.conftest import QUICK_GROUPS
 from tests.faults.campaign import Campaign
 from tests.faults.scenarios import SCENARIOS, play

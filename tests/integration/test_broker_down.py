@@ -9,7 +9,7 @@ import pytest
 
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
-from streams.devstack.localkafka import LocalKafka
+from streams.devstack.kafka import LocalKafka
 from tests.conftest import QUICK_GROUPS
 
 if TYPE_CHECKING:

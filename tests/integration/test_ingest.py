@@ -17,7 +17,7 @@ import pytest
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.broker.reading import read_to_end
-from streams.devstack.localkafka import LocalKafka
+from streams.devstack.kafka import LocalKafka
 from streams.records import TopicPartition
 
 if TYPE_CHECKING:

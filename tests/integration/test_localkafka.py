@@ -18,8 +18,8 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic, TopicMetadata
 
-from streams.devstack import localkafka
-from streams.devstack.localkafka import LocalKafka
+from streams.devstack import kafka
+from streams.devstack.kafka import LocalKafka
 from streams.errors import ConfigurationError, LocalKafkaError
 
 pytestmark = pytest.mark.kafka
@@ -176,7 +176,7 @@ def test_three_nodes_go_on_without_one_and_take_it_back(tmp_path):
 def test_a_node_ends_when_its_program_is_killed(tmp_path):
     program = (
         "import sys, time\n"
-        "from streams.devstack.localkafka import LocalKafka\n"
+        "from streams.devstack.kafka import LocalKafka\n"
         "print(LocalKafka.start(sys.argv[1]).node(1).pid, flush=True)\n"
         "time.sleep(300)\n"
     )
@@ -192,35 +192,35 @@ def test_a_node_ends_when_its_program_is_killed(tmp_path):
 def test_a_detached_cluster_outlives_its_program(tmp_path):
     program = (
         "import sys\n"
-        "from streams.devstack.localkafka import start_detached\n"
+        "from streams.devstack.kafka import start_detached\n"
         "print(start_detached(sys.argv[1]).node(1).pid)\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "data")]
-    assert localkafka.running() is None
+    assert kafka.running() is None
     pid = int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     try:
-        cluster = localkafka.running()
+        cluster = kafka.running()
         assert cluster is not None
         assert [status.pid for status in cluster.status()] == [pid]
         assert topics(cluster) == {}
 
         said: list[str] = []
-        again = localkafka.start_detached(report=said.append)
+        again = kafka.start_detached(report=said.append)
         assert again.node(1).pid == pid
         assert "already runs" in said[0]
 
         # A node started again from here is found from elsewhere too, and is nobody's child.
         again.node(1).kill()
         again.node(1).start()
-        found = localkafka.running()
+        found = kafka.running()
         assert found is not None
         assert found.status() == again.status()
     finally:
-        assert localkafka.stop()
+        assert kafka.stop()
     assert not is_alive(pid)
     assert again.node(1).pid is None
-    assert localkafka.running() is None
-    assert not localkafka.stop()
+    assert kafka.running() is None
+    assert not kafka.stop()
     assert (tmp_path / "data" / "node-1" / "data" / "meta.properties").exists()
 
 
@@ -231,9 +231,9 @@ def test_a_later_process_with_a_remembered_id_is_left_alone(tmp_path):
     note = tmp_path / "state" / "local-kafka.json"
     note.parent.mkdir()
     note.write_text(json.dumps({"folder": str(tmp_path)}))
-    assert localkafka.running() is None
+    assert kafka.running() is None
     assert not note.exists()
-    assert not localkafka.stop()
+    assert not kafka.stop()
 
 
 def test_a_requested_port_is_used(one, requested_port):
@@ -277,7 +277,7 @@ def test_a_missing_package_or_disk_space_is_named(tmp_path, monkeypatch):
 @pytest.fixture
 def mirror(tmp_path, monkeypatch):
     """A Maven repository on this machine: what was downloaded for the other tests, served again."""
-    repository = Path(localkafka.prepare().class_path.split(os.pathsep)[0])
+    repository = Path(kafka.prepare().class_path.split(os.pathsep)[0])
     while repository.name != "maven":
         repository = repository.parent
 
@@ -316,7 +316,7 @@ def test_a_jar_that_is_not_the_pinned_one_is_refused(mirror, tmp_path):
         jar.writestr("org/slf4j/impl/Stranger.class", b"not what was published")
     mirror.replaced[f"/{name}"] = other.getvalue()
     with pytest.raises(LocalKafkaError, match=rf"{name} has the SHA-256 \w+, 2f39bed9\w+ is pinned"):
-        localkafka.prepare()
+        kafka.prepare()
     assert not (tmp_path / "cache" / "kafka-4.3.0" / "maven" / name).exists()
 
 
@@ -326,7 +326,7 @@ def test_an_interrupted_download_is_repaired_and_clean_removes_it(mirror, tmp_pa
     cut_short.parent.mkdir(parents=True)
     cut_short.write_bytes(b"PK\x03\x04 and no more")
     said: list[str] = []
-    installation = localkafka.prepare(said.append)
+    installation = kafka.prepare(said.append)
     assert [line.split()[0] for line in said] == ["Downloading", "Downloaded", "Preparing", "Prepared"]
     assert installation.start_cache is not None
     assert cut_short.stat().st_size > 10_000
@@ -334,10 +334,10 @@ def test_an_interrupted_download_is_repaired_and_clean_removes_it(mirror, tmp_pa
     manifest = (home / "manifest.json").read_text()
     (home / "manifest.json").unlink()
     mirror.shutdown()
-    assert localkafka.prepare() == installation
+    assert kafka.prepare() == installation
     assert (home / "manifest.json").read_text() == manifest
 
-    localkafka.clean()
+    kafka.clean()
     assert not home.exists()
 
 

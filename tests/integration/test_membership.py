@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient
 
 from streams.broker import GroupSettings, NewTopic
 from streams.broker.kafka import KafkaBroker
-from streams.devstack.localkafka import LocalKafka
+from streams.devstack.kafka import LocalKafka
 from tests.conftest import QUICK_GROUPS
 from tests.integration.test_state import FAR, check, records, restored
 from tests.integration.test_workers import held, numbered

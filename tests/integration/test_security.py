@@ -29,8 +29,7 @@ from confluent_kafka.admin import (
 from streams.broker import GroupSettings
 from streams.broker.kafka import KafkaBroker
 from streams.broker.reading import read_to_end
-from streams.devstack.localkafka import LocalKafka
-from streams.devstack.localkafka_security import Security
+from streams.devstack.kafka import LocalKafka, Security
 from streams.errors import ConfigurationError, NotAuthenticated
 from streams.monitoring.lag import measure_lag
 from streams.queries.http import ask, bearer

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from streams.devstack.localkafka import LocalKafka
+from streams.devstack.kafka import LocalKafka
 from tests.conftest import QUICK_GROUPS
 
 if TYPE_CHECKING:

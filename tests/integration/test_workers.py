@@ -14,7 +14,7 @@ import pytest
 
 from streams.broker.kafka import KafkaBroker
 from streams.broker.reading import read_to_end
-from streams.devstack.localkafka import LocalKafka
+from streams.devstack.kafka import LocalKafka
 from streams.records import Output
 
 if TYPE_CHECKING:

@@ -1,0 +1,107 @@
+"""The broker itself, which makes the clients and does to them what a network and other processes would."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from streams.broker.memory.admin import MemoryAdmin
+from streams.broker.memory.cluster import Cluster
+from streams.broker.memory.consumer import MemoryConsumer
+from streams.broker.memory.group import Membership
+from streams.broker.memory.log import Log
+from streams.broker.memory.producer import MemoryProducer
+from streams.broker.memory.topic import Topic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streams.broker import Consumer, GroupSettings
+    from streams.broker.memory.cluster import Step
+    from streams.records import TopicPartition
+
+LARGEST_RECORD = 60_000_000
+"""What clients take at most: bytes of key, value and headers."""
+
+
+class MemoryBroker:
+    """A cluster in this process. Its clients may be used from several threads, each client by one.
+
+    ``clock`` returns seconds and decides poll deadlines, sessions and transaction timeouts. ``poll`` waits in
+    real time until something changes; a simulation that moves its own clock passes ``wait``, which is called
+    once with the seconds that the poll would wait, and may use the broker. A row whose key, value and headers
+    have more than ``max_record_bytes`` is not taken by clients; what the broker refuses follows from the
+    topic's settings, and event times are compared with ``wall_clock`` (milliseconds since the epoch; ``None``
+    takes any). ``first`` gives, for a topic, the place of the group's
+    member that its ranges of partitions begin with: where topics have one partition, the first member would
+    hold them all.
+
+    ``before``, when set, is called with a ``Step`` wherever a client is about to do something: what it raises
+    is the client's error, and whatever else it does (expire a member, end a process) happens right there.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[float], None] | None = None,
+        max_record_bytes: int = LARGEST_RECORD,
+        first: Callable[[str], int] = lambda _: 0,
+        wall_clock: Callable[[], int] | None = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._cluster = Cluster(clock, wait, max_record_bytes, first, wall_clock)
+
+    @property
+    def before(self) -> Callable[[Step], None] | None:
+        """The hook that tests make calls fail with."""
+        return self._cluster.before
+
+    @before.setter
+    def before(self, hook: Callable[[Step], None] | None) -> None:
+        self._cluster.before = hook
+
+    def consumer(self, settings: GroupSettings) -> MemoryConsumer:
+        return MemoryConsumer(self._cluster, settings)
+
+    def producer(
+        self, *, transactional_id: str | None = None, transaction_timeout: float = 10.0
+    ) -> MemoryProducer:
+        return MemoryProducer(self._cluster, transactional_id, transaction_timeout)
+
+    def admin(self) -> MemoryAdmin:
+        return MemoryAdmin(self._cluster)
+
+    def expire(self, consumer: Consumer) -> None:
+        """End the consumer's session as if its process were dead or frozen: others get its partitions now.
+
+        A consumer that polls again learns that it lost them, and rejoins as a new member.
+        """
+        membership = consumer.group_metadata()
+        assert isinstance(membership, Membership)
+        with self._cluster.locked():
+            group = self._cluster.group(membership.group)
+            member = group.members.get(membership.member or "")
+            if member is not None:
+                group.remove(member)
+                self._cluster.retarget(group)
+
+    def truncate(self, partition: TopicPartition, offset: int) -> None:
+        """Make the records before ``offset`` unreadable, as a topic's retention does."""
+        with self._cluster.locked():
+            log = self._cluster.existing_log(partition)
+            log.start = max(log.start, min(offset, log.next_offset))
+
+    def add_partitions(self, topic: str, total: int) -> None:
+        """Give a topic more partitions, ``total`` in all. Keys go to other partitions from then on."""
+        with self._cluster.locked():
+            before = self._cluster.topics[topic]
+            logs = [*before.logs, *(Log() for _ in range(total - len(before.logs)))]
+            description = replace(before.description, partitions=len(logs))
+            self._cluster.topics[topic] = Topic(description, before.settings, logs)
+            self._cluster.topics_changed()
+
+    def topic_settings(self, topic: str) -> dict[str, str]:
+        """The settings that the topic was created with."""
+        with self._cluster.locked():
+            return dict(self._cluster.topics[topic].settings)

@@ -1,0 +1,190 @@
+"""What all clients of a broker share: topics, groups, open transactions, deadlines."""
+
+from __future__ import annotations
+
+import math
+from threading import Condition
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+
+from streams.broker.memory.group import Group
+from streams.errors import TopicError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from streams.broker import Refusal
+    from streams.broker.memory.log import Log, Transaction
+    from streams.broker.memory.topic import Topic
+    from streams.records import Output, TopicPartition
+
+Step: TypeAlias = Literal[
+    "poll",
+    "keep_alive",
+    "committed",
+    "commit_offsets.before",
+    "commit_offsets.after",
+    "produce",
+    "flush",
+    "init_transactions",
+    "begin",
+    "send_offsets",
+    "commit.before",
+    "commit.after",
+    "abort",
+]
+"""Where ``MemoryBroker.before`` is called: at the start of the client's call of that name.
+
+``commit`` is the producer's, ``commit_offsets`` the consumer's. Both have a second one, ``after`` the commit
+took effect and before the caller learns of it.
+"""
+
+
+class Cluster:
+    """The state that all clients share. Everything in it is read and changed inside ``locked``."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        wait: Callable[[float], None] | None,
+        max_record_bytes: int,
+        first: Callable[[str], int],
+        wall_clock: Callable[[], int] | None,
+    ) -> None:
+        self.clock = clock
+        self.max_record_bytes = max_record_bytes
+        self.wall_clock = wall_clock
+        self.first = first
+        self.before: Callable[[Step], None] | None = None
+        self.topics: dict[str, Topic] = {}
+        self.known: set[str] = set()
+        """Topics that have refused records: from then on, producers know what they do not take."""
+        self.groups: dict[str, Group] = {}
+        self.epochs: dict[str, int] = {}
+        self.open: dict[str, Transaction] = {}
+        self._wait = wait
+        self._changed = Condition()
+
+    def step(self, step: Step) -> None:
+        """Call the hook: outside of the lock, so that it may use the broker."""
+        if self.before is not None:
+            self.before(step)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether somebody else moves the time on."""
+        return self._wait is not None
+
+    def locked(self) -> Self:
+        """The cluster as a context: inside, its state is the caller's."""
+        return self
+
+    def __enter__(self) -> None:
+        self._changed.acquire()
+        self._enforce_deadlines()
+
+    def __exit__(self, *_: object) -> None:
+        self._changed.release()
+
+    def notify(self) -> None:
+        self._changed.notify_all()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a change, up to the next deadline. False when the caller should not wait once more."""
+        if self._wait is None:
+            self._changed.wait(min(seconds, self._next_deadline() - self.clock()))
+            return True
+        self._changed.release()
+        try:
+            self._wait(seconds)
+        finally:
+            self._changed.acquire()
+        return False
+
+    def _next_deadline(self) -> float:
+        earliest = math.inf
+        for transaction in self.open.values():
+            earliest = min(earliest, transaction.deadline)
+        for group in self.groups.values():
+            for member in group.members.values():
+                earliest = min(earliest, member.deadline)
+        return earliest
+
+    def _enforce_deadlines(self) -> None:
+        now = self.clock()
+        if now < self._next_deadline():
+            return
+        for transaction in [t for t in self.open.values() if t.deadline <= now]:
+            self.finish(transaction, committed=False)
+            self.epochs[transaction.transactional_id] += 1
+        for group in self.groups.values():
+            overdue = [member for member in group.members.values() if member.deadline <= now]
+            for member in overdue:
+                group.remove(member)
+            if overdue:
+                self.retarget(group)
+
+    # Topics
+
+    def log(self, partition: TopicPartition) -> Log | None:
+        topic = self.topics.get(partition.topic)
+        if topic is None or not 0 <= partition.partition < len(topic.logs):
+            return None
+        return topic.logs[partition.partition]
+
+    def existing_log(self, partition: TopicPartition) -> Log:
+        log = self.log(partition)
+        if log is None:
+            raise TopicError(f"there is no partition {partition}", hint="create the topic first")
+        return log
+
+    def topics_changed(self) -> None:
+        for group in self.groups.values():
+            self.retarget(group)
+
+    def refused(self, output: Output) -> list[Refusal]:
+        """The rows that their topic does not take, and why."""
+        topic = self.topics.get(output.topic)
+        return [] if topic is None else topic.refused(output, self.wall_clock)
+
+    # Groups
+
+    def group(self, name: str) -> Group:
+        return self.groups.setdefault(name, Group(name))
+
+    def retarget(self, group: Group) -> None:
+        group.retarget({name: len(topic.logs) for name, topic in self.topics.items()}, self.first)
+        self.notify()
+
+    def unstable(self, group: Group, partition: TopicPartition) -> bool:
+        """Whether an open transaction may still commit an offset for the partition."""
+        return any(partition in transaction.offsets.get(group, ()) for transaction in self.open.values())
+
+    def commit_offsets(self, group: Group, offsets: Mapping[TopicPartition, int]) -> None:
+        # What was deleted meanwhile has no offsets any more.
+        group.offsets.update({place: offset for place, offset in offsets.items() if self.log(place)})
+
+    # Transactions
+
+    def start(self, transaction: Transaction, timeout: float) -> None:
+        """Called at each use: as on a real broker, the time runs from the first one on."""
+        if transaction.transactional_id not in self.open:
+            transaction.deadline = self.clock() + timeout
+            self.open[transaction.transactional_id] = transaction
+
+    def finish(self, transaction: Transaction, *, committed: bool) -> None:
+        self.open.pop(transaction.transactional_id, None)
+        for log in transaction.rows:
+            log.finish(transaction, committed=committed)
+        if committed:
+            for group, offsets in transaction.offsets.items():
+                self.commit_offsets(group, offsets)
+        self.notify()
+
+    def new_producer(self, transactional_id: str) -> int:
+        """Fence older producers of that id; returns the epoch of the new one."""
+        left_open = self.open.get(transactional_id)
+        if left_open is not None:
+            self.finish(left_open, committed=False)
+        epoch = self.epochs.get(transactional_id, -1) + 1
+        self.epochs[transactional_id] = epoch
+        return epoch

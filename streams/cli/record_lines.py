@@ -1,0 +1,172 @@
+"""Records as lines of JSON: chosen, decoded, and where to begin."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from streams.broker import BEGINNING, END
+from streams.errors import ConfigurationError, error_text
+from streams.ingest.line_records import FieldPart
+from streams.serde import Bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from streams.broker import Admin, Isolation
+    from streams.records import Fetched, Headers, TopicPartition
+    from streams.topology.topic_format import TopicFormat
+
+STARTS = {"earliest": BEGINNING, "latest": END}
+
+
+def parse_offset(text: str) -> int | str:
+    """``earliest``, ``latest``, an offset, or a negative number: so many before the end.
+
+    Raises ``ConfigurationError``.
+    """
+    if text in STARTS or re.fullmatch(r"-?[0-9]{1,18}", text):
+        return text if text in STARTS else int(text)
+    raise ConfigurationError(
+        f"{text!r} is no offset to begin at",
+        hint="write earliest, latest, an offset such as 1200, or -10 for the last ten of each partition",
+    )
+
+
+def starts(
+    admin: Admin, partitions: Sequence[TopicPartition], offset: int | str, isolation: Isolation
+) -> dict[TopicPartition, int]:
+    """Where to begin in each partition: at the nearest offset there is, where the one asked for is not."""
+    if isinstance(offset, str) and offset == "earliest":
+        return dict.fromkeys(partitions, BEGINNING)
+    ends = admin.end_offsets(partitions, isolation)
+    if isinstance(offset, str):
+        return ends
+    beginnings = admin.beginning_offsets(partitions)
+    wanted = {place: end + offset if offset < 0 else offset for place, end in ends.items()}
+    return {place: min(max(start, beginnings[place]), ends[place]) for place, start in wanted.items()}
+
+
+class Condition(NamedTuple):
+    """What a record must have: a field of its line, as text or as JSON."""
+
+    part: FieldPart
+    text: str
+
+    def holds(self, line: bytes) -> bool:
+        found = self.part.of(line)
+        if found is None:
+            return self.text == "null"
+        if isinstance(found, str):
+            return found == self.text
+        try:
+            return bool(found == json.loads(self.text))
+        except ValueError:
+            return False
+
+
+def parse_condition(given: str) -> Condition:
+    """``FIELD=VALUE``, e.g. ``value.status=500``. Raises ``ConfigurationError``."""
+    field, equals, text = given.partition("=")
+    if not (field and equals):
+        raise ConfigurationError(
+            f"{given!r} is no condition", hint="write FIELD=VALUE, e.g. value.status=500"
+        )
+    return Condition(FieldPart(field), text)
+
+
+def parse_pattern(given: str) -> re.Pattern[str]:
+    """Raises ``ConfigurationError`` for what is no regular expression."""
+    try:
+        return re.compile(given)
+    except re.error as error:
+        raise ConfigurationError(f"{given!r} is no regular expression: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class RecordLines:
+    """Makes lines of records, and leaves out those that are not wanted.
+
+    A line has the record's ``topic``, ``partition``, ``offset``, ``timestamp``, ``key``, ``value`` and
+    ``headers``. Bytes that are no text stand under ``key_base64`` and ``value_base64``; where the app's serde
+    cannot read them, ``error`` says why. ``streams simulate --records`` reads such lines.
+    """
+
+    format: TopicFormat
+    conditions: Sequence[Condition] = ()
+    pattern: re.Pattern[str] | None = None
+
+    def lines(self, fetched: Fetched) -> Iterator[str]:
+        """The lines of the records that are wanted, in order."""
+        headers = fetched.headers() or [None] * len(fetched)
+        columns = fetched.offsets(), fetched.timestamps(), fetched.keys(), fetched.values(), headers
+        for offset, time, key, value, own in zip(*columns, strict=True):
+            shown = {
+                "topic": fetched.topic,
+                "partition": fetched.partition,
+                "offset": offset,
+                "timestamp": None if time < 0 else time,
+                **self._key(key, own),
+                **self._value(value),
+                **({"headers": _headers_as_json(own)} if own else {}),
+            }
+            line = msgspec.json.encode(shown, enc_hook=str)
+            if all(condition.holds(line) for condition in self.conditions):
+                text = line.decode()
+                if self.pattern is None or self.pattern.search(text):
+                    yield text
+
+    def _key(self, key: bytes | None, headers: Headers | None) -> Mapping[str, Any]:
+        if key is None:
+            return {"key": None}
+        try:
+            read = self.format.read_key(key, headers)
+            return as_text("key", read) if isinstance(read, bytes) else {"key": _checked(read)}
+        except Exception as error:  # noqa: BLE001 - whatever a serde raises is shown with the record
+            return {**as_base64("key", key), "error": f"key: {error_text(error)}"}
+
+    def _value(self, value: bytes | None) -> Mapping[str, Any]:
+        if value is None:
+            return {"value": None}
+        try:
+            read = self.format.read_value(value)
+            if not isinstance(read, bytes):
+                return {"value": _checked(read)}
+        except Exception as error:  # noqa: BLE001 - as above
+            return {**as_base64("value", value), "error": f"value: {error_text(error)}"}
+        if isinstance(self.format.value, Bytes):
+            try:
+                return {"value": msgspec.Raw(msgspec.json.encode(msgspec.json.decode(read)))}
+            except (msgspec.DecodeError, RecursionError):
+                pass
+        return as_text("value", read)
+
+
+def _checked(value: Any) -> msgspec.Raw:
+    # Encoded here, so that a value which JSON cannot hold is this record's matter.
+    return msgspec.Raw(msgspec.json.encode(value, enc_hook=str))
+
+
+def as_text(name: str, payload: bytes) -> dict[str, str]:
+    """Bytes as text, or in base64 where they are none."""
+    try:
+        return {name: payload.decode()}
+    except UnicodeDecodeError:
+        return as_base64(name, payload)
+
+
+def as_base64(name: str, payload: bytes) -> dict[str, str]:
+    """Bytes in base64."""
+    return {f"{name}_base64": base64.b64encode(payload).decode()}
+
+
+def _headers_as_json(headers: Headers) -> dict[str, str | None]:
+    return {
+        name: None if content is None else content.decode(errors="backslashreplace")
+        for name, content in headers
+    }

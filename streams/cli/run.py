@@ -1,0 +1,102 @@
+"""``streams run``: one worker, or several under a supervisor."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streams.cli.apps import load_app
+from streams.cli.options import Servers, Target, into_environment
+from streams.errors import TopicError
+from streams.events import configure_logging
+from streams.process.stop import Stopped, StopSignals
+from streams.process.supervisor import Supervisor, follow_supervisor
+from streams.runtime.topics import prepare_topics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streams.app import App
+
+STOP_SECONDS = 10.0
+"""How long a signal may take to end what comes before the app's own settings are known."""
+
+
+def run(
+    target: Target,
+    *,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Run that many processes and restart those that die.")
+    ] = None,
+    bootstrap_servers: Servers = None,
+    create_topics: Annotated[
+        bool, typer.Option("--create-topics", help="Create missing output topics (setting create_topics).")
+    ] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the app.")
+    ] = None,
+    supervised_by: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run an app until SIGTERM or Ctrl-C; then it commits and leaves the group.
+
+    Settings come from the program, the environment (STREAMS_…) and --set, each overriding the one before.
+    """
+    chosen = list(settings or [])
+    if bootstrap_servers is not None:
+        chosen.append(f"bootstrap_servers={bootstrap_servers}")
+    if create_topics:
+        chosen.append("create_topics=true")
+    try:
+        # From here on, and not only once it runs: the app's own module may take its time too.
+        with StopSignals(STOP_SECONDS) as signals:
+            code = _run(target, chosen, workers, supervised_by, signals)
+    except Stopped:
+        return
+    if code:
+        raise typer.Exit(code)
+
+
+def _run(
+    target: str,
+    settings: Sequence[str],
+    workers: int | None,
+    supervised_by: int | None,
+    signals: StopSignals,
+) -> int:
+    into_environment(settings)
+    app = load_app(target)
+    if workers is None or supervised_by is not None:
+        if supervised_by is not None:
+            follow_supervisor(supervised_by)
+        app.run()
+        return 0
+    configure_logging(app.settings.log_format, app.settings.log_level)
+    _check_workers(app, workers)
+    # The settings given here travel to the workers in the environment.
+    command = [sys.executable, "-P", str(Path(__file__).parents[1] / "__main__.py"), "run", target]
+    supervisor = Supervisor(command, workers, stop_timeout=app.settings.shutdown_timeout + 5)
+    # It kills workers that take too long itself.
+    signals.running(supervisor.request_stop, limited=False)
+    return supervisor.run()
+
+
+def _check_workers(app: App, workers: int) -> None:
+    topology = app.topology
+    app.check_state_dir()
+    admin = app.broker().admin()
+    inputs = prepare_topics(
+        topology,
+        admin,
+        application=app.name,
+        dead_letter_topic=app.dead_letter_topic,
+        create_outputs=app.settings.create_topics,
+    )
+    if workers > max(inputs.values(), default=workers):
+        largest = max(inputs, key=lambda name: inputs[name])
+        raise TopicError(
+            f"{workers} workers, but the largest input topic, {largest}, has {inputs[largest]} partitions",
+            hint=f"a partition has one worker at a time: use --workers {inputs[largest]} or add partitions",
+        )

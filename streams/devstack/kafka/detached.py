@@ -1,0 +1,78 @@
+"""The user's one detached cluster, which goes on after the program that started it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streams import local_cluster
+from streams.devstack.kafka.cluster import LocalKafka, start_planned
+from streams.devstack.kafka.folders import cache_folder, explained, locked
+from streams.devstack.kafka.plan import Plan
+from streams.devstack.kafka.report import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from streams.devstack.kafka.report import Report
+
+
+def start_detached(
+    folder: str | Path | None = None,
+    *,
+    nodes: int = 1,
+    heap_mb: int = 512,
+    port: int | None = None,
+    properties: Mapping[str, object] | None = None,
+    report: Report = silent,
+    timeout: float = 60.0,
+) -> LocalKafka:
+    """Start the user's detached cluster, which goes on after this process ends, until :func:`stop`.
+
+    If it runs already, it is returned as it is, and ``report`` says so. The arguments and errors are those of
+    ``LocalKafka.start``; without ``folder`` the data is in the cache folder, kept from start to start.
+    """
+    busy = "Waiting for another process that starts Kafka …"
+    with explained(), locked(local_cluster.note_file().with_suffix(".lock"), report, busy):
+        cluster = running()
+        if cluster is not None:
+            report(f"Kafka already runs at {cluster.bootstrap_servers}, its data is in {cluster.folder}")
+            return cluster
+        path = Path(folder).absolute() if folder is not None else cache_folder() / f"data-{nodes}-nodes"
+        # Noted before as well: should this process be killed meanwhile, the nodes can still be found.
+        local_cluster.write_note(path)
+        plan = Plan(path, nodes, heap_mb, port, properties or {}, timeout, detached=True)
+        cluster = start_planned(plan, report)
+        local_cluster.write_note(path)
+        return cluster
+
+
+def running() -> LocalKafka | None:
+    """Find the user's detached cluster; ``None`` if none of its nodes runs."""
+    record = local_cluster.running()
+    return None if record is None else LocalKafka.found(record)
+
+
+def stop(*, report: Report = silent) -> bool:
+    """Stop the user's detached cluster and keep its data. Returns whether one ran."""
+    cluster = running()
+    if cluster is None:
+        report("No local Kafka runs")
+        return False
+    cluster.stop()
+    local_cluster.note_file().unlink(missing_ok=True)
+    report(f"Stopped Kafka; its data stays in {cluster.folder}")
+    return True
+
+
+def clean(*, report: Report = silent) -> None:
+    """Stop the user's detached cluster, then remove the downloaded Kafka and the data in the cache folder.
+
+    Data in a folder the user named stays. Clusters of other programs must have ended: they read the download.
+    """
+    stop()
+    home = cache_folder()
+    if home.exists():
+        shutil.rmtree(home)
+        report(f"Removed {home}")

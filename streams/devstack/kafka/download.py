@@ -1,0 +1,133 @@
+"""Kafka's jars: from their Maven coordinates into the cache folder, checked against pinned digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streams import local_cluster
+from streams.devstack.kafka.folders import KAFKA_VERSION, require_space
+from streams.errors import LocalKafkaError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streams.devstack.kafka.report import Report
+
+# Kafka's jars bring a logging interface and no logger: the smallest one writes to the node's log file.
+_COORDINATES = (f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}", "org.slf4j:slf4j-simple:1.7.36")
+_PINNED_JARS = Path(__file__).with_name("kafka_jars.sha256")
+"""The class path's files with their SHA-256, as ``sha256sum`` writes it in the cache's ``maven``."""
+
+
+def intact_jars(home: Path) -> list[Path] | None:
+    """Return the class path in order, or ``None`` if the manifest or a jar is missing or has another size.
+
+    A manifest is only written for jars that were checked against the pinned digests it names.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((home / "manifest.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    if manifest.get("pinned") != _digest(_PINNED_JARS):
+        return None
+    sizes: dict[str, int] = manifest["sizes"]
+    jars = {home / "maven" / name: size for name, size in sizes.items()}
+    damaged = [jar for jar, size in jars.items() if not jar.exists() or jar.stat().st_size != size]
+    for jar in damaged:
+        jar.unlink(missing_ok=True)
+    return None if damaged else list(jars)
+
+
+def download(home: Path, report: Report) -> list[Path]:
+    """Bring the jars into ``home``; the class path in order. What arrived before is kept."""
+    try:
+        import jgo.config  # noqa: PLC0415  # an extra: only a local Kafka needs it
+        import jgo.maven  # noqa: PLC0415
+    except ImportError as error:
+        raise LocalKafkaError(
+            f"a local Kafka needs the package jgo, which finds Kafka's jars: {error}",
+            hint="pip install 'streams[broker]'",
+        ) from error
+    require_space(home)
+    report(f"Downloading Apache Kafka {KAFKA_VERSION} (44 MB, about 30 s, once) …")
+    begin = time.monotonic()
+    repository = home / "maven"
+    mirrors = jgo.config.GlobalSettings.load().repositories or None
+    context = jgo.maven.MavenContext(repo_cache=repository, remote_repos=mirrors)
+    problem: object = None
+    for _ in range(3):
+        # jgo writes in place: what an interrupted download left would be taken for the whole file.
+        _drop_damaged(repository)
+        try:
+            jars = _resolve(context)
+        except (OSError, RuntimeError) as error:
+            problem = error
+            continue
+        problem = _unpinned(repository, jars)
+        if problem is None:
+            break
+    else:
+        raise LocalKafkaError(
+            f"Apache Kafka {KAFKA_VERSION} could not be downloaded: {problem}",
+            hint="the network is needed this once; what did arrive is kept, the next try goes on from there. "
+            "Behind a mirror, name it under [repositories] in jgo's configuration file",
+        )
+    sizes = {str(jar.relative_to(repository)): jar.stat().st_size for jar in jars}
+    local_cluster.write_atomically(home / "manifest.json", {"pinned": _digest(_PINNED_JARS), "sizes": sizes})
+    report(f"Downloaded in {time.monotonic() - begin:.0f} s")
+    return jars
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unpinned(repository: Path, jars: Sequence[Path]) -> str | None:
+    """What is wrong with the files of the class path, by their pinned digests; wrong ones are deleted."""
+    pinned = {}
+    for line in _PINNED_JARS.read_text(encoding="ascii").splitlines():
+        digest, _, name = line.partition("  ")
+        pinned[name] = digest
+    found = {str(jar.relative_to(repository)): _digest(jar) for jar in jars}
+    for name, digest in found.items():
+        if digest != pinned.get(name, digest):
+            (repository / name).unlink()
+            return (
+                f"{name} has the SHA-256 {digest}, {pinned[name]} is pinned: it is not what was published, "
+                "a proxy may be answering in place of the repository"
+            )
+    if found.keys() != pinned.keys():
+        return f"other files are needed than those pinned: {', '.join(sorted(found.keys() ^ pinned.keys()))}"
+    return None
+
+
+def _drop_damaged(repository: Path) -> None:
+    for jar in repository.rglob("*.jar"):
+        if not zipfile.is_zipfile(jar):
+            jar.unlink()
+    for description in repository.rglob("*.pom"):
+        if not description.read_bytes().rstrip().endswith(b"</project>"):
+            description.unlink()
+
+
+def _resolve(context: Any) -> list[Path]:
+    """Return Kafka's jars and all they need, downloading what is missing. ``context`` is jgo's."""
+    logger = logging.getLogger("jgo")
+    level = logger.level
+    # What it warns of (a checksum it did not find, …) means nothing to the user; what matters it raises.
+    logger.setLevel(logging.CRITICAL)
+    try:
+        inputs, others = context.resolver.resolve([context.create_dependency(name) for name in _COORDINATES])
+        needed = [*inputs, *(other for other in others if other.scope in {"compile", "runtime"})]
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            return list(pool.map(lambda dependency: Path(dependency.artifact.resolve()), needed))
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,178 @@
+"""One server of a cluster, which can be killed, paused, resumed, stopped and started again."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from streams.devstack.kafka.folders import last_lines
+from streams.devstack.kafka.java import java_command
+from streams.devstack.kafka.ports import PortTaken, require_free
+from streams.devstack.kafka.process import ServerProcess, until
+from streams.errors import LocalKafkaError
+from streams.local_cluster import HOST
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from streams.devstack.kafka.installation import Installation
+    from streams.devstack.kafka.plan import Plan
+    from streams.local_cluster import Seat
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """What a node does now. ``resident_mb`` is its memory in MB; it and ``pid`` are ``None`` if stopped."""
+
+    number: int
+    state: Literal["running", "paused", "stopped"]
+    address: str
+    pid: int | None
+    resident_mb: int | None
+    log_file: Path
+
+
+class Node:
+    """One server of a :class:`LocalKafka`, broker and controller in one. Made by the cluster.
+
+    ``installation`` is asked for when the node is started; ``on_change`` is called whenever its process
+    changes.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        seat: Seat,
+        process: ServerProcess | None,
+        installation: Callable[[], Installation],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.seat = seat
+        self.number = seat.number
+        self.address = seat.address
+        self.folder = plan.folder / f"node-{seat.number}"
+        self.log_file = self.folder / "node.log"
+        self.process = process
+        self._plan = plan
+        self._installation = installation
+        self._on_change = on_change
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, ``None`` while the node is stopped."""
+        return self.status().pid
+
+    def status(self) -> NodeStatus:
+        """Look at the node's process now."""
+        status = self.process.status() if self.process else None
+        if self.process is None or status is None:
+            return NodeStatus(self.number, "stopped", self.address, None, None, self.log_file)
+        state: Literal["running", "paused"] = "paused" if status.state == "T" else "running"
+        pid = self.process.identity.pid
+        return NodeStatus(self.number, state, self.address, pid, status.resident_mb, self.log_file)
+
+    def start(self, *, wait: bool = True, timeout: float = 60.0) -> None:
+        """Start the stopped node again, with the same data and ports; a node that runs goes on.
+
+        Returns once the node serves clients, or at once with ``wait=False``: in a cluster of three, two nodes
+        must run before either serves.
+
+        :raises LocalKafkaError: a port is taken, or the node did not serve within ``timeout`` seconds.
+        """
+        if self.pid is None:
+            for port in filter(None, (self.seat.port, self.seat.controller_port, self.seat.secured_port)):
+                require_free(port)
+            if self.log_file.exists():
+                self.log_file.replace(self.log_file.with_suffix(".previous.log"))
+            kafka = self._installation()
+            options = [f"-XX:AOTCache={kafka.start_cache}"] if kafka.start_cache else []
+            server = [*options, *self._plan.java_options, "kafka.Kafka", "server.properties"]
+            command = java_command(kafka.java, kafka.class_path, self._plan.heap_mb, *server)
+            spawn = ServerProcess.detached if self._plan.detached else ServerProcess.owned
+            self.process = spawn(command, self.folder, self.log_file)
+            self._on_change()
+        if wait:
+            self.wait(timeout=timeout)
+
+    def wait(self, *, knows: Sequence[Node] = (), timeout: float = 60.0) -> None:
+        """Return once the node serves clients, and tells them of itself and of the nodes it ``knows``.
+
+        :raises LocalKafkaError: the node ended, or this took more than ``timeout`` seconds.
+        """
+        wanted = {self.number, *(node.number for node in knows)}
+        done = until(lambda: self.pid is None or wanted <= _brokers_seen(self.seat.port), timeout)
+        if done and self.pid is not None:
+            return
+        log = last_lines(self.log_file.read_text(encoding="utf-8", errors="replace"))
+        if not done:
+            raise LocalKafkaError(
+                f"node {self.number} does not serve after {timeout:.0f} s:\n{log}",
+                hint=f"on a busy machine allow it more time; the whole log is in {self.log_file}",
+            )
+        message = f"node {self.number} ended while it started:\n{log}"
+        if "Address already in use" in log:
+            raise PortTaken(message, hint=f"end the program that uses one of the ports of {self.seat}")
+        if "No space left" in log:
+            raise LocalKafkaError(message, hint=f"free some space on the disk that holds {self.folder}")
+        raise LocalKafkaError(message, hint=f"the whole log is in {self.log_file}")
+
+    def kill(self) -> None:
+        """End the node as a crash does (SIGKILL); its data stays."""
+        self._signal(signal.SIGKILL, "stopped")
+
+    def pause(self) -> None:
+        """Freeze the node (SIGSTOP): its connections stay open and nobody answers."""
+        self._signal(signal.SIGSTOP, "paused", "stopped")
+
+    def resume(self) -> None:
+        """Let a paused node go on (SIGCONT)."""
+        self._signal(signal.SIGCONT, "running", "stopped")
+
+    def stop(self, *, timeout: float = 30.0) -> None:
+        """End the node in good order (SIGTERM): it hands its partitions over first.
+
+        A node that is not done after ``timeout`` seconds is killed, which loses no record.
+        """
+        self.ask_to_stop()
+        if until(lambda: self.pid is None, timeout):
+            self._on_change()
+        else:
+            self.kill()
+
+    def ask_to_stop(self) -> None:
+        """Begin what :meth:`stop` does, and do not wait for its end."""
+        if self.process is not None:
+            self.process.signal(signal.SIGTERM)
+            # A paused process gets to see the other signal only after this one.
+            self.process.signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals, *states: str) -> None:
+        if self.process is not None:
+            self.process.signal(number)
+            until(lambda: self.status().state in states, 10.0)
+            self._on_change()
+
+
+def _brokers_seen(port: int) -> set[int]:
+    """Ask the broker at ``port`` which brokers are in service; none while it does not answer."""
+    # A metadata request, version 1, for no topic: key, version, correlation id, no client id, no topic.
+    request = struct.pack(">hhihi", 3, 1, 0, -1, 0)
+    try:
+        with socket.create_connection((HOST, port), timeout=1.0) as connection:
+            connection.sendall(struct.pack(">i", len(request)) + request)
+            with connection.makefile("rb") as answer:
+                _length, _correlation, count = struct.unpack(">iii", answer.read(12))
+                brokers = set()
+                for _ in range(count):
+                    number, host_length = struct.unpack(">ih", answer.read(6))
+                    answer.read(host_length + 4)
+                    (rack_length,) = struct.unpack(">h", answer.read(2))
+                    answer.read(max(rack_length, 0))
+                    brokers.add(number)
+                return brokers
+    except (OSError, struct.error):
+        return set()

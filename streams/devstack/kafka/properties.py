@@ -1,0 +1,87 @@
+"""What each server is told when it starts."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from typing import TYPE_CHECKING
+
+from streams.devstack.kafka.security import LISTENER
+from streams.errors import ConfigurationError
+from streams.local_cluster import HOST
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from streams.local_cluster import Seat
+
+
+def _listeners(seat: Seat) -> list[str]:
+    """Where clients may connect, as Kafka writes it."""
+    plain = [f"PLAINTEXT://{seat.address}"]
+    return plain if seat.secured_port is None else [*plain, f"{LISTENER}://{HOST}:{seat.secured_port}"]
+
+
+def server_properties(seats: Sequence[Seat], changes: Mapping[str, object]) -> list[dict[str, object]]:
+    """Return each server's properties. ``changes`` win, except over what says who and where a node is."""
+    count = len(seats)
+    enough = min(2, count)
+    common: dict[str, object] = {
+        "auto.create.topics.enable": "false",
+        "default.replication.factor": count,
+        "min.insync.replicas": enough,
+        # Internal topics: a copy on each node, and few partitions, so that their first use is quick.
+        "offsets.topic.replication.factor": count,
+        "offsets.topic.num.partitions": 4,
+        "transaction.state.log.replication.factor": count,
+        "transaction.state.log.min.isr": enough,
+        "transaction.state.log.num.partitions": 4,
+        "share.coordinator.state.topic.replication.factor": count,
+        "share.coordinator.state.topic.min.isr": enough,
+        "share.coordinator.state.topic.num.partitions": 4,
+        # Tests want to see the end of a group member, or of an abandoned transaction, within seconds.
+        "group.initial.rebalance.delay.ms": 0,
+        "group.min.session.timeout.ms": 500,
+        "group.consumer.min.session.timeout.ms": 500,
+        "group.consumer.min.heartbeat.interval.ms": 100,
+        "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1000,
+        # A killed node's partitions move to the others, and the node may come back, only after this time.
+        "broker.session.timeout.ms": 3000,
+        "broker.heartbeat.interval.ms": 500,
+        # The default is 128 MB of a heap that has 512.
+        "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
+    }
+    voters = ",".join(f"{seat.number}@{HOST}:{seat.controller_port}" for seat in seats)
+    own: list[dict[str, object]] = [
+        {
+            "process.roles": "broker,controller",
+            "node.id": seat.number,
+            "controller.quorum.voters": voters,
+            "controller.listener.names": "CONTROLLER",
+            "listeners": ",".join([*_listeners(seat), f"CONTROLLER://{HOST}:{seat.controller_port}"]),
+            "advertised.listeners": ",".join(_listeners(seat)),
+            # Relative to the folder the server is started in, whose name may then hold any character.
+            "log.dirs": "data",
+        }
+        for seat in seats
+    ]
+    if refused := sorted(own[0].keys() & changes.keys()):
+        raise ConfigurationError(
+            f"a local Kafka sets these properties itself: {', '.join(refused)}",
+            hint="leave them out; the argument `port` chooses the port for clients",
+        )
+    return [common | dict(changes) | fixed for fixed in own]
+
+
+def write_properties(path: Path, properties: Mapping[str, object]) -> None:
+    """Write a file as Java reads it."""
+    lines = [f"{name}={value}\n".replace("\\", "\\\\") for name, value in properties.items()]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def new_id() -> str:
+    """Make an id as Kafka does: 22 characters, no dash in front, which its tools would take for an option."""
+    while (text := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+        pass
+    return text

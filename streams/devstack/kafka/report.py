@@ -1,0 +1,12 @@
+"""Who is told, a line at a time, what is being done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+Report: TypeAlias = Callable[[str], None]
+
+
+def silent(_message: str) -> None:
+    """Tell nobody."""

@@ -1,0 +1,58 @@
+"""A process that ends the nodes when this one is killed, and nothing else can."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# Runs in a process of its own, which outlives a SIGKILL of this one and then ends the nodes. Each line it
+# reads holds the nodes' ids. It also looks for its parent, as a forked child of ours may hold the pipe open.
+_PROGRAM = """
+import os, select, signal, sys
+pids = []
+while True:
+    if select.select([0], [], [], 1.0)[0]:
+        text = os.read(0, 65536)
+        if not text:
+            break
+        pids = [int(word) for word in text.splitlines()[-1].split()]
+    elif os.getppid() != int(sys.argv[1]):
+        break
+for pid in pids:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
+
+
+class Watcher:
+    """Outlives a SIGKILL of process ``owner`` and then kills the processes it was told of last."""
+
+    def __init__(self, owner: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _PROGRAM, str(owner)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def watch(self, pids: Iterable[int]) -> None:
+        """Name the processes to end, instead of those named before."""
+        assert self._process.stdin is not None
+        line = " ".join(map(str, pids))
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.flush()
+
+    def close(self) -> None:
+        """Let it end; what it watched has ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
