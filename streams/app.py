@@ -32,6 +32,7 @@ from streams.queries.query import Queries
 from streams.runtime.commit import AtLeastOnce, ExactlyOnce
 from streams.runtime.dead_letters import dead_letter_topic
 from streams.runtime.key_placement import check_key_placement
+from streams.runtime.resources import Resource, Resources
 from streams.runtime.task import TaskId
 from streams.runtime.topics import most_tasks_with_stores, prepare_topics
 from streams.runtime.worker import Worker
@@ -43,6 +44,7 @@ from streams.topology.topic_names import ADVICE, topic_name_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from contextlib import AbstractContextManager
 
     from streams.broker import Broker
     from streams.config import Settings
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 V = TypeVar("V")
+T = TypeVar("T")
 
 PUBLIC_ROUTES = ("/healthz", "/readyz")
 """What is answered without a token: orchestrators' probes have none, and learn no more than a state."""
@@ -91,6 +94,7 @@ class App:
                 f"dead_letter_topic={self.dead_letter_topic!r} cannot name a topic: {fault}", hint=ADVICE
             )
         self._queries: Queries | None = None
+        self._resources: list[Resource[Any]] = []
 
     @overload
     def stream(
@@ -243,6 +247,34 @@ class App:
         left out: they are counted as skipped under the table's name, and logged.
         """
         return self._builder.global_table(topic, key=key or Bytes(), value=value or Json(), name=name)
+
+    def resource(self, factory: Callable[[], AbstractContextManager[T]]) -> Resource[T]:
+        """Have each worker open something once that the functions of its steps share, e.g. a connection.
+
+        ``factory`` is a function without arguments that returns a context manager. A worker enters it before
+        its first task is made, in the thread that runs the steps, and leaves it when the last task has ended,
+        whatever ends the worker; several are opened in the order in which they are declared, and closed in
+        the reverse one. Where a function needs it, ``get`` gives what the worker has opened. ::
+
+            @app.resource
+            @contextmanager
+            def database() -> Iterator[sqlite3.Connection]:
+                with closing(sqlite3.connect("users.db")) as connection:
+                    yield connection
+
+
+            app.stream("visits").map(lambda visit: with_name(visit, database.get()))
+
+        What it raises when it is opened ends the worker. ``TopologyDriver`` opens it with its first record
+        and closes it in ``close``.
+        """
+        resource = Resource(self.name, factory)
+        self._resources.append(resource)
+        return resource
+
+    def resources(self) -> Resources:
+        """The resources of one worker, not opened yet: for what runs the app's tasks."""
+        return Resources(tuple(self._resources))
 
     @property
     def topology(self) -> Topology:
@@ -406,6 +438,7 @@ class App:
                     follow=follow,
                     tasks=_tasks(topology, partitions),
                 )
+            stack.enter_context(self.resources())
             signals.running(worker.request_stop, lambda: worker.unfinished)
             worker.run()
             watchdog.raise_if_fatal()

@@ -27,6 +27,8 @@ class Event(StrEnum):
     """INFO: settings are checked and the group is being joined."""
     WORKER_STOPPED = "worker stopped"
     """INFO: everything processed is committed and the group was left."""
+    CLOSE_FAILED = "close failed"
+    """ERROR: the ``close`` of a ``step``'s processor, or of a ``resource``, raised."""
     WORKER_FAILED = "worker failed"
     """ERROR: the worker ends because of ``error``; see the exit codes."""
     STOP_REQUESTED = "stop requested"

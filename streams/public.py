@@ -44,6 +44,7 @@ from streams.eventtime.windows import (
 from streams.operators.processor import BatchProcessor, Context, KeyValueStore, Processor
 from streams.policy import ErrorPolicy, dead_letter, fail, retry, skip
 from streams.records import Batch, Record
+from streams.runtime.resources import Resource
 from streams.serde import Avro, Bytes, Json, Serde, Text
 from streams.topology.graph import Topology
 
@@ -68,6 +69,7 @@ __all__ = [
     "ProcessingError",
     "Processor",
     "Record",
+    "Resource",
     "Serde",
     "Session",
     "Sliding",

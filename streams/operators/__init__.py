@@ -93,6 +93,9 @@ class Binding(Protocol):
     def at_commit(self, call: Callable[[], None]) -> None:
         """Call it before each commit, steps before later ones: to forward what changed since the last."""
 
+    def at_close(self, call: Callable[[], None]) -> None:
+        """Call it once, when the task ends for whatever reason: steps in reverse of the order of binding."""
+
     def close_idle_after(self, milliseconds: int, horizon: int) -> None:
         """Let the step's clock follow the wall clock after so long without a record.
 

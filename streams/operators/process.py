@@ -65,6 +65,9 @@ class Process:
         check_processor(guard.step, processor)
         if opened is not None:
             settled(opened(context))
+        closed = getattr(processor, "close", None)
+        if closed is not None:
+            step.at_close(lambda: settled(closed()))
         if process_batch is not None:
 
             def collect(batch: Batch[Any, Any]) -> list[_Joined]:

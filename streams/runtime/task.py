@@ -212,6 +212,8 @@ class _Hooks:
 
     turns: list[_Turn] = field(default_factory=list)
     schedules: list[_Schedule] = field(default_factory=list)
+    closers: list[tuple[str, Callable[[], None]]] = field(default_factory=list)
+    """What to call when the task ends, with the step's name; the last one first."""
     idle: list[tuple[int, int, StreamClock]] = field(default_factory=list)
     """After how many milliseconds without records, and how far, which clock follows the wall clock."""
 
@@ -356,17 +358,12 @@ class Task:
         self._clocks = _Clocks(subtopology, self._checkpoints)
         self._hooks = _Hooks()
         self._sources: dict[str, Callable[[Fetched], None]] = {}
-        bound: dict[str, Forward] = {}
-        for node in reversed(subtopology.nodes):
-            children = {child.name: bound[child.name] for child in subtopology.children(node.name)}
-            if isinstance(node, Source):
-                forward = self._clocks.observed(node.name, fan_out(children))
-                self._sources[node.name] = self._bind_source(node, forward)
-            elif isinstance(node, Step):
-                children = {name: self._clocks.observed(node.name, child) for name, child in children.items()}
-                bound[node.name] = node.operator.bind(self._binding(node), children)
-            else:
-                bound[node.name] = self._bind_sink(node)
+        try:
+            self._bind_nodes()
+        except BaseException:
+            # There is no task that could be closed.
+            self._close_steps()
+            raise
         self._by_topic: dict[str, Callable[[Fetched], None]] = {}
         self.least_slice = max(
             (
@@ -378,6 +375,19 @@ class Task:
         )
         """Fewer records at a time would not keep as many calls in flight as its steps may make."""
         self.stateful = bool(self.states or self._hooks.schedules)
+
+    def _bind_nodes(self) -> None:
+        bound: dict[str, Forward] = {}
+        for node in reversed(self._subtopology.nodes):
+            children = {child.name: bound[child.name] for child in self._subtopology.children(node.name)}
+            if isinstance(node, Source):
+                forward = self._clocks.observed(node.name, fan_out(children))
+                self._sources[node.name] = self._bind_source(node, forward)
+            elif isinstance(node, Step):
+                children = {name: self._clocks.observed(node.name, child) for name, child in children.items()}
+                bound[node.name] = node.operator.bind(self._binding(node), children)
+            else:
+                bound[node.name] = self._bind_sink(node)
 
     @property
     def dirty(self) -> int:
@@ -601,9 +611,29 @@ class Task:
         self.starts.pop(partition, None)
 
     def close(self) -> None:
-        """Release the database. What is not committed is gone."""
+        """Close the steps, then release the database. What is not committed is gone.
+
+        Raises ``ProcessingError`` for the first step whose closing failed, after all else is closed.
+        """
+        failed = self._close_steps()
         if self._database is not None:
             self._database.close()
+        for step, error in failed:
+            raise ProcessingError(
+                f"step {step!r}, task {self.id}: close() failed: {type(error).__name__}: {error_text(error)}",
+                hint="what the task has processed is not affected",
+            ) from error
+
+    def _close_steps(self) -> list[tuple[str, Exception]]:
+        """Close each step once; those that failed."""
+        failed: list[tuple[str, Exception]] = []
+        while self._hooks.closers:
+            step, call = self._hooks.closers.pop()
+            try:
+                call()
+            except Exception as error:  # noqa: BLE001 - the others must be closed too
+                failed.append((step, error))
+        return failed
 
     def _as_slice(self, run: Callable[[], None], *, committing: bool = False) -> None:
         self._before_slice = len(self._pending), len(self._dead_letters)
@@ -1000,6 +1030,9 @@ class _Binding:
 
     def at_commit(self, call: Callable[[], None]) -> None:
         self._hooks.add(self._within.nodes.index(self._step), _Kind.COMMIT, call)
+
+    def at_close(self, call: Callable[[], None]) -> None:
+        self._hooks.closers.append((self._step.name, call))
 
     def close_idle_after(self, milliseconds: int, horizon: int) -> None:
         self._hooks.idle.append((milliseconds, horizon, self.clock))
