@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import os
 import socket
+import textwrap
 import threading
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -289,6 +291,20 @@ class App:
                     hint="give the app or the store a shorter name",
                 )
         return topology
+
+    def __repr__(self) -> str:
+        """The app and its topology, or why it cannot run as it is so far."""
+        return f"App({self.name!r})\n{textwrap.indent(self._shown(), '  ')}"
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return f"<b>App {html.escape(self.name)}</b><pre>{html.escape(self._shown())}</pre>"
+
+    def _shown(self) -> str:
+        try:
+            return self.topology.describe()
+        except TopologyError as error:
+            return f"not complete: {error}"
 
     @property
     def dead_letter_topic(self) -> str:

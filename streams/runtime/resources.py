@@ -48,8 +48,8 @@ class Resource(Generic[T]):
         except KeyError:
             raise StreamsError(
                 f"resource {self.name!r} of app {self._application!r} is not open here",
-                hint="ask for it in the functions of steps and processors, which a worker or a TopologyDriver "
-                "calls: not where the app is described, and not in threads of your own",
+                hint="ask for it in the functions of steps and processors that a worker or a TopologyDriver "
+                "runs: not where the app is described, and not in threads of your own",
             ) from None
         return value
 
