@@ -20,8 +20,9 @@ from streams.coroutines.awaitables import is_asynchronous, location
 from streams.devstack import localkafka
 from streams.dsl.stream import Stream, TopologyBuilder
 from streams.errors import ConfigurationError, StateUnavailable, TopologyError
-from streams.events import Event, get_logger
+from streams.events import Event, get_logger, program_logger
 from streams.monitoring.metrics import WorkerMetrics
+from streams.monitoring.program_metrics import Metrics
 from streams.monitoring.watchdog import Watchdog
 from streams.policy import ErrorPolicy, dead_letter
 from streams.process.ownership import own_process as take_process, rare_garbage_collections
@@ -97,6 +98,15 @@ class App:
             )
         self._queries: Queries | None = None
         self._resources: list[Resource[Any]] = []
+        self.metrics = Metrics(name)
+        """Counters and gauges of the program's own, shown in ``/metrics`` beside the library's."""
+        self.log = program_logger(name)
+        """Writes log lines of the program's own, as structlog does: ``app.log.info("sent", mails=3)``.
+
+        In functions of steps, lines have the fields ``app``, ``worker``, ``task`` and ``partition``, which
+        name who processes what. They go to the logger ``streams.app`` of ``logging``. A line for each record
+        costs more than most records do: log what is rare.
+        """
 
     @overload
     def stream(
@@ -430,7 +440,7 @@ class App:
                     HttpServer(
                         settings.http_host,
                         port,
-                        _routes(worker, watchdog, replicas, reasons=token is None),
+                        _routes(worker, watchdog, replicas, self.metrics, reasons=token is None),
                         StoreRoutes(
                             queries, replicas, token, tls and client_tls(settings.http_tls_ca)
                         ).templates,
@@ -570,10 +580,10 @@ def _tasks(topology: Topology, partitions: Mapping[str, int]) -> set[str] | None
 
 
 def _routes(
-    worker: Worker, watchdog: Watchdog, replicas: Replicas, *, reasons: bool
+    worker: Worker, watchdog: Watchdog, replicas: Replicas, program: Metrics, *, reasons: bool
 ) -> dict[str, Callable[[], Response]]:
     """What is answered; ``reasons`` may be given to every caller that asks for health."""
-    metrics = WorkerMetrics(worker, watchdog, replicas)
+    metrics = WorkerMetrics(worker, watchdog, replicas, program)
 
     def told(stalls: list[Stall], trouble: Trouble | None) -> Response:
         shown = [f"stalled: {stall if reasons else stall.partition}\n" for stall in stalls]

@@ -178,6 +178,12 @@ def configure_logging(
     logger.propagate = False
 
 
+def program_logger(application: str) -> structlog.stdlib.BoundLogger:
+    """The logger for log lines of the program itself."""
+    logger: structlog.stdlib.BoundLogger = get_logger("streams.app").bind(app=application)
+    return logger
+
+
 def get_logger(name: str = "streams") -> structlog.stdlib.BoundLogger:
     """The logger of this library, or one below it.
 

@@ -41,6 +41,7 @@ from streams.eventtime.windows import (
     minutes,
     seconds,
 )
+from streams.monitoring.program_metrics import Counter, Gauge, Metrics
 from streams.operators.processor import BatchProcessor, Context, KeyValueStore, Processor
 from streams.policy import ErrorPolicy, dead_letter, fail, retry, skip
 from streams.records import Batch, Record
@@ -58,14 +59,17 @@ __all__ = [
     "Bytes",
     "ConfigurationError",
     "Context",
+    "Counter",
     "DeadLetterLimitExceeded",
     "ErrorPolicy",
+    "Gauge",
     "GlobalTable",
     "GroupedTable",
     "Hopping",
     "JoinWindow",
     "Json",
     "KeyValueStore",
+    "Metrics",
     "ProcessingError",
     "Processor",
     "Record",

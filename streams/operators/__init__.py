@@ -14,6 +14,8 @@ from streams.records import Batch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from structlog.stdlib import BoundLogger
+
     from streams.eventtime.clock import StreamClock
     from streams.operators.guard import Guard
     from streams.operators.origins import TimedChanges
@@ -63,6 +65,10 @@ class Binding(Protocol):
 
     @property
     def partition(self) -> int: ...
+
+    @property
+    def log(self) -> BoundLogger:
+        """For log lines of the program's own, with the app, the step and the task."""
 
     @property
     def clock(self) -> StreamClock:

@@ -100,6 +100,7 @@ class _Context:
         self.step = step.guard.step
         self.subtopology = step.subtopology
         self.partition = step.partition
+        self.log = step.log
         self._children = children
         self._everywhere = fan_out(children)
         self._forwarded: list[_Forwarded] = []

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from structlog.stdlib import BoundLogger
+
     from streams.records import Batch, Record
 
 TimeKind: TypeAlias = Literal["stream_time", "wall_clock"]
@@ -62,6 +64,10 @@ class Context(Protocol):
     @property
     def partition(self) -> int:
         """Partition number that the processor's task runs on."""
+
+    @property
+    def log(self) -> BoundLogger:
+        """As ``App.log``, with the step's name too; also for ``open``, ``close`` and what is scheduled."""
 
     @property
     def stream_time(self) -> int:

@@ -11,9 +11,11 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import msgspec
+from structlog.contextvars import bound_contextvars
 
 from streams.coroutines.awaitables import settled
 from streams.errors import ProcessingError, StateError, StreamsError, TopologyError, error_text
+from streams.events import program_logger
 from streams.eventtime.clock import StreamClock
 from streams.eventtime.windows import Windowed
 from streams.operators import fan_out
@@ -44,6 +46,8 @@ from streams.topology.topic_names import topic_name_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+
+    from structlog.stdlib import BoundLogger
 
     from streams.coroutines.event_loop import Calls
     from streams.operators import Forward
@@ -412,11 +416,12 @@ class Task:
         """
         begun = time.perf_counter()
         decoding = self.counts.seconds["decode"]
+        partition = TopicPartition(fetched.topic, fetched.partition)
         try:
-            self._as_slice(lambda: self._source_for(fetched.topic)(fetched))
+            self._as_slice(lambda: self._source_for(fetched.topic)(fetched), partition=partition)
         finally:
             self._slice = None
-        self.positions[TopicPartition(fetched.topic, fetched.partition)] = fetched.next_offset
+        self.positions[partition] = fetched.next_offset
         counts = self.counts
         counts.records_in += len(fetched)
         seconds = counts.seconds
@@ -635,7 +640,19 @@ class Task:
                 failed.append((step, error))
         return failed
 
-    def _as_slice(self, run: Callable[[], None], *, committing: bool = False) -> None:
+    def _as_slice(
+        self,
+        run: Callable[[], None],
+        *,
+        committing: bool = False,
+        partition: TopicPartition | None = None,
+    ) -> None:
+        """Let the steps work, on records of an input partition or without input, as a whole or not at all."""
+        fields = {"task": str(self.id)} | ({} if partition is None else {"partition": str(partition)})
+        with bound_contextvars(**fields):
+            self._run_slice(run, committing=committing)
+
+    def _run_slice(self, run: Callable[[], None], *, committing: bool) -> None:
         self._before_slice = len(self._pending), len(self._dead_letters)
         try:
             run()
@@ -998,6 +1015,12 @@ class _Binding:
     _wall_clock: Callable[[], int]
     _last_read: Callable[[], Trace | None]
     _timed_changes: dict[str, TimedChanges]
+
+    @property
+    def log(self) -> BoundLogger:
+        task = TaskId(self.subtopology, self.partition)
+        logger: BoundLogger = program_logger(self._application).bind(step=self._step.name, task=str(task))
+        return logger
 
     @property
     def clock(self) -> StreamClock:
