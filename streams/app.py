@@ -47,7 +47,6 @@ from streams.topology.topic_names import ADVICE, topic_name_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from contextlib import AbstractContextManager
 
     from streams.broker import Broker
     from streams.config import Settings
@@ -55,6 +54,7 @@ if TYPE_CHECKING:
     from streams.eventtime.windows import Windowed
     from streams.monitoring.watchdog import Stall
     from streams.queries.directory import Trouble
+    from streams.runtime.resources import Manager
     from streams.state.store import Databases
     from streams.topology.graph import Topic, Topology
 
@@ -260,13 +260,14 @@ class App:
         """
         return self._builder.global_table(topic, key=key or Bytes(), value=value or Json(), name=name)
 
-    def resource(self, factory: Callable[[], AbstractContextManager[T]]) -> Resource[T]:
+    def resource(self, factory: Callable[[], Manager[T]]) -> Resource[T]:
         """Have each worker open something once that the functions of its steps share, e.g. a connection.
 
         ``factory`` is a function without arguments that returns a context manager. A worker enters it before
         its first task is made, in the thread that runs the steps, and leaves it when the last task has ended,
         whatever ends the worker; several are opened in the order in which they are declared, and closed in
-        the reverse one. Where a function needs it, ``get`` gives what the worker has opened. ::
+        the reverse one. An async context manager is entered in the event loop in which ``map_async`` calls
+        its functions. Where a function needs it, ``get`` gives what the worker has opened. ::
 
             @app.resource
             @contextmanager

@@ -2,32 +2,82 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import asyncio
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from streams.coroutines.awaitables import is_asynchronous
+from streams.coroutines.event_loop import current_loop
 from streams.errors import StreamsError, TopologyError
 from streams.events import Event, get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Self
 
 T = TypeVar("T")
 
+Manager: TypeAlias = AbstractContextManager[T] | AbstractAsyncContextManager[T]
+"""What is entered to open a resource and left to close it; an async one in the process's event loop."""
+
+CLOSE_SECONDS = 5.0
+"""How long the event loop may take to close an async resource."""
+
 _NO_FACTORY = (
     "give it a function without arguments that returns a context manager: one decorated with "
-    "contextlib.contextmanager, or lambda: contextlib.closing(…)"
+    "contextlib.contextmanager or asynccontextmanager, or lambda: contextlib.closing(…)"
 )
+
+
+class _InEventLoop(AbstractContextManager[T]):
+    """An async context manager that is entered and left in the event loop, by one coroutine."""
+
+    def __init__(self, manager: AbstractAsyncContextManager[T]) -> None:
+        self._manager = manager
+        self._loop = current_loop().loop
+        self._opened: Future[T] = Future()
+        self._closing = asyncio.Event()
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> T:
+        self._held = asyncio.run_coroutine_threadsafe(self._hold(), self._loop)
+        try:
+            return self._opened.result()
+        except BaseException:
+            self._held.cancel()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._error = error
+        self._loop.call_soon_threadsafe(self._closing.set)
+        self._held.result(CLOSE_SECONDS)
+
+    async def _hold(self) -> None:
+        try:
+            async with self._manager as value:
+                self._opened.set_result(value)
+                await self._closing.wait()
+                if self._error is not None:
+                    raise self._error  # noqa: TRY301 - to be met by the context manager
+        except BaseException as error:
+            if not self._opened.done():
+                self._opened.set_exception(error)
+            elif error is not self._error:
+                raise
 
 
 class Resource(Generic[T]):
     """What each worker has one of, see ``App.resource``. ``get`` gives it to the functions of steps."""
 
-    def __init__(self, application: str, factory: Callable[[], AbstractContextManager[T]]) -> None:
+    def __init__(self, application: str, factory: Callable[[], Manager[T]]) -> None:
         self.name = str(getattr(factory, "__name__", None) or type(factory).__name__)
         self._application = application
         code: object = factory
@@ -55,8 +105,12 @@ class Resource(Generic[T]):
 
     def make(self) -> AbstractContextManager[T]:
         """A context manager of the program's, not entered yet."""
-        manager = self._factory()
-        if not (hasattr(manager, "__enter__") and hasattr(manager, "__exit__")):
+        manager: object = self._factory()
+        if isinstance(manager, AbstractAsyncContextManager) and not isinstance(
+            manager, AbstractContextManager
+        ):
+            return _InEventLoop(manager)
+        if not isinstance(manager, AbstractContextManager):
             raise TopologyError(
                 f"resource {self.name!r} of app {self._application!r}: its function returned "
                 f"{manager!r:.80}, which is no context manager",

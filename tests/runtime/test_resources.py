@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import threading
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +20,7 @@ from streams.testing import TopologyDriver
 from tests.logs import capture_logs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
 
@@ -246,6 +246,76 @@ def test_steps_timers_and_async_functions_get_the_resource():
         driver.send("in", 1, key=b"k")
         driver.advance(1000)
         assert [driver.values(name) for name in ("mapped", "awaited", "ticked")] == [["ann"]] * 3
+
+
+class Client:
+    """An async one, which wants one event loop for all of its life."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.told: BaseException | None = None
+        self.closed = False
+
+    async def fetch(self, value: str) -> str:
+        assert asyncio.get_running_loop() is self.loop
+        if value == "bad":
+            raise ValueError(value)
+        return value.upper()
+
+
+def fetching(clients: list[Client], *, openable: bool = True) -> App:
+    app = App("fetching")
+
+    @app.resource
+    @asynccontextmanager
+    async def client() -> AsyncIterator[Client]:
+        if not openable:
+            raise ValueError("no client")
+        clients.append(Client())
+        try:
+            yield clients[-1]
+        except BaseException as error:
+            clients[-1].told = error
+            raise
+        finally:
+            await asyncio.sleep(0)
+            clients[-1].closed = True
+
+    async def fetch(value: str) -> str:
+        return await client.get().fetch(value)
+
+    app.stream("in", value=Text()).map_async(fetch, concurrency=3, on_error=fail).to("out")
+    return app
+
+
+def test_an_async_resource_lives_in_the_event_loop_of_async_functions():
+    clients: list[Client] = []
+    with TopologyDriver(fetching(clients)) as driver:
+        driver.send("in", "a")
+        assert driver.values("out") == ["A"]
+        assert [client.closed for client in clients] == [False]
+    assert [client.closed for client in clients] == [True]
+    assert clients[0].told is None
+
+
+def test_an_async_resource_is_told_what_ended_the_work():
+    clients: list[Client] = []
+    app = fetching(clients)
+
+    def work() -> None:
+        # What runs an app's tasks opens its resources around them.
+        with app.resources():
+            raise ProcessingError("ended")
+
+    with pytest.raises(ProcessingError) as raised:
+        work()
+    assert clients[0].told is raised.value
+    assert clients[0].closed
+
+
+def test_an_async_resource_that_cannot_be_opened_says_why():
+    with pytest.raises(ValueError, match="no client"):
+        TopologyDriver(fetching([], openable=False)).send("in", "a")
 
 
 def test_outside_of_a_worker_there_is_none():
