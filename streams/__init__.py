@@ -1,110 +1,26 @@
 """Stream processing on Kafka in plain Python: exactly once, in batches, as consumer-group replicas.
 
-The names below are the public ones; everything else may change between versions.
+The names in ``__all__`` are the public ones; everything else may change between versions. They are loaded
+when the first of them is used: the command handles signals before it loads anything that takes long.
 """
 
-from streams.aggregates import (
-    Aggregate,
-    collect,
-    count,
-    custom,
-    distinct,
-    first,
-    latest,
-    maximum,
-    mean,
-    minimum,
-    most_frequent,
-    quantile,
-    top,
-    total,
-    variance,
-)
-from streams.app import App
-from streams.dsl.stream import GlobalTable, GroupedTable, Stream, Table, key_value_store
-from streams.errors import (
-    BrokerError,
-    ConfigurationError,
-    DeadLetterLimitExceeded,
-    ProcessingError,
-    StateError,
-    StreamsError,
-    TopologyError,
-)
-from streams.eventtime.windows import (
-    Hopping,
-    JoinWindow,
-    Session,
-    Sliding,
-    Tumbling,
-    Windowed,
-    days,
-    hours,
-    milliseconds,
-    minutes,
-    seconds,
-)
-from streams.operators.processor import BatchProcessor, Context, KeyValueStore, Processor
-from streams.policy import ErrorPolicy, dead_letter, fail, retry, skip
-from streams.records import Batch, Record
-from streams.serde import Avro, Bytes, Json, Serde, Text
-from streams.topology.graph import Topology
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Aggregate",
-    "App",
-    "Avro",
-    "Batch",
-    "BatchProcessor",
-    "BrokerError",
-    "Bytes",
-    "ConfigurationError",
-    "Context",
-    "DeadLetterLimitExceeded",
-    "ErrorPolicy",
-    "GlobalTable",
-    "GroupedTable",
-    "Hopping",
-    "JoinWindow",
-    "Json",
-    "KeyValueStore",
-    "ProcessingError",
-    "Processor",
-    "Record",
-    "Serde",
-    "Session",
-    "Sliding",
-    "StateError",
-    "Stream",
-    "StreamsError",
-    "Table",
-    "Text",
-    "Topology",
-    "TopologyError",
-    "Tumbling",
-    "Windowed",
-    "collect",
-    "count",
-    "custom",
-    "days",
-    "dead_letter",
-    "distinct",
-    "fail",
-    "first",
-    "hours",
-    "key_value_store",
-    "latest",
-    "maximum",
-    "mean",
-    "milliseconds",
-    "minimum",
-    "minutes",
-    "most_frequent",
-    "quantile",
-    "retry",
-    "seconds",
-    "skip",
-    "top",
-    "total",
-    "variance",
-]
+if TYPE_CHECKING:
+    from streams.public import *  # noqa: F403 - the same names, which ``public.__all__`` lists
+else:
+
+    def __getattr__(name: str) -> object:
+        # What tools and the import system look for is not there, and loads nothing.
+        if not name.startswith("__") or name == "__all__":
+            public = import_module("streams.public")
+            if name == "__all__" or name in public.__all__:
+                return getattr(public, name)
+            if name in globals():
+                # A module that has been loaded on the way.
+                return globals()[name]
+        raise AttributeError(f"module 'streams' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *import_module("streams.public").__all__})

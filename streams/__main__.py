@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 
 def _import_this_package() -> None:
@@ -24,7 +25,19 @@ def _import_this_package() -> None:
 if not __package__:
     _import_this_package()
 
-from streams.cli.main import main  # noqa: E402 - the package must be there first
+from streams.process.early_signals import EarlySignals  # noqa: E402 - the package must be there first
+
+
+def main() -> NoReturn:
+    """Run the command line and exit, with signals handled from here on."""
+    a_worker = sys.argv[1:2] == ["run"]
+    early = EarlySignals(a_worker=a_worker)
+    from streams.cli.main import main as run_command_line  # noqa: PLC0415 - it loads what takes long
+
+    if not a_worker:
+        early.forget()
+    run_command_line()
+
 
 # Processes of a simulation run this file too, under another name, before they begin.
 if __name__ == "__main__":

@@ -137,10 +137,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How long a stop may take before the worker gives up what it is doing."""
 
     log_format: Literal["auto", "console", "json"] = "auto"
-    """``auto``: for people on a terminal, JSON lines otherwise."""
+    """Where the process is the worker's own (``streams run``): ``auto``, for people on a terminal, JSON
+    lines otherwise. In another program, its own configuration of ``logging`` says how lines are written."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least important level logged."""
+    """The least important level logged there."""
 
     client: dict[str, Any] = {}
     consumer: dict[str, Any] = {}

@@ -1,5 +1,8 @@
 """The names of everything that is logged, in one place, and how logs are written.
 
+Lines go to the logger ``streams`` of Python's ``logging``, whatever the program that this library runs in has
+configured there or in structlog: who writes them, and how, is the program's to say.
+
 Levels: ERROR data or service is at risk, WARNING unexpected but handled, INFO the state changed, DEBUG the
 rest. Values go into fields, never into the event's name.
 """
@@ -9,9 +12,12 @@ from __future__ import annotations
 import logging
 import sys
 from enum import StrEnum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
 
 
 class Event(StrEnum):
@@ -21,6 +27,8 @@ class Event(StrEnum):
     """INFO: settings are checked and the group is being joined."""
     WORKER_STOPPED = "worker stopped"
     """INFO: everything processed is committed and the group was left."""
+    CLOSE_FAILED = "close failed"
+    """ERROR: the ``close`` of a ``step``'s processor, or of a ``resource``, raised."""
     WORKER_FAILED = "worker failed"
     """ERROR: the worker ends because of ``error``; see the exit codes."""
     STOP_REQUESTED = "stop requested"
@@ -113,37 +121,56 @@ class Event(StrEnum):
     """INFO: metrics and health are served at ``url``."""
 
 
+class Line(dict[str, Any]):
+    """What is logged: ``event`` and the fields beside it.
+
+    Formatters that know structured lines (structlog's, those for JSON) find a dictionary; others, which ask
+    for a text, get ``event field=value …``.
+    """
+
+    def __str__(self) -> str:
+        fields = [f"{name}={value!r}" for name, value in self.items() if name not in _NO_FIELDS]
+        return " ".join([str(self.get("event", "")), *fields])
+
+
+_NO_FIELDS = {"event", "exc_info"}
+
+
+def _to_logging(
+    logger: Any, method: str, line: MutableMapping[str, Any]
+) -> tuple[tuple[Line], dict[str, Any]]:
+    # What structlog's ProcessorFormatter looks for, and the traceback where everybody else does.
+    extra = {"_logger": logger, "_name": method}
+    return (Line(line),), {"extra": extra, "exc_info": line.get("exc_info")}
+
+
 def configure_logging(
     form: Literal["auto", "console", "json"] = "auto",
     level: Literal["debug", "info", "warning", "error"] = "info",
 ) -> None:
-    """Write logs to standard error: for people on a terminal, as JSON lines otherwise.
+    """Write this library's logs to standard error: for people on a terminal, as JSON lines otherwise.
 
-    What librdkafka has to say comes along under the logger ``streams.librdkafka``.
+    For processes that do nothing else: it replaces the handlers of the logger ``streams``, and no other. What
+    librdkafka has to say comes along under the logger ``streams.librdkafka``.
     """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
     # The default shows the local variables of every frame, passwords included.
     plain = structlog.dev.plain_traceback
     renderer: Any = structlog.processors.JSONRenderer()
     if console:
         renderer = structlog.dev.ConsoleRenderer(exception_formatter=plain)
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
-    finish: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    finish: list[Any] = [
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
     if not console:
         finish.append(structlog.processors.format_exc_info)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[*finish, renderer])
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.contextvars.merge_contextvars], processors=[*finish, renderer]
+        )
     )
     logger = logging.getLogger("streams")
     logger.handlers = [handler]
@@ -151,7 +178,26 @@ def configure_logging(
     logger.propagate = False
 
 
-def get_logger() -> structlog.stdlib.BoundLogger:
-    """The logger of this library."""
-    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("streams")
+def program_logger(application: str) -> structlog.stdlib.BoundLogger:
+    """The logger for log lines of the program itself."""
+    logger: structlog.stdlib.BoundLogger = get_logger("streams.app").bind(app=application)
+    return logger
+
+
+def get_logger(name: str = "streams") -> structlog.stdlib.BoundLogger:
+    """The logger of this library, or one below it.
+
+    It has structlog's interface and none of its global configuration, which is the program's.
+    """
+    logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
+        logging.getLogger(name),
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.contextvars.merge_contextvars,
+            _to_logging,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        context_class=dict,
+        cache_logger_on_first_use=True,
+    )
     return logger

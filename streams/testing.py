@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from streams.errors import TopologyError
@@ -19,6 +20,8 @@ from streams.topology.graph import matches
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
+    from types import TracebackType
+    from typing import Self
 
     from streams.app import App
     from streams.coroutines.event_loop import Calls
@@ -40,6 +43,8 @@ class TopologyDriver:
         driver = TopologyDriver(app)
         driver.send("lines", "GET / 500")
         assert driver.values("errors") == [...]
+
+    ``close`` ends the tasks and closes the app's resources, as does leaving the driver as a context manager.
     """
 
     def __init__(self, app: App, *, partitions: int = 1, clock: int = 0) -> None:
@@ -186,11 +191,12 @@ class TopologyDriver:
     def advance(self, milliseconds: int) -> None:
         """Move the clock: what is scheduled on the wall clock runs, and idle windows close."""
         self.clock += milliseconds
-        for task in list(self._tasks.values()):
-            since = self._idle_since.get(task.id, self.clock)
-            worked = task.punctuate()
-            if task.idle(self.clock - since, milliseconds) or worked:
-                self._commit(task)
+        with self._resources.active():
+            for task in list(self._tasks.values()):
+                since = self._idle_since.get(task.id, self.clock)
+                worked = task.punctuate()
+                if task.idle(self.clock - since, milliseconds) or worked:
+                    self._commit(task)
 
     def restart(self, app: App | None = None) -> None:
         """Let every task end and begin again from what is committed, as after a stop or a crash.
@@ -198,14 +204,37 @@ class TopologyDriver:
         ``app`` is a changed version of the program that continues with the existing state: to test what a
         change means for it. A task raises ``StateError`` with its next record when it cannot read its state.
         """
-        for task in self._tasks.values():
-            task.close()
+        self.close()
+        self._use(app or self._app)
+
+    def close(self) -> None:
+        """End all tasks and close the app's resources, as a worker that stops. Raises what fails in that.
+
+        A record sent later makes them anew, with the state that there is.
+        """
+        tasks = list(self._tasks.values())
         self._tasks.clear()
-        if app is not None:
-            self._use(app)
+        try:
+            with self._resources.active(), ExitStack() as stack:
+                for task in reversed(tasks):
+                    stack.callback(task.close)
+        finally:
+            self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def _use(self, app: App) -> None:
         self._app = app
+        self._resources = app.resources()
         self._topology = app.topology
         self._global_tables = {
             source.topic: GlobalTable(source, self._databases, self.wall_clock)
@@ -242,6 +271,13 @@ class TopologyDriver:
         return self.clock if timestamp is None else timestamp
 
     def _feed(
+        self, topic: str, records: Iterable[Record[bytes | None, bytes | None]], partition: int | None
+    ) -> None:
+        self._resources.open()
+        with self._resources.active():
+            self._feed_partitions(topic, records, partition)
+
+    def _feed_partitions(
         self, topic: str, records: Iterable[Record[bytes | None, bytes | None]], partition: int | None
     ) -> None:
         by_partition: dict[int, list[Record[bytes | None, bytes | None]]] = {}

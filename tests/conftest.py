@@ -7,7 +7,6 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
-import structlog
 from hypothesis import settings
 
 from streams.broker import NewTopic
@@ -31,12 +30,11 @@ QUICK_GROUPS = {
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     """What runs an app in the test's process makes logs go to the standard error of just that moment."""
-    logger, structure = logging.getLogger("streams"), structlog.get_config()
+    logger = logging.getLogger("streams")
     handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
     yield
     logger.handlers, logger.propagate = handlers, propagate
     logger.setLevel(level)
-    structlog.configure(**structure)
 
 
 @pytest.fixture(scope="session")

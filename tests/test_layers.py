@@ -21,6 +21,7 @@ LAYERS = (
     ("queries",),
     ("monitoring",),
     ("app",),
+    ("public",),
     ("testing", "simulation", "__init__"),
     ("cli",),
     ("__main__",),

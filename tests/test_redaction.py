@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 
 import pytest
-import structlog
 from rich.console import Console
 
 from streams import App
 from streams.broker.kafka import KafkaBroker
 from streams.config import load_settings
 from streams.errors import ConfigurationError, NotAuthorized, Right
-from streams.events import configure_logging
+from streams.events import configure_logging, get_logger
 from streams.redaction import is_secret, scrub, secrets_in, without_secrets
 
 SECRET = {
@@ -107,7 +106,7 @@ def test_a_traceback_on_a_terminal_has_no_local_variables(capsys):
     try:
         connect("drowssap-a-fo-rekram"[::-1])
     except RuntimeError:
-        structlog.stdlib.get_logger("streams").exception("failed")
+        get_logger().exception("failed")
     said = capsys.readouterr().err
     assert "no answer to 20 characters" in said
     assert "marker-of" not in said

@@ -60,4 +60,4 @@ elif job == "join":
     app.stream(input_topic, key=Bytes(), value=Json(Request)).join(teams, with_team).to(output_topic)
 else:
     app.stream(input_topic, value=Bytes()).to(output_topic)
-app.run()
+app.run(own_process=True)

@@ -11,8 +11,8 @@ import typer
 from streams.cli.apps import load_app
 from streams.cli.options import Servers, Target, into_environment
 from streams.errors import TopicError
-from streams.events import configure_logging
-from streams.process.stop import Stopped, StopSignals
+from streams.process.ownership import own_process
+from streams.process.stop import StopSignals
 from streams.process.supervisor import Supervisor, follow_supervisor
 from streams.runtime.topics import prepare_topics
 
@@ -49,14 +49,12 @@ def run(
         chosen.append(f"bootstrap_servers={bootstrap_servers}")
     if create_topics:
         chosen.append("create_topics=true")
-    try:
-        # From here on, and not only once it runs: the app's own module may take its time too.
-        with StopSignals(STOP_SECONDS) as signals:
-            code = _run(target, chosen, workers, supervised_by, signals)
-    except Stopped:
-        return
-    if code:
-        raise typer.Exit(code)
+    codes: list[int] = []
+    # From here on, and not only once it runs: the app's own module may take its time too.
+    with StopSignals(STOP_SECONDS) as signals:
+        signals.call(lambda: codes.append(_run(target, chosen, workers, supervised_by, signals)))
+    if any(codes):
+        raise typer.Exit(codes[0])
 
 
 def _run(
@@ -71,9 +69,9 @@ def _run(
     if workers is None or supervised_by is not None:
         if supervised_by is not None:
             follow_supervisor(supervised_by)
-        app.run()
+        app.run(own_process=True)
         return 0
-    configure_logging(app.settings.log_format, app.settings.log_level)
+    own_process(app.settings.log_format, app.settings.log_level)
     _check_workers(app, workers)
     # The settings given here travel to the workers in the environment.
     command = [sys.executable, "-P", str(Path(__file__).parents[1] / "__main__.py"), "run", target]

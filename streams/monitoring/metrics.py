@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
+    from streams.monitoring.program_metrics import Metrics
     from streams.monitoring.watchdog import Watchdog
     from streams.queries.directory import Replicas
     from streams.runtime.worker import Worker
@@ -22,7 +23,7 @@ _COMMIT_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 
 
 class WorkerMetrics:
-    """A worker's metrics in Prometheus' text format.
+    """A worker's metrics in Prometheus' text format, and those that the program has declared.
 
     The worker only counts in plain attributes, once a slice; this turns them into metrics when scraped.
     """
@@ -30,9 +31,14 @@ class WorkerMetrics:
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
     def __init__(
-        self, worker: Worker, watchdog: Watchdog | None = None, replicas: Replicas | None = None
+        self,
+        worker: Worker,
+        watchdog: Watchdog | None = None,
+        replicas: Replicas | None = None,
+        program: Metrics | None = None,
     ) -> None:
         self._worker = worker
+        self._program = program
         self._replicas = replicas
         self._watchdog = watchdog
         self._registry = CollectorRegistry()
@@ -110,6 +116,15 @@ class WorkerMetrics:
             "Seconds since what other workers hold was last looked at; 0 where that is not needed.",
             value=0 if self._replicas is None else self._replicas.seconds_behind,
         )
+        yield from self._programs_own()
+
+    def _programs_own(self) -> Iterator[Metric]:
+        for metric in self._program.samples() if self._program is not None else ():
+            make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            family = make(metric.name, metric.description, labels=metric.labels)
+            for labels, value in metric.values.items():
+                family.add_metric(labels, value)
+            yield family
 
     def _restoring(self) -> Iterator[Metric]:
         left = GaugeMetricFamily(

@@ -14,6 +14,8 @@ from streams.records import Batch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from structlog.stdlib import BoundLogger
+
     from streams.eventtime.clock import StreamClock
     from streams.operators.guard import Guard
     from streams.operators.origins import TimedChanges
@@ -65,6 +67,10 @@ class Binding(Protocol):
     def partition(self) -> int: ...
 
     @property
+    def log(self) -> BoundLogger:
+        """For log lines of the program's own, with the app, the step and the task."""
+
+    @property
     def clock(self) -> StreamClock:
         """Stream time of the records that reach the step; asking for it makes the task keep it."""
 
@@ -92,6 +98,9 @@ class Binding(Protocol):
 
     def at_commit(self, call: Callable[[], None]) -> None:
         """Call it before each commit, steps before later ones: to forward what changed since the last."""
+
+    def at_close(self, call: Callable[[], None]) -> None:
+        """Call it once, when the task ends for whatever reason: steps in reverse of the order of binding."""
 
     def close_idle_after(self, milliseconds: int, horizon: int) -> None:
         """Let the step's clock follow the wall clock after so long without a record.

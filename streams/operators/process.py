@@ -65,6 +65,9 @@ class Process:
         check_processor(guard.step, processor)
         if opened is not None:
             settled(opened(context))
+        closed = getattr(processor, "close", None)
+        if closed is not None:
+            step.at_close(lambda: settled(closed()))
         if process_batch is not None:
 
             def collect(batch: Batch[Any, Any]) -> list[_Joined]:
@@ -97,6 +100,7 @@ class _Context:
         self.step = step.guard.step
         self.subtopology = step.subtopology
         self.partition = step.partition
+        self.log = step.log
         self._children = children
         self._everywhere = fan_out(children)
         self._forwarded: list[_Forwarded] = []

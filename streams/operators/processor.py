@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from structlog.stdlib import BoundLogger
+
     from streams.records import Batch, Record
 
 TimeKind: TypeAlias = Literal["stream_time", "wall_clock"]
@@ -64,6 +66,10 @@ class Context(Protocol):
         """Partition number that the processor's task runs on."""
 
     @property
+    def log(self) -> BoundLogger:
+        """As ``App.log``, with the step's name too; also for ``open``, ``close`` and what is scheduled."""
+
+    @property
     def stream_time(self) -> int:
         """The highest event time that has come, in milliseconds since the epoch; -1 before the first."""
 
@@ -98,6 +104,13 @@ class Processor(Protocol):
 
     If there is a method ``open(context)``, it is called once before the first record, when the task's stores
     are restored: to get stores and to schedule.
+
+    If there is a method ``close()``, it is called once when the task ends: its partition goes to another
+    worker, the worker stops or fails, or the task begins again from what is committed. Unless something has
+    failed, what was processed is committed by then. Processors are closed before those that follow them, then
+    the stores, and at the worker's end its resources (``App.resource``). Nothing may be forwarded any more,
+    and what is put into stores is lost. An error is logged, and ends nothing. A process that is killed closes
+    nothing.
     """
 
     def process(self, record: Record[Any, Any], context: Context) -> None:
@@ -105,7 +118,7 @@ class Processor(Protocol):
 
 
 class BatchProcessor(Protocol):
-    """A batch at a time: the faster form. ``open(context)`` as for ``Processor``.
+    """A batch at a time: the faster form. ``open(context)`` and ``close()`` as for ``Processor``.
 
     Where ``process_batch`` raises, what it forwarded and stored is taken back and it is called again with
     each record of the batch alone, so that only the failing one meets the error policy. Effects outside of

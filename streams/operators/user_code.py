@@ -19,7 +19,7 @@ _CALLED = (
 )
 """What is called of serdes and aggregates that a program has written itself."""
 
-_CALLED_OF_PROCESSORS = ("open", "process", "process_batch")
+_CALLED_OF_PROCESSORS = ("open", "process", "process_batch", "close")
 
 
 def check_code(step: str, kind: str, node: object, place: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
     from typing import Self
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 START_SECONDS = 2.0
-"""How long a start may take to end once a signal has come: there is nothing to commit."""
+"""How long a start may take to end once a signal has come, in a process that ends with it anyway."""
 
 MARGIN_SECONDS = 1.0
 """So long before its time is over, a stop is ended: writing out the log takes time too."""
@@ -29,7 +30,7 @@ MARGIN_SECONDS = 1.0
 CHECK_SECONDS = 0.1
 
 
-class Stopped(BaseException):
+class _Stopped(BaseException):
     """A signal came before there was anything to finish.
 
     Not an ``Exception``, so that what is interrupted does not take it for an error of its own.
@@ -46,7 +47,7 @@ class Phase(Enum):
     """
 
     STARTING = "starting"
-    """A signal raises ``Stopped`` in the main thread."""
+    """A signal interrupts what the main thread does in ``call``."""
     RUNNING = "running"
     """A signal asks what runs to stop."""
     LEFT = "left"
@@ -59,23 +60,36 @@ class Phase(Enum):
 class StopSignals:
     """What SIGTERM and SIGINT do while it is entered. In other threads than the main one, it does nothing.
 
+    When it is left, what these signals did before is back, and so is ``set_wakeup_fd``; numbers of other
+    signals are passed on to that file meanwhile.
+
     Python calls signal handlers in the main thread alone, between two of its instructions: not while a
     library waits for a broker there. The signals' numbers are therefore read from a pipe by a thread of its
     own (``signal.set_wakeup_fd``), which also ends the process when the stop takes longer than ``seconds``:
-    with exit code 0 where nothing is lost by that, else with that of ``NotCommitted``. ``end_process`` is
-    called with the code.
+    with exit code 0 where nothing is lost by that, else with that of ``NotCommitted``. Before anything is
+    ``running``, that is after ``start_seconds``. ``end_process`` is called with the code.
     """
 
-    def __init__(self, seconds: float, *, end_process: Callable[[int], object] = os._exit) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        start_seconds: float = START_SECONDS,
+        end_process: Callable[[int], object] = os._exit,
+    ) -> None:
         self._seconds = max(seconds - MARGIN_SECONDS, seconds / 2)
+        self._start_seconds = min(start_seconds, self._seconds)
         self._end_process = end_process
         self._phase = Phase.STARTING
+        self._interruptible = False
+        self._received = False
         self._stop: Callable[[], None] = _nothing
         self._unfinished: Callable[[], bool] = _never
         self._limited = True
         self._left = threading.Event()
         self._signalled_at: float | None = None
         self._handlers: list[tuple[int, object]] = []
+        self._wakeup_before = -1
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -86,8 +100,9 @@ class StopSignals:
         os.set_blocking(self._writer, False)
         self._thread = threading.Thread(target=self._listen, name="streams-signals", daemon=True)
         self._thread.start()
+        for number in SIGNALS:
+            self._handlers.append((number, signal.signal(number, self._handle)))
         self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._handlers = [(number, signal.signal(number, self._handle)) for number in SIGNALS]
         return self
 
     def __exit__(
@@ -99,12 +114,28 @@ class StopSignals:
         self._become(Phase.LEFT)
         if self._thread is None:
             return
-        for number, handler in self._handlers:
-            signal.signal(number, handler)  # type: ignore[arg-type]  # as signal.signal returned it
         signal.set_wakeup_fd(self._wakeup_before)
+        for number, handler in self._handlers:
+            # None is what C code has set, which Python cannot set again.
+            if handler is not None:
+                signal.signal(number, handler)  # type: ignore[arg-type]  # as signal.signal returned it
         self._left.set()
         # The end of the file ends the thread.
         os.close(self._writer)
+
+    def call(self, work: Callable[[], object]) -> bool:
+        """Do some work, which a signal interrupts until it is ``running``. Returns whether one did."""
+        try:
+            try:
+                self._interruptible = True
+                if self._received:
+                    return True
+                work()
+            finally:
+                self._interruptible = False
+        except _Stopped:
+            return True
+        return False
 
     def running(
         self,
@@ -119,6 +150,7 @@ class StopSignals:
         not ``limited``, it may take any time.
         """
         self._stop, self._unfinished, self._limited = stop, unfinished, limited
+        self._interruptible = False
         self._become(Phase.RUNNING)
         if self._signalled_at is not None:
             stop()
@@ -129,13 +161,19 @@ class StopSignals:
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         # Called by Python in the main thread, as soon as that comes to it.
-        if self._phase is Phase.STARTING:
-            raise Stopped
+        self._received = True
+        if self._interruptible:
+            # Once: it must not interrupt how the first interruption is dealt with.
+            self._interruptible = False
+            raise _Stopped
 
     def _listen(self) -> None:
         """Read the signals' numbers, in a thread of its own."""
         while number := os.read(self._reader, 1):
             if number[0] not in SIGNALS:
+                if self._wakeup_before >= 0:
+                    with contextlib.suppress(OSError):
+                        os.write(self._wakeup_before, number)
                 continue
             get_logger().info(Event.STOP_REQUESTED, signal=signal.Signals(number[0]).name)
             first = self._signalled_at is None
@@ -153,7 +191,7 @@ class StopSignals:
         while not self._left.wait(CHECK_SECONDS):
             passed = time.monotonic() - self._signalled_at
             if self._phase is Phase.STARTING:
-                if passed > min(START_SECONDS, self._seconds):
+                if passed > self._start_seconds:
                     self._end(0)
                     return
             elif self._limited and passed > self._seconds / 2:

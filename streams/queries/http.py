@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import logging
 import socket
 import ssl
 import threading
@@ -23,7 +24,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from streams.errors import ConfigurationError
-from streams.process.open_files import raise_limit
+from streams.process import open_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -120,7 +121,7 @@ class HttpServer:
         self._token = token
         self._public = public
         self._secure = tls is not None
-        most = max(8, min(MOST_CONNECTIONS, raise_limit() // 4))
+        most = max(8, min(MOST_CONNECTIONS, open_files.limit() // 4))
         config = uvicorn.Config(
             self._serve,
             http=partial(_Connection, most=most),  # type: ignore[arg-type]  # called like a class, and no more is done with it
@@ -129,9 +130,9 @@ class HttpServer:
             loop="asyncio",
             ws="none",
             lifespan="off",
-            access_log=False,
+            # Anything else here would change the loggers of the program's own uvicorn, if it has one.
             log_config=None,
-            log_level="critical",
+            log_level=None,
             server_header=False,
             h11_max_incomplete_event_size=LONGEST_HEAD,
             timeout_keep_alive=int(IDLE_SECONDS),
@@ -219,11 +220,16 @@ class HttpServer:
             return refusal(500, "internal error", f"{type(error).__name__}: {error}")
 
 
+_SILENT = logging.Logger("streams.http", logging.CRITICAL + 1)  # noqa: LOG001 - known to nobody else
+
+
 class _Connection(H11Protocol):
     """uvicorn's, with bounds on how many there are and on how long each may take."""
 
     def __init__(self, *arguments: Any, most: int, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        # What clients do wrong is answered, and no news; uvicorn's loggers may be the program's own.
+        self.access_log, self.logger = False, _SILENT
         self._most = most
         self._last_request: object = None
         self._since = 0.0

@@ -11,9 +11,11 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import msgspec
+from structlog.contextvars import bound_contextvars
 
 from streams.coroutines.awaitables import settled
 from streams.errors import ProcessingError, StateError, StreamsError, TopologyError, error_text
+from streams.events import program_logger
 from streams.eventtime.clock import StreamClock
 from streams.eventtime.windows import Windowed
 from streams.operators import fan_out
@@ -44,6 +46,8 @@ from streams.topology.topic_names import topic_name_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+
+    from structlog.stdlib import BoundLogger
 
     from streams.coroutines.event_loop import Calls
     from streams.operators import Forward
@@ -212,6 +216,8 @@ class _Hooks:
 
     turns: list[_Turn] = field(default_factory=list)
     schedules: list[_Schedule] = field(default_factory=list)
+    closers: list[tuple[str, Callable[[], None]]] = field(default_factory=list)
+    """What to call when the task ends, with the step's name; the last one first."""
     idle: list[tuple[int, int, StreamClock]] = field(default_factory=list)
     """After how many milliseconds without records, and how far, which clock follows the wall clock."""
 
@@ -356,17 +362,12 @@ class Task:
         self._clocks = _Clocks(subtopology, self._checkpoints)
         self._hooks = _Hooks()
         self._sources: dict[str, Callable[[Fetched], None]] = {}
-        bound: dict[str, Forward] = {}
-        for node in reversed(subtopology.nodes):
-            children = {child.name: bound[child.name] for child in subtopology.children(node.name)}
-            if isinstance(node, Source):
-                forward = self._clocks.observed(node.name, fan_out(children))
-                self._sources[node.name] = self._bind_source(node, forward)
-            elif isinstance(node, Step):
-                children = {name: self._clocks.observed(node.name, child) for name, child in children.items()}
-                bound[node.name] = node.operator.bind(self._binding(node), children)
-            else:
-                bound[node.name] = self._bind_sink(node)
+        try:
+            self._bind_nodes()
+        except BaseException:
+            # There is no task that could be closed.
+            self._close_steps()
+            raise
         self._by_topic: dict[str, Callable[[Fetched], None]] = {}
         self.least_slice = max(
             (
@@ -378,6 +379,19 @@ class Task:
         )
         """Fewer records at a time would not keep as many calls in flight as its steps may make."""
         self.stateful = bool(self.states or self._hooks.schedules)
+
+    def _bind_nodes(self) -> None:
+        bound: dict[str, Forward] = {}
+        for node in reversed(self._subtopology.nodes):
+            children = {child.name: bound[child.name] for child in self._subtopology.children(node.name)}
+            if isinstance(node, Source):
+                forward = self._clocks.observed(node.name, fan_out(children))
+                self._sources[node.name] = self._bind_source(node, forward)
+            elif isinstance(node, Step):
+                children = {name: self._clocks.observed(node.name, child) for name, child in children.items()}
+                bound[node.name] = node.operator.bind(self._binding(node), children)
+            else:
+                bound[node.name] = self._bind_sink(node)
 
     @property
     def dirty(self) -> int:
@@ -402,11 +416,12 @@ class Task:
         """
         begun = time.perf_counter()
         decoding = self.counts.seconds["decode"]
+        partition = TopicPartition(fetched.topic, fetched.partition)
         try:
-            self._as_slice(lambda: self._source_for(fetched.topic)(fetched))
+            self._as_slice(lambda: self._source_for(fetched.topic)(fetched), partition=partition)
         finally:
             self._slice = None
-        self.positions[TopicPartition(fetched.topic, fetched.partition)] = fetched.next_offset
+        self.positions[partition] = fetched.next_offset
         counts = self.counts
         counts.records_in += len(fetched)
         seconds = counts.seconds
@@ -601,11 +616,43 @@ class Task:
         self.starts.pop(partition, None)
 
     def close(self) -> None:
-        """Release the database. What is not committed is gone."""
+        """Close the steps, then release the database. What is not committed is gone.
+
+        Raises ``ProcessingError`` for the first step whose closing failed, after all else is closed.
+        """
+        failed = self._close_steps()
         if self._database is not None:
             self._database.close()
+        for step, error in failed:
+            raise ProcessingError(
+                f"step {step!r}, task {self.id}: close() failed: {type(error).__name__}: {error_text(error)}",
+                hint="what the task has processed is not affected",
+            ) from error
 
-    def _as_slice(self, run: Callable[[], None], *, committing: bool = False) -> None:
+    def _close_steps(self) -> list[tuple[str, Exception]]:
+        """Close each step once; those that failed."""
+        failed: list[tuple[str, Exception]] = []
+        while self._hooks.closers:
+            step, call = self._hooks.closers.pop()
+            try:
+                call()
+            except Exception as error:  # noqa: BLE001 - the others must be closed too
+                failed.append((step, error))
+        return failed
+
+    def _as_slice(
+        self,
+        run: Callable[[], None],
+        *,
+        committing: bool = False,
+        partition: TopicPartition | None = None,
+    ) -> None:
+        """Let the steps work, on records of an input partition or without input, as a whole or not at all."""
+        fields = {"task": str(self.id)} | ({} if partition is None else {"partition": str(partition)})
+        with bound_contextvars(**fields):
+            self._run_slice(run, committing=committing)
+
+    def _run_slice(self, run: Callable[[], None], *, committing: bool) -> None:
         self._before_slice = len(self._pending), len(self._dead_letters)
         try:
             run()
@@ -970,6 +1017,12 @@ class _Binding:
     _timed_changes: dict[str, TimedChanges]
 
     @property
+    def log(self) -> BoundLogger:
+        task = TaskId(self.subtopology, self.partition)
+        logger: BoundLogger = program_logger(self._application).bind(step=self._step.name, task=str(task))
+        return logger
+
+    @property
     def clock(self) -> StreamClock:
         return self._clocks.of(self._step)
 
@@ -1000,6 +1053,9 @@ class _Binding:
 
     def at_commit(self, call: Callable[[], None]) -> None:
         self._hooks.add(self._within.nodes.index(self._step), _Kind.COMMIT, call)
+
+    def at_close(self, call: Callable[[], None]) -> None:
+        self._hooks.closers.append((self._step.name, call))
 
     def close_idle_after(self, milliseconds: int, horizon: int) -> None:
         self._hooks.idle.append((milliseconds, horizon, self.clock))

@@ -1164,7 +1164,13 @@ class Worker:
         self._queues.pop(task.id, None)
         self._pace.forget(task.id)
         self._given_up.add(task.counts)
-        task.close()
+        self._close_task(task)
+
+    def _close_task(self, task: Task) -> None:
+        try:
+            task.close()
+        except ProcessingError as error:
+            self._log.error(Event.CLOSE_FAILED, task=str(task.id), error=str(error))
 
     # --- stores
 
@@ -1322,6 +1328,9 @@ class Worker:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
 
     def _close_stores(self) -> None:
+        for task in list(self._tasks.values()):
+            # Where the group could not be left, these were not taken away.
+            self._close_task(task)
         self._originals.close()
         self._pending.close()
         if self._standbys is not None:

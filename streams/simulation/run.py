@@ -321,6 +321,7 @@ class Run:
     def __init__(self, app: App, topology: Topology, source: Input, schedule: Schedule) -> None:
         pace = schedule.pace
         self.application = app.name
+        self._resources = app.resources()
         self.topology = topology
         self.settings = msgspec.structs.replace(
             app.settings,
@@ -379,7 +380,11 @@ class Run:
         ]
 
     def execute(self) -> None:
-        """Run to the end. Raises what ended a worker."""
+        """Run to the end; workers share the app's resources. Raises what ended a worker."""
+        with self._resources:
+            self._run()
+
+    def _run(self) -> None:
         self._send(self._input.outputs)
         self._processes += [_Process(self, slot) for slot in range(WORKERS)]
         self.broker.before = self.reach

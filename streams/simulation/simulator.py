@@ -8,7 +8,6 @@ see after an undisturbed run. The same seed, app and input always give the same 
 from __future__ import annotations
 
 import dataclasses
-import gc
 import logging
 from collections import Counter, defaultdict
 from contextlib import contextmanager
@@ -16,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
 
 import msgspec
-import structlog
 
 from streams.errors import ConfigurationError
 from streams.operators.guard import preview
+from streams.process.ownership import rare_garbage_collections
 from streams.simulation.run import STALL_SECONDS, Input, InputRecord, Run, shortest_idle
 from streams.simulation.schedule import Disturbance, Pace, Point, Schedule, make_schedule
 from streams.state.changelog import METADATA, RESERVED, changelog_topic
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
     from streams.records import Headers
     from streams.serde import Serde
     from streams.topology.graph import Node, Topology
-
-GARBAGE_THRESHOLD = 100_000
-"""So many more objects made than freed have the garbage collector look for cycles."""
 
 MOST = 6
 """A schedule has at most so many disturbances."""
@@ -417,13 +413,10 @@ def _comparison(topology: Topology, node: Node, *, at_least_once: bool) -> str:
 @contextmanager
 def _undisturbed_host() -> Iterator[None]:
     """No log line for each of thousands of simulated failures, and few looks of the garbage collector."""
-    before, level, threshold = structlog.get_config(), logging.root.manager.disable, gc.get_threshold()
+    level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    gc.set_threshold(GARBAGE_THRESHOLD)
     try:
-        yield
+        with rare_garbage_collections():
+            yield
     finally:
-        gc.set_threshold(*threshold)
         logging.disable(level)
-        structlog.configure(**before)

@@ -382,14 +382,15 @@ class RocksDatabases:
     filters, and what was written and not yet flushed, for which half of it is meant. When that half is full,
     whichever database writes next flushes its own. Beyond it goes only what is in use at that moment.
 
-    ``tasks`` is how many databases there may be at once. They share the files that this process may open,
-    whose soft limit is raised to the hard one. Where that is not enough, ``open`` raises ``StateError``, so
-    that RocksDB does not meet the limit in the middle of a write.
+    ``tasks`` is how many databases there may be at once. They share the files that this process may open.
+    Where its soft limit is too low for them to work, it is raised to what they need, at most to the hard one.
+    Where that is not enough, ``open`` raises ``StateError``, so that RocksDB does not meet the limit in the
+    middle of a write.
     """
 
     def __init__(self, folder: Path, memory_bytes: int, *, tasks: int = 1) -> None:
         self._folder = folder
-        self._file_limit = raise_limit()
+        self._file_limit = raise_limit(OTHER_FILES + tasks * LEAST_FILES)
         self._tasks = tasks
         self._cache = Cache(memory_bytes)
         # Never stall for memory: rocksdict holds the interpreter's lock while it writes.
@@ -480,6 +481,9 @@ class RocksDatabases:
         if (opened + 1) * LEAST_FILES <= self._for_databases():
             return
         needed = OTHER_FILES + max(self._tasks, opened + 1) * LEAST_FILES
+        self._file_limit = raise_limit(needed)
+        if (opened + 1) * LEAST_FILES <= self._for_databases():
+            return
         raise StateError(
             f"the state in {place} cannot be opened: this process may have {self._file_limit} files open, "
             f"which is enough for {opened} tasks with stores",

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-import structlog
 
 from streams import App, Json, Session, Sliding, Text, Tumbling
 from streams.aggregates import (
@@ -37,6 +36,7 @@ from streams.state.changelog import SCHEMA_KEY, TIME_KEY
 from streams.state.evolution import compare, kept, new_aggregates, reading
 from streams.state.memory import MemoryDatabases
 from streams.testing import TopologyDriver
+from tests.logs import capture_logs
 
 if TYPE_CHECKING:
     from streams.state.definition import StoreDefinition
@@ -220,7 +220,7 @@ class Cluster:
             pause=self.wait,
             wall_clock=lambda: round(self.now * 1000),
         )
-        with structlog.testing.capture_logs() as logs:
+        with capture_logs() as logs:
             worker.start()
             for _ in range(400):
                 worker.run_once()

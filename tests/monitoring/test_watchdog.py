@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import structlog
 
 from streams import App, Bytes, Text, key_value_store, retry, skip
 from streams.broker import NewTopic
@@ -20,6 +19,7 @@ from streams.records import Output, TopicPartition
 from streams.runtime.commit import ExactlyOnce
 from streams.runtime.topics import prepare_topics
 from streams.runtime.worker import Worker
+from tests.logs import capture_logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -169,7 +169,7 @@ def test_a_function_that_hangs_is_logged_once_with_its_stack_and_once_when_it_is
     site = Site(copying(work))
     site.pass_time(5)
     site.send("fine", "hangs", "after")
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         site.pass_time(5)
     early, late = seen
     assert early == ()
@@ -411,7 +411,7 @@ def test_a_partition_that_is_given_up_is_stalled_no_more():
     site.send("one")
     assert site.pass_time(TIMEOUT + 10) != ()
     site.broker.expire(consumer)
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         site.pass_time(5)
     assert site.watchdog.stalls == ()
     assert [entry for entry in logs if entry["event"] == Event.PARTITION_STALLED] == []

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-import structlog
 
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
@@ -16,6 +15,7 @@ from streams.errors import BrokerError, BrokerUnreachable, Retriable
 from streams.events import Event
 from streams.queries.directory import Replica, Replicas
 from streams.records import Output, TopicPartition
+from tests.logs import capture_logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -205,7 +205,7 @@ def test_no_record_ends_the_thread_that_follows_the_topic(monkeypatch, name):
         one.start(lambda: Replica(stores={"counts": held["one"]}), address="one:1")
         two.start(lambda: Replica(stores={"counts": held["two"]}), address="two:1")
         wait_for(lambda: one.owners("counts", anew=True) == {0: "one:1", 1: "two:1"})
-        with structlog.testing.capture_logs() as logs:
+        with capture_logs() as logs:
             for _ in range(3):
                 write(broker, *GARBAGE[name])
             end = written(broker)

@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from streams import App, Bytes, Text
 from streams.broker import NewTopic
@@ -19,6 +18,7 @@ from streams.runtime.commit import AtLeastOnce, ExactlyOnce
 from streams.runtime.topics import prepare_topics
 from streams.runtime.worker import Worker
 from streams.state.memory import MemoryDatabases
+from tests.logs import capture_logs
 
 GUARANTEES = ["exactly_once", "at_least_once"]
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given, settings, strategies as st
-from structlog.testing import capture_logs
 
 from streams import App, Text
 from streams.broker import NewTopic
@@ -17,6 +16,7 @@ from streams.events import Event
 from streams.partitioning import partition_for
 from streams.records import Output
 from streams.runtime.key_placement import check_key_placement, placement_of, sample_placements
+from tests.logs import capture_logs
 from tests.queries.test_query import PARTITIONS, Site, wait_for
 
 if TYPE_CHECKING:

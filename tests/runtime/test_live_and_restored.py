@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import pytest
-import structlog
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from streams import App, Json, Record, Session, Sliding, Text, Tumbling, dead_letter, key_value_store
@@ -19,6 +18,7 @@ from streams.errors import StateError
 from streams.events import Event
 from streams.partitioning import partition_for
 from tests.crew import Crew
+from tests.logs import capture_logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -264,7 +264,7 @@ def test_a_value_that_reads_as_none_is_a_deletion(topic, text, lost):
 def test_what_a_global_table_cannot_read_is_counted_and_logged_once():
     crew = Crew(program(), INPUTS, PARTITIONS)
     worker = crew.start()
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         for key, value in ((b"a", b"1"), (None, b"1"), (b"\xff", b"1"), (b"a", b"{"), (b"b", b"null")):
             send(crew, Sent("prices", key, value, 100, ""))
         crew.turn(10)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import structlog
 
 from streams import App, Bytes, Text
 from streams.broker import GroupSettings, NewTopic
@@ -20,6 +19,7 @@ from streams.runtime.commit import AtLeastOnce, ExactlyOnce
 from streams.runtime.topics import prepare_topics
 from streams.runtime.worker import Worker
 from streams.state.memory import MemoryDatabases
+from tests.logs import capture_logs
 
 PLACE = TopicPartition("in", 0)
 
@@ -152,7 +152,7 @@ def test_what_is_left_out_is_said_and_counted(reset, values, skipped):
     cluster.commit(2)
     cluster.admin.delete_records({PLACE: 7})
     worker = cluster.worker()
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         run(worker)
         cluster.send(10, 11)
         run(worker)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import threading
 import time
@@ -34,6 +33,7 @@ from streams.broker.memory import MemoryBroker
 from streams.broker.reading import read_to_end
 from streams.errors import ProcessingError, StateError, TransactionAborted
 from streams.records import Output
+from tests.logs import capture_logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -333,9 +333,9 @@ def made(bench: Bench) -> bool:
 # --- attempts that fail one after another
 
 
-def test_attempts_that_fail_one_after_another_wait_longer_and_are_a_stall_with_the_reason(memory, capfd):
+def test_attempts_that_fail_one_after_another_wait_longer_and_are_a_stall_with_the_reason(memory):
     source, out = memory.topic("in"), memory.topic("out")
-    app = memory.app(stall_timeout=1, commit_interval=0.1, log_format="json")
+    app = memory.app(stall_timeout=1, commit_interval=0.1)
     app.stream(source, value=Bytes()).to(out, value=Bytes())
     memory.write(source, [(b"k", b"v", now())])
     attempts: list[float] = []
@@ -347,13 +347,13 @@ def test_attempts_that_fail_one_after_another_wait_longer_and_are_a_stall_with_t
                 raise TransactionAborted("the broker has its reasons")
 
     memory.broker.before = refuse
-    memory.run(app, lambda: memory.committed(app) >= 1)
+    with capture_logs() as logged:
+        memory.run(app, lambda: memory.committed(app) >= 1)
     waits = [later - earlier for earlier, later in itertools.pairwise(attempts)]
     # The first one is repeated at once: most of what aborts a transaction has passed by then.
     assert waits[0] < 1
     assert waits[-1] > 2
     assert memory.values(out) == {b"v": 1}
-    logged = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
     reasons = [line["reason"] for line in logged if line["event"] == "partition stalled"]
     assert reasons
     assert "as no commit has succeeded: the broker has its reasons" in reasons[0]

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-import structlog
 
 from streams import App, Json, Text, Tumbling, key_value_store
 from streams.broker import GroupSettings, NewTopic
@@ -31,6 +30,7 @@ from streams.state.changelog import (
 )
 from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
+from tests.logs import capture_logs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -206,7 +206,7 @@ def test_a_checkpoint_ahead_of_the_changelog_means_that_it_is_another_one():
     site.admin.delete_topics([CHANGELOG.topic])
     site.admin.create_topics([NewTopic(name=CHANGELOG.topic, partitions=2)])
     site.write({"a": 5})
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         done = site.restored()
     assert content(done) == {"a": 5}
     (rebuilt,) = [entry for entry in logs if entry["event"] == Event.STATE_REBUILT]
@@ -223,7 +223,7 @@ def test_a_database_left_alone_for_long_is_made_anew_if_the_changelog_went_on(ho
     site.write({"a": 2} if more else {})
     site.hours = hours
     assert hours * HOUR != OLDEST_CHECKPOINT
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         done = site.restored()
     expected = {"a": 2} if rebuilt else {"a": 1 + more, "forgotten": 1}
     assert content(done) == expected
@@ -237,7 +237,7 @@ def test_a_checkpoint_that_cannot_be_read_makes_the_database_anew():
     done.database.write({}, {"s": b"no JSON"})
     done.database.store("s").put(b"stray", b"1")
     done.database.close()
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         assert content(site.restored()) == {"a": 1}
     assert "unreadable checkpoint" in next(e["reason"] for e in logs if e["event"] == Event.STATE_REBUILT)
 
@@ -334,7 +334,7 @@ def test_progress_is_logged_with_the_time_left(monkeypatch):
     site = Site()
     site.write({f"key-{number}": number for number in range(100)})
     site.add()
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         site.restorer.poll(0)
         site.clock.advance(6)
         site.restorer.poll(0)
@@ -413,7 +413,7 @@ class Counting:
 
     def once(self, databases: Databases | None = None) -> list[Any]:
         """A worker that processes all there is and stops; what was logged meanwhile."""
-        with structlog.testing.capture_logs() as logs:
+        with capture_logs() as logs:
             worker = self.worker(databases)
             self.run(worker)
             for _ in range(20):

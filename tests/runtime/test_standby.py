@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, strategies as st
-from structlog.testing import capture_logs
 
 from streams import App, Json, Text
 from streams.events import Event
 from streams.runtime.standby import assigned_range, foreseen
 from streams.state.memory import MemoryDatabases
+from tests.logs import capture_logs
 from tests.runtime.test_worker_state import PARTITIONS, SIZE, Cluster, Sent, counting
 
 if TYPE_CHECKING:

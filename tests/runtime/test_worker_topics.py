@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from structlog.testing import capture_logs
 
 from streams import App, Text
 from streams.broker import NewTopic
@@ -18,6 +17,7 @@ from streams.runtime.commit import ExactlyOnce
 from streams.runtime.topics import prepare_topics
 from streams.runtime.worker import Worker
 from streams.state.memory import MemoryDatabases
+from tests.logs import capture_logs
 
 if TYPE_CHECKING:
     from streams.state.store import Databases

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import structlog
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from streams import (
@@ -27,6 +26,7 @@ from streams.events import Event
 from streams.state.changelog import ENTRY_PREFIX, RESERVED, SCHEMA_KEY, TIME_KEY
 from streams.state.rocksdb import RocksDatabases
 from tests.crew import Crew
+from tests.logs import capture_logs
 
 KEYS = [
     b"plain",
@@ -406,7 +406,7 @@ def test_a_standby_replica_of_a_spoilt_changelog_is_abandoned_and_its_owner_work
     crew.send("in", *(record(key, b"1") for key in keys))
     crew.settle()
     crew.until(lambda: all(worker.standby_lag for worker in workers))
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         crew.send("app-last-changelog", record(b"a", b"{", partition=0), record(b"a", b"{", partition=1))
         crew.until(lambda: not any(worker.standby_lag for worker in workers))
         crew.turn(300)

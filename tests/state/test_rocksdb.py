@@ -16,13 +16,13 @@ from typing import IO, TYPE_CHECKING
 
 import psutil
 import pytest
-import structlog
 
 from streams.errors import StateError
 from streams.events import Event
 from streams.state.rocksdb import RocksDatabases
 from streams.state.store import Changes
 from tests.conftest import wait_until
+from tests.logs import capture_logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -166,7 +166,7 @@ def test_a_damaged_database_is_set_aside_and_an_empty_one_opened(
     place: Path, databases: RocksDatabases, damage: Callable[[Path], None]
 ) -> None:
     damage(place)
-    with structlog.testing.capture_logs() as logged:
+    with capture_logs() as logged:
         database = databases.open(["first", "second"], 0)
     aside = place.with_name("0.damaged-1")
     assert [line["event"] for line in logged] == [Event.STATE_DAMAGED]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from hypothesis import example, given, settings, strategies as st
-from structlog.testing import capture_logs
 
 from streams import App, Bytes, Json, Text, dead_letter, skip
 from streams.broker import NewTopic
@@ -21,6 +20,7 @@ from streams.runtime.commit import ExactlyOnce
 from streams.runtime.topics import input_partitions, prepare_topics
 from streams.runtime.worker import Worker
 from streams.testing import TopologyDriver
+from tests.logs import capture_logs
 
 
 def named(*names: str) -> dict[str, Any]:
