@@ -45,7 +45,6 @@ class Event(StrEnum):
     """WARNING: nothing of it is visible; input is read again from the committed offsets."""
     OUTCOME_UNKNOWN = "commit outcome unknown"
     """WARNING: a new producer was made; input is read again from what the broker has committed."""
-    COMMIT_FAILED = "commit failed"
     """WARNING: the broker did not take a commit; it is tried again or the input is read again."""
     BROKER_TROUBLE = "broker trouble"
     """WARNING: a call that may be made again failed; the worker keeps trying."""

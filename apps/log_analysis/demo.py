@@ -33,7 +33,7 @@ from streams.ingest import Ingestion
 from streams.ingest.line_records import LineRecords
 from streams.ingest.lines import LineReader
 from streams.monitoring.lag import measure_lag
-from streams.process.stop_signals import StopSignals
+from streams.process.stop_request import StopRequest
 from streams.records import Output
 
 if TYPE_CHECKING:
@@ -284,7 +284,7 @@ def _ingest(broker: KafkaBroker, log: Path, topic: str) -> int:
             rate = progress.tasks[task].completed / max(time.monotonic() - begun, 1e-9)
             progress.update(task, note=f"{rate:>9,.0f} records/s")
 
-        ingestion = Ingestion(writer, LineRecords(topic), StopSignals(), _say, advance, skip_refused=True)
+        ingestion = Ingestion(writer, LineRecords(topic), StopRequest(), _say, advance, skip_refused=True)
         ingestion.read(source)
         count = ingestion.records
         progress.update(task, total=count)

@@ -379,10 +379,6 @@ class Count(_Aggregate):
     def add(self, accumulator: int, column: Sequence[Any], places: Sequence[Place] | None = None) -> int:  # noqa: ARG002 - the protocol's
         return accumulator + len(column)
 
-    def add_counts(self, accumulator: int, events: int) -> int:
-        """As ``add``, for so many events: a whole batch may be counted by one ``collections.Counter``."""
-        return accumulator + events
-
     def remove(self, accumulator: int, column: Sequence[Any]) -> int:
         return accumulator - len(column)
 

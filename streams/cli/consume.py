@@ -12,7 +12,7 @@ from streams.cli.apps import load_app
 from streams.cli.options import Servers, connected_cluster, into_environment
 from streams.cli.record_lines import RecordLines, parse_condition, parse_offset, parse_pattern, starts
 from streams.errors import TopicError
-from streams.process.stop_signals import stop_signals
+from streams.process.stop_request import stop_request
 from streams.topology.topic_format import TopicFormat, topic_format
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def consume(
     admin.close()
     lines = RecordLines(form, conditions, pattern)
     left = limit
-    with stop_signals() as stop:
+    with stop_request() as stop:
         source = (
             follow_records(broker, begins, lambda: bool(stop), isolation=isolation)
             if follow

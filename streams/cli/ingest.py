@@ -18,7 +18,7 @@ from streams.cli.output import err, out, print_line, warn
 from streams.ingest import Ingestion
 from streams.ingest.line_records import LineRecords, parse_headers, part
 from streams.ingest.lines import LineReader
-from streams.process.stop_signals import stop_signals
+from streams.process.stop_request import stop_request
 from streams.runtime.topics import ANY_TIME
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def ingest(
         headers=parse_headers(headers or ()),
     )
     begun = time.monotonic()
-    with stop_signals() as stop, ExitStack() as stack:
+    with stop_request() as stop, ExitStack() as stack:
         sources = [stack.enter_context(LineReader.open(name)) for name in files]
         cluster = connected_cluster(bootstrap_servers)
         cluster.admin().create_topics(

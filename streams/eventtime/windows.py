@@ -83,10 +83,6 @@ class Tumbling:
         total = _sum("tumbling windows", "size", size, milliseconds, seconds, minutes, hours, days)
         object.__setattr__(self, "size", total)
 
-    def start(self, timestamp: int) -> int:
-        """The start of the window that ``timestamp`` lies in."""
-        return timestamp - timestamp % self.size
-
     def end(self, start: int) -> int:
         """Where the window that starts at ``start`` ends; itself no longer in the window."""
         return start + self.size
@@ -116,11 +112,6 @@ class Hopping:
                 f"got {self.advance} ms",
                 hint="events between two windows would be in none of them",
             )
-
-    def starts(self, timestamp: int) -> list[int]:
-        """The starts of all windows that ``timestamp`` lies in, ascending; none is negative."""
-        first = max(0, (timestamp - self.size) // self.advance + 1)
-        return list(range(first * self.advance, timestamp + 1, self.advance))
 
     def end(self, start: int) -> int:
         """Where the window that starts at ``start`` ends; itself no longer in the window."""

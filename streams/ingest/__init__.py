@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from streams.ingest.line_records import LineRecords
     from streams.ingest.lines import LineReader, Lines
-    from streams.process.stop_signals import StopSignals
+    from streams.process.stop_request import StopRequest
     from streams.records import Output
 
 LOOK_SECONDS: Final = 0.2
@@ -64,7 +64,7 @@ class Ingestion:
 
     writer: Writer
     shape: LineRecords
-    stop: StopSignals
+    stop: StopRequest
     report: Callable[[str], None]
     progress: Callable[[int, int], None] | None = None
     skip_refused: bool = False

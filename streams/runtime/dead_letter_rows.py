@@ -23,9 +23,8 @@ KEPT_BYTES: Final = 1024
 
 SHORT_MESSAGE_BYTES: Final = 128
 
-CUT_VALUE: Final = 1
 CUT_ALL: Final = 2
-"""How much is left out: nothing (0), most of the value, or key, value and headers."""
+"""How much is left out: nothing (0), most of the value (1), or key, value and headers (2)."""
 
 LEFT_OUT: Final = ("", "most of the value", "key, value and headers")
 

@@ -63,16 +63,6 @@ class MemoryStore:
         with content.lock:
             return list(map(content.of(self._name).get, keys))
 
-    def put(self, key: bytes, value: bytes) -> None:
-        content = self._database.content()
-        with content.lock:
-            content.of(self._name)[key] = value
-
-    def delete(self, key: bytes) -> None:
-        content = self._database.content()
-        with content.lock:
-            content.of(self._name).pop(key, None)
-
     def scan(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[Entry]:

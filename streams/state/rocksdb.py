@@ -121,20 +121,6 @@ class RocksStore:
                 raise self._failed("read", error) from error
         return cast("list[bytes | None]", values)
 
-    def put(self, key: bytes, value: bytes) -> None:
-        column = self._opened()
-        try:
-            column.put(key, value)
-        except Exception as error:
-            raise self._failed("write to", error) from error
-
-    def delete(self, key: bytes) -> None:
-        column = self._opened()
-        try:
-            column.delete(key)
-        except Exception as error:
-            raise self._failed("write to", error) from error
-
     def scan(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[Entry]:

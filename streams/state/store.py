@@ -43,11 +43,6 @@ class Store(Protocol):
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """As ``get`` for each key, in one call: what makes a store on disk fast."""
 
-    def put(self, key: bytes, value: bytes) -> None: ...
-
-    def delete(self, key: bytes) -> None:
-        """Remove the entry if there is one."""
-
     def scan(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[Entry]:

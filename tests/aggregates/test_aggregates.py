@@ -150,10 +150,6 @@ def test_removing_is_the_opposite_of_adding(aggregate, values, data):
     )
 
 
-def test_counts_may_come_counted():
-    assert count().add_counts(count().add(0, ["a", "b"]), 3) == 5
-
-
 @given(st.lists(integers))
 def test_a_total_of_integers_is_an_exact_integer(values):
     result = computed(total(), values)

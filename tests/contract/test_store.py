@@ -46,9 +46,13 @@ def store(database: Database) -> Store:
     return database.store("first")
 
 
-def fill(store: Store, *keys: bytes) -> None:
-    for key in keys:
-        store.put(key, b"of " + key)
+def put(database: Database, name: str, entries: dict[bytes, bytes | None]) -> None:
+    """Write entries of one store; ``None`` deletes."""
+    database.write({name: Changes(entries)}, {})
+
+
+def fill(database: Database, name: str, *keys: bytes) -> None:
+    put(database, name, {key: b"of " + key for key in keys})
 
 
 def keys(entries: Iterator[Entry]) -> list[bytes]:
@@ -63,35 +67,35 @@ def test_a_store_has_its_name(database):
     assert database.store("first").name == "first"
 
 
-def test_an_entry_is_found_until_it_is_deleted(store):
-    store.put(b"key", b"value")
+def test_an_entry_is_found_until_it_is_deleted(database, store):
+    put(database, "first", {b"key": b"value"})
     assert store.get(b"key") == b"value"
-    store.put(b"key", b"other")
+    put(database, "first", {b"key": b"other"})
     assert store.get(b"key") == b"other"
-    store.delete(b"key")
+    put(database, "first", {b"key": None})
     assert store.get(b"key") is None
 
 
-def test_deleting_what_is_not_there_is_allowed(store):
-    store.delete(b"key")
+def test_deleting_what_is_not_there_is_allowed(database, store):
+    put(database, "first", {b"key": None})
     assert store.get(b"key") is None
 
 
-def test_an_empty_value_is_a_value(store):
-    store.put(b"key", b"")
+def test_an_empty_value_is_a_value(database, store):
+    put(database, "first", {b"key": b""})
     assert store.get(b"key") == b""
     assert store.get_many([b"key"]) == [b""]
     assert list(store.scan()) == [(b"key", b"")]
 
 
-def test_get_many_answers_in_the_order_of_the_keys_and_repeats_what_is_asked_twice(store):
-    fill(store, b"a", b"b")
+def test_get_many_answers_in_the_order_of_the_keys_and_repeats_what_is_asked_twice(database, store):
+    fill(database, "first", b"a", b"b")
     assert store.get_many([b"b", b"x", b"a", b"b"]) == [b"of b", None, b"of a", b"of b"]
     assert store.get_many((b"b", b"x")) == [b"of b", None]
     assert store.get_many([]) == []
 
 
-def test_keys_compare_as_unsigned_bytes_and_a_prefix_comes_first(store):
+def test_keys_compare_as_unsigned_bytes_and_a_prefix_comes_first(database, store):
     ordered = [
         b"\x00",
         b"\x00\x00",
@@ -104,7 +108,7 @@ def test_keys_compare_as_unsigned_bytes_and_a_prefix_comes_first(store):
         b"\xff\xff",
     ]
     ordered.sort()
-    fill(store, *reversed(ordered))
+    fill(database, "first", *reversed(ordered))
     assert keys(store.scan()) == ordered
     assert keys(store.scan(reverse=True)) == ordered[::-1]
 
@@ -124,8 +128,10 @@ def test_keys_compare_as_unsigned_bytes_and_a_prefix_comes_first(store):
         (None, b"a", b""),
     ],
 )
-def test_a_scan_includes_its_start_and_not_its_stop_in_both_directions(store, start, stop, expected):
-    fill(store, b"b", b"d", b"f")
+def test_a_scan_includes_its_start_and_not_its_stop_in_both_directions(
+    database, store, start, stop, expected
+):
+    fill(database, "first", b"b", b"d", b"f")
     wanted = [bytes([letter]) for letter in expected]
     assert keys(store.scan(start, stop)) == wanted
     assert keys(store.scan(start, stop, reverse=True)) == wanted[::-1]
@@ -145,15 +151,15 @@ def test_entries_may_be_deleted_and_put_while_they_are_scanned(database):
     seen = []
     for key, _ in store.scan():
         seen.append(key)
-        store.delete(key)
-        store.put(key[:-1] + bytes([key[-1] | 1]), b"new")
+        put(database, "first", {key: None})
+        put(database, "first", {key[:-1] + bytes([key[-1] | 1]): b"new"})
     assert set(seen) >= {number(value) for value in range(0, 5000, 2)}
     assert seen == sorted(set(seen))
 
 
 def test_stores_of_one_database_are_apart(database):
-    database.store("first").put(b"key", b"one")
-    database.store("second").put(b"key", b"two")
+    put(database, "first", {b"key": b"one"})
+    put(database, "second", {b"key": b"two"})
     assert database.store("first").get(b"key") == b"one"
     assert database.store("second").get(b"key") == b"two"
 
@@ -165,7 +171,8 @@ def test_the_store_of_a_name_is_always_the_same_object(database):
 
 
 def test_a_store_that_was_not_named_at_opening_is_made(database):
-    database.store("third").put(b"key", b"value")
+    assert database.store("third").get(b"key") is None
+    put(database, "third", {b"key": b"value"})
     database.write({"fourth": Changes({b"key": b"value"})}, {})
     assert database.store("third").get(b"key") == b"value"
     assert database.store("fourth").get(b"key") == b"value"
@@ -183,7 +190,7 @@ def test_every_legal_name_is_a_store_of_its_own(databases, name):
 
 
 def test_a_write_changes_several_stores_and_metadata(database):
-    fill(database.store("first"), b"gone", b"kept")
+    fill(database, "first", b"gone", b"kept")
     changes = {"first": Changes({b"gone": None, b"new": b"1"}), "second": Changes({b"new": b"2"})}
     database.write(changes, {"offset": b"7"})
     assert database.store("first").get_many([b"gone", b"kept", b"new"]) == [None, b"of kept", b"1"]
@@ -200,7 +207,7 @@ def test_metadata_is_kept_by_key(database):
 
 def test_a_deleted_range_has_its_start_and_not_its_stop(database):
     store = database.store("first")
-    fill(store, b"a", b"b", b"c", b"d")
+    fill(database, "first", b"a", b"b", b"c", b"d")
     database.write({"first": Changes({}, [(b"b", b"d")])}, {})
     assert keys(store.scan()) == [b"a", b"d"]
     assert store.get_many([b"a", b"b", b"c", b"d"]) == [b"of a", None, None, b"of d"]
@@ -208,7 +215,7 @@ def test_a_deleted_range_has_its_start_and_not_its_stop(database):
 
 def test_entries_win_over_the_deleted_ranges_of_the_same_write(database):
     store = database.store("first")
-    fill(store, b"a", b"b", b"c")
+    fill(database, "first", b"a", b"b", b"c")
     database.write({"first": Changes({b"b": b"new"}, [(b"a", b"z"), (b"a", b"b")])}, {})
     assert list(store.scan()) == [(b"b", b"new")]
 
@@ -216,16 +223,16 @@ def test_entries_win_over_the_deleted_ranges_of_the_same_write(database):
 @pytest.mark.parametrize("deleted", [(b"c", b"a"), (b"b", b"b")])
 def test_a_range_without_keys_deletes_nothing_and_writing_goes_on(database, deleted):
     store = database.store("first")
-    fill(store, b"a", b"b", b"c")
+    fill(database, "first", b"a", b"b", b"c")
     database.write({"first": Changes({b"d": b"of d"}, [deleted])}, {})
-    store.put(b"e", b"of e")
+    put(database, "first", {b"e": b"of e"})
     assert keys(store.scan()) == [b"a", b"b", b"c", b"d", b"e"]
 
 
 def test_a_dropped_store_is_empty_and_takes_entries_again(database):
     store = database.store("first")
-    fill(store, b"a", b"b")
-    fill(database.store("second"), b"a")
+    fill(database, "first", b"a", b"b")
+    fill(database, "second", b"a")
     database.drop("first")
     assert list(store.scan()) == []
     assert store.get(b"a") is None
@@ -253,7 +260,7 @@ def test_what_was_closed_is_found_again(databases):
 def test_a_dropped_store_is_still_empty_after_reopening(databases):
     database = databases.open(["first", "second"], 0)
     for name in ("first", "second"):
-        fill(database.store(name), b"key")
+        fill(database, name, b"key")
     database.drop("first")
     database.close()
     database = databases.open(["first", "second"], 0)
@@ -262,7 +269,7 @@ def test_a_dropped_store_is_still_empty_after_reopening(databases):
 
 
 def test_partitions_are_apart(databases):
-    fill(databases.open(["first"], 0).store("first"), b"key")
+    fill(databases.open(["first"], 0), "first", b"key")
     assert databases.open(["first"], 1).store("first").get(b"key") is None
 
 
@@ -286,7 +293,7 @@ def test_what_is_destroyed_is_gone(databases):
     database = databases.open(["first", "second"], 0)
     database.write({"first": Changes({b"key": b"value"})}, {"offset": b"7"})
     database.close()
-    fill(databases.open(["first", "second"], 1).store("first"), b"other")
+    fill(databases.open(["first", "second"], 1), "first", b"other")
     databases.destroy(["second", "first"], 0)
     database = databases.open(["first", "second"], 0)
     assert database.store("first").get(b"key") is None
@@ -308,7 +315,7 @@ def test_what_is_not_used_any_more_is_deleted_and_what_is_open_stays(databases):
 
 def test_an_open_database_can_be_destroyed_and_so_can_nothing(databases):
     databases.destroy(["first"], 0)
-    fill(databases.open(["first"], 0).store("first"), b"key")
+    fill(databases.open(["first"], 0), "first", b"key")
     databases.destroy(["first"], 0)
     assert databases.open(["first"], 0).store("first").get(b"key") is None
 
@@ -316,7 +323,7 @@ def test_an_open_database_can_be_destroyed_and_so_can_nothing(databases):
 def test_destroying_leaves_nothing_that_another_order_of_stores_would_find(databases):
     for name in ("first", "second"):
         database = databases.open([name], 0)
-        fill(database.store(name), b"key")
+        fill(database, name, b"key")
         database.close()
     databases.destroy(["first", "second"], 0)
     database = databases.open(["first", "second"], 0)
@@ -333,15 +340,13 @@ def test_an_open_database_is_not_opened_twice(databases):
 def test_what_is_closed_says_so(databases):
     database = databases.open(["first"], 0)
     store = database.store("first")
-    fill(store, b"key")
+    fill(database, "first", b"key")
     database.close()
     database.close()
     for call in (
         lambda: store.get(b"key"),
         lambda: store.get_many([b"key"]),
         lambda: list(store.scan()),
-        lambda: store.put(b"key", b""),
-        lambda: store.delete(b"key"),
         store.approximate_count,
         database.metadata,
         lambda: database.write({}, {}),
@@ -460,12 +465,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(name=STORES, key=KEYS, value=VALUES)
     def put(self, name: str, key: bytes, value: bytes) -> None:
-        self.database.store(name).put(key, value)
+        put(self.database, name, {key: value})
         self.expected[name][key] = value
 
     @rule(name=STORES, key=KEYS)
     def delete(self, name: str, key: bytes) -> None:
-        self.database.store(name).delete(key)
+        put(self.database, name, {key: None})
         self.expected[name].pop(key, None)
 
     @rule(name=STORES, key=KEYS)

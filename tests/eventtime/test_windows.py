@@ -89,24 +89,6 @@ def test_descriptions_stay_as_they_are():
     assert Session(minutes=30).describe() == "session 1800000 ms"
 
 
-@given(times, durations)
-def test_a_tumbling_window_holds_its_event(timestamp, size):
-    window = Tumbling(size=size)
-    start = window.start(timestamp)
-    assert start % size == 0
-    assert start <= timestamp < window.end(start)
-
-
-@given(times, durations, durations)
-def test_hopping_starts_are_those_of_all_windows_with_the_event(timestamp, one, other):
-    size, advance = max(one, other), min(one, other)
-    window = Hopping(size=size, advance=advance)
-    assert window.starts(timestamp) == [
-        start for start in range(0, timestamp + 1, advance) if start <= timestamp < window.end(start)
-    ]
-    assert window.starts(timestamp)
-
-
 def test_a_windowed_result_is_a_value_with_fields():
     result = Windowed("a", 0, 10, 3)
     assert hash(result) == hash(Windowed("a", 0, 10, 3))

@@ -17,6 +17,7 @@ from streams import App, Json, Record, Session, Sliding, Text, Tumbling, dead_le
 from streams.errors import StateError
 from streams.events import Event
 from streams.partitioning import partition_for
+from streams.state.store import Changes
 from tests.crew import Crew
 from tests.logs import capture_logs
 
@@ -289,7 +290,7 @@ def test_state_that_cannot_be_read_is_no_fault_of_the_record():
     crew.settle()
     crew.stop()
     database = crew.disks[0].open(["lasting"], 0)
-    database.store("lasting").put(b"a", b"{")
+    database.write({"lasting": Changes({b"a": b"{"})}, {})
     database.close()
     crew.start()
     send(crew, Sent("in", b"a", b"8", 2, ""))

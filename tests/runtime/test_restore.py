@@ -30,6 +30,7 @@ from streams.state.changelog import (
 )
 from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
+from streams.state.store import Changes
 from tests.logs import capture_logs
 
 if TYPE_CHECKING:
@@ -180,9 +181,7 @@ def test_the_tail_is_read_from_where_the_database_is_and_not_from_where_the_cons
     site.write({"a": 2, "b": 2})
     site.write({"a": 3})
     checkpoint = Checkpoint(STORE.schema, offset=3)
-    done.database.store("s").put(b"a", b"2")
-    done.database.store("s").put(b"b", b"2")
-    done.database.write({}, encode_metadata({"s": checkpoint}, 0))
+    done.database.write({"s": Changes({b"a": b"2", b"b": b"2"})}, encode_metadata({"s": checkpoint}, 0))
     done.database.close()
     site.add()
     values = []
@@ -234,8 +233,7 @@ def test_a_checkpoint_that_cannot_be_read_makes_the_database_anew():
     site = Site()
     site.write({"a": 1})
     done = site.restored()
-    done.database.write({}, {"s": b"no JSON"})
-    done.database.store("s").put(b"stray", b"1")
+    done.database.write({"s": Changes({b"stray": b"1"})}, {"s": b"no JSON"})
     done.database.close()
     with capture_logs() as logs:
         assert content(site.restored()) == {"a": 1}

@@ -29,10 +29,13 @@ from streams.state.definition import StoreDefinition
 from streams.state.evolution import Verdict, check, compare, kept, migrated_entries
 from streams.state.expiring import Expiring, ExpiringSerde
 from streams.state.memory import MemoryDatabases
+from streams.state.store import Changes
 from streams.testing import TopologyDriver
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from streams.state.store import Database
 
 # --- JSON, by example
 
@@ -1060,15 +1063,22 @@ def test_a_stored_schema_that_is_none_is_an_error_with_the_stores_name(stored):
 
 def store_of(definition: StoreDefinition, entries: dict[Any, Any]) -> Any:
     """A store that has these entries, by serialized or windowed keys, as the definition writes them."""
-    store = MemoryDatabases().open([definition.name], 0).store(definition.name)
+    return database_of(definition, entries).store(definition.name)
+
+
+def database_of(definition: StoreDefinition, entries: dict[Any, Any]) -> Database:
+    """A database that has these entries in one store."""
+    database = MemoryDatabases().open([definition.name], 0)
+    written: dict[bytes, bytes | None] = {}
     for key, value in entries.items():
         encoded = b""
         if definition.retention is not None:
             start, key = key  # noqa: PLW2901 - the key proper
             encoded = struct.pack(">Q", start)
         (payload,) = definition.value.serialize([value])
-        store.put(encoded + next(iter(definition.key.serialize([key]))), payload)
-    return store
+        written[encoded + next(iter(definition.key.serialize([key])))] = payload
+    database.write({definition.name: Changes(written)}, {})
+    return database
 
 
 def test_all_values_are_migrated_and_of_the_new_type():
@@ -1140,8 +1150,9 @@ def test_what_fails_is_told_with_the_key(migrate, says):
 
 def test_an_entry_that_is_not_of_the_stored_schema_is_told_with_the_key():
     before = json_store(Small)
-    store = store_of(before, {})
-    store.put(b"a", b"{")
+    database = database_of(before, {})
+    database.write({before.name: Changes({b"a": b"{"})}, {})
+    store = database.store(before.name)
     with pytest.raises(StateError, match="the value of key 'a' cannot be read: DecodeError"):
         list(migrated_entries(json_store(TextSize, migrate=dict), before.schema, store))
 
@@ -1190,10 +1201,12 @@ def test_a_field_that_is_new_in_a_store_has_its_default_as_a_value_of_its_type(t
 def test_values_of_several_schemas_are_migrated(tmp_path):
     path = written(tmp_path / "shop.Order.avsc", field("int"))
     first = avro_store(path)
-    store = store_of(first, {"a": {"size": 1}})
+    database = database_of(first, {"a": {"size": 1}})
     written(path, field("long"))
     second = avro_store(path)
-    store.put(b"b", next(iter(second.value.serialize([{"size": 2}]))))
+    added = next(iter(second.value.serialize([{"size": 2}])))
+    database.write({first.name: Changes({b"b": added})}, {})
+    store = database.store(first.name)
     written(path, field("string"))
     third = avro_store(path, migrate=lambda old: {"size": str(old["size"])})
     text = kept(first.schema, second.schema)

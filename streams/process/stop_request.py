@@ -1,4 +1,4 @@
-"""Signals that ask a command to stop."""
+"""A stop that a signal asks a command for, and that the command sees when it looks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-class StopSignals:
+class StopRequest:
     """Which signal has asked for a stop, if one has."""
 
     def __init__(self) -> None:
@@ -23,12 +23,12 @@ class StopSignals:
 
 
 @contextmanager
-def stop_signals() -> Iterator[StopSignals]:
+def stop_request() -> Iterator[StopRequest]:
     """Note SIGTERM, SIGINT and SIGHUP instead of ending; a second one of a kind ends the process.
 
     Signals that are ignored, as under ``nohup``, stay so.
     """
-    stop = StopSignals()
+    stop = StopRequest()
 
     def note(number: int, _frame: object) -> None:
         stop.received = signal.Signals(number)
