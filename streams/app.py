@@ -166,24 +166,44 @@ class App:
         self,
         topic: str,
         *,
-        key: Serde[K],
-        value: Serde[V],
         name: str | None = None,
-        timestamp: Callable[[V], int] | None = None,
+        timestamp: Callable[[Any], int] | None = None,
         on_error: ErrorPolicy = dead_letter,
-    ) -> Table[K, V]: ...
+    ) -> Table[bytes, Any]: ...
 
     @overload
     def table(
         self,
         topic: str,
         *,
-        key: Serde[Any] | None = None,
-        value: Serde[Any] | None = None,
+        value: Serde[V],
+        name: str | None = None,
+        timestamp: Callable[[V], int] | None = None,
+        on_error: ErrorPolicy = dead_letter,
+    ) -> Table[bytes, V]: ...
+
+    @overload
+    def table(
+        self,
+        topic: str,
+        *,
+        key: Serde[K],
         name: str | None = None,
         timestamp: Callable[[Any], int] | None = None,
         on_error: ErrorPolicy = dead_letter,
-    ) -> Table[Any, Any]: ...
+    ) -> Table[K, Any]: ...
+
+    @overload
+    def table(
+        self,
+        topic: str,
+        *,
+        key: Serde[K],
+        value: Serde[V],
+        name: str | None = None,
+        timestamp: Callable[[V], int] | None = None,
+        on_error: ErrorPolicy = dead_letter,
+    ) -> Table[K, V]: ...
 
     def table(
         self,
@@ -214,19 +234,20 @@ class App:
         )
 
     @overload
-    def global_table(
-        self, topic: str, *, key: Serde[K], value: Serde[V], name: str | None = None
-    ) -> GlobalTable[K, V]: ...
+    def global_table(self, topic: str, *, name: str | None = None) -> GlobalTable[bytes, Any]: ...
 
     @overload
     def global_table(
-        self,
-        topic: str,
-        *,
-        key: Serde[Any] | None = None,
-        value: Serde[Any] | None = None,
-        name: str | None = None,
-    ) -> GlobalTable[Any, Any]: ...
+        self, topic: str, *, value: Serde[V], name: str | None = None
+    ) -> GlobalTable[bytes, V]: ...
+
+    @overload
+    def global_table(self, topic: str, *, key: Serde[K], name: str | None = None) -> GlobalTable[K, Any]: ...
+
+    @overload
+    def global_table(
+        self, topic: str, *, key: Serde[K], value: Serde[V], name: str | None = None
+    ) -> GlobalTable[K, V]: ...
 
     def global_table(
         self,

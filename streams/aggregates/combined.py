@@ -48,19 +48,19 @@ class Combined(BaseAggregate):
         self._result: Any = msgspec.defstruct("Combined", types, frozen=True)
 
     @property
-    def record_wise(self) -> bool:  # type: ignore[override]  # a constant elsewhere, here it depends
+    def record_wise(self) -> bool:
         return any(aggregate.record_wise for aggregate in self._aggregates)
 
     @property
-    def ordered(self) -> bool:  # type: ignore[override]  # as above
+    def ordered(self) -> bool:
         return any(aggregate.ordered for aggregate in self._aggregates)
 
     @property
-    def removable(self) -> bool:  # type: ignore[override]  # as above
+    def removable(self) -> bool:
         return all(aggregate.removable for aggregate in self._aggregates)
 
     @property
-    def mergeable(self) -> bool:  # type: ignore[override]  # as above
+    def mergeable(self) -> bool:
         return all(aggregate.mergeable for aggregate in self._aggregates)
 
     @property

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import builtins
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from streams.errors import TopologyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from decimal import Decimal
 
 A = TypeVar("A")
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
+V = TypeVar("V")
+R_co = TypeVar("R_co", covariant=True)
+N = TypeVar("N", bound="int | float | Decimal")
+V_contra = TypeVar("V_contra", contravariant=True)
 Type: TypeAlias = builtins.type[T]
+
+Number: TypeAlias = "int | float | Decimal"
 
 Of: TypeAlias = "str | Callable[[Any], Any] | None"
 """What of a value is aggregated: the attribute (or a dictionary's key) of that name, what a function makes of
@@ -27,11 +33,11 @@ Place: TypeAlias = "tuple[int, str, int]"
 NOWHERE: Place = (-1, "", -1)
 
 
-class Aggregate(Protocol[A, R_co]):
-    """Computes a result from the events of one group, be it a key's, a window's or a session's.
+class Aggregate(Protocol[V_contra, R_co]):
+    """Computes a result from the values of one group, be it a key's, a window's or a session's.
 
-    ``A`` is the accumulator: all that is kept of the events so far. It is never changed in place: an
-    accumulator may be kept and used again after others were made from it.
+    The accumulator is all that is kept of the events so far. It is never changed in place: an accumulator may
+    be kept and used again after others were made from it.
     """
 
     @property
@@ -68,38 +74,38 @@ class Aggregate(Protocol[A, R_co]):
     def result_type(self) -> Any:
         """The type of results; ``Any`` where it is not known."""
 
-    def typed(self, kind: Any) -> Aggregate[Any, Any]:
+    def typed(self, kind: Any) -> Aggregate[V_contra, R_co]:
         """The aggregate for values of that type (``Any`` where it is not known)."""
 
-    def column(self, values: Sequence[Any]) -> Iterable[Any]:
+    def column(self, values: Sequence[V_contra]) -> Iterable[Any]:
         """What ``add`` and ``remove`` need of each value: lazily, one entry a value, in order.
 
         Raises at the value that cannot be aggregated.
         """
 
-    def initial(self) -> A:
+    def initial(self) -> Any:
         """The accumulator of no events."""
 
-    def add(self, accumulator: A, column: Sequence[Any], places: Sequence[Place] | None = None) -> A:
+    def add(self, accumulator: Any, column: Sequence[Any], places: Sequence[Place] | None = None) -> Any:
         """The accumulator with further events, given by their entries in the order they came.
 
         ``places`` are those of the events, where ``ordered``; without them, events stand in the order they
         were added.
         """
 
-    def remove(self, accumulator: A, column: Sequence[Any]) -> A:
+    def remove(self, accumulator: Any, column: Sequence[Any]) -> Any:
         """The accumulator without events that were added before."""
 
-    def merge(self, first: A, second: A) -> A:
+    def merge(self, first: Any, second: Any) -> Any:
         """The accumulator of both, where ``first`` has the earlier events."""
 
-    def result(self, accumulator: A) -> R_co:
+    def result(self, accumulator: Any) -> R_co:
         """What the events so far amount to."""
 
-    def pack(self, accumulator: A) -> Any:
+    def pack(self, accumulator: Any) -> Any:
         """The accumulator as plain values that msgpack can hold."""
 
-    def unpack(self, packed: Any) -> A:
+    def unpack(self, packed: Any) -> Any:
         """The accumulator that was packed."""
 
 
@@ -108,11 +114,25 @@ class BaseAggregate:
 
     __slots__ = ()
 
-    record_wise: ClassVar[bool] = False
-    ordered: ClassVar[bool] = False
-    removable: ClassVar[bool] = False
-    mergeable: ClassVar[bool] = True
-    result_type: ClassVar[Any] = Any
+    @property
+    def record_wise(self) -> bool:
+        return False
+
+    @property
+    def ordered(self) -> bool:
+        return False
+
+    @property
+    def removable(self) -> bool:
+        return False
+
+    @property
+    def mergeable(self) -> bool:
+        return True
+
+    @property
+    def result_type(self) -> Any:
+        return Any
 
     @property
     def schema(self) -> Any:

@@ -7,7 +7,7 @@ import datetime as dt
 import typing
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 from uuid import UUID
 
 from streams.aggregates.columns import checked_entries, described_parameters, entry_type
@@ -17,9 +17,9 @@ from streams.aggregates.numbers import NumberAggregate
 from streams.aggregates.values import codec_for, schema_of_values, tuple_of, written_form
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from streams.aggregates.contract import Of, Place, Type
+    from streams.aggregates.contract import Aggregate, Of, Place, T, Type, V
     from streams.aggregates.value_codec import ValueCodec
 
 
@@ -169,7 +169,13 @@ class Maximum(_Extreme):
     choose = max
 
 
-def minimum(of: Of = None, *, type: Type[Any] | None = None) -> Minimum:  # noqa: A002 - as in the serdes
+@overload
+def minimum(of: str | None = None, *, type: None = None) -> Aggregate[Any, Any]: ...
+@overload
+def minimum(of: str | None = None, *, type: Type[T]) -> Aggregate[Any, T | None]: ...
+@overload
+def minimum(of: Callable[[V], T], *, type: Type[T] | None = None) -> Aggregate[V, T | None]: ...
+def minimum(of: Of = None, *, type: Type[Any] | None = None) -> Aggregate[Any, Any]:  # noqa: A002 - as in the serdes
     """The smallest number; ``None`` of none.
 
     Numbers may be integers, floats and decimals, and stay what they are. With values of another type that has
@@ -179,7 +185,13 @@ def minimum(of: Of = None, *, type: Type[Any] | None = None) -> Minimum:  # noqa
     return Minimum(of, type)
 
 
-def maximum(of: Of = None, *, type: Type[Any] | None = None) -> Maximum:  # noqa: A002 - as in the serdes
+@overload
+def maximum(of: str | None = None, *, type: None = None) -> Aggregate[Any, Any]: ...
+@overload
+def maximum(of: str | None = None, *, type: Type[T]) -> Aggregate[Any, T | None]: ...
+@overload
+def maximum(of: Callable[[V], T], *, type: Type[T] | None = None) -> Aggregate[V, T | None]: ...
+def maximum(of: Of = None, *, type: Type[Any] | None = None) -> Aggregate[Any, Any]:  # noqa: A002 - as in the serdes
     """The largest number; ``None`` of none. For values of other types see ``minimum``."""
     return Maximum(of, type)
 
@@ -229,7 +241,13 @@ class Top(_Ordered):
         return tuple(map(self._unpack_one, packed))
 
 
-def top(n: int, of: Of = None, *, type: Type[Any] | None = None) -> Top:  # noqa: A002 - as in the serdes
+@overload
+def top(n: int, of: str | None = None, *, type: None = None) -> Aggregate[Any, tuple[Any, ...]]: ...
+@overload
+def top(n: int, of: str | None = None, *, type: Type[T]) -> Aggregate[Any, tuple[T, ...]]: ...
+@overload
+def top(n: int, of: Callable[[V], T], *, type: Type[T] | None = None) -> Aggregate[V, tuple[T, ...]]: ...
+def top(n: int, of: Of = None, *, type: Type[Any] | None = None) -> Aggregate[Any, Any]:  # noqa: A002 - as in the serdes
     """The ``n`` largest numbers, descending; a number that comes several times is there several times.
 
     For values of other types see ``minimum``.

@@ -9,7 +9,7 @@ from fractions import Fraction
 from functools import lru_cache, reduce
 from itertools import chain
 from operator import neg
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, overload
 
 from streams.aggregates.columns import checked_entries, described_parameters
 from streams.aggregates.contract import BaseAggregate
@@ -30,9 +30,9 @@ from streams.aggregates.exact_sum import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from streams.aggregates.contract import Of, Place
+    from streams.aggregates.contract import Aggregate, N, Number, Of, Place, V
 
 
 _PLACES = 300
@@ -101,8 +101,13 @@ def _bounds(limit: float) -> tuple[Decimal, Decimal]:
 class Count(BaseAggregate):
     """See ``count``."""
 
-    removable: ClassVar[bool] = True
-    result_type: ClassVar[Any] = int
+    @property
+    def removable(self) -> bool:
+        return True
+
+    @property
+    def result_type(self) -> Any:
+        return int
 
     def describe(self) -> str:
         return "count()"
@@ -130,7 +135,7 @@ class Count(BaseAggregate):
         return accumulator
 
 
-def count() -> Count:
+def count() -> Aggregate[Any, int]:
     """The number of events."""
     return Count()
 
@@ -141,10 +146,16 @@ class Total(NumberAggregate):
 
     of: Of = None
 
-    removable: ClassVar[bool] = True
-    result_type: ClassVar[Any] = int | float | Decimal
     # So far below the largest float that 10^18 numbers cannot reach it.
     limit: ClassVar[float] = 1e290
+
+    @property
+    def removable(self) -> bool:
+        return True
+
+    @property
+    def result_type(self) -> Any:
+        return int | float | Decimal
 
     def describe(self) -> str:
         return f"total({described_parameters(self.of)})"
@@ -171,7 +182,11 @@ class Total(NumberAggregate):
         return unpack_sum(packed)
 
 
-def total(of: Of = None) -> Total:
+@overload
+def total(of: str | None = None) -> Aggregate[Any, Any]: ...
+@overload
+def total(of: Callable[[V], N]) -> Aggregate[V, N]: ...
+def total(of: Of = None) -> Aggregate[Any, Any]:
     """The sum of numbers; 0 of none.
 
     Integers give an exact integer. As soon as a ``Decimal`` was among them it is a ``Decimal``: the exact
@@ -188,9 +203,15 @@ class Mean(NumberAggregate):
 
     of: Of = None
 
-    removable: ClassVar[bool] = True
-    result_type: ClassVar[Any] = float | Decimal | None
     limit: ClassVar[float] = Total.limit
+
+    @property
+    def removable(self) -> bool:
+        return True
+
+    @property
+    def result_type(self) -> Any:
+        return float | Decimal | None
 
     def describe(self) -> str:
         return f"mean({described_parameters(self.of)})"
@@ -226,7 +247,11 @@ class Mean(NumberAggregate):
         return packed[0], unpack_sum(packed[1])
 
 
-def mean(of: Of = None) -> Mean:
+@overload
+def mean(of: str | None = None) -> Aggregate[Any, Any]: ...
+@overload
+def mean(of: Callable[[V], Number]) -> Aggregate[V, Any]: ...
+def mean(of: Of = None) -> Aggregate[Any, Any]:
     """The mean of numbers, from their exact sum; ``None`` of none. Refused is what ``total`` refuses.
 
     Where their sum is a ``Decimal``, so is the mean: rounded once, to 28 digits or, for longer sums, to a few
@@ -274,10 +299,16 @@ class Variance(NumberAggregate):
     of: Of = None
     sample: bool = False
 
-    removable: ClassVar[bool] = True
-    result_type: ClassVar[Any] = float | Decimal | None
     # The squares then are within what ``Total`` allows.
     limit: ClassVar[float] = 1e145
+
+    @property
+    def removable(self) -> bool:
+        return True
+
+    @property
+    def result_type(self) -> Any:
+        return float | Decimal | None
 
     def describe(self) -> str:
         return f"variance({described_parameters(self.of, f'sample={self.sample}')})"
@@ -365,7 +396,11 @@ def _moments(column: Sequence[Any]) -> _Moments:
     )
 
 
-def variance(of: Of = None, *, sample: bool = False) -> Variance:
+@overload
+def variance(of: str | None = None, *, sample: bool = False) -> Aggregate[Any, Any]: ...
+@overload
+def variance(of: Callable[[V], Number], *, sample: bool = False) -> Aggregate[V, Any]: ...
+def variance(of: Of = None, *, sample: bool = False) -> Aggregate[Any, Any]:
     """The variance of numbers: of all there are, or estimated from a sample of them (divided by n - 1).
 
     It is computed exactly and rounded once, so it stays right for numbers that differ little from each other,

@@ -1,4 +1,8 @@
-"""Aggregates of bounded size whose results are approximate within a stated error."""
+"""Aggregates of bounded size whose results are approximate within a stated error.
+
+Written here, as ``ddsketch`` (3.0) cannot take a value out again, and sketches of the same values from
+``datasketches`` (5.2, HyperLogLog and frequent items) differ in their bytes where the order differed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from hashlib import blake2b
 from heapq import nlargest
 from itertools import accumulate, chain
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, overload
 
 from streams.aggregates.columns import described_parameters, entries_of
 from streams.aggregates.contract import BaseAggregate, require
@@ -22,9 +26,9 @@ from streams.aggregates.value_codec import PLAIN, Encoded
 from streams.aggregates.values import ValueAggregate, codec_for, encode_value, tuple_of, written_form
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from streams.aggregates.contract import Of, Place, Type
+    from streams.aggregates.contract import Aggregate, Number, Of, Place, T, Type, V
     from streams.aggregates.value_codec import ValueCodec
 
 
@@ -39,8 +43,6 @@ class Quantile(NumberAggregate):
     _scale: float = field(init=False, repr=False, compare=False)
     _lowest: int = field(init=False, repr=False, compare=False)
 
-    removable: ClassVar[bool] = True
-    result_type: ClassVar[Any] = float | Decimal | None
     limit: ClassVar[float] = sys.float_info.max
 
     def __post_init__(self) -> None:
@@ -48,6 +50,14 @@ class Quantile(NumberAggregate):
         require(1e-6 <= self.error <= 0.5, "quantile", "an error from 1e-6 to 0.5", self.error)
         object.__setattr__(self, "_scale", 1.0 / math.log((1.0 + self.error) / (1.0 - self.error)))
         object.__setattr__(self, "_lowest", math.ceil(math.log(sys.float_info.min) * self._scale))
+
+    @property
+    def removable(self) -> bool:
+        return True
+
+    @property
+    def result_type(self) -> Any:
+        return float | Decimal | None
 
     def describe(self) -> str:
         return f"quantile({described_parameters(self.of, f'q={self.q}', f'error={self.error}')})"
@@ -138,7 +148,11 @@ def _added(counts: dict[Any, int], others: dict[Any, int]) -> dict[Any, int]:
     return added
 
 
-def quantile(q: float, of: Of = None, *, error: float = 0.01) -> Quantile:
+@overload
+def quantile(q: float, of: str | None = None, *, error: float = 0.01) -> Aggregate[Any, Any]: ...
+@overload
+def quantile(q: float, of: Callable[[V], Number], *, error: float = 0.01) -> Aggregate[V, Any]: ...
+def quantile(q: float, of: Of = None, *, error: float = 0.01) -> Aggregate[Any, Any]:
     """The number that a share ``q`` of all numbers lies below, e.g. 0.5 for the median; ``None`` of none.
 
     For ``n`` numbers, the result differs by at most the relative ``error`` from the one at position
@@ -166,14 +180,16 @@ class Distinct(BaseAggregate):
     of: Of = None
     error: float = 0.01
 
-    result_type: ClassVar[Any] = int
-
     _precision: int = field(init=False, repr=False, compare=False)
     """The binary logarithm of the number of registers."""
 
     def __post_init__(self) -> None:
         require(0.0021 <= self.error <= 0.26, "distinct", "an error from 0.0021 to 0.26", self.error)
         object.__setattr__(self, "_precision", math.ceil(2 * math.log2(1.04 / self.error)))
+
+    @property
+    def result_type(self) -> Any:
+        return int
 
     def describe(self) -> str:
         return f"distinct({described_parameters(self.of, f'error={self.error}')})"
@@ -286,7 +302,11 @@ def _tau(share: float) -> float:
     return estimate / 3.0
 
 
-def distinct(of: Of = None, *, error: float = 0.01) -> Distinct:
+@overload
+def distinct(of: str | None = None, *, error: float = 0.01) -> Aggregate[Any, int]: ...
+@overload
+def distinct(of: Callable[[V], object], *, error: float = 0.01) -> Aggregate[V, int]: ...
+def distinct(of: Of = None, *, error: float = 0.01) -> Aggregate[Any, int]:
     """About how many different values there are.
 
     ``error`` is the relative standard error at most: two of three results are closer to the truth, 997 of
@@ -391,13 +411,25 @@ class MostFrequent(ValueAggregate):
 _COUNTED_AS_IS = {str, bytes, int}
 
 
+@overload
+def most_frequent(
+    n: int, of: str | None = None, *, capacity: int = 1000, type: None = None
+) -> Aggregate[Any, tuple[tuple[Any, int], ...]]: ...
+@overload
+def most_frequent(
+    n: int, of: str | None = None, *, capacity: int = 1000, type: Type[T]
+) -> Aggregate[Any, tuple[tuple[T, int], ...]]: ...
+@overload
+def most_frequent(
+    n: int, of: Callable[[V], T], *, capacity: int = 1000, type: Type[T] | None = None
+) -> Aggregate[V, tuple[tuple[T, int], ...]]: ...
 def most_frequent(
     n: int,
     of: Of = None,
     *,
     capacity: int = 1000,
     type: Type[Any] | None = None,  # noqa: A002 - as in the serdes
-) -> MostFrequent:
+) -> Aggregate[Any, Any]:
     """About the ``n`` values that come most often, each with its count: (value, count), most frequent first.
 
     Values come back as they are, with types as for ``first``; floats are refused. Values that are stored

@@ -5,10 +5,10 @@ from __future__ import annotations
 import builtins
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import TYPE_CHECKING, Any, ClassVar, Generic
+from typing import TYPE_CHECKING, Any, overload
 
 from streams.aggregates.columns import described_parameters, entries_of
-from streams.aggregates.contract import A, BaseAggregate, R
+from streams.aggregates.contract import BaseAggregate
 from streams.aggregates.values import codec_for, schema_of_values
 from streams.coroutines.awaitables import is_asynchronous, location, settled
 from streams.errors import TopologyError
@@ -17,28 +17,26 @@ from streams.serde.value_type import known, returned_type, traits
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from streams.aggregates.contract import Of, Place, Type
+    from streams.aggregates.contract import A, Aggregate, Of, Place, R, T, Type, V
     from streams.aggregates.value_codec import ValueCodec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Custom(BaseAggregate, Generic[A, R]):
+class Custom(BaseAggregate):
     """See ``custom``."""
 
-    start: Callable[[], A]
-    step: Callable[[A, Any], A]
-    unite: Callable[[A, A], A] | None
-    take_back: Callable[[A, Any], A] | None
-    finish: Callable[[A], R] | None
+    start: Callable[[], Any]
+    step: Callable[[Any, Any], Any]
+    unite: Callable[[Any, Any], Any] | None
+    take_back: Callable[[Any, Any], Any] | None
+    finish: Callable[[Any], Any] | None
     name: str
     of: Of
-    type: Type[A] | None
+    type: Type[Any] | None
 
     _codec: ValueCodec = field(init=False, repr=False, compare=False)
     _kept_as: Any = field(init=False, repr=False, compare=False)
     """The type of accumulators, where they do not describe themselves."""
-
-    record_wise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if is_asynchronous(self.start):
@@ -67,11 +65,15 @@ class Custom(BaseAggregate, Generic[A, R]):
         object.__setattr__(self, "_kept_as", kind)
 
     @property
-    def removable(self) -> bool:  # type: ignore[override]  # a constant elsewhere, here it depends
+    def record_wise(self) -> bool:
+        return True
+
+    @property
+    def removable(self) -> bool:
         return self.take_back is not None
 
     @property
-    def mergeable(self) -> bool:  # type: ignore[override]  # as above
+    def mergeable(self) -> bool:
         return self.unite is not None
 
     @property
@@ -138,17 +140,89 @@ def _needs_type(kind: Any) -> bool:
     return kind is not Any and bool(traits(kind).classes)
 
 
+@overload
+def custom(
+    initial: Callable[[], A],
+    add: Callable[[A, V], A],
+    *,
+    name: str,
+    of: None = None,
+    merge: Callable[[A, A], A] | None = None,
+    remove: Callable[[A, V], A] | None = None,
+    result: None = None,
+    type: Type[A] | None = None,
+) -> Aggregate[V, A]: ...
+@overload
+def custom(
+    initial: Callable[[], A],
+    add: Callable[[A, V], A],
+    *,
+    name: str,
+    of: None = None,
+    merge: Callable[[A, A], A] | None = None,
+    remove: Callable[[A, V], A] | None = None,
+    result: Callable[[A], R],
+    type: Type[A] | None = None,
+) -> Aggregate[V, R]: ...
+@overload
 def custom(
     initial: Callable[[], A],
     add: Callable[[A, Any], A],
     *,
     name: str,
-    of: Of = None,
+    of: str,
     merge: Callable[[A, A], A] | None = None,
     remove: Callable[[A, Any], A] | None = None,
-    result: Callable[[A], Any] | None = None,
-    type: Type[A] | None = None,  # noqa: A002 - as in the serdes
-) -> Custom[A, Any]:
+    result: None = None,
+    type: Type[A] | None = None,
+) -> Aggregate[Any, A]: ...
+@overload
+def custom(
+    initial: Callable[[], A],
+    add: Callable[[A, Any], A],
+    *,
+    name: str,
+    of: str,
+    merge: Callable[[A, A], A] | None = None,
+    remove: Callable[[A, Any], A] | None = None,
+    result: Callable[[A], R],
+    type: Type[A] | None = None,
+) -> Aggregate[Any, R]: ...
+@overload
+def custom(
+    initial: Callable[[], A],
+    add: Callable[[A, T], A],
+    *,
+    name: str,
+    of: Callable[[V], T],
+    merge: Callable[[A, A], A] | None = None,
+    remove: Callable[[A, T], A] | None = None,
+    result: None = None,
+    type: Type[A] | None = None,
+) -> Aggregate[V, A]: ...
+@overload
+def custom(
+    initial: Callable[[], A],
+    add: Callable[[A, T], A],
+    *,
+    name: str,
+    of: Callable[[V], T],
+    merge: Callable[[A, A], A] | None = None,
+    remove: Callable[[A, T], A] | None = None,
+    result: Callable[[A], R],
+    type: Type[A] | None = None,
+) -> Aggregate[V, R]: ...
+def custom(
+    initial: Callable[[], Any],
+    add: Callable[[Any, Any], Any],
+    *,
+    name: str,
+    of: Of = None,
+    merge: Callable[[Any, Any], Any] | None = None,
+    remove: Callable[[Any, Any], Any] | None = None,
+    result: Callable[[Any], Any] | None = None,
+    type: Type[Any] | None = None,  # noqa: A002 - as in the serdes
+) -> Aggregate[Any, Any]:
     """An aggregation by the program's own functions.
 
     ``initial`` makes the accumulator of no events; ``add`` returns one with one value more, values in the

@@ -7,7 +7,7 @@ import types
 from dataclasses import dataclass, field, replace
 from itertools import count as counted, repeat
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import msgspec
 
@@ -18,9 +18,9 @@ from streams.serde.schemas.shape import shape
 from streams.serde.value_type import is_supported
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from streams.aggregates.contract import Of, Place, Type
+    from streams.aggregates.contract import Aggregate, Of, Place, T, Type, V
 
 
 encode_value = msgspec.msgpack.Encoder(order="deterministic").encode
@@ -113,10 +113,12 @@ class _Single(ValueAggregate):
 
     _codec: ValueCodec = field(init=False, repr=False, compare=False)
 
-    ordered: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         object.__setattr__(self, "_codec", codec_for(self.describe(), self.type))
+
+    @property
+    def ordered(self) -> bool:
+        return True
 
     @property
     def result_type(self) -> Any:
@@ -190,11 +192,13 @@ class Collect(ValueAggregate):
 
     _codec: ValueCodec = field(init=False, repr=False, compare=False)
 
-    ordered: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         require(self.limit is None or self.limit >= 1, "collect", "a limit of at least 1", self.limit)
         object.__setattr__(self, "_codec", codec_for(self.describe(), self.type))
+
+    @property
+    def ordered(self) -> bool:
+        return True
 
     @property
     def result_type(self) -> Any:
@@ -249,7 +253,13 @@ class Collect(ValueAggregate):
 _place = itemgetter(0)
 
 
-def first(of: Of = None, *, type: Type[Any] | None = None) -> First:  # noqa: A002 - as in the serdes
+@overload
+def first(of: str | None = None, *, type: None = None) -> Aggregate[Any, Any]: ...
+@overload
+def first(of: str | None = None, *, type: Type[T]) -> Aggregate[Any, T | None]: ...
+@overload
+def first(of: Callable[[V], T], *, type: Type[T] | None = None) -> Aggregate[V, T | None]: ...
+def first(of: Of = None, *, type: Type[Any] | None = None) -> Aggregate[Any, Any]:  # noqa: A002 - as in the serdes
     """The value of the earliest event time; ``None`` of none.
 
     Of several with that time it is the one with the lowest offset, and before that with the topic that comes
@@ -262,17 +272,30 @@ def first(of: Of = None, *, type: Type[Any] | None = None) -> First:  # noqa: A0
     return First(of, type)
 
 
-def latest(of: Of = None, *, type: Type[Any] | None = None) -> Latest:  # noqa: A002 - as in the serdes
+@overload
+def latest(of: str | None = None, *, type: None = None) -> Aggregate[Any, Any]: ...
+@overload
+def latest(of: str | None = None, *, type: Type[T]) -> Aggregate[Any, T | None]: ...
+@overload
+def latest(of: Callable[[V], T], *, type: Type[T] | None = None) -> Aggregate[V, T | None]: ...
+def latest(of: Of = None, *, type: Type[Any] | None = None) -> Aggregate[Any, Any]:  # noqa: A002 - as in the serdes
     """The value of the latest event time; ``None`` of none. See ``first`` for equal times and for types."""
     return Latest(of, type)
 
 
+@overload
 def collect(
-    of: Of = None,
-    *,
-    limit: int | None = None,
-    type: Type[Any] | None = None,  # noqa: A002 - as in the serdes
-) -> Collect:
+    of: str | None = None, *, limit: int | None = None, type: None = None
+) -> Aggregate[Any, tuple[Any, ...]]: ...
+@overload
+def collect(
+    of: str | None = None, *, limit: int | None = None, type: Type[T]
+) -> Aggregate[Any, tuple[T, ...]]: ...
+@overload
+def collect(
+    of: Callable[[V], T], *, limit: int | None = None, type: Type[T] | None = None
+) -> Aggregate[V, tuple[T, ...]]: ...
+def collect(of: Of = None, *, limit: int | None = None, type: Type[Any] | None = None) -> Aggregate[Any, Any]:  # noqa: A002 - as in the serdes
     """All values in the order of event time, or the earliest ``limit`` of them.
 
     See ``first`` for equal times and for types. Without a limit, the accumulator grows with every event and

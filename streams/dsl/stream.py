@@ -494,14 +494,34 @@ class Stream(Generic[K, V]):
         """Replace each record by one for each value in ``function(value)``, none included."""
         return self._then(FlatMap(function), on_error, name, value_type=given_type(function))
 
+    @overload
+    def key_by(
+        self,
+        function: Callable[[V], str],
+        *,
+        key: None = None,
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Stream[str, V]: ...
+
+    @overload
     def key_by(
         self,
         function: Callable[[V], K2],
         *,
-        key: Serde[K2] | None = None,
+        key: Serde[K2],
         on_error: ErrorPolicy = fail,
         name: str | None = None,
-    ) -> Stream[K2, V]:
+    ) -> Stream[K2, V]: ...
+
+    def key_by(
+        self,
+        function: Callable[[V], Any],
+        *,
+        key: Serde[Any] | None = None,
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Stream[Any, V]:
         """Replace each key by ``function(value)``, written with the serde ``key`` (text unless given)."""
         return self._then(
             KeyBy(function, implied_text=key is None),
@@ -564,16 +584,40 @@ class Stream(Generic[K, V]):
         stream = self if value is None else Stream(self._builder, self._parents, self._key, value)
         return self._builder.repartition(stream, name, partitions, on_error)
 
+    @overload
     def group_by(
         self,
-        function: Callable[[V], K2],
+        function: Callable[[V], str],
         *,
-        key: Serde[K2] | None = None,
+        key: None = None,
         value: Serde[V] | None = None,
         name: str | None = None,
         partitions: int | None = None,
         on_error: ErrorPolicy = dead_letter,
-    ) -> Grouped[K2, V]:
+    ) -> Grouped[str, V]: ...
+
+    @overload
+    def group_by(
+        self,
+        function: Callable[[V], K2],
+        *,
+        key: Serde[K2],
+        value: Serde[V] | None = None,
+        name: str | None = None,
+        partitions: int | None = None,
+        on_error: ErrorPolicy = dead_letter,
+    ) -> Grouped[K2, V]: ...
+
+    def group_by(
+        self,
+        function: Callable[[V], Any],
+        *,
+        key: Serde[Any] | None = None,
+        value: Serde[V] | None = None,
+        name: str | None = None,
+        partitions: int | None = None,
+        on_error: ErrorPolicy = dead_letter,
+    ) -> Grouped[Any, V]:
         """Bring together the records for which ``function(value)`` is equal, written by ``key`` (text).
 
         They go through a repartition topic, which is called ``<app>-<name>-repartition``; without ``name`` it
@@ -1125,14 +1169,24 @@ class Grouped(Generic[K, V]):
         """What ``function(so far, value)`` makes of each key's values; the first stands for itself."""
         return self.aggregate(name, self.reducing(name, function, value), on_error=on_error)
 
+    @overload
+    def aggregate(
+        self, name: str, aggregate: Aggregate[V, R], /, *, on_error: ErrorPolicy = fail
+    ) -> Table[K, R]: ...
+
+    @overload
+    def aggregate(
+        self, name: str, /, *, on_error: ErrorPolicy = fail, **fields: Aggregate[V, Any]
+    ) -> Table[K, Any]: ...
+
     def aggregate(
         self,
         name: str,
-        aggregate: Aggregate[Any, R] | None = None,
+        aggregate: Aggregate[V, Any] | None = None,
         /,
         *,
         on_error: ErrorPolicy = fail,
-        **fields: Aggregate[Any, Any],
+        **fields: Aggregate[V, Any],
     ) -> Table[K, Any]:
         """Compute an aggregate of each key's records, or several by name: ``aggregate("s", sum=total())``.
 
@@ -1220,14 +1274,24 @@ class WindowedGrouped(Generic[K, V]):
         """What ``function(so far, value)`` makes of each window's and key's values."""
         return self.aggregate(name, self._grouped.reducing(name, function, value), on_error=on_error)
 
+    @overload
+    def aggregate(
+        self, name: str, aggregate: Aggregate[V, R], /, *, on_error: ErrorPolicy = fail
+    ) -> WindowedResults[K, R]: ...
+
+    @overload
+    def aggregate(
+        self, name: str, /, *, on_error: ErrorPolicy = fail, **fields: Aggregate[V, Any]
+    ) -> WindowedResults[K, Any]: ...
+
     def aggregate(
         self,
         name: str,
-        aggregate: Aggregate[Any, R] | None = None,
+        aggregate: Aggregate[V, Any] | None = None,
         /,
         *,
         on_error: ErrorPolicy = fail,
-        **fields: Aggregate[Any, Any],
+        **fields: Aggregate[V, Any],
     ) -> WindowedResults[K, Any]:
         """Compute an aggregate, or several by name, for each window and key; see ``Grouped.aggregate``.
 
@@ -1380,16 +1444,40 @@ class Table(Generic[K, V]):
         serde = returned_serde(function)
         return self._then(MapTable(function), view, serde, on_error, name, returned_type(function))
 
+    @overload
     def group_by(
         self,
-        function: Callable[[V], K2],
+        function: Callable[[V], str],
         *,
-        key: Serde[K2] | None = None,
+        key: None = None,
         value: Serde[V] | None = None,
         name: str | None = None,
         partitions: int | None = None,
         on_error: ErrorPolicy = dead_letter,
-    ) -> GroupedTable[K2, V]:
+    ) -> GroupedTable[str, V]: ...
+
+    @overload
+    def group_by(
+        self,
+        function: Callable[[V], K2],
+        *,
+        key: Serde[K2],
+        value: Serde[V] | None = None,
+        name: str | None = None,
+        partitions: int | None = None,
+        on_error: ErrorPolicy = dead_letter,
+    ) -> GroupedTable[K2, V]: ...
+
+    def group_by(
+        self,
+        function: Callable[[V], Any],
+        *,
+        key: Serde[Any] | None = None,
+        value: Serde[V] | None = None,
+        name: str | None = None,
+        partitions: int | None = None,
+        on_error: ErrorPolicy = dead_letter,
+    ) -> GroupedTable[Any, V]:
         """Bring together the keys for whose values ``function(value)`` is equal, written by ``key`` (text).
 
         When a value changes, it leaves its old group and joins the new one. The changes go through a
@@ -1406,7 +1494,7 @@ class Table(Generic[K, V]):
         )
         builder.add(step)
         written = value or self._value
-        stream: Stream[K2, V] = Stream(
+        stream: Stream[Any, V] = Stream(
             builder,
             (step.name,),
             key or Text(),
@@ -1672,14 +1760,24 @@ class GroupedTable(Generic[K, V]):
         serde = self._grouped.value_serde(name, value)
         return self._aggregate(name, RemovableReduce(add, remove, serde), serde, on_error)
 
+    @overload
+    def aggregate(
+        self, name: str, aggregate: Aggregate[V, R], /, *, on_error: ErrorPolicy = fail
+    ) -> Table[K, R]: ...
+
+    @overload
+    def aggregate(
+        self, name: str, /, *, on_error: ErrorPolicy = fail, **fields: Aggregate[V, Any]
+    ) -> Table[K, Any]: ...
+
     def aggregate(
         self,
         name: str,
-        aggregate: Aggregate[Any, R] | None = None,
+        aggregate: Aggregate[V, Any] | None = None,
         /,
         *,
         on_error: ErrorPolicy = fail,
-        **fields: Aggregate[Any, Any],
+        **fields: Aggregate[V, Any],
     ) -> Table[K, Any]:
         """Compute an aggregate that can take values out again, or several; see ``Grouped.aggregate``."""
         computed = chosen_aggregate(name, aggregate, fields)
