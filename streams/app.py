@@ -8,7 +8,7 @@ import socket
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 import msgspec
 import structlog
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from streams.broker import Broker
-    from streams.config import Settings
+    from streams.config import Settings, SettingsArguments
     from streams.dsl.stream import GlobalTable, Table
     from streams.eventtime.windows import Windowed
     from streams.monitoring.watchdog import Stall
@@ -73,7 +73,7 @@ class App:
     Raises ``ConfigurationError`` for an unknown setting or a value of the wrong type.
     """
 
-    def __init__(self, name: str, **settings: Any) -> None:
+    def __init__(self, name: str, **settings: Unpack[SettingsArguments]) -> None:
         fault = topic_name_fault(name) or topic_name_fault(f"{name}-dead-letters")
         if fault:
             raise ConfigurationError(
@@ -81,7 +81,6 @@ class App:
                 hint=ADVICE,
             )
         self.name = name
-        self._arguments = settings
         self._builder = TopologyBuilder(name)
         self.settings: Settings = load_settings(settings, os.environ)
         _refuse_async_callbacks(self.settings)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
 from contextlib import suppress
 from itertools import repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from streams.coroutines.awaitables import settled
-from streams.serde.value_type import field_type, known, returned_type
+from streams.serde.value_type import field_type, known, member_types, returned_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -59,3 +63,32 @@ def entry_type(of: Of, kind: Any) -> Any:
     if of is None:
         return known(kind)
     return field_type(kind, of) if isinstance(of, str) else returned_type(of)
+
+
+def missing_field(of: Of, kind: Any) -> tuple[str, ...] | None:
+    """The fields of a type of values, where ``of`` names none of them; ``None`` where it may be one."""
+    if not isinstance(of, str):
+        return None
+    members = [member for member in member_types(kind) if member is not type(None)]
+    found = [_fields_without(of, member) for member in members]
+    if not found or None in found:
+        return None
+    return tuple(dict.fromkeys(name for fields in found for name in fields or ()))
+
+
+def _fields_without(name: str, kind: Any) -> tuple[str, ...] | None:
+    owner = typing.get_origin(kind) or kind
+    if typing.is_typeddict(owner):
+        fields = tuple(owner.__annotations__)
+        return None if name in fields else fields
+    if not isinstance(owner, type) or hasattr(owner, name) or hasattr(owner, "__getattr__"):
+        return None
+    if issubclass(owner, msgspec.Struct):
+        fields = owner.__struct_fields__
+    elif dataclasses.is_dataclass(owner):
+        fields = tuple(field.name for field in dataclasses.fields(owner))
+    elif issubclass(owner, tuple) and hasattr(owner, "_fields"):
+        fields = owner._fields
+    else:
+        return None
+    return None if name in fields else fields

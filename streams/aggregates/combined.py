@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from streams.aggregates.columns import missing_field
 from streams.aggregates.contract import BaseAggregate, require
+from streams.errors import TopologyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -46,6 +49,11 @@ class Combined(BaseAggregate):
         self._earlier = tuple(earlier)
         types = [(name, aggregate.result_type) for name, aggregate in fields.items()]
         self._result: Any = msgspec.defstruct("Combined", types, frozen=True)
+
+    @property
+    def fields(self) -> Mapping[str, Aggregate[Any, Any]]:
+        """The aggregates by the names of their fields."""
+        return dict(zip(self._names, self._aggregates, strict=True))
 
     @property
     def record_wise(self) -> bool:
@@ -155,4 +163,21 @@ class Combined(BaseAggregate):
         return tuple(
             aggregate.unpack(packed[label]) if label in packed else aggregate.initial()
             for label, aggregate in zip(self._labels, self._aggregates, strict=True)
+        )
+
+
+def check_fields(step: str, aggregate: Aggregate[Any, Any], kind: Any) -> None:
+    """Raise ``TopologyError`` where an aggregate is of a field that values of a type do not have."""
+    if isinstance(aggregate, Combined):
+        for part in aggregate.fields.values():
+            check_fields(step, part, kind)
+        return
+    of: Any = getattr(aggregate, "of", None)
+    fields = missing_field(of, kind)
+    if fields is not None:
+        close = get_close_matches(of, fields, 1)
+        raise TopologyError(
+            f"{step!r}: {aggregate.describe()} needs a field {of!r}, and {getattr(kind, '__name__', kind)} "
+            f"has none: its fields are {', '.join(fields)}",
+            hint=f"did you mean {close[0]!r}?" if close else "name one, or give a function",
         )

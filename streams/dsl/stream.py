@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 import msgspec
 
-from streams.aggregates import Combined, count
+from streams.aggregates import Combined, check_fields, count
 from streams.errors import TopologyError
 from streams.eventtime.windows import JoinWindow, Session, Sliding, Windowed
 from streams.operators.aggregate import (
@@ -56,7 +56,7 @@ from streams.operators.window import WindowedAggregate, WindowHeads
 from streams.policy import ErrorPolicy, dead_letter, fail
 from streams.serde import Bytes, Json, Serde, Text
 from streams.serde.round_trip import RoundTrip
-from streams.serde.value_type import given_type, known, returned_type, serde_type
+from streams.serde.value_type import given_type, known, member_types, returned_type, serde_type
 from streams.state.deadlines import deadlines_definition
 from streams.state.definition import StoreDefinition
 from streams.state.expiring import ExpiringSerde
@@ -523,11 +523,12 @@ class Stream(Generic[K, V]):
         name: str | None = None,
     ) -> Stream[Any, V]:
         """Replace each key by ``function(value)``, written with the serde ``key`` (text unless given)."""
+        operator = KeyBy(function, implied_text=key is None)
         return self._then(
-            KeyBy(function, implied_text=key is None),
+            operator,
             on_error,
             name,
-            key=key or Text(),
+            key=key or _text_keys(name or _generated(operator), function),
             value=self._value,
             value_type=self._value_type,
             rekeyed=True,
@@ -624,11 +625,12 @@ class Stream(Generic[K, V]):
         has the name of the store of what follows. ``value`` says how values are written to it, if the stream
         does not know. Records whose group is ``None`` or cannot be found get ``on_error``.
         """
+        operator = Group(function, implied_text=key is None)
         stream = self._then(
-            Group(function, implied_text=key is None),
+            operator,
             on_error,
             None,
-            key=key or Text(),
+            key=key or _text_keys(name or _generated(operator), function),
             value=value or self._value,
             value_type=self._value_type if value is None else Any,
             rekeyed=True,
@@ -696,7 +698,7 @@ class Stream(Generic[K, V]):
         *,
         within: int | None = None,
         window: JoinWindow | None = None,
-        grace: int = 0,
+        grace: int | None = None,
         close_idle_after: int | None = None,
         value: Serde[V] | None = None,
         other_value: Serde[V2] | None = None,
@@ -755,7 +757,7 @@ class Stream(Generic[K, V]):
         *,
         within: int | None = None,
         window: JoinWindow | None = None,
-        grace: int = 0,
+        grace: int | None = None,
         close_idle_after: int | None = None,
         value: Serde[V] | None = None,
         other_value: Serde[V2] | None = None,
@@ -867,7 +869,10 @@ class Stream(Generic[K, V]):
         parents = tuple(parent for stream in (self, *others) for parent in stream._parents)  # noqa: SLF001 - the same class
         if len(set(parents)) < len(parents):
             raise TopologyError("a stream is merged with itself: each record would come twice")
-        step = Step(name=self._builder.name(name, "merge"), parents=parents, operator=Merge())
+        called = self._builder.name(name, "merge")
+        for stream in others:
+            check_keys_alike(self._key, stream._key, called)  # noqa: SLF001 - the same class
+        step = Step(name=called, parents=parents, operator=Merge())
         self._builder.add(step)
         same = all(_alike(stream._value, self._value) for stream in others)  # noqa: SLF001 - the same class
         rekeyed = any(stream._rekeyed for stream in (self, *others))  # noqa: SLF001 - the same class
@@ -919,12 +924,20 @@ class Stream(Generic[K, V]):
         how: JoinKind,
         options: _JoinOptions,
     ) -> Stream[K, R]:
-        check_keys_alike(self._key, other.key, options.name or "join")
         if isinstance(other, Stream):
+            check_keys_alike(self._key, other.key, options.name or "join")
             return self._join_stream(other, function, how, options)
-        if how == "outer" or options.window is not None or options.within is not None:
+        if not isinstance(other, Table):
             raise TopologyError(
-                "a stream joins a table without a window, and not as an outer join",
+                f"{options.name or 'join'}: a stream joins a stream or a table, got {type(other).__name__}",
+                hint="a global table is joined by join_global(table, key, function)",
+            )
+        check_keys_alike(self._key, other.key, options.name or "join")
+        given = options.of_streams_only()
+        if how == "outer" or given:
+            raise TopologyError(
+                f"{options.name or 'join'}: a stream joins a table without a window, and not as an outer join"
+                + (f"; got {', '.join(given)}" if given else ""),
                 hint="for a window, join the stream with table.to_stream(); for changes on both sides to "
                 "matter, make the stream a table: stream.to_table(name)",
             )
@@ -972,7 +985,7 @@ class Stream(Generic[K, V]):
                 function=function,
                 how=how,
                 window=window,
-                grace=options.grace,
+                grace=options.grace or 0,
                 is_left=own == 0,
                 own=names[own],
                 other=names[1 - own],
@@ -1193,7 +1206,7 @@ class Grouped(Generic[K, V]):
         With names, results are objects with these as attributes.
         """
         stream = self.source(name)
-        computed = chosen_aggregate(name, aggregate, fields).typed(stream.value_type)
+        computed = chosen_aggregate(name, aggregate, fields, stream.value_type)
         store = StoreDefinition(
             name=name,
             key=stream.key,
@@ -1213,6 +1226,11 @@ class Grouped(Generic[K, V]):
         return Table(
             stream.builder, step.name, stream.key, None, view, value_type=known(computed.result_type)
         )
+
+    @property
+    def value_type(self) -> Any:
+        """The type of the values that are brought together, ``Any`` where it is not known."""
+        return self._stream.value_type
 
     def reducing(self, name: str, function: Callable[[V, V], V], value: Serde[V] | None) -> Aggregate[Any, V]:
         """``function`` as an aggregate."""
@@ -1298,7 +1316,7 @@ class WindowedGrouped(Generic[K, V]):
         Sessions and sliding windows need an aggregate that can merge two results' worth of events.
         """
         stream = self._grouped.source(name)
-        computed = chosen_aggregate(name, aggregate, fields).typed(stream.value_type)
+        computed = chosen_aggregate(name, aggregate, fields, stream.value_type)
         builder = stream.builder
         step_name = builder.name(None, name)
         heads = WindowHeads(f"{step_name}.updates", f"{step_name}.final", f"{step_name}.late")
@@ -1486,6 +1504,7 @@ class Table(Generic[K, V]):
         """
         builder = self._builder
         operator = GroupChanges(function, implied_text=key is None)
+        keys = key or _text_keys(name or _generated(operator), function)
         step = Step(
             name=builder.name(None, _generated(operator)),
             parents=(self._step,),
@@ -1497,7 +1516,7 @@ class Table(Generic[K, V]):
         stream: Stream[Any, V] = Stream(
             builder,
             (step.name,),
-            key or Text(),
+            keys,
             written,
             rekeyed=True,
             as_read=self._as_read and written is self._value,
@@ -1703,6 +1722,11 @@ class Table(Generic[K, V]):
         on_error: ErrorPolicy,
         name: str | None,
     ) -> Table[K, Any]:
+        if not isinstance(other, Table):
+            raise TopologyError(
+                f"{name or 'join'}: a table joins a table, got {type(other).__name__}",
+                hint="to join records with this table, start from the stream: stream.join(table, function)",
+            )
         check_keys_alike(self._key, other.key, name or "join")
         builder = self._builder
         step = builder.name(name, "join")
@@ -1780,7 +1804,7 @@ class GroupedTable(Generic[K, V]):
         **fields: Aggregate[V, Any],
     ) -> Table[K, Any]:
         """Compute an aggregate that can take values out again, or several; see ``Grouped.aggregate``."""
-        computed = chosen_aggregate(name, aggregate, fields)
+        computed = chosen_aggregate(name, aggregate, fields, self._grouped.value_type)
         if not computed.removable:
             raise TopologyError(
                 f"{name!r}: {computed.describe()} cannot take a value out again, which a table needs when a "
@@ -1837,16 +1861,22 @@ class GlobalTable(Generic[K, V]):
 class _JoinOptions(NamedTuple):
     within: int | None
     window: JoinWindow | None
-    grace: int
+    grace: int | None
     close_idle_after: int | None
     value: Serde[Any] | None
     other_value: Serde[Any] | None
     on_error: ErrorPolicy
     name: str | None
 
+    def of_streams_only(self) -> list[str]:
+        """The options given that mean something between two streams only."""
+        options = ("within", "window", "grace", "close_idle_after", "other_value")
+        given = ((name, getattr(self, name)) for name in options)
+        return [f"{name}={getattr(value, 'name', value)}" for name, value in given if value is not None]
+
     def join_window(self) -> JoinWindow:
         """The window asked for. Raises ``TopologyError``."""
-        if self.grace < 0:
+        if self.grace is not None and self.grace < 0:
             raise TopologyError(f"grace must be 0 ms or more, got {self.grace}")
         if (self.within is None) == (self.window is None):
             raise TopologyError(
@@ -1857,12 +1887,28 @@ class _JoinOptions(NamedTuple):
 
 
 def check_keys_alike(one: Serde[Any], other: Serde[Any], name: str) -> None:
-    """Raise ``TopologyError`` when keys are written differently on the two sides of a join."""
+    """Raise ``TopologyError`` when keys are written differently on the two sides of a join or merge."""
     if not _alike(one, other):
         raise TopologyError(
             f"{name}: keys are {one.name} on one side and {other.name} on the other: none would be equal",
-            hint="read both with the same key=",
+            hint="read both with the same key=, or give one of them new keys: key_by(…, key=…)",
         )
+
+
+def _text_keys(step: str, function: Callable[[Any], Any]) -> Serde[Any]:
+    """How keys are written where nothing is said. Raises ``TopologyError`` for a function of other keys."""
+    kind = returned_type(function)
+    members = member_types(kind)
+    if kind is not Any and not all(
+        member is type(None) or (isinstance(member, type) and issubclass(member, str)) for member in members
+    ):
+        described = getattr(kind, "__name__", kind)
+        raise TopologyError(
+            f"{step}: {function_name(function)} makes keys of type {described}, and keys are written as text "
+            "where nothing else is said",
+            hint=f"say how keys are written: key=Json({described})",
+        )
+    return Text()
 
 
 def _value_of(entry: Any) -> Any:
@@ -1913,15 +1959,23 @@ def _with_deadlines(stores: Iterable[StoreDefinition]) -> tuple[StoreDefinition,
 
 
 def chosen_aggregate(
-    name: str, aggregate: Aggregate[Any, Any] | None, fields: Mapping[str, Aggregate[Any, Any]]
+    name: str,
+    aggregate: Aggregate[Any, Any] | None,
+    fields: Mapping[str, Aggregate[Any, Any]],
+    value_type: Any,
 ) -> Aggregate[Any, Any]:
-    """The one aggregate given, or those given by name as one. Raises ``TopologyError``."""
+    """The one aggregate given, or those given by name as one, for values of a type.
+
+    Raises ``TopologyError``, also where an aggregate is of a field that such values do not have.
+    """
     if (aggregate is None) == (not fields):
         raise TopologyError(
             f"{name!r} needs either one aggregate, or several by name",
             hint='e.g. aggregate("sales", total("amount")) or aggregate("sales", sum=total("amount"))',
         )
-    return Combined(fields) if aggregate is None else aggregate
+    chosen = Combined(fields) if aggregate is None else aggregate
+    check_fields(name, chosen, value_type)
+    return chosen.typed(value_type)
 
 
 def returned_serde(function: Callable[..., Any]) -> Serde[Any] | None:
