@@ -21,7 +21,8 @@ from streams.aggregates import (
     variance,
 )
 from streams.app import App
-from streams.dsl.stream import GlobalTable, GroupedTable, Stream, Table, key_value_store
+from streams.dsl.stores import key_value_store
+from streams.dsl.stream import GlobalTable, GroupedTable, Stream, Table
 from streams.errors import (
     BrokerError,
     ConfigurationError,

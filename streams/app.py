@@ -17,7 +17,9 @@ from streams.broker.kafka import KafkaBroker
 from streams.config import load_settings
 from streams.coroutines.awaitables import is_asynchronous, location
 from streams.devstack import localkafka
-from streams.dsl.stream import Stream, TopologyBuilder
+from streams.dsl.builder import TopologyBuilder
+from streams.dsl.sources import read_global_table, read_stream, read_table
+from streams.dsl.stream import GlobalTable, Stream, Table
 from streams.errors import ConfigurationError, StateUnavailable, TopologyError
 from streams.events import Event, configure_logging, get_logger
 from streams.monitoring.metrics import WorkerMetrics
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
 
     from streams.broker import Broker
     from streams.config import Settings, SettingsArguments
-    from streams.dsl.stream import GlobalTable, Table
     from streams.eventtime.windows import Windowed
     from streams.monitoring.watchdog import Stall
     from streams.queries.directory import Trouble
@@ -151,13 +152,16 @@ class App:
         record's own timestamp is used. Keys are bytes and values JSON unless serdes are given. Records that
         cannot be decoded get ``on_error``: they become dead letters unless told otherwise.
         """
-        return self._builder.stream(
-            topics,
-            key=key or Bytes(),
-            value=value or Json(),
-            timestamp=timestamp,
-            on_error=on_error,
-            name=name,
+        return Stream(
+            read_stream(
+                self._builder,
+                topics,
+                key=key or Bytes(),
+                value=value or Json(),
+                timestamp=timestamp,
+                on_error=on_error,
+                name=name,
+            )
         )
 
     @overload
@@ -223,13 +227,16 @@ class App:
         Keys are bytes and values JSON unless serdes are given. Records without a key, and those that cannot
         be decoded, get ``on_error``. A deletion keeps its record's time where ``timestamp`` is given.
         """
-        return self._builder.table(
-            topic,
-            key=key or Bytes(),
-            value=value or Json(),
-            name=name,
-            timestamp=timestamp,
-            on_error=on_error,
+        return Table(
+            read_table(
+                self._builder,
+                topic,
+                key=key or Bytes(),
+                value=value or Json(),
+                name=name,
+                timestamp=timestamp,
+                on_error=on_error,
+            )
         )
 
     @overload
@@ -262,7 +269,9 @@ class App:
         before it begins, and then follows it. Records without a key, and those that cannot be decoded, are
         left out: they are counted as skipped under the table's name, and logged.
         """
-        return self._builder.global_table(topic, key=key or Bytes(), value=value or Json(), name=name)
+        keys = key or Bytes()
+        table = read_global_table(self._builder, topic, key=keys, value=value or Json(), name=name)
+        return GlobalTable(table, keys)
 
     @property
     def topology(self) -> Topology:
