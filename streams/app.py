@@ -322,7 +322,7 @@ class App:
         configure_logging(settings.log_format, settings.log_level)
         topology = self.topology
         cluster = broker or self.broker()
-        self.check_state_dir()
+        check_state_dir(self)
         admin = cluster.admin()
         try:
             partitions = prepare_topics(
@@ -335,7 +335,7 @@ class App:
         finally:
             admin.close()
         with ExitStack() as stack:
-            slot = stack.enter_context(Slot(self.name, self._state_dir()))
+            slot = stack.enter_context(Slot(self.name, _state_dir(settings)))
             worker_id = f"{settings.worker_id}-{slot.number}" if settings.worker_id else slot.worker_id
             if settings.group_instance_id is not None:
                 instance = f"{settings.group_instance_id}-{slot.number}"
@@ -416,13 +416,6 @@ class App:
             worker.run()
             watchdog.raise_if_fatal()
 
-    def check_state_dir(self) -> None:
-        """Raise ``ConfigurationError`` where a worker could not keep its files, before topics are created."""
-        Slot(self.name, self._state_dir()).release()
-
-    def _state_dir(self) -> Path:
-        return Path(self.settings.state_dir) if self.settings.state_dir else default_state_dir()
-
     def query(self, store: str, key: Any) -> Any:
         """The value of a key in a store, as of the last commit; ``None`` where it has none.
 
@@ -469,6 +462,15 @@ class App:
 
     def _forget_queries(self) -> None:
         self._queries = None
+
+
+def check_state_dir(app: App) -> None:
+    """Raise ``ConfigurationError`` where a worker could not keep its files, before topics are created."""
+    Slot(app.name, _state_dir(app.settings)).release()
+
+
+def _state_dir(settings: Settings) -> Path:
+    return Path(settings.state_dir) if settings.state_dir else default_state_dir()
 
 
 def find_bootstrap_servers() -> str:

@@ -23,7 +23,7 @@ from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from streams.app import App, find_bootstrap_servers
+from streams.app import App, check_state_dir, find_bootstrap_servers
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.cli.failures import run_command
@@ -587,7 +587,7 @@ def _after_the_standard_library() -> int:
 
 def _check_workers(app: App, workers: int) -> None:
     topology = app.topology
-    app.check_state_dir()
+    check_state_dir(app)
     admin = app.broker().admin()
     inputs = prepare_topics(
         topology,
