@@ -24,7 +24,7 @@ help:
 .venv/.dependencies: requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "streams needs Python 3.11 or newer: '$(PYTHON)' is not. Name another one with 'make PYTHON=python3.12 …'."; exit 1; }
-	@echo "Setting up .venv with the locked dependencies (once; about half a minute and 400 MB) …"
+	@echo "Setting up .venv with the locked dependencies (once; about half a minute and 600 MB) …"
 	@$(PYTHON) -m venv --clear .venv || { \
 	  echo "No virtual environment could be made. On Debian and Ubuntu: apt-get install python3-venv."; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt || { \
@@ -45,6 +45,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/pyright
 	$(BIN)/python -m pytest --quiet tests/test_layers.py
 
 # The tool is installed here and not with the rest, so that tests do without it.

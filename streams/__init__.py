@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from streams.public import *  # noqa: F403 - the same names, which ``public.__all__`` lists
+    from streams.public import __all__ as __all__
 else:
 
     def __getattr__(name: str) -> object:
@@ -23,4 +24,4 @@ else:
         raise AttributeError(f"module 'streams' has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *import_module("streams.public").__all__})
+        return list(import_module("streams.public").__all__)

@@ -9,7 +9,7 @@ import textwrap
 import threading
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 import msgspec
 import structlog
@@ -18,7 +18,9 @@ from streams import local_cluster
 from streams.broker.kafka import KafkaBroker
 from streams.config import load_settings
 from streams.coroutines.awaitables import is_asynchronous, location
-from streams.dsl.stream import Stream, TopologyBuilder
+from streams.dsl.builder import TopologyBuilder
+from streams.dsl.sources import read_global_table, read_stream, read_table
+from streams.dsl.stream import GlobalTable, Stream, Table
 from streams.errors import ConfigurationError, StateUnavailable, TopologyError
 from streams.events import Event, get_logger, program_logger
 from streams.monitoring.metrics import WorkerMetrics
@@ -49,8 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from streams.broker import Broker
-    from streams.config import Settings
-    from streams.dsl.stream import GlobalTable, Table
+    from streams.config import Settings, SettingsArguments
     from streams.eventtime.windows import Windowed
     from streams.monitoring.watchdog import Stall
     from streams.queries.directory import Trouble
@@ -79,7 +80,7 @@ class App:
     Raises ``ConfigurationError`` for an unknown setting or a value of the wrong type.
     """
 
-    def __init__(self, name: str, **settings: Any) -> None:
+    def __init__(self, name: str, **settings: Unpack[SettingsArguments]) -> None:
         fault = topic_name_fault(name) or topic_name_fault(f"{name}-dead-letters")
         if fault:
             raise ConfigurationError(
@@ -87,7 +88,6 @@ class App:
                 hint=ADVICE,
             )
         self.name = name
-        self._arguments = settings
         self._builder = TopologyBuilder(name)
         self.settings: Settings = load_settings(settings, os.environ)
         _refuse_async_callbacks(self.settings)
@@ -168,14 +168,49 @@ class App:
         record's own timestamp is used. Keys are bytes and values JSON unless serdes are given. Records that
         cannot be decoded get ``on_error``: they become dead letters unless told otherwise.
         """
-        return self._builder.stream(
-            topics,
-            key=key or Bytes(),
-            value=value or Json(),
-            timestamp=timestamp,
-            on_error=on_error,
-            name=name,
+        return Stream(
+            read_stream(
+                self._builder,
+                topics,
+                key=key or Bytes(),
+                value=value or Json(),
+                timestamp=timestamp,
+                on_error=on_error,
+                name=name,
+            )
         )
+
+    @overload
+    def table(
+        self,
+        topic: str,
+        *,
+        name: str | None = None,
+        timestamp: Callable[[Any], int] | None = None,
+        on_error: ErrorPolicy = dead_letter,
+    ) -> Table[bytes, Any]: ...
+
+    @overload
+    def table(
+        self,
+        topic: str,
+        *,
+        value: Serde[V],
+        name: str | None = None,
+        timestamp: Callable[[V], int] | None = None,
+        on_error: ErrorPolicy = dead_letter,
+    ) -> Table[bytes, V]: ...
+
+    @overload
+    def table(
+        self,
+        topic: str,
+        *,
+        key: Serde[K],
+        name: str | None = None,
+        timestamp: Callable[[Any], int] | None = None,
+        on_error: ErrorPolicy = dead_letter,
+    ) -> Table[K, Any]: ...
 
     @overload
     def table(
@@ -188,18 +223,6 @@ class App:
         timestamp: Callable[[V], int] | None = None,
         on_error: ErrorPolicy = dead_letter,
     ) -> Table[K, V]: ...
-
-    @overload
-    def table(
-        self,
-        topic: str,
-        *,
-        key: Serde[Any] | None = None,
-        value: Serde[Any] | None = None,
-        name: str | None = None,
-        timestamp: Callable[[Any], int] | None = None,
-        on_error: ErrorPolicy = dead_letter,
-    ) -> Table[Any, Any]: ...
 
     def table(
         self,
@@ -220,29 +243,33 @@ class App:
         Keys are bytes and values JSON unless serdes are given. Records without a key, and those that cannot
         be decoded, get ``on_error``. A deletion keeps its record's time where ``timestamp`` is given.
         """
-        return self._builder.table(
-            topic,
-            key=key or Bytes(),
-            value=value or Json(),
-            name=name,
-            timestamp=timestamp,
-            on_error=on_error,
+        return Table(
+            read_table(
+                self._builder,
+                topic,
+                key=key or Bytes(),
+                value=value or Json(),
+                name=name,
+                timestamp=timestamp,
+                on_error=on_error,
+            )
         )
+
+    @overload
+    def global_table(self, topic: str, *, name: str | None = None) -> GlobalTable[bytes, Any]: ...
+
+    @overload
+    def global_table(
+        self, topic: str, *, value: Serde[V], name: str | None = None
+    ) -> GlobalTable[bytes, V]: ...
+
+    @overload
+    def global_table(self, topic: str, *, key: Serde[K], name: str | None = None) -> GlobalTable[K, Any]: ...
 
     @overload
     def global_table(
         self, topic: str, *, key: Serde[K], value: Serde[V], name: str | None = None
     ) -> GlobalTable[K, V]: ...
-
-    @overload
-    def global_table(
-        self,
-        topic: str,
-        *,
-        key: Serde[Any] | None = None,
-        value: Serde[Any] | None = None,
-        name: str | None = None,
-    ) -> GlobalTable[Any, Any]: ...
 
     def global_table(
         self,
@@ -258,7 +285,9 @@ class App:
         before it begins, and then follows it. Records without a key, and those that cannot be decoded, are
         left out: they are counted as skipped under the table's name, and logged.
         """
-        return self._builder.global_table(topic, key=key or Bytes(), value=value or Json(), name=name)
+        keys = key or Bytes()
+        table = read_global_table(self._builder, topic, key=keys, value=value or Json(), name=name)
+        return GlobalTable(table, keys)
 
     def resource(self, factory: Callable[[], Manager[T]]) -> Resource[T]:
         """Have each worker open something once that the functions of its steps share, e.g. a connection.
@@ -378,7 +407,7 @@ class App:
         settings = self.settings
         topology = self.topology
         cluster = broker or self.broker()
-        self.check_state_dir()
+        check_state_dir(self)
         admin = cluster.admin()
         try:
             partitions = prepare_topics(
@@ -391,7 +420,7 @@ class App:
         finally:
             admin.close()
         with ExitStack() as stack:
-            slot = stack.enter_context(Slot(self.name, self._state_dir()))
+            slot = stack.enter_context(Slot(self.name, _state_dir(settings)))
             worker_id = f"{settings.worker_id}-{slot.number}" if settings.worker_id else slot.worker_id
             if settings.group_instance_id is not None:
                 instance = f"{settings.group_instance_id}-{slot.number}"
@@ -470,13 +499,6 @@ class App:
             worker.run()
             watchdog.raise_if_fatal()
 
-    def check_state_dir(self) -> None:
-        """Raise ``ConfigurationError`` where a worker could not keep its files, before topics are created."""
-        Slot(self.name, self._state_dir()).release()
-
-    def _state_dir(self) -> Path:
-        return Path(self.settings.state_dir) if self.settings.state_dir else default_state_dir()
-
     def query(self, store: str, key: Any) -> Any:
         """The value of a key in a store, as of the last commit; ``None`` where it has none.
 
@@ -523,6 +545,15 @@ class App:
 
     def _forget_queries(self) -> None:
         self._queries = None
+
+
+def check_state_dir(app: App) -> None:
+    """Raise ``ConfigurationError`` where a worker could not keep its files, before topics are created."""
+    Slot(app.name, _state_dir(app.settings)).release()
+
+
+def _state_dir(settings: Settings) -> Path:
+    return Path(settings.state_dir) if settings.state_dir else default_state_dir()
 
 
 def find_bootstrap_servers() -> str:

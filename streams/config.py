@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -156,6 +156,49 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """The same, where the library ``rich`` shows objects, e.g. in a traceback with local variables."""
         return [("", repr(self))]
+
+
+class SettingsArguments(TypedDict, total=False):
+    """The fields of ``Settings`` as keyword arguments, for type checkers and editors."""
+
+    bootstrap_servers: str | None
+    guarantee: Literal["exactly_once", "at_least_once"]
+    group_protocol: Literal["auto", "consumer", "classic"]
+    group_instance_id: str | None
+    offset_reset: Literal["earliest", "latest"]
+    out_of_range_reset: Literal["fail", "earliest", "latest"]
+    commit_interval: float
+    shortest_commit_interval: float
+    transaction_timeout: float
+    poll_deadline: float
+    session_timeout: float
+    max_poll_records: int
+    dead_letter_topic: str | None
+    dead_letter_limit: float
+    dead_letter_window: int
+    create_topics: bool
+    worker_id: str | None
+    state_dir: str | None
+    state_store: Literal["rocksdb", "memory"]
+    state_memory_mb: int
+    state_buffer_mb: int
+    state_cleanup_delay: float
+    standby_replicas: int
+    http_host: str
+    http_advertised_host: str | None
+    http_port: int | None
+    http_token: str | None
+    http_tls_certificate: str | None
+    http_tls_key: str | None
+    http_tls_ca: str | None
+    stall_timeout: float
+    stall_exit: bool
+    shutdown_timeout: float
+    log_format: Literal["auto", "console", "json"]
+    log_level: Literal["debug", "info", "warning", "error"]
+    client: dict[str, Any]
+    consumer: dict[str, Any]
+    producer: dict[str, Any]
 
 
 def load_settings(arguments: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:

@@ -18,15 +18,40 @@ from streams.aggregates import (
     variance,
 )
 from streams.app import App
-from streams.dsl.stream import GlobalTable, GroupedTable, Stream, Table, key_value_store
+from streams.broker import Broker
+from streams.config import Settings, SettingsArguments
+from streams.dsl.stores import key_value_store
+from streams.dsl.stream import (
+    Branches,
+    GlobalTable,
+    Grouped,
+    GroupedTable,
+    JoinedStream,
+    Stream,
+    Table,
+    WindowedGrouped,
+    WindowedResults,
+)
 from streams.errors import (
+    AccessDenied,
     BrokerError,
+    BrokerUnreachable,
     ConfigurationError,
     DeadLetterLimitExceeded,
+    HeldElsewhere,
+    NotAuthenticated,
+    NotAuthorized,
+    NotCommitted,
+    OffsetOutOfRange,
     ProcessingError,
+    QueryError,
+    Stalled,
     StateError,
+    StateUnavailable,
     StreamsError,
+    TopicError,
     TopologyError,
+    UnknownStore,
 )
 from streams.eventtime.windows import (
     Hopping,
@@ -42,21 +67,27 @@ from streams.eventtime.windows import (
     seconds,
 )
 from streams.monitoring.program_metrics import Counter, Gauge, Metrics
-from streams.operators.processor import BatchProcessor, Context, KeyValueStore, Processor
+from streams.operators.processor import BatchProcessor, Cancel, Context, KeyValueStore, Processor
 from streams.policy import ErrorPolicy, dead_letter, fail, retry, skip
-from streams.records import Batch, Record
+from streams.records import Batch, Headers, Record
 from streams.runtime.resources import Resource
 from streams.serde import Avro, Bytes, Json, Serde, Text
+from streams.state.definition import StoreDefinition
 from streams.topology.graph import Topology
 
 __all__ = [
+    "AccessDenied",
     "Aggregate",
     "App",
     "Avro",
     "Batch",
     "BatchProcessor",
+    "Branches",
+    "Broker",
     "BrokerError",
+    "BrokerUnreachable",
     "Bytes",
+    "Cancel",
     "ConfigurationError",
     "Context",
     "Counter",
@@ -64,28 +95,46 @@ __all__ = [
     "ErrorPolicy",
     "Gauge",
     "GlobalTable",
+    "Grouped",
     "GroupedTable",
+    "Headers",
+    "HeldElsewhere",
     "Hopping",
     "JoinWindow",
+    "JoinedStream",
     "Json",
     "KeyValueStore",
     "Metrics",
+    "NotAuthenticated",
+    "NotAuthorized",
+    "NotCommitted",
+    "OffsetOutOfRange",
     "ProcessingError",
     "Processor",
+    "QueryError",
     "Record",
     "Resource",
     "Serde",
     "Session",
+    "Settings",
+    "SettingsArguments",
     "Sliding",
+    "Stalled",
     "StateError",
+    "StateUnavailable",
+    "StoreDefinition",
     "Stream",
     "StreamsError",
     "Table",
     "Text",
+    "TopicError",
     "Topology",
     "TopologyError",
     "Tumbling",
+    "UnknownStore",
     "Windowed",
+    "WindowedGrouped",
+    "WindowedResults",
     "collect",
     "count",
     "custom",

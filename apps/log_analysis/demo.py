@@ -37,7 +37,7 @@ from streams.process.stop_request import StopRequest
 from streams.records import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from apps.log_analysis.report import Report
     from streams import Topology
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What a client logs while a broker that has just started gets ready is no news.
     logging.getLogger("streams").addHandler(logging.NullHandler())
     # Ended by SIGTERM, it must still end its workers and its broker: turn that into an exception.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
     try:
         report = _run(_input(options.log, options.lines))
     except (StreamsError, DemoFailed) as error:
@@ -187,7 +187,7 @@ class _Times(NamedTuple):
     @classmethod
     def of(cls, log: Path) -> _Times:
         parse = configured_parser(os.environ)
-        times = []
+        times: list[int] = []
         for _, line in _log_lines(log):
             with contextlib.suppress(MalformedLine):
                 times.append(parse(line).time)
@@ -295,7 +295,7 @@ def _ingest(broker: KafkaBroker, log: Path, topic: str) -> int:
 
 
 @contextlib.contextmanager
-def _workers() -> Iterator[subprocess.Popen[bytes]]:
+def _workers() -> Generator[subprocess.Popen[bytes], None, None]:
     """The app as two worker processes; ended gracefully, and checked to have been able to."""
     command = [
         sys.executable,

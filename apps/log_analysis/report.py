@@ -41,17 +41,17 @@ class Report:
     errors: int = 0
     dead_letters: int = 0
     late_hits: int = 0
-    statuses: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    dead_letter_origins: set[tuple[bytes, bytes]] = field(default_factory=set)
-    hits_by_window: Counter[tuple[int, str]] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter[str])
+    reasons: Counter[str] = field(default_factory=Counter[str])
+    dead_letter_origins: set[tuple[bytes, bytes]] = field(default_factory=set[tuple[bytes, bytes]])
+    hits_by_window: Counter[tuple[int, str]] = field(default_factory=Counter[tuple[int, str]])
     """The recount: hits by start of the minute and path, without those that came too late."""
     times_by_client: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    traffic: list[Traffic] = field(default_factory=list)
-    top_paths: list[TopPaths] = field(default_factory=list)
-    teams: list[TeamTraffic] = field(default_factory=list)
-    visits: list[Visit] = field(default_factory=list)
-    alerts: list[Alert] = field(default_factory=list)
+    traffic: list[Traffic] = field(default_factory=list[Traffic])
+    top_paths: list[TopPaths] = field(default_factory=list[TopPaths])
+    teams: list[TeamTraffic] = field(default_factory=list[TeamTraffic])
+    visits: list[Visit] = field(default_factory=list[Visit])
+    alerts: list[Alert] = field(default_factory=list[Alert])
 
     @classmethod
     def read(cls, broker: Broker, *, lines: int, seconds: float, closing: int) -> Report:
@@ -158,7 +158,7 @@ class Report:
         return len(windows) == len(self.traffic) and windows == +self.hits_by_window
 
     def _visits_are_recounted(self) -> bool:
-        recounted = []
+        recounted: list[tuple[str, int, int, int]] = []
         for client, times in self.times_by_client.items():
             times.sort()
             begin = 0

@@ -38,7 +38,7 @@ job, guarantee, servers, input_topic, output_topic, group, commit_seconds, *tabl
 app = App(
     group,
     bootstrap_servers=servers,
-    guarantee=guarantee,
+    guarantee="at_least_once" if guarantee == "at_least_once" else "exactly_once",
     commit_interval=float(commit_seconds),
     shortest_commit_interval=min(float(commit_seconds), 0.02),
     state_dir="state",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from streams.app import check_state_dir
 from streams.cli.apps import load_app
 from streams.cli.options import Servers, Target, into_environment
 from streams.errors import TopicError
@@ -83,7 +84,7 @@ def _run(
 
 def _check_workers(app: App, workers: int) -> None:
     topology = app.topology
-    app.check_state_dir()
+    check_state_dir(app)
     admin = app.broker().admin()
     inputs = prepare_topics(
         topology,

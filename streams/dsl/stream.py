@@ -1,86 +1,59 @@
-"""The fluent API: each method adds a step to the topology and returns the stream behind it."""
+"""The fluent API: each method adds a step to the topology and returns the stream downstream of it.
+
+The classes name each other, so they stand in one file: signatures and documentation. What a method adds is
+put together by functions over plain data, in ``flow``, ``joins`` and ``aggregation``.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import re
-import sys
-import typing
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-import msgspec
-
-from streams.aggregates import Combined, count
+from streams.aggregates import count
+from streams.dsl.aggregation import (
+    Groups,
+    Windows,
+    aggregate_groups,
+    aggregate_table_groups,
+    aggregate_windows,
+)
+from streams.dsl.flow import (
+    Flow,
+    add_step,
+    alike,
+    check_keys_alike,
+    generated_name,
+    returned_serde,
+    text_keys,
+    value_of,
+)
+from streams.dsl.joins import JoinOptions, join_foreign_key, join_streams, join_table, join_tables
+from streams.dsl.sources import keep_table
+from streams.dsl.stores import with_deadlines
 from streams.errors import TopologyError
-from streams.eventtime.windows import JoinWindow, Session, Sliding, Windowed
-from streams.operators.aggregate import (
-    AccumulatorSerde,
-    AggregateByKey,
-    Group,
-    Reduce,
-    TimedAccumulatorSerde,
-)
-from streams.operators.change import JoinedView, ToStream, View
-from streams.operators.foreign_key import (
-    AnswerSerde,
-    AnswerSubscribers,
-    JoinAnswers,
-    KeepSubscriptions,
-    Subscribe,
-    SubscribedSerde,
-    SubscriberSerde,
-    SubscriptionSerde,
-)
-from streams.operators.join import JoinGlobal, JoinStreams, JoinTable, WaitingSerde
+from streams.operators.aggregate import Group
+from streams.operators.change import ToStream
+from streams.operators.join import JoinGlobal
 from streams.operators.map_async import MapAsync
 from streams.operators.process import Process
-from streams.operators.session import SessionAggregate, session_store
-from streams.operators.sliding import SlidingAggregate, sliding_store
 from streams.operators.stateless import Branch, Filter, FlatMap, KeyBy, Map, MapBatch, Merge, Peek
-from streams.operators.table import (
-    AggregateChanges,
-    FilterTable,
-    GroupChanges,
-    JoinTables,
-    KeepTable,
-    MapTable,
-    MergeChanges,
-    RemovableReduce,
-    StampedSerde,
-    TableEntries,
-)
-from streams.operators.user_code import check_code
-from streams.operators.window import WindowedAggregate, WindowHeads
+from streams.operators.table import FilterTable, GroupChanges, MapTable, StampedSerde
 from streams.policy import ErrorPolicy, dead_letter, fail
-from streams.serde import Bytes, Json, Serde, Text
+from streams.serde import Json, Serde
 from streams.serde.round_trip import RoundTrip
-from streams.serde.value_type import given_type, known, returned_type, serde_type
-from streams.state.deadlines import deadlines_definition
+from streams.serde.value_type import given_type, returned_type
 from streams.state.definition import StoreDefinition
-from streams.state.expiring import ExpiringSerde
-from streams.state.unmatched import unmatched_definition, unmatched_name
-from streams.topology.graph import (
-    GlobalSource,
-    Node,
-    Repartition,
-    Sink,
-    Source,
-    Step,
-    Topic,
-    Topology,
-    function_name,
-    two_steps,
-    unique_name,
-)
-from streams.topology.topic_pattern import OwnTopics, TopicPattern
+from streams.topology.graph import Sink, Step, function_name
 
 if TYPE_CHECKING:
     from streams.aggregates import Aggregate
-    from streams.eventtime.windows import Hopping, Tumbling
+    from streams.dsl.aggregation import WindowResults
+    from streams.dsl.flow import TableFlow
+    from streams.dsl.joins import LateRecords
+    from streams.eventtime.windows import Hopping, JoinWindow, Session, Sliding, Tumbling, Windowed
     from streams.operators import Operator
-    from streams.operators.change import AnyView, JoinKind
+    from streams.operators.change import JoinKind
     from streams.operators.processor import ProcessorFactory
     from streams.records import Batch
 
@@ -91,246 +64,6 @@ V2 = TypeVar("V2")
 R = TypeVar("R")
 
 
-_PACKAGE = str(Path(__file__).parents[1])
-
-
-def _calling_line() -> str:
-    """The line of the user's program that is being run, as ``file:line``."""
-    frame = sys._getframe(1)  # noqa: SLF001 - documented; inspect.stack reads source files, which is slow
-    while frame.f_code.co_filename.startswith(_PACKAGE) and frame.f_back is not None:
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
-class TopologyBuilder:
-    """Collects nodes while the user's program runs, and gives them names.
-
-    ``application`` begins the names of the topics between subtopologies.
-    """
-
-    def __init__(self, application: str = "app") -> None:
-        self.application = application
-        self._nodes: list[Node] = []
-        self._global_tables: list[GlobalSource] = []
-
-    def build(self, dead_letter_topic: str | None = None) -> Topology:
-        """The graph so far, validated; patterns leave out what it writes. Raises ``TopologyError``."""
-        written = {
-            node.topic for node in self._nodes if isinstance(node, Sink) and isinstance(node.topic, str)
-        }
-        if dead_letter_topic is not None:
-            written.add(dead_letter_topic)
-        own = OwnTopics(self.application, frozenset(written))
-        sources = [
-            dataclasses.replace(
-                node,
-                topics=tuple(
-                    topic if isinstance(topic, str) else TopicPattern(topic.regex, own)
-                    for topic in node.topics
-                ),
-            )
-            if isinstance(node, Source)
-            else node
-            for node in self._nodes
-        ]
-        patterns = tuple(
-            topic
-            for node in sources
-            if isinstance(node, Source)
-            for topic in node.topics
-            if isinstance(topic, TopicPattern)
-        )
-        nodes = tuple(
-            dataclasses.replace(node, closed=patterns)
-            if isinstance(node, Sink) and not isinstance(node.topic, str)
-            else node
-            for node in sources
-        )
-        return Topology(nodes, tuple(self._global_tables))
-
-    def name(self, wanted: str | None, generated: str) -> str:
-        """The name the user wants, or one generated from what the node does that is not taken yet."""
-        if wanted is not None:
-            first = next((node for node in self._nodes if node.name == wanted), None)
-            if first is not None:
-                raise two_steps(wanted, first.place, _calling_line())
-            return wanted
-        return unique_name(generated, (node.name for node in self._nodes))
-
-    def repartition(
-        self,
-        stream: Stream[Any, Any],
-        name: str,
-        partitions: int | None,
-        on_error: ErrorPolicy,
-        *,
-        read_key: Serde[Any] | None = None,
-        needs_key: bool = False,
-        needs_value: bool = False,
-    ) -> Stream[Any, Any]:
-        """Send a stream through an internal topic, so that equal keys meet in one task.
-
-        ``read_key`` says how keys are read again, if not as they are written. ``needs_key`` and
-        ``needs_value`` say that the stream never has null keys, or values.
-        """
-        topic = f"{self.application}-{name}-repartition"
-        value = stream.written_value(
-            f"the records of {name!r} change tasks, through {topic}",
-            "group_by(…, value=…), repartition(…, value=…)",
-        )
-        self.add(
-            Sink(
-                name=self.name(None, f"{name}-to-repartition"),
-                parents=stream.parents,
-                topic=topic,
-                key=stream.key,
-                value=stream.read_again(value),
-                policy=on_error,
-                repartition=Repartition(partitions),
-            )
-        )
-        source = Source(
-            name=self.name(None, f"{name}-repartitioned"),
-            topics=(topic,),
-            key=read_key or stream.key,
-            value=value,
-            needs_key=needs_key,
-            needs_value=needs_value,
-            internal=True,
-        )
-        self.add(source)
-        return Stream(self, (source.name,), source.key, value, as_read=True)
-
-    def add(self, node: Node) -> None:
-        """Append a node; its parents must be there already. Raises ``TopologyError`` for async functions."""
-        kind = node.operator.kind if isinstance(node, Step) else type(node).__name__.lower()
-        place = _calling_line()
-        check_code(node.name, kind, node, place)
-        self._nodes.append(dataclasses.replace(node, place=place))
-
-    def stream(
-        self,
-        topics: Topic | Iterable[Topic],
-        *,
-        key: Serde[K],
-        value: Serde[V],
-        timestamp: Callable[[V], int] | None = None,
-        on_error: ErrorPolicy = dead_letter,
-        name: str | None = None,
-    ) -> Stream[K, V]:
-        """Add a source; see ``App.stream``."""
-        several = (topics,) if isinstance(topics, (str, re.Pattern)) else tuple(topics)
-        if not several:
-            raise TopologyError("a stream needs at least one topic")
-        if any(isinstance(topic, re.Pattern) and isinstance(topic.pattern, bytes) for topic in several):
-            raise TopologyError(
-                f"stream {name or several!r}: a pattern of bytes matches no topic",
-                hint='topics have names of text: re.compile("…"), not re.compile(b"…")',
-            )
-        first = several[0] if isinstance(several[0], str) else several[0].pattern
-        # What else is the app's own is known once the program is complete: see build.
-        own = OwnTopics(self.application, frozenset())
-        source = Source(
-            name=self.name(name, first),
-            topics=tuple(topic if isinstance(topic, str) else TopicPattern(topic, own) for topic in several),
-            key=key,
-            value=value,
-            timestamp=timestamp,
-            policy=on_error,
-        )
-        self.add(source)
-        return Stream(self, (source.name,), key, value, as_read=True)
-
-    def table(
-        self,
-        topic: str,
-        *,
-        key: Serde[K],
-        value: Serde[V],
-        name: str | None,
-        timestamp: Callable[[V], int] | None,
-        on_error: ErrorPolicy,
-    ) -> Table[K, V]:
-        """Add a source and the table that it feeds; see ``App.table``."""
-        store = name or topic
-        source = Source(
-            name=self.name(None, topic),
-            topics=(topic,),
-            key=key,
-            value=value,
-            timestamp=timestamp,
-            policy=on_error,
-            table=True,
-        )
-        self.add(source)
-        return self.keep(
-            StoreDefinition(
-                name=store,
-                key=key,
-                value=StampedSerde(value),
-                purpose="table",
-                source_topic=topic,
-                read_source=TableEntries(key, value, timestamp),
-                shown=_value_of,
-            ),
-            Stream(self, (source.name,), key, value, as_read=True),
-            on_error,
-        )
-
-    def keep(
-        self,
-        store: StoreDefinition,
-        stream: Stream[K, V],
-        on_error: ErrorPolicy,
-        check: RoundTrip | None = None,
-    ) -> Table[K, V]:
-        """Add the step that keeps a stream's latest values in a store."""
-        step = Step(
-            name=self.name(None, f"{store.name}-table"),
-            parents=stream.parents,
-            operator=KeepTable(store.name, check),
-            policy=on_error,
-            owns=(store,),
-        )
-        self.add(step)
-        return Table(self, step.name, stream.key, stream.value, View(store.name), as_read=True)
-
-    def global_table(
-        self, topic: str, *, key: Serde[K], value: Serde[V], name: str | None
-    ) -> GlobalTable[K, V]:
-        """Add a table that every worker reads as a whole; see ``App.global_table``."""
-        store = StoreDefinition(
-            name=name or topic,
-            key=key,
-            value=StampedSerde(value),
-            purpose="global table",
-            source_topic=topic,
-            read_source=TableEntries(key, value),
-            shown=_value_of,
-        )
-        source = GlobalSource(topic=topic, key=key, value=value, store=store)
-        check_code(store.name, "global table", source)
-        self._global_tables.append(source)
-        return GlobalTable(self, store.name, key)
-
-    def told_first(self, stores: Iterable[str], left: str, right: str) -> str | None:
-        """Which of two steps hears first of a change to a store that both depend on; ``None`` without one."""
-        owners = [
-            node.name
-            for node in self._nodes
-            if isinstance(node, Step) and any(store.name in stores for store in node.owns)
-        ]
-        return next((found for owner in owners if (found := self._reached(owner, (left, right)))), None)
-
-    def _reached(self, start: str, wanted: tuple[str, str]) -> str | None:
-        """The first of the wanted steps that something forwarded by ``start`` comes out of."""
-        for node in self._nodes:
-            if start in node.parents and (found := self._reached(node.name, wanted)):
-                return found
-        # Steps yet to be added behind it come after those there are.
-        return start if start in wanted else None
-
-
 class Stream(Generic[K, V]):
     """Records on their way from a topic: the methods say what happens to them next.
 
@@ -339,71 +72,9 @@ class Stream(Generic[K, V]):
     and ``name=``, which errors, metrics and descriptions use.
     """
 
-    def __init__(
-        self,
-        builder: TopologyBuilder,
-        parents: tuple[str, ...],
-        key: Serde[Any],
-        value: Serde[Any] | None,
-        *,
-        rekeyed: bool = False,
-        value_type: Any = Any,
-        as_read: bool = False,
-    ) -> None:
-        self._builder = builder
-        self._parents = parents
-        self._key = key
-        self._value = value
-        self._rekeyed = rekeyed
-        self._value_type = serde_type(value) if value_type is Any else value_type
-        self._as_read = as_read
-
-    @property
-    def builder(self) -> TopologyBuilder:
-        """Where the stream's steps are collected."""
-        return self._builder
-
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """The steps whose records these are."""
-        return self._parents
-
-    @property
-    def key(self) -> Serde[Any]:
-        """How keys are written."""
-        return self._key
-
-    @property
-    def rekeyed(self) -> bool:
-        """Whether keys may have changed since the records were put into partitions by them."""
-        return self._rekeyed
-
-    @property
-    def value(self) -> Serde[Any] | None:
-        """How values are written, where that is known."""
-        return self._value
-
-    @property
-    def value_type(self) -> Any:
-        """The type of values, ``Any`` where it is not known: aggregates keep values as it says."""
-        return self._value_type
-
-    def read_again(self, value: Serde[Any]) -> Serde[Any]:
-        """``value`` for records that will be read again: it refuses what would come back as another value.
-
-        Values that are as a serde has read them are not looked at.
-        """
-        return value if self._as_read and value is self._value else RoundTrip(value)
-
-    def written_value(self, purpose: str, where: str) -> Serde[Any]:
-        """How values are written. Raises ``TopologyError`` where the stream does not know it."""
-        if self._value is None:
-            raise TopologyError(
-                f"{purpose}, and the type of their values is not known",
-                hint=f"say how to write them, e.g. value=Json(Type), in {where}; "
-                "or annotate what the function that makes them returns",
-            )
-        return self._value
+    def __init__(self, flow: Flow) -> None:
+        """Made by ``App.stream`` and by steps."""
+        self._flow = flow
 
     def map(
         self,
@@ -482,7 +153,9 @@ class Stream(Generic[K, V]):
         self, predicate: Callable[[V], object], *, on_error: ErrorPolicy = fail, name: str | None = None
     ) -> Stream[K, V]:
         """Keep the records for whose value ``predicate`` is true."""
-        return self._then(Filter(predicate), on_error, name, value=self._value, value_type=self._value_type)
+        return self._then(
+            Filter(predicate), on_error, name, value=self._flow.value, value_type=self._flow.value_type
+        )
 
     def flat_map(
         self,
@@ -494,22 +167,43 @@ class Stream(Generic[K, V]):
         """Replace each record by one for each value in ``function(value)``, none included."""
         return self._then(FlatMap(function), on_error, name, value_type=given_type(function))
 
+    @overload
+    def key_by(
+        self,
+        function: Callable[[V], str],
+        *,
+        key: None = None,
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Stream[str, V]: ...
+
+    @overload
     def key_by(
         self,
         function: Callable[[V], K2],
         *,
-        key: Serde[K2] | None = None,
+        key: Serde[K2],
         on_error: ErrorPolicy = fail,
         name: str | None = None,
-    ) -> Stream[K2, V]:
+    ) -> Stream[K2, V]: ...
+
+    def key_by(
+        self,
+        function: Callable[[V], Any],
+        *,
+        key: Serde[Any] | None = None,
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Stream[Any, V]:
         """Replace each key by ``function(value)``, written with the serde ``key`` (text unless given)."""
+        operator = KeyBy(function, implied_text=key is None)
         return self._then(
-            KeyBy(function, implied_text=key is None),
+            operator,
             on_error,
             name,
-            key=key or Text(),
-            value=self._value,
-            value_type=self._value_type,
+            key=key or text_keys(name or generated_name(operator), function),
+            value=self._flow.value,
+            value_type=self._flow.value_type,
             rekeyed=True,
         )
 
@@ -517,7 +211,9 @@ class Stream(Generic[K, V]):
         self, function: Callable[[V], object], *, on_error: ErrorPolicy = fail, name: str | None = None
     ) -> Stream[K, V]:
         """Call ``function(value)`` for its effect, which a failure may repeat, and pass the record on."""
-        return self._then(Peek(function), on_error, name, value=self._value, value_type=self._value_type)
+        return self._then(
+            Peek(function), on_error, name, value=self._flow.value, value_type=self._flow.value_type
+        )
 
     def process(
         self,
@@ -536,16 +232,18 @@ class Stream(Generic[K, V]):
         """
         given = list(stores)
         names = tuple(store if isinstance(store, str) else store.name for store in given)
-        source: Stream[Any, Any] = self
-        if given and self._rekeyed:
-            source = self._builder.repartition(self, name or names[0], None, on_error)
-        return source._then(  # noqa: SLF001 - the same class
-            Process(processor, names),
-            on_error,
-            name,
-            rekeyed=True,
-            owns=_with_deadlines([store for store in given if not isinstance(store, str)]),
-            uses=tuple(store for store in given if isinstance(store, str)),
+        flow = self._flow
+        if given and flow.rekeyed:
+            flow = flow.repartition(name or names[0], None, on_error)
+        return Stream(
+            flow.then(
+                Process(processor, names),
+                on_error,
+                name,
+                rekeyed=True,
+                owns=with_deadlines([store for store in given if not isinstance(store, str)]),
+                uses=tuple(store for store in given if isinstance(store, str)),
+            )
         )
 
     def repartition(
@@ -561,43 +259,69 @@ class Stream(Generic[K, V]):
         ``partitions`` are as many as those of the topics it is read together with, else as the largest input
         has, unless given.
         """
-        stream = self if value is None else Stream(self._builder, self._parents, self._key, value)
-        return self._builder.repartition(stream, name, partitions, on_error)
+        flow = self._flow if value is None else self._flow.written_by(value)
+        return Stream(flow.repartition(name, partitions, on_error))
 
+    @overload
     def group_by(
         self,
-        function: Callable[[V], K2],
+        function: Callable[[V], str],
         *,
-        key: Serde[K2] | None = None,
+        key: None = None,
         value: Serde[V] | None = None,
         name: str | None = None,
         partitions: int | None = None,
         on_error: ErrorPolicy = dead_letter,
-    ) -> Grouped[K2, V]:
+    ) -> Grouped[str, V]: ...
+
+    @overload
+    def group_by(
+        self,
+        function: Callable[[V], K2],
+        *,
+        key: Serde[K2],
+        value: Serde[V] | None = None,
+        name: str | None = None,
+        partitions: int | None = None,
+        on_error: ErrorPolicy = dead_letter,
+    ) -> Grouped[K2, V]: ...
+
+    def group_by(
+        self,
+        function: Callable[[V], Any],
+        *,
+        key: Serde[Any] | None = None,
+        value: Serde[V] | None = None,
+        name: str | None = None,
+        partitions: int | None = None,
+        on_error: ErrorPolicy = dead_letter,
+    ) -> Grouped[Any, V]:
         """Bring together the records for which ``function(value)`` is equal, written by ``key`` (text).
 
         They go through a repartition topic, which is called ``<app>-<name>-repartition``; without ``name`` it
         has the name of the store of what follows. ``value`` says how values are written to it, if the stream
         does not know. Records whose group is ``None`` or cannot be found get ``on_error``.
         """
-        stream = self._then(
-            Group(function, implied_text=key is None),
+        operator = Group(function, implied_text=key is None)
+        flow = self._flow.then(
+            operator,
             on_error,
             None,
-            key=key or Text(),
-            value=value or self._value,
-            value_type=self._value_type if value is None else Any,
+            key=key or text_keys(name or generated_name(operator), function),
+            value=value or self._flow.value,
+            value_type=self._flow.value_type if value is None else Any,
             rekeyed=True,
         )
-        return Grouped(stream, name, partitions, on_error)
+        return Grouped(Groups(flow, name, partitions, on_error))
 
     def group_by_key(self, *, on_error: ErrorPolicy = dead_letter) -> Grouped[K, V]:
         """Bring together the records with equal keys; those without a key get ``on_error``.
 
         Where keys were changed before, the records go through a repartition topic first.
         """
-        stream = self._then(Group(), on_error, None, value=self._value, value_type=self._value_type)
-        return Grouped(stream, None, None, on_error)
+        flow = self._flow
+        flow = flow.then(Group(), on_error, None, value=flow.value, value_type=flow.value_type)
+        return Grouped(Groups(flow, None, None, on_error))
 
     def to_table(
         self, name: str, *, value: Serde[V] | None = None, on_error: ErrorPolicy = dead_letter
@@ -608,15 +332,15 @@ class Stream(Generic[K, V]):
         key, and values that cannot be written (by ``value``, if the stream does not know how), get
         ``on_error``.
         """
-        stream = self if value is None else self._written_by(value)
-        if self._rekeyed:
-            stream = self._builder.repartition(stream, name, None, on_error)
-        serde = stream.written_value(f"{name!r} keeps values", "to_table(…, value=…)")
-        check = None if stream.read_again(serde) is serde else RoundTrip(serde)
+        flow = self._flow if value is None else self._flow.written_by(value)
+        if self._flow.rekeyed:
+            flow = flow.repartition(name, None, on_error)
+        serde = flow.written_value(f"{name!r} keeps values", "to_table(…, value=…)")
+        check = None if flow.read_again(serde) is serde else RoundTrip(serde)
         store = StoreDefinition(
-            name=name, key=self._key, value=StampedSerde(serde), purpose="table", shown=_value_of
+            name=name, key=flow.key, value=StampedSerde(serde), purpose="table", shown=value_of
         )
-        return self._builder.keep(store, stream._written_by(serde), on_error, check)  # noqa: SLF001 - the same class
+        return Table(keep_table(store, flow.written_by(serde), on_error, check))
 
     @overload
     def join(
@@ -652,7 +376,7 @@ class Stream(Generic[K, V]):
         *,
         within: int | None = None,
         window: JoinWindow | None = None,
-        grace: int = 0,
+        grace: int | None = None,
         close_idle_after: int | None = None,
         value: Serde[V] | None = None,
         other_value: Serde[V2] | None = None,
@@ -674,7 +398,7 @@ class Stream(Generic[K, V]):
 
         Tombstones, records without a key, and those that the function fails on get ``on_error``.
         """
-        options = _JoinOptions(within, window, grace, close_idle_after, value, other_value, on_error, name)
+        options = JoinOptions(within, window, grace, close_idle_after, value, other_value, on_error, name)
         return self._join(other, function, "inner", options)
 
     @overload
@@ -711,7 +435,7 @@ class Stream(Generic[K, V]):
         *,
         within: int | None = None,
         window: JoinWindow | None = None,
-        grace: int = 0,
+        grace: int | None = None,
         close_idle_after: int | None = None,
         value: Serde[V] | None = None,
         other_value: Serde[V2] | None = None,
@@ -724,7 +448,7 @@ class Stream(Generic[K, V]):
         soon as none can be joined with it any more: when stream time has passed its event time by more than
         the window's ``before`` plus ``after`` plus ``grace``.
         """
-        options = _JoinOptions(within, window, grace, close_idle_after, value, other_value, on_error, name)
+        options = JoinOptions(within, window, grace, close_idle_after, value, other_value, on_error, name)
         return self._join(other, function, "left", options)
 
     def outer_join(
@@ -742,7 +466,7 @@ class Stream(Generic[K, V]):
         name: str | None = None,
     ) -> JoinedStream[K, R]:
         """As ``left_join`` with a stream, and ``function(None, value)`` for its records that find nothing."""
-        options = _JoinOptions(within, window, grace, close_idle_after, value, other_value, on_error, name)
+        options = JoinOptions(within, window, grace, close_idle_after, value, other_value, on_error, name)
         joined = self._join(other, function, "outer", options)
         assert isinstance(joined, JoinedStream)
         return joined
@@ -792,7 +516,7 @@ class Stream(Generic[K, V]):
             raise TopologyError("branch needs at least one predicate")
         if otherwise in routes:
             raise TopologyError(f"branch {otherwise!r} has a predicate and is for the rest too")
-        builder = self._builder
+        flow, builder = self._flow, self._flow.builder
         step = builder.name(name, f"branch-{'-'.join(routes)}")
         names = [*routes] + ([otherwise] if otherwise is not None else [])
         heads = {branch: f"{step}.{branch}" for branch in names}
@@ -800,19 +524,11 @@ class Stream(Generic[K, V]):
             tuple((heads[branch], predicate) for branch, predicate in routes.items()),
             None if otherwise is None else heads[otherwise],
         )
-        builder.add(Step(name=step, parents=self._parents, operator=operator, policy=on_error))
+        builder.add(Step(name=step, parents=flow.parents, operator=operator, policy=on_error))
         streams: dict[str, Stream[K, V]] = {}
         for branch, head in heads.items():
             builder.add(Step(name=builder.name(head, head), parents=(step,), operator=Merge()))
-            streams[branch] = Stream(
-                builder,
-                (head,),
-                self._key,
-                self._value,
-                rekeyed=self._rekeyed,
-                value_type=self._value_type,
-                as_read=self._as_read,
-            )
+            streams[branch] = Stream(replace(flow, parents=(head,)))
         return Branches(streams)
 
     def merge(self, *others: Stream[K, V], name: str | None = None) -> Stream[K, V]:
@@ -820,23 +536,27 @@ class Stream(Generic[K, V]):
 
         Streams that are merged must be keyed and encoded alike, as the result carries this stream's serdes.
         """
-        parents = tuple(parent for stream in (self, *others) for parent in stream._parents)  # noqa: SLF001 - the same class
+        flow, builder = self._flow, self._flow.builder
+        flows = [flow, *(stream._flow for stream in others)]
+        parents = tuple(parent for each in flows for parent in each.parents)
         if len(set(parents)) < len(parents):
             raise TopologyError("a stream is merged with itself: each record would come twice")
-        step = Step(name=self._builder.name(name, "merge"), parents=parents, operator=Merge())
-        self._builder.add(step)
-        same = all(_alike(stream._value, self._value) for stream in others)  # noqa: SLF001 - the same class
-        rekeyed = any(stream._rekeyed for stream in (self, *others))  # noqa: SLF001 - the same class
-        alike = all(stream._value_type == self._value_type for stream in others)  # noqa: SLF001 - the same class
-        as_read = all(stream._as_read for stream in (self, *others))  # noqa: SLF001 - the same class
+        called = builder.name(name, "merge")
+        for each in flows:
+            check_keys_alike(flow.key, each.key, called)
+        builder.add(Step(name=called, parents=parents, operator=Merge()))
         return Stream(
-            self._builder,
-            (step.name,),
-            self._key,
-            self._value if same else None,
-            rekeyed=rekeyed,
-            value_type=self._value_type if alike else Any,
-            as_read=as_read,
+            Flow(
+                builder,
+                (called,),
+                flow.key,
+                flow.value if all(alike(each.value, flow.value) for each in flows) else None,
+                rekeyed=any(each.rekeyed for each in flows),
+                value_type=flow.value_type
+                if all(each.value_type == flow.value_type for each in flows)
+                else Any,
+                as_read=all(each.as_read for each in flows),
+            )
         )
 
     def to(
@@ -854,131 +574,39 @@ class Stream(Generic[K, V]):
         given are those the stream was read with, as long as its values are the same; else JSON.
         """
         generated = f"to-{topic}" if isinstance(topic, str) else f"to-{function_name(topic)}"
-        self._builder.add(
+        flow = self._flow
+        flow.builder.add(
             Sink(
-                name=self._builder.name(name, generated),
-                parents=self._parents,
+                name=flow.builder.name(name, generated),
+                parents=flow.parents,
                 topic=topic,
-                key=key or self._key,
-                value=value or self._value or Json(),
+                key=key or flow.key,
+                value=value or flow.value or Json(),
                 policy=on_error,
             )
         )
 
-    def _written_by(self, value: Serde[Any]) -> Stream[K, V]:
-        return Stream(self._builder, self._parents, self._key, value, rekeyed=self._rekeyed)
+    def _then(
+        self, operator: Operator, policy: ErrorPolicy, name: str | None, **known: Any
+    ) -> Stream[Any, Any]:
+        return Stream(self._flow.then(operator, policy, name, **known))
 
     def _join(
         self,
         other: Stream[K, Any] | Table[K, Any],
         function: Callable[[Any, Any], R],
         how: JoinKind,
-        options: _JoinOptions,
+        options: JoinOptions,
     ) -> Stream[K, R]:
-        check_keys_alike(self._key, other.key, options.name or "join")
         if isinstance(other, Stream):
-            return self._join_stream(other, function, how, options)
-        if how == "outer" or options.window is not None or options.within is not None:
+            joined, late = join_streams(self._flow, other._flow, function, how, options)
+            return JoinedStream(joined, late)
+        if not isinstance(other, Table):
             raise TopologyError(
-                "a stream joins a table without a window, and not as an outer join",
-                hint="for a window, join the stream with table.to_stream(); for changes on both sides to "
-                "matter, make the stream a table: stream.to_table(name)",
+                f"{options.name or 'join'}: a stream joins a stream or a table, got {type(other).__name__}",
+                hint="a global table is joined by join_global(table, key, function)",
             )
-        source = self if options.value is None else self._written_by(options.value)
-        if self._rekeyed:
-            if options.name is None:
-                raise TopologyError(
-                    "keys may have changed before this join, so that the records have to go to other tasks, "
-                    "through a topic, and that needs a name",
-                    hint="join(…, name=…): the topic is called <app>-<name>-repartition",
-                )
-            source = self._builder.repartition(source, options.name, None, options.on_error)
-        return source._then(  # noqa: SLF001 - the same class
-            JoinTable(function, other.view, is_left=how == "left"),
-            options.on_error,
-            options.name,
-            inferred=returned_serde(function),
-            value_type=returned_type(function),
-            uses=other.view.stores,
-        )
-
-    def _join_stream(
-        self, other: Stream[K, Any], function: Callable[[Any, Any], R], how: JoinKind, options: _JoinOptions
-    ) -> JoinedStream[K, R]:
-        name, builder = options.name, self._builder
-        if name is None:
-            raise TopologyError(
-                "a join of two streams keeps records, in stores that need a name",
-                hint="join(…, name=…): it must not change while the state is to be kept",
-            )
-        window, late = options.join_window(), f"{name}.late"
-        written: list[Stream[K, Any]] = []
-        serdes: list[Serde[Any]] = []
-        given = (("left", "value", options.value, self), ("right", "other_value", options.other_value, other))
-        for side, argument, serde, stream in given:
-            source = stream if serde is None else stream._written_by(serde)  # noqa: SLF001 - the same class
-            kept = source.written_value(f"{name!r} keeps records", f"join(…, {argument}=…)")
-            serdes.append(kept if stream.rekeyed else source.read_again(kept))
-            if stream.rekeyed:
-                source = builder.repartition(source, f"{name}-{side}", None, options.on_error)
-            written.append(source)
-        names = f"{name}-left", f"{name}-right"
-        operators = [
-            JoinStreams(
-                function=function,
-                how=how,
-                window=window,
-                grace=options.grace,
-                is_left=own == 0,
-                own=names[own],
-                other=names[1 - own],
-                unmatched=None if how == "inner" else unmatched_name(name),
-                value=serdes[own],
-                other_value=serdes[1 - own],
-                closes=own == 1,
-                joined=name,
-                late=late,
-                close_idle_after=options.close_idle_after,
-            )
-            for own in (0, 1)
-        ]
-        stores = tuple(
-            StoreDefinition(
-                name=operator.own,
-                key=self._key,
-                value=WaitingSerde(operator.value),
-                purpose=window.describe(),
-                retention=operator.retention,
-                changelog_retention=operator.retention,
-                shown=None,
-            )
-            for operator in operators
-        )
-        if how != "inner":
-            stores += (unmatched_definition(name, self._key, operators[0].lasts),)
-        steps: list[str] = []
-        for operator, stream in zip(operators, written, strict=True):
-            step = Step(
-                name=builder.name(None, operator.own),
-                parents=stream.parents,
-                operator=operator,
-                policy=options.on_error,
-                # Of two steps that share stores, the first owns them.
-                owns=() if steps else stores,
-                uses=tuple(store.name for store in stores) if steps else (),
-            )
-            builder.add(step)
-            steps.append(step.name)
-        merged = Step(name=builder.name(name, name), parents=tuple(steps), operator=Merge())
-        builder.add(merged)
-        return JoinedStream(
-            builder,
-            merged.name,
-            self._key,
-            returned_serde(function),
-            value_type=returned_type(function),
-            late=(late, tuple(steps), serdes[0] if _alike(*serdes) else None),
-        )
+        return Stream(join_table(self._flow, other._flow, function, how, options))
 
     def _join_global(
         self,
@@ -990,7 +618,7 @@ class Stream(Generic[K, V]):
         *,
         is_left: bool,
     ) -> Stream[K, R]:
-        operator = JoinGlobal(function, table.name, key, table.key, is_left)
+        operator = JoinGlobal(function, table._name, key, table._key, is_left)
         return self._then(
             operator,
             on_error,
@@ -999,57 +627,13 @@ class Stream(Generic[K, V]):
             value_type=returned_type(function),
         )
 
-    def _then(
-        self,
-        operator: Operator,
-        policy: ErrorPolicy,
-        name: str | None,
-        *,
-        key: Serde[Any] | None = None,
-        value: Serde[Any] | None = None,
-        inferred: Serde[Any] | None = None,
-        value_type: Any = Any,
-        rekeyed: bool = False,
-        owns: tuple[StoreDefinition, ...] = (),
-        uses: tuple[str, ...] = (),
-    ) -> Stream[Any, Any]:
-        called = function_name(operator.code)
-        generated = operator.kind if called == "lambda" else f"{operator.kind}-{called}"
-        step = Step(
-            name=self._builder.name(name, generated if operator.code is not None else operator.kind),
-            parents=self._parents,
-            operator=operator,
-            policy=policy,
-            owns=owns,
-            uses=uses,
-        )
-        self._builder.add(step)
-        return Stream(
-            self._builder,
-            (step.name,),
-            key or self._key,
-            value or inferred,
-            rekeyed=rekeyed or self._rekeyed,
-            value_type=value_type,
-            as_read=self._as_read and value is self._value,
-        )
-
 
 class JoinedStream(Stream[K, V]):
     """What a join of two streams gives, and the records that came too late for it."""
 
-    def __init__(
-        self,
-        builder: TopologyBuilder,
-        step: str,
-        key: Serde[Any],
-        value: Serde[Any] | None,
-        *,
-        value_type: Any,
-        late: tuple[str, tuple[str, ...], Serde[Any] | None],
-    ) -> None:
-        """``late`` is the name of the step for late records, the steps they come from, and their serde."""
-        super().__init__(builder, (step,), key, value, value_type=value_type)
+    def __init__(self, flow: Flow, late: LateRecords) -> None:
+        """Made by ``Stream.join`` with a stream, and its kin."""
+        super().__init__(flow)
         self._late_records = late
         self._late: Stream[K, Any] | None = None
 
@@ -1062,9 +646,7 @@ class JoinedStream(Stream[K, V]):
         result, while others with the record may be.
         """
         if self._late is None:
-            name, parents, value = self._late_records
-            self._builder.add(Step(name=self._builder.name(name, name), parents=parents, operator=Merge()))
-            self._late = Stream(self._builder, (name,), self._key, value)
+            self._late = Stream(self._late_records.read(self._flow))
         return self._late
 
 
@@ -1075,22 +657,9 @@ class Grouped(Generic[K, V]):
     found by again: it must not change while the state is to be kept.
     """
 
-    def __init__(
-        self,
-        stream: Stream[K, V],
-        name: str | None,
-        partitions: int | None,
-        on_error: ErrorPolicy,
-        *,
-        needs_value: bool = False,
-    ) -> None:
-        self._stream = stream
-        self._name = name
-        self._partitions = partitions
-        self._needs_value = needs_value
-        self._on_error = on_error
-        self._repartitioned: Stream[K, V] | None = None
-        self._used_by: str | None = None
+    def __init__(self, groups: Groups) -> None:
+        """Made by ``Stream.group_by`` and ``group_by_key``."""
+        self._groups = groups
 
     def window(
         self,
@@ -1108,11 +677,11 @@ class Grouped(Generic[K, V]):
         """
         if grace < 0:
             raise TopologyError(f"grace must be 0 ms or more, got {grace}")
-        return WindowedGrouped(self, window, grace, close_idle_after)
+        return WindowedGrouped(self._groups, Windows(window, grace, close_idle_after))
 
     def count(self, name: str, *, on_error: ErrorPolicy = fail) -> Table[K, int]:
         """How many records each key has."""
-        return self.aggregate(name, count(), on_error=on_error)
+        return Table(aggregate_groups(self._groups, name, count(), on_error))
 
     def reduce(
         self,
@@ -1123,91 +692,47 @@ class Grouped(Generic[K, V]):
         on_error: ErrorPolicy = fail,
     ) -> Table[K, V]:
         """What ``function(so far, value)`` makes of each key's values; the first stands for itself."""
-        return self.aggregate(name, self.reducing(name, function, value), on_error=on_error)
+        reduced = self._groups.reducing(name, function, value)
+        return Table(aggregate_groups(self._groups, name, reduced, on_error))
+
+    @overload
+    def aggregate(
+        self, name: str, aggregate: Aggregate[V, R], /, *, on_error: ErrorPolicy = fail
+    ) -> Table[K, R]: ...
+
+    @overload
+    def aggregate(
+        self, name: str, /, *, on_error: ErrorPolicy = fail, **fields: Aggregate[V, Any]
+    ) -> Table[K, Any]: ...
 
     def aggregate(
         self,
         name: str,
-        aggregate: Aggregate[Any, R] | None = None,
+        aggregate: Aggregate[V, Any] | None = None,
         /,
         *,
         on_error: ErrorPolicy = fail,
-        **fields: Aggregate[Any, Any],
+        **fields: Aggregate[V, Any],
     ) -> Table[K, Any]:
         """Compute an aggregate of each key's records, or several by name: ``aggregate("s", sum=total())``.
 
         With names, results are objects with these as attributes.
         """
-        stream = self.source(name)
-        computed = chosen_aggregate(name, aggregate, fields).typed(stream.value_type)
-        store = StoreDefinition(
-            name=name,
-            key=stream.key,
-            value=TimedAccumulatorSerde(computed),
-            purpose="aggregate",
-            shown=lambda entry: computed.result(entry[0]),
-        )
-        step = Step(
-            name=stream.builder.name(None, name),
-            parents=stream.parents,
-            operator=AggregateByKey(name, computed),
-            policy=on_error,
-            owns=(store,),
-        )
-        stream.builder.add(step)
-        view = View(name, (("result", computed.result),))
-        return Table(
-            stream.builder, step.name, stream.key, None, view, value_type=known(computed.result_type)
-        )
-
-    def reducing(self, name: str, function: Callable[[V, V], V], value: Serde[V] | None) -> Aggregate[Any, V]:
-        """``function`` as an aggregate."""
-        return Reduce(function, self.value_serde(name, value))
-
-    def value_serde(self, name: str, value: Serde[V] | None) -> Serde[V]:
-        """How a reduced value is kept."""
-        return value or self._stream.written_value(f"{name!r} keeps values", "reduce(…, value=…)")
-
-    def source(self, name: str) -> Stream[K, V]:
-        """The stream whose tasks have whole groups; ``name`` is the store that asks."""
-        if not self._stream.rekeyed:
-            return self._stream
-        if self._name is None and self._used_by not in (None, name):
-            raise TopologyError(
-                f"{self._used_by!r} and {name!r} share the repartition topic of one group_by without a name",
-                hint="give it one: group_by(…, name=…); it must not depend on which of them comes first",
-            )
-        self._used_by = name
-        if self._repartitioned is None:
-            self._repartitioned = self._stream.builder.repartition(
-                self._stream,
-                self._name or name,
-                self._partitions,
-                self._on_error,
-                needs_key=True,
-                needs_value=self._needs_value,
-            )
-        return self._repartitioned
+        chosen = self._groups.chosen(name, aggregate, fields)
+        return Table(aggregate_groups(self._groups, name, chosen, on_error))
 
 
 class WindowedGrouped(Generic[K, V]):
     """Records brought together by key and window of event time."""
 
-    def __init__(
-        self,
-        grouped: Grouped[K, V],
-        window: Tumbling | Hopping | Session | Sliding,
-        grace: int,
-        close_idle_after: int | None,
-    ) -> None:
-        self._grouped = grouped
-        self._window = window
-        self._grace = grace
-        self._close_idle_after = close_idle_after
+    def __init__(self, groups: Groups, windows: Windows) -> None:
+        """Made by ``Grouped.window``."""
+        self._groups = groups
+        self._windows = windows
 
     def count(self, name: str, *, on_error: ErrorPolicy = fail) -> WindowedResults[K, int]:
         """How many records each window and key has."""
-        return self.aggregate(name, count(), on_error=on_error)
+        return self._results(name, count(), on_error)
 
     def reduce(
         self,
@@ -1218,82 +743,45 @@ class WindowedGrouped(Generic[K, V]):
         on_error: ErrorPolicy = fail,
     ) -> WindowedResults[K, V]:
         """What ``function(so far, value)`` makes of each window's and key's values."""
-        return self.aggregate(name, self._grouped.reducing(name, function, value), on_error=on_error)
+        return self._results(name, self._groups.reducing(name, function, value), on_error)
+
+    @overload
+    def aggregate(
+        self, name: str, aggregate: Aggregate[V, R], /, *, on_error: ErrorPolicy = fail
+    ) -> WindowedResults[K, R]: ...
+
+    @overload
+    def aggregate(
+        self, name: str, /, *, on_error: ErrorPolicy = fail, **fields: Aggregate[V, Any]
+    ) -> WindowedResults[K, Any]: ...
 
     def aggregate(
         self,
         name: str,
-        aggregate: Aggregate[Any, R] | None = None,
+        aggregate: Aggregate[V, Any] | None = None,
         /,
         *,
         on_error: ErrorPolicy = fail,
-        **fields: Aggregate[Any, Any],
+        **fields: Aggregate[V, Any],
     ) -> WindowedResults[K, Any]:
         """Compute an aggregate, or several by name, for each window and key; see ``Grouped.aggregate``.
 
         Sessions and sliding windows need an aggregate that can merge two results' worth of events.
         """
-        stream = self._grouped.source(name)
-        computed = chosen_aggregate(name, aggregate, fields).typed(stream.value_type)
-        builder = stream.builder
-        step_name = builder.name(None, name)
-        heads = WindowHeads(f"{step_name}.updates", f"{step_name}.final", f"{step_name}.late")
-        operator, stores = self._windowing(name, computed, stream.key, heads)
-        builder.add(
-            Step(name=step_name, parents=stream.parents, operator=operator, policy=on_error, owns=stores)
-        )
-        return WindowedResults(stream, step_name, heads, known(computed.result_type))
+        return self._results(name, self._groups.chosen(name, aggregate, fields), on_error)
 
-    def _windowing(
-        self, name: str, computed: Aggregate[Any, Any], key: Serde[Any], heads: WindowHeads
-    ) -> tuple[Operator, tuple[StoreDefinition, ...]]:
-        """The operator for the kind of window, and the stores that it keeps."""
-        window, grace, idle = self._window, self._grace, self._close_idle_after
-        if isinstance(window, Session | Sliding) and not computed.mergeable:
-            raise TopologyError(
-                f"{name!r} aggregates {window.describe()}, whose results are merged, "
-                f"and {computed.describe()} cannot be",
-                hint="give the aggregate a function for it, custom(…, merge=…), "
-                "or use tumbling or hopping windows",
-            )
-        if isinstance(window, Session):
-            sessions = SessionAggregate(
-                store=name, window=window, grace=grace, aggregate=computed, heads=heads, close_idle_after=idle
-            )
-            store = session_store(name, key, window, computed)
-            return sessions, (store, deadlines_definition(name, key))
-        if isinstance(window, Sliding):
-            sliding = SlidingAggregate(
-                store=name, window=window, grace=grace, aggregate=computed, heads=heads, close_idle_after=idle
-            )
-            store = sliding_store(name, key, window, computed)
-            return sliding, (store, deadlines_definition(name, key))
-        lasts = window.size + grace
-        store = StoreDefinition(
-            name=name,
-            key=key,
-            value=AccumulatorSerde(computed),
-            purpose=f"{window.describe()}, aggregate",
-            retention=lasts,
-            changelog_retention=lasts,
-            shown=computed.result,
-            window_end=lambda start, _: window.end(start),
-        )
-        fixed = WindowedAggregate(
-            store=name, window=window, grace=grace, aggregate=computed, heads=heads, close_idle_after=idle
-        )
-        return fixed, (store,)
+    def _results(
+        self, name: str, aggregate: Aggregate[Any, Any], on_error: ErrorPolicy
+    ) -> WindowedResults[K, Any]:
+        return WindowedResults(aggregate_windows(self._groups, self._windows, name, aggregate, on_error))
 
 
 class WindowedResults(Generic[K, R]):
     """The results of windows, to be taken as they change, or once they are final."""
 
-    def __init__(self, source: Stream[K, Any], step: str, heads: WindowHeads, result_type: Any) -> None:
-        self._source = source
-        self._type: Any = typing.cast("Any", Windowed)[serde_type(source.key), result_type]
-        self._step = step
-        self._heads = heads
-        self._streams: dict[str, Stream[Any, Any]] = {}
+    def __init__(self, results: WindowResults) -> None:
+        """Made by the methods of ``WindowedGrouped``."""
+        self._results = results
 
     def updates(self) -> Stream[K, Windowed[K, R]]:
         """The latest result of each window that changed, at each commit.
@@ -1304,117 +792,89 @@ class WindowedResults(Generic[K, R]):
         A result has the highest event time of its records, as far as the worker has seen them: never one that
         is ahead of all input, as the end of its window may be.
         """
-        return self._head(self._heads.updates, Json(Windowed), self._type)
+        return Stream(self._results.updates())
 
     def final(self) -> Stream[K, Windowed[K, R]]:
         """Exactly one result for each window, when it has closed.
 
         Its event time is the last moment that belongs to the window, which stream time has passed.
         """
-        return self._head(self._heads.final, Json(Windowed), self._type)
+        return Stream(self._results.final())
 
     def late(self) -> Stream[K, Any]:
         """The records that came too late for all of their windows."""
-        return self._head(self._heads.late, None, self._source.value_type)
-
-    def _head(self, name: str, value: Serde[Any] | None, value_type: Any) -> Stream[Any, Any]:
-        if name not in self._streams:
-            builder = self._source.builder
-            builder.add(Step(name=name, parents=(self._step,), operator=Merge()))
-            # Results are of no type that a serde could read them as, so they are not compared.
-            self._streams[name] = Stream(
-                builder,
-                (name,),
-                self._source.key,
-                value,
-                value_type=value_type,
-                as_read=value is not None,
-            )
-        return self._streams[name]
+        return Stream(self._results.late())
 
 
 class Table(Generic[K, V]):
     """The latest value of each key, and the stream of changes to it."""
 
-    def __init__(
-        self,
-        builder: TopologyBuilder,
-        step: str,
-        key: Serde[Any],
-        value: Serde[Any] | None,
-        view: AnyView,
-        *,
-        value_type: Any = Any,
-        as_read: bool = False,
-    ) -> None:
-        self._builder = builder
-        self._step = step
-        self._key = key
-        self._value = value
-        self._view = view
-        self._value_type = serde_type(value) if value_type is Any else value_type
-        self._as_read = as_read
-
-    @property
-    def key(self) -> Serde[Any]:
-        """How keys are written."""
-        return self._key
-
-    @property
-    def view(self) -> AnyView:
-        """How the value of a key is found."""
-        return self._view
+    def __init__(self, flow: TableFlow) -> None:
+        """Made by ``App.table``, ``Stream.to_table`` and steps."""
+        self._flow = flow
 
     def filter(
         self, predicate: Callable[[V], object], *, on_error: ErrorPolicy = fail, name: str | None = None
     ) -> Table[K, V]:
         """The table of those keys for whose value ``predicate`` is true."""
-        view = self._view.then("filter", predicate)
-        return self._then(FilterTable(predicate), view, self._value, on_error, name, self._value_type)
+        flow = self._flow
+        view = flow.view.then("filter", predicate)
+        return Table(flow.then(FilterTable(predicate), view, flow.value, on_error, name, flow.value_type))
 
     def map(
         self, function: Callable[[V], V2], *, on_error: ErrorPolicy = fail, name: str | None = None
     ) -> Table[K, V2]:
         """The table with ``function(value)`` for each value; keys for which it is ``None`` are not in it."""
-        view = self._view.then("map", function)
-        serde = returned_serde(function)
-        return self._then(MapTable(function), view, serde, on_error, name, returned_type(function))
+        view = self._flow.view.then("map", function)
+        serde, kind = returned_serde(function), returned_type(function)
+        return Table(self._flow.then(MapTable(function), view, serde, on_error, name, kind))
 
+    @overload
     def group_by(
         self,
-        function: Callable[[V], K2],
+        function: Callable[[V], str],
         *,
-        key: Serde[K2] | None = None,
+        key: None = None,
         value: Serde[V] | None = None,
         name: str | None = None,
         partitions: int | None = None,
         on_error: ErrorPolicy = dead_letter,
-    ) -> GroupedTable[K2, V]:
+    ) -> GroupedTable[str, V]: ...
+
+    @overload
+    def group_by(
+        self,
+        function: Callable[[V], K2],
+        *,
+        key: Serde[K2],
+        value: Serde[V] | None = None,
+        name: str | None = None,
+        partitions: int | None = None,
+        on_error: ErrorPolicy = dead_letter,
+    ) -> GroupedTable[K2, V]: ...
+
+    def group_by(
+        self,
+        function: Callable[[V], Any],
+        *,
+        key: Serde[Any] | None = None,
+        value: Serde[V] | None = None,
+        name: str | None = None,
+        partitions: int | None = None,
+        on_error: ErrorPolicy = dead_letter,
+    ) -> GroupedTable[Any, V]:
         """Bring together the keys for whose values ``function(value)`` is equal, written by ``key`` (text).
 
         When a value changes, it leaves its old group and joins the new one. The changes go through a
         repartition topic, as with ``Stream.group_by``. Values whose group is ``None`` or cannot be found get
         ``on_error`` and belong to no group.
         """
-        builder = self._builder
+        flow = self._flow
         operator = GroupChanges(function, implied_text=key is None)
-        step = Step(
-            name=builder.name(None, _generated(operator)),
-            parents=(self._step,),
-            operator=operator,
-            policy=on_error,
-        )
-        builder.add(step)
-        written = value or self._value
-        stream: Stream[K2, V] = Stream(
-            builder,
-            (step.name,),
-            key or Text(),
-            written,
-            rekeyed=True,
-            as_read=self._as_read and written is self._value,
-        )
-        return GroupedTable(Grouped(stream, name, partitions, on_error, needs_value=True))
+        keys = key or text_keys(name or generated_name(operator), function)
+        step = add_step(flow.builder, (flow.step,), operator, generated_name(operator), on_error)
+        changes = replace(flow.written_by(value), parents=(step,), key=keys, rekeyed=True)
+        return GroupedTable(Groups(changes, name, partitions, on_error, needs_value=True))
 
     def join(
         self,
@@ -1474,86 +934,30 @@ class Table(Generic[K, V]):
         kept as ``result`` says, if that is not known. Values that a function fails on get ``on_error`` and
         count as deleted.
         """
-        builder = self._builder
-        own = self._as_stream(value).written_value(f"{name!r} compares values", "join_by(…, value=…)")
-        others = other._as_stream(other_value).written_value(
-            f"{name!r} sends values of the other table to other tasks", "join_by(…, other_value=…)"
+        return Table(
+            join_foreign_key(
+                self._flow,
+                other._flow,
+                foreign_key,
+                function,
+                name=name,
+                left=left,
+                result=result,
+                value=value,
+                other_value=other_value,
+                on_error=on_error,
+            )
         )
-        kept = result or returned_serde(function)
-        results: Serde[Any] = Stream(builder, (), self._key, kept).written_value(
-            f"{name!r} keeps results", "join_by(…, result=…)"
-        )
-        subscribe = self._step_behind(
-            (self._step,),
-            Subscribe(foreign_key, other.key, self._key, own, left),
-            f"{name}-subscribe",
-            on_error,
-        )
-        subscriptions = builder.repartition(
-            Stream(builder, (subscribe,), other.key, SubscriptionSerde(), as_read=True),
-            f"{name}-subscription",
-            None,
-            on_error,
-            needs_value=True,
-        )
-        subscribers = StoreDefinition(
-            name=f"{name}-subscriptions",
-            key=SubscriberSerde(),
-            value=SubscribedSerde(),
-            purpose="subscriptions of a join by foreign key",
-            shown=None,
-        )
-        keep = self._step_behind(
-            subscriptions.parents,
-            KeepSubscriptions(subscribers.name, other.view),
-            subscribers.name,
-            on_error,
-            owns=(subscribers,),
-            uses=other.view.stores,
-        )
-        answer = self._step_behind(
-            (other._step,),
-            AnswerSubscribers(subscribers.name, other.key),
-            f"{name}-answers",
-            on_error,
-            uses=(subscribers.name,),
-        )
-        answer_values = AnswerSerde(other._as_stream(other_value).read_again(others))
-        # Keys of answers are bytes already, as the subscriptions brought them.
-        answers = builder.repartition(
-            Stream(builder, (keep, answer), Bytes(), answer_values, as_read=True),
-            f"{name}-answer",
-            None,
-            on_error,
-            read_key=self._key,
-            needs_key=True,
-            needs_value=True,
-        )
-        store = StoreDefinition(
-            name=name, key=self._key, value=StampedSerde(results), purpose="table", shown=_value_of
-        )
-        joined = self._step_behind(
-            answers.parents,
-            JoinAnswers(name, foreign_key, other.key, function, self._view, own, RoundTrip(results), left),
-            name,
-            on_error,
-            owns=(store,),
-            uses=self._view.stores,
-        )
-        return Table(builder, joined, self._key, results, View(name), as_read=True)
 
     def to_stream(self, *, name: str | None = None) -> Stream[K, V]:
         """The changes as records with the new values; a deletion is a tombstone."""
-        step = Step(name=self._builder.name(name, "to_stream"), parents=(self._step,), operator=ToStream())
-        self._builder.add(step)
-        return Stream(
-            self._builder,
-            (step.name,),
-            self._key,
-            self._value,
-            value_type=self._value_type,
-            as_read=self._as_read,
+        flow, builder = self._flow, self._flow.builder
+        step = Step(name=builder.name(name, "to_stream"), parents=(flow.step,), operator=ToStream())
+        builder.add(step)
+        changes = Flow(
+            builder, (step.name,), flow.key, flow.value, value_type=flow.value_type, as_read=flow.as_read
         )
+        return Stream(changes)
 
     def to(
         self,
@@ -1567,46 +971,6 @@ class Table(Generic[K, V]):
         """Write the changes to a topic: ``to_stream().to(…)``."""
         self.to_stream().to(topic, key=key, value=value, on_error=on_error, name=name)
 
-    def _as_stream(self, value: Serde[Any] | None) -> Stream[K, V]:
-        written = value or self._value
-        as_read = self._as_read and written is self._value
-        return Stream(self._builder, (), self._key, written, as_read=as_read)
-
-    def _then(
-        self,
-        operator: Operator,
-        view: AnyView,
-        value: Serde[Any] | None,
-        on_error: ErrorPolicy,
-        name: str | None,
-        value_type: Any,
-    ) -> Table[K, Any]:
-        called = self._builder.name(name, _generated(operator))
-        step = self._step_behind((self._step,), operator, called, on_error)
-        as_read = self._as_read and value is self._value
-        return Table(self._builder, step, self._key, value, view, value_type=value_type, as_read=as_read)
-
-    def _step_behind(
-        self,
-        parents: tuple[str, ...],
-        operator: Operator,
-        name: str,
-        on_error: ErrorPolicy,
-        *,
-        owns: tuple[StoreDefinition, ...] = (),
-        uses: tuple[str, ...] = (),
-    ) -> str:
-        step = Step(
-            name=self._builder.name(None, name),
-            parents=parents,
-            operator=operator,
-            policy=on_error,
-            owns=owns,
-            uses=uses,
-        )
-        self._builder.add(step)
-        return step.name
-
     def _join(
         self,
         other: Table[K, Any],
@@ -1615,32 +979,12 @@ class Table(Generic[K, V]):
         on_error: ErrorPolicy,
         name: str | None,
     ) -> Table[K, Any]:
-        check_keys_alike(self._key, other.key, name or "join")
-        builder = self._builder
-        step = builder.name(name, "join")
-        shared = set(self._view.stores) & set(other.view.stores)
-        first = builder.told_first(shared, self._step, other._step)
-        left = self._step_behind(
-            (self._step,),
-            JoinTables(function, how, other.view, is_left=True, first=first == self._step),
-            f"{step}.left",
-            on_error,
-            uses=other.view.stores,
-        )
-        right = self._step_behind(
-            (other._step,),
-            JoinTables(
-                function, how, self._view, is_left=False, first=first is not None and first != self._step
-            ),
-            f"{step}.right",
-            on_error,
-            uses=self._view.stores,
-        )
-        joined = self._step_behind((left, right), MergeChanges(), step, fail)
-        view = JoinedView(self._view, other.view, function, how)
-        return Table(
-            builder, joined, self._key, returned_serde(function), view, value_type=returned_type(function)
-        )
+        if not isinstance(other, Table):
+            raise TopologyError(
+                f"{name or 'join'}: a table joins a table, got {type(other).__name__}",
+                hint="to join records with this table, start from the stream: stream.join(table, function)",
+            )
+        return Table(join_tables(self._flow, other._flow, function, how, on_error, name))
 
 
 class GroupedTable(Generic[K, V]):
@@ -1649,12 +993,13 @@ class GroupedTable(Generic[K, V]):
     Names are as those of ``Grouped``'s results.
     """
 
-    def __init__(self, grouped: Grouped[K, V]) -> None:
-        self._grouped = grouped
+    def __init__(self, groups: Groups) -> None:
+        """Made by ``Table.group_by``."""
+        self._groups = groups
 
     def count(self, name: str, *, on_error: ErrorPolicy = fail) -> Table[K, int]:
         """How many keys of the table each group has; 0 for a group that all have left."""
-        return self.aggregate(name, count(), on_error=on_error)
+        return Table(aggregate_table_groups(self._groups, name, count(), None, on_error))
 
     def reduce(
         self,
@@ -1669,180 +1014,40 @@ class GroupedTable(Generic[K, V]):
 
         ``remove(so far, value)`` takes a value out again; when it returns ``None``, the group is deleted.
         """
-        serde = self._grouped.value_serde(name, value)
-        return self._aggregate(name, RemovableReduce(add, remove, serde), serde, on_error)
+        reduced, serde = self._groups.removable_reducing(name, add, remove, value)
+        return Table(aggregate_table_groups(self._groups, name, reduced, serde, on_error))
+
+    @overload
+    def aggregate(
+        self, name: str, aggregate: Aggregate[V, R], /, *, on_error: ErrorPolicy = fail
+    ) -> Table[K, R]: ...
+
+    @overload
+    def aggregate(
+        self, name: str, /, *, on_error: ErrorPolicy = fail, **fields: Aggregate[V, Any]
+    ) -> Table[K, Any]: ...
 
     def aggregate(
         self,
         name: str,
-        aggregate: Aggregate[Any, R] | None = None,
+        aggregate: Aggregate[V, Any] | None = None,
         /,
         *,
         on_error: ErrorPolicy = fail,
-        **fields: Aggregate[Any, Any],
+        **fields: Aggregate[V, Any],
     ) -> Table[K, Any]:
         """Compute an aggregate that can take values out again, or several; see ``Grouped.aggregate``."""
-        computed = chosen_aggregate(name, aggregate, fields)
-        if not computed.removable:
-            raise TopologyError(
-                f"{name!r}: {computed.describe()} cannot take a value out again, which a table needs when a "
-                "value changes",
-                hint="use count(), total(…), mean(…), variance(…), quantile(…) or custom(…, remove=…)",
-            )
-        return self._aggregate(name, computed, None, on_error)
-
-    def _aggregate(
-        self, name: str, computed: Aggregate[Any, Any], value: Serde[Any] | None, on_error: ErrorPolicy
-    ) -> Table[K, Any]:
-        stream = self._grouped.source(name)
-        computed = computed.typed(stream.value_type)
-        store = StoreDefinition(
-            name=name,
-            key=stream.key,
-            value=TimedAccumulatorSerde(computed),
-            purpose="aggregate",
-            shown=lambda entry: computed.result(entry[0]),
-        )
-        step = Step(
-            name=stream.builder.name(None, name),
-            parents=stream.parents,
-            operator=AggregateChanges(name, computed),
-            policy=on_error,
-            owns=(store,),
-        )
-        stream.builder.add(step)
-        view = View(name, (("result", computed.result),))
-        return Table(
-            stream.builder, step.name, stream.key, value, view, value_type=known(computed.result_type)
-        )
+        chosen = self._groups.chosen(name, aggregate, fields)
+        return Table(aggregate_table_groups(self._groups, name, chosen, None, on_error))
 
 
 class GlobalTable(Generic[K, V]):
     """A table that every worker has as a whole, to be joined by any key: ``Stream.join_global``."""
 
-    def __init__(self, builder: TopologyBuilder, name: str, key: Serde[Any]) -> None:
-        self._builder = builder
+    def __init__(self, name: str, key: Serde[Any]) -> None:
+        """Made by ``App.global_table``."""
         self._name = name
         self._key = key
-
-    @property
-    def name(self) -> str:
-        """What its store is called."""
-        return self._name
-
-    @property
-    def key(self) -> Serde[Any]:
-        """How keys are written."""
-        return self._key
-
-
-class _JoinOptions(NamedTuple):
-    within: int | None
-    window: JoinWindow | None
-    grace: int
-    close_idle_after: int | None
-    value: Serde[Any] | None
-    other_value: Serde[Any] | None
-    on_error: ErrorPolicy
-    name: str | None
-
-    def join_window(self) -> JoinWindow:
-        """The window asked for. Raises ``TopologyError``."""
-        if self.grace < 0:
-            raise TopologyError(f"grace must be 0 ms or more, got {self.grace}")
-        if (self.within is None) == (self.window is None):
-            raise TopologyError(
-                f"the join {self.name!r} of two streams needs to know how far apart records may lie",
-                hint="either within=milliseconds or window=JoinWindow(before=…, after=…)",
-            )
-        return self.window or JoinWindow(before=self.within or 0, after=self.within or 0)
-
-
-def check_keys_alike(one: Serde[Any], other: Serde[Any], name: str) -> None:
-    """Raise ``TopologyError`` when keys are written differently on the two sides of a join."""
-    if not _alike(one, other):
-        raise TopologyError(
-            f"{name}: keys are {one.name} on one side and {other.name} on the other: none would be equal",
-            hint="read both with the same key=",
-        )
-
-
-def _value_of(entry: Any) -> Any:
-    """The value of an entry that is stamped with its event time."""
-    return entry[0]
-
-
-def _generated(operator: Operator) -> str:
-    called = function_name(operator.code)
-    plain = operator.code is None or called == "lambda"
-    return operator.kind if plain else f"{operator.kind}-{called}"
-
-
-def key_value_store(
-    name: str,
-    *,
-    key: Serde[Any] | None = None,
-    value: Serde[Any] | None = None,
-    migrate: Callable[[Any], Any] | None = None,
-    ttl: int | None = None,
-) -> StoreDefinition:
-    """A store for ``Stream.process(…, stores=[…])``: keys are text and values JSON unless serdes are given.
-
-    ``migrate`` makes a value of an earlier schema, as plain data, into one of this schema. With ``ttl``, an
-    entry goes so many milliseconds of stream time after it was last put.
-    """
-    if ttl is None:
-        return StoreDefinition(name=name, key=key or Text(), value=value or Json(), migrate=migrate)
-    if ttl < 1:
-        raise TopologyError(f"store {name!r} needs a ttl of 1 ms or more, got {ttl}")
-    return StoreDefinition(
-        name=name,
-        key=key or Text(),
-        value=ExpiringSerde(value or Json()),
-        migrate=migrate,
-        ttl=ttl,
-        shown=lambda entry: entry.value,
-    )
-
-
-def _with_deadlines(stores: Iterable[StoreDefinition]) -> tuple[StoreDefinition, ...]:
-    """The stores, each followed by the one for its deadlines where its entries expire."""
-    return tuple(
-        each
-        for store in stores
-        for each in ([store] if store.ttl is None else [store, deadlines_definition(store.name, store.key)])
-    )
-
-
-def chosen_aggregate(
-    name: str, aggregate: Aggregate[Any, Any] | None, fields: Mapping[str, Aggregate[Any, Any]]
-) -> Aggregate[Any, Any]:
-    """The one aggregate given, or those given by name as one. Raises ``TopologyError``."""
-    if (aggregate is None) == (not fields):
-        raise TopologyError(
-            f"{name!r} needs either one aggregate, or several by name",
-            hint='e.g. aggregate("sales", total("amount")) or aggregate("sales", sum=total("amount"))',
-        )
-    return Combined(fields) if aggregate is None else aggregate
-
-
-def returned_serde(function: Callable[..., Any]) -> Serde[Any] | None:
-    """JSON of the type that the function is annotated to return, where that is a class with fields."""
-    try:
-        returned = typing.get_type_hints(function).get("return")
-    except Exception:  # noqa: BLE001 - annotations may name anything; without one the type is just not known
-        return None
-    fields = isinstance(returned, type) and (
-        issubclass(returned, msgspec.Struct) or dataclasses.is_dataclass(returned)
-    )
-    return Json(returned) if fields else None
-
-
-def _alike(one: Serde[Any] | None, other: Serde[Any] | None) -> bool:
-    """Whether two serdes write the same: one object, or two of one kind and name."""
-    if one is None or other is None:
-        return one is other
-    return one is other or (type(one) is type(other) and one.name == other.name)
 
 
 class Branches(Mapping[str, Stream[K, V]]):

@@ -235,17 +235,28 @@ class Reduce:
     of its own each time, which it may change, and one that cannot be written is found with its record.
     """
 
-    record_wise = True
-    ordered = False
-    removable = False
-    mergeable = True
-
     def __init__(self, function: Callable[[Any, Any], Any], value: Serde[Any]) -> None:
         self._function = function
         self._value = value
         self._round_trip = RoundTrip(value)
         self.schema = {"reduced": schema_of(value)}
         self.result_type = serde_type(value)
+
+    @property
+    def record_wise(self) -> bool:
+        return True
+
+    @property
+    def ordered(self) -> bool:
+        return False
+
+    @property
+    def removable(self) -> bool:
+        return False
+
+    @property
+    def mergeable(self) -> bool:
+        return True
 
     def describe(self) -> str:
         return "reduce"

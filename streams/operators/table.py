@@ -301,14 +301,19 @@ class GroupChanges:
 class RemovableReduce(Reduce):
     """As ``Reduce``, with a second function that takes a value out again."""
 
-    removable = True
-    mergeable = False
-
     def __init__(
         self, add: Callable[[Any, Any], Any], remove: Callable[[Any, Any], Any], value: Serde[Any]
     ) -> None:
         super().__init__(add, value)
         self._remove = remove
+
+    @property
+    def removable(self) -> bool:
+        return True
+
+    @property
+    def mergeable(self) -> bool:
+        return False
 
     def remove(self, accumulator: Any, column: Sequence[Any]) -> Any:
         for value in column:

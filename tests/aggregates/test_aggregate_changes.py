@@ -11,6 +11,7 @@ import pytest
 
 from streams import App, Json, Session, Sliding, Text, Tumbling
 from streams.aggregates import (
+    Aggregate,
     Combined,
     collect,
     count,
@@ -346,11 +347,12 @@ def test_accumulators_of_earlier_versions_are_read_by_their_positions(
 
 
 def test_single_aggregates_and_reduced_values_of_earlier_versions_are_read():
-    for aggregate, described, stored, expected in (
+    kinds: tuple[tuple[Aggregate[Any, Any], str, str, Any], ...] = (
         (latest("name"), "latest('name')", "9291a16202", "b"),
         (custom(lambda: 0, lambda a, _: a + 1, name="a, (b)"), "custom(name='a, (b)')", "920302", 3),
         (first("name"), "first('name')", "9291a16202", "b"),
-    ):
+    )
+    for aggregate, described, stored, expected in kinds:
         app = App("sales")
         app.stream("in", key=Text(), value=Json(Sale)).group_by_key().aggregate("s", aggregate)
         definition = store_of(app)

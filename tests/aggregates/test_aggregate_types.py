@@ -20,6 +20,7 @@ from hypothesis import given, settings, strategies as st
 
 from streams import App, Hopping, Json, Record, Session, Sliding, Text, Tumbling, dead_letter
 from streams.aggregates import (
+    Aggregate,
     Combined,
     collect,
     count,
@@ -645,7 +646,9 @@ def test_an_accumulator_changed_by_a_call_that_fails_is_as_it_was():
 
 
 def test_an_accumulator_that_cannot_be_stored_is_refused_with_its_record():
-    aggregate = custom(lambda: None, lambda _, v: Article(v, Decimal(1)) if v == "b" else v, name="own")
+    aggregate: Aggregate[Any, Any] = custom(
+        lambda: None, lambda _, v: Article(v, Decimal(1)) if v == "b" else v, name="own"
+    )
     app = App("own", dead_letter_limit=1.0)
     grouped = app.stream("in", key=Text(), value=Json()).group_by_key()
     grouped.aggregate("s", aggregate, on_error=dead_letter).to("out", value=Json())

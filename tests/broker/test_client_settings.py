@@ -70,7 +70,8 @@ CASES = [
 
 
 def app_with(kind: str, **settings: Any) -> App:
-    return App("test", bootstrap_servers="127.0.0.1:9", **{kind: settings})
+    given: dict[str, Any] = {kind: settings}
+    return App("test", bootstrap_servers="127.0.0.1:9", **given)
 
 
 @pytest.mark.parametrize(("kind", "name", "value", "says"), CASES)

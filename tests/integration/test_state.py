@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from streams.state.changelog import RESERVED, SCHEMA_KEY, TIME_KEY
 
 pytestmark = pytest.mark.kafka
 
-SETTINGS = {"group_protocol": "classic", "session_timeout": 6, "transaction_timeout": 5}
+SETTINGS: dict[str, Any] = {"group_protocol": "classic", "session_timeout": 6, "transaction_timeout": 5}
 FAR = 10_000_000
 
 

@@ -21,6 +21,7 @@ from streams.testing import TopologyDriver
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from streams import Aggregate
     from streams.dsl.stream import Stream
     from streams.serde import Serde
 
@@ -81,7 +82,7 @@ def sliding(stream: Stream[Any, Any], key: Serde[Any]) -> Stream[Any, Any]:
 
 
 def record_wise(stream: Stream[Any, Any], key: Serde[Any]) -> Stream[Any, Any]:
-    counting = custom(int, lambda total, value: total + value, name="sum")
+    counting: Aggregate[int, int] = custom(int, lambda total, value: total + value, name="sum")
     return (
         stream.group_by_key()
         .window(Tumbling(size=10))

@@ -18,6 +18,8 @@ from streams.testing import TopologyDriver
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from streams import Aggregate
+
 KEYS = "abcd"
 
 
@@ -210,7 +212,7 @@ def test_groups_of_a_table_follow_its_values(found, cut, partitions):
     groups.reduce("reduced", lambda one, other: one + other, lambda one, other: one - other, value=Json()).to(
         "reduced-out"
     )
-    listed = custom(
+    listed: Aggregate[Any, Any] = custom(
         list,
         lambda kept, value: [*kept, value],
         remove=lambda kept, value: [item for at, item in enumerate(kept) if at != kept.index(value)],

@@ -66,7 +66,12 @@ class Bench:
         return full
 
     def app(self, **settings: Any) -> App:
-        chosen = {"state_dir": str(self.folder), "dead_letter_limit": 1.0, "commit_interval": 0.2} | settings
+        chosen: dict[str, Any] = {
+            "state_dir": str(self.folder),
+            "dead_letter_limit": 1.0,
+            "commit_interval": 0.2,
+            **settings,
+        }
         return App(f"{self.prefix}-app", **chosen)
 
     def write(self, topic: str, rows: Sequence[Row]) -> None:

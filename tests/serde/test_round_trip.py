@@ -23,6 +23,7 @@ from streams.serde import Avro, Bytes
 from streams.testing import TopologyDriver
 
 if TYPE_CHECKING:
+    from streams import Aggregate
     from streams.serde import Serde
 
 
@@ -289,7 +290,9 @@ def test_what_a_reduction_makes_is_refused_by_the_record_that_made_it():
 
 def test_what_an_aggregate_of_the_users_makes_is_refused_by_the_record_that_made_it():
     app = App("keep")
-    made = custom(int, lambda total, value: total + value if value else object(), name="odd")
+    made: Aggregate[Any, Any] = custom(
+        int, lambda total, value: total + value if value else object(), name="odd"
+    )
     app.stream("in", value=Json()).group_by_key().aggregate("sums", made, on_error=dead_letter).to("out")
     driver = TopologyDriver(app)
     driver.send_all("in", [Record(b"k", value, 0) for value in (8, 2, 0, 2)])

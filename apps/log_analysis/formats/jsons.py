@@ -7,7 +7,7 @@ The client is the address of the connection. Where an entry also has one that a 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
@@ -77,7 +77,7 @@ def entry_of(line: str) -> Entry | None:
         return None
     except RecursionError:
         return None
-    return entry if isinstance(entry, dict) else None
+    return cast("Entry", entry) if isinstance(entry, dict) else None
 
 
 def _at(entry: Entry, *names: str) -> Any:
@@ -86,7 +86,7 @@ def _at(entry: Entry, *names: str) -> Any:
     for name in names:
         if not isinstance(found, dict):
             return None
-        found = found.get(name)
+        found = cast("Entry", found).get(name)
     return found
 
 
@@ -168,7 +168,7 @@ def _first(entry: Entry, field: str, *names: str) -> str | None:
     if values is None or values == []:
         return None
     if not isinstance(values, list) or not isinstance(values[0], str) or "\0" in values[0]:
-        raise BadEntry(field, ".".join(names), values)
+        raise BadEntry(field, ".".join(names), cast("object", values))
     return values[0] or None
 
 

@@ -221,7 +221,11 @@ def _apache_time(argument: str | None) -> Iterator[Token]:
         yield "]"
     elif form in _APACHE_EPOCHS:
         unit = _APACHE_EPOCHS[form]
-        yield Value("time", 2, lambda text: fields.epoch_milliseconds(_whole(text, unit)), "[0-9]{1,17}")
+
+        def read(text: str) -> int:
+            return fields.epoch_milliseconds(_whole(text, unit))
+
+        yield Value("time", 2, read, "[0-9]{1,17}")
     elif form in {"msec_frac", "usec_frac"}:
         yield Value(None, pattern="[0-9]{1,6}")
     else:
@@ -268,7 +272,7 @@ class _Compilation:
     chosen: dict[str, Value]
     escape: Escape
     pattern: str = ""
-    readers: dict[str, Reader] = field(default_factory=dict)
+    readers: dict[str, Reader] = field(default_factory=dict[str, Any])
 
     def add(self, value: Value, before: str, after: str) -> None:
         content = self._content(value, before, after)

@@ -182,10 +182,14 @@ def _client_after_host(values: Mapping[str, Any]) -> str | None:
     return _lone_user(values)
 
 
+def _host(text: str) -> bool:
+    return text != "-" and fields.virtual_host(text)
+
+
 _IDENTITY: Final = {"identity": _no_address}
 _HOST_IDENTITY: Final = {
     "identity": _no_address,
-    "host": lambda text: text != "-" and fields.virtual_host(text),
+    "host": _host,
 }
 
 _ISO_TIME: Final = {"time": fields.iso_times.__getitem__}

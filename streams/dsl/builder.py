@@ -1,0 +1,119 @@
+"""Where the nodes of a program are collected while it is described."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streams.operators.user_code import check_code
+from streams.topology.graph import (
+    GlobalSource,
+    Node,
+    Sink,
+    Source,
+    Step,
+    Topology,
+    two_steps,
+    unique_name,
+)
+from streams.topology.topic_pattern import OwnTopics, TopicPattern
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_PACKAGE = str(Path(__file__).parents[1])
+
+
+def _calling_line() -> str:
+    """The line of the user's program that is being run, as ``file:line``."""
+    frame = sys._getframe(1)  # noqa: SLF001 - documented; inspect.stack reads source files, which is slow
+    while frame.f_code.co_filename.startswith(_PACKAGE) and frame.f_back is not None:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+class TopologyBuilder:
+    """Collects nodes while the user's program runs, and gives them names.
+
+    ``application`` begins the names of the topics between subtopologies.
+    """
+
+    def __init__(self, application: str = "app") -> None:
+        self.application = application
+        self._nodes: list[Node] = []
+        self._global_tables: list[GlobalSource] = []
+
+    def build(self, dead_letter_topic: str | None = None) -> Topology:
+        """The graph so far, validated; patterns leave out what it writes. Raises ``TopologyError``."""
+        written = {
+            node.topic for node in self._nodes if isinstance(node, Sink) and isinstance(node.topic, str)
+        }
+        if dead_letter_topic is not None:
+            written.add(dead_letter_topic)
+        own = OwnTopics(self.application, frozenset(written))
+        sources = [
+            dataclasses.replace(
+                node,
+                topics=tuple(
+                    topic if isinstance(topic, str) else TopicPattern(topic.regex, own)
+                    for topic in node.topics
+                ),
+            )
+            if isinstance(node, Source)
+            else node
+            for node in self._nodes
+        ]
+        patterns = tuple(
+            topic
+            for node in sources
+            if isinstance(node, Source)
+            for topic in node.topics
+            if isinstance(topic, TopicPattern)
+        )
+        nodes = tuple(
+            dataclasses.replace(node, closed=patterns)
+            if isinstance(node, Sink) and not isinstance(node.topic, str)
+            else node
+            for node in sources
+        )
+        return Topology(nodes, tuple(self._global_tables))
+
+    def name(self, wanted: str | None, generated: str) -> str:
+        """The name the user wants, or one generated from what the node does that is not taken yet."""
+        if wanted is not None:
+            first = next((node for node in self._nodes if node.name == wanted), None)
+            if first is not None:
+                raise two_steps(wanted, first.place, _calling_line())
+            return wanted
+        return unique_name(generated, (node.name for node in self._nodes))
+
+    def add(self, node: Node) -> None:
+        """Append a node; its parents must be there already. Raises ``TopologyError`` for async functions."""
+        kind = node.operator.kind if isinstance(node, Step) else type(node).__name__.lower()
+        place = _calling_line()
+        check_code(node.name, kind, node, place)
+        self._nodes.append(dataclasses.replace(node, place=place))
+
+    def add_global_table(self, source: GlobalSource) -> None:
+        """Append a table that every worker has as a whole. Raises ``TopologyError`` for async functions."""
+        check_code(source.store.name, "global table", source)
+        self._global_tables.append(source)
+
+    def told_first(self, stores: Iterable[str], left: str, right: str) -> str | None:
+        """Which of two steps hears first of a change to a store that both depend on; ``None`` without one."""
+        owners = [
+            node.name
+            for node in self._nodes
+            if isinstance(node, Step) and any(store.name in stores for store in node.owns)
+        ]
+        return next((found for owner in owners if (found := self._reached(owner, (left, right)))), None)
+
+    def _reached(self, start: str, wanted: tuple[str, str]) -> str | None:
+        """The first of the wanted steps that something forwarded by ``start`` comes out of."""
+        for node in self._nodes:
+            if start in node.parents and (found := self._reached(node.name, wanted)):
+                return found
+        # Steps yet to be added behind it come after those there are.
+        return start if start in wanted else None

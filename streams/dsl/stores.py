@@ -1,0 +1,50 @@
+"""Stores that a program gives its processors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from streams.errors import TopologyError
+from streams.serde import Json, Serde, Text
+from streams.state.deadlines import deadlines_definition
+from streams.state.definition import StoreDefinition
+from streams.state.expiring import ExpiringSerde
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+def key_value_store(
+    name: str,
+    *,
+    key: Serde[Any] | None = None,
+    value: Serde[Any] | None = None,
+    migrate: Callable[[Any], Any] | None = None,
+    ttl: int | None = None,
+) -> StoreDefinition:
+    """A store for ``Stream.process(…, stores=[…])``: keys are text and values JSON unless serdes are given.
+
+    ``migrate`` makes a value of an earlier schema, as plain data, into one of this schema. With ``ttl``, an
+    entry goes so many milliseconds of stream time after it was last put.
+    """
+    if ttl is None:
+        return StoreDefinition(name=name, key=key or Text(), value=value or Json(), migrate=migrate)
+    if ttl < 1:
+        raise TopologyError(f"store {name!r} needs a ttl of 1 ms or more, got {ttl}")
+    return StoreDefinition(
+        name=name,
+        key=key or Text(),
+        value=ExpiringSerde(value or Json()),
+        migrate=migrate,
+        ttl=ttl,
+        shown=lambda entry: entry.value,
+    )
+
+
+def with_deadlines(stores: Iterable[StoreDefinition]) -> tuple[StoreDefinition, ...]:
+    """The stores, each followed by the one for its deadlines where its entries expire."""
+    return tuple(
+        each
+        for store in stores
+        for each in ([store] if store.ttl is None else [store, deadlines_definition(store.name, store.key)])
+    )

@@ -1,0 +1,208 @@
+"""What type checkers know of a program: ``make check`` has mypy and pyright read this, pytest runs it."""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import dataclass
+from typing import Annotated, Any, Union, assert_type
+
+import msgspec
+
+from streams import (
+    App,
+    GlobalTable,
+    JoinWindow,
+    Json,
+    Session,
+    Stream,
+    Table,
+    Text,
+    Tumbling,
+    Windowed,
+    collect,
+    count,
+    custom,
+    distinct,
+    first,
+    latest,
+    maximum,
+    mean,
+    minimum,
+    most_frequent,
+    quantile,
+    top,
+    total,
+    variance,
+)
+from streams.config import Settings, SettingsArguments
+
+
+class Hit(msgspec.Struct):
+    path: str
+    size: int
+    status: int
+    millis: float
+
+
+class Page(msgspec.Struct):
+    title: str
+
+
+@dataclass
+class Seen:
+    hit: Hit
+    page: Page | None
+
+
+app = App("typing", commit_interval=0.5, guarantee="at_least_once", client={"linger.ms": 5})
+hits = app.stream("hits", key=Text(), value=Json(Hit))
+pages = app.table("pages", key=Text(), value=Json(Page))
+
+
+def test_settings_are_complete_in_the_constructor():
+    hints = typing.get_type_hints(Settings, include_extras=True)
+    settings = {name: _members(hint) for name, hint in hints.items()}
+    arguments = {name: _members(hint) for name, hint in typing.get_type_hints(SettingsArguments).items()}
+    assert arguments == settings
+
+
+def _members(kind: Any) -> list[Any]:
+    """The alternatives of an annotation, without bounds, which are checked as the app is made."""
+    if typing.get_origin(kind) is Annotated:
+        return _members(typing.get_args(kind)[0])
+    if typing.get_origin(kind) in {Union, types.UnionType}:
+        return [member for argument in typing.get_args(kind) for member in _members(argument)]
+    return [kind]
+
+
+def test_a_source_has_the_types_of_its_serdes():
+    assert_type(app.stream("a"), Stream[bytes, Any])
+    assert_type(app.stream("b", value=Json(Hit)), Stream[bytes, Hit])
+    assert_type(app.stream("c", key=Text()), Stream[str, Any])
+    assert_type(hits, Stream[str, Hit])
+    assert_type(app.table("d"), Table[bytes, Any])
+    assert_type(app.table("e", value=Json(Hit)), Table[bytes, Hit])
+    assert_type(app.table("f", key=Text()), Table[str, Any])
+    assert_type(pages, Table[str, Page])
+    assert_type(app.global_table("g"), GlobalTable[bytes, Any])
+    assert_type(app.global_table("h", value=Json(Hit)), GlobalTable[bytes, Hit])
+    assert_type(app.global_table("i", key=Text()), GlobalTable[str, Any])
+    assert_type(app.global_table("j", key=Text(), value=Json(Hit)), GlobalTable[str, Hit])
+    app.stream("k", value=Json(Hit), timestamp=lambda hit: hit.size)
+    app.table("l", value=Json(Hit), timestamp=lambda hit: hit.size)
+
+
+def test_steps_know_the_values_of_a_stream():
+    assert_type(hits.filter(lambda hit: assert_type(hit.path, str) != "/"), Stream[str, Hit])
+    assert_type(hits.map(lambda hit: hit.size), Stream[str, int])
+    assert_type(hits.flat_map(lambda hit: hit.path.split("/")), Stream[str, str])
+    assert_type(hits.peek(lambda hit: len(hit.path)), Stream[str, Hit])
+    assert_type(hits.key_by(lambda hit: hit.path), Stream[str, Hit])
+    assert_type(hits.key_by(lambda hit: hit.status, key=Json(int)), Stream[int, Hit])
+    branches = hits.branch({"slow": lambda hit: hit.millis > 1000}, otherwise="fast")
+    assert_type(branches["slow"], Stream[str, Hit])
+    assert_type(hits.merge(branches["fast"]), Stream[str, Hit])
+    hits.to(lambda hit: f"hits-{assert_type(hit.status, int)}")
+
+
+async def title(hit: Hit) -> Page:
+    return Page(hit.path)
+
+
+def test_a_coroutine_function_gives_what_it_returns():
+    assert_type(hits.map_async(title), Stream[str, Page])
+
+
+def test_joins_know_the_values_of_both_sides():
+    assert_type(hits.join(pages, lambda hit, page: hit.path + page.title), Stream[str, str])
+    assert_type(hits.left_join(pages, Seen), Stream[str, Seen])
+    other = app.stream("clicks", key=Text(), value=Json(Page))
+    window = JoinWindow(before=5, after=5)
+    joined = hits.join(other, lambda hit, page: hit.path + page.title, window=window, name="both", grace=5)
+    assert_type(joined.map(len), Stream[str, int])
+    assert_type(joined.late(), Stream[str, Any])
+    outer = hits.outer_join(
+        other,
+        lambda hit, page: (hit and hit.path, page and page.title),
+        within=5,
+        name="either",
+    )
+    assert_type(outer.late(), Stream[str, Any])
+    teams = app.global_table("teams", key=Json(int), value=Json(Page))
+    assert_type(
+        hits.join_global(teams, lambda hit: hit.status, lambda hit, team: team.title), Stream[str, str]
+    )
+    titles = pages.map(lambda page: page.title)
+    assert_type(titles, Table[str, str])
+    assert_type(titles.join(pages, lambda name, page: name + page.title), Table[str, str])
+
+
+def test_groups_have_the_key_that_the_function_makes():
+    assert_type(hits.group_by(lambda hit: hit.path).count("by-path"), Table[str, int])
+    by_status = hits.group_by(lambda hit: hit.status, key=Json(int))
+    assert_type(by_status.count("by-status"), Table[int, int])
+    larger = hits.group_by_key().reduce("largest", lambda one, other: max(one, other, key=size))
+    assert_type(larger, Table[str, Hit])
+    titles = pages.group_by(lambda page: page.title)
+    assert_type(titles.aggregate("by-title", count()), Table[str, int])
+
+
+def size(hit: Hit) -> int:
+    return hit.size
+
+
+def test_an_aggregate_gives_a_table_of_its_results():
+    groups = hits.group_by_key()
+    assert_type(groups.aggregate("n", count()), Table[str, int])
+    assert_type(groups.aggregate("kinds", distinct("path")), Table[str, int])
+    assert_type(groups.aggregate("bytes", total("size")), Table[str, Any])
+    assert_type(groups.aggregate("bytes-of", total(lambda hit: hit.size)), Table[str, int])
+    assert_type(groups.aggregate("mean", mean(lambda hit: hit.millis)), Table[str, Any])
+    assert_type(groups.aggregate("smallest", minimum(lambda hit: hit.size)), Table[str, int | None])
+    assert_type(groups.aggregate("longest", maximum("path", type=str)), Table[str, str | None])
+    assert_type(groups.aggregate("largest", top(3, lambda hit: hit.size)), Table[str, tuple[int, ...]])
+    assert_type(groups.aggregate("first", first(lambda hit: hit.path)), Table[str, str | None])
+    assert_type(groups.aggregate("last", latest(type=Hit)), Table[str, Hit | None])
+    assert_type(groups.aggregate("paths", collect(lambda hit: hit.path)), Table[str, tuple[str, ...]])
+    often = most_frequent(3, "path", type=str)
+    assert_type(groups.aggregate("often", often), Table[str, tuple[tuple[str, int], ...]])
+
+
+def test_an_aggregate_of_the_programs_own_knows_values_and_accumulators():
+    groups = hits.group_by_key()
+    assert_type(groups.aggregate("joined", custom(lambda: "", joined_with, name="joined")), Table[str, str])
+    inline = groups.aggregate("inline", custom(int, lambda so_far, hit: so_far + hit.size, name="sizes"))
+    assert_type(inline, Table[str, int])
+    lengths = groups.aggregate(
+        "lengths", custom(int, lambda so_far, hit: so_far + len(hit.path), name="lengths", result=str)
+    )
+    assert_type(lengths, Table[str, str])
+
+
+def joined_with(so_far: str, hit: Hit) -> str:
+    return so_far if hit.path in so_far else so_far + hit.path
+
+
+def test_several_aggregates_may_be_named():
+    per_path = hits.group_by(lambda hit: hit.path)
+    table = per_path.aggregate(
+        "traffic",
+        hits=count(),
+        bytes=total("size"),
+        slowest=maximum(lambda hit: hit.millis),
+        median=quantile(0.5, lambda hit: hit.millis),
+        spread=variance(lambda hit: hit.millis),
+    )
+    assert_type(table, Table[str, Any])
+
+
+def test_windows_give_windowed_results():
+    minutes = hits.group_by_key().window(Tumbling(size=60_000))
+    counted = minutes.count("per-minute")
+    assert_type(counted.final(), Stream[str, Windowed[str, int]])
+    assert_type(counted.updates(), Stream[str, Windowed[str, int]])
+    assert_type(counted.late(), Stream[str, Any])
+    assert_type(counted.final().map(lambda window: window.value), Stream[str, int])
+    visits = hits.group_by_key().window(Session(gap=60_000)).aggregate("visits", count())
+    assert_type(visits.final(), Stream[str, Windowed[str, int]])
