@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 import msgspec
 import structlog
 
-from streams import local_cluster
 from streams.broker.kafka import KafkaBroker
 from streams.config import load_settings
 from streams.coroutines.awaitables import is_asynchronous, location
@@ -23,6 +22,7 @@ from streams.dsl.sources import read_global_table, read_stream, read_table
 from streams.dsl.stream import GlobalTable, Stream, Table
 from streams.errors import ConfigurationError, StateUnavailable, TopologyError
 from streams.events import Event, get_logger, program_logger
+from streams.local_cluster import running as running_cluster
 from streams.monitoring.metrics import WorkerMetrics
 from streams.monitoring.program_metrics import Metrics
 from streams.monitoring.watchdog import Watchdog
@@ -314,10 +314,6 @@ class App:
         self._resources.append(resource)
         return resource
 
-    def resources(self) -> Resources:
-        """The resources of one worker, not opened yet: for what runs the app's tasks."""
-        return Resources(tuple(self._resources))
-
     @property
     def topology(self) -> Topology:
         """The program as data. Raises ``TopologyError`` if it cannot run."""
@@ -494,7 +490,7 @@ class App:
                     follow=follow,
                     tasks=_tasks(topology, partitions),
                 )
-            stack.enter_context(self.resources())
+            stack.enter_context(resources_of_worker(self))
             signals.running(worker.request_stop, lambda: worker.unfinished)
             worker.run()
             watchdog.raise_if_fatal()
@@ -547,6 +543,11 @@ class App:
         self._queries = None
 
 
+def resources_of_worker(app: App) -> Resources:
+    """The app's resources for one worker, not opened yet."""
+    return Resources(tuple(app._resources))  # noqa: SLF001 - users of an app make resources, and do not run them
+
+
 def check_state_dir(app: App) -> None:
     """Raise ``ConfigurationError`` where a worker could not keep its files, before topics are created."""
     Slot(app.name, _state_dir(app.settings)).release()
@@ -564,7 +565,7 @@ def find_bootstrap_servers() -> str:
     named = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
     if named:
         return named
-    local = local_cluster.running()
+    local = running_cluster()
     if local is not None:
         return local.bootstrap_servers
     raise ConfigurationError(

@@ -7,6 +7,7 @@ from collections import deque
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from streams.app import resources_of_worker
 from streams.errors import TopologyError
 from streams.origin import Origin, without_origin
 from streams.partitioning import partition_for
@@ -234,7 +235,7 @@ class TopologyDriver:
 
     def _use(self, app: App) -> None:
         self._app = app
-        self._resources = app.resources()
+        self._resources = resources_of_worker(app)
         self._topology = app.topology
         self._global_tables = {
             source.topic: GlobalTable(source, self._databases, self.wall_clock)

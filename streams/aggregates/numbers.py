@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from streams.aggregates.contract import Aggregate, N, Number, Of, Place, V
 
 
+_EXACT_FLOATS = 2**53
+"""Every integer up to it is a float."""
+
 _PLACES = 300
 """Decimals of more places would make exact sums as long as they like."""
 
@@ -233,6 +236,9 @@ class Mean(NumberAggregate):
         events, added = accumulator
         if not events:
             return None
+        if isinstance(added, tuple) and isinstance(added[0], int) and abs(added[0]) > _EXACT_FLOATS:
+            # Rounded once, as the mean of integers is: the sum itself is no float.
+            return float(sum(map(Fraction, added)) / events)
         total = rounded_sum(added)
         return quotient(total, events) if isinstance(total, Decimal) else total / events
 

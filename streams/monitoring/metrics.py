@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 
+from streams.monitoring.program_metrics import samples
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -119,7 +121,7 @@ class WorkerMetrics:
         yield from self._programs_own()
 
     def _programs_own(self) -> Iterator[Metric]:
-        for metric in self._program.samples() if self._program is not None else ():
+        for metric in samples(self._program) if self._program is not None else ():
             make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
             family = make(metric.name, metric.description, labels=metric.labels)
             for labels, value in metric.values.items():

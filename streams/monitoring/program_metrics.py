@@ -121,19 +121,6 @@ class Metrics:
         self._metrics.append((gauge, description, tuple(labels)))
         return gauge
 
-    def samples(self) -> list[Samples]:
-        """All metrics as they are now, in the order in which they were declared."""
-        return [
-            Samples(
-                "counter" if isinstance(metric, Counter) else "gauge",
-                metric.name,
-                description,
-                labels,
-                metric.values(),
-            )
-            for metric, description, labels in self._metrics
-        ]
-
     def _checked(self, name: str, labels: Sequence[str], names: set[str]) -> tuple[str, ...]:
         """The labels, where these and the metric's names may be used; ``names`` are taken from now on."""
         what = f"metric {name!r} of app {self._application!r}"
@@ -160,3 +147,17 @@ class Metrics:
             )
         self._names |= names
         return tuple(labels)
+
+
+def samples(metrics: Metrics) -> list[Samples]:
+    """All metrics as they are now, in the order in which they were declared."""
+    return [
+        Samples(
+            "counter" if isinstance(metric, Counter) else "gauge",
+            metric.name,
+            description,
+            labels,
+            metric.values(),
+        )
+        for metric, description, labels in metrics._metrics  # noqa: SLF001 - users of metrics declare them, and do not read them
+    ]

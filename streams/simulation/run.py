@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from streams.app import resources_of_worker
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker, MemoryConsumer
 from streams.broker.reading import read_to_end
@@ -321,7 +322,7 @@ class Run:
     def __init__(self, app: App, topology: Topology, source: Input, schedule: Schedule) -> None:
         pace = schedule.pace
         self.application = app.name
-        self._resources = app.resources()
+        self._resources = resources_of_worker(app)
         self.topology = topology
         self.settings = msgspec.structs.replace(
             app.settings,

@@ -152,6 +152,12 @@ def test_removing_is_the_opposite_of_adding(aggregate, values, data):
     )
 
 
+def test_a_mean_of_large_integers_is_rounded_once_also_after_a_float_was_taken_back():
+    numbers = [0, 0, 0, 0, 9_792_847_725_241_375]
+    left = mean().remove(accumulated(mean(), numbers, [0.0]), [0.0])
+    assert mean().result(left) == computed(mean(), numbers) == 1958569545048275.0
+
+
 @given(st.lists(integers))
 def test_a_total_of_integers_is_an_exact_integer(values):
     result = computed(total(), values)

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from streams import App, Batch, Bytes, ConfigurationError, Context, Json, Record, Text, skip
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
+from streams.monitoring.program_metrics import samples
 from streams.records import Output
 from streams.testing import TopologyDriver
 from tests.logs import capture_logs
@@ -166,7 +167,7 @@ def test_names_that_cannot_be_are_refused(kind, name, labels, says):
     with pytest.raises(ConfigurationError, match=says) as raised:
         getattr(app.metrics, kind)(name, "Text.", labels=labels)
     assert f"metric {name!r} of app 'shop'" in str(raised.value)
-    assert len(app.metrics.samples()) == 1
+    assert len(samples(app.metrics)) == 1
 
 
 def test_a_wrong_use_says_what_is_needed():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streams import App, Bytes, Context, Json, Record, StreamsError, Text, TopologyError, fail, skip
+from streams.app import resources_of_worker
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
 from streams.errors import ProcessingError
@@ -304,7 +305,7 @@ def test_an_async_resource_is_told_what_ended_the_work():
 
     def work() -> None:
         # What runs an app's tasks opens its resources around them.
-        with app.resources():
+        with resources_of_worker(app):
             raise ProcessingError("ended")
 
     with pytest.raises(ProcessingError) as raised:

@@ -106,7 +106,16 @@ def test_errors_that_end_a_worker_are_exported():
 
 PUBLIC = {
     streams.App: (
-        *("broker", "dead_letter_topic", "global_table", "query", "query_range", "query_windows", "run"),
+        *(
+            "broker",
+            "dead_letter_topic",
+            "global_table",
+            "query",
+            "query_range",
+            "query_windows",
+            "resource",
+            "run",
+        ),
         *("stream", "table", "topology"),
     ),
     streams.Stream: (
@@ -139,4 +148,4 @@ def test_completion_of_what_an_app_makes_shows_no_state():
     stream = app.stream("in")
     made = (stream, app.table("t"), app.global_table("g"), stream.group_by_key())
     assert not [name for each in made for name in vars(each) if not name.startswith("_")]
-    assert {name for name in vars(app) if not name.startswith("_")} == {"name", "settings"}
+    assert {name for name in vars(app) if not name.startswith("_")} == {"name", "settings", "metrics", "log"}

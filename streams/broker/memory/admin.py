@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from streams.broker import TopicDescription
 from streams.broker.memory.log import Log
-from streams.broker.memory.topic import KNOWN_SETTINGS, Topic
+from streams.broker.memory.topic import KNOWN_SETTINGS, MemoryTopic
 from streams.errors import TopicError
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ class MemoryAdmin:
                 wished = {name: value for name, value in topic.wished.items() if name in KNOWN_SETTINGS}
                 description = TopicDescription(topic.name, topic.partitions, replication)
                 logs = [Log() for _ in range(topic.partitions)]
-                self._cluster.topics[topic.name] = Topic(description, wished | dict(topic.settings), logs)
+                self._cluster.topics[topic.name] = MemoryTopic(
+                    description, wished | dict(topic.settings), logs
+                )
                 created.add(topic.name)
             self._cluster.topics_changed()
         return created

@@ -12,7 +12,7 @@ from streams.broker.memory.consumer import MemoryConsumer
 from streams.broker.memory.group import Membership
 from streams.broker.memory.log import Log
 from streams.broker.memory.producer import MemoryProducer
-from streams.broker.memory.topic import Topic
+from streams.broker.memory.topic import MemoryTopic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +98,7 @@ class MemoryBroker:
             before = self._cluster.topics[topic]
             logs = [*before.logs, *(Log() for _ in range(total - len(before.logs)))]
             description = replace(before.description, partitions=len(logs))
-            self._cluster.topics[topic] = Topic(description, before.settings, logs)
+            self._cluster.topics[topic] = MemoryTopic(description, before.settings, logs)
             self._cluster.topics_changed()
 
     def topic_settings(self, topic: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from streams.broker import Refusal
     from streams.broker.memory.log import Log, Transaction
-    from streams.broker.memory.topic import Topic
+    from streams.broker.memory.topic import MemoryTopic
     from streams.records import Output, TopicPartition
 
 Step: TypeAlias = Literal[
@@ -55,7 +55,7 @@ class Cluster:
         self.wall_clock = wall_clock
         self.first = first
         self.before: Callable[[Step], None] | None = None
-        self.topics: dict[str, Topic] = {}
+        self.topics: dict[str, MemoryTopic] = {}
         self.known: set[str] = set()
         """Topics that have refused records: from then on, producers know what they do not take."""
         self.groups: dict[str, Group] = {}

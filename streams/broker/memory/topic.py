@@ -62,7 +62,7 @@ _RECORD_BYTES = 70
 
 
 @dataclass(frozen=True, slots=True)
-class Topic:
+class MemoryTopic:
     """A topic's logs, one for each partition, and what it takes."""
 
     description: TopicDescription

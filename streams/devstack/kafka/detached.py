@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streams import local_cluster
 from streams.devstack.kafka.cluster import LocalKafka, start_planned
 from streams.devstack.kafka.folders import cache_folder, explained, locked
 from streams.devstack.kafka.plan import Plan
 from streams.devstack.kafka.report import silent
+from streams.local_cluster import note_file, running as running_record, write_note
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,23 +34,23 @@ def start_detached(
     ``LocalKafka.start``; without ``folder`` the data is in the cache folder, kept from start to start.
     """
     busy = "Waiting for another process that starts Kafka …"
-    with explained(), locked(local_cluster.note_file().with_suffix(".lock"), report, busy):
+    with explained(), locked(note_file().with_suffix(".lock"), report, busy):
         cluster = running()
         if cluster is not None:
             report(f"Kafka already runs at {cluster.bootstrap_servers}, its data is in {cluster.folder}")
             return cluster
         path = Path(folder).absolute() if folder is not None else cache_folder() / f"data-{nodes}-nodes"
         # Noted before as well: should this process be killed meanwhile, the nodes can still be found.
-        local_cluster.write_note(path)
+        write_note(path)
         plan = Plan(path, nodes, heap_mb, port, properties or {}, timeout, detached=True)
         cluster = start_planned(plan, report)
-        local_cluster.write_note(path)
+        write_note(path)
         return cluster
 
 
 def running() -> LocalKafka | None:
     """Find the user's detached cluster; ``None`` if none of its nodes runs."""
-    record = local_cluster.running()
+    record = running_record()
     return None if record is None else LocalKafka.found(record)
 
 
@@ -61,7 +61,7 @@ def stop(*, report: Report = silent) -> bool:
         report("No local Kafka runs")
         return False
     cluster.stop()
-    local_cluster.note_file().unlink(missing_ok=True)
+    note_file().unlink(missing_ok=True)
     report(f"Stopped Kafka; its data stays in {cluster.folder}")
     return True
 

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streams import local_cluster
 from streams.devstack.kafka.folders import KAFKA_VERSION, require_space
 from streams.errors import LocalKafkaError
+from streams.local_cluster import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,7 @@ def download(home: Path, report: Report) -> list[Path]:
             "Behind a mirror, name it under [repositories] in jgo's configuration file",
         )
     sizes = {str(jar.relative_to(repository)): jar.stat().st_size for jar in jars}
-    local_cluster.write_atomically(home / "manifest.json", {"pinned": _digest(_PINNED_JARS), "sizes": sizes})
+    write_atomically(home / "manifest.json", {"pinned": _digest(_PINNED_JARS), "sizes": sizes})
     report(f"Downloaded in {time.monotonic() - begin:.0f} s")
     return jars
 

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streams import local_cluster
 from streams.errors import LocalKafkaError
+from streams.local_cluster import home as home_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ _SPACE_MB = 1024
 
 def cache_folder() -> Path:
     """Where this version of Kafka is kept, and the data of clusters that were started without a folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or local_cluster.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache"
     return Path(os.environ.get("STREAMS_CACHE_DIR") or Path(base) / "streams") / f"kafka-{KAFKA_VERSION}"
 
 
