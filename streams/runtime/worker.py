@@ -6,20 +6,16 @@ import threading
 import time
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from streams.broker import BEGINNING, GroupSettings
 from streams.errors import (
     BrokerError,
     BrokerUnreachable,
     NotCommitted,
-    OutcomeUnknown,
     ProcessingError,
-    RecordRefused,
     Retriable,
     StreamsError,
-    TopicError,
-    TopicMissing,
     TransactionAborted,
     error_text,
 )
@@ -27,7 +23,6 @@ from streams.events import Event, get_logger
 from streams.eventtime.merge import InputQueue
 from streams.operators.guard import Interrupted
 from streams.records import TopicPartition
-from streams.runtime.backoff import Backoff
 from streams.runtime.cleanup import Upkeep
 from streams.runtime.dead_letters import DeadLetterWatch, dead_letter_topic
 from streams.runtime.global_tables import GlobalTables
@@ -36,23 +31,23 @@ from streams.runtime.lost_offsets import LostOffsets
 from streams.runtime.originals import Originals
 from streams.runtime.pacing import Pace
 from streams.runtime.pending import PendingTasks
-from streams.runtime.refused_rows import RefusedRows
 from streams.runtime.restore import Restorer
 from streams.runtime.standby import Standbys
 from streams.runtime.status import Activity, Progress, Stages, State
 from streams.runtime.task import Counts, Task, TaskId
 from streams.runtime.topics import check_copartitions
+from streams.runtime.transaction import UNFINISHED, Transaction
 from streams.state.memory import MemoryDatabases
 from streams.topology.graph import matches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-    from streams.broker import Broker, Consumer, Polled, Refusal
+    from streams.broker import Broker, Consumer, Polled
     from streams.config import Settings
     from streams.coroutines.event_loop import Calls
     from streams.origin import Origin
-    from streams.records import Fetched, Output, Record
+    from streams.records import Fetched, Record
     from streams.runtime.commit import Guarantee
     from streams.runtime.restore import Restoration, RestoreProgress
     from streams.state.store import Databases
@@ -72,29 +67,14 @@ ENDS_SECONDS = 1.0
 IDLE_SECONDS = 0.25
 """How often stream time is moved on where nothing comes."""
 
-MISSING_SECONDS = 15.0
-"""How long a topic that is written to may be missing."""
-
-MISSING_PAUSE = 0.5
-"""How long to wait for it before its records are processed again."""
-
 OPEN_SECONDS = 5.0
 """How long one attempt to get a producer may take before the group is served again."""
 
-FIRST_BACKOFF_SECONDS = 0.1
-LONGEST_BACKOFF_SECONDS = 5.0
-"""The waits between attempts that fail one after another."""
-
-CAREFUL_SECONDS = 10.0
-"""So long after the broker refused records, little is processed between commits: each costs an attempt."""
-
 CAREFUL_SLICE = 1_000
+"""While the broker refuses records, no more of them are processed at a time."""
 
 _PASSING = (Retriable, BrokerUnreachable, TransactionAborted)
 """What the next round of the loop may find gone."""
-
-_UNFINISHED = (TransactionAborted, OutcomeUnknown, Retriable)
-"""What leaves a transaction given up or in doubt: its input is read again."""
 
 
 class Worker:
@@ -130,7 +110,6 @@ class Worker:
         self._application = application
         self._databases = databases or MemoryDatabases()
         self._dead_letter_topic = dead_letter_topic(settings, application)
-        self._own_topics = {*topology.output_topics, self._dead_letter_topic}
         self._clock = clock
         self.stopwatch = clock
         self.look_seconds: float | None = LOOK_SECONDS
@@ -179,6 +158,15 @@ class Worker:
         self._originals = Originals(broker, application, self._is_input, clock, self._pause)
         self._lost = LostOffsets(settings, application)
         self._pace = Pace(settings, clock)
+        self._transaction = Transaction(
+            guarantee,
+            self._pace,
+            own_topics={*topology.output_topics, self._dead_letter_topic},
+            waiting=self._wait_to_write,
+            clock=clock,
+            pause=self._pause,
+            stopping=self._stop_is_overdue,
+        )
         self._dead_letters = DeadLetterWatch(settings, self._dead_letter_topic, clock)
         self._upkeep = Upkeep(topology, broker, self._databases, settings, clock)
 
@@ -199,8 +187,6 @@ class Worker:
         self._committed: dict[TopicPartition, int] = {}
         self._reached: dict[TopicPartition, int] = {}
         """The highest next offset up to which each partition was processed, whatever became of it."""
-        self._missing_outputs: dict[str, float] = {}
-        """Since when topics of the app's own have been missing as they were to be written to."""
 
         # The slice that is open, and what has to happen once it is closed.
         self._current: tuple[TopicPartition, Progress] | None = None
@@ -209,23 +195,12 @@ class Worker:
         self._retrying: tuple[str, str] | None = None
         self._abandoned = False
         self._commit_first = False
-        self._committing = False
         self._in_callback = False
         self._callback_error: Exception | None = None
-        self._must_rewind = False
-        self._must_reopen = False
-        self._writing: tuple[str, float] | None = None
-        """The topic that is being written to and since when, or no topic for the wait of a commit."""
-        self._refused = RefusedRows()
-        self._careful_until = -float("inf")
-        """So long, little is processed between commits: the broker refuses records."""
-        self._backoff = Backoff(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
-        self._aborted_by = ""
-        """Why the last transaction was aborted, if none was committed since."""
 
         # For those who look on.
         self._given_up = Counts()
-        self._pieces = self._commits = self._rewinds = 0
+        self._pieces = 0
         self.stages = Stages()
         self.observe_commit: Callable[[float], None] = _ignore
         """Told the duration of each commit, in seconds."""
@@ -293,19 +268,19 @@ class Worker:
     @property
     def activity(self) -> Activity:
         """What it is about; asked for by other threads."""
-        current = self._current
+        current, transaction = self._current, self._transaction
         return Activity(
             thread=self._thread,
             served=self._last_served,
             busy=None if current is None else current[0],
             pieces=self._pieces,
             retrying=self._retrying,
-            dirty=self._pace.dirty or self._must_rewind,
-            commits=self._commits,
-            rewinds=self._rewinds,
+            dirty=self._pace.dirty or transaction.given_up,
+            commits=transaction.commits,
+            rewinds=transaction.rewinds,
             waiting=self._pending.partitions,
-            writing=self._writing,
-            aborted_by=self._aborted_by,
+            writing=transaction.writing,
+            aborted_by=transaction.aborted_by,
             restoring=self.restoring,
         )
 
@@ -322,6 +297,9 @@ class Worker:
         """Finish the slice at hand, commit, leave the group. Safe in a signal handler and from any thread."""
         self._stop_by = min(self._stop_by, self._clock() + self._settings.shutdown_timeout / 2)
         self._stop.set()
+
+    def _stop_is_overdue(self) -> bool:
+        return self._clock() > self._stop_by
 
     def run(self) -> None:
         """Work until ``request_stop``.
@@ -376,17 +354,17 @@ class Worker:
         self._forget_topics(self._upkeep.check_topics(self._matched_topics))
         assignments = {partition: self._progress.get(partition) for partition in polled.ends}
         # Whatever aborts the transaction, a rebalance during the poll included, has all of it read again.
-        if not self._must_rewind:
+        if not self._transaction.given_up:
             self._process(polled)
-        if not self._must_rewind:
+        if not self._transaction.given_up:
             self._note_ends(polled, assignments)
             if self._lost:
                 self._settle_lost_offsets()
-        if not self._must_rewind:
+        if not self._transaction.given_up:
             self._punctuate()
             if self._commit_due():
                 self._commit()
-        if self._must_rewind:
+        if self._transaction.given_up:
             self._rewind()
 
     @property
@@ -404,8 +382,8 @@ class Worker:
         self._commit()
         left = self._uncommitted()
         # What moves no offset is known by the offsets of its transaction, if that has any.
-        lost = dirty and self._must_rewind and not left
-        if left and self._must_reopen and self._clock() <= self._stop_by:
+        lost = dirty and self._transaction.given_up and not left
+        if left and self._transaction.in_doubt and self._clock() <= self._stop_by:
             self._read_back()
             left = self._uncommitted()
         self._consumer.close()
@@ -418,7 +396,7 @@ class Worker:
             )
             raise NotCommitted(
                 f"stopped, and not all that was processed is known to be committed: {where or 'see the log'}"
-                f"{f' ({self._aborted_by})' if self._aborted_by else ''}",
+                f"{f' ({self._transaction.aborted_by})' if self._transaction.aborted_by else ''}",
                 hint="nothing is lost: it is processed again by the worker that continues",
             )
         self._enter(State.STOPPED)
@@ -475,7 +453,7 @@ class Worker:
                     application=self._application,
                     dead_letter_topic=self._dead_letter_topic,
                     lookups=self._globals.lookups,
-                    refused=self._refused,
+                    refused=self._transaction.refused,
                 )
             self._held[partition] = task
             self._unstarted.add(partition)
@@ -496,25 +474,22 @@ class Worker:
         """Commit before tasks go, in the middle of a rebalance."""
         self._in_callback = True
         try:
-            if self._committing or self._writing is not None:
-                # In the middle of these there is nothing whole: what they stand for is done again.
-                self._must_rewind = True
-                self._abort()
-            else:
+            if self._transaction.between_slices:
                 self._abandon_slice()
                 self._commit()
+            else:
+                # In the middle of these there is nothing whole: what they stand for is done again.
+                self._transaction.give_up()
         except StreamsError as error:
             # Raised once the client is not in the middle of a rebalance any more.
             self._callback_error = error
-            self._must_rewind = True
-            self._abort()
+            self._transaction.give_up()
         finally:
             self._in_callback = False
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         """Give up without committing: another member may already be at work on these."""
-        self._must_rewind = True
-        self._abort()
+        self._transaction.give_up()
         self._pace.discarded()
         self._give_up(partitions)
         self._log.warning(Event.PARTITIONS_LOST, partitions=[str(item) for item in partitions])
@@ -539,7 +514,7 @@ class Worker:
         now = self._clock()
         if now > self._stop_by:
             raise Interrupted
-        if self._overdue() and not self._committing:
+        if self._overdue() and not self._transaction.committing:
             # What is whole need not wait for a slow slice, and its transaction would time out if it did.
             self._commit_in_slice()
         if now - self._last_served >= min(SERVE_SECONDS, self._settings.poll_deadline / 10):
@@ -550,7 +525,7 @@ class Worker:
         kind = type(error).__name__
         self._log.warning(Event.RECORD_RETRIED, step=step, error=f"{kind}: {error}", seconds=seconds)
         # A transaction left open would time out meanwhile; the open slice has written nothing to it yet.
-        if not self._committing:
+        if not self._transaction.committing:
             self._commit_in_slice()
         until = self._clock() + seconds
         self._retrying = step, f"{kind}: {error_text(error)}"
@@ -572,7 +547,7 @@ class Worker:
             self._commit_first = True
             raise Interrupted
         self._commit()
-        if self._must_rewind:
+        if self._transaction.given_up:
             raise Interrupted
 
     def _is_input(self, topic: str) -> bool:
@@ -700,7 +675,7 @@ class Worker:
             if not self._attempt(partition, self._progress[partition], fetched):
                 break
             queue.taken(fetched)
-        if self._queues.get(identifier) is not queue or self._must_rewind:
+        if self._queues.get(identifier) is not queue or self._transaction.given_up:
             return
         # One that is far ahead must not fill the memory while it waits for another.
         own = [partition for partition, task in self._held.items() if task.id == identifier]
@@ -721,7 +696,11 @@ class Worker:
                 return False
             if self._pace.would_time_out():
                 self._commit()
-            if self._must_rewind or not self._holds(partition, progress) or partition not in self._held:
+            if (
+                self._transaction.given_up
+                or not self._holds(partition, progress)
+                or partition not in self._held
+            ):
                 return False
             self._commit_first = False
             try:
@@ -747,7 +726,7 @@ class Worker:
         except ProcessingError:
             # What is whole is kept: the failing record is then the next one after a restart.
             self._current = self._working = None
-            if not self._must_rewind:
+            if not self._transaction.given_up:
                 self._commit()
             raise
         finally:
@@ -758,12 +737,12 @@ class Worker:
         self._pace.measured(task.id, len(fetched), written - begun)
         try:
             self._write(task)
-        except _UNFINISHED as error:
-            self._give_up_transaction(error)
+        except UNFINISHED as error:
+            self._transaction.failed(error)
             return
         now = self._clock()
         self.stages.produce += now - written
-        self._pace.processed()
+        self._transaction.processed()
         progress = self._progress[partition]
         progress.position, progress.at_end, progress.since = task.positions[partition], False, now
         self._dead_letters.add(len(fetched), task.counts.dead_letters - letters)
@@ -773,29 +752,7 @@ class Worker:
             for output in outputs:
                 if output.topic == self._dead_letter_topic:
                     self._dead_letters.note(output)
-                self._write_output(output, self._guarantee.write)
-
-    def _write_output(self, output: Output, write: Callable[[Output, Callable[[], None]], None]) -> None:
-        """Write all rows but those that cannot be written, which get their step's policy.
-
-        Raises ``Interrupted`` when the worker has to stop, or has lost the input, before all are queued.
-        """
-        at = 0
-        self._writing = output.topic, self._clock()
-        try:
-            while at < len(output):
-                rest = output if at == 0 else output.rest(at)
-                try:
-                    write(rest, self._wait_to_write)
-                except RecordRefused as error:
-                    if isinstance(error, TopicMissing) and error.topic in self._own_topics:
-                        self._bear_missing(error)
-                    rest.refuse(error.position, error)
-                    at += error.position + 1
-                else:
-                    break
-        finally:
-            self._writing = None
+                self._transaction.write(output)
 
     def _wait_to_write(self) -> None:
         """Serve the group while no broker takes what is to be written. Raises ``Interrupted``."""
@@ -804,31 +761,19 @@ class Worker:
             raise self._unwritten()
         if self._in_callback:
             # In the middle of a rebalance, others wait for this worker.
-            if self._writing is not None and now - self._writing[1] > self._settings.transaction_timeout:
+            writing = self._transaction.writing
+            if writing is not None and now - writing[1] > self._settings.transaction_timeout:
                 raise self._unwritten()
             return
         if now - self._last_served >= min(SERVE_SECONDS, self._settings.poll_deadline / 10):
             self._serve()
-            if self._must_rewind:
+            if self._transaction.given_up:
                 raise Interrupted
 
     def _unwritten(self) -> Interrupted:
         """Note that some of what was processed is not written, and will not be."""
-        self._must_rewind = True
-        self._abort()
+        self._transaction.give_up()
         return Interrupted()
-
-    def _bear_missing(self, error: TopicMissing) -> NoReturn:
-        """Give up the transaction for a topic of the app's own, or, when it stays away, the worker."""
-        now = self._clock()
-        if now - self._missing_outputs.setdefault(error.topic, now) > MISSING_SECONDS:
-            raise TopicError(
-                f"topic {error.topic} does not exist any more",
-                hint="make it anew and start again: nothing was committed whose results could not be written",
-            ) from error
-        # A broker that has just started may not know all topics yet.
-        self._pause(MISSING_PAUSE)
-        raise TransactionAborted(str(error)) from error
 
     def _note_ends(self, polled: Polled, assignments: Mapping[TopicPartition, Progress | None]) -> None:
         """Move positions to ends, where the assignment is still the one that they were polled under."""
@@ -854,7 +799,7 @@ class Worker:
             task.advance(partition, end)
             position = task.positions[partition]
             if before is not None and position > before:
-                self._pace.processed()
+                self._transaction.processed()
             if position <= end:
                 progress.position = progress.end = position
                 progress.at_end, progress.since = True, self._clock()
@@ -870,7 +815,7 @@ class Worker:
             return
         for partition, offset in self._lost.take_committed(committed).items():
             self._continue_from(partition, offset)
-        if not self._lost or self._must_rewind:
+        if not self._lost or self._transaction.given_up:
             return
         if self._lost.fatal:
             self._commit()
@@ -888,8 +833,7 @@ class Worker:
         self._committed[partition] = committed
         self._reached.pop(partition, None)
         task.starts.setdefault(partition, committed)
-        self._must_rewind = True
-        self._abort()
+        self._transaction.give_up()
 
     def _jump(self, partition: TopicPartition, target: int) -> None:
         """Go on from an offset that does not follow from the one before."""
@@ -902,7 +846,7 @@ class Worker:
             # Everything before was processed. Committed, the jump need not be made again by the next owner.
             task.positions[partition] = task.starts[partition] = target
             self._committed.pop(partition, None)
-            self._pace.processed()
+            self._transaction.processed()
             # Its position may be lower than before: as far as progress is concerned, it begins.
             self._progress[partition] = Progress(position=target, since=now, told=now)
         self._consumer.seek({partition: target})
@@ -911,16 +855,14 @@ class Worker:
 
     def _slice_size(self, task: Task) -> int:
         size = self._pace.slice_size(task.id, task.least_slice)
-        return min(size, CAREFUL_SLICE) if self._careful else size
-
-    @property
-    def _careful(self) -> bool:
-        return bool(self._refused) and self._clock() < self._careful_until
+        return min(size, CAREFUL_SLICE) if self._transaction.careful else size
 
     def _overdue(self) -> bool:
         if not self._pace.dirty:
             return False
-        return self._careful or self._pace.overdue(sum(task.dirty for task in self._tasks.values()))
+        return self._transaction.careful or self._pace.overdue(
+            sum(task.dirty for task in self._tasks.values())
+        )
 
     def _commit_due(self) -> bool:
         if not self._pace.dirty:
@@ -944,28 +886,21 @@ class Worker:
 
     def _commit(self) -> None:
         """Commit all that is whole, or note that the input must be read again."""
-        if self._must_rewind:
+        if self._transaction.given_up:
             return
         begun = self._clock()
-        self._committing = True
+        self._transaction.begin_commit()
         try:
             self._prepare()
             offsets = self._offsets()
-            self._writing = "", self._clock()
-            self._guarantee.commit(offsets, self._consumer, self._wait_to_write)
-        except _UNFINISHED as error:
-            self._give_up_transaction(error)
+            self._transaction.commit(offsets, self._consumer)
+        except UNFINISHED as error:
+            self._transaction.failed(error)
         except Interrupted:
             # The group or a stop did not wait for what steps forward at a commit.
-            self._must_rewind = True
-            self._abort()
+            self._transaction.give_up()
         else:
             self._committed |= offsets
-            self._commits += 1
-            self._refused.committed()
-            self._backoff.succeeded()
-            self._aborted_by = ""
-            self._missing_outputs.clear()
             for task in self._tasks.values():
                 task.committed()
             self._upkeep.committed(offsets)
@@ -974,8 +909,7 @@ class Worker:
                 self.stages.commit += now - begun
                 self.observe_commit(now - begun)
         finally:
-            self._committing = False
-            self._writing = None
+            self._transaction.end_commit()
         self._pace.committed(begun, transaction=self._guarantee.undoes)
 
     def _prepare(self) -> None:
@@ -984,11 +918,11 @@ class Worker:
             if not task.stateful:
                 continue
             task.prepare()
-            if self._must_rewind:
+            if self._transaction.given_up:
                 raise Interrupted
             self._write(task)
             for output in task.take_changelog():
-                self._write_output(output, self._guarantee.write_changes)
+                self._transaction.write_changes(output)
 
     def _offsets(self) -> dict[TopicPartition, int]:
         offsets: dict[TopicPartition, int] = {}
@@ -1002,52 +936,10 @@ class Worker:
             offsets |= task.positions if task.staged else moved
         return offsets
 
-    def _give_up_transaction(self, error: BrokerError) -> None:
-        """Note that what was written since the last commit is gone, or that nobody knows whether it is."""
-        self._must_rewind = True
-        self._aborted_by = str(error).partition("\n")[0]
-        if isinstance(error, TransactionAborted):
-            self._log.warning(Event.TRANSACTION_ABORTED, error=str(error))
-            self._abort()
-        else:
-            self._log.warning(Event.OUTCOME_UNKNOWN, error=str(error))
-            self._must_reopen = True
-        refused = self._guarantee.take_refused()
-        self._note_refused(refused)
-        if refused:
-            # With these left out, the next attempt is another one.
-            self._careful_until = self._clock() + CAREFUL_SECONDS
-        else:
-            self._backoff.failed()
-
-    def _note_refused(self, refused: Sequence[Refusal]) -> None:
-        """Remember the rows that the broker does not take: they get their step's policy when they come again.
-
-        Raises what ends the worker for a row that has no policy.
-        """
-        for output, row, error in refused:
-            place = None if output.owner is None else output.owner.place(output.first + row)
-            if place is None:
-                output.refuse(row, error)
-            else:
-                self._refused.add(place, error)
-                self._log.warning(Event.RECORD_REFUSED, topic=output.topic, error=error.message)
-
-    def _abort(self) -> None:
-        if self._clock() > self._stop_by:
-            # The broker does so by itself, or the next worker under this id.
-            self._must_reopen = True
-            return
-        try:
-            self._guarantee.abort()
-        except BrokerError as error:
-            self._log.warning(Event.OUTCOME_UNKNOWN, error=str(error))
-            self._must_reopen = True
-
     def _rewind(self) -> None:
         """Read the input again from the committed offsets, after whatever was not committed is given up."""
         self._wait_for_retry()
-        unknown = self._must_reopen
+        unknown = self._transaction.in_doubt
         if unknown:
             self._open_guarantee()
             if self._stop.is_set():
@@ -1060,7 +952,7 @@ class Worker:
             self._committed |= committed
             resume_at = self._pending.resume_at
             resume_at |= {partition: committed.get(partition, at) for partition, at in resume_at.items()}
-            self._must_reopen = False
+            self._transaction.read_back()
         positions: dict[TopicPartition, int] = {}
         for task in list(self._tasks.values()):
             own = {
@@ -1075,13 +967,10 @@ class Worker:
                 self._suspend(task)
         for queue in self._queues.values():
             queue.clear()
-        self._must_rewind = False
+        self._transaction.rewound()
         if self._guarantee.undoes:
             # Nothing is left of what was processed: it is as if it had not been.
             self._reached.clear()
-        self._refused.dropped()
-        self._pace.discarded()
-        self._rewinds += 1
         self._consumer.seek(positions)
         now = self._clock()
         for partition, position in positions.items():
@@ -1090,7 +979,7 @@ class Worker:
 
     def _wait_for_retry(self) -> None:
         """Where attempt after attempt fails, let some time pass before the next one; the group is served."""
-        until = self._clock() + self._backoff.seconds
+        until = self._clock() + self._transaction.backoff
         while not self._stop.is_set() and (left := until - self._clock()) > 0:
             self._pause(min(left, 0.1))
             self._serve()
@@ -1106,7 +995,7 @@ class Worker:
         while True:
             try:
                 return call()
-            except (*_UNFINISHED, BrokerUnreachable) as error:
+            except (*UNFINISHED, BrokerUnreachable) as error:
                 self._log.warning(Event.BROKER_TROUBLE, error=str(error))
             self._pause(0.1)
             if self._stop.is_set():
@@ -1131,7 +1020,7 @@ class Worker:
             # The client is in the middle of a rebalance already.
             return
         self._serve()
-        if self._must_rewind or self._abandoned:
+        if self._transaction.given_up or self._abandoned:
             raise Interrupted
         if self._current is not None and not (self._holds(*self._current) and self._current[0] in self._held):
             raise Interrupted
@@ -1141,7 +1030,7 @@ class Worker:
         return self._progress.get(partition) is progress
 
     def _give_up(self, partitions: Iterable[TopicPartition]) -> None:
-        self._refused.clear()
+        self._transaction.refused.clear()
         for partition in partitions:
             task = self._held.pop(partition, None)
             self._progress.pop(partition, None)
@@ -1225,7 +1114,7 @@ class Worker:
             database=restoration.database,
             checkpoints=restoration.checkpoints,
             lookups=self._globals.lookups,
-            refused=self._refused,
+            refused=self._transaction.refused,
         )
         for store, begun in task.begun.items():
             self._log.warning(
@@ -1276,7 +1165,7 @@ class Worker:
 
         What is given up in the middle is due again in the next round.
         """
-        if self._must_rewind or self._tasks.get(task.id) is not task:
+        if self._transaction.given_up or self._tasks.get(task.id) is not task:
             return False
         self._commit_first = False
         self._working = task
@@ -1293,12 +1182,12 @@ class Worker:
             return False
         try:
             self._write(task)
-        except _UNFINISHED as error:
-            self._give_up_transaction(error)
+        except UNFINISHED as error:
+            self._transaction.failed(error)
             return False
         except Interrupted:
             return False
-        self._pace.processed()
+        self._transaction.processed()
         return True
 
     def _abandon_slice(self) -> None:
