@@ -32,6 +32,7 @@ from streams.runtime.originals import Originals
 from streams.runtime.pacing import Pace
 from streams.runtime.pending import PendingTasks
 from streams.runtime.restore import Restorer
+from streams.runtime.slice import Slice
 from streams.runtime.standby import Standbys
 from streams.runtime.status import Activity, Progress, Stages, State
 from streams.runtime.task import Counts, Task, TaskId
@@ -188,19 +189,12 @@ class Worker:
         self._reached: dict[TopicPartition, int] = {}
         """The highest next offset up to which each partition was processed, whatever became of it."""
 
-        # The slice that is open, and what has to happen once it is closed.
-        self._current: tuple[TopicPartition, Progress] | None = None
-        self._working: Task | None = None
-        """The task whose slice is open, one without input included."""
-        self._retrying: tuple[str, str] | None = None
-        self._abandoned = False
-        self._commit_first = False
+        self._slice = Slice()
         self._in_callback = False
         self._callback_error: Exception | None = None
 
         # For those who look on.
         self._given_up = Counts()
-        self._pieces = 0
         self.stages = Stages()
         self.observe_commit: Callable[[float], None] = _ignore
         """Told the duration of each commit, in seconds."""
@@ -268,13 +262,13 @@ class Worker:
     @property
     def activity(self) -> Activity:
         """What it is about; asked for by other threads."""
-        current, transaction = self._current, self._transaction
+        busy, transaction = self._slice.input, self._transaction
         return Activity(
             thread=self._thread,
             served=self._last_served,
-            busy=None if current is None else current[0],
-            pieces=self._pieces,
-            retrying=self._retrying,
+            busy=None if busy is None else busy[0],
+            pieces=self._slice.pieces,
+            retrying=self._slice.retrying,
             dirty=self._pace.dirty or transaction.given_up,
             commits=transaction.commits,
             rewinds=transaction.rewinds,
@@ -370,7 +364,7 @@ class Worker:
     @property
     def unfinished(self) -> bool:
         """Whether something is being processed, or is processed and not known to be committed; any thread."""
-        return self._current is not None or self._pace.dirty or bool(self._uncommitted())
+        return self._slice.input is not None or self._pace.dirty or bool(self._uncommitted())
 
     def close(self) -> None:
         """Commit and leave the group.
@@ -475,7 +469,7 @@ class Worker:
         self._in_callback = True
         try:
             if self._transaction.between_slices:
-                self._abandon_slice()
+                self._slice.abandon()
                 self._commit()
             else:
                 # In the middle of these there is nothing whole: what they stand for is done again.
@@ -498,7 +492,7 @@ class Worker:
 
     def keep_alive(self) -> None:
         """Serve the group if it is due. Raises ``Interrupted`` when the open slice must be given up."""
-        self._pieces += 1
+        self._slice.pieces += 1
         self._look_after_group()
 
     def attend(self, calls: Calls) -> None:
@@ -506,7 +500,7 @@ class Worker:
         finished = 0
         while not calls.wait(self.look_seconds):
             # Where none has ended, nothing gets further: that is for the watchdog to see.
-            self._pieces += calls.finished > finished
+            self._slice.pieces += calls.finished > finished
             finished = calls.finished
             self._look_after_group()
 
@@ -528,7 +522,7 @@ class Worker:
         if not self._transaction.committing:
             self._commit_in_slice()
         until = self._clock() + seconds
-        self._retrying = step, f"{kind}: {error_text(error)}"
+        self._slice.retrying = step, f"{kind}: {error_text(error)}"
         while True:
             self._serve_in_slice()
             left = until - self._clock()
@@ -542,9 +536,8 @@ class Worker:
         """Commit what is whole. Raises ``Interrupted`` when the open slice cannot go on after that."""
         if not self._pace.dirty:
             return
-        if self._working is not None and self._working.stateful:
-            # A commit lets the task's steps forward what they hold: not in the middle of their work.
-            self._commit_first = True
+        if self._slice.holds_back_commits:
+            self._slice.give_up_for_commit()
             raise Interrupted
         self._commit()
         if self._transaction.given_up:
@@ -702,12 +695,11 @@ class Worker:
                 or partition not in self._held
             ):
                 return False
-            self._commit_first = False
             try:
                 self._process_slice(partition, self._held[partition], fetched)
             except Interrupted:
                 # Where the partition is still held, the slice was given up for a commit's sake: begin anew.
-                if self._commit_first:
+                if self._slice.commit_first:
                     self._commit()
                 continue
             if self._clock() - self._last_served >= SERVE_SECONDS:
@@ -718,20 +710,18 @@ class Worker:
 
     def _process_slice(self, partition: TopicPartition, task: Task, fetched: Fetched) -> None:
         begun = self._clock()
-        self._current = partition, self._progress[partition]
-        self._working = task
+        self._slice.open(task, (partition, self._progress[partition]))
         letters = task.counts.dead_letters.copy()
         try:
             task.process(fetched)
         except ProcessingError:
             # What is whole is kept: the failing record is then the next one after a restart.
-            self._current = self._working = None
+            self._slice.close()
             if not self._transaction.given_up:
                 self._commit()
             raise
         finally:
-            self._current = self._working = self._retrying = None
-            self._abandoned = False
+            self._slice.close()
         written = self._clock()
         self._reached[partition] = max(self._reached.get(partition, -1), task.positions[partition])
         self._pace.measured(task.id, len(fetched), written - begun)
@@ -889,6 +879,7 @@ class Worker:
         if self._transaction.given_up:
             return
         begun = self._clock()
+        assert not self._slice.holds_back_commits, "a commit cannot be made in the middle of a task's slice"
         self._transaction.begin_commit()
         try:
             self._prepare()
@@ -1020,9 +1011,10 @@ class Worker:
             # The client is in the middle of a rebalance already.
             return
         self._serve()
-        if self._transaction.given_up or self._abandoned:
+        if self._transaction.given_up or self._slice.abandoned:
             raise Interrupted
-        if self._current is not None and not (self._holds(*self._current) and self._current[0] in self._held):
+        source = self._slice.input
+        if source is not None and not (self._holds(*source) and source[0] in self._held):
             raise Interrupted
 
     def _holds(self, partition: TopicPartition, progress: Progress) -> bool:
@@ -1167,16 +1159,14 @@ class Worker:
         """
         if self._transaction.given_up or self._tasks.get(task.id) is not task:
             return False
-        self._commit_first = False
-        self._working = task
+        self._slice.open(task)
         try:
             worked = run()
         except Interrupted:
             worked = False
         finally:
-            self._working = None
-            self._abandoned = False
-        if self._commit_first:
+            self._slice.close()
+        if self._slice.commit_first:
             self._commit()
         if not worked:
             return False
@@ -1189,12 +1179,6 @@ class Worker:
             return False
         self._transaction.processed()
         return True
-
-    def _abandon_slice(self) -> None:
-        """Give up the slice that is open in a task with stores, so that what is whole can be committed."""
-        if self._working is not None and self._working.stateful:
-            self._working.drop_slice()
-            self._abandoned = True
 
     def _follow_global_tables(self) -> None:
         try:
