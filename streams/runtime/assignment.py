@@ -125,6 +125,8 @@ class Assignment:
         """The highest next offset up to which each partition was processed, whatever became of it."""
         self.given_up = Counts()
         """What the tasks that are gone have done together."""
+        self._polled: dict[TopicPartition, int] = {}
+        """The next offset after what was polled last, of partitions whose records are processed at once."""
         self._unstarted: set[TopicPartition] = set()
         """Partitions at work of which it is not known where the group is in them."""
         self._matched = set(matched)
@@ -222,6 +224,7 @@ class Assignment:
             self.progress.pop(partition, None)
             self.committed.pop(partition, None)
             self.reached.pop(partition, None)
+            self._polled.pop(partition, None)
             self._lost.discard(partition)
             self._unstarted.discard(partition)
             if task is None:
@@ -249,6 +252,7 @@ class Assignment:
         left = [partition for partition, holder in self.held.items() if holder is task]
         for partition in left:
             del self.held[partition]
+            self._polled.pop(partition, None)
             if partition in task.starts:
                 # What was processed and not committed is gone with the task's changes.
                 self.pending.resume_at[partition] = self.committed.get(partition, task.starts[partition])
@@ -346,10 +350,26 @@ class Assignment:
                 hint="the group had begun, and had committed no offset in them: they were added later",
             )
 
-    def received(self, polled: Polled) -> None:
-        """Remember where partitions begin and how far they reach, whatever becomes of the records now."""
+    def received(self, polled: Polled, *, stopping: bool) -> None:
+        """Remember where partitions begin and how far they reach, whatever becomes of the records now.
+
+        When ``stopping``, what was polled before need not have been processed.
+        """
+        polled_now: dict[TopicPartition, int] = {}
         for fetched in polled.fetched:
-            self._note_received(fetched)
+            partition = TopicPartition(fetched.topic, fetched.partition)
+            task = self.held.get(partition)
+            if task is None:
+                continue
+            self._note_received(partition, task, fetched)
+            if task.id not in self.queues:
+                polled_now[partition] = fetched.next_offset
+                before = self._polled.get(partition)
+                assert before is None or stopping or task.positions.get(partition, -1) >= before, (
+                    f"{partition} was polled up to {before} and processed up to "
+                    f"{task.positions.get(partition)}: records between are skipped"  # I6
+                )
+        self._polled |= polled_now
         for partition, end in polled.ends.items():
             task = self.held.get(partition)
             if task is not None:
@@ -359,11 +379,7 @@ class Assignment:
             if partition in self.progress:
                 self._lost.add(partition, found)
 
-    def _note_received(self, fetched: Fetched) -> None:
-        partition = TopicPartition(fetched.topic, fetched.partition)
-        task = self.held.get(partition)
-        if task is None:
-            return
+    def _note_received(self, partition: TopicPartition, task: Task, fetched: Fetched) -> None:
         first = fetched.offsets([0])[0]
         # Given up before they are processed, records are read again from here.
         task.starts.setdefault(partition, first)
@@ -384,7 +400,6 @@ class Assignment:
 
     def note_ends(self, polled: Polled, assignments: Mapping[TopicPartition, Progress | None]) -> None:
         """Move positions to ends, where the assignment is still the one that they were polled under."""
-        fetched = {TopicPartition(item.topic, item.partition): item.next_offset for item in polled.fetched}
         ends = dict(polled.ends)
         for queue in self.queues.values():
             # There, an end counts once what was polled before it is processed.
@@ -400,8 +415,8 @@ class Assignment:
             if queue_here is not None and task.positions.get(partition) == end and progress.at_end:
                 continue
             before = task.positions.get(partition, task.starts.get(partition))
-            if queue_here is None and partition in fetched and before != fetched[partition]:
-                # A stop came before all of them were processed: the end is not reached.
+            if queue_here is None and before is not None and before < self._polled.get(partition, -1):
+                # A stop came before all that was polled was processed: the end is not reached. (I6)
                 continue
             task.advance(partition, end)
             position = task.positions[partition]
@@ -427,13 +442,15 @@ class Assignment:
         """Continue from an offset that does not follow from the one before."""
         now = self._clock()
         self.reached.pop(partition, None)
+        self._polled.pop(partition, None)
+        # It may lie before what was committed, as where a topic was made again.
+        self.committed.pop(partition, None)
         task = self.held.get(partition)
         if task is None:
             self.pending.resume_at[partition] = target
         elif task.id not in self.queues:
             # Everything before was processed. Committed, the jump need not be made again by the next owner.
             task.positions[partition] = task.starts[partition] = target
-            self.committed.pop(partition, None)
             self._transaction.processed()
             # Its position may be lower than before: as far as progress is concerned, it begins.
             self.progress[partition] = Progress(position=target, since=now, told=now)
@@ -474,7 +491,13 @@ class Assignment:
                 for partition, offset in task.positions.items()
                 if self.committed.get(partition) != offset
             }
+            for partition, offset in moved.items():
+                assert self.held.get(partition) is task, f"{partition} is not held by task {task.id}"  # I4
+                assert offset >= self.committed.get(partition, 0), (
+                    f"{partition} would go back from {self.committed[partition]} to {offset}"  # I4
+                )
             # Only offsets fence: changes of state must never be committed without any.
+            assert not task.staged or task.positions, f"task {task.id} has changes and no offsets"  # I5
             offsets |= task.positions if task.staged else moved
         return offsets
 
@@ -529,6 +552,7 @@ class Assignment:
         self._consumer().seek(positions)
         now = self._clock()
         for partition, position in positions.items():
+            self._polled.pop(partition, None)
             progress = self.progress[partition]
             progress.position, progress.at_end, progress.since = position, False, now
 

@@ -174,7 +174,7 @@ class Transaction:
 
     def processed(self) -> None:
         """A slice is through and written, or a position has moved: that is to be committed."""
-        self._become(TransactionState.OPEN)
+        self._become(TransactionState.OPEN)  # I3
         self._pace.processed()
 
     def write(self, output: Output) -> None:
@@ -189,6 +189,7 @@ class Transaction:
         self._write(output, self._guarantee.write_changes)
 
     def _write(self, output: Output, write: Callable[[Output, Callable[[], None]], None]) -> None:
+        assert not self.given_up, "what is written now would outlive what was given up"  # I3
         at = 0
         self.writing = output.topic, self._clock()
         try:
@@ -205,7 +206,7 @@ class Transaction:
                     break
         except BaseException:
             if not self.given_up:
-                self._become(TransactionState.TORN)
+                self._become(TransactionState.TORN)  # I2
             raise
         finally:
             self.writing = None
@@ -226,11 +227,11 @@ class Transaction:
 
     def begin_commit(self) -> None:
         """From here on, until ``end_commit``, nothing is whole."""
-        self._become(TransactionState.COMMITTING)
+        self._become(TransactionState.COMMITTING)  # I2, I3
 
     def commit(self, offsets: Mapping[TopicPartition, int], consumer: Consumer) -> None:
         """Make everything written permanent, with these next offsets. Raises what the guarantee does."""
-        assert self.committing, f"a transaction that is {self._state.value} cannot be committed"
+        assert self.committing, f"a transaction that is {self._state.value} cannot be committed"  # I2, I3
         self.writing = "", self._clock()
         self._guarantee.commit(offsets, consumer, self._waiting)
         self._become(TransactionState.EMPTY)
@@ -297,12 +298,12 @@ class Transaction:
 
     def read_back(self) -> None:
         """With a new producer, the committed offsets were read: it is known where to begin again."""
-        assert self.in_doubt, f"nothing is in doubt: the transaction is {self._state.value}"
+        assert self.in_doubt, f"nothing is in doubt: the transaction is {self._state.value}"  # I9
         self._become(TransactionState.ABORTED)
 
     def rewound(self) -> None:
         """The input is read again from the committed offsets: nothing is left of what was not committed."""
-        self._become(TransactionState.EMPTY)
+        self._become(TransactionState.EMPTY)  # I9
         self.refused.dropped()
         self._pace.discarded()
         self.rewinds += 1

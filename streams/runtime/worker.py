@@ -510,7 +510,7 @@ class Worker:
         self._last_served = now = self._clock()
         self.stages.poll += now - begun
         self._pace.waited(now - begun)
-        self._assignment.received(polled)
+        self._assignment.received(polled, stopping=self._stop.is_set())
         return polled
 
     def _process(self, polled: Polled) -> None:
@@ -691,7 +691,7 @@ class Worker:
         if self._transaction.given_up:
             return
         begun = self._clock()
-        assert not self._slice.holds_back_commits, "a commit cannot be made in the middle of a task's slice"
+        assert not self._slice.holds_back_commits, "a commit cannot be made in the middle of a slice"  # I1
         self._transaction.begin_commit()
         try:
             self._prepare()
@@ -718,7 +718,8 @@ class Worker:
     def _prepare(self) -> None:
         """Let tasks forward and encode what has changed, and write it."""
         for task in list(self._assignment.tasks.values()):
-            if not task.stateful:
+            if not task.stateful or not task.positions:
+                # Nothing was processed; what a new schema asks for is written once there are offsets. (I5)
                 continue
             task.prepare()
             if self._transaction.given_up:

@@ -199,7 +199,7 @@ def test_after_a_move_an_end_more_than_a_marker_ahead_is_doubted_once(reached, e
 
 def test_an_uncertain_position_is_sought_again_before_any_end_counts():
     state = uncertain()
-    with pytest.raises(AssertionError, match="sought again"):
+    with pytest.raises(AssertionError, match="sought before any end counts"):
         state.doubts(9)
     with pytest.raises(AssertionError, match="uncertain cannot become certain"):
         state.end_reached()

@@ -164,7 +164,9 @@ class PartitionState:
     def handed_out(self, next_offset: int) -> None:
         """All before ``next_offset`` was handed out: it must never come again by itself, nor be skipped."""
         assert self.reached is not None, "records of a partition that is unplaced are for nobody"
-        assert next_offset > self.reached, f"{next_offset} was handed out before: {self.reached} comes next"
+        assert next_offset > self.reached, (
+            f"{next_offset} was handed out before: {self.reached} comes next"  # I8
+        )
         self.reached = next_offset
 
     def ended(self, end: int) -> None:
@@ -221,7 +223,7 @@ class PartitionState:
         """
         if self.position is Position.CERTAIN:
             return False
-        assert self.position is Position.MOVED, "an uncertain position is sought again before any end counts"
+        assert self.position is Position.MOVED, "an uncertain position is sought before any end counts"  # I7
         assert self.reached is not None, "the end of a partition that is unplaced is for nobody"
         # One marker is the rule. Who begins at the end has nothing to miss.
         return end - max(self.reached, 0) > 1 and self.reached != END
@@ -231,7 +233,7 @@ class PartitionState:
 
         With traffic the next end may be another one: that it was read up to again is enough.
         """
-        self._be(Position.CERTAIN)
+        self._be(Position.CERTAIN)  # I7
 
     def _read(self, reading: Reading) -> None:
         assert self.reading.may_become(reading), f"{self.reading.value} cannot become {reading.value}"
