@@ -52,21 +52,17 @@ class TransactionState(Enum):
 
     ::
 
-                   ┌───────────────committed────────────────┐
-                   v                                        │
-        ──────> EMPTY ─────────────begin commit─────> COMMITTING
-                 ^ └─processed─> OPEN ─begin commit─────^ │ │
-                 │                ^────(ends the worker)──┘ │
-              rewound                                       │
-                 │      ┌── an output half written, from EMPTY, OPEN or COMMITTING
-                 │      v
-                 │    TORN ──┐
-                 │           v
-                 └──── ABORTED <── given up, from EMPTY, OPEN, COMMITTING or TORN
-                          │  ^
-          abort not known │  │ outcome read back
-                          v  │
-                        IN_DOUBT <── outcome unknown, from EMPTY, OPEN, COMMITTING or TORN
+        ──> EMPTY ──processed──> OPEN ──begin commit──> COMMITTING ──committed──> EMPTY
+              └───────────────begin commit────────────────^ │
+                                  ^                         │
+                                  └────it ends the worker───┘
+
+        EMPTY, OPEN, COMMITTING ───────an output half written──────> TORN
+        EMPTY, OPEN, COMMITTING, TORN ────given up────> ABORTED ──input read again──> EMPTY
+                                                          │ ^
+                                             abort failed │ │ committed offsets read back
+                                                          v │
+        EMPTY, OPEN, COMMITTING, TORN ─outcome unknown─> IN_DOUBT
     """
 
     EMPTY = "empty"
