@@ -53,11 +53,6 @@ class PendingTasks:
         return bool(self._waiting)
 
     @property
-    def tasks(self) -> list[TaskId]:
-        """Those that wait; from any thread."""
-        return list(self._waiting)
-
-    @property
     def partitions(self) -> dict[TopicPartition, TaskId]:
         """The partitions held that wait, and what for; from any thread."""
         return {item: task for task, own in list(self._waiting.items()) for item in list(own)}
