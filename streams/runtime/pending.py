@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from streams.errors import TopicError
 from streams.records import TopicPartition
+from streams.runtime.task_life import TaskLives, TaskState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +25,8 @@ class PendingTasks:
     """One worker's. Their partitions are paused until they begin.
 
     ``partitions`` are the input topics with their partition counts: a task begins once all its input
-    partitions are held. ``standbys`` give up the copies that are there. ``clock`` counts seconds.
+    partitions are held. ``standbys`` give up the copies that are there. ``lives`` say where each of the
+    worker's tasks is in its life: those created, restoring and suspended are here. ``clock`` counts seconds.
     """
 
     def __init__(
@@ -34,25 +36,21 @@ class PendingTasks:
         standbys: Standbys | None,
         *,
         partitions: Mapping[str, int],
+        lives: TaskLives,
         clock: Callable[[], float],
     ) -> None:
         self._topology = topology
         self._restorer = restorer
         self._standbys = standbys
         self._partitions = partitions
+        self._lives = lives
         self._clock = clock
         self._waiting: dict[TaskId, set[TopicPartition]] = {}
-        self._restoring: set[TaskId] = set()
         self.resume_at: dict[TopicPartition, int] = {}
         """Where partitions go on once their task begins, if that is not where their consumer is."""
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
-
-    @property
-    def tasks(self) -> list[TaskId]:
-        """Those that wait; from any thread."""
-        return list(self._waiting)
 
     @property
     def partitions(self) -> dict[TopicPartition, TaskId]:
@@ -72,6 +70,8 @@ class PendingTasks:
         own = set(partitions)
         for partition in own:
             self._check_count(partition)
+        if self._lives.state(task) is TaskState.CLOSED:
+            self._lives.create(task)
         self._waiting.setdefault(task, set()).update(own)
         consumer.pause(sorted(own))
 
@@ -81,10 +81,11 @@ class PendingTasks:
         for task, partitions in list(self._waiting.items()):
             if partition in partitions:
                 partitions.discard(partition)
-                if task in self._restoring:
-                    self._restoring.discard(task)
+                if self._lives.state(task) is TaskState.RESTORING:
+                    self._lives.become(task, TaskState.SUSPENDED)
                     self._restorer.discard(task)
                 if not partitions:
+                    self._lives.become(task, TaskState.CLOSED)
                     del self._waiting[task]
 
     def poll(self, consumer: Consumer, *, busy: bool, stopped: Callable[[], bool]) -> list[Restoration]:
@@ -95,7 +96,7 @@ class PendingTasks:
         complete = [
             task
             for task, partitions in self._waiting.items()
-            if task not in self._restoring and partitions >= self._expected(task)
+            if self._lives.state(task) is not TaskState.RESTORING and partitions >= self._expected(task)
         ]
         positions = consumer.positions([item for task in complete for item in self._waiting[task]])
         for task in complete:
@@ -110,7 +111,7 @@ class PendingTasks:
                 self._begin(task, starts, consumer)
         done: list[Restoration] = []
         until = self._clock() + POLL_SECONDS
-        while self._restoring and not done and not stopped():
+        while self._any_restoring() and not done and not stopped():
             done = self._restorer.poll(0.0 if busy else 0.05)
             if busy or self._clock() >= until:
                 break
@@ -118,7 +119,7 @@ class PendingTasks:
 
     def take(self, task: TaskId) -> dict[TopicPartition, int | None]:
         """The partitions of a task that begins, and where each is to be read from; ``None``: as it is."""
-        self._restoring.discard(task)
+        assert self._lives.state(task) is TaskState.RESTORING, f"task {task} begins before it is restored"
         # What is noted was read further than it was processed, for the task as it was before.
         return {partition: self.resume_at.pop(partition, None) for partition in self._waiting.pop(task)}
 
@@ -143,7 +144,10 @@ class PendingTasks:
             raise
         # Whatever the client reads of it before the task begins counts for nothing.
         self.resume_at |= known
-        self._restoring.add(task)
+        self._lives.become(task, TaskState.RESTORING)
+
+    def _any_restoring(self) -> bool:
+        return any(self._lives.state(task) is TaskState.RESTORING for task in self._waiting)
 
     def _expected(self, task: TaskId) -> set[TopicPartition]:
         """The input partitions that a task has, as far as the topics' partition counts are known."""

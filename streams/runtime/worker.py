@@ -6,28 +6,23 @@ import threading
 import time
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from streams.broker import BEGINNING, GroupSettings
+from streams.broker import GroupSettings
 from streams.errors import (
     BrokerError,
     BrokerUnreachable,
     NotCommitted,
-    OutcomeUnknown,
     ProcessingError,
-    RecordRefused,
     Retriable,
     StreamsError,
-    TopicError,
-    TopicMissing,
     TransactionAborted,
     error_text,
 )
 from streams.events import Event, get_logger
-from streams.eventtime.merge import InputQueue
 from streams.operators.guard import Interrupted
 from streams.records import TopicPartition
-from streams.runtime.backoff import Backoff
+from streams.runtime.assignment import Assignment
 from streams.runtime.cleanup import Upkeep
 from streams.runtime.dead_letters import DeadLetterWatch, dead_letter_topic
 from streams.runtime.global_tables import GlobalTables
@@ -36,23 +31,25 @@ from streams.runtime.lost_offsets import LostOffsets
 from streams.runtime.originals import Originals
 from streams.runtime.pacing import Pace
 from streams.runtime.pending import PendingTasks
-from streams.runtime.refused_rows import RefusedRows
 from streams.runtime.restore import Restorer
+from streams.runtime.slice import Slice
 from streams.runtime.standby import Standbys
 from streams.runtime.status import Activity, Progress, Stages, State
 from streams.runtime.task import Counts, Task, TaskId
-from streams.runtime.topics import check_copartitions
+from streams.runtime.task_life import TaskLives
+from streams.runtime.transaction import UNFINISHED, Transaction
 from streams.state.memory import MemoryDatabases
 from streams.topology.graph import matches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from streams.broker import Broker, Consumer, Polled, Refusal
+    from streams.broker import Broker, Consumer, Polled
     from streams.config import Settings
     from streams.coroutines.event_loop import Calls
+    from streams.eventtime.merge import InputQueue
     from streams.origin import Origin
-    from streams.records import Fetched, Output, Record
+    from streams.records import Fetched, Record
     from streams.runtime.commit import Guarantee
     from streams.runtime.restore import Restoration, RestoreProgress
     from streams.state.store import Databases
@@ -72,29 +69,14 @@ ENDS_SECONDS = 1.0
 IDLE_SECONDS = 0.25
 """How often stream time is moved on where nothing comes."""
 
-MISSING_SECONDS = 15.0
-"""How long a topic that is written to may be missing."""
-
-MISSING_PAUSE = 0.5
-"""How long to wait for it before its records are processed again."""
-
 OPEN_SECONDS = 5.0
 """How long one attempt to get a producer may take before the group is served again."""
 
-FIRST_BACKOFF_SECONDS = 0.1
-LONGEST_BACKOFF_SECONDS = 5.0
-"""The waits between attempts that fail one after another."""
-
-CAREFUL_SECONDS = 10.0
-"""So long after the broker refused records, little is processed between commits: each costs an attempt."""
-
 CAREFUL_SLICE = 1_000
+"""While the broker refuses records, no more of them are processed at a time."""
 
 _PASSING = (Retriable, BrokerUnreachable, TransactionAborted)
 """What the next round of the loop may find gone."""
-
-_UNFINISHED = (TransactionAborted, OutcomeUnknown, Retriable)
-"""What leaves a transaction given up or in doubt: its input is read again."""
 
 
 class Worker:
@@ -130,7 +112,6 @@ class Worker:
         self._application = application
         self._databases = databases or MemoryDatabases()
         self._dead_letter_topic = dead_letter_topic(settings, application)
-        self._own_topics = {*topology.output_topics, self._dead_letter_topic}
         self._clock = clock
         self.stopwatch = clock
         self.look_seconds: float | None = LOOK_SECONDS
@@ -141,12 +122,7 @@ class Worker:
         self._stop_by = float("inf")
         self._log = get_logger()
 
-        counts = self._counts_of_inputs = dict(partitions or {})
-        self._matched_topics = {
-            topic for topic in counts if any(matches(item, topic) for item in topology.patterns)
-        }
-        self._unknown_topics: set[str] = set()
-        """Topics of tasks with stores that patterns have come to match since the start: to be checked."""
+        counts = dict(partitions or {})
         self._standbys: Standbys | None = None
         if settings.standby_replicas and members is not None:
             self._standbys = Standbys(
@@ -160,15 +136,6 @@ class Worker:
                 clock=clock,
                 wall_clock=self.wall_clock,
             )
-        self._pending = PendingTasks(
-            topology,
-            Restorer(
-                broker, self._databases, application=application, clock=clock, wall_clock=self.wall_clock
-            ),
-            self._standbys,
-            partitions=counts,
-            clock=clock,
-        )
         self._globals = GlobalTables(
             topology.global_tables,
             broker,
@@ -179,8 +146,46 @@ class Worker:
         self._originals = Originals(broker, application, self._is_input, clock, self._pause)
         self._lost = LostOffsets(settings, application)
         self._pace = Pace(settings, clock)
+        self._transaction = Transaction(
+            guarantee,
+            self._pace,
+            own_topics={*topology.output_topics, self._dead_letter_topic},
+            waiting=self._wait_to_write,
+            clock=clock,
+            pause=self._pause,
+            stopping=self._stop_is_overdue,
+        )
         self._dead_letters = DeadLetterWatch(settings, self._dead_letter_topic, clock)
         self._upkeep = Upkeep(topology, broker, self._databases, settings, clock)
+        self._slice = Slice()
+        self._lives = TaskLives()
+        self._assignment = Assignment(
+            topology,
+            pending=PendingTasks(
+                topology,
+                Restorer(
+                    broker, self._databases, application=application, clock=clock, wall_clock=self.wall_clock
+                ),
+                self._standbys,
+                partitions=counts,
+                lives=self._lives,
+                clock=clock,
+            ),
+            lives=self._lives,
+            lost=self._lost,
+            upkeep=self._upkeep,
+            pace=self._pace,
+            transaction=self._transaction,
+            at_work=self._slice,
+            partitions=counts,
+            matched=(topic for topic in counts if any(matches(item, topic) for item in topology.patterns)),
+            make_task=self._make_task,
+            consumer=lambda: self._consumer,
+            commit=self._commit,
+            may_commit=lambda: self._state in (State.RUNNING, State.STOPPING),
+            notes_beginnings=settings.offset_reset == "latest",
+            clock=clock,
+        )
 
         self._state = State.CREATED
         self._thread: int | None = None
@@ -189,43 +194,7 @@ class Worker:
         self._last_served = clock()
         self._ends_known = -float("inf")
 
-        # What is held: partitions at work, their tasks, and where they are.
-        self._tasks: dict[TaskId, Task] = {}
-        self._held: dict[TopicPartition, Task] = {}
-        self._queues: dict[TaskId, InputQueue] = {}
-        self._progress: dict[TopicPartition, Progress] = {}
-        self._unstarted: set[TopicPartition] = set()
-        """Partitions at work of which it is not known where the group is in them."""
-        self._committed: dict[TopicPartition, int] = {}
-        self._reached: dict[TopicPartition, int] = {}
-        """The highest next offset up to which each partition was processed, whatever became of it."""
-        self._missing_outputs: dict[str, float] = {}
-        """Since when topics of the app's own have been missing as they were to be written to."""
-
-        # The slice that is open, and what has to happen once it is closed.
-        self._current: tuple[TopicPartition, Progress] | None = None
-        self._working: Task | None = None
-        """The task whose slice is open, one without input included."""
-        self._retrying: tuple[str, str] | None = None
-        self._abandoned = False
-        self._commit_first = False
-        self._committing = False
-        self._in_callback = False
-        self._callback_error: Exception | None = None
-        self._must_rewind = False
-        self._must_reopen = False
-        self._writing: tuple[str, float] | None = None
-        """The topic that is being written to and since when, or no topic for the wait of a commit."""
-        self._refused = RefusedRows()
-        self._careful_until = -float("inf")
-        """So long, little is processed between commits: the broker refuses records."""
-        self._backoff = Backoff(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
-        self._aborted_by = ""
-        """Why the last transaction was aborted, if none was committed since."""
-
         # For those who look on.
-        self._given_up = Counts()
-        self._pieces = self._commits = self._rewinds = 0
         self.stages = Stages()
         self.observe_commit: Callable[[float], None] = _ignore
         """Told the duration of each commit, in seconds."""
@@ -237,13 +206,14 @@ class Worker:
     @property
     def progress(self) -> dict[TopicPartition, Progress]:
         """The partitions held, and how far each is."""
-        return dict(self._progress)
+        return dict(self._assignment.progress)
 
     @property
     def counts(self) -> list[Counts]:
         """What the tasks given up have done together, what global tables left out, then each task's."""
         skipped = Counts(skipped=Counter(self._globals.skipped))
-        return [self._given_up, skipped, *(task.counts for task in list(self._tasks.values()))]
+        tasks = list(self._assignment.tasks.values())
+        return [self._assignment.given_up, skipped, *(task.counts for task in tasks)]
 
     @property
     def member(self) -> str | None:
@@ -253,7 +223,7 @@ class Worker:
     @property
     def held(self) -> set[TaskId]:
         """The worker's tasks, those that are being restored included."""
-        return {*self._tasks, *self._pending.tasks}
+        return self._lives.tasks()
 
     @property
     def standby_lag(self) -> dict[TaskId, int]:
@@ -268,7 +238,7 @@ class Worker:
     @property
     def restoring(self) -> dict[TaskId, RestoreProgress]:
         """The tasks whose stores are being brought up to date."""
-        return self._pending.progress
+        return self._assignment.pending.progress
 
     @property
     def skipped_offsets(self) -> dict[TopicPartition, int]:
@@ -283,45 +253,43 @@ class Worker:
     @property
     def ready(self) -> bool:
         """Whether it is running with all its stores up to date."""
-        return self._state is State.RUNNING and not self._pending
+        return self._state is State.RUNNING and not self._assignment.pending
 
     @property
     def tasks(self) -> dict[TaskId, Task]:
         """The tasks at work."""
-        return dict(self._tasks)
+        return dict(self._assignment.tasks)
 
     @property
     def activity(self) -> Activity:
         """What it is about; asked for by other threads."""
-        current = self._current
+        busy, transaction = self._slice.input, self._transaction
         return Activity(
             thread=self._thread,
             served=self._last_served,
-            busy=None if current is None else current[0],
-            pieces=self._pieces,
-            retrying=self._retrying,
-            dirty=self._pace.dirty or self._must_rewind,
-            commits=self._commits,
-            rewinds=self._rewinds,
-            waiting=self._pending.partitions,
-            writing=self._writing,
-            aborted_by=self._aborted_by,
+            busy=None if busy is None else busy[0],
+            pieces=self._slice.pieces,
+            retrying=self._slice.retrying,
+            dirty=self._pace.dirty or transaction.given_up,
+            commits=transaction.commits,
+            rewinds=transaction.rewinds,
+            waiting=self._assignment.pending.partitions,
+            writing=transaction.writing,
+            aborted_by=transaction.aborted_by,
             restoring=self.restoring,
         )
 
     def held_back_by(self, partition: TopicPartition) -> list[TopicPartition]:
         """The other inputs of the partition's task whose records its own wait for, by event time."""
-        task = self._held.get(partition)
-        queue = None if task is None else self._queues.get(task.id)
-        if task is None or queue is None or not queue.size(partition):
-            return []
-        others = [item for item, holder in list(self._held.items()) if holder is task]
-        return [item for item in others if not queue.size(item) and item not in queue.ends()]
+        return self._assignment.held_back_by(partition)
 
     def request_stop(self) -> None:
         """Finish the slice at hand, commit, leave the group. Safe in a signal handler and from any thread."""
         self._stop_by = min(self._stop_by, self._clock() + self._settings.shutdown_timeout / 2)
         self._stop.set()
+
+    def _stop_is_overdue(self) -> bool:
+        return self._clock() > self._stop_by
 
     def run(self) -> None:
         """Work until ``request_stop``.
@@ -365,7 +333,7 @@ class Worker:
 
     def run_once(self) -> None:
         """One round of the loop."""
-        if self._pending:
+        if self._assignment.pending:
             self._restore()
         else:
             if self._standbys is not None:
@@ -373,26 +341,26 @@ class Worker:
             self._upkeep.delete_unused_state()
         self._follow_global_tables()
         polled = self._poll()
-        self._forget_topics(self._upkeep.check_topics(self._matched_topics))
-        assignments = {partition: self._progress.get(partition) for partition in polled.ends}
+        self._assignment.forget_deleted_topics()
+        assignments = {partition: self._assignment.progress.get(partition) for partition in polled.ends}
         # Whatever aborts the transaction, a rebalance during the poll included, has all of it read again.
-        if not self._must_rewind:
+        if not self._transaction.given_up:
             self._process(polled)
-        if not self._must_rewind:
-            self._note_ends(polled, assignments)
+        if not self._transaction.given_up:
+            self._assignment.note_ends(polled, assignments)
             if self._lost:
                 self._settle_lost_offsets()
-        if not self._must_rewind:
+        if not self._transaction.given_up:
             self._punctuate()
             if self._commit_due():
                 self._commit()
-        if self._must_rewind:
+        if self._transaction.given_up:
             self._rewind()
 
     @property
     def unfinished(self) -> bool:
         """Whether something is being processed, or is processed and not known to be committed; any thread."""
-        return self._current is not None or self._pace.dirty or bool(self._uncommitted())
+        return self._slice.input is not None or self._pace.dirty or bool(self._assignment.uncommitted())
 
     def close(self) -> None:
         """Commit and leave the group.
@@ -402,12 +370,12 @@ class Worker:
         self._enter(State.STOPPING)
         dirty = self._pace.dirty
         self._commit()
-        left = self._uncommitted()
+        left = self._assignment.uncommitted()
         # What moves no offset is known by the offsets of its transaction, if that has any.
-        lost = dirty and self._must_rewind and not left
-        if left and self._must_reopen and self._clock() <= self._stop_by:
+        lost = dirty and self._transaction.given_up and not left
+        if left and self._transaction.in_doubt and self._clock() <= self._stop_by:
             self._read_back()
-            left = self._uncommitted()
+            left = self._assignment.uncommitted()
         self._consumer.close()
         self._guarantee.close()
         self._close_stores()
@@ -418,7 +386,7 @@ class Worker:
             )
             raise NotCommitted(
                 f"stopped, and not all that was processed is known to be committed: {where or 'see the log'}"
-                f"{f' ({self._aborted_by})' if self._aborted_by else ''}",
+                f"{f' ({self._transaction.aborted_by})' if self._transaction.aborted_by else ''}",
                 hint="nothing is lost: it is processed again by the worker that continues",
             )
         self._enter(State.STOPPED)
@@ -428,102 +396,42 @@ class Worker:
         """Find out what became of a commit whose outcome is unknown, if the broker tells at once."""
         try:
             self._guarantee.open(OPEN_SECONDS)
-            self._committed |= self._committed_offsets()
+            self._assignment.committed |= self._assignment.read_committed()
         except BrokerError as error:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
 
-    def _uncommitted(self) -> dict[TopicPartition, tuple[int, int]]:
-        """Of partitions held, the next offset that is committed and the one that processing has reached.
+    def _make_task(self, identifier: TaskId, restoration: Restoration | None) -> Task:
+        return Task(
+            identifier,
+            self._topology.subtopologies[identifier.subtopology],
+            self,
+            application=self._application,
+            dead_letter_topic=self._dead_letter_topic,
+            database=None if restoration is None else restoration.database,
+            checkpoints=None if restoration is None else restoration.checkpoints,
+            lookups=self._globals.lookups,
+            refused=self._transaction.refused,
+        )
 
-        Where these are the same, the partition is left out. At least once, what was given up to be read again
-        counts as reached: it was written.
-        """
-        found = {}
-        for partition, reached in list(self._reached.items()):
-            task = self._held.get(partition)
-            start = 0 if task is None else task.starts.get(partition, 0)
-            committed = self._committed.get(partition, start)
-            if committed < reached:
-                found[partition] = committed, reached
-        return found
-
-    # --- rebalances: the three paths, called from inside the consumer
+    # --- rebalances, called from inside the consumer
 
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:
-        """Make tasks for what was added; those with stores begin once these are restored."""
-        now = self._clock()
-        for partition in partitions:
-            subtopology, _ = self._topology.source_of(partition.topic)
-            identifier = TaskId(subtopology.number, partition.partition)
-            self._progress[partition] = Progress(since=now, told=now)
-            task = self._tasks.get(identifier)
-            if subtopology.stores:
-                if task is not None:
-                    # A topic that a pattern has come to match: the task begins again with that partition.
-                    self._commit_in_callback()
-                    self._suspend(task)
-                if partition.topic not in self._counts_of_inputs:
-                    self._matched_topics.add(partition.topic)
-                    self._unknown_topics.add(partition.topic)
-                self._pending.add(identifier, [partition], self._consumer)
-                continue
-            if task is None:
-                task = self._tasks[identifier] = Task(
-                    identifier,
-                    subtopology,
-                    self,
-                    application=self._application,
-                    dead_letter_topic=self._dead_letter_topic,
-                    lookups=self._globals.lookups,
-                    refused=self._refused,
-                )
-            self._held[partition] = task
-            self._unstarted.add(partition)
-        self._note_starts()
-        if self._settings.offset_reset == "latest":
-            self._note_beginnings(partitions)
-        self._log.info(Event.PARTITIONS_ASSIGNED, partitions=[str(item) for item in partitions])
+        """See ``Assignment.assigned``."""
+        self._assignment.assigned(partitions)
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
-        """Commit, then give up: the next owner continues where this one stopped."""
-        if self._state in (State.RUNNING, State.STOPPING):
-            self._commit_in_callback()
-        self._give_up(partitions)
-        self._upkeep.revoked()
-        self._log.info(Event.PARTITIONS_REVOKED, partitions=[str(item) for item in partitions])
-
-    def _commit_in_callback(self) -> None:
-        """Commit before tasks go, in the middle of a rebalance."""
-        self._in_callback = True
-        try:
-            if self._committing or self._writing is not None:
-                # In the middle of these there is nothing whole: what they stand for is done again.
-                self._must_rewind = True
-                self._abort()
-            else:
-                self._abandon_slice()
-                self._commit()
-        except StreamsError as error:
-            # Raised once the client is not in the middle of a rebalance any more.
-            self._callback_error = error
-            self._must_rewind = True
-            self._abort()
-        finally:
-            self._in_callback = False
+        """See ``Assignment.revoked``."""
+        self._assignment.revoked(partitions)
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
-        """Give up without committing: another member may already be at work on these."""
-        self._must_rewind = True
-        self._abort()
-        self._pace.discarded()
-        self._give_up(partitions)
-        self._log.warning(Event.PARTITIONS_LOST, partitions=[str(item) for item in partitions])
+        """See ``Assignment.lost``."""
+        self._assignment.lost(partitions)
 
     # --- what tasks may ask while a slice is open
 
     def keep_alive(self) -> None:
         """Serve the group if it is due. Raises ``Interrupted`` when the open slice must be given up."""
-        self._pieces += 1
+        self._slice.pieces += 1
         self._look_after_group()
 
     def attend(self, calls: Calls) -> None:
@@ -531,7 +439,7 @@ class Worker:
         finished = 0
         while not calls.wait(self.look_seconds):
             # Where none has ended, nothing gets further: that is for the watchdog to see.
-            self._pieces += calls.finished > finished
+            self._slice.pieces += calls.finished > finished
             finished = calls.finished
             self._look_after_group()
 
@@ -539,7 +447,7 @@ class Worker:
         now = self._clock()
         if now > self._stop_by:
             raise Interrupted
-        if self._overdue() and not self._committing:
+        if self._overdue() and not self._transaction.committing:
             # What is whole need not wait for a slow slice, and its transaction would time out if it did.
             self._commit_in_slice()
         if now - self._last_served >= min(SERVE_SECONDS, self._settings.poll_deadline / 10):
@@ -550,10 +458,10 @@ class Worker:
         kind = type(error).__name__
         self._log.warning(Event.RECORD_RETRIED, step=step, error=f"{kind}: {error}", seconds=seconds)
         # A transaction left open would time out meanwhile; the open slice has written nothing to it yet.
-        if not self._committing:
+        if not self._transaction.committing:
             self._commit_in_slice()
         until = self._clock() + seconds
-        self._retrying = step, f"{kind}: {error_text(error)}"
+        self._slice.retrying = step, f"{kind}: {error_text(error)}"
         while True:
             self._serve_in_slice()
             left = until - self._clock()
@@ -567,12 +475,11 @@ class Worker:
         """Commit what is whole. Raises ``Interrupted`` when the open slice cannot go on after that."""
         if not self._pace.dirty:
             return
-        if self._working is not None and self._working.stateful:
-            # A commit lets the task's steps forward what they hold: not in the middle of their work.
-            self._commit_first = True
+        if self._slice.holds_back_commits:
+            self._slice.give_up_for_commit()
             raise Interrupted
         self._commit()
-        if self._must_rewind:
+        if self._transaction.given_up:
             raise Interrupted
 
     def _is_input(self, topic: str) -> bool:
@@ -587,91 +494,39 @@ class Worker:
     def _poll(self) -> Polled:
         begun = self._clock()
         if begun - self._ends_known >= ENDS_SECONDS:
-            self._refresh_ends(begun)
-        self._note_starts()
+            self._ends_known = begun
+            self._assignment.refresh_ends()
+        self._assignment.note_starts()
         timeout = 0.1
         if self._pace.dirty:
             timeout = min(timeout, max(0.0, self._pace.next_commit() - begun))
-        if self._pending:
-            timeout = 0.0 if self._tasks else min(timeout, 0.02)
+        if self._assignment.pending:
+            timeout = 0.0 if self._assignment.tasks else min(timeout, 0.02)
         if rest := self._pace.rest():
             self._pause(rest)
-        least = max((task.least_slice for task in self._tasks.values()), default=1)
+        least = max((task.least_slice for task in self._assignment.tasks.values()), default=1)
         polled = self._consumer.poll(self._pace.poll_size(least), timeout)
-        self._raise_callback_error()
+        self._assignment.raise_error()
         self._last_served = now = self._clock()
         self.stages.poll += now - begun
         self._pace.waited(now - begun)
-        for fetched in polled.fetched:
-            self._note_received(fetched)
-        for partition, end in polled.ends.items():
-            task = self._held.get(partition)
-            if task is not None:
-                # An end is told once: after a rewind it is found again, also where there never was a record.
-                task.starts.setdefault(partition, end)
-        for partition, found in polled.out_of_range.items():
-            if partition in self._progress:
-                self._lost.add(partition, found)
+        self._assignment.received(polled, stopping=self._stop.is_set())
         return polled
 
-    def _note_starts(self) -> None:
-        """Remember where the group is in what was assigned: markers that come behind are to be committed."""
-        if not self._unstarted:
-            return
-        for partition, start in self._consumer.positions(self._unstarted).items():
-            self._unstarted.discard(partition)
-            # Where nothing is committed, it begins with the first record or end that is met.
-            if start >= 0:
-                self._held[partition].starts.setdefault(partition, start)
-
-    def _note_beginnings(self, partitions: Collection[TopicPartition]) -> None:
-        """Log which partitions have no committed offset although the group has begun."""
-        positions = self._consumer.positions(partitions)
-        added = sorted(
-            str(partition)
-            for partition, start in positions.items()
-            if start == BEGINNING and partition.topic not in self._topology.repartitions
-        )
-        if added:
-            self._log.info(
-                Event.PARTITIONS_FROM_BEGINNING,
-                partitions=added,
-                hint="the group had begun, and had committed no offset in them: they were added later",
-            )
-
-    def _note_received(self, fetched: Fetched) -> None:
-        """Remember where a partition begins and how far it reaches, whatever becomes of its records now."""
-        partition = TopicPartition(fetched.topic, fetched.partition)
-        task = self._held.get(partition)
-        if task is None:
-            return
-        first = fetched.offsets([0])[0]
-        # Given up before they are processed, records are read again from here.
-        task.starts.setdefault(partition, first)
-        progress = self._progress[partition]
-        # What is in hand is lag, should its processing hang.
-        progress.at_end, progress.end = False, max(progress.end or 0, fetched.next_offset)
-        if progress.position is None:
-            progress.position = first
-
-    def _refresh_ends(self, now: float) -> None:
-        self._ends_known = now
-        for partition, end in self._consumer.known_ends(self._progress).items():
-            self._progress[partition].end = end
-
     def _process(self, polled: Polled) -> None:
+        assignment = self._assignment
         # A partition given up and assigned again in between is another assignment: hold on to this one.
         work = [
             (partition, progress, fetched)
             for fetched in polled.fetched
-            if (partition := TopicPartition(fetched.topic, fetched.partition)) in self._held
-            and (progress := self._progress.get(partition))
+            if (partition := TopicPartition(fetched.topic, fetched.partition)) in assignment.held
+            and (progress := assignment.progress.get(partition))
         ]
         for partition, progress, fetched in work:
-            if not self._holds(partition, progress) or partition not in self._held:
+            if not assignment.holds(partition, progress):
                 continue
-            task = self._held[partition]
-            queue = self._queues.get(task.id)
+            task = assignment.held[partition]
+            queue = assignment.queues.get(task.id)
             if queue is not None:
                 for piece in task.timed(fetched):
                     queue.add(piece)
@@ -684,26 +539,27 @@ class Worker:
                     break
                 start = stop
         for partition, end in polled.ends.items():
-            holder = self._held.get(partition)
-            if holder is not None and holder.id in self._queues:
-                self._queues[holder.id].at_end(partition, end)
-        for identifier, queue in list(self._queues.items()):
+            holder = assignment.held.get(partition)
+            if holder is not None and holder.id in assignment.queues:
+                assignment.queues[holder.id].at_end(partition, end)
+        for identifier, queue in list(assignment.queues.items()):
             self._drain(identifier, queue)
 
     def _drain(self, identifier: TaskId, queue: InputQueue) -> None:
         """Process what can be had of a task with several input partitions, by lowest event time."""
-        while self._queues.get(identifier) is queue:
-            fetched = queue.peek(self._slice_size(self._tasks[identifier]))
+        assignment = self._assignment
+        while assignment.queues.get(identifier) is queue:
+            fetched = queue.peek(self._slice_size(assignment.tasks[identifier]))
             if fetched is None:
                 break
             partition = TopicPartition(fetched.topic, fetched.partition)
-            if not self._attempt(partition, self._progress[partition], fetched):
+            if not self._attempt(partition, assignment.progress[partition], fetched):
                 break
             queue.taken(fetched)
-        if self._queues.get(identifier) is not queue or self._must_rewind:
+        if assignment.queues.get(identifier) is not queue or self._transaction.given_up:
             return
         # One that is far ahead must not fill the memory while it waits for another.
-        own = [partition for partition, task in self._held.items() if task.id == identifier]
+        own = [partition for partition, task in assignment.held.items() if task.id == identifier]
         limit = self._settings.max_poll_records
         full = [partition for partition in own if queue.size(partition) >= 2 * limit]
         low = [partition for partition in own if queue.size(partition) < limit]
@@ -721,14 +577,13 @@ class Worker:
                 return False
             if self._pace.would_time_out():
                 self._commit()
-            if self._must_rewind or not self._holds(partition, progress) or partition not in self._held:
+            if self._transaction.given_up or not self._assignment.holds(partition, progress):
                 return False
-            self._commit_first = False
             try:
-                self._process_slice(partition, self._held[partition], fetched)
+                self._process_slice(partition, self._assignment.held[partition], fetched)
             except Interrupted:
                 # Where the partition is still held, the slice was given up for a commit's sake: begin anew.
-                if self._commit_first:
+                if self._slice.commit_first:
                     self._commit()
                 continue
             if self._clock() - self._last_served >= SERVE_SECONDS:
@@ -739,32 +594,30 @@ class Worker:
 
     def _process_slice(self, partition: TopicPartition, task: Task, fetched: Fetched) -> None:
         begun = self._clock()
-        self._current = partition, self._progress[partition]
-        self._working = task
+        self._slice.open(task, (partition, self._assignment.progress[partition]))
         letters = task.counts.dead_letters.copy()
         try:
             task.process(fetched)
         except ProcessingError:
             # What is whole is kept: the failing record is then the next one after a restart.
-            self._current = self._working = None
-            if not self._must_rewind:
+            self._slice.close()
+            if not self._transaction.given_up:
                 self._commit()
             raise
         finally:
-            self._current = self._working = self._retrying = None
-            self._abandoned = False
+            self._slice.close()
         written = self._clock()
-        self._reached[partition] = max(self._reached.get(partition, -1), task.positions[partition])
+        self._assignment.processed(partition, task)
         self._pace.measured(task.id, len(fetched), written - begun)
         try:
             self._write(task)
-        except _UNFINISHED as error:
-            self._give_up_transaction(error)
+        except UNFINISHED as error:
+            self._transaction.failed(error)
             return
         now = self._clock()
         self.stages.produce += now - written
-        self._pace.processed()
-        progress = self._progress[partition]
+        self._transaction.processed()
+        progress = self._assignment.progress[partition]
         progress.position, progress.at_end, progress.since = task.positions[partition], False, now
         self._dead_letters.add(len(fetched), task.counts.dead_letters - letters)
 
@@ -773,91 +626,28 @@ class Worker:
             for output in outputs:
                 if output.topic == self._dead_letter_topic:
                     self._dead_letters.note(output)
-                self._write_output(output, self._guarantee.write)
-
-    def _write_output(self, output: Output, write: Callable[[Output, Callable[[], None]], None]) -> None:
-        """Write all rows but those that cannot be written, which get their step's policy.
-
-        Raises ``Interrupted`` when the worker has to stop, or has lost the input, before all are queued.
-        """
-        at = 0
-        self._writing = output.topic, self._clock()
-        try:
-            while at < len(output):
-                rest = output if at == 0 else output.rest(at)
-                try:
-                    write(rest, self._wait_to_write)
-                except RecordRefused as error:
-                    if isinstance(error, TopicMissing) and error.topic in self._own_topics:
-                        self._bear_missing(error)
-                    rest.refuse(error.position, error)
-                    at += error.position + 1
-                else:
-                    break
-        finally:
-            self._writing = None
+                self._transaction.write(output)
 
     def _wait_to_write(self) -> None:
         """Serve the group while no broker takes what is to be written. Raises ``Interrupted``."""
         now = self._clock()
         if now > self._stop_by:
             raise self._unwritten()
-        if self._in_callback:
+        if self._assignment.in_callback:
             # In the middle of a rebalance, others wait for this worker.
-            if self._writing is not None and now - self._writing[1] > self._settings.transaction_timeout:
+            writing = self._transaction.writing
+            if writing is not None and now - writing[1] > self._settings.transaction_timeout:
                 raise self._unwritten()
             return
         if now - self._last_served >= min(SERVE_SECONDS, self._settings.poll_deadline / 10):
             self._serve()
-            if self._must_rewind:
+            if self._transaction.given_up:
                 raise Interrupted
 
     def _unwritten(self) -> Interrupted:
         """Note that some of what was processed is not written, and will not be."""
-        self._must_rewind = True
-        self._abort()
+        self._transaction.give_up()
         return Interrupted()
-
-    def _bear_missing(self, error: TopicMissing) -> NoReturn:
-        """Give up the transaction for a topic of the app's own, or, when it stays away, the worker."""
-        now = self._clock()
-        if now - self._missing_outputs.setdefault(error.topic, now) > MISSING_SECONDS:
-            raise TopicError(
-                f"topic {error.topic} does not exist any more",
-                hint="make it anew and start again: nothing was committed whose results could not be written",
-            ) from error
-        # A broker that has just started may not know all topics yet.
-        self._pause(MISSING_PAUSE)
-        raise TransactionAborted(str(error)) from error
-
-    def _note_ends(self, polled: Polled, assignments: Mapping[TopicPartition, Progress | None]) -> None:
-        """Move positions to ends, where the assignment is still the one that they were polled under."""
-        fetched = {TopicPartition(item.topic, item.partition): item.next_offset for item in polled.fetched}
-        ends = dict(polled.ends)
-        for queue in self._queues.values():
-            # There, an end counts once what was polled before it is processed.
-            ends |= queue.ends()
-        for partition, end in ends.items():
-            progress = assignments.get(partition, self._progress.get(partition))
-            if progress is None or not self._holds(partition, progress) or partition not in self._held:
-                continue
-            task = self._held[partition]
-            queue_here = self._queues.get(task.id)
-            if queue_here is not None and queue_here.ends().get(partition) != end:
-                continue
-            if queue_here is not None and task.positions.get(partition) == end and progress.at_end:
-                continue
-            before = task.positions.get(partition, task.starts.get(partition))
-            if queue_here is None and partition in fetched and before != fetched[partition]:
-                # A stop came before all of them were processed: the end is not reached.
-                continue
-            task.advance(partition, end)
-            position = task.positions[partition]
-            if before is not None and position > before:
-                self._pace.processed()
-            if position <= end:
-                progress.position = progress.end = position
-                progress.at_end, progress.since = True, self._clock()
 
     def _settle_lost_offsets(self) -> None:
         """Where the log does not have what comes next: stop, or go on, as ``out_of_range_reset`` says."""
@@ -869,104 +659,52 @@ class Worker:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
             return
         for partition, offset in self._lost.take_committed(committed).items():
-            self._continue_from(partition, offset)
-        if not self._lost or self._must_rewind:
+            self._assignment.continue_from(partition, offset)
+        if not self._lost or self._transaction.given_up:
             return
         if self._lost.fatal:
             self._commit()
             raise self._lost.error(committed)
         for partition, target in self._lost.take_reset().items():
-            self._jump(partition, target)
-
-    def _continue_from(self, partition: TopicPartition, committed: int) -> None:
-        """Give up what was read behind the back of another member, and go on from what is committed."""
-        task = self._held.get(partition)
-        if task is None:
-            self._pending.resume_at[partition] = committed
-            self._consumer.seek({partition: committed})
-            return
-        self._committed[partition] = committed
-        self._reached.pop(partition, None)
-        task.starts.setdefault(partition, committed)
-        self._must_rewind = True
-        self._abort()
-
-    def _jump(self, partition: TopicPartition, target: int) -> None:
-        """Go on from an offset that does not follow from the one before."""
-        now = self._clock()
-        self._reached.pop(partition, None)
-        task = self._held.get(partition)
-        if task is None:
-            self._pending.resume_at[partition] = target
-        elif task.id not in self._queues:
-            # Everything before was processed. Committed, the jump need not be made again by the next owner.
-            task.positions[partition] = task.starts[partition] = target
-            self._committed.pop(partition, None)
-            self._pace.processed()
-            # Its position may be lower than before: as far as progress is concerned, it begins.
-            self._progress[partition] = Progress(position=target, since=now, told=now)
-        self._consumer.seek({partition: target})
+            self._assignment.jump(partition, target)
 
     # --- commits
 
     def _slice_size(self, task: Task) -> int:
         size = self._pace.slice_size(task.id, task.least_slice)
-        return min(size, CAREFUL_SLICE) if self._careful else size
-
-    @property
-    def _careful(self) -> bool:
-        return bool(self._refused) and self._clock() < self._careful_until
+        return min(size, CAREFUL_SLICE) if self._transaction.careful else size
 
     def _overdue(self) -> bool:
         if not self._pace.dirty:
             return False
-        return self._careful or self._pace.overdue(sum(task.dirty for task in self._tasks.values()))
+        return self._transaction.careful or self._pace.overdue(
+            sum(task.dirty for task in self._assignment.tasks.values())
+        )
 
     def _commit_due(self) -> bool:
         if not self._pace.dirty:
             return False
-        return self._overdue() or (self._clock() >= self._pace.next_commit() and self._caught_up())
-
-    def _caught_up(self) -> bool:
-        """Whether nothing more is known to be waiting on any partition held."""
-        behind = [
-            partition
-            for partition, progress in self._progress.items()
-            if progress.position is not None and not progress.at_end
-        ]
-        ends = self._consumer.known_ends(behind)
-        for partition in behind:
-            position = self._progress[partition].position
-            # One offset may be a transaction's marker, which is never delivered.
-            if position is not None and ends.get(partition, position + 2) - position > 1:
-                return False
-        return True
+        return self._overdue() or (self._clock() >= self._pace.next_commit() and self._assignment.caught_up())
 
     def _commit(self) -> None:
         """Commit all that is whole, or note that the input must be read again."""
-        if self._must_rewind:
+        if self._transaction.given_up:
             return
         begun = self._clock()
-        self._committing = True
+        assert not self._slice.holds_back_commits, "a commit cannot be made in the middle of a slice"  # I1
+        self._transaction.begin_commit()
         try:
             self._prepare()
-            offsets = self._offsets()
-            self._writing = "", self._clock()
-            self._guarantee.commit(offsets, self._consumer, self._wait_to_write)
-        except _UNFINISHED as error:
-            self._give_up_transaction(error)
+            offsets = self._assignment.offsets()
+            self._transaction.commit(offsets, self._consumer)
+        except UNFINISHED as error:
+            self._transaction.failed(error)
         except Interrupted:
             # The group or a stop did not wait for what steps forward at a commit.
-            self._must_rewind = True
-            self._abort()
+            self._transaction.give_up()
         else:
-            self._committed |= offsets
-            self._commits += 1
-            self._refused.committed()
-            self._backoff.succeeded()
-            self._aborted_by = ""
-            self._missing_outputs.clear()
-            for task in self._tasks.values():
+            self._assignment.committed |= offsets
+            for task in self._assignment.tasks.values():
                 task.committed()
             self._upkeep.committed(offsets)
             if offsets:
@@ -974,129 +712,50 @@ class Worker:
                 self.stages.commit += now - begun
                 self.observe_commit(now - begun)
         finally:
-            self._committing = False
-            self._writing = None
+            self._transaction.end_commit()
         self._pace.committed(begun, transaction=self._guarantee.undoes)
 
     def _prepare(self) -> None:
         """Let tasks forward and encode what has changed, and write it."""
-        for task in list(self._tasks.values()):
-            if not task.stateful:
+        for task in list(self._assignment.tasks.values()):
+            if not task.stateful or not task.positions:
+                # Nothing was processed; what a new schema asks for is written once there are offsets. (I5)
                 continue
             task.prepare()
-            if self._must_rewind:
+            if self._transaction.given_up:
                 raise Interrupted
             self._write(task)
             for output in task.take_changelog():
-                self._write_output(output, self._guarantee.write_changes)
-
-    def _offsets(self) -> dict[TopicPartition, int]:
-        offsets: dict[TopicPartition, int] = {}
-        for task in self._tasks.values():
-            moved = {
-                partition: offset
-                for partition, offset in task.positions.items()
-                if self._committed.get(partition) != offset
-            }
-            # Only offsets fence: changes of state must never be committed without any.
-            offsets |= task.positions if task.staged else moved
-        return offsets
-
-    def _give_up_transaction(self, error: BrokerError) -> None:
-        """Note that what was written since the last commit is gone, or that nobody knows whether it is."""
-        self._must_rewind = True
-        self._aborted_by = str(error).partition("\n")[0]
-        if isinstance(error, TransactionAborted):
-            self._log.warning(Event.TRANSACTION_ABORTED, error=str(error))
-            self._abort()
-        else:
-            self._log.warning(Event.OUTCOME_UNKNOWN, error=str(error))
-            self._must_reopen = True
-        refused = self._guarantee.take_refused()
-        self._note_refused(refused)
-        if refused:
-            # With these left out, the next attempt is another one.
-            self._careful_until = self._clock() + CAREFUL_SECONDS
-        else:
-            self._backoff.failed()
-
-    def _note_refused(self, refused: Sequence[Refusal]) -> None:
-        """Remember the rows that the broker does not take: they get their step's policy when they come again.
-
-        Raises what ends the worker for a row that has no policy.
-        """
-        for output, row, error in refused:
-            place = None if output.owner is None else output.owner.place(output.first + row)
-            if place is None:
-                output.refuse(row, error)
-            else:
-                self._refused.add(place, error)
-                self._log.warning(Event.RECORD_REFUSED, topic=output.topic, error=error.message)
-
-    def _abort(self) -> None:
-        if self._clock() > self._stop_by:
-            # The broker does so by itself, or the next worker under this id.
-            self._must_reopen = True
-            return
-        try:
-            self._guarantee.abort()
-        except BrokerError as error:
-            self._log.warning(Event.OUTCOME_UNKNOWN, error=str(error))
-            self._must_reopen = True
+                self._transaction.write_changes(output)
 
     def _rewind(self) -> None:
         """Read the input again from the committed offsets, after whatever was not committed is given up."""
         self._wait_for_retry()
-        unknown = self._must_reopen
+        unknown = self._transaction.in_doubt
         if unknown:
             self._open_guarantee()
             if self._stop.is_set():
                 # Nothing is lost by leaving now: what was committed stands.
                 return
             # Only the broker knows whether the last commit happened.
-            committed = self._insist(self._committed_offsets)
+            committed = self._insist(self._assignment.read_committed)
             if committed is None:
                 return
-            self._committed |= committed
-            resume_at = self._pending.resume_at
-            resume_at |= {partition: committed.get(partition, at) for partition, at in resume_at.items()}
-            self._must_reopen = False
-        positions: dict[TopicPartition, int] = {}
-        for task in list(self._tasks.values()):
-            own = {
-                partition: self._committed.get(partition, start)
-                for partition, start in task.starts.items()
-                if partition in self._held
-            }
-            task.drop(own)
-            positions |= own
-            if unknown and task.states:
-                # The changelog knows what of the stores' changes was committed.
-                self._suspend(task)
-        for queue in self._queues.values():
-            queue.clear()
-        self._must_rewind = False
+            self._assignment.take_committed(committed)
+            self._transaction.read_back()
+        positions = self._assignment.drop(states_unknown=unknown)
+        self._transaction.rewound()
         if self._guarantee.undoes:
             # Nothing is left of what was processed: it is as if it had not been.
-            self._reached.clear()
-        self._refused.dropped()
-        self._pace.discarded()
-        self._rewinds += 1
-        self._consumer.seek(positions)
-        now = self._clock()
-        for partition, position in positions.items():
-            progress = self._progress[partition]
-            progress.position, progress.at_end, progress.since = position, False, now
+            self._assignment.reached.clear()
+        self._assignment.seek(positions)
 
     def _wait_for_retry(self) -> None:
         """Where attempt after attempt fails, let some time pass before the next one; the group is served."""
-        until = self._clock() + self._backoff.seconds
+        until = self._clock() + self._transaction.backoff
         while not self._stop.is_set() and (left := until - self._clock()) > 0:
             self._pause(min(left, 0.1))
             self._serve()
-
-    def _committed_offsets(self) -> dict[TopicPartition, int]:
-        return self._consumer.committed({*self._held, *self._pending.resume_at})
 
     def _open_guarantee(self) -> None:
         self._insist(lambda: self._guarantee.open(OPEN_SECONDS))
@@ -1106,7 +765,7 @@ class Worker:
         while True:
             try:
                 return call()
-            except (*_UNFINISHED, BrokerUnreachable) as error:
+            except (*UNFINISHED, BrokerUnreachable) as error:
                 self._log.warning(Event.BROKER_TROUBLE, error=str(error))
             self._pause(0.1)
             if self._stop.is_set():
@@ -1122,150 +781,40 @@ class Worker:
 
     def _serve(self) -> None:
         self._consumer.keep_alive()
-        self._raise_callback_error()
+        self._assignment.raise_error()
         self._last_served = self._clock()
 
     def _serve_in_slice(self) -> None:
         """Let the group act. Raises ``Interrupted`` when the slice that is open has become pointless."""
-        if self._in_callback:
+        if self._assignment.in_callback:
             # The client is in the middle of a rebalance already.
             return
         self._serve()
-        if self._must_rewind or self._abandoned:
+        if self._transaction.given_up or self._slice.abandoned:
             raise Interrupted
-        if self._current is not None and not (self._holds(*self._current) and self._current[0] in self._held):
+        source = self._slice.input
+        if source is not None and not self._assignment.holds(*source):
             raise Interrupted
-
-    def _holds(self, partition: TopicPartition, progress: Progress) -> bool:
-        """Whether this is still the same assignment: not given up, nor given up and assigned again."""
-        return self._progress.get(partition) is progress
-
-    def _give_up(self, partitions: Iterable[TopicPartition]) -> None:
-        self._refused.clear()
-        for partition in partitions:
-            task = self._held.pop(partition, None)
-            self._progress.pop(partition, None)
-            self._committed.pop(partition, None)
-            self._reached.pop(partition, None)
-            self._lost.discard(partition)
-            self._unstarted.discard(partition)
-            if task is None:
-                self._pending.discard(partition)
-                continue
-            if task.states:
-                self._suspend(task)
-                continue
-            task.forget(partition)
-            if task not in self._held.values():
-                self._retire(task)
-
-    def _retire(self, task: Task) -> None:
-        del self._tasks[task.id]
-        self._queues.pop(task.id, None)
-        self._pace.forget(task.id)
-        self._given_up.add(task.counts)
-        self._close_task(task)
-
-    def _close_task(self, task: Task) -> None:
-        try:
-            task.close()
-        except ProcessingError as error:
-            self._log.error(Event.CLOSE_FAILED, task=str(task.id), error=str(error))
 
     # --- stores
 
-    def _suspend(self, task: Task) -> None:
-        """Close a task with stores; the partitions of it that are still held wait until it is restored."""
-        left = [partition for partition, holder in self._held.items() if holder is task]
-        for partition in left:
-            del self._held[partition]
-            if partition in task.starts:
-                # What was processed and not committed is gone with the task's changes.
-                self._pending.resume_at[partition] = self._committed.get(partition, task.starts[partition])
-        self._retire(task)
-        if left:
-            self._pending.add(task.id, left, self._consumer)
-
     def _restore(self) -> None:
-        """Go on with bringing stores up to date, and start the tasks that are done."""
+        """Continue to bring stores up to date, and start the tasks that are done."""
         try:
-            if self._unknown_topics:
-                self._check_unknown_topics()
-            done = self._pending.poll(self._consumer, busy=bool(self._tasks), stopped=self._stop.is_set)
+            done = self._assignment.restore(self._stop.is_set)
         except _PASSING as error:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
             return
-        now = self._clock()
-        for partition in self._pending.partitions:
-            self._progress[partition].since = now
-        for restoration in done:
-            self._activate(restoration)
-
-    def _check_unknown_topics(self) -> None:
-        """Find out how many partitions topics have that patterns have come to match.
-
-        Raises ``TopicError`` where keys would lie in other partitions than the state they belong to.
-        """
-        self._counts_of_inputs |= self._upkeep.partition_counts(self._unknown_topics)
-        self._unknown_topics.clear()
-        check_copartitions(self._topology, self._counts_of_inputs)
-
-    def _forget_topics(self, gone: Collection[str]) -> None:
-        """Topics that patterns matched were deleted: no task waits for partitions of them any more."""
-        for topic in gone:
-            self._matched_topics.discard(topic)
-            self._counts_of_inputs.pop(topic, None)
-            self._log.info(Event.TOPIC_GONE, topic=topic)
-
-    def _activate(self, restoration: Restoration) -> None:
-        """Let a task begin whose stores are up to date."""
-        identifier = restoration.task
-        partitions = self._pending.take(identifier)
-        subtopology = self._topology.subtopologies[identifier.subtopology]
-        task = Task(
-            identifier,
-            subtopology,
-            self,
-            application=self._application,
-            dead_letter_topic=self._dead_letter_topic,
-            database=restoration.database,
-            checkpoints=restoration.checkpoints,
-            lookups=self._globals.lookups,
-            refused=self._refused,
-        )
-        for store, begun in task.begun.items():
-            self._log.warning(
-                Event.AGGREGATE_BEGINS_EMPTY,
-                task=str(identifier),
-                store=store,
-                aggregates=list(begun.names),
-                since=begun.since,
-                offsets={str(partition): start for partition, start in partitions.items()},
-            )
-        self._tasks[identifier] = task
-        positions = {partition: start for partition, start in partitions.items() if start is not None}
-        task.starts |= positions
-        self._held |= dict.fromkeys(partitions, task)
-        if len(partitions) > 1:
-            self._queues[identifier] = InputQueue(
-                {partition: subtopology.rank(partition.topic) for partition in partitions},
-                task.event_times,
-            )
-        if positions:
-            self._consumer.seek(positions)
-        for partition, position in positions.items():
-            progress = self._progress[partition]
-            progress.position, progress.at_end = position, False
-        self._consumer.resume(list(partitions))
+        self._assignment.start(done)
 
     def _punctuate(self) -> None:
         """Run what is due on the wall clock, and move stream time on where nothing comes."""
-        now = self._clock()
-        for task in list(self._tasks.values()):
+        now, partitions = self._clock(), self._assignment.progress
+        for task in list(self._assignment.tasks.values()):
             if not task.stateful or not task.positions:
                 continue
             self._without_input(task, task.punctuate)
-            own = [self._progress[item] for item in task.positions if item in self._progress]
+            own = [partitions[item] for item in task.positions if item in partitions]
             if not own or not all(progress.at_end for progress in own):
                 continue
             since = max(progress.since for progress in own)
@@ -1282,36 +831,28 @@ class Worker:
 
         What is given up in the middle is due again in the next round.
         """
-        if self._must_rewind or self._tasks.get(task.id) is not task:
+        if self._transaction.given_up or self._assignment.tasks.get(task.id) is not task:
             return False
-        self._commit_first = False
-        self._working = task
+        self._slice.open(task)
         try:
             worked = run()
         except Interrupted:
             worked = False
         finally:
-            self._working = None
-            self._abandoned = False
-        if self._commit_first:
+            self._slice.close()
+        if self._slice.commit_first:
             self._commit()
         if not worked:
             return False
         try:
             self._write(task)
-        except _UNFINISHED as error:
-            self._give_up_transaction(error)
+        except UNFINISHED as error:
+            self._transaction.failed(error)
             return False
         except Interrupted:
             return False
-        self._pace.processed()
+        self._transaction.processed()
         return True
-
-    def _abandon_slice(self) -> None:
-        """Give up the slice that is open in a task with stores, so that what is whole can be committed."""
-        if self._working is not None and self._working.stateful:
-            self._working.drop_slice()
-            self._abandoned = True
 
     def _follow_global_tables(self) -> None:
         try:
@@ -1328,21 +869,16 @@ class Worker:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
 
     def _close_stores(self) -> None:
-        for task in list(self._tasks.values()):
+        for task in list(self._assignment.tasks.values()):
             # Where the group could not be left, these were not taken away.
-            self._close_task(task)
+            self._assignment.close_task(task)
         self._originals.close()
-        self._pending.close()
+        self._assignment.pending.close()
         if self._standbys is not None:
             self._standbys.close()
         self._globals.close()
         self._databases.close()
         self._upkeep.close()
-
-    def _raise_callback_error(self) -> None:
-        error, self._callback_error = self._callback_error, None
-        if error is not None:
-            raise error
 
     def _enter(self, state: State) -> None:
         if not self._state.may_become(state):

@@ -286,7 +286,7 @@ def test_records_that_wait_for_those_of_another_input_say_so():
     other = TopicPartition("other", 0)
     consumer.pause([other])
     worker: Any = site.worker
-    for queue in worker._queues.values():
+    for queue in worker._assignment.queues.values():
         # As if the end were not known yet: records of it may be on their way.
         queue.clear()
     consumer.resume = lambda _: None

@@ -972,3 +972,32 @@ def test_what_is_kept_of_tasks_that_went_elsewhere_is_deleted_in_time(tmp_path):
     first.close()
     second.close()
     cluster.check()
+
+
+def test_a_worker_that_has_processed_nothing_writes_no_changelog_as_it_stops():
+    """What a schema asks for goes with the first offsets: without any, nothing would fence a zombie."""
+    app = App("fresh")
+    app.stream("in", key=Text(), value=Text()).group_by_key().count("counts").to("out")
+    cluster = Cluster(app, outputs=("out",))
+    cluster.send(*[Sent("in", number % PARTITIONS, "k", "a", number) for number in range(40)])
+    worker = cluster.worker()
+    stopping = False
+
+    def stop(reached: Step) -> None:
+        nonlocal stopping
+        if reached == "poll" and len(worker.tasks) == PARTITIONS:
+            stopping = True
+            worker.request_stop()
+
+    cluster.broker.before = stop
+    while not stopping:
+        worker.run_once()
+    cluster.broker.before = None
+    worker.close()
+    assert list(read_to_end(cluster.broker, ["fresh-counts-changelog"])) == []
+    assert cluster.admin.committed_offsets("fresh") == {}
+    worker = cluster.worker()
+    cluster.run(worker)
+    worker.close()
+    assert list(read_to_end(cluster.broker, ["fresh-counts-changelog"]))
+    assert sum(cluster.admin.committed_offsets("fresh").values()) == 40

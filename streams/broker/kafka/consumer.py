@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from confluent_kafka import (
@@ -18,6 +19,7 @@ from confluent_kafka import (
 
 from streams.broker import END, OutOfRange, Polled, RebalanceListener
 from streams.broker.kafka.access import REQUEST_SECONDS, Access, LastError, Settings, log
+from streams.broker.kafka.partition_state import Delivery, PartitionState, Position, Reading
 from streams.broker.kafka.partitions import placed, plain, with_offsets
 from streams.broker.kafka.subscription import LOOK_SECONDS, Subscription
 from streams.errors import AccessDenied, BrokerError, FatalBrokerError, NotAuthorized, Right, TopicError
@@ -128,18 +130,8 @@ class KafkaConsumer:
         self._group: str = settings["group.id"]
         self._start = start
         """Where partitions without a committed offset begin."""
-        self._displaced: dict[TopicPartition, int] = {}
-        """Partitions that the client has stopped reading: their next offset is unknown (-1) or not there."""
-        self._told: set[TopicPartition] = set()
-        """Those of them that the caller knows of, and has to seek in."""
-        self._reached: dict[TopicPartition, int] = {}
-        """Where assignments, polls and seeks have come to: the next offset, or ``BEGINNING`` or ``END``."""
-        self._unplaced: set[TopicPartition] = set()
-        """Partitions assigned while nobody could tell where the group is in them."""
-        self._shaken: set[TopicPartition] = set()
-        """Partitions held through a rebalance: the client may have dropped what it had fetched of them."""
-        self._moved: set[TopicPartition] = set()
-        """Partitions that the client has been told where to read since their end was last believed."""
+        self._partitions: dict[TopicPartition, PartitionState] = {}
+        """The partitions that are assigned."""
         self._ask_at = 0.0
         """When the broker is to be asked again where the group is."""
         self._ask_seconds = ASK_SECONDS[0]
@@ -154,9 +146,6 @@ class KafkaConsumer:
         self._cooperative = roll_calls is not None
         self._listener: RebalanceListener | None = None
         self._raised: BaseException | None = None
-        self._held: set[TopicPartition] = set()
-        self._idled: set[TopicPartition] = set()
-        self._paused: set[TopicPartition] = set()
         self._stash: list[Message] = []
 
     def subscribe(self, topics: Collection[str | NamePattern], listener: RebalanceListener) -> None:
@@ -201,21 +190,24 @@ class KafkaConsumer:
         )
 
     def assign(self, positions: Mapping[TopicPartition, int]) -> None:
-        self._held = set(positions)
-        self._reached = dict(positions)
-        self._moved |= self._held
+        before = self._partitions
+        # The client keeps a partition paused over assignments.
+        self._partitions = {
+            place: PartitionState(offset, before[place].delivery if place in before else Delivery.RUNNING)
+            for place, offset in positions.items()
+        }
         self._call("assigning", lambda: self._client.assign(with_offsets(positions)))
 
     def poll(self, max_records: int, timeout: float) -> Polled:
-        if self._idled:
+        waits = any(state.waits for state in self._partitions.values())
+        if waits:
             self.resume_idled()
-        if self._unplaced:
             self._place_unplaced()
         if self._subscription is not None:
             self._follow_subscription(self._subscription)
         if self._roll_calls is not None and self._listener is not None:
             self._answer_roll_call(self._roll_calls)
-        out_of_range = self._settle() if self._displaced.keys() - self._told else {}
+        out_of_range = self._settle() if waits else {}
         messages, self._stash = self._stash, []
         if not messages:
             # consume() waits for all it was asked for: wait for one only, then take what is there.
@@ -228,10 +220,11 @@ class KafkaConsumer:
         return polled._replace(out_of_range=out_of_range) if out_of_range else polled
 
     def keep_alive(self) -> None:
-        running = self._held - self._paused - self._idled
+        running = self._all(Delivery.RUNNING)
         if running:
             self._call("pausing", lambda: self._client.pause(plain(running)))
-            self._idled |= running
+            for state in running.values():
+                state.idle()
         # What comes all the same is kept for the next poll.
         came = self._consume(1, 0)
         if self._rebalanced:
@@ -240,26 +233,32 @@ class KafkaConsumer:
         self._stash += came
 
     def resume_idled(self) -> None:
-        """Let go on what ``keep_alive`` paused."""
-        idled, self._idled = self._idled & self._held - self._paused, set()
-        self._resume(idled)
+        """Let continue what ``keep_alive`` paused."""
+        self._resume(self._all(Delivery.IDLE))
 
-    def _resume(self, stopped: set[TopicPartition]) -> None:
-        """Let paused partitions go on, exactly where polls have come to.
+    def _all(self, delivery: Delivery) -> dict[TopicPartition, PartitionState]:
+        return {place: state for place, state in self._partitions.items() if state.delivery is delivery}
 
-        By itself the client goes on from what it believes to have handed out, and it notes that in another
+    def _resume(self, paused: Mapping[TopicPartition, PartitionState]) -> None:
+        """Let paused partitions continue, exactly where polls have come to.
+
+        By itself the client continues from what it believes to have handed out, and it notes that in another
         thread: with a rebalance at the same time it can be wrong by a whole poll.
         """
-        if not stopped:
+        if not paused:
             return
-        self._call("resuming", lambda: self._client.resume(plain(stopped)))
-        self._seek_again(stopped)
+        for state in paused.values():
+            state.resume()
+        self._call("resuming", lambda: self._client.resume(plain(paused)))
+        self._seek_again(paused)
 
-    def _seek_again(self, places: set[TopicPartition]) -> None:
-        self._shaken -= places
-        # What the client has stopped reading is placed anew, once it is settled where.
-        for place in sorted(places & self._reached.keys() - self._displaced.keys()):
-            self._seek(place, self._reached[place])
+    def _seek_again(self, places: Iterable[TopicPartition]) -> None:
+        for place in sorted(places):
+            state = self._partitions[place]
+            state.moved()
+            # What the client has stopped reading is assigned again, once it is settled from where.
+            if state.reached is not None and not state.stopped:
+                self._seek(place, state.reached)
 
     def _after_rebalance(self, messages: list[Message]) -> list[Message]:
         """What may be kept of messages among which a rebalance came: errors, no records.
@@ -275,27 +274,32 @@ class KafkaConsumer:
                 dropped.add(_place(message))
             else:
                 kept.append(message)
-                if _is_displaced(message):
-                    self._note_displaced(message)
-        self._seek_again((self._shaken | dropped) & self._held)
+                if _is_stopped(message):
+                    self._note_stopped(message)
+        self._seek_again(
+            place
+            for place, state in self._partitions.items()
+            if state.position is Position.UNCERTAIN or place in dropped
+        )
         return kept
 
     def seek(self, positions: Mapping[TopicPartition, int]) -> None:
         # Resuming continues from where the client was, which would undo a seek made before it.
         self.resume_idled()
-        self._unplaced -= positions.keys()
-        self._shaken -= positions.keys()
+        strangers = sorted(positions.keys() - self._partitions.keys())
+        if strangers:
+            raise FatalBrokerError(f"cannot seek in {', '.join(map(str, strangers))}: not assigned")
         for message in self._stash:
-            if _is_displaced(message):
-                self._note_displaced(message)
+            if _is_stopped(message):
+                self._note_stopped(message)
         self._stash = [message for message in self._stash if _place(message) not in positions]
-        self._place_anew({place: positions[place] for place in positions.keys() & self._displaced.keys()})
-        self._reached |= positions
+        self._place_again({place: at for place, at in positions.items() if self._partitions[place].stopped})
+        for place, offset in positions.items():
+            self._partitions[place].sought(offset)
         for place, offset in positions.items():
             self._seek(place, offset)
 
     def _seek(self, place: TopicPartition, offset: int) -> None:
-        self._moved.add(place)
         deadline = time.monotonic() + SEEK_SECONDS
         while True:
             try:
@@ -307,29 +311,32 @@ class KafkaConsumer:
                 if time.monotonic() < deadline:
                     time.sleep(0.005)
                     continue
-                # The client has stopped reading it, which it has not told yet.
-                self._place_anew({place: offset})
+                # The client has stopped reading it, which it has not reported yet.
+                self._place_again({place: offset})
                 return
             else:
                 return
 
     def pause(self, partitions: Collection[TopicPartition]) -> None:
-        self._paused |= set(partitions)
+        for place in partitions:
+            if place in self._partitions:
+                self._partitions[place].pause()
         self._call("pausing", lambda: self._client.pause(plain(partitions)))
 
     def resume(self, partitions: Collection[TopicPartition]) -> None:
         # Those that it has not paused itself, the client reads again from where it once began.
-        stopped = set(partitions) & (self._paused | self._idled)
-        self._paused -= stopped
-        self._idled -= stopped
-        self._resume(stopped)
+        known = {place: self._partitions[place] for place in partitions if place in self._partitions}
+        self._resume({place: state for place, state in known.items() if state.paused})
 
     def assignment(self) -> set[TopicPartition]:
-        return set(self._held)
+        return set(self._partitions)
 
     def positions(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        known = self._reached.keys() - self._unplaced
-        return {place: self._reached[place] for place in partitions if place in known}
+        return {
+            place: state.reached
+            for place in partitions
+            if (state := self._partitions.get(place)) and state.reached is not None
+        }
 
     def committed(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         if not partitions:
@@ -409,7 +416,7 @@ class KafkaConsumer:
     def _answer_roll_call(self, roll_calls: RollCalls) -> None:
         """Leave the group and join again when its coordinator goes on believing something else."""
         member = self._client.memberid()
-        differs = roll_calls.ask(member, self._held) if member else None
+        differs = roll_calls.ask(member, self._partitions.keys()) if member else None
         if differs is not None:
             log.warning("group %s: this member joins again: %s", self._group, differs)
             self._renew()
@@ -433,43 +440,36 @@ class KafkaConsumer:
         fetched: list[Fetched] = []
         for (topic, number), came in parts.items():
             place = TopicPartition(topic, number)
-            records, reached = came, self._reached.get(place, self._start)
+            state = self._partitions.get(place)
+            if state is None or state.reached is None:
+                continue
+            records, reached = came, state.reached
             if cast("int", came[0].offset()) < reached:
                 # A pause that overtakes a poll makes the client read again what that poll has handed out.
                 records = [message for message in came if cast("int", message.offset()) >= reached]
-            if place in self._unplaced or not records:
-                continue
+                if not records:
+                    continue
             last = cast("int", records[-1].offset())
-            self._reached[place] = last + 1
+            state.handed_out(last + 1)
             # Records behind a reported end mean that it is not the end any more.
             if last >= ends.get(place, last + 1):
                 del ends[place]
             fetched.append(KafkaFetched(*place, records))
-        for place in list(ends):
-            if place in self._unplaced or self._doubts(place, ends[place]):
-                del ends[place]
-        for place, end in ends.items():
-            # Begun at a logical offset and told the end of it, it goes on from there.
-            if self._reached.get(place, self._start) < 0:
-                self._reached[place] = end
-        return Polled(fetched, ends)
+        return Polled(fetched, {place: end for place, end in ends.items() if self._believes(place, end)})
 
-    def _doubts(self, place: TopicPartition, end: int) -> bool:
-        """Whether a partition's end is only believed once it is told again: records before it may be missing.
-
-        What lies between the last record and the end, markers and aborted transactions, looks just like
-        records that the client has dropped as it was moved. So it is read again once after each move.
-        """
-        if place not in self._moved:
+    def _believes(self, place: TopicPartition, end: int) -> bool:
+        """Whether a reported end is one; where that is doubted, it is read up to again."""
+        state = self._partitions.get(place)
+        # What a rebalance made uncertain is sought again by the next poll, and its end reported again.
+        if state is None or state.reached is None or state.position is Position.UNCERTAIN:
             return False
-        reached = self._reached.get(place, self._start)
-        # One marker is the rule. Who begins at the end has nothing to miss.
-        doubts = end - max(reached, 0) > 1 and reached != END
+        doubts = state.doubts(end)
         if doubts:
-            self._seek(place, reached)
-        # With traffic the next end may be another one: that it was read up to again is enough.
-        self._moved.discard(place)
-        return doubts
+            self._seek(place, state.reached)
+        else:
+            state.ended(end)
+        state.end_reached()
+        return not doubts
 
     def _without_errors(self, messages: list[Message], ends: dict[TopicPartition, int]) -> list[Message]:
         records = []
@@ -479,8 +479,8 @@ class KafkaConsumer:
                 records.append(message)
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - a public name of the library
                 ends[_place(message)] = cast("int", message.offset())
-            elif _is_displaced(message):
-                self._note_displaced(message)
+            elif _is_stopped(message):
+                self._note_stopped(message)
             elif error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 if self._subscription is not None and not self._subscription.named(message.topic() or ""):
                     # What only a pattern matches may be deleted.
@@ -516,7 +516,7 @@ class KafkaConsumer:
         Raises ``FatalBrokerError`` for all other errors.
         """
         # The code is lost on the way here, its text is not.
-        if KafkaError(KafkaError.UNRELEASED_INSTANCE_ID).str() not in str(means) or self._held:
+        if KafkaError(KafkaError.UNRELEASED_INSTANCE_ID).str() not in str(means) or self._partitions:
             raise FatalBrokerError(str(means))
         if self._occupied_since is None:
             self._occupied_since = time.monotonic()
@@ -527,7 +527,9 @@ class KafkaConsumer:
             )
         self._rejoin_at = time.monotonic() + REJOIN_SECONDS
 
-    def _begin(self, client: Consumer, partitions: list[ClientPartition]) -> None:
+    def _begin(
+        self, client: Consumer, partitions: list[ClientPartition]
+    ) -> dict[TopicPartition, PartitionState]:
         """Have partitions begin where the group is in them, or where new ones should, before they are read.
 
         The client would ask by itself, but not say where it begins, and only who knows that can have it read
@@ -536,14 +538,13 @@ class KafkaConsumer:
         places = placed(partitions)
         starts = self._starts(client, places, COMMITTED_SECONDS)
         if starts is None:
-            self._unplaced |= set(places)
             self._ask_at = time.monotonic() + ASK_PAUSE * self._ask_seconds
             for partition in partitions:
                 partition.offset = UNPLACED
-            return
-        self._reached |= starts
+            return {place: PartitionState(None) for place in places}
         for partition, place in zip(partitions, places, strict=True):
             partition.offset = starts[place]
+        return {place: PartitionState(starts[place]) for place in places}
 
     def _starts(
         self, client: Consumer, places: Collection[TopicPartition], timeout: float
@@ -563,10 +564,10 @@ class KafkaConsumer:
 
     def _place_unplaced(self) -> None:
         """Ask again where the group is in partitions of which the broker could not tell."""
-        self._unplaced &= self._held
-        if not self._unplaced or time.monotonic() < self._ask_at:
+        unplaced = [place for place, state in self._partitions.items() if state.unplaced]
+        if not unplaced or time.monotonic() < self._ask_at:
             return
-        starts = self._starts(self._client, self._unplaced, self._ask_seconds)
+        starts = self._starts(self._client, unplaced, self._ask_seconds)
         if starts is None:
             self._ask_at = time.monotonic() + ASK_PAUSE * self._ask_seconds
             self._ask_seconds = min(ASK_SECONDS[1], ASK_GROWTH * self._ask_seconds)
@@ -574,11 +575,10 @@ class KafkaConsumer:
         self._ask_seconds = ASK_SECONDS[0]
         self.seek(starts)
 
-    def _note_displaced(self, message: Message) -> None:
-        place = _place(message)
-        if place in self._held:
-            offset = message.offset()
-            self._displaced[place] = -1 if offset is None else max(offset, -1)
+    def _note_stopped(self, message: Message) -> None:
+        state = self._partitions.get(_place(message))
+        if state is not None:
+            state.stop(message.offset())
 
     def _settle(self) -> dict[TopicPartition, OutOfRange]:
         """Begin what turned out to have no committed offset, and find out what the other logs hold.
@@ -587,9 +587,13 @@ class KafkaConsumer:
         """
         out_of_range: dict[TopicPartition, OutOfRange] = {}
         positions: dict[TopicPartition, int] = {}
-        for place in sorted(self._displaced.keys() - self._told):
-            offset = self._displaced[place]
-            if offset < 0:
+        stopped = [
+            (place, state.stopped_at)
+            for place, state in self._partitions.items()
+            if state.reading is Reading.STOPPED
+        ]
+        for place, offset in sorted(stopped, key=itemgetter(0)):
+            if offset is None:
                 positions[place] = self._start
                 continue
             try:
@@ -608,61 +612,55 @@ class KafkaConsumer:
                 positions[place] = offset
             else:
                 out_of_range[place] = OutOfRange(offset, beginning, end)
-        self._place_anew(positions)
-        self._told |= out_of_range.keys()
+        self._place_again(positions)
+        for place in out_of_range:
+            self._partitions[place].reported()
         return out_of_range
 
-    def _place_anew(self, positions: Mapping[TopicPartition, int]) -> None:
+    def _place_again(self, positions: Mapping[TopicPartition, int]) -> None:
         """Assign partitions again, from these offsets: the client does not seek in what it has stopped."""
         if not positions:
             return
-        anew = dict(positions)
+        again = dict(positions)
         if not self._cooperative:
             # The older protocol's assignment is only made as a whole.
-            anew = {place: self._reached.get(place, UNPLACED) for place in self._held} | anew
-        stopped = anew.keys() & (self._paused | self._idled)
-        self._stash = [message for message in self._stash if _place(message) not in anew]
+            again = {
+                place: UNPLACED if state.reached is None else state.reached
+                for place, state in self._partitions.items()
+            } | again
+        paused = [place for place in again if self._partitions[place].paused]
+        self._stash = [message for message in self._stash if _place(message) not in again]
 
         def assign() -> None:
-            # Paused, they would go on from where they were paused.
-            self._client.resume(plain(stopped))
+            # Paused, they would continue from where they were paused.
+            self._client.resume(plain(paused))
             if self._cooperative:
-                self._client.incremental_unassign(plain(anew))
-                self._client.incremental_assign(with_offsets(anew))
+                self._client.incremental_unassign(plain(again))
+                self._client.incremental_assign(with_offsets(again))
             else:
-                self._client.assign(with_offsets(anew))
-            self._client.pause(plain(stopped))
+                self._client.assign(with_offsets(again))
+            self._client.pause(plain(paused))
 
         self._call("positioning", assign)
-        self._reached |= positions
-        self._displaced = {place: at for place, at in self._displaced.items() if place not in positions}
-        self._told -= positions.keys()
-
-    def _forget(self, partitions: Iterable[TopicPartition]) -> None:
-        """Where these were in their logs says nothing about the next assignment."""
-        for place in list(partitions):
-            self._reached.pop(place, None)
-            self._displaced.pop(place, None)
-            self._told.discard(place)
-            self._unplaced.discard(place)
-            self._shaken.discard(place)
-            self._moved.discard(place)
+        for place, offset in positions.items():
+            self._partitions[place].placed(offset)
 
     def _on_assign(self, client: Consumer, partitions: list[ClientPartition]) -> None:
         self._occupied_since = None
-        added = placed(partitions)
-        self._forget(added if self._cooperative else [*self._reached, *self._displaced, *self._unplaced])
         self._rebalanced = True
-        self._moved |= set(added)
-        self._begin(client, partitions)
+        added = self._begin(client, partitions)
         if self._cooperative:
             client.incremental_assign(partitions)
-            self._shaken |= self._held
-            self._held |= set(added)
+            self._keep_through_rebalance()
+            self._partitions |= added
         else:
             client.assign(partitions)
-            self._held = set(added)
-        self._tell("assigned", added)
+            self._partitions = added
+        self._tell("assigned", list(added))
+
+    def _keep_through_rebalance(self) -> None:
+        for state in self._partitions.values():
+            state.rebalanced()
 
     def _on_revoke(self, client: Consumer, partitions: list[ClientPartition]) -> None:
         self._release("revoked", client, partitions)
@@ -674,17 +672,14 @@ class KafkaConsumer:
         gone = set(placed(partitions))
         self._rebalanced = True
         self._tell(how, sorted(gone))
-        self._held -= gone
-        self._shaken |= self._held
+        released = {place: self._partitions.pop(place) for place in gone if place in self._partitions}
+        self._keep_through_rebalance()
         # The client keeps a partition paused over the next assignment. Resumed then, it would continue where
         # it was paused and not where the group has committed; so that is done now.
-        stopped = gone & (self._paused | self._idled)
-        if stopped:
-            client.resume(plain(stopped))
-        self._paused -= gone
-        self._idled -= gone
+        paused = [place for place, state in released.items() if state.paused]
+        if paused:
+            client.resume(plain(paused))
         self._stash = [message for message in self._stash if _place(message) not in gone]
-        self._forget(gone)
         if self._cooperative:
             client.incremental_unassign(partitions)
         else:
@@ -727,7 +722,7 @@ def _has_none(partition: ClientPartition) -> bool:
     return partition.error is None and partition.offset == OFFSET_INVALID
 
 
-def _is_displaced(message: Message) -> bool:
+def _is_stopped(message: Message) -> bool:
     """Whether it says that the client knows no place in the log to go on from."""
     error = message.error()
     return error is not None and error.code() == KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001 - a public name of the library
