@@ -19,7 +19,7 @@ from streams.errors import StateError
 from streams.events import Event
 from streams.partitioning import partition_for
 from streams.state.store import Changes
-from tests.crew import Crew
+from tests.support.crew import Crew
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -26,7 +26,7 @@ from streams.errors import StateError
 from streams.events import Event
 from streams.state.changelog import ENTRY_PREFIX, RESERVED, SCHEMA_KEY, TIME_KEY
 from streams.state.rocksdb import RocksDatabases
-from tests.crew import Crew
+from tests.support.crew import Crew
 
 KEYS = [
     b"plain",

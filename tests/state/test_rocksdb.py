@@ -22,7 +22,7 @@ from streams.errors import StateError
 from streams.events import Event
 from streams.state.rocksdb import RocksDatabases
 from streams.state.store import Changes
-from tests.conftest import wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
