@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 import uuid
 from typing import TYPE_CHECKING
 
@@ -74,10 +73,3 @@ def topic(kafka: KafkaBroker, prefix: str) -> Callable[..., str]:
         return full
 
     return make
-
-
-def wait_until(condition: Callable[[], object], timeout: float = 60.0, *, what: str = "condition") -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} not reached within {timeout} s"
-        time.sleep(0.02)

@@ -37,7 +37,7 @@ from streams.state.changelog import SCHEMA_KEY, TIME_KEY
 from streams.state.evolution import compare, kept, new_aggregates, reading
 from streams.state.memory import MemoryDatabases
 from streams.testing import TopologyDriver
-from tests.logs import capture_logs
+from tests.support.logs import capture_logs
 
 if TYPE_CHECKING:
     from streams.state.definition import StoreDefinition

@@ -25,6 +25,7 @@ from streams.errors import (
     TransactionAborted,
 )
 from streams.records import Output, TopicPartition
+from tests.support.clock import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,19 +33,6 @@ if TYPE_CHECKING:
     from streams.broker import Consumer
     from streams.broker.memory import MemoryConsumer, MemoryProducer, Step
     from streams.records import Headers
-
-
-class Clock:
-    """Seconds that pass only when told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class Recorder:
@@ -65,7 +53,7 @@ class Recorder:
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(0.0, tick=0.0)
 
 
 @pytest.fixture
@@ -205,7 +193,7 @@ class TestWaiting:
 class TestDeterminism:
     def test_the_same_calls_give_the_same_records(self):
         def run() -> list[tuple[int, list[bytes | None]]]:
-            broker = MemoryBroker(clock=Clock())
+            broker = MemoryBroker(clock=Clock(0.0, tick=0.0))
             broker.admin().create_topics([NewTopic(name="source", partitions=4)])
             for number in range(10):
                 write(broker, rows("source", *(f"{number}-{row}".encode() for row in range(number))))

@@ -24,6 +24,7 @@ from streams.errors import (
 )
 from streams.partitioning import partition_for
 from streams.records import Output, TopicPartition
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from tests.contract.conftest import Clients
 
 PATIENCE = 30.0
+soon = partial(wait_until, timeout=PATIENCE)
 NOW = int(time.time() * 1000)
 
 
@@ -114,13 +116,6 @@ def poll_until(condition: Callable[[], bool], *readers: Reader) -> None:
             reader.poll()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
-
-
 def rows(
     topic: str,
     values: Sequence[bytes | None],
@@ -161,7 +156,7 @@ class TestTopics:
     def test_a_deleted_topic_is_gone(self, clients):
         name = clients.topic()
         clients.admin.delete_topics([name, clients.name("never-existed")])
-        wait_until(lambda: name not in clients.admin.topics())
+        soon(lambda: name not in clients.admin.topics())
 
     def test_an_illegal_name_is_refused(self, clients):
         with pytest.raises(BrokerError):
@@ -471,7 +466,7 @@ class TestReader:
         producer.abort(PATIENCE)
         # The records, and a marker for each transaction, which comes a moment later.
         end = 62
-        wait_until(lambda: clients.admin.end_offsets([place])[place] == end)
+        soon(lambda: clients.admin.end_offsets([place])[place] == end)
         reader = Reader(clients.consumer()).assign({place: BEGINNING})
         poll_until(lambda: reader.is_at_end(place, end), reader)
         reader.consumer.seek({place: 1})
@@ -725,8 +720,8 @@ class TestGroup:
         write(clients.producer(), rows(topic, numbered(0, 5)))
         clients.consumer().commit({place: 5})
         clients.admin.delete_topics([topic])
-        wait_until(lambda: topic not in clients.admin.topics())
-        wait_until(lambda: bool(clients.admin.create_topics([NewTopic(name=topic, partitions=1)])))
+        soon(lambda: topic not in clients.admin.topics())
+        soon(lambda: bool(clients.admin.create_topics([NewTopic(name=topic, partitions=1)])))
         write(clients.producer(), rows(topic, numbered(5, 12)))
         reader = Reader(clients.consumer(tells_out_of_range=True)).subscribe(topic)
         poll_until(lambda: bool(reader.out_of_range) or len(reader.values) >= 7, reader)
@@ -985,7 +980,7 @@ class TestTransactions:
         producer.commit(PATIENCE)
         poll_until(lambda: len(watcher.values) >= 3, watcher)
         assert watcher.values == numbered(0, 3)
-        wait_until(lambda: clients.admin.committed_offsets(clients.name("group")) == {place: 3})
+        soon(lambda: clients.admin.committed_offsets(clients.name("group")) == {place: 3})
 
     def test_an_aborted_transaction_leaves_no_records_and_no_offsets(self, clients):
         source, sink = clients.topic("source"), clients.topic("sink")
@@ -1138,7 +1133,7 @@ class TestTransactions:
             return False
 
         with pytest.raises(OutcomeUnknown):
-            wait_until(go_on)
+            soon(go_on)
 
     def test_a_member_that_left_cannot_commit_offsets_in_a_transaction(self, clients):
         source, sink = clients.topic("source"), clients.topic("sink")
@@ -1195,7 +1190,7 @@ class TestTransactions:
         worker.subscribe(source)
         poll_until(lambda: len(worker.values) >= 3, worker)
         worker.consumer.close()
-        wait_until(lambda: clients.admin.committed_offsets(clients.name("group")) == {place: 3})
+        soon(lambda: clients.admin.committed_offsets(clients.name("group")) == {place: 3})
 
     def test_a_new_owner_waits_for_offsets_that_may_still_be_committed(self, clients):
         source = clients.topic("source")

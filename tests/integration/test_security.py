@@ -34,8 +34,8 @@ from streams.errors import ConfigurationError, NotAuthenticated
 from streams.monitoring.lag import measure_lag
 from streams.queries.http import ask, bearer
 from streams.records import Output
-from tests.conftest import wait_until
 from tests.integration.conftest import Count
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,18 +14,7 @@ from streams.monitoring.watchdog import Watchdog
 from streams.records import Output
 from streams.runtime.commit import ExactlyOnce
 from streams.runtime.worker import Worker
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        self.now += 0.001
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
+from tests.support.clock import Clock
 
 
 def numbers() -> App:
@@ -41,7 +30,7 @@ class Site:
 
     def __init__(self, app: App) -> None:
         self.app = app
-        self.clock = Clock()
+        self.clock = Clock(100.0, tick=0.001)
         self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance)
         self.broker.admin().create_topics(
             [NewTopic(name=name, partitions=2) for name in ("in", "out", app.dead_letter_topic)]

@@ -19,7 +19,8 @@ from streams.records import Output, TopicPartition
 from streams.runtime.commit import ExactlyOnce
 from streams.runtime.topics import prepare_topics
 from streams.runtime.worker import Worker
-from tests.logs import capture_logs
+from tests.support.clock import Clock
+from tests.support.logs import capture_logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -31,20 +32,6 @@ if TYPE_CHECKING:
 TIMEOUT = 60.0
 PLACE = TopicPartition("in", 0)
 PATIENCE = 20.0
-
-
-class Clock:
-    """Seconds that pass only when somebody looks or waits."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        self.now += 0.0005
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class Broker(MemoryBroker):
@@ -93,7 +80,7 @@ class Site:
             partitions=partitions,
             clock=self.clock,
             pause=self.clock.advance,
-            wall_clock=lambda: round(self.clock.now * 1000),
+            wall_clock=self.clock.milliseconds,
         )
         self.ended: list[int] = []
         self.end = threading.Event()

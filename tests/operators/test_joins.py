@@ -26,7 +26,7 @@ from streams.broker.memory import MemoryBroker
 from streams.errors import TopicError
 from streams.runtime.topics import prepare_topics
 from streams.testing import TopologyDriver
-from tests.joined import Window, arrivals, promised
+from tests.support.joined import Window, arrivals, promised
 
 KEYS = "abc"
 

@@ -13,10 +13,10 @@ from streams.errors import TopologyError
 from streams.eventtime.windows import Session, Tumbling, Windowed
 from streams.policy import skip
 from streams.testing import TopologyDriver
-from tests.disturbed import Bench, as_table, each_once, rows_of, runs
+from tests.support.disturbed import Bench, as_table, each_once, rows_of, runs
 
 if TYPE_CHECKING:
-    from tests.disturbed import Row, Slice
+    from tests.support.disturbed import Row, Slice
 
 
 class Model:

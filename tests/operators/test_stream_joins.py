@@ -13,7 +13,7 @@ from streams import App, JoinWindow, Json, Record, Text, TopologyError, minutes
 from streams.errors import ProcessingError
 from streams.partitioning import partition_for
 from streams.testing import TopologyDriver
-from tests.joined import Result, Window, arrivals, check_definition, promised
+from tests.support.joined import Result, Window, arrivals, check_definition, promised
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings, strategies as st
 
 from streams.eventtime.windows import Hopping, Tumbling
-from tests.disturbed import Bench, as_table, each_once, rows_of, runs
+from tests.support.disturbed import Bench, as_table, each_once, rows_of, runs
 
 if TYPE_CHECKING:
-    from tests.disturbed import Slice
+    from tests.support.disturbed import Slice
 
 
 @st.composite

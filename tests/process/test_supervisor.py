@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,9 +26,12 @@ from streams.errors import (
 )
 from streams.process import supervisor
 from streams.process.supervisor import Supervisor
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+soon = partial(wait_until, timeout=30.0)
 
 
 def command(folder: Path, body: str) -> list[str]:
@@ -124,17 +128,10 @@ stopped.wait(60)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGKILL, -9)])
 def test_no_worker_outlives_the_command_however_it_ends(tmp_path, number, code):
     process = subprocess.Popen([sys.executable, "-c", SUPERVISING, *command(tmp_path, FOLLOWING)])
-    wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
+    soon(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
     os.kill(process.pid, number)
     assert process.wait(30) == code
-    wait_for(lambda: len(list(tmp_path.glob("stopped-*"))) == 2)
-
-
-def wait_for(condition, timeout: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    soon(lambda: len(list(tmp_path.glob("stopped-*"))) == 2)
 
 
 def test_restarts_wait_longer_each_time(tmp_path, monkeypatch):
@@ -207,7 +204,7 @@ def test_a_stop_asked_for_from_the_program_ends_all_with_code_0(tmp_path):
     running = Supervisor(command(tmp_path, body), 3)
 
     def stop_when_ready() -> None:
-        wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == 3)
+        soon(lambda: len(list(tmp_path.glob("ready-*"))) == 3)
         running.request_stop()
 
     thread = threading.Thread(target=stop_when_ready)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,18 +16,10 @@ from streams.errors import BrokerError, BrokerUnreachable, Retriable
 from streams.events import Event
 from streams.queries.directory import Replica, Replicas
 from streams.records import Output, TopicPartition
-from tests.logs import capture_logs
+from tests.support.logs import capture_logs
+from tests.support.waiting import wait_until
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-def wait_for(condition: Callable[[], Any]) -> Any:
-    give_up = time.monotonic() + 10
-    while not (found := condition()):
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
-    return found
+soon = partial(wait_until, timeout=10.0)
 
 
 def test_workers_find_each_other_and_learn_of_changes():
@@ -38,12 +31,12 @@ def test_workers_find_each_other_and_learn_of_changes():
     ):
         one.start(lambda: Replica(stores=dict(held["one"])), address="one:1")
         two.start(lambda: Replica(stores=dict(held["two"])), address="two:2")
-        wait_for(lambda: one.owners("counts", anew=True) == {0: "one:1", 1: "one:1", 2: "two:2"})
+        soon(lambda: one.owners("counts", anew=True) == {0: "one:1", 1: "one:1", 2: "two:2"})
         assert two.owners("last", anew=True) == {0: "one:1"}
         assert two.owners("nothing") == {}
         held["one"] = {"counts": [0]}
         held["two"] = {"counts": [1, 2]}
-        wait_for(lambda: one.owners("counts", anew=True) == {0: "one:1", 1: "two:2", 2: "two:2"})
+        soon(lambda: one.owners("counts", anew=True) == {0: "one:1", 1: "two:2", 2: "two:2"})
     with Replicas(broker, "app", "three") as three:
         assert three.owners("counts") == {}
 
@@ -72,7 +65,7 @@ def test_what_is_known_is_used_for_a_second_and_while_the_broker_is_away(monkeyp
     broker.before = polls.append
     with Replicas(broker, "app", "one") as replicas:
         replicas.start(lambda: Replica(stores={"counts": [0]}), address="one:1")
-        wait_for(lambda: replicas.owners("counts", anew=True) == {0: "one:1"})
+        soon(lambda: replicas.owners("counts", anew=True) == {0: "one:1"})
         before = polls.count("poll")
         for _ in range(100):
             replicas.owners("counts")
@@ -85,7 +78,7 @@ def test_what_is_known_is_used_for_a_second_and_while_the_broker_is_away(monkeyp
             if step == "poll":
                 raise Retriable("made to fail")
 
-        wait_for(lambda: broker.admin().end_offsets([replicas._topic])[replicas._topic] == 2)
+        soon(lambda: broker.admin().end_offsets([replicas._topic])[replicas._topic] == 2)
         broker.before = away
         assert replicas.owners("counts", anew=True) == {0: "one:1"}
         broker.before = None
@@ -127,7 +120,7 @@ def test_telling_is_tried_again(monkeypatch):
     broker.before = fail
     with Replicas(broker, "app", "one") as replicas:
         replicas.start(lambda: Replica(stores={"counts": [0]}), address="one:1")
-        wait_for(lambda: replicas.owners("counts", anew=True) == {0: "one:1"})
+        soon(lambda: replicas.owners("counts", anew=True) == {0: "one:1"})
     assert not failures
 
 
@@ -144,15 +137,15 @@ def test_members_are_those_that_hold_tasks_or_said_lately_that_they_hold_none(mo
         start(one, "one", "1b")
         start(two, "two", "1a")
         start(idle, "idle", "0c")
-        wait_for(lambda: one.members == ("0c", "1a", "1b") == idle.members)
+        soon(lambda: one.members == ("0c", "1a", "1b") == idle.members)
         # As if it was killed, it tells nothing any more; another takes its tasks over.
         two._stop.set()
         assert two._thread is not None
         two._thread.join()
         tasks["one"] = ["0_0", "0_1"]
-        wait_for(lambda: one.members == ("0c", "1b"))
+        soon(lambda: one.members == ("0c", "1b"))
         idle.close()
-        wait_for(lambda: one.members == ("1b",))
+        soon(lambda: one.members == ("1b",))
     two.close()
 
 
@@ -204,16 +197,16 @@ def test_no_record_ends_the_thread_that_follows_the_topic(monkeypatch, name):
     with Replicas(broker, "app", "one") as one, Replicas(broker, "app", "two") as two:
         one.start(lambda: Replica(stores={"counts": held["one"]}), address="one:1")
         two.start(lambda: Replica(stores={"counts": held["two"]}), address="two:1")
-        wait_for(lambda: one.owners("counts", anew=True) == {0: "one:1", 1: "two:1"})
+        soon(lambda: one.owners("counts", anew=True) == {0: "one:1", 1: "two:1"})
         with capture_logs() as logs:
             for _ in range(3):
                 write(broker, *GARBAGE[name])
             end = written(broker)
             # Both go on following: a change of either is seen by the other one.
             held["one"], held["two"] = [], [0, 1]
-            wait_for(lambda: one.owners("counts", anew=True) == {0: "two:1", 1: "two:1"})
-            wait_for(lambda: two.owners("counts", anew=True) == {0: "two:1", 1: "two:1"})
-            wait_for(lambda: written(broker) >= end + 2)
+            soon(lambda: one.owners("counts", anew=True) == {0: "two:1", 1: "two:1"})
+            soon(lambda: two.owners("counts", anew=True) == {0: "two:1", 1: "two:1"})
+            soon(lambda: written(broker) >= end + 2)
         assert (one.trouble, two.trouble) == (None, None)
         lines = [entry for entry in logs if entry["event"] == Event.RECORDS_SKIPPED]
         assert len(lines) <= 2
@@ -231,15 +224,15 @@ def test_a_false_claim_loses_and_leaves_nothing_behind(monkeypatch, name, remove
     with Replicas(broker, "app", "one") as one, Replicas(broker, "app", "looking") as looking:
         mine = Replica(member="1", tasks=["0_0", "0_1"], stores={"counts": [0, 1]})
         one.start(lambda: mine, address="one:1", follow=True, tasks=["0_0", "0_1"])
-        wait_for(lambda: looking.owners("counts", anew=True) == {0: "one:1", 1: "one:1"})
+        soon(lambda: looking.owners("counts", anew=True) == {0: "one:1", 1: "one:1"})
         write(
             broker, name.encode(), encoded(address="x:1", member="0", tasks=["0_1"], stores={"counts": [1]})
         )
         assert looking.owners("counts", anew=True).get(1) == "x:1"
         if removed:
             write(broker, name.encode(), None)
-        wait_for(lambda: looking.owners("counts", anew=True) == {0: "one:1", 1: "one:1"})
-        wait_for(lambda: one.members == ("1",))
+        soon(lambda: looking.owners("counts", anew=True) == {0: "one:1", 1: "one:1"})
+        soon(lambda: one.members == ("1",))
         # It is settled: nothing more is written.
         end = written(broker)
         time.sleep(0.3)
@@ -252,7 +245,7 @@ def test_members_are_none_of_tasks_that_the_app_does_not_have():
         one.start(lambda: Replica(member="1", tasks=["0_0"]), follow=True, tasks=["0_0"])
         write(broker, b"of an earlier topology", encoded(member="0", tasks=["7_0", "0_9", "nonsense"]))
         write(broker, b"idle", encoded(member="2"))
-        wait_for(lambda: one.members == ("1", "2"))
+        soon(lambda: one.members == ("1", "2"))
 
 
 def test_a_worker_that_was_replaced_and_does_not_know_it_lets_the_other_claim(monkeypatch):
@@ -261,10 +254,10 @@ def test_a_worker_that_was_replaced_and_does_not_know_it_lets_the_other_claim(mo
     broker = MemoryBroker()
     with Replicas(broker, "app", "old") as old, Replicas(broker, "app", "new") as new:
         old.start(lambda: Replica(tasks=["0_0"], stores={"counts": [0]}), address="old:1")
-        wait_for(lambda: new.owners("counts", anew=True) == {0: "old:1"})
+        soon(lambda: new.owners("counts", anew=True) == {0: "old:1"})
         time.sleep(0.05)
         new.start(lambda: Replica(tasks=["0_0"], stores={"counts": [0]}), address="new:1")
-        wait_for(lambda: old.owners("counts", anew=True) == {0: "new:1"})
+        soon(lambda: old.owners("counts", anew=True) == {0: "new:1"})
         end = written(broker)
         time.sleep(0.3)
         assert written(broker) == end
@@ -277,7 +270,7 @@ def test_claims_that_come_again_and_again_are_answered_ever_more_rarely(monkeypa
     broker = MemoryBroker()
     with Replicas(broker, "app", "one") as one:
         one.start(lambda: Replica(stores={"counts": [0]}), address="one:1")
-        wait_for(lambda: one.owners("counts", anew=True) == {0: "one:1"})
+        soon(lambda: one.owners("counts", anew=True) == {0: "one:1"})
         false = 0
         begun = written(broker)
         until = time.monotonic() + 1
@@ -288,7 +281,7 @@ def test_claims_that_come_again_and_again_are_answered_ever_more_rarely(monkeypa
         # 0.01 s, 0.02 s, … fit into 1 s six times.
         assert 1 <= written(broker) - begun - false <= 8
         # And the last word is the truth.
-        wait_for(lambda: one.owners("counts", anew=True) == {0: "one:1"})
+        soon(lambda: one.owners("counts", anew=True) == {0: "one:1"})
 
 
 def test_a_topic_that_was_emptied_or_deleted_has_all_claims_again(monkeypatch):
@@ -298,7 +291,7 @@ def test_a_topic_that_was_emptied_or_deleted_has_all_claims_again(monkeypatch):
     place = TopicPartition("app-replicas", 0)
     with Replicas(broker, "app", "one") as one:
         one.start(lambda: Replica(stores={"counts": [0]}), address="one:1")
-        wait_for(lambda: one.owners("counts", anew=True) == {0: "one:1"})
+        soon(lambda: one.owners("counts", anew=True) == {0: "one:1"})
 
         def known() -> bool:
             try:
@@ -308,9 +301,9 @@ def test_a_topic_that_was_emptied_or_deleted_has_all_claims_again(monkeypatch):
                 return False
 
         broker.admin().delete_records({place: written(broker)})
-        wait_for(known)
+        soon(known)
         broker.admin().delete_topics([place.topic])
-        wait_for(known)
+        soon(known)
 
 
 # --- health
@@ -330,15 +323,15 @@ def test_trouble_is_told_while_the_broker_is_away_and_over_when_it_is_back(monke
     assert (replicas.trouble, replicas.seconds_behind) == (None, 0.0)
     with replicas:
         replicas.start(lambda: Replica(stores={"counts": [0]}), address="one:1")
-        wait_for(lambda: replicas.owners("counts", anew=True))
+        soon(lambda: replicas.owners("counts", anew=True))
         broker.before = away
-        trouble = wait_for(lambda: replicas.trouble)
+        trouble = soon(lambda: replicas.trouble)
         assert not trouble.mended_by_restart
         assert "app-replicas" in str(trouble)
         assert "made to fail" in str(trouble)
         assert replicas.seconds_behind > 0.5
         broker.before = None
-        wait_for(lambda: replicas.trouble is None)
+        soon(lambda: replicas.trouble is None)
 
 
 def test_trouble_that_a_restart_mends_is_a_call_that_does_not_return(monkeypatch):
@@ -348,14 +341,14 @@ def test_trouble_that_a_restart_mends_is_a_call_that_does_not_return(monkeypatch
     go_on = threading.Event()
     replicas = Replicas(broker, "app", "one")
     replicas.start(lambda: Replica(stores={"counts": [0]}), address="one:1")
-    wait_for(lambda: replicas.owners("counts", anew=True))
+    soon(lambda: replicas.owners("counts", anew=True))
 
     def hang(step: str) -> None:
         if step == "poll" and threading.current_thread().name == "streams-replicas":
             go_on.wait(20)
 
     broker.before = hang
-    wait_for(lambda: replicas.trouble and replicas.trouble.mended_by_restart)
+    soon(lambda: replicas.trouble and replicas.trouble.mended_by_restart)
     begun = time.monotonic()
     # Not even a stop waits for it.
     replicas.close()
@@ -375,5 +368,5 @@ def test_what_the_worker_itself_fails_with_ends_nothing(monkeypatch):
 
     with Replicas(broker, "app", "one") as one:
         one.start(replica, address="one:1")
-        wait_for(lambda: one.owners("counts", anew=True) == {0: "one:1"})
+        soon(lambda: one.owners("counts", anew=True) == {0: "one:1"})
         assert one.trouble is None

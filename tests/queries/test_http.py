@@ -18,7 +18,7 @@ from streams.config import Settings
 from streams.errors import ConfigurationError
 from streams.queries import http
 from streams.queries.http import MOST_CONNECTIONS, HttpServer, Request, Response, Tls, ask, client_tls
-from tests.conftest import wait_until
+from tests.support.waiting import wait_until
 
 
 def test_it_answers_what_a_route_says_and_404_elsewhere():

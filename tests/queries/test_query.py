@@ -6,7 +6,6 @@ import base64
 import json
 import socket
 import threading
-import time
 import urllib.error
 import urllib.request
 from functools import partial
@@ -29,10 +28,13 @@ from streams.queries.query import Queries
 from streams.records import Output
 from streams.runtime.commit import ExactlyOnce
 from streams.runtime.worker import Worker
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+soon = partial(wait_until, timeout=20.0)
 
 PARTITIONS = 4
 NAMES = [f"user-{number:02d}" for number in range(20)]
@@ -146,7 +148,7 @@ class Site:
             shares = [self.held(runner) for runner in runners]
             return all(shares) and sorted(chain(*shares)) == list(range(PARTITIONS))
 
-        wait_for(spread)
+        soon(spread)
 
     def held(self, runner: Runner) -> list[int]:
         try:
@@ -160,14 +162,7 @@ class Site:
             status, answer = runner.get("/stores/totals?all=true")
             return status == 200 and sum(e["value"]["visits"] for e in answer["entries"]) == records
 
-        wait_for(counted)
-
-
-def wait_for(condition: Callable[[], object], timeout: float = 20.0) -> None:
-    give_up = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
+        soon(counted)
 
 
 @pytest.fixture
@@ -288,7 +283,7 @@ class TestForeignRecordsAmongWorkers:
             assert {status for status, _ in answers} <= {200, 503}
             return all(status == 200 for status, _ in answers)
 
-        wait_for(answered)
+        soon(answered)
         site.wait_until_counted(first, len(NAMES))
         assert first.status("/readyz") == (200, "ok\n")
 
@@ -303,7 +298,7 @@ class TestForeignRecordsAmongWorkers:
 
         site.broker.before = hang
         for path in ("/readyz", "/healthz"):
-            wait_for(partial(shows, one, path, 503))
+            soon(partial(shows, one, path, 503))
             assert "visits-replicas" in one.status(path)[1]
         text = one.status("/metrics")[1]
         (age,) = [line for line in text.splitlines() if line.startswith("streams_replicas_age_seconds")]
@@ -311,7 +306,7 @@ class TestForeignRecordsAmongWorkers:
         monkeypatch.undo()
         go_on.set()
         for path in ("/readyz", "/healthz"):
-            wait_for(partial(shows, one, path, 200))
+            soon(partial(shows, one, path, 200))
 
 
 class TestOverHttp:
@@ -503,8 +498,8 @@ def test_keys_of_bytes_are_text_or_base64(site):
     producer.flush(5)
     encoded = base64.b64encode(b"\xfb\xff\x00").decode()
     assert "+" in encoded or "/" in encoded
-    wait_for(lambda: runner.get("/stores/totals/keys/%FB%FF%00?encoding=base64")[0] != 503)
-    wait_for(lambda: runner.get(f"/stores/totals/keys/{quote(encoded, safe='')}?encoding=base64")[0] == 200)
+    soon(lambda: runner.get("/stores/totals/keys/%FB%FF%00?encoding=base64")[0] != 503)
+    soon(lambda: runner.get(f"/stores/totals/keys/{quote(encoded, safe='')}?encoding=base64")[0] == 200)
     assert runner.get("/stores/totals/keys/ann") == (200, {"key": "ann", "value": 1})
     _, answer = runner.get("/stores/totals?encoding=base64")
     assert [entry["key"] for entry in answer["entries"]] == [base64.b64encode(b"ann").decode(), encoded]
@@ -536,7 +531,7 @@ def test_keys_in_any_encoding_reach_the_same_value_directly_and_forwarded(site):
         for runner in (one, two):
             for spelling in spellings[1:]:
                 path = f"/stores/totals/keys/{spelling}"
-                wait_for(partial(answered, runner, path))
+                soon(partial(answered, runner, path))
                 assert runner.get(path) == (200, {"key": encoded, "value": 1}), (key, path)
             status, answer = runner.get(f"/stores/totals/keys/{spellings[0]}")
             assert (status, answer["error"]) == (400, "unknown encoding 'percent': base64 is the only one")
@@ -634,7 +629,7 @@ def test_workers_ask_each_other_by_https(site, tmp_path):
     site.send([(name, 1) for name in NAMES])
     for name in NAMES:
         for runner in (one, two):
-            wait_for(partial(answered, runner, name))
+            soon(partial(answered, runner, name))
 
 
 def by_pair(**settings: Any) -> App:
@@ -659,7 +654,7 @@ def test_keys_of_json_are_json(site):
         return status == 200 and bool(answer["entries"] == everything)
 
     for asked in (runner, other):
-        wait_for(partial(complete, asked))
+        soon(partial(complete, asked))
         assert asked.get(path) == (200, {"key": [1, "odd"], "value": 2})
     assert runner.get("/stores/totals/keys/odd")[0] == 400
 

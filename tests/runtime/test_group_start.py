@@ -18,7 +18,7 @@ from streams.runtime.commit import AtLeastOnce, ExactlyOnce
 from streams.runtime.topics import prepare_topics
 from streams.runtime.worker import Worker
 from streams.state.memory import MemoryDatabases
-from tests.logs import capture_logs
+from tests.support.logs import capture_logs
 
 GUARANTEES = ["exactly_once", "at_least_once"]
 

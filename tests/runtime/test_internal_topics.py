@@ -25,7 +25,7 @@ from streams import (
 )
 from streams.broker import NewTopic
 from streams.errors import RecordsRefused
-from tests.crew import Crew
+from tests.support.crew import Crew
 
 if TYPE_CHECKING:
     from streams.records import Headers

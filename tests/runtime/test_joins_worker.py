@@ -24,7 +24,8 @@ from streams.runtime.topics import prepare_topics
 from streams.runtime.worker import Worker
 from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
-from tests.joined import Window, arrivals, check_definition, promised
+from tests.support.clock import Clock
+from tests.support.joined import Window, arrivals, check_definition, promised
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,20 +34,6 @@ if TYPE_CHECKING:
 
 PARTITIONS = 2
 INPUTS = ("orders", "customers", "clicks", "left", "right", "prices")
-
-
-class Clock:
-    """Seconds that pass only when somebody looks or waits."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        self.now += 0.0005
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 def sum_of(value: list[Any]) -> int:
@@ -109,7 +96,7 @@ class Cluster:
             databases=databases if databases is not None else MemoryDatabases(),
             clock=self.clock,
             pause=self.clock.advance,
-            wall_clock=lambda: round(self.clock.now * 1000),
+            wall_clock=self.clock.milliseconds,
         )
         self.made += 1
         worker.start()

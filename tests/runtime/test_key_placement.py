@@ -16,8 +16,8 @@ from streams.events import Event
 from streams.partitioning import partition_for
 from streams.records import Output
 from streams.runtime.key_placement import check_key_placement, placement_of, sample_placements
-from tests.logs import capture_logs
-from tests.queries.test_query import PARTITIONS, Site, wait_for
+from tests.queries.test_query import PARTITIONS, Site, soon
+from tests.support.logs import capture_logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -234,4 +234,4 @@ def test_where_keys_lie_where_they_should_a_missing_one_is_missing_at_once(site)
         if partition_for(key.encode(), PARTITIONS) in here:
             assert one.app.query("totals", key) is None
     assert answers(one, missing) == [(404, None)] * 20
-    wait_for(lambda: answers(two, KEYS) == [(200, 1)] * len(KEYS))
+    soon(lambda: answers(two, KEYS) == [(200, 1)] * len(KEYS))

@@ -18,8 +18,8 @@ from streams.errors import StateError
 from streams.events import Event
 from streams.partitioning import partition_for
 from streams.state.store import Changes
-from tests.crew import Crew
-from tests.logs import capture_logs
+from tests.support.crew import Crew
+from tests.support.logs import capture_logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

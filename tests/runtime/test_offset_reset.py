@@ -19,23 +19,10 @@ from streams.runtime.commit import AtLeastOnce, ExactlyOnce
 from streams.runtime.topics import prepare_topics
 from streams.runtime.worker import Worker
 from streams.state.memory import MemoryDatabases
-from tests.logs import capture_logs
+from tests.support.clock import Clock
+from tests.support.logs import capture_logs
 
 PLACE = TopicPartition("in", 0)
-
-
-class Clock:
-    """Seconds that pass only when somebody looks or waits."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        self.now += 0.0005
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class Cluster:
@@ -71,7 +58,7 @@ class Cluster:
             databases=self.databases,
             clock=self.clock,
             pause=self.clock.advance,
-            wall_clock=lambda: round(self.clock.now * 1000),
+            wall_clock=self.clock.milliseconds,
         )
         worker.start()
         return worker

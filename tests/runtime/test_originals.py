@@ -17,24 +17,11 @@ from streams.runtime.topics import prepare_topics
 from streams.runtime.worker import Worker
 from streams.simulation.run import InputRecord
 from streams.simulation.simulator import Simulator
+from tests.support.clock import Clock
 
 if TYPE_CHECKING:
     from streams.broker import GroupSettings, Polled
     from streams.records import Headers
-
-
-class Clock:
-    """Seconds that pass only when somebody looks or waits."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        self.now += 0.0005
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class Broker(MemoryBroker):

@@ -33,7 +33,7 @@ from streams.broker.memory import MemoryBroker
 from streams.broker.reading import read_to_end
 from streams.errors import ProcessingError, StateError, TransactionAborted
 from streams.records import Output
-from tests.logs import capture_logs
+from tests.support.logs import capture_logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -18,7 +18,7 @@ from streams.broker.memory import MemoryBroker
 from streams.errors import ProcessingError
 from streams.records import Output
 from streams.testing import TopologyDriver
-from tests.logs import capture_logs
+from tests.support.logs import capture_logs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

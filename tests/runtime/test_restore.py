@@ -31,7 +31,8 @@ from streams.state.changelog import (
 from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
 from streams.state.store import Changes
-from tests.logs import capture_logs
+from tests.support.clock import Clock
+from tests.support.logs import capture_logs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,20 +48,6 @@ TASK = TaskId(0, 0)
 STORE = key_value_store("s")
 CHANGELOG = TopicPartition("app-s-changelog", 0)
 HOUR = 3_600_000
-
-
-class Clock:
-    """Seconds that pass only when somebody looks or waits."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        self.now += 0.0005
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class Site:

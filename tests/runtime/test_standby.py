@@ -13,8 +13,8 @@ from streams import App, Json, Text
 from streams.events import Event
 from streams.runtime.standby import assigned_range, foreseen
 from streams.state.memory import MemoryDatabases
-from tests.logs import capture_logs
 from tests.runtime.test_worker_state import PARTITIONS, SIZE, Cluster, Sent, counting
+from tests.support.logs import capture_logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, MutableMapping

@@ -24,6 +24,7 @@ from streams.records import Output, TopicPartition
 from streams.runtime.commit import AtLeastOnce, ExactlyOnce
 from streams.runtime.status import State
 from streams.runtime.worker import Worker
+from tests.support.clock import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,18 +32,6 @@ if TYPE_CHECKING:
     from streams.broker.memory import Step
 
 PARTITIONS = 4
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        self.now += 0.0005
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class Site:

@@ -26,6 +26,7 @@ from streams.records import Output, TopicPartition
 from streams.runtime.commit import AtLeastOnce, ExactlyOnce
 from streams.runtime.status import State
 from streams.runtime.worker import Worker
+from tests.support.clock import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,20 +37,6 @@ if TYPE_CHECKING:
 TRANSACTION_SECONDS = 10.0
 
 EXACTLY_ONCE_STEPS = ("produce", "begin", "send_offsets", "commit.before", "commit.after", "abort")
-
-
-class Clock:
-    """Seconds that pass only when somebody looks or waits."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        self.now += 0.0005
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class Cluster:

@@ -25,6 +25,7 @@ from streams.runtime.worker import Worker
 from streams.state.changelog import RESERVED
 from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
+from tests.support.clock import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,20 +44,6 @@ ALL_STEPS = (*COMMIT_STEPS, "poll", "committed", "init_transactions")
 
 class Death(BaseException):
     """The process ends here."""
-
-
-class Clock:
-    """Seconds that pass only when somebody looks or waits."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        self.now += 0.0005
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class Tally:

@@ -17,7 +17,8 @@ from streams.runtime.commit import ExactlyOnce
 from streams.runtime.topics import prepare_topics
 from streams.runtime.worker import Worker
 from streams.state.memory import MemoryDatabases
-from tests.logs import capture_logs
+from tests.support.clock import Clock
+from tests.support.logs import capture_logs
 
 if TYPE_CHECKING:
     from streams.state.store import Databases
@@ -26,25 +27,11 @@ ROUNDS = 400
 KEYS = [f"key {number}".encode() for number in range(40)]
 
 
-class Clock:
-    """Seconds that pass only when somebody looks or waits."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        self.now += 0.001
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-
-
 class Place:
     """A cluster with an app that counts keys, and what its worker leaves on disk."""
 
     def __init__(self, partitions: int = 2) -> None:
-        self.clock = Clock()
+        self.clock = Clock(tick=0.001)
         self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance)
         self.admin = self.broker.admin()
         self.admin.create_topics(

@@ -25,8 +25,8 @@ from streams.errors import StateError
 from streams.events import Event
 from streams.state.changelog import ENTRY_PREFIX, RESERVED, SCHEMA_KEY, TIME_KEY
 from streams.state.rocksdb import RocksDatabases
-from tests.crew import Crew
-from tests.logs import capture_logs
+from tests.support.crew import Crew
+from tests.support.logs import capture_logs
 
 KEYS = [
     b"plain",

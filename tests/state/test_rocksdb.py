@@ -21,8 +21,8 @@ from streams.errors import StateError
 from streams.events import Event
 from streams.state.rocksdb import RocksDatabases
 from streams.state.store import Changes
-from tests.conftest import wait_until
-from tests.logs import capture_logs
+from tests.support.logs import capture_logs
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

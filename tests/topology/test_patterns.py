@@ -20,7 +20,7 @@ from streams.runtime.commit import ExactlyOnce
 from streams.runtime.topics import input_partitions, prepare_topics
 from streams.runtime.worker import Worker
 from streams.testing import TopologyDriver
-from tests.logs import capture_logs
+from tests.support.logs import capture_logs
 
 
 def named(*names: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from streams.runtime.commit import ExactlyOnce
 from streams.runtime.topics import prepare_topics
 from streams.runtime.worker import Worker
 from streams.state.memory import MemoryDatabases
+from tests.support.clock import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,23 +26,6 @@ if TYPE_CHECKING:
     from streams.state.store import Databases
 
 TRANSACTION_SECONDS = 10.0
-
-
-class Clock:
-    """Seconds that pass only when the clock is read or waited on."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        self.now += 0.0005
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-
-    def milliseconds(self) -> int:
-        return round(self.now * 1000)
 
 
 @dataclass

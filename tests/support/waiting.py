@@ -1,0 +1,20 @@
+"""Waiting for what other threads and processes do."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+def wait_until(condition: Callable[[], T | None], timeout: float = 60.0, *, what: str = "condition") -> T:
+    """What the condition returns once that is true; the test fails where this takes longer."""
+    deadline = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what} not reached within {timeout} s"
+        time.sleep(0.02)
+    return found
