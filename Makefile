@@ -24,7 +24,7 @@ help:
 .venv/.dependencies: requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "streams needs Python 3.11 or newer: '$(PYTHON)' is not. Name another one with 'make PYTHON=python3.12 …'."; exit 1; }
-	@echo "Setting up .venv with the locked dependencies (once; about half a minute and 600 MB) …"
+	@echo "Setting up .venv with the locked dependencies (once; about half a minute and 400 MB) …"
 	@$(PYTHON) -m venv --clear .venv || { \
 	  echo "No virtual environment could be made. On Debian and Ubuntu: apt-get install python3-venv."; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt || { \
@@ -41,7 +41,12 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-check: $(STAMP)
+# Node comes with it: demo and tests do without.
+.venv/.check: $(STAMP) requirements/check.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/check.txt
+	@touch $@
+
+check: .venv/.check
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -82,6 +87,8 @@ lock:
 	  --no-annotate --no-header --extra broker --extra dev pyproject.toml -o requirements/dev.txt
 	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header --constraint requirements/dev.txt --extra docs pyproject.toml -o requirements/docs.txt
+	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header --constraint requirements/dev.txt --extra check pyproject.toml -o requirements/check.txt
 
 clean:
 	rm -rf .venv build dist
