@@ -24,19 +24,16 @@ from streams.aggregates import (
     top,
     total,
 )
-from streams.broker import GroupSettings, NewTopic
-from streams.broker.memory import MemoryBroker
+from streams.broker import GroupSettings
 from streams.broker.reading import read_to_end
 from streams.errors import StateError
 from streams.events import Event
 from streams.records import Output, TopicPartition
-from streams.runtime.commit import ExactlyOnce
-from streams.runtime.topics import prepare_topics
-from streams.runtime.worker import Worker
 from streams.state.changelog import SCHEMA_KEY, TIME_KEY
 from streams.state.evolution import compare, kept, new_aggregates, reading
 from streams.state.memory import MemoryDatabases
 from streams.testing import TopologyDriver
+from tests.support.cluster import MemoryCluster
 from tests.support.logs import capture_logs
 
 if TYPE_CHECKING:
@@ -171,55 +168,31 @@ def test_the_type_of_kept_values_may_change_as_that_of_a_store():
         driver.send("in", Counted(2), key="k", timestamp=3)
 
 
-class Cluster:
+class Cluster(MemoryCluster):
     """One input topic and workers, one after the other, each with its state from the changelog alone."""
 
     def __init__(self) -> None:
-        self.now = 1_000.0
-        self.broker = MemoryBroker(clock=self.clock, wait=self.wait)
-        self.admin = self.broker.admin()
-        self.admin.create_topics([NewTopic(name=name, partitions=1) for name in ("in", "out")])
+        super().__init__({"in": 1, "out": 1})
         self.sent = 0
 
-    def clock(self) -> float:
-        self.now += 0.0005
-        return self.now
-
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-
     def produce(self, topic: str, keys: list[bytes | None], values: list[bytes | None], time: int) -> None:
-        producer = self.broker.producer()
-        producer.produce(Output(topic, keys, values, [time] * len(values), partition=0))
-        producer.flush(1)
-        producer.close()
+        self.write(Output(topic, keys, values, [time] * len(values), partition=0))
 
     def send(self, value: Any, time: int) -> None:
         self.produce("in", [b"k"], [msgspec.json.encode(value)], time)
         self.sent += 1
 
     def topics(self, app: App) -> dict[str, int]:
-        return prepare_topics(
-            app.topology,
-            self.admin,
-            application=app.name,
-            dead_letter_topic=app.dead_letter_topic,
-            create_outputs=False,
-        )
+        return self.prepare(app, create_outputs=False)
 
     def run(self, app: App) -> list[Any]:
         """Let a new worker process what was sent: its log."""
-        worker = Worker(
-            app.topology,
-            self.broker,
-            ExactlyOnce(self.broker, "slot", timeout=10.0),
-            app.settings,
-            application=app.name,
+        worker = self.make_worker(
+            app,
+            "slot",
             partitions=self.topics(app),
             databases=MemoryDatabases(),
-            clock=self.clock,
-            pause=self.wait,
-            wall_clock=lambda: round(self.now * 1000),
+            wall_clock=self.clock.milliseconds,
         )
         with capture_logs() as logs:
             worker.start()
@@ -233,8 +206,7 @@ class Cluster:
         return logs
 
     def results(self) -> list[Any]:
-        fetched = read_to_end(self.broker, ["out"])
-        return [msgspec.json.decode(value) for part in fetched for value in part.values() if value]
+        return [msgspec.json.decode(value) for value in self.payloads("out") if value]
 
 
 def test_a_worker_says_which_aggregate_begins_and_when():
@@ -245,7 +217,7 @@ def test_a_worker_says_which_aggregate_begins_and_when():
     (event,) = begun(cluster.run(selling(worth=total(), n=count())))
     assert (event["store"], event["task"], event["aggregates"]) == ("s", "0_0", ["worth"])
     assert event["offsets"] == {"in-0": 1}
-    assert 1_000_000 < event["since"] < round(cluster.now * 1000)
+    assert 1_000_000 < event["since"] < round(cluster.clock.now * 1000)
     assert event["log_level"] == "warning"
     cluster.send(7, 3_000)
     assert not begun(cluster.run(selling(n=count(), worth=total())))

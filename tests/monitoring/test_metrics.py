@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from streams import App, Text, dead_letter, skip
-from streams.broker import NewTopic
-from streams.broker.memory import MemoryBroker
 from streams.monitoring.metrics import WorkerMetrics
 from streams.monitoring.watchdog import Watchdog
 from streams.records import Output
-from streams.runtime.commit import ExactlyOnce
-from streams.runtime.worker import Worker
 from tests.support.clock import Clock
+from tests.support.cluster import MemoryCluster
+
+if TYPE_CHECKING:
+    from streams.runtime.worker import Worker
 
 
 def numbers() -> App:
@@ -25,39 +26,25 @@ def numbers() -> App:
     return app
 
 
-class Site:
+class Site(MemoryCluster):
     """The topics of an app, two partitions each, and workers on them."""
 
     def __init__(self, app: App) -> None:
         self.app = app
-        self.clock = Clock(100.0, tick=0.001)
-        self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance)
-        self.broker.admin().create_topics(
-            [NewTopic(name=name, partitions=2) for name in ("in", "out", app.dead_letter_topic)]
-        )
+        topics = dict.fromkeys(("in", "out", app.dead_letter_topic), 2)
+        super().__init__(topics, Clock(100.0, tick=0.001))
         self._made = 0
 
     def worker(self) -> Worker:
         self._made += 1
-        guarantee = ExactlyOnce(self.broker, f"slot-{self._made}", timeout=100.0)
-        worker = Worker(
-            self.app.topology,
-            self.broker,
-            guarantee,
-            self.app.settings,
-            application=self.app.name,
-            clock=self.clock,
-            pause=self.clock.advance,
-        )
+        worker = self.make_worker(self.app, f"slot-{self._made}", transaction_timeout=100.0)
         worker.start()
         return worker
 
     def send(self, partition: int, *values: str) -> None:
-        producer = self.broker.producer()
         encoded = [value.encode() for value in values]
         count = len(encoded)
-        producer.produce(Output("in", [None] * count, encoded, [1] * count, partition=partition))
-        producer.flush(1)
+        self.write(Output("in", [None] * count, encoded, [1] * count, partition=partition))
 
 
 def scrape(metrics: WorkerMetrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

@@ -8,15 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streams import App, Json, Record, Text, Tumbling, dead_letter, fail, key_value_store, retry, skip
-from streams.broker import NewTopic
-from streams.broker.memory import MemoryBroker
-from streams.broker.reading import read_to_end
 from streams.errors import OutcomeUnknown, ProcessingError, TopologyError, TransactionAborted
 from streams.records import Output
-from streams.runtime.commit import ExactlyOnce
-from streams.runtime.topics import prepare_topics
-from streams.runtime.worker import Worker
 from streams.testing import TopologyDriver
+from tests.support.cluster import MemoryCluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +20,7 @@ if TYPE_CHECKING:
     from streams.broker.memory import Step
     from streams.operators.processor import Context
     from streams.records import Batch
+    from streams.runtime.worker import Worker
 
 
 class Counter:
@@ -311,53 +307,26 @@ def test_two_steps_behind_one_that_makes_times_agree_on_what_is_late():
 # --- on the worker
 
 
-class Site:
+class Site(MemoryCluster):
     """A memory broker on which a worker runs an app, with time that passes only by hand."""
 
     def __init__(self, app: App) -> None:
         self.app = app
-        self.now = 1_000.0
-        self.broker = MemoryBroker(clock=self.clock, wait=self.wait)
-        admin = self.broker.admin()
-        admin.create_topics([NewTopic(name=name, partitions=1) for name in ("in", "out")])
-        self.partitions = prepare_topics(
-            app.topology, admin, application=app.name, dead_letter_topic="letters", create_outputs=False
-        )
-
-    def clock(self) -> float:
-        self.now += 0.0005
-        return self.now
-
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
+        super().__init__({"in": 1, "out": 1})
+        self.partitions = self.prepare(app, dead_letter_topic="letters", create_outputs=False)
 
     def worker(self) -> Worker:
-        worker = Worker(
-            self.app.topology,
-            self.broker,
-            ExactlyOnce(self.broker, "slot", timeout=10.0),
-            self.app.settings,
-            application=self.app.name,
-            partitions=self.partitions,
-            clock=self.clock,
-            pause=self.wait,
-            wall_clock=lambda: round(self.now * 1000),
+        worker = self.make_worker(
+            self.app, "slot", partitions=self.partitions, wall_clock=self.clock.milliseconds
         )
         worker.start()
         return worker
 
     def send(self, *times: int) -> None:
-        producer = self.broker.producer()
-        producer.produce(Output("in", [b"k"] * len(times), [b"x"] * len(times), list(times), partition=0))
-        producer.flush(1)
+        self.write(Output("in", [b"k"] * len(times), [b"x"] * len(times), list(times), partition=0))
 
     def values(self) -> list[str]:
-        return [
-            value.decode()
-            for fetched in read_to_end(self.broker, ["out"])
-            for value in fetched.values()
-            if value is not None
-        ]
+        return [value.decode() for value in self.payloads("out")]
 
 
 @pytest.mark.parametrize(
@@ -405,12 +374,12 @@ def test_a_call_on_the_wall_clock_whose_commit_failed_comes_again(error):
             raise failure
 
     site.broker.before = trouble
-    site.now += 1
+    site.clock.now += 1
     for _ in range(8):
         worker.run_once()
     if error is OutcomeUnknown:
         # The task was made anew, and its schedule with it.
-        site.now += 1
+        site.clock.now += 1
         for _ in range(8):
             worker.run_once()
     worker.close()
@@ -443,7 +412,7 @@ def test_what_follows_a_call_on_the_wall_clock_may_wait_without_being_committed_
     site.send(1)
     for _ in range(5):
         worker.run_once()
-    site.now += 1
+    site.clock.now += 1
     # Something is whole already when the call's results have to wait, and their own commit fails.
     site.send(2)
     commits = 0

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from streams import App, Bytes, Text
 from streams.broker import NewTopic
-from streams.broker.memory import MemoryBroker
 from streams.broker.reading import read_to_end
 from streams.errors import Retriable
 from streams.events import Event
 from streams.records import Output, TopicPartition
-from streams.runtime.commit import AtLeastOnce, ExactlyOnce
-from streams.runtime.topics import prepare_topics
-from streams.runtime.worker import Worker
 from streams.state.memory import MemoryDatabases
+from tests.support.clock import Clock
+from tests.support.cluster import MemoryCluster
 from tests.support.logs import capture_logs
+
+if TYPE_CHECKING:
+    from streams.runtime.worker import Worker
 
 GUARANTEES = ["exactly_once", "at_least_once"]
 
@@ -27,43 +28,24 @@ class Killed(BaseException):
     """A worker's process ends here."""
 
 
-class Cluster:
+class Cluster(MemoryCluster):
     """Topics, and workers that can be killed: their sessions end by the clock."""
 
     def __init__(self, *topics: str, partitions: int = 2) -> None:
-        self.now = 1_000.0
-        self.broker = MemoryBroker(clock=lambda: self.now, wait=self.pause)
-        self.admin = self.broker.admin()
-        self.create(*topics, partitions=partitions)
+        super().__init__(dict.fromkeys(topics, partitions), Clock(tick=0.0))
         self._made = 0
-
-    def pause(self, seconds: float) -> None:
-        self.now += seconds
 
     def create(self, *topics: str, partitions: int = 2) -> None:
         self.admin.create_topics([NewTopic(name=name, partitions=partitions) for name in topics])
 
     def worker(self, app: App, *, start: bool = True) -> Worker:
         self._made += 1
-        kind = ExactlyOnce if app.settings.guarantee == "exactly_once" else AtLeastOnce
-        guarantee: Any = kind(self.broker, f"slot-{self._made}", timeout=10.0)
-        worker = Worker(
-            app.topology,
-            self.broker,
-            guarantee,
-            app.settings,
-            application=app.name,
-            partitions=prepare_topics(
-                app.topology,
-                self.admin,
-                application=app.name,
-                dead_letter_topic=app.dead_letter_topic,
-                create_outputs=True,
-            ),
+        worker = self.make_worker(
+            app,
+            f"slot-{self._made}",
+            partitions=self.prepare(app, create_outputs=True),
             databases=MemoryDatabases(),
-            clock=lambda: self.now,
-            pause=self.pause,
-            wall_clock=lambda: round(self.now * 1000),
+            wall_clock=self.clock.milliseconds,
         )
         if start:
             worker.start()
@@ -71,14 +53,11 @@ class Cluster:
 
     def kill(self) -> None:
         """Whatever workers there are, they are gone: their sessions and transactions end."""
-        self.now += 1_000.0
+        self.clock.advance(1_000.0)
 
     def send(self, *values: str, topic: str = "in", partition: int = 0) -> None:
-        producer = self.broker.producer()
         encoded = [value.encode() for value in values]
-        producer.produce(Output(topic, encoded, encoded, [1_000] * len(encoded), partition=partition))
-        producer.flush(1)
-        producer.close()
+        self.write(Output(topic, encoded, encoded, [1_000] * len(encoded), partition=partition))
 
     def values(self, topic: str = "out") -> list[str]:
         return sorted(
@@ -89,11 +68,7 @@ class Cluster:
 
     def counts(self) -> dict[str, int]:
         """The last count of each key in ``out``."""
-        return {
-            (key or b"").decode(): int(value or b"")
-            for fetched in read_to_end(self.broker, ["out"])
-            for key, value in zip(fetched.keys(), fetched.values(), strict=True)
-        }
+        return {(key or b"").decode(): int(value or b"") for key, value in self.rows("out")}
 
 
 def copying(*topics: str | re.Pattern[str], **settings: Any) -> App:

@@ -11,25 +11,22 @@ import msgspec
 import pytest
 
 from streams import App, JoinWindow, Json, Text, total
-from streams.broker import GroupSettings, NewTopic
-from streams.broker.memory import MemoryBroker
+from streams.broker import NewTopic
 from streams.broker.reading import read_to_end
 from streams.errors import NotCommitted
 from streams.partitioning import partition_for
 from streams.records import Output, TopicPartition
-from streams.runtime.commit import ExactlyOnce
 from streams.runtime.global_tables import GlobalTables
 from streams.runtime.restore import OLDEST_CHECKPOINT
-from streams.runtime.topics import prepare_topics
-from streams.runtime.worker import Worker
 from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
-from tests.support.clock import Clock
+from tests.support.cluster import MemoryCluster
 from tests.support.joined import Window, arrivals, check_definition, promised
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from streams.runtime.worker import Worker
     from streams.state.store import Databases
 
 PARTITIONS = 2
@@ -66,14 +63,11 @@ def program() -> App:
     return app
 
 
-class Cluster:
+class Cluster(MemoryCluster):
     """Topics for the program, and workers that are ended and begun again."""
 
     def __init__(self, app: App | None = None) -> None:
-        self.clock = Clock()
-        self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance)
-        self.admin = self.broker.admin()
-        self.admin.create_topics([NewTopic(name=name, partitions=PARTITIONS) for name in INPUTS])
+        super().__init__(dict.fromkeys(INPUTS, PARTITIONS))
         self.deploy(app or program())
         self.workers: list[Worker] = []
         self.made = 0
@@ -81,21 +75,14 @@ class Cluster:
     def deploy(self, app: App) -> None:
         """Workers that are started from now on run this program."""
         self.app = app
-        self.partitions = prepare_topics(
-            app.topology, self.admin, application="shop", dead_letter_topic="d", create_outputs=True
-        )
+        self.partitions = self.prepare(app, dead_letter_topic="d", create_outputs=True)
 
     def start(self, databases: Databases | None = None) -> Worker:
-        worker = Worker(
-            self.app.topology,
-            self.broker,
-            ExactlyOnce(self.broker, f"slot-{self.made}", timeout=10.0),
-            self.app.settings,
-            application="shop",
+        worker = self.make_worker(
+            self.app,
+            f"slot-{self.made}",
             partitions=self.partitions,
             databases=databases if databases is not None else MemoryDatabases(),
-            clock=self.clock,
-            pause=self.clock.advance,
             wall_clock=self.clock.milliseconds,
         )
         self.made += 1
@@ -105,31 +92,15 @@ class Cluster:
 
     def kill(self, worker: Worker) -> None:
         """As if its process were dead: its session ends and its open transaction times out."""
-        consumer: Any = worker._consumer
-        self.broker.expire(consumer)
-        self.clock.advance(11.0)
+        self.freeze(worker)
         self.workers.remove(worker)
 
     def send(self, topic: str, key: str, value: Any, time: int, partition: int | None = None) -> None:
-        producer = self.broker.producer()
         payload = None if value is None else msgspec.json.encode(value)
-        producer.produce(Output(topic, [key.encode()], [payload], [time], partition=partition))
-        producer.flush(1)
-        producer.close()
+        self.write(Output(topic, [key.encode()], [payload], [time], partition=partition))
 
     def lag(self) -> int:
-        inputs = [
-            TopicPartition(topic, number)
-            for topic, count in self.partitions.items()
-            for number in range(count)
-        ]
-        committed = self.admin.committed_offsets("shop")
-        reader = self.broker.consumer(GroupSettings(group="lag"))
-        reader.assign({partition: committed.get(partition, 0) for partition in inputs})
-        left = sum(len(fetched) for fetched in reader.poll(100_000, 0).fetched)
-        reader.close()
-        ends = [self.admin.end_offsets(inputs, kind) for kind in ("read_committed", "read_uncommitted")]
-        return left + sum(ends[0][partition] != ends[1][partition] for partition in inputs)
+        return self.uncommitted("shop", self.partitions)
 
     def run(self) -> None:
         for _ in range(2_000):
@@ -142,8 +113,7 @@ class Cluster:
     def read(self, topic: str) -> list[tuple[str, Any]]:
         return [
             (key.decode(), None if value is None else msgspec.json.decode(value))
-            for fetched in read_to_end(self.broker, [topic])
-            for key, value in zip(fetched.keys(), fetched.values(), strict=True)
+            for key, value in self.rows(topic)
             if key is not None
         ]
 

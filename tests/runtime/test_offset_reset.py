@@ -2,73 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from streams import App, Bytes, Text
-from streams.broker import GroupSettings, NewTopic
-from streams.broker.memory import MemoryBroker
-from streams.broker.reading import read_to_end
+from streams.broker import GroupSettings
 from streams.errors import OffsetOutOfRange, StateError, TransactionAborted
 from streams.events import Event
 from streams.monitoring.metrics import WorkerMetrics
 from streams.records import Output, TopicPartition
 from streams.runtime.cleanup import PURGE_SECONDS
-from streams.runtime.commit import AtLeastOnce, ExactlyOnce
-from streams.runtime.topics import prepare_topics
-from streams.runtime.worker import Worker
 from streams.state.memory import MemoryDatabases
-from tests.support.clock import Clock
+from tests.support.cluster import MemoryCluster
 from tests.support.logs import capture_logs
+
+if TYPE_CHECKING:
+    from streams.runtime.worker import Worker
 
 PLACE = TopicPartition("in", 0)
 
 
-class Cluster:
+class Cluster(MemoryCluster):
     """The topics of an app, two partitions each, and workers of it."""
 
     def __init__(self, app: App) -> None:
         self.app = app
-        self.clock = Clock()
-        self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance)
-        self.admin = self.broker.admin()
+        super().__init__({"in": 2, "out": 2})
         self.databases = MemoryDatabases()
-        self.admin.create_topics([NewTopic(name=name, partitions=2) for name in ("in", "out")])
         self._made = 0
 
     def worker(self) -> Worker:
-        partitions = prepare_topics(
-            self.app.topology,
-            self.admin,
-            application=self.app.name,
-            dead_letter_topic=self.app.dead_letter_topic,
-            create_outputs=False,
-        )
         self._made += 1
-        kind = ExactlyOnce if self.app.settings.guarantee == "exactly_once" else AtLeastOnce
-        guarantee: ExactlyOnce | AtLeastOnce = kind(self.broker, f"slot-{self._made}", timeout=10.0)
-        worker = Worker(
-            self.app.topology,
-            self.broker,
-            guarantee,
-            self.app.settings,
-            application=self.app.name,
-            partitions=partitions,
+        worker = self.make_worker(
+            self.app,
+            f"slot-{self._made}",
+            partitions=self.prepare(self.app, create_outputs=False),
             databases=self.databases,
-            clock=self.clock,
-            pause=self.clock.advance,
             wall_clock=self.clock.milliseconds,
         )
         worker.start()
         return worker
 
     def send(self, start: int, stop: int, topic: str = "in") -> None:
-        producer = self.broker.producer()
         values: list[bytes | None] = [b"%d" % number for number in range(start, stop)]
-        producer.produce(Output(topic, values, values, [0] * len(values), partition=0))
-        producer.flush(1)
-        producer.close()
+        self.write(Output(topic, values, values, [0] * len(values), partition=0))
 
     def commit(self, offset: int) -> None:
         """Commit an offset of the input for the app's group."""
@@ -80,12 +58,7 @@ class Cluster:
         return self.admin.committed_offsets(self.app.name).get(PLACE)
 
     def values(self) -> list[int]:
-        return sorted(
-            int(value)
-            for fetched in read_to_end(self.broker, ["out"])
-            for value in fetched.values()
-            if value is not None
-        )
+        return sorted(map(int, self.payloads("out")))
 
 
 def copying(**settings: Any) -> App:

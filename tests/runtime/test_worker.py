@@ -11,8 +11,6 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from streams import App, Text, dead_letter, retry, skip
 from streams.broker import GroupSettings, NewTopic
-from streams.broker.memory import MemoryBroker
-from streams.broker.reading import read_to_end
 from streams.errors import (
     DeadLetterLimitExceeded,
     OutcomeUnknown,
@@ -21,60 +19,38 @@ from streams.errors import (
     TransactionAborted,
 )
 from streams.records import Output, TopicPartition
-from streams.runtime.commit import AtLeastOnce, ExactlyOnce
 from streams.runtime.status import State
-from streams.runtime.worker import Worker
-from tests.support.clock import Clock
+from tests.support.cluster import MemoryCluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from streams.broker.memory import Step
+    from streams.runtime.worker import Worker
 
 PARTITIONS = 4
 
 
-class Site:
+class Site(MemoryCluster):
     """A memory cluster with an input and an output topic, and workers of one app on it."""
 
     def __init__(self, app: App) -> None:
-        self.clock = Clock()
-        self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance)
+        super().__init__(dict.fromkeys(("in", "out", app.dead_letter_topic), PARTITIONS))
         self.app = app
-        self.admin = self.broker.admin()
-        self.admin.create_topics(
-            [NewTopic(name=name, partitions=PARTITIONS) for name in ("in", "out", app.dead_letter_topic)]
-        )
         self.workers = 0
 
     def worker(self) -> Worker:
-        settings = self.app.settings
-        guarantee: ExactlyOnce | AtLeastOnce
-        if settings.guarantee == "exactly_once":
-            guarantee = ExactlyOnce(self.broker, f"worker-{self.workers}", timeout=10.0)
-        else:
-            guarantee = AtLeastOnce(self.broker, "state", timeout=10.0)
+        worker = self.make_worker(self.app, f"worker-{self.workers}")
         self.workers += 1
-        worker = Worker(
-            self.app.topology,
-            self.broker,
-            guarantee,
-            settings,
-            application=self.app.name,
-            clock=self.clock,
-            pause=self.clock.advance,
-        )
         worker.start()
         return worker
 
     def produce(
         self, values: Sequence[str], partition: int | None = None, *, key: bytes | None = None
     ) -> None:
-        producer = self.broker.producer()
         encoded = [value.encode() for value in values]
         keys = encoded if key is None else [key] * len(encoded)
-        producer.produce(Output("in", keys, encoded, [0] * len(encoded), partition=partition))
-        producer.flush(1)
+        self.write(Output("in", keys, encoded, [0] * len(encoded), partition=partition))
 
     def lag(self) -> int:
         partitions = [TopicPartition("in", number) for number in range(PARTITIONS)]
@@ -92,12 +68,7 @@ class Site:
         pytest.fail(f"not done after {rounds} rounds: lag {self.lag()}")
 
     def values(self, topic: str = "out") -> list[str]:
-        return [
-            value.decode()
-            for fetched in read_to_end(self.broker, [topic])
-            for value in fetched.values()
-            if value is not None
-        ]
+        return [value.decode() for value in self.payloads(topic)]
 
 
 def copying_app(**settings: Any) -> App:

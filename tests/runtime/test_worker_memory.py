@@ -11,8 +11,6 @@ import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from streams import App, Bytes, Text, dead_letter, fail, retry, skip
-from streams.broker import NewTopic
-from streams.broker.memory import MemoryBroker
 from streams.broker.reading import read_to_end
 from streams.errors import (
     DeadLetterLimitExceeded,
@@ -23,36 +21,27 @@ from streams.errors import (
     TransactionAborted,
 )
 from streams.records import Output, TopicPartition
-from streams.runtime.commit import AtLeastOnce, ExactlyOnce
 from streams.runtime.status import State
-from streams.runtime.worker import Worker
-from tests.support.clock import Clock
+from tests.support.cluster import TRANSACTION_SECONDS, MemoryCluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from streams import ErrorPolicy
     from streams.broker.memory import Step
+    from streams.runtime.worker import Worker
 
-TRANSACTION_SECONDS = 10.0
 
 EXACTLY_ONCE_STEPS = ("produce", "begin", "send_offsets", "commit.before", "commit.after", "abort")
 
 
-class Cluster:
+class Cluster(MemoryCluster):
     """Topics ``in`` (4 partitions), ``other`` (2), ``out`` and dead letters; workers of one app on them."""
 
     def __init__(self, app: App, *, max_record_bytes: int = 1_000_000) -> None:
         self.app = app
-        self.clock = Clock()
-        self.broker = MemoryBroker(
-            clock=self.clock, wait=self.clock.advance, max_record_bytes=max_record_bytes
-        )
-        self.admin = self.broker.admin()
         counts = {"in": 4, "other": 2, "out": 2, app.dead_letter_topic: 1}
-        self.admin.create_topics(
-            [NewTopic(name=name, partitions=partitions) for name, partitions in counts.items()]
-        )
+        super().__init__(counts, max_record_bytes=max_record_bytes)
         self.inputs = [
             TopicPartition(name, number)
             for name in app.topology.input_topics
@@ -63,31 +52,15 @@ class Cluster:
 
     def worker(self) -> Worker:
         """One more worker, started."""
-        guarantee: ExactlyOnce | AtLeastOnce = AtLeastOnce(
-            self.broker, f"slot-{self._made}", timeout=TRANSACTION_SECONDS
-        )
-        if self.app.settings.guarantee == "exactly_once":
-            guarantee = ExactlyOnce(self.broker, f"slot-{self._made}", timeout=TRANSACTION_SECONDS)
+        worker = self.make_worker(self.app, f"slot-{self._made}")
         self._made += 1
-        worker = Worker(
-            self.app.topology,
-            self.broker,
-            guarantee,
-            self.app.settings,
-            application=self.app.name,
-            clock=self.clock,
-            pause=self.clock.advance,
-        )
         worker.start()
         return worker
 
     def send(self, topic: str, partition: int, *values: str) -> None:
-        producer = self.broker.producer()
         encoded = [value.encode() for value in values]
         count = len(values)
-        producer.produce(Output(topic, [b"k"] * count, encoded, [7] * count, partition=partition))
-        producer.flush(1)
-        producer.close()
+        self.write(Output(topic, [b"k"] * count, encoded, [7] * count, partition=partition))
 
     def committed(self, topic: str, partition: int) -> int:
         return self.admin.committed_offsets(self.app.name).get(TopicPartition(topic, partition), 0)
@@ -114,13 +87,6 @@ class Cluster:
                 return
         pytest.fail(f"the worker holds {sorted(worker.progress)}")
 
-    def freeze(self, worker: Worker) -> None:
-        """As if the worker's process were dead: its session ends and its open transaction times out."""
-        # The hook takes the client of the frozen process; a worker shows it to nobody else.
-        consumer: Any = worker._consumer
-        self.broker.expire(consumer)
-        self.clock.advance(TRANSACTION_SECONDS + 1)
-
     def whenever(
         self,
         step: Step,
@@ -143,12 +109,7 @@ class Cluster:
 
     def values(self, topic: str = "out") -> Counter[str]:
         """How often each value is in a topic, read committed."""
-        return Counter(
-            value.decode()
-            for fetched in read_to_end(self.broker, [topic])
-            for value in fetched.values()
-            if value is not None
-        )
+        return Counter(value.decode() for value in self.payloads(topic))
 
 
 def copying(

@@ -12,29 +12,24 @@ import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from streams import App, Record, Text, Tumbling, key_value_store, retry
-from streams.broker import GroupSettings, NewTopic
-from streams.broker.memory import MemoryBroker
 from streams.broker.reading import read_to_end
 from streams.errors import NotCommitted, OutcomeUnknown, Retriable, StateError, TransactionAborted
 from streams.records import Output, TopicPartition
 from streams.runtime.cleanup import PURGE_SECONDS
-from streams.runtime.commit import AtLeastOnce, ExactlyOnce
 from streams.runtime.status import State
-from streams.runtime.topics import prepare_topics
-from streams.runtime.worker import Worker
 from streams.state.changelog import RESERVED
 from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
-from tests.support.clock import Clock
+from tests.support.cluster import TRANSACTION_SECONDS, MemoryCluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from streams.broker.memory import Step
     from streams.operators.processor import Context
+    from streams.runtime.worker import Worker
     from streams.state.store import Changes, Database, Databases
 
-TRANSACTION_SECONDS = 10.0
 PARTITIONS = 4
 SIZE = 1_000
 
@@ -112,7 +107,7 @@ class Sent(NamedTuple):
     time: int
 
 
-class Cluster:
+class Cluster(MemoryCluster):
     """Topics for ``counting``, workers with databases of their own, and what must come of the input."""
 
     def __init__(
@@ -125,19 +120,9 @@ class Cluster:
     ) -> None:
         self.app = app
         self.grace = grace
-        self.clock = Clock()
-        self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance)
-        self.admin = self.broker.admin()
         outputs = ("echo", "updates", "final", "late", "letters", "tally") if outputs is None else outputs
-        self.admin.create_topics([NewTopic(name=name, partitions=PARTITIONS) for name in topics])
-        self.admin.create_topics([NewTopic(name=name, partitions=2) for name in outputs])
-        self.partitions = prepare_topics(
-            app.topology,
-            self.admin,
-            application=app.name,
-            dead_letter_topic=app.dead_letter_topic,
-            create_outputs=False,
-        )
+        super().__init__(dict.fromkeys(topics, PARTITIONS) | dict.fromkeys(outputs, 2))
+        self.partitions = self.prepare(app, create_outputs=False)
         self.inputs = [
             TopicPartition(topic, number)
             for topic, count in self.partitions.items()
@@ -145,9 +130,6 @@ class Cluster:
         ]
         self.sent: list[Sent] = []
         self._made = 0
-
-    def wall_clock(self) -> int:
-        return round(self.clock.now * 1000)
 
     def worker(
         self,
@@ -159,54 +141,32 @@ class Cluster:
         """One more worker, started; in the place of an earlier one where ``slot`` is given."""
         if slot is None:
             slot, self._made = self._made, self._made + 1
-        guarantee: ExactlyOnce | AtLeastOnce
-        if self.app.settings.guarantee == "exactly_once":
-            guarantee = ExactlyOnce(self.broker, f"slot-{slot}", timeout=TRANSACTION_SECONDS)
-        else:
-            guarantee = AtLeastOnce(self.broker, f"slot-{slot}", timeout=TRANSACTION_SECONDS)
-        worker = Worker(
-            self.app.topology,
-            self.broker,
-            guarantee,
-            self.app.settings,
-            application=self.app.name,
+        worker = self.make_worker(
+            self.app,
+            f"slot-{slot}",
             partitions=self.partitions,
             databases=databases if databases is not None else MemoryDatabases(),
             members=members,
-            clock=self.clock,
-            pause=self.clock.advance,
-            wall_clock=self.wall_clock,
+            wall_clock=self.clock.milliseconds,
         )
         worker.start()
         return worker
 
     def send(self, *records: Sent) -> None:
-        producer = self.broker.producer()
+        outputs = []
         for record in records:
-            producer.produce(
+            value = f"{record.letter}-{len(self.sent)}".encode()
+            outputs.append(
                 Output(
-                    record.topic,
-                    [record.key.encode()],
-                    [f"{record.letter}-{len(self.sent)}".encode()],
-                    [record.time],
-                    partition=record.partition,
+                    record.topic, [record.key.encode()], [value], [record.time], partition=record.partition
                 )
             )
             self.sent.append(record)
-        producer.flush(1)
-        producer.close()
+        self.write(*outputs)
 
     def lag(self) -> int:
         """Records that are not committed, and partitions with a transaction that is open."""
-        committed = self.admin.committed_offsets(self.app.name)
-        reader = self.broker.consumer(GroupSettings(group="lag"))
-        reader.assign({partition: committed.get(partition, 0) for partition in self.inputs})
-        hook, self.broker.before = self.broker.before, None
-        left = sum(len(fetched) for fetched in reader.poll(100_000, 0).fetched)
-        self.broker.before = hook
-        reader.close()
-        ends = [self.admin.end_offsets(self.inputs, kind) for kind in ("read_committed", "read_uncommitted")]
-        return left + sum(ends[0][partition] != ends[1][partition] for partition in self.inputs)
+        return self.uncommitted(self.app.name, self.partitions)
 
     def run(self, *workers: Worker, rounds: int = 1_500) -> None:
         """Let the workers take turns until all input is committed."""
@@ -226,23 +186,11 @@ class Cluster:
                 return
         pytest.fail(f"the worker holds {sorted(worker.progress)}, ready: {worker.ready}")
 
-    def expire(self, worker: Worker) -> None:
-        """End the worker's session."""
-        # The hook takes the client of the frozen process; a worker shows it to nobody else.
-        consumer: Any = worker._consumer
-        self.broker.expire(consumer)
-
-    def freeze(self, worker: Worker) -> None:
-        """As if the worker's process were dead: its session ends and its open transaction times out."""
-        self.expire(worker)
-        self.clock.advance(TRANSACTION_SECONDS + 1)
-
     def read(self, topic: str) -> list[tuple[str, Any]]:
         """Keys and values of an output topic in order of offsets, partition by partition."""
         return [
             (key.decode(), None if value is None else msgspec.json.decode(value))
-            for fetched in read_to_end(self.broker, [topic])
-            for key, value in zip(fetched.keys(), fetched.values(), strict=True)
+            for key, value in self.rows(topic)
             if key is not None
         ]
 

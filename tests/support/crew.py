@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from streams.broker import GroupSettings, NewTopic
-from streams.broker.memory import MemoryBroker
+from streams.broker import NewTopic
 from streams.broker.reading import read_to_end
 from streams.queries.query import Queries
-from streams.records import Output, Record, TopicPartition
-from streams.runtime.commit import ExactlyOnce
-from streams.runtime.topics import prepare_topics
-from streams.runtime.worker import Worker
+from streams.records import Output, Record
 from streams.state.memory import MemoryDatabases
-from tests.support.clock import Clock
+from tests.support.cluster import MemoryCluster, places_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from streams import App
     from streams.records import Headers
+    from streams.runtime.worker import Worker
     from streams.state.store import Databases
-
-TRANSACTION_SECONDS = 10.0
 
 
 @dataclass
@@ -40,17 +35,9 @@ class Crew:
     disks: dict[int, Databases] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self.clock = Clock()
-        self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance)
-        self.admin = self.broker.admin()
-        self.admin.create_topics([NewTopic(name=name, partitions=self.partitions) for name in self.inputs])
-        self.counts = prepare_topics(
-            self.app.topology,
-            self.admin,
-            application=self.app.name,
-            dead_letter_topic=self.app.dead_letter_topic,
-            create_outputs=True,
-        )
+        self.cluster = MemoryCluster(dict.fromkeys(self.inputs, self.partitions))
+        self.clock, self.broker, self.admin = self.cluster.clock, self.cluster.broker, self.cluster.admin
+        self.counts = self.cluster.prepare(self.app, create_outputs=True)
 
     def start(self, slot: int = 0) -> Worker:
         """A worker on the slot's disk, which takes its turns from now on."""
@@ -61,17 +48,12 @@ class Crew:
     def worker(self, slot: int = 0) -> Worker:
         """A worker on the slot's disk, not started."""
         databases = self.disks.setdefault(slot, self.new_disk())
-        return Worker(
-            self.app.topology,
-            self.broker,
-            ExactlyOnce(self.broker, f"slot-{slot}", timeout=TRANSACTION_SECONDS),
-            self.app.settings,
-            application=self.app.name,
+        return self.cluster.make_worker(
+            self.app,
+            f"slot-{slot}",
             partitions=self.counts,
             databases=databases,
             members=self.members,
-            clock=self.clock,
-            pause=self.clock.advance,
             wall_clock=self.clock.milliseconds,
         )
 
@@ -83,10 +65,7 @@ class Crew:
 
     def kill(self, slot: int = 0) -> None:
         """As if the worker's process were dead: its session ends and its open transaction times out."""
-        worker = self.alive.pop(slot)
-        consumer: Any = worker._consumer
-        self.broker.expire(consumer)
-        self.clock.advance(TRANSACTION_SECONDS + 1)
+        self.cluster.freeze(self.alive.pop(slot))
         # What was written stays; the dead process holds no files open.
         self.disks[slot].close()
 
@@ -95,26 +74,18 @@ class Crew:
 
     def send(self, topic: str, *records: Record[bytes | None, bytes | None]) -> None:
         """Write records: to their own partition, or where none is said, where the key belongs."""
-        producer = self.broker.producer()
+        outputs = []
         for record in records:
             headers: list[Headers | None] | None = None if record.headers is None else [record.headers]
             partition = record.partition if record.partition >= 0 else None
-            producer.produce(
+            outputs.append(
                 Output(topic, [record.key], [record.value], [record.timestamp], headers, partition=partition)
             )
-        producer.flush(1)
-        producer.close()
+        self.cluster.write(*outputs)
 
     def lag(self) -> int:
         """Records that are not committed, and partitions with a transaction that is open."""
-        places = [TopicPartition(topic, number) for topic, n in self.counts.items() for number in range(n)]
-        committed = self.admin.committed_offsets(self.app.name)
-        reader = self.broker.consumer(GroupSettings(group="lag"))
-        reader.assign({place: committed.get(place, 0) for place in places})
-        left = sum(len(fetched) for fetched in reader.poll(100_000, 0).fetched)
-        reader.close()
-        ends = [self.admin.end_offsets(places, kind) for kind in ("read_committed", "read_uncommitted")]
-        return left + sum(ends[0][place] != ends[1][place] for place in places)
+        return self.cluster.uncommitted(self.app.name, self.counts)
 
     def turn(self, rounds: int = 1) -> None:
         for _ in range(rounds):
@@ -135,7 +106,7 @@ class Crew:
         self.until(lambda: not any(lag for w in self.alive.values() for lag in w.standby_lag.values()))
 
     def _at_work(self) -> bool:
-        places = {TopicPartition(topic, number) for topic, n in self.counts.items() for number in range(n)}
+        places = set(places_of(self.counts))
         workers = self.alive.values()
         return all(w.ready for w in workers) and places == {item for w in workers for item in w.progress}
 

@@ -1,0 +1,116 @@
+"""A cluster in memory, and workers on it that take their turns by hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from streams.broker import GroupSettings, NewTopic
+from streams.broker.memory import MemoryBroker
+from streams.broker.reading import read_to_end
+from streams.records import Output, TopicPartition
+from streams.runtime.commit import AtLeastOnce, ExactlyOnce
+from streams.runtime.topics import prepare_topics
+from streams.runtime.worker import Worker
+from tests.support.clock import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from streams import App
+
+TRANSACTION_SECONDS = 10.0
+
+
+class MemoryCluster:
+    """Topics, with their numbers of partitions. Time passes by ``clock``; ``options`` are the broker's."""
+
+    def __init__(self, topics: Mapping[str, int], clock: Clock | None = None, **options: Any) -> None:
+        self.clock = clock or Clock()
+        self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance, **options)
+        self.admin = self.broker.admin()
+        self.admin.create_topics([NewTopic(name=name, partitions=count) for name, count in topics.items()])
+
+    def prepare(
+        self, app: App, *, create_outputs: bool, dead_letter_topic: str | None = None
+    ) -> dict[str, int]:
+        """Do what comes before an app's workers; the partitions of its input topics."""
+        return prepare_topics(
+            app.topology,
+            self.admin,
+            application=app.name,
+            dead_letter_topic=dead_letter_topic or app.dead_letter_topic,
+            create_outputs=create_outputs,
+        )
+
+    def make_worker(
+        self,
+        app: App,
+        transactional_id: str,
+        *,
+        transaction_timeout: float = TRANSACTION_SECONDS,
+        **options: Any,
+    ) -> Worker:
+        """One more worker of the app, not started; ``options`` are those of ``Worker``."""
+        kind = ExactlyOnce if app.settings.guarantee == "exactly_once" else AtLeastOnce
+        guarantee: ExactlyOnce | AtLeastOnce = kind(
+            self.broker, transactional_id, timeout=transaction_timeout
+        )
+        return Worker(
+            app.topology,
+            self.broker,
+            guarantee,
+            app.settings,
+            application=app.name,
+            clock=self.clock,
+            pause=self.clock.advance,
+            **options,
+        )
+
+    def write(self, *outputs: Output) -> None:
+        """Write what others than the app write."""
+        producer = self.broker.producer()
+        for output in outputs:
+            producer.produce(output)
+        producer.flush(1)
+        producer.close()
+
+    def expire(self, worker: Worker) -> None:
+        """End the worker's session."""
+        # The hook takes the client of the frozen process; a worker shows it to nobody else.
+        consumer: Any = worker._consumer
+        self.broker.expire(consumer)
+
+    def freeze(self, worker: Worker) -> None:
+        """As if the worker's process were dead: its session ends and its open transaction times out."""
+        self.expire(worker)
+        self.clock.advance(TRANSACTION_SECONDS + 1)
+
+    def uncommitted(self, group: str, partitions: Mapping[str, int]) -> int:
+        """Records that a group has not committed, and partitions with a transaction that is open."""
+        places = places_of(partitions)
+        committed = self.admin.committed_offsets(group)
+        reader = self.broker.consumer(GroupSettings(group="lag"))
+        reader.assign({place: committed.get(place, 0) for place in places})
+        hook, self.broker.before = self.broker.before, None
+        left = sum(len(fetched) for fetched in reader.poll(100_000, 0).fetched)
+        self.broker.before = hook
+        reader.close()
+        ends = [self.admin.end_offsets(places, kind) for kind in ("read_committed", "read_uncommitted")]
+        return left + sum(ends[0][place] != ends[1][place] for place in places)
+
+    def payloads(self, topic: str) -> list[bytes]:
+        """The committed values of a topic in order of offsets, partition by partition; no tombstones."""
+        return [value for _, value in self.rows(topic) if value is not None]
+
+    def rows(self, topic: str) -> list[tuple[bytes | None, bytes | None]]:
+        """The committed keys and values of a topic in order of offsets, partition by partition."""
+        return [
+            row
+            for fetched in read_to_end(self.broker, [topic])
+            for row in zip(fetched.keys(), fetched.values(), strict=True)
+        ]
+
+
+def places_of(partitions: Mapping[str, int]) -> list[TopicPartition]:
+    """The partitions of topics, by the number that each has."""
+    return [TopicPartition(topic, number) for topic, count in partitions.items() for number in range(count)]
