@@ -206,7 +206,10 @@ class TopologyDriver:
         change means for it. A task raises ``StateError`` with its next record when it cannot read its state.
         """
         self.close()
-        self._use(app or self._app)
+        if app is not None:
+            for table in self._global_tables.values():
+                table.close()
+            self._use(app)
 
     def close(self) -> None:
         """End all tasks and close the app's resources, as a worker that stops. Raises what fails in that.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def consume(
-    topic: Annotated[str, typer.Argument(help="The topic.")],
+    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="The topic.")],
     *,
     target: Annotated[
         str | None,

@@ -739,6 +739,23 @@ def test_a_key_that_cannot_be_looked_up_meets_the_policy():
     assert len(driver.dead_letters()) == 2
 
 
+def test_a_global_table_outlives_a_restart_with_a_changed_app():
+    def shop(text: str) -> App:
+        app = App("j")
+        table = app.global_table("g", key=Text(), value=Json())
+        app.stream("in", value=Json()).join_global(table, str, lambda value, found: [text, value, found]).to(
+            "out"
+        )
+        return app
+
+    driver = TopologyDriver(shop("before"))
+    driver.send("g", "one", key="1")
+    driver.send("in", 1)
+    driver.restart(shop("after"))
+    driver.send("in", 1)
+    assert [record.value for record in driver.read("out")] == [["before", 1, "one"], ["after", 1, "one"]]
+
+
 def test_a_global_table_has_a_name_of_its_own():
     app = App("shop")
     app.table("t", key=Text()).to("out")
