@@ -254,6 +254,7 @@ def ask_and_answer(servers: str, socket_timeout: float, commands: IO[str]) -> No
     client.describe_consumer_groups([GROUP], request_timeout=10)[GROUP].exception()
     say("ready")
     waiting: list[Any] = []
+    patience = ANSWER_PATIENCE_SECONDS
     for line in commands:
         command = json.loads(line)
         if "ask" in command:
@@ -267,11 +268,14 @@ def ask_and_answer(servers: str, socket_timeout: float, commands: IO[str]) -> No
             waiting.clear()
             clients, client = [client], AdminClient(settings)
             threading.Thread(target=clients.clear, daemon=True).start()
+            # The new one must be answered, however long the coordinator takes to come back.
+            patience = PATIENCE_SECONDS
             say("dropped")
             continue
         ends: Counter[str] = Counter()
         # A client whose coordinator was away may never answer: it must only not end the process.
-        give_up = time.monotonic() + ANSWER_PATIENCE_SECONDS
+        give_up = time.monotonic() + patience
+        patience = ANSWER_PATIENCE_SECONDS
         for future in waiting:
             while not future.done() and time.monotonic() < give_up:
                 member.poll(0.05)
