@@ -373,7 +373,7 @@ class App:
 
         It may run within a program that does other things too, and leaves the process as it is:
 
-        - Logs go to the logger ``streams`` of ``logging``, which the program configures, or nobody does.
+        - Logs go to the logger ``streams`` of ``logging``, which is the program's to configure.
         - In the main thread, SIGTERM and SIGINT are handled while it runs; what they did before is back
           afterwards. A signal ends the process within ``shutdown_timeout`` whatever hangs; where something
           is not committed by then, with the exit code of ``NotCommitted``. In another thread, signals are

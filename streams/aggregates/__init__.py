@@ -1,6 +1,6 @@
 """What an aggregation computes, from columns of many events at a time.
 
-Arithmetic is exact until a result is asked for, so that neither the order of events, nor how they fell into
+Arithmetic is exact until a result is computed, so that neither the order of events, nor how they fell into
 batches, nor events that were taken back, can be seen in it. Values that are kept come back as they were:
 see ``streams.aggregates.value_codec``.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from streams.errors import TopologyError
@@ -109,7 +110,7 @@ class Aggregate(Protocol[V_contra, R_co]):
         """The accumulator that was packed."""
 
 
-class BaseAggregate:
+class BaseAggregate(ABC):
     """What most aggregates have in common."""
 
     __slots__ = ()
@@ -141,8 +142,8 @@ class BaseAggregate:
     def typed(self, kind: Any) -> Any:  # noqa: ARG002 - the protocol's
         return self
 
-    def describe(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def describe(self) -> str: ...
 
     def remove(self, accumulator: Any, column: Sequence[Any]) -> Any:  # noqa: ARG002 - the protocol's
         raise TypeError(f"{self.describe()} cannot take events back")

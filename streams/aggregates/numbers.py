@@ -1,4 +1,4 @@
-"""Aggregates of numbers: exact until a result is asked for."""
+"""Aggregates of numbers: exact until a result is computed."""
 
 from __future__ import annotations
 

@@ -32,7 +32,9 @@ def consume(
             metavar="OFFSET", help="earliest, latest, an offset, or -N: the last N of each partition."
         ),
     ] = "earliest",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on at the end, until Ctrl-C.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Continue at the end, until Ctrl-C.")
+    ] = False,
     partitions: Annotated[
         list[int] | None, typer.Option("--partition", min=0, help="Only these; all without it.")
     ] = None,

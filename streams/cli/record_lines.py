@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,6 @@ import msgspec
 from streams.broker import BEGINNING, END
 from streams.errors import ConfigurationError, error_text
 from streams.ingest.line_records import FieldPart
-from streams.serde import Bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -65,9 +65,11 @@ class Condition(NamedTuple):
         if isinstance(found, str):
             return found == self.text
         try:
-            return bool(found == json.loads(self.text))
+            wanted = json.loads(self.text)
         except ValueError:
             return False
+        # Python takes true for 1, and JSON does not.
+        return bool(found == wanted) and isinstance(found, bool) == isinstance(wanted, bool)
 
 
 def parse_condition(given: str) -> Condition:
@@ -106,14 +108,16 @@ class RecordLines:
         headers = fetched.headers() or [None] * len(fetched)
         columns = fetched.offsets(), fetched.timestamps(), fetched.keys(), fetched.values(), headers
         for offset, time, key, value, own in zip(*columns, strict=True):
+            form, errors = self.format.of(key, own), list[str]()
             shown = {
                 "topic": fetched.topic,
                 "partition": fetched.partition,
                 "offset": offset,
                 "timestamp": None if time < 0 else time,
-                **self._key(key, own),
-                **self._value(value),
+                **_key_as_json(form, key, own, errors),
+                **_value_as_json(form, value, errors),
                 **({"headers": _headers_as_json(own)} if own else {}),
+                **({"error": "; ".join(errors)} if errors else {}),
             }
             line = msgspec.json.encode(shown, enc_hook=str)
             if all(condition.holds(line) for condition in self.conditions):
@@ -121,30 +125,34 @@ class RecordLines:
                 if self.pattern is None or self.pattern.search(text):
                     yield text
 
-    def _key(self, key: bytes | None, headers: Headers | None) -> Mapping[str, Any]:
-        if key is None:
-            return {"key": None}
-        try:
-            read = self.format.read_key(key, headers)
-            return as_text("key", read) if isinstance(read, bytes) else {"key": _checked(read)}
-        except Exception as error:  # noqa: BLE001 - whatever a serde raises is shown with the record
-            return {**as_base64("key", key), "error": f"key: {error_text(error)}"}
 
-    def _value(self, value: bytes | None) -> Mapping[str, Any]:
-        if value is None:
-            return {"value": None}
-        try:
-            read = self.format.read_value(value)
-            if not isinstance(read, bytes):
-                return {"value": _checked(read)}
-        except Exception as error:  # noqa: BLE001 - as above
-            return {**as_base64("value", value), "error": f"value: {error_text(error)}"}
-        if isinstance(self.format.value, Bytes):
-            try:
-                return {"value": msgspec.Raw(msgspec.json.encode(msgspec.json.decode(read)))}
-            except (msgspec.DecodeError, RecursionError):
-                pass
-        return as_text("value", read)
+def _key_as_json(
+    form: TopicFormat, key: bytes | None, headers: Headers | None, errors: list[str]
+) -> Mapping[str, Any]:
+    if key is None:
+        return {"key": None}
+    try:
+        read = form.read_key(key, headers)
+        return as_text("key", read) if isinstance(read, bytes) else {"key": _checked(read)}
+    except Exception as error:  # noqa: BLE001 - whatever a serde raises is shown with the record
+        errors.append(f"key: {error_text(error)}")
+        return as_base64("key", key)
+
+
+def _value_as_json(form: TopicFormat, value: bytes | None, errors: list[str]) -> Mapping[str, Any]:
+    if value is None:
+        return {"value": None}
+    try:
+        read = form.read_value(value)
+        if not isinstance(read, bytes):
+            return {"value": _checked(read)}
+    except Exception as error:  # noqa: BLE001 - as above
+        errors.append(f"value: {error_text(error)}")
+        return as_base64("value", value)
+    if form.value is None:
+        with suppress(msgspec.DecodeError, RecursionError):
+            return {"value": msgspec.Raw(msgspec.json.encode(msgspec.json.decode(read)))}
+    return as_text("value", read)
 
 
 def _checked(value: Any) -> msgspec.Raw:

@@ -82,9 +82,9 @@ class _Windowing:
         late = children.get(operator.heads.late)
         self._keys = held_keys(step, operator.store)
         self._late = None if late is None else self._keys.leaving(late)
-        self._times: dict[int, dict[Any, int]] = {}
         self._highest: dict[int, int] = {}
-        """The highest of all in each window."""
+        """The highest event time of all records in each window."""
+        self._times: dict[int, dict[Any, int]] = {}
         """For updates: the highest event time of each result's records, by window start and key.
 
         As far as this task has seen them. What a slice that is dropped leaves here does no harm: its records

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.origin import without_origin
-from streams.serde import Bytes
 from streams.state.changelog import changelog_topic, entry_key
 from streams.state.store import START
 from streams.topology.graph import Step, matches
@@ -18,25 +17,30 @@ if TYPE_CHECKING:
 
 
 class TopicFormat(NamedTuple):
-    """The serdes of a topic's keys and values. ``Bytes`` where the app knows no more about them."""
+    """The serdes of a topic's keys and values; ``None`` where nothing is known about them."""
 
-    key: Serde[Any] = Bytes()
-    value: Serde[Any] = Bytes()
+    key: Serde[Any] | None = None
+    value: Serde[Any] | None = None
     relayed: bool = False
     """Whether values have the coordinates of their input record in front (see ``streams.origin``)."""
     store: StoreDefinition | None = None
     """The store whose changelog it is."""
 
+    def of(self, key: bytes | None, headers: Headers | None) -> TopicFormat:
+        """The format of one record: nothing is known about a changelog's metadata."""
+        if self.store is not None and key is not None and entry_key(key, headers) is None:
+            return TopicFormat()
+        return self
+
     def read_key(self, key: bytes, headers: Headers | None = None) -> Any:
         """A key as users know it. That of a windowed store's changelog has the window's ``start`` beside it.
 
-        ``None`` for a changelog's metadata, which belongs to no key. Raises what the serde raises.
+        Not for a changelog's metadata, which belongs to no key. Raises what the serde raises.
         """
         if self.store is None:
             return _read(self.key, key)
         entry = entry_key(key, headers)
-        if entry is None:
-            return None
+        assert entry is not None, "metadata has no key"
         if self.store.retention is None:
             return _read(self.key, entry)
         return {"start": START.unpack_from(entry)[0], "key": _read(self.key, entry[START.size :])}
@@ -68,5 +72,5 @@ def topic_format(topology: Topology, application: str, topic: str) -> TopicForma
     return TopicFormat()
 
 
-def _read(serde: Serde[Any], payload: bytes) -> Any:
-    return next(iter(serde.deserialize([payload])))
+def _read(serde: Serde[Any] | None, payload: bytes) -> Any:
+    return payload if serde is None else next(iter(serde.deserialize([payload])))

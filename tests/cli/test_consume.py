@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from streams import App, Json, Text, Tumbling
+from streams import App, Bytes, Json, Text, Tumbling
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.broker.memory import MemoryBroker
@@ -23,6 +23,7 @@ from streams.cli.record_lines import RecordLines, parse_condition, parse_offset,
 from streams.errors import ConfigurationError, TopicError
 from streams.records import Output
 from streams.simulation.inputs import read_inputs
+from streams.state.changelog import Checkpoint, metadata_records
 from streams.topology.topic_format import TopicFormat, topic_format
 from tests.cli.test_cli import streams
 
@@ -93,6 +94,45 @@ def test_what_the_apps_serde_cannot_read_is_shown_with_the_reason():
     assert bad["value_base64"] == "eyJpdGVtIjogInRlYSJ9"
     assert "value: " in bad["error"]
     assert "missing required field `amount`" in bad["error"]
+
+
+def test_a_record_that_no_serde_can_read_says_why_for_key_and_value():
+    form = topic_format(shop().topology, "shop", "orders")
+    (line,) = shown(written("orders", [(b"\xff", b"no JSON")]), "orders", form)
+    assert (line["key_base64"], line["value_base64"]) == ("/w==", "bm8gSlNPTg==")
+    assert "key: " in line["error"]
+    assert "; value: " in line["error"]
+
+
+def test_a_changelogs_metadata_is_shown_as_it_is():
+    form = topic_format(shop().topology, "shop", "shop-items-changelog")
+    keys, values, headers = metadata_records(Checkpoint('"schema"', time=7))
+    broker = MemoryBroker()
+    broker.admin().create_topics([NewTopic(name="shop-items-changelog", partitions=1)])
+    producer = broker.producer()
+    producer.produce(Output("shop-items-changelog", keys, values, [1] * len(keys), headers))
+    producer.flush(1)
+    found = shown(broker, "shop-items-changelog", form)
+    assert len(found) == len(keys) > 0
+    assert all("error" not in line and "key_base64" in line for line in found)
+
+
+def test_bytes_of_an_app_are_shown_as_they_are_written():
+    app = App("raw")
+    app.stream("in", value=Bytes()).to("out")
+    form = topic_format(app.topology, "raw", "in")
+    (line,) = shown(written("in", [(b"1", b'{"a":  1}')]), "in", form)
+    assert (line["key"], line["value"]) == ("1", '{"a":  1}')
+
+
+def test_true_is_not_1():
+    broker = written("t", [(None, b'{"ok": true}'), (None, b'{"ok": 1}'), (None, b'{"ok": 1.0}')])
+
+    def offsets(condition: str) -> list[int]:
+        return [line["offset"] for line in shown(broker, "t", conditions=[parse_condition(condition)])]
+
+    assert offsets("value.ok=true") == [0]
+    assert offsets("value.ok=1") == [1, 2]
 
 
 def test_conditions_look_at_the_line_and_all_must_hold():
@@ -222,7 +262,7 @@ def test_every_topic_of_an_app_is_shown_as_its_users_know_it(tmp_path, kafka_boo
             if f"{prefix}-shop-items-changelog" not in broker.admin().topics():
                 return 0
             changes = lines("shop-items-changelog", *app)
-            return sum({line["key"]: line["value"] for line in changes if line["key"] in COUNTS}.values())
+            return sum({line["key"]: line["value"] for line in changes if line.get("key") in COUNTS}.values())
 
         while counted() < sum(COUNTS.values()):
             assert time.monotonic() < until, (tmp_path / "log").read_text()
@@ -231,7 +271,7 @@ def test_every_topic_of_an_app_is_shown_as_its_users_know_it(tmp_path, kafka_boo
         assert worker.wait(30) == 0
     assert sorted(line["value"]["amount"] for line in lines("large", *app)) == [15, 20, 25]
     assert {line["key"]: line["value"] for line in lines("counts", *app)} == COUNTS
-    changes = [line for line in lines("shop-windows-changelog", *app) if line["key"] is not None]
+    changes = [line for line in lines("shop-windows-changelog", *app) if isinstance(line.get("key"), dict)]
     assert {(line["key"]["start"], line["key"]["key"]): line["value"] for line in changes} == {
         (0, "k0"): 3,
         (0, "k1"): 3,

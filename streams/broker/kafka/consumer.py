@@ -45,9 +45,10 @@ COMMITTED_SECONDS: Final = 0.5
 """How long an assignment may wait for the group's committed offsets; after that, other partitions go on."""
 
 UNPLACED: Final = END
-"""Where the client reads, for nobody, while it is not known where to begin. Left to ask for committed offsets
-itself, librdkafka 2.16 forgets to ask again when the group's coordinator moves, and then never gives up a
-partition in any later rebalance."""
+"""Where the client reads, to be discarded, while it is not known where to begin.
+
+Left to request committed offsets itself, librdkafka 2.16 forgets to do so again when the group's coordinator
+moves, and then never releases a partition in any later rebalance."""
 
 ASK_SECONDS: Final = 0.1, 2.0
 """How long a poll may wait for them at first, and at last when that was always too short."""

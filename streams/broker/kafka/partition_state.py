@@ -25,7 +25,7 @@ class Reading(Enum):
     """
 
     UNPLACED = "unplaced"
-    """The broker could not tell where the group is. The client reads somewhere, for nobody."""
+    """The broker could not tell where the group is. What the client reads is discarded."""
     UNPLACED_STOPPED = "unplaced and stopped"
     """Nor does the client read it."""
     READING = "reading"
@@ -129,7 +129,7 @@ class PartitionState:
 
     @property
     def unplaced(self) -> bool:
-        """Whether it is not known where it is to be read: its records and ends are for nobody."""
+        """Whether it is not known where it is to be read: its records and ends are discarded."""
         return self.reading in (Reading.UNPLACED, Reading.UNPLACED_STOPPED)
 
     @property
@@ -163,7 +163,7 @@ class PartitionState:
 
     def handed_out(self, next_offset: int) -> None:
         """All before ``next_offset`` was handed out: it must never come again by itself, nor be skipped."""
-        assert self.reached is not None, "records of a partition that is unplaced are for nobody"
+        assert self.reached is not None, "records of a partition that is unplaced are discarded"
         assert next_offset > self.reached, (
             f"{next_offset} was handed out before: {self.reached} comes next"  # I8
         )
@@ -171,7 +171,7 @@ class PartitionState:
 
     def ended(self, end: int) -> None:
         """The end of the log was reached, and is believed."""
-        assert self.reached is not None, "the end of a partition that is unplaced is for nobody"
+        assert self.reached is not None, "the end of a partition that is unplaced is discarded"
         # Begun at a logical offset and told the end of it, it continues from there.
         if self.reached < 0:
             self.reached = end
@@ -224,7 +224,7 @@ class PartitionState:
         if self.position is Position.CERTAIN:
             return False
         assert self.position is Position.MOVED, "an uncertain position is sought before any end counts"  # I7
-        assert self.reached is not None, "the end of a partition that is unplaced is for nobody"
+        assert self.reached is not None, "the end of a partition that is unplaced is discarded"
         # One marker is the rule. Who begins at the end has nothing to miss.
         return end - max(self.reached, 0) > 1 and self.reached != END
 
