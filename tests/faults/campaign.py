@@ -20,6 +20,7 @@ from streams.errors import BrokerError
 from streams.records import TopicPartition
 from tests.faults import verdicts
 from tests.faults.crew import Crew, in_state
+from tests.faults.leaders import Leaders
 from tests.faults.traffic import Traffic
 from tests.faults.verdicts import Sample, Verdict
 from tests.faults.watch import Watch, read
@@ -145,6 +146,7 @@ class Run:
         self.traffic = Traffic(self.producer, self.prefix, self.choose, self.insist)
         self._watch: Watch | None = None
         self._samples: list[Sample] = []
+        self._leaders = Leaders(kafka)
 
     def __enter__(self) -> Self:
         return self
@@ -220,7 +222,8 @@ class Run:
         verdicts.inputs(verdict, traffic.readings, log)
         if "copies" not in without:
             verdicts.copies(verdict, log, found["copies"], exactly_once=exactly_once)
-            verdicts.committed_was_processed(verdict, log, found["copies"], self._samples)
+            leaders = {place.partition: self._leaders.epochs(place) for place in self.places(("copies",))}
+            verdicts.committed_was_processed(verdict, log, found["copies"], self._samples, leaders)
             if exactly_once:
                 verdicts.producer_order(verdict, "copies", found["copies"])
         verdicts.dead_letters(verdict, log, found["app-dead-letters"], exactly_once=exactly_once)
@@ -319,11 +322,12 @@ class Run:
         committed = self.admin.committed_offsets(self.group)
         if not self._samples or len(self._samples) < 2_000:
             # In this order: what was committed was written before.
-            ends = self.admin.end_offsets(self.places(("copies",)), "read_uncommitted")
+            ends = self._leaders.ends(self.places(("copies",)))
             self._samples.append(
                 Sample(
                     {place.partition: committed.get(place, 0) for place in self.places(("readings",))},
-                    {place.partition: end for place, end in ends.items()},
+                    {place.partition: end.offset for place, end in ends.items()},
+                    {place.partition: end.leader_epoch for place, end in ends.items()},
                 )
             )
         return all(committed.get(partition, 0) >= end for partition, end in targets.items())

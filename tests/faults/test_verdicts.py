@@ -10,7 +10,7 @@ import pytest
 from tests.faults import verdicts
 from tests.faults.campaign import WORKER_FAULTS, plan
 from tests.faults.traffic import Article, Brand, Reading, Sent
-from tests.faults.verdicts import Row, Sample, Verdict
+from tests.faults.verdicts import LeaderEpoch, Row, Sample, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -267,6 +267,15 @@ def test_committed_is_behind_processed():
     assert broken(judge, LOG, COPIES, [Sample({0: 2}, {0: 2}), Sample({0: 3}, {0: 2})]) == set()
     assert broken(judge, LOG, COPIES, [Sample({0: 2}, {0: 1})]) == {"M"}
     assert broken(judge, LOG, COPIES[:-1], [Sample({0: 5}, {0: 9})]) == {"M"}
+
+
+def test_an_end_reported_by_a_replaced_leader_says_nothing_of_its_successor():
+    judge = verdicts.committed_was_processed
+    leaders = {0: [LeaderEpoch(0, 0), LeaderEpoch(1, 1)]}
+    assert broken(judge, LOG, COPIES, [Sample({0: 2}, {0: 1}, {0: 0})], leaders) == set()
+    assert broken(judge, LOG, COPIES, [Sample({0: 2}, {0: 1}, {0: 1})], leaders) == {"M"}
+    assert broken(judge, LOG, COPIES, [Sample({0: 1}, {0: 0}, {0: 0})], leaders) == {"M"}
+    assert broken(judge, LOG, COPIES[:1], [Sample({0: 2}, {0: 1}, {0: 0})], leaders) == {"M"}
 
 
 def test_checkpoints():

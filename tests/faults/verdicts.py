@@ -428,18 +428,35 @@ def producer_order(verdict: Verdict, topic: str, found: Sequence[Row]) -> None:
 
 
 class Sample(NamedTuple):
-    """Committed offsets of the input, and the end of the copies at a moment after that, by partition."""
+    """Committed offsets of the input, and the end of the copies at a moment after that, by partition.
+
+    ``epochs`` are those of the leaders that reported the ends.
+    """
 
     committed: Mapping[int, int]
     ends: Mapping[int, int]
+    epochs: Mapping[int, int] = {}
+
+
+class LeaderEpoch(NamedTuple):
+    """From which offset on a partition's records were appended by the leader of that epoch."""
+
+    epoch: int
+    start: int
 
 
 def committed_was_processed(
-    verdict: Verdict, log: Sequence[Row], found: Sequence[Row], samples: Sequence[Sample]
+    verdict: Verdict,
+    log: Sequence[Row],
+    found: Sequence[Row],
+    samples: Sequence[Sample],
+    leaders: Mapping[int, Sequence[LeaderEpoch]] | None = None,
 ) -> None:
     """M, E2: whenever offsets were committed, the copies of all before them were written.
 
-    ``found`` are the copies that stand in the end, committed.
+    ``found`` are the copies that stand in the end, committed; ``leaders`` are the leader epochs of each of
+    their partitions. A broker that was paused answers as the leader that it was, until it learns that it is
+    not: its end says nothing about what its successor had appended by then.
     """
     written: dict[tuple[str, int], int] = {}
     for row in found:
@@ -453,16 +470,24 @@ def committed_was_processed(
         offsets = [offset for offset, _ in due]
         # The furthest of the copies of everything up to a reading.
         furthest = list(accumulate((place for _, place in due), max))
+        successors = (leaders or {}).get(partition, ())
         for sample in samples:
             number = bisect_left(offsets, sample.committed.get(partition, 0))
             verdict.checked["M"] += 1
-            if number and furthest[number - 1] >= sample.ends.get(partition, 0):
-                verdict.add(
-                    "M",
-                    f"partition {partition}: {sample.committed[partition]} was committed while results "
-                    f"before it were not written: the copies ended at {sample.ends.get(partition, 0)}",
-                )
-                return
+            if not number or furthest[number - 1] < sample.ends.get(partition, 0):
+                continue
+            asked = sample.epochs.get(partition, sys.maxsize)
+            known = min((later.start for later in successors if later.epoch > asked), default=sys.maxsize)
+            # What is nowhere at all was appended by no successor.
+            if known <= furthest[number - 1] < sys.maxsize:
+                verdict.checked["M by a replaced leader"] += 1
+                continue
+            verdict.add(
+                "M",
+                f"partition {partition}: {sample.committed[partition]} was committed while results "
+                f"before it were not written: the copies ended at {sample.ends.get(partition, 0)}",
+            )
+            return
 
 
 def checkpoints(verdict: Verdict, place: str, before: Mapping[str, int], now: Mapping[str, int]) -> None:
