@@ -327,7 +327,11 @@ class Run:
                 Sample(
                     {place.partition: committed.get(place, 0) for place in self.places(("readings",))},
                     {place.partition: end.offset for place, end in ends.items()},
-                    {place.partition: end.leader_epoch for place, end in ends.items()},
+                    {
+                        place.partition: end.leader_epoch
+                        for place, end in ends.items()
+                        if end.leader_epoch is not None
+                    },
                 )
             )
         return all(committed.get(partition, 0) >= end for partition, end in targets.items())
