@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from streams import App
+from streams.broker.kafka import KafkaBroker
 from streams.errors import ConfigurationError
 
 CONSUMER: list[tuple[str, Any, str]] = [
@@ -147,6 +148,13 @@ def test_what_the_client_does_not_take_is_refused_before_it_is_used(kind, settin
     app = app_with(kind, **settings)
     with pytest.raises(ConfigurationError, match=says):
         app.broker().admin()
+
+
+def test_a_wait_between_attempts_of_the_users_own_reaches_the_transactional_client():
+    # Beyond what the client takes, so that its refusal shows which value it was given.
+    broker = KafkaBroker({"bootstrap.servers": "127.0.0.1:9", "retry.backoff.ms": 500_000})
+    with pytest.raises(ConfigurationError, match=r"retry\.backoff\.ms.*500000"):
+        broker.producer(transactional_id="test")
 
 
 def test_a_secret_in_a_setting_that_is_refused_is_not_shown():
