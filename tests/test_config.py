@@ -197,10 +197,10 @@ def test_an_app_reads_the_environment_when_it_is_made(monkeypatch):
         ("a b", "it contains ' '"),
         ("a\n", "it contains '\\n'"),
         ("", "it is empty"),
-        (".", "no folder's name"),
-        ("..", "no folder's name"),
-        ("a" * 300, "it has 300 letters, 249 are the most"),
-        ("a" * 249, "it has 262 letters, 249 are the most"),
+        (".", "not a valid folder name"),
+        ("..", "not a valid folder name"),
+        ("a" * 300, "it has 300 characters, at most 249 are allowed"),
+        ("a" * 249, "it has 262 characters, at most 249 are allowed"),
     ],
 )
 def test_a_name_that_no_topic_can_have_names_no_app(name, says):

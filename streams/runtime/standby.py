@@ -1,9 +1,9 @@
-"""Copies of stores whose tasks are other workers', kept up to date for when the tasks come here.
+"""Standby replicas: copies of the stores of other workers' tasks, kept up to date for a failover.
 
-The group's assignor is on the broker and asks nobody who has a copy. But it is the range assignor, and so it
-can be foretold: members stand in a row and each gets the next contiguous range of partition numbers. When
-others leave, a member moves up in the row, by at most as many places, and the ranges get longer. What this
-worker may get in that way it keeps a copy of.
+The group's assignor runs on the broker and does not know who has a replica. But it is the range assignor, so
+its result is predictable: members are in a fixed order and each gets the next contiguous range of partition
+numbers. When others leave, a member moves up by at most as many places, and the ranges get longer. A worker
+keeps replicas of the tasks that it may get in that way.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ if TYPE_CHECKING:
     from streams.topology.graph import Topology
 
 PLACE_SECONDS = 1.0
-"""How often it is looked which copies are to be kept, and how far topics that are tables may be read."""
+"""How often the set of replicas, and the limits of topics that are tables, are updated."""
 
 READ_SECONDS = 0.05
-"""How long each round of the worker's loop is given to copies that are behind."""
+"""Time for lagging replicas in each round of the worker's loop."""
 
 OPEN_SECONDS = 0.1
-"""How long one round of the worker's loop may take to open copies."""
+"""Longest time for opening replicas in one round of the worker's loop."""
 
 UNPLACED_SECONDS = 60.0
-"""For so long the group may hold something else than foreseen before that is worth a warning."""
+"""How long the assignment may differ from the predicted one before a warning is logged."""
 
 REST_SECONDS = 0.1
-"""How long changelogs are left alone that had nothing new."""
+"""Pause after a read without new records."""
 
 SAVE_SECONDS = 60.0
-"""How often it is saved how far copies are that nothing comes for."""
+"""How often the checkpoints of replicas without new records are saved."""
 
 _NO_END = 1 << 62
 
 
 def assigned_range(position: int, members: int, partitions: int) -> range:
-    """The partition numbers that the range assignor gives the member at a position among so many.
+    """The partition numbers that the range assignor gives the member at a position among ``members``.
 
-    As ``RangeAssignor`` of Kafka ≥ 4.0 and the one of the classic protocol do.
+    Equal to ``RangeAssignor`` of Kafka ≥ 4.0 and that of the classic protocol.
     """
     quota, extra = divmod(partitions, members)
     start = position * quota + min(position, extra)
@@ -57,7 +57,7 @@ def assigned_range(position: int, members: int, partitions: int) -> range:
 
 
 def foreseen(position: int, members: int, partitions: int, failures: int) -> set[int]:
-    """The partition numbers that the member may have once up to ``failures`` others are gone."""
+    """The partition numbers that the member may own after up to ``failures`` others have left."""
     numbers: set[int] = set()
     for gone in range(1, min(failures, members - 1) + 1):
         left = members - gone
@@ -73,14 +73,14 @@ class _Copy:
     began: float
     lag: int
     complete: bool = False
-    """Whether it was up to date at least once."""
+    """Whether it has been up to date at least once."""
 
 
 class Standbys:
-    """The copies of one worker, moved on a little at each ``poll``.
+    """The standby replicas of one worker, advanced a little at each ``poll``.
 
-    ``partitions`` are the input topics with their partition counts. ``failures`` is how many workers may be
-    gone at once with copies of all their tasks where these go. ``members`` gives the group's members, as
+    ``partitions`` are the input topics with their partition counts. ``failures`` is the number of workers
+    that may be away at once while all their tasks find a replica. ``members`` returns the group's members, as
     ``Consumer.member`` names them, or nothing while they are not known.
     """
 
@@ -120,19 +120,19 @@ class Standbys:
         self._copies: dict[TaskId, _Copy] = {}
         self._wanted: set[TaskId] = set()
         self._abandoned: set[TaskId] = set()
-        """Tasks of which no replica can be kept, as their changelogs cannot be read."""
+        """Tasks whose replica cannot be kept, as their changelogs or files cannot be used."""
         self._placed = self._saved = -float("inf")
         self._rest_until = -float("inf")
         self._unplaced_since: float | None = None
 
     @property
     def lag(self) -> dict[TaskId, int]:
-        """The copies kept, and how many records (and markers) each was behind when it was last looked at."""
+        """The replicas, and how many records (and markers) each was behind at the last check."""
         return {task: copy.lag for task, copy in list(self._copies.items())}
 
     @property
     def abandoned(self) -> int:
-        """Of how many tasks no replica is kept, as their changelogs or files cannot be used."""
+        """The number of tasks whose replica cannot be kept."""
         return len(self._abandoned)
 
     def poll(
@@ -141,12 +141,12 @@ class Standbys:
         held: Collection[TaskId],
         committed: Callable[[Collection[TopicPartition]], Mapping[TopicPartition, int]],
     ) -> None:
-        """Go on for a while.
+        """Advance the replicas for a while.
 
-        ``member`` is this worker's among ``members``, ``held`` are its own tasks; ``committed`` tells the
-        group's committed offsets, which copies of topics that are tables do not go beyond. Raises
-        ``BrokerError`` where the broker does not answer. A replica that cannot be kept, for a ``StateError``,
-        is abandoned: the task's owner works on without it.
+        ``member`` is this worker's name among ``members``, ``held`` are its own tasks; ``committed`` returns
+        the group's committed offsets, which replicas of tables' topics do not pass. Raises ``BrokerError``
+        when the broker does not answer. A replica that raises ``StateError`` is abandoned: the task's owner
+        continues without it.
         """
         now = self._clock()
         if now - self._placed >= PLACE_SECONDS:
@@ -169,7 +169,7 @@ class Standbys:
                 self._changelogs.save(copy.restoration)
 
     def release(self, task: TaskId) -> Database | None:
-        """Let go of the copy of a task that comes here: its database, open, or nothing if there is none."""
+        """Release the replica of a task that was assigned here, and return its open database, if any."""
         copy = self._copies.pop(task, None)
         self._wanted.discard(task)
         self._abandoned.discard(task)
@@ -179,19 +179,19 @@ class Standbys:
         return copy.restoration.database
 
     def close(self) -> None:
-        """Close the databases, which keep what they have, and release the clients."""
+        """Close the databases, which keep their contents, and release the clients."""
         for task in list(self._copies):
             self._drop(task)
         self._changelogs.close()
 
     def _place(self, member: str | None, held: Collection[TaskId]) -> None:
-        """Find out which copies to keep. What cannot be foretold just now stays as it is."""
+        """Determine which replicas to keep. Where the assignment is not predictable now, nothing changes."""
         members = sorted(self._members())
         position = members.index(member) if member in members else None
         placed = position is not None
         for number, count in self._counts.items():
             own = {task.partition for task in held if task.subtopology == number}
-            # While members come and go, not everybody knows of all of them.
+            # During a rebalance, not every worker knows all members.
             if position is None or own != set(assigned_range(position, len(members), count)):
                 placed = False
                 continue
@@ -235,7 +235,7 @@ class Standbys:
             self._copies[task] = _Copy(restoration, self._clock(), lag=missing)
             self._log.info(Event.STANDBY_STARTED, task=str(task), records=missing)
             if self._clock() - self._placed >= OPEN_SECONDS:
-                # The rest in the next round of the loop.
+                # Continue in the next round of the loop.
                 self._placed = -float("inf")
                 return
 
@@ -274,7 +274,7 @@ class Standbys:
                 )
 
     def _abandon(self, task: TaskId, error: StateError) -> None:
-        """Keep no replica of a task from now on."""
+        """Stop keeping a replica of a task."""
         self._abandoned.add(task)
         self._log.error(Event.STANDBY_ABANDONED, task=str(task), error=str(error))
         if task in self._copies:

@@ -213,8 +213,8 @@ def test_a_retry_waits_as_a_member_of_the_group_and_a_stop_ends_it():
     site = Site(call, on_error=retry(1_000, backoff=60.0, longest_backoff=60.0, then=skip))
     site.send("a", "b")
     worker = site.work()
-    until(lambda: worker.activity.retrying is not None)
-    assert worker.activity.retrying == ("call", "ConnectionError: not yet")
+    until(lambda: worker.status.retrying is not None)
+    assert worker.status.retrying == ("call", "ConnectionError: not yet")
     begun = time.monotonic()
     site.stop()
     assert time.monotonic() - begun < 5
@@ -289,7 +289,7 @@ def test_the_watchdog_names_the_function_and_where_it_waits(blocks):
     try:
         site.send("a")
         worker = site.workers[0]
-        until(lambda: worker.activity.busy is not None)
+        until(lambda: worker.status.busy is not None)
         assert begun.wait(PATIENCE)
         # Of the first look; after that, a minute and a half of the watchdog's clock without any progress.
         watchdog.check()

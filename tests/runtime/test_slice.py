@@ -42,7 +42,7 @@ def at(state: SliceState) -> Slice:
     if state is not S.CLOSED:
         found.open(task(stateful=True), SOURCE)
     if state is S.COMMIT_FIRST:
-        found.give_up_for_commit()
+        found.restart_after_commit()
     if state is S.ABANDONED:
         found.abandon()
     assert found.state is state
@@ -78,9 +78,9 @@ def test_one_slice_is_open_at_a_time(state):
 
 
 @pytest.mark.parametrize("state", [S.CLOSED, S.COMMIT_FIRST, S.ABANDONED])
-def test_only_an_open_slice_is_given_up_for_a_commit(state):
+def test_only_an_open_slice_restarts_after_a_commit(state):
     with pytest.raises(AssertionError, match="cannot become given up for a commit"):
-        at(state).give_up_for_commit()
+        at(state).restart_after_commit()
 
 
 @pytest.mark.parametrize("state", S)
