@@ -223,7 +223,7 @@ def _application_gateway(entry: Entry) -> Fields:
     path, query = fields.split_target(original or _text(entry, "target", within, "requestUri"))
     if original is None and query is None:
         query = _optional(entry, "query", within, "requestQuery")
-        # Gateways of the first version add what they note about the request to its query.
+        # Gateways of the first version append their own notes about the request to its query.
         query = (query and query.partition(_CACHE_NOTES)[0].removesuffix("&")) or None
     return Fields(
         _read(entry, "time", fields.iso_times.__getitem__, "timeStamp" if "timeStamp" in entry else "time"),
@@ -274,7 +274,7 @@ def _is_category(entry: Entry, category: str) -> bool:
 
 
 def _is_caddy(entry: Entry) -> bool:
-    # The same request may stand in an error's entry too, which has no size.
+    # The same request may also be in an error's entry, which has no size.
     logger = entry.get("logger", "http.log.access")
     is_access = isinstance(logger, str) and logger.startswith("http.log.access")
     return is_access and isinstance(entry.get("request"), dict) and "status" in entry and "size" in entry
@@ -295,7 +295,7 @@ JSON_FORMATS: Final = (
     ),
     JsonFormat("azure_front_door", lambda entry: _is_category(entry, "frontdooraccesslog"), _front_door),
 )
-"""An object is of at most one of them."""
+"""An entry matches at most one of them."""
 
 
 def read_entry(line: str) -> tuple[Fields, JsonFormat] | None:

@@ -1,15 +1,15 @@
 r"""The user's own format: nginx's ``log_format`` or Apache's ``LogFormat``, compiled to a ``TextFormat``.
 
-Given is the directive as it stands in the server's configuration, or only the text within::
+The input is the directive as in the server's configuration, or only its text::
 
     log_format main '$remote_addr - $remote_user [$time_local] "$request" '
                     '$status $body_bytes_sent $request_time';
     LogFormat "%v:%p %h %l %u %t \"%r\" %>s %O %D" timed
     escape=json {"time":"$time_iso8601","client":"$remote_addr","request":"$request","status":$status}
 
-A format must say when, who, what and with which status: time, client, request (or method and path), status.
-A value goes up to the text that follows it in the format, so there must be some, and a value that can hold
-blanks must not be followed by one: both are refused rather than guessed.
+A format must contain the time, the client, the request (or method and path) and the status. A value ends at
+the text that follows it in the format, so there must be such a text, and a value that may contain spaces must
+not be followed by a space: formats that violate this are refused.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ Reader: TypeAlias = "Callable[[str], Any]"
 
 
 class Value(NamedTuple):
-    """A variable of a format: which field it is, and how it is read where not as usual.
+    """A variable of a format: its field, and its parser if not the field's default.
 
-    ``field`` is ``None`` for what a hit does not have. Of several for one field the one with the lowest
-    ``rank`` is taken.
+    ``field`` is ``None`` for variables that a hit does not have. Of several for one field the one with the
+    lowest ``rank`` is used.
     """
 
     field: str | None
     rank: int = 0
     reader: Reader | None = None
     pattern: str | None = None
-    """What it looks like, where that is not up to the text that follows."""
+    """The regular expression of the value, if it does not simply end at the following text."""
     blanks: bool = False
-    """Whether it may hold blanks."""
+    """Whether it may contain spaces."""
     local: bool = False
 
 
@@ -78,7 +78,7 @@ _NGINX: Final = {
     "http_user_agent": Value("agent", blanks=True),
 }
 _QUERY_WITH_MARK: Final = Value("query", pattern="")
-"""A query together with the question mark, or nothing."""
+"""A query with its question mark, or nothing."""
 
 _APACHE: Final = {
     "h": Value("client"),
@@ -134,10 +134,10 @@ _APACHE_STATEMENT: Final = re.compile(
 
 
 def compile_format(text: str, *, forwarded: bool = False) -> TextFormat:
-    """The format that a ``log_format``, a ``LogFormat`` or the text in one describes.
+    """The format of a ``log_format``, a ``LogFormat`` or the text in one.
 
-    With ``forwarded``, ``X-Forwarded-For`` is enough to know the client. Raises ``ConfigurationError`` where
-    the format lacks something or where its values cannot be told apart.
+    With ``forwarded``, ``X-Forwarded-For`` is sufficient as the client. Raises ``ConfigurationError`` if a
+    required field is missing or the values cannot be separated.
     """
     tokens, escape = _parsed(text)
     return _compiled(tokens, escape, forwarded=forwarded)
@@ -195,7 +195,7 @@ def _apache_tokens(text: str) -> Iterator[Token]:
         which, argument, letter = match.groups()
         if letter is None:
             raise ConfigurationError(
-                f"log format: {text[match.start() : match.start() + 6]!r} is no directive of Apache's",
+                f"log format: {text[match.start() : match.start() + 6]!r} is not a directive of Apache",
                 hint="a percent sign by itself is written %%",
             )
         if letter == "%":
