@@ -172,7 +172,7 @@ def test_after_an_abort_nothing_is_written_until_the_input_is_read_again(doubt):
         site.transaction.abort()
     assert site.transaction.must_rewind
     name = "in doubt" if doubt else "aborted"
-    with pytest.raises(AssertionError, match="given up"):
+    with pytest.raises(AssertionError, match="written after an abort"):
         site.write(b"b")
     with pytest.raises(AssertionError, match=f"{name} cannot become open"):
         site.transaction.processed()
