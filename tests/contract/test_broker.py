@@ -1,5 +1,7 @@
-"""What every broker must do. A broker that is shared and slow decides how tests wait: by polling until a
-condition holds, never for a fixed time.
+"""The contract of every broker.
+
+Tests wait by polling until a condition holds, never for a fixed time, as a real broker may be shared and
+slow.
 """
 
 from __future__ import annotations
@@ -39,9 +41,9 @@ NOW = int(time.time() * 1000)
 
 
 class Reader:
-    """A consumer with what its polls brought, and the listener of its assignment.
+    """A consumer with the records of its polls, and the listener of its assignment.
 
-    With ``commits`` it commits what it has read when partitions are revoked.
+    With ``commits`` it commits the records that it has read when partitions are revoked.
     """
 
     def __init__(self, consumer: Consumer, *, commits: bool = False, max_records: int = 500) -> None:
@@ -61,7 +63,7 @@ class Reader:
         self.rebalances: list[tuple[str, list[TopicPartition]]] = []
         self.out_of_range: list[tuple[TopicPartition, OutOfRange]] = []
         self.pauses: set[TopicPartition] = set()
-        """To be paused when they are assigned."""
+        """Partitions to pause when they are assigned."""
 
     def subscribe(self, *topics: str | re.Pattern[str]) -> Reader:
         self.consumer.subscribe(topics, self)
@@ -281,13 +283,13 @@ HOUR = 3_600_000
 
 
 class TestRefusedRecords:
-    """What the broker refuses once it was queued, for what is in the record."""
+    """Records that the broker refuses after they were queued, for their content."""
 
     ATTEMPTS = 4
-    """Where a broker or a client names no record, the producer has to find it by writing in parts."""
+    """If neither broker nor client names the record, the producer has to find it by writing in parts."""
 
     def spoilt(self, clients: Clients, reason: str) -> Output:
-        """An output whose third row a broker does not take."""
+        """An output whose third row the broker refuses."""
         now = time.time_ns() // 1_000_000
         if reason == "ahead":
             topic = clients.topic("ahead")
@@ -464,7 +466,7 @@ class TestReader:
         producer.begin()
         write(producer, rows(topic, numbered(3, 60)))
         producer.abort(PATIENCE)
-        # The records, and a marker for each transaction, which comes a moment later.
+        # The records, and a marker for each transaction, which is written a moment later.
         end = 62
         soon(lambda: clients.admin.end_offsets([place])[place] == end)
         reader = Reader(clients.consumer()).assign({place: BEGINNING})
@@ -582,7 +584,7 @@ class TestGroup:
         assert second.consumer.positions([place]) == {place: 7}
 
     def test_who_keeps_a_partition_misses_nothing_and_gets_nothing_twice(self, clients):
-        """Others come and go; records are waiting all the time, so that each time some are on their way."""
+        """Other members join and leave; there are always records waiting, so some are in flight each time."""
 
         class Keeper(Reader):
             def revoked(self, partitions: Sequence[TopicPartition]) -> None:
@@ -595,10 +597,10 @@ class TestGroup:
                 super().poll()
                 for fetched in self.fetched[have:]:
                     place = TopicPartition(fetched.topic, fetched.partition)
-                    # Nothing is committed: who gets a partition begins at its beginning.
+                    # Nothing is committed: a new owner begins at the partition's beginning.
                     expected = before.get(place, 0) if place in self.next_offsets else 0
                     if place in before and fetched.offsets()[0] == 0:
-                        # Taken away and given back within the poll.
+                        # Revoked and assigned again within the poll.
                         expected = 0
                     assert fetched.offsets() == list(range(expected, expected + len(fetched))), place
 
@@ -748,14 +750,14 @@ class TestGroup:
         topics = {name: clients.topic(name) for name in names}
         prefix = re.escape(clients.prefix)
         patterns = [
-            # Flags as arguments, a lookahead, comments and blanks that mean nothing.
+            # Flags as arguments, a lookahead, comments and insignificant spaces.
             re.compile(
                 rf"""{prefix}-orders -  # any of them
                 (?! .* -test $)         # but those for tests
                 \w+""",
                 re.IGNORECASE | re.VERBOSE,
             ),
-            # An alternative that must match the whole name, and an escaped dot.
+            # An alternative that must match the full name, and an escaped dot.
             re.compile(rf"{prefix}-x|{prefix}-trades\.\d"),
             # Inline flags; a lookbehind; lines.
             re.compile(rf"(?im)^{prefix.upper()}-x-y(?<=-y)$"),
@@ -782,7 +784,7 @@ class TestGroup:
             return {place for reader in readers for place in reader.consumer.assignment()}
 
         def has_read(count: int) -> bool:
-            # Nothing is committed: what moves to the other member is read again.
+            # Nothing is committed: partitions that move to the other member are read again.
             return {value for reader in readers for value in reader.values} == set(numbered(0, count))
 
         for _ in range(3):
@@ -1117,7 +1119,7 @@ class TestTransactions:
             older.produce(rows(topic, [b"older"]))
             older.commit(PATIENCE)
 
-        # Which of the calls notices is left to the client.
+        # The client decides which of the calls fails.
         with pytest.raises(OutcomeUnknown):
             transaction()
 

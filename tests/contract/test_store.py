@@ -1,4 +1,4 @@
-"""What every store must do, in memory and on disk."""
+"""The contract of every store, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def test_adding_removing_or_reordering_stores_loses_none(databases, later):
     assert database.store("first").get(b"key") == b"1"
     assert database.metadata() == {"offset": b"7"}
     database.close()
-    # What was not named for a while is still there.
+    # A store that was not used for a while still has its entries.
     database = databases.open(["first", "second"], 0)
     assert database.store("second").get(b"key") == b"2"
 
@@ -387,7 +387,7 @@ def test_memory_is_counted(databases):
 
 
 def test_threads_read_while_the_task_writes_and_closes(database):
-    """Each write sets all values to one number, so a reader that sees two of them saw half a write."""
+    """Each write sets all values to one number, so a reader that sees two numbers saw a partial write."""
     store = database.store("first")
     names = [number(value) for value in range(50)]
     database.write({"first": Changes(dict.fromkeys(names, number(0)))}, {})

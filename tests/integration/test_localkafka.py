@@ -209,7 +209,7 @@ def test_a_detached_cluster_outlives_its_program(tmp_path):
         assert again.node(1).pid == pid
         assert "already runs" in said[0]
 
-        # A node started again from here is found from elsewhere too, and is nobody's child.
+        # A node restarted from here is found by other processes too, and is not a child of this one.
         again.node(1).kill()
         again.node(1).start()
         found = kafka.running()
@@ -276,7 +276,7 @@ def test_a_missing_package_or_disk_space_is_named(tmp_path, monkeypatch):
 
 @pytest.fixture
 def mirror(tmp_path, monkeypatch):
-    """A Maven repository on this machine: what was downloaded for the other tests, served again."""
+    """A local Maven repository that serves the files downloaded for the other tests."""
     repository = Path(kafka.prepare().class_path.split(os.pathsep)[0])
     while repository.name != "maven":
         repository = repository.parent

@@ -1,4 +1,4 @@
-"""Records that a real broker deleted before they were processed, and topics made anew, under workers."""
+"""Records that a real broker deleted before they were processed, and topics created again, under workers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_retention_that_overtakes_a_running_worker_ends_it(copy: Copy, protocol:
     text = worker.log.read_text()
     assert "which has 19000 to 20000" in text
     committed = copy.broker.admin().committed_offsets(copy.group)[place]
-    # What was read before is whole and committed.
+    # The records read before are processed and committed.
     assert copy.outputs() == values(0, committed)
 
 
@@ -116,5 +116,5 @@ def test_an_input_made_anew_under_a_worker_is_not_mistaken_for_the_old_one(copy:
         assert copy.outputs() == values(0, 15)
         assert worker.stop() == 0
     else:
-        # Out of range, or the topic was seen to be gone: both are said.
+        # Either the offset is out of range, or the topic was found deleted: both are reported.
         assert code in (3, 11)

@@ -1,4 +1,4 @@
-"""TLS, SCRAM, OAUTHBEARER and access control lists on a real broker: who is let in, and what is said else."""
+"""TLS, SCRAM, OAUTHBEARER and access control lists on a real broker: access, and errors without it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Grant(NamedTuple):
 
 
 class Rights:
-    """What the worker's user may do. Changed by the plain listener, where everything is allowed."""
+    """The rights of the worker's user. Changed by the plain listener, where everything is allowed."""
 
     def __init__(self, servers: str) -> None:
         self._admin = AdminClient({"bootstrap.servers": servers})
@@ -64,7 +64,7 @@ class Rights:
         bindings = list(map(_binding, grants))
         for future in self._admin.create_acls(bindings).values():
             future.result()
-        # The controller has them now, the broker a moment later.
+        # The controller has the rights now, the broker a moment later.
         wait_until(lambda: all(self._known(_filter(binding)) for binding in bindings))
 
     def revoke(self, grant: Grant) -> None:
@@ -129,14 +129,14 @@ def count(secured, prefix, tmp_path) -> Iterator[Count]:
 
 
 def start(app, settings: dict[str, Any], *arguments: str, **more):
-    """A worker that has nothing but these client settings to connect with."""
+    """A worker that connects with these client settings only."""
     client = {name: value for name, value in settings.items() if name != "bootstrap.servers"}
     servers = settings["bootstrap.servers"]
     return app.start(*arguments, bootstrap_servers=servers, client=json.dumps(client), **more)
 
 
 def rights_of(app) -> list[Grant]:
-    """The rights that the page on security says an app needs, as far as it is without state."""
+    """The documented rights of an app without state."""
     return [
         Grant("READ", "TOPIC", app.input),
         Grant("WRITE", "TOPIC", app.output),
@@ -148,7 +148,7 @@ def rights_of(app) -> list[Grant]:
 
 
 def rights_of_stateful(app) -> list[Grant]:
-    """Those of an app with stores."""
+    """The documented rights of an app with stores."""
     return [
         *rights_of(app),
         Grant("WRITE", "TOPIC", app.final),
@@ -162,7 +162,7 @@ def numbered(start: int, stop: int) -> list[str]:
 
 
 def last_words(worker) -> str:
-    """What a worker that failed said at the end, after its log."""
+    """The output of a failed worker after its log."""
     text: str = worker.log.read_text()
     start = re.search(r"^error: ", text, re.MULTILINE)
     assert start is not None, text
@@ -208,7 +208,7 @@ def test_an_app_with_stores_runs_is_asked_with_a_token_and_restores(count, secur
     addresses = [worker.events("http listening")[0]["url"].removeprefix("http://") for worker in workers]
 
     def answers() -> bool:
-        # Each worker holds a part of the keys and asks the other for the rest.
+        # Each worker holds a part of the keys and requests the others from the other worker.
         found = [
             ask(address, f"/stores/counts/keys/key-{number}", headers=bearer(token), timeout=10)
             for address in addresses
@@ -228,7 +228,7 @@ def test_an_app_with_stores_runs_is_asked_with_a_token_and_restores(count, secur
     url = ["--url", f"http://{addresses[0]}"]
 
     def answered() -> bool:
-        # One answer of a worker that is in a rebalance just now says only that.
+        # A worker in the middle of a rebalance answers with only that.
         asked = command("query", "counts", "key-3", *url, STREAMS_HTTP_TOKEN=token)
         return asked.returncode == 0 and json.loads(asked.stdout) == {"key": "key-3", "value": 10}
 
@@ -237,7 +237,7 @@ def test_an_app_with_stores_runs_is_asked_with_a_token_and_restores(count, secur
     assert refused.returncode == 9
     assert "set STREAMS_HTTP_TOKEN to the app's http_token" in refused.stderr
     assert [worker.stop() for worker in workers] == [0, 0]
-    # On another disk, from the changelogs.
+    # With an empty disk, from the changelogs.
     count.environment["STREAMS_STATE_DIR"] = str(count.state / "another")
     again = start(count, as_worker(secured), http_port=0, http_token=token)
     count.send([(f"key-{number}", 300) for number in range(20)])
@@ -335,7 +335,7 @@ def use_every_client(broker: KafkaBroker, copy) -> None:
 
 
 def command(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the ``streams`` command with the settings of this environment alone."""
+    """Run the ``streams`` command with the settings of this environment only."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("STREAMS_")}
     return subprocess.run(
         [sys.executable, "-m", "streams", *arguments],

@@ -1,4 +1,4 @@
-"""Workers as processes that get no further: what they say, and how they end."""
+"""Workers as processes that stall: their reports, and how they end."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_a_worker_that_hangs_ends_with_its_exit_code_when_that_is_asked_for(copy
     copy.wait_for(lambda: worker.events("partitions assigned"), 60, "assigned")
     copy.produce(["hang"])
     assert worker.wait(60) == 12
-    # With the partition in hand others may stall, of which nothing was known yet: each is told once, the
-    # stacks with the first.
+    # Other partitions may stall together with the current one: each is reported once, the stacks with the
+    # first.
     events = worker.events("partition stalled")
     assert "in work\n" in events[0]["stack"]
     assert len({event["partition"] for event in events}) == len(events)
@@ -86,7 +86,7 @@ def test_a_transaction_that_hangs_is_told_apart_and_a_quiet_input_is_none(copy: 
         producer.produce(Output(copy.input, [None] * len(values), list(values), [-1] * len(values)))
         producer.flush(30)
 
-    # What is committed leaves a marker behind the last record, which nobody ever reads.
+    # A commit leaves a marker after the last record, which is never delivered.
     write(b"one", b"two")
     producer.commit(30)
     write(b"given up")
@@ -98,7 +98,7 @@ def test_a_transaction_that_hangs_is_told_apart_and_a_quiet_input_is_none(copy: 
     write(b"three")
     copy.wait_for(lambda: answer(worker, "/readyz")[0] == 503, 30, "the open transaction is noticed")
     assert "a transaction that began at offset" in answer(worker, "/readyz")[1]
-    # A restart would not help, so health, by which restarts are made, stays good.
+    # A restart would not help, so /healthz, which triggers restarts, stays 200.
     assert answer(worker, "/healthz")[0] == 200
     producer.commit(30)
     copy.wait_for(lambda: answer(worker, "/readyz")[0] == 200, 30, "it goes on")

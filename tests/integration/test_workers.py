@@ -1,4 +1,6 @@
-"""Workers as real processes on a real broker: shares, kills, stops, slow code, poison, a broker's restart."""
+"""Workers as processes on a real broker: partitions, kills, stops, slow code, failing records, broker
+restarts.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def numbered(start: int, stop: int) -> list[str]:
 
 
 def held(worker) -> list[str]:
-    """The partitions a worker holds by its own log."""
+    """The partitions that a worker holds, from its log."""
     now: list[str] = []
     changes = sorted(
         worker.events("partitions assigned") + worker.events("partitions revoked"),
@@ -145,7 +147,7 @@ def test_a_revocation_while_a_record_is_being_retried_neither_loses_nor_repeats(
     copy.produce(["poison", *numbered(0, 100)])
     first = copy.start(group_protocol="consumer")
     copy.wait_for(lambda: first.events("record retried"), 60, "retrying")
-    # One that drops the poison takes part of the partitions over, then all of them.
+    # A worker that skips the failing record takes over some of the partitions, then all of them.
     copy.environment["COPY_ON_ERROR"] = "streams.skip"
     second = copy.start(group_protocol="consumer")
     copy.wait_for(lambda: second.events("partitions assigned"), 60, "shared")

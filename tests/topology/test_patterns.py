@@ -296,5 +296,7 @@ def test_a_new_topic_that_two_sources_would_read_ends_the_worker_by_name():
     worker = place.worker()
     run(worker)
     place.create("orders-eu")
-    with pytest.raises(TopologyError, match="'orders-eu' must belong to exactly one source, but it matches: all"):
+    with pytest.raises(
+        TopologyError, match="'orders-eu' must belong to exactly one source, but it matches: all"
+    ):
         run(worker)
