@@ -356,7 +356,7 @@ def test_single_aggregates_and_reduced_values_of_earlier_versions_are_read():
         assert (shown if window is None else shown[0]["value"]) == SALES[2]
 
 
-def test_a_worker_goes_on_with_the_changelog_of_an_earlier_version():
+def test_a_worker_continues_with_the_changelog_of_an_earlier_version():
     app = App("sales")
     stream = app.stream("in", key=Text(), value=Json(Sale)).group_by_key()
     stream.aggregate("s", **all_kinds()).to("out", value=Json())

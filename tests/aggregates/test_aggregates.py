@@ -132,7 +132,7 @@ def test_accumulators_survive_msgpack_and_are_never_changed(aggregate, values, d
 REMOVABLE = [(aggregate, values) for aggregate, values in EXACT if aggregate.removable]
 
 
-def test_which_aggregates_can_take_events_back():
+def test_which_aggregates_can_remove_events():
     kinds = {aggregate.describe().partition("(")[0] for aggregate, _ in REMOVABLE}
     assert kinds == {"count", "total", "mean", "variance", "quantile"}
     with pytest.raises(TypeError, match=r"maximum\('price'\) cannot remove events"):
@@ -152,7 +152,7 @@ def test_removing_is_the_opposite_of_adding(aggregate, values, data):
     )
 
 
-def test_a_mean_of_large_integers_is_rounded_once_also_after_a_float_was_taken_back():
+def test_a_mean_of_large_integers_is_rounded_once_also_after_a_float_was_removed():
     numbers = [0, 0, 0, 0, 9_792_847_725_241_375]
     left = mean().remove(accumulated(mean(), numbers, [0.0]), [0.0])
     assert mean().result(left) == computed(mean(), numbers) == 1958569545048275.0
@@ -204,7 +204,7 @@ def test_extremes_are_those_of_all_values(values, n):
 
 
 @given(st.lists(plain), st.integers(1, 5))
-def test_values_come_back_in_order(values, limit):
+def test_values_are_returned_in_order(values, limit):
     assert computed(first(), values) == (values[0] if values else None)
     assert computed(latest(), values) == (values[-1] if values else None)
     assert computed(collect(), values) == tuple(values)
@@ -221,7 +221,7 @@ class Sale:
     price: float
 
 
-def test_objects_come_back_as_their_type():
+def test_objects_are_returned_with_their_type():
     order = Order(1.5, ("a",))
     with pytest.raises(TypeError, match=r"Order cannot be read back without its type.*latest\(…, type=…\)"):
         computed(latest(), [order])

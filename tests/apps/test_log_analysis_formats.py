@@ -847,7 +847,7 @@ def test_the_forwarded_address_is_the_client_for_who_asks_for_it():
 
 @settings(max_examples=25)
 @given(request=requests, written=st.sampled_from(WRITTEN))
-def test_without_being_asked_for_a_forwarded_address_is_never_the_client(request, written):
+def test_without_being_requested_a_forwarded_address_is_never_the_client(request, written):
     request = written.possible(replace(request, forwarded="192.0.2.66"))
     hit = parse(written.render(request))
     assert hit.client == request.client

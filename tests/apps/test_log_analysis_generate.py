@@ -37,7 +37,7 @@ def hits() -> list[Hit]:
     return [hit for hit in map(outcome, lines()) if isinstance(hit, Hit)]
 
 
-def test_gives_as_many_lines_as_asked_for():
+def test_gives_as_many_lines_as_requested():
     assert len(lines()) == 50_000
     assert list(generate_lines(0)) == []
     assert len(list(generate_lines(1))) == 1

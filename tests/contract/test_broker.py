@@ -201,7 +201,7 @@ class TestRecords:
         assert reader.fetched[0].headers() is None
         assert reader.timestamps == [NOW - 5000]
 
-    def test_a_poll_brings_no_more_than_asked_for_and_loses_nothing(self, clients):
+    def test_a_poll_brings_no_more_than_requested_and_loses_nothing(self, clients):
         topic = clients.topic()
         write(clients.producer(), rows(topic, numbered(0, 25)))
         reader = Reader(clients.consumer(), max_records=10).assign({TopicPartition(topic, 0): BEGINNING})
@@ -446,7 +446,7 @@ class TestReader:
         assert reader.ends == [(place, 3), (place, 4)]
         assert reader.values == numbered(0, 4)
 
-    def test_the_end_is_reported_anew_after_a_seek(self, clients):
+    def test_the_end_is_reported_again_after_a_seek(self, clients):
         topic = clients.topic()
         place = TopicPartition(topic, 0)
         write(clients.producer(), rows(topic, numbered(0, 3)))
@@ -456,7 +456,7 @@ class TestReader:
         poll_until(lambda: reader.ends.count((place, 3)) >= 2, reader)
         assert reader.values == numbered(0, 3)
 
-    def test_the_end_behind_records_that_nobody_may_read_is_reported(self, clients):
+    def test_the_end_behind_records_that_are_not_visible_is_reported(self, clients):
         topic = clients.topic()
         place = TopicPartition(topic, 0)
         producer = clients.transactional_producer()
@@ -545,7 +545,7 @@ class TestGroup:
         reader.consumer.close()
         assert reader.rebalances[-1] == ("revoked", places)
 
-    def test_a_successor_goes_on_after_what_was_committed(self, clients):
+    def test_a_successor_continues_after_what_was_committed(self, clients):
         topic = clients.topic()
         place = TopicPartition(topic, 0)
         write(clients.producer(), rows(topic, numbered(0, 10)))
@@ -583,7 +583,7 @@ class TestGroup:
         second.consumer.seek({place: 7})
         assert second.consumer.positions([place]) == {place: 7}
 
-    def test_who_keeps_a_partition_misses_nothing_and_gets_nothing_twice(self, clients):
+    def test_a_partition_that_is_kept_loses_and_repeats_nothing(self, clients):
         """Other members join and leave; there are always records waiting, so some are in flight each time."""
 
         class Keeper(Reader):
@@ -656,7 +656,7 @@ class TestGroup:
 
     @pytest.mark.parametrize("protocol", ["consumer", "classic"])
     @pytest.mark.parametrize("committed", [2, 9])
-    def test_a_committed_offset_that_the_log_does_not_have_is_told_until_a_seek(
+    def test_a_committed_offset_that_the_log_does_not_have_is_reported_until_a_seek(
         self, clients, protocol, committed
     ):
         topic = clients.topic(partitions=3)
@@ -676,7 +676,7 @@ class TestGroup:
         assert len(reader.out_of_range) == 1
 
     @pytest.mark.parametrize("protocol", ["consumer", "classic"])
-    def test_a_position_that_is_deleted_while_it_is_read_is_told(self, clients, protocol):
+    def test_a_position_that_is_deleted_while_it_is_read_is_reported(self, clients, protocol):
         topic = clients.topic()
         place = TopicPartition(topic, 0)
         write(clients.producer(), rows(topic, numbered(0, 10)))
@@ -716,7 +716,7 @@ class TestGroup:
         poll_until(lambda: reader.is_at_end(places[1], 3), reader)
         assert reader.values == [*numbered(0, 3), *numbered(0, 3)]
 
-    def test_a_group_whose_topic_was_made_anew_begins_at_its_beginning(self, clients):
+    def test_a_group_whose_topic_was_created_again_begins_at_its_beginning(self, clients):
         topic = clients.topic()
         place = TopicPartition(topic, 0)
         write(clients.producer(), rows(topic, numbered(0, 5)))
@@ -729,7 +729,7 @@ class TestGroup:
         poll_until(lambda: bool(reader.out_of_range) or len(reader.values) >= 7, reader)
         assert reader.values == numbered(5, 12)
 
-    def test_a_pattern_subscribes_to_topics_whose_whole_name_matches(self, clients):
+    def test_a_pattern_subscribes_to_topics_whose_full_name_matches(self, clients):
         topics = [clients.topic(name) for name in ("orders-a", "orders-b", "orders-a-old")]
         pattern = re.compile(re.escape(clients.prefix) + "-orders-(a|b)")
         reader = Reader(clients.consumer()).subscribe(pattern)
@@ -1123,7 +1123,7 @@ class TestTransactions:
         with pytest.raises(OutcomeUnknown):
             transaction()
 
-    def test_a_producer_fenced_in_the_middle_of_writing_is_told_so(self, clients):
+    def test_a_producer_fenced_in_the_middle_of_writing_gets_an_error(self, clients):
         first, second = clients.topic("first"), clients.topic("second")
         older = clients.transactional_producer("same")
         older.begin()

@@ -12,7 +12,7 @@ from tests.faults.describe_groups import Experiment, Kind
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(280)]
 
 
-def test_questions_about_a_group_outlive_its_coordinator(tmp_path):
+def test_describing_a_group_survives_the_loss_of_its_coordinator(tmp_path):
     # There is only one broker, so this is also the outage of a complete cluster.
     kind = Kind("away for 2 s, released then", ANSWER_SECONDS, 0.2, killed=True, away=2, dropped=True)
     with LocalKafka.start(tmp_path / "kafka", heap_mb=256, properties=QUICK_GROUPS) as kafka:

@@ -133,7 +133,7 @@ MIXED = [
     ],
     ids=["right", "lost", "result twice", "record twice", "fallen back", "wrong sum", "back"],
 )
-def test_running_results_behind_a_repartition_topic(mixed, once, at_least):
+def test_running_results_downstream_of_a_repartition_topic(mixed, once, at_least):
     groups = {name: values for name, values in GROUPS.items() if name != "group 9"} | {"group 9": mixed}
     found = [row for name, values in groups.items() for row in rows(name, values)]
     assert broken(verdicts.running_groups, SENT, found, exactly_once=True) == once

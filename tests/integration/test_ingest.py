@@ -159,7 +159,9 @@ def test_a_signal_loses_nothing_that_was_in_the_pipe(kafka, kafka_bootstrap, pre
     assert Counter(values(kafka, topic)) == Counter([b"first", *lines, b"half"])
 
 
-def test_a_signal_in_the_middle_of_a_file_is_told_by_the_exit_code(tmp_path, kafka, kafka_bootstrap, prefix):
+def test_a_signal_in_the_middle_of_a_file_is_reported_by_the_exit_code(
+    tmp_path, kafka, kafka_bootstrap, prefix
+):
     topic = f"{prefix}-file"
     file = tmp_path / "large"
     file.write_bytes(b"".join(b"%d\n" % n for n in range(3_000_000)))

@@ -31,7 +31,7 @@ def values(start: int, stop: int) -> Counter[str]:
 
 
 @PROTOCOLS
-def test_a_worker_ends_when_its_group_lost_records_and_goes_on_when_told_to(copy: Copy, protocol: str):
+def test_a_worker_ends_when_its_group_lost_records_and_continues_when_configured(copy: Copy, protocol: str):
     place = TopicPartition(copy.input, 0)
     send(copy, 0, 10)
     first = copy.start(group_protocol=protocol)
@@ -80,7 +80,7 @@ def test_retention_that_overtakes_a_running_worker_ends_it(copy: Copy, protocol:
     assert copy.outputs() == values(0, committed)
 
 
-def test_an_input_made_anew_while_nothing_runs_is_read_from_its_beginning(copy: Copy):
+def test_an_input_created_again_while_nothing_runs_is_read_from_its_beginning(copy: Copy):
     send(copy, 0, 10)
     worker = copy.start()
     copy.wait_until_consumed()
@@ -97,7 +97,7 @@ def test_an_input_made_anew_while_nothing_runs_is_read_from_its_beginning(copy: 
 
 
 @PROTOCOLS
-def test_an_input_made_anew_under_a_worker_is_not_mistaken_for_the_old_one(copy: Copy, protocol: str):
+def test_an_input_created_again_under_a_worker_is_not_mistaken_for_the_old_one(copy: Copy, protocol: str):
     send(copy, 0, 10)
     worker = copy.start(group_protocol=protocol)
     copy.wait_until_consumed()

@@ -74,7 +74,7 @@ def test_a_static_member_that_was_killed_comes_back_to_what_it_had(copy, protoco
 
 
 @pytest.mark.parametrize("protocol", ["consumer", "classic"])
-def test_a_killed_workers_task_goes_on_from_the_copy_that_another_worker_keeps(count, protocol):
+def test_a_killed_workers_task_continues_from_another_workers_standby_replica(count, protocol):
     settings = {
         "standby_replicas": 1,
         "group_protocol": protocol,
@@ -105,7 +105,7 @@ def test_a_killed_workers_task_goes_on_from_the_copy_that_another_worker_keeps(c
         assert worker.stop() == 0
 
 
-def test_an_instance_id_that_another_living_member_has_is_waited_for_and_then_refused(copy, tmp_path):
+def test_an_instance_id_that_another_living_member_has_waits_and_is_then_refused(copy, tmp_path):
     settings = {**STATIC, "group_protocol": "consumer", "session_timeout": 6}
     first = copy.start(**settings)
     copy.wait_for(lambda: len(held(first)) == 4, 60, "the first has all")
@@ -148,7 +148,7 @@ def poll_until(condition: Callable[[], bool], members: Sequence[Member], seconds
     return condition()
 
 
-def test_a_member_that_missed_what_it_was_to_give_up_joins_again(tmp_path):
+def test_a_member_that_missed_a_revocation_joins_again(tmp_path):
     # The coordinator hangs for longer than the heartbeat's time-out, just when a member has joined and the
     # other one has not been notified: the notification is lost.
     with LocalKafka.start(tmp_path, heap_mb=384, properties=QUICK_GROUPS) as cluster:

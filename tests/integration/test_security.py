@@ -198,7 +198,7 @@ def test_an_app_runs_with_scram_and_tls_and_no_right_but_the_documented(copy, se
     assert worker.stop() == 0
 
 
-def test_an_app_with_stores_runs_is_asked_with_a_token_and_restores(count, secured, rights):
+def test_an_app_with_stores_runs_is_queried_with_a_token_and_restores(count, secured, rights):
     rights.grant(*rights_of_stateful(count))
     token = "marker-of-the-http-token"
     settings = {"http_port": 0, "http_token": token, "group_protocol": "classic", "session_timeout": 6}
@@ -248,7 +248,7 @@ def test_an_app_with_stores_runs_is_asked_with_a_token_and_restores(count, secur
         assert "marker-of" not in worker.log.read_text()
 
 
-def test_no_secret_is_told_by_a_worker_that_tells_everything(copy, secured, rights):
+def test_no_secret_is_logged_at_any_level(copy, secured, rights):
     rights.grant(*rights_of(copy))
     copy.produce(numbered(0, 10))
     settings = as_worker(secured, debug="all", **{"ssl.key.password": "marker-of-the-key"})
@@ -411,7 +411,7 @@ def test_a_group_that_may_be_looked_up_but_not_joined_is_named(copy, secured, ri
     assert f"lacks the right READ on group '{copy.group}'" in last_words(worker)
 
 
-def test_an_app_without_any_right_is_told_all_that_it_needs_for_topics_at_once(count, secured):
+def test_an_app_without_any_right_reports_all_rights_that_it_needs_for_topics_at_once(count, secured):
     worker = start(count, as_worker(secured), "--workers", "2")
     assert worker.wait(30) == 10
     said = last_words(worker)
@@ -471,7 +471,7 @@ def test_a_right_taken_away_while_a_worker_runs_ends_it(copy, secured, rights, r
         ({"bootstrap.servers": None}, "connecting to a PLAINTEXT broker listener"),
     ],
 )
-def test_who_is_not_let_in_is_told_why_within_seconds(secured, changed, says):
+def test_a_refused_connection_is_explained_within_seconds(secured, changed, says):
     if changed.get("bootstrap.servers", "") is None:
         changed = {"bootstrap.servers": secured.bootstrap_servers}
     settings = {name: value for name, value in (as_worker(secured) | changed).items() if value is not None}

@@ -52,7 +52,7 @@ def test_a_function_that_hangs_is_named_and_the_worker_is_not_ready(copy: Copy):
     assert worker.process.poll() is None
 
 
-def test_a_worker_that_hangs_ends_with_its_exit_code_when_that_is_asked_for(copy: Copy):
+def test_a_worker_that_hangs_ends_with_its_exit_code_when_that_is_requested(copy: Copy):
     worker = copy.start(stall_timeout=2, stall_exit=True, shutdown_timeout=1)
     copy.wait_for(lambda: worker.events("partitions assigned"), 60, "assigned")
     copy.produce(["hang"])
@@ -65,7 +65,7 @@ def test_a_worker_that_hangs_ends_with_its_exit_code_when_that_is_asked_for(copy
     assert all("from work" in event["reason"] for event in events)
 
 
-def test_a_supervisor_starts_a_worker_anew_that_hung(copy: Copy):
+def test_a_supervisor_restarts_a_worker_that_hung(copy: Copy):
     supervisor = copy.start("--workers", "1", stall_timeout=2, stall_exit=True, shutdown_timeout=1)
     copy.wait_for(lambda: supervisor.events("partitions assigned"), 60, "assigned")
     copy.produce(["hang"])
@@ -75,7 +75,7 @@ def test_a_supervisor_starts_a_worker_anew_that_hung(copy: Copy):
     supervisor.stop(30)
 
 
-def test_a_transaction_that_hangs_is_told_apart_and_a_quiet_input_is_none(copy: Copy):
+def test_a_transaction_that_hangs_is_reported_and_an_idle_input_is_no_stall(copy: Copy):
     worker = copy.start(http_port=0, stall_timeout=2)
     wait_until_ready(copy, worker)
     producer = copy.broker.producer(transactional_id=f"{copy.prefix}-writes", transaction_timeout=600)

@@ -96,7 +96,7 @@ def test_a_restart_on_the_same_disk_reads_the_tail_and_one_without_reads_all(cou
     check(count, sent + more + closing)
 
 
-def test_a_foreign_record_in_a_changelog_ends_the_worker_with_its_offset_until_it_is_put_right(count):
+def test_a_foreign_record_in_a_changelog_ends_the_worker_with_its_offset_until_it_is_repaired(count):
     sent = records(0, 400, keys=40)
     count.send(sent)
     first = count.start(**SETTINGS)

@@ -84,7 +84,7 @@ def test_a_stop_while_the_apps_module_is_loaded_ends_with_code_0(tmp_path: Path)
     assert process.returncode == 0
 
 
-def test_a_function_that_hangs_is_ended_with_code_13_and_said_where_it_hung(copy: Copy):
+def test_a_function_that_hangs_is_ended_with_code_13_and_reports_where_it_hung(copy: Copy):
     worker = copy.start(shutdown_timeout=SECONDS)
     copy.wait_for(lambda: worker.events("partitions assigned"), 60, "assigned")
     copy.produce(["fine"])

@@ -215,7 +215,7 @@ def test_policy_dead_letter_keeps_the_original_and_its_coordinates(copy):
     assert worker.stop() == 0
 
 
-def test_policy_skip_goes_on_without_the_record(copy):
+def test_policy_skip_continues_without_the_record(copy):
     copy.environment["COPY_ON_ERROR"] = "streams.skip"
     copy.produce(["good", "poison", "better"])
     worker = copy.start()
@@ -260,7 +260,7 @@ def test_missing_topics_are_named_before_the_group_is_joined(make_copy, kafka_bo
     assert f"streams topics create {copy.input}" in worker.log.read_text()
 
 
-def test_a_missing_output_topic_is_created_only_when_asked_for(make_copy, kafka_bootstrap):
+def test_a_missing_output_topic_is_created_only_when_requested(make_copy, kafka_bootstrap):
     copy = make_copy(kafka_bootstrap)
     copy.create_topics()
     copy.broker.admin().delete_topics([copy.output])

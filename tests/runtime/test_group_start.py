@@ -90,7 +90,7 @@ def run(*workers: Worker, rounds: int = 30) -> None:
 
 
 @pytest.mark.parametrize("guarantee", GUARANTEES)
-def test_a_worker_killed_before_its_first_record_leaves_nothing_out(guarantee):
+def test_a_worker_killed_before_its_first_record_skips_nothing(guarantee):
     cluster = Cluster("in")
     cluster.send("before")
     run(cluster.worker(copying(guarantee=guarantee)))
@@ -142,7 +142,7 @@ STEPS = ["init_transactions", "committed", "begin", "send_offsets", "commit.befo
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("make", [copying, counting])
-def test_a_kill_at_any_step_of_the_start_leaves_nothing_out_that_came_after_it(step, make):
+def test_a_kill_at_any_step_of_the_start_skips_no_later_record(step, make):
     cluster = Cluster("in")
     cluster.send("before")
     app = make()
@@ -193,7 +193,7 @@ def test_of_workers_that_start_together_one_decides_where_the_group_begins(step)
     assert cluster.values() == ["a", "b", "c", "d"]
 
 
-def test_a_broker_that_does_not_answer_at_the_start_is_asked_again():
+def test_a_broker_that_does_not_answer_at_the_start_is_called_again():
     cluster = Cluster("in")
     cluster.send("before")
     failures = iter([True, True])
@@ -229,7 +229,7 @@ def test_partitions_added_later_are_read_from_their_beginning(killed):
     worker.close()
 
 
-def test_a_topic_that_was_deleted_and_made_again_under_a_running_group_is_read_from_its_beginning():
+def test_a_topic_that_was_deleted_and_created_again_under_a_running_group_is_read_from_its_beginning():
     cluster = Cluster("in")
     cluster.send("before")
     worker = cluster.worker(copying())
@@ -272,7 +272,7 @@ def test_a_topic_that_the_program_reads_from_now_on_begins_at_its_end():
     assert cluster.values() == ["between", "new"]
 
 
-def test_a_program_that_reads_more_joins_a_group_that_is_at_work():
+def test_a_program_that_reads_more_joins_a_group_that_is_running():
     cluster = Cluster("in", "more")
     old = cluster.worker(copying())
     run(old)

@@ -329,7 +329,7 @@ def global_tables(cluster: Cluster, databases: Databases) -> GlobalTables:
     return tables
 
 
-def test_a_global_table_goes_on_from_its_checkpoint(tmp_path: Path):
+def test_a_global_table_continues_from_its_checkpoint(tmp_path: Path):
     cluster = Cluster()
     for key, value in [("a", 1), ("b", 2), ("a", None)]:
         cluster.send("prices", key, value, 0)
@@ -347,7 +347,7 @@ def test_a_global_table_goes_on_from_its_checkpoint(tmp_path: Path):
     databases.close()
 
 
-def test_a_global_table_is_read_anew_when_its_topic_is_another_one_or_it_was_left_alone():
+def test_a_global_table_is_read_again_when_its_topic_is_another_one_or_it_was_not_used():
     cluster = Cluster()
     databases = MemoryDatabases()
     cluster.send("prices", "a", 1, 0, 0)
@@ -366,7 +366,7 @@ def test_a_global_table_is_read_anew_when_its_topic_is_another_one_or_it_was_lef
     tables.close()
 
 
-def test_loading_a_global_table_ends_when_told_to_stop():
+def test_loading_a_global_table_ends_on_a_stop_request():
     cluster = Cluster()
     cluster.send("prices", "a", 1, 0, 0)
     tables = GlobalTables(

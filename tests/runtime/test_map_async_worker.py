@@ -173,7 +173,7 @@ def test_the_group_is_served_while_calls_are_awaited_and_nothing_is_lost_or_repe
     assert site.results() == Counter("ABCDEF")
 
 
-def test_calls_are_cancelled_when_the_group_goes_on_without_the_worker(gate):
+def test_calls_are_cancelled_when_the_group_continues_without_the_worker(gate):
     site = Site(gate.call)
     site.send("a", "b")
     site.work()

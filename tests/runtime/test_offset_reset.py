@@ -232,7 +232,7 @@ def test_records_that_the_app_deletes_itself_are_not_lost():
     worker.close()
 
 
-def test_a_worker_that_others_went_past_goes_on_from_what_they_committed():
+def test_a_worker_that_others_went_past_continues_from_what_they_committed():
     """Frozen, it has positions that the others have committed past and deleted."""
     app = copying()
     cluster = Cluster(app)

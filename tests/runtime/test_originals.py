@@ -165,7 +165,7 @@ def test_an_original_that_is_gone_is_replaced_by_what_the_step_was_given_and_say
 
 
 @pytest.mark.parametrize(("failures", "read"), [(3, True), (1_000_000, False)])
-def test_a_broker_that_does_not_answer_is_asked_again_and_not_for_ever(failures, read):
+def test_a_broker_that_does_not_answer_is_called_again_and_not_for_ever(failures, read):
     site = Site()
     site.broker.failures = failures
     site.send(order("ann", "bad"))

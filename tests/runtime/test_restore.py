@@ -150,7 +150,7 @@ def test_a_record_without_a_key_is_none_of_the_stores():
         site.restore()
 
 
-def test_the_same_database_goes_on_from_its_tail():
+def test_the_same_database_continues_from_its_tail():
     site = Site()
     site.write({"a": 1, "b": 1})
     site.restored().database.close()
@@ -177,7 +177,7 @@ def test_the_tail_is_read_from_where_the_database_is_and_not_from_where_the_cons
     assert values == [{"a": 3, "b": 2}]
 
 
-def test_a_database_that_is_made_anew_gets_all_although_the_consumer_has_read_it_before():
+def test_a_database_that_is_created_again_gets_all_although_the_consumer_has_read_it_before():
     site = Site()
     site.write({"a": 1, "b": 2})
     site.restored().database.close()
@@ -200,7 +200,7 @@ def test_a_checkpoint_ahead_of_the_changelog_means_that_it_is_another_one():
 
 
 @pytest.mark.parametrize(("hours", "more", "rebuilt"), [(23, 1, False), (25, 1, True), (25, 0, False)])
-def test_a_database_left_alone_for_long_is_made_anew_if_the_changelog_went_on(hours, more, rebuilt):
+def test_a_database_left_alone_for_long_is_created_again_if_the_changelog_went_on(hours, more, rebuilt):
     site = Site()
     site.write({"a": 1, "forgotten": 1})
     site.restored().database.close()
@@ -284,7 +284,7 @@ def test_a_task_that_waits_holds_up_no_other():
     assert [content(item) for item in site.restore()] == [{"a": 1}]
 
 
-def test_a_restore_that_was_given_up_goes_on_where_it_was(monkeypatch):
+def test_a_restore_that_was_given_up_continues_where_it_was(monkeypatch):
     monkeypatch.setattr("streams.runtime.restore.CHUNK_RECORDS", 10)
     site = Site()
     site.write({f"key-{number}": number for number in range(100)})

@@ -107,7 +107,7 @@ def restored(logs: Iterable[MutableMapping[str, Any]]) -> int:
     return sum(log["records"] for log in logs if log["event"] == Event.RESTORED)
 
 
-def test_a_task_goes_on_from_its_copy():
+def test_a_task_continues_from_its_copy():
     crew = Crew(counting(standby_replicas=1))
     crew.start(0)
     survivor = crew.start(1)

@@ -169,7 +169,7 @@ def test_each_partition_keeps_its_order():
     assert site.values() == [value.upper() for value in numbered(40)]
 
 
-def test_a_revoked_partition_is_committed_and_goes_on_elsewhere_without_a_repeat():
+def test_a_revoked_partition_is_committed_and_continues_elsewhere_without_a_repeat():
     site = Site(copying_app(max_poll_records=10, commit_interval=3600.0, shortest_commit_interval=3600.0))
     site.produce(numbered(100))
     first = site.worker()

@@ -25,14 +25,14 @@ def test_a_dead_end_is_named(step):
         _ = app.topology
 
 
-def test_a_source_that_nobody_reads_is_a_dead_end():
+def test_a_source_that_is_not_read_is_a_dead_end():
     app = App("test")
     app.stream("in")
     with pytest.raises(TopologyError, match="'in' is a dead end"):
         _ = app.topology
 
 
-def test_a_branch_that_nobody_uses_is_a_dead_end():
+def test_a_branch_that_is_not_used_is_a_dead_end():
     app = App("test")
     app.stream("in").branch({"a": bool}, otherwise="b")["a"].to("out")
     with pytest.raises(TopologyError, match=r"'branch-a\.b' is a dead end"):
@@ -271,7 +271,7 @@ def test_a_topic_that_two_patterns_match_is_refused_with_both_sources():
     assert app.topology.source_of("log-us")[0].number == 0
 
 
-def test_a_pattern_matches_whole_names_only():
+def test_a_pattern_matches_full_names_only():
     app = App("test")
     app.stream(re.compile("log")).to("out")
     with pytest.raises(TopologyError, match="it matches no source"):
