@@ -39,8 +39,8 @@ class RebalanceState(Enum):
 
     ::
 
-        NONE ──commit before tasks go──> COMMITTING ──error──> FAILED
-         ^ ^────────────done────────────────┘                    │
+        NONE ──commit before release──> COMMITTING ──error──> FAILED
+         ^ ^────────────done───────────────┘                     │
          └──────────────────────error raised by the loop─────────┘
     """
 

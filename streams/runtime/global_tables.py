@@ -89,7 +89,7 @@ class GlobalTable:
         """Advance the position to ``offset``: only transaction markers are before it."""
         self._positions[partition] = max(offset, self.position(partition))
 
-    def begin_anew(self, reason: str) -> None:
+    def rebuild(self, reason: str) -> None:
         """Delete the contents, which no longer match the topic."""
         get_logger().warning(Event.STATE_REBUILT, store=self._definition.name, reason=reason)
         self._positions = {}
@@ -122,14 +122,14 @@ class GlobalTable:
         try:
             saved = decode_metadata(metadata)
         except msgspec.DecodeError as error:
-            self.begin_anew(f"unreadable checkpoint: {error}")
+            self.rebuild(f"unreadable checkpoint: {error}")
             return {}
         if any(checkpoint.schema != self._definition.schema for checkpoint in saved.values()):
-            self.begin_anew("it was written with another schema")
+            self.rebuild("it was written with another schema")
             return {}
         oldest = min((checkpoint.saved_at for checkpoint in saved.values()), default=self._wall_clock())
         if self._wall_clock() - oldest > OLDEST_CHECKPOINT:
-            self.begin_anew("not used for so long that the topic may have removed tombstones")
+            self.rebuild("not used for so long that the topic may have removed tombstones")
             return {}
         return {int(partition): checkpoint.offset for partition, checkpoint in saved.items()}
 
@@ -194,7 +194,7 @@ class GlobalTables:
         for partition in partitions:
             table = self._tables[partition.topic]
             if table.position(partition.partition) > ends[partition]:
-                table.begin_anew(f"the checkpoint is ahead of {partition}, which ends at {ends[partition]}")
+                table.rebuild(f"the checkpoint is ahead of {partition}, which ends at {ends[partition]}")
         for partition in partitions:
             self._tables[partition.topic].move(partition.partition, beginnings[partition])
         if self._consumer is None:

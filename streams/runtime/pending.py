@@ -164,6 +164,6 @@ class PendingTasks:
         if count is not None and partition.partition >= count:
             raise TopicError(
                 f"{partition.topic} had {count} partitions when this worker began and has more now, so that "
-                "keys lie in other partitions than their state",
+                "keys are in other partitions than their state",
                 hint="stop all workers; give the stores other names and replay the input to rebuild them",
             )

@@ -20,7 +20,7 @@ class SliceState(Enum):
                    v                              │
         ──────> CLOSED ────────────open────────> OPEN ──abandon──> ABANDONED
                    ^                            ^ │                    │
-                   │                         open give up              │
+                   │                         open abandon              │
                    │                            │ v for a commit       │
                    │                        COMMIT_FIRST               │
                    └────────────────────────────close──────────────────┘
@@ -29,7 +29,7 @@ class SliceState(Enum):
     CLOSED = "closed"
     OPEN = "open"
     """A task is processing it."""
-    COMMIT_FIRST = "given up for a commit"
+    COMMIT_FIRST = "abandoned for a commit"
     """Abandoned so that completed slices are committed first; it stays so until it begins again.
     """
     ABANDONED = "abandoned"

@@ -56,7 +56,7 @@ def assigned_range(position: int, members: int, partitions: int) -> range:
     return range(start, start + quota + (position < extra))
 
 
-def foreseen(position: int, members: int, partitions: int, failures: int) -> set[int]:
+def predicted_partitions(position: int, members: int, partitions: int, failures: int) -> set[int]:
     """The partition numbers that the member may own after up to ``failures`` others have left."""
     numbers: set[int] = set()
     for gone in range(1, min(failures, members - 1) + 1):
@@ -68,7 +68,7 @@ def foreseen(position: int, members: int, partitions: int, failures: int) -> set
 
 
 @dataclass(slots=True)
-class _Copy:
+class _Replica:
     restoration: Restoration
     began: float
     lag: int
@@ -117,7 +117,7 @@ class Standbys:
         self._members = members
         self._clock = clock
         self._log = get_logger()
-        self._copies: dict[TaskId, _Copy] = {}
+        self._replicas: dict[TaskId, _Replica] = {}
         self._wanted: set[TaskId] = set()
         self._abandoned: set[TaskId] = set()
         """Tasks whose replica cannot be kept, as their changelogs or files cannot be used."""
@@ -128,7 +128,7 @@ class Standbys:
     @property
     def lag(self) -> dict[TaskId, int]:
         """The replicas, and how many records (and markers) each was behind at the last check."""
-        return {task: copy.lag for task, copy in list(self._copies.items())}
+        return {task: replica.lag for task, replica in list(self._replicas.items())}
 
     @property
     def abandoned(self) -> int:
@@ -154,9 +154,9 @@ class Standbys:
             self._place(member, held)
             self._open_next(committed)
             self._follow_tables(committed)
-        if not self._copies or now < self._rest_until:
+        if not self._replicas or now < self._rest_until:
             return
-        restorations = [copy.restoration for copy in self._copies.values()]
+        restorations = [replica.restoration for replica in self._replicas.values()]
         while self._changelogs.read(restorations, 0.0):
             if self._clock() - now >= READ_SECONDS:
                 break
@@ -165,22 +165,22 @@ class Standbys:
         self._note_lag()
         if now - self._saved >= SAVE_SECONDS:
             self._saved = now
-            for copy in self._copies.values():
-                self._changelogs.save(copy.restoration)
+            for replica in self._replicas.values():
+                self._changelogs.save(replica.restoration)
 
     def release(self, task: TaskId) -> Database | None:
         """Release the replica of a task that was assigned here, and return its open database, if any."""
-        copy = self._copies.pop(task, None)
+        replica = self._replicas.pop(task, None)
         self._wanted.discard(task)
         self._abandoned.discard(task)
-        if copy is None:
+        if replica is None:
             return None
-        self._changelogs.save(copy.restoration)
-        return copy.restoration.database
+        self._changelogs.save(replica.restoration)
+        return replica.restoration.database
 
     def close(self) -> None:
         """Close the databases, which keep their contents, and release the clients."""
-        for task in list(self._copies):
+        for task in list(self._replicas):
             self._drop(task)
         self._changelogs.close()
 
@@ -196,11 +196,11 @@ class Standbys:
                 placed = False
                 continue
             others = {task for task in self._wanted if task.subtopology != number}
-            numbers = foreseen(position, len(members), count, self._failures)
+            numbers = predicted_partitions(position, len(members), count, self._failures)
             self._wanted = others | {TaskId(number, partition) for partition in numbers - own}
         self._note_placed(placed, members)
         self._wanted.difference_update(held)
-        for task in self._copies.keys() - self._wanted:
+        for task in self._replicas.keys() - self._wanted:
             self._drop(task)
 
     def _note_placed(self, placed: bool, members: Sequence[str]) -> None:
@@ -215,7 +215,7 @@ class Standbys:
     def _open_next(
         self, committed: Callable[[Collection[TopicPartition]], Mapping[TopicPartition, int]]
     ) -> None:
-        for task in sorted(self._wanted - self._copies.keys() - self._abandoned):
+        for task in sorted(self._wanted - self._replicas.keys() - self._abandoned):
             stores = self._stores[task.subtopology]
             sources = [
                 TopicPartition(store.source_topic, task.partition) for store in stores if store.source_topic
@@ -232,7 +232,7 @@ class Standbys:
             for partition, store in restoration.definitions.items():
                 if not store.source_topic:
                     restoration.targets[partition] = _NO_END
-            self._copies[task] = _Copy(restoration, self._clock(), lag=missing)
+            self._replicas[task] = _Replica(restoration, self._clock(), lag=missing)
             self._log.info(Event.STANDBY_STARTED, task=str(task), records=missing)
             if self._clock() - self._placed >= OPEN_SECONDS:
                 # Continue in the next round of the loop.
@@ -243,9 +243,9 @@ class Standbys:
         self, committed: Callable[[Collection[TopicPartition]], Mapping[TopicPartition, int]]
     ) -> None:
         places = {
-            partition: copy.restoration
-            for copy in self._copies.values()
-            for partition, store in copy.restoration.definitions.items()
+            partition: replica.restoration
+            for replica in self._replicas.values()
+            for partition, store in replica.restoration.definitions.items()
             if store.source_topic
         }
         if places:
@@ -253,37 +253,37 @@ class Standbys:
                 places[partition].targets[partition] = offset
 
     def _note_lag(self) -> None:
-        for task, copy in list(self._copies.items()):
-            left = copy.restoration.left
+        for task, replica in list(self._replicas.items()):
+            left = replica.restoration.left
             ends = self._changelogs.known_ends(left)
-            copy.lag = sum(max(0, end - left[partition]) for partition, end in ends.items())
-            if copy.lag or ends.keys() != left.keys():
+            replica.lag = sum(max(0, end - left[partition]) for partition, end in ends.items())
+            if replica.lag or ends.keys() != left.keys():
                 continue
             try:
-                copy.restoration.check()
+                replica.restoration.check()
             except StateError as error:
                 self._abandon(task, error)
                 continue
-            if not copy.complete:
-                copy.complete = True
+            if not replica.complete:
+                replica.complete = True
                 self._log.info(
                     Event.STANDBY_READY,
                     task=str(task),
-                    records=copy.restoration.progress.done,
-                    seconds=round(self._clock() - copy.began, 3),
+                    records=replica.restoration.progress.done,
+                    seconds=round(self._clock() - replica.began, 3),
                 )
 
     def _abandon(self, task: TaskId, error: StateError) -> None:
         """Stop keeping a replica of a task."""
         self._abandoned.add(task)
         self._log.error(Event.STANDBY_ABANDONED, task=str(task), error=str(error))
-        if task in self._copies:
+        if task in self._replicas:
             self._drop(task)
 
     def _drop(self, task: TaskId) -> None:
-        copy = self._copies.pop(task)
+        replica = self._replicas.pop(task)
         try:
-            self._changelogs.save(copy.restoration)
+            self._changelogs.save(replica.restoration)
         finally:
-            copy.restoration.database.close()
+            replica.restoration.database.close()
         self._log.info(Event.STANDBY_STOPPED, task=str(task))

@@ -51,17 +51,17 @@ UNFINISHED: Final = (TransactionAborted, OutcomeUnknown, Retriable)
 
 
 class TransactionState(Enum):
-    """Where the transaction is.
+    """The states of a transaction.
 
     ::
 
         ──> EMPTY ──processed──> OPEN ──begin commit──> COMMITTING ──committed──> EMPTY
               └───────────────begin commit────────────────^ │
                                   ^                         │
-                                  └────it ends the worker───┘
+                                  └───fatal error at commit─┘
 
-        EMPTY, OPEN, COMMITTING ───────an output half written──────> TORN
-        EMPTY, OPEN, COMMITTING, TORN ────given up────> ABORTED ──input read again──> EMPTY
+        EMPTY, OPEN, COMMITTING ───────output partly written───────> TORN
+        EMPTY, OPEN, COMMITTING, TORN ─────abort──────> ABORTED ────────rewind──────> EMPTY
                                                           │ ^
                                              abort failed │ │ committed offsets read back
                                                           v │

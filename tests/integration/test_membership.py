@@ -90,7 +90,7 @@ def test_a_killed_workers_task_continues_from_another_workers_standby_replica(co
     def copies() -> int:
         return sum(len({event["task"] for event in worker.events("standby ready")}) for worker in workers)
 
-    count.wait_for(lambda: copies() >= 8, 60, "every task has a copy")
+    count.wait_for(lambda: copies() >= 8, 60, "every task has a replica")
     # Two subtopologies with four partitions: the others have replicas of the first one's tasks.
     before = [restored(worker) for worker in workers]
     workers[0].kill()

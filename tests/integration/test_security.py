@@ -242,7 +242,7 @@ def test_an_app_with_stores_runs_is_queried_with_a_token_and_restores(count, sec
     again = start(count, as_worker(secured), http_port=0, http_token=token)
     count.send([(f"key-{number}", 300) for number in range(20)])
     count.wait_until_consumed(60)
-    count.wait_for(lambda: ("key-3", 11) in count.read(count.output), 30, "the count goes on")
+    count.wait_for(lambda: ("key-3", 11) in count.read(count.output), 30, "the count continues")
     assert again.stop() == 0
     for worker in (*workers, again):
         assert "marker-of" not in worker.log.read_text()

@@ -79,7 +79,7 @@ def test_one_slice_is_open_at_a_time(state):
 
 @pytest.mark.parametrize("state", [S.CLOSED, S.COMMIT_FIRST, S.ABANDONED])
 def test_only_an_open_slice_restarts_after_a_commit(state):
-    with pytest.raises(AssertionError, match="cannot become given up for a commit"):
+    with pytest.raises(AssertionError, match="cannot become abandoned for a commit"):
         at(state).restart_after_commit()
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from streams import App, Json, Text
 from streams.events import Event
-from streams.runtime.standby import assigned_range, foreseen
+from streams.runtime.standby import assigned_range, predicted_partitions
 from streams.state.memory import MemoryDatabases
 from tests.runtime.test_worker_state import PARTITIONS, SIZE, Cluster, Sent, counting
 from tests.support.logs import capture_logs
@@ -34,7 +34,7 @@ def test_ranges_share_all_partitions_out_in_order(members, partitions):
 
 
 @given(st.data(), st.integers(1, 7), st.integers(0, 20), st.integers(0, 4))
-def test_what_is_foreseen_is_what_any_failures_bring(data, members, partitions, failures):
+def test_predicted_partitions_are_those_that_any_failures_bring(data, members, partitions, failures):
     position = data.draw(st.integers(0, members - 1))
     others = [other for other in range(members) if other != position]
     expected: set[int] = set()
@@ -42,7 +42,7 @@ def test_what_is_foreseen_is_what_any_failures_bring(data, members, partitions, 
         for gone in combinations(others, count):
             left = [member for member in range(members) if member not in gone]
             expected.update(assigned_range(left.index(position), len(left), partitions))
-    assert foreseen(position, members, partitions, failures) == expected
+    assert predicted_partitions(position, members, partitions, failures) == expected
 
 
 class Crew:

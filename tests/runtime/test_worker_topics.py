@@ -140,7 +140,7 @@ def test_partitions_that_were_added_to_the_input_of_a_store_end_the_worker():
         place.rounds(worker)
 
 
-def test_a_store_whose_changelog_was_deleted_does_not_begin_anew_in_the_middle_of_its_input():
+def test_a_store_whose_changelog_was_deleted_does_not_begin_empty_in_the_middle_of_its_input():
     place = Place()
     place.process()
     place.empty_changelog()
