@@ -1,4 +1,4 @@
-"""Settings from arguments and environment, refused early and in words."""
+"""Settings from arguments and environment, and their early errors."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ ENUMERATED = {
 @pytest.mark.parametrize(
     "name",
     [
-        # What Kubernetes announces for the services streams, streams-web and streams-web-ui.
+        # Kubernetes' variables for the services streams, streams-web and streams-web-ui.
         "STREAMS_SERVICE_PORT_HTTP_METRICS",
         "STREAMS_PORT_80_TCP_ADDR",
         "STREAMS_WEB_SERVICE_HOST",

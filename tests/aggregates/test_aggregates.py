@@ -1,4 +1,4 @@
-"""Aggregates against brute force over all values, however they come in batches."""
+"""Aggregates compared with brute force over all values, with any batches."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ EXACT: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (NAMES, texts),
     (Combined({"events": count(), "all": total(), "least": minimum(), "bins": quantile(0.5)}), numbers),
 ]
-"""Aggregates that do not depend on how events fell into batches, each with values for it."""
+"""Aggregates that do not depend on batches, each with values for it."""
 
 
 def named(parameter: Any) -> str:
@@ -371,7 +371,7 @@ def test_a_column_is_a_field_a_key_or_a_function_of_the_value(source):
 
 
 def until_it_fails(column: Any) -> tuple[list[Any], str]:
-    """What a column gave before it raised, as the engine takes it, and the error."""
+    """The entries of a column before it raised, and the error."""
     taken: list[Any] = []
     try:
         taken.extend(column)

@@ -1,4 +1,4 @@
-"""The demonstration as ``make demo`` runs it, small, on the session's broker."""
+"""A small run of ``make demo``, on the session's broker."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_the_same_seed_gives_the_same_lines_and_another_seed_others():
 
 
 def test_the_lines_are_the_same_under_any_version_of_python():
-    # Whoever changes the log on purpose writes the new digest here.
+    # After an intended change of the log, update the digest.
     text = "\n".join(generate_lines(5_000, seed=3, malformed_share=0.02))
     assert (
         hashlib.sha256(text.encode()).hexdigest()

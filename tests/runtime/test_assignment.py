@@ -1,4 +1,4 @@
-"""What a worker has been assigned, with a real consumer: what may be committed of it, and what may not."""
+"""A worker's assignment, with a real consumer: which offsets may be committed, and which may not."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_an_error_in_a_rebalance_is_raised_after_it():
     site.error = StreamsError("no room")
     site.assignment.revoked([PLACE])
     assert not site.assignment.in_callback
-    # Nothing more is committed until it was raised.
+    # Nothing is committed until the error was raised.
     site.assignment.revoked([])
     assert site.commits == 1
     assert site.transaction.must_rewind

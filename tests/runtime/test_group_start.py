@@ -1,4 +1,4 @@
-"""``offset_reset=latest``: where a group begins is permanent before it reads, and what comes later is new."""
+"""``offset_reset=latest``: the group's start is committed before it reads; later partitions are new."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Killed(BaseException):
 
 
 class Cluster(MemoryCluster):
-    """Topics, and workers that can be killed: their sessions end by the clock."""
+    """Topics, and workers that can be killed, whose sessions end by the clock."""
 
     def __init__(self, *topics: str, partitions: int = 2) -> None:
         super().__init__(dict.fromkeys(topics, partitions), Clock(tick=0.0))
@@ -52,7 +52,7 @@ class Cluster(MemoryCluster):
         return worker
 
     def kill(self) -> None:
-        """Whatever workers there are, they are gone: their sessions and transactions end."""
+        """Kill all workers: their sessions and transactions end."""
         self.clock.advance(1_000.0)
 
     def send(self, *values: str, topic: str = "in", partition: int = 0) -> None:
@@ -157,7 +157,7 @@ def test_a_kill_at_any_step_of_the_start_skips_no_later_record(step, make):
         start_and_run(worker)
     cluster.broker.before = None
     cluster.kill()
-    # Begun is what was committed; without that, the next worker is the first.
+    # Without a commit the group has not begun, so the next worker is the first.
     begun = bool(cluster.admin.committed_offsets("copy"))
     assert begun == (step in ("commit.after", "poll"))
     cluster.send("between")
@@ -294,7 +294,7 @@ def test_internal_topics_are_never_read_from_their_end():
     cluster.send("a1", "a2", "b1")
 
     def before(step: str) -> None:
-        # The first commit of input has taken effect: what it wrote to the internal topic is there, unread.
+        # The first commit of input has taken effect: its records in the internal topic exist, unread.
         if step == "commit.after":
             raise Killed
 

@@ -1,4 +1,4 @@
-"""``map_async`` in workers on the memory broker: served groups, stops, stalls, simulation."""
+"""``map_async`` in workers on the memory broker: group membership, stops, stalls, simulation."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Broker(MemoryBroker):
 
 
 class Site:
-    """Topics of two partitions, and workers of one app on threads of their own."""
+    """Topics of two partitions, and workers of one app on separate threads."""
 
     def __init__(self, function: Callable[[str], Awaitable[str]], **options: Any) -> None:
         self.app = App("calling", shutdown_timeout=1.0, commit_interval=0.05)
@@ -112,7 +112,7 @@ class Site:
 
 
 class Gate:
-    """Calls wait at it until it is opened, and are counted."""
+    """Blocks and counts calls until it is opened."""
 
     def __init__(self) -> None:
         self.open = False
@@ -162,7 +162,7 @@ def test_the_group_is_served_while_calls_are_awaited_and_nothing_is_lost_or_repe
     first = site.work()
     until(lambda: len(gate.begun) == 2)
     second = site.work()
-    # The first worker lets a partition go although its calls have not ended.
+    # The first worker releases a partition although its calls have not ended.
     until(lambda: len(first.held) == len(second.held) == 1)
     gate.open = True
     until(lambda: site.results().total() == 4)
@@ -255,7 +255,7 @@ def test_a_function_that_blocks_the_loop_does_not_keep_the_worker_from_stopping(
         site.stop()
         assert time.monotonic() - begun < 8
 
-        # Others of the same process are given another loop.
+        # Other calls of the same process get another loop.
         app = App("another")
         app.stream("in", value=Text()).map_async(call).to("out")
         driver = TopologyDriver(app)
@@ -291,7 +291,7 @@ def test_the_watchdog_names_the_function_and_where_it_waits(blocks):
         worker = site.workers[0]
         until(lambda: worker.status.busy is not None)
         assert begun.wait(PATIENCE)
-        # Of the first look; after that, a minute and a half of the watchdog's clock without any progress.
+        # After the first check, a minute and a half of the watchdog's clock without progress.
         watchdog.check()
         now[0] = time.monotonic() + 10 * site.app.settings.stall_timeout
         (stall,) = [stall for stall in watchdog.check() if stall.partition == TopicPartition("in", 0)]

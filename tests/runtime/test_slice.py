@@ -1,4 +1,4 @@
-"""The states of a slice, with tasks that a commit may interrupt and tasks that it may not."""
+"""The states of a slice, of tasks with and without state."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_closing_is_fine_at_any_time_and_twice(state):
     found = at(state)
     for _ in range(2):
         found.close()
-        # That a commit has to come first is remembered until it begins again.
+        # The required commit is remembered until the slice begins again.
         assert found.state is (S.COMMIT_FIRST if state is S.COMMIT_FIRST else S.CLOSED)
         assert found.task is None
     found.open(task(stateful=True))

@@ -1,4 +1,4 @@
-"""Copies of other workers' tasks, on the memory broker: where they are, and how tasks go on from them."""
+"""Standby replicas on the memory broker: their placement, and failovers to them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Crew:
         self.cluster.send(*records)
 
     def settle(self) -> None:
-        """Until all input is committed and all copies are up to date."""
+        """Run until all input is committed and all replicas are up to date."""
         self.until(lambda: self.cluster.lag() == 0)
         self.until(self._quiet)
 
@@ -118,7 +118,7 @@ def test_a_task_continues_from_its_copy():
     crew.send(100)
     with capture_logs() as logs:
         crew.settle()
-    # What a transaction's end takes in each changelog may be left to read, not what the stores hold.
+    # Transaction markers in each changelog may be left to read, but no entries of the stores.
     assert restored(logs) <= 2 * 3 * PARTITIONS
     assert survivor.standby_lag == {}
     crew.cluster.check()
@@ -163,7 +163,7 @@ def test_results_are_right_whoever_dies(seed):
 
 
 def test_a_copy_of_a_table_does_not_go_beyond_what_was_processed():
-    """It would take changes for old that nobody has been told of."""
+    """It would skip changes as already known although they were never forwarded."""
     app = App("shop", standby_replicas=1, commit_interval=0.05)
     table = app.table("in", key=Text(), value=Text(), name="prices")
     table.group_by(lambda value: value[0], value=Text()).count("by-letter").to_stream().to(
@@ -175,7 +175,7 @@ def test_a_copy_of_a_table_does_not_go_beyond_what_was_processed():
     crew.send(300)
     crew.settle()
     crew.send(50)
-    # Written and not processed: the other one only looks after its copies.
+    # Written and not processed: the other worker only updates its replicas.
     standbys, consumer = survivor._standbys, survivor._consumer
     assert standbys is not None
     assert consumer is not None

@@ -1,4 +1,4 @@
-"""The transaction's states on a real producer: what each allows, what it refuses, and the ways back."""
+"""The transaction's states with a real producer: the allowed and refused transitions."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_what_is_in_doubt_is_read_back_before_the_input_is_read_again():
     assert site.state() is S.IN_DOUBT
     with pytest.raises(AssertionError, match="in doubt cannot become empty"):
         site.transaction.rewound()
-    # An abort of what is in doubt does not make it certain.
+    # An abort does not resolve a transaction in doubt.
     site.transaction.abort()
     assert site.state() is S.IN_DOUBT
     site.guarantee.open(1)

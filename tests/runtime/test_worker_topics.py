@@ -1,4 +1,4 @@
-"""Topics that change under a worker: deleted, with more partitions, with a changelog cut short."""
+"""Topics that change under a worker: deleted, with more partitions, with a truncated changelog."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEYS = [f"key {number}".encode() for number in range(40)]
 
 
 class Place:
-    """A cluster with an app that counts keys, and what its worker leaves on disk."""
+    """A cluster with an app that counts keys, and its worker's disk."""
 
     def __init__(self, partitions: int = 2) -> None:
         self.clock = Clock(tick=0.001)
@@ -145,7 +145,7 @@ def test_a_store_whose_changelog_was_deleted_does_not_begin_empty_in_the_middle_
     place.process()
     place.empty_changelog()
     worker = place.worker()
-    with pytest.raises(StateError, match=r"followed app-counted-changelog-\d to offset"):
+    with pytest.raises(StateError, match=r"includes app-counted-changelog-\d up to offset"):
         place.rounds(worker)
 
 

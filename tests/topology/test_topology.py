@@ -1,4 +1,4 @@
-"""The graph as data: what is refused, how it is cut, and how it is shown."""
+"""The graph as data: validation, subtopologies, descriptions."""
 
 from __future__ import annotations
 
