@@ -7,7 +7,7 @@ RUN pip install --no-cache-dir --require-hashes -r requirements/runtime.txt
 
 COPY pyproject.toml README.md LICENSE ./
 COPY streams streams
-# hatchling builds the wheel; it is not needed to run it.
+# pip builds the wheel with hatchling, which is not part of the image.
 RUN pip install --no-cache-dir --no-deps .
 
 COPY apps apps

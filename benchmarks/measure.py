@@ -1,4 +1,4 @@
-"""What is measured, and how: everything from outside of the process that does the work."""
+"""The measurements, all from outside of the measured process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RESTORE_SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A system's figures on a work; ``None`` for what does not apply."""
+    """A system's figures for a workload; ``None`` where a figure does not apply."""
 
     work: str
     system: str
@@ -37,14 +37,14 @@ class Result:
     records_per_cpu_second: float | None = None
     peak_rss_mb: float | None = None
     state_mb: float | None = None
-    """Of disk, at the end."""
+    """Disk usage at the end."""
 
     p50_ms: float | None = None
     p99_ms: float | None = None
 
 
 class Sample(NamedTuple):
-    """The state of a peer: when, the CPU seconds its process has used, the records its group committed."""
+    """A sample of a peer: the time, the CPU seconds used, the records that its group has committed."""
 
     seconds: float
     cpu_seconds: float
@@ -52,7 +52,7 @@ class Sample(NamedTuple):
 
 
 class Window(NamedTuple):
-    """What was processed and committed between two samples, and what it took."""
+    """The records processed and committed between two samples, and their cost."""
 
     records: int
     seconds: float
@@ -60,13 +60,13 @@ class Window(NamedTuple):
 
 
 class MeasurementFailed(Exception):
-    """A system did not do the work; the message says how far it came and why."""
+    """A system did not complete a workload; the message says how far it came and why."""
 
 
 def window(samples: Sequence[Sample], after: int, until: int) -> Window | None:
-    """From the first commit past ``after`` records to the first one of ``until``.
+    """The window from the first commit past ``after`` records to the first one of ``until``.
 
-    ``None`` if not seen, or if it is so short that the system's clock saw no CPU time in it.
+    ``None`` if it was not observed, or is too short for a measurable CPU time.
     """
     first = next((sample for sample in samples if sample.committed > after), None)
     last = next((sample for sample in samples if sample.committed >= until), None)
@@ -78,7 +78,7 @@ def window(samples: Sequence[Sample], after: int, until: int) -> Window | None:
 
 
 def middle(results: Sequence[Result]) -> Result:
-    """The one in the middle by what it measures: records per CPU-second, or else p50."""
+    """The median result by records per CPU-second, or else by p50."""
     ordered = sorted(results, key=lambda result: result.records_per_cpu_second or result.p50_ms or 0.0)
     return ordered[(len(ordered) - 1) // 2]
 
@@ -92,7 +92,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 class ProcessMeter:
-    """CPU seconds and memory of a process as the operating system counts them, all threads together."""
+    """CPU seconds and memory of a process as counted by the operating system, all threads together."""
 
     def __init__(self, pid: int) -> None:
         self._process = psutil.Process(pid)
@@ -104,8 +104,8 @@ class ProcessMeter:
         return float(times.user + times.system)
 
     def watch_memory(self) -> None:
-        """Take what is resident now into the peak."""
-        # The peak that the system keeps is no use: a child begins with that of its parent.
+        """Update the peak with the current resident memory."""
+        # The operating system's own peak is not usable: a child begins with that of its parent.
         self.peak_rss = max(self.peak_rss, self._process.memory_info().rss)
 
     @property
@@ -114,7 +114,7 @@ class ProcessMeter:
 
 
 class Restoration(NamedTuple):
-    """What a log says of restoring: the tasks it began for, and the records of those it ended for."""
+    """The restores in a log: the tasks that began, and the records of those that ended."""
 
     started: set[str]
     restored: dict[str, int]
@@ -130,7 +130,7 @@ _LOG_ENTRY = msgspec.json.Decoder(_LogEntry)
 
 
 def read_restoration(log: str) -> Restoration:
-    """From JSON lines with what this runtime logs; other lines, and one half written, are left out."""
+    """The restores in JSON log lines; other and incomplete lines are skipped."""
     found = Restoration(set(), {})
     for line in log.splitlines():
         try:
@@ -145,7 +145,7 @@ def read_restoration(log: str) -> Restoration:
 
 
 def watch(broker: Broker, peer: Peer, group: str, source: Input, meter: ProcessMeter) -> list[Sample]:
-    """Watch a peer until all the input is committed, looking at it every 25 ms."""
+    """Sample a peer every 25 ms until all input is committed."""
     admin = broker.admin()
     end = source.records_before(len(source.parts))
     samples: list[Sample] = []
@@ -177,24 +177,24 @@ def watch(broker: Broker, peer: Peer, group: str, source: Input, meter: ProcessM
 def measured_window(samples: Sequence[Sample], source: Input, first: int) -> Window:
     """The window of the measured records, for a peer that began with the part ``first`` of the input.
 
-    All systems are watched alike, from outside, through what they promise: offsets committed. The window
-    opens with the first commit past the warm-up, so that nobody's start, joining of the group or first fetch
-    counts, and closes with the commit of the last record. CPU is the whole process's between these two, with
-    the client's own threads, garbage collection and compilation. A commit is noticed up to 25 ms late, at
-    both ends. No peer needs a hook for this, which would have to be equally cheap in all of them.
+    All systems are measured in the same way, from outside, by their committed offsets. The window opens with
+    the first commit past the warm-up, so that starting, joining the group and the first fetch do not count,
+    and closes with the commit of the last record. CPU time is that of the complete process between these two,
+    including the client's own threads, garbage collection and compilation. A commit is noticed up to 25 ms
+    late, at both ends. No peer needs a hook for this, which would have to be equally cheap in all of them.
     """
     before = source.records_before(max(first, 1))
     end = source.records_before(len(source.parts))
     found = window(samples, before, end)
     if found is None:
         raise MeasurementFailed(
-            f"{end - before:,} records are too few: one commit or two had them all; set RECORDS to more"
+            f"{end - before:,} records are too few, as one or two commits include them all; raise RECORDS"
         )
     return found
 
 
 def measure_restore(peer: Peer, tasks: int, meter: ProcessMeter) -> Window:
-    """What it took a peer from the start of restoring, as it logs it, to its end for that many tasks."""
+    """The cost for a peer from the logged start of restoring to its end, for that many tasks."""
     deadline = time.monotonic() + RESTORE_SECONDS
     begun: tuple[float, float] | None = None
     while True:
@@ -212,19 +212,19 @@ def measure_restore(peer: Peer, tasks: int, meter: ProcessMeter) -> Window:
                 f"{len(found.restored)} of {tasks} tasks restored in {RESTORE_SECONDS:.0f} s; see {peer.log}"
             )
     if begun is None or begun[1] == cpu_seconds:
-        raise MeasurementFailed(f"{sum(found.restored.values()):,} records are too few; set RECORDS to more")
+        raise MeasurementFailed(f"{sum(found.restored.values()):,} records are too few; raise RECORDS")
     return Window(sum(found.restored.values()), now - begun[0], cpu_seconds - begun[1])
 
 
 def check_output(broker: Broker, topic: str, job: Job, expected: Tally) -> None:
-    """Raise ``MeasurementFailed`` unless the topic holds, committed, what the job must make."""
+    """Raise ``MeasurementFailed`` unless the committed records of the topic are the job's right output."""
     try:
         found = job.found(read_to_end(broker, [topic]))
     except msgspec.DecodeError as error:
         raise MeasurementFailed(f"wrong output: {error}") from error
     if found.records != expected.records:
         raise MeasurementFailed(
-            f"wrong output: it tells of {found.records:,} records, {expected.records:,} are right"
+            f"wrong output: it accounts for {found.records:,} records, expected {expected.records:,}"
         )
     if found.checksum != expected.checksum:
-        raise MeasurementFailed("wrong output: it tells of other records than those of the input")
+        raise MeasurementFailed("wrong output: it accounts for other records than the input's")

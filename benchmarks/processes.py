@@ -1,4 +1,4 @@
-"""Starting the systems' processes, and leaving none behind."""
+"""Starts the systems' processes, and makes sure that all of them end."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 STOP_SECONDS = 20.0
 BLOCK_BYTES = 512
-"""What ``st_blocks`` counts in, on every system."""
+"""The unit of ``st_blocks``, on every operating system."""
 
-# In a process of its own, which outlives a SIGKILL of this one: ends the peer unless told that it is over.
+# A separate process, which survives a SIGKILL of this one: it kills the peer unless it reads a line first.
 _WATCHER = """
 import os, signal, sys
 if not sys.stdin.readline():
@@ -30,16 +30,16 @@ if not sys.stdin.readline():
 
 
 class PeerFailed(Exception):
-    """A system's process ended before its time; the message has its last words."""
+    """A system's process ended early; the message has its last output."""
 
 
 class Peer:
-    """A process that does the work until the context is left, in a folder of its own that is then removed."""
+    """A process that runs until the context is left, in its own folder, which is then removed."""
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self.log = log
         self._folder = Path(tempfile.mkdtemp(prefix="scratch-", dir=log.parent))
-        # This runtime's settings in the environment would win over those of the benchmark.
+        # This library's settings in the environment would override those of the benchmark.
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("STREAMS_", "Quix__"))
         }
@@ -64,11 +64,11 @@ class Peer:
         return self._process.pid
 
     def state_bytes(self) -> int:
-        """How much of the disk the state that it keeps takes now."""
+        """Current disk usage of its state in bytes."""
         total = 0
         for folder, _, names in os.walk(self._folder / "state"):
             for name in names:
-                # Stores remove files at any time.
+                # Stores may remove files at any time.
                 with contextlib.suppress(FileNotFoundError):
                     total += Path(folder, name).stat().st_blocks * BLOCK_BYTES
         return total
@@ -81,7 +81,7 @@ class Peer:
             raise PeerFailed("\n".join([f"ended with exit code {code}:", *lines[-15:]]))
 
     def wait(self, timeout: float) -> None:
-        """Wait until the process has ended by itself. Raises ``PeerFailed`` unless it did, and well."""
+        """Wait until the process has ended by itself. Raises ``PeerFailed`` unless its exit code is 0."""
         try:
             code = self._process.wait(timeout)
         except subprocess.TimeoutExpired:

@@ -1,17 +1,17 @@
-"""How long tasks stand still when workers go and come: ``make bench-recovery``.
+"""How long tasks are interrupted when workers leave and join: ``make bench-recovery``.
 
-*Killed*: two workers count a million keys each, and one is killed. The group gives its partition to the other
-one when its session is over; measured is how long from then to the first result, with a copy on the other
-worker and with a full restore.
+*Killed*: two workers count a million keys each, and one is killed. The group assigns its partition to the
+other one when its session ends; the time from then to the first result is measured, with a standby replica on
+the other worker and with a full restore.
 
-*Newcomer*: two workers share 64 partitions with a million keys in all, and a third one joins. Measured is the
-longest time without a result of the partitions that move and of those that stay.
+*Newcomer*: two workers share 64 partitions with a million keys in all, and a third one joins. The longest
+time without a result is measured, for the partitions that move and for those that stay.
 
-*Many partitions*: one worker, which begins with the soft limit of 1024 open files, has 500 tasks with stores.
-Measured is how long it takes from its start until all input is processed, on an empty disk and again on the
-disk that this left, how long it takes to stop, and what the process uses.
+*Many partitions*: one worker, which begins with a soft limit of 1024 open files, has 500 tasks with stores.
+Measured are the time from its start until all input is processed, with an empty disk and again with the
+resulting disk, the time of a stop, and the process's resources.
 
-``KEYS`` in the environment is how many keys there are, ``ONLY`` names one of ``killed newcomer many``.
+The environment variable ``KEYS`` is the number of keys, ``ONLY`` selects one of ``killed newcomer many``.
 """
 
 from __future__ import annotations
@@ -70,15 +70,15 @@ class Recovery(NamedTuple):
     standby_replicas: int
     keys: int
     session: float
-    """From the kill until the other worker was given the partition."""
+    """From the kill until the other worker was assigned the partition."""
     first_result: float
-    """From then until the first result of the partition could be read."""
+    """From then until the first result of the partition was readable."""
     restored: int
     """Changelog records that had to be read meanwhile."""
 
 
 class Newcomer(NamedTuple):
-    """One measurement; partitions, and the longest time in seconds in which one of them had no result."""
+    """One measurement; partitions, and the longest time in seconds without a result of one of them."""
 
     partitions: int
     keys: int
@@ -87,7 +87,7 @@ class Newcomer(NamedTuple):
     moved: int
     longest_of_moved: float
     longest_probe: float
-    """What the longest round of the measuring itself took: less could not be seen."""
+    """The longest round of the measuring loop: shorter interruptions are not visible."""
 
 
 class ManyPartitions(NamedTuple):
@@ -104,7 +104,7 @@ class ManyPartitions(NamedTuple):
 
 
 def main() -> int:
-    """Measure, and print and write the figures."""
+    """Measure, then print and write the figures."""
     keys, only = int(os.environ.get("KEYS", "1000000")), os.environ.get("ONLY", "")
     shutil.rmtree(FOLDER, ignore_errors=True)
     with ExitStack() as stack:
@@ -165,7 +165,7 @@ def _show_newcomer(newcomer: Newcomer) -> None:
     table = Table("partitions", "", "longest time without a result", title="A worker joins")
     table.add_row(str(newcomer.stayed), "stay", f"{newcomer.longest_of_stayed:.2f} s")
     table.add_row(str(newcomer.moved), "move", f"{newcomer.longest_of_moved:.2f} s")
-    table.caption = f"the measuring's own longest round: {newcomer.longest_probe:.2f} s"
+    table.caption = f"longest round of the measuring loop: {newcomer.longest_probe:.2f} s"
     console.print(table)
 
 
@@ -188,7 +188,7 @@ def _show_many(results: Sequence[ManyPartitions]) -> None:
 
 
 def _fill(broker: KafkaBroker, topic: str, partitions: int, keys: int) -> None:
-    """Make an input topic in which each partition has so many keys."""
+    """Create an input topic with that many keys in each partition."""
     broker.admin().create_topics([NewTopic(name=topic, partitions=partitions)])
     producer = broker.producer()
     for partition in range(partitions):
@@ -267,7 +267,7 @@ def _newcomer(broker: KafkaBroker, servers: str, keys: int) -> Newcomer:
         new: _Worker | None = None
         begun = settled = time.monotonic()
         number = 0
-        # Some seconds of it as it was, the newcomer's arrival, and some seconds after it is at work.
+        # Some seconds before the newcomer joins, and some seconds after it has begun to process.
         longest_probe, round_ = 0.0, begun
         while time.monotonic() - settled < 3 or new is None:
             number += 1
@@ -309,7 +309,7 @@ def _many_partitions(broker: KafkaBroker, servers: str) -> list[ManyPartitions]:
     name = "many"
     broker.admin().create_topics([NewTopic(name=f"{name}-out", partitions=MANY)])
     results = []
-    for disk in ("empty", "as it was left"):
+    for disk in ("empty", "as left by the first run"):
         if disk == "empty":
             _fill(broker, f"{name}-in", MANY, KEYS_OF_EACH)
         else:
@@ -321,7 +321,7 @@ def _many_partitions(broker: KafkaBroker, servers: str) -> list[ManyPartitions]:
         begun = time.monotonic()
         with _Worker(FOLDER / name, servers, name, f"{name}-in", 0) as worker:
             process = psutil.Process(worker.process.pid)
-            # As most systems do; it may be raised.
+            # The default of most systems; it may be raised.
             _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             process.rlimit(psutil.RLIMIT_NOFILE, (USUAL_OPEN_FILES, hard))
             _wait(lambda worker=worker: worker.alive and len(worker.held) == MANY)  # type: ignore[misc]  # mypy infers no type for a lambda's default
@@ -383,14 +383,17 @@ class _Worker:
 
     @property
     def alive(self) -> bool:
-        """True. Raises ``RuntimeError`` where the process has ended: nothing it is waited for will come."""
+        """True while the process runs.
+
+        Raises ``RuntimeError`` when it has ended, as waiting would be in vain.
+        """
         if code := self.process.poll():
             raise RuntimeError(f"the worker ended with exit code {code}: see {self.log}")
         return True
 
     @property
     def held(self) -> set[int]:
-        """The partition numbers of the input that it has."""
+        """The partition numbers of the input that it owns."""
         held: set[int] = set()
         for line in self.log.read_text().splitlines():
             entry = json.loads(line) if '"partitions ' in line else {}
@@ -414,7 +417,7 @@ def _wait(condition: Callable[[], bool]) -> None:
     give_up = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         if time.monotonic() > give_up:
-            raise RuntimeError("the workers do not get ready: see their logs")
+            raise RuntimeError("the workers did not become ready: see their logs")
         time.sleep(0.2)
 
 

@@ -1,4 +1,4 @@
-"""The results, for people and as data."""
+"""The results as text and as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Failure(NamedTuple):
-    """A system that gave no result on a work, and why."""
+    """A system without a result for a workload, and the reason."""
 
     work: str
     system: str
@@ -26,7 +26,7 @@ class Failure(NamedTuple):
 
 
 def describe(result: Result) -> str:
-    """What was measured, in a few words."""
+    """The result as a short text."""
     if result.records_per_cpu_second is not None:
         return (
             f"{result.records_per_second:,.0f} records/s, "
@@ -36,7 +36,7 @@ def describe(result: Result) -> str:
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
-    """Write a list of objects, with ``null`` for what does not apply."""
+    """Write a list of objects, with ``null`` for figures that do not apply."""
     rows = [
         {
             name: round(value, 2) if isinstance(value, float) and value < 1000 else _whole(value)
@@ -52,7 +52,7 @@ def _whole(value: object) -> object:
 
 
 def ratio(result: Result, results: Sequence[Result], system: str) -> float | None:
-    """Records per CPU-second relative to another system's on the same work; ``None`` where there is none."""
+    """Records per CPU-second relative to another system on the same workload; ``None`` without it."""
     for other in results:
         if (other.work, other.system) == (result.work, system):
             if result.records_per_cpu_second is None or other.records_per_cpu_second is None:

@@ -1,7 +1,8 @@
-"""``make bench``: all systems on the same works, one after another, on one broker.
+"""``make bench``: all systems on the same workloads, one after another, on one broker.
 
-``python -m benchmarks.run [NAME]`` runs the works whose name starts with NAME; ``RECORDS`` in the environment
-is how many records are measured, a million unless set, and how many keys are counted where there are many.
+``python -m benchmarks.run [NAME]`` runs the workloads whose name starts with NAME; the environment variable
+``RECORDS`` is the number of measured records, by default a million, and the number of keys of the workload
+with many.
 """
 
 from __future__ import annotations
@@ -35,22 +36,24 @@ RESULTS = Path("build/bench.json")
 
 console = Console()
 if not console.is_terminal:
-    # A file or a pipe has no width of its own, and 80 columns are too few for the table.
+    # Files and pipes have no width, and 80 columns are too few for the table.
     console = Console(width=130)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the works; the exit code is 0 only if every system did each of them, and did it right."""
-    # Ended by SIGTERM, it must still end what it started: turn that into an exception.
+    """Run the workloads; the exit code is 0 only if every system completed all of its workloads correctly."""
+    # SIGTERM becomes an exception, so that all started processes are stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     works = choose_works(" ".join(arguments))
     if not works:
-        console.print(f"No work's name starts so; there are: {', '.join(work.name for work in WORKS)}")
+        console.print(
+            f"No workload's name starts like this; there are: {', '.join(work.name for work in WORKS)}"
+        )
         return 2
     try:
         records = count_records(os.environ.get("RECORDS", "1000000"))
         FOLDER.mkdir(parents=True, exist_ok=True)
-        # What the harness's own clients warn of while the broker starts is not for the terminal.
+        # Hide warnings of the harness's own clients while the broker starts.
         logging.basicConfig(filename=FOLDER / "harness.log", filemode="w")
         with ExitStack() as stack:
             results, failures = _run(stack, works, records)
@@ -69,14 +72,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def choose_works(start: str) -> list[Work]:
-    """The works whose name starts so."""
+    """The workloads whose name starts with ``name``."""
     return [work for work in WORKS if work.name.startswith(start)]
 
 
 def count_records(text: str) -> int:
-    """How many records to measure: the number, rounded up to whole chunks of the generator."""
+    """The number of records to measure, rounded up to complete chunks of the generator."""
     if not text.isdecimal() or int(text) == 0:
-        raise ValueError(f"RECORDS={text} is no number of records")
+        raise ValueError(f"RECORDS={text} is not a positive number")
     return -(-int(text) // CHUNK_RECORDS) * CHUNK_RECORDS
 
 
@@ -107,7 +110,7 @@ def _run(stack: ExitStack, works: Sequence[Work], records: int) -> tuple[list[Re
 
 
 def _do(work: Work, bench: Bench, systems: Sequence[System]) -> tuple[list[Result], list[Failure]]:
-    """Let its systems do the work in turns, so that a busy minute of the machine hits each of them."""
+    """Run the systems in turns, so that a busy minute of the machine affects each of them."""
     results: dict[str, list[Result]] = {system.name: [] for system in systems}
     failures: dict[str, Failure] = {}
 

@@ -1,4 +1,4 @@
-"""The systems compared, each with what it takes to start it."""
+"""The compared systems, and how each is started."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ ALL = (THIS_RUNTIME, RAW_CLIENT, JAVA, QUIX)
 
 
 class Missing(Exception):
-    """A system cannot be had here; the message says why."""
+    """A system is not available here; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """``command`` starts it, with these arguments added: job, guarantee, servers, topics, group, interval.
+    """A system; ``command`` starts it, with arguments: job, guarantee, servers, topics, group, interval.
 
     The job is ``copy`` or one of ``benchmarks.jobs``, the guarantee is named as in ``streams.config``. The
-    topics are those of input and output. The interval is the time between commits in seconds; behind it comes
-    the topic of the table, where there is one. State is kept in ``state`` below the working folder. It works
+    topics are those of input and output. The interval is the time between commits in seconds, followed by the
+    topic of the table, if there is one. State is kept in ``state`` below the working folder. The process runs
     until SIGTERM.
     """
 
     name: str
     command: tuple[str, ...]
     warms_up: bool = False
-    """Whether it is given the warm-up part of the input too: Java compiles hot code only while it runs."""
+    """Whether it also gets the warm-up part of the input: Java compiles hot code only while it runs."""
 
 
 def find_systems(folder: Path, report: Callable[[str], None]) -> tuple[list[System], dict[str, str]]:
-    """The systems that can be had, in the order they run, and for the others the reason why not.
+    """The available systems, in the order in which they run, and the reasons why others are missing.
 
-    Their environments are made in ``folder``, and in the user's cache folder.
+    Their environments are created in ``folder``, and in the user's cache folder.
     """
     makers: dict[str, Callable[[], System]] = {
         THIS_RUNTIME: lambda: System(THIS_RUNTIME, (sys.executable, str(PEERS / "streams_app.py"))),
@@ -70,7 +70,7 @@ def _kafka_streams(folder: Path, report: Callable[[str], None]) -> System:
     try:
         command = kafka_streams_command(folder / "kafka-streams", report)
     except Exception as error:
-        # The resolver raises whatever its parts do; none of it may keep the other systems from running.
+        # The resolver raises errors of many types; none of them may prevent the other systems from running.
         raise Missing(f"{type(error).__name__}: {error}") from error
     return System(JAVA, tuple(command), warms_up=True)
 

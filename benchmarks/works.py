@@ -1,4 +1,4 @@
-"""The works: what each system is given to do, and how its result is found."""
+"""The workloads, and how each is measured."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ START_SECONDS = 60.0
 
 @dataclass
 class Bench:
-    """What all measurements share. ``records`` is how many are measured, ``folder`` where logs go."""
+    """Shared by all measurements. ``records`` is the number of measured records, ``folder`` is for logs."""
 
     servers: str
     folder: Path
     records: int
     report: Callable[[str], None]
     prefix: str = field(default_factory=lambda: f"bench-{uuid.uuid4().hex[:6]}")
-    """Begins the names of all topics and groups."""
+    """The prefix of all topics and groups."""
 
     warm: set[str] = field(default_factory=set)
-    """The guarantees with which some system has done a whole job already, for the broker's sake."""
+    """The guarantees with which the broker has been warmed up."""
 
     _runs: Iterator[int] = field(default_factory=itertools.count)
 
@@ -75,9 +75,9 @@ class Bench:
 
     @cached_property
     def requests(self) -> Input:
-        """Access-log records, written when the first work asks: twice as many to warm up come first.
+        """Access-log records, written on first use, after twice as many for the warm-up.
 
-        The last fifth is a part of its own, for those that would take minutes for all of them.
+        The last fifth is a separate part, for systems that would take minutes for all of them.
         """
         brief = max(self.records // CHUNK_RECORDS // 5, 1) * CHUNK_RECORDS
         sizes = [2 * self.records, self.records - brief, brief]
@@ -85,13 +85,15 @@ class Bench:
 
     @cached_property
     def small_records(self) -> Input:
-        """Small records of as many keys as records are measured: all of them once to warm up, then again."""
+        """Small records, with as many keys as measured records: each key once for the warm-up, then once
+        more.
+        """
         sizes = [self.records, self.records]
         return self._write("small-records", generate_small_chunks(self.records), sizes, (COUNT_KEYS,))
 
     @cached_property
     def teams(self) -> str:
-        """The topic of the table that access-log records can be joined with."""
+        """The topic of the table for joins with access-log records."""
         name = f"{self.prefix}-teams"
         make_topic(self.broker, name)
         teams = generate_teams()
@@ -111,10 +113,10 @@ class Bench:
 
     @contextlib.contextmanager
     def group(self, work: Work, system: System) -> Iterator[str]:
-        """A new name for the group of a system that is given a work.
+        """A new name for the group of a system.
 
-        When the context is left, all topics go that have it in their names, changelogs too: with its input, a
-        work needs gigabytes of disk.
+        When the context is left, all topics with this name are deleted, changelogs too: with its input, a
+        workload needs gigabytes of disk.
         """
         name = f"{self.prefix}-{next(self._runs)}-{_slug(work, system)}"
         try:
@@ -123,16 +125,16 @@ class Bench:
             self._delete_topics(name)
 
     def topic(self, name: str) -> str:
-        """Make a topic of this name."""
+        """Create a topic with this name."""
         make_topic(self.broker, name)
         return name
 
     def log(self, work: Work, system: System) -> Path:
-        """Where what the system says goes."""
+        """The file for the system's log."""
         return self.folder / f"{_slug(work, system)}.log"
 
     def close(self) -> None:
-        """Delete the topics that were made."""
+        """Delete the created topics."""
         self._delete_topics(self.prefix)
 
     def _delete_topics(self, part: str) -> None:
@@ -146,58 +148,58 @@ def _slug(work: Work, system: System) -> str:
 
 
 class Work(Protocol):
-    """Something to do, the same for all systems that are given it."""
+    """A workload, equal for all of its systems."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def rounds(self) -> int:
-        """How many times each system does it; the middle one of its results counts."""
+        """How many times each system runs it; the median counts."""
 
     @property
     def systems(self) -> Collection[str]:
-        """The names of the systems that are given it."""
+        """The names of the systems that run it."""
 
     def warm_up(self, bench: Bench, system: System) -> None:
-        """Let some system do it for the broker's sake, a Java program: who came first would meet a slow one.
+        """Warm up the broker, a Java program, with some system: the first system would otherwise be slower.
 
         Raises as ``measure`` does.
         """
 
     def measure(self, bench: Bench, system: System) -> Result:
-        """Let the system do it. Raises ``MeasurementFailed`` or ``PeerFailed``."""
+        """Run and measure the system. Raises ``MeasurementFailed`` or ``PeerFailed``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """A job on an input, as fast as it goes. Its output is right when it is what the input's tallies say."""
+    """A job on an input, at full speed. Its output is verified by the input's tallies."""
 
     name: str
     job: Job
     guarantee: str = "exactly_once"
     systems: Collection[str] = ALL
     rounds: int = 3
-    """Other programs share the machine: one round of a few seconds may meet any of them."""
+    """Several rounds, as other programs share the machine and may disturb one of a few seconds."""
 
     commit_seconds: float = 0.1
-    """Kafka Streams' default where exactly-once. The same for all: nobody gains by committing more rarely."""
+    """Kafka Streams' default under exactly-once, for all systems: rarer commits would be an advantage."""
 
     source: Callable[[Bench], Input] = attrgetter("requests")
     table: Callable[[Bench], str] | None = None
-    """The topic of the table that the job joins with."""
+    """The topic of the table of a join."""
 
     all_warm_up: bool = False
-    """Whether all are given the warm-up part: where it makes for the state that the measured records meet."""
+    """Whether all systems get the warm-up part, as it builds the state for the measured records."""
 
     brief: Collection[str] = ()
-    """Systems that are given the input's last part only."""
+    """Systems that get only the input's last part."""
 
     def warm_up(self, bench: Bench, system: System) -> None:
         if self.guarantee in bench.warm:
             return
         bench.warm.add(self.guarantee)
-        # For the broker one job is like another, and this one needs no state.
+        # Any job warms up the broker, and this one needs no state.
         json = Throughput(self.name, JSON, self.guarantee)
         with bench.group(json, system) as group:
             json.run(bench, system, group, 0)
@@ -218,7 +220,7 @@ class Throughput:
         )
 
     def run(self, bench: Bench, system: System, group: str, first: int) -> Run:
-        """Let the system do the job from the part ``first`` of the input on, and check what comes out."""
+        """Run the job from the part ``first`` of the input, and verify its output."""
         source = self.source(bench)
         output = bench.topic(f"{group}-output")
         _commit_start(bench.broker, group, source.parts[first].starts)
@@ -230,7 +232,7 @@ class Throughput:
         return Run(samples, meter.peak_rss_mb, state_bytes)
 
     def command(self, bench: Bench, system: System, group: str, output: str) -> list[str]:
-        """What starts the system."""
+        """The command that starts the system."""
         tables = [] if self.table is None else [self.table(bench)]
         topics = [self.source(bench).topic, output]
         interval = str(self.commit_seconds)
@@ -247,7 +249,7 @@ class Throughput:
 
 
 class Run(NamedTuple):
-    """What was seen of a peer while it did a job."""
+    """The samples of a peer during a job."""
 
     samples: list[Sample]
     peak_rss_mb: float
@@ -255,7 +257,7 @@ class Run(NamedTuple):
 
 
 def _commit_start(broker: KafkaBroker, group: str, starts: dict[TopicPartition, int]) -> None:
-    """Let the group begin there."""
+    """Commit the group's start offsets."""
     consumer = broker.consumer(GroupSettings(group=group, protocol="classic"))
     try:
         consumer.assign(dict.fromkeys(starts, BEGINNING))
@@ -266,9 +268,9 @@ def _commit_start(broker: KafkaBroker, group: str, starts: dict[TopicPartition, 
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """From a changelog, to the state that ``build`` left there, in a new process with an empty folder.
+    """A restore of the state that ``build`` left in a changelog, in a new process with an empty folder.
 
-    Nothing else is to be done: all the input is committed. Java is not warm, nor is it where that happens.
+    There is no other work: all input is committed. Java is cold, as it is in a real restore.
     """
 
     name: str
@@ -285,7 +287,7 @@ class Restore:
     def measure(self, bench: Bench, system: System) -> Result:
         with bench.group(self, system) as group:
             self.build.run(bench, system, group, 0)
-            # The folder with the state was the first process's own, and went with it.
+            # The folder with the state belonged to the first process and was removed with it.
             command = self.build.command(bench, system, group, f"{group}-output")
             with Peer(command, bench.log(self, system)) as peer:
                 meter = ProcessMeter(peer.pid)
@@ -307,25 +309,25 @@ class Restore:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """From the sending of a record to the arrival of its copy at a reader that sees only what is committed.
+    """The latency from sending a record to the arrival of its copy at a ``read_committed`` reader.
 
-    Measuring begins ``warm_up_seconds`` after sending does, and goes on for ``seconds``.
+    Measuring begins ``warm_up_seconds`` after sending, and takes ``seconds``.
     """
 
     name: str
     systems: Collection[str] = ALL
     rounds: int = 3
     commit_seconds: float = 0.01
-    """The same for all. A commit takes some milliseconds: with less, they would do little else."""
+    """Equal for all systems. A commit takes some milliseconds: with less, they would do little else."""
 
     rate: int = 1000
-    """Records a second."""
+    """Records per second."""
 
     warm_up_seconds: float = 4.0
     seconds: float = 12.0
 
     def warm_up(self, bench: Bench, system: System) -> None:
-        # As many transactions as the broker can do: the code that runs for each is what has to get warm.
+        # As many transactions as possible, as the broker's code for transactions has to be warmed up.
         replace(self, commit_seconds=0.001).measure(bench, system)
 
     def measure(self, bench: Bench, system: System) -> Result:
@@ -341,7 +343,7 @@ class Latency:
             consumer = _reader(bench.servers, output)
             stack.callback(consumer.close)
             sender = [sys.executable, str(PEERS / "steady_sender.py"), bench.servers, source, str(self.rate)]
-            # One record shows that the system is at work: the rate begins after that.
+            # The first record shows that the system is running: the steady rate begins after that.
             with Peer([*sender, "1"], sender_log) as first:
                 first.wait(START_SECONDS)
             _receive(consumer, 1, peer)
@@ -362,7 +364,7 @@ class Latency:
 
 
 def _reader(servers: str, topic: str) -> Consumer:
-    """A plain client that sees only what is committed, and is not slowed by anything of this runtime."""
+    """A plain ``read_committed`` client, independent of this library."""
     consumer = Consumer(
         {"bootstrap.servers": servers, "group.id": f"{topic}-reader", "isolation.level": "read_committed"}
     )
@@ -405,7 +407,7 @@ _COUNT_KEYS = Throughput(
 WORKS: tuple[Work, ...] = (
     Throughput("json eos", JSON),
     Throughput("json", JSON, guarantee="at_least_once"),
-    # The raw client has no state, and so none of what is to be compared from here on.
+    # The raw client has no state, so it is not part of the following workloads.
     Throughput(
         "count eos",
         COUNT_WINDOWS,

@@ -1,7 +1,7 @@
-"""Where a record came from, through topics between tasks: the input record's topic, partition and offset.
+"""Origins of records, preserved through internal topics: the input record's topic, partition and offset.
 
-In an internal topic the origin stands in front of the value, as ``MAGIC``, its length, topic, partition and
-offset. Headers would say it too, but cost as much again as producing the record, and are the user's.
+In an internal topic the origin is a prefix of the value: ``MAGIC``, its length, topic, partition and offset.
+Headers could hold it too, but would double the cost of producing a record, and belong to the user.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from streams.records import Derived
+from streams.records import SyntheticBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -20,48 +20,48 @@ if TYPE_CHECKING:
     from streams.records import Batch, Fetched, Headers, Rows, Trace
 
 MAGIC = b"\xffso\x01"
-"""What a value with an origin begins with."""
+"""The first bytes of a value with an origin."""
 
 MAGIC_NULL = b"\xffso\x02"
-"""What a null value with an origin begins with; nothing follows the origin."""
+"""The first bytes of a null value with an origin; nothing follows the origin."""
 
 _LENGTH = struct.Struct(">H")
 _PLACE = struct.Struct(">iq")
 _OFFSET = struct.Struct(">q")
 
 _SHORTEST = len(MAGIC) + _LENGTH.size + 1 + _PLACE.size
-"""The length of an origin in a topic whose name is one letter."""
+"""The length of an origin whose topic's name has one character."""
 
 _RESULT = 0x8000
-"""The bit of the length that tells a result, of an aggregate or a timer, from the input record itself."""
+"""The bit of the length that marks a result, of an aggregate or a timer, as opposed to an input record."""
 
 
 class Origin(NamedTuple):
-    """The input record that a record was made of; for the result of several ones, the last of them.
+    """The input record from which a record was made; for a result of several records, the last of them.
 
-    Where a timer made it, ``topic`` is the step's name and ``offset`` is -1.
+    For a record made by a timer, ``topic`` is the step's name and ``offset`` is -1.
     """
 
     topic: str
     partition: int
     offset: int
     is_result: bool = False
-    """Whether it is the result of several records, or a timer's, so that its bytes are not the input's."""
+    """Whether it is the result of several records, or of a timer, so that its bytes are not the input's."""
 
     def __str__(self) -> str:
         return f"{self.topic}-{self.partition} offset {self.offset}"
 
 
 def origin_of(batch: Batch[object, object], row: int) -> Origin:
-    """The input record that a row came from."""
+    """The input record of a row."""
     (trace,) = batch.traces([row])
-    return _decoded(trace, is_result=isinstance(batch.fetched, Derived))
+    return _decoded(trace, is_result=isinstance(batch.fetched, SyntheticBatch))
 
 
 def described(batch: Batch[object, object], row: int) -> str:
-    """What is said of a row: the input record that it came from, and what became of that."""
+    """A row's origin as text, for errors."""
     fetched, origin = batch.fetched, origin_of(batch, row)
-    if isinstance(fetched, Derived):
+    if isinstance(fetched, SyntheticBatch):
         timer = fetched.topic == fetched.step
         made = f"a {'record of a timer' if timer else 'result'} of step {fetched.step!r}"
         if origin.offset < 0:
@@ -77,7 +77,7 @@ def described(batch: Batch[object, object], row: int) -> str:
 
 
 def place_read(batch: Batch[object, object], row: int) -> str | None:
-    """Where in an internal topic a row was read; ``None`` where it was read from an input topic."""
+    """The coordinates of a row in an internal topic; ``None`` if it was read from an input topic."""
     fetched = batch.fetched
     if not isinstance(fetched, Relayed):
         return None
@@ -106,21 +106,21 @@ def _encoded(trace: Trace, *, is_result: bool) -> bytes:
 
 
 def with_origins(values: Sequence[bytes | None], batch: Batch[object, object]) -> list[bytes | None]:
-    """The values of a batch as an internal topic has them: each behind the origin of its row."""
+    """The values of a batch for an internal topic: each with the origin of its row as prefix."""
     fetched = batch.fetched
-    if isinstance(fetched, (Derived, Relayed)):
-        is_result = isinstance(fetched, Derived)
+    if isinstance(fetched, (SyntheticBatch, Relayed)):
+        is_result = isinstance(fetched, SyntheticBatch)
         traces: Iterable[bytes] = (
             _encoded(trace, is_result=is_result) for trace in batch.traces(range(len(batch)))
         )
     else:
-        # One place for all rows: only the offset differs.
+        # One topic and partition for all rows: only the offset differs.
         whole = _encoded((fetched.topic, fetched.partition, 0), is_result=False)
         head, pack = whole[: -_OFFSET.size], _OFFSET.pack
         if all(values):
             begin = MAGIC + head
             pack_whole = struct.Struct(f">{len(begin)}sq").pack
-            # In C throughout.
+            # Runs in C throughout.
             heads: Iterable[bytes] = map(pack_whole, repeat(begin), batch.offsets)
             return list(map(bytes.__add__, heads, cast("Sequence[bytes]", values)))
         traces = (head + pack(offset) for offset in batch.offsets)
@@ -131,7 +131,7 @@ def with_origins(values: Sequence[bytes | None], batch: Batch[object, object]) -
 
 
 def without_origin(value: bytes | None) -> bytes | None:
-    """A value of an internal topic as it was before its origin was put in front of it."""
+    """A value of an internal topic without the prefix of its origin."""
     length = 0 if value is None else _length(value)
     if value is None or (length and value[:4] == MAGIC_NULL):
         return None
@@ -139,7 +139,7 @@ def without_origin(value: bytes | None) -> bytes | None:
 
 
 def _length(value: bytes) -> int:
-    """How much of a value is its origin; 0 where there is none, as others may write anything there."""
+    """The length of a value's origin; 0 if there is none, as other programs may write to the topic."""
     if len(value) < _SHORTEST or value[:4] not in {MAGIC, MAGIC_NULL}:
         return 0
     length: int = _LENGTH.unpack_from(value, len(MAGIC))[0] & ~_RESULT
@@ -147,9 +147,9 @@ def _length(value: bytes) -> int:
 
 
 class Relayed:
-    """``Fetched`` on the records of an internal topic: their values without origins, and the origins.
+    """``Fetched`` for the records of an internal topic: values without origins, and the origins.
 
-    Records without one, which other programs or earlier versions wrote, are their own origin.
+    Records without an origin, from other programs or earlier versions, are their own origin.
     """
 
     __slots__ = ("_fetched", "_length", "_payloads", "_values", "partition", "topic")
@@ -160,7 +160,7 @@ class Relayed:
         self._fetched = fetched
         self._payloads = fetched.values()
         self._length = _common_length(self._payloads)
-        """The length of all origins, where it is the same for all; else 0."""
+        """The common length of all origins; 0 if they differ."""
         if self._length:
             column = cast("list[bytes]", self._payloads)
             self._values: list[bytes | None] = list(map(itemgetter(slice(self._length, None)), column))
@@ -194,7 +194,7 @@ class Relayed:
 
     @property
     def tracer(self) -> Callable[[Rows], Iterable[Trace]]:
-        """What finds the origins of rows, as they stand in the payloads; keeps nothing but these."""
+        """A function that returns the origins of rows; it only references the payloads."""
         offsets = None if self._length else self._fetched.offsets()
         return partial(_origins, self._payloads, self._length, self.topic, self.partition, offsets)
 
@@ -218,7 +218,7 @@ def _origins(
 
 
 def _common_length(payloads: Sequence[bytes | None]) -> int:
-    """The length of the origins before all values, where it is the same for all; else 0."""
+    """The common length of the origins of all values; 0 if they differ."""
     first = payloads[0] if payloads else None
     if first is None or first[:4] != MAGIC:
         return 0
@@ -228,5 +228,5 @@ def _common_length(payloads: Sequence[bytes | None]) -> int:
         same = all(map(bytes.startswith, column, repeat(first[:6])))
         return length if same and min(map(len, column)) >= length else 0
     except TypeError:
-        # A null among them, which earlier versions wrote as such.
+        # A null among them, as earlier versions wrote tombstones without an origin.
         return 0

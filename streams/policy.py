@@ -1,4 +1,4 @@
-"""What happens to a record that a step fails on: values that the fluent API takes as ``on_error=``."""
+"""Error policies: what happens to a record on which a step fails, given as ``on_error=``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ErrorPolicy:
     """Retry ``retries`` times, then take the action.
 
     ``backoff`` is the wait in seconds before the first retry; it doubles each time up to ``longest_backoff``.
-    The worker stays a member of its group while it waits, however long that is in sum.
+    The worker stays a member of its group while it waits, however long that takes in all.
     """
 
     action: Action
@@ -32,22 +32,22 @@ class ErrorPolicy:
 
 
 fail = ErrorPolicy("fail")
-"""Stop the worker with the record's coordinates; nothing after the last commit is written."""
+"""Commit the records before, then stop the worker with an error that has the record's coordinates."""
 
 dead_letter = ErrorPolicy("dead_letter")
-"""Write the original record to the dead-letter topic, in the same transaction, and go on."""
+"""Write the original record to the dead-letter topic, in the same transaction, and continue."""
 
 skip = ErrorPolicy("skip")
-"""Count the record and go on without it."""
+"""Count the record and continue without it."""
 
 
 def retry(
     times: int, *, backoff: float = 0.1, longest_backoff: float = 30.0, then: ErrorPolicy = fail
 ) -> ErrorPolicy:
-    """Try a failing record again up to ``times`` times, waiting in between, before ``then`` applies.
+    """Retry a failing record up to ``times`` times, with waits in between, before ``then`` applies.
 
-    ``backoff`` (seconds) is the first wait and doubles up to ``longest_backoff``. Records behind the failing
-    one wait too: order within a partition is kept.
+    ``backoff`` (seconds) is the first wait and doubles up to ``longest_backoff``. Records after the failing
+    one wait too, so the order within a partition is kept.
     """
     if times < 1 or backoff < 0 or longest_backoff < backoff:
         raise ConfigurationError(

@@ -20,7 +20,7 @@ Rows: TypeAlias = "Sequence[int]"
 """Positions in a column, from 0."""
 
 Trace: TypeAlias = "tuple[str, int, int] | bytes"
-"""The input record that a row came from: topic, partition, offset; or these as in an internal topic."""
+"""The input record of a row: topic, partition, offset; or these as encoded in an internal topic."""
 
 
 class TopicPartition(NamedTuple):
@@ -36,8 +36,8 @@ class TopicPartition(NamedTuple):
 class Fetched(Protocol):
     """Records of one topic partition as the broker delivered them: bytes, in offset order.
 
-    Columns are asked for by rows (all when ``None``), so that a client may leave in its own memory what
-    nobody asks for.
+    Columns are read by rows (all when ``None``), so that data that is not read may stay in the client's
+    memory.
     """
 
     @property
@@ -48,7 +48,7 @@ class Fetched(Protocol):
 
     @property
     def next_offset(self) -> int:
-        """One past the last record's offset: what is committed once all of them are processed."""
+        """One past the last record's offset: to be committed when all of them are processed."""
 
     def __len__(self) -> int: ...
 
@@ -68,7 +68,7 @@ class Fetched(Protocol):
 
 
 def own_headers(column: Sequence[Headers | None]) -> list[Headers | None]:
-    """The column with a list of its own for each row that has headers."""
+    """The column with a separate list for each row that has headers."""
     return [list(headers) if headers else headers for headers in column]
 
 
@@ -83,7 +83,7 @@ def take(column: Sequence[V], rows: Rows | None) -> list[V]:
 
 @dataclass(frozen=True, slots=True)
 class FetchedLists:
-    """``Fetched`` on plain lists: what the memory broker delivers and tests write down."""
+    """``Fetched`` on plain lists, for the memory broker and tests."""
 
     topic: str
     partition: int
@@ -128,9 +128,9 @@ class FetchedLists:
 
 
 class Tracing:
-    """The input records that rows came from, to be found when they are needed. Keeps none of the records.
+    """The input records of rows, determined when needed. Holds none of the records.
 
-    Where all are of one partition, that is the ``place``, and ``find`` gives offsets, else traces.
+    If all are of one partition, that is the ``place``, and ``find`` returns offsets, else traces.
     """
 
     __slots__ = ("find", "place")
@@ -151,10 +151,10 @@ class Tracing:
 
 @dataclass(slots=True)
 class Record(Generic[K, V]):
-    """One record, for user code that asks for single records.
+    """A single record, for user code.
 
-    ``timestamp`` is milliseconds since the epoch. ``topic``, ``partition`` and ``offset`` are those of the
-    input record that it came from.
+    ``timestamp`` is milliseconds since the epoch. ``topic``, ``partition`` and ``offset`` are those of its
+    input record.
     """
 
     key: K
@@ -165,19 +165,20 @@ class Record(Generic[K, V]):
     partition: int = -1
     offset: int = -1
     source_row: tuple[int, int] | None = field(default=None, repr=False, compare=False)
-    """Of a record that ``Batch.records`` gave: the batch's number and the row.
+    """For a record from ``Batch.records``: the batch's number and the row.
 
-    What is made of it with ``dataclasses.replace`` can so be traced to its input, offsets or not.
+    Records derived from it with ``dataclasses.replace`` can be traced to their input by this, even without
+    offsets.
     """
 
 
 class Batch(Generic[K, V]):
-    """Records on their way through a topology: parallel columns with a row per record.
+    """Records in a topology: parallel columns with a row per record.
 
-    Each row remembers the input record it came from, whatever was done to it since: that is where columns
-    nobody replaced are read from when they are needed, and what a dead letter is written from. Batches are
-    never changed in place: ``select`` and the ``with_`` methods return new ones and share the rest. Columns
-    are sequences of equal length, not necessarily lists.
+    Each row keeps a reference to its input record: columns that were not replaced are read from there when
+    needed, and so is the content of a dead letter. Batches are never changed in place: ``select`` and the
+    ``with_`` methods return new ones that share the other columns. Columns are sequences of equal length, not
+    necessarily lists.
     """
 
     __slots__ = (
@@ -218,25 +219,25 @@ class Batch(Generic[K, V]):
 
     @property
     def topic(self) -> str:
-        """The input topic the rows came from."""
+        """The input topic of the rows."""
         return self._fetched.topic
 
     @property
     def partition(self) -> int:
-        """The input partition the rows came from."""
+        """The input partition of the rows."""
         return self._fetched.partition
 
     @property
     def fetched(self) -> Fetched:
-        """The records that the rows came from, which ``rows`` counts."""
+        """The input records, to which ``rows`` refer."""
         return self._fetched
 
     def traces(self, rows: Rows) -> list[Trace]:
-        """The input records that these rows came from, also through internal topics and stores."""
+        """The input records of these rows, also through internal topics and stores."""
         return list(self.tracing(rows))
 
     def tracing(self, rows: Rows | None = None) -> Tracing:
-        """As ``traces``, to be found later if at all, for all rows unless some are given."""
+        """As ``traces``, but determined lazily; for all rows unless some are given."""
         fetched = self._fetched
         at = self._rows
         if rows is not None:
@@ -245,7 +246,7 @@ class Batch(Generic[K, V]):
         if own is not None:
             return Tracing(None, partial(own, range(len(fetched)) if at is None else at))
         first, count = fetched.offsets([0])[0], len(fetched)
-        # Without a gap, which a marker would be, offsets need not be looked at.
+        # Without a gap (of a transaction's marker), the offsets need not be read.
         offsets: Sequence[int] = range(first, fetched.next_offset)
         if len(offsets) != count:
             offsets = fetched.offsets()
@@ -260,7 +261,7 @@ class Batch(Generic[K, V]):
 
     @property
     def key_types(self) -> frozenset[type]:
-        """The classes of the keys, that of ``None`` included: found once, by the first step that asks."""
+        """The classes of the keys, that of ``None`` included; computed once."""
         if self._key_types is None:
             self._key_types = frozenset(map(type, self.keys))
         return self._key_types
@@ -274,26 +275,26 @@ class Batch(Generic[K, V]):
 
     @property
     def rows(self) -> Rows:
-        """Which of the input records each row came from, counted from 0."""
+        """The number of each row's input record in ``fetched``, counted from 0."""
         return range(len(self.values)) if self._rows is None else self._rows
 
     @property
     def offsets(self) -> Sequence[int]:
-        """The offset, in the input partition, of the record each row came from."""
+        """The offset, in the input partition, of each row's input record."""
         return self._fetched.offsets(self._rows)
 
     def offset(self, row: int) -> int:
-        """The offset, in the input partition, of the record that one row came from."""
+        """The offset, in the input partition, of one row's input record."""
         return self._fetched.offsets([row if self._rows is None else self._rows[row]])[0]
 
     def identities(self) -> list[Hashable]:
-        """For each row, what its source is recognized by when the same input is processed again.
+        """What identifies each row's source when the same input is processed again.
 
-        That is the coordinates of the input record, or the store, key and window of a result. Rows that were
-        made of one record share it.
+        This is the coordinates of the input record, or the store, key and window of a result. Rows made of
+        one record share it.
         """
         fetched = self._fetched
-        if isinstance(fetched, Derived):
+        if isinstance(fetched, SyntheticBatch):
             return fetched.identities(self._rows)
         topic, partition = fetched.topic, fetched.partition
         return [(topic, partition, offset) for offset in self.offsets]
@@ -304,7 +305,7 @@ class Batch(Generic[K, V]):
         return self._fetched.headers(self._rows) if self._headers is None else self._headers
 
     def select(self, rows: Rows) -> Batch[K, V]:
-        """The rows at those positions, in that order; a position may occur more than once."""
+        """The rows at these positions, in that order; a position may occur more than once."""
         own = self._rows
         return Batch(
             self._fetched,
@@ -317,9 +318,9 @@ class Batch(Generic[K, V]):
         )
 
     def copy(self, *, number: int | None = None) -> Batch[K, V]:
-        """The same rows in columns of its own, so that code which changes those changes no other batch.
+        """The same rows in separate columns, so that code that changes these does not affect other batches.
 
-        The values themselves are shared. With ``number``, single records remember that number and their row.
+        The values themselves are shared. With ``number``, single records keep that number and their row.
         """
         return Batch(
             self._fetched,
@@ -336,19 +337,19 @@ class Batch(Generic[K, V]):
         return Batch(self._fetched, values, rows=rows, number=self._number)
 
     def with_values(self, values: Sequence[Any]) -> Batch[K, Any]:
-        """The same rows with other values, one a row."""
+        """The same rows with other values, one per row."""
         return self._with(values=values)
 
     def with_keys(self, keys: Sequence[Any]) -> Batch[Any, V]:
-        """The same rows with other keys, one a row."""
+        """The same rows with other keys, one per row."""
         return self._with(keys=keys)
 
     def with_timestamps(self, timestamps: Sequence[int]) -> Batch[K, V]:
-        """The same rows with other event times (milliseconds since the epoch), one a row."""
+        """The same rows with other event times (milliseconds since the epoch), one per row."""
         return self._with(timestamps=timestamps)
 
     def with_headers(self, headers: Sequence[Headers | None]) -> Batch[K, V]:
-        """The same rows with other headers, one entry a row."""
+        """The same rows with other headers, one entry per row."""
         return self._with(headers=headers)
 
     def _with(self, **columns: Sequence[Any]) -> Batch[Any, Any]:
@@ -366,7 +367,7 @@ class Batch(Generic[K, V]):
         )
 
     def records(self) -> Iterator[Record[K, V]]:
-        """The rows as single records, for code that wants one at a time."""
+        """The rows as single records."""
         topic, partition = self.topic, self.partition
         headers: Iterable[Headers | None] = self.headers or [None] * len(self)
         number = self._number
@@ -385,7 +386,7 @@ class Batch(Generic[K, V]):
             )
 
     def original(self, row: int) -> Record[bytes | None, bytes | None]:
-        """The input record that the row came from, as its bytes were read."""
+        """The row's input record, as bytes."""
         at = [row if self._rows is None else self._rows[row]]
         fetched = self._fetched
         headers = fetched.headers(at)
@@ -401,13 +402,13 @@ class Batch(Generic[K, V]):
 
 
 @dataclass(frozen=True, slots=True)
-class Derived:
-    """``Fetched`` for records that come from state instead of from an input topic.
+class SyntheticBatch:
+    """``Fetched`` for records that come from state instead of an input topic.
 
-    ``topic`` and ``partition`` are those of the store's changelog, ``step`` made them. Offsets are -1; the
-    bytes are made only when a dead letter needs them. ``_changed_by`` finds the input records that last
-    changed rows, ``None`` where they are not known; ``_made_at`` is the one at which all were made, e.g. the
-    one that closed a window, or has an offset of -1 where that was a timer.
+    ``topic`` and ``partition`` are those of the store's changelog, ``step`` is the step that made the
+    records. Offsets are -1; the bytes are encoded only when a dead letter needs them. ``_changed_by`` returns
+    the input records that last changed rows, ``None`` where they are not known; ``_made_at`` is the input
+    record at which all were made, e.g. the one that closed a window, with an offset of -1 for a timer.
     """
 
     topic: str
@@ -421,13 +422,13 @@ class Derived:
     _made_at: Trace
     next_offset: int = field(default=-1)
     _window: Callable[[Any], Hashable] | None = field(default=None)
-    """Which window a value belongs to, where one key may have several results at the same time."""
+    """Returns the window of a value, if one key may have several results at the same time."""
 
     def __len__(self) -> int:
         return len(self._values)
 
     def identities(self, rows: Rows | None = None) -> list[Hashable]:
-        """What tells each row apart from the results for other keys and windows."""
+        """What identifies each row: store, key and window."""
         keys = self.keys(rows)
         windows: Iterable[Hashable] = [None] * len(keys)
         if self._window is not None:
@@ -449,8 +450,8 @@ class Derived:
     def headers(self, rows: Rows | None = None) -> list[Headers | None] | None:  # noqa: ARG002 - the protocol's
         return None
 
-    def slice(self, start: int, stop: int) -> Derived:
-        return Derived(
+    def slice(self, start: int, stop: int) -> SyntheticBatch:
+        return SyntheticBatch(
             self.topic,
             self.partition,
             self._keys[start:stop],
@@ -464,13 +465,13 @@ class Derived:
         )
 
     def tracer(self, rows: Rows) -> Iterable[Trace]:
-        """The input records that last changed these rows, or else the one at which they were made."""
+        """The input records that last changed these rows, else the one at which they were made."""
         if self._changed_by is None:
             return [self._made_at] * len(rows)
         return [trace or self._made_at for trace in self._changed_by(rows)]
 
     def is_last_change(self, row: int) -> bool:
-        """Whether it is known which input record changed it last."""
+        """Whether the input record that last changed the row is known."""
         return self._changed_by is not None and self._changed_by([row])[0] is not None
 
     def _changed_behind(self, start: int, rows: Rows) -> Sequence[Trace | None]:
@@ -479,22 +480,22 @@ class Derived:
 
 
 class RowOwner(Protocol):
-    """The maker of an output's rows, who decides about one that cannot be written."""
+    """The producer of an output's rows, which handles rows that cannot be written."""
 
     def place(self, row: int) -> Hashable | None:
-        """What the row is recognized by when its input comes again; ``None``: ``refuse`` it at once."""
+        """What identifies the row when its input is processed again; ``None`` to ``refuse`` it at once."""
 
     def refuse(self, row: int, error: Exception) -> None:
-        """Do with the row what its step's policy says. May raise what ends the worker."""
+        """Apply the step's policy to the row. May raise an error that ends the worker."""
 
 
 class Output:
-    """Encoded rows for one topic: what a sink hands to a producer.
+    """Encoded rows for one topic, from a sink to a producer.
 
-    Columns are parallel; ``timestamps`` in milliseconds since the epoch, ``headers`` is ``None`` when no row
-    has any. A row with key ``None`` may go to any partition; others go where Java clients would put them
-    (murmur2), unless ``partition`` names one for all rows. ``owner`` knows the rows by their number, counted
-    from ``first``.
+    Columns are parallel; ``timestamps`` in milliseconds since the epoch, ``headers`` is ``None`` if no row
+    has any. A row with key ``None`` may go to any partition; others go to the same partition as with Java
+    clients (murmur2), unless ``partition`` names one for all rows. ``owner`` identifies the rows by number,
+    counted from ``first``.
     """
 
     __slots__ = ("first", "headers", "keys", "owner", "partition", "timestamps", "topic", "values")
@@ -537,7 +538,7 @@ class Output:
         )
 
     def refuse(self, row: int, error: Exception) -> None:
-        """Tell the owner of a row that cannot be written. Raises ``error`` where there is none."""
+        """Let the owner handle a row that cannot be written. Raises ``error`` without an owner."""
         if self.owner is None:
             raise error
         self.owner.refuse(self.first + row, error)

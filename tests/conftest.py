@@ -15,11 +15,11 @@ from streams.devstack.development import development_broker
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# How long an example takes is not what a test shows.
+# The duration of an example is not part of the tests.
 settings.register_profile("untimed", settings(), deadline=None)
 settings.load_profile("untimed")
 
-# How soon the broker notices who joined and who is gone, with the group protocol where it decides that.
+# Short heartbeats and sessions for the group protocol in which the broker decides them.
 QUICK_GROUPS = {
     "group.consumer.heartbeat.interval.ms": "500",
     "group.consumer.session.timeout.ms": "6000",
@@ -28,7 +28,7 @@ QUICK_GROUPS = {
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    """What runs an app in the test's process makes logs go to the standard error of just that moment."""
+    """Restore logging: running an app in the test's process sends logs to the current standard error."""
     logger = logging.getLogger("streams")
     handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
     yield
@@ -57,13 +57,13 @@ def kafka(kafka_bootstrap: str) -> KafkaBroker:
 
 @pytest.fixture
 def prefix() -> str:
-    """Begins the names of a test's topics and groups, as the broker is shared."""
+    """The prefix of a test's topics and groups, as the broker is shared."""
     return f"t{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture
 def topic(kafka: KafkaBroker, prefix: str) -> Callable[..., str]:
-    """Makes topics that keep records whatever their timestamps."""
+    """Creates topics that keep records whatever their timestamps."""
 
     def make(name: str, partitions: int = 4) -> str:
         full = f"{prefix}-{name}"

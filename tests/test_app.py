@@ -1,4 +1,4 @@
-"""What an app shows of itself."""
+"""The representations of an app."""
 
 from __future__ import annotations
 

@@ -283,7 +283,7 @@ def test_a_joined_record_is_right_with_its_own_team_and_time():
     ("value", "reason"),
     [
         (b"4", None),
-        (b"3", "tells of 3 records, 4 are right"),
+        (b"3", "accounts for 3 records, expected 4"),
         (b'"4"', "Expected"),
         (None, "truncated"),
     ],

@@ -1,4 +1,4 @@
-"""Settings from arguments and environment, refused early and in words."""
+"""Settings from arguments and environment, and their early errors."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ ENUMERATED = {
 @pytest.mark.parametrize(
     "name",
     [
-        # What Kubernetes announces for the services streams, streams-web and streams-web-ui.
+        # Kubernetes' variables for the services streams, streams-web and streams-web-ui.
         "STREAMS_SERVICE_PORT_HTTP_METRICS",
         "STREAMS_PORT_80_TCP_ADDR",
         "STREAMS_WEB_SERVICE_HOST",
@@ -197,10 +197,10 @@ def test_an_app_reads_the_environment_when_it_is_made(monkeypatch):
         ("a b", "it contains ' '"),
         ("a\n", "it contains '\\n'"),
         ("", "it is empty"),
-        (".", "no folder's name"),
-        ("..", "no folder's name"),
-        ("a" * 300, "it has 300 letters, 249 are the most"),
-        ("a" * 249, "it has 262 letters, 249 are the most"),
+        (".", "not a valid folder name"),
+        ("..", "not a valid folder name"),
+        ("a" * 300, "it has 300 characters, at most 249 are allowed"),
+        ("a" * 249, "it has 262 characters, at most 249 are allowed"),
     ],
 )
 def test_a_name_that_no_topic_can_have_names_no_app(name, says):

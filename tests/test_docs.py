@@ -1,4 +1,4 @@
-"""The README and the pages in ``docs``: programs do what they say, links and commands lead somewhere."""
+"""The README and the pages in ``docs``: programs run, links and commands are valid."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_the_navigation_has_every_page_once():
 
 
 def anchors(page: Path) -> set[str]:
-    """What can be linked to on a page: its headings, as Markdown renderers name them."""
+    """The anchors of a page: its headings, as named by Markdown renderers."""
     headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
 
@@ -249,7 +249,7 @@ def test_the_links_of_a_page_lead_somewhere(page):
             continue
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
-        # The site has the pages of its folder alone.
+        # The site has only the pages of its folder.
         there = file.is_file() and (DOCS not in page.parents or DOCS in file.parents)
         if not there or (anchor and anchor not in anchors(file)):
             dead.append(target)

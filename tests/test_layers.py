@@ -26,7 +26,7 @@ LAYERS = (
     ("cli",),
     ("__main__",),
 )
-"""Folders, and files that stand beside them, lowest first. Those of one layer do not know each other."""
+"""Folders, and files beside them, lowest first. Those of one layer do not import each other."""
 
 LEVEL = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
@@ -41,7 +41,7 @@ ONLY = {
     "uvicorn": {"queries.http"},
     "typer": {"cli"},
 }
-"""The folder or the module that alone knows a library."""
+"""The only folder or module that may import a library."""
 
 
 def modules() -> dict[str, Path]:
@@ -56,7 +56,7 @@ MODULES = modules()
 
 
 def folder(module: str) -> str:
-    """The longest of the names in ``LAYERS`` that a module lies in."""
+    """The longest name in ``LAYERS`` that contains a module."""
     parts = module.split(".")
     names = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
     return next((name for name in names if name in LEVEL), module)
@@ -141,7 +141,9 @@ def test_only_the_loop_of_a_worker_and_what_runs_it_know_of_clients():
 
 
 def test_an_app_needs_no_servers_of_its_own():
-    """It finds the local cluster by a note: what starts one, Java and downloads included, is not its part."""
+    """It finds the local cluster by a file: code that starts one, with Java and downloads, is not part of
+    it.
+    """
     known = {"app"}
     while more := {other for module in known for other in IMPORTS[module]} - known:
         known |= more

@@ -1,4 +1,4 @@
-"""The documentation's site fetches nothing from other hosts. Needs the tool that ``make docs`` installs."""
+"""The documentation site fetches nothing from other hosts. Needs the tool that ``make docs`` installs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ LOADERS = {"mermaid", "glightbox", "arithmatex"}
 
 
 class Addresses(HTMLParser):
-    """What a page has its reader's browser fetch, and what makes the theme's script do so."""
+    """The addresses that a browser fetches for a page, and elements that make the theme's script fetch
+    more.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +66,7 @@ class Addresses(HTMLParser):
 
 
 def in_styles(text: str) -> list[str]:
-    """The addresses that a style sheet, or the text of a script, has in it."""
+    """The addresses in a style sheet or a script."""
     quoted = r"""url\(\s*["']?([^"')]+)|@import\s+["']([^"']+)"""
     return ["".join(found) for found in re.findall(quoted, text)]
 

@@ -1,7 +1,7 @@
-"""When a path's errors raise an alert, and when it is cleared: the rule alone, without streams.
+"""The rule that raises and clears alerts for a path's errors, without streams.
 
-Raising takes more errors than clearing tolerates, and both take several windows in a row, so that a share
-that goes up and down around one threshold does not raise one alert after another (hysteresis).
+The threshold for raising is higher than that for clearing, and both need several windows in a row, so that a
+share that varies around one threshold does not raise repeated alerts (hysteresis).
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ class Alert(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """How many windows in a row decide, and what they must be like; shares are from 0 to 1."""
+    """The thresholds, and the number of consecutive windows needed; shares are from 0 to 1."""
 
     raise_at: float = 0.25
     """An alert is raised after windows in which at least this share of the hits were errors."""
     clear_below: float = 0.05
     """It is cleared after windows in which less than this share of the hits were errors."""
     windows: int = 3
-    """How many in a row it takes."""
+    """The number of consecutive windows needed."""
     fewest_hits: int = 5
-    """A window with fewer hits, or none, says nothing: it neither counts nor interrupts the row."""
+    """A window with fewer hits is ignored: it neither counts nor interrupts the sequence."""
 
 
 class Watch(msgspec.Struct, frozen=True):
-    """What is to be remembered of a path from window to window."""
+    """The state of a path between windows."""
 
     raised: bool = False
     """Whether there is an alert."""
     row: int = 0
-    """How many windows in a row speak for the opposite by now."""
+    """The number of consecutive windows so far that call for a change."""
 
 
 CALM = Watch()
-"""What is known of a path that had no errors yet."""
+"""The state of a path without errors."""
 
 
 def watched(watch: Watch, traffic: Traffic, rule: Rule) -> Watch:
-    """What is known after one window more; an alert is raised or cleared where ``raised`` changes."""
+    """The state after one more window; an alert is raised or cleared where ``raised`` changes."""
     if traffic.hits < rule.fewest_hits:
         return watch
     share = traffic.error_share

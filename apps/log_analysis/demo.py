@@ -46,9 +46,9 @@ PARTITIONS = 4
 WORKERS = 2
 STALL_SECONDS = 120.0
 SAMPLE = 1_000
-"""How many lines tell whether a file is an access log at all."""
+"""The number of lines that decide whether a file is an access log at all."""
 DEAD_LETTER_LIMIT = 0.5
-"""The share of malformed lines with which a worker ends: the default of the setting."""
+"""The share of malformed lines at which a worker stops: the default of ``dead_letter_limit``."""
 FLUSH_SECONDS = 60.0
 BUILD = Path("build")
 WORKERS_LOG = BUILD / "demo-workers.log"
@@ -63,13 +63,13 @@ OWNERS = {
     "platform": ["/assets", "/health", "/favicon.ico", "/robots.txt", "/files"],
     "editors": ["/", "/blog", "/articles", "/presentations", "/projects"],
 }
-"""Which sections the teams look after; the other ones have no owner."""
+"""The sections that the teams own; others have no owner."""
 
 console = Console()
 
 
 class DemoFailed(Exception):
-    """The demonstration did not reach its end; the message says where and why."""
+    """The demo failed; the message says where and why."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -82,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("log", nargs="?", help="an access log; a generated one unless given")
     parser.add_argument("--lines", type=int, help="how many lines to generate")
     options = parser.parse_args(arguments)
-    # What a client logs while a broker that has just started gets ready is no news.
+    # Hide the client's messages about a broker that is still starting.
     logging.getLogger("streams").addHandler(logging.NullHandler())
-    # Ended by SIGTERM, it must still end its workers and its broker: turn that into an exception.
+    # SIGTERM becomes an exception, so that the workers and the broker are stopped too.
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))
     try:
         report = _run(_input(options.log, options.lines))
@@ -111,7 +111,7 @@ def _input(log: str | None, lines: int | None) -> Path:
     if log:
         if not Path(log).is_file():
             raise DemoFailed(
-                f"{log} is no file: name an access log, e.g. make demo LOG=/var/log/nginx/access.log"
+                f"{log} is not a file: give an access log, e.g. make demo LOG=/var/log/nginx/access.log"
             )
         _require_access_log(Path(log))
         return Path(log)
@@ -128,7 +128,7 @@ def _input(log: str | None, lines: int | None) -> Path:
 
 
 def _require_access_log(log: Path) -> None:
-    """Raise ``DemoFailed`` where the workers would soon have too large a share of dead letters."""
+    """Raise ``DemoFailed`` if the workers would exceed ``dead_letter_limit``."""
     parse = configured_parser(os.environ)
     seen, refused = 0, 0
     example = ""
@@ -144,7 +144,7 @@ def _require_access_log(log: Path) -> None:
     if refused > seen * DEAD_LETTER_LIMIT:
         first = "" if seen < SAMPLE else "first "
         raise DemoFailed(
-            f"{log} is no access log: {refused:,} of its {first}{seen:,} lines are malformed.\n"
+            f"{log} is not an access log: {refused:,} of its {first}{seen:,} lines are malformed.\n"
             f"  e.g. {example}\n{_expected()}",
             DeadLetterLimitExceeded.exit_code,
         )
@@ -195,23 +195,23 @@ class _Times(NamedTuple):
 
     @property
     def grace(self) -> int:
-        """How far behind a line may come: all of the log, as its partitions are read side by side."""
+        """The grace for late lines: the duration of the log, as its partitions are read concurrently."""
         return (self.last - self.first) // MINUTE * MINUTE + 3 * MINUTE
 
     def closing(self, step: int) -> int:
-        """When the closing lines of a step are dated: late enough to close what was before; whole minutes."""
+        """The time of a step's closing lines: late enough to close earlier windows; in whole minutes."""
         return (self.last // MINUTE + 1) * MINUTE + step * (self.grace + PAUSE + MINUTE)
 
 
 def _run(log: Path) -> Report:
     times = _Times.of(log)
     with development_broker(_say) as servers:
-        # A cluster of somebody's may hold an earlier run: every run has names of its own.
+        # The user's cluster may contain an earlier run, so every run has its own names.
         prefix = f"demo-{uuid.uuid4().hex[:6]}-"
         os.environ |= {
             "LOG_ANALYSIS_PREFIX": prefix,
             "LOG_ANALYSIS_GRACE": str(times.grace // 1000),
-            # The closing lines are in this one.
+            # The window of the closing lines.
             "LOG_ANALYSIS_ALSO": "combined",
             "STREAMS_BOOTSTRAP_SERVERS": servers,
             "STREAMS_STATE_DIR": str(STATE),
@@ -234,8 +234,8 @@ def _run(log: Path) -> Report:
 
 
 def _topics(topology: Topology) -> list[NewTopic]:
-    # Event times lie in the past, by which the broker would delete records, or, those of closing lines, in
-    # the future, for which it would refuse them.
+    # Event times are in the past, for which the broker would delete records, or, for closing lines, in the
+    # future, for which it would refuse them.
     settings = {"retention.ms": "-1", "message.timestamp.after.max.ms": str(2**63 - 1)}
     names = {name for name in (*topology.input_topics, *topology.output_topics) if isinstance(name, str)}
     counts = {name: item.partitions for name, item in topology.repartitions.items()}
@@ -290,13 +290,13 @@ def _ingest(broker: KafkaBroker, log: Path, topic: str) -> int:
         progress.update(task, total=count)
     writer.close()
     if ingestion.refused:
-        _say(f"{ingestion.refused:,} lines are too long for a record: the figures are without them")
+        _say(f"{ingestion.refused:,} lines are too long for a record: the figures exclude them")
     return count
 
 
 @contextlib.contextmanager
 def _workers() -> Generator[subprocess.Popen[bytes], None, None]:
-    """The app as two worker processes; ended gracefully, and checked to have been able to."""
+    """Run the app as two worker processes, and check that they stop gracefully."""
     command = [
         sys.executable,
         "-m",
@@ -320,7 +320,7 @@ def _workers() -> Generator[subprocess.Popen[bytes], None, None]:
 
 
 def _require_workers(workers: subprocess.Popen[bytes]) -> None:
-    """Raise ``DemoFailed`` with the workers' exit code and reason where they have ended by themselves."""
+    """Raise ``DemoFailed`` with the workers' exit code and reason if they have ended by themselves."""
     code = workers.poll()
     if code is None:
         return
@@ -330,7 +330,7 @@ def _require_workers(workers: subprocess.Popen[bytes]) -> None:
     expected = f"\n{_expected()}" if code == DeadLetterLimitExceeded.exit_code else ""
     raise DemoFailed(
         f"the workers ended early, with exit code {code}: see {WORKERS_LOG}\n" + "\n".join(reason) + expected,
-        # Without having been asked to, an end without an error is too early as well.
+        # An end without an error is too early as well, as no stop was requested.
         code or 1,
     )
 
@@ -338,7 +338,7 @@ def _require_workers(workers: subprocess.Popen[bytes]) -> None:
 def _wait_until_consumed(
     broker: KafkaBroker, lines: int, description: str, workers: subprocess.Popen[bytes]
 ) -> None:
-    """Wait until all lines, and all that came of them in the app's internal topics, are processed."""
+    """Wait until all lines, and their records in the app's internal topics, are processed."""
     from apps.log_analysis.topology import LINES, app  # noqa: PLC0415 - as in _run
 
     admin = broker.admin()
@@ -366,16 +366,16 @@ def _wait_until_consumed(
 
 
 def _let_time_go_on(broker: KafkaBroker, times: _Times, workers: subprocess.Popen[bytes]) -> None:
-    """Have all windows close, by lines that come later than all of the log.
+    """Close all windows by lines that are later than the log.
 
-    The first ones close the windows over hits. What those result in is counted again, in windows that close
-    by the results of the first ones, for which it takes the second ones.
+    The first ones close the windows over hits. Their results are aggregated in further windows, which the
+    results of the second ones close.
     """
     from apps.log_analysis.topology import LINES  # noqa: PLC0415 - as in _run
 
     _say(
-        "The log is over, and its last windows wait for later lines. Sending a few, "
-        f"dated {clock(times.closing(1))} and {clock(times.closing(2))}; the report leaves them out …"
+        "The log has ended, and its last windows wait for later lines. Sending a few, "
+        f"dated {clock(times.closing(1))} and {clock(times.closing(2))}; the report excludes them …"
     )
     producer = broker.producer()
     for step in (1, 2):

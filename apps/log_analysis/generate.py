@@ -1,9 +1,9 @@
-"""A made-up access log in the combined format, for demos, tests and measurements.
+"""Generates an access log in the combined format, for demos, tests and measurements.
 
-It looks like the log of a shop: few paths, clients and agents make most of the traffic, a few hits in a
-thousand are odd, some lines are malformed, and for a few minutes one path answers with errors. The same
-arguments give the same lines on any machine: randomness is drawn by ``Random.random`` alone, the one method
-whose sequence Python promises to keep.
+It resembles the log of a shop: few paths, clients and agents make most of the traffic, a few hits in a
+thousand are unusual, some lines are malformed, and for a few minutes one path answers with errors. The same
+arguments give the same lines on any machine: it uses only ``Random.random``, whose sequence Python
+guarantees.
 
 ::
 
@@ -36,7 +36,7 @@ V = TypeVar("V")
 INCIDENT_PATH: Final = "/api/orders"
 """The path that fails for a few minutes."""
 INCIDENT: Final = (0.40, 0.46)
-"""Begin and end of the incident, as shares of the log's duration: in one hour, 24:00 to 27:36."""
+"""Start and end of the incident, as shares of the log's duration: in one hour, 24:00 to 27:36."""
 INCIDENT_FAILURES: Final = 0.7
 """The share of requests for that path that fail during the incident, all with a status of 5xx."""
 
@@ -44,7 +44,7 @@ _CLIENTS: Final = 1_500
 
 
 class _Choice(Generic[V]):
-    """Draws values, each as often as its weight says."""
+    """Draws values at random, in proportion to their weights."""
 
     def __init__(self, values: Iterable[tuple[V, float]]) -> None:
         pairs = list(values)
@@ -69,9 +69,9 @@ class _Resource(NamedTuple):
     method: str
     path: str
     queries: Sequence[str]
-    """What may follow the path, each with its question mark; one of them is drawn for a hit."""
+    """The possible queries, each with its question mark; one of them is drawn for a hit."""
     size: float
-    """The body's size in bytes: of a file the exact one, of a page the median of its log-normal sizes."""
+    """The body's size in bytes: exact for a file, the median of its log-normal sizes for a page."""
     is_file: bool
 
 
@@ -148,12 +148,12 @@ _NOUNS: Final = (
     "bench",
 )
 _ARTICLES: Final = [(adjective, noun) for noun in _NOUNS for adjective in _ADJECTIVES]
-"""What the shop sells."""
+"""The shop's products."""
 _PROBES: Final = (
     *("/wp-login.php", "/.env", "/xmlrpc.php", "/admin/", "/favicon.ico.bak", "/phpmyadmin/index.php"),
     *("/.git/config", "/old/catalogue.pdf", "/products/retired-lamp", "/images/banner-2019.png"),
 )
-# Well-formed all the same: no request before the time-out, TLS on the plain port, HTTP/0.9, proxy requests.
+# Well-formed too: no request before the time-out, TLS on the plain port, HTTP/0.9, proxy requests.
 _ODD_REQUESTS: Final = (
     '"-" 408 -',
     r'"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" 400 226',
@@ -177,7 +177,7 @@ def generate_lines(
 
     Times are spread evenly over ``duration_ms`` milliseconds from ``start_ms`` (milliseconds since the epoch;
     2026-05-18 10:00 UTC unless given) and written in whole seconds. Exactly
-    ``round(count * malformed_share)`` lines, anywhere among the others, are such that ``parse`` refuses them.
+    ``round(count * malformed_share)`` lines, anywhere among the others, are refused by ``parse``.
     Raises ``ValueError`` on an argument out of range.
     """
     if count < 0:
@@ -190,10 +190,10 @@ def generate_lines(
 
 
 def closing_lines(at_ms: int, count: int = 32) -> list[str]:
-    """Well-formed lines at one time (milliseconds since the epoch), each of a client and a path of its own.
+    """Well-formed lines at one time (milliseconds since the epoch), each with another client and path.
 
-    Windows close when later records come, in each partition by itself: these are enough of them to reach all
-    partitions, up to 8 or so, whether they are spread by client or by path.
+    Windows close when later records come, separately in each partition: these lines reach all partitions, up
+    to about 8, whether they are partitioned by client or by path.
     """
     stamp = _stamp(at_ms // 1000)
     return [
@@ -209,7 +209,7 @@ def _lines(count: int, random: Draw, malformed: int, start_ms: int, duration_ms:
     factors = [_log_normal(random, 0.5) for _ in range(1_024)]
     second, stamp = -1, ""
     for position in range(count):
-        # One time in each of ``count`` equal parts of the duration: in order, without sorting.
+        # One time in each of ``count`` equal parts of the duration: ordered without sorting.
         at = start_ms + int((position + random()) * duration_ms / count)
         if at // 1000 != second:
             second = at // 1000
@@ -224,7 +224,7 @@ def _lines(count: int, random: Draw, malformed: int, start_ms: int, duration_ms:
             )
             referrer = "-" if client.is_program else _REFERRERS.draw(random)
             line = f'{client.address} - {client.user} [{stamp}] {answer} "{referrer}" "{client.agent}"'
-        # So many malformed lines remain for so many lines: the last ones come as surely as needed.
+        # The probability is the remaining share of malformed lines, so that their number is exact.
         if malformed and random() * (count - position) < malformed:
             malformed -= 1
             line = _any(_DAMAGES, random)(line, random)
@@ -234,14 +234,14 @@ def _lines(count: int, random: Draw, malformed: int, start_ms: int, duration_ms:
 def _answer(
     resource: _Resource, client: _Client, incident: bool, factors: Sequence[float], random: Draw
 ) -> str:
-    """Request, status and size, as the line has them."""
+    """Request, status and size as in the line."""
     method, path, queries, size, is_file = resource
     target = path + queries[int(random() * len(queries))] if queries else path
     if not is_file:
         size *= factors[int(random() * len(factors))]
     luck = random()
     if incident and path == INCIDENT_PATH and luck < INCIDENT_FAILURES:
-        # Mostly the proxy's word for a service that is down, sometimes the service's own.
+        # Mostly the proxy's status for a service that is down, sometimes the service's own.
         status, size = (503, 299) if luck < 0.5 else (502, 157) if luck < 0.65 else (500, 612)
     elif luck < 0.001:
         status, size = 500, 612
@@ -276,7 +276,7 @@ def _clients(random: Draw) -> _Choice[_Client]:
 
 
 def _address(random: Draw) -> str:
-    """An address of the ranges that are set aside for tests and documentation, so nobody's."""
+    """An address from the ranges reserved for tests and documentation."""
     if random() < 0.15:
         return (
             f"2001:db8:{int(random() * 65_536):x}:{int(random() * 65_536):x}::{int(random() * 65_535) + 1:x}"
@@ -312,7 +312,7 @@ def _resources(random: Draw) -> _Choice[_Resource]:
 
 
 def _zipf(values: Sequence[V], exponent: float) -> Iterator[tuple[V, float]]:
-    """The values with weights that fall with their rank, as the visits of a site's pages do."""
+    """The values with weights that fall with their rank, like the visits of a site's pages."""
     return ((value, float(rank) ** -exponent) for rank, value in enumerate(values, start=1))
 
 
@@ -327,11 +327,11 @@ def _any(values: Sequence[V], random: Draw) -> V:
 
 def _stamp(second: int) -> str:
     at = datetime.fromtimestamp(second, UTC)
-    # Not strftime: its names of months follow the locale.
+    # Not strftime, as its names of months depend on the locale.
     return f"{at.day:02}/{MONTHS[at.month - 1]}/{at.year:04}:{at.hour:02}:{at.minute:02}:{at.second:02} +0000"
 
 
-# What happens to lines on their way: each takes a well-formed line and gives one that is malformed.
+# Corruptions: each takes a well-formed line and returns a malformed one.
 
 _ANSWER: Final = re.compile(r'" ([0-9]{3}) ([0-9]+|-) "')
 
@@ -397,7 +397,7 @@ def _foreign(line: str, random: Draw) -> str:
 
 
 def _garbage(line: str, random: Draw) -> str:
-    # Whatever a text file can hold within one line: no line breaks, and nothing that Unicode takes for one.
+    # Any characters but line breaks, those of Unicode included.
     characters = [chr(code) for code in (*range(1, 9), *range(14, 28), *range(160, 256))]
     return "".join(_any(characters, random) for _ in range(len(line) // 3))
 
@@ -412,18 +412,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write a log to a file or to standard output."""
     parser = argparse.ArgumentParser(
         prog="python -m apps.log_analysis.generate",
-        description="Write a made-up access log, combined format.",
+        description="Write a generated access log in the combined format.",
     )
-    parser.add_argument("--lines", type=int, default=200_000, metavar="N", help="how many (%(default)s)")
-    parser.add_argument("--seed", type=int, default=7, help="another seed, another log (%(default)s)")
+    parser.add_argument(
+        "--lines", type=int, default=200_000, metavar="N", help="number of lines (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=7, help="seed of the random numbers (%(default)s)")
     parser.add_argument(
         "--malformed",
         type=float,
         default=0.005,
         metavar="SHARE",
-        help="of the lines, from 0 to 1 (%(default)s)",
+        help="share of malformed lines, from 0 to 1 (%(default)s)",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to (standard output)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (standard output)")
     options = parser.parse_args(arguments)
     try:
         lines = generate_lines(options.lines, options.seed, options.malformed)
@@ -438,7 +440,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.buffer.writelines(encoded)
         sys.stdout.buffer.flush()
     except BrokenPipeError:
-        # The reader has seen enough, as ``head`` does. What is left has to go somewhere when Python exits.
+        # The reader has closed the pipe, as ``head`` does. Python must not write the rest to it at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

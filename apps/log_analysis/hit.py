@@ -1,15 +1,14 @@
 r"""One request of a web server's access log, and the parsers of its line.
 
-``parse`` knows the formats that servers write by default and finds out for each line which one it is in;
-docs/log-analysis.md lists them. ``line_parser`` makes a parser of one format, or of one's own. Nearly all
-lines are in the common or combined format or in nginx's ``main``, so these three have a fast path::
+``parse`` detects the format of each line among those that servers write by default; docs/log-analysis.md
+lists them. ``line_parser`` returns a parser for one of them, or for a custom format. Nearly all lines are in
+the common or combined format or in nginx's ``main``, so these three have a fast path::
 
     client identity user [time] "request" status size
     client identity user [time] "request" status size "referrer" "agent"
     client identity user [time] "request" status size "referrer" "agent" "forwarded"
 
-The client is the address that the connection came from, never one that somebody wrote into a header, unless
-asked for.
+The client is the address of the connection; addresses from headers are used only on request.
 """
 
 from __future__ import annotations
@@ -51,11 +50,11 @@ __all__ = [
 ]
 
 Client: TypeAlias = Literal["peer", "forwarded"]
-"""Who counts as the client: the address of the connection, or the first one in ``X-Forwarded-For``."""
+"""The source of the client: the address of the connection, or the first one in ``X-Forwarded-For``."""
 
 
 class Hit(msgspec.Struct, frozen=True, gc=False):
-    """One request, as its access log line tells it; ``None`` where the line has ``-`` or no such field.
+    """One request from an access log line; ``None`` where the line has ``-`` or no such field.
 
     A request that is not HTTP (a TLS handshake on a plain port, or none at all: ``-``, usual with status 408)
     has method and protocol ``-`` and the request's text as its path.
@@ -71,12 +70,12 @@ class Hit(msgspec.Struct, frozen=True, gc=False):
     path: str
     """The request's target without its query string. May be an absolute URI, ``host:port`` or ``*``."""
     query: str | None
-    """What follows the target's first ``?``; empty when nothing does."""
+    """The text after the target's first ``?``; may be empty."""
     protocol: str
     """E.g. ``HTTP/1.1``; ``HTTP/0.9`` for a request that names none, ``-`` where the log has none."""
     status: int
     status_class: str
-    """The status by its first digit, e.g. ``2xx``: what hits are grouped by."""
+    """The status by its first digit, e.g. ``2xx``, for grouping."""
     bytes: int
     """The response body's size in bytes, or the response's where the log has only that; 0 for ``-``."""
     referrer: str | None
@@ -85,7 +84,7 @@ class Hit(msgspec.Struct, frozen=True, gc=False):
     """Whether the agent looks like a program's rather than a person's browser: see ``is_bot``."""
 
 
-# The usual identity is a dash. Lines with another one go the longer way, as do those with anything in front.
+# The usual identity is a dash. Lines with another one, or with a prefix, take the slow path.
 _WHO: Final = re.compile(rf"(\S++) - ({USER}) ")
 _LINE: Final = re.compile(
     rf'([^\[]*+)\[([^\]]*+)\]{QUOTED}{WORD}{SIZE}(?:{QUOTED}{QUOTED}(?: "{QUOTED_TEXT}")?+)?+{LINE_END}',
@@ -102,7 +101,7 @@ _STATUSES: Final = fields.STATUSES
 
 
 def _who(text: str) -> tuple[str, str | None]:
-    """Client and user, as they stand on both sides of the identity, in front of the time's bracket."""
+    """Client and user, around the identity and before the time's bracket."""
     match = _WHO.fullmatch(text)
     if match is None:
         raise ValueError(text)
@@ -113,9 +112,9 @@ _whos: Final = Memo(_who)
 
 
 def parse(line: str) -> Hit:
-    """The hit that a line in any of the known formats tells. Raises ``MalformedLine``.
+    """The hit of a line in any of the known formats. Raises ``MalformedLine``.
 
-    Line breaks at the end are no part of it. A time before 1970 is malformed, a time in the future is not.
+    Line breaks at the end are ignored. A time before 1970 is malformed, a time in the future is not.
     """
     match = _LINE.fullmatch(line)
     if match is None:
@@ -126,7 +125,7 @@ def parse(line: str) -> Hit:
         method, path, query, protocol = requests[request]
         code, status_class = _STATUSES[status]
         known_agent, bot = agents[agent]
-        # By position: with keywords the constructor takes a quarter longer.
+        # Positional, as keywords make the constructor a quarter slower.
         return Hit(
             times[time],
             client,
@@ -221,7 +220,7 @@ def line_parser(
 
 
 def configured_parser(environment: Mapping[str, str]) -> Callable[[str], Hit]:
-    """The parser that ``LOG_ANALYSIS_FORMAT``, ``_ALSO``, ``_CLIENT`` and ``_TIME_ZONE`` ask for.
+    """The parser configured by ``LOG_ANALYSIS_FORMAT``, ``_ALSO``, ``_CLIENT`` and ``_TIME_ZONE``.
 
     Raises ``ConfigurationError``.
     """
@@ -253,7 +252,7 @@ def _known(name: str) -> str:
 
 
 def _read(line: str, formats: Sequence[Format]) -> tuple[Fields, Format]:
-    """The fields of a line in one of these formats, or in any of the known ones if these are none."""
+    """The fields of a line in one of these formats, or in any known one if there are none."""
     if not formats:
         found = detect(line)
         if found is None:
@@ -278,7 +277,7 @@ def _forwarded(text: str, line: str) -> str:
     try:
         return fields.first_forwarded(text)
     except ValueError:
-        # Written by the client or by proxies: where it stands in the line depends on what was escaped.
+        # Written by the client or by proxies: its column depends on the escapes before it.
         raise MalformedLine("bad client", 1, f"a forwarded address, not {text[:40]!r}", line) from None
 
 
@@ -287,13 +286,13 @@ def _in_zone(time: int, zone: ZoneInfo) -> int:
     return max(int(naive.timestamp()), 0) * 1000 + time % 1000
 
 
-# As much of a line as is in the format: each part is optional, and comes only after those before it.
+# Matches the longest valid beginning of a line: each part is optional, and follows those before it.
 _ANY_IDENTITY: Final = rf"(\S++) [^ ]++ ({USER})"
 _PROGRESS: Final = re.compile(
     f"(?:{_ANY_IDENTITY}(?:{TIME}(?:{QUOTED}(?:{WORD}(?:{WORD}(?:{QUOTED}(?:{QUOTED}(?:{QUOTED})?)?)?)?)?)?)?)?",
     re.DOTALL,
 )
-# What follows that when the line just stops: nothing, or a bracket or quote that is never closed.
+# The rest of a truncated line: nothing, or a bracket or quote that is not closed.
 _UNFINISHED: Final = re.compile(r"(?: (?:\[[^\]]*+|\"[^\"\\]*+(?:\\.[^\"\\]*+)*+\\?)?)?", re.DOTALL)
 _MISSING: Final = {
     0: "client, identity and user, or another of the known formats",
@@ -306,7 +305,7 @@ _MISSING: Final = {
     8: "the end of the line",
     9: "the end of the line",
 }
-"""What comes after that many fields."""
+"""What is expected after that many fields."""
 
 
 _CHECKS: Final[tuple[tuple[int, str, Callable[[str], object]], ...]] = (
@@ -320,17 +319,17 @@ _CHECKS: Final[tuple[tuple[int, str, Callable[[str], object]], ...]] = (
 
 
 def _malformed(line: str) -> MalformedLine:
-    """Why and where ``line``, which is no hit, leaves the common and combined formats."""
+    """The reason and the column where a malformed line departs from the common and combined formats."""
     line = line.rstrip("\r\n")
     match = _PROGRESS.match(line)
     assert match is not None  # every part is optional
     found = match.groups()
     known = sum(field is not None for field in found)
     at = match.end()
-    # Any few words look like a client, an identity and a user: it takes a time to tell a log line.
+    # Any three words look like a client, an identity and a user: only a time identifies a log line.
     is_log_line = known > 2 or line.startswith(" [", at)
     if is_log_line:
-        # Whoever stands in front of something else than a time is no client.
+        # A first field that is not followed by a time is not a client.
         first = 0 if found[2] is not None and _reads(times.__getitem__, found[2]) else 2
         for position, name, reader in _CHECKS[first:]:
             text = found[position]

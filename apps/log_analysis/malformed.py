@@ -1,4 +1,4 @@
-"""Why a line is no hit."""
+"""The error for malformed lines."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ Reason: TypeAlias = Literal[
     "bad size",
     "bad text",
 ]
-"""Why a line is malformed: few and fixed, so that malformed lines can be counted by reason."""
+"""The reasons: few and fixed, so that malformed lines can be counted by reason."""
 
 
 class MalformedLine(ValueError):
-    """The line is no hit.
+    """A line that cannot be parsed.
 
-    ``reason`` says why, ``column`` (from 1) where, ``needed`` what belongs there and ``got`` what is there.
+    ``reason`` says why, ``column`` (from 1) where, ``needed`` what was expected there and ``got`` what was
+    found.
     """
 
     def __init__(self, reason: Reason, column: int, needed: str, got: str) -> None:
-        # The arguments are kept as they are: this is what lets an exception be pickled.
+        # Passing the arguments on makes the exception picklable.
         super().__init__(reason, column, needed, got)
         self.reason: Reason = reason
         self.column = column

@@ -1,4 +1,4 @@
-"""Results of a function of a text, remembered."""
+"""A cache for functions of a text."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ V = TypeVar("V")
 
 
 class Memo(dict[str, V]):
-    """Results of a function of a text, remembered: ``memo[text]`` computes at most once while remembered.
+    """A cache for a function of a text: ``memo[text]`` computes missing results.
 
-    Holds ``limit`` results and forgets all when one more comes: an order of use would cost on each look-up.
-    Texts over ``longest`` characters are computed each time, which bounds the memory in bytes as well.
-    Failures are not remembered.
+    It holds ``limit`` results and is cleared when one more is added, as tracking the order of use would cost
+    time on each look-up. Texts over ``longest`` characters are computed each time, which bounds the memory in
+    bytes too. Failures are not cached.
     """
 
     def __init__(self, function: Callable[[str], V], *, limit: int = 16_384, longest: int = 1_000) -> None:

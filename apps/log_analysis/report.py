@@ -1,4 +1,4 @@
-"""What the app made of a log, read back from its topics and recounted from the hits in plain Python."""
+"""The app's results, read back from its topics and verified against the hits in plain Python."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ T = TypeVar("T")
 
 MINUTE = 60_000
 PAUSE = 30 * MINUTE
-"""How long a visit may pause; milliseconds, as all times here."""
+"""The longest pause within a visit; milliseconds, as all times here."""
 
 
 @dataclass(slots=True)
 class Report:
-    """The figures. What the closing lines made, at ``closing`` or later, is left out of them."""
+    """The figures, without the results of the closing lines, at ``closing`` or later."""
 
     lines: int
     seconds: float
@@ -45,7 +45,7 @@ class Report:
     reasons: Counter[str] = field(default_factory=Counter[str])
     dead_letter_origins: set[tuple[bytes, bytes]] = field(default_factory=set[tuple[bytes, bytes]])
     hits_by_window: Counter[tuple[int, str]] = field(default_factory=Counter[tuple[int, str]])
-    """The recount: hits by start of the minute and path, without those that came too late."""
+    """The recount: hits by start of the minute and path, without late ones."""
     times_by_client: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     traffic: list[Traffic] = field(default_factory=list[Traffic])
     top_paths: list[TopPaths] = field(default_factory=list[TopPaths])
@@ -102,12 +102,12 @@ class Report:
 
     @property
     def hits(self) -> int:
-        """How many lines were well-formed."""
+        """The number of well-formed lines."""
         return self.statuses.total()
 
     @property
     def filtered(self) -> int:
-        """Hits that the errors topic leaves out by design: those below status 500."""
+        """Hits that are not in the errors topic by design: those below status 500."""
         return self.hits - self.statuses["5xx"]
 
     @property
@@ -122,7 +122,7 @@ class Report:
 
     @property
     def claims(self) -> dict[str, bool]:
-        """What must add up, and whether it does."""
+        """The consistency checks, and whether each holds."""
         counted = sum(each.hits for each in self.traffic)
         return {
             f"{self.hits:,} hits + {self.dead_letters:,} dead letters = {self.lines:,} lines": (
@@ -133,24 +133,24 @@ class Report:
                 self.errors + self.filtered == self.hits
             ),
             f"{counted:,} hits in {len(self.traffic):,} windows + {self.late_hits:,} late = "
-            f"{self.hits:,} hits, and each window's are those of a recount": (
+            f"{self.hits:,} hits, and each window equals a recount": (
                 counted + self.late_hits == self.hits
                 and sum(each.bytes for each in self.traffic) == self.sent
                 and self._traffic_is_recounted()
             ),
             f"{sum(each.hits for each in self.visits):,} hits in {len(self.visits):,} visits, "
-            "each as in a recount": self._visits_are_recounted(),
+            "each equal to a recount": self._visits_are_recounted(),
             f"{sum(each.hits for each in self.teams):,} hits of teams, in the same minutes": (
                 _by_minute(self.teams) == _by_minute(self.traffic)
             ),
-            f"{len(self.top_paths):,} rankings, each as sorting all paths gives it": (
+            f"{len(self.top_paths):,} rankings, each equal to sorting all paths": (
                 self._rankings_are_recounted()
             ),
         }
 
     @property
     def problems(self) -> list[str]:
-        """What does not add up; empty when every line is accounted for exactly once."""
+        """The failed checks; empty when every line is accounted for exactly once."""
         return [claim for claim, holds in self.claims.items() if not holds]
 
     def _traffic_is_recounted(self) -> bool:
@@ -213,14 +213,14 @@ class Report:
         }
 
     def by_path(self, figure: Literal["hits", "bytes", "errors"]) -> Counter[str]:
-        """What all windows together have of each path."""
+        """The sum of each path over all windows."""
         totals: Counter[str] = Counter()
         for each in self.traffic:
             totals[each.path] += getattr(each, figure)
         return totals
 
     def by_team(self, figure: Literal["hits", "bytes", "errors"]) -> Counter[str]:
-        """What all windows together have of each team."""
+        """The sum of each team over all windows."""
         totals: Counter[str] = Counter()
         for each in self.teams:
             totals[each.team] += getattr(each, figure)

@@ -20,7 +20,7 @@ ROWS = 6
 
 
 def show(report: Report, console: Console) -> None:
-    """Print the figures, and whether they add up."""
+    """Print the figures and the results of the checks."""
     console.print()
     console.print(Columns([_overview(report), _statuses(report), _dead_letters(report)], padding=(0, 3)))
     console.print(_busiest_minutes(report))

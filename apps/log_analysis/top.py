@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from streams import Windowed
 
 LENGTH = 10
-"""How many paths a ranking has."""
+"""The number of paths in a ranking."""
 
 
 class PathHits(msgspec.Struct, frozen=True):
@@ -22,7 +22,7 @@ class PathHits(msgspec.Struct, frozen=True):
 
 
 class TopPaths(msgspec.Struct, frozen=True):
-    """The paths with the most hits in one window of time, most hits first, equal ones by their names.
+    """The paths with the most hits in one window of time, most hits first, ties by name.
 
     From ``start`` to before ``end``, in milliseconds since the epoch.
     """
@@ -33,11 +33,11 @@ class TopPaths(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, window: Windowed[str, list[PathHits]]) -> TopPaths:
-        """What a window's ranking amounts to."""
+        """The ranking of a window."""
         return cls(window.start, window.end, window.value)
 
 
 def ranked(best: list[PathHits], traffic: Traffic) -> list[PathHits]:
-    """The ranking with one path more. Exact, as long as each path comes once with all of its hits."""
+    """The ranking with one more path. Exact if each path comes once, with all of its hits."""
     candidates = [*best, PathHits(traffic.path, traffic.hits)]
     return sorted(candidates, key=lambda candidate: (-candidate.hits, candidate.path))[:LENGTH]

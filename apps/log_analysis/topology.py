@@ -1,16 +1,16 @@
-"""The app: what becomes of the lines of an access log.
+"""The app's topology, from the lines of an access log to its results.
 
-Every line ends as a hit, or as a dead letter with the reason. Hits are counted by path and minute; those
-counts give the top paths, the traffic of each team and the alerts. Hits of a client without a long pause are
+Every line becomes a hit, or as a dead letter with the reason. Hits are counted by path and minute; those
+counts give the top paths, the traffic of each team and the alerts. Hits of a client without a long pause form
 a visit.
 
-``LOG_ANALYSIS_PREFIX`` goes before the names of all topics and of the group: for several on one cluster.
-``LOG_ANALYSIS_GRACE`` is how many seconds a line may come after later ones (60) and still be counted: to read
-old logs again it must be longer, as partitions are then read at different speeds.
+``LOG_ANALYSIS_PREFIX`` is a prefix of the names of all topics and of the group, for several apps on one
+cluster. ``LOG_ANALYSIS_GRACE`` is the grace in seconds (60): it must be longer to read old logs again, as
+partitions are then read at different speeds.
 
 Lines may be in any of the formats that servers write by default. ``LOG_ANALYSIS_FORMAT`` names one of them,
-or is nginx's ``log_format`` or Apache's ``LogFormat``, and ``LOG_ANALYSIS_ALSO`` names further ones;
-``LOG_ANALYSIS_CLIENT=forwarded`` takes the first address in ``X-Forwarded-For`` for the client;
+or is nginx's ``log_format`` or Apache's ``LogFormat``, and ``LOG_ANALYSIS_ALSO`` names additional ones;
+``LOG_ANALYSIS_CLIENT=forwarded`` uses the first address in ``X-Forwarded-For`` as the client;
 ``LOG_ANALYSIS_TIME_ZONE`` is that of times without an offset (UTC).
 """
 
@@ -46,7 +46,7 @@ T = TypeVar("T")
 PREFIX = os.environ.get("LOG_ANALYSIS_PREFIX", "")
 GRACE = seconds(float(os.environ.get("LOG_ANALYSIS_GRACE", "60")))
 QUIET = seconds(30)
-"""After so long without lines, windows close by the wall clock."""
+"""After this long without lines, windows close by the wall clock."""
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 
 LINES = f"{PREFIX}access-lines"
@@ -62,7 +62,7 @@ VISITS = f"{PREFIX}visitor-sessions"
 
 
 def avro(kind: type[T]) -> Avro[T]:
-    """How records of a kind are written to topics."""
+    """The Avro serde of a type of records."""
     return Avro(SCHEMAS / f"log_analysis.{kind.__name__}.avsc", kind)
 
 
@@ -77,7 +77,7 @@ hits = (
 hits.to(HITS, value=avro(Hit))
 hits.filter(server_errors, name="server-errors").to(ERRORS, value=avro(Hit))
 
-# The traffic of each path in each minute, once the minute is over.
+# The traffic of each path in each minute, when the minute has ended.
 minutes_of_paths = (
     hits.group_by(lambda hit: hit.path, name="by-path")
     .window(Tumbling(minutes=1), grace=GRACE, close_idle_after=QUIET)
@@ -94,7 +94,7 @@ minutes_of_paths.late().to(LATE_HITS, value=avro(Hit))
 traffic = minutes_of_paths.final().map(Traffic.of, name="traffic")
 traffic.to(TRAFFIC, value=avro(Traffic))
 
-# The paths with the most hits in each minute: of all paths, so in one partition.
+# The paths with the most hits in each minute, of all paths and therefore in one partition.
 (
     traffic.group_by(lambda _: "all", name="all-paths", partitions=1, value=Json(Traffic))
     .window(Tumbling(minutes=1), grace=GRACE, close_idle_after=QUIET)
@@ -122,7 +122,7 @@ owners = app.table(
 # An alert when too many of a path's hits are errors, and another one when that is over.
 traffic.process(Watcher, stores=[WATCHES]).to(ALERTS, value=avro(Alert))
 
-# What a client asked for without a pause of half an hour.
+# The hits of a client without a pause of half an hour.
 (
     hits.map(Visit.of, name="visit-of-a-hit")
     .group_by(lambda visit: visit.client, name="visitors", value=Json(Visit))

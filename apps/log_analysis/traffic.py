@@ -1,4 +1,4 @@
-"""How much was asked for, minute by minute: of each path, and of each team that owns paths."""
+"""The traffic by minute, of each path and of each team that owns paths."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def server_errors(hit: Hit) -> int:
-    """How many server errors the hit is: 1 or 0."""
+    """1 for a server error, else 0."""
     return int(hit.status >= 500)
 
 
@@ -27,19 +27,19 @@ class Traffic(msgspec.Struct, frozen=True):
     end: int
     hits: int
     bytes: int
-    """The sizes of all responses together."""
+    """The sum of the response sizes."""
     errors: int
     """Hits with a status of 500 or more."""
     error_share: float
     """Errors among the hits, from 0 to 1."""
     p50_bytes: float
-    """The median of the responses' sizes, within 1 % of itself."""
+    """The median of the response sizes, with a relative error of at most 1 %."""
     p99_bytes: float
-    """The size that 99 % of the responses do not exceed, within 1 % of itself."""
+    """The 99th percentile of the response sizes, with a relative error of at most 1 %."""
 
     @classmethod
     def of(cls, window: Windowed[str, Any]) -> Traffic:
-        """What a window's aggregates amount to."""
+        """The traffic of a window's aggregates."""
         of_path = window.value
         return cls(
             path=window.key,
@@ -55,11 +55,13 @@ class Traffic(msgspec.Struct, frozen=True):
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """Who looks after a section of the site, see ``section``."""
+    """The owner of a section of the site, see ``section``."""
 
     team: str
     since: int
-    """From which event time on (milliseconds since the epoch): it orders changes of owners among the hits."""
+    """The event time of the change of owner (milliseconds since the epoch), by which it is merged with the
+    hits.
+    """
 
 
 NOBODY = "nobody"
@@ -83,12 +85,12 @@ class TeamTraffic(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, traffic: Traffic, owner: Owner | None) -> TeamTraffic:
-        """One path's traffic as its team's."""
+        """The team's traffic of one path."""
         team = owner.team if owner else NOBODY
         return cls(team, traffic.start, traffic.end, traffic.hits, traffic.bytes, traffic.errors)
 
     def plus(self, other: TeamTraffic) -> TeamTraffic:
-        """Together with that of another path, of the same team and window."""
+        """The sum with that of another path, of the same team and window."""
         return msgspec.structs.replace(
             self,
             hits=self.hits + other.hits,

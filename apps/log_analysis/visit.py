@@ -1,4 +1,4 @@
-"""A visit: what a client asked for without a long pause."""
+"""A visit: the hits of a client without a long pause."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Visit(msgspec.Struct, frozen=True):
     """The hits of one client that belong together; a single hit is a visit too.
 
     Times are milliseconds since the epoch, of whole seconds as the log's are: of hits in the same second, the
-    one whose path sorts first counts as the earlier. So it does not matter in which order hits come.
+    one whose path sorts first is the earlier one. So the result does not depend on the order of arrival.
     """
 
     client: str
@@ -31,11 +31,11 @@ class Visit(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, hit: Hit) -> Visit:
-        """The visit that is just this hit."""
+        """The visit of a single hit."""
         return cls(hit.client, hit.time, hit.time, 0, 1, hit.bytes, hit.path, hit.path)
 
     def joined(self, other: Visit) -> Visit:
-        """One visit of both, in whichever order."""
+        """The visit that combines two, in any order."""
         first = min(self, other, key=lambda visit: (visit.start, visit.first_path))
         last = max(self, other, key=lambda visit: (visit.end, visit.last_path))
         return Visit(

@@ -1,4 +1,4 @@
-"""The processor that watches the traffic of paths and forwards alerts."""
+"""The processor that forwards alerts about the traffic of paths."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ WATCHES = key_value_store("alert-watches", value=Json(Watch))
 
 
 class Watcher:
-    """Takes the traffic of each path, window by window, and forwards an alert where the rule says so."""
+    """Applies the rule to the traffic of each path, window by window, and forwards alerts."""
 
     def process(self, record: Record[str, Traffic], context: Context) -> None:
-        """Take one window of one path in."""
+        """Process one window of one path."""
         store, traffic = context.store(WATCHES.name), record.value
         before = store.get(traffic.path) or CALM
         after = watched(before, traffic, RULE)
         if after != before:
-            # Most paths have no errors: only the others take room.
+            # Most paths have no errors, so only the others are stored.
             store.put(traffic.path, None if after == CALM else after)
         if after.raised != before.raised:
             alert = Alert(

@@ -72,7 +72,7 @@ public final class KafkaStreamsPeer {
         }
     }
 
-    /** Says on standard error what this project's runtime logs of restoring, in the same words. */
+    /** Logs restores on standard error in the format of this library. */
     static final class RestoreLog implements StateRestoreListener {
         private final Map<TopicPartition, Long> started = new ConcurrentHashMap<>();
 
@@ -112,12 +112,12 @@ public final class KafkaStreamsPeer {
         settings.put("num.stream.threads", 1);
         settings.put("state.dir", "state");
         settings.put("statestore.cache.max.bytes", 64 * 1024 * 1024);
-        // A table's topic is its changelog, too: nothing is written twice.
+        // A table's topic is its changelog too, so nothing is written twice.
         settings.put("topology.optimization", "all");
         if (job.equals("copy")) {
             settings.put("producer.linger.ms", 0);
         } else {
-            // Larger batches than the defaults: with those it is slower.
+            // Larger batches than the defaults, with which it is slower.
             settings.put("main.consumer.max.poll.records", 10_000);
             settings.put("main.consumer.max.partition.fetch.bytes", 8 * 1024 * 1024);
             settings.put("producer.linger.ms", 20);
@@ -162,7 +162,7 @@ public final class KafkaStreamsPeer {
     }
 
     private static void close(KafkaStreams streams) {
-        // Else whoever starts next waits until the group has missed this one for a session's time.
+        // Otherwise the next process would wait until this member's session ends.
         streams.close(new KafkaStreams.CloseOptions().leaveGroup(true));
     }
 

@@ -1,4 +1,4 @@
-"""Quix Streams, in a virtual environment of its own, as it pins its own client library."""
+"""Quix Streams, in a separate virtual environment, as it pins its own version of the client library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The floor: a loop on confluent-kafka, written for this one job, with nothing a runtime would add."""
+"""The baseline: a loop on confluent-kafka, written for this one job, without a stream processing library."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ settings: dict[str, str | int | bool] = {
     "enable.idempotence": True,
     "linger.ms": 5,
     "queue.buffering.max.messages": 1_000_000,
-    # Where Java clients would put the keys, as all the others do.
+    # The Java clients' partitioner, as in all other systems.
     "partitioner": "murmur2_random",
 }
 if exactly_once:
@@ -44,7 +44,7 @@ if exactly_once:
     producer.init_transactions()
     producer.begin_transaction()
 loads, dumps, produce = orjson.loads, orjson.dumps, producer.produce
-# consume() waits until it has all it was asked for, or for this long.
+# consume() waits until it has the requested number of records, or for this long.
 patience = min(0.05, commit_seconds / 2)
 processed = 0
 last_commit = time.monotonic()

@@ -1,4 +1,4 @@
-"""This runtime: a worker as a user would run it."""
+"""This library: a worker as a user would run it."""
 
 from __future__ import annotations
 

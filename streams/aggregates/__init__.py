@@ -1,8 +1,8 @@
-"""What an aggregation computes, from columns of many events at a time.
+"""Aggregates, computed from columns of many events at a time.
 
-Arithmetic is exact until a result is computed, so that neither the order of events, nor how they fell into
-batches, nor events that were taken back, can be seen in it. Values that are kept come back as they were:
-see ``streams.aggregates.value_codec``.
+Arithmetic is exact until a result is computed, so that results depend neither on the order of events, nor on
+batches, nor on events that were removed again. Stored values are read back unchanged: see
+``streams.aggregates.value_codec``.
 """
 
 from streams.aggregates.combined import Combined, check_fields

@@ -1,4 +1,4 @@
-"""What aggregates take of values: a column of entries, checked where the aggregate asks for it."""
+"""The part of each value that is aggregated, as a column, validated where an aggregate needs it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def entries_of(of: Of, values: Sequence[Any]) -> Iterable[Any]:
-    """What of each value is aggregated, lazily."""
+    """The aggregated part of each value, lazily."""
     if of is None:
         return values
     if not isinstance(of, str):
@@ -37,8 +37,8 @@ def entries_of(of: Of, values: Sequence[Any]) -> Iterable[Any]:
 def checked_entries(
     of: Of, values: Sequence[Any], accept: Callable[[list[Any]], bool], check: Callable[[Any], Any]
 ) -> Iterable[Any]:
-    """The values' entries as ``check`` returns them; at once where ``accept`` knows it to change nothing."""
-    # A user's function is given each value once, so its results cannot be looked at before the first is used.
+    """The values' entries as returned by ``check``, which is skipped for columns that ``accept`` approves."""
+    # A user's function is called once for each value, so its results cannot be inspected in advance.
     if of is None or isinstance(of, str):
         with suppress(Exception):
             column = list(entries_of(of, values))
@@ -54,19 +54,19 @@ def _field(of: Of) -> str:
 
 
 def described_parameters(of: Of, *others: str) -> str:
-    """An aggregate's parameters as its description has them."""
+    """An aggregate's parameters as in its description."""
     return ", ".join(filter(None, (_field(of), *others)))
 
 
 def entry_type(of: Of, kind: Any) -> Any:
-    """The type of what is aggregated of values of a type."""
+    """The type of the aggregated part of values of a type."""
     if of is None:
         return known(kind)
     return field_type(kind, of) if isinstance(of, str) else returned_type(of)
 
 
 def missing_field(of: Of, kind: Any) -> tuple[str, ...] | None:
-    """The fields of a type of values, where ``of`` names none of them; ``None`` where it may be one."""
+    """The fields of a value type if ``of`` is certainly none of them; ``None`` if it may be one."""
     if not isinstance(of, str):
         return None
     members = [member for member in member_types(kind) if member is not type(None)]

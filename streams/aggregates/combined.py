@@ -43,8 +43,8 @@ class Combined(BaseAggregate):
             )
         self._names = tuple(fields)
         self._aggregates = tuple(fields.values())
-        # What each is stored as: another label for each time that it began, so that what was stored before
-        # it was removed for a while is not taken for its own.
+        # The stored name of each: another label each time that it was added, so that an aggregate that was
+        # removed for a while does not read its old accumulators.
         self._labels = tuple((labels or {}).get(name, name) for name in fields)
         self._earlier = tuple(earlier)
         types = [(name, aggregate.result_type) for name, aggregate in fields.items()]
@@ -89,9 +89,9 @@ class Combined(BaseAggregate):
     ) -> Combined:
         """The aggregate for a store that existed before some of its fields were there.
 
-        ``began`` tells when each of these fields began, by name (of fields in fields, with dots), once for
-        each time that it was new. ``earlier`` names the fields, in that order, of accumulators that were
-        stored without names, each with the fields in it.
+        ``began`` lists when each of these fields was added, by name (nested ones with dots), once for each
+        time. ``earlier`` names the fields, in that order, of accumulators that were stored without names,
+        each with its nested fields.
         """
         fields: dict[str, Aggregate[Any, Any]] = {}
         labels: dict[str, str] = {}
@@ -108,7 +108,7 @@ class Combined(BaseAggregate):
         return f"combined({', '.join(f'{name}={aggregate.describe()}' for name, aggregate in each)})"
 
     def column(self, values: Sequence[Any]) -> Iterable[tuple[Any, ...]]:
-        # Not strict: one that ends early ends all, as the caller expects.
+        # Not strict: a column that ends early ends all, as the caller expects.
         return zip(*(aggregate.column(values) for aggregate in self._aggregates), strict=False)
 
     def initial(self) -> tuple[Any, ...]:
@@ -167,7 +167,7 @@ class Combined(BaseAggregate):
 
 
 def check_fields(step: str, aggregate: Aggregate[Any, Any], kind: Any) -> None:
-    """Raise ``TopologyError`` where an aggregate is of a field that values of a type do not have."""
+    """Raise ``TopologyError`` if an aggregate needs a field that values of a type do not have."""
     if isinstance(aggregate, Combined):
         for part in aggregate.fields.values():
             check_fields(step, part, kind)

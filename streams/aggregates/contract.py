@@ -1,4 +1,4 @@
-"""What an aggregate is, and what all of them have in common."""
+"""The protocol of aggregates, and their common base class."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ Type: TypeAlias = builtins.type[T]
 Number: TypeAlias = "int | float | Decimal"
 
 Of: TypeAlias = "str | Callable[[Any], Any] | None"
-"""What of a value is aggregated: the attribute (or a dictionary's key) of that name, what a function makes of
-it, or the value itself."""
+"""The aggregated part of a value: the attribute (or dictionary key) of that name, a function's result, or the
+value itself.
+"""
 
 
 Place: TypeAlias = "tuple[int, str, int]"
-"""Where an event stands in the order of events: its event time, then its topic and its offset."""
+"""An event's position in the order of events: its event time, then its topic and its offset."""
 
 NOWHERE: Place = (-1, "", -1)
 
@@ -37,20 +38,20 @@ NOWHERE: Place = (-1, "", -1)
 class Aggregate(Protocol[V_contra, R_co]):
     """Computes a result from the values of one group, be it a key's, a window's or a session's.
 
-    The accumulator is all that is kept of the events so far. It is never changed in place: an accumulator may
-    be kept and used again after others were made from it.
+    The accumulator represents the events so far. It is never changed in place: an accumulator may be kept and
+    used again after others were computed from it.
     """
 
     @property
     def record_wise(self) -> bool:
-        """Whether ``add`` and ``remove`` run user code, so that they are to be given one entry at a time.
+        """Whether ``add`` and ``remove`` run user code and must be called with one entry at a time.
 
-        Where this is false they never raise for entries that ``column`` has let through.
+        If false, they never raise for entries that ``column`` returned.
         """
 
     @property
     def ordered(self) -> bool:
-        """Whether ``add`` needs the places of events, as the result depends on their order."""
+        """Whether ``add`` needs the positions of events, as the result depends on their order."""
 
     @property
     def removable(self) -> bool:
@@ -63,13 +64,13 @@ class Aggregate(Protocol[V_contra, R_co]):
     def describe(self) -> str:
         """Stable text of the kind and its parameters.
 
-        Aggregates with the same text can read each other's packed accumulators. Of a function only the name
-        is told.
+        Aggregates with the same text can read each other's packed accumulators. Functions are represented by
+        their names.
         """
 
     @property
     def schema(self) -> Any:
-        """What decides how packed accumulators are read, as plain data: see ``aggregate_resolution``."""
+        """The schema of packed accumulators, as plain data: see ``streams.aggregates.resolution``."""
 
     @property
     def result_type(self) -> Any:
@@ -79,7 +80,7 @@ class Aggregate(Protocol[V_contra, R_co]):
         """The aggregate for values of that type (``Any`` where it is not known)."""
 
     def column(self, values: Sequence[V_contra]) -> Iterable[Any]:
-        """What ``add`` and ``remove`` need of each value: lazily, one entry a value, in order.
+        """The entries for ``add`` and ``remove``: lazily, one entry per value, in order.
 
         Raises at the value that cannot be aggregated.
         """
@@ -88,10 +89,9 @@ class Aggregate(Protocol[V_contra, R_co]):
         """The accumulator of no events."""
 
     def add(self, accumulator: Any, column: Sequence[Any], places: Sequence[Place] | None = None) -> Any:
-        """The accumulator with further events, given by their entries in the order they came.
+        """The accumulator with more events, given by their entries in order of arrival.
 
-        ``places`` are those of the events, where ``ordered``; without them, events stand in the order they
-        were added.
+        ``places`` are the events' positions, if ``ordered``; without them, the order of arrival counts.
         """
 
     def remove(self, accumulator: Any, column: Sequence[Any]) -> Any:
@@ -101,7 +101,7 @@ class Aggregate(Protocol[V_contra, R_co]):
         """The accumulator of both, where ``first`` has the earlier events."""
 
     def result(self, accumulator: Any) -> R_co:
-        """What the events so far amount to."""
+        """The result of the events so far."""
 
     def pack(self, accumulator: Any) -> Any:
         """The accumulator as plain values that msgpack can hold."""
@@ -111,7 +111,7 @@ class Aggregate(Protocol[V_contra, R_co]):
 
 
 class BaseAggregate(ABC):
-    """What most aggregates have in common."""
+    """Defaults that most aggregates share."""
 
     __slots__ = ()
 
@@ -146,7 +146,7 @@ class BaseAggregate(ABC):
     def describe(self) -> str: ...
 
     def remove(self, accumulator: Any, column: Sequence[Any]) -> Any:  # noqa: ARG002 - the protocol's
-        raise TypeError(f"{self.describe()} cannot take events back")
+        raise TypeError(f"{self.describe()} cannot remove events")
 
     def pack(self, accumulator: Any) -> Any:
         return accumulator

@@ -1,4 +1,4 @@
-"""Sums of integers, floats and decimals without rounding, so that neither order nor batches show in them."""
+"""Sums of integers, floats and decimals without rounding, independent of order and batches."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ if TYPE_CHECKING:
 Exact: TypeAlias = "int | Decimal"
 
 Sum: TypeAlias = "Exact | tuple[Any, ...]"
-"""An exact sum: an integer as long as there were only integers, a decimal when there were decimals too; with
-floats a tuple of that and the floats' sum as ``expansion`` gives it."""
+"""An exact sum: an integer of integers alone, a decimal if there were decimals too; with floats a tuple of
+that and the floats' sum as returned by ``expansion``.
+"""
 
 EXACT_CONTEXT = Context(prec=4000, Emin=-99_999, Emax=99_999, traps=[Inexact, InvalidOperation])
-"""Sums and squares of the numbers that aggregates take have fewer digits."""
+"""Large enough for sums and squares of all accepted numbers."""
 
 
 def added_exactly(one: Exact, other: Exact) -> Exact:
-    """The sum of both, whatever the precision of the current context."""
+    """The sum of both, independent of the current decimal context."""
     return one + other if type(one) is int and type(other) is int else EXACT_CONTEXT.add(one, other)
 
 
 def negated(column: Iterable[Any]) -> list[Any]:
     """The numbers with the opposite sign."""
-    # The minus sign would round decimals to the precision of the current context.
+    # The operator would round decimals to the precision of the current context.
     return [number.copy_negate() if type(number) is Decimal else -number for number in column]
 
 
@@ -47,10 +48,10 @@ def expansion(terms: Iterable[float]) -> tuple[float, ...]:
 
 
 def sum_plus(total: Sum, column: Iterable[Any]) -> Sum:
-    """The sum with further numbers: integers, floats and decimals, finite and of at most 300 places."""
+    """The sum with more numbers: integers, floats and decimals, finite and of at most 300 places."""
     column = list(column)
     added: Any = None
-    # Decimals cannot be added to floats, and their sum would be rounded.
+    # Raises for decimals among floats; decimals' own sum would be rounded.
     with suppress(TypeError, ArithmeticError):
         added = sum(column)
     if type(added) is int:
@@ -88,14 +89,14 @@ def rounded_sum(total: Sum) -> Any:
     if isinstance(exact, Decimal):
         return float(sum(map(Fraction, parts), Fraction(exact)))
     while exact:
-        # An integer beyond 53 bits is not one float but a few.
+        # An integer beyond 53 bits needs several floats.
         parts.append(float(exact))
         exact -= int(parts[-1])
     return math.fsum(parts)
 
 
 def quotient(dividend: Decimal | int, divisor: int) -> Decimal:
-    """Rounded once, to 28 digits, or a few more than the dividend has."""
+    """The quotient rounded once, to 28 digits, or a few more than the dividend has."""
     digits = len(Decimal(dividend).as_tuple().digits)
     context = Context(prec=max(28, digits + 6), rounding=ROUND_HALF_EVEN, Emin=-99_999, Emax=99_999, traps=[])
     return context.divide(Decimal(dividend), Decimal(divisor))

@@ -1,4 +1,4 @@
-"""The smallest and the largest values: numbers, or values of one type with an order."""
+"""The smallest and the largest values: numbers, or values of one ordered type."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _instant(time: dt.datetime) -> dt.datetime:
 
 
 def _has_order(kind: Any) -> bool:
-    """Whether values of a type, which are no numbers, have an order."""
+    """Whether values of a type other than numbers are ordered."""
     if kind is dt.datetime or kind in _ORDERED:
         return True
     arguments = typing.get_args(kind)
@@ -43,7 +43,7 @@ def _has_order(kind: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Ordered(NumberAggregate):
-    """What the smallest and the largest values have in common: of numbers, or of one type with an order."""
+    """Base of the smallest and largest values: of numbers, or of one ordered type."""
 
     of: Of = None
     type: Type[Any] | None = None
@@ -55,7 +55,7 @@ class _Ordered(NumberAggregate):
     def __post_init__(self) -> None:
         name = builtins.type(self).__name__.lower()
         orderable = self.type is None or self.type in _NUMBER_TYPES or _has_order(self.type)
-        needed = "a type with an order: a number, str, bytes, date, datetime, timedelta, UUID or a tuple"
+        needed = "an ordered type: a number, str, bytes, date, datetime, timedelta, UUID or a tuple"
         require(orderable, name, needed, self.type)
         object.__setattr__(self, "_codec", codec_for(name, self.type))
 
@@ -86,7 +86,7 @@ class _Ordered(NumberAggregate):
             if self.type is not None or not _has_order(builtins.type(value)):
                 raise
             name, kind = builtins.type(self).__name__.lower(), builtins.type(value).__name__
-            raise TypeError(f"{error}; for these, say {name}(…, type={kind})") from None
+            raise TypeError(f"{error}; for these, use {name}(…, type={kind})") from None
 
     def _check_ordered(self, value: Any) -> Any:
         try:
@@ -96,7 +96,7 @@ class _Ordered(NumberAggregate):
         if isinstance(value, tuple):
             for item in value:
                 if isinstance(item, Decimal) and item.is_nan():
-                    raise ValueError(f"{self.describe()} needs values with an order, got {value!r:.80}")
+                    raise ValueError(f"{self.describe()} needs ordered values, got {value!r:.80}")
             return value
         return kept
 
@@ -104,7 +104,7 @@ class _Ordered(NumberAggregate):
         return _instant(value) if self.type is dt.datetime else value
 
     def _plain_numbers(self, values: Sequence[Any]) -> bool:
-        """Whether values that are equal are the same."""
+        """Whether equal values are always identical in type and text."""
         kinds = set(map(builtins.type, values))
         return kinds == {int} or (kinds == {float} and 0.0 not in values)
 
@@ -137,7 +137,7 @@ class _Extreme(_Ordered):
         if not values or self._plain_numbers(values):
             return self.choose(values, default=None)
         best = self._order(self.choose(values, key=self._order))
-        # Which of several that are equal must not depend on the order in which they came.
+        # The choice among equal values must not depend on their order of arrival.
         return self.choose((value for value in values if self._order(value) == best), key=written_form)
 
     def merge(self, first: Any, second: Any) -> Any:
@@ -176,11 +176,11 @@ def minimum(of: str | None = None, *, type: Type[T]) -> Aggregate[Any, T | None]
 @overload
 def minimum(of: Callable[[V], T], *, type: Type[T] | None = None) -> Aggregate[V, T | None]: ...
 def minimum(of: Of = None, *, type: Type[Any] | None = None) -> Aggregate[Any, Any]:  # noqa: A002 - as in the serdes
-    """The smallest number; ``None`` of none.
+    """The smallest number; ``None`` without numbers.
 
-    Numbers may be integers, floats and decimals, and stay what they are. With values of another type that has
-    an order (``str``, ``bytes``, ``date``, ``datetime``, ``timedelta``, ``UUID``, tuples of such), it is the
-    smallest of these; that type is the stream's or ``type``. A ``datetime`` without a zone counts as UTC.
+    Numbers may be integers, floats and decimals, and keep their types. It also works for values of another
+    ordered type (``str``, ``bytes``, ``date``, ``datetime``, ``timedelta``, ``UUID``, tuples of these); that
+    type is the stream's or ``type``. A ``datetime`` without a zone counts as UTC.
     """
     return Minimum(of, type)
 
@@ -192,7 +192,7 @@ def maximum(of: str | None = None, *, type: Type[T]) -> Aggregate[Any, T | None]
 @overload
 def maximum(of: Callable[[V], T], *, type: Type[T] | None = None) -> Aggregate[V, T | None]: ...
 def maximum(of: Of = None, *, type: Type[Any] | None = None) -> Aggregate[Any, Any]:  # noqa: A002 - as in the serdes
-    """The largest number; ``None`` of none. For values of other types see ``minimum``."""
+    """The largest number; ``None`` without numbers. For values of other types see ``minimum``."""
     return Maximum(of, type)
 
 
@@ -248,7 +248,7 @@ def top(n: int, of: str | None = None, *, type: Type[T]) -> Aggregate[Any, tuple
 @overload
 def top(n: int, of: Callable[[V], T], *, type: Type[T] | None = None) -> Aggregate[V, tuple[T, ...]]: ...
 def top(n: int, of: Of = None, *, type: Type[Any] | None = None) -> Aggregate[Any, Any]:  # noqa: A002 - as in the serdes
-    """The ``n`` largest numbers, descending; a number that comes several times is there several times.
+    """The ``n`` largest numbers, descending; duplicates are kept.
 
     For values of other types see ``minimum``.
     """

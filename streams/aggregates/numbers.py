@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 
 _EXACT_FLOATS = 2**53
-"""Every integer up to it is a float."""
+"""Every integer up to it is exactly representable as a float."""
 
 _PLACES = 300
-"""Decimals of more places would make exact sums as long as they like."""
+"""The most decimal places: decimals with more would make exact sums arbitrarily long."""
 
 
 class NumberAggregate(BaseAggregate):
@@ -49,14 +49,14 @@ class NumberAggregate(BaseAggregate):
 
     limit: ClassVar[float] = math.inf
     places: ClassVar[int] = _PLACES
-    """How many decimal places decimals may have."""
+    """The most decimal places of decimals."""
     of: Of
 
     def column(self, values: Sequence[Any]) -> Iterable[Any]:
         return checked_entries(self.of, values, self._accept, self._check)
 
     def _accept(self, column: list[Any]) -> bool:
-        # In C throughout; what this turns down is looked at one by one.
+        # Runs in C throughout; columns that it rejects are checked one by one.
         kinds = set(map(type, column))
         if kinds == {Decimal}:
             return self._accept_decimals(column)
@@ -64,7 +64,7 @@ class NumberAggregate(BaseAggregate):
             return False
         if not column or (kinds == {int} and self.limit == math.inf):
             return True
-        # A NaN anywhere makes the sum one, and may hide from comparisons.
+        # A NaN anywhere makes the sum NaN, whereas comparisons may miss it.
         return -self.limit <= min(column) and max(column) <= self.limit and not math.isnan(sum(column))
 
     def _accept_decimals(self, column: list[Decimal]) -> bool:
@@ -145,7 +145,7 @@ class Total(NumberAggregate):
 
     of: Of = None
 
-    # So far below the largest float that 10^18 numbers cannot reach it.
+    # Far enough below the largest float that the sum of 10^18 numbers cannot reach it.
     limit: ClassVar[float] = 1e290
 
     @property
@@ -186,12 +186,12 @@ def total(of: str | None = None) -> Aggregate[Any, Any]: ...
 @overload
 def total(of: Callable[[V], N]) -> Aggregate[V, N]: ...
 def total(of: Of = None) -> Aggregate[Any, Any]:
-    """The sum of numbers; 0 of none.
+    """The sum of numbers; 0 without numbers.
 
-    Integers give an exact integer. As soon as a ``Decimal`` was among them it is a ``Decimal``: the exact
-    sum, whatever the precision of the current context, with as many places as any of them. As soon as a float
-    was among them it is a float: the exact sum of all, rounded once. Numbers beyond 1e290, decimals of more
-    than 300 places, NaN and infinity are refused.
+    Integers give an exact integer. If any of the numbers was a ``Decimal``, the sum is a ``Decimal``: exact,
+    independent of the current decimal context, with as many places as any of them. If any was a float, it is
+    a float: the exact sum of all, rounded once. Numbers beyond 1e290, decimals of more than 300 places, NaN
+    and infinity are refused.
     """
     return Total(of)
 
@@ -237,7 +237,7 @@ class Mean(NumberAggregate):
         if not events:
             return None
         if isinstance(added, tuple) and isinstance(added[0], int) and abs(added[0]) > _EXACT_FLOATS:
-            # Rounded once, as the mean of integers is: the sum itself is no float.
+            # Rounded once, like the mean of integers: the exact sum is not a float.
             return float(sum(map(Fraction, added)) / events)
         total = rounded_sum(added)
         return quotient(total, events) if isinstance(total, Decimal) else total / events
@@ -254,10 +254,10 @@ def mean(of: str | None = None) -> Aggregate[Any, Any]: ...
 @overload
 def mean(of: Callable[[V], Number]) -> Aggregate[V, Any]: ...
 def mean(of: Of = None) -> Aggregate[Any, Any]:
-    """The mean of numbers, from their exact sum; ``None`` of none. Refused is what ``total`` refuses.
+    """The mean of numbers, from their exact sum; ``None`` without numbers.
 
-    Where their sum is a ``Decimal``, so is the mean: rounded once, to 28 digits or, for longer sums, to a few
-    more than these have. It is a float otherwise.
+    It refuses the same numbers as ``total``. If their sum is a ``Decimal``, so is the mean: rounded once, to
+    28 digits or, for longer sums, to a few more than these have. Otherwise it is a float.
     """
     return Mean(of)
 
@@ -270,7 +270,7 @@ _SPLITTER = 2.0**27 + 1
 
 
 def _squares(column: Iterable[float]) -> list[float]:
-    """Floats whose exact sum is that of the squares: each square rounded, and what the rounding took.
+    """Floats whose exact sum is that of the squares: each rounded square, and its rounding error.
 
     Veltkamp's splitting and Dekker's product ("A floating-point technique for extending the available
     precision", 1971).
@@ -301,7 +301,7 @@ class Variance(NumberAggregate):
     of: Of = None
     sample: bool = False
 
-    # The squares then are within what ``Total`` allows.
+    # So that squares are within the limit of ``Total``.
     limit: ClassVar[float] = 1e145
 
     @property
@@ -358,7 +358,8 @@ class Variance(NumberAggregate):
         if divisor < 1:
             return None
         if not decimals:
-            # Both terms are whole numbers of 2^-2148, so their difference loses nothing, however close.
+            # Both terms are integers in units of 2^-2148, so their difference is exact, however close they
+            # are.
             spread = events * (_in_units(squared) << 1074) - _in_units(added) ** 2
             return max(spread, 0) / (events * divisor << 2148)
         number, decimal_sum, decimal_squares = decimals
@@ -403,11 +404,11 @@ def variance(of: str | None = None, *, sample: bool = False) -> Aggregate[Any, A
 @overload
 def variance(of: Callable[[V], Number], *, sample: bool = False) -> Aggregate[V, Any]: ...
 def variance(of: Of = None, *, sample: bool = False) -> Aggregate[Any, Any]:
-    """The variance of numbers: of all there are, or estimated from a sample of them (divided by n - 1).
+    """The variance of numbers: of the population, or estimated from a sample (divided by n - 1).
 
-    It is computed exactly and rounded once, so it stays right for numbers that differ little from each other,
-    and after others were taken back. Integers beyond 2^53 count as the nearest float; numbers beyond 1e145,
-    and decimals as with ``total``, are refused. It is a ``Decimal`` of decimals alone, otherwise a float.
-    ``None`` of no numbers, and of one number as sample.
+    It is computed exactly and rounded once, so it stays accurate for numbers that differ little from each
+    other, and after others were removed. Integers beyond 2^53 count as the nearest float; numbers beyond
+    1e145, and decimals as with ``total``, are refused. The result is a ``Decimal`` of decimals alone,
+    otherwise a float; ``None`` without numbers, and of one number as a sample.
     """
     return Variance(of, sample)

@@ -1,4 +1,4 @@
-"""Whether accumulators stored for one aggregate can be read for another, and what of them is new."""
+"""Whether accumulators stored for one aggregate can be read for another, and which parts are new."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ACCUMULATORS = frozenset({"accumulator", "timed accumulator", "sessions", "panes"})
-"""What stands around an aggregate's schema, in those of stores."""
+"""The keys around an aggregate's schema in the schemas of stores."""
 
 
 def aggregate_differences(stored: Any, wanted: Any, where: str) -> Iterator[str]:
-    """What of accumulators stored for ``stored`` cannot be read for ``wanted``, both as ``Aggregate.schema``.
+    """The reasons why accumulators of ``stored`` cannot be read as ``wanted`` (both ``Aggregate.schema``).
 
-    Fields that come and go among several aggregates are no difference: what is new begins empty. Earlier
-    versions stored an aggregate's description, which says nothing about the type of its values.
+    Added and removed fields among several aggregates are no difference: new ones begin empty. Earlier
+    versions stored an aggregate's description, which does not contain the type of its values.
     """
     old, new = fields_of(stored), fields_of(wanted)
     if old is not None and new is not None:
@@ -38,12 +38,12 @@ def aggregate_differences(stored: Any, wanted: Any, where: str) -> Iterator[str]
 
 
 def is_aggregate(schema: Any) -> bool:
-    """Whether it is an aggregate's schema, and not that of a serde for what a function reduces to."""
+    """Whether it is an aggregate's schema, and not a serde's for the results of a reducing function."""
     return isinstance(schema, str) or "combined" in schema or "aggregate" in schema
 
 
 def fields_of(schema: Any) -> dict[str, Any] | None:
-    """The schemas of several aggregates by name, in their order; ``None`` of a single one."""
+    """The schemas of several aggregates by name, in their order; ``None`` for a single one."""
     if isinstance(schema, dict) and schema.keys() == {"combined"}:
         return dict(schema["combined"])
     if isinstance(schema, str) and schema.startswith("combined("):
@@ -52,7 +52,7 @@ def fields_of(schema: Any) -> dict[str, Any] | None:
 
 
 def names_within(schema: Any, prefix: str = "") -> list[str]:
-    """The names of all aggregates among several, those within others with dots."""
+    """The names of all aggregates among several, nested ones with dots."""
     names = []
     for name, inner in (fields_of(schema) or {}).items():
         names += [prefix + name, *names_within(inner, f"{prefix}{name}.")]
@@ -60,7 +60,7 @@ def names_within(schema: Any, prefix: str = "") -> list[str]:
 
 
 def stored_order(schema: Any) -> dict[str, Any] | None:
-    """The fields, with those in them, of accumulators that were stored in this order, without names."""
+    """The fields, with nested ones, of accumulators that were stored in this order, without names."""
     if not isinstance(schema, str):
         return None
     fields = fields_of(schema)

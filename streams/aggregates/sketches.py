@@ -1,7 +1,7 @@
 """Aggregates of bounded size whose results are approximate within a stated error.
 
-Written here, as ``ddsketch`` (3.0) cannot take a value out again, and sketches of the same values from
-``datasketches`` (5.2, HyperLogLog and frequent items) differ in their bytes where the order differed.
+Implemented here, as ``ddsketch`` (3.0) cannot remove a value, and the bytes of ``datasketches``' sketches
+(5.2, HyperLogLog and frequent items) depend on the order of the values.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Quantile(NumberAggregate):
         return map(self._bin, super(Quantile, self).column(values))
 
     def _bin(self, number: Any) -> int:
-        """The number's bin: 0 for zero, ascending with the numbers; those of decimals lie apart."""
+        """The number's bin: 0 for zero, ascending with the numbers; decimals have separate bins."""
         if type(number) is Decimal:
             return self._bin(float(number)) + _OF_DECIMALS
         if number >= sys.float_info.min:
@@ -78,7 +78,7 @@ class Quantile(NumberAggregate):
         return 0
 
     def _middle(self, number: int) -> float:
-        """The number that is nearest, relatively, to all in a bin."""
+        """The number with the smallest relative error for all numbers of a bin."""
         if number == 0:
             return 0.0
         exponent = (abs(number) - 1 + self._lowest) / self._scale + math.log1p(-self.error)
@@ -136,7 +136,7 @@ class Quantile(NumberAggregate):
 _LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 _OF_DECIMALS = 1 << 62
-"""Added to the bins of decimals, so that it is known whether all numbers were such."""
+"""Added to the bins of decimals, to know whether all numbers were decimals."""
 
 
 def _added(counts: dict[Any, int], others: dict[Any, int]) -> dict[Any, int]:
@@ -153,21 +153,21 @@ def quantile(q: float, of: str | None = None, *, error: float = 0.01) -> Aggrega
 @overload
 def quantile(q: float, of: Callable[[V], Number], *, error: float = 0.01) -> Aggregate[V, Any]: ...
 def quantile(q: float, of: Of = None, *, error: float = 0.01) -> Aggregate[Any, Any]:
-    """The number that a share ``q`` of all numbers lies below, e.g. 0.5 for the median; ``None`` of none.
+    """The quantile ``q`` of numbers, e.g. 0.5 for the median; ``None`` without numbers.
 
     For ``n`` numbers, the result differs by at most the relative ``error`` from the one at position
     floor(q (n - 1)) of their ascending order, counted from 0. Numbers below 2.3e-308 count as zero; infinite
-    ones are refused. It is a ``Decimal`` of decimals alone, otherwise a float.
+    ones are refused. The result is a ``Decimal`` of decimals alone, otherwise a float.
 
     This is DDSketch (Masson, Rim, Lee: "DDSketch: A fast and fully-mergeable quantile sketch with
-    relative-error guarantees", 2019) with as many bins as there are numbers to tell apart: at an error of
-    0.01, at most 116 for each power of ten that the numbers reach over.
+    relative-error guarantees", 2019) with an unlimited number of bins: at an error of 0.01, at most 116 for
+    each power of ten of the numbers' range.
     """
     return Quantile(q, of, error)
 
 
 _Registers: TypeAlias = "frozenset[int] | bytes"
-"""The hashes themselves while they are few, then HyperLogLog's registers, a byte each."""
+"""The hashes themselves while there are few, then HyperLogLog's registers, a byte each."""
 
 _HASH_BYTES = 6
 _HASH_BITS = 8 * _HASH_BYTES
@@ -208,7 +208,7 @@ class Distinct(BaseAggregate):
     ) -> _Registers:
         if isinstance(accumulator, frozenset):
             hashes = accumulator.union(column)
-            # From here on the registers are copied faster than the hashes.
+            # Beyond this, registers are copied faster than hashes.
             if len(hashes) <= 1 << self._precision - 4:
                 return hashes
             registers, column = bytearray(1 << self._precision), hashes
@@ -218,7 +218,7 @@ class Distinct(BaseAggregate):
         mask = (1 << index_shift) - 1
         for value in column:
             index = value >> index_shift
-            # The position of the first 1 behind the bits of the index, counted from 1.
+            # The position of the first 1 after the bits of the index, counted from 1.
             position = index_shift + 1 - (value & mask).bit_length()
             if position > registers[index]:  # noqa: PLR1730 - max() takes twice as long
                 registers[index] = position
@@ -264,7 +264,7 @@ def _larger(first: bytes, second: bytes) -> bytes:
 
 
 def _cardinality(registers: bytes, bits: int) -> float:
-    """How many different hashes set the registers, each from so many ``bits`` behind the index.
+    """The estimated number of hashes behind the registers, each set from ``bits`` bits after the index.
 
     The improved raw estimator of Ertl ("New cardinality estimation algorithms for HyperLogLog sketches",
     2017), which has no bias to correct.
@@ -307,12 +307,11 @@ def distinct(of: str | None = None, *, error: float = 0.01) -> Aggregate[Any, in
 @overload
 def distinct(of: Callable[[V], object], *, error: float = 0.01) -> Aggregate[V, int]: ...
 def distinct(of: Of = None, *, error: float = 0.01) -> Aggregate[Any, int]:
-    """About how many different values there are.
+    """The approximate number of different values.
 
-    ``error`` is the relative standard error at most: two of three results are closer to the truth, 997 of
-    1000 are within three times as much. Few values (at an error of 0.01, up to 1024) are counted exactly.
-    Values differ when their msgpack differs: 1, 1.0 and True do, a tuple and a list of the same do not.
-
+    ``error`` is the largest relative standard error: two of three results are closer to the exact count, 997
+    of 1000 are within three times as much. Few values (at an error of 0.01, up to 1024) are counted exactly.
+    Values differ when their msgpack differs: 1, 1.0 and True do, a tuple and a list with equal items do not.
     This is HyperLogLog (Flajolet, Fusy, Gandouet, Meunier, 2007), of 48 bits of BLAKE2b, enough for 10^12
     values, with a sparse form as in HyperLogLog++ (Heule, Nunkesser, Hall: "HyperLogLog in practice", 2013).
     """
@@ -320,7 +319,7 @@ def distinct(of: Of = None, *, error: float = 0.01) -> Aggregate[Any, int]:
 
 
 _Frequencies: TypeAlias = "tuple[int, dict[Any, int]]"
-"""By how much any count may be too small, and the counts, by value as it is kept."""
+"""How much any count may be too small, and the counts by stored value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,13 +353,13 @@ class MostFrequent(ValueAggregate):
     def _keep(self, value: Any) -> Any:
         if isinstance(value, float):
             raise TypeError(
-                f"{self.describe()} needs text, bytes, integers, or other values that are equal or not, "
+                f"{self.describe()} needs text, bytes, integers, or other values with exact equality, "
                 f"got {builtins.type(value).__name__}: {value!r:.80}"
             )
         return self._counted(super(MostFrequent, self)._keep(value))
 
     def _counted(self, kept: Any) -> Any:
-        """Values that are equal and not the same, as 1 and True, are counted apart: as they are stored."""
+        """The form that is counted: values of different types (1, True) are counted separately."""
         if builtins.type(kept) in _COUNTED_AS_IS or builtins.type(kept) is Encoded:
             return kept
         return Encoded(PLAIN, encode_value(self._codec.pack(kept)))
@@ -390,7 +389,7 @@ class MostFrequent(ValueAggregate):
         if not counts:
             return ()
         least = nlargest(self.n, counts.values())[-1]
-        # Which of several with one count it is must not depend on the order in which they came.
+        # The choice among values with equal counts must not depend on their order of arrival.
         found = [
             (-events, *written_form(value), value) for value, events in counts.items() if events >= least
         ]
@@ -430,16 +429,16 @@ def most_frequent(
     capacity: int = 1000,
     type: Type[Any] | None = None,  # noqa: A002 - as in the serdes
 ) -> Aggregate[Any, Any]:
-    """About the ``n`` values that come most often, each with its count: (value, count), most frequent first.
+    """The approximate ``n`` most frequent values with their counts: (value, count), most frequent first.
 
-    Values come back as they are, with types as for ``first``; floats are refused. Values that are stored
-    differently are counted apart, as 1 and True are, and ``Decimal("1.0")`` and ``Decimal("1.00")``.
+    Values are returned unchanged, with types as for ``first``; floats are refused. Values that are stored
+    differently are counted separately, as 1 and True are, and ``Decimal("1.0")`` and ``Decimal("1.00")``.
 
-    As long as there are not more than ``capacity`` different values, this is exact. Beyond that, of N events,
-    a count is too small by at most N / (``capacity`` + 1) and never too large, so that every value that
-    comes more often than that is counted.
+    With at most ``capacity`` different values, the counts are exact. Beyond that, of N events, a count is too
+    small by at most N / (``capacity`` + 1) and never too large, so every value that is more frequent than
+    that is included.
 
-    These are the mergeable summaries of Misra and Gries, which hold the same as Space-Saving's (Agarwal,
-    Cormode, Huang, Phillips, Wei, Yi: "Mergeable summaries", 2012), and take a batch at a time.
+    These are the mergeable summaries of Misra and Gries, which are equivalent to Space-Saving's (Agarwal,
+    Cormode, Huang, Phillips, Wei, Yi: "Mergeable summaries", 2012), applied a batch at a time.
     """
     return MostFrequent(n, of, capacity, type)

@@ -1,4 +1,4 @@
-"""Aggregates of the program's own functions."""
+"""Aggregates by the program's own functions."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Custom(BaseAggregate):
 
     _codec: ValueCodec = field(init=False, repr=False, compare=False)
     _kept_as: Any = field(init=False, repr=False, compare=False)
-    """The type of accumulators, where they do not describe themselves."""
+    """The type of accumulators that are not self-describing."""
 
     def __post_init__(self) -> None:
         if is_asynchronous(self.start):
             raise TopologyError(
                 f"{self.describe()}: initial is {getattr(self.start, '__name__', self.start)} "
-                f"({location(self.start)}), which is async: nothing would await what it returns",
-                hint="await it in a step of its own before: map_async",
+                f"({location(self.start)}), which is async: its result would not be awaited",
+                hint="await it in a separate step before: map_async",
             )
         kind = self.type
         if kind is None:
@@ -57,9 +57,9 @@ class Custom(BaseAggregate):
             codec.keep(begins)
         except Exception as error:
             raise TopologyError(
-                f"{self.describe()}: what initial makes cannot be stored: "
+                f"{self.describe()}: the accumulator that initial returns cannot be stored: "
                 f"{builtins.type(error).__name__}: {error}",
-                hint=f"accumulators are {_STORABLE}; where initial does not tell, say custom(…, type=…)",
+                hint=f"accumulators are {_STORABLE}; give the type: custom(…, type=…)",
             ) from error
         object.__setattr__(self, "_codec", codec)
         object.__setattr__(self, "_kept_as", kind)
@@ -119,24 +119,24 @@ class Custom(BaseAggregate):
         return self._codec.unpack(packed)
 
     def _keep(self, accumulator: Any) -> Any:
-        # At once, and not when it is committed: here it is known which record it is about.
+        # Encoded now, not at the commit, as the failing record is known here.
         try:
             return self._codec.keep(settled(accumulator))
         except (TypeError, ValueError) as error:
             raise TypeError(
                 f"{self.describe()} cannot store its accumulator: {error}; accumulators are {_STORABLE}: "
-                "say which type it is, custom(…, type=…)"
+                "give the type, custom(…, type=…)"
             ) from None
 
 
 _STORABLE = (
-    "numbers, text, bytes, times, Decimal, UUID and collections of such, or objects of a class that msgspec "
-    "knows (msgspec.Struct, dataclass, NamedTuple, enum)"
+    "numbers, text, bytes, times, Decimal, UUID and collections of these, or objects of a class that msgspec "
+    "supports (msgspec.Struct, dataclass, NamedTuple, enum)"
 )
 
 
 def _needs_type(kind: Any) -> bool:
-    """Whether values of a type come back as they are only where the type is known."""
+    """Whether values of a type can be read back unchanged only if the type is known."""
     return kind is not Any and bool(traits(kind).classes)
 
 
@@ -225,19 +225,19 @@ def custom(
 ) -> Aggregate[Any, Any]:
     """An aggregation by the program's own functions.
 
-    ``initial`` makes the accumulator of no events; ``add`` returns one with one value more, values in the
-    order in which they are processed. ``remove`` does the opposite; ``merge`` makes one of two, the earlier
-    one first; the result is what ``result`` makes of the accumulator, or the accumulator itself. Sessions and
-    sliding windows need ``merge``, aggregations of tables need ``remove``. Each call gets an accumulator of
-    its own, which it may change and return.
+    ``initial`` returns the accumulator of no events; ``add`` returns an accumulator with one more value,
+    values in the order in which they are processed. ``remove`` does the opposite; ``merge`` combines two, the
+    earlier one first; ``result`` converts the accumulator to the result, which is the accumulator itself
+    without it. Sessions and sliding windows need ``merge``, aggregations of tables need ``remove``. Each call
+    gets its own accumulator, which it may change and return.
 
-    Accumulators come back as they were: numbers, text, bytes, times, ``Decimal``, ``UUID`` and collections of
-    such by themselves, objects of a class (``msgspec.Struct``, dataclass, ``NamedTuple``, enum) as ``type``,
-    which is found from what ``initial`` makes or is annotated to return, unless it is given. One that would
-    not is refused with the record that led to it. ``name`` stands for what accumulators mean: give another
-    one when older ones no longer fit.
+    Accumulators are stored and read back unchanged: numbers, text, bytes, times, ``Decimal``, ``UUID`` and
+    collections of these without a type, objects of a class (``msgspec.Struct``, dataclass, ``NamedTuple``,
+    enum) with ``type``, which defaults to the type of ``initial``'s value or its annotation. An accumulator
+    that could not be read back unchanged is refused, and the record gets the error policy. ``name``
+    identifies the meaning of the accumulators: change it when stored accumulators no longer fit.
 
-    Raises ``TopologyError`` when something that is no function is given for one.
+    Raises ``TopologyError`` for an argument that must be a function and is none.
     """
     functions = {"initial": initial, "add": add, "merge": merge, "remove": remove, "result": result}
     for argument, function in functions.items():

@@ -1,4 +1,4 @@
-"""How accumulators keep values of any type so that the same come back."""
+"""Encodes values of any type for accumulators, so that they are read back unchanged."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TYPED, PLAIN = 1, 2
-"""Codes of MessagePack extensions: a value as msgspec writes its type, and one that describes itself."""
+"""Codes of MessagePack extensions: a value encoded by its type, and a self-describing one."""
 
 _SCALARS = (Decimal, dt.datetime, dt.date, dt.time, dt.timedelta, UUID, Fraction, complex)
 INLINE = frozenset({str, bytes, int, float, bool, type(None)})
-"""Types whose values msgpack keeps as they are (integers of up to 64 bits)."""
+"""Types that msgpack stores unchanged (integers of up to 64 bits)."""
 LIVE = INLINE | frozenset(_SCALARS)
-"""Types whose values cannot be changed, so that accumulators have them as they are."""
+"""Immutable types, which accumulators keep unencoded."""
 
 _ZONED = frozenset({dt.datetime, dt.time})
 
@@ -33,20 +33,19 @@ _decode = msgspec.msgpack.Decoder().decode
 
 
 class Encoded(NamedTuple):
-    """A value that could be changed, as an accumulator keeps it: its bytes, and how they are to be read."""
+    """A mutable value as an accumulator keeps it: its bytes, and the code of its encoding."""
 
     code: int
     data: bytes
 
 
 class ValueCodec:
-    """Between values and what accumulators keep of them.
+    """Converts between values and their form in accumulators.
 
-    ``kind`` is the type of the values; with ``None`` they must describe themselves, as numbers, text, bytes,
-    times, ``Decimal``, ``UUID`` and collections of such do, and objects of classes do not. (Of a time zone it
-    is the offset from UTC that is kept, not the rules.) Values that cannot
-    change are kept as they are, others encoded, so that nothing that is done to them later reaches the
-    accumulator, and what comes back is the same before and after a commit.
+    ``kind`` is the type of the values; with ``None`` they must be self-describing: numbers, text, bytes,
+    times, ``Decimal``, ``UUID`` and collections of these, not objects of classes. (For a time zone, the
+    offset from UTC is kept, not the rules.) Immutable values are kept as they are, others encoded, so that
+    later changes to them do not affect the accumulator, and results are equal before and after a commit.
     """
 
     __slots__ = ("_exact", "_kind", "_ordered", "_vague", "_wanted")
@@ -55,20 +54,20 @@ class ValueCodec:
         self._kind = kind
         found = None if kind is None else traits(kind)
         self._vague = found is not None and found.vague
-        # Sets have no order of their own: without one, equal ones would have different bytes.
+        # Sets are unordered: without sorting, equal sets would have different bytes.
         self._ordered: Any = "deterministic" if found is not None and found.sets else None
         self._exact = LIVE if kind is None else LIVE.intersection(member_types(kind))
         self._wanted = "" if kind is None else getattr(kind, "__name__", str(kind))
 
     def takes(self, kinds: set[type]) -> bool:
-        """Whether all values of these types are kept as they are."""
+        """Whether all values of these types are kept unencoded."""
         return kinds <= self._exact and not kinds & _ZONED
 
     def keep(self, value: Any) -> Any:
-        """What an accumulator has of the value.
+        """The form of the value in an accumulator.
 
-        Raises ``TypeError`` or ``ValueError``, with the part that is to blame, for a value that would not
-        come back as it is.
+        Raises ``TypeError`` or ``ValueError``, naming the offending part, for a value that could not be read
+        back unchanged.
         """
         if type(value) in self._exact:
             return _with_offset(value) if type(value) in _ZONED else value
@@ -78,7 +77,7 @@ class ValueCodec:
         data = _encode(plain)
         restored = msgspec.convert(_decode(data), self._kind)
         if type(restored) in LIVE:
-            # An integer where a float is wanted is one.
+            # An integer is accepted as a float.
             if type(value) is not type(restored) and (type(value) is not int or restored != value):
                 raise TypeError(f"needs {self._wanted}, got {type(value).__name__}: {value!r:.80}")
             return restored
@@ -87,11 +86,11 @@ class ValueCodec:
         if self._vague or restored != value:
             difference = _difference(value, restored, "")
             if difference:
-                raise TypeError(f"{self._wanted} would come back changed: {difference}")
+                raise TypeError(f"{self._wanted} would be read back changed: {difference}")
         return Encoded(TYPED, data)
 
     def restore(self, kept: Any) -> Any:
-        """The value, each time a new one where it can be changed."""
+        """The value; a new object at each call if it is mutable."""
         if type(kept) is not Encoded:
             return kept
         code, data = kept
@@ -105,15 +104,15 @@ class ValueCodec:
         return plain if self._kind is None else msgspec.convert(plain, self._kind)
 
     def pack(self, kept: Any) -> Any:
-        """What is kept, as msgpack can hold it."""
+        """The kept form as plain data for msgpack."""
         if type(kept) is Encoded:
             return Ext(*kept)
         return kept if type(kept) in INLINE and type(kept) is not int else _tagged(kept, "")
 
     def unpack(self, packed: Any) -> Any:
-        """What was packed; also plain values, as earlier versions stored them.
+        """The kept form of packed data, also of plain values from earlier versions.
 
-        Raises ``msgspec.ValidationError`` where that is not of the type any more.
+        Raises ``msgspec.ValidationError`` if the data no longer matches the type.
         """
         if type(packed) is Ext:
             if packed.code in {TYPED, PLAIN}:
@@ -187,7 +186,7 @@ def _from_complex(data: bytes) -> complex:
     return complex(*_decode(data))
 
 
-# The codes are stored: none may ever change its meaning.
+# The codes are stored: their meaning must never change.
 _FORMS: dict[type, tuple[int, Callable[[Any], bytes], Callable[[bytes], Any]]] = {
     int: (3, _text, int),
     Decimal: (4, _text, lambda data: Decimal(data.decode())),
@@ -215,7 +214,7 @@ _BY_CODE = {code: read for code, _, read in _FORMS.values()}
 
 
 def _tagged(value: Any, path: str) -> Any:
-    """The value with what msgpack does not tell apart as extensions.
+    """The value with extensions for types that msgpack does not distinguish.
 
     Raises ``TypeError``, with the path to it, for an object of a class.
     """
@@ -241,9 +240,9 @@ def _tagged(value: Any, path: str) -> Any:
     form = _FORMS.get(kind)
     if form is None:
         place = f" at {path}" if path else ""
-        raise TypeError(f"{kind.__name__}{place} is not known when it is read again: {value!r:.80}")
+        raise TypeError(f"{kind.__name__}{place} cannot be read back without its type: {value!r:.80}")
     if kind is deque and value.maxlen is not None:
-        raise TypeError("a deque with a maxlen would come back without it")
+        raise TypeError("a deque with a maxlen would be read back without it")
     return Ext(form[0], form[1](value))
 
 
@@ -261,7 +260,7 @@ _decode_plain = msgspec.msgpack.Decoder(ext_hook=_untagged).decode
 
 
 def _difference(value: Any, restored: Any, path: str) -> str:
-    """Where two values differ, also in type; empty where they do not."""
+    """The first difference of two values, types included; empty if there is none."""
     kind = type(value)
     if kind is not type(restored):
         return f"{path or 'it'} is {kind.__name__}, would be {type(restored).__name__}"

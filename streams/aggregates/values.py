@@ -1,4 +1,4 @@
-"""Aggregates that keep values and give them back as they were."""
+"""Aggregates that store values and return them unchanged."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ encode_value = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
 class ValueAggregate(BaseAggregate):
-    """An aggregate that keeps values and gives them back as they are.
+    """An aggregate that stores values and returns them unchanged.
 
-    ``type`` is the type they have; without one, they must be such that describe themselves.
+    ``type`` is the values' type; without one, they must be self-describing.
     """
 
     __slots__ = ()
@@ -69,13 +69,13 @@ class ValueAggregate(BaseAggregate):
     def _refusal(self, error: Exception) -> str:
         name = self.describe().partition("(")[0]
         return (
-            f"{self.describe()} cannot keep this value: {error}; say what it is, {name}(…, type=…), "
-            "or annotate the function that makes it"
+            f"{self.describe()} cannot store this value: {error}; give its type, {name}(…, type=…), "
+            "or annotate the function that returns it"
         )
 
 
 def tuple_of(kind: Any) -> Any:
-    """The type of tuples of any length of values of a type."""
+    """The type of tuples of any length with items of a type."""
     return types.GenericAlias(tuple, (Any if kind is None else kind, ...))
 
 
@@ -88,7 +88,7 @@ def codec_for(what: str, kind: Any) -> ValueCodec:
 
 
 def schema_of_values(described: str, kind: Any) -> Any:
-    """The schema of an aggregate that keeps values of a type."""
+    """The schema of an aggregate that stores values of a type."""
     if kind is None or kind is Any:
         return {"aggregate": described, "of": {"json": "any"}}
     try:
@@ -98,12 +98,12 @@ def schema_of_values(described: str, kind: Any) -> Any:
 
 
 def written_form(value: Any) -> tuple[str, str]:
-    """What equal values may differ in: 1, 1.0 and Decimal("1.00")."""
+    """Distinguishes equal values such as 1, 1.0 and Decimal("1.00"): type and text."""
     return type(value).__name__, repr(value)
 
 
 _Placed: TypeAlias = "tuple[Place, Any] | tuple[()]"
-"""A value as it is kept, with its place; empty without one."""
+"""A stored value with its position; empty without a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class _Single(ValueAggregate):
     def unpack(self, packed: Any) -> _Placed:
         if not packed:
             return ()
-        # Earlier versions stored the value without its place.
+        # Earlier versions stored the value without its position.
         place = tuple(packed[:3]) if len(packed) == 4 else NOWHERE
         return place, self._codec.unpack(packed[-1])
 
@@ -220,7 +220,7 @@ class Collect(ValueAggregate):
         if full and min(map(_place, second), default=first[-1][0]) >= first[-1][0]:
             return first
         both = [*first, *second]
-        # Nearly always in order already, which takes no time.
+        # Nearly always sorted already, which takes little time.
         both.sort(key=_place)
         return tuple(both[: self.limit])
 
@@ -260,13 +260,13 @@ def first(of: str | None = None, *, type: Type[T]) -> Aggregate[Any, T | None]: 
 @overload
 def first(of: Callable[[V], T], *, type: Type[T] | None = None) -> Aggregate[V, T | None]: ...
 def first(of: Of = None, *, type: Type[Any] | None = None) -> Aggregate[Any, Any]:  # noqa: A002 - as in the serdes
-    """The value of the earliest event time; ``None`` of none.
+    """The value with the earliest event time; ``None`` without values.
 
-    Of several with that time it is the one with the lowest offset, and before that with the topic that comes
-    first by name, where a group has records of several topics: in which order they came does not matter.
-    Values of one record, and results of aggregates, count in the order they came.
+    Ties are decided by the topic's name, where a group has records of several topics, then by the lowest
+    offset, independently of arrival. Values of one record, and results of aggregates, count in order of
+    arrival.
 
-    Values come back as they are. Objects of classes need a type for that: it is found from the stream's type
+    Values are returned unchanged. Objects of classes need a type for that: it is taken from the stream's type
     and the annotation of a function ``of``, or given by ``type``.
     """
     return First(of, type)
@@ -279,7 +279,7 @@ def latest(of: str | None = None, *, type: Type[T]) -> Aggregate[Any, T | None]:
 @overload
 def latest(of: Callable[[V], T], *, type: Type[T] | None = None) -> Aggregate[V, T | None]: ...
 def latest(of: Of = None, *, type: Type[Any] | None = None) -> Aggregate[Any, Any]:  # noqa: A002 - as in the serdes
-    """The value of the latest event time; ``None`` of none. See ``first`` for equal times and for types."""
+    """The value with the latest event time; ``None`` without values. See ``first`` for ties and types."""
     return Latest(of, type)
 
 
@@ -298,7 +298,7 @@ def collect(
 def collect(of: Of = None, *, limit: int | None = None, type: Type[Any] | None = None) -> Aggregate[Any, Any]:  # noqa: A002 - as in the serdes
     """All values in the order of event time, or the earliest ``limit`` of them.
 
-    See ``first`` for equal times and for types. Without a limit, the accumulator grows with every event and
-    is written with every commit.
+    See ``first`` for ties and types. Without a limit, the accumulator grows with every event and is written
+    completely at every commit.
     """
     return Collect(of, limit, type)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from streams.broker import Admin, Broker
     from streams.config import Settings
     from streams.records import TopicPartition
-    from streams.runtime.status import Activity, Progress
+    from streams.runtime.status import Progress, WorkerStatus
     from streams.runtime.worker import Worker
 
 CHECK_SECONDS = 1.0
@@ -135,46 +135,46 @@ class Watchdog:
         if self._worker.state is not State.RUNNING:
             self.stalls = ()
             return ()
-        activity = self._worker.activity
+        status = self._worker.status
         now = self._clock()
         progress = self._worker.progress
-        self._follow(progress, activity, now)
+        self._follow(progress, status, now)
         self._ask_if_due(now)
         stalls = tuple(
-            stall for partition in progress if (stall := self._judge(partition, activity, now)) is not None
+            stall for partition in progress if (stall := self._judge(partition, status, now)) is not None
         )
         before, self.stalls = self.stalls, stalls
-        self._report(before, stalls, progress, activity)
+        self._report(before, stalls, progress, status)
         return stalls
 
     # --- what is seen
 
-    def _follow(self, progress: Mapping[TopicPartition, Progress], activity: Activity, now: float) -> None:
+    def _follow(self, progress: Mapping[TopicPartition, Progress], status: WorkerStatus, now: float) -> None:
         for partition in self._tracks.keys() - progress.keys():
             del self._tracks[partition]
         for partition, own in progress.items():
             stage, reached = "work", -1 if own.position is None else own.position
-            if partition in activity.waiting:
-                restoring = activity.restoring.get(activity.waiting[partition])
+            if partition in status.waiting:
+                restoring = status.restoring.get(status.waiting[partition])
                 stage, reached = "restore", -1 if restoring is None else restoring.done
             track = self._tracks.get(partition)
             if track is None or track.progress is not own:
-                self._tracks[partition] = _Track(own, stage, reached, own.since, own.since, activity.pieces)
+                self._tracks[partition] = _Track(own, stage, reached, own.since, own.since, status.pieces)
                 continue
             if stage != track.stage or reached > track.reached:
                 track.stage, track.reached = stage, reached
                 track.moved = track.since = max(track.since, own.since) if stage == "work" else now
-            elif activity.busy == partition and activity.pieces > track.pieces:
+            elif status.busy == partition and status.pieces > track.pieces:
                 # Inside of a slice, records get through.
                 track.moved = track.since = now
-            track.pieces = activity.pieces
+            track.pieces = status.pieces
             if stage == "work" and self._nothing_left(partition, own):
                 track.since = now
-        unsettled = activity.dirty or any(
+        unsettled = status.dirty or any(
             track.stage == "work" and track.since < now for track in self._tracks.values()
         )
-        if activity.commits != self._commits or not unsettled:
-            self._commits, self._rewinds, self._committed = activity.commits, activity.rewinds, now
+        if status.commits != self._commits or not unsettled:
+            self._commits, self._rewinds, self._committed = status.commits, status.rewinds, now
 
     def _nothing_left(self, partition: TopicPartition, progress: Progress) -> bool:
         if progress.position is None:
@@ -221,12 +221,12 @@ class Watchdog:
 
     # --- what it means
 
-    def _judge(self, partition: TopicPartition, activity: Activity, now: float) -> Stall | None:
+    def _judge(self, partition: TopicPartition, status: WorkerStatus, now: float) -> Stall | None:
         timeout = self._settings.stall_timeout
         track = self._tracks[partition]
         position, lag = track.progress.position, self._lag(partition, track.progress)
         if now - track.since > timeout:
-            reason, mended = self._reason(partition, track, activity, now)
+            reason, mended = self._reason(partition, track, status, now)
             return Stall(partition, position, lag, now - track.since, reason, mended)
         if self._away is not None and now - self._away[0] > timeout and track.moved < self._away[0]:
             reason = f"no broker answers, so that nobody knows what is waiting: {self._away[1]}"
@@ -234,17 +234,17 @@ class Watchdog:
         uncommitted = now - self._committed
         if (
             track.stage == "work"
-            and self._reads_again(activity)
+            and self._reads_again(status)
             and uncommitted > timeout + self._settings.commit_interval
         ):
             # Positions may well reach the end each time.
-            reason, mended = self._reason(partition, track, activity, now)
+            reason, mended = self._reason(partition, track, status, now)
             return Stall(partition, position, lag, uncommitted, reason, mended)
         return None
 
-    def _reads_again(self, activity: Activity) -> bool:
+    def _reads_again(self, status: WorkerStatus) -> bool:
         """Whether the worker rewinds again and again with no commit in between."""
-        return activity.rewinds - self._rewinds > 1
+        return status.rewinds - self._rewinds > 1
 
     def _lag(self, partition: TopicPartition, progress: Progress) -> int | None:
         if progress.position is None:
@@ -253,30 +253,30 @@ class Watchdog:
         return max(0, max(progress.end or 0, asked) - progress.position)
 
     def _reason(
-        self, partition: TopicPartition, track: _Track, activity: Activity, now: float
+        self, partition: TopicPartition, track: _Track, status: WorkerStatus, now: float
     ) -> tuple[str, bool]:
         """Why it gets no further, and whether a restart would help."""
-        silent = now - activity.served
+        silent = now - status.served
         if silent > self._settings.stall_timeout / 2:
-            busy = f" for {activity.busy}" if activity.busy is not None else ""
-            where = called(activity.thread)
+            busy = f" for {status.busy}" if status.busy is not None else ""
+            where = called(status.thread)
             return f"the worker's thread has not come back for {silent:.0f} s{busy} from {where}", True
-        if activity.retrying is not None:
-            step, error = activity.retrying
+        if status.retrying is not None:
+            step, error = status.retrying
             return f"step {step!r} is tried again and again: {error}", False
         if self._away is not None:
             return f"no broker answers: {self._away[1]}", False
-        if activity.writing is not None:
-            topic, since = activity.writing
+        if status.writing is not None:
+            topic, since = status.writing
             what = f"nothing can be written to {topic}" if topic else "what was written is not acknowledged"
             return f"{what} for {now - since:.0f} s: the client's queue is full, or its broker hangs", False
         if track.stage == "restore":
-            return self._reason_of_restore(partition, activity)
-        if activity.busy is not None:
-            return f"the worker is at work on a slice of {activity.busy}, in {called(activity.thread)}", True
-        if self._reads_again(activity):
-            again = activity.rewinds - self._rewinds
-            why = activity.aborted_by or "see the log"
+            return self._reason_of_restore(partition, status)
+        if status.busy is not None:
+            return f"the worker is at work on a slice of {status.busy}, in {called(status.thread)}", True
+        if self._reads_again(status):
+            again = status.rewinds - self._rewinds
+            why = status.aborted_by or "see the log"
             return f"it was read again {again} times, as no commit has succeeded: {why}", False
         others = self._worker.held_back_by(partition)
         if others:
@@ -291,9 +291,9 @@ class Watchdog:
             return reason, False
         return "polls bring nothing of it", True
 
-    def _reason_of_restore(self, partition: TopicPartition, activity: Activity) -> tuple[str, bool]:
-        task = activity.waiting[partition]
-        restoring = activity.restoring.get(task)
+    def _reason_of_restore(self, partition: TopicPartition, status: WorkerStatus) -> tuple[str, bool]:
+        task = status.waiting[partition]
+        restoring = status.restoring.get(task)
         if restoring is None:
             return f"task {task} waits for its other input partitions, or for its changelogs' ends", False
         reason = (
@@ -309,7 +309,7 @@ class Watchdog:
         before: tuple[Stall, ...],
         stalls: tuple[Stall, ...],
         progress: Mapping[TopicPartition, Progress],
-        activity: Activity,
+        status: WorkerStatus,
     ) -> None:
         known = {stall.partition: stall for stall in before}
         new = [stall for stall in stalls if stall.partition not in known]
@@ -318,7 +318,7 @@ class Watchdog:
             self._fatal = fatal
             # Before anything is logged: a thread that hangs in the log's output would have this one hang too.
             threading.Thread(target=self._end, name="streams-exit", daemon=True).start()
-        stack = format_stacks(activity.thread) if new else ""
+        stack = format_stacks(status.thread) if new else ""
         for number, stall in enumerate(new):
             # Once will do for all that stall at one time.
             stacks = {"stack": stack} if number == 0 else {}

@@ -135,7 +135,7 @@ class Replicas:
     got its tasks later claims the same.
 
     The group itself knows this too, but not where workers may be asked, and asking it is only safe with
-    precautions (librdkafka 2.16, its issue 4605; see DESIGN, "Non-obvious").
+    precautions (librdkafka 2.16, its issue 4605; see DESIGN, "Pitfalls").
     """
 
     def __init__(self, broker: Broker, application: str, name: str) -> None:

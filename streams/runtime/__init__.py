@@ -1,1 +1,1 @@
-"""A worker at work: the loop, its tasks, commits, restores and standby replicas."""
+"""The runtime of a worker: the loop, its tasks, commits, restores and standby replicas."""

@@ -1,7 +1,7 @@
-"""What a worker has been assigned: its partitions, their tasks, and how far each is.
+"""The partitions assigned to a worker, their tasks, and the progress of each.
 
-The three paths of a rebalance are methods of ``Assignment``, called from inside the consumer. They never
-seek: the loop does so once the client is not in the middle of a rebalance any more.
+The three paths of a rebalance are methods of ``Assignment``, called by the consumer. They never seek: the
+loop does so when the client is no longer in the middle of a rebalance.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from streams.broker import Consumer, Polled
     from streams.records import Fetched
-    from streams.runtime.cleanup import Upkeep
+    from streams.runtime.cleanup import Cleanup
     from streams.runtime.lost_offsets import LostOffsets
-    from streams.runtime.pacing import Pace
+    from streams.runtime.pacing import Pacing
     from streams.runtime.pending import PendingTasks
     from streams.runtime.restore import Restoration
     from streams.runtime.slice import Slice
@@ -35,23 +35,23 @@ if TYPE_CHECKING:
 
 
 class RebalanceState(Enum):
-    """Whether a rebalance is under way in which tasks go.
+    """The states of a rebalance that releases tasks.
 
     ::
 
-        NONE ──commit before tasks go──> COMMITTING ──error──> FAILED
-         ^ ^────────────done────────────────┘                    │
+        NONE ──commit before release──> COMMITTING ──error──> FAILED
+         ^ ^────────────done───────────────┘                     │
          └──────────────────────error raised by the loop─────────┘
     """
 
     NONE = "none"
     COMMITTING = "committing"
-    """The client waits in the middle of it: nobody may serve the group again, and others wait for it."""
+    """In the client's callback: the group must not be polled again, and other members wait."""
     FAILED = "failed"
-    """The error is raised as soon as the client is out of the rebalance."""
+    """The error is raised as soon as the client has left the rebalance."""
 
     def may_become(self, other: RebalanceState) -> bool:
-        """Whether there is a way from here to there in one step."""
+        """Whether the transition is allowed."""
         return other in _NEXT[self]
 
 
@@ -63,12 +63,13 @@ _NEXT = {
 
 
 class Assignment:
-    """One worker's; a ``streams.broker.RebalanceListener``.
+    """The assignment of one worker; a ``streams.broker.RebalanceListener``.
 
     ``partitions`` are the input topics with their partition counts, ``matched`` those of them that only
-    patterns match. ``make_task`` makes a task, one with stores from their restoration. ``commit`` commits
-    what is whole, or notes in ``transaction`` that the input must be read again; ``may_commit`` says whether
-    the worker is at work at all. ``consumer`` may be called once the group is joined.
+    patterns match. ``make_task`` creates a task, one with stores from their restoration. ``commit`` commits
+    the completed slices, or notes in ``transaction`` that the input has to be read again; ``may_commit`` says
+    whether the worker's state allows a commit. ``consumer`` may be called after the worker has joined the
+    group.
     """
 
     def __init__(
@@ -78,8 +79,8 @@ class Assignment:
         pending: PendingTasks,
         lives: TaskLives,
         lost: LostOffsets,
-        upkeep: Upkeep,
-        pace: Pace,
+        cleanup: Cleanup,
+        pacing: Pacing,
         transaction: Transaction,
         at_work: Slice,
         partitions: dict[str, int],
@@ -94,8 +95,8 @@ class Assignment:
         self._topology = topology
         self._lives = lives
         self._lost = lost
-        self._upkeep = upkeep
-        self._pace = pace
+        self._cleanup = cleanup
+        self._pacing = pacing
         self._transaction = transaction
         self._slice = at_work
         self._partitions = partitions
@@ -110,28 +111,28 @@ class Assignment:
         self._error: StreamsError | None = None
 
         self.pending = pending
-        """The tasks that wait for their stores, and the partitions assigned that wait for them."""
+        """The tasks that wait for their stores, and the partitions assigned to these tasks."""
         self.tasks: dict[TaskId, Task] = {}
-        """The tasks at work."""
+        """The running tasks."""
         self.held: dict[TopicPartition, Task] = {}
-        """The partitions at work, and their tasks."""
+        """The partitions of running tasks, and their tasks."""
         self.queues: dict[TaskId, InputQueue] = {}
-        """What was polled for the tasks with several input partitions, and waits for its turn."""
+        """The polled records of tasks with several input partitions, to be merged by event time."""
         self.progress: dict[TopicPartition, Progress] = {}
-        """All partitions assigned, those that wait included; another assignment is another object."""
+        """All assigned partitions, waiting ones included; each assignment has a new object."""
         self.committed: dict[TopicPartition, int] = {}
-        """The next offsets committed, as far as they are known."""
+        """The committed next offsets, as far as they are known."""
         self.reached: dict[TopicPartition, int] = {}
-        """The highest next offset up to which each partition was processed, whatever became of it."""
-        self.given_up = Counts()
-        """What the tasks that are gone have done together."""
+        """The highest next offset up to which each partition was processed, committed or not."""
+        self.closed_counts = Counts()
+        """The counts of all closed tasks together."""
         self._polled: dict[TopicPartition, int] = {}
-        """The next offset after what was polled last, of partitions whose records are processed at once."""
+        """The next offset after the last poll, of partitions whose records are not queued."""
         self._unstarted: set[TopicPartition] = set()
-        """Partitions at work of which it is not known where the group is in them."""
+        """Partitions of running tasks whose group position is not known yet."""
         self._matched = set(matched)
         self._unknown_topics: set[str] = set()
-        """Topics of tasks with stores that patterns have come to match since the start: to be checked."""
+        """Topics of tasks with stores that patterns matched after the start, to be checked."""
 
     @property
     def in_callback(self) -> bool:
@@ -139,11 +140,11 @@ class Assignment:
         return self._state is RebalanceState.COMMITTING
 
     def holds(self, partition: TopicPartition, progress: Progress) -> bool:
-        """Whether a partition is at work under this assignment: not given up, nor assigned again since."""
+        """Whether a partition is still held under this assignment: not released, nor assigned again since."""
         return self.progress.get(partition) is progress and partition in self.held
 
     def raise_error(self) -> None:
-        """Raise what went wrong in a rebalance."""
+        """Raise the error of a failed rebalance, if there was one."""
         if self._state is RebalanceState.FAILED:
             error, self._error = self._error, None
             self._become(RebalanceState.NONE)
@@ -153,16 +154,16 @@ class Assignment:
     # --- rebalances: the three paths
 
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:
-        """Make tasks for what was added; those with stores begin once these are restored."""
+        """Create tasks for added partitions; those with stores begin when these are restored."""
         now = self._clock()
         for partition in partitions:
             subtopology, _ = self._topology.source_of(partition.topic)
             identifier = TaskId(subtopology.number, partition.partition)
-            self.progress[partition] = Progress(since=now, told=now)
+            self.progress[partition] = Progress(since=now, idle_until=now)
             task = self.tasks.get(identifier)
             if subtopology.stores:
                 if task is not None:
-                    # A topic that a pattern has come to match: the task begins again with that partition.
+                    # A pattern matched a new topic: the task is restarted with that partition.
                     self._commit_in_callback()
                     self.suspend(task)
                 if partition.topic not in self._partitions:
@@ -182,24 +183,24 @@ class Assignment:
         self._log.info(Event.PARTITIONS_ASSIGNED, partitions=[str(item) for item in partitions])
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
-        """Commit, then give up: the next owner continues where this one stopped."""
+        """Commit, then release: the next owner continues where this one stopped."""
         if self._may_commit():
             self._commit_in_callback()
-        self._give_up(partitions)
-        self._upkeep.revoked()
+        self._release(partitions)
+        self._cleanup.revoked()
         self._log.info(Event.PARTITIONS_REVOKED, partitions=[str(item) for item in partitions])
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
-        """Give up without committing: another member may already be at work on these."""
-        self._transaction.give_up()
-        self._pace.discarded()
-        self._give_up(partitions)
+        """Release without committing: another member may already own these partitions."""
+        self._transaction.abort()
+        self._pacing.discarded()
+        self._release(partitions)
         self._log.warning(Event.PARTITIONS_LOST, partitions=[str(item) for item in partitions])
 
     def _commit_in_callback(self) -> None:
-        """Commit before tasks go, in the middle of a rebalance."""
+        """Commit before tasks are released, in the middle of a rebalance."""
         if self._state is RebalanceState.FAILED:
-            # What was not committed is given up already.
+            # The transaction is already aborted.
             return
         self._become(RebalanceState.COMMITTING)
         try:
@@ -207,17 +208,17 @@ class Assignment:
                 self._slice.abandon()
                 self._commit()
             else:
-                # In the middle of these there is nothing whole: what they stand for is done again.
-                self._transaction.give_up()
+                # In the middle of a write or a commit there are no complete slices: abort and repeat.
+                self._transaction.abort()
         except StreamsError as error:
             self._become(RebalanceState.FAILED)
             self._error = error
-            self._transaction.give_up()
+            self._transaction.abort()
         finally:
             if self._state is RebalanceState.COMMITTING:
                 self._become(RebalanceState.NONE)
 
-    def _give_up(self, partitions: Iterable[TopicPartition]) -> None:
+    def _release(self, partitions: Iterable[TopicPartition]) -> None:
         self._transaction.refused.clear()
         for partition in partitions:
             task = self.held.pop(partition, None)
@@ -241,12 +242,12 @@ class Assignment:
     def _retire(self, task: Task) -> None:
         del self.tasks[task.id]
         self.queues.pop(task.id, None)
-        self._pace.forget(task.id)
-        self.given_up.add(task.counts)
+        self._pacing.forget(task.id)
+        self.closed_counts.add(task.counts)
         self.close_task(task)
 
     def close_task(self, task: Task) -> None:
-        """Close a task's steps and its database; a step that fails in that ends nothing."""
+        """Close a task's steps and its database; a step's error is only logged."""
         try:
             task.close()
         except ProcessingError as error:
@@ -255,13 +256,13 @@ class Assignment:
     # --- tasks with stores
 
     def suspend(self, task: Task) -> None:
-        """Close a task with stores; the partitions of it that are still held wait until it is restored."""
+        """Close a task with stores; its partitions that are still held wait until it is restored."""
         left = [partition for partition, holder in self.held.items() if holder is task]
         for partition in left:
             del self.held[partition]
             self._polled.pop(partition, None)
             if partition in task.starts:
-                # What was processed and not committed is gone with the task's changes.
+                # Uncommitted work is dropped with the task's changes.
                 self.pending.resume_at[partition] = self.committed.get(partition, task.starts[partition])
         self._lives.become(task.id, TaskState.SUSPENDED if left else TaskState.CLOSED)
         self._retire(task)
@@ -269,13 +270,13 @@ class Assignment:
             self.pending.add(task.id, left, self._consumer())
 
     def restore(self, stopped: Callable[[], bool]) -> list[Restoration]:
-        """Continue to bring stores up to date; what is done, for ``start``. Raises ``BrokerError``."""
+        """Continue restoring and return the completed restorations, for ``start``. Raises ``BrokerError``."""
         if self._unknown_topics:
             self._check_unknown_topics()
         return self.pending.poll(self._consumer(), busy=bool(self.tasks), stopped=stopped)
 
     def start(self, done: Iterable[Restoration]) -> None:
-        """Let the tasks begin whose stores are up to date; no progress is expected of the others."""
+        """Start the restored tasks. Waiting partitions do not count as stalled."""
         now = self._clock()
         for partition in self.pending.partitions:
             self.progress[partition].since = now
@@ -283,7 +284,7 @@ class Assignment:
             self._activate(restoration)
 
     def _activate(self, restoration: Restoration) -> None:
-        """Let a task begin whose stores are up to date."""
+        """Start a restored task."""
         identifier = restoration.task
         partitions = self.pending.take(identifier)
         subtopology = self._topology.subtopologies[identifier.subtopology]
@@ -315,30 +316,30 @@ class Assignment:
         self._consumer().resume(list(partitions))
 
     def _check_unknown_topics(self) -> None:
-        """Find out how many partitions topics have that patterns have come to match.
+        """Read the partition counts of topics that patterns matched after the start.
 
-        Raises ``TopicError`` where keys would lie in other partitions than the state they belong to.
+        Raises ``TopicError`` if keys would be in other partitions than their state.
         """
-        self._partitions |= self._upkeep.partition_counts(self._unknown_topics)
+        self._partitions |= self._cleanup.partition_counts(self._unknown_topics)
         self._unknown_topics.clear()
         check_copartitions(self._topology, self._partitions)
 
     def forget_deleted_topics(self) -> None:
-        """Topics that patterns matched were deleted: no task waits for partitions of them any more."""
-        for topic in self._upkeep.check_topics(self._matched):
+        """Forget deleted topics that patterns matched: no task waits for their partitions."""
+        for topic in self._cleanup.check_topics(self._matched):
             self._matched.discard(topic)
             self._partitions.pop(topic, None)
             self._log.info(Event.TOPIC_GONE, topic=topic)
 
-    # --- where the partitions are
+    # --- positions
 
     def note_starts(self) -> None:
-        """Remember where the group is in what was assigned: markers that come behind are to be committed."""
+        """Remember the group's positions in assigned partitions, to commit markers that follow."""
         if not self._unstarted:
             return
         for partition, start in self._consumer().positions(self._unstarted).items():
             self._unstarted.discard(partition)
-            # Where nothing is committed, it begins with the first record or end that is met.
+            # Without a committed offset, the start is the first record or end that is polled.
             if start >= 0:
                 self.held[partition].starts.setdefault(partition, start)
 
@@ -354,13 +355,13 @@ class Assignment:
             self._log.info(
                 Event.PARTITIONS_FROM_BEGINNING,
                 partitions=added,
-                hint="the group had begun, and had committed no offset in them: they were added later",
+                hint="they were added after the group had begun: it has no committed offset in them",
             )
 
     def received(self, polled: Polled, *, stopping: bool) -> None:
-        """Remember where partitions begin and how far they reach, whatever becomes of the records now.
+        """Note the starts and ends of polled partitions, whether or not the records are processed.
 
-        When ``stopping``, what was polled before need not have been processed.
+        When ``stopping``, earlier polled records need not have been processed.
         """
         polled_now: dict[TopicPartition, int] = {}
         for fetched in polled.fetched:
@@ -380,7 +381,7 @@ class Assignment:
         for partition, end in polled.ends.items():
             task = self.held.get(partition)
             if task is not None:
-                # An end is told once: after a rewind it is found again, also where there never was a record.
+                # An end is reported once: remember it as the start for a rewind without any record.
                 task.starts.setdefault(partition, end)
         for partition, found in polled.out_of_range.items():
             if partition in self.progress:
@@ -388,28 +389,28 @@ class Assignment:
 
     def _note_received(self, partition: TopicPartition, task: Task, fetched: Fetched) -> None:
         first = fetched.offsets([0])[0]
-        # Given up before they are processed, records are read again from here.
+        # If these records are dropped before they are processed, they are read again from here.
         task.starts.setdefault(partition, first)
         progress = self.progress[partition]
-        # What is in hand is lag, should its processing hang.
+        # Polled records count as lag, in case their processing hangs.
         progress.at_end, progress.end = False, max(progress.end or 0, fetched.next_offset)
         if progress.position is None:
             progress.position = first
 
     def refresh_ends(self) -> None:
-        """Bring lag up to date, as far as the client knows."""
+        """Update the known ends of partitions, from what the client has fetched."""
         for partition, end in self._consumer().known_ends(self.progress).items():
             self.progress[partition].end = end
 
     def processed(self, partition: TopicPartition, task: Task) -> None:
-        """A slice is through, whatever becomes of it."""
+        """Note a completed slice, committed or not."""
         self.reached[partition] = max(self.reached.get(partition, -1), task.positions[partition])
 
     def note_ends(self, polled: Polled, assignments: Mapping[TopicPartition, Progress | None]) -> None:
-        """Move positions to ends, where the assignment is still the one that they were polled under."""
+        """Move positions to ends that were polled under the current assignment."""
         ends = dict(polled.ends)
         for queue in self.queues.values():
-            # There, an end counts once what was polled before it is processed.
+            # In a queue, an end is valid when the records polled before it are processed.
             ends |= queue.ends()
         for partition, end in ends.items():
             progress = assignments.get(partition, self.progress.get(partition))
@@ -423,7 +424,7 @@ class Assignment:
                 continue
             before = task.positions.get(partition, task.starts.get(partition))
             if queue_here is None and before is not None and before < self._polled.get(partition, -1):
-                # A stop came before all that was polled was processed: the end is not reached. (I6)
+                # A stop left polled records unprocessed: the end is not reached. (I6)
                 continue
             task.advance(partition, end)
             position = task.positions[partition]
@@ -434,7 +435,7 @@ class Assignment:
                 progress.at_end, progress.since = True, self._clock()
 
     def continue_from(self, partition: TopicPartition, committed: int) -> None:
-        """Give up what was read behind the back of another member, and continue from what is committed."""
+        """Discard records that another member has already processed; continue from the committed offset."""
         task = self.held.get(partition)
         if task is None:
             self.pending.resume_at[partition] = committed
@@ -443,24 +444,25 @@ class Assignment:
         self.committed[partition] = committed
         self.reached.pop(partition, None)
         task.starts.setdefault(partition, committed)
-        self._transaction.give_up()
+        self._transaction.abort()
 
     def jump(self, partition: TopicPartition, target: int) -> None:
-        """Continue from an offset that does not follow from the one before."""
+        """Continue from an offset other than the next one."""
         now = self._clock()
         self.reached.pop(partition, None)
         self._polled.pop(partition, None)
-        # It may lie before what was committed, as where a topic was made again.
+        # The target may be lower than the committed offset, if the topic was created again.
         self.committed.pop(partition, None)
         task = self.held.get(partition)
         if task is None:
             self.pending.resume_at[partition] = target
         elif task.id not in self.queues:
-            # Everything before was processed. Committed, the jump need not be made again by the next owner.
+            # Everything before was processed. The jump is committed, so that the next owner need not repeat
+            # it.
             task.positions[partition] = task.starts[partition] = target
             self._transaction.processed()
-            # Its position may be lower than before: as far as progress is concerned, it begins.
-            self.progress[partition] = Progress(position=target, since=now, told=now)
+            # The position may be lower than before, so progress is measured from here.
+            self.progress[partition] = Progress(position=target, since=now, idle_until=now)
         self._consumer().seek({partition: target})
 
     def held_back_by(self, partition: TopicPartition) -> list[TopicPartition]:
@@ -473,7 +475,7 @@ class Assignment:
         return [item for item in others if not queue.size(item) and item not in queue.ends()]
 
     def caught_up(self) -> bool:
-        """Whether nothing more is known to be waiting on any partition."""
+        """Whether no partition is known to have more records."""
         behind = [
             partition
             for partition, progress in self.progress.items()
@@ -487,7 +489,7 @@ class Assignment:
                 return False
         return True
 
-    # --- what is committed of them
+    # --- committed offsets
 
     def offsets(self) -> dict[TopicPartition, int]:
         """The next offsets to commit."""
@@ -503,16 +505,16 @@ class Assignment:
                 assert offset >= self.committed.get(partition, 0), (
                     f"{partition} would go back from {self.committed[partition]} to {offset}"  # I4
                 )
-            # Only offsets fence: changes of state must never be committed without any.
+            # Only offsets fence, so changes of state must never be committed without them.
             assert not task.staged or task.positions, f"task {task.id} has changes and no offsets"  # I5
             offsets |= task.positions if task.staged else moved
         return offsets
 
     def uncommitted(self) -> dict[TopicPartition, tuple[int, int]]:
-        """Of partitions held, the next offset that is committed and the one that processing has reached.
+        """The committed and the processed next offset of each held partition, where they differ.
 
-        Where these are the same, the partition is left out. At least once, what was given up to be read again
-        counts as reached: it was written.
+        At least once, records that will be read again after a rewind count as processed: their results were
+        written.
         """
         found = {}
         for partition, reached in list(self.reached.items()):
@@ -524,19 +526,19 @@ class Assignment:
         return found
 
     def read_committed(self) -> dict[TopicPartition, int]:
-        """Ask the broker for the committed offsets. Raises ``BrokerError``."""
+        """Read the committed offsets from the broker. Raises ``BrokerError``."""
         return self._consumer().committed({*self.held, *self.pending.resume_at})
 
     def take_committed(self, committed: Mapping[TopicPartition, int]) -> None:
-        """These were read back, as it was not known what became of the last commit."""
+        """Take over offsets that were read back after a commit of unknown outcome."""
         self.committed |= committed
         resume_at = self.pending.resume_at
         resume_at |= {partition: committed.get(partition, at) for partition, at in resume_at.items()}
 
     def drop(self, *, states_unknown: bool) -> dict[TopicPartition, int]:
-        """Give up what the tasks hold; where each partition is to be read again.
+        """Discard the tasks' uncommitted work and return the positions to read again from.
 
-        With ``states_unknown``, nobody here knows what became of the stores' changes.
+        ``states_unknown`` says that it is not known whether the stores' changes were committed.
         """
         positions: dict[TopicPartition, int] = {}
         for task in list(self.tasks.values()):
@@ -548,7 +550,7 @@ class Assignment:
             task.drop(own)
             positions |= own
             if states_unknown and task.states:
-                # The changelog knows what of the stores' changes was committed.
+                # The changelog shows which changes were committed: restore the stores from it.
                 self.suspend(task)
         for queue in self.queues.values():
             queue.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Backoff:
-    """How many seconds to wait before the next attempt: none at first, then doubling from ``first``."""
+    """Seconds to wait before the next attempt: none after one failure, then doubling from ``first``."""
 
     def __init__(self, first: float, longest: float) -> None:
         self._first = first
@@ -12,16 +12,16 @@ class Backoff:
         self._failures = 0
 
     def failed(self) -> None:
-        """One more attempt has failed."""
+        """Count a failed attempt."""
         self._failures += 1
 
     def succeeded(self) -> None:
-        """Begin again without a wait."""
+        """Reset after a success."""
         self._failures = 0
 
     @property
     def seconds(self) -> float:
-        """Before the next attempt."""
+        """The wait before the next attempt."""
         if self._failures < 2:
             return 0.0
         return min(self._first * 2.0 ** min(self._failures - 2, 60), self._longest)

@@ -1,4 +1,4 @@
-"""What a worker does beside its work: deletes what nobody needs any more, looks whether topics are there."""
+"""Housekeeping of a worker: purges repartition topics, deletes unused state, checks that topics exist."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ PURGE_SECONDS = 30.0
 """How often consumed records of repartition topics are deleted."""
 
 TIDY_SECONDS = 1.0
-"""State of tasks that went elsewhere is looked for at most this often."""
+"""Shortest time between searches for state of tasks that moved to other workers."""
 
 TOPICS_SECONDS = 15.0
-"""So long after partitions were last taken away, it is looked whether their topics still exist, twice.
+"""Time after the last revocation until the worker checks, twice, that its topics exist.
 
-Asking waits for brokers that do not answer, so it is better done when whatever was the matter is over.
+The request waits for brokers that do not answer, so it is made when the cause of the rebalance is over.
 """
 
 
-class Upkeep:
-    """One worker's. Each of its jobs does nothing until it is due; ``clock`` counts seconds."""
+class Cleanup:
+    """The housekeeping of one worker. Each job does nothing until it is due; ``clock`` returns seconds."""
 
     def __init__(
         self,
@@ -50,13 +50,13 @@ class Upkeep:
         self._admin: Admin | None = None
         self._consumed: dict[TopicPartition, int] = {}
         self._purged = clock()
-        # What may come back after a restart is left alone until it had the time to.
+        # Tasks may come back after a restart: wait before their state is considered unused.
         self._tidy_at = clock() + settings.state_cleanup_delay
         self._topics_at = float("inf")
         self._missing: set[str] = set()
 
     def committed(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Delete what of the repartition topics nobody needs any more."""
+        """Delete the consumed records of repartition topics, if due."""
         for partition, offset in offsets.items():
             if partition.topic in self._repartitions:
                 self._consumed[partition] = offset
@@ -68,18 +68,18 @@ class Upkeep:
         try:
             self._opened_admin().delete_records(consumed)
         except BrokerError as error:
-            # The next time will do: what is left is deleted with it.
+            # The next purge deletes these too.
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
 
     def revoked(self) -> None:
-        """Partitions were taken away, perhaps because their topic is deleted: look in some time."""
+        """Note a revocation: the topic may have been deleted, which is checked later."""
         self._topics_at = self._clock() + TOPICS_SECONDS
 
     def check_topics(self, matched: Collection[str]) -> set[str]:
-        """Which topics are gone of those that patterns ``matched``.
+        """The deleted topics among those that patterns ``matched``.
 
-        The group takes the partitions of a deleted topic away without a word: nobody would notice. Raises
-        ``TopicError`` where an input topic is gone that the program names.
+        The group just revokes the partitions of a deleted topic, which would go unnoticed. Raises
+        ``TopicError`` if an input topic that the program names was deleted.
         """
         now = self._clock()
         if now < self._topics_at:
@@ -91,24 +91,24 @@ class Upkeep:
             self._topics_at = self._clock() + TOPICS_SECONDS
             return set()
         missing, before = self._inputs.union(matched) - existing.keys(), self._missing
-        # A broker that has just started may not know all of them yet.
+        # A broker that has just started may not know all topics yet, so a second check must agree.
         self._topics_at = now + TOPICS_SECONDS if missing else float("inf")
         self._missing = missing
         gone = missing & before
         if gone & self._inputs:
             raise TopicError(
-                f"input topics do not exist any more: {', '.join(sorted(gone & self._inputs))}",
-                hint="make them anew and start again; what had not been processed is lost with them",
+                f"input topics no longer exist: {', '.join(sorted(gone & self._inputs))}",
+                hint="create them again and restart; their unprocessed records are lost",
             )
         return gone
 
     def partition_counts(self, topics: Collection[str]) -> dict[str, int]:
-        """How many partitions these topics have, as far as they exist. Raises ``BrokerError``."""
+        """Partition counts of these topics, as far as they exist. Raises ``BrokerError``."""
         existing = self._opened_admin().topics()
         return {topic: existing[topic].partitions for topic in topics if topic in existing}
 
     def delete_unused_state(self) -> None:
-        """Delete what is left of tasks that went elsewhere and did not come back."""
+        """Delete the state of tasks that moved to other workers and did not come back, if due."""
         if self._clock() < self._tidy_at:
             return
         delay = self._settings.state_cleanup_delay

@@ -1,7 +1,7 @@
-"""How results and input offsets become permanent together: the two guarantees.
+"""The two guarantees: how results and input offsets are committed together.
 
-A worker calls ``write`` for what its tasks produced, then ``commit`` with the offsets that it stands for.
-After ``TransactionAborted`` it calls ``abort``, after ``OutcomeUnknown`` ``open`` again; in both cases it
+A worker calls ``write`` for its tasks' outputs, then ``commit`` with the offsets of their input. After
+``TransactionAborted`` it calls ``abort``, after ``OutcomeUnknown`` it calls ``open`` again; in both cases it
 then reads its input again from the committed offsets.
 """
 
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 
 class Guarantee(Protocol):
-    """What a worker promises about each input record."""
+    """The delivery guarantee of a worker."""
 
     undoes: ClassVar[bool]
-    """Whether ``abort`` takes back all that was written."""
+    """Whether ``abort`` undoes all writes since the last commit."""
 
     def open(self, timeout: float) -> None:
-        """Make the producer ready; also after ``OutcomeUnknown``, then with a new one.
+        """Open the producer; after ``OutcomeUnknown``, a new one.
 
-        Raises ``Retriable`` or ``OutcomeUnknown`` when the broker does not answer within ``timeout`` seconds:
-        call again.
+        Raises ``Retriable`` or ``OutcomeUnknown`` when the broker does not answer within ``timeout`` seconds;
+        the call may then be repeated.
         """
 
     def write(self, output: Output, waiting: Callable[[], None] | None = None) -> None:
-        """Add rows to what the next commit makes permanent. Raises ``RecordRefused``.
+        """Write rows that the next commit makes permanent. Raises ``RecordRefused``.
 
         ``waiting`` is as for ``Producer.produce``.
         """
@@ -53,24 +53,24 @@ class Guarantee(Protocol):
         consumer: Consumer,
         waiting: Callable[[], None] | None = None,
     ) -> None:
-        """Make everything written, and these next offsets, permanent. Nothing to do is fine."""
+        """Commit everything written, and these next offsets. Does nothing if there is nothing to commit."""
 
     def take_refused(self) -> list[Refusal]:
-        """The records that the broker refused, which is why a transaction had to be aborted."""
+        """Return and forget the records that the broker refused, which forced an abort."""
 
     def abort(self) -> None:
-        """Give up what was written since the last commit, as far as the guarantee can."""
+        """Undo the writes since the last commit, as far as the guarantee can."""
 
     def close(self) -> None:
-        """Release the producer. What was not committed is given up."""
+        """Release the producer. Uncommitted writes are discarded."""
 
 
 class ExactlyOnce:
     """Outputs, dead letters and offsets in one transaction (KIP-98), fenced by group membership (KIP-447).
 
-    ``transactional_id`` must be this worker's alone and stable over restarts: opening it fences a predecessor
-    and finishes at once what that one left open. ``timeout`` (seconds) is after how long the broker aborts a
-    transaction on its own, and how long a commit may take.
+    ``transactional_id`` must be unique to this worker and stable over restarts: opening it fences a
+    predecessor and completes or aborts its open transaction. ``timeout`` (seconds) is the time after which
+    the broker aborts a transaction on its own, and the longest duration of a commit.
     """
 
     undoes: ClassVar[bool] = True
@@ -103,7 +103,7 @@ class ExactlyOnce:
         self,
         offsets: Mapping[TopicPartition, int],
         consumer: Consumer,
-        waiting: Callable[[], None] | None = None,  # noqa: ARG002 - a transaction's commit cannot be cut in two
+        waiting: Callable[[], None] | None = None,  # noqa: ARG002 - a transaction's commit cannot be interrupted
     ) -> None:
         if not offsets and not self._open:
             return
@@ -129,7 +129,7 @@ class ExactlyOnce:
             producer.close()
 
     def _begun(self) -> Producer:
-        # A transaction begins with the first thing in it, so that its time-out does not run while idle.
+        # A transaction begins with its first write, so that its time-out does not run while idle.
         assert self._producer is not None
         if not self._open:
             self._producer.begin()
@@ -138,13 +138,13 @@ class ExactlyOnce:
 
 
 class AtLeastOnce:
-    """Outputs first, then offsets: after a failure records are processed again, never left out.
+    """Outputs first, then offsets: after a failure records are processed again, never skipped.
 
-    Changes of stores are another matter: half of them, or those of a worker that does not know yet that it
-    was replaced, would spoil the state for good. They go into a transaction with the offsets, under
-    ``transactional_id``, fenced as ``ExactlyOnce`` is. So state always fits the committed offsets, under this
-    guarantee too; only outputs may come twice. ``timeout`` (seconds) is how long outputs may take to be
-    acknowledged before their input is read again, and how long a commit may take.
+    Changes of stores need more: a part of them, or those of a zombie, would corrupt the state permanently.
+    They are written in a transaction with the offsets, under ``transactional_id``, fenced like
+    ``ExactlyOnce``. So state always matches the committed offsets, under this guarantee too; only outputs may
+    be repeated. ``timeout`` (seconds) is how long outputs may take to be acknowledged before their input is
+    read again, and the longest duration of a commit.
     """
 
     undoes: ClassVar[bool] = False
@@ -168,7 +168,7 @@ class AtLeastOnce:
         self._producer.produce(output, waiting)
 
     def write_changes(self, output: Output, waiting: Callable[[], None] | None = None) -> None:  # noqa: ARG002 - nothing is queued yet
-        # Held until the outputs that belong to them are acknowledged: no transaction waits for those.
+        # Buffered until the outputs are acknowledged, so that no open transaction waits for these.
         self._changes.append(output)
 
     def commit(
@@ -200,7 +200,7 @@ class AtLeastOnce:
         self._state.commit(offsets, consumer)
 
     def abort(self) -> None:
-        """Outputs stay, and come again; changes of stores are taken back."""
+        """Discard the changes of stores; outputs cannot be undone and will be repeated."""
         self._changes = []
         if self._keeps_state:
             self._state.abort()

@@ -1,4 +1,4 @@
-"""A record on its way to the dead-letter topic, and what is left of it where that does not take all of it."""
+"""Rows for the dead-letter topic, and their shortened forms where the broker refuses them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from streams.records import Batch, Headers, Record
 
 MESSAGE_BYTES: Final = 1024
-"""So much of an error's message is in the headers."""
+"""Longest error message in the headers, in bytes."""
 
 KEPT_BYTES: Final = 1024
-"""So much of its value a dead letter keeps that is too large as a whole."""
+"""Bytes of its value that a dead letter keeps when it is too large."""
 
 SHORT_MESSAGE_BYTES: Final = 128
 
 CUT_ALL: Final = 2
-"""How much is left out: nothing (0), most of the value (1), or key, value and headers (2)."""
+"""The highest level of shortening: nothing (0), most of the value (1), or key, value and headers (2)."""
 
 LEFT_OUT: Final = ("", "most of the value", "key, value and headers")
 
@@ -40,24 +40,24 @@ class DeadLetter(NamedTuple):
 
     @property
     def identity(self) -> Hashable:
-        """What its source is recognized by when it is processed again."""
+        """What identifies its source when that is processed again."""
         return self.batch.select([self.row]).identities()[0]
 
     def cut_to(self, cut: int, error: Exception) -> DeadLetter:
-        """With no more of the record than that; raises ``ProcessingError`` where no more can be left out."""
+        """The dead letter shortened to that level. Raises ``ProcessingError`` beyond the last level."""
         if cut > CUT_ALL:
             raise ProcessingError(
                 f"step {self.step!r} failed on {described(self.batch, self.row)} "
-                f"({type(self.error).__name__}), and the dead-letter topic does not even take its "
+                f"({type(self.error).__name__}), and the dead-letter topic refuses even its "
                 f"coordinates: {error_text(error)}",
-                hint="let the dead-letter topic take it (max.message.bytes, cleanup.policy=delete), or give "
-                "the step on_error=skip",
+                hint="change the dead-letter topic's settings (max.message.bytes, cleanup.policy=delete), or "
+                "give the step on_error=skip",
             ) from error
         return self._replace(cut=max(self.cut, cut))
 
 
 class DeadLetterRows:
-    """The dead letters of one output; see ``RowOwner``. One that is refused is written with less."""
+    """The dead letters of one output; see ``RowOwner``. A refused one is written again in a shorter form."""
 
     def __init__(
         self,
@@ -85,9 +85,9 @@ def dead_letter_output(
     wall_clock: Callable[[], int],
     originals: Callable[[Collection[Origin]], Mapping[Origin, Record[bytes | None, bytes | None]]],
 ) -> Output:
-    """The dead letters as they are written: the original bytes, with coordinates and reason in headers.
+    """The dead letters as an output: the original bytes, with coordinates and reason in headers.
 
-    ``originals`` reads input records again, for what came through an internal topic.
+    ``originals`` reads input records again, for records that came through an internal topic.
     """
     records, notes = _input_records(letters, originals)
     cuts = [letter.cut for letter in letters]
@@ -95,7 +95,7 @@ def dead_letter_output(
         topic,
         [record.key if cut < CUT_ALL else None for record, cut in zip(records, cuts, strict=True)],
         [_value(record.value, cut) for record, cut in zip(records, cuts, strict=True)],
-        # The time may be what it was refused for; it is in the headers.
+        # The timestamp may be the reason of the refusal; the event time is in the headers too.
         [wall_clock() if cut else record.timestamp for record, cut in zip(records, cuts, strict=True)],
         [
             _headers(letter, record, application) + note
@@ -109,10 +109,10 @@ def _input_records(
     letters: Sequence[DeadLetter],
     originals: Callable[[Collection[Origin]], Mapping[Origin, Record[bytes | None, bytes | None]]],
 ) -> tuple[list[Record[bytes | None, bytes | None]], list[Headers]]:
-    """The records that dead letters are written from, and headers for those that are not the input's.
+    """The records of which dead letters are written, and additional headers for those not from the input.
 
-    What came through an internal topic is read again from its input topic. Where it is gone, and for results
-    of several records, key and value are those that the step was given.
+    Records that came through an internal topic are read again from their input topic. If the input record no
+    longer exists, and for results of several records, key and value are those that the step received.
     """
     origins = [origin_of(letter.batch, letter.row) for letter in letters]
     wanted = {
@@ -121,7 +121,7 @@ def _input_records(
         if isinstance(letter.batch.fetched, Relayed)
         and not origin.is_result
         and origin.offset >= 0
-        # Records that others wrote to an internal topic are their own origin, and are read already.
+        # Records that other programs wrote to an internal topic are their own origin, and already read.
         and origin.topic != letter.batch.fetched.topic
     }
     found = originals(wanted) if wanted else {}
@@ -131,7 +131,7 @@ def _input_records(
         record = letter.batch.original(letter.row)
         note: Headers = []
         if isinstance(letter.batch.fetched, Relayed):
-            # Without the offset there, which differs from one run to the next.
+            # Without the offset in that topic, which differs between runs.
             note.append(("__streams.errors.via", f"{record.topic}-{record.partition}".encode()))
         if origin in found:
             record = found[origin]

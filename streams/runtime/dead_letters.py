@@ -1,4 +1,4 @@
-"""Dead letters as the worker sees them: where they go, how many are too many, a word on them in the log."""
+"""The worker's view of dead letters: their topic, their share of the input, and their log lines."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from streams.records import Headers, Output
 
 LOG_SECONDS = 1.0
-"""They are logged at most this often, however many there are."""
+"""Shortest time between log lines about dead letters."""
 
 EXAMPLE_BYTES = 100
-"""As much of a value is shown when there are too many."""
+"""Bytes of a value in the error for too many dead letters."""
 
 
 def dead_letter_topic(settings: Settings, application: str) -> str:
-    """Where an app's dead letters go."""
+    """The name of an app's dead-letter topic."""
     return settings.dead_letter_topic or f"{application}-dead-letters"
 
 
 class DeadLetterWatch:
-    """Follows the share of dead letters among the last records. ``clock`` counts seconds."""
+    """Tracks the share of dead letters among the last records. ``clock`` returns seconds."""
 
     def __init__(self, settings: Settings, topic: str, clock: Callable[[], float]) -> None:
         self._settings = settings
@@ -41,12 +41,12 @@ class DeadLetterWatch:
         self._last: tuple[bytes | None, Headers | None] | None = None
 
     def note(self, output: Output) -> None:
-        """Remember the last of the dead letters that are written, for an example."""
+        """Remember the last dead letter, as an example for the error."""
         if output.headers:
             self._last = output.values[-1], output.headers[-1]
 
     def add(self, records: int, letters: Counter[str]) -> None:
-        """Note a slice of so many records, with its dead letters by step.
+        """Count a slice of that many records, with its dead letters by step.
 
         Raises ``DeadLetterLimitExceeded`` once ``dead_letter_window`` records were seen and more than
         ``dead_letter_limit`` of the last ones became dead letters.
@@ -62,12 +62,12 @@ class DeadLetterWatch:
             raise DeadLetterLimitExceeded(
                 f"{share:.1%} of the last {self._records} records became dead letters, "
                 f"dead_letter_limit is {self._settings.dead_letter_limit:.1%}{self._example()}",
-                hint=f"look at the headers of {self._topic}; the last commit holds, start again "
-                "once the input or the code is mended, or raise dead_letter_limit",
+                hint=f"see the headers of the records in {self._topic}; fix the input or the code, or raise "
+                "dead_letter_limit, then restart: the app continues from its last commit",
             )
 
     def _example(self) -> str:
-        """The last dead letter: where it came from, what it is and why it failed."""
+        """The last dead letter: its coordinates, its value and its error."""
         if self._last is None:
             return ""
         content, pairs = self._last
@@ -80,7 +80,7 @@ class DeadLetterWatch:
         return f"\n  e.g. topic {topic}, partition {partition}, offset {offset}, {value}: {message[:300]}"
 
     def _share(self, records: int, letters: int) -> float:
-        """Count a slice; the share so far, or 0 until the window is full."""
+        """Count a slice and return the share of dead letters, or 0 until the window is full."""
         window = self._settings.dead_letter_window
         self._slices.append((records, letters))
         self._records += records

@@ -1,4 +1,4 @@
-"""Tables that every worker has as a whole: read to their ends before it begins, and followed from then on."""
+"""Tables that every worker keeps completely: read to their ends before it begins, and followed after that."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from streams.topology.graph import GlobalSource
 
 REPORT_SECONDS = 10.0
-"""How often it is logged that records are left out."""
+"""Shortest time between log lines about skipped records."""
 
 WAIT_SECONDS = 0.1
 """How long one poll waits for records while a table is read to its end."""
 
 
 class GlobalTable:
-    """One table: its database, and how far that follows each partition of the topic."""
+    """One table: its database, and the database's position in each partition of the topic."""
 
     def __init__(self, source: GlobalSource, databases: Databases, wall_clock: Callable[[], int]) -> None:
         self.source = source
         self._definition = source.store
         self._wall_clock = wall_clock
         self.skipped = 0
-        """How many records were left out, as they have no key or cannot be decoded."""
+        """The number of records skipped because they have no key or cannot be decoded."""
         self._reported = -float("inf")
         self._unreported = 0
         self._database: Database = databases.open([source.store.name], 0)
@@ -57,7 +57,7 @@ class GlobalTable:
         return [None if value is None else value[0] for value in values]
 
     def apply(self, fetched: Fetched) -> None:
-        """Take in records of the topic."""
+        """Apply records of the topic."""
         read = self._definition.read_source
         assert read is not None
         entries, refused = read(fetched)
@@ -67,7 +67,7 @@ class GlobalTable:
         self._database.write({self._definition.name: Changes(entries)}, self._metadata())
 
     def _refuse(self, fetched: Fetched, refused: Sequence[tuple[int, str]]) -> None:
-        """Count records that are left out, and log them: at most one line in ``REPORT_SECONDS``."""
+        """Count skipped records, and log them: at most one line in ``REPORT_SECONDS``."""
         self.skipped += len(refused)
         self._unreported += len(refused)
         now = self._wall_clock() / 1000
@@ -86,19 +86,19 @@ class GlobalTable:
         self._reported, self._unreported = now, 0
 
     def move(self, partition: int, offset: int) -> None:
-        """Note that nothing but markers lies before ``offset``."""
+        """Advance the position to ``offset``: only transaction markers are before it."""
         self._positions[partition] = max(offset, self.position(partition))
 
-    def begin_anew(self, reason: str) -> None:
-        """Forget everything: it does not fit the topic any more."""
+    def rebuild(self, reason: str) -> None:
+        """Delete the contents, which no longer match the topic."""
         get_logger().warning(Event.STATE_REBUILT, store=self._definition.name, reason=reason)
         self._positions = {}
-        # In this order: should the process end in between, all of it is read again.
+        # In this order: if the process ends in between, the topic is read again completely.
         self._database.write({}, dict.fromkeys(self._database.metadata(), b""))
         self._database.drop(self._definition.name)
 
     def entries(self) -> list[tuple[Any, Any]]:
-        """All of it, in the order of encoded keys."""
+        """All entries, in the order of encoded keys."""
         definition = self._definition
         stored = list(self._database.store(definition.name).scan())
         keys = definition.key.deserialize([key for key, _ in stored])
@@ -122,22 +122,22 @@ class GlobalTable:
         try:
             saved = decode_metadata(metadata)
         except msgspec.DecodeError as error:
-            self.begin_anew(f"unreadable checkpoint: {error}")
+            self.rebuild(f"unreadable checkpoint: {error}")
             return {}
         if any(checkpoint.schema != self._definition.schema for checkpoint in saved.values()):
-            self.begin_anew("it was written with another schema")
+            self.rebuild("it was written with another schema")
             return {}
         oldest = min((checkpoint.saved_at for checkpoint in saved.values()), default=self._wall_clock())
         if self._wall_clock() - oldest > OLDEST_CHECKPOINT:
-            self.begin_anew("left alone for so long that the topic may have forgotten deletions")
+            self.rebuild("not used for so long that the topic may have removed tombstones")
             return {}
         return {int(partition): checkpoint.offset for partition, checkpoint in saved.items()}
 
 
 class GlobalTables:
-    """The global tables of one worker, read by a consumer of its own that is in no group.
+    """The global tables of one worker, read by a separate consumer that is in no group.
 
-    ``start`` returns when they hold all that was committed to their topics by then; ``poll`` is called from
+    ``start`` returns when they contain everything committed to their topics by then; ``poll`` is called from
     time to time to follow them. Used by one thread.
     """
 
@@ -161,16 +161,16 @@ class GlobalTables:
 
     @property
     def lookups(self) -> dict[str, Callable[[Sequence[Any]], list[Any]]]:
-        """What tasks read the tables with, by name."""
+        """The functions with which tasks read the tables, by the table's name."""
         return {table.source.store.name: table.lookup for table in self._tables.values()}
 
     @property
     def skipped(self) -> dict[str, int]:
-        """How many records of each table's topic were left out, by the table's name; from any thread."""
+        """The number of skipped records of each table's topic, by the table's name; from any thread."""
         return {table.source.store.name: table.skipped for table in list(self._tables.values())}
 
     def start(self, stopped: Callable[[], bool]) -> None:
-        """Read every table to its end, unless told to stop.
+        """Read every table to its end, or until ``stopped`` returns true.
 
         Raises ``BrokerError`` when the broker does not answer; it may be called again then.
         """
@@ -194,7 +194,7 @@ class GlobalTables:
         for partition in partitions:
             table = self._tables[partition.topic]
             if table.position(partition.partition) > ends[partition]:
-                table.begin_anew(f"the checkpoint is ahead of {partition}, which ends at {ends[partition]}")
+                table.rebuild(f"the checkpoint is ahead of {partition}, which ends at {ends[partition]}")
         for partition in partitions:
             self._tables[partition.topic].move(partition.partition, beginnings[partition])
         if self._consumer is None:
@@ -211,7 +211,7 @@ class GlobalTables:
             self.poll(WAIT_SECONDS)
 
     def poll(self, timeout: float = 0.0) -> None:
-        """Take in what came since. Raises ``BrokerError``."""
+        """Apply the records that arrived since the last call. Raises ``BrokerError``."""
         if self._consumer is None:
             return
         polled = self._consumer.poll(CHUNK_RECORDS, timeout)

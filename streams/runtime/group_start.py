@@ -21,15 +21,15 @@ TRANSACTION_SECONDS = 10.0
 
 
 def commit_group_start(topology: Topology, broker: Broker, application: str) -> None:
-    """Commit the ends of the inputs in which the group has not begun yet; others are left alone.
+    """Commit the end offsets of the inputs in which the group has not begun yet; others are not changed.
 
     The starts of all partitions of a topic are committed at once, before the group is joined, so that from
-    then on a partition without a committed offset is one that came later: it is read from its beginning.
+    then on a partition without a committed offset was added later: it is read from its beginning.
     Workers that start together agree: the transactional id is the same for all of them, so of several that
     find nothing committed only the last one to begin its transaction commits.
 
-    Raises ``Retriable``, ``OutcomeUnknown`` or ``TransactionAborted`` when it is to be called again, and what
-    the clients raise otherwise.
+    Raises ``Retriable``, ``OutcomeUnknown`` or ``TransactionAborted`` when it has to be called again, and
+    other errors of the clients.
     """
     admin = broker.admin()
     try:
@@ -40,7 +40,7 @@ def commit_group_start(topology: Topology, broker: Broker, application: str) -> 
             if topic not in topology.repartitions
             for number in range(count)
         ]
-        # This takes no transaction, and after the first start there is nothing to do.
+        # Read without a transaction: after the first start there is nothing to do.
         committed = admin.committed_offsets(application, places)
         if not topics_not_begun(topology, places, committed):
             return
@@ -56,10 +56,11 @@ def commit_group_start(topology: Topology, broker: Broker, application: str) -> 
 def topics_not_begun(
     topology: Topology, places: Collection[TopicPartition], committed: Mapping[TopicPartition, int]
 ) -> set[str]:
-    """The topics, of these partitions', in which a group has not begun that has committed these offsets.
+    """The topics of these partitions in which the group has not begun, given its committed offsets.
 
-    A group that has committed an offset of some partition of a topic has begun in all of it. Where it has
-    begun in a topic that a pattern matches, it has begun in all of that pattern's: others came later.
+    A group that has committed an offset of any partition of a topic has begun in all of the topic. If it has
+    begun in a topic that a pattern matches, it has begun in all topics of that pattern: others were added
+    later.
     """
     begun = {place.topic for place in committed}
     fresh = {place.topic for place in places} - begun
@@ -77,7 +78,7 @@ def _commit_ends(
     )
     consumer = broker.consumer(GroupSettings(group=application, protocol="classic"))
     try:
-        # From here on, a worker that began the same before cannot commit: what is read next stays true.
+        # This fences every worker that did the same before: offsets read from here on cannot change.
         producer.init_transactions(TRANSACTION_SECONDS)
         fresh = topics_not_begun(topology, places, consumer.committed(places))
         starting = [place for place in places if place.topic in fresh]

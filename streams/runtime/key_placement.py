@@ -1,8 +1,8 @@
-"""Where the producers of the input have put its keys, from a sample, said where that matters.
+"""Detects from a sample which partitioner the producers of the input used, and warns where it matters.
 
-Kafka Streams' clients and this library put a key where murmur2 says. librdkafka's clients (confluent-kafka in
-Python, Go, .NET, Node.js and others) take CRC32 unless told otherwise, Sarama takes FNV-1a. A store does not
-mind, as a key's records meet in one task all the same. A join does, if its topics are placed differently.
+Java clients and this library use murmur2. librdkafka's clients (confluent-kafka in Python, Go, .NET, Node.js
+and others) use CRC32 by default, Sarama uses FNV-1a. A store works with any of them, as a key's records are
+still in one partition. A join does not, if its topics were partitioned differently.
 """
 
 from __future__ import annotations
@@ -25,37 +25,38 @@ if TYPE_CHECKING:
     from streams.topology.graph import Topology
 
 SAMPLE_SECONDS = 1.0
-"""How long reading the sample may hold up a start. What has come by then is what there is."""
+"""Longest time for reading the sample at a start; whatever was read by then is used."""
 
 SAMPLE_RECORDS = 16
-"""How many of the last records of a partition are looked at."""
+"""The number of last records of a partition in the sample."""
 
 SAMPLE_PARTITIONS = 32
-"""How many partitions of a topic are looked at, evenly spread."""
+"""The largest number of partitions of a topic in the sample, evenly spread."""
 
 
 class Placement(NamedTuple):
-    """Where the keys lie that were found in a topic."""
+    """The placement of the sampled keys of a topic."""
 
     topic: str
     sampled: int
-    """How many different keys were looked at."""
+    """The number of different keys in the sample."""
     elsewhere: int
-    """How many of them do not lie where murmur2 puts them."""
+    """How many of them are in another partition than murmur2's."""
     fitting: frozenset[str]
-    """The partitioners, of those that are known, that put all of these keys where they lie."""
+    """The known partitioners that explain the placement of all of these keys."""
 
     @property
     def by(self) -> str:
-        """The partitioner that was used, in words."""
+        """The partitioner that was used, as text."""
         return " or ".join(sorted(self.fitting)) or "another partitioner, several, or other partition counts"
 
 
 def check_key_placement(topology: Topology, broker: Broker, partitions: Mapping[str, int]) -> set[str]:
-    """The input topics of stores whose keys lie elsewhere than murmur2 puts them, as far as a sample tells.
+    """The input topics of stores whose sampled keys were not partitioned by murmur2.
 
-    They are logged as warnings, as are joins of topics that were placed differently. ``partitions`` are the
-    input topics with their partition counts. Never fails: without an answer there is nothing to say.
+    They are logged as warnings, as are joins of topics that were partitioned differently. ``partitions`` are
+    the input topics with their partition counts. Never fails: if the broker does not answer, nothing is
+    reported.
     """
     together = {
         step: [topic for topic in partitions if any(matches(wanted, topic) for wanted in topics)]
@@ -82,9 +83,9 @@ def check_key_placement(topology: Topology, broker: Broker, partitions: Mapping[
                 sampled=placement.sampled,
                 elsewhere=placement.elsewhere,
                 placed_by=placement.by,
-                hint="its producers put keys elsewhere than Java clients do (murmur2): queries look for them "
-                "in all partitions, and a join with a topic that was placed otherwise misses them. With "
-                "librdkafka: partitioner=murmur2_random",
+                hint="its producers put keys in other partitions than Java clients do (murmur2): queries "
+                "search all partitions for them, and a join with a topic that was partitioned differently "
+                "misses them. With librdkafka: partitioner=murmur2_random",
             )
     internal = frozenset({MURMUR2})
     for step, topics in together.items():
@@ -95,17 +96,17 @@ def check_key_placement(topology: Topology, broker: Broker, partitions: Mapping[
                 Event.JOINED_KEYS_APART,
                 step=step,
                 topics={topic: " or ".join(sorted(found)) or "unknown" for topic, found in fitting.items()},
-                hint="equal keys lie in different partitions, so that this step misses most of them: put "
-                ".repartition(name) behind the stream of one of these topics, or have all producers use one "
-                "partitioner and replay",
+                hint="equal keys are in different partitions, so that this step misses most of them: add "
+                ".repartition(name) to the stream of one of these topics, or let all producers use one "
+                "partitioner and replay the input",
             )
     return {topic for topic, placement in placements.items() if placement.elsewhere}
 
 
 def sample_placements(broker: Broker, topics: Mapping[str, int]) -> dict[str, Placement]:
-    """Where the keys of the last records lie, by topic; ``topics`` with their partition counts.
+    """The placement of the keys of the last records, by topic; ``topics`` with their partition counts.
 
-    Topics without such records are left out. Raises ``BrokerError``.
+    Topics without records with keys are omitted. Raises ``BrokerError``.
     """
     places = [
         TopicPartition(topic, number)
@@ -132,7 +133,7 @@ def sample_placements(broker: Broker, topics: Mapping[str, int]) -> dict[str, Pl
                 for fetched in polled.fetched:
                     reached[TopicPartition(fetched.topic, fetched.partition)] = fetched.next_offset
                     keys = found.setdefault(fetched.topic, {})
-                    # Without a key, or with an empty one, a record may go anywhere.
+                    # Without a key, or with an empty one, a record may be in any partition.
                     for key in filter(None, fetched.keys()):
                         keys.setdefault(key, set()).add(fetched.partition)
                 waiting = {place: end for place, end in waiting.items() if reached.get(place, -1) < end}
@@ -142,7 +143,7 @@ def sample_placements(broker: Broker, topics: Mapping[str, int]) -> dict[str, Pl
 
 
 def placement_of(topic: str, keys: Mapping[bytes, Collection[int]], partitions: int) -> Placement:
-    """What the partitions that keys were found in tell, of a topic with so many."""
+    """The placement of keys found in these partitions of a topic with ``partitions`` partitions."""
     fitting = frozenset(
         name
         for name, hashed in _HASHES.items()
@@ -153,7 +154,7 @@ def placement_of(topic: str, keys: Mapping[bytes, Collection[int]], partitions: 
 
 
 def _fnv1a(key: bytes) -> int:
-    """FNV-1a, of whose 32 bits, taken as a signed number, the sign does not count."""
+    """FNV-1a as Sarama uses it: the absolute value of the 32 bits as a signed number."""
     value = 0x811C9DC5
     for byte in key:
         value = ((value ^ byte) * 0x01000193) & 0xFFFFFFFF
@@ -167,4 +168,4 @@ _HASHES: dict[str, Callable[[bytes], int]] = {
     "CRC32 (librdkafka's default)": zlib.crc32,
     "FNV-1a (Sarama's default)": _fnv1a,
 }
-"""What a key's partition follows from: the remainder of division by how many there are."""
+"""Hash functions of known partitioners: the partition is the hash modulo the partition count."""

@@ -1,4 +1,4 @@
-"""Partitions whose logs do not have what comes next: what was lost, and where to go on."""
+"""Partitions whose next offset is not in the log: what was lost, and where to continue."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from streams.records import TopicPartition
 
 MOST_SHOWN = 10
-"""So many partitions are named in one message."""
+"""The largest number of partitions in one message."""
 
 
 class LostOffsets:
-    """Those of one worker that are not settled yet. ``group`` is named in messages."""
+    """The out-of-range offsets of one worker that are not handled yet. ``group`` is for messages."""
 
     def __init__(self, settings: Settings, group: str) -> None:
         self._settings = settings
@@ -34,26 +34,27 @@ class LostOffsets:
 
     @property
     def partitions(self) -> list[TopicPartition]:
-        """Those that wait to be settled."""
+        """The partitions that wait to be handled."""
         return list(self._found)
 
     @property
     def skipped(self) -> dict[TopicPartition, int]:
-        """How many offsets of each partition were left out; from any thread."""
+        """The number of skipped offsets of each partition; from any thread."""
         return dict(self._skipped)
 
     def add(self, partition: TopicPartition, found: OutOfRange) -> None:
-        """The broker has told of one, see ``Polled.out_of_range``."""
+        """Note an out-of-range offset that the broker reported, see ``Polled.out_of_range``."""
         self._found[partition] = found
 
     def discard(self, partition: TopicPartition) -> None:
-        """It is not held any more."""
+        """Forget a partition that is no longer held."""
         self._found.pop(partition, None)
 
     def take_committed(self, committed: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
-        """Where partitions go on in which nothing is lost.
+        """Return the positions of partitions that lost nothing, and forget these.
 
-        Where more is committed, another member went on from there, and has deleted what it processed.
+        If a later offset is committed, another member continued there, and has deleted the records that it
+        processed.
         """
         further = {
             partition: committed[partition]
@@ -66,11 +67,11 @@ class LostOffsets:
 
     @property
     def fatal(self) -> bool:
-        """Whether ``out_of_range_reset`` says to stop."""
+        """Whether ``out_of_range_reset`` is ``fail``."""
         return self._settings.out_of_range_reset == "fail"
 
     def take_reset(self) -> dict[TopicPartition, int]:
-        """Where the others go on, as ``out_of_range_reset`` says; what is left out is logged, counted."""
+        """Return the other partitions' positions by ``out_of_range_reset``; log and count skipped records."""
         reset = self._settings.out_of_range_reset
         found_now, self._found = self._found, {}
         targets = {}
@@ -93,7 +94,7 @@ class LostOffsets:
         return targets
 
     def error(self, committed: Mapping[TopicPartition, int]) -> OffsetOutOfRange:
-        """What to raise: coordinates, what was lost, and the choices."""
+        """The error to raise: coordinates, what was lost, and the choices."""
         lines = []
         for partition, found in sorted(self._found.items()):
             known = committed.get(partition)
@@ -107,15 +108,15 @@ class LostOffsets:
                     f"{found.lost} records (transaction markers included) were deleted before they were read"
                 )
             else:
-                line += "it ends before that, so it was cut or is another topic of the same name"
+                line += "it ends before that, so it was truncated or the topic was created again"
             lines.append(line)
         shown = lines[:MOST_SHOWN]
         if len(lines) > len(shown):
             shown.append(f"and {len(lines) - len(shown)} more partitions")
         return OffsetOutOfRange(
             "\n  ".join(shown),
-            hint="what is deleted is lost for ever. To go on without it, start again with --set "
-            "out_of_range_reset=earliest (STREAMS_OUT_OF_RANGE_RESET=earliest): from the oldest record "
-            "left; or latest: from what comes now.\n        A longer retention.ms of the topic, or more "
-            "workers, keep it from happening again",
+            hint="the deleted records cannot be recovered. To continue without them, restart with --set "
+            "out_of_range_reset=earliest (STREAMS_OUT_OF_RANGE_RESET=earliest), from the oldest remaining "
+            "record, or with latest, from new records only.\n        To avoid it in future, raise "
+            "retention.ms of the topic, or add workers",
         )

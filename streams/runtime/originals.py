@@ -1,4 +1,4 @@
-"""Input records read once more, for dead letters of what came through an internal topic."""
+"""Reads input records again, for dead letters of records that came through an internal topic."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from streams.records import Fetched
 
 SECONDS = 5.0
-"""Reading them may take so long in all: the worker does nothing else meanwhile."""
+"""Longest time of one ``read``: the worker does nothing else meanwhile."""
 
 POLL_SECONDS = 0.2
 
 PAUSE_SECONDS = 0.25
-"""How long to wait before another attempt."""
+"""Wait before another attempt."""
 
 UNREADABLE_SECONDS = 60.0
-"""A partition that could not be read is not tried again for so long: there may be many dead letters."""
+"""How long a partition that could not be read is not tried again: there may be many dead letters."""
 
 CHUNK_RECORDS = 1_000
 
 FURTHEST = 5_000
-"""Records that lie further apart are sought, nearer ones are read past."""
+"""Distance in offsets beyond which the reader seeks instead of reading on."""
 
 
 class Originals:
-    """Reads single records of input topics, by a consumer of its own that is in no group.
+    """Reads single records of input topics, with a separate consumer that is in no group.
 
-    ``reads`` says whether a topic is one of the app's inputs: others are not read, whatever somebody wrote to
-    an internal topic. ``clock`` counts seconds, ``pause`` lets some pass.
+    ``reads`` says whether a topic is one of the app's inputs: others are not read, whatever other programs
+    wrote to an internal topic. ``clock`` returns seconds, ``pause`` waits for the given seconds.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Originals:
         self._log = get_logger()
 
     def read(self, origins: Collection[Origin]) -> dict[Origin, Record[bytes | None, bytes | None]]:
-        """The records at these places; without those that are gone, or could not be read in five seconds."""
+        """The records at these coordinates, without those that no longer exist or were not read in time."""
         wanted: dict[TopicPartition, dict[int, Origin]] = {}
         now = self._clock()
         for origin in sorted(origins):
@@ -116,13 +116,13 @@ class Originals:
                         if wanted[place] and min(wanted[place]) - reached > FURTHEST:
                             consumer.seek({place: min(wanted[place])})
                 for place, end in polled.ends.items():
-                    # What lies before the end and did not come is a marker's place, or was deleted.
+                    # An offset before the end that was not delivered is a marker's, or was deleted.
                     for offset in [offset for offset in wanted.get(place, ()) if offset < end]:
                         del wanted[place][offset]
                 for place in [place for place, offsets in wanted.items() if not offsets]:
                     del wanted[place]
         finally:
-            # Nothing more is to be fetched until the next time.
+            # Stop fetching until the next call.
             consumer.assign({})
 
 
@@ -131,7 +131,7 @@ def _take(
     wanted: dict[int, Origin],
     found: dict[Origin, Record[bytes | None, bytes | None]],
 ) -> None:
-    """Note the records that are wanted; those that were passed without being met are gone."""
+    """Collect the wanted records; those that were passed without being delivered no longer exist."""
     rows = [row for row, offset in enumerate(fetched.offsets()) if offset in wanted]
     headers = fetched.headers(rows) or [None] * len(rows)
     for key, value, time, offset, header in zip(

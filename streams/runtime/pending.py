@@ -1,4 +1,4 @@
-"""Tasks with stores that were assigned and wait until these are up to date."""
+"""Assigned tasks that wait until their stores are restored."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from streams.topology.graph import Topology
 
 POLL_SECONDS = 0.2
-"""While no other task is at work, each round of the loop gives restoring about this long."""
+"""Time for restoring in each round of the loop while no other task runs."""
 
 
 class PendingTasks:
-    """One worker's. Their partitions are paused until they begin.
+    """The pending tasks of one worker. Their partitions are paused until they begin.
 
-    ``partitions`` are the input topics with their partition counts: a task begins once all its input
-    partitions are held. ``standbys`` give up the copies that are there. ``lives`` say where each of the
-    worker's tasks is in its life: those created, restoring and suspended are here. ``clock`` counts seconds.
+    ``partitions`` are the input topics with their partition counts: a task begins when all its input
+    partitions are held. ``standbys`` release their replicas of these tasks. ``lives`` has the state of each
+    of the worker's tasks: those created, restoring and suspended are here. ``clock`` returns seconds.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class PendingTasks:
         self._clock = clock
         self._waiting: dict[TaskId, set[TopicPartition]] = {}
         self.resume_at: dict[TopicPartition, int] = {}
-        """Where partitions go on once their task begins, if that is not where their consumer is."""
+        """Where partitions continue when their task begins, if that is not the consumer's position."""
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
     @property
     def partitions(self) -> dict[TopicPartition, TaskId]:
-        """The partitions held that wait, and what for; from any thread."""
+        """The waiting partitions and their tasks; from any thread."""
         return {item: task for task, own in list(self._waiting.items()) for item in list(own)}
 
     @property
@@ -65,7 +65,7 @@ class PendingTasks:
     def add(self, task: TaskId, partitions: Iterable[TopicPartition], consumer: Consumer) -> None:
         """Let partitions wait for their task.
 
-        Raises ``TopicError`` where a topic got partitions since the worker began.
+        Raises ``TopicError`` if a topic got more partitions since the worker began.
         """
         own = set(partitions)
         for partition in own:
@@ -76,7 +76,7 @@ class PendingTasks:
         consumer.pause(sorted(own))
 
     def discard(self, partition: TopicPartition) -> None:
-        """A partition is not held any more."""
+        """Forget a partition that is no longer held."""
         self.resume_at.pop(partition, None)
         for task, partitions in list(self._waiting.items()):
             if partition in partitions:
@@ -89,9 +89,9 @@ class PendingTasks:
                     del self._waiting[task]
 
     def poll(self, consumer: Consumer, *, busy: bool, stopped: Callable[[], bool]) -> list[Restoration]:
-        """Go on for a while; the tasks whose stores are up to date now, to be taken by ``take``.
+        """Restore for a while and return the restored tasks, to be started with ``take``.
 
-        It takes less time when the worker is ``busy`` with others. Raises ``BrokerError``.
+        It takes less time when the worker is ``busy`` with other tasks. Raises ``BrokerError``.
         """
         complete = [
             task
@@ -104,7 +104,7 @@ class PendingTasks:
             for partition in self._waiting[task]:
                 start = self.resume_at.get(partition, positions.get(partition))
                 if start is None:
-                    # The broker does not know yet whether the last owner's transaction was committed.
+                    # The last owner's transaction is still open: the committed offset is not known yet.
                     break
                 starts[partition] = start
             else:
@@ -118,9 +118,9 @@ class PendingTasks:
         return done
 
     def take(self, task: TaskId) -> dict[TopicPartition, int | None]:
-        """The partitions of a task that begins, and where each is to be read from; ``None``: as it is."""
+        """The partitions of a task that begins, and their positions; ``None`` for the consumer's own."""
         assert self._lives.state(task) is TaskState.RESTORING, f"task {task} begins before it is restored"
-        # What is noted was read further than it was processed, for the task as it was before.
+        # A noted position is that of the task's earlier run, which had read further than it had processed.
         return {partition: self.resume_at.pop(partition, None) for partition in self._waiting.pop(task)}
 
     def close(self) -> None:
@@ -142,7 +142,7 @@ class PendingTasks:
             if database is not None:
                 database.close()
             raise
-        # Whatever the client reads of it before the task begins counts for nothing.
+        # The consumer seeks there when the task begins, whatever it has fetched by then.
         self.resume_at |= known
         self._lives.become(task, TaskState.RESTORING)
 
@@ -150,7 +150,7 @@ class PendingTasks:
         return any(self._lives.state(task) is TaskState.RESTORING for task in self._waiting)
 
     def _expected(self, task: TaskId) -> set[TopicPartition]:
-        """The input partitions that a task has, as far as the topics' partition counts are known."""
+        """The input partitions of a task, as far as the topics' partition counts are known."""
         subtopology = self._topology.subtopologies[task.subtopology]
         return {
             TopicPartition(topic, task.partition)
@@ -159,11 +159,11 @@ class PendingTasks:
         }
 
     def _check_count(self, partition: TopicPartition) -> None:
-        """Keys of a topic that got more partitions lie elsewhere than their state: nobody may go on."""
+        """Refuse a partition beyond the known count: keys are now in other partitions than their state."""
         count = self._partitions.get(partition.topic)
         if count is not None and partition.partition >= count:
             raise TopicError(
                 f"{partition.topic} had {count} partitions when this worker began and has more now, so that "
-                "keys lie in other partitions than their state",
-                hint="stop all workers; give the stores other names and replay the input to build them anew",
+                "keys are in other partitions than their state",
+                hint="stop all workers; give the stores other names and replay the input to rebuild them",
             )

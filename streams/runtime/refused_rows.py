@@ -1,4 +1,4 @@
-"""Rows that the broker refused, so that a transaction was aborted: met again, they are not written."""
+"""Rows that the broker refused, which aborted a transaction: when processed again, they are not written."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ if TYPE_CHECKING:
     from streams.errors import RecordRefused
 
 MOST = 10_000
-"""So many are remembered; those beyond are refused once more and remembered then."""
+"""The largest number of remembered rows; others are refused again and remembered then."""
 
 
 class RefusedRows:
-    """One worker's, by ``RowOwner.place``. A row is forgotten once what became of it is committed."""
+    """The refused rows of one worker, by ``RowOwner.place``.
+
+    A row is forgotten once its outcome is committed.
+    """
 
     def __init__(self) -> None:
         self._rows: dict[Hashable, tuple[int, RecordRefused]] = {}
@@ -24,7 +27,7 @@ class RefusedRows:
         return bool(self._rows)
 
     def add(self, place: Hashable, error: RecordRefused) -> None:
-        """The broker refused the row at that place."""
+        """Remember that the broker refused the row at that place."""
         if place in self._rows or len(self._rows) < MOST:
             self._rows[place] = self.times(place) + 1, error
 
@@ -33,7 +36,7 @@ class RefusedRows:
         return self._rows[place][0] if place in self._rows else 0
 
     def meet(self, place: Hashable) -> RecordRefused | None:
-        """Why the row was refused, if it was; its step's policy is applied to it now."""
+        """The error of a refused row, to which the step's policy is now applied; ``None`` for others."""
         found = self._rows.get(place)
         if found is None:
             return None
@@ -41,16 +44,16 @@ class RefusedRows:
         return found[1]
 
     def committed(self) -> None:
-        """What became of the rows that were met is permanent."""
+        """Forget the rows to which policies were applied: their outcome is committed."""
         for place in self._met:
             del self._rows[place]
         self._met.clear()
 
     def dropped(self) -> None:
-        """What was not committed is processed again: the rows are still to be met."""
+        """Note a rewind: the rows are processed again."""
         self._met.clear()
 
     def clear(self) -> None:
-        """Forget all of them: other members may have their input now."""
+        """Forget all rows: other members may own their input now."""
         self._rows.clear()
         self._met.clear()

@@ -1,4 +1,4 @@
-"""What a worker opens once and the functions of its steps share: a connection to a database, a client."""
+"""Objects that a worker opens once and the functions of its steps share: a database connection, a client."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Manager: TypeAlias = AbstractContextManager[T] | AbstractAsyncContextManager[T]
-"""What is entered to open a resource and left to close it; an async one in the process's event loop."""
+"""The context manager that opens and closes a resource; an async one runs in the process's event loop."""
 
 CLOSE_SECONDS = 5.0
 """How long the event loop may take to close an async resource."""
@@ -66,7 +66,7 @@ class _InEventLoop(AbstractContextManager[T]):
                 self._opened.set_result(value)
                 await self._closing.wait()
                 if self._error is not None:
-                    raise self._error  # noqa: TRY301 - to be met by the context manager
+                    raise self._error  # noqa: TRY301 - for the context manager to handle
         except BaseException as error:
             if not self._opened.done():
                 self._opened.set_exception(error)
@@ -75,7 +75,7 @@ class _InEventLoop(AbstractContextManager[T]):
 
 
 class Resource(Generic[T]):
-    """What each worker has one of, see ``App.resource``. ``get`` gives it to the functions of steps."""
+    """An object of which each worker opens one, see ``App.resource``. Functions of steps ``get`` it."""
 
     def __init__(self, application: str, factory: Callable[[], Manager[T]]) -> None:
         self.name = str(getattr(factory, "__name__", None) or type(factory).__name__)
@@ -88,7 +88,7 @@ class Resource(Generic[T]):
         self._factory = factory
 
     def get(self) -> T:
-        """What this worker has opened.
+        """The object that this worker has opened.
 
         For functions of steps and methods of processors, async functions included. Raises ``StreamsError``
         elsewhere, where no worker has opened it.
@@ -98,13 +98,13 @@ class Resource(Generic[T]):
         except KeyError:
             raise StreamsError(
                 f"resource {self.name!r} of app {self._application!r} is not open here",
-                hint="ask for it in the functions of steps and processors that a worker or a TopologyDriver "
+                hint="call get() in functions of steps and in processors that a worker or a TopologyDriver "
                 "runs: not where the app is described, and not in threads of your own",
             ) from None
         return value
 
     def make(self) -> AbstractContextManager[T]:
-        """A context manager of the program's, not entered yet."""
+        """The context manager from the program's factory, not entered yet."""
         manager: object = self._factory()
         if isinstance(manager, AbstractAsyncContextManager) and not isinstance(
             manager, AbstractContextManager
@@ -120,13 +120,13 @@ class Resource(Generic[T]):
 
 
 _OPENED: ContextVar[Mapping[Resource[Any], Any]] = ContextVar("opened", default={})  # noqa: B039 - never changed
-"""What the worker of this thread has opened; calls of async functions run in copies of its context."""
+"""The objects that this thread's worker has opened; async functions run in copies of its context."""
 
 
 class Resources:
-    """The resources of one worker: open from ``open`` to ``close``, to be had within ``active``.
+    """The resources of one worker: open from ``open`` to ``close``, available within ``active``.
 
-    As a context manager it is all of that.
+    As a context manager it does all three.
     """
 
     def __init__(self, declared: Sequence[Resource[Any]]) -> None:
@@ -135,9 +135,9 @@ class Resources:
         self._opened: dict[Resource[Any], Any] = {}
 
     def open(self) -> None:
-        """Open all, in the order in which they were declared, or none. Raises what their own code raises.
+        """Open all, in the order of declaration, or none. Raises the errors of their own code.
 
-        A later one may ``get`` those before it. Does nothing where they are open.
+        A later one may ``get`` those before it. Does nothing if they are open.
         """
         try:
             with self.active():
@@ -151,10 +151,10 @@ class Resources:
             raise
 
     def close(self, error: BaseException | None = None) -> None:
-        """Close all, the last opened first, each although another one fails.
+        """Close all, the last opened first, even if another one fails.
 
-        ``error`` is what ended the work, which they are told of, as by ``with``, and cannot suppress. Without
-        one, the first failure is raised.
+        ``error`` is the error that ended the work: it is passed to them, as by ``with``, but they cannot
+        suppress it. Without one, the first failure is raised.
         """
         failure: BaseException | None = None
         with self.active():
@@ -174,7 +174,7 @@ class Resources:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Have ``Resource.get`` find these, in this thread."""
+        """Make these available to ``Resource.get`` in this thread."""
         token = _OPENED.set(self._opened)
         try:
             yield

@@ -1,4 +1,4 @@
-"""Brings the stores of newly assigned tasks up to date from their changelogs, beside the others' work."""
+"""Restores the stores of newly assigned tasks from their changelogs while other tasks run."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 CHUNK_RECORDS = 10_000
 
 OLDEST_CHECKPOINT = 24 * 3600 * 1000
-"""A database left alone for longer (milliseconds) is rebuilt when its changelog went on without it.
+"""A database not used for longer (milliseconds) is rebuilt if its changelog has changed meanwhile.
 
-Compaction forgets tombstones after ``delete.retention.ms``, for changelogs two days: entries deleted
-meanwhile would stay for ever.
+Compaction removes tombstones after ``delete.retention.ms``, for changelogs two days: entries deleted
+meanwhile would stay forever.
 """
 
 SHORTEST_RETENTION = 60_000
-"""Windows kept for less than this (milliseconds) are deleted as if kept for as long."""
+"""Shortest interval (milliseconds of stream time) between deletions of expired windows."""
 
 REPORT_SECONDS = 5.0
 
@@ -53,25 +53,25 @@ UNUSABLE = Checkpoint("", offset=-1)
 
 @dataclass(slots=True)
 class RestoreProgress:
-    """How far the restoring of one task is, in records (and markers) of its changelogs."""
+    """The progress of restoring one task, in records (and markers) of its changelogs."""
 
     total: int
     done: int = 0
     started: float = 0.0
-    """On the clock of the restorer, in seconds."""
+    """Start time on the restorer's clock, in seconds."""
 
     def rate(self, now: float) -> float:
         """Records a second so far."""
         return self.done / max(now - self.started, 1e-9)
 
     def seconds_left(self, now: float) -> float:
-        """At that rate."""
+        """Remaining seconds at that rate."""
         return (self.total - self.done) / max(self.rate(now), 1e-9) if self.done else float("inf")
 
 
 @dataclass(slots=True)
 class Restoration:
-    """One task on its way: its database, and how much of each changelog partition is still to come."""
+    """One task being restored: its database, and the position in each changelog partition."""
 
     task: TaskId
     database: Database
@@ -81,9 +81,9 @@ class Restoration:
     targets: dict[TopicPartition, int]
     progress: RestoreProgress = field(default_factory=lambda: RestoreProgress(0))
     forgotten: dict[str, int] = field(default_factory=dict)
-    """Up to which start (milliseconds since the epoch) windows of each store have been deleted."""
+    """The start time (milliseconds since the epoch) before which windows of each store were deleted."""
     unreadable: dict[TopicPartition, UnreadableRecords] = field(init=False)
-    """What of each store's own changelog is none of its records, as far as it was read."""
+    """The unreadable records of each changelog partition, as far as it was read."""
 
     def __post_init__(self) -> None:
         self.unreadable = {
@@ -93,7 +93,7 @@ class Restoration:
 
     @property
     def left(self) -> dict[TopicPartition, int]:
-        """The positions of partitions that are not at their targets."""
+        """The positions of partitions that have not reached their targets."""
         return {
             partition: position
             for partition, position in self.positions.items()
@@ -101,10 +101,10 @@ class Restoration:
         }
 
     def expired(self, store: StoreDefinition, time: int) -> list[tuple[bytes, bytes]]:
-        """What of a windowed store may be forgotten at that stream time, as ranges of keys.
+        """The expired windows of a store at that stream time, as ranges of keys.
 
-        Asked often, it says so once for as many windows as the store keeps: who follows a changelog for
-        long has twice of what the task has, at most.
+        It returns them only once per retention of the store, to delete rarely: a long-running replica has at
+        most twice the task's windows.
         """
         if store.retention is None:
             return []
@@ -115,9 +115,9 @@ class Restoration:
         return [window_range(0, oldest)]
 
     def move(self, partition: TopicPartition, offset: int) -> None:
-        """Everything before that offset is in the database."""
+        """Note that everything before that offset is in the database."""
         if self.definitions[partition].source_topic is not None:
-            # The topic's end may lie behind records that are still to be processed: they were left out.
+            # The topic's end may be beyond records that are not processed yet: these were skipped.
             offset = min(offset, self.targets[partition])
         before = self.positions[partition]
         if offset > before:
@@ -131,14 +131,14 @@ class Restoration:
             )
 
     def check(self) -> None:
-        """Raise ``StateError`` when what was read so far left a store with what it cannot have written."""
+        """Raise ``StateError`` if the records read so far cannot have been written by the store."""
         for partition, unreadable in self.unreadable.items():
             if not unreadable:
                 continue
             store = self.definitions[partition]
             checkpoint = self.checkpoints[store.name]
             stored = checkpoint.schema_written
-            # Values of an earlier schema are the task's to migrate.
+            # The task migrates values of an earlier schema.
             if stored is None or not check(store, stored):
                 unreadable.check_again()
                 if unreadable:
@@ -147,7 +147,7 @@ class Restoration:
 
 
 def _value_serde(store: StoreDefinition, stored: str | None) -> Serde[Any] | None:
-    """How values of a stored schema are read; ``None`` where the task migrates them, or refuses to."""
+    """The serde for values of a stored schema; ``None`` if the task migrates or refuses them."""
     if stored is None:
         return reading(store, store.schema)
     try:
@@ -157,9 +157,9 @@ def _value_serde(store: StoreDefinition, stored: str | None) -> Serde[Any] | Non
 
 
 class Changelogs:
-    """Brings databases to what their changelogs say, with clients of its own.
+    """Updates databases from their changelogs, with separate clients.
 
-    Only what is committed is read. ``name`` tells its consumer apart from those of others.
+    Only committed records are read. ``name`` distinguishes its consumer from others.
     """
 
     def __init__(
@@ -192,12 +192,13 @@ class Changelogs:
         *,
         begun: Callable[[], bool] = lambda: False,
     ) -> Restoration:
-        """Find out what of a task's database can be gone on from, and how much is missing.
+        """Determine which part of a task's database is usable, and how much is missing.
 
         ``committed`` are the committed offsets of topics that are tables' changelogs, ``database`` is the
-        task's if it is open already, and ``begun`` asks whether any of the task's input was processed before.
-        Raises ``BrokerError`` when the broker does not answer, with nothing done; ``StateError`` when the
-        database cannot be opened, or when its changelog is gone although the input goes on in its middle.
+        task's if it is already open, and ``begun`` returns whether any of the task's input was processed
+        before. Raises ``BrokerError`` when the broker does not answer, with nothing changed; ``StateError``
+        when the database cannot be opened, or when its changelog was deleted although the group is in the
+        middle of its input.
         """
         if self._admin is None:
             self._admin = self._broker.admin()
@@ -209,7 +210,7 @@ class Changelogs:
             ends = self._admin.end_offsets(list(by_partition), "read_uncommitted")
             beginnings = self._admin.beginning_offsets(list(by_partition))
         except BrokerError:
-            # A client that waits for a broker that hangs goes on waiting: the next attempt is a new one's.
+            # A client that waits for a hanging broker keeps waiting: the next attempt uses a new one.
             self._admin.close()
             self._admin = None
             raise
@@ -234,12 +235,12 @@ class Changelogs:
             if known is not None:
                 checkpoint.follow(known)
             else:
-                # In this order: should the process end in between, the store counts as unusable next time.
+                # In this order: if the process ends in between, the store is unusable at the next start.
                 database.write({}, encode_metadata({store.name: UNUSABLE}, self._wall_clock()))
                 database.drop(store.name)
             positions[partition] = max(checkpoint.offset, min(beginnings[partition], targets[partition]))
         total = sum(targets[partition] - position for partition, position in positions.items())
-        # The consumer may be elsewhere in a partition that was read before.
+        # The consumer may have another position in a partition that was read before.
         self._assigned = set()
         return Restoration(
             task,
@@ -252,7 +253,7 @@ class Changelogs:
         )
 
     def read(self, restorations: Collection[Restoration], timeout: float) -> bool:
-        """Read some records of all that is left of these, waiting up to ``timeout`` seconds for the first.
+        """Read some of the missing records of these, waiting up to ``timeout`` seconds for the first.
 
         Returns whether there were any. Raises ``BrokerError``.
         """
@@ -278,16 +279,16 @@ class Changelogs:
             if partition in owners:
                 restoration = owners[partition]
                 table = restoration.definitions[partition].source_topic is not None
-                # Behind the committed offset a table's topic has changes that were left out.
+                # After the committed offset a table's topic has changes that were skipped.
                 restoration.move(partition, min(end, restoration.targets[partition]) if table else end)
         return bool(polled.fetched)
 
     def known_ends(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        """How far changelogs that are being read reach, as far as reading them has told."""
+        """The end offsets of these partitions as far as fetching has reported them."""
         return {} if self._consumer is None else self._consumer.known_ends(partitions)
 
     def save(self, restoration: Restoration) -> None:
-        """Keep in the database how far it is."""
+        """Store the checkpoints in the database."""
         restoration.database.write({}, encode_metadata(restoration.checkpoints, self._wall_clock()))
 
     def close(self) -> None:
@@ -307,7 +308,7 @@ class Changelogs:
         targets: Mapping[TopicPartition, int],
         begun: Callable[[], bool],
     ) -> dict[str, SavedCheckpoint]:
-        """The checkpoints in the database that its changelogs can go on from."""
+        """The checkpoints in the database from which its changelogs can continue."""
         try:
             saved = decode_metadata(database.metadata())
         except msgspec.DecodeError as error:
@@ -323,26 +324,27 @@ class Changelogs:
             gone = min(beginnings[partition], target) > checkpoint.offset
             if gone and store.source_topic is None and store.retention is None and begun():
                 raise StateError(
-                    f"the state of store {store.name!r} followed {partition} to offset {checkpoint.offset}, "
-                    f"but that begins at {beginnings[partition]} now: entries in between were deleted",
-                    hint="give the store another name and replay the input to build it anew; or, to go "
-                    "on with what is left, delete this worker's folder in state_dir",
+                    f"the state of store {store.name!r} includes {partition} up to offset "
+                    f"{checkpoint.offset}, but that partition now begins at {beginnings[partition]}: "
+                    "entries in between were deleted",
+                    hint="give the store another name and replay the input to rebuild it; or, to "
+                    "continue with the remaining entries, delete this worker's folder in state_dir",
                 )
             if checkpoint.offset > target:
                 if store.source_topic is None and begun():
                     raise StateError(
-                        f"the state of store {store.name!r} followed {partition} to offset "
-                        f"{checkpoint.offset}, but that ends at {target} now: it was deleted or cut, and "
-                        "a store made of what is left of it would not fit the offsets that are committed",
-                        hint="give the store another name and replay the input to build it anew; or, to go "
-                        "on with what is left, delete this worker's folder in state_dir",
+                        f"the state of store {store.name!r} includes {partition} up to offset "
+                        f"{checkpoint.offset}, but that partition now ends at {target}: it was deleted or "
+                        "truncated, and a store rebuilt from the rest would not match the committed offsets",
+                        hint="give the store another name and replay the input to rebuild it; or, to "
+                        "continue with the remaining entries, delete this worker's folder in state_dir",
                     )
-                # Whatever the changelog holds now, it is not what this state was made of.
+                # The changelog was replaced: this state is not made of its records.
                 reason = f"the checkpoint {checkpoint.offset} is ahead of {partition}, which ends at {target}"
             elif gone:
                 reason = f"{partition} begins at {beginnings[partition]}, past {checkpoint.offset}"
             elif age > OLDEST_CHECKPOINT and target > checkpoint.offset:
-                reason = f"left alone for {age // 3_600_000} hours: {partition} may have forgotten deletions"
+                reason = f"not used for {age // 3_600_000} hours: {partition} may have removed tombstones"
             else:
                 usable[store.name] = checkpoint
                 continue
@@ -355,13 +357,13 @@ class Changelogs:
         entries: Mapping[bytes, bytes | None]
         if store.read_source is not None:
             offsets = fetched.offsets()
-            # Behind the committed offset are changes that are still to be processed.
+            # Changes after the committed offset are still to be processed.
             fresh = sum(offset < restoration.targets[partition] for offset in offsets)
             entries = store.read_source(fetched.slice(0, fresh)).entries
             next_offset = fetched.next_offset
             if fresh < len(offsets):
                 next_offset = restoration.targets[partition]
-                # Should the target move, they have to be fetched again.
+                # If the target moves, they have to be fetched again.
                 self._assigned.discard(partition)
         else:
             entries = restoration.unreadable[partition].entries(fetched, checkpoint)
@@ -374,11 +376,11 @@ class Changelogs:
 
 
 class Restorer:
-    """Brings tasks up to date, some records at each ``poll``.
+    """Restores tasks, some records at each ``poll``.
 
-    A task is restored when its stores have everything up to the ends that the changelogs had when it was
-    added, read-committed: transactions that the task's last owner left open are waited for, as until they end
-    nobody knows what was committed.
+    A task is restored when its stores have all committed records up to the ends of the changelogs as of
+    ``add``. It waits for transactions that the task's last owner left open, as until they end it is undecided
+    what was committed.
     """
 
     def __init__(
@@ -405,7 +407,7 @@ class Restorer:
 
     @property
     def progress(self) -> dict[TaskId, RestoreProgress]:
-        """The tasks being restored, and how far they are."""
+        """The progress of each task being restored."""
         return {task: restoration.progress for task, restoration in list(self._restorations.items())}
 
     def add(
@@ -425,7 +427,7 @@ class Restorer:
         self._log.info(Event.RESTORE_STARTED, task=str(task), records=restoration.progress.total)
 
     def discard(self, task: TaskId) -> None:
-        """Give a task up in the middle. What was restored so far is kept on disk."""
+        """Abandon a task. The part restored so far is kept on disk."""
         restoration = self._restorations.pop(task, None)
         if restoration is not None:
             restoration.database.close()
@@ -464,7 +466,7 @@ class Restorer:
         return done
 
     def close(self) -> None:
-        """Give up what is being restored and release the clients."""
+        """Abandon the tasks being restored and release the clients."""
         for task in list(self._restorations):
             self.discard(task)
         self._changelogs.close()

@@ -1,4 +1,4 @@
-"""The slice that is being processed: as a whole or not at all."""
+"""The slice that is being processed: completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class SliceState(Enum):
-    """Where the slice is.
+    """The states of a slice.
 
     ::
 
@@ -20,7 +20,7 @@ class SliceState(Enum):
                    v                              │
         ──────> CLOSED ────────────open────────> OPEN ──abandon──> ABANDONED
                    ^                            ^ │                    │
-                   │                         open give up              │
+                   │                         open abandon              │
                    │                            │ v for a commit       │
                    │                        COMMIT_FIRST               │
                    └────────────────────────────close──────────────────┘
@@ -28,14 +28,15 @@ class SliceState(Enum):
 
     CLOSED = "closed"
     OPEN = "open"
-    """A task works on it, its steps' user code included."""
-    COMMIT_FIRST = "given up for a commit"
-    """What is whole has to be committed before it begins again. It stays so, also closed, until then."""
+    """A task is processing it."""
+    COMMIT_FIRST = "abandoned for a commit"
+    """Abandoned so that completed slices are committed first; it stays so until it begins again.
+    """
     ABANDONED = "abandoned"
-    """A rebalance dropped what it did, to commit what is whole: it unwinds as soon as its code returns."""
+    """A rebalance dropped its changes to commit the completed slices: it unwinds when its code returns."""
 
     def may_become(self, other: SliceState) -> bool:
-        """Whether there is a way from here to there in one step."""
+        """Whether the transition is allowed."""
         return other in _NEXT[self]
 
 
@@ -48,18 +49,18 @@ _NEXT = {
 
 
 class Slice:
-    """One worker's, one after another. Its own thread writes it, and anybody may read it."""
+    """The slices of one worker, one after another. Written by its thread, readable from any thread."""
 
     def __init__(self) -> None:
         self._state = SliceState.CLOSED
         self.task: Task | None = None
-        """The task at work on it, as long as it is not closed."""
+        """The task that processes it, while it is open."""
         self.input: tuple[TopicPartition, Progress] | None = None
-        """The partition that it is read from, as of which assignment, if it has input."""
+        """Its input partition and the progress object of the assignment, if it has input."""
         self.retrying: tuple[str, str] | None = None
-        """The step that failed on a record, which is tried again, and its error."""
+        """The step that waits to retry a record, and its error."""
         self.pieces = 0
-        """How many pieces of slow slices are through."""
+        """The number of completed pieces of slow slices."""
 
     @property
     def state(self) -> SliceState:
@@ -67,7 +68,7 @@ class Slice:
 
     @property
     def commit_first(self) -> bool:
-        """Whether it was given up so that what is whole is committed before it begins again."""
+        """Whether it was abandoned so that the completed slices are committed before it begins again."""
         return self._state is SliceState.COMMIT_FIRST
 
     @property
@@ -77,26 +78,26 @@ class Slice:
 
     @property
     def holds_back_commits(self) -> bool:
-        """Whether a commit would have its task's steps forward what they hold in the middle of their work."""
+        """Whether no commit is possible, as the task's steps would forward in the middle of the slice."""
         return self._state is SliceState.OPEN and self.task is not None and self.task.stateful
 
     def open(self, task: Task, source: tuple[TopicPartition, Progress] | None = None) -> None:
-        """A task begins to work, on input or on what no record asks for."""
+        """Begin a slice of a task, on input or on work without input (timers, idle windows)."""
         self._become(SliceState.OPEN)
         self.task, self.input = task, source
 
     def close(self) -> None:
-        """It is through, or has unwound; twice is fine."""
+        """End the slice, completed or unwound. May be called twice."""
         self.task = self.input = self.retrying = None
         if self._state is SliceState.OPEN or self._state is SliceState.ABANDONED:
             self._become(SliceState.CLOSED)
 
-    def give_up_for_commit(self) -> None:
-        """A commit is due that cannot be made in the middle of it: it unwinds, and begins again then."""
+    def restart_after_commit(self) -> None:
+        """Abandon the slice for a commit that is due; it begins again after that."""
         self._become(SliceState.COMMIT_FIRST)
 
     def abandon(self) -> None:
-        """Drop what it did, if that stands in the way of a commit."""
+        """Drop its changes if they prevent a commit."""
         if self.holds_back_commits:
             assert self.task is not None
             self.task.drop_slice()

@@ -1,9 +1,9 @@
-"""Copies of stores whose tasks are other workers', kept up to date for when the tasks come here.
+"""Standby replicas: copies of the stores of other workers' tasks, kept up to date for a failover.
 
-The group's assignor is on the broker and asks nobody who has a copy. But it is the range assignor, and so it
-can be foretold: members stand in a row and each gets the next contiguous range of partition numbers. When
-others leave, a member moves up in the row, by at most as many places, and the ranges get longer. What this
-worker may get in that way it keeps a copy of.
+The group's assignor runs on the broker and does not know who has a replica. But it is the range assignor, so
+its result is predictable: members are in a fixed order and each gets the next contiguous range of partition
+numbers. When others leave, a member moves up by at most as many places, and the ranges get longer. A worker
+keeps replicas of the tasks that it may get in that way.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ if TYPE_CHECKING:
     from streams.topology.graph import Topology
 
 PLACE_SECONDS = 1.0
-"""How often it is looked which copies are to be kept, and how far topics that are tables may be read."""
+"""How often the set of replicas, and the limits of topics that are tables, are updated."""
 
 READ_SECONDS = 0.05
-"""How long each round of the worker's loop is given to copies that are behind."""
+"""Time for lagging replicas in each round of the worker's loop."""
 
 OPEN_SECONDS = 0.1
-"""How long one round of the worker's loop may take to open copies."""
+"""Longest time for opening replicas in one round of the worker's loop."""
 
 UNPLACED_SECONDS = 60.0
-"""For so long the group may hold something else than foreseen before that is worth a warning."""
+"""How long the assignment may differ from the predicted one before a warning is logged."""
 
 REST_SECONDS = 0.1
-"""How long changelogs are left alone that had nothing new."""
+"""Pause after a read without new records."""
 
 SAVE_SECONDS = 60.0
-"""How often it is saved how far copies are that nothing comes for."""
+"""How often the checkpoints of replicas without new records are saved."""
 
 _NO_END = 1 << 62
 
 
 def assigned_range(position: int, members: int, partitions: int) -> range:
-    """The partition numbers that the range assignor gives the member at a position among so many.
+    """The partition numbers that the range assignor gives the member at a position among ``members``.
 
-    As ``RangeAssignor`` of Kafka ≥ 4.0 and the one of the classic protocol do.
+    Equal to ``RangeAssignor`` of Kafka ≥ 4.0 and that of the classic protocol.
     """
     quota, extra = divmod(partitions, members)
     start = position * quota + min(position, extra)
     return range(start, start + quota + (position < extra))
 
 
-def foreseen(position: int, members: int, partitions: int, failures: int) -> set[int]:
-    """The partition numbers that the member may have once up to ``failures`` others are gone."""
+def predicted_partitions(position: int, members: int, partitions: int, failures: int) -> set[int]:
+    """The partition numbers that the member may own after up to ``failures`` others have left."""
     numbers: set[int] = set()
     for gone in range(1, min(failures, members - 1) + 1):
         left = members - gone
@@ -68,19 +68,19 @@ def foreseen(position: int, members: int, partitions: int, failures: int) -> set
 
 
 @dataclass(slots=True)
-class _Copy:
+class _Replica:
     restoration: Restoration
     began: float
     lag: int
     complete: bool = False
-    """Whether it was up to date at least once."""
+    """Whether it has been up to date at least once."""
 
 
 class Standbys:
-    """The copies of one worker, moved on a little at each ``poll``.
+    """The standby replicas of one worker, advanced a little at each ``poll``.
 
-    ``partitions`` are the input topics with their partition counts. ``failures`` is how many workers may be
-    gone at once with copies of all their tasks where these go. ``members`` gives the group's members, as
+    ``partitions`` are the input topics with their partition counts. ``failures`` is the number of workers
+    that may be away at once while all their tasks find a replica. ``members`` returns the group's members, as
     ``Consumer.member`` names them, or nothing while they are not known.
     """
 
@@ -117,22 +117,22 @@ class Standbys:
         self._members = members
         self._clock = clock
         self._log = get_logger()
-        self._copies: dict[TaskId, _Copy] = {}
+        self._replicas: dict[TaskId, _Replica] = {}
         self._wanted: set[TaskId] = set()
         self._abandoned: set[TaskId] = set()
-        """Tasks of which no replica can be kept, as their changelogs cannot be read."""
+        """Tasks whose replica cannot be kept, as their changelogs or files cannot be used."""
         self._placed = self._saved = -float("inf")
         self._rest_until = -float("inf")
         self._unplaced_since: float | None = None
 
     @property
     def lag(self) -> dict[TaskId, int]:
-        """The copies kept, and how many records (and markers) each was behind when it was last looked at."""
-        return {task: copy.lag for task, copy in list(self._copies.items())}
+        """The replicas, and how many records (and markers) each was behind at the last check."""
+        return {task: replica.lag for task, replica in list(self._replicas.items())}
 
     @property
     def abandoned(self) -> int:
-        """Of how many tasks no replica is kept, as their changelogs or files cannot be used."""
+        """The number of tasks whose replica cannot be kept."""
         return len(self._abandoned)
 
     def poll(
@@ -141,12 +141,12 @@ class Standbys:
         held: Collection[TaskId],
         committed: Callable[[Collection[TopicPartition]], Mapping[TopicPartition, int]],
     ) -> None:
-        """Go on for a while.
+        """Advance the replicas for a while.
 
-        ``member`` is this worker's among ``members``, ``held`` are its own tasks; ``committed`` tells the
-        group's committed offsets, which copies of topics that are tables do not go beyond. Raises
-        ``BrokerError`` where the broker does not answer. A replica that cannot be kept, for a ``StateError``,
-        is abandoned: the task's owner works on without it.
+        ``member`` is this worker's name among ``members``, ``held`` are its own tasks; ``committed`` returns
+        the group's committed offsets, which replicas of tables' topics do not pass. Raises ``BrokerError``
+        when the broker does not answer. A replica that raises ``StateError`` is abandoned: the task's owner
+        continues without it.
         """
         now = self._clock()
         if now - self._placed >= PLACE_SECONDS:
@@ -154,9 +154,9 @@ class Standbys:
             self._place(member, held)
             self._open_next(committed)
             self._follow_tables(committed)
-        if not self._copies or now < self._rest_until:
+        if not self._replicas or now < self._rest_until:
             return
-        restorations = [copy.restoration for copy in self._copies.values()]
+        restorations = [replica.restoration for replica in self._replicas.values()]
         while self._changelogs.read(restorations, 0.0):
             if self._clock() - now >= READ_SECONDS:
                 break
@@ -165,42 +165,42 @@ class Standbys:
         self._note_lag()
         if now - self._saved >= SAVE_SECONDS:
             self._saved = now
-            for copy in self._copies.values():
-                self._changelogs.save(copy.restoration)
+            for replica in self._replicas.values():
+                self._changelogs.save(replica.restoration)
 
     def release(self, task: TaskId) -> Database | None:
-        """Let go of the copy of a task that comes here: its database, open, or nothing if there is none."""
-        copy = self._copies.pop(task, None)
+        """Release the replica of a task that was assigned here, and return its open database, if any."""
+        replica = self._replicas.pop(task, None)
         self._wanted.discard(task)
         self._abandoned.discard(task)
-        if copy is None:
+        if replica is None:
             return None
-        self._changelogs.save(copy.restoration)
-        return copy.restoration.database
+        self._changelogs.save(replica.restoration)
+        return replica.restoration.database
 
     def close(self) -> None:
-        """Close the databases, which keep what they have, and release the clients."""
-        for task in list(self._copies):
+        """Close the databases, which keep their contents, and release the clients."""
+        for task in list(self._replicas):
             self._drop(task)
         self._changelogs.close()
 
     def _place(self, member: str | None, held: Collection[TaskId]) -> None:
-        """Find out which copies to keep. What cannot be foretold just now stays as it is."""
+        """Determine which replicas to keep. Where the assignment is not predictable now, nothing changes."""
         members = sorted(self._members())
         position = members.index(member) if member in members else None
         placed = position is not None
         for number, count in self._counts.items():
             own = {task.partition for task in held if task.subtopology == number}
-            # While members come and go, not everybody knows of all of them.
+            # During a rebalance, not every worker knows all members.
             if position is None or own != set(assigned_range(position, len(members), count)):
                 placed = False
                 continue
             others = {task for task in self._wanted if task.subtopology != number}
-            numbers = foreseen(position, len(members), count, self._failures)
+            numbers = predicted_partitions(position, len(members), count, self._failures)
             self._wanted = others | {TaskId(number, partition) for partition in numbers - own}
         self._note_placed(placed, members)
         self._wanted.difference_update(held)
-        for task in self._copies.keys() - self._wanted:
+        for task in self._replicas.keys() - self._wanted:
             self._drop(task)
 
     def _note_placed(self, placed: bool, members: Sequence[str]) -> None:
@@ -215,7 +215,7 @@ class Standbys:
     def _open_next(
         self, committed: Callable[[Collection[TopicPartition]], Mapping[TopicPartition, int]]
     ) -> None:
-        for task in sorted(self._wanted - self._copies.keys() - self._abandoned):
+        for task in sorted(self._wanted - self._replicas.keys() - self._abandoned):
             stores = self._stores[task.subtopology]
             sources = [
                 TopicPartition(store.source_topic, task.partition) for store in stores if store.source_topic
@@ -232,10 +232,10 @@ class Standbys:
             for partition, store in restoration.definitions.items():
                 if not store.source_topic:
                     restoration.targets[partition] = _NO_END
-            self._copies[task] = _Copy(restoration, self._clock(), lag=missing)
+            self._replicas[task] = _Replica(restoration, self._clock(), lag=missing)
             self._log.info(Event.STANDBY_STARTED, task=str(task), records=missing)
             if self._clock() - self._placed >= OPEN_SECONDS:
-                # The rest in the next round of the loop.
+                # Continue in the next round of the loop.
                 self._placed = -float("inf")
                 return
 
@@ -243,9 +243,9 @@ class Standbys:
         self, committed: Callable[[Collection[TopicPartition]], Mapping[TopicPartition, int]]
     ) -> None:
         places = {
-            partition: copy.restoration
-            for copy in self._copies.values()
-            for partition, store in copy.restoration.definitions.items()
+            partition: replica.restoration
+            for replica in self._replicas.values()
+            for partition, store in replica.restoration.definitions.items()
             if store.source_topic
         }
         if places:
@@ -253,37 +253,37 @@ class Standbys:
                 places[partition].targets[partition] = offset
 
     def _note_lag(self) -> None:
-        for task, copy in list(self._copies.items()):
-            left = copy.restoration.left
+        for task, replica in list(self._replicas.items()):
+            left = replica.restoration.left
             ends = self._changelogs.known_ends(left)
-            copy.lag = sum(max(0, end - left[partition]) for partition, end in ends.items())
-            if copy.lag or ends.keys() != left.keys():
+            replica.lag = sum(max(0, end - left[partition]) for partition, end in ends.items())
+            if replica.lag or ends.keys() != left.keys():
                 continue
             try:
-                copy.restoration.check()
+                replica.restoration.check()
             except StateError as error:
                 self._abandon(task, error)
                 continue
-            if not copy.complete:
-                copy.complete = True
+            if not replica.complete:
+                replica.complete = True
                 self._log.info(
                     Event.STANDBY_READY,
                     task=str(task),
-                    records=copy.restoration.progress.done,
-                    seconds=round(self._clock() - copy.began, 3),
+                    records=replica.restoration.progress.done,
+                    seconds=round(self._clock() - replica.began, 3),
                 )
 
     def _abandon(self, task: TaskId, error: StateError) -> None:
-        """Keep no replica of a task from now on."""
+        """Stop keeping a replica of a task."""
         self._abandoned.add(task)
         self._log.error(Event.STANDBY_ABANDONED, task=str(task), error=str(error))
-        if task in self._copies:
+        if task in self._replicas:
             self._drop(task)
 
     def _drop(self, task: TaskId) -> None:
-        copy = self._copies.pop(task)
+        replica = self._replicas.pop(task)
         try:
-            self._changelogs.save(copy.restoration)
+            self._changelogs.save(replica.restoration)
         finally:
-            copy.restoration.database.close()
+            replica.restoration.database.close()
         self._log.info(Event.STANDBY_STOPPED, task=str(task))

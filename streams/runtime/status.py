@@ -1,4 +1,4 @@
-"""What a worker tells others about itself. Its own thread writes it, and anybody may read it."""
+"""The state and progress of a worker. Written by its own thread, readable from any thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class State(Enum):
-    """Where a worker is in its life.
+    """The states of a worker's life cycle.
 
     ::
 
@@ -28,7 +28,7 @@ class State(Enum):
     FAILED = "failed"
 
     def may_become(self, other: State) -> bool:
-        """Whether there is a way from here to there in one step."""
+        """Whether the transition is allowed."""
         return other in _NEXT[self]
 
 
@@ -46,14 +46,14 @@ class Progress:
     """How far one partition is. Written by the worker's thread, read by others."""
 
     position: int | None = None
-    """The next offset to process; ``None`` until something is known."""
+    """The next offset to process; ``None`` until it is known."""
     end: int | None = None
-    """The partition's end as last heard of."""
+    """The partition's last known end offset."""
     at_end: bool = False
     since: float = 0.0
-    """When the position last changed, or the end was reached, on the worker's clock."""
-    told: float = 0.0
-    """Up to when stream time has been told that nothing comes, on the worker's clock."""
+    """When the position last changed, or the end was reached, on the worker's clock (seconds)."""
+    idle_until: float = 0.0
+    """Up to when idle time has been added to stream time, on the worker's clock (seconds)."""
 
     @property
     def lag(self) -> int:
@@ -65,34 +65,34 @@ class Progress:
 
 @dataclass(slots=True)
 class Stages:
-    """Where the worker's time went, in seconds, besides what its tasks count."""
+    """Seconds spent in each stage, besides those that the tasks count."""
 
     poll: float = 0.0
     produce: float = 0.0
     commit: float = 0.0
 
 
-class Activity(NamedTuple):
-    """What a worker is about, as its plain counters tell. Taken by other threads."""
+class WorkerStatus(NamedTuple):
+    """What a worker is doing, from its plain counters. Read by other threads."""
 
     thread: int | None
     """The identifier of the worker's thread."""
     served: float
-    """When the group was last served: by a poll, or in the middle of work. On the worker's clock."""
+    """When the group was last polled, also in the middle of a slice; on the worker's clock (seconds)."""
     busy: TopicPartition | None
     """The partition whose slice is open."""
     pieces: int
-    """How many pieces of slow slices are through."""
+    """The number of completed pieces of slow slices."""
     retrying: tuple[str, str] | None
-    """The step that failed on a record and is waited with, and its error."""
+    """The step that waits to retry a record, and its error."""
     writing: tuple[str, float] | None
-    """The topic that is being written to, and since when; no topic while a commit waits for the broker."""
+    """The topic that is being written to, and since when; an empty topic while a commit waits."""
     aborted_by: str
     """Why the last transaction was aborted, if no commit succeeded since."""
     dirty: bool
-    """Whether something is processed and not committed."""
+    """Whether there is uncommitted work."""
     commits: int
     rewinds: int
     waiting: dict[TopicPartition, TaskId]
-    """Partitions whose tasks have to be restored first."""
+    """Partitions whose tasks are still to be restored."""
     restoring: dict[TaskId, RestoreProgress]

@@ -27,7 +27,7 @@ from streams.operators.map_async import MapAsync
 from streams.operators.origins import TimedChanges
 from streams.operators.stateless import extract_timestamps
 from streams.origin import Relayed, with_origins
-from streams.records import Batch, Derived, Output, TopicPartition, take
+from streams.records import Batch, Output, SyntheticBatch, TopicPartition, take
 from streams.runtime.dead_letter_rows import DeadLetter, DeadLetterRows, dead_letter_output
 from streams.runtime.refused_rows import RefusedRows
 from streams.serde import Bytes, nullable
@@ -1095,7 +1095,7 @@ class _Binding:
         topic = changelog_topic(self._application, definition) if definition else step
         # A timer's records are made by no input record, also where stream time has called it.
         made_at = self._last_read() if definition else None
-        origin = Derived(
+        origin = SyntheticBatch(
             topic,
             self.partition,
             keys,

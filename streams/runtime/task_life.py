@@ -1,4 +1,4 @@
-"""The life of a worker's tasks, from the assignment of their first partition until the last one is gone."""
+"""The life cycle of a worker's tasks, from the first partition's assignment to the last one's release."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class TaskState(Enum):
-    """Where a task is in its life.
+    """The states of a task.
 
     ::
 
@@ -28,16 +28,16 @@ class TaskState(Enum):
     """
 
     CREATED = "created"
-    """It waits for all its input partitions, and for where the group is in them."""
+    """It waits for all its input partitions, and for the group's positions in them."""
     RESTORING = "restoring"
-    """Its stores are being brought up to date."""
+    """Its stores are being restored."""
     RUNNING = "running"
     SUSPENDED = "suspended"
-    """It is to be restored again: for another set of partitions, or as nobody knows what was committed."""
+    """It has to be restored again: for another set of partitions, or after an unknown outcome."""
     CLOSED = "closed"
 
     def may_become(self, other: TaskState) -> bool:
-        """Whether there is a way from here to there in one step."""
+        """Whether the transition is allowed."""
         return other in _NEXT[self]
 
 
@@ -51,27 +51,27 @@ _NEXT = {
 
 
 class TaskLives:
-    """Where each task of a worker is in its life; closed ones are forgotten."""
+    """The state of each task of a worker; closed tasks are forgotten."""
 
     def __init__(self) -> None:
         self._states: dict[TaskId, TaskState] = {}
 
     def state(self, task: TaskId) -> TaskState:
-        """A task that is not assigned is closed."""
+        """The state of a task; a task that is not assigned is closed."""
         return self._states.get(task, TaskState.CLOSED)
 
     def tasks(self) -> set[TaskId]:
-        """Those that are not closed; from any thread."""
+        """The tasks that are not closed; from any thread."""
         return set(self._states)
 
     def create(self, task: TaskId) -> None:
-        """The task's first partition was assigned."""
+        """Add a task whose first partition was assigned."""
         state = self.state(task)
         assert state is TaskState.CLOSED, f"task {task} is {state.value}: it cannot be created again"
         self._states[task] = TaskState.CREATED
 
     def become(self, task: TaskId, state: TaskState) -> None:
-        """The task takes a step in its life."""
+        """Change the state of a task. The transition must be allowed."""
         now = self.state(task)
         assert now.may_become(state), f"task {task} is {now.value}: it cannot become {state.value}"
         if state is TaskState.CLOSED:

@@ -1,4 +1,4 @@
-"""The topics an app needs: checked, and where they are the app's own created, before the group is joined."""
+"""Checks the topics that an app needs, and creates the app's own, before the worker joins the group."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DEAD_LETTER_SETTINGS = {
     # Dead letters carry the input's event time, by which old input would be deleted on arrival: the topic
-    # counts from the time of writing instead. The original time is in a header.
+    # uses the time of writing instead. The original time is in a header.
     "message.timestamp.type": "LogAppendTime",
     "retention.ms": str(30 * 24 * 3600 * 1000),
 }
@@ -30,32 +30,32 @@ ANY_TIME = {
 }
 
 ANY_RECORD = {
-    # What was read must be written, also where its producer had compressed it and this one does not.
+    # What was read must be writable, also where its producer compressed it and this one does not.
     "max.message.bytes": str(64 * 1024 * 1024),
 }
-"""For topics that are the app's own. Some clusters allow no more than a few megabytes."""
+"""For the app's own topics. Some clusters allow no more than a few megabytes."""
 
 COMPRESSED = {"compression.type": "zstd"}
-"""The broker compresses what comes: the clients would compress all of an app's output."""
+"""Compression by the broker: the client's setting would compress all of an app's output."""
 
 CHANGELOG_SETTINGS = {
-    # Entries carry no event time of use to the broker: what it deletes by age, it counts from the writing.
+    # Deletion by age counts from the time of writing, as event times may be long past.
     "message.timestamp.type": "LogAppendTime",
-    # A worker that was away for less than this has not missed a deletion.
+    # A worker that was away for less than this has not missed a tombstone.
     "delete.retention.ms": str(2 * 24 * 3600 * 1000),
 }
 
 WINDOW_MARGIN = 7 * 24 * 3600 * 1000
-"""How much longer (milliseconds) than its store a changelog of windows keeps them: for streams that pause."""
+"""Added to a windowed store's retention for its changelog (milliseconds), for streams that pause."""
 
 
 def prepare_topics(
     topology: Topology, admin: Admin, *, application: str, dead_letter_topic: str, create_outputs: bool
 ) -> dict[str, int]:
-    """Check that all topics are there, create the app's own, and return the inputs with their partitions.
+    """Check that all topics exist, create the app's own, and return the inputs with their partition counts.
 
     The app's own are its changelog and repartition topics, and the dead-letter topic. Raises ``TopicError``
-    naming every topic that is missing or whose partitions do not fit, ``NotAuthorized`` naming every right
+    naming every topic that is missing or whose partition count is wrong, ``NotAuthorized`` naming every right
     that the app lacks on its topics, ``TopologyError`` for a topic that two sources would read,
     ``BrokerUnreachable``.
     """
@@ -112,18 +112,18 @@ def prepare_topics(
     new += changelogs
     _check_compaction(topology, admin, existing, application)
     counts = {topic.name: topic.partitions for topic in new}
-    # Asked for first: a broker that has just been given hundreds of partitions may not answer for a while.
+    # Read first: a broker that has just created hundreds of partitions may not answer for a while.
     begun = bool(changelogs) and any(admin.committed_offsets(application).values())
     for name in sorted(admin.create_topics(new) if new else ()):
         get_logger().info(Event.TOPIC_CREATED, topic=name, partitions=counts[name])
     if begun:
-        # Right for a store that is new in the program; the loss of all it had if its topic was deleted.
+        # Expected for a store that is new in the program, but data loss if its topic was deleted.
         for topic in changelogs:
             get_logger().warning(
                 Event.STORE_BEGINS_EMPTY,
                 changelog=topic.name,
-                hint="it knows nothing of the input that was processed before: fine for a new store; if the "
-                "topic was deleted, give the store another name and replay the input to build it anew",
+                hint="it lacks the input that was processed before: expected for a new store; if the "
+                "topic was deleted, give the store another name and replay the input to rebuild it",
             )
     return inputs
 
@@ -131,10 +131,10 @@ def prepare_topics(
 def needed_rights(
     topology: Topology, existing: Collection[str], *, application: str, dead_letter_topic: str
 ) -> dict[str, list[str]]:
-    """What an app does with its topics: operations in the words of Kafka's access control lists, by topic.
+    """The rights that an app needs: operations as named in Kafka's access control lists, by topic.
 
-    The app's own topics may still have to be created. Topics that a function names for each record are not
-    known before.
+    The app's own topics may still have to be created. Topics that a function chooses for each record are not
+    known in advance.
     """
     internal = topology.repartitions
     rights: dict[str, list[str]] = {}
@@ -168,13 +168,13 @@ def needed_rights(
             else:
                 need(topic, "READ", "DESCRIBE_CONFIGS")
     for topic, operations in own.items():
-        # One that exists already need not be created.
+        # An existing topic does not need CREATE.
         need(topic, *([] if topic in existing else ["CREATE"]), *operations)
     return rights
 
 
 def input_partitions(topology: Topology, existing: dict[str, TopicDescription]) -> dict[str, int]:
-    """The topics there are for the topology's sources, patterns included, with their partition counts."""
+    """The existing topics of the topology's sources, patterns included, with their partition counts."""
     inputs = {
         name: description.partitions
         for name, description in existing.items()
@@ -186,7 +186,7 @@ def input_partitions(topology: Topology, existing: dict[str, TopicDescription]) 
 
 
 def most_tasks_with_stores(topology: Topology, partitions: Mapping[str, int]) -> int:
-    """How many tasks with stores there are, which one worker alone would have all of.
+    """The number of tasks with stores in all, which a single worker would own.
 
     ``partitions`` are the input topics with their partition counts.
     """
@@ -198,7 +198,7 @@ def most_tasks_with_stores(topology: Topology, partitions: Mapping[str, int]) ->
 
 
 def _require_inputs_of_stores(topology: Topology, inputs: Collection[str]) -> None:
-    """Check that it is known how many partitions stores have. Raises ``TopicError``."""
+    """Check that the partition counts of stores are known. Raises ``TopicError``."""
     for subtopology in topology.subtopologies:
         if subtopology.stores and not any(map(subtopology.reads, inputs)):
             patterns = [
@@ -208,14 +208,14 @@ def _require_inputs_of_stores(topology: Topology, inputs: Collection[str]) -> No
                 if not isinstance(topic, str)
             ]
             raise TopicError(
-                f"no topic is matched by {', '.join(patterns)}, so that store "
-                f"{subtopology.stores[0].name!r} cannot have as many partitions as its input",
-                hint="create the first topic that the pattern is to match, then start again",
+                f"no topic is matched by {', '.join(patterns)}, so the partition count of store "
+                f"{subtopology.stores[0].name!r} is not known",
+                hint="create the first topic that the pattern is to match, then restart",
             )
 
 
 def _note_own_topics(topology: Topology, existing: Collection[str]) -> None:
-    """Log which topics patterns match and do not read, as they are the app's own."""
+    """Log the topics that patterns match but do not read, as they are the app's own."""
     left_out = sorted(
         name for name in existing if any(pattern.matches_own(name) for pattern in topology.patterns)
     )
@@ -223,12 +223,12 @@ def _note_own_topics(topology: Topology, existing: Collection[str]) -> None:
         get_logger().info(
             Event.OWN_TOPICS_LEFT_OUT,
             topics=left_out,
-            hint="what the app writes itself is not read by a pattern; name a topic to read it",
+            hint="patterns do not read topics that the app writes itself; to read one, give its name",
         )
 
 
 def check_copartitions(topology: Topology, inputs: Mapping[str, int]) -> None:
-    """Check that topics which a step reads together have equally many partitions. Raises ``TopicError``."""
+    """Check that topics which a step joins have the same number of partitions. Raises ``TopicError``."""
     for step, wanted in topology.copartitions:
         counts = {
             topic: count for topic, count in inputs.items() if any(matches(item, topic) for item in wanted)
@@ -237,8 +237,8 @@ def check_copartitions(topology: Topology, inputs: Mapping[str, int]) -> None:
             listed = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
             raise TopicError(
                 f"step {step!r} reads topics together that must have the same number of partitions: {listed}",
-                hint="equal keys must lie in equal partitions: make the numbers the same, or put "
-                ".repartition(name) behind the stream of one of them",
+                hint="equal keys must be in equal partitions: use the same partition counts, or add "
+                ".repartition(name) to the stream of one of them",
             )
 
 
@@ -252,8 +252,9 @@ def _repartition_counts(
     for topic, item in wanted.items():
         if topic in existing and item.partitions not in (None, existing[topic].partitions):
             raise TopicError(
-                f"{topic} has {existing[topic].partitions} partitions, the program wants {item.partitions}",
-                hint="the state behind it is spread over as many: give the step another name to begin anew",
+                f"{topic} has {existing[topic].partitions} partitions, the program needs {item.partitions}",
+                hint="the state downstream has the same number of partitions: give the step another name to "
+                "begin with a new topic",
             )
     while len(known) < len(wanted):
         before = len(known)
@@ -262,15 +263,15 @@ def _repartition_counts(
                 known[topic] = count
         if len(known) == before:
             raise TopicError(
-                f"nobody knows how many partitions {', '.join(sorted(wanted.keys() - known.keys()))} should "
-                "have: they feed each other",
-                hint="say so: .repartition(name, partitions=…)",
+                f"the partition counts of {', '.join(sorted(wanted.keys() - known.keys()))} cannot be "
+                "determined: these topics feed each other",
+                hint="give one: .repartition(name, partitions=…)",
             )
     return known
 
 
 def _derived_count(topology: Topology, topic: str, counts: Mapping[str, int]) -> int | None:
-    """As many partitions as the topics that it is read together with, else as the largest that feeds it."""
+    """The partition count of the topics that it is joined with, else of the largest topic that feeds it."""
     together = [
         count
         for _, wanted in topology.copartitions
@@ -313,8 +314,8 @@ def _changelogs(
             elif existing[topic].partitions != partitions:
                 raise TopicError(
                     f"store {store.name!r}: {topic} has {existing[topic].partitions} partitions, but its "
-                    f"input has {partitions} now, so that keys lie in other partitions than their state",
-                    hint="give the store another name and replay the input to build it anew, or restore the "
+                    f"input has {partitions} now, so that keys are in other partitions than their state",
+                    hint="give the store another name and replay the input to rebuild it, or restore the "
                     "input's partition count",
                 )
     return new
@@ -323,7 +324,7 @@ def _changelogs(
 def _check_compaction(
     topology: Topology, admin: Admin, existing: Mapping[str, TopicDescription], application: str
 ) -> None:
-    """Check that what state is restored from is not deleted by age alone. Raises ``TopicError``."""
+    """Check that topics from which state is restored are compacted. Raises ``TopicError``."""
     stores = {
         topic: store
         for subtopology in topology.subtopologies
@@ -337,7 +338,7 @@ def _check_compaction(
             raise TopicError(
                 f"{topic} is the changelog of store {stores[topic].name!r} and is not compacted: "
                 f"cleanup.policy={settings.get('cleanup.policy', 'delete')}",
-                hint="what it deletes by age is lost to every restore: set cleanup.policy=compact"
+                hint="a restore would lack the records that it deletes by age: set cleanup.policy=compact"
                 + (",delete" if stores[topic].changelog_retention is not None else ""),
             )
         if settings.get("retention.ms", "604800000") != "-1" or settings.get("retention.bytes", "-1") != "-1":

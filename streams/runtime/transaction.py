@@ -1,7 +1,7 @@
-"""The open transaction: what was processed since the last commit, and what becomes of it.
+"""The open transaction: the work since the last commit, and its outcome.
 
-Under both guarantees: at least once there is a transaction only for changes of stores, but what is written
-and not committed is given up and processed again in the same way.
+Used under both guarantees: at least once there is a Kafka transaction only for changes of stores, but
+uncommitted work is discarded and processed again in the same way.
 """
 
 from __future__ import annotations
@@ -28,37 +28,40 @@ if TYPE_CHECKING:
     from streams.broker import Consumer, Refusal
     from streams.records import Output, TopicPartition
     from streams.runtime.commit import Guarantee
-    from streams.runtime.pacing import Pace
+    from streams.runtime.pacing import Pacing
 
 MISSING_SECONDS = 15.0
-"""How long a topic that is written to may be missing."""
+"""How long a topic that the app writes to may be missing."""
 
 MISSING_PAUSE = 0.5
-"""How long to wait for it before its records are processed again."""
+"""Wait before the records for a missing topic are processed again."""
 
 FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 5.0
-"""The waits between attempts that fail one after another."""
+"""Waits between consecutive failed attempts."""
 
 CAREFUL_SECONDS = 10.0
-"""So long after the broker refused records, little is processed between commits: each costs an attempt."""
+"""How long slices stay small, each with a commit, after the broker refused records.
+
+Every refused record costs an attempt.
+"""
 
 UNFINISHED: Final = (TransactionAborted, OutcomeUnknown, Retriable)
-"""What leaves a transaction given up or in doubt: its input is read again."""
+"""Errors after which the input of the transaction is read again."""
 
 
 class TransactionState(Enum):
-    """Where the transaction is.
+    """The states of a transaction.
 
     ::
 
         ──> EMPTY ──processed──> OPEN ──begin commit──> COMMITTING ──committed──> EMPTY
               └───────────────begin commit────────────────^ │
                                   ^                         │
-                                  └────it ends the worker───┘
+                                  └───fatal error at commit─┘
 
-        EMPTY, OPEN, COMMITTING ───────an output half written──────> TORN
-        EMPTY, OPEN, COMMITTING, TORN ────given up────> ABORTED ──input read again──> EMPTY
+        EMPTY, OPEN, COMMITTING ───────output partly written───────> TORN
+        EMPTY, OPEN, COMMITTING, TORN ─────abort──────> ABORTED ────────rewind──────> EMPTY
                                                           │ ^
                                              abort failed │ │ committed offsets read back
                                                           v │
@@ -66,19 +69,19 @@ class TransactionState(Enum):
     """
 
     EMPTY = "empty"
-    """Nothing was processed since the last commit, or since the input was read again."""
+    """Nothing was processed since the last commit or rewind."""
     OPEN = "open"
-    """Whole slices were processed, and what they produced is written."""
+    """Complete slices were processed, and their outputs are written."""
     COMMITTING = "committing"
     TORN = "torn"
-    """An output was written in part: what is there must never be committed."""
+    """An output was written only in part: the transaction must never be committed."""
     ABORTED = "aborted"
-    """Given up: the input is to be read again from the committed offsets."""
+    """The input has to be read again from the committed offsets."""
     IN_DOUBT = "in doubt"
-    """Nobody here knows whether it was committed: a new producer has to find out, then as ``ABORTED``."""
+    """It is not known whether it was committed: a new producer has to find out, then as ``ABORTED``."""
 
     def may_become(self, other: TransactionState) -> bool:
-        """Whether there is a way from here to there in one step."""
+        """Whether the transition is allowed."""
         return other in _NEXT[self]
 
 
@@ -94,17 +97,17 @@ _NEXT = {
 
 
 class Transaction:
-    """One worker's, one after another.
+    """The transactions of one worker, one after another.
 
-    ``own_topics`` are written to by the app itself: one that is missing is nobody's input's fault.
-    ``waiting`` is called while the broker does not take what is written; ``pause`` lets seconds pass.
-    ``stopping`` says whether the time for a stop is over.
+    ``own_topics`` are the fixed topics that the app writes to: that one is missing is not the fault of an
+    input record. ``waiting`` is called while the producer waits for the broker; ``pause`` waits for the given
+    seconds. ``stopping`` says whether the time for a graceful stop is over.
     """
 
     def __init__(
         self,
         guarantee: Guarantee,
-        pace: Pace,
+        pacing: Pacing,
         *,
         own_topics: Collection[str],
         waiting: Callable[[], None],
@@ -113,7 +116,7 @@ class Transaction:
         stopping: Callable[[], bool],
     ) -> None:
         self._guarantee = guarantee
-        self._pace = pace
+        self._pacing = pacing
         self._own_topics = own_topics
         self._waiting = waiting
         self._clock = clock
@@ -122,15 +125,15 @@ class Transaction:
         self._log = get_logger()
         self._state = TransactionState.EMPTY
         self._careful_until = -float("inf")
-        """So long, little is processed between commits: the broker refuses records."""
+        """Until then slices are small and each is committed, as the broker refuses records."""
         self._backoff = Backoff(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
         self._missing: dict[str, float] = {}
-        """Since when topics of the app's own have been missing as they were to be written to."""
+        """When each missing topic of ``own_topics`` was first found missing."""
         self.refused = RefusedRows()
         self.writing: tuple[str, float] | None = None
-        """The topic that is being written to and since when, or no topic for the wait of a commit."""
+        """The topic that is being written to and since when; an empty topic while a commit waits."""
         self.aborted_by = ""
-        """Why the last one was aborted, if none was committed since."""
+        """Why the last transaction was aborted, if none was committed since."""
         self.commits = self.rewinds = 0
 
     @property
@@ -138,13 +141,13 @@ class Transaction:
         return self._state
 
     @property
-    def given_up(self) -> bool:
+    def must_rewind(self) -> bool:
         """Whether the input has to be read again before anything else is processed."""
         return self._state is TransactionState.ABORTED or self._state is TransactionState.IN_DOUBT
 
     @property
     def in_doubt(self) -> bool:
-        """Whether the committed offsets have to be read back before that, by a new producer."""
+        """Whether a new producer has to read back the committed offsets before that."""
         return self._state is TransactionState.IN_DOUBT
 
     @property
@@ -153,12 +156,12 @@ class Transaction:
 
     @property
     def between_slices(self) -> bool:
-        """Whether all that was written belongs to whole slices: not in the middle of a write or a commit."""
+        """Whether everything written belongs to complete slices: not in the middle of a write or a commit."""
         return self._state is not TransactionState.COMMITTING and self.writing is None
 
     @property
     def careful(self) -> bool:
-        """Whether little is to be processed at a time, as the broker refuses records."""
+        """Whether slices have to be small, as the broker refuses records."""
         return bool(self.refused) and self._clock() < self._careful_until
 
     @property
@@ -166,15 +169,15 @@ class Transaction:
         """How many seconds to wait before the input is read again."""
         return self._backoff.seconds
 
-    # --- what it takes in
+    # --- writes
 
     def processed(self) -> None:
-        """A slice is through and written, or a position has moved: that is to be committed."""
+        """Note that a slice is completed and written, or a position has moved."""
         self._become(TransactionState.OPEN)  # I3
-        self._pace.processed()
+        self._pacing.processed()
 
     def write(self, output: Output) -> None:
-        """Write all rows but those that cannot be written, which get their step's policy.
+        """Write all rows; rows that cannot be written get their step's policy.
 
         Raises ``Interrupted`` when the worker has to stop, or has lost the input, before all are queued.
         """
@@ -185,7 +188,7 @@ class Transaction:
         self._write(output, self._guarantee.write_changes)
 
     def _write(self, output: Output, write: Callable[[Output, Callable[[], None]], None]) -> None:
-        assert not self.given_up, "what is written now would outlive what was given up"  # I3
+        assert not self.must_rewind, "written after an abort and before the rewind"  # I3
         at = 0
         self.writing = output.topic, self._clock()
         try:
@@ -195,25 +198,25 @@ class Transaction:
                     write(rest, self._waiting)
                 except RecordRefused as error:
                     if isinstance(error, TopicMissing) and error.topic in self._own_topics:
-                        self._bear_missing(error)
+                        self._tolerate_missing(error)
                     rest.refuse(error.position, error)
                     at += error.position + 1
                 else:
                     break
         except BaseException:
-            if not self.given_up:
+            if not self.must_rewind:
                 self._become(TransactionState.TORN)  # I2
             raise
         finally:
             self.writing = None
 
-    def _bear_missing(self, error: TopicMissing) -> NoReturn:
-        """Give up the transaction for a topic of the app's own, or, when it stays away, the worker."""
+    def _tolerate_missing(self, error: TopicMissing) -> NoReturn:
+        """Abort for a missing topic of the app's own; end the worker if it stays missing."""
         now = self._clock()
         if now - self._missing.setdefault(error.topic, now) > MISSING_SECONDS:
             raise TopicError(
-                f"topic {error.topic} does not exist any more",
-                hint="make it anew and start again: nothing was committed whose results could not be written",
+                f"topic {error.topic} no longer exists",
+                hint="create it again and restart: no input was committed whose results could not be written",
             ) from error
         # A broker that has just started may not know all topics yet.
         self._pause(MISSING_PAUSE)
@@ -222,11 +225,11 @@ class Transaction:
     # --- the commit
 
     def begin_commit(self) -> None:
-        """From here on, until ``end_commit``, nothing is whole."""
+        """Enter the commit: until ``end_commit`` there are no complete slices to commit."""
         self._become(TransactionState.COMMITTING)  # I2, I3
 
     def commit(self, offsets: Mapping[TopicPartition, int], consumer: Consumer) -> None:
-        """Make everything written permanent, with these next offsets. Raises what the guarantee does."""
+        """Commit everything written with these next offsets. Raises the errors of ``Guarantee.commit``."""
         assert self.committing, f"a transaction that is {self._state.value} cannot be committed"  # I2, I3
         self.writing = "", self._clock()
         self._guarantee.commit(offsets, consumer, self._waiting)
@@ -238,37 +241,37 @@ class Transaction:
         self._missing.clear()
 
     def end_commit(self) -> None:
-        """The commit is over, whatever came of it."""
+        """Leave the commit, with or without success."""
         self.writing = None
         if self.committing:
-            # What ends the worker leaves it as it was; it is aborted as the producer is closed.
+            # An error that ends the worker: the transaction is aborted when the producer is closed.
             self._become(TransactionState.OPEN)
 
-    # --- what may go wrong
+    # --- errors
 
     def failed(self, error: BrokerError) -> None:
-        """What was written since the last commit is gone, or nobody knows whether it is."""
+        """Handle an error after which the transaction was not committed, or may not have been."""
         self.aborted_by = str(error).partition("\n")[0]
         if isinstance(error, TransactionAborted):
             self._log.warning(Event.TRANSACTION_ABORTED, error=str(error))
-            self.give_up()
+            self.abort()
         else:
             self._log.warning(Event.OUTCOME_UNKNOWN, error=str(error))
             self._become(TransactionState.IN_DOUBT)
         refused = self._guarantee.take_refused()
         self._note_refused(refused)
         if refused:
-            # With these left out, the next attempt is another one.
+            # The next attempt does not write these, so it may succeed without a backoff.
             self._careful_until = self._clock() + CAREFUL_SECONDS
         else:
             self._backoff.failed()
 
-    def give_up(self) -> None:
-        """Abort what was written since the last commit; the input is to be read again."""
+    def abort(self) -> None:
+        """Abort everything written since the last commit; the input has to be read again."""
         if not self.in_doubt:
             self._become(TransactionState.ABORTED)
         if self._stopping():
-            # The broker does so by itself, or the next worker under this id.
+            # The broker aborts it by itself, or when the next worker with this transactional id starts.
             self._become(TransactionState.IN_DOUBT)
             return
         try:
@@ -278,9 +281,9 @@ class Transaction:
             self._become(TransactionState.IN_DOUBT)
 
     def _note_refused(self, refused: Sequence[Refusal]) -> None:
-        """Remember the rows that the broker does not take: they get their step's policy when they come again.
+        """Remember the rows that the broker refused: they get their step's policy when processed again.
 
-        Raises what ends the worker for a row that has no policy.
+        Raises the error that ends the worker for a row without a policy.
         """
         for output, row, error in refused:
             place = None if output.owner is None else output.owner.place(output.first + row)
@@ -290,18 +293,18 @@ class Transaction:
                 self.refused.add(place, error)
                 self._log.warning(Event.RECORD_REFUSED, topic=output.topic, error=error.message)
 
-    # --- the way back
+    # --- rewinding
 
     def read_back(self) -> None:
-        """With a new producer, the committed offsets were read: it is known where to begin again."""
+        """Note that the committed offsets were read back with a new producer."""
         assert self.in_doubt, f"nothing is in doubt: the transaction is {self._state.value}"  # I9
         self._become(TransactionState.ABORTED)
 
     def rewound(self) -> None:
-        """The input is read again from the committed offsets: nothing is left of what was not committed."""
+        """Note the rewind: uncommitted work is discarded, input is read from the committed offsets."""
         self._become(TransactionState.EMPTY)  # I9
         self.refused.dropped()
-        self._pace.discarded()
+        self._pacing.discarded()
         self.rewinds += 1
 
     def _become(self, state: TransactionState) -> None:

@@ -1,4 +1,4 @@
-"""The loop of one process: poll, process, commit if due; and the three paths of a rebalance."""
+"""The loop of one worker: poll, process, commit if due."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from streams.events import Event, get_logger
 from streams.operators.guard import Interrupted
 from streams.records import TopicPartition
 from streams.runtime.assignment import Assignment
-from streams.runtime.cleanup import Upkeep
+from streams.runtime.cleanup import Cleanup
 from streams.runtime.dead_letters import DeadLetterWatch, dead_letter_topic
 from streams.runtime.global_tables import GlobalTables
 from streams.runtime.group_start import commit_group_start
 from streams.runtime.lost_offsets import LostOffsets
 from streams.runtime.originals import Originals
-from streams.runtime.pacing import Pace
+from streams.runtime.pacing import Pacing
 from streams.runtime.pending import PendingTasks
 from streams.runtime.restore import Restorer
 from streams.runtime.slice import Slice
 from streams.runtime.standby import Standbys
-from streams.runtime.status import Activity, Progress, Stages, State
+from streams.runtime.status import Progress, Stages, State, WorkerStatus
 from streams.runtime.task import Counts, Task, TaskId
 from streams.runtime.task_life import TaskLives
 from streams.runtime.transaction import UNFINISHED, Transaction
@@ -58,36 +58,36 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LOOK_SECONDS = 0.1
-"""While calls of async functions are awaited, it is looked this often whether the group is due."""
+"""How often a worker that waits for async calls checks whether it has to poll its group."""
 
 SERVE_SECONDS = 1.0
-"""While a slice takes long, the group is served this often: a rebalance does not wait for user code."""
+"""How often the group is polled during a long slice, so that a rebalance does not wait for user code."""
 
 ENDS_SECONDS = 1.0
-"""How often lag is brought up to date."""
+"""How often lag is updated."""
 
 IDLE_SECONDS = 0.25
-"""How often stream time is moved on where nothing comes."""
+"""How often stream time is advanced while no records arrive."""
 
 OPEN_SECONDS = 5.0
-"""How long one attempt to get a producer may take before the group is served again."""
+"""Longest time of one attempt to open a producer, before the group is polled again."""
 
 CAREFUL_SLICE = 1_000
-"""While the broker refuses records, no more of them are processed at a time."""
+"""Largest slice while the broker refuses records."""
 
-_PASSING = (Retriable, BrokerUnreachable, TransactionAborted)
-"""What the next round of the loop may find gone."""
+_TRANSIENT = (Retriable, BrokerUnreachable, TransactionAborted)
+"""Errors that may have passed by the next round of the loop."""
 
 
 class Worker:
     """One member of the app's consumer group.
 
-    ``run`` returns after ``request_stop`` and raises what ended the worker otherwise. Everything happens in
-    the thread that calls it, user code included; ``request_stop`` and the properties may be used from others.
-    ``partitions`` are the input topics with their partition counts, ``databases`` keep the tasks' stores.
-    ``members`` are the members of the group as far as known, for ``standby_replicas``, see ``member``.
-    ``clock`` counts seconds, ``pause`` lets some pass, at most as many as it is given, and ``wall_clock`` is
-    the time in milliseconds since the epoch.
+    ``run`` returns after ``request_stop``, or raises the error that ended the worker. Everything happens
+    in the thread that calls it, user code included; ``request_stop`` and the properties may be used from
+    other threads. ``partitions`` are the input topics with their partition counts, ``databases`` hold the
+    tasks' stores. ``members`` returns the known members of the group, for ``standby_replicas``, see
+    ``member``. ``clock`` returns seconds, ``pause`` waits for at most the given seconds, and
+    ``wall_clock`` returns the time in milliseconds since the epoch.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Worker:
         self._clock = clock
         self.stopwatch = clock
         self.look_seconds: float | None = LOOK_SECONDS
-        """As ``LOOK_SECONDS``; ``None`` for only when the calls have ended."""
+        """As ``LOOK_SECONDS``; ``None`` to check only after all calls have ended."""
         self.wall_clock = wall_clock or (lambda: time.time_ns() // 1_000_000)
         self._stop = threading.Event()
         self._pause = pause or self._stop.wait
@@ -145,10 +145,10 @@ class Worker:
         )
         self._originals = Originals(broker, application, self._is_input, clock, self._pause)
         self._lost = LostOffsets(settings, application)
-        self._pace = Pace(settings, clock)
+        self._pacing = Pacing(settings, clock)
         self._transaction = Transaction(
             guarantee,
-            self._pace,
+            self._pacing,
             own_topics={*topology.output_topics, self._dead_letter_topic},
             waiting=self._wait_to_write,
             clock=clock,
@@ -156,7 +156,7 @@ class Worker:
             stopping=self._stop_is_overdue,
         )
         self._dead_letters = DeadLetterWatch(settings, self._dead_letter_topic, clock)
-        self._upkeep = Upkeep(topology, broker, self._databases, settings, clock)
+        self._cleanup = Cleanup(topology, broker, self._databases, settings, clock)
         self._slice = Slice()
         self._lives = TaskLives()
         self._assignment = Assignment(
@@ -173,8 +173,8 @@ class Worker:
             ),
             lives=self._lives,
             lost=self._lost,
-            upkeep=self._upkeep,
-            pace=self._pace,
+            cleanup=self._cleanup,
+            pacing=self._pacing,
             transaction=self._transaction,
             at_work=self._slice,
             partitions=counts,
@@ -194,10 +194,10 @@ class Worker:
         self._last_served = clock()
         self._ends_known = -float("inf")
 
-        # For those who look on.
+        # Read by metrics.
         self.stages = Stages()
         self.observe_commit: Callable[[float], None] = _ignore
-        """Told the duration of each commit, in seconds."""
+        """Called with the duration of each commit, in seconds."""
 
     @property
     def state(self) -> State:
@@ -205,19 +205,19 @@ class Worker:
 
     @property
     def progress(self) -> dict[TopicPartition, Progress]:
-        """The partitions held, and how far each is."""
+        """The progress of each partition held."""
         return dict(self._assignment.progress)
 
     @property
     def counts(self) -> list[Counts]:
-        """What the tasks given up have done together, what global tables left out, then each task's."""
+        """The counts of closed tasks together, those of global tables, then each task's."""
         skipped = Counts(skipped=Counter(self._globals.skipped))
         tasks = list(self._assignment.tasks.values())
-        return [self._assignment.given_up, skipped, *(task.counts for task in tasks)]
+        return [self._assignment.closed_counts, skipped, *(task.counts for task in tasks)]
 
     @property
     def member(self) -> str | None:
-        """What the group knows this worker by, see ``Consumer.member``; from any thread."""
+        """The worker's name in the group, see ``Consumer.member``; from any thread."""
         return self._member
 
     @property
@@ -227,50 +227,50 @@ class Worker:
 
     @property
     def standby_lag(self) -> dict[TaskId, int]:
-        """The copies kept of other workers' tasks, and how many records each is behind."""
+        """The standby replicas of other workers' tasks, and how many records each is behind."""
         return {} if self._standbys is None else self._standbys.lag
 
     @property
     def standbys_abandoned(self) -> int:
-        """Of how many tasks of other workers no standby replica can be kept."""
+        """The number of other workers' tasks whose standby replica cannot be kept."""
         return 0 if self._standbys is None else self._standbys.abandoned
 
     @property
     def restoring(self) -> dict[TaskId, RestoreProgress]:
-        """The tasks whose stores are being brought up to date."""
+        """The tasks whose stores are being restored."""
         return self._assignment.pending.progress
 
     @property
     def skipped_offsets(self) -> dict[TopicPartition, int]:
-        """How many offsets of each partition were left out by ``out_of_range_reset``."""
+        """The number of offsets of each partition skipped by ``out_of_range_reset``."""
         return self._lost.skipped
 
     @property
     def state_bytes(self) -> int:
-        """Memory that the stores' databases use."""
+        """Memory of the stores' databases in bytes."""
         return self._databases.memory_bytes()
 
     @property
     def ready(self) -> bool:
-        """Whether it is running with all its stores up to date."""
+        """Whether it is running with all its stores restored."""
         return self._state is State.RUNNING and not self._assignment.pending
 
     @property
     def tasks(self) -> dict[TaskId, Task]:
-        """The tasks at work."""
+        """The running tasks."""
         return dict(self._assignment.tasks)
 
     @property
-    def activity(self) -> Activity:
-        """What it is about; asked for by other threads."""
+    def status(self) -> WorkerStatus:
+        """What the worker is doing; from any thread."""
         busy, transaction = self._slice.input, self._transaction
-        return Activity(
+        return WorkerStatus(
             thread=self._thread,
             served=self._last_served,
             busy=None if busy is None else busy[0],
             pieces=self._slice.pieces,
             retrying=self._slice.retrying,
-            dirty=self._pace.dirty or transaction.given_up,
+            dirty=self._pacing.dirty or transaction.must_rewind,
             commits=transaction.commits,
             rewinds=transaction.rewinds,
             waiting=self._assignment.pending.partitions,
@@ -280,11 +280,11 @@ class Worker:
         )
 
     def held_back_by(self, partition: TopicPartition) -> list[TopicPartition]:
-        """The other inputs of the partition's task whose records its own wait for, by event time."""
+        """The other inputs of the partition's task for whose records its own wait, by event time."""
         return self._assignment.held_back_by(partition)
 
     def request_stop(self) -> None:
-        """Finish the slice at hand, commit, leave the group. Safe in a signal handler and from any thread."""
+        """Finish the current slice, commit, leave the group. Safe in a signal handler and from any thread."""
         self._stop_by = min(self._stop_by, self._clock() + self._settings.shutdown_timeout / 2)
         self._stop.set()
 
@@ -292,10 +292,10 @@ class Worker:
         return self._clock() > self._stop_by
 
     def run(self) -> None:
-        """Work until ``request_stop``.
+        """Run until ``request_stop``.
 
-        Raises ``ProcessingError``, ``DeadLetterLimitExceeded`` or ``BrokerError``; what was processed before
-        is committed where that is still possible, and the group is left.
+        Raises ``ProcessingError``, ``DeadLetterLimitExceeded`` or ``BrokerError``; everything processed
+        before is committed if that is still possible, and the worker leaves the group.
         """
         try:
             self.start()
@@ -307,7 +307,7 @@ class Worker:
             raise
 
     def start(self) -> None:
-        """Get the producer ready and join the group."""
+        """Open the producer and join the group."""
         settings = self._settings
         self._thread = threading.get_ident()
         self._last_served = self._clock()
@@ -315,7 +315,8 @@ class Worker:
         self._opened_consumer = self._broker.consumer(
             GroupSettings(
                 group=self._application,
-                # Where it begins with ``latest`` is committed before: what has no offset then came later.
+                # With ``latest`` the start is committed before: a partition without an offset was added
+                # later.
                 offset_reset="earliest",
                 protocol=settings.group_protocol,
                 instance_id=settings.group_instance_id,
@@ -325,9 +326,9 @@ class Worker:
             )
         )
         self._open_guarantee()
-        self._insist(lambda: self._globals.start(self._stop.is_set))
+        self._until_answered(lambda: self._globals.start(self._stop.is_set))
         if settings.offset_reset == "latest":
-            self._insist(lambda: commit_group_start(self._topology, self._broker, self._application))
+            self._until_answered(lambda: commit_group_start(self._topology, self._broker, self._application))
         self._log.info(Event.WORKER_STARTED, application=self._application, guarantee=settings.guarantee)
         self._consumer.subscribe(self._topology.input_topics, self)
 
@@ -338,41 +339,41 @@ class Worker:
         else:
             if self._standbys is not None:
                 self._keep_standbys(self._standbys)
-            self._upkeep.delete_unused_state()
+            self._cleanup.delete_unused_state()
         self._follow_global_tables()
         polled = self._poll()
         self._assignment.forget_deleted_topics()
         assignments = {partition: self._assignment.progress.get(partition) for partition in polled.ends}
-        # Whatever aborts the transaction, a rebalance during the poll included, has all of it read again.
-        if not self._transaction.given_up:
+        # If the transaction is aborted, also by a rebalance during the poll, all of this is read again.
+        if not self._transaction.must_rewind:
             self._process(polled)
-        if not self._transaction.given_up:
+        if not self._transaction.must_rewind:
             self._assignment.note_ends(polled, assignments)
             if self._lost:
-                self._settle_lost_offsets()
-        if not self._transaction.given_up:
+                self._handle_lost_offsets()
+        if not self._transaction.must_rewind:
             self._punctuate()
             if self._commit_due():
                 self._commit()
-        if self._transaction.given_up:
+        if self._transaction.must_rewind:
             self._rewind()
 
     @property
     def unfinished(self) -> bool:
-        """Whether something is being processed, or is processed and not known to be committed; any thread."""
-        return self._slice.input is not None or self._pace.dirty or bool(self._assignment.uncommitted())
+        """Whether work is in progress, or not known to be committed; from any thread."""
+        return self._slice.input is not None or self._pacing.dirty or bool(self._assignment.uncommitted())
 
     def close(self) -> None:
         """Commit and leave the group.
 
-        Raises ``NotCommitted`` where something that was processed is not known to be committed.
+        Raises ``NotCommitted`` if it is not known that everything processed is committed.
         """
         self._enter(State.STOPPING)
-        dirty = self._pace.dirty
+        dirty = self._pacing.dirty
         self._commit()
         left = self._assignment.uncommitted()
-        # What moves no offset is known by the offsets of its transaction, if that has any.
-        lost = dirty and self._transaction.given_up and not left
+        # Work that moves no offset (timers) is committed with the offsets of its transaction, if it has any.
+        lost = dirty and self._transaction.must_rewind and not left
         if left and self._transaction.in_doubt and self._clock() <= self._stop_by:
             self._read_back()
             left = self._assignment.uncommitted()
@@ -385,15 +386,15 @@ class Worker:
                 for partition, (committed, reached) in sorted(left.items())
             )
             raise NotCommitted(
-                f"stopped, and not all that was processed is known to be committed: {where or 'see the log'}"
+                f"stopped, but not everything processed is known to be committed: {where or 'see the log'}"
                 f"{f' ({self._transaction.aborted_by})' if self._transaction.aborted_by else ''}",
-                hint="nothing is lost: it is processed again by the worker that continues",
+                hint="nothing is lost: the next owner of these partitions processes these records again",
             )
         self._enter(State.STOPPED)
         self._log.info(Event.WORKER_STOPPED)
 
     def _read_back(self) -> None:
-        """Find out what became of a commit whose outcome is unknown, if the broker tells at once."""
+        """Read the committed offsets after a commit of unknown outcome, if the broker answers at once."""
         try:
             self._guarantee.open(OPEN_SECONDS)
             self._assignment.committed |= self._assignment.read_committed()
@@ -427,34 +428,34 @@ class Worker:
         """See ``Assignment.lost``."""
         self._assignment.lost(partitions)
 
-    # --- what tasks may ask while a slice is open
+    # --- what tasks call while a slice is open
 
     def keep_alive(self) -> None:
-        """Serve the group if it is due. Raises ``Interrupted`` when the open slice must be given up."""
+        """Poll the group if due. Raises ``Interrupted`` when the open slice has to be abandoned."""
         self._slice.pieces += 1
-        self._look_after_group()
+        self._serve_group()
 
     def attend(self, calls: Calls) -> None:
-        """Wait until calls of an async function have ended, serving the group. Raises ``Interrupted`` too."""
+        """Wait until async calls have ended, and poll the group meanwhile. Raises ``Interrupted`` too."""
         finished = 0
         while not calls.wait(self.look_seconds):
-            # Where none has ended, nothing gets further: that is for the watchdog to see.
+            # Counts as progress only when a call has ended, so that the watchdog detects hanging calls.
             self._slice.pieces += calls.finished > finished
             finished = calls.finished
-            self._look_after_group()
+            self._serve_group()
 
-    def _look_after_group(self) -> None:
+    def _serve_group(self) -> None:
         now = self._clock()
         if now > self._stop_by:
             raise Interrupted
         if self._overdue() and not self._transaction.committing:
-            # What is whole need not wait for a slow slice, and its transaction would time out if it did.
+            # Completed slices must not wait for a slow one: their transaction would time out.
             self._commit_in_slice()
         if now - self._last_served >= min(SERVE_SECONDS, self._settings.poll_deadline / 10):
             self._serve_in_slice()
 
     def wait(self, seconds: float, step: str, error: Exception) -> None:
-        """Let time pass in the middle of a slice: commit what is whole, then serve the group."""
+        """Wait in the middle of a slice: commit the completed slices, then poll the group."""
         kind = type(error).__name__
         self._log.warning(Event.RECORD_RETRIED, step=step, error=f"{kind}: {error}", seconds=seconds)
         # A transaction left open would time out meanwhile; the open slice has written nothing to it yet.
@@ -472,24 +473,27 @@ class Worker:
                 raise Interrupted
 
     def _commit_in_slice(self) -> None:
-        """Commit what is whole. Raises ``Interrupted`` when the open slice cannot go on after that."""
-        if not self._pace.dirty:
+        """Commit the completed slices.
+
+        Raises ``Interrupted`` when the open slice cannot continue after that.
+        """
+        if not self._pacing.dirty:
             return
         if self._slice.holds_back_commits:
-            self._slice.give_up_for_commit()
+            self._slice.restart_after_commit()
             raise Interrupted
         self._commit()
-        if self._transaction.given_up:
+        if self._transaction.must_rewind:
             raise Interrupted
 
     def _is_input(self, topic: str) -> bool:
         return any(matches(wanted, topic) for wanted in self._topology.input_topics)
 
     def originals(self, origins: Collection[Origin]) -> Mapping[Origin, Record[bytes | None, bytes | None]]:
-        """The input records at these places, without those that cannot be read any more."""
+        """The input records at these coordinates, without those that no longer exist."""
         return self._originals.read(origins)
 
-    # --- the loop's parts
+    # --- parts of the loop
 
     def _poll(self) -> Polled:
         begun = self._clock()
@@ -498,24 +502,24 @@ class Worker:
             self._assignment.refresh_ends()
         self._assignment.note_starts()
         timeout = 0.1
-        if self._pace.dirty:
-            timeout = min(timeout, max(0.0, self._pace.next_commit() - begun))
+        if self._pacing.dirty:
+            timeout = min(timeout, max(0.0, self._pacing.next_commit() - begun))
         if self._assignment.pending:
             timeout = 0.0 if self._assignment.tasks else min(timeout, 0.02)
-        if rest := self._pace.rest():
+        if rest := self._pacing.rest():
             self._pause(rest)
         least = max((task.least_slice for task in self._assignment.tasks.values()), default=1)
-        polled = self._consumer.poll(self._pace.poll_size(least), timeout)
+        polled = self._consumer.poll(self._pacing.poll_size(least), timeout)
         self._assignment.raise_error()
         self._last_served = now = self._clock()
         self.stages.poll += now - begun
-        self._pace.waited(now - begun)
+        self._pacing.waited(now - begun)
         self._assignment.received(polled, stopping=self._stop.is_set())
         return polled
 
     def _process(self, polled: Polled) -> None:
         assignment = self._assignment
-        # A partition given up and assigned again in between is another assignment: hold on to this one.
+        # A partition that is released and assigned again in between has another progress object.
         work = [
             (partition, progress, fetched)
             for fetched in polled.fetched
@@ -534,8 +538,9 @@ class Worker:
             start = 0
             while start < len(fetched):
                 stop = min(len(fetched), start + self._slice_size(task))
-                whole = start == 0 and stop == len(fetched)
-                if not self._attempt(partition, progress, fetched if whole else fetched.slice(start, stop)):
+                complete = start == 0 and stop == len(fetched)
+                piece = fetched if complete else fetched.slice(start, stop)
+                if not self._attempt(partition, progress, piece):
                     break
                 start = stop
         for partition, end in polled.ends.items():
@@ -546,7 +551,7 @@ class Worker:
             self._drain(identifier, queue)
 
     def _drain(self, identifier: TaskId, queue: InputQueue) -> None:
-        """Process what can be had of a task with several input partitions, by lowest event time."""
+        """Process the queued records of a task with several input partitions, by lowest event time."""
         assignment = self._assignment
         while assignment.queues.get(identifier) is queue:
             fetched = queue.peek(self._slice_size(assignment.tasks[identifier]))
@@ -556,9 +561,9 @@ class Worker:
             if not self._attempt(partition, assignment.progress[partition], fetched):
                 break
             queue.taken(fetched)
-        if assignment.queues.get(identifier) is not queue or self._transaction.given_up:
+        if assignment.queues.get(identifier) is not queue or self._transaction.must_rewind:
             return
-        # One that is far ahead must not fill the memory while it waits for another.
+        # A partition that is far ahead must not fill the memory while it waits for another.
         own = [partition for partition, task in assignment.held.items() if task.id == identifier]
         limit = self._settings.max_poll_records
         full = [partition for partition in own if queue.size(partition) >= 2 * limit]
@@ -567,22 +572,22 @@ class Worker:
         self._consumer.resume(low)
 
     def _attempt(self, partition: TopicPartition, progress: Progress, fetched: Fetched) -> bool:
-        """Process one slice if that still makes sense, with the commits that are due around it.
+        """Process one slice if the partition is still held, with the commits that are due before and after.
 
-        Returns whether it was processed; if not, its records come again: to the next owner, or after the
+        Returns whether it was processed; if not, its records are read again: by the next owner, or after the
         rewind.
         """
         while True:
             if self._stop.is_set():
                 return False
-            if self._pace.would_time_out():
+            if self._pacing.would_time_out():
                 self._commit()
-            if self._transaction.given_up or not self._assignment.holds(partition, progress):
+            if self._transaction.must_rewind or not self._assignment.holds(partition, progress):
                 return False
             try:
                 self._process_slice(partition, self._assignment.held[partition], fetched)
             except Interrupted:
-                # Where the partition is still held, the slice was given up for a commit's sake: begin anew.
+                # If the partition is still held, the slice was abandoned for a commit: begin it again.
                 if self._slice.commit_first:
                     self._commit()
                 continue
@@ -599,16 +604,16 @@ class Worker:
         try:
             task.process(fetched)
         except ProcessingError:
-            # What is whole is kept: the failing record is then the next one after a restart.
+            # Commit the completed slices: after a restart the failing record is the next one.
             self._slice.close()
-            if not self._transaction.given_up:
+            if not self._transaction.must_rewind:
                 self._commit()
             raise
         finally:
             self._slice.close()
         written = self._clock()
         self._assignment.processed(partition, task)
-        self._pace.measured(task.id, len(fetched), written - begun)
+        self._pacing.measured(task.id, len(fetched), written - begun)
         try:
             self._write(task)
         except UNFINISHED as error:
@@ -629,38 +634,38 @@ class Worker:
                 self._transaction.write(output)
 
     def _wait_to_write(self) -> None:
-        """Serve the group while no broker takes what is to be written. Raises ``Interrupted``."""
+        """Poll the group while the producer waits for the broker. Raises ``Interrupted``."""
         now = self._clock()
         if now > self._stop_by:
             raise self._unwritten()
         if self._assignment.in_callback:
-            # In the middle of a rebalance, others wait for this worker.
+            # In the middle of a rebalance the other members wait for this worker.
             writing = self._transaction.writing
             if writing is not None and now - writing[1] > self._settings.transaction_timeout:
                 raise self._unwritten()
             return
         if now - self._last_served >= min(SERVE_SECONDS, self._settings.poll_deadline / 10):
             self._serve()
-            if self._transaction.given_up:
+            if self._transaction.must_rewind:
                 raise Interrupted
 
     def _unwritten(self) -> Interrupted:
-        """Note that some of what was processed is not written, and will not be."""
-        self._transaction.give_up()
+        """Abort, as some outputs are not written and will not be."""
+        self._transaction.abort()
         return Interrupted()
 
-    def _settle_lost_offsets(self) -> None:
-        """Where the log does not have what comes next: stop, or go on, as ``out_of_range_reset`` says."""
+    def _handle_lost_offsets(self) -> None:
+        """Stop or continue by ``out_of_range_reset`` where the log does not have the next offset."""
         if self._stop.is_set():
             return
         try:
             committed = self._consumer.committed(self._lost.partitions)
-        except _PASSING as error:
+        except _TRANSIENT as error:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
             return
         for partition, offset in self._lost.take_committed(committed).items():
             self._assignment.continue_from(partition, offset)
-        if not self._lost or self._transaction.given_up:
+        if not self._lost or self._transaction.must_rewind:
             return
         if self._lost.fatal:
             self._commit()
@@ -671,24 +676,26 @@ class Worker:
     # --- commits
 
     def _slice_size(self, task: Task) -> int:
-        size = self._pace.slice_size(task.id, task.least_slice)
+        size = self._pacing.slice_size(task.id, task.least_slice)
         return min(size, CAREFUL_SLICE) if self._transaction.careful else size
 
     def _overdue(self) -> bool:
-        if not self._pace.dirty:
+        if not self._pacing.dirty:
             return False
-        return self._transaction.careful or self._pace.overdue(
+        return self._transaction.careful or self._pacing.overdue(
             sum(task.dirty for task in self._assignment.tasks.values())
         )
 
     def _commit_due(self) -> bool:
-        if not self._pace.dirty:
+        if not self._pacing.dirty:
             return False
-        return self._overdue() or (self._clock() >= self._pace.next_commit() and self._assignment.caught_up())
+        return self._overdue() or (
+            self._clock() >= self._pacing.next_commit() and self._assignment.caught_up()
+        )
 
     def _commit(self) -> None:
-        """Commit all that is whole, or note that the input must be read again."""
-        if self._transaction.given_up:
+        """Commit the completed slices, or note that the input has to be read again."""
+        if self._transaction.must_rewind:
             return
         begun = self._clock()
         assert not self._slice.holds_back_commits, "a commit cannot be made in the middle of a slice"  # I1
@@ -700,45 +707,45 @@ class Worker:
         except UNFINISHED as error:
             self._transaction.failed(error)
         except Interrupted:
-            # The group or a stop did not wait for what steps forward at a commit.
-            self._transaction.give_up()
+            # A rebalance or a stop interrupted the steps that forward at a commit.
+            self._transaction.abort()
         else:
             self._assignment.committed |= offsets
             for task in self._assignment.tasks.values():
                 task.committed()
-            self._upkeep.committed(offsets)
+            self._cleanup.committed(offsets)
             if offsets:
                 now = self._clock()
                 self.stages.commit += now - begun
                 self.observe_commit(now - begun)
         finally:
             self._transaction.end_commit()
-        self._pace.committed(begun, transaction=self._guarantee.undoes)
+        self._pacing.committed(begun, transaction=self._guarantee.undoes)
 
     def _prepare(self) -> None:
-        """Let tasks forward and encode what has changed, and write it."""
+        """Let tasks forward and encode their changes, and write these."""
         for task in list(self._assignment.tasks.values()):
             if not task.stateful or not task.positions:
-                # Nothing was processed; what a new schema asks for is written once there are offsets. (I5)
+                # Nothing was processed; changes for a new schema are written once there are offsets. (I5)
                 continue
             task.prepare()
-            if self._transaction.given_up:
+            if self._transaction.must_rewind:
                 raise Interrupted
             self._write(task)
             for output in task.take_changelog():
                 self._transaction.write_changes(output)
 
     def _rewind(self) -> None:
-        """Read the input again from the committed offsets, after whatever was not committed is given up."""
+        """Discard the uncommitted work and read the input again from the committed offsets."""
         self._wait_for_retry()
         unknown = self._transaction.in_doubt
         if unknown:
             self._open_guarantee()
             if self._stop.is_set():
-                # Nothing is lost by leaving now: what was committed stands.
+                # Nothing is lost by leaving now: committed work stays committed.
                 return
-            # Only the broker knows whether the last commit happened.
-            committed = self._insist(self._assignment.read_committed)
+            # Only the broker knows whether the last commit succeeded.
+            committed = self._until_answered(self._assignment.read_committed)
             if committed is None:
                 return
             self._assignment.take_committed(committed)
@@ -746,22 +753,22 @@ class Worker:
         positions = self._assignment.drop(states_unknown=unknown)
         self._transaction.rewound()
         if self._guarantee.undoes:
-            # Nothing is left of what was processed: it is as if it had not been.
+            # The transaction undid all outputs: the records count as not processed.
             self._assignment.reached.clear()
         self._assignment.seek(positions)
 
     def _wait_for_retry(self) -> None:
-        """Where attempt after attempt fails, let some time pass before the next one; the group is served."""
+        """Wait before the next attempt after consecutive failures, and poll the group meanwhile."""
         until = self._clock() + self._transaction.backoff
         while not self._stop.is_set() and (left := until - self._clock()) > 0:
             self._pause(min(left, 0.1))
             self._serve()
 
     def _open_guarantee(self) -> None:
-        self._insist(lambda: self._guarantee.open(OPEN_SECONDS))
+        self._until_answered(lambda: self._guarantee.open(OPEN_SECONDS))
 
-    def _insist(self, call: Callable[[], T]) -> T | None:
-        """Repeat a call until the broker answers, as a member of the group; ``None`` when told to stop."""
+    def _until_answered(self, call: Callable[[], T]) -> T | None:
+        """Repeat a call, polling the group, until the broker answers; ``None`` after a stop request."""
         while True:
             try:
                 return call()
@@ -785,12 +792,12 @@ class Worker:
         self._last_served = self._clock()
 
     def _serve_in_slice(self) -> None:
-        """Let the group act. Raises ``Interrupted`` when the slice that is open has become pointless."""
+        """Poll the group. Raises ``Interrupted`` when the open slice has to be abandoned."""
         if self._assignment.in_callback:
-            # The client is in the middle of a rebalance already.
+            # The client is already in the middle of a rebalance.
             return
         self._serve()
-        if self._transaction.given_up or self._slice.abandoned:
+        if self._transaction.must_rewind or self._slice.abandoned:
             raise Interrupted
         source = self._slice.input
         if source is not None and not self._assignment.holds(*source):
@@ -799,16 +806,16 @@ class Worker:
     # --- stores
 
     def _restore(self) -> None:
-        """Continue to bring stores up to date, and start the tasks that are done."""
+        """Continue restoring, and start the restored tasks."""
         try:
             done = self._assignment.restore(self._stop.is_set)
-        except _PASSING as error:
+        except _TRANSIENT as error:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
             return
         self._assignment.start(done)
 
     def _punctuate(self) -> None:
-        """Run what is due on the wall clock, and move stream time on where nothing comes."""
+        """Run timers that are due on the wall clock, and advance stream time of idle inputs."""
         now, partitions = self._clock(), self._assignment.progress
         for task in list(self._assignment.tasks.values()):
             if not task.stateful or not task.positions:
@@ -818,20 +825,20 @@ class Worker:
             if not own or not all(progress.at_end for progress in own):
                 continue
             since = max(progress.since for progress in own)
-            told = max(since, *(progress.told for progress in own))
-            if now - told < IDLE_SECONDS:
+            idle_until = max(since, *(progress.idle_until for progress in own))
+            if now - idle_until < IDLE_SECONDS:
                 continue
-            quiet, untold = round((now - since) * 1000), round((now - told) * 1000)
-            if self._without_input(task, partial(task.idle, quiet, untold)):
+            idle, elapsed = round((now - since) * 1000), round((now - idle_until) * 1000)
+            if self._without_input(task, partial(task.idle, idle, elapsed)):
                 for progress in own:
-                    progress.told = now
+                    progress.idle_until = now
 
     def _without_input(self, task: Task, run: Callable[[], bool]) -> bool:
-        """Let a task do what no record asks for, as a slice of its own. Returns whether there was anything.
+        """Run a task's work without input (timers, idle windows) as a slice. Returns whether there was any.
 
-        What is given up in the middle is due again in the next round.
+        Work that is abandoned in the middle is due again in the next round.
         """
-        if self._transaction.given_up or self._assignment.tasks.get(task.id) is not task:
+        if self._transaction.must_rewind or self._assignment.tasks.get(task.id) is not task:
             return False
         self._slice.open(task)
         try:
@@ -857,20 +864,20 @@ class Worker:
     def _follow_global_tables(self) -> None:
         try:
             self._globals.poll()
-        except _PASSING as error:
-            # What was not read now is read in the next round.
+        except _TRANSIENT as error:
+            # The next round repeats the read.
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
 
     def _keep_standbys(self, standbys: Standbys) -> None:
         self._member = self._consumer.member
         try:
             standbys.poll(self._member, self.held, self._consumer.committed)
-        except _PASSING as error:
+        except _TRANSIENT as error:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
 
     def _close_stores(self) -> None:
         for task in list(self._assignment.tasks.values()):
-            # Where the group could not be left, these were not taken away.
+            # Tasks that are still open, as leaving the group failed.
             self._assignment.close_task(task)
         self._originals.close()
         self._assignment.pending.close()
@@ -878,7 +885,7 @@ class Worker:
             self._standbys.close()
         self._globals.close()
         self._databases.close()
-        self._upkeep.close()
+        self._cleanup.close()
 
     def _enter(self, state: State) -> None:
         if not self._state.may_become(state):
@@ -886,7 +893,7 @@ class Worker:
         self._state = state
 
     def _fail(self, error: BaseException) -> None:
-        """Leave as little behind as possible, without hiding what went wrong."""
+        """Release everything that can be released, without hiding the error."""
         if self._state.may_become(State.FAILED):
             self._enter(State.FAILED)
         self._log.error(Event.WORKER_FAILED, error=str(error), kind=type(error).__name__)

@@ -1,1 +1,1 @@
-"""A program as data: its sources, processors, stores and sinks."""
+"""A topology: the program's sources, steps, stores and sinks as data."""

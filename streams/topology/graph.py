@@ -1,7 +1,7 @@
-"""A program as data: which sources, steps and sinks there are, and how they hang together.
+"""The topology of a program: its sources, steps and sinks, and their connections, as frozen data.
 
 Nothing here opens a connection or runs user code: validation, drawing, tests and tasks all read the same
-frozen graph.
+graph.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from streams.state.definition import StoreDefinition
 
 Topic: TypeAlias = "str | re.Pattern[str]"
-"""A topic's name, or a pattern that must match a whole name."""
+"""A topic's name, or a pattern that must match the full name."""
 
 SourceTopic: TypeAlias = "str | TopicPattern"
-"""The same as a source has it: a pattern knows which topics it leaves out."""
+"""A source's topic: a name, or a pattern with the topics that it excludes."""
 
 _STORE_NAME = re.compile(r"[A-Za-z0-9._-]{1,150}")
 
@@ -39,7 +39,7 @@ DescriptionFormat: TypeAlias = Literal["text", "mermaid", "json"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Reads topics. ``timestamp`` takes the event time (milliseconds since the epoch) from the value."""
+    """Reads topics. ``timestamp`` returns the event time (milliseconds since the epoch) of a value."""
 
     name: str
     topics: tuple[SourceTopic, ...]
@@ -48,13 +48,13 @@ class Source:
     timestamp: Callable[[Any], int] | None = None
     policy: ErrorPolicy = dead_letter
     table: bool = False
-    """Whether it reads changes of a table: at equal event times they come before other records."""
+    """Whether it reads changes of a table: at equal event times they are processed before other records."""
 
     needs_key: bool = False
     needs_value: bool = False
-    """Whether the app writes no record without it to this topic: one that comes meets the policy."""
+    """Whether the app writes only records with it to this topic: others get the policy."""
     internal: bool = False
-    """Whether it reads what another subtopology writes to a topic between them."""
+    """Whether it reads an internal topic that another subtopology writes."""
 
     parents: tuple[str, ...] = ()
     place: str = field(default="", compare=False)
@@ -63,9 +63,9 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Transforms what its parents send.
+    """Transforms the records of its parents.
 
-    ``owns`` are the stores it keeps; ``uses`` names those of other steps that it reads or changes too, which
+    ``owns`` are its own stores; ``uses`` names stores of other steps that it reads or changes too, and which
     therefore run in the same task.
     """
 
@@ -83,8 +83,8 @@ class Step:
 class Repartition:
     """Makes a sink's topic an internal one, between two subtopologies, with ``partitions`` partitions.
 
-    Without a number it gets as many as the topics that it is joined with, else as the largest that feeds it.
-    Its records are deleted once they are processed and committed.
+    Without a number it has as many as the topics with which it is joined, else as the largest that feeds it.
+    Its records are deleted after they are processed and committed.
     """
 
     partitions: int | None = None
@@ -92,10 +92,10 @@ class Repartition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sink:
-    """Writes to one topic, or to the topic that a function names for each value.
+    """Writes to one topic, or to the topic that a function chooses for each value.
 
-    ``closed`` are the app's patterns: a function that names a topic which one of them matches fails, as the
-    app would read its own output.
+    ``closed`` are the app's patterns: choosing a topic that one of them matches fails, as the app would read
+    its own output.
     """
 
     name: str
@@ -115,7 +115,7 @@ Node: TypeAlias = "Source | Step | Sink"
 
 @dataclass(frozen=True, slots=True)
 class Subtopology:
-    """Nodes that are connected: what one task runs, for one partition number."""
+    """Connected nodes: one task runs them for one partition number."""
 
     number: int
     nodes: tuple[Node, ...]
@@ -134,7 +134,7 @@ class Subtopology:
         return any(matches(wanted, topic) for source in self.sources for wanted in source.topics)
 
     def rank(self, topic: str) -> int:
-        """Whose records come first at equal event times: tables before streams, then as declared."""
+        """The rank of a topic's records at equal event times: tables before streams, then by declaration."""
         ordered = sorted(self.sources, key=lambda source: not source.table)
         return next(
             rank
@@ -151,7 +151,7 @@ class Subtopology:
         return next(node for node in self.nodes if node.name == name)
 
     def ancestors(self, name: str, stop: Callable[[Node], bool] = lambda _: False) -> tuple[Node, ...]:
-        """The nodes that feed the named one, nearest first, without looking behind those that ``stop``."""
+        """The nodes upstream of the named one, nearest first; not beyond those for which ``stop`` is true."""
         found: dict[str, Node] = {}
         waiting = list(self.node(name).parents)
         while waiting:
@@ -164,7 +164,7 @@ class Subtopology:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GlobalSource:
-    """A topic that every worker reads as a whole, into a store that all its tasks may look things up in."""
+    """A topic that every worker reads completely, into a store for lookups by all its tasks."""
 
     topic: str
     key: Serde[Any]
@@ -173,7 +173,7 @@ class GlobalSource:
 
 
 class Copartition(NamedTuple):
-    """Topics whose partitions of one number hold the same keys, as a step reads them together."""
+    """Topics that a step reads together, so that equal keys must be in equal partition numbers."""
 
     step: str
     topics: tuple[SourceTopic, ...]
@@ -181,7 +181,7 @@ class Copartition(NamedTuple):
 
 @dataclass(frozen=True)
 class Topology:
-    """The whole graph, parents before children. Raises ``TopologyError`` if it is unsound."""
+    """The complete graph, parents before children. Raises ``TopologyError`` if it is invalid."""
 
     nodes: tuple[Node, ...]
     global_tables: tuple[GlobalSource, ...] = ()
@@ -199,7 +199,7 @@ class Topology:
 
     @property
     def input_topics(self) -> tuple[SourceTopic, ...]:
-        """What to subscribe to."""
+        """The topics and patterns to subscribe to."""
         return tuple(topic for source in self.sources for topic in source.topics)
 
     @property
@@ -209,7 +209,7 @@ class Topology:
 
     @property
     def output_topics(self) -> tuple[str, ...]:
-        """The topics known before running: those of sinks that name one topic."""
+        """The output topics known in advance: those of sinks with a fixed topic."""
         return tuple(dict.fromkeys(sink.topic for sink in self.sinks if isinstance(sink.topic, str)))
 
     @property
@@ -272,7 +272,7 @@ class Topology:
         )
 
     def source_of(self, topic: str) -> tuple[Subtopology, Source]:
-        """Which source, in which subtopology, reads a topic. Raises ``TopologyError`` if not exactly one."""
+        """The source that reads a topic, and its subtopology. Raises ``TopologyError`` if not exactly one."""
         found = [
             (subtopology, source)
             for subtopology in self.subtopologies
@@ -283,15 +283,15 @@ class Topology:
             known = [wanted if isinstance(wanted, str) else wanted.pattern for wanted in self.input_topics]
             own = any(pattern.matches_own(topic) for pattern in self.patterns)
             raise TopologyError(
-                f"the app reads no topic {topic!r}: it must belong to exactly one source, it matches: none",
-                hint="it is one of the app's own topics, which no pattern reads: name it to read it"
+                f"the app does not read topic {topic!r}: it matches no source, but must match exactly one",
+                hint="it is one of the app's own topics, which patterns exclude: to read it, give its name"
                 if own
                 else closest(topic, known),
             )
         if len(found) != 1:
             names = ", ".join(source.name for _, source in found)
             raise TopologyError(
-                f"topic {topic!r} must belong to exactly one source, it matches: {names}",
+                f"topic {topic!r} must belong to exactly one source, but it matches: {names}",
                 hint="narrow the patterns, or read the topic once and use that stream twice",
             )
         return found[0]
@@ -316,13 +316,13 @@ class Topology:
             known.add(node.name)
         followed = {parent for node in self.nodes for parent in node.parents}
         for node in self.nodes:
-            # A store may be there to be asked for what it holds.
+            # A store may exist only to be queried.
             terminal = isinstance(node, Sink) or (
                 isinstance(node, Step) and (node.operator.terminal or bool(node.owns))
             )
             if node.name not in followed and not terminal:
                 raise TopologyError(
-                    f"{node.name!r} is a dead end{_at(node.place)}: what reaches it goes nowhere",
+                    f"{node.name!r} is a dead end{_at(node.place)}: its records are not used",
                     hint="end it with .to(topic), .peek(function) or .process(…), or remove it",
                 )
         self._validate_stores()
@@ -365,7 +365,7 @@ class Topology:
                 if first is not None:
                     raise TopologyError(
                         f"two stores are named {store.name!r}{_both(first.place, node.place)}",
-                        hint="give one of them another name: stores and their topics are found again by it",
+                        hint="give one of them another name: names identify stores and their topics",
                     )
                 known[store.name] = node
             for name in node.uses:
@@ -375,14 +375,14 @@ class Topology:
             name = table.store.name
             if name in known or not _STORE_NAME.fullmatch(name):
                 raise TopologyError(
-                    f"{name!r} cannot name a global table: taken by a store, or no part of a topic's",
+                    f"{name!r} cannot name a global table: a store has this name, or it is invalid",
                     hint="give it a name=, of letters, digits, '.', '_' and '-'",
                 )
             known[name] = None
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """Advice for somebody who wrote a name that is none of those known."""
+    """Advice for an unknown name: the closest known one, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(name, known, 1)
     return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(map(repr, known)) or 'none'}"
@@ -411,7 +411,7 @@ def _check_topic_name(topic: object, whose: str) -> None:
 
 
 def matches(wanted: SourceTopic, topic: str) -> bool:
-    """Whether a topic is the one wanted, or read by the pattern wanted."""
+    """Whether a topic is the wanted one, or is read by the wanted pattern."""
     return wanted == topic if isinstance(wanted, str) else wanted.fullmatch(topic)
 
 
@@ -432,7 +432,7 @@ def _sink_text(sink: Sink) -> str:
 
 
 def function_name(code: object) -> str:
-    """What people call a function, class or callable object."""
+    """A readable name of a function, class or callable object."""
     name = getattr(code, "__name__", None) or type(code).__name__
     return "lambda" if name == "<lambda>" else str(name)
 
@@ -524,7 +524,7 @@ def _node_json(node: Node) -> dict[str, Any]:
 
 
 def unique_name(wanted: str, taken: Iterable[str]) -> str:
-    """``wanted``, or with the first free number from 2 behind it."""
+    """``wanted``, with the first free number from 2 on appended if it is taken."""
     names = set(taken)
     candidates = (wanted if number == 1 else f"{wanted}-{number}" for number in range(1, len(names) + 2))
     return next(candidate for candidate in candidates if candidate not in names)

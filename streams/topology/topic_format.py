@@ -1,4 +1,4 @@
-"""How the records of a topic are read, as far as an app knows: by which serdes, and what else is in them."""
+"""The format of a topic's records, as far as an app knows it: the serdes, and additions of this library."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ class TopicFormat(NamedTuple):
     key: Serde[Any] | None = None
     value: Serde[Any] | None = None
     relayed: bool = False
-    """Whether values have the coordinates of their input record in front (see ``streams.origin``)."""
+    """Whether values begin with the coordinates of their input record (see ``streams.origin``)."""
     store: StoreDefinition | None = None
-    """The store whose changelog it is."""
+    """The store, if the topic is its changelog."""
 
     def of(self, key: bytes | None, headers: Headers | None) -> TopicFormat:
-        """The format of one record: nothing is known about a changelog's metadata."""
+        """The format of one record: unknown for a changelog's metadata."""
         if self.store is not None and key is not None and entry_key(key, headers) is None:
             return TopicFormat()
         return self
 
     def read_key(self, key: bytes, headers: Headers | None = None) -> Any:
-        """A key as users know it. That of a windowed store's changelog has the window's ``start`` beside it.
+        """The decoded key; for a windowed store's changelog, with the window's ``start``.
 
-        Not for a changelog's metadata, which belongs to no key. Raises what the serde raises.
+        Not for a changelog's metadata, which has no key. Raises the serde's errors.
         """
         if self.store is None:
             return _read(self.key, key)
@@ -46,7 +46,7 @@ class TopicFormat(NamedTuple):
         return {"start": START.unpack_from(entry)[0], "key": _read(self.key, entry[START.size :])}
 
     def read_value(self, value: bytes) -> Any:
-        """A value as users know it; ``None`` for a tombstone. Raises what the serde raises."""
+        """The decoded value; ``None`` for a tombstone. Raises the serde's errors."""
         payload = without_origin(value) if self.relayed else value
         if payload is None:
             return None
@@ -55,7 +55,7 @@ class TopicFormat(NamedTuple):
 
 
 def topic_format(topology: Topology, application: str, topic: str) -> TopicFormat:
-    """How an app reads or writes a topic: one of its inputs, outputs, internal topics or changelogs."""
+    """The format of one of an app's topics: an input, an output, an internal topic or a changelog."""
     for table in topology.global_tables:
         if table.topic == topic:
             return TopicFormat(table.key, table.value)

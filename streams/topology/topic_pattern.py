@@ -1,4 +1,4 @@
-"""A compiled pattern as a source of topics, and the topics of the app itself, which no pattern reads."""
+"""A compiled pattern as a source, and the app's own topics, which patterns exclude."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ if TYPE_CHECKING:
     import re
 
 INTERNAL_SUFFIXES = ("-changelog", "-repartition")
-"""How the names of topics end that begin with the app's name and hold its state or records between tasks."""
+"""Suffixes of internal topics, whose names begin with the app's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnTopics:
-    """The topics that belong to an app, as a container of their names.
+    """The topics that belong to an app, as a container of names.
 
-    ``application`` begins the names of internal topics. These belong to the app by the form of their names,
-    so that those of an earlier version of the program, whose stores this one does not have, count too.
-    ``names`` are the topics that it writes otherwise: outputs, dead letters.
+    ``application`` is the prefix of internal topics. These are recognised by the form of their names, so that
+    those of an earlier version of the program, with other stores, are included. ``names`` are the other
+    topics that the app writes: outputs, dead letters.
     """
 
     application: str
@@ -30,7 +30,7 @@ class OwnTopics:
         prefix = f"{self.application}-"
         if topic in self.names or topic in (f"{prefix}dead-letters", f"{prefix}replicas"):
             return True
-        # What is between them is the name of a store or a step.
+        # Between prefix and suffix is the name of a store or a step.
         return any(
             topic.startswith(prefix) and topic.endswith(suffix) and len(topic) > len(prefix) + len(suffix)
             for suffix in INTERNAL_SUFFIXES
@@ -39,10 +39,10 @@ class OwnTopics:
 
 @dataclass(frozen=True, slots=True)
 class TopicPattern:
-    """A pattern that a source reads: topics whose whole name it matches by Python's ``re``, flags included.
+    """A pattern that a source reads: topics whose full name it matches by Python's ``re``, flags included.
 
-    Left out are the app's ``own`` topics, which would be read in an endless loop, and those of the broker,
-    whose names begin with ``__``.
+    It excludes the app's ``own`` topics, which would be read in an endless loop, and the broker's, whose
+    names begin with ``__``.
     """
 
     regex: re.Pattern[str]
@@ -50,11 +50,11 @@ class TopicPattern:
 
     @property
     def pattern(self) -> str:
-        """Its source text."""
+        """The text of the regular expression."""
         return self.regex.pattern
 
     def matches_own(self, topic: str) -> bool:
-        """Whether it leaves a topic out that it matches because the topic is the app's own."""
+        """Whether a topic is excluded only because it is the app's own."""
         return topic in self.own and self.regex.fullmatch(topic) is not None
 
     def fullmatch(self, topic: str, /) -> bool:

@@ -1,4 +1,4 @@
-"""What a change of the program means for the aggregates that a store keeps."""
+"""Changes of the program and their effect on stored aggregates."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_an_aggregate_that_comes_back_begins_again(window):
     after(driver, selling(window, **both), 100)
     after(driver, selling(window, **both), 200, key="quiet")
     assert after(driver, selling(window, **one), 1) == {"n": 2}
-    # Neither what is written again since then nor what lies there since before finds what it had.
+    # Neither rewritten nor older entries have the removed aggregate's values.
     assert after(driver, selling(window, **both), 10) == {"n": 3, "worth": 10}
     assert after(driver, selling(window, **both), 20, key="quiet") == {"n": 2, "worth": 20}
     assert after(driver, selling(window, **one), 1, key="quiet") == {"n": 3}
@@ -222,7 +222,7 @@ def test_a_worker_says_which_aggregate_begins_and_when():
     cluster.send(7, 3_000)
     assert not begun(cluster.run(selling(n=count(), worth=total())))
     assert cluster.results() == [{"n": 1}, {"worth": 6, "n": 2}, {"n": 3, "worth": 13}]
-    # It stands in the changelog from then on.
+    # It is in the changelog from then on.
     schemas = [
         json.loads(value)
         for fetched in read_to_end(cluster.broker, ["sales-s-changelog"])
@@ -236,7 +236,7 @@ def begun(logs: list[Any]) -> list[Any]:
     return [entry for entry in logs if entry["event"] == Event.AGGREGATE_BEGINS_EMPTY]
 
 
-# What earlier versions stored: fields by position, values without their types and places
+# State of earlier versions: fields by position, values without types and positions.
 
 
 class Sale(msgspec.Struct):
@@ -356,7 +356,7 @@ def test_single_aggregates_and_reduced_values_of_earlier_versions_are_read():
         assert (shown if window is None else shown[0]["value"]) == SALES[2]
 
 
-def test_a_worker_goes_on_with_the_changelog_of_an_earlier_version():
+def test_a_worker_continues_with_the_changelog_of_an_earlier_version():
     app = App("sales")
     stream = app.stream("in", key=Text(), value=Json(Sale)).group_by_key()
     stream.aggregate("s", **all_kinds()).to("out", value=Json())

@@ -1,4 +1,4 @@
-"""Aggregates of values of any type: what comes back is what went in, whatever happened to the state."""
+"""Aggregates of values of any type: values are returned unchanged, whatever happens to the state."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def all_aggregates() -> dict[str, Any]:
 
 
 class Catching:
-    """Keeps the last value that reaches it."""
+    """Stores the last value."""
 
     def __init__(self, caught: list[Any]) -> None:
         self.caught = caught
@@ -154,7 +154,7 @@ WINDOWS = [
 
 
 def results(app_window: Any, feed: Callable[[TopologyDriver], None]) -> list[Any]:
-    """Every result of all aggregates, in order, as they are in the program."""
+    """Every result of all aggregates, in order, as Python objects."""
     caught: list[Any] = []
     app = App("types")
     grouped = app.stream("in", key=Text(), value=Json(Order)).group_by_key()
@@ -301,7 +301,7 @@ scalars = st.one_of(
     st.text(max_size=3),
     st.binary(max_size=3),
     st.decimals(allow_nan=False),
-    # Which of two equal times an hour is put back it is, only a zone with rules can tell.
+    # Only a zone with rules distinguishes the two equal times when the clock is set back.
     st.datetimes(timezones=st.sampled_from([None, dt.UTC, ZONE])).map(lambda time: time.replace(fold=0)),
     st.dates(),
     st.timedeltas(),
@@ -361,14 +361,14 @@ def spelled(value: Any) -> str:
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (Article("a", Decimal(1)), "Article is not known when it is read again"),
+        (Article("a", Decimal(1)), "Article cannot be read back without its type"),
         ([1, {"x": Article("a", Decimal(1))}], "Article at [1]['x']"),
-        (Colour.RED, "Colour is not known"),
-        (Point(1, Decimal(1)), "Point is not known"),
-        (Address("a", dt.date(2024, 1, 1)), "Address is not known"),
-        (object(), "object is not known"),
+        (Colour.RED, "Colour cannot be read back without its type"),
+        (Point(1, Decimal(1)), "Point cannot be read back without its type"),
+        (Address("a", dt.date(2024, 1, 1)), "Address cannot be read back without its type"),
+        (object(), "object cannot be read back without its type"),
     ],
-    # By their types: the text of an object has its address, which is another one in each process.
+    # By their types: an object's text has its address, which differs between processes.
     ids=lambda given: given if isinstance(given, str) else type(given).__name__,
 )
 @pytest.mark.parametrize("aggregate", [latest(), first(), collect(), most_frequent(3)], ids=str)
@@ -425,7 +425,7 @@ def test_types_that_cannot_be_stored_are_refused_when_the_aggregate_is_made():
     for make in (latest, first, collect, lambda type: most_frequent(1, type=type)):  # noqa: A006 - as the keyword
         with pytest.raises(TopologyError, match="a type that msgspec can store"):
             make(type=Unknown)
-    with pytest.raises(TopologyError, match="a type with an order"):
+    with pytest.raises(TopologyError, match="an ordered type"):
         minimum(type=Colour)
 
 

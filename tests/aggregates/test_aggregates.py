@@ -1,4 +1,4 @@
-"""Aggregates against brute force over all values, however they come in batches."""
+"""Aggregates compared with brute force over all values, with any batches."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ EXACT: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (NAMES, texts),
     (Combined({"events": count(), "all": total(), "least": minimum(), "bins": quantile(0.5)}), numbers),
 ]
-"""Aggregates that do not depend on how events fell into batches, each with values for it."""
+"""Aggregates that do not depend on batches, each with values for it."""
 
 
 def named(parameter: Any) -> str:
@@ -132,10 +132,10 @@ def test_accumulators_survive_msgpack_and_are_never_changed(aggregate, values, d
 REMOVABLE = [(aggregate, values) for aggregate, values in EXACT if aggregate.removable]
 
 
-def test_which_aggregates_can_take_events_back():
+def test_which_aggregates_can_remove_events():
     kinds = {aggregate.describe().partition("(")[0] for aggregate, _ in REMOVABLE}
     assert kinds == {"count", "total", "mean", "variance", "quantile"}
-    with pytest.raises(TypeError, match=r"maximum\('price'\) cannot take events back"):
+    with pytest.raises(TypeError, match=r"maximum\('price'\) cannot remove events"):
         maximum("price").remove(3, [3])
 
 
@@ -152,7 +152,7 @@ def test_removing_is_the_opposite_of_adding(aggregate, values, data):
     )
 
 
-def test_a_mean_of_large_integers_is_rounded_once_also_after_a_float_was_taken_back():
+def test_a_mean_of_large_integers_is_rounded_once_also_after_a_float_was_removed():
     numbers = [0, 0, 0, 0, 9_792_847_725_241_375]
     left = mean().remove(accumulated(mean(), numbers, [0.0]), [0.0])
     assert mean().result(left) == computed(mean(), numbers) == 1958569545048275.0
@@ -204,7 +204,7 @@ def test_extremes_are_those_of_all_values(values, n):
 
 
 @given(st.lists(plain), st.integers(1, 5))
-def test_values_come_back_in_order(values, limit):
+def test_values_are_returned_in_order(values, limit):
     assert computed(first(), values) == (values[0] if values else None)
     assert computed(latest(), values) == (values[-1] if values else None)
     assert computed(collect(), values) == tuple(values)
@@ -221,9 +221,9 @@ class Sale:
     price: float
 
 
-def test_objects_come_back_as_their_type():
+def test_objects_are_returned_with_their_type():
     order = Order(1.5, ("a",))
-    with pytest.raises(TypeError, match=r"Order is not known when it is read again.*latest\(…, type=…\)"):
+    with pytest.raises(TypeError, match=r"Order cannot be read back without its type.*latest\(…, type=…\)"):
         computed(latest(), [order])
     assert computed(latest().typed(Order), [order]) == order
     assert computed(latest("tags").typed(Order), [order]) == ("a",)
@@ -371,7 +371,7 @@ def test_a_column_is_a_field_a_key_or_a_function_of_the_value(source):
 
 
 def until_it_fails(column: Any) -> tuple[list[Any], str]:
-    """What a column gave before it raised, as the engine takes it, and the error."""
+    """The entries of a column before it raised, and the error."""
     taken: list[Any] = []
     try:
         taken.extend(column)

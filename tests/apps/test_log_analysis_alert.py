@@ -42,7 +42,7 @@ def test_an_alert_is_raised_by_the_last_of_enough_windows_in_a_row():
     assert of_errors(50, 50, 50, 50) == [False, False, True, True]
 
 
-def test_one_good_window_begins_the_row_anew():
+def test_one_good_window_restarts_the_sequence():
     assert of_errors(90, 90, 49, 90, 90, 90) == [False] * 5 + [True]
 
 

@@ -1,4 +1,4 @@
-"""The demonstration as ``make demo`` runs it, small, on the session's broker."""
+"""A small run of ``make demo``, on the session's broker."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_file_that_is_no_access_log_is_refused_within_seconds(
     (tmp_path / name).write_bytes(content)
     done = run_demo(tmp_path, kafka_bootstrap, name)
     assert done.returncode == 5, done.stdout + done.stderr
-    assert f"{name} is no access log" in done.stdout
+    assert f"{name} is not an access log" in done.stdout
     assert example in done.stdout
     assert "expected: common, combined, main" in done.stdout
     # Nothing was started for it.
@@ -107,4 +107,4 @@ def test_a_log_in_a_format_of_ones_own_is_read(tmp_path, kafka_bootstrap, monkey
 def test_a_log_that_is_not_there_is_named(tmp_path, kafka_bootstrap):
     done = run_demo(tmp_path, kafka_bootstrap, "missing.log")
     assert done.returncode == 1
-    assert "missing.log is no file" in done.stdout
+    assert "missing.log is not a file" in done.stdout

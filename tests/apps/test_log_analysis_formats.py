@@ -1,4 +1,4 @@
-"""Access logs as servers, proxies and load balancers write them: right hits or refused lines, no others."""
+"""Access logs as servers, proxies and load balancers write them: lines give the right hit or are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 
 @dataclass(frozen=True)
 class Request:
-    """What really happened, for the renderers below to write down."""
+    """A request, for the renderers below."""
 
     milliseconds: int
     client: str
@@ -38,7 +38,7 @@ class Request:
     agent: str | None
     forwarded: str | None
     zone: int = 0
-    """Minutes east of UTC, as the server is set."""
+    """The server's offset from UTC in minutes."""
 
     @property
     def target(self) -> str:
@@ -55,7 +55,7 @@ class Request:
         return datetime.fromtimestamp(self.milliseconds / 1000, UTC)
 
     def hit(self, **changes: Any) -> Hit:
-        """The hit that a format gives that has it all in whole seconds, but for these changes."""
+        """The hit of a format with all fields and whole seconds, with these changes."""
         values: dict[str, Any] = {
             "time": self.milliseconds // 1000 * 1000,
             "client": self.client,
@@ -309,7 +309,7 @@ def front_door(request: Request) -> str:
 
 
 class Written:
-    """A format as its renderer writes it, with the hit that it must give."""
+    """A format's renderer, and the expected hit."""
 
     def __init__(
         self,
@@ -350,7 +350,7 @@ def by_address(request: Request) -> Request:
 
 
 def unescaped(request: Request) -> Request:
-    """Without what would have to be escaped."""
+    """The text without characters that would have to be escaped."""
     referrer, agent = (
         text and text.replace('"', "'").replace("\\", "/") for text in (request.referrer, request.agent)
     )
@@ -416,7 +416,7 @@ WRITTEN = [
     Written("azure_front_door", front_door, balancer, by_address),
 ]
 
-# What is hard to tell apart, drawn rather than made up: hundreds of lines a second.
+# Ambiguous texts, drawn rather than generated: hundreds of lines a second.
 TEXTS = [
     *(None, None, "Mozilla/5.0 (X11; Linux x86_64; rv:151.0) Gecko/20100101", "curl/8.14.1", "-x", "x"),
     *("a \\ b", "\\", "\\x22", "[17/May/2015:10:05:03 +0000]", "200 512 -", "https://shop.test/?a=b&c=d%20e"),
@@ -505,8 +505,8 @@ def test_a_line_that_was_cut_gives_its_hit_or_none(written, request, data):
         found = outcome(cut)
         if found is None or found == whole:
             continue
-        # A line may end with the size, in the common format: then nothing says that it was longer. Where the
-        # format is given, that of a longer line is refused.
+        # A common line ends with the size, so a longer line that was cut there is not detected. If the longer
+        # format is given, it is refused.
         assert written.name in {"common", "combined", "main", "vhost_common", "vhost_combined", "traefik"}
         assert line[:at].rpartition(" ")[2].isdigit()
         assert replace_rest(found, whole) == whole
@@ -515,7 +515,7 @@ def test_a_line_that_was_cut_gives_its_hit_or_none(written, request, data):
 
 
 def replace_rest(found: Hit, whole: Hit) -> Hit:
-    """The hit with what comes from the size on as in the other one."""
+    """The hit with the size and later fields of the other one."""
     return Hit(
         found.time,
         found.client,
@@ -539,7 +539,7 @@ def replace_rest(found: Hit, whole: Hit) -> Hit:
 def test_lines_that_run_together_give_one_of_their_hits_or_none(written, first, second, data):
     first, second = written.possible(first), written.possible(second)
     left, right = written.render(first), written.render(second)
-    # A piece of an address in front of another address may make a third one: cut after that field.
+    # A part of an address before another address may form a third one: cut after that field.
     client = left.index(first.client) + len(first.client)
     at = data.draw(st.integers(next(i for i in range(client, len(left)) if left[i] in ' \t"') + 1, len(left)))
     found = outcome(left[:at] + right)
@@ -555,7 +555,7 @@ def test_a_hole_in_a_line_gives_none(written, request, data):
     start = data.draw(st.integers(0, len(line)))
     end = data.draw(st.integers(start, len(line)))
     found = outcome(line[:start] + "\0" * max(1, end - start) + line[end:])
-    # What a hit does not have may have a hole.
+    # Fields that a hit does not have may contain NUL bytes.
     assert found is None or found == written.expected(request)
 
 
@@ -581,7 +581,7 @@ def test_what_stands_after_the_client_never_becomes_the_client(request, behind):
     assert found is None or found.client == request.client
 
 
-# ---- Lines as public documentation shows them, and as the field has them.
+# ---- Lines from public documentation and from practice.
 
 TIME = "25/Jul/2026:17:38:53 +0000"
 REST = f'[{TIME}] "GET /shop HTTP/1.1" 200 512'
@@ -734,7 +734,7 @@ def test_a_first_gateways_notes_are_no_part_of_the_query():
     assert (parse(line).path, parse(line).query, parse(line).agent) == ("/a", "b=1", None)
 
 
-# ---- Formats of one's own.
+# ---- Custom formats.
 
 
 def directive_nginx(request: Request) -> str:
@@ -816,10 +816,10 @@ def test_a_format_of_ones_own_gives_back_what_the_server_wrote(form, render, exp
         ("$remote_addr", "it lacks a time"),
         ('%h %t "%r"', r"it lacks a status \(\$status, %>s\)"),
         ('$remote_addr$status "$request" $time_local', "two values follow each other"),
-        ('$remote_addr [$time_local] $request $status "$http_user_agent"', "the request may hold blanks"),
+        ('$remote_addr [$time_local] $request $status "$http_user_agent"', "the request may contain spaces"),
         ('%h %t "%r" %>s %', "'%' is no directive"),
         ("log_format x escape=xml '$remote_addr [$time_local] \"$request\" $status';", "unknown escape=xml"),
-        ('%h %{%Q}t "%r" %>s', "has %Q, which is not read"),
+        ('%h %{%Q}t "%r" %>s', "has %Q, which is not supported"),
         ('$http_x_forwarded_for [$time_local] "$request" $status', "it lacks a client"),
     ],
 )
@@ -847,7 +847,7 @@ def test_the_forwarded_address_is_the_client_for_who_asks_for_it():
 
 @settings(max_examples=25)
 @given(request=requests, written=st.sampled_from(WRITTEN))
-def test_without_being_asked_for_a_forwarded_address_is_never_the_client(request, written):
+def test_without_being_requested_a_forwarded_address_is_never_the_client(request, written):
     request = written.possible(replace(request, forwarded="192.0.2.66"))
     hit = parse(written.render(request))
     assert hit.client == request.client
@@ -861,7 +861,7 @@ def test_times_without_an_offset_are_in_the_given_zone():
     at = datetime(2009, 7, 6, 10, 14, 14, 655_000, UTC).timestamp() * 1000
     assert line_parser(time_zone="Europe/Berlin")(line).time == at
     assert parse(line).time == at + 7_200_000
-    # Others say which offset they have.
+    # Other formats include the offset.
     assert line_parser(time_zone="Europe/Berlin")(f"203.0.113.9 - - {REST}") == parse(
         f"203.0.113.9 - - {REST}"
     )

@@ -37,7 +37,7 @@ def hits() -> list[Hit]:
     return [hit for hit in map(outcome, lines()) if isinstance(hit, Hit)]
 
 
-def test_gives_as_many_lines_as_asked_for():
+def test_gives_as_many_lines_as_requested():
     assert len(lines()) == 50_000
     assert list(generate_lines(0)) == []
     assert len(list(generate_lines(1))) == 1
@@ -85,7 +85,7 @@ def test_the_same_seed_gives_the_same_lines_and_another_seed_others():
 
 
 def test_the_lines_are_the_same_under_any_version_of_python():
-    # Whoever changes the log on purpose writes the new digest here.
+    # After an intended change of the log, update the digest.
     text = "\n".join(generate_lines(5_000, seed=3, malformed_share=0.02))
     assert (
         hashlib.sha256(text.encode()).hexdigest()

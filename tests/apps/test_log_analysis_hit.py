@@ -264,7 +264,7 @@ def test_a_refusal_can_be_pickled():
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60)
 quoted = st.none() | texts.filter(lambda text: text != "-")
 words = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters='[]"\\?'), min_size=1)
-# A word that is a dash alone is a field of its own.
+# A word that is only a dash is a separate field.
 users = st.none() | st.lists(words.filter(lambda word: word != "-"), min_size=1, max_size=3).map(" ".join)
 names = st.from_regex(
     r"([a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?\.){0,3}[a-z]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True
@@ -416,7 +416,7 @@ def test_a_line_with_a_piece_replaced_is_a_hit_or_malformed(at, length, piece):
     ids=lambda text: f"{text[-20:]!r}",
 )
 def test_a_line_of_a_million_characters_takes_no_more_than_linear_time(text):
-    # Anything quadratic would run into the suite's time limit: it would take hours.
+    # A quadratic parser would take hours and run into the suite's time limit.
     check_outcome(text)
 
 

@@ -1,4 +1,4 @@
-"""What the app writes to topics: the structs, their schemas, and how they are made of each other."""
+"""The app's records: structs, schemas, and conversions between them."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def send(driver: TopologyDriver, lines: Iterable[str], *, partition: int = 0) ->
 
 
 def close_windows(driver: TopologyDriver) -> None:
-    """Let so much time pass that all windows close, and those over their results too."""
+    """Advance the clock until all windows close, and those over their results too."""
     for _ in range(2):
         driver.advance(minutes(60))
 

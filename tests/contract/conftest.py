@@ -1,4 +1,4 @@
-"""The brokers that the contract holds for, and clients on them that are closed after the test."""
+"""The brokers under the contract, and their clients, which are closed after the test."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def broker(request: pytest.FixtureRequest) -> Broker:
 
     return KafkaBroker(
         {"bootstrap.servers": request.getfixturevalue("kafka_bootstrap")},
-        # New topics are noticed soon.
+        # New topics are detected quickly.
         consumer={"topic.metadata.refresh.interval.ms": 1000},
     )
 
 
 class Clients:
-    """Makes clients whose topics, groups and transactional ids belong to one test alone."""
+    """Creates clients whose topics, groups and transactional ids belong to one test."""
 
     def __init__(self, broker: Broker) -> None:
         self.prefix = f"contract-{uuid.uuid4().hex[:12]}"

@@ -1,5 +1,7 @@
-"""What every broker must do. A broker that is shared and slow decides how tests wait: by polling until a
-condition holds, never for a fixed time.
+"""The contract of every broker.
+
+Tests wait by polling until a condition holds, never for a fixed time, as a real broker may be shared and
+slow.
 """
 
 from __future__ import annotations
@@ -39,9 +41,9 @@ NOW = int(time.time() * 1000)
 
 
 class Reader:
-    """A consumer with what its polls brought, and the listener of its assignment.
+    """A consumer with the records of its polls, and the listener of its assignment.
 
-    With ``commits`` it commits what it has read when partitions are revoked.
+    With ``commits`` it commits the records that it has read when partitions are revoked.
     """
 
     def __init__(self, consumer: Consumer, *, commits: bool = False, max_records: int = 500) -> None:
@@ -61,7 +63,7 @@ class Reader:
         self.rebalances: list[tuple[str, list[TopicPartition]]] = []
         self.out_of_range: list[tuple[TopicPartition, OutOfRange]] = []
         self.pauses: set[TopicPartition] = set()
-        """To be paused when they are assigned."""
+        """Partitions to pause when they are assigned."""
 
     def subscribe(self, *topics: str | re.Pattern[str]) -> Reader:
         self.consumer.subscribe(topics, self)
@@ -199,7 +201,7 @@ class TestRecords:
         assert reader.fetched[0].headers() is None
         assert reader.timestamps == [NOW - 5000]
 
-    def test_a_poll_brings_no_more_than_asked_for_and_loses_nothing(self, clients):
+    def test_a_poll_brings_no_more_than_requested_and_loses_nothing(self, clients):
         topic = clients.topic()
         write(clients.producer(), rows(topic, numbered(0, 25)))
         reader = Reader(clients.consumer(), max_records=10).assign({TopicPartition(topic, 0): BEGINNING})
@@ -281,13 +283,13 @@ HOUR = 3_600_000
 
 
 class TestRefusedRecords:
-    """What the broker refuses once it was queued, for what is in the record."""
+    """Records that the broker refuses after they were queued, for their content."""
 
     ATTEMPTS = 4
-    """Where a broker or a client names no record, the producer has to find it by writing in parts."""
+    """If neither broker nor client names the record, the producer has to find it by writing in parts."""
 
     def spoilt(self, clients: Clients, reason: str) -> Output:
-        """An output whose third row a broker does not take."""
+        """An output whose third row the broker refuses."""
         now = time.time_ns() // 1_000_000
         if reason == "ahead":
             topic = clients.topic("ahead")
@@ -444,7 +446,7 @@ class TestReader:
         assert reader.ends == [(place, 3), (place, 4)]
         assert reader.values == numbered(0, 4)
 
-    def test_the_end_is_reported_anew_after_a_seek(self, clients):
+    def test_the_end_is_reported_again_after_a_seek(self, clients):
         topic = clients.topic()
         place = TopicPartition(topic, 0)
         write(clients.producer(), rows(topic, numbered(0, 3)))
@@ -454,7 +456,7 @@ class TestReader:
         poll_until(lambda: reader.ends.count((place, 3)) >= 2, reader)
         assert reader.values == numbered(0, 3)
 
-    def test_the_end_behind_records_that_nobody_may_read_is_reported(self, clients):
+    def test_the_end_behind_records_that_are_not_visible_is_reported(self, clients):
         topic = clients.topic()
         place = TopicPartition(topic, 0)
         producer = clients.transactional_producer()
@@ -464,7 +466,7 @@ class TestReader:
         producer.begin()
         write(producer, rows(topic, numbered(3, 60)))
         producer.abort(PATIENCE)
-        # The records, and a marker for each transaction, which comes a moment later.
+        # The records, and a marker for each transaction, which is written a moment later.
         end = 62
         soon(lambda: clients.admin.end_offsets([place])[place] == end)
         reader = Reader(clients.consumer()).assign({place: BEGINNING})
@@ -543,7 +545,7 @@ class TestGroup:
         reader.consumer.close()
         assert reader.rebalances[-1] == ("revoked", places)
 
-    def test_a_successor_goes_on_after_what_was_committed(self, clients):
+    def test_a_successor_continues_after_what_was_committed(self, clients):
         topic = clients.topic()
         place = TopicPartition(topic, 0)
         write(clients.producer(), rows(topic, numbered(0, 10)))
@@ -581,8 +583,8 @@ class TestGroup:
         second.consumer.seek({place: 7})
         assert second.consumer.positions([place]) == {place: 7}
 
-    def test_who_keeps_a_partition_misses_nothing_and_gets_nothing_twice(self, clients):
-        """Others come and go; records are waiting all the time, so that each time some are on their way."""
+    def test_a_partition_that_is_kept_loses_and_repeats_nothing(self, clients):
+        """Other members join and leave; there are always records waiting, so some are in flight each time."""
 
         class Keeper(Reader):
             def revoked(self, partitions: Sequence[TopicPartition]) -> None:
@@ -595,10 +597,10 @@ class TestGroup:
                 super().poll()
                 for fetched in self.fetched[have:]:
                     place = TopicPartition(fetched.topic, fetched.partition)
-                    # Nothing is committed: who gets a partition begins at its beginning.
+                    # Nothing is committed: a new owner begins at the partition's beginning.
                     expected = before.get(place, 0) if place in self.next_offsets else 0
                     if place in before and fetched.offsets()[0] == 0:
-                        # Taken away and given back within the poll.
+                        # Revoked and assigned again within the poll.
                         expected = 0
                     assert fetched.offsets() == list(range(expected, expected + len(fetched))), place
 
@@ -654,7 +656,7 @@ class TestGroup:
 
     @pytest.mark.parametrize("protocol", ["consumer", "classic"])
     @pytest.mark.parametrize("committed", [2, 9])
-    def test_a_committed_offset_that_the_log_does_not_have_is_told_until_a_seek(
+    def test_a_committed_offset_that_the_log_does_not_have_is_reported_until_a_seek(
         self, clients, protocol, committed
     ):
         topic = clients.topic(partitions=3)
@@ -674,7 +676,7 @@ class TestGroup:
         assert len(reader.out_of_range) == 1
 
     @pytest.mark.parametrize("protocol", ["consumer", "classic"])
-    def test_a_position_that_is_deleted_while_it_is_read_is_told(self, clients, protocol):
+    def test_a_position_that_is_deleted_while_it_is_read_is_reported(self, clients, protocol):
         topic = clients.topic()
         place = TopicPartition(topic, 0)
         write(clients.producer(), rows(topic, numbered(0, 10)))
@@ -714,7 +716,7 @@ class TestGroup:
         poll_until(lambda: reader.is_at_end(places[1], 3), reader)
         assert reader.values == [*numbered(0, 3), *numbered(0, 3)]
 
-    def test_a_group_whose_topic_was_made_anew_begins_at_its_beginning(self, clients):
+    def test_a_group_whose_topic_was_created_again_begins_at_its_beginning(self, clients):
         topic = clients.topic()
         place = TopicPartition(topic, 0)
         write(clients.producer(), rows(topic, numbered(0, 5)))
@@ -727,7 +729,7 @@ class TestGroup:
         poll_until(lambda: bool(reader.out_of_range) or len(reader.values) >= 7, reader)
         assert reader.values == numbered(5, 12)
 
-    def test_a_pattern_subscribes_to_topics_whose_whole_name_matches(self, clients):
+    def test_a_pattern_subscribes_to_topics_whose_full_name_matches(self, clients):
         topics = [clients.topic(name) for name in ("orders-a", "orders-b", "orders-a-old")]
         pattern = re.compile(re.escape(clients.prefix) + "-orders-(a|b)")
         reader = Reader(clients.consumer()).subscribe(pattern)
@@ -748,14 +750,14 @@ class TestGroup:
         topics = {name: clients.topic(name) for name in names}
         prefix = re.escape(clients.prefix)
         patterns = [
-            # Flags as arguments, a lookahead, comments and blanks that mean nothing.
+            # Flags as arguments, a lookahead, comments and insignificant spaces.
             re.compile(
                 rf"""{prefix}-orders -  # any of them
                 (?! .* -test $)         # but those for tests
                 \w+""",
                 re.IGNORECASE | re.VERBOSE,
             ),
-            # An alternative that must match the whole name, and an escaped dot.
+            # An alternative that must match the full name, and an escaped dot.
             re.compile(rf"{prefix}-x|{prefix}-trades\.\d"),
             # Inline flags; a lookbehind; lines.
             re.compile(rf"(?im)^{prefix.upper()}-x-y(?<=-y)$"),
@@ -782,7 +784,7 @@ class TestGroup:
             return {place for reader in readers for place in reader.consumer.assignment()}
 
         def has_read(count: int) -> bool:
-            # Nothing is committed: what moves to the other member is read again.
+            # Nothing is committed: partitions that move to the other member are read again.
             return {value for reader in readers for value in reader.values} == set(numbered(0, count))
 
         for _ in range(3):
@@ -1117,11 +1119,11 @@ class TestTransactions:
             older.produce(rows(topic, [b"older"]))
             older.commit(PATIENCE)
 
-        # Which of the calls notices is left to the client.
+        # The client decides which of the calls fails.
         with pytest.raises(OutcomeUnknown):
             transaction()
 
-    def test_a_producer_fenced_in_the_middle_of_writing_is_told_so(self, clients):
+    def test_a_producer_fenced_in_the_middle_of_writing_gets_an_error(self, clients):
         first, second = clients.topic("first"), clients.topic("second")
         older = clients.transactional_producer("same")
         older.begin()

@@ -1,4 +1,4 @@
-"""What every store must do, in memory and on disk."""
+"""The contract of every store, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_an_empty_value_is_a_value(database, store):
     assert list(store.scan()) == [(b"key", b"")]
 
 
-def test_get_many_answers_in_the_order_of_the_keys_and_repeats_what_is_asked_twice(database, store):
+def test_get_many_keeps_the_order_of_the_keys_and_repeats_duplicates(database, store):
     fill(database, "first", b"a", b"b")
     assert store.get_many([b"b", b"x", b"a", b"b"]) == [b"of b", None, b"of a", b"of b"]
     assert store.get_many((b"b", b"x")) == [b"of b", None]
@@ -248,7 +248,7 @@ def test_the_count_is_about_right(database):
     assert 1000 <= store.approximate_count() <= 4000
 
 
-def test_what_was_closed_is_found_again(databases):
+def test_a_closed_database_can_be_opened_again(databases):
     database = databases.open(["first"], 3)
     database.write({"first": Changes({b"key": b"value"})}, {"offset": b"7"})
     database.close()
@@ -284,12 +284,12 @@ def test_adding_removing_or_reordering_stores_loses_none(databases, later):
     assert database.store("first").get(b"key") == b"1"
     assert database.metadata() == {"offset": b"7"}
     database.close()
-    # What was not named for a while is still there.
+    # A store that was not used for a while still has its entries.
     database = databases.open(["first", "second"], 0)
     assert database.store("second").get(b"key") == b"2"
 
 
-def test_what_is_destroyed_is_gone(databases):
+def test_a_destroyed_database_is_gone(databases):
     database = databases.open(["first", "second"], 0)
     database.write({"first": Changes({b"key": b"value"})}, {"offset": b"7"})
     database.close()
@@ -300,7 +300,7 @@ def test_what_is_destroyed_is_gone(databases):
     assert database.metadata() == {}
 
 
-def test_what_is_not_used_any_more_is_deleted_and_what_is_open_stays(databases):
+def test_unused_databases_are_deleted_and_open_ones_kept(databases):
     made = [databases.open(["one"], number) for number in range(3)]
     for database in made:
         database.write({"one": Changes({b"key": b"value"})}, {})
@@ -337,7 +337,7 @@ def test_an_open_database_is_not_opened_twice(databases):
         databases.open(["other", "first"], 0)
 
 
-def test_what_is_closed_says_so(databases):
+def test_a_closed_store_raises_an_error(databases):
     database = databases.open(["first"], 0)
     store = database.store("first")
     fill(database, "first", b"key")
@@ -357,7 +357,7 @@ def test_what_is_closed_says_so(databases):
             call()
 
 
-def test_a_scan_that_nobody_finishes_does_not_keep_the_database_open(databases):
+def test_a_scan_that_is_not_finished_does_not_keep_the_database_open(databases):
     database = databases.open(["first"], 0)
     store = database.store("first")
     database.write({"first": Changes({number(value): b"" for value in range(3000)})}, {})
@@ -387,7 +387,7 @@ def test_memory_is_counted(databases):
 
 
 def test_threads_read_while_the_task_writes_and_closes(database):
-    """Each write sets all values to one number, so a reader that sees two of them saw half a write."""
+    """Each write sets all values to one number, so a reader that sees two numbers saw a partial write."""
     store = database.store("first")
     names = [number(value) for value in range(50)]
     database.write({"first": Changes(dict.fromkeys(names, number(0)))}, {})

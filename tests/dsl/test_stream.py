@@ -872,10 +872,12 @@ def test_the_driver_says_which_topics_there_are():
     app.stream("orders").to("bills")
     driver = TopologyDriver(app)
     with pytest.raises(
-        TopologyError, match=r"the app reads no topic 'nope': .*\n  hint: there are: 'orders'"
+        TopologyError, match=r"the app does not read topic 'nope': .*\n  hint: there are: 'orders'"
     ):
         driver.send("nope", 1)
-    with pytest.raises(TopologyError, match=r"reads no topic 'order': .*\n  hint: did you mean 'orders'\?"):
+    with pytest.raises(
+        TopologyError, match=r"does not read topic 'order': .*\n  hint: did you mean 'orders'\?"
+    ):
         driver.send_bytes("order", b"1")
 
 

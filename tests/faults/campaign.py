@@ -1,4 +1,4 @@
-"""One run of the fault suite: workers and brokers that are disturbed while records flow, by a seeded plan."""
+"""One run of the fault suite: faults in workers and brokers while records flow, by a seeded plan."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ MOOD_SECONDS = 5.0
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run did, and what came of it."""
+    """The faults of a run, and its results."""
 
     seed: int
     guarantee: str
@@ -98,9 +98,9 @@ class Outcome:
 
 
 class Run:
-    """The app under test with its topics, workers, traffic and reader; the judgement of what it wrote.
+    """The app under test with its topics, workers, traffic and reader, and the verification of its output.
 
-    ``name`` begins the names of everything in Kafka. As a context manager it ends all its processes.
+    ``name`` is the prefix of all names in Kafka. As a context manager it ends all its processes.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Run:
         self.choose = random.Random(seed)
         self.prefix = f"faults-{seed}-{guarantee.replace('_', '-')}-{protocol}-{name.replace(' ', '-')}"
         self.group = f"{self.prefix}-app"
-        # What is measured is how soon the workers recover, not the clients that look on.
+        # The recovery of the workers is measured, not that of the observing clients.
         self.broker = KafkaBroker(
             {"bootstrap.servers": kafka.bootstrap_servers, "socket.timeout.ms": 3000},
             consumer={"socket.timeout.ms": 3000},
@@ -162,7 +162,9 @@ class Run:
         return f"{self.prefix}-{name}"
 
     def begin(self, workers: int, *, ballast: int = 0, watched: bool = True) -> None:
-        """Make topics, start workers, and let them process the first readings; then watch, if wanted."""
+        """Create topics, start workers, and let them process the first readings; then start the reader, if
+        wanted.
+        """
         replicas = len(self.kafka.status())
         tables = {"cleanup.policy": "compact", "min.compaction.lag.ms": "9000000000"}
         self.admin.create_topics(
@@ -179,7 +181,7 @@ class Run:
         self.traffic.fill_tables()
         self.crew.fill(workers)
         self.traffic.send_ballast(ballast)
-        # Orders are joined with what the tables hold when they come.
+        # Orders are joined with the tables' values at that moment, so the tables come first.
         self.wait(lambda: self.lag() == 0, "the tables are read")
         self.traffic.send(2_000)
         self.wait(lambda: self.lag() == 0, "the first readings are processed")
@@ -198,7 +200,7 @@ class Run:
         self.wait(self._no_open_transaction, "no transaction is left open")
 
     def judge(self, *, without: Sequence[str] = ()) -> Outcome:
-        """Hold everything that was written against what was sent, except topics that were spoilt."""
+        """Verify all outputs against the input, except topics that were damaged."""
         outcome, traffic = self.outcome, self.traffic
         verdict = outcome.verdict
         exactly_once = outcome.guarantee == "exactly_once"
@@ -261,7 +263,7 @@ class Run:
             time.sleep(0.05)
 
     def send_while(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Send until something is no longer so; returns whether that came in time."""
+        """Send until a condition no longer holds; returns whether that happened in time."""
         deadline = time.monotonic() + seconds
         while condition():
             if time.monotonic() > deadline:
@@ -270,7 +272,7 @@ class Run:
         return True
 
     def renew_sender(self) -> None:
-        """Send by a client that learns of the topics anew."""
+        """Send with a new client, which reads the topics' metadata again."""
         self.producer.close()
         self.producer = self.traffic.producer = self.broker.producer()
 
@@ -283,7 +285,7 @@ class Run:
             except BrokerError:
                 if time.monotonic() > deadline:
                     raise
-                # A client that waits for a broker that hangs goes on waiting.
+                # A client that waits for a hanging broker keeps waiting, so a new one is used.
                 self.admin.close()
                 self.admin = self.broker.admin()
                 time.sleep(0.2)
@@ -296,7 +298,7 @@ class Run:
         *,
         revive: bool = True,
     ) -> None:
-        """Wait, starting workers again that end. Raises ``AssertionError`` with the last logs."""
+        """Wait, and restart workers that end. Raises ``AssertionError`` with the last logs."""
         deadline = time.monotonic() + seconds
         while not self.insist(condition):
             if revive:
@@ -314,7 +316,7 @@ class Run:
         return [TopicPartition(self.topic(name), number) for name in names for number in range(PARTITIONS)]
 
     def wait_until_recovered(self, what: str) -> None:
-        """Everything sent so far is processed and committed."""
+        """Whether everything sent so far is processed and committed."""
         targets = self.insist(lambda: self.admin.end_offsets(self.places(("readings", "orders"))))
         self.wait(partial(self._reached, targets), f"recovered from: {what}")
 
@@ -349,7 +351,7 @@ class Run:
         ]
         committed = self.admin.committed_offsets(self.group)
         ends = self.admin.end_offsets(places, "read_uncommitted")
-        # Behind the last record there may be a transaction's marker.
+        # After the last record there may be a transaction's marker.
         return sum(max(0, ends[place] - committed.get(place, 0) - 1) for place in places)
 
     def _no_open_transaction(self) -> bool:
@@ -365,20 +367,20 @@ class Run:
 
 
 def plan(seed: int, faults: Sequence[Fault]) -> Iterator[Fault]:
-    """Every kind once before any comes again, in an order that the seed gives."""
+    """Every kind once before any is repeated, in an order given by the seed."""
     choose = random.Random(seed)
     while True:
         yield from choose.sample(faults, len(faults))
 
 
 class Campaign(Run):
-    """Runs workers, sends readings and injects faults for some time, then judges."""
+    """Runs workers, sends readings and injects faults for some time, then verifies the results."""
 
     _paused: Node | None = None
     """A broker that is to stay frozen until the workers have recovered without it."""
 
     def run(self, faults: Iterable[Fault], *, seconds: float = math.inf, ballast: int = 0) -> Outcome:
-        """Disturb by one fault after another, for so many seconds at most, then settle and judge."""
+        """Inject one fault after another, for at most that many seconds, then verify the results."""
         with self:
             self.begin(WORKERS, ballast=ballast)
             end = time.monotonic() + seconds
@@ -452,7 +454,7 @@ class Campaign(Run):
                     if crew.wait_for_log(member, '"worker started"'):
                         member.send_signal(number)
                 self.keep_sending(1)
-                # What was written under one clock is judged under another.
+                # Results written under one clock are continued under another.
                 crew.stop(worker)
                 worker = crew.replace(place)
                 self.keep_sending(2)
@@ -468,9 +470,9 @@ class Campaign(Run):
     # --- the longer ones
 
     def _with_disturbed(self, place: int, seconds: float, until: str = "", **environment: str) -> Worker:
-        """Let one worker be a disturbed one until it ends or for some time, then an ordinary one again.
+        """Run one worker with a fault until it ends or for some time, then an ordinary one again.
 
-        With ``until``, it has so much time to say that, which shows that it was disturbed indeed.
+        With ``until``, the worker must log that event in this time, which shows that the fault happened.
         """
         crew = self.crew
         crew.stop(crew.members[place])
@@ -497,7 +499,7 @@ class Campaign(Run):
         if mood == "retrying":
             self._with_disturbed(place, 8 * MOOD_SECONDS, until='"record retried"', FAULT_MOOD=mood)
             return
-        # As an orchestrator does, it is started again each time that it ends by policy ``fail``.
+        # Like an orchestrator, restart it each time that it ends by policy ``fail``.
         for _ in range(3):
             failing = self._with_disturbed(place, 2 * MOOD_SECONDS, FAULT_MOOD=mood)
             code = failing.returncode
@@ -512,7 +514,7 @@ class Campaign(Run):
             self.keep_sending(1)
 
     def _rebalance_during_restore(self, place: int) -> None:
-        """A worker that lost its disk restores in small pieces; others come and go meanwhile."""
+        """A worker that lost its disk restores in small pieces; others join and leave meanwhile."""
         crew = self.crew
         crew.kill(crew.members[place])
         crew.lose_disks()
@@ -531,7 +533,7 @@ class Campaign(Run):
         crew.replace(place)
 
     def _lose_coordinator(self, place: int, *, kill: bool) -> None:
-        """Stop a worker at a step of a commit, take its transactions' coordinator away, let it go on."""
+        """Stop a worker at a step of a commit, disable its transaction coordinator, resume the worker."""
         crew = self.crew
         crew.stop(crew.members[place])
         held = crew.replace(place, FAULT_HOLD=self.choose.choice(HELD_STEPS))
@@ -553,13 +555,13 @@ class Campaign(Run):
             node.resume()
 
     def _join_with_coordinator_paused(self) -> None:
-        """A worker comes, and what the coordinator then tells the others gets lost, or comes late."""
+        """A worker joins, and the coordinator's answers to the others are lost or late."""
         another = self.crew.start()
         self.crew.wait_for_log(another, '"worker started"')
         self.keep_sending(self.choose.uniform(0, 1))
         node = self._leader("__consumer_offsets", self.group)
         node.pause()
-        # Longer than heartbeats are waited for, and sometimes long enough for another broker to take over.
+        # Longer than the heartbeats' time-out, and sometimes long enough for another broker to take over.
         self.keep_sending(self.choose.choice([1.6, 3, 11]))
         node.resume()
         self.keep_sending(1)
@@ -570,7 +572,7 @@ class Campaign(Run):
         return f"{self.group}-{json.loads(line)['worker']}"
 
     def _leader(self, topic: str, name: str) -> Node:
-        """The node that leads the part of a broker's own topic in which something of that name is noted."""
+        """The node that leads the partition of a broker-internal topic for a group or transactional id."""
         client = AdminClient({"bootstrap.servers": self.kafka.bootstrap_servers})
         partitions = client.list_topics(topic, timeout=20).topics[topic].partitions
         return self.kafka.node(partitions[abs(_java_hash(name)) % len(partitions)].leader)
@@ -594,7 +596,7 @@ class Campaign(Run):
 
 
 def _java_hash(text: str) -> int:
-    """``String.hashCode``, by which brokers share out transactional ids."""
+    """``String.hashCode``, by which brokers assign transactional ids to coordinators."""
     value = 0
     for character in text:
         value = (31 * value + ord(character)) & 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""Worker processes of the app under test: started, disturbed, started again, and what can be seen of them."""
+"""Worker processes of the app under test, their faults and restarts, and their logs and disks."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ Worker: TypeAlias = "subprocess.Popen[bytes]"
 
 ROOT = Path(__file__).parents[2]
 STOP_SECONDS = 10.0
-"""A worker that is told to stop takes no longer."""
+"""The longest duration of a graceful stop."""
 
 START_SECONDS = 60.0
 MOST_ENDS = 12
-"""After so many ends that nobody asked for, a run is given up."""
+"""A run is abandoned after this many unexpected exits."""
 
 
 class Crew:
-    """As many workers as there are places, each started again when it ended by itself, as orchestrators do.
+    """A fixed number of workers, restarted when they end by themselves, as by an orchestrator.
 
     ``settings`` are the app's, as environment variables; ``folder`` has the logs, ``state`` the workers' own
-    files. Ends that were not asked for are violations, except with the codes of ``expected``.
+    files. Unexpected exits are violations, except with the codes of ``expected``.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Crew:
         self._settings = dict(settings)
         self._verdict = verdict
         self.version: dict[str, str] = {}
-        """Settings of every worker started from now on, besides those of the moment."""
+        """Settings of every worker started from now on, in addition to temporary ones."""
         self.members: list[Worker] = []
         self.expected: set[int] = set()
         self.events: Counter[str] = Counter()
@@ -63,7 +63,7 @@ class Crew:
         self._started: list[Worker] = []
         self._unexpected = 0
         self._checkpoints: dict[Path, tuple[int, dict[str, int]]] = {}
-        """What databases at rest had when looked at last, and how many had been rebuilt until then."""
+        """The checkpoints of closed databases at the last check, and the number of rebuilds until then."""
 
     @property
     def state(self) -> Path:
@@ -89,7 +89,7 @@ class Crew:
         self.members = [self.start() for _ in range(places)]
 
     def replace(self, place: int, **environment: str) -> Worker:
-        """Put a new worker where one ended."""
+        """Start a new worker in place of one that ended."""
         self.members[place] = worker = self.start(**environment)
         return worker
 
@@ -97,7 +97,7 @@ class Crew:
         return self._logs[worker.pid].read_text(errors="replace")
 
     def last_log(self, code: int) -> str:
-        """The log of the worker that ended last with an exit code; empty when none did."""
+        """The log of the worker that ended last with an exit code; empty if none did."""
         ended = [worker for worker in self._ended if worker.returncode == code]
         return self.log_of(ended[-1]) if ended else ""
 
@@ -108,8 +108,8 @@ class Crew:
         self.look_at_checkpoints()
 
     def stop(self, worker: Worker) -> None:
-        """SIGTERM. A worker takes at most ten seconds over it, and says that it went well."""
-        # Before it has got so far, there is nobody yet who could be asked.
+        """Send SIGTERM. A worker must stop within ten seconds, with exit code 0."""
+        # Earlier, no signal handler is installed yet.
         self.wait_for_log(worker, '"worker started"')
         if worker.poll() is not None:
             return
@@ -123,7 +123,7 @@ class Crew:
             worker.wait()
         took = time.monotonic() - begun
         if '"worker failed"' in self.log_of(worker):
-            # It was ending already, for a reason that others judge.
+            # It was already ending, for a reason that is checked elsewhere.
             return
         self._verdict.checked["M"] += 1
         if code != 0 or took > STOP_SECONDS + 1:
@@ -133,7 +133,7 @@ class Crew:
         self.look_at_checkpoints()
 
     def wait_for_log(self, worker: Worker, text: str, seconds: float = START_SECONDS) -> bool:
-        """Whether a worker has said something before it ended, or before so long had passed."""
+        """Whether a worker logged a text before it ended, or within that time."""
         deadline = time.monotonic() + seconds
         while text not in self.log_of(worker):
             if worker.poll() is not None or time.monotonic() > deadline:
@@ -142,7 +142,7 @@ class Crew:
         return True
 
     def revive(self) -> None:
-        """Start those again that ended by themselves."""
+        """Restart workers that ended by themselves."""
         for place, worker in enumerate(self.members):
             code = worker.poll()
             if code is None:
@@ -157,12 +157,12 @@ class Crew:
                 )
                 self._unexpected += 1
                 if self._unexpected > MOST_ENDS:
-                    raise AssertionError(f"workers end again and again, the last one with {code}:\n{last}")
+                    raise AssertionError(f"workers end repeatedly, the last one with {code}:\n{last}")
             self.look_at_checkpoints()
             self.replace(place)
 
     def clear(self) -> None:
-        """End all that still run, whatever state they are in."""
+        """End all running workers, whatever their state."""
         for worker in self._started:
             if worker.poll() is None:
                 worker.send_signal(signal.SIGCONT)
@@ -172,7 +172,7 @@ class Crew:
     # --- disks
 
     def databases(self) -> list[Path]:
-        """The folders of tasks' databases that belong to no worker that runs."""
+        """The folders of tasks' databases that no running worker uses."""
         return sorted(
             place
             for slot in self.state.glob("*.slot")
@@ -187,7 +187,7 @@ class Crew:
             self._checkpoints.pop(place, None)
 
     def damage_disks(self, choose: random.Random) -> str:
-        """Spoil the databases that no worker has open, each in the same way; which one is returned."""
+        """Damage the databases that no worker has open, each in the same way, which is returned."""
         how = choose.choice(["manifest cut", "manifest flipped", "table flipped", "log cut"])
         for place in self.databases():
             self._checkpoints.pop(place, None)
@@ -206,14 +206,14 @@ class Crew:
         return how
 
     def look_at_checkpoints(self) -> None:
-        """Compare the databases at rest with what they were when last at rest."""
+        """Compare the closed databases with the last check."""
         rebuilt = self._count_rebuilds()
         for place in self.databases():
             found = _checkpoints_of(place)
             if found is None:
                 continue
-            # A store that was emptied to be rebuilt says -1, or begins anew: the log says so, maybe while a
-            # worker had it open and nobody could look.
+            # The checkpoint of a store that was emptied for a rebuild is -1 or starts again: the log says so,
+            # possibly while a worker had it open.
             now = {store: offset for store, offset in found.items() if offset >= 0}
             rebuilt_before, before = self._checkpoints.get(place, (rebuilt, {}))
             if rebuilt == rebuilt_before:
@@ -228,7 +228,7 @@ class Crew:
         )
 
     def count_events(self) -> Counter[str]:
-        """What all workers logged, by name; what the client library has to say is left out."""
+        """The number of log events of all workers, by name, without those of the client library."""
         events = Counter(self.events)
         known = {*Event, "producer queue full"}
         for path in self._paths:
@@ -239,7 +239,7 @@ class Crew:
 
 
 def in_state(worker: Worker, state: str) -> bool:
-    """Whether the kernel says so of a process: ``T`` is stopped."""
+    """Whether a process is in a state of the kernel: ``T`` is stopped."""
     try:
         return Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[0] == state
     except FileNotFoundError:
@@ -267,14 +267,14 @@ def _locked(path: Path) -> bool:
 
 
 def _checkpoints_of(place: Path) -> dict[str, int] | None:
-    """The changelog offsets in a database at rest; ``None`` where it cannot be read."""
+    """The changelog offsets in a closed database; ``None`` if it cannot be read."""
     found = {}
     try:
         database = Rdict(str(place), Options(raw_mode=True), access_type=AccessType.read_only())
         try:
             for name, value in database.items():
                 if name == b"\0columns":
-                    # The database's own.
+                    # Metadata of the database itself.
                     continue
                 assert isinstance(name, bytes)
                 assert isinstance(value, bytes)

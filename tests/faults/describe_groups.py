@@ -1,11 +1,11 @@
-"""Whether ``DescribeConsumerGroups`` ends the process that asks when the coordinator dies or hangs meanwhile.
+"""Tests whether ``DescribeConsumerGroups`` crashes the process when the coordinator dies or hangs meanwhile.
 
-Members of KIP-848 groups ask it (``streams.broker.kafka.roll_calls``), so it must not. A process of its own
-asks, so that its end is seen. Each round makes sure that the questions are in flight when it happens: the
-coordinator is frozen first, then asked, then killed or left frozen, then asked again.
+Members of KIP-848 groups send this request (``streams.broker.kafka.roll_calls``), so it must not. A separate
+process sends it, so that a crash is visible. Each round makes sure that requests are in flight during the
+fault: the coordinator is frozen first, then requested, then killed or left frozen, then requested again.
 
-``python -m tests.faults.describe_groups`` plays ``ROUNDS`` (10) rounds of each kind, or of those whose names
-have ``ONLY`` in them, with ``ASKS`` (50) questions each, and writes ``build/describe-groups.json``.
+``python -m tests.faults.describe_groups`` runs ``ROUNDS`` (10) rounds of each kind, or of those whose names
+contain ``ONLY``, with ``ASKS`` (50) requests each, and writes ``build/describe-groups.json``.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ ANSWER_PATIENCE_SECONDS = 8.0
 
 @dataclass(frozen=True)
 class Kind:
-    """What happens to the group's coordinator while ``timeout`` (seconds) is how long a question may take."""
+    """A fault of the group's coordinator; ``timeout`` (seconds) is the time-out of a request."""
 
     name: str
     timeout: float
     frozen: float
-    """For how long (seconds) it is frozen after the questions were asked."""
+    """How long (seconds) it is frozen after the requests were sent."""
     killed: bool = False
-    """Whether it is killed then; otherwise it goes on."""
+    """Whether it is killed then; otherwise it resumes."""
     away: float = 0.0
-    """For how long (seconds) it stays away when it was killed."""
+    """How long (seconds) it stays down after it was killed."""
     everybody: bool = False
-    """Whether it happens to all brokers."""
+    """Whether the fault affects all brokers."""
     socket_timeout: float = 60.0
-    """How long the client waits for an answer to a request: 60 s is its default."""
+    """The client's time-out for a network request: 60 s is its default."""
     dropped: bool = False
-    """Whether the client is released while its questions are in flight."""
+    """Whether the client is closed while its requests are in flight."""
 
 
 KINDS = (
@@ -74,23 +74,25 @@ KINDS = (
     Kind("released while asked, coordinator killed", ANSWER_SECONDS, 0.3, killed=True, away=1, dropped=True),
     Kind("released while asked, all brokers frozen", ANSWER_SECONDS, 5, everybody=True, dropped=True),
 )
-"""Those with less than an hour end the process that asks, with librdkafka 2.16; see ``ANSWER_SECONDS``."""
+"""Time-outs of less than an hour crash the requesting process, with librdkafka 2.16; see
+``ANSWER_SECONDS``.
+"""
 
 
 @dataclass
 class Figures:
-    """What came of all rounds of one kind."""
+    """The results of all rounds of one kind."""
 
     rounds: int = 0
     asked: int = 0
     deaths: int = 0
-    """How often the coordinator was killed while it was asked."""
+    """How often the coordinator was killed while requests were in flight."""
     answers: Counter[str] = field(default_factory=Counter)
-    """How the questions ended, by the client's name for it."""
+    """The results of the requests, by the client's error name."""
     aborts: list[int] = field(default_factory=list)
     """Exit codes of processes that ended by themselves: negative ones are signals."""
     last_words: list[str] = field(default_factory=list)
-    """The last line that each of those wrote."""
+    """The last line of output of each of those."""
 
     def as_json(self) -> dict[str, Any]:
         """The figures by name."""
@@ -98,7 +100,7 @@ class Figures:
 
 
 class Asker:
-    """A process that is a member of the group and asks about it."""
+    """A process that is a member of the group and describes it."""
 
     def __init__(self, servers: str, socket_timeout: float, log: Path) -> None:
         self.socket_timeout = socket_timeout
@@ -170,7 +172,7 @@ class Experiment:
         self._askers = 0
 
     def play(self, kind: Kind, rounds: int, asks: int, until: float = float("inf")) -> Figures:
-        """Play so many rounds, but begin none after ``until`` (seconds of the monotonic clock)."""
+        """Run that many rounds, but begin none after ``until`` (seconds of the monotonic clock)."""
         figures = Figures()
         asker = self._asker(kind)
         for _ in range(rounds):
@@ -179,7 +181,7 @@ class Experiment:
             nodes = self._nodes if kind.everybody else [self._coordinator()]
             for node in nodes:
                 node.pause()
-            # Half of the questions are in flight when it happens, half are asked while nobody answers.
+            # Half of the requests are in flight when the fault occurs, half are sent during it.
             asker.ask(asks // 2, kind.timeout)
             time.sleep(kind.frozen / 2)
             if kind.killed:
@@ -199,7 +201,7 @@ class Experiment:
                 for node in nodes:
                     node.start(wait=False)
                 self._kafka.wait()
-            # The client is connected to the coordinator again when this one is answered.
+            # An answer shows that the client is connected to the coordinator again.
             asker.ask(1, ANSWER_SECONDS)
             figures.answers.update(asker.collect())
             ended = asker.ended()
@@ -236,7 +238,7 @@ def _java_hash(text: str) -> int:
 
 
 def ask_and_answer(servers: str, socket_timeout: float, commands: IO[str]) -> None:
-    """The process that asks: does what the lines say."""
+    """The requesting process: executes the commands on standard input."""
     settings: dict[str, str | int | float | bool] = {
         "bootstrap.servers": servers,
         "socket.timeout.ms": round(socket_timeout * 1000),
@@ -250,7 +252,7 @@ def ask_and_answer(servers: str, socket_timeout: float, commands: IO[str]) -> No
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not member.assignment() and time.monotonic() < deadline:
         member.poll(0.1)
-    # Asked once, the client knows the coordinator and is connected to it.
+    # After a first request, the client knows the coordinator and is connected to it.
     client.describe_consumer_groups([GROUP], request_timeout=10)[GROUP].exception()
     say("ready")
     waiting: list[Any] = []
@@ -268,12 +270,12 @@ def ask_and_answer(servers: str, socket_timeout: float, commands: IO[str]) -> No
             waiting.clear()
             clients, client = [client], AdminClient(settings)
             threading.Thread(target=clients.clear, daemon=True).start()
-            # The new one must be answered, however long the coordinator takes to come back.
+            # The new client must get an answer, however long the coordinator takes to come back.
             patience = PATIENCE_SECONDS
             say("dropped")
             continue
         ends: Counter[str] = Counter()
-        # A client whose coordinator was away may never answer: it must only not end the process.
+        # A client whose coordinator was down may never get an answer, but it must not crash the process.
         give_up = time.monotonic() + patience
         patience = ANSWER_PATIENCE_SECONDS
         for future in waiting:

@@ -1,14 +1,14 @@
-"""The app that the fault suite disturbs: every kind of result whose history shows what went wrong.
+"""The app of the fault suite, with every kind of result whose history shows errors.
 
-Readings are numbered in the order in which each key's were written, so that any result says which of them
-it was made of. The environment disturbs a process from within:
+Readings are numbered in the order in which each key's were written, so that a result identifies its readings.
+Environment variables inject faults into the process itself:
 
 * ``FAULT_STEP`` (call, number, ``before`` or ``after``) ends it at that call of the producer, as SIGKILL
-  does; ``FAULT_HOLD`` (the same) stops it there, as SIGSTOP does.
-* ``FAULT_MOOD``: user code that is ``slow``, ``failing`` or ``retrying``, now and then.
-* ``FAULT_QUEUE``: counts how often the client's queue was full, and says the first time.
+  would; ``FAULT_HOLD`` (the same) stops it there, as SIGSTOP would.
+* ``FAULT_MOOD``: user code is occasionally ``slow``, ``failing`` or ``retrying``.
+* ``FAULT_QUEUE``: counts how often the client's queue was full, and logs the first time.
 * ``FAULT_CHUNK``: how many records of changelogs are restored at once.
-* ``FAULT_EXTRA``: the program is a newer one, with more steps in front of and between the others.
+* ``FAULT_EXTRA``: the program is a newer version, with more steps before and between the others.
 * SIGUSR1 and SIGUSR2 set its wall clock two days forward and back.
 """
 
@@ -51,7 +51,7 @@ NEWER = bool(os.environ.get("FAULT_EXTRA"))
 
 
 class Poisoned(Exception):
-    """A reading that can never be processed."""
+    """A reading that always fails."""
 
 
 def check(reading: Reading) -> Reading:
@@ -75,7 +75,7 @@ def need_retries(reading: Reading) -> Reading:
 
 
 class Running(msgspec.Struct):
-    """What the first ``count`` readings of a group come to, the last of which was ``number`` of ``key``."""
+    """The total of the first ``count`` readings of a group, the last of which was ``number`` of ``key``."""
 
     key: str
     number: int
@@ -174,7 +174,7 @@ app.stream(f"{PREFIX}-orders", key=Text(), value=Json(Order)).join(
 
 
 def at_call(text: str, number: signal.Signals) -> None:
-    """Send this process a signal at the n-th call of a producer's method, before it or when it is back."""
+    """Send this process a signal at the n-th call of a producer's method, before or after the call."""
     call, which, moment = text.split()
     method = getattr(KafkaProducer, call)
     calls = 0
@@ -211,7 +211,7 @@ def count_full_queues() -> None:
 
 
 def let_clock_jump() -> None:
-    """Only Python's view of the wall clock jumps; that is what the library goes by."""
+    """Only Python's wall clock jumps, which is the one that the library uses."""
     days = 2 * 24 * 3600 * 1_000_000_000
     real, ahead = time.time_ns, 0
 

@@ -1,9 +1,9 @@
 """``make faults``: campaigns of faults for some minutes, then scenarios one by one, and a report.
 
-In the environment: ``MINUTES`` (10) is how long the campaigns take together and ``SEED`` (1) where they
-begin; a seed gives the same plan again, and what the processes make of it depends on the machine. ``ONLY``
-names a guarantee, a group protocol, or both, or ``campaigns`` or ``scenarios``; ``SOAK=1`` adds ten minutes
-(or as many as it says, if more than one) of even traffic, and twelve before them.
+Environment variables: ``MINUTES`` (10) is the duration of all campaigns together and ``SEED`` (1) the first
+seed; a seed gives the same plan again, but timing depends on the machine. ``ONLY`` selects a guarantee, a
+group protocol, or both, or ``campaigns`` or ``scenarios``; ``SOAK=1`` adds ten minutes (or the given number,
+if more than one) of even traffic, after a warm-up of twelve.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def main() -> int:
     wanted = set(only) - parts
     kinds = [kind for kind in KINDS if wanted <= set(kind)]
     if not kinds:
-        console.print(f"ONLY={' '.join(only)} leaves nothing of {KINDS}")
+        console.print(f"ONLY={' '.join(only)} selects nothing of {KINDS}")
         return 2
-    # Unreachable brokers are the point: what the clients say of them tells nothing.
+    # Brokers are unreachable on purpose: hide the clients' messages about them.
     logging.getLogger("streams.librdkafka").addHandler(logging.NullHandler())
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
@@ -68,7 +68,7 @@ def main() -> int:
                 length = soak_minutes if soak_minutes > 1 else SOAK_MINUTES
                 outcomes.append(soak(kafka, FOLDER, seed, length, report=_dim))
         except (AssertionError, StreamsError) as error:
-            # What runs is in a state that nobody knows: the rest would tell nothing.
+            # The processes are in an unknown state: further results would be meaningless.
             outcomes.append(Outcome(seed, *kinds[0], name="given up"))
             outcomes[-1].verdict.add("L", str(error))
     _report(outcomes, seed)
@@ -78,7 +78,7 @@ def main() -> int:
 def _campaigns(
     kafka: LocalKafka, seed: int, seconds: float, kinds: list[tuple[str, str]], outcomes: list[Outcome]
 ) -> None:
-    # One plan for all of them: each kind of fault comes before any comes again, whoever meets it.
+    # One plan for all campaigns: each kind of fault occurs before any is repeated.
     faults = plan(seed, WORKER_FAULTS + BROKER_FAULTS)
     for number, (guarantee, protocol) in enumerate(kinds):
         _say(f"[bold]seed {seed + number}[/], {guarantee}, group protocol {protocol}")
@@ -141,10 +141,10 @@ def _report(outcomes: list[Outcome], seed: int) -> None:
     console.print(
         f"{len(outcomes)} runs, {faults.total()} faults, {sum(outcome.sent for outcome in outcomes):,} "
         f"records sent, {checked.total():,} results verified, [bold]{len(violations)} violations[/]; "
-        f"{repeated.total():,} results came again under at_least_once"
+        f"{repeated.total():,} repeated results under at_least_once"
     )
     RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(outcomes), indent=2))
-    console.print(f"The same as data: {RESULTS}. Again: make faults SEED={seed}. Logs: {FOLDER}")
+    console.print(f"All figures: {RESULTS}. To repeat: make faults SEED={seed}. Logs: {FOLDER}")
 
 
 if __name__ == "__main__":

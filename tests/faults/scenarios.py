@@ -1,7 +1,7 @@
-"""What does not fit a campaign, as it ends the workers or spoils a topic for good: one story at a time.
+"""Faults that end workers or damage a topic permanently, and therefore need separate runs.
 
-The rule of all of them is that nothing goes wrong in silence: a worker goes on with right results, or it
-ends with a message that names what happened.
+The rule for all of them is that nothing goes wrong silently: a worker continues with right results, or ends
+with an error that names the cause.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Act: TypeAlias = "Callable[[Run], None]"
 
 LOUD_SECONDS = 60.0
-"""Within this, what is wrong must have been said."""
+"""The time within which an error must be reported."""
 
 DISK_MB = 64
 QUICK_METADATA = {"STREAMS_CLIENT": '{"topic.metadata.refresh.interval.ms": 2000}'}
@@ -42,7 +42,7 @@ QUICK_METADATA = {"STREAMS_CLIENT": '{"topic.metadata.refresh.interval.ms": 2000
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A story: what happens, once the app has processed its first readings."""
+    """A scenario, which begins when the app has processed its first readings."""
 
     name: str
     act: Act
@@ -93,7 +93,7 @@ def _no_disk() -> Iterator[None]:
 
 @contextmanager
 def small_disk(place: Path) -> Iterator[None]:
-    """A file system of its own with little space, where this user may mount one."""
+    """A small separate file system, if this user may mount one."""
     place.mkdir(parents=True, exist_ok=True)
     options = ["-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(place)]
     mount = shutil.which("mount")
@@ -110,9 +110,9 @@ def small_disk(place: Path) -> Iterator[None]:
 
 @contextmanager
 def no_space(run: Run) -> Iterator[str]:
-    """Take the space of the workers' disk away, and give it back; tells what a process then meets.
+    """Fill the workers' disk, and free it again; yields the error that a process then gets.
 
-    Where the disk is not one of its own, the workers' files may grow no more instead.
+    Without a separate file system, the size of the workers' files is limited instead.
     """
     state = run.crew.state
     if os.path.ismount(state.parent):
@@ -139,7 +139,7 @@ def no_space(run: Run) -> Iterator[str]:
 
 
 def disk_full(run: Run) -> None:
-    """Workers end and say so; with space they go on as if nothing had been."""
+    """Workers end with an error; with space again they continue normally."""
     crew = run.crew
     crew.expected = {8}
     with no_space(run) as words:
@@ -147,7 +147,7 @@ def disk_full(run: Run) -> None:
         ended = [worker for worker in crew.members if worker.poll() is not None]
         _must_end(run, ended[0] if ended else None, (8,), words)
         if words.startswith("No space"):
-            # Nobody gets further while there is none.
+            # No worker makes progress without space.
             crew.revive()
             run.keep_sending(3)
     begun = time.monotonic()
@@ -161,7 +161,7 @@ def disk_full(run: Run) -> None:
 
 
 def retention_overtakes(run: Run) -> None:
-    """Readings were deleted before anybody processed them: that is a loss, and must be said."""
+    """Readings were deleted before they were processed: the loss must be reported."""
     crew = run.crew
     for worker in crew.members:
         crew.stop(worker)
@@ -183,12 +183,12 @@ def retention_overtakes(run: Run) -> None:
 
 
 def partitions_added(run: Run) -> None:
-    """Keys lie in other partitions than their state now: no result may be made of the wrong one."""
+    """Keys are in other partitions than their state now: no result may use the wrong state."""
     client = AdminClient({"bootstrap.servers": run.kafka.bootstrap_servers})
     for future in client.create_partitions([NewPartitions(run.topic("readings"), PARTITIONS + 2)]).values():
         future.result(20)
     run.crew.expected = {3}
-    # A sender that learns of the new partitions later than the workers: until then keys are where they were.
+    # The sender learns of the new partitions later than the workers: until then keys stay where they were.
     begun = time.monotonic()
     run.send_while(
         lambda: time.monotonic() - begun < 5 and all(worker.poll() is None for worker in run.crew.members), 10
@@ -213,7 +213,7 @@ def input_deleted(run: Run) -> None:
 
 
 def repartition_deleted(run: Run) -> None:
-    """Both sides of it: the workers that write it may notice first, or those that read it."""
+    """The workers that write the topic or those that read it may notice first."""
     run.admin.delete_topics([f"{run.group}-by-group-repartition"])
     run.crew.expected = {3}
     run.send_while(lambda: all(worker.poll() is None for worker in run.crew.members), LOUD_SECONDS)
@@ -221,10 +221,11 @@ def repartition_deleted(run: Run) -> None:
 
 
 def output_deleted(run: Run) -> None:
-    """Nothing is committed while its results cannot be written; with the topic they come."""
+    """Nothing is committed while its results cannot be written; they come when the topic exists again."""
     topic = run.topic("copies")
     run.admin.delete_topics([topic])
-    # Deleting takes effect on the brokers a little later; until then records may still go into the old one.
+    # Deleting takes effect on the brokers a little later; until then records may still be written to the old
+    # topic.
     gone = [TopicPartition(topic, number) for number in range(PARTITIONS)]
     run.wait(lambda: not _exists(run, gone), "the topic is deleted")
     before = run.traffic.sent
@@ -262,7 +263,9 @@ def output_deleted(run: Run) -> None:
 
 
 def changelog_deleted(run: Run) -> None:
-    """State whose history is gone is said to be so, or goes on right; it never begins anew in silence."""
+    """Lost state is reported, or processing continues with right results; state never begins empty
+    silently.
+    """
     crew = run.crew
     run.admin.delete_topics([f"{run.group}-running-changelog"])
     crew.expected = {3, 8}
@@ -272,7 +275,7 @@ def changelog_deleted(run: Run) -> None:
         _must_end(run, first, (3, 8), "running-changelog")
     for each in crew.members:
         crew.kill(each)
-    # On this disk, and on another one.
+    # With this disk, and with an empty one.
     for lost in (False, True):
         if lost:
             crew.lose_disks()
@@ -283,13 +286,15 @@ def changelog_deleted(run: Run) -> None:
             _must_end(run, ended, (3, 8), "running-changelog")
         for each in crew.members:
             crew.kill(each)
-    # Without the disk nobody can know that there was more; but a store that begins empty is warned of.
+    # Without the disk the loss cannot be detected; but a store that begins empty is logged as a warning.
     if not run.crew.count_events()["store begins empty"]:
-        run.outcome.verdict.add("loud", "a changelog was made anew in the middle of the input without a word")
+        run.outcome.verdict.add(
+            "loud", "a changelog was created again in the middle of the input without a warning"
+        )
 
 
 def same_instance(run: Run) -> None:
-    """Two machines by one static name: one of them works, the other ends or waits, and says why."""
+    """Two machines with one instance id: one of them works, the other ends or waits, and reports why."""
     crew = run.crew
     crew.expected = {3}
     for worker in crew.members:
@@ -303,7 +308,7 @@ def same_instance(run: Run) -> None:
     if not run.send_while(
         lambda: all("nstance" not in crew.log_of(worker) for worker in crew.members), LOUD_SECONDS
     ):
-        run.outcome.verdict.add("loud", "two workers go by one instance id and neither says so")
+        run.outcome.verdict.add("loud", "two workers have one instance id and neither reports it")
     run.report(f"said within {time.monotonic() - begun:.0f} s")
     run.wait_until_recovered(run.outcome.name)
     run.finish()
@@ -338,7 +343,7 @@ def _ends(worker: Worker) -> bool:
 
 
 def _must_end(run: Run, worker: Worker | None, codes: tuple[int, ...], words: str) -> None:
-    """A worker has ended, with one of these exit codes and these words."""
+    """A worker must have ended with one of these exit codes and this text."""
     verdict = run.outcome.verdict
     verdict.checked["loud"] += 1
     if worker is None:

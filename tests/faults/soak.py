@@ -1,4 +1,4 @@
-"""Workers under even traffic for minutes: their memory, threads and open files must come to rest."""
+"""Workers under even traffic for minutes: their memory, threads and open files must not keep growing."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 SAMPLE_SECONDS = 5.0
 STATE_MEMORY_MB = 16
-"""Little, so that RocksDB's caches and buffers are full soon."""
+"""Small, so that RocksDB's caches and buffers are full soon."""
 
 WARM_UP_MINUTES = 12.0
-"""The time for that, and for the heap to find its size; what comes after it is judged."""
+"""Warm-up, in which caches fill and the heap reaches its size; only later samples count."""
 
 MOST_MB_A_MINUTE = 1.0
 MOST_NEW_THREADS = 2
 MOST_NEW_FILES = 40
-"""RocksDB opens and closes files as it flushes and compacts."""
+"""Tolerance for files, as RocksDB opens and closes files when it flushes and compacts."""
 
 
 @dataclass(slots=True)
 class Usage:
-    """What a process used, sample by sample."""
+    """The resources of a process, sample by sample."""
 
     seconds: list[float] = field(default_factory=list)
     resident_mb: list[float] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Usage:
 
 
 def slope(times: Sequence[float], values: Sequence[float]) -> float:
-    """Of the straight line that fits best, by least squares."""
+    """The slope of the least-squares line."""
     mean_time, mean_value = sum(times) / len(times), sum(values) / len(values)
     spread = sum((time - mean_time) ** 2 for time in times)
     both = zip(times, values, strict=True)
@@ -85,7 +85,7 @@ def soak(
     *,
     report: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
-    """Undisturbed workers, judged like any others, and by what they use in so many minutes."""
+    """Run workers without faults for that many minutes, and verify results and resources."""
     settings = {"STREAMS_STATE_MEMORY_MB": str(STATE_MEMORY_MB)}
     with Run(kafka, folder, seed, name="soak", settings=settings, report=report) as run:
         run.begin(WORKERS)

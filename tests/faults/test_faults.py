@@ -31,7 +31,7 @@ def cluster(tmp_path_factory):
         ("at_least_once", "consumer", ("worker killed", "worker stopped")),
     ],
 )
-def test_results_are_right_whatever_happened(cluster, tmp_path, guarantee, protocol, faults):
+def test_results_are_right_after_all_faults(cluster, tmp_path, guarantee, protocol, faults):
     campaign = Campaign(cluster, tmp_path, 1, guarantee=guarantee, protocol=protocol)
     outcome = campaign.run(faults, ballast=3_000)
     assert outcome.verdict.violations == []
@@ -39,7 +39,7 @@ def test_results_are_right_whatever_happened(cluster, tmp_path, guarantee, proto
     assert set(outcome.faults) == set(faults)
 
 
-def test_partitions_that_are_added_to_the_input_end_the_workers_loudly(cluster, tmp_path):
+def test_partitions_that_are_added_to_the_input_end_the_workers_with_an_error(cluster, tmp_path):
     scenario = next(item for item in SCENARIOS if item.name.startswith("partitions added"))
     outcome = play(scenario, cluster, tmp_path, 1)
     assert outcome.verdict.violations == []

@@ -1,4 +1,4 @@
-"""Each rule of the fault suite on histories made by hand: a verdict that cannot fail says nothing."""
+"""Tests of the fault suite's rules on constructed histories, valid and invalid."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_dead_letters():
         (RUNNING_A[:-1], {"E3"}, {"E3"}),
         ([*RUNNING_A[:2], *RUNNING_A], {"E3"}, set()),
         ([RUNNING_A[0], RUNNING_A[2], RUNNING_A[1]], {"E3"}, {"E3"}),
-        # State that fell back: right numbers, wrong sums.
+        # State that was rolled back: right numbers, wrong sums.
         ([*RUNNING_A[:2], {**RUNNING_A[2], "count": 1, "sum": 9}], {"E3"}, {"E3"}),
     ],
     ids=["right", "lost", "again", "swapped", "fallen back"],
@@ -133,7 +133,7 @@ MIXED = [
     ],
     ids=["right", "lost", "result twice", "record twice", "fallen back", "wrong sum", "back"],
 )
-def test_running_results_behind_a_repartition_topic(mixed, once, at_least):
+def test_running_results_downstream_of_a_repartition_topic(mixed, once, at_least):
     groups = {name: values for name, values in GROUPS.items() if name != "group 9"} | {"group 9": mixed}
     found = [row for name, values in groups.items() for row in rows(name, values)]
     assert broken(verdicts.running_groups, SENT, found, exactly_once=True) == once

@@ -1,4 +1,4 @@
-"""What the fault suite sends: readings that say which they are, and tables to join."""
+"""The input of the fault suite: numbered readings, orders, and tables to join."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GRACE = 5_000
 """Milliseconds, as ``WINDOW``."""
 
 STEP = 20
-"""Event time goes on by so many milliseconds from one reading to the next, by and large."""
+"""The average step of event time between two readings, in milliseconds."""
 
 GROUPS = 31
 KEYS = 200
@@ -31,7 +31,7 @@ LATE = 0.1
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """``number`` counts the key's readings from 1; a negative amount is poison."""
+    """``number`` counts the key's readings from 1; a negative amount always fails."""
 
     key: str
     number: int
@@ -65,7 +65,7 @@ class Sent(NamedTuple):
 
 
 class Traffic:
-    """Makes readings, orders, and versions of articles and brands, by chance, and writes them.
+    """Generates random readings, orders, and versions of articles and brands, and writes them.
 
     ``insist`` repeats a call until the broker answers.
     """
@@ -90,7 +90,7 @@ class Traffic:
 
     @property
     def sent(self) -> int:
-        """How many readings and orders."""
+        """The number of readings and orders."""
         return sum(map(len, self.readings.values())) + len(self.orders)
 
     def fill_tables(self) -> None:
@@ -101,7 +101,9 @@ class Traffic:
         self._insist(lambda: self.producer.flush(60))
 
     def send(self, count: int) -> None:
-        """Readings of the usual keys; some late, some poison; now and then something else."""
+        """Readings of the usual keys; some late, some that always fail; sometimes orders, articles or
+        brands.
+        """
         choose = self._choose
         self.send_readings([f"key {choose.randrange(KEYS)}" for _ in range(count)])
         for _ in range(1 + count // 200):
@@ -110,7 +112,7 @@ class Traffic:
         self._insist(lambda: self.producer.flush(60))
 
     def send_ballast(self, count: int) -> None:
-        """One reading for each of so many keys that never come again: state that has to be restored."""
+        """One reading for each of that many new keys: state that has to be restored."""
         for start in range(0, count, 10_000):
             self.send_readings([f"ballast {number}" for number in range(start, min(count, start + 10_000))])
             self._insist(lambda: self.producer.flush(60))
@@ -135,7 +137,7 @@ class Traffic:
     def end_windows(self, partitions: int) -> None:
         """A reading far ahead in each partition: all windows before it close."""
         self._time += 10 * (WINDOW + GRACE)
-        # Enough of them that each partition gets one that is not late.
+        # Enough for each partition to get one that is not late.
         self.send(500 * partitions)
 
     def _order(self, count: int) -> None:
@@ -162,5 +164,5 @@ class Traffic:
         output = Output(
             f"{self._prefix}-{topic}", [key.encode() for key in keys], list(map(encode, values)), times
         )
-        # A topic that was just made is not known to all brokers yet; refused, nothing of it was written.
+        # Not all brokers know a new topic yet; if refused, nothing was written.
         self._insist(lambda: self.producer.produce(output))

@@ -1,25 +1,25 @@
-"""What committed topics must say after whatever happened, judged from outside.
+"""The rules for committed topics after faults, checked from outside.
 
-The rules are those by which Kafka Streams' and Kafka's own system tests and Jepsen's of logs judge, made
-anew for what ``fault_app`` writes. Each is a function of histories alone:
+They follow the system tests of Kafka Streams and Kafka, and Jepsen's tests of logs, adapted to the output of
+``fault_app``. Each is a pure function of histories:
 
 ========  ==========================================================================================
 E2        a result for each good reading up to the committed offsets, and for none beyond
-E3        the i-th result of a key is what its first i readings come to
-E5        the same behind a repartition topic, and each reading went through it
+E3        the i-th result of a key is the total of its first i readings
+E5        the same downstream of a repartition topic, and each reading went through it
 S2        last values: numbers, sums and extremes of each key
 S3        the keys of the results are those of the input
-S4, W     exactly one final result for each window, equal to brute force over late input; late is late
-S5        behind changes that are taken back: how many keys have each count
-T         copies: nothing lost, nothing twice, in order, partition by partition
-D         exactly one dead letter for each poisoned reading
-R         joins equal brute force; what was joined never goes back
+S4, W     exactly one final result for each window, equal to brute force; late readings are reported
+S5        downstream of retracted changes: how many keys have each count
+T         copies: nothing lost, nothing repeated, in order, partition by partition
+D         exactly one dead letter for each failing reading
+R         joins equal brute force; joined versions never decrease
 J         one value for each offset; no aborted reads; no lost writes; order within polls and producers
-M         committed never runs ahead of what was processed; checkpoints never go back; stops take seconds
+M         committed offsets never exceed processed ones; checkpoints never decrease; stops take seconds
 L         workers end by themselves only where that is the fault
 ========  ==========================================================================================
 
-Under ``at_least_once`` results may come again, and only that: each is right, and none is missing.
+Under ``at_least_once`` results may only be repeated: each is right, and none is missing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Violation(NamedTuple):
 
 @dataclass(slots=True)
 class Verdict:
-    """What was looked at, by rule; what is wrong with it; and how many results came again."""
+    """The number of checks by rule, the violations, and the number of repeated results."""
 
     checked: Counter[str] = field(default_factory=Counter)
     violations: list[Violation] = field(default_factory=list)
@@ -89,7 +89,7 @@ def by_partition(rows: Sequence[Row]) -> dict[int, list[Row]]:
 
 
 def inputs(verdict: Verdict, sent: Mapping[str, Sequence[Sent]], log: Sequence[Row]) -> None:
-    """J: what the broker acknowledged is there, once, in the order in which it was written."""
+    """J: acknowledged records exist exactly once, in the order in which they were written."""
     found = by_key(log)
     for key, readings in sent.items():
         verdict.checked["J"] += len(found.get(key, ()))
@@ -100,7 +100,7 @@ def inputs(verdict: Verdict, sent: Mapping[str, Sequence[Sent]], log: Sequence[R
 
 
 def copies(verdict: Verdict, log: Sequence[Row], found: Sequence[Row], *, exactly_once: bool) -> None:
-    """T, E2, E4: each partition of the copies is the input's, without the poisoned."""
+    """T, E2, E4: each partition of the copies equals the input's, without failing readings."""
     outputs = by_partition(found)
     for partition, rows in by_partition(log).items():
         expected = [(row.key, row.value["number"]) for row in rows if row.value["amount"] >= 0]
@@ -111,7 +111,7 @@ def copies(verdict: Verdict, log: Sequence[Row], found: Sequence[Row], *, exactl
 
 
 def dead_letters(verdict: Verdict, log: Sequence[Row], found: Sequence[Row], *, exactly_once: bool) -> None:
-    """D: the poisoned readings, as they were."""
+    """D: the failing readings, unchanged."""
     outputs = by_partition(found)
     for partition, rows in by_partition(log).items():
         expected = [(row.key, row.value["number"]) for row in rows if row.value["amount"] < 0]
@@ -137,7 +137,7 @@ def _sequence(
             f"{what}: of {len(expected)} lost {len(lost)} {sorted(lost)[:3]}, new {sorted(invented)[:3]}",
         )
     elif exactly_once and twice:
-        verdict.add(rule, f"{what}: twice {len(twice)} {twice[:3]}")
+        verdict.add(rule, f"{what}: repeated {len(twice)} {twice[:3]}")
     elif firsts != expected:
         verdict.add(rule, f"{what}: in another order")
 
@@ -145,7 +145,7 @@ def _sequence(
 def running(
     verdict: Verdict, sent: Mapping[str, Sequence[Sent]], found: Sequence[Row], *, exactly_once: bool
 ) -> None:
-    """E3, S3: prefix by prefix, so that loss, repetition, inversion and a fallen-back state all show."""
+    """E3, S3: prefix by prefix, which reveals loss, repetition, reordering and rolled-back state."""
     results = by_key(found)
     keys = {key for key, readings in sent.items() if good(readings)}
     if results.keys() != keys:
@@ -166,10 +166,9 @@ def running(
 def running_groups(
     verdict: Verdict, sent: Mapping[str, Sequence[Sent]], found: Sequence[Row], *, exactly_once: bool
 ) -> None:
-    """E5: whatever order readings came in through the repartition topic, each result is of a prefix of it.
+    """E5: each result is of a prefix of the repartition topic, whatever order readings have there.
 
-    A record that is written into that topic again counts again; what comes of the same record must then be
-    the same.
+    A record that is repeated in that topic counts again; the results of the same record must then be equal.
     """
     members: dict[str, set[tuple[str, int]]] = defaultdict(set)
     for readings in sent.values():
@@ -189,7 +188,7 @@ def running_groups(
             continue
         if exactly_once and len(sources) != len(set(sources)):
             twice = [item for item, times in Counter(sources).items() if times > 1]
-            verdict.add("E5", f"{group}: twice {len(twice)} {twice[:3]}")
+            verdict.add("E5", f"{group}: repeated {len(twice)} {twice[:3]}")
             continue
         latest: dict[str, int] = {}
         for key, number in dict.fromkeys(sources):
@@ -214,7 +213,7 @@ def running_groups(
 def totals(
     verdict: Verdict, sent: Mapping[str, Sequence[Sent]], found: Sequence[Row], *, exactly_once: bool
 ) -> None:
-    """S2, E3: one result a commit, each of a prefix of the key's readings; they grow to the whole."""
+    """S2, E3: one result per commit, each of a prefix of the key's readings; the last one of all."""
     results = by_key(found)
     for key, readings in sent.items():
         amounts = [reading.amount for reading in good(readings)]
@@ -249,7 +248,7 @@ def _prefixes(amounts: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
 def counts_of_counts(
     verdict: Verdict, sent: Mapping[str, Sequence[Sent]], found: Sequence[Row], *, exactly_once: bool
 ) -> None:
-    """S5: in the end, each count has as many keys as there are. Repeated changes would be taken out twice."""
+    """S5: in the end, the counts of counts are right. A repeated change would be retracted twice."""
     expected = Counter(f"count {number}" for readings in sent.values() if (number := len(good(readings))))
     results = by_key(found)
     verdict.checked["S5"] += len(found)
@@ -271,7 +270,7 @@ def windows(
     *,
     exactly_once: bool,
 ) -> None:
-    """S4, W: by brute force over the input as it lies in the topic."""
+    """S4, W: by brute force over the input in the topic's order."""
     expected: Counter[tuple[int, str, int]] = Counter()
     too_late: dict[int, list[tuple[str, int]]] = defaultdict(list)
     ends: dict[int, int] = {}
@@ -324,7 +323,7 @@ def branded(
     brands: Mapping[str, Sequence[Brand]],
     found: Sequence[Row],
 ) -> None:
-    """R: each result joins two versions that were, and the last ones join the last."""
+    """R: each result joins two existing versions, and the last results join the last versions."""
     results = by_key(found)
     for key, versions in articles.items():
         rows = results.get(key, [])
@@ -353,7 +352,9 @@ def enriched(
     *,
     exactly_once: bool,
 ) -> None:
-    """R: each order once, with a version of its article; later orders meet no earlier versions."""
+    """R: each order once, with a version of its article; later orders are not joined with earlier
+    versions.
+    """
     by_article: dict[str, list[int]] = defaultdict(list)
     for number, article in orders.items():
         by_article[article].append(number)
@@ -382,9 +383,9 @@ def history(
     polls: Sequence[Sequence[Row]],
     final: Sequence[Row],
 ) -> None:
-    """J, T: what a reader saw of committed records while it happened is what stands there in the end.
+    """J, T: committed records that a reader saw during the run are equal to those in the end.
 
-    ``polls`` are that reader's, in order, each as it came.
+    ``polls`` are that reader's, in order.
     """
     in_the_end = {(row.partition, row.offset): (row.key, row.value) for row in final}
     seen: dict[tuple[int, int], Any] = {}
@@ -416,7 +417,7 @@ def history(
 
 
 def producer_order(verdict: Verdict, topic: str, found: Sequence[Row]) -> None:
-    """J: in what one producer wrote of a key, numbers only grow."""
+    """J: the numbers of a key that one producer wrote only increase."""
     latest: dict[tuple[int, str], int] = {}
     for row in found:
         verdict.checked["J"] += 1
@@ -452,7 +453,7 @@ def committed_was_processed(
     samples: Sequence[Sample],
     leaders: Mapping[int, Sequence[LeaderEpoch]] | None = None,
 ) -> None:
-    """M, E2: whenever offsets were committed, the copies of all before them were written.
+    """M, E2: whenever offsets were committed, the copies of all records before them were written.
 
     ``found`` are the copies that stand in the end, committed; ``leaders`` are the leader epochs of each of
     their partitions. A broker that was paused answers as the leader that it was, until it learns that it is
@@ -468,7 +469,7 @@ def committed_was_processed(
             if row.value["amount"] >= 0
         ]
         offsets = [offset for offset, _ in due]
-        # The furthest of the copies of everything up to a reading.
+        # The highest offset of the copies of all readings up to each one.
         furthest = list(accumulate((place for _, place in due), max))
         successors = (leaders or {}).get(partition, ())
         for sample in samples:
@@ -491,7 +492,7 @@ def committed_was_processed(
 
 
 def checkpoints(verdict: Verdict, place: str, before: Mapping[str, int], now: Mapping[str, int]) -> None:
-    """M: of a database that nobody damaged or rebuilt, no store's checkpoint goes back."""
+    """M: in a database that was not damaged or rebuilt, no store's checkpoint decreases."""
     for store, offset in now.items():
         verdict.checked["M"] += 1
         if offset < before.get(store, -1):

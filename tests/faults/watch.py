@@ -1,4 +1,4 @@
-"""A reader that follows committed records while faults happen, and the reading of topics afterwards."""
+"""A reader that follows committed records during faults, and reads topics afterwards."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read(broker: Broker, topic: str) -> list[Row]:
 
 
 class Watch:
-    """Reads committed records of some topics from their beginning, on a thread of its own, poll by poll."""
+    """Reads committed records of some topics from their beginning, on a separate thread, poll by poll."""
 
     def __init__(self, broker: Broker, partitions: Mapping[str, int]) -> None:
         self._broker = broker
@@ -52,7 +52,7 @@ class Watch:
         self._thread.start()
 
     def is_at(self, ends: Mapping[TopicPartition, int]) -> bool:
-        """Whether it has read up to these ends; raises what ended the reading."""
+        """Whether it has read up to these ends; raises the error that ended the reading."""
         if self.failure is not None:
             raise self.failure
         return all(self._reached[place] >= end for place, end in ends.items() if place in self._reached)
@@ -69,7 +69,7 @@ class Watch:
                 try:
                     polled = consumer.poll(10_000, 0.2)
                 except BrokerError:
-                    # The client goes on by itself once brokers are there again.
+                    # The client continues by itself when brokers are available again.
                     continue
                 for fetched in polled.fetched:
                     self.polls[fetched.topic].append(rows_of(fetched))

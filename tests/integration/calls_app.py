@@ -1,4 +1,4 @@
-"""Calls an async function for each word, whose results go through an internal topic to where some fail."""
+"""Calls an async function for each word; the results go through an internal topic to a step that may fail."""
 
 from __future__ import annotations
 

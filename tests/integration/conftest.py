@@ -1,4 +1,4 @@
-"""Workers as processes on the real broker, and what came of them."""
+"""Workers as processes on the real broker, and their results."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class WorkerProcess:
 
 
 class Copy:
-    """A copying app with topics of its own: started as often as wanted, fed and read."""
+    """The copying app with its own topics: starts workers, sends input, reads output."""
 
     name = "copy"
-    """Of the module that has the app, and of the variables that it reads."""
+    """The name of the app's module, and of its environment variables."""
 
     def __init__(self, servers: str, prefix: str, folder: Path) -> None:
         self.servers = servers
@@ -103,7 +103,7 @@ class Copy:
 
     @property
     def state(self) -> Path:
-        """Where the workers keep what is their own."""
+        """The folder of the workers' own files."""
         return self._folder / "state"
 
     def produce(self, values: Sequence[str], *, keyed: bool = True) -> None:
@@ -116,7 +116,7 @@ class Copy:
         producer.close()
 
     def outputs(self, topic: str | None = None) -> Counter[str]:
-        """How often each value is in the output, read committed, once no transaction is open any more."""
+        """How often each value is in the committed output, when no transaction is open any more."""
         name = topic or self.output
         self.wait_until_settled(name)
         return Counter(
@@ -128,7 +128,7 @@ class Copy:
 
     def wait_until_settled(self, name: str) -> None:
         partitions = [TopicPartition(name, number) for number in range(self._admin.topics()[name].partitions)]
-        # What a killed worker left open hides what others commit behind it, until it times out.
+        # A killed worker's open transaction hides later commits until it times out.
         self.wait_for(
             lambda: (
                 self._admin.end_offsets(partitions, "read_committed")
@@ -150,7 +150,7 @@ class Copy:
             try:
                 found = measure_lag(self._admin, self.group, self.consumed())
             except (Retriable, BrokerUnreachable) as error:
-                # A broker that is busy with other tests' topics is asked again.
+                # Retry while the broker is busy with other tests' topics.
                 return [f"not known: {error}"]
             return [f"{item.partition} by {item.lag}" for item in found if item.lag]
 
@@ -178,7 +178,7 @@ class Copy:
 
 
 class Count(Copy):
-    """A counting app: its input is keyed, and what it counts goes through a topic of its own."""
+    """The counting app: its input has keys, and its counts go through a repartition topic."""
 
     name = "count"
 
@@ -198,7 +198,7 @@ class Count(Copy):
                 item.lag for item in measure_lag(self._admin, self.group, self.consumed(), "read_uncommitted")
             )
         except Retriable:
-            # A topic that the app has just made has no leader yet.
+            # A topic that the app has just created may have no leader yet.
             return 1
 
     def consumed(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The app that the tests run as processes: copies a topic, in the way the environment asks for."""
+"""An app that the tests run as processes: copies a topic, configured by environment variables."""
 
 from __future__ import annotations
 

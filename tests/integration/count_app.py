@@ -1,4 +1,6 @@
-"""The app with state that the tests run as processes: counts keys, through another topic and in windows."""
+"""An app with state that the tests run as processes: counts keys, through a repartition topic and in
+windows.
+"""
 
 from __future__ import annotations
 

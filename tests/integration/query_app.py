@@ -1,4 +1,4 @@
-"""The app that the tests ask for its state: counts what each user does, in all and in windows."""
+"""An app that the tests query: counts the visits of each user, in all and in windows."""
 
 from __future__ import annotations
 

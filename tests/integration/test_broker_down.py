@@ -1,4 +1,4 @@
-"""Questions to a cluster of which one broker is down: somebody else has the answer."""
+"""Requests to a cluster while one broker is down: the other brokers answer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_whichever_broker_hangs_the_others_answer(tmp_path: Path):
         admin = broker.admin()
         admin.create_topics([NewTopic(name="first", partitions=1, settings={"retention.ms": "77777"})])
         for number in (1, 2, 3):
-            # The client takes one of the three for the controller, and it is not known which.
+            # The client considers one of the three the controller, and it is not known which.
             node = cluster.node(number)
             node.pause()
             assert admin.settings(["first"])["first"]["retention.ms"] == "77777"
@@ -35,7 +35,7 @@ def test_whichever_broker_hangs_the_others_answer(tmp_path: Path):
 
 
 def test_topics_are_made_on_a_broker_that_stood_still(tmp_path: Path):
-    """Its controller may take it for gone in the first moment, and refuses all partitions."""
+    """The controller may consider it dead at first, and refuse all partitions."""
     quick = {"broker.session.timeout.ms": "1000", "broker.heartbeat.interval.ms": "500"}
     with LocalKafka.start(tmp_path, heap_mb=384, properties=quick) as cluster:
         admin = KafkaBroker({"bootstrap.servers": cluster.bootstrap_servers}).admin()

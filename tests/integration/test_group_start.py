@@ -16,7 +16,7 @@ pytestmark = pytest.mark.kafka
 @pytest.mark.parametrize(
     ("protocol", "guarantee"), [("consumer", "exactly_once"), ("classic", "at_least_once")]
 )
-def test_nothing_that_comes_after_the_groups_start_is_left_out(copy, protocol, guarantee):
+def test_no_record_after_the_groups_start_is_skipped(copy, protocol, guarantee):
     settings = {
         "offset_reset": "latest",
         "group_protocol": protocol,

@@ -1,4 +1,4 @@
-"""``streams ingest`` as a process on a real broker: what it was given is in the topic, counted exactly."""
+"""``streams ingest`` as a process on a real broker: all lines are in the topic, counted exactly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Found(NamedTuple):
 
 
 def records(broker: KafkaBroker, topic: str) -> list[Found]:
-    """What is in a topic, in the order of its times."""
+    """The values of a topic, in the order of their times."""
     found = [
         Found(*row)
         for fetched in read_to_end(broker, [topic])
@@ -72,7 +72,7 @@ class Command:
         self.process.stdin.flush()
 
     def end(self, number: signal.Signals | None = None) -> dict[str, int | str]:
-        """Stop it by a signal, or by the end of its input, and return what it says."""
+        """Stop it by a signal, or by the end of its input, and return its output."""
         begun = time.monotonic()
         if number is not None:
             self.process.send_signal(number)
@@ -148,7 +148,7 @@ def test_a_signal_loses_nothing_that_was_in_the_pipe(kafka, kafka_bootstrap, pre
         command.give(b"first\n")
         until(lambda: kafka.admin().topics().get(topic) is not None)
         until(lambda: values(kafka, topic) == [b"first"])
-        # It does not read now, and finds all of this and the signal when it goes on.
+        # The process is stopped, and finds all of this and the signal when it resumes.
         command.process.send_signal(signal.SIGSTOP)
         command.give(b"\n".join(lines) + b"\nhalf")
         command.process.send_signal(number)
@@ -159,7 +159,9 @@ def test_a_signal_loses_nothing_that_was_in_the_pipe(kafka, kafka_bootstrap, pre
     assert Counter(values(kafka, topic)) == Counter([b"first", *lines, b"half"])
 
 
-def test_a_signal_in_the_middle_of_a_file_is_told_by_the_exit_code(tmp_path, kafka, kafka_bootstrap, prefix):
+def test_a_signal_in_the_middle_of_a_file_is_reported_by_the_exit_code(
+    tmp_path, kafka, kafka_bootstrap, prefix
+):
     topic = f"{prefix}-file"
     file = tmp_path / "large"
     file.write_bytes(b"".join(b"%d\n" % n for n in range(3_000_000)))
@@ -245,14 +247,14 @@ def test_a_line_that_is_too_large_is_named_and_may_be_left_out(kafka, kafka_boot
     done = run(kafka_bootstrap, topic, "-", "--on-refused", "skip", content=content)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    # Of the fourth line's bytes too few are left for what a record has besides.
+    # The fourth line leaves too few bytes for the record's overhead.
     assert (said["records"], said["refused"]) == (3, 2)
     assert _written(kafka, topic) == before + 3
 
 
 def test_a_record_that_the_broker_refuses_fails_alone(kafka, kafka_bootstrap, prefix):
     topic = f"{prefix}-times"
-    # Kafka takes no times that are more than an hour ahead, unless told otherwise.
+    # By default Kafka refuses times that are more than an hour ahead.
     kafka.admin().create_topics([NewTopic(name=topic, partitions=1)])
     ahead = int((time.time() + 7_200) * 1000)
     lines = [{"n": n, "at": ahead if n in {3, 4} else int(time.time() * 1000)} for n in range(1_000)]

@@ -1,4 +1,4 @@
-"""What the real clients' partitioners do with keys, as a sample of the topic tells."""
+"""The real clients' partitioners, as detected from a sample of the topic."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def test_a_killed_node_comes_back_with_its_records(one):
     assert one.log_files[0].with_suffix(".previous.log").read_text().startswith(first_log)
 
 
-def test_three_nodes_go_on_without_one_and_take_it_back(tmp_path):
+def test_three_nodes_continue_without_one_and_take_it_back(tmp_path):
     with LocalKafka.start(tmp_path, nodes=3) as cluster:
         create_topic(cluster, "replicated")
         produce(cluster, "replicated", [b"a", b"b"])
@@ -209,7 +209,7 @@ def test_a_detached_cluster_outlives_its_program(tmp_path):
         assert again.node(1).pid == pid
         assert "already runs" in said[0]
 
-        # A node started again from here is found from elsewhere too, and is nobody's child.
+        # A node restarted from here is found by other processes too, and is not a child of this one.
         again.node(1).kill()
         again.node(1).start()
         found = kafka.running()
@@ -224,7 +224,7 @@ def test_a_detached_cluster_outlives_its_program(tmp_path):
     assert (tmp_path / "data" / "node-1" / "data" / "meta.properties").exists()
 
 
-def test_a_later_process_with_a_remembered_id_is_left_alone(tmp_path):
+def test_a_later_process_with_a_remembered_id_is_not_used(tmp_path):
     node = {"number": 1, "port": 1, "controller_port": 2, "pid": os.getpid(), "started": "long ago"}
     facts = {"cluster_id": "x", "heap_mb": 512, "nodes": [node]}
     (tmp_path / "cluster.json").write_text(json.dumps(facts))
@@ -276,7 +276,7 @@ def test_a_missing_package_or_disk_space_is_named(tmp_path, monkeypatch):
 
 @pytest.fixture
 def mirror(tmp_path, monkeypatch):
-    """A Maven repository on this machine: what was downloaded for the other tests, served again."""
+    """A local Maven repository that serves the files downloaded for the other tests."""
     repository = Path(kafka.prepare().class_path.split(os.pathsep)[0])
     while repository.name != "maven":
         repository = repository.parent

@@ -1,4 +1,4 @@
-"""Records that a real broker deleted before they were processed, and topics made anew, under workers."""
+"""Records that a real broker deleted before they were processed, and topics created again, under workers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def values(start: int, stop: int) -> Counter[str]:
 
 
 @PROTOCOLS
-def test_a_worker_ends_when_its_group_lost_records_and_goes_on_when_told_to(copy: Copy, protocol: str):
+def test_a_worker_ends_when_its_group_lost_records_and_continues_when_configured(copy: Copy, protocol: str):
     place = TopicPartition(copy.input, 0)
     send(copy, 0, 10)
     first = copy.start(group_protocol=protocol)
@@ -76,11 +76,11 @@ def test_retention_that_overtakes_a_running_worker_ends_it(copy: Copy, protocol:
     text = worker.log.read_text()
     assert "which has 19000 to 20000" in text
     committed = copy.broker.admin().committed_offsets(copy.group)[place]
-    # What was read before is whole and committed.
+    # The records read before are processed and committed.
     assert copy.outputs() == values(0, committed)
 
 
-def test_an_input_made_anew_while_nothing_runs_is_read_from_its_beginning(copy: Copy):
+def test_an_input_created_again_while_nothing_runs_is_read_from_its_beginning(copy: Copy):
     send(copy, 0, 10)
     worker = copy.start()
     copy.wait_until_consumed()
@@ -97,7 +97,7 @@ def test_an_input_made_anew_while_nothing_runs_is_read_from_its_beginning(copy: 
 
 
 @PROTOCOLS
-def test_an_input_made_anew_under_a_worker_is_not_mistaken_for_the_old_one(copy: Copy, protocol: str):
+def test_an_input_created_again_under_a_worker_is_not_mistaken_for_the_old_one(copy: Copy, protocol: str):
     send(copy, 0, 10)
     worker = copy.start(group_protocol=protocol)
     copy.wait_until_consumed()
@@ -116,5 +116,5 @@ def test_an_input_made_anew_under_a_worker_is_not_mistaken_for_the_old_one(copy:
         assert copy.outputs() == values(0, 15)
         assert worker.stop() == 0
     else:
-        # Out of range, or the topic was seen to be gone: both are said.
+        # Either the offset is out of range, or the topic was found deleted: both are reported.
         assert code in (3, 11)

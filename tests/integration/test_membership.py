@@ -1,4 +1,6 @@
-"""Who holds what over restarts, failures and newcomers, on a real broker: static members, copies."""
+"""Ownership of tasks over restarts, failures and joins, on a real broker: static members, standby
+replicas.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,7 @@ def test_a_static_member_that_was_killed_comes_back_to_what_it_had(copy, protoco
 
 
 @pytest.mark.parametrize("protocol", ["consumer", "classic"])
-def test_a_killed_workers_task_goes_on_from_the_copy_that_another_worker_keeps(count, protocol):
+def test_a_killed_workers_task_continues_from_another_workers_standby_replica(count, protocol):
     settings = {
         "standby_replicas": 1,
         "group_protocol": protocol,
@@ -88,8 +90,8 @@ def test_a_killed_workers_task_goes_on_from_the_copy_that_another_worker_keeps(c
     def copies() -> int:
         return sum(len({event["task"] for event in worker.events("standby ready")}) for worker in workers)
 
-    count.wait_for(lambda: copies() >= 8, 60, "every task has a copy")
-    # Two subtopologies with four partitions: what goes from the first is what the others have copies of.
+    count.wait_for(lambda: copies() >= 8, 60, "every task has a replica")
+    # Two subtopologies with four partitions: the others have replicas of the first one's tasks.
     before = [restored(worker) for worker in workers]
     workers[0].kill()
     more = records(8_000, 9_000, keys=2_000)
@@ -103,11 +105,11 @@ def test_a_killed_workers_task_goes_on_from_the_copy_that_another_worker_keeps(c
         assert worker.stop() == 0
 
 
-def test_an_instance_id_that_another_living_member_has_is_waited_for_and_then_refused(copy, tmp_path):
+def test_an_instance_id_that_another_living_member_has_waits_and_is_then_refused(copy, tmp_path):
     settings = {**STATIC, "group_protocol": "consumer", "session_timeout": 6}
     first = copy.start(**settings)
     copy.wait_for(lambda: len(held(first)) == 4, 60, "the first has all")
-    # Another machine whose workers were given the same instance ids.
+    # Another machine whose workers have the same instance ids.
     second = copy.start(**settings, state_dir=tmp_path / "elsewhere", worker_id="elsewhere")
     copy.wait_for(lambda: "is not over yet" in second.log.read_text(), 30, "it stands in line")
     copy.produce(numbered(0, 1_000))
@@ -146,9 +148,9 @@ def poll_until(condition: Callable[[], bool], members: Sequence[Member], seconds
     return condition()
 
 
-def test_a_member_that_missed_what_it_was_to_give_up_joins_again(tmp_path):
-    # The coordinator hangs for longer than a heartbeat is waited for, just when a newcomer has joined and the
-    # other member has not been told of it: what it is told then, it does not hear.
+def test_a_member_that_missed_a_revocation_joins_again(tmp_path):
+    # The coordinator hangs for longer than the heartbeat's time-out, just when a member has joined and the
+    # other one has not been notified: the notification is lost.
     with LocalKafka.start(tmp_path, heap_mb=384, properties=QUICK_GROUPS) as cluster:
         broker = KafkaBroker({"bootstrap.servers": cluster.bootstrap_servers})
         broker.admin().create_topics([NewTopic(name="topic", partitions=8)])

@@ -1,4 +1,4 @@
-"""Two workers as processes on a real broker, each asked for what both hold, while one is restarted."""
+"""Two workers as processes on a real broker, each queried for the state of both, while one is restarted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DAY = 24 * 3600 * 1000
 
 
 class Asked:
-    """A ``streams run`` with an HTTP port: started, asked, killed or stopped, and started again."""
+    """A ``streams run`` with an HTTP port: started, queried, killed or stopped, and started again."""
 
     def __init__(self, servers: str, prefix: str, folder: Path) -> None:
         with socket.socket() as probe:
@@ -48,14 +48,14 @@ class Asked:
             "STREAMS_WORKER_ID": folder.name,
             "STREAMS_HTTP_PORT": str(self.port),
             "STREAMS_LOG_FORMAT": "json",
-            # A killed worker is missed within a test.
+            # Short enough that a killed worker is removed from the group within a test.
             "STREAMS_GROUP_PROTOCOL": "classic",
             "STREAMS_SESSION_TIMEOUT": "6",
         }
         self.process = self._run()
 
     def get(self, path: str) -> tuple[int, Any]:
-        """Status and answer; status 0 where nobody answers."""
+        """Status and answer; status 0 without an answer."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=20) as answer:
                 return answer.status, json.loads(answer.read())
@@ -150,7 +150,7 @@ def test_each_worker_answers_for_all_keys_also_when_one_was_restarted(pair, kafk
     assert local
     assert foreign
 
-    # Foreign records and a false claim: both workers find each other again.
+    # Foreign records and a false announcement: both workers find each other again.
     producer = kafka.producer()
     claim = b'{"address":"127.0.0.1:9","stores":{"visits":[0,1,2,3],"daily":[0,1,2,3]}}'
     names: list[bytes | None] = [b"\xff\xfe", b"somebody", b"else"]
@@ -167,7 +167,7 @@ def test_each_worker_answers_for_all_keys_also_when_one_was_restarted(pair, kafk
         wait_for(partial(counted, worker, 1), pair)
 
     two.kill()
-    # What is held here is answered as before; the rest has no holder until the group misses the dead one.
+    # Keys held here are answered as before; the others have no owner until the dead worker's session ends.
     status, answer = one.get(f"/stores/visits/keys/{foreign[0]}")
     assert (status, answer["reason"]) == (503, "unavailable")
     assert "nobody answers for partition" in answer["error"]

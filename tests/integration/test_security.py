@@ -1,4 +1,4 @@
-"""TLS, SCRAM, OAUTHBEARER and access control lists on a real broker: who is let in, and what is said else."""
+"""TLS, SCRAM, OAUTHBEARER and access control lists on a real broker: access, and errors without it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Grant(NamedTuple):
 
 
 class Rights:
-    """What the worker's user may do. Changed by the plain listener, where everything is allowed."""
+    """The rights of the worker's user. Changed by the plain listener, where everything is allowed."""
 
     def __init__(self, servers: str) -> None:
         self._admin = AdminClient({"bootstrap.servers": servers})
@@ -64,7 +64,7 @@ class Rights:
         bindings = list(map(_binding, grants))
         for future in self._admin.create_acls(bindings).values():
             future.result()
-        # The controller has them now, the broker a moment later.
+        # The controller has the rights now, the broker a moment later.
         wait_until(lambda: all(self._known(_filter(binding)) for binding in bindings))
 
     def revoke(self, grant: Grant) -> None:
@@ -129,14 +129,14 @@ def count(secured, prefix, tmp_path) -> Iterator[Count]:
 
 
 def start(app, settings: dict[str, Any], *arguments: str, **more):
-    """A worker that has nothing but these client settings to connect with."""
+    """A worker that connects with these client settings only."""
     client = {name: value for name, value in settings.items() if name != "bootstrap.servers"}
     servers = settings["bootstrap.servers"]
     return app.start(*arguments, bootstrap_servers=servers, client=json.dumps(client), **more)
 
 
 def rights_of(app) -> list[Grant]:
-    """The rights that the page on security says an app needs, as far as it is without state."""
+    """The documented rights of an app without state."""
     return [
         Grant("READ", "TOPIC", app.input),
         Grant("WRITE", "TOPIC", app.output),
@@ -148,7 +148,7 @@ def rights_of(app) -> list[Grant]:
 
 
 def rights_of_stateful(app) -> list[Grant]:
-    """Those of an app with stores."""
+    """The documented rights of an app with stores."""
     return [
         *rights_of(app),
         Grant("WRITE", "TOPIC", app.final),
@@ -162,7 +162,7 @@ def numbered(start: int, stop: int) -> list[str]:
 
 
 def last_words(worker) -> str:
-    """What a worker that failed said at the end, after its log."""
+    """The output of a failed worker after its log."""
     text: str = worker.log.read_text()
     start = re.search(r"^error: ", text, re.MULTILINE)
     assert start is not None, text
@@ -198,7 +198,7 @@ def test_an_app_runs_with_scram_and_tls_and_no_right_but_the_documented(copy, se
     assert worker.stop() == 0
 
 
-def test_an_app_with_stores_runs_is_asked_with_a_token_and_restores(count, secured, rights):
+def test_an_app_with_stores_runs_is_queried_with_a_token_and_restores(count, secured, rights):
     rights.grant(*rights_of_stateful(count))
     token = "marker-of-the-http-token"
     settings = {"http_port": 0, "http_token": token, "group_protocol": "classic", "session_timeout": 6}
@@ -208,7 +208,7 @@ def test_an_app_with_stores_runs_is_asked_with_a_token_and_restores(count, secur
     addresses = [worker.events("http listening")[0]["url"].removeprefix("http://") for worker in workers]
 
     def answers() -> bool:
-        # Each worker holds a part of the keys and asks the other for the rest.
+        # Each worker holds a part of the keys and requests the others from the other worker.
         found = [
             ask(address, f"/stores/counts/keys/key-{number}", headers=bearer(token), timeout=10)
             for address in addresses
@@ -228,7 +228,7 @@ def test_an_app_with_stores_runs_is_asked_with_a_token_and_restores(count, secur
     url = ["--url", f"http://{addresses[0]}"]
 
     def answered() -> bool:
-        # One answer of a worker that is in a rebalance just now says only that.
+        # A worker in the middle of a rebalance answers with only that.
         asked = command("query", "counts", "key-3", *url, STREAMS_HTTP_TOKEN=token)
         return asked.returncode == 0 and json.loads(asked.stdout) == {"key": "key-3", "value": 10}
 
@@ -237,18 +237,18 @@ def test_an_app_with_stores_runs_is_asked_with_a_token_and_restores(count, secur
     assert refused.returncode == 9
     assert "set STREAMS_HTTP_TOKEN to the app's http_token" in refused.stderr
     assert [worker.stop() for worker in workers] == [0, 0]
-    # On another disk, from the changelogs.
+    # With an empty disk, from the changelogs.
     count.environment["STREAMS_STATE_DIR"] = str(count.state / "another")
     again = start(count, as_worker(secured), http_port=0, http_token=token)
     count.send([(f"key-{number}", 300) for number in range(20)])
     count.wait_until_consumed(60)
-    count.wait_for(lambda: ("key-3", 11) in count.read(count.output), 30, "the count goes on")
+    count.wait_for(lambda: ("key-3", 11) in count.read(count.output), 30, "the count continues")
     assert again.stop() == 0
     for worker in (*workers, again):
         assert "marker-of" not in worker.log.read_text()
 
 
-def test_no_secret_is_told_by_a_worker_that_tells_everything(copy, secured, rights):
+def test_no_secret_is_logged_at_any_level(copy, secured, rights):
     rights.grant(*rights_of(copy))
     copy.produce(numbered(0, 10))
     settings = as_worker(secured, debug="all", **{"ssl.key.password": "marker-of-the-key"})
@@ -335,7 +335,7 @@ def use_every_client(broker: KafkaBroker, copy) -> None:
 
 
 def command(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the ``streams`` command with the settings of this environment alone."""
+    """Run the ``streams`` command with the settings of this environment only."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("STREAMS_")}
     return subprocess.run(
         [sys.executable, "-m", "streams", *arguments],
@@ -411,7 +411,7 @@ def test_a_group_that_may_be_looked_up_but_not_joined_is_named(copy, secured, ri
     assert f"lacks the right READ on group '{copy.group}'" in last_words(worker)
 
 
-def test_an_app_without_any_right_is_told_all_that_it_needs_for_topics_at_once(count, secured):
+def test_an_app_without_any_right_reports_all_rights_that_it_needs_for_topics_at_once(count, secured):
     worker = start(count, as_worker(secured), "--workers", "2")
     assert worker.wait(30) == 10
     said = last_words(worker)
@@ -471,7 +471,7 @@ def test_a_right_taken_away_while_a_worker_runs_ends_it(copy, secured, rights, r
         ({"bootstrap.servers": None}, "connecting to a PLAINTEXT broker listener"),
     ],
 )
-def test_who_is_not_let_in_is_told_why_within_seconds(secured, changed, says):
+def test_a_refused_connection_is_explained_within_seconds(secured, changed, says):
     if changed.get("bootstrap.servers", "") is None:
         changed = {"bootstrap.servers": secured.bootstrap_servers}
     settings = {name: value for name, value in (as_worker(secured) | changed).items() if value is not None}

@@ -1,4 +1,4 @@
-"""Workers as processes that get no further: what they say, and how they end."""
+"""Workers as processes that stall: their reports, and how they end."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ def test_a_function_that_hangs_is_named_and_the_worker_is_not_ready(copy: Copy):
     assert worker.process.poll() is None
 
 
-def test_a_worker_that_hangs_ends_with_its_exit_code_when_that_is_asked_for(copy: Copy):
+def test_a_worker_that_hangs_ends_with_its_exit_code_when_that_is_requested(copy: Copy):
     worker = copy.start(stall_timeout=2, stall_exit=True, shutdown_timeout=1)
     copy.wait_for(lambda: worker.events("partitions assigned"), 60, "assigned")
     copy.produce(["hang"])
     assert worker.wait(60) == 12
-    # With the partition in hand others may stall, of which nothing was known yet: each is told once, the
-    # stacks with the first.
+    # Other partitions may stall together with the current one: each is reported once, the stacks with the
+    # first.
     events = worker.events("partition stalled")
     assert "in work\n" in events[0]["stack"]
     assert len({event["partition"] for event in events}) == len(events)
     assert all("from work" in event["reason"] for event in events)
 
 
-def test_a_supervisor_starts_a_worker_anew_that_hung(copy: Copy):
+def test_a_supervisor_restarts_a_worker_that_hung(copy: Copy):
     supervisor = copy.start("--workers", "1", stall_timeout=2, stall_exit=True, shutdown_timeout=1)
     copy.wait_for(lambda: supervisor.events("partitions assigned"), 60, "assigned")
     copy.produce(["hang"])
@@ -75,7 +75,7 @@ def test_a_supervisor_starts_a_worker_anew_that_hung(copy: Copy):
     supervisor.stop(30)
 
 
-def test_a_transaction_that_hangs_is_told_apart_and_a_quiet_input_is_none(copy: Copy):
+def test_a_transaction_that_hangs_is_reported_and_an_idle_input_is_no_stall(copy: Copy):
     worker = copy.start(http_port=0, stall_timeout=2)
     wait_until_ready(copy, worker)
     producer = copy.broker.producer(transactional_id=f"{copy.prefix}-writes", transaction_timeout=600)
@@ -86,7 +86,7 @@ def test_a_transaction_that_hangs_is_told_apart_and_a_quiet_input_is_none(copy: 
         producer.produce(Output(copy.input, [None] * len(values), list(values), [-1] * len(values)))
         producer.flush(30)
 
-    # What is committed leaves a marker behind the last record, which nobody ever reads.
+    # A commit leaves a marker after the last record, which is never delivered.
     write(b"one", b"two")
     producer.commit(30)
     write(b"given up")
@@ -98,7 +98,7 @@ def test_a_transaction_that_hangs_is_told_apart_and_a_quiet_input_is_none(copy: 
     write(b"three")
     copy.wait_for(lambda: answer(worker, "/readyz")[0] == 503, 30, "the open transaction is noticed")
     assert "a transaction that began at offset" in answer(worker, "/readyz")[1]
-    # A restart would not help, so health, by which restarts are made, stays good.
+    # A restart would not help, so /healthz, which triggers restarts, stays 200.
     assert answer(worker, "/healthz")[0] == 200
     producer.commit(30)
     copy.wait_for(lambda: answer(worker, "/readyz")[0] == 200, 30, "it goes on")

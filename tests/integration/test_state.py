@@ -1,4 +1,6 @@
-"""Workers with state as processes on a real broker: killed, stopped, started; with and without disks."""
+"""Workers with state as processes on a real broker: killed, stopped, started, with and without their
+disks.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,13 @@ FAR = 10_000_000
 
 
 def records(start: int, stop: int, keys: int) -> list[tuple[str, int]]:
-    """Records of so many keys in turn, ten milliseconds apart."""
-    # The client takes the time 0 for now.
+    """Records of that many keys in turn, ten milliseconds apart."""
+    # The client treats the timestamp 0 as the current time.
     return [(f"key-{number % keys}", 1 + number * 10) for number in range(start, stop)]
 
 
 def check(count, sent: list[tuple[str, int]]) -> None:
-    """Compare what the app has written with a recount of what was sent."""
+    """Compare the app's output with a recount of the input."""
     counts: dict[str, list[int]] = {}
     for key, value in count.read(count.output):
         counts.setdefault(key, []).append(value)
@@ -59,7 +61,7 @@ def test_each_record_is_counted_once_while_workers_are_killed_stopped_and_starte
     assert workers[1].stop() == 0
     last = count.start(**SETTINGS)
     count.wait_for(lambda: last.events("restored"), 30, "the new one at work")
-    # Closes every window: all keys have their places in the four partitions.
+    # Closes every window: the keys cover all four partitions.
     closing = [(f"key-{number}", FAR) for number in range(50)]
     count.send(closing)
     count.wait_until_consumed()
@@ -81,7 +83,7 @@ def test_a_restart_on_the_same_disk_reads_the_tail_and_one_without_reads_all(cou
     count.send(more)
     count.wait_until_consumed()
     assert again.stop() == 0
-    # Only markers of transactions are not known to have been read.
+    # Only transaction markers may not have been read.
     assert restored(again) < 200
 
     shutil.rmtree(count.state)
@@ -94,7 +96,7 @@ def test_a_restart_on_the_same_disk_reads_the_tail_and_one_without_reads_all(cou
     check(count, sent + more + closing)
 
 
-def test_a_foreign_record_in_a_changelog_ends_the_worker_with_its_offset_until_it_is_put_right(count):
+def test_a_foreign_record_in_a_changelog_ends_the_worker_with_its_offset_until_it_is_repaired(count):
     sent = records(0, 400, keys=40)
     count.send(sent)
     first = count.start(**SETTINGS)
@@ -125,7 +127,7 @@ def test_a_foreign_record_in_a_changelog_ends_the_worker_with_its_offset_until_i
     count.send(closing)
     count.wait_until_consumed()
     assert last.stop() == 0
-    # Key 1 lies in another partition: what was wrong here was no count of it.
+    # Key 1 is in another partition: the foreign record here was not its count.
     check(count, sent + closing)
     admin.close()
 
@@ -136,7 +138,7 @@ def test_keys_like_the_runtimes_own_survive_lost_disks(kafka, prefix, tmp_path):
     admin.create_topics([NewTopic(name=name, partitions=1) for name in (topic, f"{prefix}-out")])
 
     def count_once_more(round_number: int) -> None:
-        """Let each key come once more, to a worker on a new disk."""
+        """Send each key once more, to a worker with a new disk."""
         app = App(f"{prefix}-keys", state_dir=str(tmp_path / str(round_number)), **SETTINGS)
         app.stream(topic, key=Bytes(), value=Bytes()).group_by_key().count("counts").to(f"{prefix}-out")
         producer = kafka.producer()

@@ -1,4 +1,6 @@
-"""A signal ends a worker within its time, whatever hangs; code 0 means that all it processed is committed."""
+"""A signal ends a worker in time, whatever hangs; exit code 0 means that everything processed is
+committed.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,9 @@ RECORDS = 6_000
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
-    """A cluster that may be made to hang."""
+    """A cluster that a test may freeze."""
     folder = tmp_path_factory.mktemp("hanging")
-    # Once it goes on, its controller must not take it for gone.
+    # When it resumes, its controller must not consider it dead.
     properties = QUICK_GROUPS | {"broker.session.timeout.ms": "60000"}
     with LocalKafka.start(folder, heap_mb=384, properties=properties) as cluster:
         yield cluster
@@ -40,7 +42,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """The address of something that takes connections and says nothing."""
+    """The address of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
@@ -82,7 +84,7 @@ def test_a_stop_while_the_apps_module_is_loaded_ends_with_code_0(tmp_path: Path)
     assert process.returncode == 0
 
 
-def test_a_function_that_hangs_is_ended_with_code_13_and_said_where_it_hung(copy: Copy):
+def test_a_function_that_hangs_is_ended_with_code_13_and_reports_where_it_hung(copy: Copy):
     worker = copy.start(shutdown_timeout=SECONDS)
     copy.wait_for(lambda: worker.events("partitions assigned"), 60, "assigned")
     copy.produce(["fine"])
@@ -110,7 +112,7 @@ def test_a_stop_under_a_broker_that_hangs_takes_no_longer_and_does_not_claim_tha
         shutdown_timeout=SECONDS,
         guarantee=guarantee,
         commit_interval=0.5,
-        # Soon full: what is to be written waits for room.
+        # Small, so that writes soon wait for space in the queue.
         producer='{"queue.buffering.max.messages": 500}',
     )
     copy.wait_for(lambda: worker.events("partitions assigned"), 60, "assigned")
@@ -118,7 +120,7 @@ def test_a_stop_under_a_broker_that_hangs_takes_no_longer_and_does_not_claim_tha
     copy.wait_for(lambda: copy.lag() < RECORDS - 200, 60, "some of it is committed")
     cluster.node(1).pause()
     try:
-        # Long enough to process something that cannot be written, or not committed.
+        # Long enough to process records that cannot be written or committed.
         time.sleep(2)
         assert worker.process.poll() is None
         assert seconds_to_end(worker.process) < SECONDS + 0.5
@@ -148,7 +150,7 @@ def test_a_supervisor_does_not_end_with_code_0_where_a_worker_did_not(copy: Copy
 def test_a_worker_waits_for_room_in_its_queue_as_a_member_of_the_group(
     make_copy: Callable[[str], Copy], cluster: LocalKafka
 ):
-    """The broker hangs for longer than the poll deadline, which the client itself keeps."""
+    """The broker hangs for longer than the poll deadline, which the client enforces."""
     copy = make_copy(cluster.bootstrap_servers)
     copy.create_topics()
     copy.environment["COPY_SLOW_SECONDS"] = "0.0005"
@@ -169,6 +171,6 @@ def test_a_worker_waits_for_room_in_its_queue_as_a_member_of_the_group(
     cluster.wait()
     copy.wait_until_consumed()
     assert set(copy.outputs()) == {f"value-{number}" for number in range(RECORDS)}
-    # The client's own word for a member that does not poll in time.
+    # The client's message about a member that does not poll in time.
     assert "MAXPOLL" not in worker.log.read_text()
     assert worker.stop() == 0

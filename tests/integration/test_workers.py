@@ -1,4 +1,6 @@
-"""Workers as real processes on a real broker: shares, kills, stops, slow code, poison, a broker's restart."""
+"""Workers as processes on a real broker: partitions, kills, stops, slow code, failing records, broker
+restarts.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def numbered(start: int, stop: int) -> list[str]:
 
 
 def held(worker) -> list[str]:
-    """The partitions a worker holds by its own log."""
+    """The partitions that a worker holds, from its log."""
     now: list[str] = []
     changes = sorted(
         worker.events("partitions assigned") + worker.events("partitions revoked"),
@@ -145,7 +147,7 @@ def test_a_revocation_while_a_record_is_being_retried_neither_loses_nor_repeats(
     copy.produce(["poison", *numbered(0, 100)])
     first = copy.start(group_protocol="consumer")
     copy.wait_for(lambda: first.events("record retried"), 60, "retrying")
-    # One that drops the poison takes part of the partitions over, then all of them.
+    # A worker that skips the failing record takes over some of the partitions, then all of them.
     copy.environment["COPY_ON_ERROR"] = "streams.skip"
     second = copy.start(group_protocol="consumer")
     copy.wait_for(lambda: second.events("partitions assigned"), 60, "shared")
@@ -213,7 +215,7 @@ def test_policy_dead_letter_keeps_the_original_and_its_coordinates(copy):
     assert worker.stop() == 0
 
 
-def test_policy_skip_goes_on_without_the_record(copy):
+def test_policy_skip_continues_without_the_record(copy):
     copy.environment["COPY_ON_ERROR"] = "streams.skip"
     copy.produce(["good", "poison", "better"])
     worker = copy.start()
@@ -258,7 +260,7 @@ def test_missing_topics_are_named_before_the_group_is_joined(make_copy, kafka_bo
     assert f"streams topics create {copy.input}" in worker.log.read_text()
 
 
-def test_a_missing_output_topic_is_created_only_when_asked_for(make_copy, kafka_bootstrap):
+def test_a_missing_output_topic_is_created_only_when_requested(make_copy, kafka_bootstrap):
     copy = make_copy(kafka_bootstrap)
     copy.create_topics()
     copy.broker.admin().delete_topics([copy.output])

@@ -1,4 +1,4 @@
-"""What a worker has been assigned, with a real consumer: what may be committed of it, and what may not."""
+"""A worker's assignment, with a real consumer: which offsets may be committed, and which may not."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from streams.config import Settings
 from streams.errors import StreamsError
 from streams.records import Output, TopicPartition
 from streams.runtime.assignment import Assignment
-from streams.runtime.cleanup import Upkeep
+from streams.runtime.cleanup import Cleanup
 from streams.runtime.commit import ExactlyOnce
 from streams.runtime.lost_offsets import LostOffsets
-from streams.runtime.pacing import Pace
+from streams.runtime.pacing import Pacing
 from streams.runtime.pending import PendingTasks
 from streams.runtime.restore import Restorer
 from streams.runtime.slice import Slice
@@ -46,12 +46,12 @@ class Site:
         def clock() -> float:
             return 0.0
 
-        pace = Pace(settings, clock)
+        pacing = Pacing(settings, clock)
         self.commits = 0
         self.error: StreamsError | None = None
         self.transaction = Transaction(
             guarantee,
-            pace,
+            pacing,
             own_topics={"out"},
             waiting=lambda: None,
             clock=clock,
@@ -67,8 +67,8 @@ class Site:
             ),
             lives=self.lives,
             lost=LostOffsets(settings, "app"),
-            upkeep=Upkeep(topology, broker, databases, settings, clock),
-            pace=pace,
+            cleanup=Cleanup(topology, broker, databases, settings, clock),
+            pacing=pacing,
             transaction=self.transaction,
             at_work=Slice(),
             partitions={"in": 1},
@@ -142,7 +142,7 @@ def test_a_worker_that_stops_may_leave_what_it_polled():
 def test_what_is_read_again_need_not_have_been_processed():
     site = Site()
     site.poll(4)
-    site.transaction.give_up()
+    site.transaction.abort()
     positions = site.assignment.drop(states_unknown=False)
     assert positions == {PLACE: 0}
     site.transaction.rewound()
@@ -193,12 +193,12 @@ def test_a_partition_that_is_gone_is_not_committed():
     assert site.lives.state(TASK) is TaskState.CLOSED
 
 
-def test_what_is_lost_is_given_up_without_a_commit():
+def test_lost_partitions_are_released_without_a_commit():
     site = Site()
     site.process(site.poll(4))
     site.assignment.lost([PLACE])
     assert site.commits == 0
-    assert site.transaction.given_up
+    assert site.transaction.must_rewind
     assert site.assignment.progress == {}
 
 
@@ -208,10 +208,10 @@ def test_an_error_in_a_rebalance_is_raised_after_it():
     site.error = StreamsError("no room")
     site.assignment.revoked([PLACE])
     assert not site.assignment.in_callback
-    # Nothing more is committed until it was raised.
+    # Nothing is committed until the error was raised.
     site.assignment.revoked([])
     assert site.commits == 1
-    assert site.transaction.given_up
+    assert site.transaction.must_rewind
     with pytest.raises(StreamsError, match="no room"):
         site.assignment.raise_error()
     site.assignment.raise_error()
@@ -223,7 +223,7 @@ def test_in_the_middle_of_a_commit_a_rebalance_finds_nothing_to_commit():
     site.transaction.begin_commit()
     site.assignment.revoked([PLACE])
     assert site.commits == 0
-    assert site.transaction.given_up
+    assert site.transaction.must_rewind
 
 
 def test_a_group_continues_where_it_is():

@@ -1,4 +1,4 @@
-"""``offset_reset=latest``: where a group begins is permanent before it reads, and what comes later is new."""
+"""``offset_reset=latest``: the group's start is committed before it reads; later partitions are new."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Killed(BaseException):
 
 
 class Cluster(MemoryCluster):
-    """Topics, and workers that can be killed: their sessions end by the clock."""
+    """Topics, and workers that can be killed, whose sessions end by the clock."""
 
     def __init__(self, *topics: str, partitions: int = 2) -> None:
         super().__init__(dict.fromkeys(topics, partitions), Clock(tick=0.0))
@@ -52,7 +52,7 @@ class Cluster(MemoryCluster):
         return worker
 
     def kill(self) -> None:
-        """Whatever workers there are, they are gone: their sessions and transactions end."""
+        """Kill all workers: their sessions and transactions end."""
         self.clock.advance(1_000.0)
 
     def send(self, *values: str, topic: str = "in", partition: int = 0) -> None:
@@ -90,7 +90,7 @@ def run(*workers: Worker, rounds: int = 30) -> None:
 
 
 @pytest.mark.parametrize("guarantee", GUARANTEES)
-def test_a_worker_killed_before_its_first_record_leaves_nothing_out(guarantee):
+def test_a_worker_killed_before_its_first_record_skips_nothing(guarantee):
     cluster = Cluster("in")
     cluster.send("before")
     run(cluster.worker(copying(guarantee=guarantee)))
@@ -142,7 +142,7 @@ STEPS = ["init_transactions", "committed", "begin", "send_offsets", "commit.befo
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("make", [copying, counting])
-def test_a_kill_at_any_step_of_the_start_leaves_nothing_out_that_came_after_it(step, make):
+def test_a_kill_at_any_step_of_the_start_skips_no_later_record(step, make):
     cluster = Cluster("in")
     cluster.send("before")
     app = make()
@@ -157,7 +157,7 @@ def test_a_kill_at_any_step_of_the_start_leaves_nothing_out_that_came_after_it(s
         start_and_run(worker)
     cluster.broker.before = None
     cluster.kill()
-    # Begun is what was committed; without that, the next worker is the first.
+    # Without a commit the group has not begun, so the next worker is the first.
     begun = bool(cluster.admin.committed_offsets("copy"))
     assert begun == (step in ("commit.after", "poll"))
     cluster.send("between")
@@ -193,7 +193,7 @@ def test_of_workers_that_start_together_one_decides_where_the_group_begins(step)
     assert cluster.values() == ["a", "b", "c", "d"]
 
 
-def test_a_broker_that_does_not_answer_at_the_start_is_asked_again():
+def test_a_broker_that_does_not_answer_at_the_start_is_called_again():
     cluster = Cluster("in")
     cluster.send("before")
     failures = iter([True, True])
@@ -229,7 +229,7 @@ def test_partitions_added_later_are_read_from_their_beginning(killed):
     worker.close()
 
 
-def test_a_topic_that_was_deleted_and_made_again_under_a_running_group_is_read_from_its_beginning():
+def test_a_topic_that_was_deleted_and_created_again_under_a_running_group_is_read_from_its_beginning():
     cluster = Cluster("in")
     cluster.send("before")
     worker = cluster.worker(copying())
@@ -272,7 +272,7 @@ def test_a_topic_that_the_program_reads_from_now_on_begins_at_its_end():
     assert cluster.values() == ["between", "new"]
 
 
-def test_a_program_that_reads_more_joins_a_group_that_is_at_work():
+def test_a_program_that_reads_more_joins_a_group_that_is_running():
     cluster = Cluster("in", "more")
     old = cluster.worker(copying())
     run(old)
@@ -294,7 +294,7 @@ def test_internal_topics_are_never_read_from_their_end():
     cluster.send("a1", "a2", "b1")
 
     def before(step: str) -> None:
-        # The first commit of input has taken effect: what it wrote to the internal topic is there, unread.
+        # The first commit of input has taken effect: its records in the internal topic exist, unread.
         if step == "commit.after":
             raise Killed
 

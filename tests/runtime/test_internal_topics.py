@@ -48,7 +48,7 @@ def both(*pair: Any) -> list[Any]:
 
 
 def program() -> App:
-    """All kinds of steps behind internal topics; records that their functions fail on become dead letters."""
+    """All kinds of steps downstream of internal topics; records on which they fail become dead letters."""
     app = App("app", commit_interval=0.05, dead_letter_limit=1.0)
     events = app.stream("events", key=Text(), value=Json(int)).filter(lambda value: value is not None)
     people = app.table("people", key=Text(), value=Json(int))
@@ -90,7 +90,7 @@ def send_real(crew: Crew) -> None:
 
 
 def results(crew: Crew) -> dict[str, Any]:
-    """The last result of each key, and what stores answer."""
+    """The last result of each key, and the stores' contents."""
     topics = [topic for topic in crew.app.topology.output_topics if not topic.startswith("app-")]
     return {topic: crew.latest(topic) for topic in topics} | answers(crew)
 
@@ -98,7 +98,7 @@ def results(crew: Crew) -> dict[str, Any]:
 def answers(crew: Crew) -> dict[str, Any]:
     queries = crew.queries()
     plain = [name for name in queries.names if queries.definition(name).retention is None]
-    # Combined results are of a class of each topology's own.
+    # Each topology has its own class of combined results.
     return {f"store {name}": [tuple(map(repr, entry)) for entry in queries.entries(name)] for name in plain}
 
 
@@ -181,7 +181,9 @@ TIMES = [0, -1, 1, 1_000, 10**15, 2**62, -(2**62)]
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_record_in_an_internal_topic_ends_a_worker(seed):
-    """Records that can be read change results; they must not do more than that, after a lost disk either."""
+    """Foreign records that can be read change results; they must have no other effect, even after a lost
+    disk.
+    """
     choose = random.Random(seed)
     crew = Crew(program(), INPUTS, PARTITIONS)
     crew.start()

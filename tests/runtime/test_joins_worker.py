@@ -1,4 +1,4 @@
-"""Joins in workers on the memory broker: state comes back, and nothing is joined twice or lost."""
+"""Joins in workers on the memory broker: state is restored, and no pair is lost or repeated."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def program() -> App:
 
 
 class Cluster(MemoryCluster):
-    """Topics for the program, and workers that are ended and begun again."""
+    """Topics for the program, and workers that are stopped and restarted."""
 
     def __init__(self, app: App | None = None) -> None:
         super().__init__(dict.fromkeys(INPUTS, PARTITIONS))
@@ -73,7 +73,7 @@ class Cluster(MemoryCluster):
         self.made = 0
 
     def deploy(self, app: App) -> None:
-        """Workers that are started from now on run this program."""
+        """Set the program of workers started from now on."""
         self.app = app
         self.partitions = self.prepare(app, dead_letter_topic="d", create_outputs=True)
 
@@ -91,7 +91,7 @@ class Cluster(MemoryCluster):
         return worker
 
     def kill(self, worker: Worker) -> None:
-        """As if its process were dead: its session ends and its open transaction times out."""
+        """Simulate a killed process: its session ends and its open transaction times out."""
         self.freeze(worker)
         self.workers.remove(worker)
 
@@ -122,12 +122,12 @@ class Cluster(MemoryCluster):
 
 
 def turn_over(cluster: Cluster, generator: random.Random) -> None:
-    """Another worker in place of one of them, which ends well or not; it has nothing on its disk."""
+    """Replace a worker, which stops or is killed, by one with an empty disk."""
     chosen = generator.choice(cluster.workers)
     if generator.random() < 0.5:
         cluster.kill(chosen)
     else:
-        # One that was replaced unawares has something that others process again.
+        # A worker that was replaced without noticing has uncommitted work that others process again.
         with suppress(NotCommitted):
             chosen.close()
         cluster.workers.remove(chosen)
@@ -145,7 +145,7 @@ def test_joins_are_right_whoever_comes_and_goes(seed):
     customers: dict[str, Any] = {}
     sides: list[tuple[str, str, int, int]] = []
     for number in range(120):
-        # Out of order by less than twice what may lie between a pair, plus the grace: all of them join.
+        # Out of order by less than twice the join window, plus the grace: all pairs are joined.
         time = number * 3 + generator.choice([0, 0, generator.randint(0, 100)])
         kind = generator.choice(["orders", "customers", "left", "right"])
         key = generator.choice("abcdef")
@@ -212,7 +212,9 @@ def streams_joined(how: str) -> App:
 @pytest.mark.parametrize("how", ["inner", "left", "outer"])
 @pytest.mark.parametrize("seed", range(6))
 def test_live_and_replayed_joins_are_those_of_the_definition(how, seed):
-    """Two partitions of each of two topics, far out of order; workers come and go, on disks or without."""
+    """Two partitions of each of two topics, far out of order; workers join and leave, with or without
+    disks.
+    """
     generator = random.Random(seed)
     window = Window(5, 20)
     cluster = Cluster(streams_joined(how))
@@ -221,7 +223,7 @@ def test_live_and_replayed_joins_are_those_of_the_definition(how, seed):
         side, key = generator.choice(["left", "right"]), generator.choice("abcdef")
         time = max(0, number * 3 - generator.choice([0, 0, generator.randint(0, 150)]))
         records.append((side, key, number, time, partition_for(key.encode(), PARTITIONS)))
-    # Each is processed before the next one comes, so that the order is the one in which they were sent.
+    # Each record is processed before the next one is sent, which fixes the order.
     cluster.start()
     for side, key, number, time, partition in records:
         cluster.send(side, key, number, time, partition)
@@ -329,7 +331,7 @@ def global_tables(cluster: Cluster, databases: Databases) -> GlobalTables:
     return tables
 
 
-def test_a_global_table_goes_on_from_its_checkpoint(tmp_path: Path):
+def test_a_global_table_continues_from_its_checkpoint(tmp_path: Path):
     cluster = Cluster()
     for key, value in [("a", 1), ("b", 2), ("a", None)]:
         cluster.send("prices", key, value, 0)
@@ -338,7 +340,7 @@ def test_a_global_table_goes_on_from_its_checkpoint(tmp_path: Path):
     assert tables.lookups["prices"](["a", "b", "c"]) == [None, 2, None]
     tables.close()
     partitions = [TopicPartition("prices", number) for number in range(PARTITIONS)]
-    # What it has read it does not need again.
+    # It does not need to read these records again.
     cluster.admin.delete_records(cluster.admin.end_offsets(partitions))
     cluster.send("prices", "c", 3, 0)
     tables = global_tables(cluster, databases)
@@ -347,7 +349,7 @@ def test_a_global_table_goes_on_from_its_checkpoint(tmp_path: Path):
     databases.close()
 
 
-def test_a_global_table_is_read_anew_when_its_topic_is_another_one_or_it_was_left_alone():
+def test_a_global_table_is_read_again_when_its_topic_is_another_one_or_it_was_not_used():
     cluster = Cluster()
     databases = MemoryDatabases()
     cluster.send("prices", "a", 1, 0, 0)
@@ -366,7 +368,7 @@ def test_a_global_table_is_read_anew_when_its_topic_is_another_one_or_it_was_lef
     tables.close()
 
 
-def test_loading_a_global_table_ends_when_told_to_stop():
+def test_loading_a_global_table_ends_on_a_stop_request():
     cluster = Cluster()
     cluster.send("prices", "a", 1, 0, 0)
     tables = GlobalTables(

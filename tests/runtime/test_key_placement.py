@@ -1,4 +1,4 @@
-"""Keys that producers placed by another hash than murmur2: said at the start, and found where they lie."""
+"""Keys that producers did not partition by murmur2: reported at the start, and found by queries."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_every_key_is_found_directly_and_over_any_worker(site, kind):
             assert (status, [window["value"] for window in answer["windows"]]) == (200, [1])
         assert answers(runner, ["nobody"]) == [(404, None)]
         assert runner.get("/stores/by-window/windows/nobody") == (200, {"key": "nobody", "windows": []})
-    # What is named is asked for there and nowhere else.
+    # A request with a partition is sent to that partition only.
     key = next(key for key in stray if crc32(key.encode()) != partition_for(key.encode(), PARTITIONS))
     path = f"/stores/totals/keys/{key}?partition="
     assert one.get(f"{path}{crc32(key.encode())}")[0] == 200

@@ -1,7 +1,7 @@
-"""State is the same whether it was processed, restored on a new disk, or taken over from a standby replica.
+"""State is equal whether it was processed, restored on a new disk, or taken over from a standby replica.
 
-Any input is given to two crews of workers: to one that nothing happens to, and to one whose workers lose
-their disks and die in between. What they write and what they answer must be equal.
+Any input is processed by two crews of workers: one without faults, and one whose workers lose their disks and
+die. Their outputs and query results must be equal.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 PARTITIONS = 2
 INPUTS = ("events", "people", "marks", "prices")
 AT_COMMITS = ("counts", "groups", "windows", "sessions", "sliding")
-"""Outputs that depend on when commits are made: compared by the last value of each key."""
+"""Outputs that depend on the times of commits: compared by the last value of each key."""
 
 
 class Marks:
-    """Text whose payload ``-`` means that there is no value, and ``!`` cannot be read."""
+    """Text whose payload ``-`` is read as ``None``, and whose payload ``!`` cannot be read."""
 
     name = "marks"
 
@@ -46,7 +46,7 @@ class Marks:
 
 
 class Previous:
-    """Forwards the value that the key had before; a value of zero deletes it."""
+    """Forwards the key's previous value; a value of zero deletes it."""
 
     def __init__(self, store: str) -> None:
         self._name = store
@@ -112,7 +112,7 @@ def program() -> App:
 
 
 class Sent(NamedTuple):
-    """A record of the input, and what happens to the workers after it."""
+    """A record of the input, and the fault of the workers after it."""
 
     topic: str
     key: bytes | None
@@ -152,7 +152,7 @@ def send(crew: Crew, sent: Sent) -> None:
 
 
 def disturb(crew: Crew, then: str) -> None:
-    """Let something happen to the workers that results must not depend on."""
+    """Inject a fault on which results must not depend."""
     (slot,) = crew.alive
     if then == "take over":
         crew.start(slot + 1)
@@ -171,14 +171,14 @@ def disturb(crew: Crew, then: str) -> None:
 
 
 def window_of(value: bytes | None) -> tuple[str, int, int]:
-    """The key and the bounds of the window that a result is of."""
+    """The key and the bounds of a result's window."""
     assert value is not None
     result = msgspec.json.decode(value)
     return result["key"], result["start"], result["end"]
 
 
 def outcome(crew: Crew) -> dict[str, Any]:
-    """What was written, and what is answered."""
+    """The outputs and the query results."""
     found: dict[str, Any] = {}
     for topic in crew.app.topology.output_topics:
         if topic.startswith("same-"):
@@ -188,8 +188,8 @@ def outcome(crew: Crew) -> dict[str, Any]:
             if topic in ("counts", "groups"):
                 found[topic] = crew.latest(topic)
             else:
-                # The last result of each window. Its event time is that of the records which a worker has
-                # seen, and so depends on commits and restarts, as the results before the last one do.
+                # The last result of each window, without its event time, which depends on commits and
+                # restarts, like earlier results.
                 found[topic] = {window_of(item.value): item.value for item in records}
         else:
             keyed = [item for item in records if item.key is not None]
@@ -223,14 +223,14 @@ def test_results_and_answers_do_not_depend_on_where_state_comes_from(records):
         crew.start()
         for sent in records:
             send(crew, sent)
-            # Records that are processed in one go meet each other by their times.
+            # Records that are processed together are merged by their times.
             if sent.then:
                 crew.settle()
             if crew is disturbed and sent.then not in ("", "wait"):
                 disturb(crew, sent.then)
                 crew.settle()
         crew.settle()
-        # A last look at what each table has.
+        # A final lookup of each table's contents.
         for key in (b"a", b"b", b"c"):
             send(crew, Sent("events", key, b"9", 1_000, ""))
         crew.settle()

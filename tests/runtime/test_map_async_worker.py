@@ -1,4 +1,4 @@
-"""``map_async`` in workers on the memory broker: served groups, stops, stalls, simulation."""
+"""``map_async`` in workers on the memory broker: group membership, stops, stalls, simulation."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Broker(MemoryBroker):
 
 
 class Site:
-    """Topics of two partitions, and workers of one app on threads of their own."""
+    """Topics of two partitions, and workers of one app on separate threads."""
 
     def __init__(self, function: Callable[[str], Awaitable[str]], **options: Any) -> None:
         self.app = App("calling", shutdown_timeout=1.0, commit_interval=0.05)
@@ -112,7 +112,7 @@ class Site:
 
 
 class Gate:
-    """Calls wait at it until it is opened, and are counted."""
+    """Blocks and counts calls until it is opened."""
 
     def __init__(self) -> None:
         self.open = False
@@ -162,7 +162,7 @@ def test_the_group_is_served_while_calls_are_awaited_and_nothing_is_lost_or_repe
     first = site.work()
     until(lambda: len(gate.begun) == 2)
     second = site.work()
-    # The first worker lets a partition go although its calls have not ended.
+    # The first worker releases a partition although its calls have not ended.
     until(lambda: len(first.held) == len(second.held) == 1)
     gate.open = True
     until(lambda: site.results().total() == 4)
@@ -173,7 +173,7 @@ def test_the_group_is_served_while_calls_are_awaited_and_nothing_is_lost_or_repe
     assert site.results() == Counter("ABCDEF")
 
 
-def test_calls_are_cancelled_when_the_group_goes_on_without_the_worker(gate):
+def test_calls_are_cancelled_when_the_group_continues_without_the_worker(gate):
     site = Site(gate.call)
     site.send("a", "b")
     site.work()
@@ -213,8 +213,8 @@ def test_a_retry_waits_as_a_member_of_the_group_and_a_stop_ends_it():
     site = Site(call, on_error=retry(1_000, backoff=60.0, longest_backoff=60.0, then=skip))
     site.send("a", "b")
     worker = site.work()
-    until(lambda: worker.activity.retrying is not None)
-    assert worker.activity.retrying == ("call", "ConnectionError: not yet")
+    until(lambda: worker.status.retrying is not None)
+    assert worker.status.retrying == ("call", "ConnectionError: not yet")
     begun = time.monotonic()
     site.stop()
     assert time.monotonic() - begun < 5
@@ -255,7 +255,7 @@ def test_a_function_that_blocks_the_loop_does_not_keep_the_worker_from_stopping(
         site.stop()
         assert time.monotonic() - begun < 8
 
-        # Others of the same process are given another loop.
+        # Other calls of the same process get another loop.
         app = App("another")
         app.stream("in", value=Text()).map_async(call).to("out")
         driver = TopologyDriver(app)
@@ -289,9 +289,9 @@ def test_the_watchdog_names_the_function_and_where_it_waits(blocks):
     try:
         site.send("a")
         worker = site.workers[0]
-        until(lambda: worker.activity.busy is not None)
+        until(lambda: worker.status.busy is not None)
         assert begun.wait(PATIENCE)
-        # Of the first look; after that, a minute and a half of the watchdog's clock without any progress.
+        # After the first check, a minute and a half of the watchdog's clock without progress.
         watchdog.check()
         now[0] = time.monotonic() + 10 * site.app.settings.stall_timeout
         (stall,) = [stall for stall in watchdog.check() if stall.partition == TopicPartition("in", 0)]

@@ -1,4 +1,4 @@
-"""Where a group begins that has committed nothing, and what happens where the log lost what comes next."""
+"""Where a group without committed offsets begins, and offsets that the log no longer has."""
 
 from __future__ import annotations
 
@@ -232,15 +232,15 @@ def test_records_that_the_app_deletes_itself_are_not_lost():
     worker.close()
 
 
-def test_a_worker_that_others_went_past_goes_on_from_what_they_committed():
-    """Frozen, it has positions that the others have committed past and deleted."""
+def test_a_worker_that_others_went_past_continues_from_what_they_committed():
+    """A frozen worker's positions are behind those that others have committed, and deleted from the log."""
     app = copying()
     cluster = Cluster(app)
     cluster.send(0, 10)
     worker = cluster.worker()
     run(worker, 3)
     consumer: Any = worker._consumer
-    # Nobody else can move the offsets of a living member: the group's own are moved behind its back.
+    # Only members can commit offsets of a living group, so the test changes them in the broker.
     group = cluster.broker._cluster.group(app.name)
     run(worker)
     cluster.send(10, 20)
@@ -299,7 +299,7 @@ def test_a_changelog_that_lost_entries_the_state_lacks_is_refused():
     worker.close()
     ends = cluster.admin.end_offsets([changelog])
     cluster.admin.delete_records(ends)
-    # The disk of the first worker, which knows nothing of what the second one did.
+    # The disk of the first worker, without the second one's changes.
     cluster.databases = other
     with pytest.raises(StateError, match="entries in between were deleted"):
         run(cluster.worker(), 60)

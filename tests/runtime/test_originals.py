@@ -1,4 +1,4 @@
-"""Dead letters of what came through an internal topic, by workers: their input records are read once more."""
+"""Dead letters of records that came through an internal topic: workers read their input records again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Broker(MemoryBroker):
-    """Readers of single records fail as often as they are told to."""
+    """Readers of single records fail a given number of times."""
 
     failures = 0
 
@@ -58,7 +58,7 @@ def app_of() -> App:
 
 
 class Site:
-    """One worker on a broker in memory, turned by hand."""
+    """One worker on a broker in memory, run step by step."""
 
     def __init__(self) -> None:
         self.app = app_of()
@@ -146,7 +146,7 @@ def test_records_far_apart_are_sought():
 def test_an_original_that_is_gone_is_replaced_by_what_the_step_was_given_and_says_so():
     site = Site()
     site.send(order("ann", "bad"), order("bob", "bad"))
-    # Up to the internal topic, and no further: then retention takes the first record.
+    # Processed up to the internal topic only: then retention deletes the first record.
     while not site.admin.end_offsets(
         [TopicPartition("shop-by-user-repartition", number) for number in range(2)], "read_uncommitted"
     ) or not site.admin.committed_offsets("shop"):
@@ -165,7 +165,7 @@ def test_an_original_that_is_gone_is_replaced_by_what_the_step_was_given_and_say
 
 
 @pytest.mark.parametrize(("failures", "read"), [(3, True), (1_000_000, False)])
-def test_a_broker_that_does_not_answer_is_asked_again_and_not_for_ever(failures, read):
+def test_a_broker_that_does_not_answer_is_called_again_and_not_for_ever(failures, read):
     site = Site()
     site.broker.failures = failures
     site.send(order("ann", "bad"))

@@ -1,4 +1,4 @@
-"""Records that the broker does not take, for their time, size or missing key: their step's policy, alone."""
+"""Records that the broker refuses for their time, size or missing key get their step's policy."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
 
 HOUR = 3_600_000
 SMALL = 10_000
-"""Bytes that a topic takes, where a test makes one that takes little."""
+"""A low ``max.message.bytes``."""
 
 Row = tuple[bytes | None, bytes | None, int]
 
 
 class Bench:
-    """Topics of its own on a broker, and workers on threads."""
+    """Topics on a broker, and workers on threads."""
 
     def __init__(self, broker: Broker, prefix: str, folder: Path) -> None:
         self.broker = broker
@@ -104,7 +104,7 @@ class Bench:
         return sum(self.admin.committed_offsets(app.name).values())
 
     def run(self, app: App, until: Callable[[], bool], timeout: float = 60.0) -> None:
-        """Run one worker until the condition holds, then stop it. Raises what ended it."""
+        """Run one worker until the condition holds, then stop it. Raises the error that ended it."""
         stop = threading.Event()
         raised: list[BaseException] = []
 
@@ -144,7 +144,7 @@ def now() -> int:
 
 
 def mixed(count: int) -> list[Row]:
-    """Rows whose values say what is wrong with them: nothing with most."""
+    """Rows whose values say why they are refused: most are valid."""
     at = now()
     rows: list[Row] = []
     for number in range(count):
@@ -159,7 +159,7 @@ def is_of(kind: str, value: bytes) -> bool:
 
 
 def spoil(app: App, source: str, outputs: dict[str, str], policy: ErrorPolicy) -> None:
-    """Write each kind of row where it cannot be written, and all the others beside it."""
+    """Write each kind of row to a topic that refuses it, among valid rows."""
     rows = app.stream(source, key=Bytes(), value=Bytes())
     for kind, topic in outputs.items():
         mine = rows.filter(partial(is_of, kind))
@@ -219,7 +219,7 @@ def test_under_policy_fail_the_error_has_the_coordinates_the_topic_the_reason_an
     assert f"topic {out} " in said
     assert "on_error=dead_letter" in said
     assert ended.value.exit_code == 4
-    # What was refused is not there, and neither is anything that is not committed.
+    # Refused rows are missing, and so is everything that is not committed.
     assert memory.committed(app) <= place
     assert all(value.startswith(b"good") for value in memory.values(out))
 
@@ -355,7 +355,7 @@ def test_attempts_that_fail_one_after_another_wait_longer_and_are_a_stall_with_t
     with capture_logs() as logged:
         memory.run(app, lambda: memory.committed(app) >= 1)
     waits = [later - earlier for earlier, later in itertools.pairwise(attempts)]
-    # The first one is repeated at once: most of what aborts a transaction has passed by then.
+    # The first failure is retried at once: most causes of aborts have passed by then.
     assert waits[0] < 1
     assert waits[-1] > 2
     assert memory.values(out) == {b"v": 1}
@@ -437,7 +437,7 @@ def test_undecodable_records_of_a_megabyte_and_of_twenty_become_whole_dead_lette
     sizes = [1_048_000, 20_000_000]
     chance = random.Random(7)
     bench.write(source, [(b"k", chance.randbytes(sizes[0]), now())])
-    # What compression made small is large again where it is read.
+    # Compressed records are large again when they are read.
     bench.broker = KafkaBroker({"bootstrap.servers": kafka_bootstrap}, producer={"compression.type": "zstd"})
     bench.write(source, [(b"k", b"x" * sizes[1], now()), (b"k", b"7", now())])
     bench.broker = kafka

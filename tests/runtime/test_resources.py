@@ -1,4 +1,4 @@
-"""What is opened once a worker and once a task, and that it is closed whatever ends them."""
+"""Resources of workers and tasks are opened once, and closed whatever ends these."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Diary:
         return Noting
 
     def run(self, folder: Path, *values: str) -> None:
-        """One worker until all is processed, or until it fails."""
+        """Run one worker until all input is processed, or until it fails."""
         broker = MemoryBroker()
         broker.admin().create_topics([NewTopic(name=name, partitions=1) for name in ("in", "out")])
         producer = broker.producer()
@@ -250,7 +250,7 @@ def test_steps_timers_and_async_functions_get_the_resource():
 
 
 class Client:
-    """An async one, which wants one event loop for all of its life."""
+    """An async resource that must be used in one event loop only."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -336,7 +336,7 @@ def no_context_manager() -> Iterator[int]:
 
 
 async def asynchronous() -> None:
-    """Of no use as a context manager."""
+    """Not a context manager."""
 
 
 def test_what_makes_no_context_manager_is_refused():

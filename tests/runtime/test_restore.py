@@ -1,4 +1,4 @@
-"""Stores brought up to date from their changelogs: by the restorer alone, and by workers around it."""
+"""Restoring stores from their changelogs, by the restorer alone and in workers."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_metadata_is_no_entry():
 
 
 def test_a_record_without_a_key_is_none_of_the_stores():
-    """Compacted topics refuse it; their settings may have been others for a while."""
+    """Compacted topics refuse such records, but their settings may have been different for a while."""
     site = Site()
     site.write({"a": 1})
     producer = site.broker.producer()
@@ -150,7 +150,7 @@ def test_a_record_without_a_key_is_none_of_the_stores():
         site.restore()
 
 
-def test_the_same_database_goes_on_from_its_tail():
+def test_the_same_database_continues_from_its_tail():
     site = Site()
     site.write({"a": 1, "b": 1})
     site.restored().database.close()
@@ -164,7 +164,7 @@ def test_the_tail_is_read_from_where_the_database_is_and_not_from_where_the_cons
     site = Site()
     site.write({"a": 1})
     done = site.restored()
-    # The task goes on itself, as its commits do, and is restored once more.
+    # The task continues, as after commits, and is restored again.
     site.write({"a": 2, "b": 2})
     site.write({"a": 3})
     checkpoint = Checkpoint(STORE.schema, offset=3)
@@ -177,7 +177,7 @@ def test_the_tail_is_read_from_where_the_database_is_and_not_from_where_the_cons
     assert values == [{"a": 3, "b": 2}]
 
 
-def test_a_database_that_is_made_anew_gets_all_although_the_consumer_has_read_it_before():
+def test_a_database_that_is_created_again_gets_all_although_the_consumer_has_read_it_before():
     site = Site()
     site.write({"a": 1, "b": 2})
     site.restored().database.close()
@@ -200,7 +200,7 @@ def test_a_checkpoint_ahead_of_the_changelog_means_that_it_is_another_one():
 
 
 @pytest.mark.parametrize(("hours", "more", "rebuilt"), [(23, 1, False), (25, 1, True), (25, 0, False)])
-def test_a_database_left_alone_for_long_is_made_anew_if_the_changelog_went_on(hours, more, rebuilt):
+def test_a_database_left_alone_for_long_is_created_again_if_the_changelog_went_on(hours, more, rebuilt):
     site = Site()
     site.write({"a": 1, "forgotten": 1})
     site.restored().database.close()
@@ -284,7 +284,7 @@ def test_a_task_that_waits_holds_up_no_other():
     assert [content(item) for item in site.restore()] == [{"a": 1}]
 
 
-def test_a_restore_that_was_given_up_goes_on_where_it_was(monkeypatch):
+def test_a_restore_that_was_given_up_continues_where_it_was(monkeypatch):
     monkeypatch.setattr("streams.runtime.restore.CHUNK_RECORDS", 10)
     site = Site()
     site.write({f"key-{number}": number for number in range(100)})
@@ -397,7 +397,7 @@ class Counting:
         pytest.fail("not all was committed")
 
     def once(self, databases: Databases | None = None) -> list[Any]:
-        """A worker that processes all there is and stops; what was logged meanwhile."""
+        """Run a worker until all input is processed; returns its log lines."""
         with capture_logs() as logs:
             worker = self.worker(databases)
             self.run(worker)
@@ -428,7 +428,7 @@ def test_a_restart_counts_on_whether_or_not_the_disk_is_still_there(kept):
     site.send(*[("a", 200)] * 3)
     logs = site.once(databases if kept else None)
     assert max(site.read("counts")) == 10
-    # With the disk, only the markers are unknown to it.
+    # With the disk, only the markers are missing.
     assert restored(logs) <= 8 if kept else restored(logs) >= 6
 
 
@@ -521,7 +521,7 @@ def test_a_task_that_is_still_restored_does_not_hold_up_another():
     site.send(("a", 100))
     site.send(("b", 100), partition=1)
     site.once()
-    # Somebody's open transaction in one changelog: that task waits.
+    # An open transaction in one changelog: that task waits.
     producer = site.broker.producer(transactional_id="somebody", transaction_timeout=1_000)
     producer.init_transactions(1)
     producer.begin()
@@ -611,7 +611,9 @@ def test_a_table_is_restored_to_the_committed_offset_though_its_topic_goes_on():
 
 
 def test_the_end_of_a_tables_topic_moves_no_checkpoint_past_what_was_restored(monkeypatch):
-    """A worker that stops before it has processed the rest would leave it out the next time."""
+    """A worker that stops before it has processed the remaining records must not skip them at the next
+    start.
+    """
     site, table = site_of_a_table()
     make = site.broker.consumer
 

@@ -1,4 +1,4 @@
-"""The states of a slice, with tasks that a commit may interrupt and tasks that it may not."""
+"""The states of a slice, of tasks with and without state."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def at(state: SliceState) -> Slice:
     if state is not S.CLOSED:
         found.open(task(stateful=True), SOURCE)
     if state is S.COMMIT_FIRST:
-        found.give_up_for_commit()
+        found.restart_after_commit()
     if state is S.ABANDONED:
         found.abandon()
     assert found.state is state
@@ -63,7 +63,7 @@ def test_closing_is_fine_at_any_time_and_twice(state):
     found = at(state)
     for _ in range(2):
         found.close()
-        # That a commit has to come first is remembered until it begins again.
+        # The required commit is remembered until the slice begins again.
         assert found.state is (S.COMMIT_FIRST if state is S.COMMIT_FIRST else S.CLOSED)
         assert found.task is None
     found.open(task(stateful=True))
@@ -78,9 +78,9 @@ def test_one_slice_is_open_at_a_time(state):
 
 
 @pytest.mark.parametrize("state", [S.CLOSED, S.COMMIT_FIRST, S.ABANDONED])
-def test_only_an_open_slice_is_given_up_for_a_commit(state):
-    with pytest.raises(AssertionError, match="cannot become given up for a commit"):
-        at(state).give_up_for_commit()
+def test_only_an_open_slice_restarts_after_a_commit(state):
+    with pytest.raises(AssertionError, match="cannot become abandoned for a commit"):
+        at(state).restart_after_commit()
 
 
 @pytest.mark.parametrize("state", S)

@@ -1,4 +1,4 @@
-"""Copies of other workers' tasks, on the memory broker: where they are, and how tasks go on from them."""
+"""Standby replicas on the memory broker: their placement, and failovers to them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from streams import App, Json, Text
 from streams.events import Event
-from streams.runtime.standby import assigned_range, foreseen
+from streams.runtime.standby import assigned_range, predicted_partitions
 from streams.state.memory import MemoryDatabases
 from tests.runtime.test_worker_state import PARTITIONS, SIZE, Cluster, Sent, counting
 from tests.support.logs import capture_logs
@@ -34,7 +34,7 @@ def test_ranges_share_all_partitions_out_in_order(members, partitions):
 
 
 @given(st.data(), st.integers(1, 7), st.integers(0, 20), st.integers(0, 4))
-def test_what_is_foreseen_is_what_any_failures_bring(data, members, partitions, failures):
+def test_predicted_partitions_are_those_that_any_failures_bring(data, members, partitions, failures):
     position = data.draw(st.integers(0, members - 1))
     others = [other for other in range(members) if other != position]
     expected: set[int] = set()
@@ -42,7 +42,7 @@ def test_what_is_foreseen_is_what_any_failures_bring(data, members, partitions, 
         for gone in combinations(others, count):
             left = [member for member in range(members) if member not in gone]
             expected.update(assigned_range(left.index(position), len(left), partitions))
-    assert foreseen(position, members, partitions, failures) == expected
+    assert predicted_partitions(position, members, partitions, failures) == expected
 
 
 class Crew:
@@ -76,7 +76,7 @@ class Crew:
         self.cluster.send(*records)
 
     def settle(self) -> None:
-        """Until all input is committed and all copies are up to date."""
+        """Run until all input is committed and all replicas are up to date."""
         self.until(lambda: self.cluster.lag() == 0)
         self.until(self._quiet)
 
@@ -107,7 +107,7 @@ def restored(logs: Iterable[MutableMapping[str, Any]]) -> int:
     return sum(log["records"] for log in logs if log["event"] == Event.RESTORED)
 
 
-def test_a_task_goes_on_from_its_copy():
+def test_a_task_continues_from_its_copy():
     crew = Crew(counting(standby_replicas=1))
     crew.start(0)
     survivor = crew.start(1)
@@ -118,7 +118,7 @@ def test_a_task_goes_on_from_its_copy():
     crew.send(100)
     with capture_logs() as logs:
         crew.settle()
-    # What a transaction's end takes in each changelog may be left to read, not what the stores hold.
+    # Transaction markers in each changelog may be left to read, but no entries of the stores.
     assert restored(logs) <= 2 * 3 * PARTITIONS
     assert survivor.standby_lag == {}
     crew.cluster.check()
@@ -163,7 +163,7 @@ def test_results_are_right_whoever_dies(seed):
 
 
 def test_a_copy_of_a_table_does_not_go_beyond_what_was_processed():
-    """It would take changes for old that nobody has been told of."""
+    """It would skip changes as already known although they were never forwarded."""
     app = App("shop", standby_replicas=1, commit_interval=0.05)
     table = app.table("in", key=Text(), value=Text(), name="prices")
     table.group_by(lambda value: value[0], value=Text()).count("by-letter").to_stream().to(
@@ -175,7 +175,7 @@ def test_a_copy_of_a_table_does_not_go_beyond_what_was_processed():
     crew.send(300)
     crew.settle()
     crew.send(50)
-    # Written and not processed: the other one only looks after its copies.
+    # Written and not processed: the other worker only updates its replicas.
     standbys, consumer = survivor._standbys, survivor._consumer
     assert standbys is not None
     assert consumer is not None

@@ -1,4 +1,4 @@
-"""A task's life: every step that it may take, and the refusals of all others."""
+"""A task's life cycle: every allowed transition, and the refusals of all others."""
 
 from __future__ import annotations
 

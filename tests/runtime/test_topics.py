@@ -1,4 +1,4 @@
-"""What an app does with its topics, as it has to be allowed."""
+"""The rights that an app needs on its topics."""
 
 from __future__ import annotations
 

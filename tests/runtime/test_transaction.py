@@ -1,4 +1,4 @@
-"""The transaction's states on a real producer: what each allows, what it refuses, and the ways back."""
+"""The transaction's states with a real producer: the allowed and refused transitions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streams.errors import OutcomeUnknown, RecordRefused, TopicError, Transactio
 from streams.operators.guard import Interrupted
 from streams.records import Output, TopicPartition
 from streams.runtime.commit import ExactlyOnce
-from streams.runtime.pacing import Pace
+from streams.runtime.pacing import Pacing
 from streams.runtime.transaction import MISSING_SECONDS, Transaction, TransactionState
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ class Site:
         self.broker.admin().create_topics([NewTopic(name=name, partitions=1) for name in ("in", "out")])
         self.guarantee = ExactlyOnce(self.broker, "worker", timeout=10)
         self.guarantee.open(1)
-        self.pace = Pace(Settings(), lambda: self.now)
+        self.pacing = Pacing(Settings(), lambda: self.now)
         self.consumer = self.broker.consumer(GroupSettings(group="app"))
         self.transaction = Transaction(
             self.guarantee,
-            self.pace,
+            self.pacing,
             own_topics={"missing"},
             waiting=lambda: None,
             clock=lambda: self.now,
@@ -90,7 +90,7 @@ def test_what_is_processed_is_open_until_it_is_committed():
     site.transaction.processed()
     site.transaction.processed()
     assert site.state() is S.OPEN
-    assert site.pace.dirty
+    assert site.pacing.dirty
     assert site.values() == []
     site.transaction.begin_commit()
     assert site.transaction.committing
@@ -137,7 +137,7 @@ def test_what_was_written_in_part_is_never_committed():
         site.transaction.begin_commit()
     with pytest.raises(AssertionError, match="torn cannot become open"):
         site.transaction.processed()
-    site.transaction.give_up()
+    site.transaction.abort()
     assert site.state() is S.ABORTED
     site.transaction.rewound()
     site.commit()
@@ -162,17 +162,17 @@ def test_a_wait_that_is_interrupted_leaves_an_output_written_in_part(begun):
 
 
 @pytest.mark.parametrize("doubt", [False, True])
-def test_what_was_given_up_takes_nothing_until_its_input_is_read_again(doubt):
+def test_after_an_abort_nothing_is_written_until_the_input_is_read_again(doubt):
     site = Site()
     site.write(b"a")
     site.transaction.processed()
     if doubt:
         site.doubt()
     else:
-        site.transaction.give_up()
-    assert site.transaction.given_up
+        site.transaction.abort()
+    assert site.transaction.must_rewind
     name = "in doubt" if doubt else "aborted"
-    with pytest.raises(AssertionError, match="given up"):
+    with pytest.raises(AssertionError, match="written after an abort"):
         site.write(b"b")
     with pytest.raises(AssertionError, match=f"{name} cannot become open"):
         site.transaction.processed()
@@ -184,11 +184,11 @@ def test_giving_up_undoes_what_was_written():
     site = Site()
     site.write(b"a")
     site.transaction.processed()
-    site.transaction.give_up()
-    site.transaction.give_up()
+    site.transaction.abort()
+    site.transaction.abort()
     site.transaction.rewound()
     assert site.state() is S.EMPTY
-    assert not site.pace.dirty
+    assert not site.pacing.dirty
     assert site.transaction.rewinds == 1
     site.write(b"b")
     site.transaction.processed()
@@ -203,8 +203,8 @@ def test_what_is_in_doubt_is_read_back_before_the_input_is_read_again():
     assert site.state() is S.IN_DOUBT
     with pytest.raises(AssertionError, match="in doubt cannot become empty"):
         site.transaction.rewound()
-    # An abort of what is in doubt does not make it certain.
-    site.transaction.give_up()
+    # An abort does not resolve a transaction in doubt.
+    site.transaction.abort()
     assert site.state() is S.IN_DOUBT
     site.guarantee.open(1)
     site.transaction.read_back()
@@ -217,12 +217,12 @@ def test_only_what_is_in_doubt_is_read_back():
     site = Site()
     with pytest.raises(AssertionError, match="nothing is in doubt: the transaction is empty"):
         site.transaction.read_back()
-    site.transaction.give_up()
+    site.transaction.abort()
     with pytest.raises(AssertionError, match="nothing is in doubt: the transaction is aborted"):
         site.transaction.read_back()
 
 
-def test_only_what_was_given_up_is_read_again():
+def test_only_an_aborted_transaction_is_rewound():
     site = Site()
     site.transaction.processed()
     with pytest.raises(AssertionError, match="open cannot become empty"):
@@ -233,7 +233,7 @@ def test_an_abort_that_there_is_no_time_for_leaves_it_in_doubt():
     site = Site()
     site.write(b"a")
     site.overdue = True
-    site.transaction.give_up()
+    site.transaction.abort()
     assert site.state() is S.IN_DOUBT
 
 
@@ -271,5 +271,5 @@ def test_an_own_topic_may_be_missing_for_a_while():
     site.transaction.failed(TransactionAborted("missing"))
     site.transaction.rewound()
     site.now += MISSING_SECONDS + 1
-    with pytest.raises(TopicError, match="topic missing does not exist any more"):
+    with pytest.raises(TopicError, match="topic missing no longer exists"):
         site.write(b"a", topic="missing")

@@ -1,4 +1,4 @@
-"""The real worker on the memory broker, in one thread: faults at every step of the commit, and rebalances."""
+"""The worker on the memory broker, in one thread: faults at every step of the commit, and rebalances."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ EXACTLY_ONCE_STEPS = ("produce", "begin", "send_offsets", "commit.before", "comm
 @pytest.mark.parametrize(
     ("step", "error"),
     [(step, error) for step in EXACTLY_ONCE_STEPS for error in (TransactionAborted, OutcomeUnknown)]
-    # The contract lets only these be retriable.
+    # By the contract only these are retriable.
     + [(step, Retriable) for step in ("send_offsets", "commit.before", "commit.after")],
 )
 @pytest.mark.parametrize("occurrence", [1, 2, 3])
@@ -104,7 +104,7 @@ def test_exactly_once_holds_when_a_call_fails(step, error, occurrence):
     def fail(reached: Step) -> None:
         nonlocal seen
         if step == "abort" and reached == "commit.before" and not seen:
-            # There is only something to abort once a commit has failed.
+            # An abort only happens after a commit has failed.
             raise TransactionAborted("made to fail")
         if reached == step:
             seen += 1
@@ -156,7 +156,7 @@ def test_exactly_once_holds_under_random_faults_and_rebalances(seed, share):
 
 
 def consumer_of(worker: Worker) -> Any:
-    # The broker's hook takes the client that a frozen process would hold; a worker shows it to nobody else.
+    # The broker's hook needs the client of the frozen process, which a worker does not expose.
     return worker._consumer
 
 
@@ -169,7 +169,7 @@ def test_each_partition_keeps_its_order():
     assert site.values() == [value.upper() for value in numbered(40)]
 
 
-def test_a_revoked_partition_is_committed_and_goes_on_elsewhere_without_a_repeat():
+def test_a_revoked_partition_is_committed_and_continues_elsewhere_without_a_repeat():
     site = Site(copying_app(max_poll_records=10, commit_interval=3600.0, shortest_commit_interval=3600.0))
     site.produce(numbered(100))
     first = site.worker()
@@ -198,7 +198,7 @@ def test_a_member_that_lost_its_partitions_commits_nothing_for_them():
     other = site.worker()
     site.run(other, until=lambda: sum(count.records_in for count in other.counts) == left)
     other.close()
-    # What the frozen one left open hides what was written behind it until it times out.
+    # The frozen worker's open transaction hides later records until it times out.
     site.clock.advance(11)
     assert Counter(site.values()) == upper(numbered(50))
     site.run(frozen, until=lambda: len(frozen.progress) == PARTITIONS)
@@ -207,7 +207,7 @@ def test_a_member_that_lost_its_partitions_commits_nothing_for_them():
 
 
 def test_records_polled_but_not_processed_before_an_abort_are_read_again():
-    # The first slice's commit fails while records of other partitions are in hand, never processed.
+    # The first slice's commit fails while polled records of other partitions are not processed yet.
     site = Site(copying_app(commit_interval=0.0001))
     for partition in range(PARTITIONS):
         site.produce([f"{partition}-{number}" for number in range(10)], partition=partition)
@@ -364,7 +364,7 @@ class Nobody:
 
 @pytest.mark.parametrize("stores", [False, True])
 def test_a_marker_behind_the_last_committed_record_is_committed_by_the_next_owner(stores):
-    """Otherwise the group would seem to be one behind until more records come."""
+    """Otherwise the group's lag would be 1 until more records come."""
     app = App("copy")
     records = app.stream("in", key=Text(), value=Text())
     (records.group_by_key().count("counts") if stores else records).to("out")

@@ -1,4 +1,4 @@
-"""The real worker on the memory broker: what happens while a slice is open, and what a crash then shows."""
+"""The worker on the memory broker: rebalances and faults during a slice."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Cluster(MemoryCluster):
         pytest.fail(f"after {rounds} rounds {self.lag()} records are not committed")
 
     def join(self, worker: Worker, partitions: int) -> None:
-        """Let a worker run until it holds so many partitions."""
+        """Run a worker until it holds that many partitions."""
         for _ in range(100):
             worker.run_once()
             if len(worker.progress) == partitions:
@@ -128,7 +128,7 @@ def numbered(count: int, name: str = "value") -> list[str]:
     return [f"{name}-{number}" for number in range(count)]
 
 
-# --- slow code, and what the group does meanwhile
+# --- slow code, and rebalances meanwhile
 
 
 def test_a_function_slower_than_the_transaction_timeout_still_gets_through_its_input():
@@ -244,7 +244,8 @@ def test_a_partition_revoked_from_a_task_that_keeps_another_is_given_up_at_once(
 
 @pytest.mark.parametrize("worked_meanwhile", [True, False])
 def test_a_partition_that_comes_back_to_a_task_that_kept_another_is_read_anew(worked_meanwhile):
-    # What was polled of other-1 before it went away is still in hand when it comes back to the same task.
+    # Records of other-1 polled before its revocation are still queued when it is assigned to the same task
+    # again.
     attempts = 0
 
     def work(value: str) -> str:
@@ -449,7 +450,7 @@ def test_exactly_once_holds_when_the_group_changes_in_the_middle_of_slices(seed,
     running: list[Worker] = []
 
     def change() -> None:
-        """Something happens; a worker whose call this is in the middle of is neither run nor ended."""
+        """Inject a fault; a worker that is in the middle of a call is neither run nor ended."""
         happening = chance.random()
         idle = [worker for worker in workers if worker not in running]
         if happening < 0.15 and len(workers) < 3:

@@ -693,7 +693,7 @@ def test_a_member_that_loses_its_partitions_while_user_code_waits_commits_none_o
 
 @pytest.mark.parametrize("error", [TransactionAborted, OutcomeUnknown, Retriable])
 @pytest.mark.parametrize("step", ["produce", "send_offsets", "commit.before", "commit.after"])
-def test_a_task_that_loses_one_of_its_partitions_in_a_failing_commit_goes_on_from_what_is_committed(
+def test_a_task_that_loses_one_of_its_partitions_in_a_failing_commit_continues_from_what_is_committed(
     step, error
 ):
     if (step, error) == ("commit.after", TransactionAborted):

@@ -1,4 +1,4 @@
-"""A cluster in memory, and workers on it that take their turns by hand."""
+"""A cluster in memory, and workers on it that a test runs step by step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRANSACTION_SECONDS = 10.0
 
 
 class MemoryCluster:
-    """Topics, with their numbers of partitions. Time passes by ``clock``; ``options`` are the broker's."""
+    """``topics`` with their partition counts. ``clock`` is the time; ``options`` are the broker's."""
 
     def __init__(self, topics: Mapping[str, int], clock: Clock | None = None, **options: Any) -> None:
         self.clock = clock or Clock()
@@ -33,7 +33,7 @@ class MemoryCluster:
     def prepare(
         self, app: App, *, create_outputs: bool, dead_letter_topic: str | None = None
     ) -> dict[str, int]:
-        """Do what comes before an app's workers; the partitions of its input topics."""
+        """Prepare an app's topics as before a start, and return the partition counts of its inputs."""
         return prepare_topics(
             app.topology,
             self.admin,
@@ -67,7 +67,7 @@ class MemoryCluster:
         )
 
     def write(self, *outputs: Output) -> None:
-        """Write what others than the app write."""
+        """Write records as other programs would."""
         producer = self.broker.producer()
         for output in outputs:
             producer.produce(output)
@@ -76,12 +76,12 @@ class MemoryCluster:
 
     def expire(self, worker: Worker) -> None:
         """End the worker's session."""
-        # The hook takes the client of the frozen process; a worker shows it to nobody else.
+        # The hook needs the client of the frozen process, which a worker does not expose.
         consumer: Any = worker._consumer
         self.broker.expire(consumer)
 
     def freeze(self, worker: Worker) -> None:
-        """As if the worker's process were dead: its session ends and its open transaction times out."""
+        """Simulate a killed process: the worker's session ends and its open transaction times out."""
         self.expire(worker)
         self.clock.advance(TRANSACTION_SECONDS + 1)
 

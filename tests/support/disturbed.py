@@ -1,4 +1,4 @@
-"""For tests of windows: events out of order, in random slices, some of which fail or come after a restart."""
+"""For tests of windows: out-of-order events in random slices, with failures and restarts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYS = "abcdefgh"
 
 
 class Event(NamedTuple):
-    """An event; ``number`` is its place in the input. A ``bad`` one cannot be aggregated."""
+    """An event; ``number`` is its position in the input. A ``bad`` one cannot be aggregated."""
 
     key: str
     time: int
@@ -34,7 +34,7 @@ class Event(NamedTuple):
 
 
 class Row(NamedTuple):
-    """An event with the stream time when it had come."""
+    """An event with the stream time after its arrival."""
 
     event: Event
     now: int
@@ -49,7 +49,7 @@ class Slice(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What came out: windows as (key, start, end), with the numbers of their events."""
+    """The results: windows as (key, start, end), with the numbers of their events."""
 
     updates: list[tuple[tuple[str, int, int], list[int] | None]]
     final: list[tuple[tuple[str, int, int], list[int]]]
@@ -59,7 +59,7 @@ class Results(NamedTuple):
 
 @st.composite
 def runs(draw: st.DrawFn, *, bad: bool = False) -> list[Slice]:
-    """Events whose times go ahead by and large, in random slices."""
+    """Events whose times mostly increase, in random slices."""
     moves = draw(
         st.lists(
             st.tuples(
@@ -97,7 +97,7 @@ def rows_of(slices: Iterable[Slice]) -> list[Row]:
 
 
 def listing() -> Any:
-    """The numbers of events, by code of the user's: an aggregate that goes record by record."""
+    """The numbers of events, collected by user code, record by record."""
     return custom(list, lambda numbers, number: [*numbers, number], name="list", of="n", merge=list.__add__)
 
 
@@ -122,7 +122,7 @@ class Bench:
         windows.updates().to("updates")
         windows.final().to("final")
         windows.late().to("late")
-        # Comes after the windowed step: what a failing slice has done there is to be undone.
+        # Fails after the windowed step, whose changes of the slice have to be rolled back.
         stream.peek(self._explode)
         self.driver = TopologyDriver(app)
 
@@ -168,7 +168,7 @@ class Bench:
 
 
 def as_table(updates: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """What updates amount to; only what was told before may be taken back."""
+    """The final state of the updates; only earlier results may be retracted."""
     table: dict[Any, Any] = {}
     for place, numbers in updates:
         if numbers is None:
@@ -179,7 +179,7 @@ def as_table(updates: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def each_once(final: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Final results by window, each of which came once."""
+    """Final results by window, each exactly once."""
     found = list(final)
     assert max(Counter(place for place, _ in found).values(), default=1) == 1
     return dict(found)

@@ -1,7 +1,7 @@
-"""For tests of joins of two streams: what must come of them, by definition, whatever the order of arrival.
+"""For tests of joins of two streams: the expected results by definition, whatever the order of arrival.
 
-The rules are those that users of Kafka Streams' ``JoinWindows`` and Flink's interval joins go by: which pairs
-lie in the window, and which disorder a join has to bear. They look at the input alone, not at any store.
+The rules are those of Kafka Streams' ``JoinWindows`` and Flink's interval joins: which pairs are in the
+window, and which out-of-order records a join has to tolerate. They depend on the input only, not on stores.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Result = tuple[Any, tuple[Any, Any], int]
 
 
 class Window(NamedTuple):
-    """A right record is joined from ``before`` the left one until ``after`` it; milliseconds."""
+    """A right record is joined if it is from ``before`` the left one until ``after`` it; milliseconds."""
 
     before: int
     after: int
     grace: int = 0
 
     def end(self, side: Side, time: int) -> int:
-        """Where the window of a record ends: no record of the other side that it meets lies behind it."""
+        """The end of a record's window: no later record of the other side is joined with it."""
         return time + (self.after if side == "left" else self.before)
 
 
 class Arrival(NamedTuple):
-    """A record, with the stream time when it had come."""
+    """A record with the stream time after its arrival."""
 
     number: int
     side: Side
@@ -43,7 +43,7 @@ class Arrival(NamedTuple):
 
 
 def arrivals(records: Iterable[tuple[Side, Any, Any, int]]) -> list[Arrival]:
-    """The records in the order they come in, tombstones left out, which are joined with nothing."""
+    """The records in order of arrival, without tombstones, which are not joined."""
     now = -1
     found = []
     for number, (side, key, value, time) in enumerate(records):
@@ -54,14 +54,14 @@ def arrivals(records: Iterable[tuple[Side, Any, Any, int]]) -> list[Arrival]:
 
 
 class Pair(NamedTuple):
-    """Two records of one key that lie in the window."""
+    """Two records of one key in the window."""
 
     left: Arrival
     right: Arrival
 
     @property
     def later(self) -> Arrival:
-        """The one that came later."""
+        """The record that arrived later."""
         return max(self)
 
     @property
@@ -70,14 +70,16 @@ class Pair(NamedTuple):
         return left.key, (left.value, right.value), max(left.time, right.time)
 
     def in_time(self, window: Window) -> bool:
-        """Whether stream time had not passed both records' windows and the grace when the later one came."""
+        """Whether stream time had not passed both records' windows and the grace when the later one
+        arrived.
+        """
         left, right = self
         ends = window.end("left", left.time), window.end("right", right.time)
         return self.later.now <= max(ends) + window.grace
 
 
 def pairs_of(came: Sequence[Arrival], window: Window) -> list[Pair]:
-    """Each pair in the window, in whatever order its records came."""
+    """Each pair in the window, in any order of arrival."""
     return [
         Pair(left, right)
         for left in came
@@ -90,14 +92,14 @@ def pairs_of(came: Sequence[Arrival], window: Window) -> list[Pair]:
 
 
 class Expected(NamedTuple):
-    """What the page on joins promises of some input: results, and the numbers of late records."""
+    """The documented results for an input, and the numbers of late records."""
 
     results: Counter[Result]
     late: set[int]
 
 
 def promised(came: Sequence[Arrival], how: str, window: Window) -> Expected:
-    """By that page's rule: the earlier record's time, plus both parts of the window, plus the grace."""
+    """The documented limit: the earlier record's time, plus both parts of the window, plus the grace."""
     lasts = window.before + window.after + window.grace
     taken = [each for each in came if each.key is None or each.now <= each.time + lasts]
     late = {each.number for each in came} - {each.number for each in taken}
@@ -119,12 +121,12 @@ def promised(came: Sequence[Arrival], how: str, window: Window) -> Expected:
 def check_definition(
     came: Sequence[Arrival], how: str, window: Window, results: Counter[Result], late: Counter[int]
 ) -> None:
-    """Hold what came out against what any join by event time has to do; values must be the records' numbers.
+    """Verify results against the rules of event-time joins; values must be the records' numbers.
 
-    Each result is of records that belong together, and comes once. A pair for which the later record came
-    before stream time had passed both windows and the grace is joined. Of any other pair, either it is joined
-    or its later record is late, and no record is late without a reason. What has no partner leaves alone,
-    once, and is in no pair.
+    Each result is of matching records, and occurs once. A pair whose later record arrived before stream time
+    had passed both windows and the grace is joined. Any other pair is either joined or its later record is
+    late, and no record is late without a reason. A record without a match is forwarded alone, once, and is in
+    no pair.
     """
     pairs = pairs_of(came, window)
     together = {pair.result: pair for pair in pairs}

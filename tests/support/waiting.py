@@ -1,4 +1,4 @@
-"""Waiting for what other threads and processes do."""
+"""Waits for conditions that other threads and processes fulfil."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def wait_until(condition: Callable[[], T | None], timeout: float = 60.0, *, what: str = "condition") -> T:
-    """What the condition returns once that is true; the test fails where this takes longer."""
+    """Return the condition's first true result; the test fails after the time-out."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):
         assert time.monotonic() < deadline, f"{what} not reached within {timeout} s"

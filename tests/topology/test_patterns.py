@@ -68,7 +68,7 @@ def test_own_topics_are_those_that_exist_for_the_app_by_name():
         "orders-replicas",
         "orders-lengths-repartition",
         "orders-per-length-changelog",
-        # Of stores and groupings that another version of the program has.
+        # Of stores and groupings of another version of the program.
         "orders-removed-changelog",
         "orders-removed-repartition",
         *app.topology.repartitions,
@@ -102,7 +102,7 @@ def test_to_read_an_own_topic_it_is_named():
     assert driver.values("lengths") == [3]
     app = App("orders")
     app.stream(re.compile(r"orders-.*")).to("orders-out")
-    with pytest.raises(TopologyError, match="one of the app's own topics, which no pattern reads"):
+    with pytest.raises(TopologyError, match="one of the app's own topics, which patterns exclude"):
         TopologyDriver(app).send("orders-out", "abc")
 
 
@@ -160,7 +160,7 @@ def test_exactly_the_topics_that_python_matches_are_subscribed_to(text, flags, n
 
 
 class Place:
-    """Workers of an app on a broker in memory, whose clock passes as they poll."""
+    """Workers of an app on a broker in memory, whose clock advances when they poll."""
 
     def __init__(self, app: App) -> None:
         self.app = app
@@ -259,7 +259,7 @@ def test_a_topic_that_a_store_begins_to_read_later_is_counted_with_the_others():
     place.admin.delete_topics(["orders-us"])
     place.send("orders-eu", b"a")
     run(worker)
-    # Whether a topic that lost its partitions is gone is looked up twice.
+    # The deletion of a topic has to be confirmed by a second check.
     for _ in range(2):
         place.pause(TOPICS_SECONDS)
         run(worker)
@@ -283,7 +283,9 @@ def test_a_topic_with_other_partitions_than_the_store_ends_the_worker():
 
 
 def test_a_store_cannot_begin_before_its_pattern_matches_a_topic():
-    with pytest.raises(TopicError, match=r"no topic is matched by /orders-\\w\+/, so that store 'counts'"):
+    with pytest.raises(
+        TopicError, match=r"no topic is matched by /orders-\\w\+/, so the partition count of store 'counts'"
+    ):
         Place(counting()).worker()
 
 
@@ -296,5 +298,7 @@ def test_a_new_topic_that_two_sources_would_read_ends_the_worker_by_name():
     worker = place.worker()
     run(worker)
     place.create("orders-eu")
-    with pytest.raises(TopologyError, match="'orders-eu' must belong to exactly one source, it matches: all"):
+    with pytest.raises(
+        TopologyError, match="'orders-eu' must belong to exactly one source, but it matches: all"
+    ):
         run(worker)

@@ -1,4 +1,4 @@
-"""Whatever the public API takes, returns or raises by name can be imported from ``streams``."""
+"""All types that the public API takes, returns or raises can be imported from ``streams``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OF_THE_ENGINE = {
     "Broker": "what a cluster is to the engine: users pass one on",
     "Topology": "a program's nodes are the engine's: users describe it",
 }
-"""What is no part of the public API though a public class has it, and why."""
+"""Members of public classes that are not part of the public API, and why."""
 
 ERRORS = {
     name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)
@@ -82,7 +82,7 @@ def test_what_a_public_name_takes_and_returns_is_exported(name):
     missing = {
         f"{name}.{method}: {other}"
         for method, function in functions(public).items()
-        # The fluent API's classes and errors are not made by users.
+        # Users do not create the fluent API's classes and errors.
         if not (method == "__init__" and public.__module__ in {"streams.dsl.stream", "streams.errors"})
         if not {name, f"{name}.{method}"} & OF_THE_ENGINE.keys()
         for signature in typing.get_overloads(function) or [function]

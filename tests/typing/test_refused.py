@@ -1,6 +1,6 @@
-"""Programs that no type checker lets pass, the error marked at its line; most are refused at run time too.
+"""Programs that type checkers reject, with the error marked at its line; most fail at run time too.
 
-A mark that is not needed is an error for both checkers in ``make check``.
+An unnecessary mark is an error for both checkers in ``make check``.
 """
 
 from __future__ import annotations

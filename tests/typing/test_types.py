@@ -1,4 +1,6 @@
-"""What type checkers know of a program: ``make check`` has mypy and pyright read this, pytest runs it."""
+"""The types that checkers infer in a program: checked by mypy and pyright in ``make check``, run by
+pytest.
+"""
 
 from __future__ import annotations
 

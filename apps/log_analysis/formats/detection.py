@@ -1,4 +1,4 @@
-"""Which of the known formats a line is in."""
+"""Detects which of the known formats a line is in."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Format(Protocol):
 
 
 FORMATS: Final[dict[str, Format]] = {each.name: each for each in (*TEXT_FORMATS, CLOUDFRONT, *JSON_FORMATS)}
-"""All that are known, by name."""
+"""All known formats, by name."""
 
-# By what stands first: a format of the wrong family need not be tried.
+# Grouped by the first field, so that formats of the wrong family are not tried.
 _BY_TIME: Final = (ELB, ALB)
 _BY_CLIENT: Final = (COMBINED, MAIN, COMMON, VHOST_COMBINED, VHOST_COMMON, TRAEFIK, HAPROXY, S3)
 
 BYTE_ORDER_MARK: Final = "\ufeff"
-# What syslog puts in front, in the forms of RFC 3164 and RFC 5424 and as rsyslog writes it to files.
+# Syslog's prefix, as in RFC 3164 and RFC 5424 and as rsyslog writes it to files.
 _STAMP: Final = (
     r"(?:[A-Z][a-z]{2} [ 0-9][0-9] [0-9:]{8}|[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]++(?:Z|[+-][0-9:]++))"
 )
@@ -63,10 +63,10 @@ _HEADER: Final = re.compile(rf"#(?:Version|Fields|Software|Date|Start-Date|End-D
 
 
 def detect(line: str) -> tuple[Fields, Format] | None:
-    """The fields of a line and its format; ``None`` where it is in none of those known.
+    """The fields of a line and its format; ``None`` if it is in no known format.
 
-    What syslog puts in front of a line, and a byte order mark, are no part of it. Raises ``MalformedLine``
-    where a line has the shape of a format, but not its fields.
+    A syslog prefix and a byte order mark are ignored. Raises ``MalformedLine`` for a line that has the shape
+    of a format, but not its fields.
     """
     start = 1 if line.startswith(BYTE_ORDER_MARK) else 0
     rest = line[start:] if start else line
@@ -97,10 +97,10 @@ def _detect(line: str) -> tuple[Fields, Format] | None:
 
 
 def _first(line: str, formats: Sequence[Format]) -> tuple[Fields, Format] | None:
-    """The first of these formats that a line is in.
+    """The first of these formats that matches a line.
 
-    Some have the shape of each other: what one refuses by its fields, the next may take. The first refusal
-    counts if none does.
+    Some have the same shape: one may refuse a line by its fields that the next accepts. If none accepts it,
+    the first refusal is raised.
     """
     refusal = None
     for each in formats:

@@ -1,11 +1,9 @@
-r"""What the fields of access log lines mean.
+r"""Parsers of the fields of access log lines.
 
-Each function raises ``ValueError`` for a text that is no such field: the line is then no hit. A NUL byte is
-part of no field, as servers write it escaped: it is what a crash or a truncated file leaves.
-
-Inside quotes ``\"`` and ``\\`` (Apache) and ``\x22`` and ``\x5C`` (nginx) stand for the quote and the
-backslash. Other escapes (``\xhh``, ``\n``) are kept as the server wrote them: undone, they may be control
-characters or bytes that are no text.
+Each function raises ``ValueError`` for an invalid text: the line is then malformed. A NUL byte is never
+valid, as servers write it escaped: it is left by a crash or a truncated file. Inside quotes ``\"`` and ``\\``
+(Apache) and ``\x22`` and ``\x5C`` (nginx) stand for the quote and the backslash. Other escapes (``\xhh``,
+``\n``) are kept as the server wrote them: decoded, they may be control characters or bytes that are not text.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from apps.log_analysis.memo import Memo
 
 
 class Fields(NamedTuple):
-    """What a line of any format says about one request; see ``Hit`` for what each field means."""
+    """The fields of one request, from a line of any format; see ``Hit`` for their meaning."""
 
     time: int
     client: str
@@ -34,7 +32,7 @@ class Fields(NamedTuple):
     referrer: str | None
     agent: str | None
     forwarded: str | None
-    """What the client or a proxy wrote into ``X-Forwarded-For``, where the format has it."""
+    """The value of ``X-Forwarded-For``, written by the client or proxies, if the format has it."""
 
 
 MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -59,8 +57,8 @@ def _midnight(date: str) -> int:
 def milliseconds(time: str) -> int:
     """Milliseconds since the epoch of a time such as ``17/May/2015:10:05:03 +0000``.
 
-    Raises ``ValueError`` if it is written otherwise, does not exist, or lies before 1970: Kafka's timestamps
-    start there.
+    Raises ``ValueError`` if it has another format, does not exist, or is before 1970, where Kafka's
+    timestamps start.
     """
     match = _TIME.fullmatch(time)
     if match is None:
@@ -73,7 +71,7 @@ def milliseconds(time: str) -> int:
 def iso_milliseconds(time: str) -> int:
     """Milliseconds since the epoch of a time such as ``2015-05-17T10:05:03.123Z``, as ``milliseconds`` does.
 
-    A time without an offset from UTC raises ``ValueError``: nothing says which one it has.
+    A time without an offset from UTC raises ``ValueError``, as its time zone is not known.
     """
     match = _ISO.fullmatch(time)
     if match is None:
@@ -84,7 +82,7 @@ def iso_milliseconds(time: str) -> int:
 
 
 def local_milliseconds(time: str) -> int:
-    """Milliseconds since the epoch of HAProxy's ``17/May/2015:10:05:03.123``, taken as UTC."""
+    """Milliseconds since the epoch of HAProxy's ``17/May/2015:10:05:03.123``, read as UTC."""
     match = _LOCAL.fullmatch(time)
     if match is None:
         raise ValueError(time)
@@ -119,7 +117,7 @@ def _since_epoch(seconds: int, fraction: str | None) -> int:
     return seconds * 1000 + (int(f"{fraction}00"[:3]) if fraction else 0)
 
 
-# The last label of a host name begins with a letter: a cut address, such as 49.9.216, is none.
+# The last label of a host name begins with a letter, so a truncated address such as 49.9.216 is invalid.
 _HOST: Final = re.compile(
     r"(?=.{1,254}\Z)(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*"
     r"[A-Za-z_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.?"
@@ -146,7 +144,8 @@ def is_address(text: str) -> bool:
 def client(text: str) -> str:
     """The client as a server writes it: an address, also in brackets, or a host name.
 
-    Anything else is refused: a name with a port is a virtual host, one with a comma a list of addresses.
+    Anything else is refused: a name with a port is a virtual host, a text with a comma is a list of
+    addresses.
     """
     if is_address(text) or text == UNIX_SOCKET or _HOST.fullmatch(text) is not None:
         return text
@@ -157,7 +156,7 @@ def client(text: str) -> str:
 
 
 def endpoint(text: str) -> str:
-    """The address in a text that is known to be an address and a port: ``192.0.2.1:80``, ``[::1]:80``."""
+    """The address of an address with a port: ``192.0.2.1:80``, ``[::1]:80``."""
     bracketed = _BRACKETED.fullmatch(text)
     address, port = (bracketed[1], bracketed[2] or "") if bracketed else text.rpartition(":")[::2]
     if not is_address(address) or not (port.isascii() and port.isdigit() and int(port) < 65_536):
@@ -166,20 +165,20 @@ def endpoint(text: str) -> str:
 
 
 def address(text: str) -> str:
-    """The address in a text that is known to be one, with a port or without."""
+    """The address of an address with or without a port."""
     return text if is_address(text) else endpoint(text)
 
 
 def first_forwarded(text: str) -> str:
-    """The first address of an ``X-Forwarded-For`` list: the client, as far as its writer is trusted."""
+    """The first address of an ``X-Forwarded-For`` list: the client, if the header is trusted."""
     return address(text.partition(",")[0].strip())
 
 
 def user(text: str) -> str | None:
     """The user; ``None`` for ``-``.
 
-    A name may hold blanks, but no word that is a dash alone: then there are more fields than in the format,
-    and what looks like the client is something else.
+    A name may contain spaces, but no word that is only a dash: then the line has more fields than the format,
+    and its first field is not the client.
     """
     if text in {"-", ""}:
         return None
@@ -193,10 +192,10 @@ _FIRST_EPHEMERAL_PORT: Final = 32_768
 
 
 def virtual_host(text: str) -> bool:
-    """Check the name of a server that stands in front of the client; whether the client must be an address.
+    """Validate the server's name before the client, and return whether the client must be an address.
 
-    An address in front may as well be the client itself, or one that a proxy forwarded: it is only a server's
-    with a server's port. Without a port, a name followed by a name may be a client and its server.
+    A leading address may also be the client itself, or one that a proxy forwarded: it is only accepted as a
+    server's with a server's port. Without a port, two names may be a client and its server.
     """
     match = _VIRTUAL_HOST.fullmatch(text)
     if match is None:
@@ -216,7 +215,7 @@ _ESCAPES: Final = {"22": '"', "5C": "\\"}
 
 
 def plain(text: str) -> str:
-    """The text with its escaped quotes and backslashes undone."""
+    """The text with escaped quotes and backslashes decoded."""
     if "\0" in text:
         raise ValueError(text)
     if "\\" not in text:
@@ -225,17 +224,17 @@ def plain(text: str) -> str:
 
 
 def optional(text: str) -> str | None:
-    """A text as the client sent it; ``None`` for ``-``."""
+    """The text as the client sent it; ``None`` for ``-``."""
     return None if text == "-" else plain(text)
 
 
 def percent_decoded(text: str) -> str | None:
-    """A text that was percent-encoded by the server; ``None`` for ``-``."""
+    """A text that the server percent-encoded; ``None`` for ``-``."""
     return None if text == "-" else plain_text(unquote(text))
 
 
 def plain_text(text: str) -> str:
-    """A text in which nothing is escaped."""
+    """A text without escapes."""
     if "\0" in text:
         raise ValueError(text)
     return text

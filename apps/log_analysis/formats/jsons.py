@@ -1,7 +1,7 @@
-"""Formats that are a JSON object a line: Caddy, Traefik, Google's and Azure's load balancers.
+"""Formats with a JSON object per line: Caddy, Traefik, Google's and Azure's load balancers.
 
-The client is the address of the connection. Where an entry also has one that a proxy forwarded, that is
-``Fields.forwarded``: Azure Front Door's ``clientIp`` and Caddy's ``client_ip`` are such.
+The client is the address of the connection. An address forwarded by a proxy, such as Azure Front Door's
+``clientIp`` and Caddy's ``client_ip``, is ``Fields.forwarded``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Entry = dict[str, Any]
 
 
 class BadEntry(ValueError):
-    """``field`` of an entry is no such field; ``name`` is what the entry calls it."""
+    """``field`` of an entry is invalid; ``name`` is its name in the entry."""
 
     def __init__(self, field: str, name: str, value: object) -> None:
         super().__init__(field, name, value)
@@ -45,12 +45,12 @@ class JsonFormat:
         self._fields_of = fields_of
 
     def read(self, line: str) -> Fields | None:
-        """The fields of a line; ``None`` where it is of another format, see ``TextFormat.read``."""
+        """The fields of a line; ``None`` if it is in another format, see ``TextFormat.read``."""
         entry = entry_of(line)
         return self.fields(line, entry) if entry is not None and self.wants(entry) else None
 
     def fields(self, line: str, entry: Entry) -> Fields:
-        """The fields of a line that is this entry."""
+        """The fields of a parsed line."""
         try:
             return self._fields_of(entry)
         except BadEntry as error:
@@ -62,9 +62,9 @@ class JsonFormat:
 
 
 def entry_of(line: str) -> Entry | None:
-    """The object that a line is; ``None`` where it is something else.
+    """The JSON object of a line; ``None`` if it is something else.
 
-    Raises ``MalformedLine`` where the line ends within the object.
+    Raises ``MalformedLine`` if the line ends within the object.
     """
     if not line.startswith("{"):
         return None
@@ -81,7 +81,7 @@ def entry_of(line: str) -> Entry | None:
 
 
 def _at(entry: Entry, *names: str) -> Any:
-    """What stands under these names in objects in each other; ``None`` where one of them is missing."""
+    """The value at this path in nested objects; ``None`` if a part of the path is missing."""
     found: Any = entry
     for name in names:
         if not isinstance(found, dict):
@@ -223,7 +223,7 @@ def _application_gateway(entry: Entry) -> Fields:
     path, query = fields.split_target(original or _text(entry, "target", within, "requestUri"))
     if original is None and query is None:
         query = _optional(entry, "query", within, "requestQuery")
-        # Gateways of the first version add what they note about the request to its query.
+        # Gateways of the first version append their own notes about the request to its query.
         query = (query and query.partition(_CACHE_NOTES)[0].removesuffix("&")) or None
     return Fields(
         _read(entry, "time", fields.iso_times.__getitem__, "timeStamp" if "timeStamp" in entry else "time"),
@@ -248,7 +248,7 @@ def _front_door(entry: Entry) -> Fields:
     version = _text(entry, "protocol", within, "httpVersion")
     url = _text(entry, "target", within, "requestUri")
     properties = entry[within]
-    # ``clientIp`` is what X-Forwarded-For says, where the request has it.
+    # ``clientIp`` is the value of X-Forwarded-For, if the request has it.
     peer = next((name for name in ("socketIp", "socketIP") if name in properties), "socketIp")
     forwarded = next((name for name in ("clientIp", "clientIP") if name in properties), "clientIp")
     return Fields(
@@ -274,7 +274,7 @@ def _is_category(entry: Entry, category: str) -> bool:
 
 
 def _is_caddy(entry: Entry) -> bool:
-    # The same request may stand in an error's entry too, which has no size.
+    # The same request may also be in an error's entry, which has no size.
     logger = entry.get("logger", "http.log.access")
     is_access = isinstance(logger, str) and logger.startswith("http.log.access")
     return is_access and isinstance(entry.get("request"), dict) and "status" in entry and "size" in entry
@@ -295,7 +295,7 @@ JSON_FORMATS: Final = (
     ),
     JsonFormat("azure_front_door", lambda entry: _is_category(entry, "frontdooraccesslog"), _front_door),
 )
-"""An object is of at most one of them."""
+"""An entry matches at most one of them."""
 
 
 def read_entry(line: str) -> tuple[Fields, JsonFormat] | None:

@@ -1,6 +1,6 @@
 """CloudFront's access log: W3C extended log file format, fields separated by tabs, after ``#`` header lines.
 
-As CloudFront writes it unless told otherwise (standard logging): 33 fields, in an order that does not change.
+CloudFront's default (standard logging): 33 fields in a fixed order.
 Times are UTC, referrer and agent are percent-encoded.
 """
 

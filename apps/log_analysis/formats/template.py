@@ -1,15 +1,15 @@
 r"""The user's own format: nginx's ``log_format`` or Apache's ``LogFormat``, compiled to a ``TextFormat``.
 
-Given is the directive as it stands in the server's configuration, or only the text within::
+The input is the directive as in the server's configuration, or only its text::
 
     log_format main '$remote_addr - $remote_user [$time_local] "$request" '
                     '$status $body_bytes_sent $request_time';
     LogFormat "%v:%p %h %l %u %t \"%r\" %>s %O %D" timed
     escape=json {"time":"$time_iso8601","client":"$remote_addr","request":"$request","status":$status}
 
-A format must say when, who, what and with which status: time, client, request (or method and path), status.
-A value goes up to the text that follows it in the format, so there must be some, and a value that can hold
-blanks must not be followed by one: both are refused rather than guessed.
+A format must contain the time, the client, the request (or method and path) and the status. A value ends at
+the text that follows it in the format, so there must be such a text, and a value that may contain spaces must
+not be followed by a space: formats that violate this are refused.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ Reader: TypeAlias = "Callable[[str], Any]"
 
 
 class Value(NamedTuple):
-    """A variable of a format: which field it is, and how it is read where not as usual.
+    """A variable of a format: its field, and its parser if not the field's default.
 
-    ``field`` is ``None`` for what a hit does not have. Of several for one field the one with the lowest
-    ``rank`` is taken.
+    ``field`` is ``None`` for variables that a hit does not have. Of several for one field the one with the
+    lowest ``rank`` is used.
     """
 
     field: str | None
     rank: int = 0
     reader: Reader | None = None
     pattern: str | None = None
-    """What it looks like, where that is not up to the text that follows."""
+    """The regular expression of the value, if it does not simply end at the following text."""
     blanks: bool = False
-    """Whether it may hold blanks."""
+    """Whether it may contain spaces."""
     local: bool = False
 
 
@@ -78,7 +78,7 @@ _NGINX: Final = {
     "http_user_agent": Value("agent", blanks=True),
 }
 _QUERY_WITH_MARK: Final = Value("query", pattern="")
-"""A query together with the question mark, or nothing."""
+"""A query with its question mark, or nothing."""
 
 _APACHE: Final = {
     "h": Value("client"),
@@ -134,10 +134,10 @@ _APACHE_STATEMENT: Final = re.compile(
 
 
 def compile_format(text: str, *, forwarded: bool = False) -> TextFormat:
-    """The format that a ``log_format``, a ``LogFormat`` or the text in one describes.
+    """The format of a ``log_format``, a ``LogFormat`` or the text in one.
 
-    With ``forwarded``, ``X-Forwarded-For`` is enough to know the client. Raises ``ConfigurationError`` where
-    the format lacks something or where its values cannot be told apart.
+    With ``forwarded``, ``X-Forwarded-For`` is sufficient as the client. Raises ``ConfigurationError`` if a
+    required field is missing or the values cannot be separated.
     """
     tokens, escape = _parsed(text)
     return _compiled(tokens, escape, forwarded=forwarded)
@@ -195,7 +195,7 @@ def _apache_tokens(text: str) -> Iterator[Token]:
         which, argument, letter = match.groups()
         if letter is None:
             raise ConfigurationError(
-                f"log format: {text[match.start() : match.start() + 6]!r} is no directive of Apache's",
+                f"log format: {text[match.start() : match.start() + 6]!r} is not a directive of Apache",
                 hint="a percent sign by itself is written %%",
             )
         if letter == "%":
@@ -244,8 +244,8 @@ def _strftime(form: str) -> Value:
         pattern += re.escape(form[at : match.start()])
         if match[1] not in _STRFTIME:
             raise ConfigurationError(
-                f"log format: time %{{{form}}}t has %{match[1]}, which is not read",
-                hint=f"read are {', '.join(f'%{letter}' for letter in _STRFTIME)}",
+                f"log format: time %{{{form}}}t has %{match[1]}, which is not supported",
+                hint=f"supported are {', '.join(f'%{letter}' for letter in _STRFTIME)}",
             )
         pattern += _STRFTIME[match[1]]
         at = match.end()
@@ -255,7 +255,7 @@ def _strftime(form: str) -> Value:
     has_offset = "%z" in form
 
     def reader(text: str) -> int:
-        # An offset is in the text where the format has one.
+        # The text has an offset if the format does.
         time = datetime.strptime(text, parts)  # noqa: DTZ007 - as above
         seconds = (time if has_offset else time.replace(tzinfo=UTC)).timestamp()
         if seconds < 0:
@@ -267,7 +267,7 @@ def _strftime(form: str) -> Value:
 
 @dataclass(slots=True)
 class _Compilation:
-    """The pattern so far, and how its groups are read."""
+    """The pattern so far, and the parsers of its groups."""
 
     chosen: dict[str, Value]
     escape: Escape
@@ -292,7 +292,7 @@ class _Compilation:
         if before.endswith('"') and after.startswith('"'):
             return '[^"]*+' if self.escape == "none" else QUOTED_TEXT
         if not after:
-            # At the end of the line; lists as nginx writes them of several upstream servers.
+            # At the end of the line; also nginx's lists of several upstream servers.
             return r".*+" if value.blanks else r"[^ ]*+(?:(?<=,) [^ ]++| : [^ ]++)*+"
         stop = after[0]
         if stop != " ":
@@ -303,8 +303,8 @@ class _Compilation:
             return r"[^ ]++(?:(?<=,) [^ ]++)*+"
         if value.blanks and value.field != "user":
             raise ConfigurationError(
-                f"log format: the {value.field} may hold blanks, and is followed by one",
-                hint='put it into quotes, as in "$http_user_agent" or \\"%{User-Agent}i\\"',
+                f"log format: the {value.field} may contain spaces, and is followed by one",
+                hint='put it in quotes, as in "$http_user_agent" or \\"%{User-Agent}i\\"',
             )
         return r"[^ ]++(?:(?<=,) [^ ]++| : [^ ]++)*+"
 
@@ -321,7 +321,7 @@ def _json_text(text: str) -> str:
 
 
 def _dashed(text: str) -> str | None:
-    """A text that the client may not have sent: nginx then writes ``-``, or nothing."""
+    """A text that is ``-`` or empty if the client did not send it."""
     return None if text in {"-", ""} else fields.plain_text(text)
 
 
@@ -353,7 +353,7 @@ def _compiled(tokens: list[Token], escape: Escape, *, forwarded: bool) -> TextFo
             chosen.setdefault(value.field, value)
     _require(chosen, forwarded=forwarded)
     if "request" in chosen:
-        # What is in the request need not be read twice.
+        # The request contains these fields already.
         for part in ("method", "target", "query", "protocol"):
             chosen[part] = IGNORED
     compilation = _Compilation(chosen, escape)
@@ -364,10 +364,10 @@ def _compiled(tokens: list[Token], escape: Escape, *, forwarded: bool) -> TextFo
         before, after = (merged[at] if 0 <= at < len(merged) else "" for at in (position - 1, position + 1))
         if isinstance(after, Value) and after.pattern is None:
             raise ConfigurationError(
-                "log format: two values follow each other without anything between them",
-                hint="a blank, a tab or quotes tell them apart",
+                "log format: two values follow each other without a separator",
+                hint="separate them by a space, a tab or quotes",
             )
-        # What comes next may be missing altogether, such as a query: then it is what comes after that.
+        # The next value may be empty, such as a query: then the following text ends this value.
         ahead = next((each for each in merged[position + 1 :] if isinstance(each, str)), "")
         if isinstance(after, Value):
             compilation.pattern += _up_to_query(compilation, token, ahead)
@@ -393,7 +393,7 @@ def _up_to_query(compilation: _Compilation, value: Value, ahead: str) -> str:
 
 
 def _merged(tokens: list[Token]) -> list[Token]:
-    """The tokens with texts that follow each other as one, and without empty ones."""
+    """The tokens with adjacent texts merged, and without empty ones."""
     merged: list[Token] = []
     for token in tokens:
         if token == "":
@@ -420,5 +420,5 @@ def _require(chosen: dict[str, Value], *, forwarded: bool) -> None:
     if missing:
         raise ConfigurationError(
             f"log format: it lacks {', '.join(missing)}",
-            hint="a hit needs to know when, who, what and with which status",
+            hint="a hit needs a time, a client, a request and a status",
         )

@@ -4,7 +4,7 @@ r"""Formats that are texts with a fixed order of fields, as regular expressions.
 common, combined      Apache, nginx: ``client identity user [time] "request" status size``, and then
                       ``"referrer" "agent"``
 main                  nginx's packages: combined and ``"X-Forwarded-For"``
-vhost_common,         Apache: ``host:port`` or ``host`` in front of common and combined
+vhost_common,         Apache: ``host:port`` or ``host`` before common and combined
 vhost_combined
 traefik               Traefik: combined and ``requests "router" "server" 12ms``
 haproxy               HAProxy's ``option httplog`` and ``httpslog``
@@ -25,11 +25,12 @@ from apps.log_analysis.malformed import MalformedLine, Reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# Up to the first quote by one literal, which is several times faster than a set of characters; only where a
-# backslash precedes that quote, escape by escape. Nothing in these patterns can backtrack for long.
+# Matches up to the first quote by one literal, which is several times faster than a set of characters;
+# escapes are matched one by one only if a backslash precedes that quote. The patterns cannot backtrack
+# excessively.
 QUOTED_TEXT: Final = r'(?>[^"]*+(?<!\\)|[^"\\]*+(?:\\.[^"\\]*+)*+)'
 QUOTED: Final = rf' "({QUOTED_TEXT})"'
-# A user name may contain blanks: it ends at the bracket of the time.
+# A user name may contain spaces: it ends at the bracket of the time.
 USER: Final = r"[^ ]++(?: [^ \[][^ ]*+)*+"
 TIME: Final = r" \[([^\]]*+)\]"
 WORD: Final = r" ([^ ]++)"
@@ -53,7 +54,7 @@ NEEDED: Final[Mapping[str, tuple[Reason, str]]] = {
     "referrer": ("bad text", "a referrer without NUL bytes"),
     "agent": ("bad text", "a user agent without NUL bytes"),
 }
-"""What a field must be, and why a line is malformed that has something else there."""
+"""The expected text of each field, and the reason for a malformed line without it."""
 
 READERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "client": fields.clients.__getitem__,
@@ -70,15 +71,15 @@ READERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "referrer": fields.referrers.__getitem__,
     "agent": fields.referrers.__getitem__,
 }
-"""How fields are read unless a format does it otherwise."""
+"""The default parsers of fields."""
 
 
 class TextFormat:
     """A format as a regular expression, whose named groups are fields.
 
-    ``readers`` are those of fields that this format writes in a way of its own. ``check`` looks at fields
-    together: it is called with those read, by name, and raises ``MalformedLine``'s parts as ``BadField``.
-    Times of ``local`` formats have no offset from UTC and are read as if they were UTC.
+    ``readers`` are parsers of fields with a special form in this format. ``check`` validates fields together:
+    it is called with the parsed fields, by name, and raises ``BadField`` with the parts of a
+    ``MalformedLine``. Times of ``local`` formats have no offset from UTC and are read as if they were UTC.
     """
 
     def __init__(
@@ -97,9 +98,9 @@ class TextFormat:
         self._check = check
 
     def read(self, line: str) -> Fields | None:
-        """The fields of a line; ``None`` where it is of another format.
+        """The fields of a line; ``None`` if it is in another format.
 
-        Raises ``MalformedLine`` where it has the shape of this format, but not its fields.
+        Raises ``MalformedLine`` if it has the shape of this format, but not its fields.
         """
         match = self._pattern.fullmatch(line.rstrip("\r\n"))
         if match is None:
@@ -134,7 +135,7 @@ def _bad(match: re.Match[str], name: str) -> MalformedLine:
 
 
 def _request(match: re.Match[str], values: Mapping[str, Any]) -> tuple[str, str, str | None, str]:
-    """A request that is written in parts."""
+    """A request that is written as separate fields."""
     method, target = values["method"], values["target"]
     if not target:
         raise _bad(match, "target")
@@ -151,7 +152,7 @@ def named(name: str, pattern: str) -> str:
 
 
 def quoted(name: str) -> str:
-    """A pattern of a blank and a quoted text of this name."""
+    """A pattern of a space and a quoted text, as a group of this name."""
     return rf' "(?P<{name}>{QUOTED_TEXT})"'
 
 
@@ -164,14 +165,14 @@ _IDENTITY_WORD: Final = re.compile(r"[^-.:,\"\[\]\0][^.:,\"\[\]\0]*+")
 
 
 def _no_address(identity: str) -> str:
-    """The identity: an address or the name of a host there means that another field stands in front."""
+    """The identity: an address or a host name there means that the line has an additional leading field."""
     if identity != "-" and _IDENTITY_WORD.fullmatch(identity) is None:
         raise ValueError(identity)
     return identity
 
 
 def _lone_user(values: Mapping[str, Any]) -> str | None:
-    """Only a user without an identity may hold blanks."""
+    """Only a user without an identity may contain spaces."""
     user = values.get("user")
     return "user" if values["identity"] != "-" and user is not None and " " in user else None
 
@@ -204,7 +205,7 @@ _BALANCER_REQUEST: Final = {
 
 
 def _haproxy_request(text: str) -> tuple[str, str, str | None, str]:
-    """HAProxy makes an absolute target of the authority and path that HTTP/2 and HTTP/3 clients send."""
+    """HAProxy combines the authority and path of HTTP/2 and HTTP/3 requests to an absolute target."""
     method, path, query, protocol = fields.requests[text]
     if protocol.startswith(("HTTP/2", "HTTP/3")):
         path = fields.relative_path(path)
@@ -230,7 +231,7 @@ VHOST_COMBINED: Final = TextFormat(
 )
 TRAEFIK: Final = TextFormat(
     "traefik",
-    # Traefik escapes nothing: where a client's quotes come in, the number of fields is another one.
+    # Traefik escapes nothing: a client's quotes change the number of fields.
     _WHO.replace("(?P<identity>[^ ]++)", "-")
     + named("time", TIME)
     + r' "(?P<request>[^"]*+)" (?P<status>[^ ]++) (?P<size>[^ ]++)'
@@ -260,7 +261,7 @@ ALB: Final = TextFormat(
     + rf' "{QUOTED_TEXT}"' * 3
     + rf" [0-9-]++ {_SHORT_ISO}"
     + rf' "{QUOTED_TEXT}"' * 3
-    # AWS adds fields at the end from time to time. A line that follows without a line break has more.
+    # AWS appends fields from time to time. A line that is joined with the next one has more.
     + rf'(?: (?:"{QUOTED_TEXT}"|[^ "]++)){{0,12}}+ ?',
     readers=_BALANCER_REQUEST,
 )
@@ -294,4 +295,4 @@ TEXT_FORMATS: Final = (
     *(COMMON, COMBINED, MAIN, VHOST_COMMON, VHOST_COMBINED),
     *(TRAEFIK, HAPROXY, ALB, ELB, S3),
 )
-"""Each line is of at most one of them."""
+"""Each line matches at most one of them."""
