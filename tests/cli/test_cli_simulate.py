@@ -154,10 +154,10 @@ def test_an_app_without_input_is_refused_with_advice_and_code_2(folder):
 @pytest.mark.parametrize(
     ("inputs", "records", "says"),
     [
-        (["orders"], [], "'orders' names no file of records"),
+        (["orders"], [], "'orders' does not name a topic and a file"),
         (["orders=none.txt"], [], "file 'none.txt' does not exist"),
         (["sales=orders.txt"], [], "the app does not read sales\n  hint: it reads orders"),
-        ([], ["orders=orders.txt"], "orders.txt:1 is no record"),
+        ([], ["orders=orders.txt"], "orders.txt:1 is not a record"),
     ],
 )
 def test_files_that_are_no_input_are_refused(folder, monkeypatch, inputs, records, says):
@@ -168,8 +168,8 @@ def test_files_that_are_no_input_are_refused(folder, monkeypatch, inputs, record
         read_inputs(app.topology, parse_files(inputs), parse_files(records))
 
 
-def test_a_disturbance_that_there_is_not_is_refused():
-    with pytest.raises(ConfigurationError, match="unknown disturbance 'flood'"):
+def test_an_unknown_fault_is_refused():
+    with pytest.raises(ConfigurationError, match="unknown fault 'flood'"):
         parse_kinds(["crash", "flood"])
 
 
