@@ -1,7 +1,7 @@
-"""Where a record came from, through topics between tasks: the input record's topic, partition and offset.
+"""The origin of a record: topic, partition and offset of its input record, also through internal topics.
 
-In an internal topic the origin stands in front of the value, as ``MAGIC``, its length, topic, partition and
-offset. Headers would say it too, but cost as much again as producing the record, and are the user's.
+In an internal topic the origin is a prefix of the value: ``MAGIC``, its length, topic, partition and offset.
+A header would cost as much again as producing the record, and headers belong to the user.
 """
 
 from __future__ import annotations
@@ -20,46 +20,46 @@ if TYPE_CHECKING:
     from streams.records import Batch, Fetched, Headers, Rows, Trace
 
 MAGIC = b"\xffso\x01"
-"""What a value with an origin begins with."""
+"""The first bytes of a value with an origin."""
 
 MAGIC_NULL = b"\xffso\x02"
-"""What a null value with an origin begins with; nothing follows the origin."""
+"""The first bytes of a null value with an origin; nothing follows the origin."""
 
 _LENGTH = struct.Struct(">H")
 _PLACE = struct.Struct(">iq")
 _OFFSET = struct.Struct(">q")
 
 _SHORTEST = len(MAGIC) + _LENGTH.size + 1 + _PLACE.size
-"""The length of an origin in a topic whose name is one letter."""
+"""The length in bytes of the shortest origin, whose topic's name is one letter."""
 
 _RESULT = 0x8000
-"""The bit of the length that tells a result, of an aggregate or a timer, from the input record itself."""
+"""A flag in the length: the record is the result of an aggregate or a timer, not the input record itself."""
 
 
 class Origin(NamedTuple):
-    """The input record that a record was made of; for the result of several ones, the last of them.
+    """The input record from which a record was computed; the last of them for the result of several.
 
-    Where a timer made it, ``topic`` is the step's name and ``offset`` is -1.
+    If a timer made the record, ``topic`` is the step's name and ``offset`` is -1.
     """
 
     topic: str
     partition: int
     offset: int
     is_result: bool = False
-    """Whether it is the result of several records, or a timer's, so that its bytes are not the input's."""
+    """Whether it is the result of several records or of a timer: its bytes are then not the input's."""
 
     def __str__(self) -> str:
         return f"{self.topic}-{self.partition} offset {self.offset}"
 
 
 def origin_of(batch: Batch[object, object], row: int) -> Origin:
-    """The input record that a row came from."""
+    """The input record from which a row was computed."""
     (trace,) = batch.traces([row])
     return _decoded(trace, is_result=isinstance(batch.fetched, Derived))
 
 
 def described(batch: Batch[object, object], row: int) -> str:
-    """What is said of a row: the input record that it came from, and what became of that."""
+    """Describe a row for an error: its input record, and what was made of it."""
     fetched, origin = batch.fetched, origin_of(batch, row)
     if isinstance(fetched, Derived):
         timer = fetched.topic == fetched.step
@@ -77,7 +77,7 @@ def described(batch: Batch[object, object], row: int) -> str:
 
 
 def place_read(batch: Batch[object, object], row: int) -> str | None:
-    """Where in an internal topic a row was read; ``None`` where it was read from an input topic."""
+    """The place in an internal topic from which a row was read; ``None`` if it came from an input topic."""
     fetched = batch.fetched
     if not isinstance(fetched, Relayed):
         return None
@@ -106,7 +106,7 @@ def _encoded(trace: Trace, *, is_result: bool) -> bytes:
 
 
 def with_origins(values: Sequence[bytes | None], batch: Batch[object, object]) -> list[bytes | None]:
-    """The values of a batch as an internal topic has them: each behind the origin of its row."""
+    """The values of a batch as written to an internal topic: each with the origin of its row as a prefix."""
     fetched = batch.fetched
     if isinstance(fetched, (Derived, Relayed)):
         is_result = isinstance(fetched, Derived)
@@ -114,13 +114,13 @@ def with_origins(values: Sequence[bytes | None], batch: Batch[object, object]) -
             _encoded(trace, is_result=is_result) for trace in batch.traces(range(len(batch)))
         )
     else:
-        # One place for all rows: only the offset differs.
+        # All rows have the same topic and partition: only the offset differs.
         whole = _encoded((fetched.topic, fetched.partition, 0), is_result=False)
         head, pack = whole[: -_OFFSET.size], _OFFSET.pack
         if all(values):
             begin = MAGIC + head
             pack_whole = struct.Struct(f">{len(begin)}sq").pack
-            # In C throughout.
+            # Both maps run in C, without a Python call per record.
             heads: Iterable[bytes] = map(pack_whole, repeat(begin), batch.offsets)
             return list(map(bytes.__add__, heads, cast("Sequence[bytes]", values)))
         traces = (head + pack(offset) for offset in batch.offsets)
@@ -131,7 +131,7 @@ def with_origins(values: Sequence[bytes | None], batch: Batch[object, object]) -
 
 
 def without_origin(value: bytes | None) -> bytes | None:
-    """A value of an internal topic as it was before its origin was put in front of it."""
+    """A value of an internal topic without the origin before it."""
     length = 0 if value is None else _length(value)
     if value is None or (length and value[:4] == MAGIC_NULL):
         return None
@@ -139,7 +139,7 @@ def without_origin(value: bytes | None) -> bytes | None:
 
 
 def _length(value: bytes) -> int:
-    """How much of a value is its origin; 0 where there is none, as others may write anything there."""
+    """The length of a value's origin in bytes; 0 if it has none, e.g. because another program wrote it."""
     if len(value) < _SHORTEST or value[:4] not in {MAGIC, MAGIC_NULL}:
         return 0
     length: int = _LENGTH.unpack_from(value, len(MAGIC))[0] & ~_RESULT
@@ -147,7 +147,7 @@ def _length(value: bytes) -> int:
 
 
 class Relayed:
-    """``Fetched`` on the records of an internal topic: their values without origins, and the origins.
+    """The ``Fetched`` of an internal topic: its values without origins, and the origins.
 
     Records without one, which other programs or earlier versions wrote, are their own origin.
     """
@@ -160,7 +160,7 @@ class Relayed:
         self._fetched = fetched
         self._payloads = fetched.values()
         self._length = _common_length(self._payloads)
-        """The length of all origins, where it is the same for all; else 0."""
+        """The length of all origins in bytes if it is the same for all, else 0."""
         if self._length:
             column = cast("list[bytes]", self._payloads)
             self._values: list[bytes | None] = list(map(itemgetter(slice(self._length, None)), column))
@@ -194,7 +194,7 @@ class Relayed:
 
     @property
     def tracer(self) -> Callable[[Rows], Iterable[Trace]]:
-        """What finds the origins of rows, as they stand in the payloads; keeps nothing but these."""
+        """A function that returns the encoded origins of rows. It keeps only the payloads in memory."""
         offsets = None if self._length else self._fetched.offsets()
         return partial(_origins, self._payloads, self._length, self.topic, self.partition, offsets)
 
@@ -218,7 +218,7 @@ def _origins(
 
 
 def _common_length(payloads: Sequence[bytes | None]) -> int:
-    """The length of the origins before all values, where it is the same for all; else 0."""
+    """The length in bytes of the origins before all values if it is the same for all, else 0."""
     first = payloads[0] if payloads else None
     if first is None or first[:4] != MAGIC:
         return 0
@@ -228,5 +228,5 @@ def _common_length(payloads: Sequence[bytes | None]) -> int:
         same = all(map(bytes.startswith, column, repeat(first[:6])))
         return length if same and min(map(len, column)) >= length else 0
     except TypeError:
-        # A null among them, which earlier versions wrote as such.
+        # One of the values is null: earlier versions wrote null values without an origin.
         return 0

@@ -56,7 +56,7 @@ def test_a_wrong_argument_is_refused_when_the_app_is_made(arguments, says):
         (
             "STREAMS_COMIT_INTERVAL",
             "1",
-            "STREAMS_COMIT_INTERVAL is no setting\n  hint: did you mean STREAMS_COMMIT_INTERVAL?",
+            "STREAMS_COMIT_INTERVAL is not a setting\n  hint: did you mean STREAMS_COMMIT_INTERVAL?",
         ),
         ("STREAMS_HTTP_PORT", "many", "environment variable STREAMS_HTTP_PORT='many'"),
         ("STREAMS_CLIENT", "{", "STREAMS_CLIENT is no JSON"),
