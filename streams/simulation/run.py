@@ -391,7 +391,7 @@ class Run:
         self.broker.before = self.reach
         self._settle()
         quiet, times = _quiet(self.topology)
-        # A fault that has not happened yet may interrupt the closing of windows, which takes a round more then.
+        # A fault that has not happened yet may delay the closing of windows to one more round.
         for _ in range(times + len(self._pending)):
             busy = self._busy
             self.clock.advance(quiet)
