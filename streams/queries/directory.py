@@ -389,7 +389,7 @@ class Replicas:
             raise
 
     def _read_on(self, consumer: Consumer, timeout: float) -> None:
-        give_up = time.monotonic() + ANSWER_SECONDS
+        deadline = time.monotonic() + ANSWER_SECONDS
         while True:
             polled = consumer.poll(1000, timeout if self._complete else 0.1)
             for fetched in polled.fetched:
@@ -397,7 +397,7 @@ class Replicas:
             self._complete = self._complete or self._topic in polled.ends
             if self._complete and not polled.fetched:
                 return
-            if time.monotonic() > give_up:
+            if time.monotonic() > deadline:
                 raise BrokerUnreachable(f"{self._topic} could not be read within {ANSWER_SECONDS:.0f} s")
 
     def _drop_consumer(self) -> None:

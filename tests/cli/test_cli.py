@@ -86,7 +86,7 @@ def test_describe_shows_the_topology_in_three_forms(folder):
         (["run", "shop:app", "--set", "comit_interval=1"], "hint: did you mean commit_interval?"),
         (["run", "shop:app", "--set", "log_level=loud"], "hint: one of: debug, info, warning, error"),
         (["run", "shop:app", "--set", "http_token=short"], "--set http_token=***"),
-        (["run", "shop:app", "--set", "client={"], "--set client is no JSON"),
+        (["run", "shop:app", "--set", "client={"], "--set client is not JSON"),
         (["describe", "token:app"], "'token:app' names a module of Python's standard library"),
         (
             ["run", "shop:app", "--set", "state_dir=/dev/null/x", "--bootstrap-servers", "127.0.0.1:1"],

@@ -102,11 +102,11 @@ def test_a_difference_is_shown_step_by_step_and_can_be_seen_again(folder):
     options = ["shop:broken", "--input", "orders=orders.txt", "--kind", "crash", "--kind", "evict"]
     done = simulate(folder, *options)
     assert done.returncode == 1
-    (seed,) = re.findall(r"^seed (\d+) gives other results", done.stdout, re.MULTILINE)
-    assert re.search(r"1\. +\d+\.\d+ s +worker \d: (crash|evict) .*\(holding ", done.stdout)
+    (seed,) = re.findall(r"^seed (\d+) gives different results", done.stdout, re.MULTILINE)
+    assert re.search(r"1\. +\d+\.\d+ s +worker \d: (crash|evict) .*\(assigned ", done.stdout)
     assert re.search(r"topic numbered, key '[abc]', record \d+ ", done.stdout)
     assert re.search(r"expected '[abc] (\d+) \d+' of time \d+\n +got +'[abc] \1 \d+' of time", done.stdout)
-    (again,) = re.findall(r"again: streams simulate (.*)", done.stdout)
+    (again,) = re.findall(r"to reproduce: streams simulate (.*)", done.stdout)
     assert shlex.split(again)[:3] == ["shop:broken", "--seed", seed]
     first = simulate(folder, *shlex.split(again), "--json", PYTHONHASHSEED="1")
     second = simulate(folder, *shlex.split(again), "--json", PYTHONHASHSEED="2")

@@ -1,6 +1,6 @@
 """Whether ``DescribeConsumerGroups`` ends the process that asks when the coordinator dies or hangs meanwhile.
 
-Members of KIP-848 groups ask it (``streams.broker.kafka.roll_calls``), so it must not. A process of its own
+Members of KIP-848 groups call it (``kafka.assignment_check``), so it must not. A process of its own
 asks, so that its end is seen. Each round makes sure that the questions are in flight when it happens: the
 coordinator is frozen first, then asked, then killed or left frozen, then asked again.
 
@@ -27,7 +27,7 @@ from confluent_kafka.admin import AdminClient
 
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
-from streams.broker.kafka.roll_calls import ANSWER_SECONDS
+from streams.broker.kafka.assignment_check import ANSWER_SECONDS
 from streams.devstack.kafka import LocalKafka
 from tests.conftest import QUICK_GROUPS
 

@@ -1,10 +1,10 @@
-"""A short part of ``describe_groups``: as roll calls ask, no death of a coordinator ends the process."""
+"""A short part of ``describe_groups``: no death of a coordinator ends a process that checks assignments."""
 
 from __future__ import annotations
 
 import pytest
 
-from streams.broker.kafka.roll_calls import ANSWER_SECONDS
+from streams.broker.kafka.assignment_check import ANSWER_SECONDS
 from streams.devstack.kafka import LocalKafka
 from tests.conftest import QUICK_GROUPS
 from tests.faults.describe_groups import Experiment, Kind
