@@ -1,7 +1,7 @@
 """Stream processing on Kafka in plain Python: exactly once, in batches, as consumer-group replicas.
 
-The names in ``__all__`` are the public ones; everything else may change between versions. They are loaded
-when the first of them is used: the command handles signals before it loads anything that takes long.
+The names in ``__all__`` are public; everything else may change between versions. They are imported when the
+first of them is used, so that the command can handle signals before imports that take long.
 """
 
 from importlib import import_module
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        # What tools and the import system look for is not there, and loads nothing.
+        # Tools and the import system look for names such as __path__; these must not trigger the import.
         if not name.startswith("__") or name == "__all__":
             public = import_module("streams.public")
             if name == "__all__" or name in public.__all__:
                 return getattr(public, name)
             if name in globals():
-                # A module that has been loaded on the way.
+                # A submodule that was imported in the meantime.
                 return globals()[name]
         raise AttributeError(f"module 'streams' has no attribute {name!r}")
 

@@ -1,4 +1,4 @@
-"""The app: what a program describes, and how it is wired to run."""
+"""The app: the program's topology, and everything that a worker needs to run it."""
 
 from __future__ import annotations
 
@@ -64,18 +64,18 @@ V = TypeVar("V")
 T = TypeVar("T")
 
 PUBLIC_ROUTES = ("/healthz", "/readyz")
-"""What is answered without a token: orchestrators' probes have none, and learn no more than a state."""
+"""Routes that need no token: probes of orchestrators have none, and the responses reveal only a state."""
 
 STOP_LOOK_SECONDS = 0.1
-"""How soon a program's own ``stop`` is noticed, and the end of a run by what waits for it."""
+"""Seconds between checks of whether the program has set ``stop``, or the run has ended."""
 
 
 class App:
     """A stream-processing program.
 
-    ``name`` is the consumer group's id, the prefix of the transactional ids and of the topics that belong to
-    the app. Keyword arguments are the settings of ``streams.config.Settings``, which the environment
-    overrides. Nothing is connected until ``run``.
+    ``name`` is the id of the consumer group, and the prefix of the transactional ids and of the app's own
+    topics. Keyword arguments are the settings of ``streams.config.Settings``, which the environment
+    overrides. No connection is made before ``run``.
 
     Raises ``ConfigurationError`` for an unknown setting or a value of the wrong type.
     """
@@ -84,7 +84,7 @@ class App:
         fault = topic_name_fault(name) or topic_name_fault(f"{name}-dead-letters")
         if fault:
             raise ConfigurationError(
-                f"{name!r} cannot name an app, as topics are named after it (<app>-dead-letters): {fault}",
+                f"{name!r} cannot name an app: it is part of topic names (<app>-dead-letters), and {fault}",
                 hint=ADVICE,
             )
         self.name = name
@@ -99,13 +99,13 @@ class App:
         self._queries: Queries | None = None
         self._resources: list[Resource[Any]] = []
         self.metrics = Metrics(name)
-        """Counters and gauges of the program's own, shown in ``/metrics`` beside the library's."""
+        """The program's own counters and gauges, served in ``/metrics`` beside those of the library."""
         self.log = program_logger(name)
-        """Writes log lines of the program's own, as structlog does: ``app.log.info("sent", mails=3)``.
+        """A logger for the program, with structlog's interface: ``app.log.info("sent", mails=3)``.
 
-        In functions of steps, lines have the fields ``app``, ``worker``, ``task`` and ``partition``, which
-        name who processes what. They go to the logger ``streams.app`` of ``logging``. A line for each record
-        costs more than most records do: log what is rare.
+        In functions of steps, lines have the fields ``app``, ``worker``, ``task`` and ``partition``. They go
+        to the logger ``streams.app`` of ``logging``. A log line costs more than processing most records: log
+        rare events, not every record.
         """
 
     @overload
@@ -162,11 +162,11 @@ class App:
         on_error: ErrorPolicy = dead_letter,
         name: str | None = None,
     ) -> Stream[Any, Any]:
-        """Read a topic, several topics, or all topics whose whole name matches a compiled pattern.
+        """Read a topic, several topics, or all topics whose full name matches a compiled pattern.
 
-        ``timestamp`` takes the event time, in milliseconds since the epoch, from the value; without it the
-        record's own timestamp is used. Keys are bytes and values JSON unless serdes are given. Records that
-        cannot be decoded get ``on_error``: they become dead letters unless told otherwise.
+        ``timestamp`` returns the event time of a value, in milliseconds since the epoch; without it, the
+        record's own timestamp is used. Keys are bytes and values JSON unless serdes are given. ``on_error``
+        handles records that cannot be decoded; by default they become dead letters.
         """
         return Stream(
             read_stream(
@@ -238,10 +238,11 @@ class App:
 
         So does a value that the serde reads as ``None``, such as the JSON text ``null``.
 
-        It is kept in a store called ``name`` (the topic's name, unless given), which the topic itself brings
-        back: it should be compacted, and never delete by age. Later records win, whatever their event times.
-        Keys are bytes and values JSON unless serdes are given. Records without a key, and those that cannot
-        be decoded, get ``on_error``. A deletion keeps its record's time where ``timestamp`` is given.
+        The table is kept in a store called ``name`` (default: the topic's name), which is restored from the
+        topic itself: the topic should be compacted, and must not delete records by age. Later records win,
+        whatever their event times. Keys are bytes and values JSON unless serdes are given. ``on_error``
+        handles records without a key and those that cannot be decoded. A deletion has its record's own
+        timestamp, even if ``timestamp`` is given.
         """
         return Table(
             read_table(
@@ -279,24 +280,24 @@ class App:
         value: Serde[Any] | None = None,
         name: str | None = None,
     ) -> GlobalTable[Any, Any]:
-        """Read a topic as a table that every worker has as a whole, for ``Stream.join_global``.
+        """Read a topic as a table of which every worker has a complete copy, for ``Stream.join_global``.
 
-        For small tables that are asked for other keys than the stream's. Each worker reads it to its end
-        before it begins, and then follows it. Records without a key, and those that cannot be decoded, are
-        left out: they are counted as skipped under the table's name, and logged.
+        It is for small tables that are read by other keys than the stream's. Each worker reads the topic to
+        its end before it processes records, and then follows it. Records without a key, and those that cannot
+        be decoded, are left out: they are counted as skipped under the table's name, and logged.
         """
         keys = key or Bytes()
         table = read_global_table(self._builder, topic, key=keys, value=value or Json(), name=name)
         return GlobalTable(table, keys)
 
     def resource(self, factory: Callable[[], Manager[T]]) -> Resource[T]:
-        """Have each worker open something once that the functions of its steps share, e.g. a connection.
+        """Declare a resource that each worker opens once for the functions of its steps, e.g. a connection.
 
         ``factory`` is a function without arguments that returns a context manager. A worker enters it before
-        its first task is made, in the thread that runs the steps, and leaves it when the last task has ended,
-        whatever ends the worker; several are opened in the order in which they are declared, and closed in
-        the reverse one. An async context manager is entered in the event loop in which ``map_async`` calls
-        its functions. Where a function needs it, ``get`` gives what the worker has opened. ::
+        it creates its first task, in the thread that runs the steps, and exits it after its last task has
+        ended, for whatever reason the worker ends. Several resources are opened in the order of their
+        declaration, and closed in reverse order. An async context manager is entered in the event loop in
+        which ``map_async`` calls its functions. ``get`` returns what the worker has opened. ::
 
             @app.resource
             @contextmanager
@@ -307,8 +308,8 @@ class App:
 
             app.stream("visits").map(lambda visit: with_name(visit, database.get()))
 
-        What it raises when it is opened ends the worker. ``TopologyDriver`` opens it with its first record
-        and closes it in ``close``.
+        An exception while it is opened ends the worker. ``TopologyDriver`` opens it with its first record and
+        closes it in ``close``.
         """
         resource = Resource(self.name, factory)
         self._resources.append(resource)
@@ -329,7 +330,7 @@ class App:
         return topology
 
     def __repr__(self) -> str:
-        """The app and its topology, or why it cannot run as it is so far."""
+        """The app and its topology, or why the topology cannot run so far."""
         return f"App({self.name!r})\n{textwrap.indent(self._shown(), '  ')}"
 
     def _repr_html_(self) -> str:
@@ -344,11 +345,11 @@ class App:
 
     @property
     def dead_letter_topic(self) -> str:
-        """Where dead letters go."""
+        """The topic for dead letters."""
         return dead_letter_topic(self.settings, self.name)
 
     def broker(self) -> Broker:
-        """The cluster the settings name, else ``KAFKA_BOOTSTRAP_SERVERS``, else a running local Kafka."""
+        """The cluster of the settings, else ``KAFKA_BOOTSTRAP_SERVERS``, else a running local Kafka."""
         settings = self.settings
         servers = settings.bootstrap_servers or find_bootstrap_servers()
         return KafkaBroker(
@@ -365,25 +366,25 @@ class App:
         stop: threading.Event | None = None,
         own_process: bool = False,
     ) -> None:
-        """Be one worker until SIGTERM or SIGINT (or ``stop`` is set), then commit, leave the group, return.
+        """Run one worker until SIGTERM or SIGINT (or ``stop`` is set), then commit and leave the group.
 
-        Settings, topics and the broker are checked before the group is joined. Raises what ended the worker:
-        see ``streams.errors`` for what each error means. It returns only when everything that was processed
-        is committed.
+        Settings, topics and the broker are checked before the worker joins the group. Raises the error that
+        ended the worker: see ``streams.errors`` for the meaning of each. It returns only if everything that
+        was processed is committed.
 
-        It may run within a program that does other things too, and leaves the process as it is:
+        It may run in a program that also does other things, and leaves the process as it is:
 
-        - Logs go to the logger ``streams`` of ``logging``, which is the program's to configure.
-        - In the main thread, SIGTERM and SIGINT are handled while it runs; what they did before is back
-          afterwards. A signal ends the process within ``shutdown_timeout`` whatever hangs; where something
-          is not committed by then, with the exit code of ``NotCommitted``. In another thread, signals are
-          not touched: ``stop`` ends it.
-        - The soft limit of open files is raised, up to the hard one, only where the app has more stores than
-          it allows.
+        - Logs go to the logger ``streams`` of ``logging``, which the program configures.
+        - In the main thread, SIGTERM and SIGINT are handled while it runs; the previous handlers are restored
+          afterwards. A signal ends the process within ``shutdown_timeout`` even if something hangs; if
+          something is not committed by then, with the exit code of ``NotCommitted``. In another thread,
+          signals are not handled: ``stop`` ends the worker.
+        - The soft limit of open files is raised, at most to the hard limit, only if the app has too many
+          stores for it.
 
-        With ``own_process``, as ``streams run`` calls it, the process is the worker's: logs are written to
-        standard error as ``log_format`` and ``log_level`` say, the garbage collector looks less often while
-        it runs, which saves a fifth of the CPU time, and the limit of open files is raised as far as it goes.
+        With ``own_process``, as ``streams run`` calls it, the process belongs to the worker: logs are written
+        to standard error according to ``log_format`` and ``log_level``, the garbage collector runs less
+        often, which saves a fifth of the CPU time, and the limit of open files is raised to the hard limit.
         """
         settings = self.settings
         if own_process:
@@ -391,7 +392,7 @@ class App:
         with (
             StopSignals(
                 settings.shutdown_timeout,
-                # A program has things of its own to end well.
+                # Another program may need time for its own clean-up.
                 start_seconds=START_SECONDS if own_process else settings.shutdown_timeout,
             ) as signals,
             rare_garbage_collections() if own_process else nullcontext(),
@@ -496,23 +497,23 @@ class App:
             watchdog.raise_if_fatal()
 
     def query(self, store: str, key: Any) -> Any:
-        """The value of a key in a store, as of the last commit; ``None`` where it has none.
+        """The value of a key in a store, as of the last commit; ``None`` if there is none.
 
-        From any thread, while ``run`` runs in this process. Raises ``HeldElsewhere`` for a key that another
-        worker has, or may have where producers placed keys by another hash than murmur2 (HTTP finds them,
-        see ``http_port``), ``StateUnavailable`` while the state is being
-        restored or nothing runs, ``UnknownStore``, and ``QueryError`` for a key of the wrong type.
+        It may be called from any thread while ``run`` runs in this process. Raises ``HeldElsewhere`` for a
+        key that another worker has, or may have if producers placed keys by another hash than murmur2 (a
+        query over HTTP finds such keys, see ``http_port``); ``StateUnavailable`` while the state is being
+        restored or no worker runs; ``UnknownStore``; and ``QueryError`` for a key of the wrong type.
         """
-        return self._asked().get(store, key)
+        return self._running_queries().get(store, key)
 
     def query_range(
         self, store: str, start: Any = None, stop: Any = None, *, limit: int | None = None
     ) -> list[tuple[Any, Any]]:
-        """The keys with ``start <= key < stop`` that this worker holds, and their values.
+        """The keys with ``start <= key < stop`` in this worker's partitions, and their values.
 
-        As of the last commit, in the order of the keys' bytes. Raises as ``query`` does.
+        As of the last commit, in the order of the keys' bytes. Raises the same errors as ``query``.
         """
-        return self._asked().entries(store, start, stop, limit=limit)
+        return self._running_queries().entries(store, start, stop, limit=limit)
 
     def query_windows(
         self,
@@ -523,19 +524,19 @@ class App:
         stop: int | None = None,
         limit: int | None = None,
     ) -> list[Windowed[Any, Any]]:
-        """The windows of a key, or of all that this worker holds, that have not closed as of the last commit.
+        """The open windows of a key, or of all keys in this worker's partitions, as of the last commit.
 
-        Those that start at ``start`` or later and before ``stop`` (milliseconds since the epoch), in order of
-        start. Raises as ``query`` does.
+        Those with ``start <= window start < stop`` (milliseconds since the epoch), in the order of their
+        starts. Raises the same errors as ``query``.
         """
-        return self._asked().windows(store, key, start, stop, limit=limit)
+        return self._running_queries().windows(store, key, start, stop, limit=limit)
 
-    def _asked(self) -> Queries:
+    def _running_queries(self) -> Queries:
         queries = self._queries
         if queries is None:
             raise StateUnavailable(
-                f"app {self.name!r} does not run in this process: there is no state to ask",
-                hint="ask from another thread while app.run() runs, or over HTTP (setting http_port)",
+                f"app {self.name!r} does not run in this process: there is no state to query",
+                hint="query from another thread while app.run() runs, or over HTTP (setting http_port)",
             )
         return queries
 
@@ -545,11 +546,11 @@ class App:
 
 def resources_of_worker(app: App) -> Resources:
     """The app's resources for one worker, not opened yet."""
-    return Resources(tuple(app._resources))  # noqa: SLF001 - users of an app make resources, and do not run them
+    return Resources(tuple(app._resources))  # noqa: SLF001 - programs declare resources and never open them
 
 
 def check_state_dir(app: App) -> None:
-    """Raise ``ConfigurationError`` where a worker could not keep its files, before topics are created."""
+    """Raise ``ConfigurationError`` if a worker could not write its files, before topics are created."""
     Slot(app.name, _state_dir(app.settings)).release()
 
 
@@ -558,9 +559,9 @@ def _state_dir(settings: Settings) -> Path:
 
 
 def find_bootstrap_servers() -> str:
-    """The cluster of this environment: ``KAFKA_BOOTSTRAP_SERVERS``, else a local Kafka that is running.
+    """The default cluster: ``KAFKA_BOOTSTRAP_SERVERS``, else a local Kafka that is running.
 
-    Raises ``ConfigurationError`` where there is neither.
+    Raises ``ConfigurationError`` if there is neither.
     """
     named = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
     if named:
@@ -569,13 +570,13 @@ def find_bootstrap_servers() -> str:
     if local is not None:
         return local.bootstrap_servers
     raise ConfigurationError(
-        "no broker is named and no local Kafka is running",
+        "no broker is configured and no local Kafka is running",
         hint="set bootstrap_servers (or STREAMS_BOOTSTRAP_SERVERS), or start one: streams broker start",
     )
 
 
 def _pass_on(stop: threading.Event, finished: threading.Event, worker: Worker) -> None:
-    """Tell the worker of an outside stop, whose event is the program's: it is read, and not set."""
+    """Stop the worker when the program sets ``stop``. The event belongs to the program and is only read."""
     while not finished.is_set():
         if stop.wait(STOP_LOOK_SECONDS):
             worker.request_stop()
@@ -587,20 +588,27 @@ def _tls(settings: Settings) -> Tls | None:
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:
-        raise ConfigurationError("http_tls_certificate and http_tls_key are only of use together")
+        missing, other = (
+            ("http_tls_certificate", "http_tls_key")
+            if certificate is None
+            else ("http_tls_key", "http_tls_certificate")
+        )
+        raise ConfigurationError(
+            f"{other} is set without {missing}", hint="set both, to PEM files of one certificate, or neither"
+        )
     return Tls(certificate, key)
 
 
 def _address(settings: Settings, port: int) -> str:
-    """Where other workers reach this one's HTTP port."""
+    """The address under which other workers reach this one's HTTP port."""
     host = settings.http_advertised_host or settings.http_host
-    if host in ("", "0.0.0.0", "::"):  # noqa: S104 - what any address is written as
+    if host in ("", "0.0.0.0", "::"):  # noqa: S104 - compared, not bound
         host = socket.gethostname()
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _tasks(topology: Topology, partitions: Mapping[str, int]) -> set[str] | None:
-    """All tasks that the app has; ``None`` where that depends on topics that may still come."""
+    """The ids of all tasks of the app; ``None`` if a pattern may match topics that are created later."""
     if any(not isinstance(topic, str) for topic in topology.input_topics):
         return None
     return {
@@ -615,21 +623,21 @@ def _tasks(topology: Topology, partitions: Mapping[str, int]) -> set[str] | None
 def _routes(
     worker: Worker, watchdog: Watchdog, replicas: Replicas, program: Metrics, *, reasons: bool
 ) -> dict[str, Callable[[], Response]]:
-    """What is answered; ``reasons`` may be given to every caller that asks for health."""
+    """The routes for metrics and health. With ``reasons``, health responses name the causes of failures."""
     metrics = WorkerMetrics(worker, watchdog, replicas, program)
 
-    def told(stalls: list[Stall], trouble: Trouble | None) -> Response:
-        shown = [f"stalled: {stall if reasons else stall.partition}\n" for stall in stalls]
+    def health(stalls: list[Stall], trouble: Trouble | None) -> Response:
+        lines = [f"stalled: {stall if reasons else stall.partition}\n" for stall in stalls]
         if trouble is not None:
-            shown.append(f"other workers unknown{f': {trouble}' if reasons else ''}\n")
-        return Response(503, "".join(shown).encode()) if shown else Response(200, b"ok\n")
+            lines.append(f"other workers unknown{f': {trouble}' if reasons else ''}\n")
+        return Response(503, "".join(lines).encode()) if lines else Response(200, b"ok\n")
 
     def healthy() -> Response:
-        # Who asks this restarts the process: not where that is of no use.
+        # An orchestrator restarts an unhealthy process, so only problems that a restart may fix count.
         trouble = replicas.trouble
-        return told(
-            [stall for stall in watchdog.stalls if stall.mended_by_restart],
-            trouble if trouble is not None and trouble.mended_by_restart else None,
+        return health(
+            [stall for stall in watchdog.stalls if stall.fixed_by_restart],
+            trouble if trouble is not None and trouble.fixed_by_restart else None,
         )
 
     def ready() -> Response:
@@ -637,7 +645,7 @@ def _routes(
             return Response(503, f"{worker.state.value}\n".encode())
         if not worker.ready:
             return Response(503, b"restoring stores\n")
-        return told(list(watchdog.stalls), replicas.trouble)
+        return health(list(watchdog.stalls), replicas.trouble)
 
     return {
         "/metrics": lambda: Response(200, metrics.exposition(), metrics.content_type),
@@ -652,6 +660,6 @@ def _refuse_async_callbacks(settings: Settings) -> None:
             if callable(value) and is_asynchronous(value):
                 raise ConfigurationError(
                     f"{kind}={{{name!r}: …}} is async ({location(value)}): "
-                    "the client calls it and awaits nothing",
-                    hint="give it a plain function",
+                    "the Kafka client calls it without awaiting the result",
+                    hint="use a plain function",
                 )

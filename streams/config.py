@@ -1,4 +1,4 @@
-"""The settings of an app: from keyword arguments and from the environment, checked before anything starts."""
+"""The settings of an app, from keyword arguments and the environment; checked before anything starts."""
 
 from __future__ import annotations
 
@@ -20,141 +20,149 @@ PREFIX = "STREAMS_"
 Seconds = Annotated[float, Meta(gt=0)]
 
 CLIENT_SETTINGS = ("client", "consumer", "producer")
-"""The settings that are librdkafka's own."""
+"""The settings whose values are librdkafka's own settings."""
 
-# Read by other parts of this library, not settings of an app.
+# Environment variables of other parts of this library; they are not settings of an app.
 _ELSEWHERE = {"STREAMS_CACHE_DIR", "STREAMS_LOCAL_KAFKA_DIR", "STREAMS_SHARED_DATA"}
-# Kubernetes announces services called "streams" or "streams-…" with variables like these.
+# Kubernetes sets such variables for services called "streams" or "streams-…".
 _KUBERNETES = re.compile(r"STREAMS_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_\w+)?)")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How an app runs, as opposed to what it computes. Durations are seconds, sizes records or bytes.
 
-    Each may be given as a keyword argument of ``App`` or as the environment variable ``STREAMS_`` + its
-    upper-case name; the environment wins, so that an operator need not touch the program. ``client``,
-    ``consumer`` and ``producer`` are librdkafka's own settings (in the environment: a JSON object) and go to
-    all clients, to consumers, to producers.
+    Each setting is a keyword argument of ``App``, or the environment variable ``STREAMS_`` + its upper-case
+    name. The environment overrides the argument, so that an operator need not change the program. ``client``,
+    ``consumer`` and ``producer`` are librdkafka's own settings (in the environment: a JSON object), for all
+    clients, for consumers and for producers.
     """
 
     bootstrap_servers: str | None = None
-    """Where to find the cluster; else ``KAFKA_BOOTSTRAP_SERVERS``, else a local Kafka that is running."""
+    """The cluster; default: ``KAFKA_BOOTSTRAP_SERVERS``, else a local Kafka that is running."""
 
     guarantee: Literal["exactly_once", "at_least_once"] = "exactly_once"
-    """Whether results and input offsets are committed in one transaction, or offsets after results."""
+    """Commit results and input offsets in one transaction, or commit offsets after results."""
 
     group_protocol: Literal["auto", "consumer", "classic"] = "auto"
-    """How the group is joined: ``consumer`` is KIP-848; ``auto`` takes it where the broker offers it."""
+    """The group protocol: ``consumer`` is KIP-848; ``auto`` uses it if the broker supports it."""
 
     group_instance_id: str | None = None
-    """Static membership (KIP-345): a restart within the session moves nothing. Gets the worker's number."""
+    """Static membership (KIP-345): a restart within the session moves no partitions.
+
+    The worker's number is appended."""
 
     offset_reset: Literal["earliest", "latest"] = "earliest"
-    """Where a group begins in a topic of which it has committed nothing; ``latest`` is committed first."""
+    """Where a group starts in a topic without committed offsets; with ``latest`` it commits them first."""
 
     out_of_range_reset: Literal["fail", "earliest", "latest"] = "fail"
-    """What to do where the log no longer has a group's next offset: stop, or leave out what is between."""
+    """What to do if the log no longer has a group's next offset: stop, or skip to one of its ends."""
 
     commit_interval: Seconds = 1.0
     """The longest time between commits while there is a backlog."""
 
     shortest_commit_interval: Seconds = 0.02
-    """The shortest time between commits when the worker has caught up: latency against commits a second."""
+    """The shortest time between commits when the worker has caught up: lower latency or fewer commits."""
 
     transaction_timeout: Seconds = 10.0
-    """After this the broker aborts a transaction whose worker is gone, and its readers go on."""
+    """After this time the broker aborts the transaction of a worker that died; readers wait until then."""
 
     poll_deadline: Seconds = 300.0
-    """A worker that does not poll for this long is evicted. One record's processing must stay below it."""
+    """A worker that does not poll for this long is evicted. Processing one record must take less."""
 
     session_timeout: Seconds = 45.0
-    """Failover time of a killed worker with protocol ``classic``; with ``consumer`` the group sets it."""
+    """Failover time of a killed worker with protocol ``classic``; with ``consumer`` the broker sets it."""
 
     max_poll_records: Annotated[int, Meta(gt=0)] = 10_000
-    """The largest batch of records taken from the client at once."""
+    """The maximum number of records per poll."""
 
     dead_letter_topic: str | None = None
-    """Where dead letters go; ``<app>-dead-letters`` unless set. Created if it does not exist."""
+    """The topic for dead letters; default: ``<app>-dead-letters``. Created if it does not exist."""
 
     dead_letter_limit: Annotated[float, Meta(gt=0, le=1)] = 0.5
-    """The share of the last records that may become dead letters before the worker stops; 1 for any."""
+    """The share of the last records that may become dead letters before the worker stops; 1 is no limit."""
 
     dead_letter_window: Annotated[int, Meta(gt=0)] = 1_000
-    """Over how many records, at least, that share is taken."""
+    """The minimum number of records over which that share is measured."""
 
     create_topics: bool = False
-    """Create missing output topics, with as many partitions as the largest input, kept for ever."""
+    """Create missing output topics, with the largest input's number of partitions and no retention limit."""
 
     worker_id: str | None = None
-    """Unique among the app's machines, stable over restarts; the host's name unless set. As above."""
+    """Unique among the app's machines, stable over restarts; default: the host's name.
+
+    The worker's number is appended."""
 
     state_dir: str | None = None
-    """Where a worker keeps what is its own; a folder in the user's cache unless set."""
+    """The folder for a worker's own files; default: a folder in the user's cache."""
 
     state_store: Literal["rocksdb", "memory"] = "rocksdb"
-    """Where stores are kept: on disk under ``state_dir``, or in memory, restored at every start."""
+    """Keep stores on disk under ``state_dir``, or in memory, where they are restored at every start."""
 
     state_memory_mb: Annotated[int, Meta(ge=8)] = 96
-    """Memory for all RocksDB stores of a worker together: caches and what is not flushed yet."""
+    """Memory for all RocksDB stores of a worker together: block cache and write buffers."""
 
     state_buffer_mb: Annotated[int, Meta(gt=0)] = 64
-    """Commit early when the changes of stores since the last commit take about as much memory."""
+    """Commit early when the uncommitted changes of stores take about this much memory."""
 
     state_cleanup_delay: Seconds = 600.0
-    """What a worker keeps of tasks that have gone elsewhere is deleted after this."""
+    """Delete the stores of tasks that moved to other workers after this time."""
 
     standby_replicas: Annotated[int, Meta(ge=0)] = 0
-    """How many workers may be gone at once and their tasks go on from copies; the same for all workers."""
+    """Standby replicas of each task: this many workers may fail at once. The same for all workers."""
 
     http_host: str = "127.0.0.1"
-    """Address of the port below."""
+    """The address on which ``http_port`` is opened."""
 
     http_advertised_host: str | None = None
-    """Where other workers reach this one's port; ``http_host``, or if that is any address the host's name."""
+    """The host under which other workers reach this one's port.
+
+    Default: ``http_host``, or the host's name if that is a wildcard address."""
 
     http_port: Annotated[int, Meta(ge=0, le=65535)] | None = None
-    """Serve ``/metrics``, ``/healthz``, ``/readyz`` here; further workers on the ports above. Else off."""
+    """Serve ``/metrics``, ``/healthz``, ``/readyz`` and stores on this port; further workers use the next
+    ports. Off by default."""
 
     http_token: Annotated[str, Meta(pattern=r"^[!-~]{8,}$")] | None = None
-    """What metrics and state are asked with: ``Authorization: Bearer <token>``. The same for all workers."""
+    """Required for metrics and state: ``Authorization: Bearer <token>``. The same for all workers."""
 
     http_tls_certificate: str | None = None
-    """A file with the certificate of the HTTP port (PEM), which then speaks HTTPS; needs the next one too."""
+    """A file (PEM) with the certificate of the HTTP port, which then uses HTTPS; needs ``http_tls_key``."""
 
     http_tls_key: str | None = None
-    """A file with the certificate's private key (PEM)."""
+    """A file (PEM) with the certificate's private key."""
 
     http_tls_ca: str | None = None
-    """A file with the authorities (PEM) that check other workers' certificates; else the system's."""
+    """A file (PEM) with the authorities that sign other workers' certificates; default: the system's."""
 
     stall_timeout: Seconds = 60.0
-    """A partition that has lag and makes no progress for this long is logged, and makes readiness bad."""
+    """A partition with lag and without progress for this long is logged, and readiness fails."""
 
     stall_exit: bool = False
-    """End the process then, with exit code 12, where a restart may help: for a supervisor to make one."""
+    """Exit on a stall that a restart may fix, with code 12, so that a supervisor restarts the worker."""
 
     shutdown_timeout: Seconds = 10.0
-    """How long a stop may take before the worker gives up what it is doing."""
+    """The maximum duration of a stop; after it the process exits without finishing its work."""
 
     log_format: Literal["auto", "console", "json"] = "auto"
-    """Where the process is the worker's own (``streams run``): ``auto``, for people on a terminal, JSON
-    lines otherwise. In another program, its own configuration of ``logging`` says how lines are written."""
+    """The log format of ``streams run``: ``auto`` is ``console`` on a terminal, and JSON lines otherwise.
+
+    In any other program, its own configuration of ``logging`` applies."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least important level logged there."""
+    """The lowest level that ``streams run`` logs."""
 
     client: dict[str, Any] = {}
     consumer: dict[str, Any] = {}
     producer: dict[str, Any] = {}
 
     def __repr__(self) -> str:
-        """As they may be shown: without secrets."""
-        shown = without_secrets({name: getattr(self, name) for name in self.__struct_fields__})
-        shown |= {name: without_secrets(getattr(self, name)) for name in CLIENT_SETTINGS}
-        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+        """The settings without secrets."""
+        view = without_secrets({name: getattr(self, name) for name in self.__struct_fields__})
+        view |= {name: without_secrets(getattr(self, name)) for name in CLIENT_SETTINGS}
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in view.items())})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """The same, where the library ``rich`` shows objects, e.g. in a traceback with local variables."""
+        """The same for the library ``rich``, e.g. in a traceback with local variables."""
         return [("", repr(self))]
 
 
@@ -202,9 +210,9 @@ class SettingsArguments(TypedDict, total=False):
 
 
 def load_settings(arguments: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
-    """Settings from keyword arguments and the environment.
+    """Load settings from keyword arguments and the environment.
 
-    Raises ``ConfigurationError`` for a name that is no setting and for a value of the wrong type or range.
+    Raises ``ConfigurationError`` for an unknown name and for a value of the wrong type or range.
     """
     for name in arguments:
         if name not in Settings.__struct_fields__:
@@ -219,17 +227,17 @@ def load_settings(arguments: Mapping[str, Any], environment: Mapping[str, str]) 
             if _KUBERNETES.fullmatch(variable):
                 continue
             raise ConfigurationError(
-                f"environment variable {variable} is no setting", hint=_closest(name, PREFIX)
+                f"environment variable {variable} is not a setting", hint=_closest(name, PREFIX)
             )
         values[name] = read_setting(name, text, f"environment variable {variable}")
     return Settings(**values)
 
 
 def read_setting(name: str, text: str, source: str) -> Any:
-    """The value of a setting that is given as text, in the environment or on a command line.
+    """Parse the text of a setting from the environment or the command line.
 
-    ``source`` says where it was given, for errors. Raises ``ConfigurationError`` for a name that is no
-    setting and for a value of the wrong type or range.
+    ``source`` is where the text came from, for errors. Raises ``ConfigurationError`` for an unknown name and
+    for a value of the wrong type or range.
     """
     if name not in Settings.__struct_fields__:
         raise ConfigurationError(f"{source}: unknown setting {name!r}", hint=_closest(name))
@@ -238,12 +246,14 @@ def read_setting(name: str, text: str, source: str) -> Any:
         try:
             value = msgspec.json.decode(text)
         except msgspec.DecodeError as error:
-            raise ConfigurationError(f"{source} is no JSON: {error}") from error
+            raise ConfigurationError(
+                f"{source} is not JSON: {error}", hint='write a JSON object, e.g. {"linger.ms": 5}'
+            ) from error
     return getattr(_convert({name: value}, lambda _: source, strict=False), name)
 
 
 def _convert(values: Mapping[str, Any], source: Callable[[str], str], *, strict: bool) -> Settings:
-    """The settings of these values; ``source`` says of a setting's name where its value was given."""
+    """Convert values to settings; ``source`` returns where a setting's value came from, for errors."""
     try:
         return msgspec.convert(dict(values), Settings, strict=strict)
     except msgspec.ValidationError as error:
@@ -256,7 +266,7 @@ def _convert(values: Mapping[str, Any], source: Callable[[str], str], *, strict:
 
 
 def _choices(name: str) -> str | None:
-    """The values that a setting may have, if these can be listed."""
+    """A hint with the allowed values of a setting, if they can be listed."""
     allowed = get_type_hints(Settings).get(name)
     return f"one of: {', '.join(get_args(allowed))}" if get_origin(allowed) is Literal else None
 

@@ -1,37 +1,37 @@
-"""The one exception tree.
+"""All exceptions that this library raises on purpose.
 
-Each class is named by what it means to the caller; ``exit_code`` is what the command line ends with.
+Each class is named after what it means to the caller; ``exit_code`` is the exit code of the command line.
 
 ::
 
     StreamsError                      1   a bug in this library, or a base class to catch everything
     ├── ConfigurationError            2   a setting, name or argument is wrong; nothing was started
     │   └── TopologyError             2   the program does not describe a runnable topology
-    ├── BrokerError                   3   the broker said no, or said nothing
-    │   ├── BrokerUnreachable         3   no broker answered within the time given
-    │   ├── TopicError                3   a topic is missing or has another shape than needed
-    │   ├── Retriable                 3   nothing happened: the same call may be made again
-    │   ├── TransactionAborted        3   the transaction cannot commit: abort, rewind, go on
-    │   ├── OutcomeUnknown            3   committed or not? new producer, read back, rewind
+    ├── BrokerError                   3   the broker rejected a call, or did not answer
+    │   ├── BrokerUnreachable         3   no broker answered before the time-out
+    │   ├── TopicError                3   a topic is missing, or does not fit the topology
+    │   ├── Retriable                 3   the call had no effect and may be repeated
+    │   ├── TransactionAborted        3   the transaction cannot commit: abort, rewind, continue
+    │   ├── OutcomeUnknown            3   fenced, or commit unknown: new producer, read back, rewind
     │   ├── RecordRefused             3   one record can never be written (too large, …)
-    │   │   └── TopicMissing          3   … as its topic does not exist
-    │   ├── RecordsRefused            3   records that were queued were refused by the broker
-    │   └── FatalBrokerError          3   this client can do nothing any more
-    │       └── AccessDenied         10   the cluster does not let this client in, or not do what it must
-    │           ├── NotAuthenticated 10   no connection: a password, token or certificate does not fit
-    │           └── NotAuthorized    10   the cluster knows the client, which lacks a right (an ACL)
+    │   │   └── TopicMissing          3   … because its topic does not exist
+    │   ├── RecordsRefused            3   the broker rejected records that were already queued
+    │   └── FatalBrokerError          3   the client cannot be used any more
+    │       └── AccessDenied         10   the cluster denies access to this client
+    │           ├── NotAuthenticated 10   no connection: wrong password, token or certificate
+    │           └── NotAuthorized    10   the client is authenticated, but lacks a right (an ACL)
     ├── ProcessingError               4   user code or a serde failed on a record, under policy ``fail``
     ├── DeadLetterLimitExceeded       5   too large a share of the input became dead letters
     ├── OffsetOutOfRange             11   records were deleted before they were processed
     ├── Stalled                      12   a partition made no progress and ``stall_exit`` is set
-    ├── NotCommitted                 13   stopped as asked, with something processed that is not committed
-    ├── WorkersFailed                 6   workers died faster than the restart limit allows
+    ├── NotCommitted                 13   stopped on request, but could not commit everything processed
+    ├── WorkersFailed                 6   workers died more often than the restart limit allows
     ├── LocalKafkaError               7   the local Kafka could not be set up, started or stopped
     ├── StateError                    8   state on disk or in a changelog topic cannot be used as it is
-    └── QueryError                    9   a question about a store makes no sense: its kind, key or range
+    └── QueryError                    9   a query is invalid: wrong kind of store, key or range
         ├── UnknownStore              9   the app has no such store
-        └── StateUnavailable          9   nobody can answer now: ask again later
-            └── HeldElsewhere         9   another replica may answer
+        └── StateUnavailable          9   the state is not available now: try again later
+            └── HeldElsewhere         9   another worker has the partition
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
 
 class StreamsError(Exception):
-    """Base of every error this library raises on purpose.
+    """Base class of every error that this library raises on purpose.
 
-    ``hint`` says what to do about it and is shown on a line of its own.
+    ``hint`` says what to do about it and is printed on a separate line.
     """
 
     exit_code = 1
@@ -57,7 +57,7 @@ class StreamsError(Exception):
 
     @property
     def message(self) -> str:
-        """What went wrong, without the hint."""
+        """The message without the hint."""
         return super().__str__()
 
     def __str__(self) -> str:
@@ -72,42 +72,42 @@ class ConfigurationError(StreamsError):
 
 
 class TopologyError(ConfigurationError):
-    """The program does not describe a runnable topology, e.g. a step leads nowhere."""
+    """The program does not describe a runnable topology, e.g. the output of a step is not used."""
 
 
 class BrokerError(StreamsError):
-    """The broker refused a call, or did not answer it."""
+    """The broker rejected a call, or did not answer it."""
 
     exit_code = 3
 
 
 class BrokerUnreachable(BrokerError):
-    """No broker answered within the time given."""
+    """No broker answered before the time-out."""
 
 
 class TopicError(BrokerError):
-    """A topic is missing, or has another shape than the topology needs."""
+    """A topic is missing, or does not fit the topology, e.g. by its number of partitions."""
 
 
 class Retriable(BrokerError):
-    """The call had no effect and may be made again as it is."""
+    """The call had no effect and may be repeated unchanged."""
 
 
 class TransactionAborted(BrokerError):
-    """The open transaction cannot commit: abort it, rewind to the committed offsets, go on."""
+    """The open transaction cannot commit: abort it, rewind to the committed offsets, continue."""
 
 
 class OutcomeUnknown(BrokerError):
     """The producer is fenced, or a commit may or may not have happened.
 
-    The same producer must not be used again: make a new one, read the committed offsets back, rewind to them.
+    The producer must not be used again: create a new one, read the committed offsets back, rewind to them.
     """
 
 
 class RecordRefused(BrokerError):
-    """The record at ``position`` of the output given can never be written, e.g. because it is too large.
+    """The record at ``position`` of the output can never be written, e.g. because it is too large.
 
-    Records before ``position`` were accepted, those after it were not yet offered.
+    Records before ``position`` were queued, those after it were not.
     """
 
     def __init__(self, message: str, *, position: int, hint: str | None = None) -> None:
@@ -116,9 +116,10 @@ class RecordRefused(BrokerError):
 
 
 class RecordsRefused(BrokerError):
-    """The broker refused records that were already queued, each for a reason of its own.
+    """The broker rejected records that were already queued, each for its own reason.
 
-    ``Producer.take_refused`` returns which. Other records of the same requests were not written either.
+    ``Producer.take_refused`` returns these records. Other records of the same produce requests were not
+    written either.
     """
 
 
@@ -135,21 +136,21 @@ class TopicMissing(RecordRefused):
 
 
 class FatalBrokerError(BrokerError):
-    """The client is in a state it cannot leave."""
+    """The client is in a fatal state and cannot be used any more."""
 
 
 class AccessDenied(FatalBrokerError):
-    """The cluster does not let this client in, or does not let it do what it must."""
+    """The cluster does not accept this client, or denies it an operation that it needs."""
 
     exit_code = 10
 
 
 class NotAuthenticated(AccessDenied):
-    """No connection comes about: TLS fails, or the broker does not accept the client's credentials."""
+    """The connection fails: TLS fails, or the broker does not accept the client's credentials."""
 
 
 class Right(NamedTuple):
-    """A right in the words of Kafka's access control lists, e.g. ``READ`` on the ``topic`` ``orders``."""
+    """A right as in Kafka's access control lists (ACLs), e.g. ``READ`` on the ``topic`` ``orders``."""
 
     operation: str
     resource: str
@@ -164,7 +165,7 @@ class Right(NamedTuple):
 
 
 class NotAuthorized(AccessDenied):
-    """The client lacks ``rights``. ``principal`` is who the cluster takes it for, where that is known."""
+    """The client lacks ``rights``. ``principal`` is the client's name in ACLs, if it is known."""
 
     def __init__(self, doing: str, rights: Iterable[Right], *, principal: str | None = None) -> None:
         self.rights = tuple(dict.fromkeys(rights))
@@ -174,12 +175,12 @@ class NotAuthorized(AccessDenied):
         super().__init__(f"{lacks} {which} ({doing})", hint="\n        ".join(self._commands()))
 
     def _commands(self) -> list[str]:
-        """What an administrator may do about it."""
+        """The commands with which an administrator grants the rights."""
         operations: dict[tuple[str, str], list[str]] = {}
         for right in self.rights:
             operations.setdefault((right.resource, right.name), []).append(right.operation)
         who = shlex.quote(self.principal) if self.principal else "User:NAME"
-        commands = ["grant what is missing, e.g.:"]
+        commands = ["grant the missing rights, e.g.:"]
         for (resource, name), wanted in operations.items():
             options = " ".join(f"--operation {operation}" for operation in wanted)
             where = f"--{resource.replace(' ', '-')}" + (f" {shlex.quote(name)}" if name else "")
@@ -200,25 +201,28 @@ class DeadLetterLimitExceeded(StreamsError):
 
 
 class OffsetOutOfRange(StreamsError):
-    """An input's log has no such offset as comes next: records were deleted before they were processed."""
+    """An input's next offset is no longer in the log: records were deleted before they were processed."""
 
     exit_code = 11
 
 
 class Stalled(StreamsError):
-    """A partition made no progress for ``stall_timeout``, which a restart may mend."""
+    """A partition made no progress for ``stall_timeout``, and a restart may fix it."""
 
     exit_code = 12
 
 
 class NotCommitted(StreamsError):
-    """A worker was stopped, and could not commit what it had processed: that will be processed again."""
+    """A worker was stopped and could not commit everything that it had processed.
+
+    What is not committed will be processed again.
+    """
 
     exit_code = 13
 
 
 class WorkersFailed(StreamsError):
-    """The supervised workers died faster than the restart limit allows."""
+    """The supervised workers died more often than the restart limit allows."""
 
     exit_code = 6
 
@@ -230,32 +234,32 @@ class LocalKafkaError(StreamsError):
 
 
 class StateError(StreamsError):
-    """State on disk or in a changelog topic cannot be used as it is, and must not be ignored either."""
+    """State on disk or in a changelog topic cannot be used as it is, and must not be ignored silently."""
 
     exit_code = 8
 
 
 class QueryError(StreamsError):
-    """A question about a store that has no answer, e.g. as the key is none of the store's type."""
+    """A query of a store is invalid, e.g. its key does not have the type of the store's keys."""
 
     exit_code = 9
 
 
 class UnknownStore(QueryError):
-    """The app has no store of that name that can be asked."""
+    """The app has no store of that name that can be queried."""
 
 
 class StateUnavailable(QueryError):
-    """The state is not there at the moment, e.g. as it is being restored: the question may be asked again."""
+    """The state is not available now, e.g. because it is being restored: the query may be repeated."""
 
 
 class HeldElsewhere(StateUnavailable):
-    """The partition of the store is not this worker's."""
+    """The partition of the store is not assigned to this worker."""
 
 
 def error_text(error: Exception) -> str:
-    """What an error says, also where user code makes that fail."""
+    """The message of an error, also if its ``__str__`` raises."""
     try:
         return error.message if isinstance(error, StreamsError) else str(error)
-    except Exception as also:  # noqa: BLE001 - the record's fate must not hang on its error's text
-        return f"({type(also).__name__} while putting it into words)"
+    except Exception as also:  # noqa: BLE001 - a failing __str__ must not change how the record is handled
+        return f"(no message: its __str__ raised {type(also).__name__})"

@@ -1,10 +1,10 @@
-"""The names of everything that is logged, in one place, and how logs are written.
+"""The names of all log events, and the configuration of logging.
 
-Lines go to the logger ``streams`` of Python's ``logging``, whatever the program that this library runs in has
-configured there or in structlog: who writes them, and how, is the program's to say.
+Log lines go to the logger ``streams`` of Python's ``logging``. The program that uses this library configures
+how they are written, through ``logging`` or structlog.
 
-Levels: ERROR data or service is at risk, WARNING unexpected but handled, INFO the state changed, DEBUG the
-rest. Values go into fields, never into the event's name.
+Levels: ERROR data or service is at risk, WARNING unexpected but handled, INFO a state change, DEBUG the rest.
+Values go into fields, never into the event's name.
 """
 
 from __future__ import annotations
@@ -21,95 +21,94 @@ if TYPE_CHECKING:
 
 
 class Event(StrEnum):
-    """What can happen, as written in the ``event`` field of a log line."""
+    """The ``event`` field of a log line."""
 
     WORKER_STARTED = "worker started"
     """INFO: settings are checked and the group is being joined."""
     WORKER_STOPPED = "worker stopped"
-    """INFO: everything processed is committed and the group was left."""
+    """INFO: everything processed is committed, and the worker has left the group."""
     CLOSE_FAILED = "close failed"
     """ERROR: the ``close`` of a ``step``'s processor, or of a ``resource``, raised."""
     WORKER_FAILED = "worker failed"
     """ERROR: the worker ends because of ``error``; see the exit codes."""
     STOP_REQUESTED = "stop requested"
-    """INFO: a signal asked for a graceful stop."""
+    """INFO: a signal requested a graceful stop."""
     STOP_OVERDUE = "stop overdue"
-    """ERROR: a stop takes longer than ``shutdown_timeout``: the process ends with ``code``; what hangs."""
+    """ERROR: a stop takes longer than ``shutdown_timeout``: the process exits with ``code``; what it did."""
     PARTITIONS_ASSIGNED = "partitions assigned"
-    """INFO: these were added to what this worker holds."""
+    """INFO: these partitions were assigned to this worker, in addition to those it has."""
     PARTITIONS_REVOKED = "partitions revoked"
-    """INFO: these were committed and given up."""
+    """INFO: these partitions were committed and released."""
     PARTITIONS_LOST = "partitions lost"
-    """WARNING: the group went on without this worker; what was not committed is dropped."""
+    """WARNING: the group has evicted this worker; uncommitted work is discarded."""
     TRANSACTION_ABORTED = "transaction aborted"
-    """WARNING: nothing of it is visible; input is read again from the committed offsets."""
+    """WARNING: none of its records are visible; input is read again from the committed offsets."""
     OUTCOME_UNKNOWN = "commit outcome unknown"
-    """WARNING: a new producer was made; input is read again from what the broker has committed."""
-    """WARNING: the broker did not take a commit; it is tried again or the input is read again."""
+    """WARNING: a new producer was created; input is read again from the offsets that the broker has."""
     BROKER_TROUBLE = "broker trouble"
-    """WARNING: a call that may be made again failed; the worker keeps trying."""
+    """WARNING: a call that may be repeated failed; the worker keeps trying."""
     RECORD_REFUSED = "record refused"
-    """WARNING: the broker does not take a record; the transaction is repeated with its step's policy."""
+    """WARNING: the broker rejects a record; the transaction is repeated, and the step's policy applied."""
     DEAD_LETTERS = "dead letters"
-    """WARNING: records went to the dead-letter topic; at most one line a second and step."""
+    """WARNING: records went to the dead-letter topic; at most one line per second and step."""
     RECORDS_SKIPPED = "records skipped"
-    """WARNING: records of a global table's topic, or of the workers' directory, cannot be read: left out."""
+    """WARNING: records of a global table's topic, or of the workers' directory, cannot be read: skipped."""
     ORIGINALS_UNREAD = "originals unread"
     """WARNING: input records could not be read again within five seconds for their dead letters."""
     RECORD_RETRIED = "record retried"
-    """WARNING: user code failed on a record and is tried again after ``seconds``."""
+    """WARNING: user code failed on a record and is called again after ``seconds``."""
     PARTITION_STALLED = "partition stalled"
-    """ERROR: a partition has lag and made no progress for ``stall_timeout``; why, and what all threads do."""
+    """ERROR: a partition has lag and made no progress for ``stall_timeout``; the cause and all stacks."""
     WATCHDOG_FAILED = "watchdog failed"
-    """ERROR: a look at the worker's progress failed; it is tried again each second, and logged once."""
+    """ERROR: a check of the worker's progress failed; it is repeated each second, and logged once."""
     PARTITION_RECOVERED = "partition recovered"
     """INFO: a stalled partition makes progress again."""
     OFFSET_OUT_OF_RANGE = "offset out of range"
-    """WARNING: the log has no such offset any more; records are left out by ``out_of_range_reset``."""
+    """WARNING: the log no longer has the next offset; records are skipped by ``out_of_range_reset``."""
     STATE_DAMAGED = "state damaged"
-    """WARNING: the files of a task's stores are broken; they were moved aside and the stores start empty."""
+    """WARNING: the files of a task's stores are damaged; they were moved aside, and the stores are empty."""
     TOPIC_CREATED = "topic created"
-    """INFO: a topic the app needs did not exist."""
+    """INFO: a topic that the app needs did not exist."""
     GROUP_BEGINS = "group begins"
-    """INFO: where it begins with ``offset_reset=latest``, which is committed now."""
+    """INFO: the offsets at which the group starts with ``offset_reset=latest``, which are now committed."""
     PARTITIONS_FROM_BEGINNING = "partitions from their beginning"
-    """INFO: with ``offset_reset=latest``, partitions that came after the group had begun."""
+    """INFO: with ``offset_reset=latest``, partitions that were created after the group had started."""
     OWN_TOPICS_LEFT_OUT = "own topics left out"
     """INFO: patterns match topics that the app writes itself; they are not read."""
     KEYS_ELSEWHERE = "keys elsewhere"
     """WARNING: an input topic of stores was written with another partitioner than murmur2."""
     JOINED_KEYS_APART = "joined keys apart"
-    """WARNING: topics that are joined were placed by different partitioners: equal keys do not meet."""
+    """WARNING: joined topics were written with different partitioners: equal keys are not joined."""
     TOPIC_GONE = "topic gone"
-    """INFO: a topic that a pattern matched was deleted; its partitions are not waited for any more."""
+    """INFO: a topic that a pattern matched was deleted; its partitions are no longer waited for."""
     RESTORE_STARTED = "restore started"
-    """INFO: a task's stores are brought up to date from their changelogs before it goes on."""
+    """INFO: a task's stores are being restored from their changelogs before it processes records."""
     RESTORE_PROGRESS = "restore progress"
-    """INFO: every few seconds, with rate (records a second) and the time left."""
+    """INFO: every few seconds, with the rate (records per second) and the time left."""
     RESTORED = "restored"
     """INFO: a task's stores are up to date."""
     STANDBY_STARTED = "standby started"
-    """INFO: a copy of another worker's task is kept from now on; ``records`` are missing yet."""
+    """INFO: this worker starts a standby replica of a task; it still has to read ``records``."""
     STANDBY_READY = "standby ready"
-    """INFO: that copy is up to date."""
+    """INFO: the standby replica is up to date."""
     STANDBY_STOPPED = "standby stopped"
-    """INFO: the task cannot come here any more as workers are now; what the copy has stays on disk."""
+    """INFO: with the current workers the task cannot move here; the files of its replica stay on disk."""
     STANDBY_ABANDONED = "standby abandoned"
-    """ERROR: no replica of a task is kept any more, as its changelog or its files cannot be used."""
+    """ERROR: this worker keeps no replica of a task, because its changelog or its files cannot be used."""
     STANDBY_UNPLACED = "standby unplaced"
-    """WARNING: the group does not assign as foreseen, so it is not known which copies to keep."""
+    """WARNING: the group's assignment is not the predicted one, so the replicas to keep are not known."""
     STATE_REBUILT = "state rebuilt"
-    """WARNING: state on disk does not fit its changelog and is made from that anew; with the reason."""
+    """WARNING: state on disk does not match its changelog and is rebuilt from it; with the reason."""
     STORE_BEGINS_EMPTY = "store begins empty"
-    """WARNING: a store's changelog had to be made though the group is in the middle of the input already."""
+    """WARNING: a store's changelog was created although the group has already processed input."""
     AGGREGATE_BEGINS_EMPTY = "aggregate begins empty"
-    """WARNING: of several aggregates of a store, ``aggregates`` are new and have nothing of earlier records.
+    """WARNING: of a store's aggregates, ``aggregates`` are new and do not cover earlier records.
 
     They begin at ``since`` (milliseconds since the epoch), with the records from ``offsets`` on."""
     STATE_DELETED = "state deleted"
-    """INFO: a task has been elsewhere for ``state_cleanup_delay``: its stores are not kept here any more."""
+    """INFO: a task has run elsewhere for ``state_cleanup_delay``: its stores here were deleted."""
     TABLE_NOT_COMPACTED = "table not compacted"
-    """WARNING: a table's topic deletes records by age or size: a restore misses what it has deleted."""
+    """WARNING: a table's topic deletes records by age or size: a restore misses the deleted records."""
     SUPERVISOR_STARTED = "supervisor started"
     """INFO: workers are being started."""
     PROCESS_STARTED = "worker process started"
@@ -121,10 +120,10 @@ class Event(StrEnum):
 
 
 class Line(dict[str, Any]):
-    """What is logged: ``event`` and the fields beside it.
+    """A structured log line: ``event`` and its fields.
 
-    Formatters that know structured lines (structlog's, those for JSON) find a dictionary; others, which ask
-    for a text, get ``event field=value …``.
+    Formatters for structured lines (structlog's, those for JSON) receive a dictionary; others, which format
+    it as text, get ``event field=value …``.
     """
 
     def __str__(self) -> str:
@@ -138,7 +137,7 @@ _NO_FIELDS = {"event", "exc_info"}
 def _to_logging(
     logger: Any, method: str, line: MutableMapping[str, Any]
 ) -> tuple[tuple[Line], dict[str, Any]]:
-    # What structlog's ProcessorFormatter looks for, and the traceback where everybody else does.
+    # Attributes that structlog's ProcessorFormatter expects, and the traceback as logging expects it.
     extra = {"_logger": logger, "_name": method}
     return (Line(line),), {"extra": extra, "exc_info": line.get("exc_info")}
 
@@ -147,13 +146,13 @@ def configure_logging(
     form: Literal["auto", "console", "json"] = "auto",
     level: Literal["debug", "info", "warning", "error"] = "info",
 ) -> None:
-    """Write this library's logs to standard error: for people on a terminal, as JSON lines otherwise.
+    """Write this library's logs to standard error: readable text on a terminal, JSON lines otherwise.
 
-    For processes that do nothing else: it replaces the handlers of the logger ``streams``, and no other. What
-    librdkafka has to say comes along under the logger ``streams.librdkafka``.
+    It is for processes that only run a worker, and replaces the handlers of the logger ``streams`` and of no
+    other. The log lines of librdkafka are in the logger ``streams.librdkafka``.
     """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
-    # The default shows the local variables of every frame, passwords included.
+    # structlog's default prints the local variables of every frame, passwords included.
     plain = structlog.dev.plain_traceback
     renderer: Any = structlog.processors.JSONRenderer()
     if console:
@@ -178,15 +177,15 @@ def configure_logging(
 
 
 def program_logger(application: str) -> structlog.stdlib.BoundLogger:
-    """The logger for log lines of the program itself."""
+    """The logger for the program's own log lines."""
     logger: structlog.stdlib.BoundLogger = get_logger("streams.app").bind(app=application)
     return logger
 
 
 def get_logger(name: str = "streams") -> structlog.stdlib.BoundLogger:
-    """The logger of this library, or one below it.
+    """The logger of this library, or a child of it.
 
-    It has structlog's interface and none of its global configuration, which is the program's.
+    It has structlog's interface, but ignores structlog's global configuration, which belongs to the program.
     """
     logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
         logging.getLogger(name),

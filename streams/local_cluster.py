@@ -1,7 +1,7 @@
-"""The cluster on this machine that apps find by themselves: where it is noted, and whether it still runs.
+"""Find the local Kafka cluster that apps use by default, and check whether it is running.
 
-``devstack`` starts it and writes this down; an app reads addresses and processes, and needs neither Java nor
-a download for that. ``STREAMS_LOCAL_KAFKA_DIR`` names another folder for the note.
+``devstack`` starts the cluster and writes these files. An app only reads addresses and process ids from them,
+which needs neither Java nor a download. ``STREAMS_LOCAL_KAFKA_DIR`` sets another folder for the note.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A node's number, from 1, and its ports on 127.0.0.1.
+    """A node's number, counted from 1, and its ports on 127.0.0.1.
 
-    They are for clients, for the controllers' quorum and, in a cluster with security, for its clients.
+    ``port`` is for clients without security, ``controller_port`` for the controllers' quorum, and
+    ``secured_port`` for clients with security, if the cluster has it.
     """
 
     number: int
@@ -41,9 +42,9 @@ class Seat:
 
 @dataclass(frozen=True, slots=True)
 class ClusterRecord:
-    """What it takes to find a cluster's nodes again, as kept in the cluster's folder.
+    """The nodes of a cluster and their processes, stored in the cluster's folder.
 
-    A node without a process was stopped. ``heap_mb`` is for those who start it again.
+    A node without a process was stopped. ``heap_mb`` is the heap size with which nodes are started again.
     """
 
     folder: Path
@@ -53,10 +54,10 @@ class ClusterRecord:
 
     @classmethod
     def read(cls, folder: Path) -> ClusterRecord:
-        """The record in a folder.
+        """Read the record in a folder.
 
         :raises FileNotFoundError: there is none.
-        :raises LocalKafkaError: what is there is no record.
+        :raises LocalKafkaError: the file is not a valid record.
         """
         path = folder / "cluster.json"
         try:
@@ -70,12 +71,12 @@ class ClusterRecord:
             return cls(folder, facts["cluster_id"], facts["heap_mb"], nodes)
         except (ValueError, KeyError, TypeError) as error:
             raise LocalKafkaError(
-                f"{path} is no description of a cluster: {error!r}",
-                hint="give another folder, or remove this one and its records",
+                f"{path} does not describe a cluster: {error!r}",
+                hint="use another folder, or delete this one together with its data",
             ) from error
 
     def write(self) -> None:
-        """Replace the record in the folder."""
+        """Write the record to its folder, atomically."""
         nodes = [
             asdict(seat) | {"pid": process and process.pid, "started": process and process.started}
             for seat, process in self.nodes.items()
@@ -89,14 +90,14 @@ class ClusterRecord:
         return ",".join(seat.address for seat in self.nodes)
 
     def runs(self) -> bool:
-        """Whether a node's process has not ended."""
+        """Whether the process of at least one node is running."""
         return any(process is not None and process.status() is not None for process in self.nodes.values())
 
 
 def running() -> ClusterRecord | None:
-    """Find the user's detached cluster; ``None`` if none of its nodes runs.
+    """Find the user's detached cluster; ``None`` if none of its nodes is running.
 
-    :raises LocalKafkaError: the note of where it is cannot be read.
+    :raises LocalKafkaError: the note with the cluster's folder cannot be read.
     """
     try:
         note = note_file()
@@ -105,8 +106,8 @@ def running() -> ClusterRecord | None:
         return None
     except OSError as error:
         raise LocalKafkaError(
-            f"the note of which local Kafka runs cannot be read: {error}",
-            hint="name a cluster (bootstrap_servers), or another folder (STREAMS_LOCAL_KAFKA_DIR)",
+            f"the note with the local Kafka's folder cannot be read: {error}",
+            hint="set bootstrap_servers to a cluster, or STREAMS_LOCAL_KAFKA_DIR to another folder",
         ) from error
     if not record.runs():
         note.unlink(missing_ok=True)
@@ -115,29 +116,29 @@ def running() -> ClusterRecord | None:
 
 
 def note_file() -> Path:
-    """The file that names the folder of the user's detached cluster."""
+    """The path of the note, a file with the folder of the user's detached cluster."""
     base = os.environ.get("XDG_STATE_HOME") or home() / ".local" / "state"
     return Path(os.environ.get("STREAMS_LOCAL_KAFKA_DIR") or Path(base) / "streams") / "local-kafka.json"
 
 
 def write_note(folder: Path) -> None:
-    """Note in which folder the user's detached cluster is."""
+    """Write the folder of the user's detached cluster into the note."""
     write_atomically(note_file(), {"folder": str(folder)})
 
 
 def home() -> Path:
-    """The user's home folder. Raises ``LocalKafkaError`` where none is known."""
+    """The user's home folder. Raises ``LocalKafkaError`` if it is not known."""
     try:
         return Path.home()
     except RuntimeError as error:
         raise LocalKafkaError(
-            f"no folder for the local Kafka is known: {error}",
+            f"there is no folder for the local Kafka: {error}",
             hint="set STREAMS_CACHE_DIR and STREAMS_LOCAL_KAFKA_DIR, or HOME",
         ) from error
 
 
 def write_atomically(path: Path, content: object) -> None:
-    """Write a JSON file that readers see either as it was or complete."""
+    """Replace a JSON file atomically: readers see the old or the new content, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     draft.write_text(json.dumps(content, indent=1), encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Origins of records, preserved through internal topics: the input record's topic, partition and offset.
+"""The origin of a record: topic, partition and offset of its input record, also through internal topics.
 
 In an internal topic the origin is a prefix of the value: ``MAGIC``, its length, topic, partition and offset.
-Headers could hold it too, but would double the cost of producing a record, and belong to the user.
+A header would cost as much again as producing the record, and headers belong to the user.
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ _PLACE = struct.Struct(">iq")
 _OFFSET = struct.Struct(">q")
 
 _SHORTEST = len(MAGIC) + _LENGTH.size + 1 + _PLACE.size
-"""The length of an origin whose topic's name has one character."""
+"""The length in bytes of the shortest origin, whose topic's name is one letter."""
 
 _RESULT = 0x8000
-"""The bit of the length that marks a result, of an aggregate or a timer, as opposed to an input record."""
+"""A flag in the length: the record is the result of an aggregate or a timer, not the input record itself."""
 
 
 class Origin(NamedTuple):
-    """The input record from which a record was made; for a result of several records, the last of them.
+    """The input record from which a record was computed; the last of them for the result of several.
 
-    For a record made by a timer, ``topic`` is the step's name and ``offset`` is -1.
+    If a timer made the record, ``topic`` is the step's name and ``offset`` is -1.
     """
 
     topic: str
     partition: int
     offset: int
     is_result: bool = False
-    """Whether it is the result of several records, or of a timer, so that its bytes are not the input's."""
+    """Whether it is the result of several records or of a timer: its bytes are then not the input's."""
 
     def __str__(self) -> str:
         return f"{self.topic}-{self.partition} offset {self.offset}"
 
 
 def origin_of(batch: Batch[object, object], row: int) -> Origin:
-    """The input record of a row."""
+    """The input record from which a row was computed."""
     (trace,) = batch.traces([row])
     return _decoded(trace, is_result=isinstance(batch.fetched, SyntheticBatch))
 
 
 def described(batch: Batch[object, object], row: int) -> str:
-    """A row's origin as text, for errors."""
+    """Describe a row for an error: its input record, and what was made of it."""
     fetched, origin = batch.fetched, origin_of(batch, row)
     if isinstance(fetched, SyntheticBatch):
         timer = fetched.topic == fetched.step
@@ -77,7 +77,7 @@ def described(batch: Batch[object, object], row: int) -> str:
 
 
 def place_read(batch: Batch[object, object], row: int) -> str | None:
-    """The coordinates of a row in an internal topic; ``None`` if it was read from an input topic."""
+    """The place in an internal topic from which a row was read; ``None`` if it came from an input topic."""
     fetched = batch.fetched
     if not isinstance(fetched, Relayed):
         return None
@@ -106,7 +106,7 @@ def _encoded(trace: Trace, *, is_result: bool) -> bytes:
 
 
 def with_origins(values: Sequence[bytes | None], batch: Batch[object, object]) -> list[bytes | None]:
-    """The values of a batch for an internal topic: each with the origin of its row as prefix."""
+    """The values of a batch as written to an internal topic: each with the origin of its row as a prefix."""
     fetched = batch.fetched
     if isinstance(fetched, (SyntheticBatch, Relayed)):
         is_result = isinstance(fetched, SyntheticBatch)
@@ -114,13 +114,13 @@ def with_origins(values: Sequence[bytes | None], batch: Batch[object, object]) -
             _encoded(trace, is_result=is_result) for trace in batch.traces(range(len(batch)))
         )
     else:
-        # One topic and partition for all rows: only the offset differs.
+        # All rows have the same topic and partition: only the offset differs.
         whole = _encoded((fetched.topic, fetched.partition, 0), is_result=False)
         head, pack = whole[: -_OFFSET.size], _OFFSET.pack
         if all(values):
             begin = MAGIC + head
             pack_whole = struct.Struct(f">{len(begin)}sq").pack
-            # Runs in C throughout.
+            # Both maps run in C, without a Python call per record.
             heads: Iterable[bytes] = map(pack_whole, repeat(begin), batch.offsets)
             return list(map(bytes.__add__, heads, cast("Sequence[bytes]", values)))
         traces = (head + pack(offset) for offset in batch.offsets)
@@ -131,7 +131,7 @@ def with_origins(values: Sequence[bytes | None], batch: Batch[object, object]) -
 
 
 def without_origin(value: bytes | None) -> bytes | None:
-    """A value of an internal topic without the prefix of its origin."""
+    """A value of an internal topic without the origin before it."""
     length = 0 if value is None else _length(value)
     if value is None or (length and value[:4] == MAGIC_NULL):
         return None
@@ -139,7 +139,7 @@ def without_origin(value: bytes | None) -> bytes | None:
 
 
 def _length(value: bytes) -> int:
-    """The length of a value's origin; 0 if there is none, as other programs may write to the topic."""
+    """The length of a value's origin in bytes; 0 if it has none, e.g. because another program wrote it."""
     if len(value) < _SHORTEST or value[:4] not in {MAGIC, MAGIC_NULL}:
         return 0
     length: int = _LENGTH.unpack_from(value, len(MAGIC))[0] & ~_RESULT
@@ -147,7 +147,7 @@ def _length(value: bytes) -> int:
 
 
 class Relayed:
-    """``Fetched`` for the records of an internal topic: values without origins, and the origins.
+    """The ``Fetched`` of an internal topic: its values without origins, and the origins.
 
     Records without an origin, from other programs or earlier versions, are their own origin.
     """
@@ -160,7 +160,7 @@ class Relayed:
         self._fetched = fetched
         self._payloads = fetched.values()
         self._length = _common_length(self._payloads)
-        """The common length of all origins; 0 if they differ."""
+        """The length of all origins in bytes if it is the same for all, else 0."""
         if self._length:
             column = cast("list[bytes]", self._payloads)
             self._values: list[bytes | None] = list(map(itemgetter(slice(self._length, None)), column))
@@ -194,7 +194,7 @@ class Relayed:
 
     @property
     def tracer(self) -> Callable[[Rows], Iterable[Trace]]:
-        """A function that returns the origins of rows; it only references the payloads."""
+        """A function that returns the encoded origins of rows. It keeps only the payloads in memory."""
         offsets = None if self._length else self._fetched.offsets()
         return partial(_origins, self._payloads, self._length, self.topic, self.partition, offsets)
 
@@ -218,7 +218,7 @@ def _origins(
 
 
 def _common_length(payloads: Sequence[bytes | None]) -> int:
-    """The common length of the origins of all values; 0 if they differ."""
+    """The length in bytes of the origins before all values if it is the same for all, else 0."""
     first = payloads[0] if payloads else None
     if first is None or first[:4] != MAGIC:
         return 0
@@ -228,5 +228,5 @@ def _common_length(payloads: Sequence[bytes | None]) -> int:
         same = all(map(bytes.startswith, column, repeat(first[:6])))
         return length if same and min(map(len, column)) >= length else 0
     except TypeError:
-        # A null among them, as earlier versions wrote tombstones without an origin.
+        # One of the values is null: earlier versions wrote null values without an origin.
         return 0

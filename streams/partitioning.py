@@ -1,4 +1,4 @@
-"""Where a keyed record goes: the Java clients' default partitioner, so that topics written by either join."""
+"""The default partitioner of the Java clients (murmur2), so that topics written by either can be joined."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def murmur2(key: bytes) -> int:
 
 
 def partition_for(key: bytes, partitions: int) -> int:
-    """The partition, of ``partitions``, that Java clients give a record with this key.
+    """The partition, of ``partitions``, to which Java clients write a record with this key.
 
-    Records without a key have no partition of their own: a producer may put them anywhere.
+    A producer may write records without a key to any partition.
     """
     return (murmur2(key) & _POSITIVE) % partitions

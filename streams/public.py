@@ -1,4 +1,4 @@
-"""The public names, which the package itself has too; everything else may change between versions."""
+"""The public names, which the package re-exports; everything else may change between versions."""
 
 from streams.aggregates import (
     Aggregate,

@@ -1,4 +1,4 @@
-"""Secrets stay out of everything that is shown: logs, errors and descriptions of settings."""
+"""Remove secrets from logs, errors and descriptions of settings."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 HIDDEN = "***"
-"""What is shown in place of a secret."""
+"""The replacement for a secret."""
 
 _SECRET = re.compile(r"password|passphrase|secret|key\.pem$|^http_token$|^sasl\.oauthbearer\.config$")
 _USER_INFO = re.compile(r"(?<=://)[^/@\s\"']+@")
 
 
 def is_secret(name: str) -> bool:
-    """Whether a setting of that name, of an app or of librdkafka, has a value that nobody is to see."""
+    """Whether the value of a setting of that name, of an app or of librdkafka, must not be shown."""
     return _SECRET.search(name) is not None
 
 
@@ -26,7 +26,7 @@ def secrets_in(settings: Mapping[str, object]) -> set[str]:
 
 
 def without_secrets(settings: Mapping[str, object]) -> dict[str, object]:
-    """The settings as they may be shown."""
+    """The settings with their secrets replaced."""
     return {
         name: HIDDEN if value and is_secret(name) else scrub(value) if isinstance(value, str) else value
         for name, value in settings.items()
@@ -34,7 +34,7 @@ def without_secrets(settings: Mapping[str, object]) -> dict[str, object]:
 
 
 def scrub(text: str, secrets: Collection[str] = ()) -> str:
-    """The text without these secrets, and without names and passwords in URLs."""
+    """The text without these secrets, and without user names and passwords in URLs."""
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return _USER_INFO.sub(f"{HIDDEN}@", text)

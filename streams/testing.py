@@ -1,4 +1,4 @@
-"""For tests of apps: the real task, without a broker and with a clock moved by hand."""
+"""Test apps without a broker: the driver runs the real tasks, on a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 
 class TopologyDriver:
-    """Runs an app's tasks in this thread: records in, records out, and a clock that only moves by hand.
+    """Runs an app's tasks in this thread: records in, records out, and a clock that only the test moves.
 
-    ``clock`` is the time in milliseconds since the epoch; records sent without a timestamp get it. What the
-    app writes to a topic that it also reads comes back in. Topics have ``partitions`` partitions. Whatever is
-    sent is committed at once: each call gives the updates that one commit would.
+    ``clock`` is the time in milliseconds since the epoch; it is the timestamp of records sent without one.
+    Records that the app writes to a topic that it also reads are processed in turn. Topics have
+    ``partitions`` partitions. Each call commits what it sent, so that aggregates forward their updates.
 
     ::
 
@@ -45,7 +45,7 @@ class TopologyDriver:
         driver.send("lines", "GET / 500")
         assert driver.values("errors") == [...]
 
-    ``close`` ends the tasks and closes the app's resources, as does leaving the driver as a context manager.
+    ``close`` ends the tasks and closes the app's resources; the driver is also a context manager.
     """
 
     def __init__(self, app: App, *, partitions: int = 1, clock: int = 0) -> None:
@@ -58,7 +58,7 @@ class TopologyDriver:
         self._databases = MemoryDatabases()
         self._idle_since: dict[TaskId, int] = {}
         self._sent: dict[Origin, Record[bytes | None, bytes | None]] = {}
-        """What may be read again for a dead letter of something that came through an internal topic."""
+        """Input records, for dead letters of records that came through an internal topic."""
         self._use(app)
 
     def send(
@@ -73,7 +73,7 @@ class TopologyDriver:
     ) -> None:
         """Send one record, encoded with the serdes of the source that reads the topic.
 
-        Without a partition it goes where a producer would put its key. Raises what the app raises.
+        Without ``partition``, the key determines the partition as for a producer. Raises what the app raises.
         """
         self.send_all(topic, [Record(key, value, self._time(timestamp), headers)], partition=partition)
 
@@ -87,7 +87,7 @@ class TopologyDriver:
         headers: Headers | None = None,
         partition: int | None = None,
     ) -> None:
-        """Send one record as it is on the wire, e.g. one that cannot be decoded."""
+        """Send one record with encoded key and value, e.g. one that cannot be decoded."""
         self._feed(topic, [Record(key, value, self._time(timestamp), headers)], partition)
 
     def send_all(
@@ -110,10 +110,11 @@ class TopologyDriver:
     def read(
         self, topic: str, *, key: Serde[Any] | None = None, value: Serde[Any] | None = None
     ) -> list[Record[Any, Any]]:
-        """Take what was written to a topic since the last call, oldest first.
+        """Take the records written to a topic since the last call, oldest first.
 
-        Decoded with the serdes of the sink that writes it, unless others are given; a topic that a function
-        chose, or the dead-letter topic, comes as bytes. ``offset`` counts the topic's records as written.
+        They are decoded with the serdes of the sink that writes them, unless others are given. Records of the
+        dead-letter topic, and of topics that a function chose, stay bytes. ``offset`` counts the records
+        written to the topic, over all partitions.
         """
         sink = self._serdes.get(topic, (Bytes(), Bytes()))
         written = self._written.pop(topic, deque())
@@ -136,16 +137,16 @@ class TopologyDriver:
         return [record.value for record in self.read(topic)]
 
     def dead_letters(self) -> list[Record[Any, Any]]:
-        """Take the dead letters since the last call: original bytes, coordinates in the headers."""
+        """Take the dead letters since the last call: original bytes, with coordinates in the headers."""
         return self.read(self._app.dead_letter_topic)
 
     @property
     def topics(self) -> list[str]:
-        """The topics that hold something not read yet."""
+        """The topics with records that were not read yet."""
         return sorted(self._written)
 
     def skipped(self) -> dict[str, int]:
-        """How many records were left out by policy ``skip``, by step, and by global tables, by name."""
+        """The number of records skipped by policy ``skip``, by step, and by global tables, by name."""
         total = {
             table.source.store.name: table.skipped for table in self._global_tables.values() if table.skipped
         }
@@ -155,7 +156,7 @@ class TopologyDriver:
         return total
 
     def late(self) -> dict[str, int]:
-        """How many records came too late for a window or join, by step, since the start."""
+        """The number of records that were too late for a window or join, by step, since the start."""
         total: dict[str, int] = {}
         for task in self._tasks.values():
             for step, count in task.counts.late.items():
@@ -163,23 +164,23 @@ class TopologyDriver:
         return total
 
     def store(self, name: str) -> dict[Any, Any]:
-        """What a store holds over all partitions, by key; by window start and key for a windowed one.
+        """The content of a store over all partitions, by key; by window start and key for a windowed one.
 
-        Keys that are lists stand there as tuples, and dictionaries as tuples of pairs.
+        Keys that are lists are returned as tuples, and dictionaries as tuples of pairs.
         """
         found: dict[Any, Any] = {}
         for key, value in self.entries(name):
             place = _hashable(key)
             if place in found:
                 raise ValueError(
-                    f"store {name!r} has {key!r:.80} and an equal key that is written differently: "
-                    "see driver.entries(…)"
+                    f"store {name!r} has {key!r:.80} and an equal key with another encoding: "
+                    "use driver.entries(…)"
                 )
             found[place] = value
         return found
 
     def entries(self, name: str) -> list[tuple[Any, Any]]:
-        """As ``store``, as pairs of key and value: also where keys are equal and written differently."""
+        """The content of a store as pairs of key and value, even if equal keys have different encodings."""
         found: list[tuple[Any, Any]] = []
         for task in self._tasks.values():
             if name in task.states:
@@ -190,7 +191,7 @@ class TopologyDriver:
         return found
 
     def advance(self, milliseconds: int) -> None:
-        """Move the clock: what is scheduled on the wall clock runs, and idle windows close."""
+        """Advance the clock: functions scheduled on the wall clock run, and idle windows close."""
         self.clock += milliseconds
         with self._resources.active():
             for task in list(self._tasks.values()):
@@ -200,10 +201,10 @@ class TopologyDriver:
                     self._commit(task)
 
     def restart(self, app: App | None = None) -> None:
-        """Let every task end and begin again from what is committed, as after a stop or a crash.
+        """End all tasks and start them again from the committed state, as after a stop or a crash.
 
-        ``app`` is a changed version of the program that continues with the existing state: to test what a
-        change means for it. A task raises ``StateError`` with its next record when it cannot read its state.
+        ``app`` is a changed version of the program that continues with the existing state, to test whether
+        it can. A task that cannot read its state raises ``StateError`` with its next record.
         """
         self.close()
         if app is not None:
@@ -212,9 +213,9 @@ class TopologyDriver:
             self._use(app)
 
     def close(self) -> None:
-        """End all tasks and close the app's resources, as a worker that stops. Raises what fails in that.
+        """End all tasks and close the app's resources, as a worker does when it stops. Raises what fails.
 
-        A record sent later makes them anew, with the state that there is.
+        A record sent later creates the tasks again, with the existing state.
         """
         tasks = list(self._tasks.values())
         self._tasks.clear()
@@ -248,7 +249,7 @@ class TopologyDriver:
             sink.topic: (sink.key, sink.value) for sink in self._topology.sinks if isinstance(sink.topic, str)
         }
 
-    # --- what a task asks of its runtime
+    # --- the runtime's interface for tasks
 
     def wall_clock(self) -> int:
         return self.clock
@@ -257,18 +258,18 @@ class TopologyDriver:
         return time.perf_counter()
 
     def keep_alive(self) -> None:
-        """There is no group to serve."""
+        """Do nothing: there is no group to serve."""
 
     def attend(self, calls: Calls) -> None:
-        """Calls of async functions take as long as they take."""
+        """Wait for calls of async functions without a time-out."""
         calls.wait(None)
 
     def originals(self, origins: Collection[Origin]) -> Mapping[Origin, Record[bytes | None, bytes | None]]:
-        """Records that were sent before."""
+        """The records that were sent at these origins."""
         return {origin: self._sent[origin] for origin in origins if origin in self._sent}
 
     def wait(self, seconds: float, step: str, error: Exception) -> None:  # noqa: ARG002 - only time matters
-        """Waiting takes no time but the clock's."""
+        """Advance the clock instead of waiting."""
         self.clock += round(seconds * 1000)
 
     def _time(self, timestamp: int | None) -> int:
@@ -324,7 +325,10 @@ class TopologyDriver:
 
     def _task(self, topic: str, partition: int) -> Task:
         if not 0 <= partition < self._partitions:
-            raise TopologyError(f"partition {partition} of {topic}: the driver has {self._partitions}")
+            raise TopologyError(
+                f"topic {topic} has no partition {partition}: the driver has {self._partitions} partitions",
+                hint="create the driver with more: TopologyDriver(app, partitions=…)",
+            )
         subtopology, _ = self._topology.source_of(topic)
         identifier = TaskId(subtopology.number, partition)
         if identifier not in self._tasks:
@@ -342,7 +346,7 @@ class TopologyDriver:
                     lookups={table.source.store.name: table.lookup for table in self._global_tables.values()},
                 )
             except BaseException:
-                # A program that cannot read its state may be followed by one that can.
+                # After a program that cannot read its state, a test may restart with one that can.
                 if database is not None:
                     database.close()
                 raise

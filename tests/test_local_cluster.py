@@ -52,7 +52,7 @@ def test_a_note_of_dead_processes_is_ignored_and_removed(tmp_path):
         gone = ProcessIdentity.of(child.pid)
         left_running(tmp_path, gone)
         assert running() is not None
-    with pytest.raises(ConfigurationError, match="no broker is named and no local Kafka is running"):
+    with pytest.raises(ConfigurationError, match="no broker is configured and no local Kafka is running"):
         find_bootstrap_servers()
     assert not note_file().exists()
 

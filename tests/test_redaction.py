@@ -120,7 +120,7 @@ def test_a_missing_right_says_who_lacks_what_on_which_resource_and_the_command_t
     )
     assert str(error) == (
         "User:alice lacks the rights READ on topic 'a b', WRITE on topic 'a b', CREATE on the cluster (x)\n"
-        "  hint: grant what is missing, e.g.:\n"
+        "  hint: grant the missing rights, e.g.:\n"
         "        kafka-acls --add --allow-principal User:alice --operation READ --operation WRITE "
         "--topic 'a b'\n"
         "        kafka-acls --add --allow-principal User:alice --operation CREATE --cluster"

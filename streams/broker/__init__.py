@@ -1,9 +1,9 @@
-"""What the engine needs from a broker, as protocols: ``kafka`` is the real one, ``memory`` the one for tests.
+"""The engine's interface to a broker, as protocols. ``kafka`` implements it on Kafka, ``memory`` for tests.
 
-Times are seconds unless a name says otherwise. Every call raises errors of ``streams.errors`` only:
-``Retriable``, ``TransactionAborted``, ``OutcomeUnknown``, ``RecordRefused`` and ``FatalBrokerError`` tell the
-engine what to do next, so no caller ever looks at a client library's error codes. Records that the broker
-refuses after they were queued are returned by ``Producer.take_refused``.
+Times are seconds unless a name says otherwise. Calls raise only errors of ``streams.errors``: ``Retriable``,
+``TransactionAborted``, ``OutcomeUnknown``, ``RecordRefused`` and ``FatalBrokerError`` determine what the
+engine does next, so that no caller handles error codes of a client library. Records that the broker rejects
+after they were queued are returned by ``Producer.take_refused``.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ OffsetReset: TypeAlias = Literal["earliest", "latest"]
 GroupProtocol: TypeAlias = Literal["auto", "consumer", "classic"]
 
 BEGINNING = -2
-"""As an offset to ``assign``: the oldest record still there."""
+"""The logical offset of the oldest record that exists, for ``assign`` and ``seek``."""
 
 END = -1
-"""As an offset to ``assign``: past the newest record."""
+"""The logical offset after the newest record, for ``assign`` and ``seek``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSettings:
     """How a consumer joins its group.
 
-    ``protocol`` ``consumer`` is KIP-848, ``classic`` the older one; ``auto`` takes ``consumer`` where the
-    broker offers it. ``poll_deadline`` is the longest time between two polls before the member is evicted,
-    ``session_timeout`` the time without heartbeats (with ``consumer``, the broker decides it).
+    The ``protocol`` ``consumer`` is KIP-848, ``classic`` the older one; ``auto`` uses ``consumer`` if the
+    broker supports it. ``poll_deadline`` is the maximum time between two polls before the member is evicted,
+    ``session_timeout`` the maximum time without heartbeats (with ``consumer``, the broker sets it).
     """
 
     group: str
@@ -45,101 +45,102 @@ class GroupSettings:
     instance_id: str | None = None
     poll_deadline: float = 300.0
     session_timeout: float = 45.0
-    tells_out_of_range: bool = False
-    """Whether polls tell of a next offset that is not in the log, instead of going on by ``offset_reset``."""
+    reports_out_of_range: bool = False
+    """Whether polls report a next offset that is not in the log, instead of applying ``offset_reset``."""
 
 
 class OutOfRange(NamedTuple):
-    """The next offset of a partition whose log has no such place (any more)."""
+    """The next offset of a partition, which is not in its log (any more)."""
 
     offset: int
     beginning: int
-    """The offset of the oldest record still there."""
+    """The offset of the oldest record that exists."""
     end: int
-    """The offset after the newest one."""
+    """The offset after the newest record."""
 
     @property
     def lost(self) -> int:
-        """How many records (and markers) from the next offset on have been deleted."""
+        """The number of offsets (records and markers) from the next offset on that were deleted."""
         return max(0, self.beginning - self.offset)
 
 
 class Polled(NamedTuple):
-    """What a poll brought: records, and for partitions found to be at their end the offset of that end.
+    """The result of a poll: records, and the end offsets of partitions that were read to their end.
 
-    An end is the next offset to read. It may lie past the last record + 1, where transaction markers are. It
-    is told when it is reached: again after more records, a seek or an assignment, not with every poll.
+    An end is the next offset to read. Because of transaction markers it may be higher than the offset of the
+    last record + 1. It is reported when it is reached: again after further records, a seek or an assignment,
+    but not with every poll.
     """
 
     fetched: Sequence[Fetched]
     ends: dict[TopicPartition, int]
     out_of_range: Mapping[TopicPartition, OutOfRange] = MappingProxyType({})
-    """Told once, to those who asked for it: these bring no records until a seek."""
+    """Reported once, if requested by ``reports_out_of_range``: no records follow before a seek."""
 
 
 class NamePattern(Protocol):
-    """Says which topics of a cluster are meant by their whole names, as a compiled pattern does."""
+    """Selects topics of a cluster by their full names, as a compiled pattern does."""
 
     def fullmatch(self, string: str, /) -> object:
-        """Whether a topic of that name is meant; a true value if so."""
+        """Return a true value if the topic of that name is selected."""
 
 
 class RebalanceListener(Protocol):
-    """Told of changes to the assignment, always from inside ``poll``, ``keep_alive`` or ``close``."""
+    """Called with changes of the assignment, always from inside ``poll``, ``keep_alive`` or ``close``."""
 
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:
-        """These were added: their records come with later polls, from the committed offsets on."""
+        """Partitions were added: later polls return their records, from the committed offsets on."""
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
-        """These are about to go to another member: until this returns, committing for them is allowed."""
+        """Partitions will move to another member: their offsets may be committed until this returns."""
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
-        """These may be another member's already: nothing may be committed for them."""
+        """Another member may already have these partitions: their offsets must not be committed."""
 
 
 class Consumer(Protocol):
-    """A member of a consumer group, or (after ``assign``) a reader of partitions. Used by one thread."""
+    """A member of a consumer group, or (after ``assign``) a reader of partitions. Not thread-safe."""
 
     def subscribe(self, topics: Collection[str | NamePattern], listener: RebalanceListener) -> None:
-        """Join the group for these topics; a pattern must match a topic's whole name.
+        """Join the group for these topics; a pattern must match a topic's full name.
 
-        Patterns are matched here, by ``fullmatch``, not by the cluster. Topics that are created later are
-        read, and deleted ones left, within seconds. The broker's own topics (``__…``) never match.
+        Patterns are matched by this client with ``fullmatch``, not by the broker. Topics that are created or
+        deleted later are subscribed to or removed within seconds. Kafka's own topics (``__…``) never match.
         """
 
     def assign(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Read these partitions from these offsets (or ``BEGINNING``, ``END``), in no group."""
+        """Read these partitions from these offsets (or ``BEGINNING``, ``END``), without joining a group."""
 
     def poll(self, max_records: int, timeout: float) -> Polled:
-        """Up to ``max_records`` records, at once when there are any, else after waiting up to ``timeout``.
+        """Return up to ``max_records`` records: at once if there are any, else after at most ``timeout``.
 
-        Raises ``TopicError`` when the broker says that a subscribed topic does not exist.
+        Raises ``TopicError`` if the broker reports that a subscribed topic does not exist.
         """
 
     def keep_alive(self) -> None:
-        """Serve the group and keep the poll deadline without taking records. May call the listener."""
+        """Handle rebalances and meet the poll deadline without taking records. May call the listener."""
 
     def seek(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Continue assigned partitions from these offsets; what was fetched is discarded.
+        """Continue assigned partitions from these offsets; records fetched before are discarded.
 
-        ``BEGINNING`` and ``END`` will do for offsets. Allowed in ``assigned`` too.
+        Offsets may be ``BEGINNING`` and ``END``. It may also be called in ``assigned``.
         """
 
     def pause(self, partitions: Collection[TopicPartition]) -> None:
-        """Deliver no records of these until resumed. An assignment starts unpaused."""
+        """Do not deliver records of these partitions until resumed. New partitions are not paused."""
 
     def resume(self, partitions: Collection[TopicPartition]) -> None:
-        """Deliver records of these again."""
+        """Deliver records of these partitions again."""
 
     def assignment(self) -> set[TopicPartition]:
-        """The partitions held now."""
+        """The partitions that are currently assigned."""
 
     def positions(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        """Where the next poll would read assigned partitions; asks nobody.
+        """The offsets from which the next poll would read assigned partitions; makes no request.
 
-        At first that is the committed offset; where there is none, ``BEGINNING`` or ``END`` or where that is.
-        Left out are those of which the broker cannot tell yet, e.g. as an open transaction may still commit
-        their offsets.
+        After an assignment that is the committed offset; without one, ``BEGINNING`` or ``END``, or the offset
+        these stand for. Partitions are left out while their position is not known, e.g. because an open
+        transaction may still commit their offsets.
         """
 
     def committed(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
@@ -149,33 +150,33 @@ class Consumer(Protocol):
         """
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit next offsets for the group, outside of any transaction; returns when the broker has them.
+        """Commit next offsets for the group, without a transaction; returns when the broker has stored them.
 
-        Raises ``TransactionAborted`` when the membership is out of date.
+        Raises ``TransactionAborted`` if the membership is out of date.
         """
 
     def known_ends(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        """The partitions' high watermarks as far as fetching has told them; asks nobody, may be behind.
+        """The high watermarks known from fetching; makes no request, so they may be outdated.
 
-        While a transaction is open, that is further than what can be read.
+        While a transaction is open, they are higher than the offsets that can be read.
         """
 
     @property
     def member(self) -> str | None:
-        """What this member is sorted by when partitions are shared out; ``None`` outside of a group.
+        """The key by which the assignor sorts this member; ``None`` outside of a group.
 
         The range assignor gives lower partition numbers to members that sort lower.
         """
 
     def group_metadata(self) -> object:
-        """The membership that ``Producer.send_offsets`` fences with (KIP-447). Ask for it each time."""
+        """The membership by which ``Producer.send_offsets`` is fenced (KIP-447). Read it for each commit."""
 
     def close(self) -> None:
-        """Leave the group. Partitions still held are revoked first. Once is enough, twice is fine."""
+        """Leave the group, after revoking the assigned partitions. A second call does nothing."""
 
 
 class Refusal(NamedTuple):
-    """A record that the broker refused for a reason of its own: its time, its size, a missing key."""
+    """A record that the broker rejected for what is in it: its time, its size, a missing key."""
 
     output: Output
     row: int
@@ -184,51 +185,52 @@ class Refusal(NamedTuple):
 
 
 class Producer(Protocol):
-    """Writes records; transactional when it was made with a transactional id. Used by one thread."""
+    """Writes records; transactional if it was created with a transactional id. Not thread-safe."""
 
     def produce(self, output: Output, waiting: Callable[[], None] | None = None) -> None:
         """Queue the rows for writing.
 
-        While the queue is full, ``waiting`` is called several times a second; what it raises ends the call,
-        in the middle of the rows. Raises ``RecordRefused`` for a row that can never be written, e.g. as its
-        topic does not exist, and ``TransactionAborted`` where the broker refused earlier ones.
+        While the queue is full, ``waiting`` is called several times a second; an exception that it raises
+        ends the call, possibly after a part of the rows. Raises ``RecordRefused`` for a row that can never be
+        written, e.g. because its topic does not exist, and ``TransactionAborted`` if the broker rejected
+        earlier rows.
         """
 
     def flush(self, timeout: float, waiting: Callable[[], None] | None = None) -> None:
-        """Wait until everything queued is acknowledged; raises ``BrokerError`` if something was not.
+        """Wait until all queued rows are acknowledged; raises ``BrokerError`` if any was not.
 
-        That is ``RecordsRefused`` where the broker refused records for reasons of their own. ``waiting`` is
-        called several times a second.
+        It raises ``RecordsRefused`` if the broker rejected records for what is in them. ``waiting`` is called
+        several times a second.
         """
 
     def take_refused(self) -> list[Refusal]:
-        """The records that the broker has refused since the last call. Asked after ``abort`` or ``flush``."""
+        """The records rejected by the broker since the last call. Call it after ``abort`` or ``flush``."""
 
     def init_transactions(self, timeout: float) -> None:
-        """Fence older producers of the same transactional id and finish what they left open."""
+        """Fence older producers of the same transactional id, and complete their open transactions."""
 
     def begin(self) -> None:
-        """Start a transaction; rows produced from here on belong to it."""
+        """Begin a transaction; rows produced from here on belong to it."""
 
     def send_offsets(self, offsets: Mapping[TopicPartition, int], group_metadata: object) -> None:
-        """Make the group's next offsets part of the transaction.
+        """Add the group's next offsets to the transaction.
 
-        With the metadata of a consumer that has joined no group, nothing but the transactional id fences.
+        With the metadata of a consumer that has not joined a group, only the transactional id is fenced.
         """
 
     def commit(self, timeout: float) -> None:
-        """Commit rows and offsets as one. ``OutcomeUnknown`` after ``timeout`` without an answer."""
+        """Commit rows and offsets atomically. Raises ``OutcomeUnknown`` if ``timeout`` passes unanswered."""
 
     def abort(self, timeout: float) -> None:
         """Discard rows and offsets of the open transaction."""
 
     def close(self) -> None:
-        """Stop. What is still queued is dropped, an open transaction is left to be aborted. Never raises."""
+        """Close the client: drop queued rows, and leave an open transaction to its time-out. Never raises."""
 
 
 @dataclass(frozen=True, slots=True)
 class TopicDescription:
-    """A topic as the broker has it."""
+    """The broker's description of a topic."""
 
     name: str
     partitions: int
@@ -237,10 +239,10 @@ class TopicDescription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTopic:
-    """A topic to create; ``replication_factor`` ``None`` leaves it to the broker's default.
+    """A topic to create. With ``replication_factor`` ``None``, the broker's default applies.
 
-    ``wished`` are further settings, the most important one first. Where a broker refuses them, as it is too
-    old to know them or its policy allows no such value, the topic is created without.
+    ``wished`` are optional settings, the most important one first. Those that a broker rejects, because it is
+    too old or because of a policy, are left out.
     """
 
     name: str
@@ -251,13 +253,13 @@ class NewTopic:
 
 
 class Admin(Protocol):
-    """Topics and groups, asked and changed. Raises ``BrokerUnreachable`` where nobody answers."""
+    """Reads and changes topics and groups. Raises ``BrokerUnreachable`` if no broker answers."""
 
     def topics(self) -> dict[str, TopicDescription]:
-        """Every topic that this client may see, by name, internal ones included."""
+        """All topics that this client may see, by name, including internal ones."""
 
     def create_topics(self, topics: Collection[NewTopic]) -> set[str]:
-        """Create those that do not exist, wait until they can be used, and return the names created."""
+        """Create the topics that do not exist, wait until they are usable, and return the created names."""
 
     def delete_topics(self, names: Collection[str]) -> None:
         """Delete topics; names that do not exist are ignored."""
@@ -268,39 +270,39 @@ class Admin(Protocol):
         """The offset after the last readable record or marker of each partition."""
 
     def beginning_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        """The offset of the oldest record still there."""
+        """The offset of the oldest record that exists in each partition."""
 
     def delete_records(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Delete the records of each partition that lie before the offset."""
+        """Delete the records of each partition before the offset."""
 
     def require_rights(self, rights: Mapping[str, Collection[str]]) -> None:
-        """Check that this client has these rights on topics, by the topics' names.
+        """Check that this client has these rights, by topic.
 
-        Rights are operations in the words of Kafka's access control lists, e.g. ``READ``. Topics that do not
-        exist are left out. Raises ``NotAuthorized``, which names all that are missing: also those on topics
-        which the client may not even see, whether they exist or not.
+        Rights are operations of Kafka's access control lists, e.g. ``READ``. Topics that do not exist are
+        skipped. Raises ``NotAuthorized`` with all missing rights, including those on topics that the client
+        may not describe, whether these exist or not.
         """
 
     def settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
-        """The settings of these topics, those that have a default value included."""
+        """The settings of these topics, including those with default values."""
 
     def committed_offsets(
         self, group: str, partitions: Collection[TopicPartition] | None = None
     ) -> dict[TopicPartition, int]:
-        """The group's committed next offsets, for every partition (of these) that has one."""
+        """The group's committed next offsets, of these partitions or of all that have one."""
 
     def close(self) -> None:
-        """Release the connection."""
+        """Close the connection."""
 
 
 class Broker(Protocol):
-    """A cluster to connect to: makes the clients."""
+    """A cluster, and a factory for its clients."""
 
     def consumer(self, settings: GroupSettings) -> Consumer:
-        """A new member of a group (or, with ``Consumer.assign``, a reader)."""
+        """Create a consumer: a group member, or, after ``Consumer.assign``, a reader without a group."""
 
     def producer(self, *, transactional_id: str | None = None, transaction_timeout: float = 10.0) -> Producer:
-        """A new producer; transactional when given an id."""
+        """Create a producer; with an id it is transactional."""
 
     def admin(self) -> Admin:
-        """A new admin client."""
+        """Create an admin client."""

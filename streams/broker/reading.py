@@ -1,4 +1,4 @@
-"""Reading topics from one end to the other, in no group."""
+"""Read topics without joining a group."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from streams.records import Fetched
 
 CHUNK_RECORDS = 10_000
-PATIENCE_SECONDS = 30.0
+TIMEOUT_SECONDS = 30.0
 POLL_SECONDS = 0.2
 
 
 def read_to_end(
     broker: Broker, topics: Collection[str], *, isolation: Isolation = "read_committed"
 ) -> Generator[Fetched, None, None]:
-    """What the topics hold now, from the oldest record to the ends they have at the call.
+    """Read the topics from the oldest record to the ends that they have at the call.
 
-    Each partition comes in offset order. Raises ``TopicError`` for a topic that does not exist, and
-    ``BrokerError`` when nothing arrives for half a minute although there is more.
+    Records of a partition are in offset order. Raises ``TopicError`` for a topic that does not exist, and
+    ``BrokerError`` if no records arrive for 30 seconds before the ends are reached.
     """
     starts = dict.fromkeys(find_partitions(broker, topics), BEGINNING)
     yield from read_from(broker, starts, isolation=isolation)
@@ -41,17 +41,19 @@ def find_partitions(broker: Broker, topics: Collection[str]) -> list[TopicPartit
         admin.close()
     missing = sorted(set(topics) - existing.keys())
     if missing:
-        raise TopicError(f"topics do not exist: {', '.join(missing)}")
+        raise TopicError(
+            f"topics do not exist: {', '.join(missing)}", hint="list the topics with: streams topics"
+        )
     return [TopicPartition(topic, number) for topic in topics for number in range(existing[topic].partitions)]
 
 
 def read_from(
     broker: Broker, starts: Mapping[TopicPartition, int], *, isolation: Isolation = "read_committed"
 ) -> Generator[Fetched, None, None]:
-    """What partitions hold from an offset (or ``BEGINNING``) to the ends that they have at the call.
+    """Read partitions from an offset (or ``BEGINNING``) to the ends that they have at the call.
 
-    Each partition comes in offset order. Raises ``BrokerError`` when nothing arrives for half a minute
-    although there is more.
+    Records of a partition are in offset order. Raises ``BrokerError`` if no records arrive for 30 seconds
+    before the ends are reached.
     """
     admin = broker.admin()
     try:
@@ -68,7 +70,7 @@ def read_from(
     consumer = _reader(broker, isolation)
     try:
         consumer.assign({partition: starts[partition] for partition in waiting})
-        patience = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while waiting:
             polled = consumer.poll(CHUNK_RECORDS, POLL_SECONDS)
             reached = {
@@ -78,11 +80,11 @@ def read_from(
                 if partition in waiting and offset >= waiting[partition]:
                     del waiting[partition]
             if reached:
-                patience = time.monotonic() + PATIENCE_SECONDS
+                deadline = time.monotonic() + TIMEOUT_SECONDS
                 yield from polled.fetched
-            elif time.monotonic() > patience:
+            elif time.monotonic() > deadline:
                 raise BrokerError(
-                    f"nothing arrived for {PATIENCE_SECONDS:.0f} s; not at their end: "
+                    f"no records arrived for {TIMEOUT_SECONDS:.0f} s; partitions not read to their end: "
                     f"{', '.join(map(str, sorted(waiting)))}"
                 )
     finally:
@@ -96,9 +98,9 @@ def follow(
     *,
     isolation: Isolation = "read_committed",
 ) -> Generator[Fetched, None, None]:
-    """What partitions hold from an offset (or ``BEGINNING``, ``END``) on, and what comes, until ``stopped``.
+    """Read partitions from an offset (or ``BEGINNING``, ``END``) on, until ``stopped``.
 
-    Each partition comes in offset order, each record soon after it can be read.
+    At the ends it waits for new records. Records of a partition are in offset order.
     """
     consumer = _reader(broker, isolation)
     try:

@@ -18,9 +18,9 @@ broker_cli = typer.Typer(help="A real Apache Kafka on this machine, for developm
 def broker_start(
     *,
     nodes: Annotated[int, typer.Option(help="1 or 3.")] = 1,
-    port: Annotated[int | None, typer.Option(help="Of the first node; a free one unless given.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the first node; a free port by default.")] = None,
 ) -> None:
-    """Start a local Kafka that goes on running; apps find it by themselves."""
+    """Start a local Kafka in the background; apps on this machine find it without further settings."""
     cluster = kafka.start_detached(nodes=nodes, port=port, report=err.print)
     out.print(cluster.bootstrap_servers)
 
@@ -39,7 +39,7 @@ def broker_clean() -> None:
 
 @broker_cli.command("status")
 def broker_status(*, as_json: AsJson = False) -> None:
-    """Show whether the local Kafka runs, and where. Exit code 1 if it does not."""
+    """Show whether the local Kafka is running, and its addresses. Exit code 1 if it is not running."""
     cluster = kafka.running()
     if cluster is None:
         err.print("no local Kafka is running")
@@ -67,7 +67,7 @@ def broker_status(*, as_json: AsJson = False) -> None:
 
 @broker_cli.command("logs")
 def broker_logs(
-    *, lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Of each node's log.")] = 40
+    *, lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Number of lines per node.")] = 40
 ) -> None:
     """Show the last lines of the local Kafka's logs."""
     cluster = kafka.running()

@@ -24,37 +24,43 @@ def consume(
     *,
     target: Annotated[
         str | None,
-        typer.Option("--app", metavar="MODULE:APP", help="Decode by this app's serdes, on its cluster."),
+        typer.Option(
+            "--app", metavar="MODULE:APP", help="Use the serdes of this app, and the cluster it is set to."
+        ),
     ] = None,
     offset: Annotated[
         str,
         typer.Option(
-            metavar="OFFSET", help="earliest, latest, an offset, or -N: the last N of each partition."
+            metavar="OFFSET",
+            help="Where to start: earliest, latest, an offset, or -N for the last N of each partition.",
         ),
     ] = "earliest",
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Continue at the end, until Ctrl-C.")
+        bool, typer.Option("--follow", "-f", help="Wait for new records at the end, until Ctrl-C.")
     ] = False,
     partitions: Annotated[
-        list[int] | None, typer.Option("--partition", min=0, help="Only these; all without it.")
+        list[int] | None, typer.Option("--partition", min=0, help="Read only this partition; repeatable.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="End after so many records.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this number of records.")] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(metavar="FIELD=VALUE", help="Only records with that, e.g. value.status=500 or key=a."),
+        typer.Option(
+            metavar="FIELD=VALUE",
+            help="Only records with this value in a field, e.g. value.status=500 or key=a.",
+        ),
     ] = None,
     grep: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Only records whose line has a match.")
+        str | None, typer.Option(metavar="REGEX", help="Only records whose line of JSON matches.")
     ] = None,
     uncommitted: Annotated[
-        bool, typer.Option("--uncommitted", help="Also records of open and aborted transactions.")
+        bool, typer.Option("--uncommitted", help="Include records of open and aborted transactions.")
     ] = False,
     bootstrap_servers: Servers = None,
 ) -> None:
-    """Show the records of a topic, one line of JSON each, in no group.
+    """Print the records of a topic, one line of JSON each, without joining a consumer group.
 
-    It ends where the topic ended when it began, unless it follows. Without an app, what is JSON is shown as
-    such, other text as text, and the rest in base64.
+    Stops at the offset that was the topic's end when the command started, unless --follow is given. Without
+    --app, values that are JSON are printed as JSON, other text as text, and everything else in base64.
     """
     begin = parse_offset(offset)
     conditions = [parse_condition(item) for item in where or ()]
@@ -71,7 +77,9 @@ def consume(
     places = find_partitions(broker, [topic])
     unknown = sorted(set(partitions or ()) - {place.partition for place in places})
     if unknown:
-        raise TopicError(f"topic {topic} has {len(places)} partitions, and no partition {unknown[0]}")
+        raise TopicError(
+            f"topic {topic} has no partition {unknown[0]}: it has {len(places)}, numbered from 0"
+        )
     places = [place for place in places if not partitions or place.partition in partitions]
     admin = broker.admin()
     begins = starts(admin, places, begin, isolation)

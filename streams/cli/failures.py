@@ -1,4 +1,4 @@
-"""How a command ends: with an exit code and, where it fails, a sentence on standard error."""
+"""Turn the end of a command into an exit code and, if it failed, a message on standard error."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 INTERRUPTED = 130
-"""The exit code for Ctrl-C: 128 and the signal's number, as shells have it."""
+"""The exit code for Ctrl-C: 128 plus the signal's number, as in shells."""
 
 
 def run_command(command: Callable[[], object]) -> int:
-    """Run a command; its exit code.
+    """Run a command and return its exit code.
 
-    An error of this library is shown with its hint; see ``streams.errors`` for its code. What the user's own
-    program raises is shown with the part of the traceback that is the program's. Everything else is one
-    sentence and code 1, and so is an output that cannot be written to; a closed pipe is code 1 alone.
+    An error of this library is printed with its hint, and ``streams.errors`` lists its code. An exception of
+    the user's program is printed with its traceback from the first frame in that program. Every other
+    exception, including output that cannot be written, is one message and code 1; a closed pipe is code 1
+    without a message.
     """
     _prepare_outputs()
     try:
@@ -38,31 +39,31 @@ def run_command(command: Callable[[], object]) -> int:
             _write(end.code)
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except BaseException as error:  # noqa: BLE001 - whatever it is, it ends with a code and a sentence
+    except BaseException as error:  # noqa: BLE001 - every exception ends with a code and a message
         code = _explain(error)
     try:
         sys.stdout.flush()
     except (OSError, ValueError) as error:
         code = code or _explain(error)
-        # Else the interpreter tries once more at its end, and complains.
+        # Otherwise the interpreter flushes again at exit, and prints the same error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return code
 
 
 def _prepare_outputs() -> None:
-    # A standard stream that was closed is missing, and what is opened next would get its number.
+    # A standard stream that was closed is None, and the next file opened would get its descriptor.
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             mode = "r" if number == 0 else "w"
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 - open until the end
     for stream in (sys.stdout, sys.stderr):
-        # Names may have letters that the terminal's encoding lacks.
+        # Topic names and values may have characters that the terminal's encoding lacks.
         if hasattr(stream, "reconfigure") and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
 
 
 def _explain(error: BaseException) -> int:
-    """Show an error; its exit code."""
+    """Print an error and return its exit code."""
     if isinstance(error, StreamsError):
         _write(str(error))
         return error.exit_code
@@ -77,13 +78,13 @@ def _explain(error: BaseException) -> int:
         *_, frame = traceback.extract_tb(error.__traceback__)
         _write(
             f"{type(error).__name__}: {error} (at {Path(frame.filename).name}:{frame.lineno})\n"
-            "  hint: this is a bug in streams, please report it with the command that you ran"
+            "  hint: this is a bug in streams; please report it together with the command that you ran"
         )
     return 1
 
 
 def _of_the_program(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback from the first line on that is the user's own; ``None`` where there is no such line."""
+    """The traceback from the first frame in the user's program; ``None`` if there is no such frame."""
     others = [Path(__file__).parents[1], Path(sys.prefix), Path(sys.exec_prefix)]
     others += [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib", "scripts")]
     while trace is not None:

@@ -1,4 +1,4 @@
-"""``streams ingest``: lines into a topic."""
+"""``streams ingest``: write the lines of files into a topic."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class OnRefused(Enum):
-    """What becomes of lines that the broker does not take."""
+    """What to do with lines that the broker rejects."""
 
     FAIL = "fail"
     SKIP = "skip"
@@ -37,37 +37,46 @@ def ingest(
         list[str], typer.Argument(metavar="FILE…", help="Files, pipes and devices; - for standard input.")
     ],
     *,
-    topic: Annotated[str, typer.Option(help="Where the lines go.")],
-    partitions: Annotated[int, typer.Option(min=1, help="When the topic has to be created.")] = 4,
+    topic: Annotated[str, typer.Option(help="The topic to write to.")],
+    partitions: Annotated[
+        int, typer.Option(min=1, help="Number of partitions, if the topic has to be created.")
+    ] = 4,
     key: Annotated[
-        str | None, typer.Option(metavar="FIELD", help="The key: a field of JSON lines, e.g. user.id.")
+        str | None,
+        typer.Option(metavar="FIELD", help="Take the key from a field of JSON lines, e.g. user.id."),
     ] = None,
     key_pattern: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="The key: the first group of a regular expression.")
+        str | None,
+        typer.Option(metavar="REGEX", help="Take the key from the first group of a regular expression."),
     ] = None,
     timestamp: Annotated[
         str | None,
         typer.Option(
-            metavar="FIELD", help="The event time: a field with milliseconds since the epoch or ISO 8601."
+            metavar="FIELD",
+            help="Take the event time from a field of JSON lines: milliseconds since the epoch or ISO 8601.",
         ),
     ] = None,
     timestamp_pattern: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="The event time: the first group.")
+        str | None,
+        typer.Option(
+            metavar="REGEX", help="Take the event time from the first group of a regular expression."
+        ),
     ] = None,
     headers: Annotated[
-        list[str] | None, typer.Option("--header", metavar="NAME=VALUE", help="A header of every record.")
+        list[str] | None, typer.Option("--header", metavar="NAME=VALUE", help="Add a header to every record.")
     ] = None,
     on_refused: Annotated[
-        OnRefused, typer.Option(help="A line that cannot be written ends it, or is left out and counted.")
+        OnRefused, typer.Option(help="Stop at a line that the broker rejects, or skip and count it.")
     ] = OnRefused.FAIL,
     bootstrap_servers: Servers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write each line of files into a topic, which is created if it does not exist (and kept for ever).
+    """Write each line of files into a topic; a missing topic is created with unlimited retention.
 
-    Lines go as they arrive; their event time is when they were read, unless it is in the line. A line without
-    the key or time asked for is written without. SIGTERM, SIGINT and SIGHUP end it once everything read is
-    acknowledged: with exit code 0 for pipes, 128 + the signal's number in the middle of a file.
+    Lines are written as they arrive. Their event time is the time of reading, unless an option takes it from
+    the line. A line that lacks the requested key or time is written without it. SIGTERM, SIGINT and SIGHUP
+    stop the command after everything read is acknowledged: with exit code 0 for pipes, and with 128 + the
+    signal's number in the middle of a file.
     """
     shape = LineRecords(
         topic,
@@ -102,7 +111,7 @@ def ingest(
 
 
 def _show_ingestion(ingestion: Ingestion, seconds: float, *, as_json: bool) -> None:
-    """What was written. Whoever reads that may be gone, as a closed terminal: the exit code stands."""
+    """Print what was written. If standard output is closed by then, the exit code stays the same."""
     shape, count, stopped = ingestion.shape, ingestion.records, ingestion.stopped_by
     notes = {
         "refused": ingestion.refused,
@@ -120,7 +129,7 @@ def _show_ingestion(ingestion: Ingestion, seconds: float, *, as_json: bool) -> N
         if stopped is not None:
             warn(f"stopped by {stopped.name}" + (f", {ingestion.unfinished}" if ingestion.unfinished else ""))
         if ingestion.half_line:
-            warn("the last record is a line that had not ended")
+            warn("the last record is an incomplete line: it had no line end yet")
         for name, number in notes.items():
             if number:
                 warn(f"{number:,} lines {name.replace('_', ' ')}")
@@ -133,7 +142,7 @@ def _show_ingestion(ingestion: Ingestion, seconds: float, *, as_json: bool) -> N
 
 @contextmanager
 def _progress_bar(title: str, total: int | None, *, quiet: bool) -> Iterator[Any]:
-    """A bar over bytes that also counts records; ``advance(records, bytes)`` moves it."""
+    """Show a progress bar of bytes and records; yields ``advance(records, bytes)``."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

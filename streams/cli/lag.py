@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def lag(
     target: Annotated[str, typer.Argument(metavar="MODULE:APP|GROUP", help="An app, or a group's id.")],
     *,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every second until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh every second until Ctrl-C.")] = False,
     bootstrap_servers: Servers = None,
     as_json: AsJson = False,
 ) -> None:
@@ -40,7 +40,8 @@ def lag(
     lags = measure_lag(admin, group, topics)
     if not lags:
         raise TopicError(
-            f"group {group!r} has no committed offsets", hint="is the name right? it is the app's"
+            f"group {group!r} has no committed offsets",
+            hint="check the name: an app's group has the name of the app",
         )
     if as_json:
         while True:

@@ -1,4 +1,4 @@
-"""What several commands take: the app, the cluster, settings, the form of the output."""
+"""Options and arguments that several commands share: the app, the cluster, settings, JSON output."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from streams.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Target = Annotated[str, typer.Argument(metavar="MODULE:APP", help="Where the App is, e.g. shop.orders:app.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON lines instead of a table.")]
+Target = Annotated[
+    str, typer.Argument(metavar="MODULE:APP", help="The app's module and variable, e.g. shop.orders:app.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")]
 Servers = Annotated[
     str | None,
-    typer.Option("--bootstrap-servers", help="The cluster; else as for an app without the setting."),
+    typer.Option(
+        "--bootstrap-servers",
+        help="The cluster; default: STREAMS_BOOTSTRAP_SERVERS, KAFKA_BOOTSTRAP_SERVERS, else a local Kafka.",
+    ),
 ]
 
 
 def into_environment(settings: Sequence[str]) -> None:
-    """Let settings given as ``NAME=VALUE`` win over the environment, also in processes begun here."""
+    """Put settings given as ``NAME=VALUE`` into the environment, which worker processes inherit."""
     for item in settings:
         name, value = name_and_value(item)
         read_setting(name.lower(), value, f"--set {name}")
@@ -32,15 +37,15 @@ def into_environment(settings: Sequence[str]) -> None:
 
 
 def name_and_value(item: str) -> tuple[str, str]:
-    """The parts of ``NAME=VALUE``."""
+    """Split ``NAME=VALUE``. Raises ``ConfigurationError`` if there is no ``=``."""
     name, equals, value = item.partition("=")
     if not equals:
-        raise ConfigurationError(f"{item!r} is no setting", hint="write NAME=VALUE")
+        raise ConfigurationError(f"{item!r} is not a setting", hint="write NAME=VALUE")
     return name, value
 
 
 def connected_cluster(bootstrap_servers: str | None) -> KafkaBroker:
-    """The cluster of that address; else that of the settings, of the environment, of this machine."""
+    """The cluster at that address, or else of the environment, or else the local Kafka."""
     settings = load_settings({}, os.environ)
     named = bootstrap_servers or settings.bootstrap_servers or find_bootstrap_servers()
     return KafkaBroker(

@@ -1,4 +1,4 @@
-"""Where a command writes: results to standard output, everything else to standard error."""
+"""Write results to standard output and everything else to standard error."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ err = Console(stderr=True)
 
 
 def print_line(fields: dict[str, Any]) -> None:
-    """One line of JSON."""
+    """Print one line of JSON to standard output."""
     print(json.dumps(fields), flush=True)  # noqa: T201 - the output itself
 
 
 def warn(text: str) -> None:
-    """One line on standard error, as it is."""
+    """Print one line to standard error, without markup or wrapping."""
     err.print(text, markup=False, highlight=False, soft_wrap=True)

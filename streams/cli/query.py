@@ -1,4 +1,4 @@
-"""``streams query``: the state of an app's running workers."""
+"""``streams query``: read the stores of an app's running workers."""
 
 from __future__ import annotations
 
@@ -23,26 +23,31 @@ if TYPE_CHECKING:
 
 
 def query(
-    store: Annotated[str | None, typer.Argument(help="The store; all are listed without it.")] = None,
-    key: Annotated[str | None, typer.Argument(help="As in a URL, not encoded; all without it.")] = None,
+    store: Annotated[str | None, typer.Argument(help="The store; without it, all stores are listed.")] = None,
+    key: Annotated[
+        str | None,
+        typer.Argument(help="The key as in a URL, but not percent-encoded; without it, all keys."),
+    ] = None,
     *,
     url: Annotated[
-        str, typer.Option(help="Where a worker of the app serves HTTP.")
+        str, typer.Option(help="HTTP address of any worker of the app.")
     ] = "http://127.0.0.1:8080",
-    start: Annotated[str | None, typer.Option(help="The first key, or start of windows (ms).")] = None,
-    stop: Annotated[str | None, typer.Option(help="Where to end: itself no longer shown.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many entries.")] = None,
+    start: Annotated[
+        str | None, typer.Option(help="First key; for windows, first window start (milliseconds).")
+    ] = None,
+    stop: Annotated[str | None, typer.Option(help="End of the range, exclusive.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this number of entries.")] = None,
     base64: Annotated[
-        bool, typer.Option("--base64", help="Keys are given and shown in base64: for those that are no text.")
+        bool, typer.Option("--base64", help="Read and print keys in base64, for keys that are not text.")
     ] = False,
 ) -> None:
-    """Ask the running workers of an app for their state, as JSON lines: any of them answers for all.
+    """Query the state of a running app, as JSON lines. Any worker answers for all workers.
 
-    The token, if they want one, is taken from STREAMS_HTTP_TOKEN, and the file with the authorities by which
-    HTTPS certificates are checked, if not the system's, from STREAMS_HTTP_TLS_CA.
+    If the workers require a token, it is read from STREAMS_HTTP_TOKEN. For HTTPS, STREAMS_HTTP_TLS_CA names
+    a file with the certificate authorities to trust, if they are not the system's.
     """
-    asked = partial(_asked, _parse_url(url))
-    stores = {item["name"]: item for item in asked("/stores", {})["stores"]}
+    request = partial(_request, _parse_url(url))
+    stores = {item["name"]: item for item in request("/stores", {})["stores"]}
     if store is None:
         for item in stores.values():
             print_line(item)
@@ -51,18 +56,18 @@ def query(
     bounds = {"start": start, "stop": stop, "limit": limit} | encoding
     path = f"/stores/{quote(store, safe='')}"
     if key is None:
-        for entry in asked(path, bounds | {"all": "true"})["entries"]:
+        for entry in request(path, bounds | {"all": "true"})["entries"]:
             print_line(entry)
         return
     windowed = store in stores and stores[store]["windowed"]
     path += f"/{'windows' if windowed else 'keys'}/{quote(key, safe='', errors='surrogateescape')}"
-    answer = asked(path, bounds if windowed else encoding)
+    answer = request(path, bounds if windowed else encoding)
     for entry in answer["windows"] if windowed else [answer]:
         print_line(entry)
 
 
 class _Url(NamedTuple):
-    """Where a worker, or a proxy in front of workers, serves HTTP."""
+    """The HTTP address of a worker, or of a proxy for the workers."""
 
     address: str
     prefix: str
@@ -70,26 +75,27 @@ class _Url(NamedTuple):
 
 
 def _parse_url(text: str) -> _Url:
-    """Raises ``ConfigurationError`` for what is no address of a worker."""
-    hint = "write http://HOST:PORT or https://HOST:PORT, with a path if a proxy serves the workers below one"
+    """Parse a worker's URL. Raises ``ConfigurationError`` if it cannot be one."""
+    hint = "write http://HOST:PORT or https://HOST:PORT, followed by a path if a proxy needs one"
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError as error:
-        raise ConfigurationError(f"{text!r} is no URL: {error}", hint=hint) from error
+        raise ConfigurationError(f"{text!r} is not a URL: {error}", hint=hint) from error
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ConfigurationError(f"{text!r} is no worker's URL", hint=hint)
+        raise ConfigurationError(f"{text!r} is not the URL of a worker", hint=hint)
     if "@" in parts.netloc:
         raise ConfigurationError(
-            "a name and a password in the URL are not sent", hint="give the token in STREAMS_HTTP_TOKEN"
+            "a URL with a user name and password is not supported",
+            hint="put the token into STREAMS_HTTP_TOKEN",
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     secure = parts.scheme == "https"
     return _Url(f"{host}:{port or (443 if secure else 80)}", parts.path.rstrip("/"), secure)
 
 
-def _asked(url: _Url, path: str, options: Mapping[str, object]) -> Any:
-    """A worker's answer. Raises ``StateUnavailable`` where none answers, ``QueryError`` with what it says."""
+def _request(url: _Url, path: str, options: Mapping[str, object]) -> Any:
+    """A worker's JSON response. Raises ``StateUnavailable`` if there is none, ``QueryError`` for an error."""
     address = url.address
     chosen = {name: value for name, value in options.items() if value is not None}
     target = url.prefix + (f"{path}?{urlencode(chosen, errors='surrogateescape')}" if chosen else path)
@@ -101,28 +107,30 @@ def _asked(url: _Url, path: str, options: Mapping[str, object]) -> Any:
     except SSLCertVerificationError as error:
         raise QueryError(
             f"the certificate of {address} is not trusted: {error}",
-            hint="STREAMS_HTTP_TLS_CA names a file (PEM) with the authority that signed it",
+            hint="set STREAMS_HTTP_TLS_CA to a file (PEM) with the certificate authority that signed it",
         ) from error
     if response is None:
         raise StateUnavailable(
-            f"nobody answers at {address}", hint="--url names a worker's HTTP port (setting http_port)"
+            f"no worker answers at {address}", hint="give a worker's HTTP port with --url (setting http_port)"
         )
     if response.status == UNAUTHORIZED.status:
         raise QueryError(
-            f"{address} does not answer without {'another' if token else 'a'} token",
+            f"{address} rejects the token" if token else f"{address} requires a token",
             hint="set STREAMS_HTTP_TOKEN to the app's http_token",
         )
     answer = _json_object(response)
     if answer is None:
         text = response.body.decode(errors="replace").strip()
-        raise QueryError(f"{address} has no {path}: {text[:200]}", hint="is a worker's HTTP port there?")
+        raise QueryError(
+            f"{address} has no {path}: {text[:200]}", hint="check that --url is a worker's HTTP port"
+        )
     if response.status != 200:
         raise QueryError(str(answer.get("error", answer)))
     return answer
 
 
 def _json_object(response: Response) -> dict[str, Any] | None:
-    """The object in an answer; ``None`` where there is something else, as of another server."""
+    """The JSON object in a response; ``None`` for anything else, e.g. from another kind of server."""
     if response.content_type.partition(";")[0].strip() != JSON:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Records as lines of JSON: chosen, decoded, and where to begin."""
+"""Records as lines of JSON: start offsets, filters, decoding."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ STARTS = {"earliest": BEGINNING, "latest": END}
 
 
 def parse_offset(text: str) -> int | str:
-    """``earliest``, ``latest``, an offset, or a negative number: so many before the end.
+    """Parse ``earliest``, ``latest``, an offset, or ``-N`` for N records before the end.
 
     Raises ``ConfigurationError``.
     """
     if text in STARTS or re.fullmatch(r"-?[0-9]{1,18}", text):
         return text if text in STARTS else int(text)
     raise ConfigurationError(
-        f"{text!r} is no offset to begin at",
+        f"{text!r} is not an offset to start at",
         hint="write earliest, latest, an offset such as 1200, or -10 for the last ten of each partition",
     )
 
@@ -41,7 +41,7 @@ def parse_offset(text: str) -> int | str:
 def starts(
     admin: Admin, partitions: Sequence[TopicPartition], offset: int | str, isolation: Isolation
 ) -> dict[TopicPartition, int]:
-    """Where to begin in each partition: at the nearest offset there is, where the one asked for is not."""
+    """The start offset of each partition: the nearest that exists, if the requested one does not."""
     if isinstance(offset, str) and offset == "earliest":
         return dict.fromkeys(partitions, BEGINNING)
     ends = admin.end_offsets(partitions, isolation)
@@ -53,7 +53,7 @@ def starts(
 
 
 class Condition(NamedTuple):
-    """What a record must have: a field of its line, as text or as JSON."""
+    """A filter on records: the value that a field of the line must have, as text or as JSON."""
 
     part: FieldPart
     text: str
@@ -68,35 +68,35 @@ class Condition(NamedTuple):
             wanted = json.loads(self.text)
         except ValueError:
             return False
-        # Python takes true for 1, and JSON does not.
+        # In Python True equals 1, in JSON true and 1 differ.
         return bool(found == wanted) and isinstance(found, bool) == isinstance(wanted, bool)
 
 
 def parse_condition(given: str) -> Condition:
-    """``FIELD=VALUE``, e.g. ``value.status=500``. Raises ``ConfigurationError``."""
+    """Parse ``FIELD=VALUE``, e.g. ``value.status=500``. Raises ``ConfigurationError``."""
     field, equals, text = given.partition("=")
     if not (field and equals):
         raise ConfigurationError(
-            f"{given!r} is no condition", hint="write FIELD=VALUE, e.g. value.status=500"
+            f"{given!r} is not a condition", hint="write FIELD=VALUE, e.g. value.status=500"
         )
     return Condition(FieldPart(field), text)
 
 
 def parse_pattern(given: str) -> re.Pattern[str]:
-    """Raises ``ConfigurationError`` for what is no regular expression."""
+    """Compile a regular expression. Raises ``ConfigurationError`` if it is invalid."""
     try:
         return re.compile(given)
     except re.error as error:
-        raise ConfigurationError(f"{given!r} is no regular expression: {error}") from error
+        raise ConfigurationError(f"{given!r} is not a valid regular expression: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class RecordLines:
-    """Makes lines of records, and leaves out those that are not wanted.
+    """Formats records as lines of JSON, and filters them.
 
     A line has the record's ``topic``, ``partition``, ``offset``, ``timestamp``, ``key``, ``value`` and
-    ``headers``. Bytes that are no text stand under ``key_base64`` and ``value_base64``; where the app's serde
-    cannot read them, ``error`` says why. ``streams simulate --records`` reads such lines.
+    ``headers``. Bytes that are not text are in ``key_base64`` and ``value_base64``; if the app's serde cannot
+    decode them, ``error`` has the reason. ``streams simulate --records`` reads such lines.
     """
 
     format: TopicFormat
@@ -104,12 +104,12 @@ class RecordLines:
     pattern: re.Pattern[str] | None = None
 
     def lines(self, fetched: Fetched) -> Iterator[str]:
-        """The lines of the records that are wanted, in order."""
+        """The lines of the records that pass the filters, in order."""
         headers = fetched.headers() or [None] * len(fetched)
         columns = fetched.offsets(), fetched.timestamps(), fetched.keys(), fetched.values(), headers
         for offset, time, key, value, own in zip(*columns, strict=True):
             form, errors = self.format.of(key, own), list[str]()
-            shown = {
+            fields = {
                 "topic": fetched.topic,
                 "partition": fetched.partition,
                 "offset": offset,
@@ -119,7 +119,7 @@ class RecordLines:
                 **({"headers": _headers_as_json(own)} if own else {}),
                 **({"error": "; ".join(errors)} if errors else {}),
             }
-            line = msgspec.json.encode(shown, enc_hook=str)
+            line = msgspec.json.encode(fields, enc_hook=str)
             if all(condition.holds(line) for condition in self.conditions):
                 text = line.decode()
                 if self.pattern is None or self.pattern.search(text):
@@ -134,7 +134,7 @@ def _key_as_json(
     try:
         read = form.read_key(key, headers)
         return as_text("key", read) if isinstance(read, bytes) else {"key": _checked(read)}
-    except Exception as error:  # noqa: BLE001 - whatever a serde raises is shown with the record
+    except Exception as error:  # noqa: BLE001 - any exception of a serde is printed with the record
         errors.append(f"key: {error_text(error)}")
         return as_base64("key", key)
 
@@ -156,12 +156,12 @@ def _value_as_json(form: TopicFormat, value: bytes | None, errors: list[str]) ->
 
 
 def _checked(value: Any) -> msgspec.Raw:
-    # Encoded here, so that a value which JSON cannot hold is this record's matter.
+    # Encoded here, so that a value that JSON cannot represent is an error of this record alone.
     return msgspec.Raw(msgspec.json.encode(value, enc_hook=str))
 
 
 def as_text(name: str, payload: bytes) -> dict[str, str]:
-    """Bytes as text, or in base64 where they are none."""
+    """Bytes as text, or in base64 if they are not UTF-8."""
     try:
         return {name: payload.decode()}
     except UnicodeDecodeError:

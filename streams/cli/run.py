@@ -23,27 +23,27 @@ if TYPE_CHECKING:
     from streams.app import App
 
 STOP_SECONDS = 10.0
-"""How long a signal may take to end what comes before the app's own settings are known."""
+"""How long a stop may take, in seconds, before the app's own ``shutdown_timeout`` is known."""
 
 
 def run(
     target: Target,
     *,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Run that many processes and restart those that die.")
+        int | None, typer.Option(min=1, help="Number of worker processes; those that die are restarted.")
     ] = None,
     bootstrap_servers: Servers = None,
     create_topics: Annotated[
         bool, typer.Option("--create-topics", help="Create missing output topics (setting create_topics).")
     ] = False,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the app.")
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Override a setting of the app.")
     ] = None,
     supervised_by: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Run an app until SIGTERM or Ctrl-C; then it commits and leaves the group.
+    """Run an app until SIGTERM or Ctrl-C; it then commits and leaves the group.
 
-    Settings come from the program, the environment (STREAMS_…) and --set, each overriding the one before.
+    Settings come from the program, the environment (STREAMS_…) and --set; later ones override earlier ones.
     """
     chosen = list(settings or [])
     if bootstrap_servers is not None:
@@ -51,7 +51,7 @@ def run(
     if create_topics:
         chosen.append("create_topics=true")
     codes: list[int] = []
-    # From here on, and not only once it runs: the app's own module may take its time too.
+    # Signals are handled before the app's module is imported, which may take long.
     with StopSignals(STOP_SECONDS) as signals:
         signals.call(lambda: codes.append(_run(target, chosen, workers, supervised_by, signals)))
     if any(codes):
@@ -74,10 +74,10 @@ def _run(
         return 0
     own_process(app.settings.log_format, app.settings.log_level)
     _check_workers(app, workers)
-    # The settings given here travel to the workers in the environment.
+    # The workers inherit the settings given here through the environment.
     command = [sys.executable, "-P", str(Path(__file__).parents[1] / "__main__.py"), "run", target]
     supervisor = Supervisor(command, workers, stop_timeout=app.settings.shutdown_timeout + 5)
-    # It kills workers that take too long itself.
+    # The supervisor itself kills workers that exceed the time limit.
     signals.running(supervisor.request_stop, limited=False)
     return supervisor.run()
 
@@ -97,5 +97,5 @@ def _check_workers(app: App, workers: int) -> None:
         largest = max(inputs, key=lambda name: inputs[name])
         raise TopicError(
             f"{workers} workers, but the largest input topic, {largest}, has {inputs[largest]} partitions",
-            hint=f"a partition has one worker at a time: use --workers {inputs[largest]} or add partitions",
+            hint=f"one worker processes a partition: use --workers {inputs[largest]}, or add partitions",
         )

@@ -1,4 +1,4 @@
-"""``streams simulate``: an app under many schedules of faults, in memory."""
+"""``streams simulate``: run an app in memory under many schedules of faults."""
 
 from __future__ import annotations
 
@@ -33,34 +33,39 @@ if TYPE_CHECKING:
 def simulate(
     target: Target,
     *,
-    seeds: Annotated[int, typer.Option(min=1, help="How many schedules, with the seeds from 0 on.")] = 1000,
-    seed: Annotated[int | None, typer.Option(min=0, help="Only this one, to see it again.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of schedules; their seeds count from 0.")] = 1000,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Run only this seed, to reproduce a difference.")
+    ] = None,
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", metavar="TOPIC=FILE", help="Each line is a value, as for ingest."),
+        typer.Option("--input", metavar="TOPIC=FILE", help="Input whose lines are values, as for ingest."),
     ] = None,
     records: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TOPIC=FILE", help="Each line is JSON: key, value, timestamp, headers, partition."
+            metavar="TOPIC=FILE",
+            help="Input whose lines are JSON: key, value, timestamp, headers, partition.",
         ),
     ] = None,
-    partitions: Annotated[int, typer.Option(min=1, help="Of each input topic.")] = 1,
-    most: Annotated[int, typer.Option(min=1, help="Disturbances in a schedule.")] = MOST,
+    partitions: Annotated[int, typer.Option(min=1, help="Partitions of each input topic.")] = 1,
+    most: Annotated[int, typer.Option(min=1, help="Maximum number of faults in a schedule.")] = MOST,
     kinds: Annotated[
         list[str] | None,
-        typer.Option("--kind", metavar="KIND", help="Only these disturbances, see docs/testing.md."),
+        typer.Option("--kind", metavar="KIND", help="Inject only this kind of fault; repeatable."),
     ] = None,
     ignore: Annotated[
-        list[str] | None, typer.Option(metavar="TOPIC", help="Topics that are not compared.")
+        list[str] | None, typer.Option(metavar="TOPIC", help="Do not compare this topic; repeatable.")
     ] = None,
-    processes: Annotated[int | None, typer.Option(min=1, help="One for each CPU if left out.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Number of processes; default: one per CPU.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run an app under many schedules of crashes, aborts and rebalances, and compare what it writes.
+    """Run an app under many schedules of crashes, aborts and rebalances, and compare its results.
 
-    It runs in memory, on an input of yours. Exit code 1 if a schedule gives other results than an undisturbed
-    run; the schedule is shown as short as it can be made.
+    It runs in memory, on your own input. Exit code 1 if the results under a schedule differ from those of a
+    run without faults; that schedule is then reduced to the fewest faults and printed.
     """
     simulation = Simulation(
         load=partial(load_app, target),
@@ -97,8 +102,8 @@ def simulate(
                 replay += ["--partitions", str(partitions)]
             if most != MOST:
                 replay += ["--most", str(most)]
-            out.print(f"[bold red]seed {difference.seed} gives other results[/], with this alone:")
-            for line in [*explain(difference), f"again: {shlex.join(replay)}"]:
+            out.print(f"[bold red]seed {difference.seed} gives different results[/] with this schedule:")
+            for line in [*explain(difference), f"to reproduce: {shlex.join(replay)}"]:
                 out.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     if stopped:
         raise typer.Exit(130)
@@ -126,11 +131,11 @@ def _schedules_bar(total: int, *, quiet: bool) -> Iterator[Callable[[Report], No
 
 
 def _show_simulation(report: Report, seconds: float, processes: int) -> None:
-    table = Table("disturbance", "times")
-    for kind, times in sorted(report.disturbances.items()):
+    table = Table("fault", "injected")
+    for kind, times in sorted(report.faults.items()):
         table.add_row(kind, f"{times:,}")
     table.add_section()
-    table.add_row("total", f"{report.disturbances.total():,}")
+    table.add_row("total", f"{report.faults.total():,}")
     out.print(table)
     for topic, how in report.compared.items():
         out.print(f"{topic}: {how}", highlight=False)
@@ -138,7 +143,7 @@ def _show_simulation(report: Report, seconds: float, processes: int) -> None:
     out.print(
         f"{report.schedules:,} schedules in {seconds:.1f} s ({rate:,.0f} a second, {processes} "
         f"{'process' if processes == 1 else 'processes'}): {report.records:,} records compared, "
-        f"{report.again:,} records of the input read again, {len(report.differences)} "
+        f"{report.again:,} input records read again, {len(report.differences)} "
         f"{'difference' if len(report.differences) == 1 else 'differences'}",
         highlight=False,
     )

@@ -23,7 +23,7 @@ def list_topics(
     bootstrap_servers: Servers = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the topics, internal ones left out."""
+    """List the topics, except Kafka's internal ones."""
     if context.invoked_subcommand is not None:
         return
     found = [
@@ -53,7 +53,7 @@ def create_topics(
     *,
     partitions: Annotated[int, typer.Option(min=1)] = 4,
     replication_factor: Annotated[
-        int | None, typer.Option(min=1, help="The broker's default if left out.")
+        int | None, typer.Option(min=1, help="The broker's default if not given.")
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -61,7 +61,7 @@ def create_topics(
     ] = None,
     bootstrap_servers: Servers = None,
 ) -> None:
-    """Create topics; those that exist are left as they are."""
+    """Create topics; existing ones are left unchanged."""
     pairs = dict(name_and_value(item) for item in settings or ())
     for name in names:
         fault = topic_name_fault(name)

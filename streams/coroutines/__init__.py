@@ -1,1 +1,1 @@
-"""Async functions of the user's: recognised where they cannot work, run where they can."""
+"""The user's async functions: detected where they are not supported, and run in an event loop elsewhere."""

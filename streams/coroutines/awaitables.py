@@ -1,4 +1,4 @@
-"""Async functions and what they return, where plain functions are needed."""
+"""Detect async functions and awaitables where plain functions and values are needed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import typing
 from collections.abc import AsyncIterable, Awaitable, Iterable
 
 _NOT_AWAITABLE: set[type] = {type(None), bool, int, float, str, bytes, list, tuple, dict, set}
-"""Types whose objects are known to be plain results. Types met on the way are added."""
+"""Types that are known not to be awaitable. Further types are added when they are first seen."""
 
 _MOST_TYPES = 1_000
-"""Programs that make classes as they run must not fill the memory through the set above."""
+"""The maximum size of that set, for programs that create classes at run time."""
 
 _RETURNS_AWAITABLE = re.compile(
     r"(?:[\w.]+\.)?(?:Awaitable|Coroutine|Future|Task|Async(?:Iterator|Iterable|Generator))\b"
@@ -28,10 +28,10 @@ _FUNCTIONS = (
 
 
 def is_asynchronous(code: object) -> bool:
-    """Whether calling this gives something to be awaited, as far as can be seen without calling it.
+    """Whether calling this returns an awaitable, as far as can be determined without calling it.
 
     Looks through ``functools.partial``, ``functools.cache``, methods and callable objects. A plain function
-    counts if it is annotated to return an awaitable. Not seen are plain functions that call async ones.
+    counts if it is annotated to return an awaitable. Plain functions that call async ones are not detected.
     """
     function = plain_function(code)
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
@@ -40,17 +40,17 @@ def is_asynchronous(code: object) -> bool:
         return False
     if function.__code__.co_flags & inspect.CO_ITERABLE_COROUTINE:
         return True
-    # A decorator that runs the coroutine itself shows the annotations of what it decorates.
+    # A decorator that runs the coroutine itself has the annotations of the decorated function.
     return not hasattr(function, "__wrapped__") and _is_annotated_awaitable(function)
 
 
 def is_asynchronous_generator(code: object) -> bool:
-    """Whether calling this gives an async generator, which cannot be awaited."""
+    """Whether calling this returns an async generator, which cannot be awaited."""
     return inspect.isasyncgenfunction(plain_function(code))
 
 
 def plain_function(code: object) -> object:
-    """The function that is run when this is called: of a partial, a method or a callable object."""
+    """The function that runs when this is called: that of a partial, a method or a callable object."""
     while True:
         if isinstance(code, functools.partial):
             code = code.func
@@ -68,19 +68,19 @@ def plain_function(code: object) -> object:
 
 
 def location(code: object) -> str | None:
-    """File and line of the function that is run when this is called; ``None`` where it is not Python."""
+    """File and line of the function that runs when this is called; ``None`` if it is not Python code."""
     source = getattr(plain_function(code), "__code__", None)
     return None if source is None else f"{source.co_filename}:{source.co_firstlineno}"
 
 
 def any_awaitable(column: Iterable[object]) -> bool:
-    """Whether something in a column is to be awaited: an awaitable, or an async iterator."""
-    # In C throughout, and without a set of the types: most columns have types seen before.
+    """Whether a column contains an awaitable or an async iterator."""
+    # This runs in C and builds no set of types: most columns only have types that were seen before.
     return not _NOT_AWAITABLE.issuperset(map(type, column)) and any(map(is_awaitable, column))
 
 
 def is_awaitable(value: object) -> bool:
-    """Whether a value is to be awaited."""
+    """Whether a value is an awaitable or an async iterator."""
     kind = type(value)
     if kind in _NOT_AWAITABLE:
         return False
@@ -92,15 +92,15 @@ def is_awaitable(value: object) -> bool:
 
 
 def settled(value: typing.Any) -> typing.Any:
-    """The value that a function returned. Raises ``TypeError`` for one that is to be awaited."""
+    """The value that a function returned. Raises ``TypeError`` for an awaitable."""
     if is_awaitable(value):
         raise unawaited(value)
     return value
 
 
 def unawaited(value: object) -> TypeError:
-    """The error for an awaitable that a plain function returned, which is closed or cancelled."""
-    # Without this, Python warns of it somewhere else, where the record is not known.
+    """Close or cancel an awaitable that a plain function returned, and return the error for it."""
+    # Without closing it, Python would warn later ("was never awaited"), without naming the record.
     release = getattr(value, "close", None) or getattr(value, "cancel", None)
     if callable(release):
         release()

@@ -1,7 +1,7 @@
-"""The event loop of a process, on a thread of its own, and calls of async functions in it.
+"""The event loop of a process, in a separate thread, and calls of async functions in it.
 
-There is one loop for all steps of all workers of a process, so that what async functions share, e.g. the
-connections of an HTTP client, lives as long as the process.
+All steps of all workers of a process share one loop, so that what async functions share, e.g. the connections
+of an HTTP client, lives as long as the process.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 CANCEL_SECONDS = 2.0
-"""A call that was cancelled may take so long to end; then it is left behind."""
+"""How long to wait for a cancelled call to end before it is abandoned."""
 
 
 class Finished(NamedTuple):
-    """What became of one call: its result, or its error."""
+    """The result of one call, or its error."""
 
     result: Any
     error: Exception | None = None
@@ -36,11 +36,11 @@ class Running(NamedTuple):
 
     coroutine: object
     seconds: float
-    """Since it began."""
+    """Seconds since it started."""
 
 
 class EventLoop:
-    """An event loop that runs on a thread of its own until it is closed."""
+    """An event loop that runs in a separate thread until it is closed."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -49,12 +49,12 @@ class EventLoop:
 
     @property
     def thread(self) -> int:
-        """The identifier of its thread."""
+        """The identifier of the loop's thread."""
         assert self._thread.ident is not None
         return self._thread.ident
 
     def close(self) -> None:
-        """Cancel what is left and end the thread; one that is blocked by a function is left behind."""
+        """Cancel all remaining tasks and end the thread; a thread that a function blocks is abandoned."""
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(CANCEL_SECONDS)
@@ -74,11 +74,11 @@ class EventLoop:
 _lock = threading.Lock()
 _loops: list[EventLoop] = []
 _waiting: dict[int, Calls] = {}
-"""The calls that threads wait for, by the thread's identifier."""
+"""The calls for which threads wait, by thread identifier."""
 
 
 def current_loop() -> EventLoop:
-    """The event loop of this process, started when it is first asked for."""
+    """The event loop of this process, started on first use."""
     with _lock:
         if not _loops:
             _loops.append(EventLoop())
@@ -86,7 +86,7 @@ def current_loop() -> EventLoop:
 
 
 def _abandon(loop: EventLoop) -> None:
-    """Use another loop from now on, as this one's thread does not come back from a function."""
+    """Use another loop from now on, because a function blocks this one's thread."""
     with _lock:
         if loop in _loops:
             _loops.remove(loop)
@@ -98,19 +98,19 @@ def _close_all() -> None:
 
 
 atexit.register(_close_all)
-# A child process has no thread that would run the loop.
+# A forked child process does not have the loop's thread.
 os.register_at_fork(after_in_child=_loops.clear)
 
 
 class Calls:
-    """Calls of one async function, for rows of a column: at most ``concurrency`` at a time, begun in order.
+    """Calls of an async function for rows of a column: at most ``concurrency`` at a time, started in order.
 
-    ``rows`` are the rows to call it for, ascending. Where there are ``keys`` (hashable ones), a call begins
-    only after the calls for earlier rows of the same key; if one of these fails and ``holds`` its row, it
-    does not begin at all. A call that takes longer than ``timeout`` seconds is cancelled and fails. With
-    ``stops``, rows after the first that failed for good are not called, or cancelled.
+    ``rows`` are the rows to call it for, in ascending order. With ``keys`` (hashable), a call starts only
+    after the calls for earlier rows of the same key have ended; if one of these fails and ``holds`` is true
+    for its row, the later calls do not start at all. A call that takes longer than ``timeout`` seconds is
+    cancelled and fails. With ``stops``, rows after the first final failure are not called, or are cancelled.
 
-    ``outcomes`` are complete once ``wait`` has returned true. Everything else happens in the loop's thread.
+    ``outcomes`` is complete once ``wait`` has returned true. Everything else runs in the loop's thread.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Calls:
     ) -> None:
         self.outcomes: dict[int, Finished] = {}
         self.fatal: BaseException | None = None
-        """What a call raised that is meant to end the process, e.g. ``SystemExit``."""
+        """The exception of a call that is meant to end the process, e.g. ``SystemExit``."""
         self._function = function
         self._values = values
         self._rows = rows
@@ -137,15 +137,15 @@ class Calls:
         self._holds = holds
         self._stops = stops
         self._next = 0
-        """Which of the rows is looked at next."""
+        """The index in ``rows`` of the next row."""
         self._limit = (rows[-1] + 1) if rows else 0
-        """Rows from here on are not called."""
+        """Rows from this one on are not called."""
         self._behind: dict[Any, deque[int]] = {}
-        """For each key that has a call, or a row that is held, the rows that wait for it."""
+        """The waiting rows of each key that has a running call or a held row."""
         self._running: dict[int, tuple[asyncio.Task[Any], float]] = {}
-        """The calls that have begun, oldest first, with the loop's time then."""
+        """The running calls, oldest first, with their start on the loop's clock."""
         self._cancelled: dict[int, float] = {}
-        """When rows were cancelled, on the loop's time: because they took too long, or do not matter."""
+        """When rows were cancelled, on the loop's clock: they timed out, or follow a final failure."""
         self._expired: set[int] = set()
         self._timer: asyncio.Handle | None = None
         self._done = threading.Event()
@@ -154,33 +154,33 @@ class Calls:
 
     @property
     def finished(self) -> int:
-        """How many calls have ended."""
+        """The number of calls that have ended."""
         return len(self.outcomes)
 
     def start(self) -> None:
-        """Begin, in the context of the caller, whose thread waits for them until ``close``."""
+        """Start the calls in the caller's context; the caller's thread waits for them until ``close``."""
         _waiting[threading.get_ident()] = self
         self._loop.call_soon_threadsafe(self._fill)
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait at most so long until all calls have ended. Returns whether they have."""
+        """Wait at most ``seconds`` until all calls have ended. Returns whether they have."""
         return self._done.wait(seconds)
 
     def close(self) -> None:
-        """The caller does not wait any more."""
+        """End the caller's wait."""
         _waiting.pop(threading.get_ident(), None)
 
     def cancel(self) -> None:
-        """Cancel what has begun and wait until it has ended; what ignores that is left behind."""
+        """Cancel the running calls and wait until they have ended; those that ignore it are abandoned."""
         self._loop.call_soon_threadsafe(self._stop_all)
-        # Calls that ignore it are left behind after that long. Else a function blocks the loop.
+        # Calls that ignore it are abandoned after CANCEL_SECONDS. Otherwise a function blocks the loop.
         if not self._done.wait(CANCEL_SECONDS + 0.5):
             _abandon(self._event_loop)
 
     # --- in the loop's thread
 
     def _fill(self) -> None:
-        """Begin as many calls as there is room for."""
+        """Start calls up to the limit of ``concurrency``."""
         rows, keys = self._rows, self._keys
         while len(self._running) < self._concurrency and self._next < len(rows):
             row = rows[self._next]
@@ -209,7 +209,7 @@ class Calls:
 
     def _ended(self, row: int, task: asyncio.Task[Any]) -> None:
         if self._running.get(row, (None,))[0] is not task:
-            # It was left behind, and nothing waits for it. Its error would be logged unless it is looked at.
+            # The call was abandoned. Reading its exception keeps asyncio from logging it.
             if not task.cancelled():
                 task.exception()
             return
@@ -235,7 +235,7 @@ class Calls:
                 del self._behind[key]
 
     def _outcome(self, row: int, task: asyncio.Task[Any]) -> Finished | None:
-        """What became of a call; ``None`` for one that was cancelled as it does not matter any more."""
+        """The outcome of a call; ``None`` if it was cancelled because it follows a final failure."""
         error = None if task.cancelled() else task.exception()
         if row in self._expired and (error is not None or task.cancelled()):
             return Finished(None, self._late(error))
@@ -260,7 +260,7 @@ class Calls:
         return late
 
     def _look(self) -> None:
-        """Cancel the calls that have taken too long, leave those behind that ignored it, and look again."""
+        """Cancel calls that timed out, abandon those that ignored it, and schedule the next check."""
         self._timer = None
         now = self._loop.time()
         for row, (task, begun) in list(self._running.items()):
@@ -283,7 +283,7 @@ class Calls:
         return float("inf") if self._timeout is None else self._running[row][1] + self._timeout
 
     def _stop_from(self, row: int) -> None:
-        """Call no later rows than this one, and cancel those that have begun."""
+        """Do not call rows after this one, and cancel those that are running."""
         self._limit = min(self._limit, row)
         now = self._loop.time()
         for other, (task, _) in self._running.items():
@@ -298,15 +298,15 @@ class Calls:
         self._stop_from(-1)
         self._fill()
 
-    # --- for those who look on from another thread
+    # --- for other threads
 
     @property
     def running(self) -> int:
-        """How many calls have begun and not ended."""
+        """The number of running calls."""
         return len(self._running)
 
     def oldest(self) -> Running | None:
-        """The call that has taken longest."""
+        """The running call that started first."""
         for task, begun in list(self._running.values()):
             return Running(task.get_coro(), self._loop.time() - begun)
         return None
@@ -332,10 +332,10 @@ async def _call(function: Callable[[Any], Awaitable[Any]], value: Any) -> Any:
 
 def _required(awaited: object) -> Awaitable[Any]:
     if not isinstance(awaited, Awaitable):
-        raise TypeError(f"map_async needs something to await, the function returned {awaited!r:.80}")
+        raise TypeError(f"map_async needs an awaitable, but the function returned {awaited!r:.80}")
     return awaited
 
 
 def awaited_by(thread: int | None) -> Calls | None:
-    """The calls that a thread waits for, if it does. From any thread."""
+    """The calls for which a thread waits, if any. It may be called from any thread."""
     return _waiting.get(-1 if thread is None else thread)

@@ -1,1 +1,1 @@
-"""Real servers on this machine for development and tests."""
+"""Run real servers on this machine for development and tests."""

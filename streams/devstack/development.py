@@ -1,4 +1,4 @@
-"""A real broker for tests and demonstrations, without anybody setting one up."""
+"""Provide a real broker for tests and demonstrations, without manual setup."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def development_broker(
     heap_mb: int = 512,
     properties: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
-    """A single-node broker's ``bootstrap.servers``, for as long as the context is open.
+    """Provide a broker while the context is open; yields its ``bootstrap.servers``.
 
-    The one that ``KAFKA_BOOTSTRAP_SERVERS`` names, if set; else one in a container, if a Docker engine
-    answers and has or gets the image; else a local one. One that is started here gets a heap of ``heap_mb``
-    and the broker ``properties``, and is stopped with nothing of it left. Raises ``LocalKafkaError`` when the
-    last of these fails too.
+    It is the cluster in ``KAFKA_BOOTSTRAP_SERVERS``, if set; else a single node in a container, if a Docker
+    engine answers and has or can pull the image; else a local single node. A broker that is started here gets
+    a heap of ``heap_mb`` and the broker ``properties``, and is stopped and its data deleted at the end.
+    Raises ``LocalKafkaError`` if the local node cannot be started.
     """
     named = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
     if named:
-        report(f"Using the Kafka that KAFKA_BOOTSTRAP_SERVERS names: {named}")
+        report(f"Using the Kafka in KAFKA_BOOTSTRAP_SERVERS: {named}")
         yield named
         return
     with contextlib.ExitStack() as stack:
@@ -56,7 +56,7 @@ def _in_container(
     heap_mb: int,
     properties: Mapping[str, str],
 ) -> str | None:
-    """Start Kafka in a container; ``None`` where there is no Docker engine, client library or image."""
+    """Start Kafka in a container; ``None`` if there is no Docker engine, client library or image."""
     if not (os.environ.get("DOCKER_HOST") or Path("/var/run/docker.sock").exists()):
         return None
     try:
@@ -64,7 +64,7 @@ def _in_container(
         from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - as above
 
         docker.from_env(timeout=5).ping()
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with Docker, the local Kafka works
+    except Exception as error:  # noqa: BLE001 - after any failure of Docker, the local Kafka is used
         report(f"No Docker engine answers ({type(error).__name__}): using the local Kafka")
         return None
     report(f"Starting Kafka {KAFKA_VERSION} in a container (the first time its image is pulled) …")
@@ -75,14 +75,14 @@ def _in_container(
         container = stack.enter_context(_container(DockerContainer, port, heap_mb, properties))
         _wait_until_usable(servers, container)
     except Exception as error:  # noqa: BLE001 - as above
-        report(f"The container is of no use ({error}): using the local Kafka")
+        report(f"Kafka in the container does not work ({error}): using the local Kafka")
         return None
-    report(f"Kafka serves in a container after {time.monotonic() - begun:.1f} s")
+    report(f"Kafka in the container is ready after {time.monotonic() - begun:.1f} s")
     return servers
 
 
 def _container(make: Any, port: int, heap_mb: int, properties: Mapping[str, str]) -> Any:
-    # The same port inside and outside: the address that clients are told is then right in both.
+    # The port is the same inside and outside, so that the advertised address is valid in both.
     settings = {
         "NODE_ID": "1",
         "PROCESS_ROLES": "broker,controller",
@@ -118,7 +118,7 @@ def _wait_until_usable(servers: str, container: Any) -> None:
             if time.monotonic() > deadline:
                 logs = b"".join(container.get_logs()).decode(errors="replace").splitlines()
                 raise TimeoutError(
-                    f"no answer in {CONTAINER_SECONDS:.0f} s; last said: {logs[-1:]}"
+                    f"no answer in {CONTAINER_SECONDS:.0f} s; last log line: {logs[-1:]}"
                 ) from None
         else:
             return

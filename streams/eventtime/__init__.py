@@ -1,1 +1,1 @@
-"""Event time: windows, stream time, and the order in which several inputs are read."""
+"""Event time: windows, stream time, and the processing order of several inputs."""

@@ -1,4 +1,4 @@
-"""Stream time: the highest event time seen, row by row where that matters."""
+"""Stream time: the highest event time observed so far, per row where needed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ NOT_STARTED = -1
 
 
 class StreamClock:
-    """The stream time of one task behind a step that makes event times, e.g. a source.
+    """The stream time of one task downstream of a step that sets event times, e.g. a source.
 
-    Steps further on share it, filtered or not, so that a window closes also when only records that it does
-    not take come. Milliseconds since the epoch; -1 before the first record.
+    Downstream steps share it, even behind filters, so that records that a filter drops also close windows.
+    In milliseconds since the epoch; -1 before the first record.
     """
 
     __slots__ = ("_at_commit", "_at_slice", "_batch", "_seen", "_times", "observed", "time")
@@ -25,17 +25,18 @@ class StreamClock:
     def __init__(self, time: int = NOT_STARTED) -> None:
         self.time = time
         self.observed = time
-        """The highest event time of a record: stream time, where it has not moved on without one."""
+        """The highest event time of a record; ``time`` may be higher after ``advance``."""
         self._at_slice = self._at_commit = time, time
         self._batch: Batch[Any, Any] | None = None
         self._seen: dict[int, tuple[Batch[Any, Any], int]] = {}
-        """The slice's batches by identity, each with the stream time before it."""
+        """The batches of the slice by identity, each with the stream time before it."""
         self._times: dict[int, int] | None = None
 
     def observe(self, batch: Batch[Any, Any]) -> Batch[Any, Any] | None:
-        """Records have come whose event times are final; the same batch again is no news.
+        """Advance stream time by a batch whose event times are final, and make it the current batch.
 
-        Returns the batch that was at work, to be resumed when this one is through.
+        The same batch again does not advance it. Returns the previous current batch, which is to be resumed
+        when this one is processed.
         """
         if id(batch) not in self._seen:
             self._seen[id(batch)] = batch, self.time
@@ -46,13 +47,13 @@ class StreamClock:
         return before
 
     def resume(self, batch: Batch[Any, Any] | None) -> None:
-        """Go on with a batch that was observed: others of the same clock may have come in its middle."""
+        """Make an observed batch the current one again, after other batches that were observed meanwhile."""
         self._batch, self._times = batch, None
 
     def times(self, batch: Batch[Any, Any]) -> Sequence[int]:
-        """The stream time when each row of ``batch`` had come, which is made of the observed one at work.
+        """The stream time after each row of ``batch``, whose rows are rows of the current observed batch.
 
-        It depends on the records alone, not on how they were cut into batches.
+        It depends only on the records, not on how they are divided into batches.
         """
         observed = self._batch
         if observed is None:
@@ -65,12 +66,12 @@ class StreamClock:
         return [times[row] for row in batch.rows]
 
     def advance(self, time: int) -> None:
-        """Move on without a record."""
+        """Advance stream time without a record, e.g. to close idle windows."""
         self._batch = None
         self.time = max(self.time, time)
 
     def restore(self, time: int, observed: int) -> None:
-        """Begin where an earlier task stopped."""
+        """Continue from the stream time of an earlier task."""
         self.time, self.observed = max(self.time, time), max(self.observed, observed)
         self._at_slice = self._at_commit = self.time, self.observed
 

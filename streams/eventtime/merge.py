@@ -1,4 +1,4 @@
-"""Records of several partitions, in the order of their event times: how tasks with joins take their input."""
+"""Merge the records of several partitions by event time, for tasks with joins."""
 
 from __future__ import annotations
 
@@ -16,50 +16,50 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Lane:
-    """What waits of one partition: slices, and where the first of them begins."""
+    """The waiting slices of one partition, and the position in the first of them."""
 
     rank: int
     slices: deque[Fetched] = field(default_factory=deque)
     times: Sequence[int] = ()
-    """The event times of the first slice, once they were needed."""
+    """The event times of the first slice, computed on demand."""
     at: int = 0
     size: int = 0
     end: int | None = None
-    """The partition's end, when nothing came since it was reached."""
+    """The partition's end offset, if it was reached and no records arrived since."""
 
 
 class InputQueue:
-    """Takes what was polled of a task's partitions and gives it out by lowest event time.
+    """Queues the polled records of a task's partitions, and returns them by lowest event time.
 
-    Records of one partition keep their order, whatever their times. Where a partition has nothing waiting,
-    the others wait, unless it is at its end: so the order depends on the records alone, as long as they are
-    there. ``ranks`` decides between equal times, and then the partition; ``times`` finds the event times of a
-    slice, and is called when what was added before it has been taken.
+    Records of one partition keep their order, whatever their times. While a partition without waiting records
+    is not at its end, the others wait: so the order depends only on the records, if they are available.
+    ``ranks`` decides between equal times, and then the partition. ``times`` returns the event times of a
+    slice, and is called once all records added before it have been taken.
     """
 
     def __init__(self, ranks: dict[TopicPartition, int], times: Callable[[Fetched], Sequence[int]]) -> None:
-        # Each has a rank of its own: between equals, the order would depend on how they were polled.
+        # Ranks are made unique: with equal ranks, the order would depend on the order of polls.
         ordered = sorted(ranks, key=lambda partition: (ranks[partition], partition))
         self._lanes = {partition: _Lane(rank) for rank, partition in enumerate(ordered)}
         self._times = times
 
     def add(self, fetched: Fetched) -> None:
-        """Put records behind those of their partition."""
+        """Append records to those of their partition."""
         lane = self._lanes[TopicPartition(fetched.topic, fetched.partition)]
         lane.slices.append(fetched)
         lane.size += len(fetched)
         lane.end = None
 
     def at_end(self, partition: TopicPartition, offset: int) -> None:
-        """Nothing comes after what was added, up to that end."""
+        """Note that the partition's end was reached: no records follow those that were added."""
         self._lanes[partition].end = offset
 
     def size(self, partition: TopicPartition) -> int:
-        """How many records of the partition wait."""
+        """The number of waiting records of the partition."""
         return self._lanes[partition].size
 
     def ends(self) -> dict[TopicPartition, int]:
-        """The partitions that are at their ends and have nothing waiting, with those ends."""
+        """The partitions at their ends and without waiting records, with their end offsets."""
         return {
             partition: lane.end
             for partition, lane in self._lanes.items()
@@ -67,9 +67,9 @@ class InputQueue:
         }
 
     def peek(self, limit: int) -> Fetched | None:
-        """The next records, of one partition, at most ``limit``; ``None`` when there are none to be had yet.
+        """The next records, of one partition, at most ``limit``; ``None`` if none can be processed yet.
 
-        They stay until ``taken``.
+        They stay in the queue until ``taken``.
         """
         if any(not lane.slices and lane.end is None for lane in self._lanes.values()):
             return None
@@ -86,7 +86,7 @@ class InputQueue:
         return fetched if start == 0 and stop == len(fetched) else fetched.slice(start, stop)
 
     def taken(self, fetched: Fetched) -> None:
-        """The records that ``peek`` gave were processed."""
+        """Remove the records that ``peek`` returned, after they were processed."""
         lane = self._lanes[TopicPartition(fetched.topic, fetched.partition)]
         lane.at += len(fetched)
         lane.size -= len(fetched)
@@ -95,14 +95,14 @@ class InputQueue:
             lane.at, lane.times = 0, ()
 
     def clear(self) -> None:
-        """Forget everything: the input is read again."""
+        """Remove all records, because the input will be read again."""
         for lane in self._lanes.values():
             lane.slices.clear()
             lane.at = lane.size = 0
             lane.times, lane.end = (), None
 
     def _head(self, lane: _Lane) -> tuple[int, int]:
-        """The first record's place in the order: by time, tables before streams, then as declared."""
+        """The sort key of the first record: its time, then its rank (tables before streams)."""
         if not lane.times:
             lane.times = self._times(lane.slices[0])
         return lane.times[lane.at], lane.rank

@@ -1,4 +1,4 @@
-"""Windows as values: which stretches of event time an aggregation has a result for.
+"""Windows as values: the intervals of event time for which an aggregation has results.
 
 All times are whole milliseconds since the epoch and never negative; all durations are whole milliseconds.
 """
@@ -124,10 +124,10 @@ class Hopping:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Sliding:
-    """For each key, every different set of events that lie at most ``difference`` milliseconds apart.
+    """For each key, every different set of events that are at most ``difference`` milliseconds apart.
 
-    ``Sliding(seconds=10)``: the durations add up to ``difference``. As in Kafka Streams (KIP-450), a window
-    begins to exist where an event enters it or where one has just left it; both its ends are in it. See
+    ``Sliding(seconds=10)``: the durations add up to ``difference``. As in Kafka Streams (KIP-450), there is a
+    window for each event that enters it and for each that has just left it; both ends are inclusive. See
     ``sliding_windows``.
     """
 
@@ -232,8 +232,8 @@ class JoinWindow:
 class Windowed(msgspec.Struct, Generic[K, R], frozen=True):
     """The result of one key's window.
 
-    For tumbling and hopping windows ``end`` is no longer in the window. For sliding windows it is; for
-    sessions, ``start`` and ``end`` are the times of the first and the last event.
+    For tumbling and hopping windows ``end`` is exclusive, for sliding windows it is inclusive. For sessions,
+    ``start`` and ``end`` are the times of the first and the last event.
     """
 
     key: K
@@ -243,12 +243,11 @@ class Windowed(msgspec.Struct, Generic[K, R], frozen=True):
 
 
 def merge_sessions(sessions: Sequence[tuple[int, int, Any]], start: int, end: int, gap: int) -> slice:
-    """Which of one key's sessions become one with activity from ``start`` to ``end``, as a slice.
+    """The slice of one key's sessions that merge with events from ``start`` to ``end``.
 
-    ``sessions`` are (start, end, anything), ascending and more than ``gap`` apart, as sessions that were not
-    merged are. Those found begin at most ``gap`` after ``end`` and end at most ``gap`` before ``start``. They
-    may be replaced by the union at once, which touches no other session. An empty slice tells where a new
-    session is to be inserted.
+    ``sessions`` are (start, end, anything), in ascending order and more than ``gap`` apart. The slice has
+    those that start at most ``gap`` after ``end`` and end at most ``gap`` before ``start``. Replacing them by
+    their union merges with no other session. An empty slice is the position at which to insert a new session.
     """
     return slice(
         bisect_left(sessions, start - gap, key=itemgetter(1)),
@@ -259,21 +258,21 @@ def merge_sessions(sessions: Sequence[tuple[int, int, Any]], start: int, end: in
 def sliding_windows(
     timestamps: Sequence[int], difference: int, low: int, high: int
 ) -> Iterator[tuple[int, int, int, int]]:
-    """One key's sliding windows whose end is at least ``low`` and below ``high``, ascending by end.
+    """One key's sliding windows with ``low <= end < high``, in ascending order of end.
 
-    ``timestamps`` are the times at which there are events, ascending and each once. For each time t there is
-    the window from t - ``difference`` to t, which an event enters, and the one from t + 1 to
-    t + 1 + ``difference``, which it has just left, if there is an event in it. Yields (start, end, first,
-    stop): both times are in the window, and ``timestamps[first:stop]`` lie in it. Each window comes once.
+    ``timestamps`` are the distinct times of the events, in ascending order. For each time t there is the
+    window from t - ``difference`` to t, which an event enters, and the one from t + 1 to
+    t + 1 + ``difference``, which it has just left, if that contains an event. Yields (start, end, first,
+    stop): both times are inclusive, and ``timestamps[first:stop]`` are in the window. Each window comes once.
 
-    A start is never negative. Where Kafka Streams puts all events before ``difference`` into one window from
-    0 to ``difference``, here windows end at each event from the beginning.
+    A start is never negative. Kafka Streams puts all events before ``difference`` into one window from 0 to
+    ``difference``; here, windows end at each event from the beginning.
     """
     entered = timestamps[bisect_left(timestamps, low) : bisect_left(timestamps, high)]
     past = difference + 1
     left = timestamps[bisect_left(timestamps, low - past) : bisect_left(timestamps, high - past)]
     first = stop = 0
-    # All windows are equally long, up to those cut off at 0, so the end tells them apart.
+    # All windows have the same length, except those cut off at 0, so the end identifies a window.
     for end in sorted({*entered, *(timestamp + past for timestamp in left)}):
         first = bisect_left(timestamps, end - difference, first)
         stop = bisect_right(timestamps, end, stop)

@@ -1,4 +1,4 @@
-"""Lines into a topic, a record each, as they arrive."""
+"""Write lines to a topic as they arrive, each as a record."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from streams.records import Output
 
 LOOK_SECONDS: Final = 0.2
-"""How soon a stop is noticed where no lines come."""
+"""Seconds between checks for a stop while no lines arrive."""
 
 STOP_SECONDS: Final = 8.0
-"""How long what was read has to be acknowledged once a signal has come."""
+"""How long the broker may take, after a signal, to acknowledge everything that was read."""
 
 REST_OF_PIPE: Final = 1 << 20
-"""What is taken out of a pipe, in bytes, once a signal has come: more than it holds by default."""
+"""How many bytes are still read from a pipe after a signal: more than its default capacity."""
 
 
 class RefusedLine(Protocol):
-    """A line that cannot be written. See ``streams.broker.kafka.writer.RefusedRow``."""
+    """A line that the broker rejects. See ``streams.broker.kafka.writer.RefusedRow``."""
 
     @property
     def number(self) -> int: ...
@@ -50,16 +50,16 @@ class Writer(Protocol):
 
 
 class _TimeIsOver(Exception):
-    """A stop was asked for, and the broker has not taken everything in time."""
+    """After a stop request, the broker has not acknowledged everything in time."""
 
 
 @dataclass(slots=True)
 class Ingestion:
-    """Writes lines through a writer and accounts for them.
+    """Writes lines through a writer, and accounts for each of them.
 
-    Everything read is acknowledged by the broker, refused, or named in the error. ``records`` are those
-    acknowledged. With ``skip_refused``, lines that cannot be written are left out and counted; ``report`` is
-    called with a sentence about each of the first ones.
+    Every line read is acknowledged by the broker, refused, or counted in the error. ``records`` is the number
+    acknowledged. With ``skip_refused``, lines that the broker rejects are skipped and counted, and ``report``
+    is called with a message about each of the first ones.
     """
 
     writer: Writer
@@ -70,26 +70,26 @@ class Ingestion:
     skip_refused: bool = False
     refused: int = 0
     unfinished: str | None = None
-    """Where a signal stopped it in the middle of a file."""
+    """The place in a file where a signal stopped it; ``None`` if all files were read to their ends."""
     half_line: bool = False
-    """Whether the last record is a line that had not ended when a signal came."""
+    """Whether the last record is an incomplete line, whose end had not arrived before the signal."""
     _deadline: float | None = None
 
     @property
     def records(self) -> int:
-        """How many are in the topic for certain."""
+        """The number of records that the broker has acknowledged."""
         return self.writer.acknowledged
 
     @property
     def stopped_by(self) -> signal.Signals | None:
-        """The signal that has ended it."""
+        """The signal that stopped it, if any."""
         return self.stop.received
 
     def read(self, source: LineReader) -> None:
-        """Write the lines of a source, to its end or until a signal comes.
+        """Write the lines of a source, to its end or until a signal.
 
-        Raises ``RecordRefused`` for a line that cannot be written, and ``BrokerError``; both say which lines
-        are not written.
+        Raises ``RecordRefused`` for a line that the broker rejects, and ``BrokerError``; both say how many
+        lines are acknowledged.
         """
         begun = self.writer.acknowledged + self.refused
         try:
@@ -102,11 +102,13 @@ class Ingestion:
                 if self.progress is not None:
                     self.progress(len(lines.values), lines.size)
                 self._take_refused(source)
-            # Before another source: numbers are lines of this one.
+            # Settled before the next source, as rejected lines are reported by their number in this one.
             self.writer.settle(None, self._wait)
             self._take_refused(source)
         except _TimeIsOver:
-            self._incomplete(source, begun, f"not within {STOP_SECONDS:.0f} s of the signal", None)
+            self._incomplete(
+                source, begun, f"the broker did not answer within {STOP_SECONDS:.0f} s after the signal", None
+            )
         except RecordRefused:
             raise
         except BrokerError as error:
@@ -121,7 +123,7 @@ class Ingestion:
         if source.is_file:
             self.unfinished = f"{source.name} after line {source.lines:,}"
             return
-        # What is in the pipe is nowhere else any more.
+        # The content of a pipe cannot be read again, so it is written before stopping.
         left = REST_OF_PIPE
         while left > 0 and (lines := source.read(0)) is not None and lines.size:
             left -= lines.size
@@ -132,7 +134,7 @@ class Ingestion:
             yield rest
 
     def _wait(self) -> None:
-        """Called while the broker is waited for."""
+        """Check the time limit of a stop; called while waiting for the broker."""
         if self.stop:
             now = time.monotonic()
             if self._deadline is None:
@@ -142,13 +144,15 @@ class Ingestion:
 
     def _too_long(self, source: LineReader, lines: Lines) -> None:
         self._refuse(
-            f"line {lines.first - 1:,} of {source.name} has {lines.too_long:,} bytes: "
-            f"more than {LONGEST_LINE:,} are not read"
+            f"line {lines.first - 1:,} of {source.name} has {lines.too_long:,} bytes, "
+            f"the limit is {LONGEST_LINE:,}"
         )
 
     def _take_refused(self, source: LineReader) -> None:
         for row in self.writer.take_refused():
-            self._refuse(f"line {row.number:,} of {source.name}, {row.size:,} bytes, is refused: {row.error}")
+            self._refuse(
+                f"the broker rejects line {row.number:,} of {source.name}, {row.size:,} bytes: {row.error}"
+            )
 
     def _refuse(self, text: str) -> None:
         self.refused += 1
@@ -160,13 +164,13 @@ class Ingestion:
         raise RecordRefused(
             f"{text}; {self.records:,} records are acknowledged",
             position=0,
-            hint="--on-refused skip leaves such lines out, and counts them",
+            hint="use --on-refused skip to skip and count such lines",
         )
 
     def _incomplete(self, source: LineReader, begun: int, why: str, cause: Exception | None) -> None:
         here = self.records + self.refused - begun
         raise BrokerError(
             f"of {source.lines:,} lines read from {source.name}, {source.lines - here:,} are not "
-            f"acknowledged, the last ones in all likelihood: {why}",
-            hint=f"{self.records:,} records are acknowledged in all",
+            f"acknowledged, most likely the last ones: {why}",
+            hint=f"{self.records:,} records are acknowledged in total",
         ) from cause

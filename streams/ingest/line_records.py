@@ -1,4 +1,4 @@
-"""What a line becomes as a record: its key, headers and event time."""
+"""Make records of lines: their keys, headers and event times."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ LATEST: Final = 253_402_300_799_999
 
 
 class Part(Protocol):
-    """A part of a line."""
+    """A part of a line, such as a field of JSON or a group of a regular expression."""
 
     def of(self, line: bytes) -> object:
-        """A value of JSON, or bytes; ``None`` where the line has no such part."""
+        """The part of this line, a JSON value or bytes; ``None`` if the line does not have it."""
 
 
 class FieldPart:
-    """A field of a line of JSON: ``user.id``, ``items.0.sku``; a name that has dots itself is tried first."""
+    """A field of a line of JSON: ``user.id``, ``items.0.sku``. A name that has dots takes precedence."""
 
     def __init__(self, path: str) -> None:
         if not path.strip("."):
-            raise ConfigurationError(f"{path!r} names no field", hint="write e.g. user.id")
+            raise ConfigurationError(f"{path!r} does not name a field", hint="write e.g. user.id")
         self._path = path.removeprefix("$.")
 
     def of(self, line: bytes) -> object:
@@ -65,13 +65,13 @@ def _found(value: Any, path: str) -> object:
 
 
 class PatternPart:
-    """What a regular expression finds in a line: its first group, or all of it where it has none."""
+    """The match of a regular expression in a line: its first group, or all of it if it has no group."""
 
     def __init__(self, pattern: str) -> None:
         try:
             self._pattern = re.compile(pattern.encode())
         except re.error as error:
-            raise ConfigurationError(f"{pattern!r} is no regular expression: {error}") from error
+            raise ConfigurationError(f"{pattern!r} is not a valid regular expression: {error}") from error
         self._group = min(self._pattern.groups, 1)
 
     def of(self, line: bytes) -> object:
@@ -81,7 +81,7 @@ class PatternPart:
 
 @dataclass(slots=True)
 class LineRecords:
-    """Makes records of lines. Lines without the key or time asked for get none, and are counted."""
+    """Makes records of lines. Lines without the requested key or time are written without, and counted."""
 
     topic: str
     key: Part | None = None
@@ -91,7 +91,7 @@ class LineRecords:
     without_timestamp: int = 0
 
     def records(self, values: Sequence[bytes], milliseconds: int) -> Output:
-        """Lines that arrived at this time, since the epoch: the event time unless it is in the line."""
+        """Make records of lines. ``milliseconds`` since the epoch is the event time of those without one."""
         keys: list[bytes | None] = [None] * len(values)
         times = [milliseconds] * len(values)
         if self.key is not None:
@@ -112,7 +112,7 @@ def _key(part: object) -> bytes | None:
 
 
 def _milliseconds(part: object) -> int | None:
-    """Milliseconds since the epoch, as a number or in ISO 8601 with an offset from UTC."""
+    """Parse milliseconds since the epoch, or ISO 8601 with an offset from UTC; ``None`` for others."""
     if isinstance(part, bytes):
         part = part.decode(errors="replace")
     try:
@@ -134,21 +134,21 @@ def _milliseconds(part: object) -> int | None:
 
 
 def parse_headers(given: Sequence[str]) -> Headers:
-    """``NAME=VALUE`` each. Raises ``ConfigurationError``."""
+    """Parse headers, ``NAME=VALUE`` each. Raises ``ConfigurationError``."""
     headers: Headers = []
     for item in given:
         name, equals, value = item.partition("=")
         if not (name and equals):
-            raise ConfigurationError(f"{item!r} is no header", hint="write NAME=VALUE")
+            raise ConfigurationError(f"{item!r} is not a header", hint="write NAME=VALUE")
         headers.append((name, value.encode(errors="surrogateescape")))
     return headers
 
 
 def part(option: str, path: str | None, pattern: str | None) -> Part | None:
-    """The part of a line that an option asks for, by field or by pattern. Raises ``ConfigurationError``."""
+    """The part of a line that an option names, by field or by pattern. Raises ``ConfigurationError``."""
     if path is not None and pattern is not None:
         raise ConfigurationError(
-            f"--{option} and --{option}-pattern are both given", hint="one of them says which part it is"
+            f"--{option} and --{option}-pattern are both given", hint="use only one of them"
         )
     if path is not None:
         return FieldPart(path)

@@ -1,4 +1,4 @@
-"""Lines of files, pipes and devices as they arrive, with bounded memory."""
+"""Read the lines of files, pipes and devices as they arrive, with bounded memory."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CHUNK_BYTES: Final = 1 << 20
-"""How much is read at once."""
+"""The size of a read."""
 
 LONGEST_LINE: Final = 16 << 20
-"""Bytes that a line may have: a device may never end one. What is longer is left out, and reported."""
+"""The maximum length of a line in bytes, as a device may never end one. Longer lines are only reported."""
 
 STANDARD_INPUT: Final = {"-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"}
 
 
 class Lines(NamedTuple):
-    """What one read brought."""
+    """The lines of one read."""
 
     first: int
-    """The number of the first line, from 1."""
+    """The number of the first line, counted from 1."""
     values: list[bytes]
-    """The lines that are complete, without their ends."""
+    """The complete lines, without line ends."""
     size: int
-    """Bytes read."""
+    """The number of bytes read."""
     milliseconds: int
-    """When they arrived, since the epoch."""
+    """When they arrived, in milliseconds since the epoch."""
     too_long: int = 0
-    """Where the line before these had more than ``LONGEST_LINE`` bytes: how many it had."""
+    """The length of the line before these, if it exceeded ``LONGEST_LINE``; else 0."""
 
 
 class LineReader:
-    r"""Reads lines that end with ``\n`` or ``\r\n``, and the last one without; all else passes as it is.
+    r"""Reads lines that end with ``\n`` or ``\r\n``; the last line may have no end. Bytes are not decoded.
 
-    Pipes, terminals and other devices are read as they bring something. Used as a context manager, which
-    closes what it opened. Raises ``ConfigurationError`` for what cannot be opened or read.
+    Pipes, terminals and other devices are read as data arrives. It is a context manager, which closes what it
+    opened. Raises ``ConfigurationError`` if it cannot be opened or read.
     """
 
     def __init__(self, descriptor: int, name: str, *, owned: bool = False) -> None:
@@ -54,29 +54,29 @@ class LineReader:
         except OSError as error:
             raise _unreadable(name, error) from error
         self.is_file = stat.S_ISREG(status.st_mode)
-        """Whether it is a regular file: complete, and there again for another attempt."""
+        """Whether it is a regular file, which can be read again, unlike a pipe."""
         self.size = status.st_size if self.is_file else None
-        """Bytes; ``None`` where that is not known before the end."""
+        """The size in bytes, ``None`` if it is not a regular file."""
         self.lines = 0
-        """How many lines have been read."""
+        """The number of lines read so far."""
         self._pieces: list[bytes] = []
         self._length = 0
         self._ended = False
 
     @classmethod
     def open(cls, name: str) -> Self:
-        """A reader of a file, device or named pipe, or of standard input (``-``)."""
+        """Open a file, device or named pipe, or standard input (``-``)."""
         if name in STANDARD_INPUT:
             return cls(0, "standard input")
         try:
-            # A named pipe that nothing writes to yet would otherwise hold up the call, and a signal with it.
+            # Without O_NONBLOCK, opening a named pipe blocks until another process opens it for writing.
             descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except (OSError, ValueError) as error:
             raise _unreadable(name, error) from error
         reader = cls(descriptor, name, owned=True)
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             reader.close()
-            raise ConfigurationError(f"{name!r} is a folder", hint="name the files in it")
+            raise ConfigurationError(f"{name!r} is a folder", hint="give the files in it")
         return reader
 
     def __enter__(self) -> Self:
@@ -92,7 +92,7 @@ class LineReader:
             os.close(self._descriptor)
 
     def read(self, timeout: float) -> Lines | None:
-        """The lines that arrive within ``timeout`` seconds, as soon as any do; ``None`` at the end."""
+        """Return the next lines as soon as any arrive within ``timeout`` seconds; ``None`` at the end."""
         if self._ended:
             return None
         try:
@@ -107,7 +107,7 @@ class LineReader:
         return self._lines(chunk)
 
     def rest(self) -> Lines | None:
-        """The begin of a line that has not ended; ``None`` if there is none."""
+        """The incomplete last line; ``None`` if there is none."""
         if not self._length:
             return None
         line, length = self._taken()
@@ -117,7 +117,7 @@ class LineReader:
         return Lines(self.lines, [line.removesuffix(b"\r")], 0, _now())
 
     def _chunk(self, timeout: float) -> bytes | None:
-        """What is there; nothing at the end, ``None`` where nothing came in time."""
+        """The next bytes; empty at the end, ``None`` if none arrived in time."""
         if not self.is_file:
             poll = select.poll()
             poll.register(self._descriptor, select.POLLIN)
@@ -126,10 +126,10 @@ class LineReader:
         try:
             return os.read(self._descriptor, CHUNK_BYTES)
         except BlockingIOError:
-            # Somebody else reads from it too.
+            # Another process reads from it too, and was faster.
             return None
         except OSError as error:
-            # How a terminal that was closed ends.
+            # EIO is the end of a terminal that was closed.
             if error.errno == errno.EIO and not self.is_file:
                 return b""
             raise
@@ -162,7 +162,7 @@ class LineReader:
             self._pieces.append(piece)
 
     def _taken(self) -> tuple[bytes, int]:
-        """The line kept so far and its length; nothing is left of one that was too long."""
+        """The line kept so far and its length; the content of a line that is too long is discarded."""
         line, length = b"".join(self._pieces), self._length
         self._pieces.clear()
         self._length = 0
@@ -170,13 +170,16 @@ class LineReader:
 
 
 def read_lines(name: str) -> Iterator[tuple[int, bytes]]:
-    """Every line with its number, from 1. Raises ``ConfigurationError``, also for a line that is too long."""
+    """Yield every line with its number, counted from 1.
+
+    Raises ``ConfigurationError``, also for a line that is too long.
+    """
     with LineReader.open(name) as reader:
         while (lines := reader.read(1.0)) is not None:
             if lines.too_long:
                 raise ConfigurationError(
                     f"line {lines.first - 1} of {reader.name} has {lines.too_long:,} bytes",
-                    hint=f"a line may have {LONGEST_LINE:,}",
+                    hint=f"the limit is {LONGEST_LINE:,} bytes per line",
                 )
             yield from enumerate(lines.values, lines.first)
 

@@ -1,1 +1,1 @@
-"""What a worker reports about itself: metrics, lag, partitions that make no progress."""
+"""Monitoring of a worker: metrics, lag, stalled partitions."""

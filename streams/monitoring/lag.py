@@ -1,4 +1,4 @@
-"""How far a group is behind its input, asked from the broker."""
+"""Measure a group's lag from the broker's offsets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class PartitionLag(NamedTuple):
-    """One partition: the group's committed next offset (``None`` for none yet) and the partition's end."""
+    """The lag of one partition. ``committed`` is the group's committed next offset, ``None`` without one."""
 
     partition: TopicPartition
     committed: int | None
@@ -32,15 +32,15 @@ def measure_lag(
     topics: Collection[str] | None = None,
     isolation: Isolation = "read_committed",
 ) -> list[PartitionLag]:
-    """The lag of a group on every partition of ``topics``, or of the topics it has committed offsets for.
+    """Measure the lag of a group on all partitions of ``topics``, default: those with committed offsets.
 
-    A transaction's offsets are there a moment before its records can be read. Who asks whether a group is
-    through with its own topics as well counts those already: ``isolation`` "read_uncommitted".
+    A transaction's offsets are visible a moment before its records can be read. To find out whether a group
+    has finished its own internal topics too, count these records with ``isolation`` "read_uncommitted".
 
     Raises ``BrokerUnreachable``; topics that do not exist are left out.
     """
     existing = admin.topics()
-    # Without topics, the group's offsets are asked of every partition there is, to see which it has.
+    # Without topics, request the group's offsets of all partitions, to see for which it has any.
     everywhere = admin.committed_offsets(group) if topics is None else {}
     wanted = {partition.topic for partition in everywhere} if topics is None else set(topics)
     partitions = [

@@ -1,4 +1,4 @@
-"""Every metric, in one place; read from the worker only when somebody asks."""
+"""All metrics; they are read from the worker when they are scraped."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _COMMIT_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 
 
 class WorkerMetrics:
-    """A worker's metrics in Prometheus' text format, and those that the program has declared.
+    """A worker's metrics and those that the program has declared, in Prometheus' text format.
 
-    The worker only counts in plain attributes, once a slice; this turns them into metrics when scraped.
+    The worker counts in plain attributes, once per slice; a scrape turns them into metrics.
     """
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
@@ -70,8 +70,8 @@ class WorkerMetrics:
             yield CounterMetricFamily(f"streams_{name}", text, value=value)
         for name, text, by_step in (
             ("dead_letters", "Records written as dead letters.", [count.dead_letters for count in counts]),
-            ("skipped", "Records left out by policy.", [count.skipped for count in counts]),
-            ("late", "Records that came too late for a window or join.", [count.late for count in counts]),
+            ("skipped", "Records skipped by policy.", [count.skipped for count in counts]),
+            ("late", "Records that were too late for a window or join.", [count.late for count in counts]),
         ):
             family = CounterMetricFamily(f"streams_{name}", text, labels=["step"])
             for step, value in sum((Counter(item) for item in by_step), Counter[str]()).items():
@@ -79,7 +79,7 @@ class WorkerMetrics:
             yield family
         skipped = CounterMetricFamily(
             "streams_out_of_range_skipped",
-            "Offsets left out by out_of_range_reset, most of them records that were deleted unread.",
+            "Offsets skipped by out_of_range_reset: mostly records that were deleted before they were read.",
             labels=["topic", "partition"],
         )
         for partition, offsets in self._worker.skipped_offsets.items():
@@ -94,7 +94,9 @@ class WorkerMetrics:
             spent.add_metric([stage], spent_seconds)
         yield spent
         lag = GaugeMetricFamily(
-            "streams_lag", "Records to the partition's end.", labels=["topic", "partition"]
+            "streams_lag",
+            "Records between the position and the partition's end.",
+            labels=["topic", "partition"],
         )
         for partition, progress in self._worker.progress.items():
             lag.add_metric([partition.topic, str(partition.partition)], progress.lag)
@@ -115,7 +117,7 @@ class WorkerMetrics:
         )
         yield GaugeMetricFamily(
             "streams_replicas_age_seconds",
-            "Seconds since what other workers hold was last looked at; 0 where that is not needed.",
+            "Seconds since the workers' directory was last read; 0 if it is not used.",
             value=0 if self._replicas is None else self._replicas.seconds_behind,
         )
         yield from self._programs_own()
@@ -142,7 +144,7 @@ class WorkerMetrics:
         yield done
         behind = GaugeMetricFamily(
             "streams_standby_lag",
-            "Changelog records that a copy of another worker's task is behind.",
+            "Changelog records that a standby replica has not read yet.",
             labels=["task"],
         )
         for identifier, lag in self._worker.standby_lag.items():
@@ -150,6 +152,6 @@ class WorkerMetrics:
         yield behind
         yield GaugeMetricFamily(
             "streams_standby_abandoned",
-            "Tasks of other workers of which no standby replica can be kept.",
+            "Tasks of which this worker cannot keep a standby replica.",
             value=self._worker.standbys_abandoned,
         )

@@ -1,4 +1,4 @@
-"""Counters and gauges of the program's own, beside those of the library in ``/metrics``."""
+"""The program's own counters and gauges, served in ``/metrics`` beside those of the library."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _TAKEN = ("streams_", "process_")
-"""How the names of the library's own metrics begin."""
+"""Prefixes of the library's own metrics."""
 
 _TOTAL = "_total"
 
 
 class Samples(NamedTuple):
-    """A metric as it is now."""
+    """The current values of a metric."""
 
     kind: Literal["counter", "gauge"]
     name: str
     description: str
     labels: tuple[str, ...]
     values: Mapping[tuple[str, ...], float]
-    """By the values of the labels."""
+    """The values, by label values."""
 
 
 class _Metric:
-    """Values by labels. Any thread may change and read them."""
+    """The values of a metric by labels. It is thread-safe."""
 
     def __init__(self, name: str, labels: tuple[str, ...]) -> None:
         self.name = name
         self._labels = labels
         self._lock = Lock()
-        # One without labels exists from the beginning: what is missing cannot be told from what is broken.
+        # A metric without labels starts with 0: a missing metric looks like a failed scrape.
         self._values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
 
     def value(self, **labels: object) -> float:
-        """What it is now in this process; 0 where it never was anything. For tests."""
+        """The current value in this process, 0 if it was never set. For tests."""
         return self._values.get(self._key(labels), 0.0)
 
     def values(self) -> dict[tuple[str, ...], float]:
@@ -62,30 +62,33 @@ class _Metric:
 
 
 class Counter(_Metric):
-    """A number that only grows, see ``Metrics.counter``."""
+    """A metric that only increases, see ``Metrics.counter``."""
 
     def inc(self, amount: float = 1, /, **labels: object) -> None:
-        """Add to it. In a function that takes batches, once for the batch."""
+        """Increase the counter. In a function of batches, call it once for the batch."""
         if amount < 0:
-            raise ValueError(f"counter {self.name!r} cannot get {amount!r}: it only grows, a gauge does not")
+            raise ValueError(
+                f"counter {self.name!r} cannot be increased by {amount!r}: "
+                "use a gauge for values that also decrease"
+            )
         self._add(amount, labels)
 
 
 class Gauge(_Metric):
-    """A number that goes up and down, see ``Metrics.gauge``."""
+    """A metric that increases and decreases, see ``Metrics.gauge``."""
 
     def set(self, value: float, /, **labels: object) -> None:
-        """What it is from now on."""
+        """Set the value."""
         key = self._key(labels)
         with self._lock:
             self._values[key] = float(value)
 
     def inc(self, amount: float = 1, /, **labels: object) -> None:
-        """Add to it; a negative amount takes away."""
+        """Increase the value, or decrease it by a negative amount."""
         self._add(amount, labels)
 
     def remove(self, **labels: object) -> None:
-        """Show it no more with these labels, e.g. when a task ends that it was about."""
+        """Remove the value with these labels, e.g. when the task that it describes ends."""
         key = self._key(labels)
         with self._lock:
             self._values.pop(key, None)
@@ -94,8 +97,8 @@ class Gauge(_Metric):
 class Metrics:
     """The program's own metrics, see ``App.metrics``.
 
-    They are those of a process: each worker shows its own, and Prometheus adds them up. They count what
-    functions did: what is processed again, after an aborted transaction or a restart, is counted again.
+    They belong to a process: each worker exposes its own, to be summed in Prometheus. They count what
+    functions did: a record that is processed again, after an aborted transaction or a restart, counts again.
     """
 
     def __init__(self, application: str) -> None:
@@ -104,11 +107,11 @@ class Metrics:
         self._names: set[str] = set()
 
     def counter(self, name: str, description: str, *, labels: Sequence[str] = ()) -> Counter:
-        """A counter, shown as ``<name>_total``.
+        """Declare a counter, exposed as ``<name>_total``.
 
-        ``labels`` are the names of the labels that each ``inc`` gives values for; these should be few, as
-        each combination is kept for as long as the process runs. Raises ``ConfigurationError`` for a name
-        that is taken, by another metric of the app or by the library, or that Prometheus does not allow.
+        ``labels`` are the names of the labels for which each ``inc`` gives values. Use few different values:
+        each combination is kept for the lifetime of the process. Raises ``ConfigurationError`` for a name
+        that another metric of the app or the library uses, or that Prometheus does not allow.
         """
         base = name.removesuffix(_TOTAL)
         counter = Counter(base, self._checked(name, labels, {base, base + _TOTAL, f"{base}_created"}))
@@ -116,41 +119,46 @@ class Metrics:
         return counter
 
     def gauge(self, name: str, description: str, *, labels: Sequence[str] = ()) -> Gauge:
-        """A gauge, otherwise as ``counter``."""
+        """Declare a gauge; name and labels as for ``counter``."""
         gauge = Gauge(name, self._checked(name, labels, {name}))
         self._metrics.append((gauge, description, tuple(labels)))
         return gauge
 
     def _checked(self, name: str, labels: Sequence[str], names: set[str]) -> tuple[str, ...]:
-        """The labels, where these and the metric's names may be used; ``names`` are taken from now on."""
+        """Check the name and the labels, reserve ``names``, and return the labels as a tuple."""
         what = f"metric {name!r} of app {self._application!r}"
         if not _NAME.fullmatch(name):
-            raise ConfigurationError(f"{what}: no such name is allowed", hint="use letters, digits and '_'")
+            raise ConfigurationError(
+                f"{what}: this name is not allowed", hint="use letters, digits and '_', not first a digit"
+            )
         if name.startswith(_TAKEN):
             raise ConfigurationError(
-                f"{what}: the library's own metrics begin with {' or '.join(_TAKEN)}",
-                hint="begin with the app's name, e.g.",
+                f"{what}: names that begin with {' or '.join(_TAKEN)} are reserved for the library",
+                hint="use another prefix, e.g. the app's name",
             )
         if isinstance(labels, str):
-            raise ConfigurationError(f"{what}: labels={labels!r} is one text", hint=f"write [{labels!r}]")
+            raise ConfigurationError(
+                f"{what}: labels={labels!r} is a string, not a list", hint=f"write labels=[{labels!r}]"
+            )
         for label in labels:
             if not _NAME.fullmatch(label) or label.startswith("__"):
                 raise ConfigurationError(
-                    f"{what}: no label may be named {label!r}", hint="use letters, digits and '_'"
+                    f"{what}: {label!r} is not allowed as a label's name",
+                    hint="use letters, digits and '_', not '__' first",
                 )
         if len(set(labels)) != len(labels):
-            raise ConfigurationError(f"{what}: the labels {', '.join(labels)} have one name twice")
+            raise ConfigurationError(f"{what}: the labels {', '.join(labels)} contain a duplicate")
         if names & self._names:
             raise ConfigurationError(
-                f"{what}: the name is taken by another metric of the app",
-                hint="declare it once, beside the app, and use that one in all functions",
+                f"{what}: another metric of the app has this name",
+                hint="declare the metric once, at module level, and use it in all functions",
             )
         self._names |= names
         return tuple(labels)
 
 
 def samples(metrics: Metrics) -> list[Samples]:
-    """All metrics as they are now, in the order in which they were declared."""
+    """The current values of all metrics, in the order of declaration."""
     return [
         Samples(
             "counter" if isinstance(metric, Counter) else "gauge",
@@ -159,5 +167,5 @@ def samples(metrics: Metrics) -> list[Samples]:
             labels,
             metric.values(),
         )
-        for metric, description, labels in metrics._metrics  # noqa: SLF001 - users of metrics declare them, and do not read them
+        for metric, description, labels in metrics._metrics  # noqa: SLF001 - programs declare metrics, and only the exposition reads them
     ]

@@ -1,4 +1,4 @@
-"""Notices partitions that have something to read and get no further, and says why. On a thread of its own."""
+"""Detect stalled partitions, which have lag but make no progress, and report the cause. Runs in a thread."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from streams.runtime.worker import Worker
 
 CHECK_SECONDS = 1.0
-"""How often the worker is looked at."""
+"""Seconds between checks of the worker."""
 
 SHORTEST_ASK_SECONDS = 5.0
-"""Where nothing comes, the broker is asked for the ends four times in ``stall_timeout``, or this rarely."""
+"""The shortest time between requests for the end offsets of quiet partitions; else ``stall_timeout`` / 4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +35,14 @@ class Stall:
 
     partition: TopicPartition
     position: int | None
-    """The next offset to process; ``None`` where nothing was heard of the partition yet."""
+    """The next offset to process; ``None`` if no record of the partition was received yet."""
     lag: int | None
-    """Records (and markers) behind that; ``None`` where nobody knows."""
+    """Records (and transaction markers) from the position to the end; ``None`` if unknown."""
     seconds: float
-    """Since the last progress."""
+    """Seconds since the last progress."""
     reason: str
-    mended_by_restart: bool
-    """Whether another process in this one's place would probably get further."""
+    fixed_by_restart: bool
+    """Whether restarting the process would probably fix it."""
 
     def __str__(self) -> str:
         lag = "unknown" if self.lag is None else self.lag
@@ -51,25 +51,25 @@ class Stall:
 
 @dataclass(slots=True)
 class _Track:
-    """What was seen of one partition in one assignment. Times are on the clock."""
+    """The observed progress of a partition during one assignment. Times are on the worker's clock."""
 
     progress: Progress
     stage: str
     reached: int
     since: float
-    """When it last got further, or had nothing to do."""
+    """When it last made progress or had nothing to read."""
     moved: float
-    """When it last got further."""
+    """When it last made progress."""
     pieces: int = 0
 
 
 class Watchdog:
-    """Looks at a worker's plain counters, which costs the worker nothing.
+    """Checks a worker's progress by reading its counters, at no cost for the worker.
 
-    Progress is what has not been there before: what is read again after a rewind is none. A partition that
-    has nothing left to read is never stalled, unless no broker has answered for as long. ``clock`` is the
-    worker's, in seconds; ``end_process`` is called with the exit code where ``stall_exit`` asks for it and
-    the worker does not stop by itself.
+    Only new positions are progress: records that are read again after a rewind are not. A partition without
+    lag is never stalled, unless no broker has answered for ``stall_timeout``. ``clock`` is the worker's, in
+    seconds; ``end_process`` is called with the exit code if ``stall_exit`` is set and the worker does not
+    stop by itself.
     """
 
     def __init__(
@@ -90,24 +90,24 @@ class Watchdog:
         self._admin: Admin | None = None
         self._tracks: dict[TopicPartition, _Track] = {}
         self._ends: dict[TopicPartition, tuple[int, int]] = {}
-        """Of quiet partitions: how far they can be read, and how far they reach."""
+        """Of quiet partitions: the last stable offset and the end offset."""
         self._asked = clock()
         self._away: tuple[float, str] | None = None
-        """Since when no broker answers, and what is said instead."""
+        """When brokers stopped answering, and the error; ``None`` while they answer."""
         self._commits = 0
         self._rewinds = 0
         self._committed = clock()
         self._stop = threading.Event()
         self._fatal: Stall | None = None
         self.stalls: tuple[Stall, ...] = ()
-        """As of the last look; may be read by any thread."""
+        """The stalls at the last check; any thread may read it."""
 
     def start(self) -> None:
-        """Look every second, on a thread of its own, until ``close``."""
+        """Check every second, in a thread, until ``close``."""
         threading.Thread(target=self._run, name="streams-watchdog", daemon=True).start()
 
     def close(self) -> None:
-        """Look no more. Does not wait for a question to a broker that does not answer."""
+        """Stop checking. Does not wait for a pending request to the broker."""
         self._stop.set()
 
     def raise_if_fatal(self) -> None:
@@ -115,7 +115,7 @@ class Watchdog:
         if self._fatal is not None:
             raise Stalled(
                 f"no progress: {self._fatal}",
-                hint="the log has the stacks of all threads; stall_exit=False would have waited on",
+                hint="the log has the stacks of all threads; with stall_exit=False the worker keeps waiting",
             )
 
     def _run(self) -> None:
@@ -123,7 +123,7 @@ class Watchdog:
         while not self._stop.wait(CHECK_SECONDS):
             try:
                 self.check()
-            except Exception as error:  # noqa: BLE001 - without this thread no stall would be noticed again
+            except Exception as error:  # noqa: BLE001 - if this thread ended, no stall would be detected
                 before, failure = failure, f"{type(error).__name__}: {error}"
                 if failure != before:
                     self._log.error(Event.WATCHDOG_FAILED, error=failure)
@@ -131,7 +131,7 @@ class Watchdog:
             self._admin.close()
 
     def check(self) -> tuple[Stall, ...]:
-        """Look once: the stalls there are, of which those that are new or over are logged."""
+        """Check once: return the current stalls, and log those that are new or have ended."""
         if self._worker.state is not State.RUNNING:
             self.stalls = ()
             return ()
@@ -147,7 +147,7 @@ class Watchdog:
         self._report(before, stalls, progress, status)
         return stalls
 
-    # --- what is seen
+    # --- observing progress
 
     def _follow(self, progress: Mapping[TopicPartition, Progress], status: WorkerStatus, now: float) -> None:
         for partition in self._tracks.keys() - progress.keys():
@@ -165,7 +165,7 @@ class Watchdog:
                 track.stage, track.reached = stage, reached
                 track.moved = track.since = max(track.since, own.since) if stage == "work" else now
             elif status.busy == partition and status.pieces > track.pieces:
-                # Inside of a slice, records get through.
+                # Within a slice, pieces of it are being finished.
                 track.moved = track.since = now
             track.pieces = status.pieces
             if stage == "work" and self._nothing_left(partition, own):
@@ -183,7 +183,7 @@ class Watchdog:
         return progress.position >= max(progress.end or 0, asked)
 
     def _ask_if_due(self, now: float) -> None:
-        """Ask the broker how far the quiet partitions reach: a consumer that hangs does not know."""
+        """Request the end offsets of quiet partitions: those of a consumer that hangs are outdated."""
         every = max(SHORTEST_ASK_SECONDS, self._settings.stall_timeout / 4)
         if now - self._asked < every:
             return
@@ -207,7 +207,7 @@ class Watchdog:
                 self._away = now, str(error).partition("\n")[0]
             self._forget_admin()
         except BrokerError:
-            # E.g. a topic was deleted: the worker notices that by itself.
+            # For example a topic was deleted: the worker handles that itself.
             self._away = None
             self._forget_admin()
         else:
@@ -219,31 +219,31 @@ class Watchdog:
         if admin is not None:
             admin.close()
 
-    # --- what it means
+    # --- detecting stalls
 
     def _judge(self, partition: TopicPartition, status: WorkerStatus, now: float) -> Stall | None:
         timeout = self._settings.stall_timeout
         track = self._tracks[partition]
         position, lag = track.progress.position, self._lag(partition, track.progress)
         if now - track.since > timeout:
-            reason, mended = self._reason(partition, track, status, now)
-            return Stall(partition, position, lag, now - track.since, reason, mended)
+            reason, fixed = self._reason(partition, track, status, now)
+            return Stall(partition, position, lag, now - track.since, reason, fixed)
         if self._away is not None and now - self._away[0] > timeout and track.moved < self._away[0]:
-            reason = f"no broker answers, so that nobody knows what is waiting: {self._away[1]}"
-            return Stall(partition, position, None, now - self._away[0], reason, mended_by_restart=False)
+            reason = f"no broker answers, so the lag is unknown: {self._away[1]}"
+            return Stall(partition, position, None, now - self._away[0], reason, fixed_by_restart=False)
         uncommitted = now - self._committed
         if (
             track.stage == "work"
             and self._reads_again(status)
             and uncommitted > timeout + self._settings.commit_interval
         ):
-            # Positions may well reach the end each time.
-            reason, mended = self._reason(partition, track, status, now)
-            return Stall(partition, position, lag, uncommitted, reason, mended)
+            # Without a commit there is no progress, even if positions reach the end each time.
+            reason, fixed = self._reason(partition, track, status, now)
+            return Stall(partition, position, lag, uncommitted, reason, fixed)
         return None
 
     def _reads_again(self, status: WorkerStatus) -> bool:
-        """Whether the worker rewinds again and again with no commit in between."""
+        """Whether the worker has rewound repeatedly without a commit in between."""
         return status.rewinds - self._rewinds > 1
 
     def _lag(self, partition: TopicPartition, progress: Progress) -> int | None:
@@ -255,54 +255,56 @@ class Watchdog:
     def _reason(
         self, partition: TopicPartition, track: _Track, status: WorkerStatus, now: float
     ) -> tuple[str, bool]:
-        """Why it gets no further, and whether a restart would help."""
+        """Why a partition makes no progress, and whether a restart would fix it."""
         silent = now - status.served
         if silent > self._settings.stall_timeout / 2:
             busy = f" for {status.busy}" if status.busy is not None else ""
             where = called(status.thread)
-            return f"the worker's thread has not come back for {silent:.0f} s{busy} from {where}", True
+            return f"the worker's thread has not returned for {silent:.0f} s{busy} from {where}", True
         if status.retrying is not None:
             step, error = status.retrying
-            return f"step {step!r} is tried again and again: {error}", False
+            return f"step {step!r} is being retried: {error}", False
         if self._away is not None:
             return f"no broker answers: {self._away[1]}", False
         if status.writing is not None:
             topic, since = status.writing
-            what = f"nothing can be written to {topic}" if topic else "what was written is not acknowledged"
+            what = f"no record could be queued for {topic}" if topic else "records are not acknowledged"
             return f"{what} for {now - since:.0f} s: the client's queue is full, or its broker hangs", False
         if track.stage == "restore":
             return self._reason_of_restore(partition, status)
         if status.busy is not None:
-            return f"the worker is at work on a slice of {status.busy}, in {called(status.thread)}", True
+            return f"the worker is processing a slice of {status.busy}, in {called(status.thread)}", True
         if self._reads_again(status):
             again = status.rewinds - self._rewinds
             why = status.aborted_by or "see the log"
-            return f"it was read again {again} times, as no commit has succeeded: {why}", False
+            return f"it was read again {again} times because no commit succeeded: {why}", False
         others = self._worker.held_back_by(partition)
         if others:
-            return f"its records wait for those of {', '.join(map(str, others))}, by event time", False
+            return f"its records wait for earlier event times of {', '.join(map(str, others))}", False
         position = track.progress.position
         stable, end = self._ends.get(partition, (-1, -1))
         if position is not None and stable <= position < end:
             reason = (
-                f"a transaction that began at offset {stable} has not ended: what lies behind it cannot be "
-                "read before that (kafka-transactions.sh find-hanging, and abort)"
+                f"a transaction that began at offset {stable} is still open: later records cannot be read "
+                "before it ends (to abort it: kafka-transactions.sh find-hanging, then abort)"
             )
             return reason, False
-        return "polls bring nothing of it", True
+        return "polls return no records of it", True
 
     def _reason_of_restore(self, partition: TopicPartition, status: WorkerStatus) -> tuple[str, bool]:
         task = status.waiting[partition]
         restoring = status.restoring.get(task)
         if restoring is None:
-            return f"task {task} waits for its other input partitions, or for its changelogs' ends", False
+            return (
+                f"task {task} waits for its other input partitions, or for the end offsets of its changelogs"
+            ), False
         reason = (
-            f"the restore of task {task} stands at {restoring.done} of {restoring.total} records: its "
-            "changelogs bring nothing, e.g. as a transaction is open there"
+            f"the restore of task {task} is stuck at {restoring.done} of {restoring.total} records: polls "
+            "return no records of its changelogs, e.g. because of an open transaction"
         )
         return reason, True
 
-    # --- what is done about it
+    # --- reporting stalls
 
     def _report(
         self,
@@ -313,14 +315,14 @@ class Watchdog:
     ) -> None:
         known = {stall.partition: stall for stall in before}
         new = [stall for stall in stalls if stall.partition not in known]
-        fatal = next((stall for stall in stalls if stall.mended_by_restart), None)
+        fatal = next((stall for stall in stalls if stall.fixed_by_restart), None)
         if fatal is not None and self._settings.stall_exit and self._fatal is None:
             self._fatal = fatal
-            # Before anything is logged: a thread that hangs in the log's output would have this one hang too.
+            # Started before anything is logged, because logging may hang too.
             threading.Thread(target=self._end, name="streams-exit", daemon=True).start()
         stack = format_stacks(status.thread) if new else ""
         for number, stall in enumerate(new):
-            # Once will do for all that stall at one time.
+            # The stacks are logged once for all partitions that stall at the same time.
             stacks = {"stack": stack} if number == 0 else {}
             self._log.error(
                 Event.PARTITION_STALLED,
@@ -337,7 +339,7 @@ class Watchdog:
             self._log.info(Event.PARTITION_RECOVERED, partition=str(partition), seconds=seconds)
 
     def _end(self) -> None:
-        """Let the worker stop, and where it does not come to that, end the process: a function cannot be."""
+        """Stop the worker; if it does not stop in time, end the process: user code cannot be interrupted."""
         self._worker.request_stop()
         if self._stop.wait(self._settings.shutdown_timeout):
             return

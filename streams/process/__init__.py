@@ -1,1 +1,1 @@
-"""Processes of an app: the supervisor of several, their slots, signals and open files."""
+"""Processes of an app: the supervisor, and each worker's slot, signals and open files."""

@@ -1,7 +1,7 @@
-"""Signals that come while the command is still being loaded.
+"""Handle signals that arrive while the command is still importing modules.
 
-Loading takes about a second, and a container's process 1 has no default actions: a signal that nothing
-handles is lost there. So this imports nothing of the project and no library.
+The imports take about a second, and the kernel ignores unhandled signals of a container's process 1. So this
+module imports nothing from the project and no library.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class EarlySignals:
-    """SIGTERM and SIGINT end the process at once until ``forget``: nothing has begun that had to be finished.
+    """SIGTERM and SIGINT end the process at once until ``forget``: no work has started yet.
 
-    With exit code 0 for ``a_worker``, whose stop that is; else with 128 and the signal's number.
+    The exit code is 0 for ``a_worker``, which stops gracefully on a signal, else 128 + the signal's number.
     """
 
     def __init__(self, *, a_worker: bool) -> None:
         self._a_worker = a_worker
         self._before = [(number, signal.getsignal(number)) for number in SIGNALS]
         for number, handler in self._before:
-            # What is ignored, as by a shell for what it runs in the background, stays so.
+            # Signals that are ignored, e.g. by a shell for its background jobs, stay ignored.
             if handler != signal.SIG_IGN:
                 signal.signal(number, self._end)
 
     def forget(self) -> None:
-        """Let the signals do what they did before."""
+        """Restore the previous handlers."""
         for number, handler in self._before:
             signal.signal(number, handler)
 

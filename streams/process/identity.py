@@ -1,4 +1,4 @@
-"""A process that another program can find again, and never mistake a later one of the same id for it."""
+"""Identify a process by its id and start time, so that a reused id is not mistaken for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ProcessStatus:
-    """What the system knows of a process. ``started`` tells it from a later one with the same id."""
+    """The status of a process. ``started`` distinguishes it from a later process with the same id."""
 
     started: str
     state: str
@@ -24,19 +24,19 @@ class ProcessStatus:
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """A process id, and when that process started: both can be written to a file and read elsewhere."""
+    """A process id and the start of that process; another program may read both from a file."""
 
     pid: int
     started: str
 
     @classmethod
     def of(cls, pid: int) -> Self:
-        """The process that has the id now."""
+        """The identity of the process that has this id now."""
         status = _status(pid)
         return cls(pid, status.started if status else "")
 
     def status(self) -> ProcessStatus | None:
-        """What the system knows of the process, ``None`` once it ended."""
+        """The status of the process, ``None`` once it has ended."""
         status = _status(self.pid)
         return status if status is not None and status.started == self.started else None
 
@@ -48,16 +48,16 @@ class ProcessIdentity:
 
 
 def _status(pid: int) -> ProcessStatus | None:
-    """What runs under ``pid``, or ``None`` if nothing does."""
+    """The status of the process ``pid``, ``None`` if there is none."""
     if Path("/proc/self/stat").exists():
         try:
-            # The second field is the program's name in brackets and may hold anything: read behind it.
+            # The second field is the program's name in brackets, with any characters: start after it.
             fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             return None
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         resident_mb = int(fields[21]) * os.sysconf("SC_PAGESIZE") // 1024**2
-        # Of a killed program the first thread may be gone while others still hold its files and ports.
+        # The first thread of a killed program may be a zombie while others still hold files and ports.
         ended = fields[0] == "Z" and int(fields[17]) <= 1
         status = ProcessStatus(f"{boot} {fields[19]}", fields[0], resident_mb)
     else:

@@ -1,17 +1,17 @@
-"""How many files this process may have open at once: stores need many, and the usual limit is low."""
+"""The limit of open files of this process: stores need many, and the usual limit is low."""
 
 from __future__ import annotations
 
 import resource
 
 MOST = 1_048_576
-"""More is not asked for: some programs look at each number that a file could have."""
+"""The highest limit to set: some programs iterate over all possible file descriptors."""
 
 
 def raise_limit(wanted: int = MOST) -> int:
-    """Raise this process's soft limit of open files to ``wanted`` where it is lower; the limit from then on.
+    """Raise this process's soft limit of open files to ``wanted``, and return the resulting limit.
 
-    At most the hard limit. A limit that is high enough is left as it is.
+    It is raised at most to the hard limit, and never lowered.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
@@ -20,12 +20,12 @@ def raise_limit(wanted: int = MOST) -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (OSError, ValueError):
-            # macOS refuses more than its own constant, whatever the hard limit says.
+            # macOS rejects limits above a constant of its own, even below the hard limit.
             return soft
         return wanted
     return MOST if soft == unlimited else soft
 
 
 def limit() -> int:
-    """How many files this process may have open as things are."""
+    """The current limit of open files."""
     return raise_limit(0)

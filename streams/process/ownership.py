@@ -1,4 +1,4 @@
-"""A process that does nothing but run a worker: what is set up for that, and what no guest may touch."""
+"""Set up a process that only runs a worker. A worker within another program must not change these things."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GARBAGE_THRESHOLD = 100_000
-"""So many more objects made than freed have the garbage collector look for cycles."""
+"""The garbage collector runs when this many more objects were allocated than freed."""
 
 
 def own_process(
     log_format: Literal["auto", "console", "json"], log_level: Literal["debug", "info", "warning", "error"]
 ) -> None:
-    """Set up this process for one worker: the log on standard error, and as many open files as it may have.
+    """Set up this process for one worker: logs on standard error, and the highest limit of open files.
 
-    Stays so until the process ends.
+    It stays so until the process ends.
     """
     configure_logging(log_format, log_level)
     raise_limit()
@@ -29,10 +29,10 @@ def own_process(
 
 @contextmanager
 def rare_garbage_collections() -> Iterator[None]:
-    """Have the garbage collector look less often.
+    """Run the garbage collector less often.
 
-    A batch is tens of thousands of objects that all go again: with the default of 700, the collector looks
-    through them all the time and finds nothing, for a fifth of the CPU time.
+    A batch is tens of thousands of short-lived objects. With the default threshold of 700, the collector
+    traverses them continuously without finding garbage, which takes a fifth of the CPU time.
     """
     before = gc.get_threshold()
     gc.set_threshold(GARBAGE_THRESHOLD)

@@ -1,4 +1,4 @@
-"""A worker's place among the workers of one app on this machine: stable over restarts, never shared."""
+"""A worker's number among the workers of one app on this machine: stable over restarts, never shared."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ MOST_SLOTS = 4096
 ADVICE = "set state_dir (or STREAMS_STATE_DIR) to a writable folder on a local disk"
 
 _HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
-"""What ``flock`` reports for a lock that another process has; anything else is no answer."""
+"""The errors of ``flock`` for a lock that another process holds; all others are failures."""
 
 
 def default_state_dir() -> Path:
-    """The folder for workers' own files, unless the setting ``state_dir`` names another.
+    """The default of the setting ``state_dir``, the folder for workers' own files.
 
-    Raises ``ConfigurationError`` where the user has no home folder.
+    Raises ``ConfigurationError`` if the user has no home folder.
     """
     cache = os.environ.get("XDG_CACHE_HOME")
     if not cache:
         try:
             cache = str(Path.home() / ".cache")
         except RuntimeError as error:
-            raise ConfigurationError(f"no folder for the state is known: {error}", hint=ADVICE) from error
+            raise ConfigurationError(f"there is no folder for the state: {error}", hint=ADVICE) from error
     return Path(cache) / "streams" / "state"
 
 
 class Slot:
-    """The lowest number that no living worker of the app holds on this machine.
+    """The lowest number that no running worker of the app has on this machine, held by a file lock.
 
-    The kernel drops the lock with its process, however that ends, so a slot is never held by a worker that is
-    gone. ``worker_id`` is unique among machines of different names: the host's name and the number. Raises
-    ``ConfigurationError`` where the folder cannot be written to, or its file system has no locks.
+    The kernel releases the lock when the process ends, for whatever reason, so a dead worker never holds a
+    slot. ``worker_id`` is the host's name and the number, and so unique if host names are. Raises
+    ``ConfigurationError`` if the folder cannot be written to, or its file system has no locks.
     """
 
     def __init__(self, application: str, state_dir: Path) -> None:
@@ -51,10 +51,12 @@ class Slot:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigurationError(f"state folder {folder} cannot be made: {error}", hint=ADVICE) from error
+            raise ConfigurationError(
+                f"state folder {folder} cannot be created: {error}", hint=ADVICE
+            ) from error
         self.number, self._file = _claim(folder)
         self.folder = folder / str(self.number)
-        """For the worker's own files."""
+        """The folder for the worker's own files."""
         try:
             _require_writable(self.folder)
         except OSError as error:
@@ -65,7 +67,7 @@ class Slot:
         self.worker_id = f"{socket.gethostname()}-{self.number}"
 
     def release(self) -> None:
-        """Let another worker have it."""
+        """Release the slot for another worker."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -88,7 +90,7 @@ def _claim(folder: Path) -> tuple[int, IO[str]]:
         except OSError as error:
             raise ConfigurationError(
                 f"file {path}, which gives a worker its number, cannot be opened: {error}",
-                hint=f"is it another user's? {ADVICE}",
+                hint=f"check whether it belongs to another user, or {ADVICE}",
             ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,19 +99,20 @@ def _claim(folder: Path) -> tuple[int, IO[str]]:
             if error.errno in _HELD:
                 continue
             raise ConfigurationError(
-                f"file {path} cannot be locked, so workers could take each other's state: {error}",
-                hint=f"some network file systems have no locks: {ADVICE}",
+                f"file {path} cannot be locked, and without locks workers could share a slot: {error}",
+                hint=f"some network file systems do not support locks: {ADVICE}",
             ) from error
         return number, file
     raise ConfigurationError(
-        f"{MOST_SLOTS} workers of this app run on this machine: no slot is free in {folder}"
+        f"no slot is free in {folder}: all {MOST_SLOTS} are held by running workers of this app",
+        hint="stop some of them, or use another state_dir (or STREAMS_STATE_DIR)",
     )
 
 
 def _require_writable(folder: Path) -> None:
-    """Raise ``OSError`` where files cannot be made in a folder, which is made if it is missing."""
+    """Raise ``OSError`` if files cannot be created in a folder, which is created if it is missing."""
     folder.mkdir(exist_ok=True)
-    # Asking for the rights is not enough: a disk may be mounted to be read only.
+    # Checking permissions is not enough: the file system may be mounted read-only.
     probe = folder / f".probe-{os.getpid()}"
     probe.touch()
     probe.unlink()

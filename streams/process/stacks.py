@@ -1,4 +1,4 @@
-"""What threads and coroutines are doing, for somebody who has to find out why a process stands still."""
+"""Stacks of threads and coroutines, to find out why a process hangs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from types import FrameType
 
 MOST_FRAMES = 25
-"""So many of a thread's innermost calls are shown."""
+"""The number of a thread's innermost frames that are included."""
 
 MOST_CHARACTERS = 16_000
-"""So long is the text of all stacks at most."""
+"""The maximum length of the text of all stacks."""
 
 FLUSH_SECONDS = 0.5
-"""How long the log's output may take to be written out before a process is ended."""
+"""The time-out for flushing the log's output before a process is ended."""
 
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 
 def flush_output() -> None:
-    """Write out what was logged, for a process that is about to be ended; an output may hang."""
+    """Flush logs and standard streams before the process is ended, with a time-out: an output may hang."""
     flush = threading.Thread(target=_flush, name="streams-flush", daemon=True)
     flush.start()
     flush.join(FLUSH_SECONDS)
@@ -37,13 +37,13 @@ def flush_output() -> None:
 
 def _flush() -> None:
     for stream in (*logging.getLogger("streams").handlers, sys.stdout, sys.stderr):
-        # What is closed, or broken, has nothing more to say.
+        # A closed or broken stream cannot be flushed.
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
 
 
 def format_stacks(first: int | None = None) -> str:
-    """What every thread but the caller's is doing, that with the identifier ``first`` first; bounded."""
+    """The stacks of all threads but the caller's, beginning with that of thread ``first``; bounded."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     frames = _frames()
     frames.pop(threading.get_ident(), None)
@@ -60,7 +60,7 @@ def format_stacks(first: int | None = None) -> str:
         lines = traceback.format_list(traceback.extract_stack(frames[ident], MOST_FRAMES))
         part = f"thread {names.get(ident, ident)}:\n{''.join(lines)}"
         if len(part) > room:
-            # The innermost calls tell most.
+            # The innermost frames say most, so the outermost are cut off.
             parts.append(f"{part[: part.index(':') + 1]}\n…{part[len(part) - room :]}" if room > 0 else "")
             parts.append(f"… {len(order) - number - 1} more threads\n")
             break
@@ -70,11 +70,11 @@ def format_stacks(first: int | None = None) -> str:
 
 
 def _frames() -> dict[int, FrameType]:
-    return sys._current_frames()  # noqa: SLF001 - the public name of it
+    return sys._current_frames()  # noqa: SLF001 - it is documented in spite of its name
 
 
 def _coroutine_stack(coroutine: Any) -> traceback.StackSummary:
-    """Where a coroutine waits, outermost first."""
+    """The stack of a suspended coroutine, outermost frame first."""
     frames: list[tuple[FrameType, int]] = []
     while (frame := getattr(coroutine, "cr_frame", None)) is not None:
         frames.append((frame, frame.f_lineno))
@@ -83,9 +83,10 @@ def _coroutine_stack(coroutine: Any) -> traceback.StackSummary:
 
 
 def called(thread: int | None) -> str:
-    """What this library has called in that thread, as function and place, or where in it that thread is.
+    """The function that this library called in a thread, with file and line; else the library's own frame.
 
-    For a thread that waits for calls of an async function: what blocks the event loop, or the oldest call.
+    For a thread that waits for calls of an async function: the function that blocks the event loop, or the
+    oldest call.
     """
     calls = awaited_by(thread)
     if calls is not None:
@@ -103,4 +104,4 @@ def called(thread: int | None) -> str:
             inner = above or frame
             return f"{inner.f_code.co_qualname} ({inner.f_code.co_filename}:{inner.f_lineno})"
         above, frame = frame, frame.f_back
-    return "where no stack tells"
+    return "an unknown place (no frame of this library)"

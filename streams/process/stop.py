@@ -1,4 +1,4 @@
-"""Stops by signal: heard whatever the main thread is doing, and over within a given time."""
+"""Stops by signal: noticed whatever the main thread is doing, and finished within a given time."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 START_SECONDS = 2.0
-"""How long a start may take to end once a signal has come, in a process that ends with it anyway."""
+"""How long the start of a worker may take to end after a signal, in the worker's own process."""
 
 MARGIN_SECONDS = 1.0
-"""So long before its time is over, a stop is ended: writing out the log takes time too."""
+"""A stop is ended this long before its time is over, because writing the log takes time too."""
 
 CHECK_SECONDS = 0.1
 
 
 class _Stopped(BaseException):
-    """A signal came before there was anything to finish.
+    """Raised when a signal arrives before there is any work to finish.
 
-    Not an ``Exception``, so that what is interrupted does not take it for an error of its own.
+    Not an ``Exception``, so that the interrupted code does not handle it as an error.
     """
 
 
 class Phase(Enum):
-    """How far the program is.
+    """The phase of the program.
 
     ::
 
@@ -47,27 +47,27 @@ class Phase(Enum):
     """
 
     STARTING = "starting"
-    """A signal interrupts what the main thread does in ``call``."""
+    """A signal interrupts the main thread in ``call`` by an exception."""
     RUNNING = "running"
-    """A signal asks what runs to stop."""
+    """A signal calls ``stop``."""
     LEFT = "left"
 
     def may_become(self, other: Phase) -> bool:
-        """Whether there is a way from here to there in one step."""
+        """Whether the transition to ``other`` is allowed."""
         return other is Phase.LEFT or (self is Phase.STARTING and other is Phase.RUNNING)
 
 
 class StopSignals:
-    """What SIGTERM and SIGINT do while it is entered. In other threads than the main one, it does nothing.
+    """Handles SIGTERM and SIGINT while it is entered. In threads other than the main one it does nothing.
 
-    When it is left, what these signals did before is back, and so is ``set_wakeup_fd``; numbers of other
-    signals are passed on to that file meanwhile.
+    On exit, the previous handlers and the previous ``set_wakeup_fd`` are restored; until then, the numbers of
+    other signals are forwarded to that file.
 
-    Python calls signal handlers in the main thread alone, between two of its instructions: not while a
-    library waits for a broker there. The signals' numbers are therefore read from a pipe by a thread of its
-    own (``signal.set_wakeup_fd``), which also ends the process when the stop takes longer than ``seconds``:
-    with exit code 0 where nothing is lost by that, else with that of ``NotCommitted``. Before anything is
-    ``running``, that is after ``start_seconds``. ``end_process`` is called with the code.
+    Python calls signal handlers only in the main thread, between two bytecode instructions, and not while a
+    library waits for a broker there. So another thread reads the signals' numbers from a pipe
+    (``signal.set_wakeup_fd``). A further thread ends the process if the stop takes longer than ``seconds``:
+    with exit code 0 if everything is committed, else with that of ``NotCommitted``. Before ``running`` is
+    called, the limit is ``start_seconds``. ``end_process`` is called with the exit code.
     """
 
     def __init__(
@@ -116,15 +116,15 @@ class StopSignals:
             return
         signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._handlers:
-            # None is what C code has set, which Python cannot set again.
+            # None stands for a handler set by C code, which Python cannot restore.
             if handler is not None:
                 signal.signal(number, handler)  # type: ignore[arg-type]  # as signal.signal returned it
         self._left.set()
-        # The end of the file ends the thread.
+        # Closing the pipe ends the thread that reads it.
         os.close(self._writer)
 
     def call(self, work: Callable[[], object]) -> bool:
-        """Do some work, which a signal interrupts until it is ``running``. Returns whether one did."""
+        """Call ``work``, which a signal interrupts until ``running`` is called. Returns whether one did."""
         try:
             try:
                 self._interruptible = True
@@ -146,8 +146,8 @@ class StopSignals:
     ) -> None:
         """From here on, a signal calls ``stop``, in another thread.
 
-        ``unfinished`` tells whether ending the process now would leave something undone. Where the stop is
-        not ``limited``, it may take any time.
+        ``unfinished`` returns whether something processed is not committed. A stop that is not ``limited``
+        may take any time.
         """
         self._stop, self._unfinished, self._limited = stop, unfinished, limited
         self._interruptible = False
@@ -160,15 +160,15 @@ class StopSignals:
         self._phase = phase
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        # Called by Python in the main thread, as soon as that comes to it.
+        # Python calls it in the main thread, once that executes bytecode again.
         self._received = True
         if self._interruptible:
-            # Once: it must not interrupt how the first interruption is dealt with.
+            # Only once: a second signal must not interrupt the handling of the first.
             self._interruptible = False
             raise _Stopped
 
     def _listen(self) -> None:
-        """Read the signals' numbers, in a thread of its own."""
+        """Read the signals' numbers; runs in a separate thread."""
         while number := os.read(self._reader, 1):
             if number[0] not in SIGNALS:
                 if self._wakeup_before >= 0:
@@ -201,14 +201,14 @@ class StopSignals:
                     return
 
     def _end(self, code: int) -> None:
-        # What hangs may hold the log's lock.
-        said = threading.Thread(target=self._say, args=(code,), name="streams-last-words", daemon=True)
-        said.start()
-        said.join(MARGIN_SECONDS / 2)
+        # Logged in another thread with a time-out, because the thread that hangs may hold the log's lock.
+        report = threading.Thread(target=self._report, args=(code,), name="streams-last-words", daemon=True)
+        report.start()
+        report.join(MARGIN_SECONDS / 2)
         flush_output()
         self._end_process(code)
 
-    def _say(self, code: int) -> None:
+    def _report(self, code: int) -> None:
         get_logger().error(Event.STOP_OVERDUE, code=code, stack=format_stacks(self._main))
 
 

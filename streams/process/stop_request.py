@@ -1,4 +1,4 @@
-"""A stop that a signal asks a command for, and that the command sees when it looks."""
+"""Stop requests by signal, which a command polls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequest:
-    """Which signal has asked for a stop, if one has."""
+    """The signal that requested a stop, if any; true once one has been received."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -24,9 +24,9 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Note SIGTERM, SIGINT and SIGHUP instead of ending; a second one of a kind ends the process.
+    """Record SIGTERM, SIGINT and SIGHUP instead of ending; the same signal again ends the process.
 
-    Signals that are ignored, as under ``nohup``, stay so.
+    Ignored signals, e.g. under ``nohup``, stay ignored.
     """
     stop = StopRequest()
 

@@ -1,4 +1,4 @@
-"""Several workers of one app as processes: started, restarted when one dies, stopped together."""
+"""Run several workers of one app as processes: start them, restart those that die, stop them together."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from streams.events import Event, get_logger
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# The same input, rights or state would end a new process the same way.
+# A new process would fail again in the same way, on the same input, rights or state.
 FINAL_CODES = {
     error.exit_code
     for error in (
@@ -40,7 +40,7 @@ FINAL_CODES = {
 
 RESTARTS = 5
 RESTART_WINDOW_SECONDS = 60.0
-"""A worker that dies more than ``RESTARTS`` times within this is not restarted again."""
+"""If a worker dies more than ``RESTARTS`` times within this time, the supervisor stops."""
 
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 15.0
@@ -59,8 +59,8 @@ class _Seat:
 class Supervisor:
     """Keeps ``workers`` processes of one command running.
 
-    The command gets ``--supervised-by FD`` appended: the reading end of a pipe that closes when this process
-    is gone, however it ends, so that no worker is left behind. ``stop_timeout`` is in seconds.
+    ``--supervised-by FD`` is appended to the command: the reading end of a pipe that closes when this process
+    ends, for whatever reason, so that no worker outlives it. ``stop_timeout`` is in seconds.
     """
 
     def __init__(self, command: Sequence[str], workers: int, *, stop_timeout: float = 15.0) -> None:
@@ -76,10 +76,10 @@ class Supervisor:
         self._stop.set()
 
     def run(self) -> int:
-        """Run until stopped; the exit code: 0, or that of the worker that ended it for good.
+        """Run until stopped, and return the exit code: 0, or that of a worker with a final failure.
 
-        Where a worker could not end its stop well, its exit code, or that of ``NotCommitted`` if it had to be
-        killed. Raises ``WorkersFailed`` when a worker dies too often.
+        If a worker did not stop successfully, it is that worker's exit code, or that of ``NotCommitted`` if
+        it had to be killed. Raises ``WorkersFailed`` if a worker dies too often.
         """
         previous = {
             number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
@@ -88,7 +88,7 @@ class Supervisor:
         ended, stopped = None, 0
         try:
             while not self._stop.is_set() and ended is None:
-                ended = self._look_after()
+                ended = self._check_workers()
                 if ended is None:
                     self._stop.wait(0.05)
         finally:
@@ -103,8 +103,8 @@ class Supervisor:
         self._log.info(Event.STOP_REQUESTED, signal=signal.Signals(number).name)
         self.request_stop()
 
-    def _look_after(self) -> int | None:
-        """Start what should run; the exit code when a worker ended in a way that a restart cannot mend."""
+    def _check_workers(self) -> int | None:
+        """Start workers that should run; the exit code of a worker that failed finally, else ``None``."""
         now = time.monotonic()
         for seat in self._seats:
             if seat.process is None:
@@ -125,7 +125,7 @@ class Supervisor:
         seat.process = subprocess.Popen(
             [*self._command, "--supervised-by", str(self._alive_end)],
             pass_fds=(self._alive_end,),
-            # A Ctrl-C goes to the whole terminal group: the supervisor alone passes it on, once.
+            # Ctrl-C goes to the terminal's whole process group; only the supervisor forwards it, once.
             start_new_session=True,
         )
         seat.starts.append(now)
@@ -137,7 +137,7 @@ class Supervisor:
             raise WorkersFailed(
                 f"worker {seat.number} died {len(seat.starts)} times within {RESTART_WINDOW_SECONDS:.0f} s, "
                 f"last with exit code {code}",
-                hint="its log lines above say why; what exit codes mean: docs/command-line.md",
+                hint="its log lines above have the cause; docs/command-line.md lists the exit codes",
             )
         delay = min(FIRST_BACKOFF_SECONDS * 2 ** max(0, len(seat.starts) - 1), LONGEST_BACKOFF_SECONDS)
         seat.start_at = now + delay
@@ -146,7 +146,7 @@ class Supervisor:
         )
 
     def _stop_all(self) -> int:
-        """Stop all workers; 0, or the exit code of the first that did not end its stop well."""
+        """Stop all workers, and return 0, or the exit code of the first that did not stop successfully."""
         running = [seat.process for seat in self._seats if seat.process is not None]
         for process in running:
             process.terminate()
@@ -158,7 +158,7 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 process.kill()
                 code = process.wait()
-            # One that was still being loaded does not listen yet, and has done nothing.
+            # A process that has not installed its signal handlers yet has not processed anything.
             good = code in (0, -signal.SIGTERM)
             level = self._log.info if good else self._log.error
             level(Event.PROCESS_EXITED, pid=process.pid, code=code)
@@ -168,7 +168,7 @@ class Supervisor:
 
 
 def follow_supervisor(descriptor: int) -> None:
-    """Have this process stop gracefully once the supervisor holding the pipe's other end is gone."""
+    """Stop this process gracefully when the supervisor, which holds the pipe's other end, has ended."""
 
     def wait() -> None:
         while os.read(descriptor, 1):

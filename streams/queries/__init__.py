@@ -1,1 +1,1 @@
-"""State for others: queries over HTTP, and the directory of which worker holds what."""
+"""Queries of state, also over HTTP, and the directory of which worker holds which partitions."""

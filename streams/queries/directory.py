@@ -1,8 +1,8 @@
-"""Which worker of an app holds what: each writes it to a topic, which all of them follow.
+"""The directory of an app's workers: a topic to which each writes what it holds, and which all of them read.
 
-The topic is as open as any other: a record there may say anything, and under any name. What cannot be read is
-left out. Of claims that contradict each other the latest counts, so a worker that sees another one, or none,
-where it holds a task claims that again.
+Any client may write to the topic, so its records are not trusted: those that cannot be decoded are skipped.
+Of contradicting claims the latest counts. A worker that sees the claim of another worker, or none, for a task
+that it holds claims it again.
 """
 
 from __future__ import annotations
@@ -27,81 +27,81 @@ if TYPE_CHECKING:
     from streams.broker import Broker, Consumer, Producer
     from streams.records import Fetched
 
-TELL_SECONDS = 0.2
-"""How soon others may know of a change to what a worker holds."""
+PUBLISH_SECONDS = 0.2
+"""Seconds between checks for changes to write to the topic, or to read from it."""
 
 RETRY_SECONDS = 1.0
-"""When to tell it again after the broker did not take it."""
+"""Seconds to the next attempt after a failure."""
 
 KNOWN_SECONDS = 1.0
-"""For so long nobody looks again who holds what."""
+"""How long a result of reading the topic is used before it is read again."""
 
 NEWS_SECONDS = 0.2
-"""How long to wait for news where what was known has proved wrong."""
+"""How long to wait for new records after an entry of the directory proved wrong."""
 
 ANSWER_SECONDS = 5.0
-"""How long the topic may take to be read, or to take a record."""
+"""The time-out for reading the topic, and for writing a record."""
 
 ALIVE_SECONDS = 30.0
-"""A worker that holds nothing is taken for gone when it has not told so for this long."""
+"""A worker without tasks counts as dead if its last record is older than this."""
 
 REFRESH_SECONDS = 600.0
-"""Each worker writes its record again after this long: for a topic that was emptied, or made again."""
+"""Each worker repeats its record after this time, in case the topic was emptied or recreated."""
 
 CONTEST_SECONDS = 1.0
-"""How long another claim to what a worker holds may last before it claims that again; doubled each time.
+"""How long a worker waits before it repeats a claim that another worker contests; doubled each time.
 
-Not at once: while a task moves, records of its last owner may come after those of the next.
+It does not repeat it at once: while a task moves, a record of its old owner may follow one of its new owner.
 """
 
 LONGEST_CONTEST_SECONDS = 300.0
-"""As far as it is doubled."""
+"""The maximum of that wait."""
 
 TROUBLE_SECONDS = 30.0
-"""For so long the topic may not be followed before health says so."""
+"""How long reading the topic may fail before health reports it."""
 
 REPORT_SECONDS = 10.0
-"""How often the same is logged at most."""
+"""The shortest time between two log lines with the same text."""
 
 LARGEST_RECORD = 1024 * 1024
-"""No worker's record is larger (bytes)."""
+"""The maximum size of a worker's record, in bytes."""
 
 SETTINGS = {"cleanup.policy": "compact", "segment.ms": str(24 * 3600 * 1000)}
 
 
 class Replica(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a worker tells of itself."""
+    """A worker's record in the directory."""
 
     address: str | None = None
-    """Where it may be asked, as ``host:port``."""
+    """The address of its HTTP port, as ``host:port``."""
     member: str | None = None
-    """What the group sorts it by, see ``Consumer.member``."""
+    """Its member id, by which the group sorts members, see ``Consumer.member``."""
     tasks: list[str] = []
-    """Its tasks, those that are being restored included."""
+    """Its tasks, including those being restored."""
     stores: dict[str, list[int]] = {}
-    """The partitions of each store that it can be asked for, or will be once they are restored."""
+    """The partitions of each store that it holds, including those being restored."""
     changed: int | None = None
-    """When that changed last (milliseconds since the epoch).
+    """When tasks or stores last changed (milliseconds since the epoch).
 
-    Of two workers that hold the same, the one with the later change has it: the other one has been replaced
-    and does not know it yet.
+    If two workers claim the same, the one with the later change has it: the other has been replaced and does
+    not know it yet.
     """
 
 
 class Trouble(NamedTuple):
-    """Why a worker does not know what the others hold."""
+    """Why a worker cannot read or write the directory."""
 
     reason: str
-    mended_by_restart: bool
+    fixed_by_restart: bool
 
     def __str__(self) -> str:
         return self.reason
 
 
 class _Contest:
-    """When to repeat a claim that another one contradicts: soon at first, then less and less often.
+    """Decides when to repeat a contested claim, with exponential backoff.
 
-    So false claims are corrected, and two processes never flood the topic.
+    So false claims are corrected, but two contesting processes never flood the topic.
     """
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class _Contest:
         self._last = -float("inf")
 
     def due(self, contested: bool, now: float) -> bool:
-        """Whether to claim again now (seconds), as things are or are not contested."""
+        """Whether to repeat the claim at time ``now`` (seconds), given whether it is contested."""
         wait = min(CONTEST_SECONDS * 2**self._claims, LONGEST_CONTEST_SECONDS)
         if not contested:
             self._began = None
@@ -129,10 +129,10 @@ class _Contest:
 class Replicas:
     """The directory of an app's workers: a compacted topic of one partition, ``<app>-replicas``.
 
-    Each worker writes one record, under its name, with what it holds, and nothing when it stops. For a
-    partition the latest record counts, so that what a killed worker held is its successor's as soon as that
-    has it. A worker whose claim is not the latest any more, or is gone, writes it again, unless a worker that
-    got its tasks later claims the same.
+    Each worker writes one record with what it holds, keyed by its name, and a tombstone when it stops. For a
+    partition the latest record counts, so that the partitions of a killed worker belong to its successor as
+    soon as that has written its record. A worker whose claim is no longer the latest, or is missing, repeats
+    it, unless the other worker got its tasks later.
 
     The group itself knows this too, but not where workers may be asked, and asking it is only safe with
     precautions (librdkafka 2.16, its issue 4605; see DESIGN, "Pitfalls").
@@ -140,7 +140,7 @@ class Replicas:
 
     def __init__(self, broker: Broker, application: str, name: str) -> None:
         self.address: str | None = None
-        """Where this worker may be asked, once it is started."""
+        """The address of this worker's HTTP port, once it is started."""
         self._broker = broker
         self._topic = TopicPartition(f"{application}-replicas", 0)
         self._name = name
@@ -148,8 +148,8 @@ class Replicas:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._producer: Producer | None = None
-        self._told: Replica | None = None
-        self._told_at = -float("inf")
+        self._published: Replica | None = None
+        self._published_at = -float("inf")
         self._changed: int | None = None
         self._contest = _Contest()
         self._expected: frozenset[str] | None = None
@@ -159,12 +159,12 @@ class Replicas:
         self._known_at = -float("inf")
         self._known: dict[str, Replica] = {}
         self._idle_since: dict[str, float] = {}
-        """The workers that say that they hold nothing, and when they said so last."""
+        """The workers without tasks, and when their last record was read."""
         self._owners: dict[tuple[str, int | str], str] = {}
         """The name of the worker that holds each partition of a store, and each task."""
         self._members: tuple[str, ...] = ()
 
-        # What health says of the thread.
+        # The state of the thread, for health checks.
         self._round_began = self._worked_at = time.monotonic()
         self._in_round = False
         self._failure = ""
@@ -173,30 +173,31 @@ class Replicas:
 
     @property
     def members(self) -> Sequence[str]:
-        """The group's members, see ``Consumer.member``, as far as known to who follows them."""
+        """The group's member ids, see ``Consumer.member``; only kept up to date with ``follow``."""
         return self._members
 
     @property
     def seconds_behind(self) -> float:
-        """How long ago the topic was read, and written to where that was due; 0 before ``start``."""
+        """Seconds since the topic was last read, and written to if necessary; 0 before ``start``."""
         return 0.0 if self._thread is None else time.monotonic() - self._worked_at
 
     @property
     def trouble(self) -> Trouble | None:
-        """Why this worker cannot know what others hold, nor they what it holds; ``None`` where it works."""
+        """Why this worker cannot read or write the directory; ``None`` if it can."""
         thread, topic = self._thread, self._topic.topic
         if thread is None or self._stop.is_set():
             return None
         if not thread.is_alive():
-            return Trouble(f"the thread that follows {topic} has ended: {self._failure}", True)
+            return Trouble(f"the thread that reads {topic} has ended: {self._failure}", True)
         now = time.monotonic()
         if self._in_round and now - self._round_began > TROUBLE_SECONDS + ANSWER_SECONDS:
             return Trouble(
-                f"the thread that follows {topic} hangs since {now - self._round_began:.0f} s", True
+                f"the thread that reads {topic} has hung for {now - self._round_began:.0f} s", True
             )
         if now - self._worked_at > TROUBLE_SECONDS:
             return Trouble(
-                f"{topic} could not be followed for {now - self._worked_at:.0f} s: {self._failure}", False
+                f"{topic} could not be read or written for {now - self._worked_at:.0f} s: {self._failure}",
+                False,
             )
         return None
 
@@ -208,12 +209,12 @@ class Replicas:
         follow: bool = False,
         tasks: Collection[str] | None = None,
     ) -> None:
-        """Make the topic if it is missing; say what this worker holds, and follow the others, from now on.
+        """Create the topic if it is missing, and start to write this worker's record and to read the others.
 
-        ``replica`` gives what this worker is, apart from its address; it is looked at all the time. With
-        ``follow``, it also says so regularly while it holds nothing, and ``members`` are kept up to date:
-        from claims to ``tasks``, which are all that the app has, or to any if that is not given. Raises
-        ``BrokerError``.
+        ``replica`` returns this worker's record without its address; it is called in each round. With
+        ``follow``, the record is also repeated regularly while the worker has no tasks, and ``members`` is
+        kept up to date: from the workers that claim one of ``tasks``, all tasks of the app, or any task if
+        that is ``None``. Raises ``BrokerError``.
         """
         self._make_topic()
         self.address = address
@@ -224,24 +225,25 @@ class Replicas:
         )
         self._thread.start()
 
-    def owners(self, store: str, *, anew: bool = False) -> dict[int, str]:
+    def owners(self, store: str, *, refresh: bool = False) -> dict[int, str]:
         """The address of the worker that holds each partition of a store, as far as known.
 
-        Looks again when what is known is a second old, or ``anew`` says that it was wrong; that waits for no
-        broker that is away. Raises ``BrokerError`` when the topic was never read as a whole.
+        The topic is read again if the last read is more than a second ago, or with ``refresh``, if an earlier
+        result proved wrong; this does not wait for a broker that does not answer. Raises ``BrokerError`` if
+        the topic was never read to its end.
         """
         with self._lock:
-            if anew or time.monotonic() - self._known_at >= KNOWN_SECONDS:
+            if refresh or time.monotonic() - self._known_at >= KNOWN_SECONDS:
                 try:
-                    self._read(NEWS_SECONDS if anew else 0.0)
+                    self._read(NEWS_SECONDS if refresh else 0.0)
                 except BrokerError:
-                    # Without a broker the workers still answer from what they have.
+                    # Without a broker, workers still answer queries from the last known directory.
                     if not self._complete:
                         raise
                 finally:
                     self._known_at = time.monotonic()
             elif not self._complete:
-                raise BrokerUnreachable(f"{self._topic} could not be read just now")
+                raise BrokerUnreachable(f"{self._topic} could not be read a moment ago")
             return {
                 partition: address
                 for (name, partition), owner in self._owners.items()
@@ -249,15 +251,15 @@ class Replicas:
             }
 
     def close(self) -> None:
-        """Tell others that this worker holds nothing any more, and release the clients."""
+        """Write a tombstone for this worker's record, and close the clients."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(2 * ANSWER_SECONDS)
             if self._thread.is_alive():
-                # It hangs in one of the clients, which nothing else may touch then.
+                # It hangs in one of the clients, which no other thread may use then.
                 return
-        if self._told is not None:
-            self._tell(None)
+        if self._published is not None:
+            self._publish(None)
         if self._producer is not None:
             self._producer.close()
         with self._lock:
@@ -283,7 +285,7 @@ class Replicas:
             admin.close()
 
     def _run(self, replica: Callable[[], Replica], follow: bool) -> None:
-        """The thread. Nothing that is read or that fails may end it: nothing else follows the topic."""
+        """The thread's loop. No record and no failure may end it, as only this thread reads the topic."""
         while not self._stop.is_set():
             pause = RETRY_SECONDS
             self._round_began, self._in_round = time.monotonic(), True
@@ -292,20 +294,20 @@ class Replicas:
             except Exception as error:  # noqa: BLE001 - see above
                 self._note_failure(error)
             else:
-                self._worked_at, pause = time.monotonic(), TELL_SECONDS
+                self._worked_at, pause = time.monotonic(), PUBLISH_SECONDS
             finally:
                 self._in_round = False
             self._stop.wait(pause)
 
     def _round(self, replica: Callable[[], Replica], follow: bool) -> None:
-        """Write what changed and read what others wrote. Raises ``BrokerError``."""
+        """Write this worker's record if necessary, and read the others. Raises ``BrokerError``."""
         own = self._stamped(msgspec.structs.replace(replica(), address=self.address))
-        age = time.monotonic() - self._told_at
-        due = own != (self._told or Replica(self.address, changed=own.changed))
+        age = time.monotonic() - self._published_at
+        due = own != (self._published or Replica(self.address, changed=own.changed))
         if follow and not own.tasks:
             due = due or age > ALIVE_SECONDS / 3
-        due = due or (self._told is not None and age > REFRESH_SECONDS)
-        told = not (due or self._contested()) or self._tell(own)
+        due = due or (self._published is not None and age > REFRESH_SECONDS)
+        published = not (due or self._contested()) or self._publish(own)
         with self._lock:
             self._read(0.0)
             now = time.monotonic()
@@ -317,26 +319,26 @@ class Replicas:
             busy.update(name for name, since in self._idle_since.items() if now - since < ALIVE_SECONDS)
             members = {member for name in busy if (member := self._known[name].member)}
             self._members = tuple(sorted(members))
-        if not told:
+        if not published:
             raise BrokerUnreachable(f"{self._topic} could not be written to")
 
     def _stamped(self, own: Replica) -> Replica:
-        """With the time when what this worker holds changed last."""
-        before = self._told or Replica()
+        """The record with the time when its tasks or stores last changed."""
+        before = self._published or Replica()
         if (own.tasks, own.stores) != (before.tasks, before.stores) or self._changed is None:
             self._changed = time.time_ns() // 1_000_000
         return msgspec.structs.replace(own, changed=self._changed)
 
     def _contested(self) -> bool:
-        """Whether to write again what was written, as others do not see it so."""
-        told = self._told
-        if told is None or not self._complete:
+        """Whether to repeat this worker's record, because the directory contradicts it."""
+        published = self._published
+        if published is None or not self._complete:
             return False
         with self._lock:
             known = self._known.get(self._name)
-            rivals = {self._owners.get(place, "") for place in _places(told)} - {self._name}
-            contested = known != told and not _replaced(told, known)
-            contested = contested or any(not _replaced(told, self._known.get(rival)) for rival in rivals)
+            rivals = {self._owners.get(place, "") for place in _places(published)} - {self._name}
+            contested = known != published and not _replaced(published, known)
+            contested = contested or any(not _replaced(published, self._known.get(rival)) for rival in rivals)
         return self._contest.due(contested, time.monotonic())
 
     def _note_failure(self, error: Exception) -> None:
@@ -346,8 +348,8 @@ class Replicas:
             self._failure, self._failure_logged_at = text, now
             self._log.warning(Event.BROKER_TROUBLE, error=text, topic=self._topic.topic)
 
-    def _tell(self, replica: Replica | None) -> bool:
-        """Write what this worker is, ``None`` when it stops; whether that worked."""
+    def _publish(self, replica: Replica | None) -> bool:
+        """Write this worker's record, or a tombstone for ``None``. Returns whether it succeeded."""
         value = None if replica is None else msgspec.json.encode(replica)
         now = time.time_ns() // 1_000_000
         try:
@@ -360,19 +362,19 @@ class Replicas:
         except Exception as error:  # noqa: BLE001 - the next attempt has a new producer
             self._note_failure(error)
             if self._producer is not None:
-                # A producer remembers for seconds that a topic, just made by another worker, was missing.
+                # A producer caches for seconds that a topic is missing, even if another worker created it.
                 self._producer.close()
                 self._producer = None
             if isinstance(error, TopicMissing):
                 self._make_topic()
             return False
-        self._told, self._told_at = replica, time.monotonic()
+        self._published, self._published_at = replica, time.monotonic()
         return True
 
     def _read(self, timeout: float) -> None:
-        """Take in what workers wrote since the last time; the client has fetched it already.
+        """Read the records since the last call, which the client has usually fetched already.
 
-        Waits up to ``timeout`` (seconds) for news, the first time for all that there is.
+        Waits up to ``timeout`` (seconds) for new records; the first time it reads to the topic's end.
         """
         if self._consumer is None:
             self._consumer = self._broker.consumer(GroupSettings(group=self._topic.topic, protocol="classic"))
@@ -382,12 +384,12 @@ class Replicas:
         except (Retriable, BrokerUnreachable):
             raise
         except Exception:
-            # A client in an unknown state is of no use: the next one reads everything again.
+            # The client's state is unknown: the next client reads the topic from the beginning.
             self._drop_consumer()
             raise
 
     def _read_on(self, consumer: Consumer, timeout: float) -> None:
-        give_up = time.monotonic() + ANSWER_SECONDS
+        deadline = time.monotonic() + ANSWER_SECONDS
         while True:
             polled = consumer.poll(1000, timeout if self._complete else 0.1)
             for fetched in polled.fetched:
@@ -395,7 +397,7 @@ class Replicas:
             self._complete = self._complete or self._topic in polled.ends
             if self._complete and not polled.fetched:
                 return
-            if time.monotonic() > give_up:
+            if time.monotonic() > deadline:
                 raise BrokerUnreachable(f"{self._topic} could not be read within {ANSWER_SECONDS:.0f} s")
 
     def _drop_consumer(self) -> None:
@@ -414,7 +416,7 @@ class Replicas:
             try:
                 replica = _decoded(value)
             except ValueError as error:
-                # Compaction leaves it in the place of what stood under this name: it counts as nothing.
+                # Compaction keeps it instead of earlier records of this name, so it counts as a tombstone.
                 self._skip(fetched, row, error)
                 replica = None
             before = self._known.pop(name, None)
@@ -430,7 +432,7 @@ class Replicas:
                 self._idle_since[name] = time.monotonic()
 
     def _skip(self, fetched: Fetched, row: int, error: ValueError) -> None:
-        """Log a record that no worker has written: at most one line in ``REPORT_SECONDS``."""
+        """Log a record that is not a worker's, at most one line in ``REPORT_SECONDS``."""
         self._skips += 1
         now = time.monotonic()
         if now - self._skips_logged_at > REPORT_SECONDS:
@@ -446,35 +448,35 @@ class Replicas:
 
 
 def _places(replica: Replica) -> list[tuple[str, int | str]]:
-    """What a worker claims: its tasks, under no store, and partitions of stores."""
+    """What a worker claims: its tasks, with an empty store name, and its partitions of stores."""
     places: list[tuple[str, int | str]] = [("", task) for task in replica.tasks]
     return places + [(store, partition) for store in replica.stores for partition in replica.stores[store]]
 
 
 def _replaced(own: Replica, other: Replica | None) -> bool:
-    """Whether another worker that claims the same got it later, and at a time that has been."""
+    """Whether another worker with the same claim got it later, at a time that is not in the future."""
     if other is None or other.changed is None or own.changed is None:
         return False
     return own.changed < other.changed <= time.time_ns() // 1_000_000 + round(ALIVE_SECONDS * 1000)
 
 
 def _name_of(key: bytes | None) -> str:
-    """The worker's name that is a record's key. Raises ``ValueError``."""
+    """The worker's name in a record's key. Raises ``ValueError``."""
     if not key:
-        raise ValueError("no worker's record has no key")
+        raise ValueError("not a worker's record: it has no key")
     try:
         return key.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"no worker's name is {key!r:.80}: {error}") from error
+        raise ValueError(f"not a worker's record: its key is {key!r:.80}: {error}") from error
 
 
 def _decoded(value: bytes | None) -> Replica | None:
-    """What a worker writes of itself. Raises ``ValueError``."""
+    """Decode a worker's record. Raises ``ValueError``."""
     if value is None:
         return None
     if len(value) > LARGEST_RECORD:
-        raise ValueError(f"no worker's record has {len(value)} bytes")
+        raise ValueError(f"not a worker's record: it has {len(value)} bytes, the limit is {LARGEST_RECORD}")
     try:
         return msgspec.json.decode(value, type=Replica)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"no worker's record is {value!r:.80}: {error}") from error
+        raise ValueError(f"not a worker's record: {value!r:.80}: {error}") from error

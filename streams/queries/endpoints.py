@@ -1,11 +1,11 @@
-"""The stores over HTTP: what this worker holds is answered here, another's key is asked of its holder.
+"""Queries over HTTP: answered from this worker's state, or forwarded to the worker that holds the key.
 
-Answers are JSON: objects that say what was asked for, or ``error`` with the ``reason``: ``unknown store`` and
-``no value`` (404), ``bad request`` (400), ``held elsewhere`` (421, only ever told to other workers) and
-``unavailable`` (503: being restored, between two holders, or its holder does not answer).
+Responses are JSON: the result, or ``error`` with a ``reason``: ``unknown store`` and ``no value`` (404),
+``bad request`` (400), ``held elsewhere`` (421, only sent to other workers) and ``unavailable`` (503: the
+state is being restored or moved, or its worker does not answer).
 
-A key in a URL is percent-decoded. It stands for itself where keys are ``Text`` and for its bytes where they
-are ``Bytes`` (with ``encoding=base64``: for what they encode); for other serdes it is JSON.
+A key in a URL is percent-decoded. It is the key itself for the serde ``Text``, the key's bytes for ``Bytes``
+(with ``encoding=base64``: encoded bytes for any serde), and JSON for other serdes.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ if TYPE_CHECKING:
     from streams.state.definition import StoreDefinition
 
 DEFAULT_LIMIT = 1000
-"""Entries in one answer, unless ``limit`` asks for fewer or more."""
+"""The default of ``limit``, the maximum number of entries in a response."""
 
 MOST_ENTRIES = 10_000
-"""The highest ``limit``: an answer is made in memory as a whole."""
+"""The highest ``limit``: the complete response is built in memory."""
 
 FORWARD_SECONDS = 2.0
-"""How long another worker may take for each step of an answer."""
+"""The time-out of requests to other workers, for connecting and for each read."""
 
 _TO_BASE64 = str.maketrans(" -_", "++/")
 
 NO_ANSWER_HINT = (
-    "ask again in a moment: a worker may be starting, restoring, without an http_port, or with another "
-    "http_token"
+    "try again in a moment: the worker may be starting or restoring; if it stays so, check that all workers "
+    "have an http_port and the same http_token"
 )
 
 ASKED_BY = "x-streams-asked-by"
-"""The header of questions from another worker: they are never passed on."""
+"""The header of requests from another worker, which are never forwarded."""
 
 
 class _Range(msgspec.Struct):
-    """What another worker answers for a range."""
+    """The response of another worker for a range."""
 
     partitions: list[int]
     entries: list[dict[str, Any]]
 
 
 class StoreRoutes:
-    """The paths under ``/stores``. ``replicas`` knows who holds what is not held here.
+    """The paths under ``/stores``. ``replicas`` knows which worker holds which partitions.
 
-    ``token`` is what other workers are asked with; by HTTPS where ``tls`` checks their certificates.
+    Requests to other workers use ``token``, and HTTPS if there is ``tls``, which checks their certificates.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class StoreRoutes:
 
     @property
     def templates(self) -> Mapping[str, Callable[[Request], Response]]:
-        """What to serve, for ``HttpServer``."""
+        """The path templates and their routes, for ``HttpServer``."""
         return {
             "/stores": self._answering(self._stores),
             "/stores/{store}": self._answering(self._range),
@@ -105,7 +105,7 @@ class StoreRoutes:
         return _json({"stores": [status._asdict() for status in self._queries.status()]})
 
     def _key(self, request: Request) -> Response:
-        definition, key, partition = self._asked(request)
+        definition, key, partition = self._parse(request)
 
         def answer() -> Response | None:
             value = self._queries.get(definition.name, key, partition=partition, final=False)
@@ -119,11 +119,11 @@ class StoreRoutes:
         return self._routed(request, definition.name, owner, answer, nothing)
 
     def _windows(self, request: Request) -> Response:
-        definition, key, partition = self._asked(request)
+        definition, key, partition = self._parse(request)
         start, stop = _number(request, "start"), _number(request, "stop")
         limit = _limit(request)
 
-        def shown(windows: Sequence[Windowed[Any, Any]]) -> Response:
+        def view(windows: Sequence[Windowed[Any, Any]]) -> Response:
             found = [{"start": item.start, "end": item.end, "value": item.value} for item in windows]
             return _json({"key": _key_as_json(definition, key, request.query), "windows": found})
 
@@ -131,18 +131,18 @@ class StoreRoutes:
             windows = self._queries.windows(
                 definition.name, key, start, stop, limit=limit, partition=partition, final=False
             )
-            return shown(windows) if windows else None
+            return view(windows) if windows else None
 
         owner = self._queries.partition_of(definition.name, key) if partition is None else partition
-        nothing = shown([])
+        nothing = view([])
         if ASKED_BY in request.headers and partition is None:
-            # To who asks on behalf of others, it matters whether there is something.
+            # A worker that forwards a request has to know whether this one has any window.
             nothing = _failure(404, "no value", QueryError(f"there is no window of the key {key!r}"))
         return self._routed(request, definition.name, owner, answer, nothing)
 
     def _range(self, request: Request) -> Response:
         definition = self._queries.definition(request.parameters["store"])
-        # Refused even where there is no key to be written in it.
+        # An unknown encoding is an error even if the response has no key.
         _is_base64(request.query)
         held = self._queries.held().get(definition.name, [])
         entries = self._entries(definition, request)
@@ -174,19 +174,19 @@ class StoreRoutes:
     def _gathered(
         self, definition: StoreDefinition, request: Request, entries: list[Any], held: list[int]
     ) -> tuple[list[Any], list[int]]:
-        """The entries of all workers. Raises ``StateUnavailable`` when partitions are missing."""
+        """The entries of all workers. Raises ``StateUnavailable`` if partitions are missing."""
         everything = set(range(self._queries.partition_count(definition.name)))
         missing = everything - set(held)
-        for anew in (False, True):
+        for refresh in (False, True):
             found, covered = list(entries), set(held)
-            owners = self._replicas.owners(definition.name, anew=anew) if missing else {}
+            owners = self._replicas.owners(definition.name, refresh=refresh) if missing else {}
             for address in sorted({owners[number] for number in missing if number in owners}):
                 response = self._ask(address, request.target)
                 if response is not None and response.status == 200:
                     try:
                         answer = msgspec.json.decode(response.body, type=_Range)
                     except msgspec.DecodeError:
-                        # No worker of this app: the claim that named it is wrong.
+                        # Not a worker of this app: its address in the directory is wrong.
                         continue
                     if not covered & set(answer.partitions) and everything >= set(answer.partitions):
                         covered |= set(answer.partitions)
@@ -195,7 +195,7 @@ class StoreRoutes:
                 found.sort(key=lambda entry: _order(definition, entry, request.query))
                 return found[: _limit(request)], sorted(covered)
         raise StateUnavailable(
-            f"nobody answers for partitions {sorted(everything - covered)} of store {definition.name!r}",
+            f"no worker answers for partitions {sorted(everything - covered)} of store {definition.name!r}",
             hint=NO_ANSWER_HINT,
         )
 
@@ -207,11 +207,11 @@ class StoreRoutes:
         answer: Callable[[], Response | None],
         nothing: Response,
     ) -> Response:
-        """What this worker has, else the one that holds the partition, else any other one.
+        """The response of this worker, else of the worker that holds the partition, else of any other.
 
-        ``answer`` is what is here, ``nothing`` what is said where no worker has anything. Other workers than
-        the partition's are asked where keys may lie elsewhere than they should, unless the request names a
-        partition.
+        ``answer`` queries this worker; ``nothing`` is the response if no worker has a value. Workers other
+        than the partition's are asked only if keys may be in other partitions than those of murmur2, and the
+        request does not name a partition.
         """
         answered = True
         try:
@@ -224,8 +224,8 @@ class StoreRoutes:
             answered = False
         asked = {None, self._replicas.address}
         if not answered:
-            for anew in (False, True):
-                owner = self._replicas.owners(store, anew=anew).get(partition)
+            for refresh in (False, True):
+                owner = self._replicas.owners(store, refresh=refresh).get(partition)
                 if owner is None or owner in asked:
                     continue
                 asked.add(owner)
@@ -246,12 +246,12 @@ class StoreRoutes:
         if answered:
             return nothing
         raise StateUnavailable(
-            f"nobody answers for partition {partition} of store {store!r}",
+            f"no worker answers for partition {partition} of store {store!r}",
             hint=NO_ANSWER_HINT,
         )
 
     def _others(self, store: str, asked: set[str | None], *, needed: bool) -> set[str]:
-        """The workers that hold other partitions of a store; ``needed`` if they may not stay unknown."""
+        """The other workers that hold partitions of a store; with ``needed``, raises if they are unknown."""
         try:
             return {address for address in self._replicas.owners(store).values() if address not in asked}
         except BrokerError:
@@ -266,33 +266,32 @@ class StoreRoutes:
         except SSLCertVerificationError as error:
             raise StateUnavailable(
                 f"the certificate of the worker at {address} is not trusted: {error}",
-                hint="http_tls_ca names who signed it, http_advertised_host the name that is in it",
+                hint="set http_tls_ca to the authority that signed it, http_advertised_host to a name in it",
             ) from error
         if response is None or not response.content_type.startswith("application/json"):
-            # What answers there is no worker.
+            # Another kind of server answers at this address.
             return None
-        # One that has another token is no answer to who had the right one here.
+        # A worker with another token is misconfigured: the client's own token was right.
         return None if response.status == UNAUTHORIZED.status else response
 
-    def _asked(self, request: Request) -> tuple[StoreDefinition, Any, int | None]:
-        """The store, the key and the partition that is asked for, if one is named."""
+    def _parse(self, request: Request) -> tuple[StoreDefinition, Any, int | None]:
+        """The store, the key and, if the request names one, the partition."""
         definition = self._queries.definition(request.parameters["store"])
         key = _key_of(definition, request.parameters["key"], request.query)
         return definition, key, _number(request, "partition")
 
 
 def _key_of(definition: StoreDefinition, text: str, query: Mapping[str, str]) -> Any:
-    """The key that a text in a URL stands for. Raises ``QueryError``."""
+    """Decode a key in a URL. Raises ``QueryError``."""
     serde = definition.key
     try:
         if _is_base64(query):
-            # A plus in a query means a space; URLs' own alphabet for base64 will do, too, and so does one
-            # without the filling at its end.
+            # In a query, a plus decodes to a space. The URL-safe alphabet and missing padding are accepted.
             text = text.translate(_TO_BASE64).rstrip("=")
             payload = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
             return next(iter(serde.deserialize([payload])))
         if isinstance(serde, Text):
-            # Raises where these were no letters.
+            # Raises for surrogates, which stand for bytes that are not UTF-8.
             text.encode()
             return text
         if isinstance(serde, Bytes):
@@ -308,7 +307,7 @@ def _key_of(definition: StoreDefinition, text: str, query: Mapping[str, str]) ->
 
 
 def _key_as_json(definition: StoreDefinition, key: Any, query: Mapping[str, str]) -> Any:
-    """A key as answers have it: as it may stand in a URL, or as JSON."""
+    """A key for a response, in the same encoding as in URLs."""
     if _is_base64(query):
         return encode_key(definition, key)
     if not isinstance(definition.key, Bytes):
@@ -317,21 +316,21 @@ def _key_as_json(definition: StoreDefinition, key: Any, query: Mapping[str, str]
         return key.decode()
     except UnicodeDecodeError as error:
         raise QueryError(
-            f"store {definition.name!r} has keys that are no text", hint="ask with encoding=base64"
+            f"store {definition.name!r} has keys that are not text", hint="query with encoding=base64"
         ) from error
 
 
 def _is_base64(query: Mapping[str, str]) -> bool:
     encoding = query.get("encoding")
     if encoding not in (None, "base64"):
-        raise QueryError(f"unknown encoding {encoding!r}: base64 is the only one")
+        raise QueryError(f"unknown encoding {encoding!r}: only base64 is supported")
     return encoding == "base64"
 
 
 def _order(definition: StoreDefinition, entry: dict[str, Any], query: Mapping[str, str]) -> tuple[int, bytes]:
     key = entry["key"]
     if isinstance(key, bytes):
-        # Of this worker; from others it comes as text.
+        # A key of this worker; the keys of other workers are text.
         return entry.get("start", 0), key
     as_it_is = _is_base64(query) or isinstance(definition.key, Text | Bytes)
     text = key if as_it_is else msgspec.json.encode(key).decode()
@@ -354,7 +353,7 @@ def _limit(request: Request) -> int:
         raise QueryError(f"limit must be 1 or more, got {limit}")
     if limit is not None and limit > MOST_ENTRIES:
         raise QueryError(
-            f"limit must be {MOST_ENTRIES} or less, got {limit}", hint="ask for the next ones with start="
+            f"limit must be {MOST_ENTRIES} or less, got {limit}", hint="query further entries with start="
         )
     return DEFAULT_LIMIT if limit is None else limit
 

@@ -1,8 +1,8 @@
-"""The HTTP server beside the worker, on uvicorn in a thread of its own, and the request to another worker's.
+"""The worker's HTTP server, uvicorn in a separate thread, and the client for requests to other workers.
 
-No connection may keep others out: their number is bounded, and where the bound is reached, one that is idle
-is closed for a new one. One that neither sends a request nor reads its answer is closed too. So connections
-never take the file descriptors that the worker needs.
+No client can block others: the number of connections is limited, and at the limit an idle connection is
+closed for a new one. A connection that neither sends a request nor reads its response is closed as well. So
+connections never use up the file descriptors that the worker needs.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ if TYPE_CHECKING:
     from typing import Self
 
 MOST_CONNECTIONS: Final = 256
-"""At once; or a quarter of the files that this process may open, where that is less."""
+"""The maximum number of open connections, or a quarter of the process's limit of open files, if less."""
 
 IDLE_SECONDS: Final = 10.0
-"""How long a connection may take to make a request, the first or the next one."""
+"""The time-out for the first and the next request of a connection."""
 
 ANSWER_SECONDS: Final = 30.0
-"""How long a request may take, until its answer has been read."""
+"""The time-out of a request, until the client has read the response."""
 
 LOOK_SECONDS: Final = 2.5
-"""How often each connection is checked for the two."""
+"""Seconds between checks of each connection for these time-outs."""
 
 LONGEST_HEAD: Final = 64 * 1024
-"""Bytes of a request's target and headers together."""
+"""The maximum size of a request's target and headers together, in bytes."""
 
 THREADS: Final = 16
-"""Requests with parameters that are answered at the same time."""
+"""Threads for requests with parameters."""
 
 FIXED_THREADS: Final = 4
-"""Requests for fixed paths, e.g. health, that are answered beside these."""
+"""Separate threads for requests to fixed paths, so that health checks do not wait for queries."""
 
 JSON: Final = "application/json"
 
 
 class Response(NamedTuple):
-    """What a route answers."""
+    """The response of a route."""
 
     status: int
     body: bytes
@@ -64,45 +64,45 @@ class Response(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What a route with parameters is asked. Bytes that are no UTF-8 become surrogates, as in file names."""
+    """A request for a route with parameters. Bytes that are not UTF-8 become surrogates, as in file names."""
 
     target: str
-    """Path and query as they came, in ASCII: other bytes are percent-encoded."""
+    """Path and query as received, in ASCII: other bytes are percent-encoded."""
 
     parameters: Mapping[str, str]
-    """The parts of the path that the route has names for, percent-decoded."""
+    """The values of the template's parameters, percent-decoded."""
 
     query: Mapping[str, str]
-    """The query's pairs, percent-decoded; of several with one name, the last."""
+    """The query's pairs, percent-decoded; the last of several with the same name."""
 
     headers: Mapping[str, str]
-    """By their names in small letters."""
+    """The headers, by lower-case name."""
 
 
 class Tls(NamedTuple):
-    """Files in PEM form: a server's certificate with those that signed it, and its private key."""
+    """Files in PEM format: a server's certificate with its chain, and its private key."""
 
     certificate: str
     key: str
 
 
 def refusal(status: int, reason: str, error: str) -> Response:
-    """A refusal in JSON: ``reason`` is one of a few fixed texts, ``error`` says it in a sentence."""
+    """An error response in JSON: ``reason`` is one of a few fixed strings, ``error`` is the message."""
     body = json.dumps({"reason": reason, "error": error}, ensure_ascii=False)
     return Response(status, body.encode(errors="surrogateescape") + b"\n", JSON)
 
 
-UNAUTHORIZED: Final = refusal(401, "unauthorized", "a token is needed: Authorization: Bearer ...")
+UNAUTHORIZED: Final = refusal(401, "unauthorized", "a token is required: Authorization: Bearer ...")
 
 
 class HttpServer:
-    """Serves GET and HEAD requests until closed.
+    """Serves GET and HEAD requests until it is closed.
 
-    ``routes`` are fixed paths. ``templates`` are paths with parameters, as ``/stores/{store}``, each of which
-    stands for one part between slashes. ``port`` 0 takes a free one. With a ``token``, whatever is not
-    ``public`` is answered only to requests that have it: ``Authorization: Bearer <token>``. With ``tls`` it
-    speaks HTTPS. Refusals are JSON with ``reason`` and ``error``. Raises ``ConfigurationError`` when the port
-    is taken, the host is none of this machine or the certificate cannot be used.
+    ``routes`` are fixed paths. ``templates`` are paths with parameters such as ``/stores/{store}``; each
+    parameter matches one path segment. ``port`` 0 chooses a free port. With a ``token``, all paths that are
+    not ``public`` require it: ``Authorization: Bearer <token>``. With ``tls`` it serves HTTPS. Errors are
+    JSON with ``reason`` and ``error``. Raises ``ConfigurationError`` if the port is in use, the host is not
+    an address of this machine, or the certificate cannot be used.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class HttpServer:
             loop="asyncio",
             ws="none",
             lifespan="off",
-            # Anything else here would change the loggers of the program's own uvicorn, if it has one.
+            # Other values would reconfigure uvicorn's loggers, which the program may use itself.
             log_config=None,
             log_level=None,
             server_header=False,
@@ -144,8 +144,8 @@ class HttpServer:
             config.load()
         except (OSError, ssl.SSLError) as error:
             raise ConfigurationError(
-                f"the certificate for the http port cannot be used: {error}",
-                hint="http_tls_certificate and http_tls_key name files in PEM form that belong together",
+                f"the certificate for the HTTP port cannot be used: {error}",
+                hint="set http_tls_certificate and http_tls_key to PEM files of a certificate and its key",
             ) from error
         listening = _listen(host, port)
         self.host, self.port = host, listening.getsockname()[1]
@@ -163,7 +163,7 @@ class HttpServer:
         return f"http{'s' * self._secure}://{host}:{self.port}"
 
     def close(self) -> None:
-        """Answer no more requests."""
+        """Stop serving requests."""
         self._server.should_exit = True
         self._thread.join()
         for threads in (self._threads, self._fixed_threads):
@@ -181,7 +181,7 @@ class HttpServer:
         self.close()
 
     async def _serve(self, scope: Any, _receive: Any, send: Any) -> None:
-        """One request, by the ASGI specification."""
+        """Serve one request, as specified by ASGI."""
         response = await self._answer(scope)
         headers = [
             (b"content-type", response.content_type.encode()),
@@ -202,7 +202,7 @@ class HttpServer:
         if self._token is not None and path not in self._public and not _has_token(headers, self._token):
             return UNAUTHORIZED
         if scope["method"] not in ("GET", "HEAD"):
-            return refusal(405, "method not allowed", f"{scope['method']} is not answered here: GET is")
+            return refusal(405, "method not allowed", f"{scope['method']} is not supported: use GET")
         if path in self._routes:
             return await self._run(self._fixed_threads, self._routes[path])
         for template, route in self._templates.items():
@@ -211,29 +211,30 @@ class HttpServer:
                 pairs = dict(parse_qsl(query, keep_blank_values=True, errors="surrogateescape"))
                 request = Request(target, parameters, pairs, headers)
                 return await self._run(self._threads, partial(route, request))
-        return refusal(404, "no such path", f"not here; try {', '.join([*self._routes, *self._templates])}")
+        paths = ", ".join([*self._routes, *self._templates])
+        return refusal(404, "no such path", f"there is no path {path}; paths are: {paths}")
 
     async def _run(self, threads: ThreadPoolExecutor, route: Callable[[], Response]) -> Response:
         try:
             return await asyncio.get_running_loop().run_in_executor(threads, route)
-        except Exception as error:  # noqa: BLE001 - the server continues; the answer reports it
+        except Exception as error:  # noqa: BLE001 - the server continues; the response has the error
             return refusal(500, "internal error", f"{type(error).__name__}: {error}")
 
 
-_SILENT = logging.Logger("streams.http", logging.CRITICAL + 1)  # noqa: LOG001 - known to nobody else
+_SILENT = logging.Logger("streams.http", logging.CRITICAL + 1)  # noqa: LOG001 - it must not be registered
 
 
 class _Connection(H11Protocol):
-    """uvicorn's, with bounds on how many there are and on how long each may take."""
+    """uvicorn's connection, with a limit on their number and with time-outs."""
 
     def __init__(self, *arguments: Any, most: int, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        # What clients do wrong is answered, and no news; uvicorn's loggers may be the program's own.
+        # Errors of clients are reported to them and not logged: uvicorn's loggers belong to the program.
         self.access_log, self.logger = False, _SILENT
         self._most = most
         self._last_request: object = None
         self._since = 0.0
-        """When it was made, or the last request or answer began."""
+        """When the connection was made, or its last request or response started."""
         self._look: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
@@ -245,7 +246,7 @@ class _Connection(H11Protocol):
             return
         idle = [other for other in others if not other._busy]  # noqa: SLF001 - of the same class
         if not idle:
-            self._refuse(refusal(503, "overloaded", f"{self._most} requests are being answered already"))
+            self._refuse(refusal(503, "overloaded", f"{self._most} requests are already being served"))
             return
         oldest = min(idle, key=lambda other: other._since)  # noqa: SLF001 - of the same class
         self.connections.discard(oldest)
@@ -273,7 +274,7 @@ class _Connection(H11Protocol):
         self._look = self.loop.call_later(LOOK_SECONDS, self._close_if_overdue)
 
     def _refuse(self, response: Response) -> None:
-        """Answer without looking at the request, and close."""
+        """Send an error response without reading the request, and close the connection."""
         head = (
             f"HTTP/1.1 {response.status} Refused\r\nContent-Type: {response.content_type}\r\n"
             f"Content-Length: {len(response.body)}\r\nConnection: close\r\n\r\n"
@@ -283,7 +284,7 @@ class _Connection(H11Protocol):
 
 
 def client_tls(authorities: str | None) -> ssl.SSLContext:
-    """How servers' certificates are checked: by the authorities in a file (PEM), else by the system's.
+    """A TLS context that trusts the certificate authorities in a file (PEM), or the system's without one.
 
     Raises ``ConfigurationError`` for a file that cannot be used.
     """
@@ -291,18 +292,19 @@ def client_tls(authorities: str | None) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=authorities)
     except (OSError, ssl.SSLError) as error:
         raise ConfigurationError(
-            f"http_tls_ca={authorities!r} cannot be used: {error}", hint="it names a file in PEM form"
+            f"http_tls_ca={authorities!r} cannot be used: {error}",
+            hint="set it to a file (PEM) with the certificates of the authorities to trust",
         ) from error
 
 
 def bearer(token: str | None) -> dict[str, str]:
-    """The header that has the token, if there is one."""
+    """The ``Authorization`` header for the token; empty without a token."""
     return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
 def _has_token(headers: Mapping[str, str], token: str) -> bool:
     scheme, _, given = headers.get("authorization", "").partition(" ")
-    # How long it takes must not tell how much of a guess was right.
+    # Compared in constant time, so that the duration does not reveal how much of a guess is right.
     same = hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
     return same and scheme.lower() == "bearer"
 
@@ -313,11 +315,11 @@ def _ascii(target: bytes) -> str:
 
 def _check_port(port: int) -> None:
     if port > 65535:
-        raise OverflowError("65535 is the last port")
+        raise OverflowError("the highest port is 65535")
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that waits for connections; at ``::`` for those of both families."""
+    """Open a listening socket; for ``::`` it accepts IPv4 and IPv6."""
     try:
         _check_port(port)
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -326,20 +328,20 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=128, dualstack_ipv6=both)
     except (OSError, OverflowError, UnicodeError) as error:
         raise ConfigurationError(
-            f"http port {host}:{port} cannot be used: {error}",
-            hint="choose another http_port or http_host; further workers use the ports above it",
+            f"HTTP port {host}:{port} cannot be used: {error}",
+            hint="set another http_port or http_host; further workers use the next higher ports",
         ) from error
 
 
 def match_path(template: str, path: str) -> dict[str, str] | None:
-    """The template's parameters as the path has them, percent-decoded; ``None`` if it is another path."""
+    """The values of the template's parameters in a path, percent-decoded; ``None`` if it does not match."""
     wanted, parts = template.split("/"), path.split("/")
     if len(wanted) != len(parts):
         return None
     found = {}
     for name, part in zip(wanted, parts, strict=True):
         if name.startswith("{"):
-            # Split before it is decoded, so that a key may have a slash in it.
+            # The path is split before decoding, so that a key may contain a slash.
             found[name[1:-1]] = unquote(part, errors="surrogateescape")
         elif name != part:
             return None
@@ -354,9 +356,10 @@ def ask(
     timeout: float,
     tls: ssl.SSLContext | None = None,
 ) -> Response | None:
-    """GET ``target`` from ``host:port``; ``None`` when it does not answer. ``timeout`` is seconds a step.
+    """GET ``target`` from ``host:port``; ``None`` if there is no response.
 
-    With ``tls`` by HTTPS. Raises ``ssl.SSLCertVerificationError`` for a certificate that is not trusted.
+    ``timeout`` is in seconds, for connecting and for each read. With ``tls`` it uses HTTPS. Raises
+    ``ssl.SSLCertVerificationError`` for a certificate that is not trusted.
     """
     connection: HTTPConnection | None = None
     try:

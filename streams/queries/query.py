@@ -1,4 +1,4 @@
-"""Questions about the state that one worker holds, answered from any thread."""
+"""Queries of the state that one worker holds, from any thread."""
 
 from __future__ import annotations
 
@@ -26,53 +26,53 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LOOK_SECONDS = 5.0
-"""For so long it is not looked again whether a store's keys lie where murmur2 puts them."""
+"""Seconds between checks of whether a store's keys are in the partitions where murmur2 places them."""
 
 LOOK_KEYS = 256
-"""How many keys of each partition are looked at for that."""
+"""Number of keys per partition that such a check reads."""
 
 WINDOW_START_BYTES = 8
-"""How many bytes stand before the key of a window in its store."""
+"""Length of the prefix with the window's start before the key, in a windowed store."""
 
 FOREVER = 1 << 63
-"""Later than any window starts."""
+"""Later than the start of any window."""
 
 
 class StoreStatus(NamedTuple):
-    """What a worker has of one store."""
+    """The partitions of one store that a worker holds."""
 
     name: str
     windowed: bool
     key: str
-    """What its keys are, by the name of their serde."""
+    """The name of the serde of its keys."""
     partitions: int
-    """How many there are in all."""
+    """The number of partitions of the store."""
     held: list[int]
-    """Which of them can be asked here."""
+    """The partitions that can be queried on this worker."""
     restoring: list[int]
-    """Which of them will be, once they are up to date."""
+    """The partitions that this worker is restoring."""
     approximate_count: int
-    """About how many entries those that are held have."""
+    """The approximate number of entries in the held partitions."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a store's keys lie."""
+    """A store, and how its keys are distributed over partitions."""
 
     definition: StoreDefinition
     subtopology: Subtopology
     partitions: int
     outside: bool
-    """Whether others write some of its input, so that keys may lie elsewhere than murmur2 puts them."""
+    """Whether other producers write some of its input, which may place keys by another hash than murmur2."""
 
 
 class Queries:
-    """Answers from what the last commits left in the stores of ``worker``; what is not committed is not seen.
+    """Queries of the committed state in the stores of ``worker``; uncommitted changes are not visible.
 
     ``partitions`` are the input topics with their partition counts, ``elsewhere`` those of them whose keys
-    are known to lie elsewhere than murmur2 puts them. A key that is not where it should be is looked for in
-    the other partitions that are held. Raises ``UnknownStore``, ``HeldElsewhere`` for a partition that is not
-    this worker's, ``StateUnavailable`` for one that is being restored, and ``QueryError`` for a question that
+    are known to be placed by another hash than murmur2. A key that is not in the partition of its hash is
+    searched in the other held partitions. Raises ``UnknownStore``, ``HeldElsewhere`` for a partition of
+    another worker, ``StateUnavailable`` for one that is being restored, and ``QueryError`` for a query that
     does not fit the store.
     """
 
@@ -87,9 +87,9 @@ class Queries:
         self._worker = worker
         self._places: dict[str, _Place] = {}
         self._scattered: set[str] = set()
-        """Stores some of whose keys lie elsewhere than murmur2 puts them."""
+        """Stores with keys in other partitions than those of murmur2."""
         self._looked: dict[str, float] = {}
-        """When the keys of other stores were last looked at for that."""
+        """When the keys of the other stores were last checked for that."""
         together = dict(topology.copartitions)
         for subtopology in topology.subtopologies:
             for node in subtopology.nodes:
@@ -110,7 +110,7 @@ class Queries:
                             self._scattered.add(store.name)
 
     def definition(self, store: str) -> StoreDefinition:
-        """What the topology says about a store."""
+        """The definition of a store in the topology."""
         return self._place(store).definition
 
     def get(self, store: str, key: Any, *, partition: int | None = None, final: bool = True) -> Any:
@@ -123,7 +123,7 @@ class Queries:
     def entries(
         self, store: str, start: Any = None, stop: Any = None, *, limit: int | None = None
     ) -> list[tuple[Any, Any]]:
-        """Keys with ``start <= key < stop`` of all partitions held, and their values, in byte order."""
+        """Keys with ``start <= key < stop`` of all held partitions, and their values, in byte order."""
         place = self._place(store, windowed=False)
         low, high = (None if key is None else encode_key(place.definition, key) for key in (start, stop))
         found = self._merged(place, lambda committed: committed.entries(low, high), limit)
@@ -159,25 +159,25 @@ class Queries:
         return self._find(place, key, read, final=final)
 
     def partition_of(self, store: str, key: Any) -> int:
-        """The partition that a record with this key goes to, and with it its state."""
+        """The partition to which murmur2 places a key, and so its state."""
         place = self._place(store)
         return partition_for(encode_key(place.definition, key), place.partitions)
 
     def partition_count(self, store: str) -> int:
-        """How many partitions the store has."""
+        """The number of partitions of the store."""
         return self._place(store).partitions
 
     @property
     def names(self) -> list[str]:
-        """The stores that can be asked."""
+        """The stores that can be queried."""
         return list(self._places)
 
     def held(self) -> dict[str, list[int]]:
-        """The partitions of each store that this worker holds, those being restored included."""
+        """The partitions of each store that this worker holds, including those being restored."""
         return {name: held for name, place in self._places.items() if (held := self._held(place))}
 
     def status(self) -> list[StoreStatus]:
-        """What there is of each store here."""
+        """The status of each store on this worker."""
         found = []
         for name, place in self._places.items():
             ready, count = [], 0
@@ -206,20 +206,21 @@ class Queries:
         place = self._places.get(store)
         if place is None:
             raise UnknownStore(
-                f"there is no store {store!r} to ask", hint=f"stores are: {', '.join(self._places) or 'none'}"
+                f"there is no store {store!r} to query",
+                hint=f"stores are: {', '.join(self._places) or 'none'}",
             )
         if windowed is not None and windowed != (place.definition.retention is not None):
             raise QueryError(
-                f"store {store!r} has {'values of keys' if windowed else 'windows of keys'}",
-                hint=f"ask for its {'keys' if windowed else 'windows'}",
+                f"store {store!r} is {'not windowed' if windowed else 'windowed'}",
+                hint=f"query its {'keys' if windowed else 'windows'}",
             )
         return place
 
     def _find(self, place: _Place, key: Any, question: Callable[[CommittedStore], T], *, final: bool) -> T:
-        """The answer of the partition that has the key: the one that it should be in, else any that is held.
+        """The answer of the partition that has the key: first the one of its hash, then any held partition.
 
-        Where none has it, the answer is that of the former. Unless ``final`` is false, ``HeldElsewhere`` is
-        raised instead where the key may be in a partition that another worker holds.
+        If none has the key, the answer is that of the first. If the key may be in a partition that another
+        worker holds, ``HeldElsewhere`` is raised instead, unless ``final`` is false.
         """
         store = place.definition.name
         number = self.partition_of(store, key)
@@ -249,16 +250,17 @@ class Queries:
             raise failure
         if final and len(asked) < place.partitions and self.scattered(store):
             raise HeldElsewhere(
-                f"store {store!r} has no value for the key {key!r:.80} in the partitions of this worker; its "
-                "producers put keys elsewhere than murmur2 does, so that another worker may have it"
+                f"store {store!r} has no value for the key {key!r:.80} in the partitions of this worker; the "
+                "producers of its input place keys by another hash than murmur2: another worker may have it",
+                hint="query over HTTP (setting http_port), where workers ask each other",
             )
         return cast("T", answer)
 
     def scattered(self, store: str) -> bool | None:
-        """Whether keys of a store lie elsewhere than murmur2 puts them; ``None`` where that is not known.
+        """Whether a store has keys in other partitions than those of murmur2; ``None`` if it is not known.
 
-        They do when the sample of the input at the start says so, or when keys of the store do. Those are
-        looked at again after some seconds; a worker that has none of them does not know.
+        It has, if the sample of the input at the start or a sample of the store's keys shows such a key. The
+        keys are sampled again after some seconds; a worker that holds none of them does not know.
         """
         place = self._place(store)
         if store in self._scattered or not place.outside:
@@ -289,7 +291,9 @@ class Queries:
     def _ask(self, place: _Place, partition: int, question: Callable[[CommittedStore], T]) -> T:
         name = place.definition.name
         if not 0 <= partition < place.partitions:
-            raise QueryError(f"store {name!r} has the partitions 0 to {place.partitions - 1}, no {partition}")
+            raise QueryError(
+                f"store {name!r} has no partition {partition}: its partitions are 0 to {place.partitions - 1}"
+            )
         identifier = TaskId(place.subtopology.number, partition)
         task = self._worker.tasks.get(identifier)
         if task is None:
@@ -301,7 +305,7 @@ class Queries:
         except StateError as error:
             if self._worker.tasks.get(identifier) is task:
                 raise
-            raise StateUnavailable(f"partition {partition} of store {name!r} is being given up") from error
+            raise StateUnavailable(f"partition {partition} of store {name!r} is being released") from error
 
     def _merged(
         self,
@@ -309,7 +313,7 @@ class Queries:
         read: Callable[[CommittedStore], Iterator[tuple[Any, ...]]],
         limit: int | None,
     ) -> list[tuple[Any, ...]]:
-        """What the partitions held have, in order. Each is read as far as it may matter."""
+        """Merge the entries of the held partitions in order, at most ``limit``."""
         parts: list[Iterable[tuple[Any, ...]]] = [
             self._ask(place, number, lambda committed: list(islice(read(committed), limit)))
             for number in self._held(place)
@@ -322,7 +326,7 @@ def _first_keys(committed: CommittedStore) -> list[bytes]:
 
 
 def _is_there(answer: object) -> bool:
-    """Whether a partition has what it was asked for: a value, or windows."""
+    """Whether an answer has a value or windows."""
     return answer is not None and answer != []
 
 

@@ -322,7 +322,7 @@ class Worker:
                 instance_id=settings.group_instance_id,
                 poll_deadline=settings.poll_deadline,
                 session_timeout=settings.session_timeout,
-                tells_out_of_range=True,
+                reports_out_of_range=True,
             )
         )
         self._open_guarantee()

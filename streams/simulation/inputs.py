@@ -1,4 +1,4 @@
-"""What a simulation reads: files as the records of topics."""
+"""Read the input of a simulation from files."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from streams.topology.graph import SourceTopic, Topology
 
 SPACING_MILLISECONDS = 1
-"""Lines without a time of their own follow each other at this distance."""
+"""The distance between the timestamps of lines that have none."""
 
 
 class RecordLine(msgspec.Struct, forbid_unknown_fields=True):
     """A record as a line of JSON.
 
-    ``key`` and ``value`` are what the topic's serdes write, or text as it is; ``key_base64`` and
-    ``value_base64`` are bytes. ``timestamp`` is in milliseconds since the epoch, ``headers`` are texts.
-    ``topic``, ``offset`` and ``error``, which ``streams consume`` shows too, say nothing here.
+    ``key`` and ``value`` are encoded with the topic's serdes, or are text for ``Bytes``; ``key_base64`` and
+    ``value_base64`` are bytes. ``timestamp`` is in milliseconds since the epoch, ``headers`` are text.
+    ``topic``, ``offset`` and ``error``, which ``streams consume`` also prints, are ignored.
     """
 
     key: Any = None
@@ -46,10 +46,10 @@ class RecordLine(msgspec.Struct, forbid_unknown_fields=True):
 def read_inputs(
     topology: Topology, lines: Mapping[str, Path], records: Mapping[str, Path]
 ) -> dict[str, list[InputRecord]]:
-    """The records of each topic: files whose lines are values, and files whose lines are whole records.
+    """Read the records of each topic, from files whose lines are values or records in JSON.
 
-    Raises ``ConfigurationError`` for an input topic without a file, a file without an input topic, and a line
-    that is no record.
+    Raises ``ConfigurationError`` for an input topic without a file, a file for a topic that the app does not
+    read, and a line that is not a valid record.
     """
     wanted = _sources(topology)
     given = {**lines, **records}
@@ -66,7 +66,7 @@ def read_inputs(
         raise ConfigurationError(
             f"the simulation needs records of {_listed(missing or wanted)}",
             hint=f"--input {first}=FILE, each line of which is a value, or --records {first}=FILE of JSON "
-            'lines such as {"key": "a", "value": 1, "timestamp": 0}; an empty file will do',
+            'lines such as {"key": "a", "value": 1, "timestamp": 0}; the file may be empty',
         )
     inputs = {}
     for topic, path in lines.items():
@@ -82,12 +82,15 @@ def read_inputs(
 
 
 def parse_files(given: Sequence[str]) -> dict[str, Path]:
-    """``TOPIC=FILE`` each, also pipes, devices and ``-`` (standard input). Raises ``ConfigurationError``."""
+    """Parse ``TOPIC=FILE`` arguments; FILE may be a pipe, a device or ``-`` for standard input.
+
+    Raises ``ConfigurationError``.
+    """
     files = {}
     for item in given:
         topic, equals, name = item.partition("=")
         if not (topic and equals and name):
-            raise ConfigurationError(f"{item!r} names no file of records", hint="write TOPIC=FILE")
+            raise ConfigurationError(f"{item!r} does not name a topic and a file", hint="write TOPIC=FILE")
         if name not in STANDARD_INPUT and not Path(name).exists():
             raise ConfigurationError(f"file {name!r} does not exist")
         files[topic] = Path(name)
@@ -95,7 +98,7 @@ def parse_files(given: Sequence[str]) -> dict[str, Path]:
 
 
 def _sources(topology: Topology) -> list[SourceTopic]:
-    """The topics that somebody else writes."""
+    """The topics that the app reads and does not write itself."""
     own = {*topology.repartitions, *topology.output_topics}
     tables = [table.topic for table in topology.global_tables]
     return [topic for topic in (*topology.input_topics, *tables) if topic not in own]
@@ -132,9 +135,9 @@ def _record(line: bytes, row: int, key: Serde[Any], value: Serde[Any], where: st
         )
     except Exception as error:
         raise ConfigurationError(
-            f"{where} is no record: {type(error).__name__}: {error}",
+            f"{where} is not a record: {type(error).__name__}: {error}",
             hint="a line has key, value (or key_base64, value_base64), timestamp, headers, partition, all "
-            "of them optional; --input takes lines as they are",
+            "of them optional; with --input, each line is a value",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Simulations of an app in processes of their own, several at a time."""
+"""Run simulations of an app in several processes in parallel."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
     from streams.app import App
     from streams.simulation.run import InputRecord
-    from streams.simulation.schedule import Disturbance
+    from streams.simulation.schedule import Fault
     from streams.simulation.simulator import Difference, Report
 
 SEEDS_AT_ONCE = 10
-"""A process is given so many seeds at a time: few, so that the count goes on and a stop does not last."""
+"""Number of seeds per piece of work: few, so that the progress bar moves and a stop is quick."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
-    """What a process needs to make a ``Simulator``; see there for the fields."""
+    """The arguments from which a process makes its ``Simulator``, which describes the fields."""
 
     load: Callable[[], App]
     inputs: Mapping[str, Sequence[InputRecord]]
     partitions: int
     most: int
-    kinds: Sequence[Disturbance] | None = None
+    kinds: Sequence[Fault] | None = None
     ignore: Sequence[str] = ()
 
     def simulator(self) -> Simulator:
@@ -49,18 +49,18 @@ class Simulation:
 
 
 class _Child:
-    """What a process has made once, for all its seeds."""
+    """What a process creates once and uses for all its seeds."""
 
     simulator: ClassVar[Simulator | None] = None
 
 
 def simulate(simulation: Simulation, seeds: range, processes: int) -> Iterator[Report]:
-    """What came of each of the next seeds, in order, until there is a difference.
+    """Run seeds in parallel; yield their reports in order, and stop after the first difference.
 
-    The seeds are run in processes with one hash seed: sets have the same order in each of them, so that a
-    seed means the same run everywhere. Raises what ``Simulator`` raises.
+    All processes use the same ``PYTHONHASHSEED``: sets then have the same order in each of them, so that a
+    seed gives the same run everywhere. Raises what ``Simulator`` raises.
     """
-    # Without the second, a file of the current folder could take the place of one of Python's own modules.
+    # Without PYTHONSAFEPATH, a file in the current folder could shadow a module of the standard library.
     chosen = {"PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1"}
     before = {name: os.environ.get(name) for name in chosen}
     os.environ.update(chosen)
@@ -68,7 +68,7 @@ def simulate(simulation: Simulation, seeds: range, processes: int) -> Iterator[R
     chunks = iter(seeds[at : at + SEEDS_AT_ONCE] for at in range(0, len(seeds), SEEDS_AT_ONCE))
     waiting: list[Future[Report]] = []
     try:
-        # A few more than there are processes, so that none has to wait.
+        # More pieces than processes are queued, so that no process has to wait.
         waiting += [pool.submit(_run, simulation, chunk) for chunk in islice(chunks, 2 * processes)]
         while waiting:
             report = waiting.pop(0).result()
@@ -85,7 +85,7 @@ def simulate(simulation: Simulation, seeds: range, processes: int) -> Iterator[R
 
 
 def _begin() -> None:
-    # Ctrl-C is for the process that waits for these.
+    # Ctrl-C goes to the whole process group, and is handled by the parent process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -95,26 +95,26 @@ def _run(simulation: Simulation, seeds: Sequence[int]) -> Report:
             _Child.simulator = simulation.simulator()
         except StreamsError:
             raise
-        except Exception as error:  # noqa: BLE001 - not every exception can go from process to process
+        except Exception as error:  # noqa: BLE001 - not every exception can be pickled
             raise StreamsError(
-                f"the app fails although nothing disturbs it: {type(error).__name__}: {error}"
+                f"the app fails in the run without faults: {type(error).__name__}: {error}"
             ) from None
     *_, report = _Child.simulator.run(seeds)
     return report
 
 
 def explain(difference: Difference) -> list[str]:
-    """A difference in words: what was disturbed, step by step, and the first record that is another one."""
+    """Describe a difference: the injected faults in order, and the first record that differs."""
     lines = [f"pace: {difference.schedule.pace}"]
     if not difference.schedule.events:
         lines.append(
-            "nothing was disturbed: the results depend on something besides the input and the stores, "
+            "no fault was injected: the results depend on something besides the input and the stores, "
             "such as the time, random numbers, or variables that outlive a run"
         )
     lines += [f"{number}. {line.strip()}" for number, line in enumerate(difference.story, start=1)]
     if difference.error is not None:
         return [*lines, f"a worker ended with {difference.error}"]
-    key, expected, got = difference.shown
+    key, expected, got = difference.view
     number, before, now = difference.first + 1, len(difference.expected), len(difference.got)
     return [
         *lines,
@@ -128,7 +128,7 @@ def as_json(report: Report) -> dict[str, Any]:
     """A report as plain data."""
     return {
         "schedules": report.schedules,
-        "disturbances": dict(sorted(report.disturbances.items())),
+        "faults": dict(sorted(report.faults.items())),
         "points": dict(sorted(report.points.items())),
         "points_passed": report.passed,
         "records_read_again": report.again,
@@ -142,10 +142,10 @@ def as_json(report: Report) -> dict[str, Any]:
                 "story": [line.strip() for line in difference.story],
                 "error": difference.error,
                 "topic": difference.topic or None,
-                "key": difference.shown[0] or None,
+                "key": difference.view[0] or None,
                 "position": None if difference.error else difference.first,
-                "expected": difference.shown[1] or None,
-                "got": difference.shown[2] or None,
+                "expected": difference.view[1] or None,
+                "got": difference.view[2] or None,
             }
             for difference in report.differences
         ],

@@ -1,4 +1,4 @@
-"""One run of an app on the memory broker: workers in one thread, on one clock, disturbed as they are told."""
+"""One run of an app on the in-memory broker: workers in one thread, on one clock, with scheduled faults."""
 
 from __future__ import annotations
 
@@ -45,39 +45,39 @@ if TYPE_CHECKING:
 WORKERS = 2
 
 TRANSACTION_SECONDS = 1.0
-"""After this the broker aborts an open transaction: short, so that no window closes for it."""
+"""The transaction time-out: short, so that no window closes as idle while it passes."""
 
 COMMIT_SECONDS = 0.25
-"""The longest time between commits while there is a backlog: well below the one before."""
+"""The longest time between commits while there is a backlog: well below the transaction time-out."""
 
 STALL_SECONDS = 1.2 * TRANSACTION_SECONDS
 
 SLOW_SECONDS = 1.5
-"""What slow code takes: the group is served in the middle of it."""
+"""The duration of slow user code: long enough that the worker serves the group in the middle of it."""
 
 FREEZE_ROUNDS = 6
-"""So many turns the other workers have while one stands still: enough to take over what it held."""
+"""Turns of the other workers while one is frozen: enough to take over its partitions."""
 
 START = 1_800_000_000.0
-"""When every run begins, in seconds since the epoch."""
+"""The start of every run, in seconds since the epoch."""
 
 TICK = 0.0001
-"""Seconds that pass whenever somebody looks at the clock."""
+"""Seconds by which each reading of the clock advances it."""
 
 ROUNDS = 3_000
-"""A run that has not processed its input after so many turns of every worker never will."""
+"""The maximum number of turns of every worker before the run counts as stuck."""
 
 QUIET_SECONDS = 60
-"""Time that passes at the end without input, besides what windows need that close when they are idle."""
+"""Seconds without input at the end of a run, in addition to what idle windows need to close."""
 
 _IDLE: frozenset[Point] = frozenset({"poll", "keep_alive", "process"})
-"""What workers do all the time: whoever does nothing else has nothing to do."""
+"""Points that an idle worker reaches too: reaching only these means that there is nothing to do."""
 
 
 class InputRecord(NamedTuple):
     """A record of an input topic; ``timestamp`` is in milliseconds since the epoch.
 
-    Without a ``partition`` the key decides, or where there is none the place among the others.
+    Without a ``partition``, the key determines it; records without a key are distributed in turn.
     """
 
     key: bytes | None
@@ -88,7 +88,7 @@ class InputRecord(NamedTuple):
 
 
 class Input:
-    """What is in the input topics before the workers start: the same for many runs."""
+    """The content of the input topics before the workers start; shared by many runs."""
 
     def __init__(self, records: Mapping[str, Sequence[InputRecord]], partitions: int) -> None:
         self.partitions = partitions
@@ -108,7 +108,7 @@ class Input:
                 self.outputs.append(Output(topic, keys, values, times, any_headers, partition=number))
 
     def record(self, number: int) -> Output:
-        """One of all records, counted round and round."""
+        """The record at this number, modulo the number of all records."""
         number %= max(1, sum(map(len, self.outputs)))
         for output in self.outputs:
             if number < len(output):
@@ -122,11 +122,11 @@ class Input:
                     partition=output.partition,
                 )
             number -= len(output)
-        raise StreamsError("there is no input")
+        raise StreamsError("the input has no records")
 
 
 class _Crash(BaseException):
-    """A process ends here."""
+    """Ends the current turn of a simulated process. The argument says whether its disk is lost."""
 
 
 class _Clock:
@@ -145,7 +145,7 @@ class _Clock:
 
 
 class _Consumer(MemoryConsumer):
-    """Also stops between a poll and what is done with its records."""
+    """A consumer with a point for faults between polling records and processing them."""
 
     run: Run
 
@@ -158,17 +158,17 @@ class _Consumer(MemoryConsumer):
 
 
 class _Broker(MemoryBroker):
-    """Knows the consumers of each process, so that they can be ended as a process is."""
+    """A broker that registers the consumers of each process, so that a crash can end them."""
 
     def __init__(self, run: Run) -> None:
-        # The tasks of one partition number are spread over the workers too.
+        # Tasks with the same partition number are also distributed over the workers.
         places = {
             topic: part.number
             for part in run.topology.subtopologies
             for topic in run.topics
             if part.reads(topic)
         }
-        # The run's wall clock has nothing to do with the input's event times.
+        # The clock of the run is unrelated to the event times of the input.
         super().__init__(
             clock=run.clock,
             wait=run.clock.advance,
@@ -206,7 +206,7 @@ class _Disk(MemoryDatabases):
 
 
 class _Process:
-    """A worker with its disk and its place (slot), which outlive it."""
+    """A simulated process: a worker, and its disk and slot, which outlive the worker."""
 
     def __init__(self, run: Run, slot: int) -> None:
         self._run = run
@@ -220,19 +220,19 @@ class _Process:
 
     @property
     def ready(self) -> bool:
-        """Whether it has nothing to do but to wait for records."""
+        """Whether it only waits for records."""
         return self._worker is not None and self._started and self._worker.ready and not self.leaving
 
     @property
     def holds(self) -> dict[TopicPartition, int | None]:
-        """The partitions held, with the next offset to process."""
+        """The assigned partitions, with the next offset to process."""
         if self._worker is None:
             return {}
         return {partition: item.position for partition, item in self._worker.progress.items()}
 
     @property
     def at_end(self) -> dict[TopicPartition, int | None]:
-        """Of these the ones with nothing more to read."""
+        """The assigned partitions without further records to read."""
         if self._worker is None:
             return {}
         return {place: item.position for place, item in self._worker.progress.items() if item.at_end}
@@ -249,13 +249,13 @@ class _Process:
     def close(self) -> None:
         worker, self._worker = self._worker, None
         if worker is not None and self._started and worker.state is State.RUNNING:
-            # What a disturbance has kept it from committing, the others process again.
+            # After a fault it may be unable to commit; other workers then process those records again.
             with suppress(NotCommitted):
                 worker.close()
         self.consumers.clear()
 
     def crash(self, *, lose_disk: bool) -> None:
-        """End at once. The group learns of it; the next turn starts a successor in the same place."""
+        """End at once and leave the group; the next turn starts a new worker in the same slot."""
         self._worker = None
         self.leaving = False
         self._disk.close()
@@ -265,12 +265,12 @@ class _Process:
         self.consumers.clear()
 
     def evict(self) -> None:
-        """Let the group go on without it."""
+        """Have the group evict the worker."""
         for consumer in self.consumers:
             try:
                 self._run.broker.expire(consumer)
             except FatalBrokerError:
-                # It is closed: the process has left already.
+                # The consumer is closed: the worker has already left the group.
                 continue
 
     def _start(self) -> None:
@@ -290,20 +290,20 @@ class _Process:
             wall_clock=run.clock.milliseconds,
         )
         worker.stopwatch = run.stopwatch
-        # How often calls are looked at must not depend on how long they take.
+        # How often the worker checks asynchronous calls must not depend on how long they take.
         worker.look_seconds = None
         worker.start()
         self._started = True
 
 
 class Incident(NamedTuple):
-    """A disturbance as it happened."""
+    """A fault that was injected."""
 
     seconds: float
-    """Since the run began, on its clock."""
+    """Seconds since the start of the run, on its clock."""
     worker: int
     held: dict[TopicPartition, int | None]
-    """The partitions that the worker held, with the next offset to process."""
+    """The partitions assigned to the worker, with the next offset to process."""
     event: Event
 
     def __str__(self) -> str:
@@ -312,12 +312,12 @@ class Incident(NamedTuple):
             for partition, offset in sorted(self.held.items())
         ]
         more = f" and {len(places) - 4} more" if len(places) > 4 else ""
-        held = f"holding {', '.join(places[:4])}{more}" if places else "holding nothing"
+        held = f"assigned {', '.join(places[:4])}{more}" if places else "no partitions assigned"
         return f"{self.seconds:9.3f} s  worker {self.worker}: {self.event} ({held})"
 
 
 class Run:
-    """One schedule, from the first record to the last commit."""
+    """One run under one schedule, from the first record to the last commit."""
 
     def __init__(self, app: App, topology: Topology, source: Input, schedule: Schedule) -> None:
         pace = schedule.pace
@@ -327,9 +327,9 @@ class Run:
         self.settings = msgspec.structs.replace(
             app.settings,
             group_instance_id=None,
-            # The input is there before the workers are.
+            # The input is written before the workers start.
             offset_reset="earliest",
-            # Members are evicted by the schedule alone.
+            # Only the schedule evicts members.
             poll_deadline=1e9,
             transaction_timeout=TRANSACTION_SECONDS,
             max_poll_records=pace.poll_records or app.settings.max_poll_records,
@@ -342,15 +342,15 @@ class Run:
         self.topics = tuple(
             dict.fromkeys([*named, *(table.topic for table in topology.global_tables), *source.topics])
         )
-        """What the workers read."""
+        """The topics that the workers read."""
         self.broker = _Broker(self)
         self.acting: _Process | None = None
-        """Whose turn it is."""
+        """The process whose turn it is."""
         self.counts: Counter[Point] = Counter()
         """How often workers have reached each point."""
         self.story: list[Incident] = []
         self.again = 0
-        """Records that workers were given once more, having been given them before."""
+        """How many records workers have read again."""
         self._input = source
         self._pending = {(event.point, event.number): event for event in schedule.events}
         self._in_code = {event.number for event in schedule.events if event.point == "process"}
@@ -381,7 +381,7 @@ class Run:
         ]
 
     def execute(self) -> None:
-        """Run to the end; workers share the app's resources. Raises what ended a worker."""
+        """Run to the end; the workers share the app's resources. Raises the error that ended a worker."""
         with self._resources:
             self._run()
 
@@ -391,7 +391,7 @@ class Run:
         self.broker.before = self.reach
         self._settle()
         quiet, times = _quiet(self.topology)
-        # What a disturbance has interrupted comes when it is quiet once more.
+        # A fault that has not happened yet may delay the closing of windows to one more round.
         for _ in range(times + len(self._pending)):
             busy = self._busy
             self.clock.advance(quiet)
@@ -403,7 +403,7 @@ class Run:
             process.close()
 
     def reach(self, point: Point) -> None:
-        """Called where a worker can be disturbed. Raises what happens to it there."""
+        """Count a point that a worker reaches, and inject the fault scheduled there, which may raise."""
         if self.acting is None:
             return
         self.counts[point] = number = self.counts[point] + 1
@@ -415,8 +415,8 @@ class Run:
                 self._happen(event, self.acting)
 
     def stopwatch(self) -> float:
-        """What workers measure user code with: it takes no time, unless it is disturbed."""
-        # As ``reach``, which is too slow for what happens most often.
+        """The clock with which workers measure user code: it stands still unless a fault moves it."""
+        # The same as ``reach``, inlined because this is the most frequent call.
         if self.acting is not None:
             self.counts["process"] = number = self.counts["process"] + 1
             if number in self._in_code:
@@ -424,7 +424,7 @@ class Run:
         return self.clock.now
 
     def delivered(self, consumer: MemoryConsumer, fetched: Sequence[Fetched]) -> None:
-        """Count what comes again, as what was made of it before may have been given up."""
+        """Count records that are read again, e.g. after an aborted transaction."""
         if self.acting is None or not self.acting.consumers or consumer is not self.acting.consumers[0]:
             return
         for part in fetched:
@@ -435,13 +435,13 @@ class Run:
             self._furthest[place] = max(furthest, part.next_offset)
 
     def read(self, topics: Sequence[str]) -> Iterator[Fetched]:
-        """What committed readers find in these topics."""
+        """Read the committed records of these topics."""
         return read_to_end(self.broker, topics)
 
     def _happen(self, event: Event, process: _Process) -> None:
         self._busy += 1
         self.story.append(Incident(self.clock.now - START, process.slot, process.holds, event))
-        match event.disturbance:
+        match event.fault:
             case "crash":
                 raise _Crash(False)
             case "crash and lose the disk":
@@ -467,11 +467,11 @@ class Run:
             case "duplicate":
                 self._send([self._input.record(event.number)])
             case "leave" | "join":
-                # It cannot be done in the middle of a call.
+                # These cannot be done in the middle of a call.
                 self._later.append((process, event))
 
     def _round(self) -> None:
-        """Let every worker that does not stand still have a turn."""
+        """Give every worker that is not frozen a turn."""
         for process in list(self._processes):
             if process.frozen or process is self.acting:
                 continue
@@ -480,20 +480,20 @@ class Run:
                 process.turn()
             except _Crash as crash:
                 process.crash(lose_disk=crash.args[0])
-            except Exception as error:  # noqa: BLE001 - told at the end: another worker's turn may be around it
+            except Exception as error:  # noqa: BLE001 - raised at the end, after turns that contain this one
                 self._failure = self._failure or error
                 process.crash(lose_disk=False)
             finally:
                 self.acting = before
         later, self._later = self._later, []
         for process, event in later:
-            if event.disturbance == "leave":
+            if event.fault == "leave":
                 process.leaving = True
             else:
                 self._processes.append(_Process(self, len(self._processes)))
 
     def _settle(self) -> None:
-        """Let the workers go on until nobody has anything to do."""
+        """Run the workers until none has anything left to do."""
         for _ in range(ROUNDS):
             busy = self._busy
             self._round()
@@ -504,7 +504,7 @@ class Run:
         raise StreamsError(f"the input was not processed after {ROUNDS} turns of every worker")
 
     def _done(self) -> bool:
-        """Whether every partition has a holder that is at its end."""
+        """Whether every partition is assigned to a worker that has read it to its end."""
         reached = {
             place: position
             for process in self._processes
@@ -525,9 +525,9 @@ class Run:
 
 
 def _quiet(topology: Topology) -> tuple[float, int]:
-    """Seconds after which every window that closes when idle has closed, and how often to let them pass.
+    """Seconds after which every idle window has closed, and how many times to let them pass.
 
-    What closes is input for others, which close later.
+    The result of a window that closes may be the input of another window, which closes later.
     """
     longest, times = 0, 1
     for operator, idle in _closing(topology):
@@ -540,12 +540,12 @@ def _quiet(topology: Topology) -> tuple[float, int]:
 
 
 def shortest_idle(topology: Topology) -> float | None:
-    """After how many seconds without input the first window closes; ``None`` where none does."""
+    """The shortest time without input after which a window closes, in seconds; ``None`` if none does."""
     return min((idle / 1000 for _, idle in _closing(topology)), default=None)
 
 
 def _closing(topology: Topology) -> Iterator[tuple[Operator, int]]:
-    """What closes when it is idle, and after how many milliseconds."""
+    """The operators whose windows close when idle, and after how many milliseconds."""
     for node in topology.nodes:
         idle = getattr(node.operator, "close_idle_after", None) if isinstance(node, Step) else None
         if isinstance(node, Step) and idle is not None:

@@ -1,4 +1,4 @@
-"""What a simulation does to an app's workers, and when: schedules, made from seeds."""
+"""Schedules of a simulation: which faults are injected at which points, generated from seeds."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
 Point: TypeAlias = Step | Literal["poll.after", "process", "store.before", "store.after"]
-"""Where a worker can be disturbed: at its calls to the broker, and between them.
+"""Where a fault can be injected into a worker: at its calls to the broker, and between them.
 
-``poll.after`` is between records that were polled and their processing, ``process`` where a step's code is
-entered or left, ``store`` around a write into a task's database.
+``poll.after`` is between polling records and processing them, ``process`` where a step's code is entered or
+left, ``store`` before and after a write to a task's database.
 """
 
-Disturbance: TypeAlias = Literal[
+Fault: TypeAlias = Literal[
     "crash",
     "crash and lose the disk",
     "freeze",
@@ -32,24 +32,24 @@ Disturbance: TypeAlias = Literal[
     "stall",
     "duplicate",
 ]
-MEANING: dict[Disturbance, str] = {
-    "crash": "the worker's process ends, another one starts in its place",
-    "crash and lose the disk": "the same, and what it had on disk is gone",
-    "freeze": "the worker stands still until the others have gone on without it, then goes on itself",
-    "evict": "the group goes on without the worker, which does not know it",
-    "leave": "the worker leaves in peace, another one starts in its place",
-    "join": "one more worker joins",
+MEANING: dict[Fault, str] = {
+    "crash": "the worker's process ends, and a new one starts in its place",
+    "crash and lose the disk": "the same, and the state on its disk is lost",
+    "freeze": "the worker pauses until the others have taken over its partitions, then continues",
+    "evict": "the group evicts the worker, which does not notice at once",
+    "leave": "the worker stops gracefully, and a new one starts in its place",
+    "join": "another worker joins the group",
     "abort": "the transaction is aborted",
-    "unknown": "the producer is fenced, or nobody knows whether the commit happened",
+    "unknown": "the producer is fenced, or the outcome of the commit is unknown",
     "unavailable": "the broker does not answer this call",
-    "slow": "a step's code takes so long that the group is served in the middle of it",
-    "stall": "so much time passes that the broker gives the open transaction up",
-    "duplicate": "a producer sends a record of the input once more",
+    "slow": "a step's code takes so long that the worker polls for rebalances in the middle of it",
+    "stall": "so much time passes that the broker aborts the open transaction",
+    "duplicate": "a producer sends a record of the input twice",
 }
 
 _CLIENT_CALLS: frozenset[Point] = frozenset(get_args(Step))
 _ALL: frozenset[Point] = _CLIENT_CALLS | {"poll.after", "process", "store.before", "store.after"}
-_WHERE: dict[Disturbance, frozenset[Point]] = {
+_WHERE: dict[Fault, frozenset[Point]] = {
     "abort": frozenset({"begin", "produce", "send_offsets", "commit.before", "commit_offsets.before"}),
     "unknown": frozenset(
         {"init_transactions", "begin", "produce", "send_offsets", "commit.before", "commit.after", "abort"}
@@ -59,67 +59,67 @@ _WHERE: dict[Disturbance, frozenset[Point]] = {
     ),
     "slow": frozenset({"process"}),
 }
-"""What can only happen at some points; everything else can happen at all of them."""
+"""Faults that can only happen at some points; all others can happen at every point."""
 
 _WORDS: dict[Point, str] = {
     "poll": "at a poll",
-    "poll.after": "after a poll that brought records",
+    "poll.after": "after a poll that returned records",
     "process": "entering or leaving a step's code",
-    "keep_alive": "serving the group in the middle of work",
-    "committed": "asking for the committed offsets",
+    "keep_alive": "serving the group during processing",
+    "committed": "reading the committed offsets",
     "commit_offsets.before": "before the offsets are committed",
     "commit_offsets.after": "after the offsets were committed",
-    "produce": "writing results or changes of stores",
+    "produce": "writing results or store changes",
     "flush": "waiting until results are acknowledged",
-    "init_transactions": "getting the producer ready",
+    "init_transactions": "initializing the transactional producer",
     "begin": "beginning a transaction",
     "send_offsets": "sending the offsets to the transaction",
     "commit.before": "before the transaction commits",
     "commit.after": "after the transaction committed",
     "abort": "aborting the transaction",
-    "store.before": "before changes go into the stores' database",
-    "store.after": "after changes went into the stores' database",
+    "store.before": "before a write to the stores' database",
+    "store.after": "after a write to the stores' database",
 }
 
 
 class Event(NamedTuple):
-    """One disturbance, where the workers together reach ``point`` for the ``number``-th time."""
+    """A fault, injected when the workers together reach ``point`` for the ``number``-th time."""
 
     point: Point
     number: int
-    disturbance: Disturbance
+    fault: Fault
 
     def __str__(self) -> str:
-        return f"{self.disturbance} {_WORDS[self.point]}, no. {self.number}"
+        return f"{self.fault} {_WORDS[self.point]}, no. {self.number}"
 
 
 class Pace(NamedTuple):
-    """How much is done between two commits; ``None`` leaves it to the app's settings."""
+    """How much is processed between two commits; ``None`` uses the app's settings."""
 
     poll_records: int | None = None
-    """At most so many records come with a poll."""
+    """The maximum number of records of a poll."""
     commit_interval: float | None = None
-    """The longest time between commits while there is a backlog, in seconds: with 0, each slice is one."""
+    """The longest time between commits while there is a backlog, in seconds; 0 commits after each slice."""
 
     def __str__(self) -> str:
-        polls = "as many records a poll as there are"
+        polls = "all available records per poll"
         if self.poll_records is not None:
-            polls = f"at most {self.poll_records} records a poll"
+            polls = f"at most {self.poll_records} records per poll"
         return polls if self.commit_interval is None else f"{polls}, a commit after each"
 
 
 PACES = {Pace(): 75, Pace(16): 15, Pace(8, 0.0): 8, Pace(3, 0.0): 2}
-"""The paces of schedules, and how many of a hundred have each."""
+"""The paces of schedules, each with its share in percent."""
 
 
 class Schedule(NamedTuple):
-    """All that is done to one run."""
+    """The pace and the faults of one run."""
 
     pace: Pace = Pace()
     events: tuple[Event, ...] = ()
 
     def simpler(self) -> list[Schedule]:
-        """The schedules with one thing less."""
+        """The schedules with one fault less, and this one with the default pace."""
         found = [
             self._replace(events=self.events[:number] + self.events[number + 1 :])
             for number in range(len(self.events))
@@ -130,20 +130,20 @@ class Schedule(NamedTuple):
 def make_schedule(
     seed: int,
     counts: Callable[[Pace], Mapping[Point, int]],
-    kinds: Collection[Disturbance],
+    kinds: Collection[Fault],
     most: int = 6,
 ) -> Schedule:
-    """One to ``most`` disturbances of these kinds.
+    """Generate a schedule of one to ``most`` faults of these kinds.
 
-    ``counts`` tells, for a pace, how often workers that nobody disturbs reach each point. Every kind is as
-    likely as every other one, and so is every point where it can happen, however often it is reached.
+    ``counts`` returns, for a pace, how often a run without faults reaches each point. All kinds are equally
+    likely, and so are all points where a kind can happen, regardless of how often they are reached.
     """
     choose = random.Random(seed)  # noqa: S311 - a schedule, not a secret
     (pace,) = choose.choices(list(PACES), list(PACES.values()))
     reached = counts(pace)
     points = {
         kind: [point for point in sorted(reached) if point in _WHERE.get(kind, _ALL)]
-        for kind in get_args(Disturbance)
+        for kind in get_args(Fault)
         if kind in kinds
     }
     possible = [kind for kind, where in points.items() if where]
@@ -160,11 +160,11 @@ def make_schedule(
     return Schedule(pace, tuple(events.values()))
 
 
-def parse_kinds(names: Collection[str]) -> tuple[Disturbance, ...]:
-    """The disturbances of these names. Raises ``ConfigurationError`` for an unknown one."""
+def parse_kinds(names: Collection[str]) -> tuple[Fault, ...]:
+    """The kinds of faults with these names. Raises ``ConfigurationError`` for an unknown name."""
     unknown = [name for name in names if name not in MEANING]
     if unknown:
         raise ConfigurationError(
-            f"unknown disturbance {unknown[0]!r}", hint=f"there are {', '.join(MEANING)}"
+            f"unknown fault {unknown[0]!r}", hint=f"the kinds of faults are: {', '.join(MEANING)}"
         )
     return tuple(kind for kind in MEANING if kind in names)

@@ -1,8 +1,8 @@
-"""Deterministic simulation: an app under disturbances, compared with a run that nothing disturbed.
+"""Deterministic simulation: compare the results of an app under faults with those of a run without faults.
 
-A schedule is made from a seed. It runs real workers on the memory broker, in one thread and on a clock of its
-own, and disturbs them at chosen points. What readers of committed records see afterwards must be what they
-see after an undisturbed run. The same seed, app and input always give the same run.
+A schedule is generated from a seed. Real workers run on the in-memory broker, in one thread and on a
+simulated clock, and faults are injected at chosen points. What readers of committed records see afterwards
+must equal what they see after a run without faults. The same seed, app and input always give the same run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from streams.errors import ConfigurationError
 from streams.operators.guard import preview
 from streams.process.ownership import rare_garbage_collections
 from streams.simulation.run import STALL_SECONDS, Input, InputRecord, Run, shortest_idle
-from streams.simulation.schedule import Disturbance, Pace, Point, Schedule, make_schedule
+from streams.simulation.schedule import Fault, Pace, Point, Schedule, make_schedule
 from streams.state.changelog import METADATA, RESERVED, changelog_topic
 from streams.topology.graph import Source, Step as TopologyStep
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from streams.topology.graph import Node, Topology
 
 MOST = 6
-"""A schedule has at most so many disturbances."""
+"""The default for the maximum number of faults in a schedule."""
 
 
 class Found(NamedTuple):
-    """A committed record, as far as it is compared: where only the last one counts, its value alone."""
+    """The compared part of a committed record: the value alone, if only the last record is compared."""
 
     value: bytes | None
     timestamp: int | None = None
@@ -45,27 +45,27 @@ class Found(NamedTuple):
 
 
 Seen: TypeAlias = "dict[tuple[str, bytes | None], tuple[Found, ...]]"
-"""What committed readers see, by topic and key, in order."""
+"""What readers of committed records see, by topic and key, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A schedule whose committed results are not those of an undisturbed run."""
+    """A schedule whose committed results differ from those of a run without faults."""
 
     seed: int
     schedule: Schedule
-    """As little as still shows it."""
+    """Reduced to the fewest faults that still cause the difference."""
     topic: str = ""
     key: bytes | None = None
     expected: tuple[Found, ...] = ()
-    """What an undisturbed run left in that topic under that key."""
+    """What a run without faults writes to that topic with that key."""
     got: tuple[Found, ...] = ()
     error: str | None = None
-    """What ended a worker, if that is the difference."""
+    """The exception that ended a worker, if that is the difference."""
     story: tuple[str, ...] = ()
-    """The disturbances as they happened."""
-    shown: tuple[str, str, str] = ("", "", "")
-    """The key, and the first record that differs as expected and as got, decoded where possible."""
+    """The faults as they happened."""
+    view: tuple[str, str, str] = ("", "", "")
+    """The key, and the first record that differs, as expected and as written; decoded where possible."""
 
     @property
     def first(self) -> int:
@@ -77,17 +77,17 @@ class Difference:
 
 @dataclass(slots=True)
 class Report:
-    """What came of many schedules."""
+    """The results of many schedules."""
 
     schedules: int = 0
-    disturbances: Counter[str] = field(default_factory=Counter)
-    """Those that happened, by kind."""
+    faults: Counter[str] = field(default_factory=Counter)
+    """How often each kind of fault happened."""
     points: Counter[str] = field(default_factory=Counter)
-    """Where they happened."""
+    """How many faults happened at each point."""
     passed: int = 0
-    """How often workers came to a point where they could have been disturbed."""
+    """How often workers reached a point where a fault could have been injected."""
     again: int = 0
-    """Input records that workers were given more than once."""
+    """Input records that workers read more than once."""
     records: int = 0
     """Committed records compared, over all schedules."""
     compared: dict[str, str] = field(default_factory=dict)
@@ -95,9 +95,9 @@ class Report:
     differences: list[Difference] = field(default_factory=list)
 
     def add(self, other: Report) -> None:
-        """Count what came of other schedules too."""
+        """Add the results of other schedules."""
         self.schedules += other.schedules
-        self.disturbances += other.disturbances
+        self.faults += other.faults
         self.points += other.points
         self.passed += other.passed
         self.again += other.again
@@ -109,13 +109,13 @@ class Report:
 class Simulator:
     """Runs schedules of one app on one input.
 
-    ``inputs`` are the records of each input topic: ``InputRecord``, or its first fields. With more than one
-    of ``partitions`` the order in which records of several partitions meet behind a ``group_by`` depends on
-    the schedule: only results that do not depend on it compare equal. ``kinds`` are the disturbances, all but
-    ``duplicate`` unless given: that one changes the input, so it is for apps that recognize what they have
-    had already. ``ignore`` names topics that are not compared.
+    ``inputs`` are the records of each input topic: ``InputRecord``, or tuples of its first fields. With more
+    than one of ``partitions``, the order in which records of several partitions arrive downstream of a
+    ``group_by`` depends on the schedule: only results that are independent of it compare equal. ``kinds`` are
+    the kinds of faults; the default is all but ``duplicate``, which changes the input and is for apps that
+    deduplicate it. ``ignore`` names topics that are not compared.
 
-    Raises what ends a worker that nobody disturbs, and ``ConfigurationError`` when nothing can be compared.
+    Raises what ends a worker in a run without faults, and ``ConfigurationError`` if nothing can be compared.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Simulator:
         inputs: Mapping[str, Sequence[tuple[Any, ...]]],
         *,
         partitions: int = 1,
-        kinds: Collection[Disturbance] | None = None,
+        kinds: Collection[Fault] | None = None,
         most: int = MOST,
         ignore: Collection[str] = (),
     ) -> None:
@@ -140,18 +140,21 @@ class Simulator:
         self.topics = comparisons(self._topology, app, ignore)
         self._compared = [topic for topic, how in self.topics.items() if how not in (NOT, TWICE, IGNORED)]
         if not self._compared:
-            raise ConfigurationError("nothing that the app writes can be compared")
+            raise ConfigurationError(
+                "no topic that the app writes can be compared",
+                hint="; ".join(f"{topic}: {how}" for topic, how in self.topics.items()) or None,
+            )
         self._counts: dict[Pace, Counter[Point]] = {}
-        with _undisturbed_host():
+        with _quiet_host():
             run = self._execute(Schedule())
             self.expected = self._seen(run)
         self._counts[Pace()] = run.counts
 
     def run(self, seeds: Sequence[int], *, stop_after: int = 1) -> Iterator[Report]:
-        """The report so far, after each schedule, until there are ``stop_after`` differences."""
+        """Yield the report so far after each schedule, until there are ``stop_after`` differences."""
         report = Report(compared=dict(self.topics))
         for seed in seeds:
-            with _undisturbed_host():
+            with _quiet_host():
                 schedule, difference = self._schedule(seed)
                 if difference is None:
                     difference = self._difference(seed, schedule, report)
@@ -165,7 +168,7 @@ class Simulator:
                 return
 
     def _schedule(self, seed: int) -> tuple[Schedule, Difference | None]:
-        """The schedule of a seed; and a difference if its pace makes one without any disturbance."""
+        """The schedule of a seed, and a difference if its pace causes one without any fault."""
         differences: list[Difference] = []
 
         def counts(pace: Pace) -> Counter[Point]:
@@ -195,13 +198,13 @@ class Simulator:
         difference: Difference | None
         try:
             run.execute()
-        except Exception as error:  # noqa: BLE001 - whatever ends a worker is a finding
+        except Exception as error:  # noqa: BLE001 - any exception that ends a worker is a difference
             story = tuple(map(str, run.story))
             difference = Difference(seed, schedule, error=_text(error), story=story)
         else:
             difference = self._compare(seed, schedule, run, report)
         if report is not None:
-            report.disturbances.update(item.event.disturbance for item in run.story)
+            report.faults.update(item.event.fault for item in run.story)
             report.points.update(item.event.point for item in run.story)
             report.passed += run.counts.total()
             report.again += run.again
@@ -221,14 +224,14 @@ class Simulator:
                 if self._may_repeat and self.topics[place[0]] == LAST:
                     expected, got = expected[-1:], got[-1:]
                 found = Difference(seed, schedule, *place, expected, got, story=tuple(map(str, run.story)))
-                return dataclasses.replace(found, shown=self._shown(found))
+                return dataclasses.replace(found, view=self._view(found))
         return None
 
     def _equal(self, how: str, expected: tuple[Found, ...], got: tuple[Found, ...]) -> bool:
         if expected == got or not self._may_repeat:
             return expected == got
         if how == LAST:
-            # A worker that was replaced may write late what it had: the last result is among the others then.
+            # A worker that was replaced may still write, so the last result need not be the last record.
             return bool(expected) and expected[-1] in got
         if Counter(expected) - Counter(got):
             return False
@@ -237,7 +240,7 @@ class Simulator:
         return list(dict.fromkeys(expected)) == list(dict.fromkeys(got))
 
     def _seen(self, run: Run) -> Seen:
-        """What committed readers see: for each topic and key the records in order, or the last one."""
+        """What readers of committed records see: for each topic and key, the records in order or the last."""
         records: dict[tuple[str, bytes | None], list[Found]] = defaultdict(list)
         for fetched in run.read(self._compared):
             topic = fetched.topic
@@ -248,7 +251,7 @@ class Simulator:
                 if key is not None and key.startswith(RESERVED) and METADATA in (own or ()):
                     continue
                 if last:
-                    # Updates of several windows of one key follow each other as commits happen to fall.
+                    # The order of updates of several windows of one key depends on when commits happen.
                     window = _window_start(value)
                     records[topic, (key or b"") + window if window else key].append(Found(value))
                 else:
@@ -262,7 +265,7 @@ class Simulator:
         return seen
 
     def _shrunk(self, difference: Difference) -> Difference:
-        """The same with as little as still makes one, by leaving out one thing after the other."""
+        """Shrink the schedule of a difference: leave out single faults as long as a difference remains."""
         again = True
         while again:
             again = False
@@ -273,7 +276,7 @@ class Simulator:
                     break
         return difference
 
-    def _shown(self, difference: Difference) -> tuple[str, str, str]:
+    def _view(self, difference: Difference) -> tuple[str, str, str]:
         sink = next((sink for sink in self._topology.sinks if sink.topic == difference.topic), None)
         first = difference.first
         key, value = (None, None) if sink is None else (sink.key, sink.value)
@@ -284,14 +287,14 @@ class Simulator:
         return _decoded(key, difference.key), records[0], records[1]
 
 
-def usual_kinds(topology: Topology) -> tuple[Disturbance, ...]:
-    """The disturbances that must not change what an app writes."""
+def usual_kinds(topology: Topology) -> tuple[Fault, ...]:
+    """The faults that must not change what an app writes."""
     left_out = {"duplicate"}
     idle = shortest_idle(topology)
     if idle is not None and idle < 2 * MOST * STALL_SECONDS:
-        # Windows would close although there is more to come.
+        # Windows would close as idle although more input follows.
         left_out |= {"stall", "slow"}
-    return tuple(kind for kind in get_args(Disturbance) if kind not in left_out)
+    return tuple(kind for kind in get_args(Fault) if kind not in left_out)
 
 
 def _decoded(serde: Serde[Any] | None, payload: bytes | None) -> str:
@@ -300,13 +303,13 @@ def _decoded(serde: Serde[Any] | None, payload: bytes | None) -> str:
     if serde is not None:
         try:
             return repr(next(iter(serde.deserialize([payload]))))
-        except Exception:  # noqa: BLE001 - it is shown as it is then
+        except Exception:  # noqa: BLE001 - the bytes are shown instead
             return preview(payload, 200)
     return preview(payload, 200)
 
 
 def _when(found: Found) -> str:
-    """What else is compared, for a record in words."""
+    """Describe the timestamp and headers of a record, if they are compared."""
     text = "" if found.timestamp is None else f" of time {found.timestamp}"
     return f"{text} with headers {list(found.headers)}" if found.headers else text
 
@@ -316,7 +319,7 @@ def _text(error: Exception) -> str:
 
 
 def _window_start(value: bytes | None) -> bytes:
-    """The start of the window that a result is of; empty where it is of none."""
+    """The start of a result's window; empty if the result has no window."""
     try:
         start = msgspec.json.decode(value or b"", type=_Window).start
     except msgspec.DecodeError:
@@ -330,17 +333,17 @@ class _Window(msgspec.Struct):
 
 EVERY = "every record, in the order of each key"
 ANY = "every record, in any order"
-LAST = "the last record of each key: it changes at commits"
-NOT = "not compared: made from what other results happened to be at a commit"
-TWICE = "not compared: at least once, state behind a repartition topic may count a record twice"
+LAST = "the last record of each key: earlier ones depend on when commits happen"
+NOT = "not compared: it depends on intermediate results, and so on when commits happen"
+TWICE = "not compared: at least once, state downstream of a repartition topic may count a record twice"
 
 
-IGNORED = "not compared, as told"
+IGNORED = "not compared: ignored on request"
 _LOOSENESS = [EVERY, ANY, LAST, NOT, TWICE, IGNORED].index
 
 
 def comparisons(topology: Topology, app: App, ignore: Collection[str] = ()) -> dict[str, str]:
-    """How each topic the app writes can be compared between runs that commit at other moments."""
+    """How each topic that the app writes can be compared between runs that commit at different times."""
     at_least_once = app.settings.guarantee == "at_least_once"
     found: dict[str, str] = {}
 
@@ -360,26 +363,26 @@ def comparisons(topology: Topology, app: App, ignore: Collection[str] = ()) -> d
                         LAST if how in (EVERY, ANY) else max(NOT, how, key=_LOOSENESS),
                     )
         if node.policy.action == "dead_letter" and topology.writes_dead_letters:
-            # Those of one slice are in the order of the steps: slices are other ones in each run.
+            # Dead letters of one slice are in the order of the steps, and slices differ between runs.
             how = _comparison(topology, node, at_least_once=at_least_once)
             compare(app.dead_letter_topic, ANY if how in (EVERY, ANY) else max(NOT, how, key=_LOOSENESS))
     return found | {topic: IGNORED for topic in ignore if topic in found}
 
 
 class _Place(NamedTuple):
-    """A node on the way from a result up to the input."""
+    """A node on a path from a result upstream to the input."""
 
     node: Node
     below: str
-    """The node that the way came from."""
+    """The downstream node from which the path reached this one."""
     passed: int = 0
     """Steps in between that forward at commits."""
     keeps: bool = False
-    """Whether there is a step with a store below."""
+    """Whether a step downstream has a store."""
 
 
 def _comparison(topology: Topology, node: Node, *, at_least_once: bool) -> str:
-    """By what lies between the input and ``node``: nothing, one step that forwards at commits, or more."""
+    """How ``node`` is compared: by the number of steps upstream that forward at commits (0, 1 or more)."""
     by_name = {item.name: item for item in topology.nodes}
     worst, twice, ordered = 0, False, True
     waiting = [_Place(node, "")]
@@ -393,7 +396,7 @@ def _comparison(topology: Topology, node: Node, *, at_least_once: bool) -> str:
         if isinstance(at, TopologyStep):
             keeps = keeps or bool(at.owns or at.uses)
             if at is not node:
-                # An aggregate forwards at commits what others then build on.
+                # An aggregate forwards intermediate results at commits, from which later steps compute.
                 heads = getattr(at.operator, "heads", None)
                 forwards = getattr(at.operator, "forwards_at_commits", False)
                 ordered = ordered and not getattr(at.operator, "order_depends_on_slices", False)
@@ -411,8 +414,8 @@ def _comparison(topology: Topology, node: Node, *, at_least_once: bool) -> str:
 
 
 @contextmanager
-def _undisturbed_host() -> Iterator[None]:
-    """No log line for each of thousands of simulated failures, and few looks of the garbage collector."""
+def _quiet_host() -> Iterator[None]:
+    """Turn off logs, which would report thousands of simulated faults, and collect garbage less often."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -377,11 +377,11 @@ class TestFencedCommits:
         consumer, _ = join(broker)
         membership = consumer.group_metadata()
         broker.expire(consumer)
-        with pytest.raises(TransactionAborted, match="no member"):
+        with pytest.raises(TransactionAborted, match="no longer a member"):
             consumer.commit({place(0): 1})
         producer = transactional(broker)
         producer.begin()
-        with pytest.raises(TransactionAborted, match="no member"):
+        with pytest.raises(TransactionAborted, match="no longer a member"):
             producer.send_offsets({place(0): 1}, membership)
         assert broker.admin().committed_offsets("group") == {}
 

@@ -12,7 +12,7 @@ from streams.broker.kafka.partition_state import Delivery, PartitionState, Posit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ENDED = "end of a partition that is unplaced"
+ENDED = "end of an unplaced partition"
 
 
 def is_paused(state: PartitionState) -> bool:
@@ -152,15 +152,15 @@ def test_what_is_handed_out_moves_it_forward():
 @pytest.mark.parametrize("next_offset", [4, 5])
 def test_what_was_handed_out_is_refused_a_second_time(next_offset):
     state = reading()
-    with pytest.raises(AssertionError, match="was handed out before: 5 comes next"):
+    with pytest.raises(AssertionError, match="was delivered before: the next offset is 5"):
         state.handed_out(next_offset)
     assert state.reached == 5
 
 
 @pytest.mark.parametrize("make", [unplaced, unplaced_stopped])
-def test_records_and_ends_of_an_unplaced_partition_are_for_nobody(make):
+def test_records_and_ends_of_an_unplaced_partition_are_refused(make):
     state = make()
-    with pytest.raises(AssertionError, match="records of a partition that is unplaced"):
+    with pytest.raises(AssertionError, match="records of an unplaced partition"):
         state.handed_out(6)
     with pytest.raises(AssertionError, match=ENDED):
         state.ended(6)

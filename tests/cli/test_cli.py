@@ -75,9 +75,9 @@ def test_describe_shows_the_topology_in_three_forms(folder):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["describe", "shop"], "'shop' names no app"),
-        (["describe", "nowhere:app"], "module 'nowhere' is not found"),
-        (["describe", "shop:nothing"], "'shop:nothing' is no App but int\n  hint: apps in shop: app"),
+        (["describe", "shop"], "'shop' does not name an app"),
+        (["describe", "nowhere:app"], "module 'nowhere' was not found"),
+        (["describe", "shop:nothing"], "'shop:nothing' is not an App but int\n  hint: apps in shop: app"),
         (["describe", "shop:app", "--format", "png"], "unknown format 'png': text, mermaid, json"),
         (["run", "broken:app"], "unknown setting 'comit_interval'\n  hint: did you mean commit_interval?"),
         (["run", "deadend:app"], "'in' is a dead end"),
@@ -86,8 +86,8 @@ def test_describe_shows_the_topology_in_three_forms(folder):
         (["run", "shop:app", "--set", "comit_interval=1"], "hint: did you mean commit_interval?"),
         (["run", "shop:app", "--set", "log_level=loud"], "hint: one of: debug, info, warning, error"),
         (["run", "shop:app", "--set", "http_token=short"], "--set http_token=***"),
-        (["run", "shop:app", "--set", "client={"], "--set client is no JSON"),
-        (["describe", "token:app"], "'token:app' names a module of Python's own"),
+        (["run", "shop:app", "--set", "client={"], "--set client is not JSON"),
+        (["describe", "token:app"], "'token:app' names a module of Python's standard library"),
         (
             ["run", "shop:app", "--set", "state_dir=/dev/null/x", "--bootstrap-servers", "127.0.0.1:1"],
             "hint: set state_dir (or STREAMS_STATE_DIR) to a writable folder",
@@ -96,8 +96,8 @@ def test_describe_shows_the_topology_in_three_forms(folder):
             *(["run", "shop:app", "--workers", "2", "--set", "state_dir=/dev/null/x"],),
             "hint: set state_dir (or STREAMS_STATE_DIR) to a writable folder",
         ),
-        (["run", "shop:app", "--set", "nonsense"], "'nonsense' is no setting"),
-        (["run", "shop:app"], "no broker is named and no local Kafka is running"),
+        (["run", "shop:app", "--set", "nonsense"], "'nonsense' is not a setting"),
+        (["run", "shop:app"], "no broker is configured and no local Kafka is running"),
         (
             ["ingest", "missing.log", "--topic", "t", "--bootstrap-servers", "127.0.0.1:1"],
             "file 'missing.log' does not exist",

@@ -102,11 +102,11 @@ def test_a_difference_is_shown_step_by_step_and_can_be_seen_again(folder):
     options = ["shop:broken", "--input", "orders=orders.txt", "--kind", "crash", "--kind", "evict"]
     done = simulate(folder, *options)
     assert done.returncode == 1
-    (seed,) = re.findall(r"^seed (\d+) gives other results", done.stdout, re.MULTILINE)
-    assert re.search(r"1\. +\d+\.\d+ s +worker \d: (crash|evict) .*\(holding ", done.stdout)
+    (seed,) = re.findall(r"^seed (\d+) gives different results", done.stdout, re.MULTILINE)
+    assert re.search(r"1\. +\d+\.\d+ s +worker \d: (crash|evict) .*\(assigned ", done.stdout)
     assert re.search(r"topic numbered, key '[abc]', record \d+ ", done.stdout)
     assert re.search(r"expected '[abc] (\d+) \d+' of time \d+\n +got +'[abc] \1 \d+' of time", done.stdout)
-    (again,) = re.findall(r"again: streams simulate (.*)", done.stdout)
+    (again,) = re.findall(r"to reproduce: streams simulate (.*)", done.stdout)
     assert shlex.split(again)[:3] == ["shop:broken", "--seed", seed]
     first = simulate(folder, *shlex.split(again), "--json", PYTHONHASHSEED="1")
     second = simulate(folder, *shlex.split(again), "--json", PYTHONHASHSEED="2")
@@ -154,10 +154,10 @@ def test_an_app_without_input_is_refused_with_advice_and_code_2(folder):
 @pytest.mark.parametrize(
     ("inputs", "records", "says"),
     [
-        (["orders"], [], "'orders' names no file of records"),
+        (["orders"], [], "'orders' does not name a topic and a file"),
         (["orders=none.txt"], [], "file 'none.txt' does not exist"),
         (["sales=orders.txt"], [], "the app does not read sales\n  hint: it reads orders"),
-        ([], ["orders=orders.txt"], "orders.txt:1 is no record"),
+        ([], ["orders=orders.txt"], "orders.txt:1 is not a record"),
     ],
 )
 def test_files_that_are_no_input_are_refused(folder, monkeypatch, inputs, records, says):
@@ -168,8 +168,8 @@ def test_files_that_are_no_input_are_refused(folder, monkeypatch, inputs, record
         read_inputs(app.topology, parse_files(inputs), parse_files(records))
 
 
-def test_a_disturbance_that_there_is_not_is_refused():
-    with pytest.raises(ConfigurationError, match="unknown disturbance 'flood'"):
+def test_an_unknown_fault_is_refused():
+    with pytest.raises(ConfigurationError, match="unknown fault 'flood'"):
         parse_kinds(["crash", "flood"])
 
 

@@ -45,14 +45,14 @@ def shell(folder: Path, line: str, **environment: str) -> subprocess.CompletedPr
     [
         ("streams describe shop.py:app", 2, "hint: write shop:app"),
         ("streams describe apps/shop.py:app", 2, "hint: write apps.shop:app"),
-        ("mkdir gone; cd gone; rmdir ../gone; streams describe shop:app", 2, "current folder does not exist"),
+        ("mkdir gone; cd gone; rmdir ../gone; streams describe shop:app", 2, "folder no longer exists"),
         ("streams describe shop:app > /dev/full", 1, "No space left on device"),
         ("streams topics create größe --bootstrap-servers 127.0.0.1:1", 2, "'größe' cannot name a topic"),
         ("env -u HOME true; HOME= streams broker status", 1, "no local Kafka is running"),
         ("STREAMS_LOCAL_KAFKA_DIR=/dev/null streams broker status", 1, "no local Kafka is running"),
         ("echo '[]' > local-kafka.json; streams broker status", 1, "no local Kafka is running"),
         ("echo '{}' > local-kafka.json; streams broker status", 1, "no local Kafka is running"),
-        ("mkdir local-kafka.json; streams broker status", 7, "local Kafka runs cannot be read"),
+        ("mkdir local-kafka.json; streams broker status", 7, "folder cannot be read"),
         ("streams describe nowhere:app 2>&-", 2, ""),
     ],
 )

@@ -666,7 +666,7 @@ class TestGroup:
         # Of three partitions one has no committed offset, one has a good one, and one has this one.
         clients.consumer().commit({places[1]: 5, places[2]: committed})
         clients.admin.delete_records({places[2]: 4})
-        reader = Reader(clients.consumer(tells_out_of_range=True, protocol=protocol)).subscribe(topic)
+        reader = Reader(clients.consumer(reports_out_of_range=True, protocol=protocol)).subscribe(topic)
         poll_until(lambda: bool(reader.out_of_range) and len(reader.values) >= 7, reader)
         assert reader.out_of_range == [(places[2], OutOfRange(committed, 4, 6))]
         assert Counter(reader.values) == Counter([*numbered(0, 6), b"0005"])
@@ -680,7 +680,7 @@ class TestGroup:
         topic = clients.topic()
         place = TopicPartition(topic, 0)
         write(clients.producer(), rows(topic, numbered(0, 10)))
-        reader = Reader(clients.consumer(tells_out_of_range=True, protocol=protocol)).subscribe(topic)
+        reader = Reader(clients.consumer(reports_out_of_range=True, protocol=protocol)).subscribe(topic)
         poll_until(lambda: reader.is_at_end(place, 10), reader)
         clients.admin.delete_records({place: 8})
         reader.consumer.pause([place])
@@ -705,7 +705,7 @@ class TestGroup:
         places = [TopicPartition(topic, partition) for partition in range(2)]
         for place in places:
             write(clients.producer(), rows(topic, numbered(0, 3), partition=place.partition))
-        reader = Reader(clients.consumer(tells_out_of_range=True, protocol=protocol))
+        reader = Reader(clients.consumer(reports_out_of_range=True, protocol=protocol))
         reader.pauses = {places[1]}
         reader.subscribe(topic)
         poll_until(lambda: reader.is_at_end(places[0], 3), reader)
@@ -725,7 +725,7 @@ class TestGroup:
         soon(lambda: topic not in clients.admin.topics())
         soon(lambda: bool(clients.admin.create_topics([NewTopic(name=topic, partitions=1)])))
         write(clients.producer(), rows(topic, numbered(5, 12)))
-        reader = Reader(clients.consumer(tells_out_of_range=True)).subscribe(topic)
+        reader = Reader(clients.consumer(reports_out_of_range=True)).subscribe(topic)
         poll_until(lambda: bool(reader.out_of_range) or len(reader.values) >= 7, reader)
         assert reader.values == numbered(5, 12)
 

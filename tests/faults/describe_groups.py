@@ -1,6 +1,6 @@
 """Tests whether ``DescribeConsumerGroups`` crashes the process when the coordinator dies or hangs meanwhile.
 
-Members of KIP-848 groups send this request (``streams.broker.kafka.roll_calls``), so it must not. A separate
+Members of KIP-848 groups send this request (``kafka.assignment_check``), so it must not. A separate
 process sends it, so that a crash is visible. Each round makes sure that requests are in flight during the
 fault: the coordinator is frozen first, then requested, then killed or left frozen, then requested again.
 
@@ -27,7 +27,7 @@ from confluent_kafka.admin import AdminClient
 
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
-from streams.broker.kafka.roll_calls import ANSWER_SECONDS
+from streams.broker.kafka.assignment_check import ANSWER_SECONDS
 from streams.devstack.kafka import LocalKafka
 from tests.conftest import QUICK_GROUPS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streams.broker.kafka.roll_calls import ANSWER_SECONDS
+from streams.broker.kafka.assignment_check import ANSWER_SECONDS
 from streams.devstack.kafka import LocalKafka
 from tests.conftest import QUICK_GROUPS
 from tests.faults.describe_groups import Experiment, Kind

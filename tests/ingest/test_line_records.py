@@ -85,7 +85,7 @@ def test_headers_are_those_of_every_record():
         LineRecords("t", headers=headers).records([b"a", b"b"], 1).headers
         == [[("source", b"web=1"), ("empty", b"")]] * 2
     )
-    with pytest.raises(ConfigurationError, match="'nothing' is no header"):
+    with pytest.raises(ConfigurationError, match="'nothing' is not a header"):
         parse_headers(["nothing"])
 
 
@@ -93,7 +93,7 @@ def test_a_part_is_given_by_field_or_by_pattern():
     assert part("key", None, None) is None
     with pytest.raises(ConfigurationError, match="--key and --key-pattern are both given"):
         part("key", "a", "b")
-    with pytest.raises(ConfigurationError, match=r"no regular expression"):
+    with pytest.raises(ConfigurationError, match=r"not a valid regular expression"):
         part("key", None, "(")
-    with pytest.raises(ConfigurationError, match="names no field"):
+    with pytest.raises(ConfigurationError, match="does not name a field"):
         part("key", ".", None)

@@ -240,7 +240,7 @@ def test_a_line_that_is_too_large_is_named_and_may_be_left_out(kafka, kafka_boot
     content = b"one\n" + b"x" * 30_000 + b"\n" + b"y" * 19_000 + b"\n" + b"z" * 19_999 + b"\nfive\n"
     done = run(kafka_bootstrap, topic, "-", content=content)
     assert done.returncode == 3
-    assert b"line 2 of standard input, 30,000 bytes, is refused" in done.stderr
+    assert b"the broker rejects line 2 of standard input, 30,000 bytes" in done.stderr
     assert b"--on-refused skip" in done.stderr
     before = _written(kafka, topic)
     assert json.loads(done.stdout)["records"] == before

@@ -111,7 +111,11 @@ def test_an_instance_id_that_another_living_member_has_waits_and_is_then_refused
     copy.wait_for(lambda: len(held(first)) == 4, 60, "the first has all")
     # Another machine whose workers have the same instance ids.
     second = copy.start(**settings, state_dir=tmp_path / "elsewhere", worker_id="elsewhere")
-    copy.wait_for(lambda: "is not over yet" in second.log.read_text(), 30, "it stands in line")
+    copy.wait_for(
+        lambda: "waiting for the end of the previous member" in second.log.read_text(),
+        30,
+        "it stands in line",
+    )
     copy.produce(numbered(0, 1_000))
     copy.wait_until_consumed()
     assert len(held(first)) == 4

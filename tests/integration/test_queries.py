@@ -170,7 +170,7 @@ def test_each_worker_answers_for_all_keys_also_when_one_was_restarted(pair, kafk
     # Keys held here are answered as before; the others have no owner until the dead worker's session ends.
     status, answer = one.get(f"/stores/visits/keys/{foreign[0]}")
     assert (status, answer["reason"]) == (503, "unavailable")
-    assert "nobody answers for partition" in answer["error"]
+    assert "no worker answers for partition" in answer["error"]
     assert one.get(f"/stores/visits/keys/{local[0]}")[0] == 200
     wait_for(lambda: one.held() == list(range(PARTITIONS)), pair)
     assert counted(one, 1)

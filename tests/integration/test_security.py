@@ -489,7 +489,7 @@ def test_a_wrong_password_ends_a_command_with_its_own_exit_code(secured):
         "topics", STREAMS_BOOTSTRAP_SERVERS=settings["bootstrap.servers"], STREAMS_CLIENT=json.dumps(settings)
     )
     assert ended.returncode == 10
-    assert "are sasl.mechanism and the name and password, or the token, right?" in ended.stderr
+    assert "check sasl.mechanism, and the user name and password or the token" in ended.stderr
     assert "marker-of" not in ended.stdout + ended.stderr
 
 

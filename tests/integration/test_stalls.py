@@ -37,7 +37,7 @@ def test_a_function_that_hangs_is_named_and_the_worker_is_not_ready(copy: Copy):
     worker = copy.start(http_port=0, stall_timeout=2)
     wait_until_ready(copy, worker)
     copy.produce(["fine", "hang", "after"], keyed=False)
-    copy.wait_for(lambda: "has not come back" in answer(worker, "/readyz")[1], 30, "it is seen to hang")
+    copy.wait_for(lambda: "has not returned" in answer(worker, "/readyz")[1], 30, "it is seen to hang")
     status, text = answer(worker, "/readyz")
     assert status == 503
     assert "from work (" in text

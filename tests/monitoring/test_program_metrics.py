@@ -147,18 +147,18 @@ def test_threads_lose_no_count():
 @pytest.mark.parametrize(
     ("kind", "name", "labels", "says"),
     [
-        ("counter", "shop_orders", [], "taken by another metric"),
-        ("counter", "shop_orders_total", [], "taken by another metric"),
-        ("gauge", "shop_orders_total", [], "taken by another metric"),
-        ("gauge", "shop_orders_created", [], "taken by another metric"),
-        ("gauge", "streams_lag", [], "the library's own metrics begin with streams_ or process_"),
-        ("gauge", "process_open_fds", [], "the library's own"),
+        ("counter", "shop_orders", [], "another metric of the app has this name"),
+        ("counter", "shop_orders_total", [], "another metric of the app has this name"),
+        ("gauge", "shop_orders_total", [], "another metric of the app has this name"),
+        ("gauge", "shop_orders_created", [], "another metric of the app has this name"),
+        ("gauge", "streams_lag", [], "names that begin with streams_ or process_ are reserved"),
+        ("gauge", "process_open_fds", [], "are reserved for the library"),
         ("counter", "orders-seen", [], "use letters, digits and '_'"),
         ("counter", "", [], "use letters, digits and '_'"),
-        ("counter", "other", ["coun-try"], "no label may be named 'coun-try'"),
-        ("counter", "other", ["__name__"], "no label may be named"),
-        ("counter", "other", ["a", "a"], "one name twice"),
-        ("counter", "other", "country", r"write \['country'\]"),
+        ("counter", "other", ["coun-try"], "'coun-try' is not allowed as a label's name"),
+        ("counter", "other", ["__name__"], "is not allowed as a label's name"),
+        ("counter", "other", ["a", "a"], "contain a duplicate"),
+        ("counter", "other", "country", r"write labels=\['country'\]"),
     ],
 )
 def test_names_that_cannot_be_are_refused(kind, name, labels, says):
@@ -175,7 +175,7 @@ def test_a_wrong_use_says_what_is_needed():
     for labels in ({}, {"land": "de"}, {"country": "de", "size": 1}):
         with pytest.raises(TypeError, match="'shop_orders' has the labels country, got"):
             counter.inc(**labels)
-    with pytest.raises(ValueError, match="it only grows"):
+    with pytest.raises(ValueError, match="cannot be increased"):
         counter.inc(-1, country="de")
 
 

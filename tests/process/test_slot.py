@@ -59,7 +59,7 @@ def test_the_worker_id_is_stable_over_restarts_and_differs_on_one_machine(tmp_pa
 
 def test_a_folder_that_cannot_be_made_is_refused_with_advice(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigurationError, match=r"cannot be made.*\n.*set state_dir .*to a writable folder"):
+    with pytest.raises(ConfigurationError, match=r"cannot be created.*\n.*set state_dir .*a writable folder"):
         Slot("app", tmp_path / "file")
 
 

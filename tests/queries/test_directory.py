@@ -31,12 +31,12 @@ def test_workers_find_each_other_and_learn_of_changes():
     ):
         one.start(lambda: Replica(stores=dict(held["one"])), address="one:1")
         two.start(lambda: Replica(stores=dict(held["two"])), address="two:2")
-        soon(lambda: one.owners("counts", anew=True) == {0: "one:1", 1: "one:1", 2: "two:2"})
-        assert two.owners("last", anew=True) == {0: "one:1"}
+        soon(lambda: one.owners("counts", refresh=True) == {0: "one:1", 1: "one:1", 2: "two:2"})
+        assert two.owners("last", refresh=True) == {0: "one:1"}
         assert two.owners("nothing") == {}
         held["one"] = {"counts": [0]}
         held["two"] = {"counts": [1, 2]}
-        soon(lambda: one.owners("counts", anew=True) == {0: "one:1", 1: "two:2", 2: "two:2"})
+        soon(lambda: one.owners("counts", refresh=True) == {0: "one:1", 1: "two:2", 2: "two:2"})
     with Replicas(broker, "app", "three") as three:
         assert three.owners("counts") == {}
 
@@ -59,13 +59,13 @@ def test_who_took_over_last_counts_whatever_a_killed_worker_said():
 
 def test_what_is_known_is_used_for_a_second_and_while_the_broker_is_away(monkeypatch):
     # Who follows the topic polls too.
-    monkeypatch.setattr("streams.queries.directory.TELL_SECONDS", 3600.0)
+    monkeypatch.setattr("streams.queries.directory.PUBLISH_SECONDS", 3600.0)
     broker = MemoryBroker()
     polls: list[str] = []
     broker.before = polls.append
     with Replicas(broker, "app", "one") as replicas:
         replicas.start(lambda: Replica(stores={"counts": [0]}), address="one:1")
-        soon(lambda: replicas.owners("counts", anew=True) == {0: "one:1"})
+        soon(lambda: replicas.owners("counts", refresh=True) == {0: "one:1"})
         before = polls.count("poll")
         for _ in range(100):
             replicas.owners("counts")
@@ -80,9 +80,9 @@ def test_what_is_known_is_used_for_a_second_and_while_the_broker_is_away(monkeyp
 
         soon(lambda: broker.admin().end_offsets([replicas._topic])[replicas._topic] == 2)
         broker.before = away
-        assert replicas.owners("counts", anew=True) == {0: "one:1"}
+        assert replicas.owners("counts", refresh=True) == {0: "one:1"}
         broker.before = None
-        assert replicas.owners("counts", anew=True) == {0: "one:1", 1: "two:1"}
+        assert replicas.owners("counts", refresh=True) == {0: "one:1", 1: "two:1"}
         other.close()
 
 
@@ -100,11 +100,11 @@ def test_a_broker_that_never_answered_is_not_waited_for_by_everybody():
     with Replicas(broker, "app", "one") as replicas:
         with pytest.raises(Retriable):
             replicas.owners("counts")
-        with pytest.raises(BrokerUnreachable, match="could not be read just now"):
+        with pytest.raises(BrokerUnreachable, match="could not be read a moment ago"):
             replicas.owners("counts")
         assert len(polls) == 1
         broker.before = None
-        assert replicas.owners("counts", anew=True) == {}
+        assert replicas.owners("counts", refresh=True) == {}
 
 
 def test_telling_is_tried_again(monkeypatch):
@@ -120,7 +120,7 @@ def test_telling_is_tried_again(monkeypatch):
     broker.before = fail
     with Replicas(broker, "app", "one") as replicas:
         replicas.start(lambda: Replica(stores={"counts": [0]}), address="one:1")
-        soon(lambda: replicas.owners("counts", anew=True) == {0: "one:1"})
+        soon(lambda: replicas.owners("counts", refresh=True) == {0: "one:1"})
     assert not failures
 
 
@@ -186,7 +186,7 @@ GARBAGE: dict[str, tuple[bytes | None, bytes | None]] = {
 
 @pytest.mark.parametrize("name", GARBAGE)
 def test_no_record_ends_the_thread_that_follows_the_topic(monkeypatch, name):
-    monkeypatch.setattr("streams.queries.directory.TELL_SECONDS", 0.01)
+    monkeypatch.setattr("streams.queries.directory.PUBLISH_SECONDS", 0.01)
     monkeypatch.setattr("streams.queries.directory.NEWS_SECONDS", 0.02)
     monkeypatch.setattr("streams.queries.directory.CONTEST_SECONDS", 0.05)
     broker = MemoryBroker(max_record_bytes=10_000_000)
@@ -197,15 +197,15 @@ def test_no_record_ends_the_thread_that_follows_the_topic(monkeypatch, name):
     with Replicas(broker, "app", "one") as one, Replicas(broker, "app", "two") as two:
         one.start(lambda: Replica(stores={"counts": held["one"]}), address="one:1")
         two.start(lambda: Replica(stores={"counts": held["two"]}), address="two:1")
-        soon(lambda: one.owners("counts", anew=True) == {0: "one:1", 1: "two:1"})
+        soon(lambda: one.owners("counts", refresh=True) == {0: "one:1", 1: "two:1"})
         with capture_logs() as logs:
             for _ in range(3):
                 write(broker, *GARBAGE[name])
             end = written(broker)
             # Both go on following: a change of either is seen by the other one.
             held["one"], held["two"] = [], [0, 1]
-            soon(lambda: one.owners("counts", anew=True) == {0: "two:1", 1: "two:1"})
-            soon(lambda: two.owners("counts", anew=True) == {0: "two:1", 1: "two:1"})
+            soon(lambda: one.owners("counts", refresh=True) == {0: "two:1", 1: "two:1"})
+            soon(lambda: two.owners("counts", refresh=True) == {0: "two:1", 1: "two:1"})
             soon(lambda: written(broker) >= end + 2)
         assert (one.trouble, two.trouble) == (None, None)
         lines = [entry for entry in logs if entry["event"] == Event.RECORDS_SKIPPED]
@@ -224,14 +224,14 @@ def test_a_false_claim_loses_and_leaves_nothing_behind(monkeypatch, name, remove
     with Replicas(broker, "app", "one") as one, Replicas(broker, "app", "looking") as looking:
         mine = Replica(member="1", tasks=["0_0", "0_1"], stores={"counts": [0, 1]})
         one.start(lambda: mine, address="one:1", follow=True, tasks=["0_0", "0_1"])
-        soon(lambda: looking.owners("counts", anew=True) == {0: "one:1", 1: "one:1"})
+        soon(lambda: looking.owners("counts", refresh=True) == {0: "one:1", 1: "one:1"})
         write(
             broker, name.encode(), encoded(address="x:1", member="0", tasks=["0_1"], stores={"counts": [1]})
         )
-        assert looking.owners("counts", anew=True).get(1) == "x:1"
+        assert looking.owners("counts", refresh=True).get(1) == "x:1"
         if removed:
             write(broker, name.encode(), None)
-        soon(lambda: looking.owners("counts", anew=True) == {0: "one:1", 1: "one:1"})
+        soon(lambda: looking.owners("counts", refresh=True) == {0: "one:1", 1: "one:1"})
         soon(lambda: one.members == ("1",))
         # It is settled: nothing more is written.
         end = written(broker)
@@ -249,28 +249,28 @@ def test_members_are_none_of_tasks_that_the_app_does_not_have():
 
 
 def test_a_worker_that_was_replaced_and_does_not_know_it_lets_the_other_claim(monkeypatch):
-    monkeypatch.setattr("streams.queries.directory.TELL_SECONDS", 0.01)
+    monkeypatch.setattr("streams.queries.directory.PUBLISH_SECONDS", 0.01)
     monkeypatch.setattr("streams.queries.directory.CONTEST_SECONDS", 0.02)
     broker = MemoryBroker()
     with Replicas(broker, "app", "old") as old, Replicas(broker, "app", "new") as new:
         old.start(lambda: Replica(tasks=["0_0"], stores={"counts": [0]}), address="old:1")
-        soon(lambda: new.owners("counts", anew=True) == {0: "old:1"})
+        soon(lambda: new.owners("counts", refresh=True) == {0: "old:1"})
         time.sleep(0.05)
         new.start(lambda: Replica(tasks=["0_0"], stores={"counts": [0]}), address="new:1")
-        soon(lambda: old.owners("counts", anew=True) == {0: "new:1"})
+        soon(lambda: old.owners("counts", refresh=True) == {0: "new:1"})
         end = written(broker)
         time.sleep(0.3)
         assert written(broker) == end
-        assert old.owners("counts", anew=True) == {0: "new:1"}
+        assert old.owners("counts", refresh=True) == {0: "new:1"}
 
 
 def test_claims_that_come_again_and_again_are_answered_ever_more_rarely(monkeypatch):
-    monkeypatch.setattr("streams.queries.directory.TELL_SECONDS", 0.005)
+    monkeypatch.setattr("streams.queries.directory.PUBLISH_SECONDS", 0.005)
     monkeypatch.setattr("streams.queries.directory.CONTEST_SECONDS", 0.01)
     broker = MemoryBroker()
     with Replicas(broker, "app", "one") as one:
         one.start(lambda: Replica(stores={"counts": [0]}), address="one:1")
-        soon(lambda: one.owners("counts", anew=True) == {0: "one:1"})
+        soon(lambda: one.owners("counts", refresh=True) == {0: "one:1"})
         false = 0
         begun = written(broker)
         until = time.monotonic() + 1
@@ -281,7 +281,7 @@ def test_claims_that_come_again_and_again_are_answered_ever_more_rarely(monkeypa
         # 0.01 s, 0.02 s, … fit into 1 s six times.
         assert 1 <= written(broker) - begun - false <= 8
         # And the last word is the truth.
-        soon(lambda: one.owners("counts", anew=True) == {0: "one:1"})
+        soon(lambda: one.owners("counts", refresh=True) == {0: "one:1"})
 
 
 def test_a_topic_that_was_emptied_or_deleted_has_all_claims_again(monkeypatch):
@@ -291,7 +291,7 @@ def test_a_topic_that_was_emptied_or_deleted_has_all_claims_again(monkeypatch):
     place = TopicPartition("app-replicas", 0)
     with Replicas(broker, "app", "one") as one:
         one.start(lambda: Replica(stores={"counts": [0]}), address="one:1")
-        soon(lambda: one.owners("counts", anew=True) == {0: "one:1"})
+        soon(lambda: one.owners("counts", refresh=True) == {0: "one:1"})
 
         def known() -> bool:
             try:
@@ -311,7 +311,7 @@ def test_a_topic_that_was_emptied_or_deleted_has_all_claims_again(monkeypatch):
 
 def test_trouble_is_told_while_the_broker_is_away_and_over_when_it_is_back(monkeypatch):
     monkeypatch.setattr("streams.queries.directory.TROUBLE_SECONDS", 0.5)
-    monkeypatch.setattr("streams.queries.directory.TELL_SECONDS", 0.02)
+    monkeypatch.setattr("streams.queries.directory.PUBLISH_SECONDS", 0.02)
     monkeypatch.setattr("streams.queries.directory.RETRY_SECONDS", 0.02)
     broker = MemoryBroker()
 
@@ -323,10 +323,10 @@ def test_trouble_is_told_while_the_broker_is_away_and_over_when_it_is_back(monke
     assert (replicas.trouble, replicas.seconds_behind) == (None, 0.0)
     with replicas:
         replicas.start(lambda: Replica(stores={"counts": [0]}), address="one:1")
-        soon(lambda: replicas.owners("counts", anew=True))
+        soon(lambda: replicas.owners("counts", refresh=True))
         broker.before = away
         trouble = soon(lambda: replicas.trouble)
-        assert not trouble.mended_by_restart
+        assert not trouble.fixed_by_restart
         assert "app-replicas" in str(trouble)
         assert "made to fail" in str(trouble)
         assert replicas.seconds_behind > 0.5
@@ -341,14 +341,14 @@ def test_trouble_that_a_restart_mends_is_a_call_that_does_not_return(monkeypatch
     go_on = threading.Event()
     replicas = Replicas(broker, "app", "one")
     replicas.start(lambda: Replica(stores={"counts": [0]}), address="one:1")
-    soon(lambda: replicas.owners("counts", anew=True))
+    soon(lambda: replicas.owners("counts", refresh=True))
 
     def hang(step: str) -> None:
         if step == "poll" and threading.current_thread().name == "streams-replicas":
             go_on.wait(20)
 
     broker.before = hang
-    soon(lambda: replicas.trouble and replicas.trouble.mended_by_restart)
+    soon(lambda: replicas.trouble and replicas.trouble.fixed_by_restart)
     begun = time.monotonic()
     # Not even a stop waits for it.
     replicas.close()
@@ -368,5 +368,5 @@ def test_what_the_worker_itself_fails_with_ends_nothing(monkeypatch):
 
     with Replicas(broker, "app", "one") as one:
         one.start(replica, address="one:1")
-        soon(lambda: one.owners("counts", anew=True) == {0: "one:1"})
+        soon(lambda: one.owners("counts", refresh=True) == {0: "one:1"})
         assert one.trouble is None

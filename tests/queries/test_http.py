@@ -316,7 +316,7 @@ def test_a_certificate_that_cannot_be_used_is_refused_in_words(tmp_path):
     (tmp_path / "other.pem").write_text("no certificate")
     for name in ("missing.pem", "other.pem"):
         path = str(tmp_path / name)
-        with pytest.raises(ConfigurationError, match="certificate for the http port cannot be used"):
+        with pytest.raises(ConfigurationError, match="certificate for the HTTP port cannot be used"):
             HttpServer("127.0.0.1", 0, {}, tls=Tls(path, path))
         with pytest.raises(ConfigurationError, match="http_tls_ca="):
             client_tls(path)

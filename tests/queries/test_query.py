@@ -406,7 +406,7 @@ class TestOverHttp:
         # It listens at one address and advertises another.
         status, answer = one.get(f"/stores/totals/keys/{foreign}")
         assert (status, answer["reason"]) == (503, "unavailable")
-        assert f"nobody answers for partition {partition_of(foreign)}" in answer["error"]
+        assert f"no worker answers for partition {partition_of(foreign)}" in answer["error"]
         assert one.get("/stores/totals?all=true")[0] == 503
         assert two_port != one.port
 
@@ -444,7 +444,7 @@ def test_the_command_asks_any_worker_for_everything(site, one):
         lines("totals", "nobody")
     with pytest.raises(QueryError, match="no store 'nothing'"):
         lines("nothing", "a")
-    with pytest.raises(StateUnavailable, match="nobody answers"):
+    with pytest.raises(StateUnavailable, match="no worker answers"):
         CliRunner().invoke(cli, ["query", "--url", "http://127.0.0.1:1"], catch_exceptions=False)
 
 
@@ -534,7 +534,7 @@ def test_keys_in_any_encoding_reach_the_same_value_directly_and_forwarded(site):
                 soon(partial(answered, runner, path))
                 assert runner.get(path) == (200, {"key": encoded, "value": 1}), (key, path)
             status, answer = runner.get(f"/stores/totals/keys/{spellings[0]}")
-            assert (status, answer["error"]) == (400, "unknown encoding 'percent': base64 is the only one")
+            assert (status, answer["error"]) == (400, "unknown encoding 'percent': only base64 is supported")
             done = CliRunner().invoke(
                 cli, ["query", "totals", encoded, "--base64", "--url", f"http://127.0.0.1:{runner.port}"]
             )
@@ -563,13 +563,13 @@ def test_what_cannot_be_a_key_or_a_limit_is_a_bad_request(site, one):
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("127.0.0.1:8080", "is no worker's URL"),
-        ("ftp://127.0.0.1:8080", "is no worker's URL"),
-        ("http://", "is no worker's URL"),
-        ("http://127.0.0.1:8080/?a=b", "is no worker's URL"),
-        ("http://[::1", "is no URL: Invalid IPv6 URL"),
-        ("http://127.0.0.1:99999", "is no URL: Port out of range"),
-        ("http://ann:secret@127.0.0.1:8080", "not sent"),
+        ("127.0.0.1:8080", "is not the URL of a worker"),
+        ("ftp://127.0.0.1:8080", "is not the URL of a worker"),
+        ("http://", "is not the URL of a worker"),
+        ("http://127.0.0.1:8080/?a=b", "is not the URL of a worker"),
+        ("http://[::1", "is not a URL: Invalid IPv6 URL"),
+        ("http://127.0.0.1:99999", "is not a URL: Port out of range"),
+        ("http://ann:secret@127.0.0.1:8080", "is not supported"),
     ],
 )
 def test_a_url_that_cannot_be_honoured_is_refused(url, says):

@@ -298,7 +298,7 @@ def test_the_watchdog_names_the_function_and_where_it_waits(blocks):
         assert "slow_lookup (" in stall.reason or "inner (" in stall.reason
         assert "test_map_async_worker.py" in stall.reason
         assert ("blocks the event loop" in stall.reason) is blocks
-        assert stall.mended_by_restart
+        assert stall.fixed_by_restart
     finally:
         release.set()
         site.stop()

@@ -205,7 +205,7 @@ def test_windows_that_are_over_go_from_copies_too(monkeypatch):
     assert standbys is not None
     starts = [
         int.from_bytes(key[:8], "big")
-        for copy in standbys._copies.values()
+        for copy in standbys._replicas.values()
         if "windows" in copy.restoration.checkpoints
         for key, _ in copy.restoration.database.store("windows").scan()
     ]

@@ -1,4 +1,4 @@
-"""Simulation finds what disturbances break, and nothing where nothing is broken."""
+"""Simulation finds what faults break, and nothing where nothing is broken."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streams.runtime.commit import ExactlyOnce
 from streams.runtime.task import Task
 from streams.simulation.pool import Simulation, as_json, explain, simulate
 from streams.simulation.run import InputRecord
-from streams.simulation.schedule import PACES, Disturbance, Event, Pace, Schedule, make_schedule
+from streams.simulation.schedule import PACES, Event, Fault, Pace, Schedule, make_schedule
 from streams.simulation.simulator import ANY, IGNORED, LAST, NOT, TWICE, Difference, Report, Simulator
 from streams.testing import TopologyDriver
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LINES = [InputRecord(None, f"k{number % 5} {number}".encode(), 1_000 * number) for number in range(40)]
-USUAL = set(get_args(Disturbance)) - {"duplicate"}
+USUAL = set(get_args(Fault)) - {"duplicate"}
 
 
 class Numbered:
@@ -108,7 +108,7 @@ def test_results_are_the_same_whatever_happens_to_the_workers(app):
     report = last(Simulator(app, {"lines": LINES}), 80)
     assert report.differences == []
     assert report.schedules == 80
-    assert set(report.disturbances) == USUAL
+    assert set(report.faults) == USUAL
     assert report.records >= 80 * 40 / 2
     assert report.again > 0
     # At every step of their work.
@@ -163,10 +163,10 @@ def test_state_that_is_not_in_a_store_is_found_and_the_schedule_made_small():
     assert got is not None
     assert expected.split()[:2] == got.split()[:2]
     assert expected != got
-    assert difference.shown[1].startswith(repr(expected.decode()))
+    assert difference.view[1].startswith(repr(expected.decode()))
 
 
-def test_variables_that_outlive_a_run_need_no_disturbance_to_be_found():
+def test_variables_that_outlive_a_run_are_found_without_a_fault():
     seen: list[str] = []
 
     def number(line: str) -> str:
@@ -177,7 +177,7 @@ def test_variables_that_outlive_a_run_need_no_disturbance_to_be_found():
     app.stream("lines", value=Text()).map(number).to("numbered", value=Text())
     difference = found(app)
     assert difference.schedule == Schedule()
-    assert "nothing was disturbed" in "\n".join(explain(difference))
+    assert "no fault was injected" in "\n".join(explain(difference))
 
 
 @pytest.mark.parametrize("source", [random.random, time.time_ns], ids=["random numbers", "the time"])
@@ -266,13 +266,13 @@ def test_at_least_once_does_not_promise_what_is_counted_behind_a_repartition_top
     assert topics["copies"].startswith("every record")
 
 
-def test_input_that_comes_twice_is_a_disturbance_for_those_who_ask_for_it():
+def test_input_that_comes_twice_is_a_fault_that_has_to_be_requested():
     app = App("distinct")
     lines = app.stream("lines", value=Text()).key_by(lambda _: "all")
     lines.process(Distinct, stores=[key_value_store("known", key=Text())]).to("once", value=Text())
     assert last(Simulator(app, {"lines": LINES}, kinds=["duplicate", "crash"]), 30).differences == []
     report = last(Simulator(copying(), {"lines": LINES}, kinds=["duplicate"]), 30)
-    assert [event.disturbance for event in report.differences[0].schedule.events] == ["duplicate"]
+    assert [event.fault for event in report.differences[0].schedule.events] == ["duplicate"]
 
 
 def test_headers_and_event_times_are_compared_too():
@@ -313,7 +313,7 @@ def test_dead_letters_are_compared_and_what_is_named_is_not():
 
 
 def test_an_app_of_which_nothing_can_be_compared_is_refused():
-    with pytest.raises(ConfigurationError, match="nothing that the app writes"):
+    with pytest.raises(ConfigurationError, match="no topic that the app writes"):
         Simulator(copying(), {"lines": LINES}, ignore=["copies", "copying-dead-letters"])
 
 

@@ -149,10 +149,10 @@ def test_entries_are_there_until_their_time_has_come(
     while left:
         size = data.draw(st.integers(1, len(left)))
         part, left = left[:size], left[size:]
-        disturbance = data.draw(st.sampled_from(["restart", "fail", None]))
-        if disturbance == "restart":
+        fault = data.draw(st.sampled_from(["restart", "fail", None]))
+        if fault == "restart":
             driver.restart()
-        if disturbance == "fail":
+        if fault == "fail":
             entries.failing = True
             with pytest.raises(ProcessingError, match="the slice fails"):
                 entries.send(part)

@@ -1,16 +1,16 @@
-"""Apache Kafka through confluent-kafka: the only package that knows that library and its error codes."""
+"""Apache Kafka through confluent-kafka: the only package that uses this library and its error codes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
 from streams.broker import BEGINNING, END, GroupSettings
-from streams.broker.kafka.access import Access, Settings
 from streams.broker.kafka.admin import KafkaAdmin
+from streams.broker.kafka.assignment_check import AssignmentCheck
+from streams.broker.kafka.client_factory import ClientFactory, Settings
 from streams.broker.kafka.client_settings import check_with_client, permitted
 from streams.broker.kafka.consumer import KafkaConsumer
 from streams.broker.kafka.producer import LARGEST_RECORD, KafkaProducer
-from streams.broker.kafka.roll_calls import RollCalls
 from streams.broker.kafka.topic_rules import AllTopicRules
 from streams.broker.kafka.writer import KafkaWriter
 from streams.errors import BrokerError, ConfigurationError
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 __all__ = ["KafkaAdmin", "KafkaBroker", "KafkaConsumer", "KafkaProducer", "KafkaWriter"]
 
 TRANSACTION_RETRY_MILLISECONDS: Final = 10
-"""The client waits so long before it repeats a request of a transaction the first time, then ever longer."""
+"""The client's first backoff before it repeats a request of a transaction; later ones are longer."""
 
 
 class KafkaBroker:
-    """A Kafka cluster, at ``servers``. ``settings`` are librdkafka's own names and go to every client.
+    """A Kafka cluster at ``servers``. ``settings`` are librdkafka's settings for all clients.
 
-    Without ``servers``, its ``bootstrap.servers`` is the cluster.
+    Without ``servers``, the cluster is the setting ``bootstrap.servers``.
 
-    ``consumer`` and ``producer`` settings go to those clients only. All of them win over what this library
-    chooses, except where correctness hangs on it: those raise ``ConfigurationError``, see
-    ``client_settings``, as do names that librdkafka does not know and values that it does not take.
+    ``consumer`` and ``producer`` are settings for those clients only. They override this library's tuning.
+    Settings on which correctness depends raise ``ConfigurationError``, see ``client_settings``, and so do
+    names that librdkafka does not know and values that it does not accept.
     """
 
     def __init__(
@@ -47,20 +47,22 @@ class KafkaBroker:
         if given.get("bootstrap.servers") == addresses:
             given.pop("bootstrap.servers", None)
         if not addresses:
-            raise ConfigurationError("no broker is named", hint="set bootstrap_servers, e.g. localhost:9092")
+            raise ConfigurationError(
+                "no broker is configured", hint="set bootstrap_servers, e.g. localhost:9092"
+            )
         given = permitted("client", given)
         self._consumer_settings = permitted("consumer", consumer or {})
         self._producer_settings = permitted("producer", producer or {})
-        self._access = Access(given, self._consumer_settings, self._producer_settings)
+        self._factory = ClientFactory(given, self._consumer_settings, self._producer_settings)
         self._settings: Settings = {
-            "logger": self._access,
-            # A broker that hangs takes connections and says nothing: by default for half a minute.
+            "logger": self._factory,
+            # A broker that hangs accepts connections and does not respond; the default is 30 s.
             "socket.connection.setup.timeout.ms": 5_000,
             **given,
             "bootstrap.servers": addresses,
         }
         self._rules = AllTopicRules(self._topic_settings)
-        # Before topics are created, and not when the first such client is made.
+        # Checked here, before topics are created, and not when the first client is created.
         if self._consumer_settings:
             check_with_client(
                 "consumer",
@@ -76,25 +78,27 @@ class KafkaBroker:
             protocol = "consumer" if self._offers_consumer_protocol() else "classic"
         merged = self._for_consumer(settings, protocol)
         start = BEGINNING if settings.offset_reset == "earliest" else END
-        calls = RollCalls(settings.group, self._settings, self._access) if protocol == "consumer" else None
-        return KafkaConsumer(merged, self._access, roll_calls=calls, start=start, admin=self.admin)
+        check = None
+        if protocol == "consumer":
+            check = AssignmentCheck(settings.group, self._settings, self._factory)
+        return KafkaConsumer(merged, self._factory, assignment_check=check, start=start, admin=self.admin)
 
     def _for_consumer(self, settings: GroupSettings, protocol: str) -> Settings:
         tuning: Settings = {
             # The default of 1000 stops fetching for a second whenever the queue was full.
             "fetch.queue.backoff.ms": 5,
-            # A fetch that waits for records holds up seeks, and news of a reached end, for as long.
+            # A fetch that waits for records delays seeks, and reports of a partition's end, by this time.
             "fetch.wait.max.ms": 100,
-            # What is prefetched lives in this process: bound it.
+            # Prefetched records use this process's memory.
             "queued.max.messages.kbytes": 32768,
             "topic.metadata.refresh.interval.ms": 30000,
-            # A broker that hangs is given up after this, and its partitions are looked for elsewhere.
+            # After this time, a broker that hangs is disconnected, and new leaders are looked up.
             "socket.timeout.ms": 10_000,
         }
         fixed: Settings = {
             "group.id": settings.group,
             "group.protocol": protocol,
-            "auto.offset.reset": "error" if settings.tells_out_of_range else settings.offset_reset,
+            "auto.offset.reset": "error" if settings.reports_out_of_range else settings.offset_reset,
             "isolation.level": settings.isolation,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -117,45 +121,45 @@ class KafkaBroker:
         self, *, transactional_id: str | None = None, transaction_timeout: float = 10.0
     ) -> KafkaProducer:
         merged = self._for_producer(transactional_id, transaction_timeout)
-        return KafkaProducer(merged, self._access, self._rules)
+        return KafkaProducer(merged, self._factory, self._rules)
 
     def _for_producer(self, transactional_id: str | None, transaction_timeout: float) -> Settings:
         tuning: Settings = {
             "linger.ms": 5,
             "queue.buffering.max.messages": 500_000,
             "queue.buffering.max.kbytes": 65536,
-            # Whether a record is too large is for its topic to say. What was compressed may be large here.
+            # The topic's limit decides whether a record is too large, and it applies after compression.
             "message.max.bytes": LARGEST_RECORD,
-            # What a broker that hangs was sent goes to another one after this, in time for the commit.
+            # After this time, requests to a broker that hangs go to another one, in time for the commit.
             "socket.timeout.ms": 5_000,
         }
         fixed: Settings = {
             "enable.idempotence": True,
-            # The default, CRC32, would put keys elsewhere than Java clients do, and joins would miss them.
+            # The default, CRC32, places keys in other partitions than Java clients do, which breaks joins.
             "partitioner": "murmur2_random",
             "delivery.report.only.error": True,
         }
         merged = tuning | self._settings | self._producer_settings | fixed
         if transactional_id is not None:
             milliseconds = int(transaction_timeout * 1000)
-            # A transaction that begins while the broker still finishes the one before is refused for some
-            # milliseconds (CONCURRENT_TRANSACTIONS), and its offsets were sent again after 100, the default.
+            # A transaction that begins while the broker still completes the previous one is rejected for some
+            # milliseconds (CONCURRENT_TRANSACTIONS); with the default of 100, the retry comes too late.
             merged.setdefault("retry.backoff.ms", TRANSACTION_RETRY_MILLISECONDS)
             merged |= {
                 "transactional.id": transactional_id,
                 "transaction.timeout.ms": milliseconds,
-                # The client refuses more than the transaction has.
+                # The client rejects a value above the transaction's time-out.
                 "socket.timeout.ms": _at_most(merged["socket.timeout.ms"], milliseconds),
-                # A record that cannot be written in time fails the transaction, not the other way round.
+                # A record that cannot be written in time must fail before its transaction times out.
                 "message.timeout.ms": milliseconds,
             }
         return merged
 
     def writer(self, topic: str) -> KafkaWriter:
-        """A writer of records to a topic, outside of transactions, that knows the outcome of each."""
+        """Create a writer to a topic, without transactions, that reports the outcome of each record."""
         tuning: Settings = {
             "linger.ms": 5,
-            # What is queued when a stop is asked for must be written within seconds.
+            # Records that are queued when a stop is requested must be written within seconds.
             "queue.buffering.max.messages": 200_000,
             "queue.buffering.max.kbytes": 16384,
             **self._size_limit(topic),
@@ -167,24 +171,24 @@ class KafkaBroker:
             "message.timeout.ms": 60_000,
         }
         merged = tuning | self._settings | self._producer_settings | fixed
-        return KafkaWriter(merged, self._access, topic)
+        return KafkaWriter(merged, self._factory, topic)
 
     def _size_limit(self, topic: str) -> Settings:
-        """The topic's limit: what is too large is then refused by the client, alone, not with its batch."""
+        """The topic's size limit, so that the client rejects a large record, and not the broker its batch."""
         admin = self.admin()
         try:
             limit = int(admin.settings([topic])[topic]["max.message.bytes"])
         except (BrokerError, KeyError, ValueError):
-            # Without the right to read it the client's default has to do.
+            # Without the right to read the topic's settings, the client's default applies.
             return {}
         finally:
             admin.close()
         return {"message.max.bytes": max(limit, 1_000), "batch.size": min(1_000_000, limit)}
 
     def admin(self) -> KafkaAdmin:
-        # Its questions have less time than that, and all go over one connection as long as it stands.
+        # Shorter than the time-outs of this client's requests, so that a dead connection is replaced in time.
         quick = {"socket.connection.setup.timeout.ms": 2_000, "socket.timeout.ms": 2_500}
-        return KafkaAdmin(self._settings | quick, self._access)
+        return KafkaAdmin(self._settings | quick, self._factory)
 
     def _topic_settings(self, topic: str) -> Mapping[str, str]:
         admin = self.admin()
@@ -202,5 +206,5 @@ class KafkaBroker:
 
 
 def _at_most(value: Any, most: int) -> Any:
-    """The lower one; what is no number is left for the client to refuse."""
+    """The lower of both; a value that is not a number is left for the client to reject."""
     return min(int(value), most) if str(value).isdigit() else value

@@ -23,9 +23,9 @@ from confluent_kafka.admin import (
 )
 
 from streams.broker import Isolation, NewTopic, TopicDescription
-from streams.broker.kafka.access import REQUEST_SECONDS, Access, LastError, Settings, log
+from streams.broker.kafka.client_factory import REQUEST_SECONDS, ClientFactory, LastError, Settings, log
 from streams.broker.kafka.errors import FORBIDDEN, TRANSIENT, UNREACHABLE
-from streams.broker.kafka.partitions import plain, with_offsets
+from streams.broker.kafka.partitions import to_client, with_offsets
 from streams.errors import (
     BrokerError,
     BrokerUnreachable,
@@ -42,17 +42,16 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 ELSEWHERE_SECONDS: Final = 3.0
-"""How long one broker may take before another is asked; how long connections may be refused, for TLS or
-credentials, before that is taken for the answer."""
+"""The time-out for one broker, after which another one is tried."""
 
 ANY_SECONDS: Final = 20.0
-"""How long brokers are tried for what only the controller answers, which may be another one each time."""
+"""How long to retry requests to the controller, which may move to another broker meanwhile."""
 
 OUTDATED_SECONDS: Final = 2.0
-"""How long partitions' leaders may be unknown before a question for offsets is given up."""
+"""How long partitions' leaders, or topics, may be unknown before a request fails."""
 
 LEADER_SECONDS: Final = 0.05
-"""How much longer than any other request each partition of a new topic may take to get its leader."""
+"""The additional time, per partition of a new topic, to wait for its leader."""
 
 _LATEST: Final = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # untyped in the library
 
@@ -73,12 +72,12 @@ _SETTING_REFUSED = {KafkaError.INVALID_CONFIG, KafkaError.POLICY_VIOLATION}
 class KafkaAdmin:
     """See ``streams.broker.Admin``."""
 
-    def __init__(self, settings: Settings, access: Access) -> None:
-        self._access = access
+    def __init__(self, settings: Settings, factory: ClientFactory) -> None:
+        self._factory = factory
         self._errors = LastError()
         self._servers = settings["bootstrap.servers"]
         self._settings = settings
-        self._client = access.make(AdminClient, settings | {"error_cb": self._errors})
+        self._client = factory.make(AdminClient, settings | {"error_cb": self._errors})
         self._groups: dict[str, Consumer] = {}
 
     def topics(self) -> dict[str, TopicDescription]:
@@ -93,7 +92,7 @@ class KafkaAdmin:
         }
 
     def topic_names(self) -> set[str]:
-        """Every topic that this client may see, those included whose state is not known just now."""
+        """All topics that this client may see, including those whose metadata is temporarily unavailable."""
         return {
             name
             for name, topic in self._metadata().topics.items()
@@ -113,21 +112,24 @@ class KafkaAdmin:
                 elif error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise self._failure(error, f"creating topic {name}") from error
         if refused:
-            raise NotAuthorized("creating topics", refused, principal=self._access.principal)
+            raise NotAuthorized("creating topics", refused, principal=self._factory.principal)
         partitions = sum(topic.partitions for topic in topics if topic.name in created)
         deadline = time.monotonic() + REQUEST_SECONDS + LEADER_SECONDS * partitions
         while not self._all_led(created):
             if time.monotonic() > deadline:
-                raise TopicError(f"topics {sorted(created)} were created but have no leaders yet")
+                raise TopicError(
+                    f"topics {sorted(created)} were created, but some partitions still have no leader",
+                    hint="check that enough brokers are running, and try again",
+                )
             time.sleep(0.02)
         return created
 
     def _created(self, topics: Collection[NewTopic]) -> dict[str, Future[Any]]:
-        """The answer for each topic: with all that is wished for it, or as much as the broker takes."""
+        """Create topics with all optional settings, or as many as the broker accepts; their answers."""
         answers: dict[str, Future[Any]] = {}
         left = {topic.name: (topic, list(topic.wished.items())) for topic in topics}
         while left:
-            asked = self._asked_to_create(
+            requested = self._request_topics(
                 [
                     ClientTopic(
                         topic.name,
@@ -138,16 +140,16 @@ class KafkaAdmin:
                     for topic, wished in left.values()
                 ]
             )
-            answers |= asked
+            answers |= requested
             left = {
                 name: (topic, wished[:-1])
                 for name, (topic, wished) in left.items()
-                if wished and _failed_by(asked[name], _SETTING_REFUSED)
+                if wished and _failed_by(requested[name], _SETTING_REFUSED)
             }
         return answers
 
-    def _asked_to_create(self, topics: list[ClientTopic]) -> dict[str, Future[Any]]:
-        """The answer for each topic; where all brokers were fenced, one that came once they were not."""
+    def _request_topics(self, topics: list[ClientTopic]) -> dict[str, Future[Any]]:
+        """Create topics; their answers. It retries while all brokers are fenced, e.g. after a restart."""
         deadline = time.monotonic() + ANY_SECONDS
         answers: dict[str, Future[Any]] = {}
         while True:
@@ -206,13 +208,13 @@ class KafkaAdmin:
                 elif cause.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                     continue
                 else:
-                    raise self._failure(error, f"asking for rights on topic {topic}") from error
-            # A broker from before Kafka 2.3 does not tell.
+                    raise self._failure(error, f"reading the rights on topic {topic}") from error
+            # Brokers before Kafka 2.3 do not report rights.
             if granted is not None:
                 names = {operation.name for operation in granted}
                 missing += [Right(wanted, "topic", topic) for wanted in rights[topic] if wanted not in names]
         if missing:
-            raise NotAuthorized("before the group is joined", missing, principal=self._access.principal)
+            raise NotAuthorized("checked before the group", missing, principal=self._factory.principal)
 
     def settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
         if not topics:
@@ -225,7 +227,7 @@ class KafkaAdmin:
                 lambda timeout: self._client.describe_configs(resources, request_timeout=timeout)
             )
             unknown = any(_failed_by(answer, {KafkaError.UNKNOWN_TOPIC_OR_PART}) for answer in asked.values())
-            # One broker knows of a new topic before another does.
+            # After a topic was created, some brokers know it later than others.
             if not unknown or time.monotonic() > deadline:
                 break
             time.sleep(0.05)
@@ -258,11 +260,11 @@ class KafkaAdmin:
             ]
         if not partitions:
             return {}
-        asked = plain(partitions)
+        asked = to_client(partitions)
         if group not in self._groups:
-            # The admin client's own request for this crashes the process while the group's coordinator is
-            # loading (librdkafka 2.16). A consumer that never joins may ask as well.
-            self._groups[group] = self._access.make(
+            # The admin client's request for this crashes the process while the group's coordinator is loading
+            # (librdkafka 2.16). A consumer that does not join the group can make the request too.
+            self._groups[group] = self._factory.make(
                 Consumer,
                 self._settings
                 | {"group.id": group, "isolation.level": "read_uncommitted", "enable.auto.commit": False},
@@ -285,7 +287,7 @@ class KafkaAdmin:
         }
 
     def broker_setting(self, name: str) -> str:
-        """One setting of some broker; empty where it is unknown or may not be seen."""
+        """A setting of any broker; empty if it is unknown or may not be read."""
         for broker in self._metadata().brokers:
             resource = ConfigResource(ResourceType.BROKER, str(broker))
             asked = self._client.describe_configs([resource], request_timeout=ELSEWHERE_SECONDS)
@@ -295,8 +297,8 @@ class KafkaAdmin:
                 if error.args[0].code() in UNREACHABLE:
                     continue
                 log.warning(
-                    "broker setting %s cannot be seen (%s): the classic group protocol is used; "
-                    "set group_protocol to choose",
+                    "broker setting %s cannot be read (%s): using the classic group protocol; "
+                    "to choose it, set group_protocol",
                     name,
                     error.args[0].name(),
                 )
@@ -310,13 +312,13 @@ class KafkaAdmin:
             client.close()
 
     def _ask(self, ask: Callable[[float], Mapping[Any, Future[Any]]]) -> Mapping[Any, Future[Any]]:
-        """Make a request again as long as nobody answers it, with a little more time for each.
+        """Repeat a request with increasing time-outs until a broker answers, or ``ANY_SECONDS`` have passed.
 
-        The client asks a broker that it takes for the controller, and goes on waiting for that one when it is
-        down. It learns of another one with the cluster's metadata.
+        The client sends it to the broker that it takes for the controller, and keeps waiting for that one
+        when it is down. It learns of a new controller from the cluster's metadata.
         """
-        if not self._access.let_in:
-            # Where no broker answers at all, this reports it, without waiting for the controller first.
+        if not self._factory.has_answered:
+            # If no broker answers at all, this fails without waiting for the controller first.
             self._metadata()
         end = time.monotonic() + ANY_SECONDS
         timeout = ELSEWHERE_SECONDS
@@ -330,22 +332,22 @@ class KafkaAdmin:
             timeout = min(2 * timeout, REQUEST_SECONDS)
 
     def _metadata(self) -> Any:
-        """What the cluster has, as some broker tells: one that does not answer is left for another."""
+        """The cluster's metadata from any broker: if one does not answer, another one is tried."""
         end = time.monotonic() + REQUEST_SECONDS
         while True:
             left = end - time.monotonic()
             try:
                 found = self._client.list_topics(timeout=min(left, ELSEWHERE_SECONDS))
             except KafkaException as error:
-                if not self._access.let_in:
-                    # A client that is refused goes on trying: it must be asked for its reasons.
+                if not self._factory.has_answered:
+                    # After a failed authentication the client keeps trying, and only reports it to error_cb.
                     self._raise_refusal()
                 if error.args[0].code() not in UNREACHABLE or left <= ELSEWHERE_SECONDS:
-                    raise self._failure(error, "asking for topics") from error
-                # Some answers come at once.
+                    raise self._failure(error, "reading the metadata") from error
+                # Some failures are immediate: limit the rate of retries.
                 time.sleep(0.05)
             else:
-                self._access.let_in = True
+                self._factory.has_answered = True
                 return found
 
     def _all_led(self, names: set[str]) -> bool:
@@ -385,28 +387,28 @@ class KafkaAdmin:
                 else:
                     offsets[TopicPartition(place.topic, place.partition)] = offset
                     if offset < 0:
-                        # Where a broker does not answer in time, the client says so by this number alone.
+                        # If a broker does not answer in time, the client only reports a negative offset.
                         unknown = f"{doing}: no answer"
             if not unknown:
                 return offsets
             if time.monotonic() > deadline:
                 raise Retriable(unknown)
-            # The client goes by what it learnt before a broker restarted, for ever, unless it looks again.
+            # After a broker's restart, the client keeps using outdated leaders until it reads the metadata.
             self._metadata()
             time.sleep(0.05)
 
     def _raise_refusal(self) -> None:
-        """Raise ``NotAuthenticated`` if that is why nothing was heard so far."""
-        # Only here the client hands out what it has met with meanwhile.
+        """Raise ``NotAuthenticated`` if failed authentication is why there was no answer so far."""
+        # The client calls error_cb only during a poll.
         self._client.poll(0)
         if not self._errors.refusal:
             return
-        text = self._access.scrub(self._errors.refusal)
-        hint = "are sasl.mechanism and the name and password, or the token, right? See the setting client"
+        text = self._factory.scrub(self._errors.refusal)
+        hint = "check sasl.mechanism, and the user name and password or the token, in the setting client"
         if "SSL handshake" in text:
             hint = (
-                "does the port speak TLS (security.protocol), and is its certificate for this name and "
-                "signed by the authority in ssl.ca.location? See the setting client"
+                "check, in the setting client, that security.protocol is right for this port, and that "
+                "ssl.ca.location has the authority of the broker's certificate, which must be for this host"
             )
         raise NotAuthenticated(f"no connection to {self._servers}: {text}", hint=hint)
 
@@ -414,10 +416,10 @@ class KafkaAdmin:
         cause: KafkaError = error.args[0]
         if cause.code() in UNREACHABLE:
             self._client.poll(0)
-            detail = f": {self._access.scrub(self._errors.text)}" if self._errors.text else ""
-            hint = "is the address right, does a broker run there? `streams broker start` starts one here"
-            if not self._access.complete:
-                hint += "; one that asks for TLS or SASL does not answer without (setting client)"
+            detail = f": {self._factory.scrub(self._errors.text)}" if self._errors.text else ""
+            hint = "check the address, and that a broker runs there; to start one here: streams broker start"
+            if not self._factory.complete:
+                hint += "; a broker that requires TLS or SASL does not answer without (setting client)"
             return BrokerUnreachable(f"no broker answers at {self._servers} ({doing}){detail}", hint=hint)
         if cause.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             return TopicError(f"{doing}: the topic or partition does not exist")
@@ -429,7 +431,7 @@ class KafkaAdmin:
             KafkaError.POLICY_VIOLATION,
         ):
             return TopicError(f"{doing}: {cause.str()}")
-        return self._access.means(cause, doing, *rights)
+        return self._factory.to_error(cause, doing, *rights)
 
 
 def _failed_by(answer: Future[Any], codes: Collection[int]) -> bool:
@@ -438,9 +440,9 @@ def _failed_by(answer: Future[Any], codes: Collection[int]) -> bool:
 
 
 def _fenced(answer: Future[Any]) -> bool:
-    """Whether no broker was there to take a partition, as after a moment in which all stood still.
+    """Whether a topic was not created because all brokers are fenced, e.g. after all of them paused.
 
-    A replication factor that there are too few brokers for has the same code: the text tells.
+    A replication factor above the number of brokers has the same error code; only the text differs.
     """
     error = answer.exception()
     return (

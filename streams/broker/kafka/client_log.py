@@ -1,4 +1,4 @@
-"""librdkafka's log lines without repetitions: it reports each failed attempt to connect, for instance."""
+"""Suppress repetitions in librdkafka's log, which e.g. has a line for each failed connection attempt."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 REPEAT_SECONDS: Final = 10.0
-"""Lines of one kind are written at most this often."""
+"""The minimum time between two written lines of the same kind."""
 
 MOST_KINDS: Final = 1000
-"""So many kinds are remembered; then all are forgotten, as texts may hold anything."""
+"""The maximum number of kinds that are remembered; at the limit, all are forgotten."""
 
-# Which client, connection, attempt or offset a line is about makes no kind of its own.
+# Lines that differ only in client, connection, attempt or offset are of the same kind.
 _PARTICULARS = re.compile(r"\[[^\]]*#[^\]]*\]|\[thrd:[^\]]*\]|\d+|, identical error\(s\) suppressed")
 
 
 class ClientLog:
-    """Lets the first line of each kind through, then one every ``REPEAT_SECONDS`` with how many came since.
+    """Passes the first line of each kind, then one every ``REPEAT_SECONDS`` with the number suppressed.
 
-    Lines are of one kind that differ in numbers, clients and threads alone. Safe from any thread.
+    Lines that differ only in numbers, clients and threads are of the same kind. It is thread-safe.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = Lock()
         self._kinds: dict[str, tuple[float, int]] = {}
-        """Of each kind, when a line was last let through and how many have come since."""
+        """For each kind, when a line was last written, and how many were suppressed since."""
 
     def admit(self, text: str) -> str | None:
-        """The line to write for ``text``; ``None`` where it only repeats what was written a moment ago."""
+        """The line to write for ``text``; ``None`` if it is suppressed as a repetition."""
         kind = _PARTICULARS.sub("", text)
         now = self._clock()
         with self._lock:

@@ -1,4 +1,4 @@
-"""Which of librdkafka's settings a program may choose, and why not the others."""
+"""The rules for librdkafka's settings: which ones a program must not set, and why."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Kind: TypeAlias = Literal["client", "consumer", "producer"]
-"""Which setting of an app they are in: those for all clients, for consumers, for producers."""
+"""The app's setting that contains them: for all clients, for consumers, or for producers."""
 
 TRUE: Final = frozenset({"true", "t", "1"})
 FALSE: Final = frozenset({"false", "f", "0"})
-"""How librdkafka takes a word for a truth value."""
+"""The words that librdkafka accepts as truth values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Why a setting is not the program's to choose.
+    """Why a program must not choose a setting.
 
-    ``needed`` are the values that the runtime works with, in lower case: who gives one of them changes
-    nothing. ``instead`` is the app's own setting for what it stands for.
+    ``needed`` are the values with which the runtime works, in lower case: giving one of them is allowed and
+    changes nothing. ``instead`` is the app's own setting for the same purpose.
     """
 
     reason: str
@@ -35,10 +35,10 @@ class Rule:
     needed: frozenset[str] = frozenset()
 
 
-_OFFSETS = "offsets are committed with the results, never by the client"
-_POSITIONS = "the worker decides where each partition is read"
+_OFFSETS = "offsets are committed together with the results, never by the client itself"
+_POSITIONS = "the worker decides from which offset each partition is read"
 _MEMBERS = "tasks that read several topics need equal partition numbers of them in one worker"
-_IDEMPOTENCE = "records would be lost, doubled or change places when a broker does not answer"
+_IDEMPOTENCE = "records could be lost, duplicated or reordered when a broker does not answer"
 _GROUP = "the app's name is the group's id"
 _CALLBACK = "the runtime uses this callback itself"
 
@@ -53,64 +53,65 @@ CONSUMER_RULES: Final[dict[str, Rule]] = {
     "offset.store.method": Rule(_OFFSETS, needed=frozenset({"broker"})),
     "offset.store.path": Rule(_OFFSETS),
     "offset.store.sync.interval.ms": Rule(_OFFSETS),
-    "enable.partition.eof": Rule("without it the worker never knows that it has caught up", needed=TRUE),
+    "enable.partition.eof": Rule("without it the worker cannot detect that it has caught up", needed=TRUE),
     "auto.offset.reset": Rule(_POSITIONS, "offset_reset or out_of_range_reset"),
     "group.id": Rule(_GROUP),
-    "group.instance.id": Rule("each worker needs one of its own", "group_instance_id"),
-    "group.protocol": Rule("the runtime follows either protocol's rules", "group_protocol"),
+    "group.instance.id": Rule("each worker needs a different one", "group_instance_id"),
+    "group.protocol": Rule("the runtime has to know which protocol is used", "group_protocol"),
     "group.protocol.type": Rule("a worker is a consumer", needed=frozenset({"consumer"})),
     "group.remote.assignor": Rule(_MEMBERS, needed=frozenset({"range"})),
     "partition.assignment.strategy": Rule(_MEMBERS, needed=frozenset({"range"})),
     "session.timeout.ms": Rule(
-        "the classic protocol gets it from the app, and with KIP-848 it is the broker's "
+        "with the classic protocol the app sets it, and with KIP-848 the broker does "
         "(group.consumer.session.timeout.ms)",
         "session_timeout",
     ),
     "heartbeat.interval.ms": Rule(
-        "it follows from the session's length, and with KIP-848 it is the broker's", "session_timeout"
+        "it is derived from the session time-out, and with KIP-848 the broker sets it", "session_timeout"
     ),
-    "max.poll.interval.ms": Rule("batches are cut to keep it", "poll_deadline"),
+    "max.poll.interval.ms": Rule("the size of batches depends on it", "poll_deadline"),
     "allow.auto.create.topics": Rule(
-        "an input topic that is missing would be made with any number of partitions, in silence",
+        "a missing input topic would silently be created, with the broker's default number of partitions",
         needed=FALSE,
     ),
     "on_commit": Rule(_CALLBACK),
 }
 
 PRODUCER_RULES: Final[dict[str, Rule]] = {
-    "transactional.id": Rule("each worker needs one of its own", "worker_id"),
-    "transaction.timeout.ms": Rule("commits and retries are fitted into it", "transaction_timeout"),
+    "transactional.id": Rule("each worker needs a different one", "worker_id"),
+    "transaction.timeout.ms": Rule("the timing of commits and retries depends on it", "transaction_timeout"),
     "message.timeout.ms": Rule(
-        "a record that cannot be written in time must fail before its transaction does", "transaction_timeout"
+        "a record that cannot be written in time must fail before its transaction times out",
+        "transaction_timeout",
     ),
     "enable.idempotence": Rule(_IDEMPOTENCE, needed=TRUE),
-    "enable.gapless.guarantee": Rule("a record that the broker refuses would end the client", needed=FALSE),
+    "enable.gapless.guarantee": Rule("a record that the broker rejects would end the client", needed=FALSE),
     "request.required.acks": Rule(_IDEMPOTENCE, needed=frozenset({"all", "-1"})),
     "max.in.flight.requests.per.connection": Rule(
         f"with more than 5, {_IDEMPOTENCE}", needed=frozenset(map(str, range(1, 6)))
     ),
     "message.send.max.retries": Rule(
-        "a record may be tried again as long as its transaction stands, which is bounded already",
+        "a record may be retried as long as its transaction is open, which is already limited",
         "transaction_timeout",
         frozenset({str((1 << 31) - 1)}),
     ),
     "partitioner": Rule(
-        "keys must lie where Java clients put them: joins, stores and queries go by that",
+        "keys must be in the same partitions as with Java clients: joins, stores and queries rely on it",
         needed=frozenset({"murmur2_random"}),
     ),
-    "delivery.report.only.error": Rule("failures are all that is to be reported", needed=TRUE),
+    "delivery.report.only.error": Rule("the runtime only handles reports of failures", needed=TRUE),
     "on_delivery": Rule(_CALLBACK),
 }
 
 CLIENT_RULES: Final[dict[str, Rule]] = {
     "metadata.broker.list": Rule("all clients use the app's cluster", "bootstrap_servers"),
-    "topic.blacklist": Rule("topics that are left out would look missing: list the inputs in the program"),
+    "topic.blacklist": Rule("excluded topics would look missing: choose the inputs in the program"),
     "api.version.request": Rule("transactions need it", needed=TRUE),
-    "default.topic.config": Rule("it is not checked: give the settings in it as they are"),
+    "default.topic.config": Rule("it is not checked: give its settings directly instead"),
     "error_cb": Rule(_CALLBACK),
-    "logger": Rule("log lines go through the app's own log, without secrets", "log_level"),
+    "logger": Rule("log lines are written to the app's log, without secrets", "log_level"),
 }
-"""For all kinds, on top of their own."""
+"""Rules for all kinds of clients, in addition to their own."""
 
 ALIASES: Final = {
     "bootstrap.servers": "metadata.broker.list",
@@ -124,7 +125,7 @@ ALIASES: Final = {
     "offset_commit_cb": "on_commit",
     "log_cb": "logger",
 }
-"""Other names of settings, of librdkafka's own and of its callbacks."""
+"""Other names of librdkafka's settings and callbacks."""
 
 _ELSEWHERE = {
     "max.poll.records": "the app's own setting for it is max_poll_records",
@@ -139,7 +140,7 @@ _ELSEWHERE = {
     "num.standby.replicas": "the app's own setting for it is standby_replicas",
     "state.dir": "the app's own setting for it is state_dir",
 }
-"""What other clients and Kafka Streams call things."""
+"""Settings of the Java clients and of Kafka Streams, with what to use instead."""
 
 COMMON: Final = (
     "client.id",
@@ -178,17 +179,17 @@ COMMON: Final = (
     "reconnect.backoff.ms",
     "reconnect.backoff.max.ms",
 )
-"""What people set most, for suggestions."""
+"""Frequently used settings, for suggestions."""
 
 _UNCONNECTED = {"security.protocol", "sasl.mechanism", "sasl.mechanisms", "oauth_cb"}
-"""What a client that is only made to check settings does not need: with these it would look for tokens."""
+"""Settings left out of a client that only checks settings: with these, it would request tokens."""
 
 
 def permitted(kind: Kind, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings without those that the runtime sets to the same value anyway.
 
-    Raises ``ConfigurationError`` that names all which are not the program's to choose, each with the reason.
-    Values are not shown: they may be secret.
+    Raises ``ConfigurationError`` with all settings that a program must not choose, and the reasons. It does
+    not include values, which may be secret.
     """
     rules = CLIENT_RULES | (CONSUMER_RULES if kind != "producer" else {})
     rules |= PRODUCER_RULES if kind != "consumer" else {}
@@ -198,19 +199,19 @@ def permitted(kind: Kind, settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         rule = rules.get(ALIASES.get(name, name))
         if name in _ELSEWHERE:
-            # librdkafka takes some of these, and ignores them.
-            refused.append(f"{kind} setting {name!r} is none of librdkafka's")
+            # librdkafka accepts some of these, and ignores them.
+            refused.append(f"{kind} setting {name!r} is not a setting of librdkafka")
             instead.append(_ELSEWHERE[name])
         elif rule is None:
             kept[name] = value
         elif str(value).strip().lower() not in rule.needed:
-            refused.append(f"{kind} setting {name!r} is not yours to choose: {rule.reason}")
+            refused.append(f"{kind} setting {name!r} cannot be set: {rule.reason}")
             if rule.instead is not None:
                 instead.append(f"the app's own setting for {name} is {rule.instead}")
     if refused:
         raise ConfigurationError(
             "\n  ".join(refused),
-            hint="; ".join(dict.fromkeys(instead)) or "leave it out: the runtime sets what it needs",
+            hint="; ".join(dict.fromkeys(instead)) or "remove it: the runtime sets the value that it needs",
         )
     return kept
 
@@ -218,11 +219,11 @@ def permitted(kind: Kind, settings: Mapping[str, Any]) -> dict[str, Any]:
 def check_with_client(
     kind: Literal["consumer", "producer"], given: Mapping[str, Any], merged: Mapping[str, Any]
 ) -> None:
-    """Check settings by making a client that connects to nothing.
+    """Check settings by creating a client without a connection.
 
-    ``given`` are those of the program, ``merged`` all that such a client gets. Raises ``ConfigurationError``
-    for names that librdkafka does not know, values that it does not take, and settings of the other kind,
-    which it would ignore.
+    ``given`` are the program's settings, ``merged`` all settings of such a client. Raises
+    ``ConfigurationError`` for names that librdkafka does not know, values that it does not accept, and
+    settings of the other kind of client, which it would ignore.
     """
     lines: list[str] = []
     secrets = secrets_in(given)
@@ -248,12 +249,12 @@ def check_with_client(
         raise unusable(
             kind,
             f"{ignored[0].split()[0]} is a setting of {other}s and has no effect on {kind}s",
-            hint=f"give it in {other}",
+            hint=f"put it into the setting {other}",
         )
 
 
 class _Lines:
-    """Takes what a client logs."""
+    """A logger that collects a client's log lines."""
 
     def __init__(self, lines: list[str]) -> None:
         self._lines = lines
@@ -263,7 +264,7 @@ class _Lines:
 
 
 def unusable(kind: Kind, why: str, hint: str | None = None) -> ConfigurationError:
-    """The error for settings that a client does not take, for the reason that it gives."""
+    """The error for settings that a client rejects, with its reason."""
     unknown = why.partition('No such configuration property: "')[2].rstrip('"')
     if unknown:
         known = [*CONSUMER_RULES, *PRODUCER_RULES, *ALIASES, *COMMON]
@@ -271,5 +272,5 @@ def unusable(kind: Kind, why: str, hint: str | None = None) -> ConfigurationErro
         hint = f"did you mean {close[0]}?" if close else None
     return ConfigurationError(
         f"the {kind} settings are not usable: {why}",
-        hint=hint or f"{kind} is librdkafka's own settings: see its CONFIGURATION.md",
+        hint=hint or f"{kind} contains librdkafka's own settings: see its CONFIGURATION.md",
     )

@@ -18,9 +18,9 @@ from confluent_kafka import (
 )
 
 from streams.broker import END, OutOfRange, Polled, RebalanceListener
-from streams.broker.kafka.access import REQUEST_SECONDS, Access, LastError, Settings, log
+from streams.broker.kafka.client_factory import REQUEST_SECONDS, ClientFactory, LastError, Settings, log
 from streams.broker.kafka.partition_state import Delivery, PartitionState, Position, Reading
-from streams.broker.kafka.partitions import placed, plain, with_offsets
+from streams.broker.kafka.partitions import from_client, to_client, with_offsets
 from streams.broker.kafka.subscription import LOOK_SECONDS, Subscription
 from streams.errors import AccessDenied, BrokerError, FatalBrokerError, NotAuthorized, Right, TopicError
 from streams.records import Fetched, Headers, Rows, TopicPartition
@@ -30,45 +30,45 @@ if TYPE_CHECKING:
 
     from streams.broker import NamePattern
     from streams.broker.kafka.admin import KafkaAdmin
-    from streams.broker.kafka.roll_calls import RollCalls
+    from streams.broker.kafka.assignment_check import AssignmentCheck
 
 REJOIN_SECONDS: Final = 1.0
-"""How often a static member asks whether its predecessor's session is over."""
+"""Seconds between attempts of a static member to join while its predecessor's session lasts."""
 
 OCCUPIED_SECONDS: Final = 120.0
-"""For longer no killed member's session lasts: there is another one alive with the same instance id."""
+"""Longer than the session of a killed member: after it, a running member has the same instance id."""
 
 SEEK_SECONDS: Final = 5.0
-"""How long a partition that was just assigned may take until it can be positioned."""
+"""How long a partition that was just assigned may take until the client accepts a seek."""
 
 COMMITTED_SECONDS: Final = 0.5
-"""How long an assignment may wait for the group's committed offsets; after that, other partitions go on."""
+"""How long an assignment waits for the group's committed offsets before other partitions continue."""
 
 UNPLACED: Final = END
-"""Where the client reads, to be discarded, while it is not known where to begin.
+"""The offset at which partitions are assigned while their start is unknown; their records are discarded.
 
-Left to request committed offsets itself, librdkafka 2.16 forgets to do so again when the group's coordinator
-moves, and then never releases a partition in any later rebalance."""
+If it requests the committed offsets itself, librdkafka 2.16 does not repeat the request when the group's
+coordinator moves, and then never releases a partition in any later rebalance."""
 
 ASK_SECONDS: Final = 0.1, 2.0
-"""How long a poll may wait for them at first, and at last when that was always too short."""
+"""The time-out of a poll's request for committed offsets: its initial and its maximum value."""
 
 ASK_GROWTH: Final = 1.25
-"""Slow: what is waited for is mostly the end of a killed member's transaction, and not a slow broker."""
+"""The growth of that time-out: small, as the usual cause is an open transaction, not a slow broker."""
 
 ASK_PAUSE: Final = 2
-"""The time until a poll asks again, as a multiple: the other partitions are to go on meanwhile."""
+"""The time to the next request, as a multiple of the time-out: other partitions continue meanwhile."""
 
 
 class Membership(NamedTuple):
-    """A group's member, as the commit of offsets in a transaction needs to know it."""
+    """A group and the metadata of its member, for committing offsets in a transaction."""
 
     group: str
     metadata: object
 
 
 class KafkaFetched:
-    """``Fetched`` on the client's own messages: a column is copied out when it is asked for."""
+    """``Fetched`` on the client's own messages: a column is only built when it is read."""
 
     __slots__ = ("_messages", "partition", "topic")
 
@@ -95,7 +95,7 @@ class KafkaFetched:
         return list(map(Message.value, self._at(rows)))
 
     def timestamps(self, rows: Rows | None = None) -> list[int]:
-        # A record without a time comes as type 0 with time -1 or 0.
+        # A record without a timestamp has the type 0 (not available) and the value -1 or 0.
         return [stamp if kind else -1 for kind, stamp in map(Message.timestamp, self._at(rows))]
 
     def offsets(self, rows: Rows | None = None) -> list[int]:
@@ -115,36 +115,36 @@ class KafkaConsumer:
     def __init__(
         self,
         settings: Settings,
-        access: Access,
+        factory: ClientFactory,
         *,
-        roll_calls: RollCalls | None,
+        assignment_check: AssignmentCheck | None,
         start: int,
         admin: Callable[[], KafkaAdmin],
     ) -> None:
-        self._access = access
+        self._factory = factory
         self._admin = admin
-        """Makes the client that lists topics for patterns."""
+        """Creates the client that lists topics for patterns."""
         self._subscription: Subscription | None = None
-        """What patterns match, for who subscribed to some."""
-        self._roll_calls = roll_calls
-        """For members by KIP-848's protocol, whose assignments change one partition at a time."""
+        """The topics that match patterns, if there are patterns."""
+        self._assignment_check = assignment_check
+        """For members with KIP-848's protocol, whose assignments change incrementally."""
         self._group: str = settings["group.id"]
         self._start = start
-        """Where partitions without a committed offset begin."""
+        """The start of partitions without a committed offset."""
         self._partitions: dict[TopicPartition, PartitionState] = {}
-        """The partitions that are assigned."""
+        """The assigned partitions."""
         self._ask_at = 0.0
-        """When the broker is to be asked again where the group is."""
+        """When to request the committed offsets of unplaced partitions again."""
         self._ask_seconds = ASK_SECONDS[0]
         self._rebalanced = False
         self._instance = settings.get("group.instance.id")
         self._settings: Settings = settings | {"error_cb": LastError()}
-        self._client = access.make(Consumer, self._settings)
+        self._client = factory.make(Consumer, self._settings)
         self._names: list[str] = []
         self._occupied_since: float | None = None
-        """Since when the group has refused this member, as its predecessor's session is not over."""
+        """Since when the group has rejected this static member because its predecessor's session lasts."""
         self._rejoin_at = 0.0
-        self._cooperative = roll_calls is not None
+        self._cooperative = assignment_check is not None
         self._listener: RebalanceListener | None = None
         self._raised: BaseException | None = None
         self._stash: list[Message] = []
@@ -157,7 +157,7 @@ class KafkaConsumer:
             self._subscription.close()
             self._subscription = None
         if patterns:
-            # The first poll that knows which topics there are joins the group.
+            # The group is joined by the first poll after the topics were listed.
             refresh = int(self._settings["topic.metadata.refresh.interval.ms"]) / 1000
             self._subscription = Subscription(
                 names,
@@ -170,17 +170,17 @@ class KafkaConsumer:
         self._subscribe()
 
     def _follow_subscription(self, subscription: Subscription) -> None:
-        """Subscribe to other topics where patterns match others than before."""
+        """Subscribe again if patterns now match other topics."""
         names = subscription.names
         if names is None or names == self._names:
             return
-        log.info("group %s: patterns match %s", self._group, ", ".join(names) or "no topic yet")
+        log.info("group %s: patterns match %s", self._group, ", ".join(names) or "no topics yet")
         self._names = names
         self._subscribe()
 
     def _subscribe(self) -> None:
         if not self._names:
-            # The client takes no empty subscription.
+            # The client rejects an empty subscription.
             self._call("leaving the group", self._client.unsubscribe)
             return
         self._call(
@@ -192,7 +192,7 @@ class KafkaConsumer:
 
     def assign(self, positions: Mapping[TopicPartition, int]) -> None:
         before = self._partitions
-        # The client keeps a partition paused over assignments.
+        # In the client, a partition stays paused across assignments.
         self._partitions = {
             place: PartitionState(offset, before[place].delivery if place in before else Delivery.RUNNING)
             for place, offset in positions.items()
@@ -206,12 +206,12 @@ class KafkaConsumer:
             self._place_unplaced()
         if self._subscription is not None:
             self._follow_subscription(self._subscription)
-        if self._roll_calls is not None and self._listener is not None:
-            self._answer_roll_call(self._roll_calls)
+        if self._assignment_check is not None and self._listener is not None:
+            self._check_assignment(self._assignment_check)
         out_of_range = self._settle() if waits else {}
         messages, self._stash = self._stash, []
         if not messages:
-            # consume() waits for all it was asked for: wait for one only, then take what is there.
+            # consume() waits for the full number: wait for one message, then take those already fetched.
             messages = self._consume(1, timeout)
             if messages and max_records > 1 and not self._rebalanced:
                 messages += self._consume(max_records - 1, 0)
@@ -223,49 +223,49 @@ class KafkaConsumer:
     def keep_alive(self) -> None:
         running = self._all(Delivery.RUNNING)
         if running:
-            self._call("pausing", lambda: self._client.pause(plain(running)))
+            self._call("pausing", lambda: self._client.pause(to_client(running)))
             for state in running.values():
                 state.idle()
-        # What comes all the same is kept for the next poll.
+        # Messages that arrive nevertheless are kept for the next poll.
         came = self._consume(1, 0)
         if self._rebalanced:
             came = self._after_rebalance(came)
-        # A rebalance meanwhile took messages out of the stash: they must not come back.
+        # Appended, because a rebalance in the meantime may have removed messages from the stash.
         self._stash += came
 
     def resume_idled(self) -> None:
-        """Let continue what ``keep_alive`` paused."""
+        """Resume the partitions that ``keep_alive`` paused."""
         self._resume(self._all(Delivery.IDLE))
 
     def _all(self, delivery: Delivery) -> dict[TopicPartition, PartitionState]:
         return {place: state for place, state in self._partitions.items() if state.delivery is delivery}
 
     def _resume(self, paused: Mapping[TopicPartition, PartitionState]) -> None:
-        """Let paused partitions continue, exactly where polls have come to.
+        """Resume paused partitions exactly at the offsets that polls have reached.
 
-        By itself the client continues from what it believes to have handed out, and it notes that in another
-        thread: with a rebalance at the same time it can be wrong by a whole poll.
+        The client itself resumes at its own record of what it has delivered, which another thread updates:
+        with a rebalance at the same time it can be wrong by a complete poll.
         """
         if not paused:
             return
         for state in paused.values():
             state.resume()
-        self._call("resuming", lambda: self._client.resume(plain(paused)))
+        self._call("resuming", lambda: self._client.resume(to_client(paused)))
         self._seek_again(paused)
 
     def _seek_again(self, places: Iterable[TopicPartition]) -> None:
         for place in sorted(places):
             state = self._partitions[place]
             state.moved()
-            # What the client has stopped reading is assigned again, once it is settled from where.
+            # Partitions that the client has stopped reading are assigned again once their offset is known.
             if state.reached is not None and not state.stopped:
                 self._seek(place, state.reached)
 
     def _after_rebalance(self, messages: list[Message]) -> list[Message]:
-        """What may be kept of messages among which a rebalance came: errors, no records.
+        """The messages to keep of a poll in which a rebalance happened: errors, but no records.
 
-        A rebalance pauses all partitions, and of what the client has fetched before, it drops some and hands
-        out some, in no order that can be relied on. All of it is read again.
+        A rebalance pauses all partitions. Of the records fetched before, the client drops some and delivers
+        others, in no reliable order. So all of them are read again.
         """
         self._rebalanced = False
         kept, dropped = [], set()
@@ -285,7 +285,7 @@ class KafkaConsumer:
         return kept
 
     def seek(self, positions: Mapping[TopicPartition, int]) -> None:
-        # Resuming continues from where the client was, which would undo a seek made before it.
+        # Resuming seeks to the reached offsets, which would undo a seek made before it.
         self.resume_idled()
         strangers = sorted(positions.keys() - self._partitions.keys())
         if strangers:
@@ -307,12 +307,12 @@ class KafkaConsumer:
                 self._client.seek(ClientPartition(*place, offset))
             except KafkaException as error:
                 if error.args[0].code() != KafkaError._STATE:  # noqa: SLF001 - a public name of the library
-                    raise self._means(error.args[0], f"seeking {place}", place.topic) from error
-                # Just assigned, a partition is not ready for it for some milliseconds.
+                    raise self._to_error(error.args[0], f"seeking {place}", place.topic) from error
+                # For some milliseconds after its assignment, a partition does not accept a seek.
                 if time.monotonic() < deadline:
                     time.sleep(0.005)
                     continue
-                # The client has stopped reading it, which it has not reported yet.
+                # The client has stopped reading it, and has not reported that yet.
                 self._place_again({place: offset})
                 return
             else:
@@ -322,10 +322,10 @@ class KafkaConsumer:
         for place in partitions:
             if place in self._partitions:
                 self._partitions[place].pause()
-        self._call("pausing", lambda: self._client.pause(plain(partitions)))
+        self._call("pausing", lambda: self._client.pause(to_client(partitions)))
 
     def resume(self, partitions: Collection[TopicPartition]) -> None:
-        # Those that it has not paused itself, the client reads again from where it once began.
+        # On resuming a partition that is not paused, the client reads again from where it started.
         known = {place: self._partitions[place] for place in partitions if place in self._partitions}
         self._resume({place: state for place, state in known.items() if state.paused})
 
@@ -343,13 +343,13 @@ class KafkaConsumer:
         if not partitions:
             return {}
         found = self._call(
-            "asking for committed offsets",
-            lambda: self._client.committed(plain(partitions), timeout=REQUEST_SECONDS),
+            "reading committed offsets",
+            lambda: self._client.committed(to_client(partitions), timeout=REQUEST_SECONDS),
         )
         for partition in found:
             if partition.error is not None:
                 doing = f"committed offset of {partition.topic}-{partition.partition}"
-                raise self._means(partition.error, doing, partition.topic)
+                raise self._to_error(partition.error, doing, partition.topic)
         return {TopicPartition(item.topic, item.partition): item.offset for item in found if item.offset >= 0}
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
@@ -362,7 +362,7 @@ class KafkaConsumer:
         for partition in done or ():
             if partition.error is not None:
                 doing = f"committing {partition.topic}-{partition.partition}"
-                raise self._means(partition.error, doing, partition.topic)
+                raise self._to_error(partition.error, doing, partition.topic)
 
     def known_ends(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         ends = {}
@@ -374,7 +374,7 @@ class KafkaConsumer:
 
     @property
     def member(self) -> str | None:
-        # Static members come first, by their instance ids.
+        # The assignor sorts static members first, by their instance ids.
         if self._instance is not None:
             return f"0{self._instance}"
         identifier = self._client.memberid()
@@ -395,37 +395,37 @@ class KafkaConsumer:
         try:
             return self._client.consume(count, timeout)
         except KafkaException as error:
-            raise self._means(error.args[0], "reading") from error
+            raise self._to_error(error.args[0], "reading") from error
         finally:
             self._reraise()
 
     def _rejoin(self, timeout: float) -> None:
-        """Try again to join as a static member whose predecessor was killed; a client is refused for good."""
+        """Try again to join as a static member whose predecessor was killed, with a new client each time."""
         assert self._occupied_since is not None
         if time.monotonic() < self._rejoin_at:
             time.sleep(min(timeout, max(0.0, self._rejoin_at - time.monotonic())))
             return
         if time.monotonic() - self._occupied_since > OCCUPIED_SECONDS:
             raise FatalBrokerError(
-                f"group {self._group} has had another member with the instance id {self._instance!r} "
-                f"for {OCCUPIED_SECONDS:.0f} s",
-                hint="give each worker a group_instance_id of its own",
+                f"group {self._group} has another running member with the instance id {self._instance!r}: "
+                f"this one could not join for {OCCUPIED_SECONDS:.0f} s",
+                hint="give each worker a different group_instance_id",
             )
         self._rejoin_at = time.monotonic() + REJOIN_SECONDS
         self._renew()
 
-    def _answer_roll_call(self, roll_calls: RollCalls) -> None:
-        """Leave the group and join again when its coordinator goes on believing something else."""
+    def _check_assignment(self, assignment_check: AssignmentCheck) -> None:
+        """Leave the group and join again if the coordinator's assignment differs for too long."""
         member = self._client.memberid()
-        differs = roll_calls.ask(member, self._partitions.keys()) if member else None
+        differs = assignment_check.check(member, self._partitions.keys()) if member else None
         if differs is not None:
-            log.warning("group %s: this member joins again: %s", self._group, differs)
+            log.warning("group %s: this member leaves and joins again: %s", self._group, differs)
             self._renew()
 
     def _renew(self) -> None:
-        """Be another member, which has nothing yet."""
+        """Replace the client: join again as a new member without partitions."""
         self._client.close()
-        self._client = self._access.make(Consumer, self._settings)
+        self._client = self._factory.make(Consumer, self._settings)
         self._reraise()
         self._subscribe()
 
@@ -434,7 +434,7 @@ class KafkaConsumer:
         if any(map(Message.error, messages)):
             messages = self._without_errors(messages, ends)
         parts: dict[tuple[Any, Any], list[Message]] = {}
-        # Records come in runs of one partition; groupby keeps the work per record inside C.
+        # Records arrive in runs of one partition; groupby does the work per record in C.
         for partition, run in groupby(messages, Message.partition):
             for topic, part in groupby(run, Message.topic):
                 parts.setdefault((topic, partition), []).extend(part)
@@ -446,22 +446,22 @@ class KafkaConsumer:
                 continue
             records, reached = came, state.reached
             if cast("int", came[0].offset()) < reached:
-                # A pause that overtakes a poll makes the client read again what that poll has handed out.
+                # If a pause overtakes a poll, the client reads again what that poll has delivered.
                 records = [message for message in came if cast("int", message.offset()) >= reached]
                 if not records:
                     continue
             last = cast("int", records[-1].offset())
             state.handed_out(last + 1)
-            # Records behind a reported end mean that it is not the end any more.
+            # Records after a reported end mean that it is no longer the end.
             if last >= ends.get(place, last + 1):
                 del ends[place]
             fetched.append(KafkaFetched(*place, records))
         return Polled(fetched, {place: end for place, end in ends.items() if self._believes(place, end)})
 
     def _believes(self, place: TopicPartition, end: int) -> bool:
-        """Whether a reported end is one; where that is doubted, it is read up to again."""
+        """Whether a reported end counts; if it is in doubt, the partition is read up to its end again."""
         state = self._partitions.get(place)
-        # What a rebalance made uncertain is sought again by the next poll, and its end reported again.
+        # After a rebalance, the next poll seeks again, and the client reports the end again.
         if state is None or state.reached is None or state.position is Position.UNCERTAIN:
             return False
         doubts = state.doubts(end)
@@ -484,7 +484,7 @@ class KafkaConsumer:
                 self._note_stopped(message)
             elif error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 if self._subscription is not None and not self._subscription.named(message.topic() or ""):
-                    # What only a pattern matches may be deleted.
+                    # A topic that only matches a pattern may be deleted.
                     self._subscription.look_soon()
                     continue
                 raise TopicError(
@@ -493,36 +493,38 @@ class KafkaConsumer:
                 )
             else:
                 if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED and self._listener is None:
-                    # The client looks for the coordinator of the group it is named, which nobody joins.
+                    # The client looks up the coordinator of its group id even if it does not join a group.
                     continue
                 topic = message.topic()
-                doing = f"reading {topic}-{message.partition()}" if topic else f"as a member of {self._group}"
-                means = self._means(error, doing, topic)
+                doing = f"reading {topic}-{message.partition()}" if topic else f"member of {self._group}"
+                translated = self._to_error(error, doing, topic)
                 if error.code() == KafkaError._FATAL and "Group authorization failed" in error.str():  # noqa: SLF001 - a public name of the library
-                    # Its own code is lost when the client says that it can do nothing any more.
+                    # A fatal error of the client replaces the original code; only the text has the cause.
                     right = Right("READ", "group", self._group)
-                    raise NotAuthorized(error.str(), [right], principal=self._access.principal)
-                if isinstance(means, AccessDenied) or (isinstance(means, FatalBrokerError) and error.fatal()):
-                    raise means
+                    raise NotAuthorized(error.str(), [right], principal=self._factory.principal)
+                if isinstance(translated, AccessDenied) or (
+                    isinstance(translated, FatalBrokerError) and error.fatal()
+                ):
+                    raise translated
                 if error.code() == KafkaError._FATAL:  # noqa: SLF001 - a public name of the library
-                    self._stand_in_line(means)
+                    self._wait_for_predecessor(translated)
                     continue
-                # The client goes on by itself after the others, e.g. it rejoins after a missed deadline.
-                self._access.log(logging.WARNING, "%s", means)
+                # The client recovers from all others by itself, e.g. it rejoins after a missed deadline.
+                self._factory.log(logging.WARNING, "%s", translated)
         return records
 
-    def _stand_in_line(self, means: BrokerError) -> None:
-        """After an error that ends the client: join again once a killed predecessor's session is over.
+    def _wait_for_predecessor(self, error: BrokerError) -> None:
+        """After a fatal error of the client: join again once a killed predecessor's session has ended.
 
         Raises ``FatalBrokerError`` for all other errors.
         """
-        # The code is lost on the way here, its text is not.
-        if KafkaError(KafkaError.UNRELEASED_INSTANCE_ID).str() not in str(means) or self._partitions:
-            raise FatalBrokerError(str(means))
+        # The fatal error has lost the original code, but has its text.
+        if KafkaError(KafkaError.UNRELEASED_INSTANCE_ID).str() not in str(error) or self._partitions:
+            raise FatalBrokerError(str(error))
         if self._occupied_since is None:
             self._occupied_since = time.monotonic()
             log.warning(
-                "group %s: the session of the member before with instance id %r is not over yet",
+                "group %s: waiting for the end of the previous member's session with instance id %r",
                 self._group,
                 self._instance,
             )
@@ -531,12 +533,12 @@ class KafkaConsumer:
     def _begin(
         self, client: Consumer, partitions: list[ClientPartition]
     ) -> dict[TopicPartition, PartitionState]:
-        """Have partitions begin where the group is in them, or where new ones should, before they are read.
+        """Set the start of partitions to the committed offsets, or to the start for new ones.
 
-        The client would ask by itself, but not say where it begins, and only who knows that can have it read
-        again what it drops in a rebalance.
+        The client would read these offsets itself, but not report them, and they are needed to read again
+        what it drops in a rebalance.
         """
-        places = placed(partitions)
+        places = from_client(partitions)
         starts = self._starts(client, places, COMMITTED_SECONDS)
         if starts is None:
             self._ask_at = time.monotonic() + ASK_PAUSE * self._ask_seconds
@@ -550,11 +552,11 @@ class KafkaConsumer:
     def _starts(
         self, client: Consumer, places: Collection[TopicPartition], timeout: float
     ) -> dict[TopicPartition, int] | None:
-        """Where the group is in these; ``None`` while the broker cannot tell."""
+        """The start of each partition: its committed offset, or that for new ones; ``None`` while unknown."""
         try:
-            committed = client.committed(plain(places), timeout=timeout)
+            committed = client.committed(to_client(places), timeout=timeout)
         except KafkaException:
-            # E.g. while it is not known whether a killed member's last transaction was committed.
+            # For example while the outcome of a killed member's last transaction is open.
             return None
         if any(item.error is not None for item in committed):
             return None
@@ -564,7 +566,7 @@ class KafkaConsumer:
         }
 
     def _place_unplaced(self) -> None:
-        """Ask again where the group is in partitions of which the broker could not tell."""
+        """Request the committed offsets of unplaced partitions again."""
         unplaced = [place for place, state in self._partitions.items() if state.unplaced]
         if not unplaced or time.monotonic() < self._ask_at:
             return
@@ -582,9 +584,9 @@ class KafkaConsumer:
             state.stop(message.offset())
 
     def _settle(self) -> dict[TopicPartition, OutOfRange]:
-        """Begin what turned out to have no committed offset, and find out what the other logs hold.
+        """Start stopped partitions without a committed offset, and check the logs of the others.
 
-        The client has one policy for both, so it is asked to stop instead.
+        The client has one policy (``auto.offset.reset``) for both cases, so it is set to stop with an error.
         """
         out_of_range: dict[TopicPartition, OutOfRange] = {}
         positions: dict[TopicPartition, int] = {}
@@ -602,14 +604,14 @@ class KafkaConsumer:
                     ClientPartition(*place), timeout=REQUEST_SECONDS
                 )
             except KafkaException as error:
-                means = self._means(error.args[0], f"asking for the log of {place}", place.topic)
-                if isinstance(means, AccessDenied):
-                    raise means from error
-                # With the next poll it is asked again.
-                self._access.log(logging.WARNING, "%s", means)
+                translated = self._to_error(error.args[0], f"reading the offsets of {place}", place.topic)
+                if isinstance(translated, AccessDenied):
+                    raise translated from error
+                # The next poll tries again.
+                self._factory.log(logging.WARNING, "%s", translated)
                 continue
             if beginning <= offset <= end:
-                # A broker that has just become the leader did not know better.
+                # The offset exists: a broker that had just become the leader did not have it yet.
                 positions[place] = offset
             else:
                 out_of_range[place] = OutOfRange(offset, beginning, end)
@@ -619,12 +621,12 @@ class KafkaConsumer:
         return out_of_range
 
     def _place_again(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Assign partitions again, from these offsets: the client does not seek in what it has stopped."""
+        """Assign partitions again from these offsets, as the client cannot seek in those it has stopped."""
         if not positions:
             return
         again = dict(positions)
         if not self._cooperative:
-            # The older protocol's assignment is only made as a whole.
+            # With the classic protocol, only the complete assignment can be set.
             again = {
                 place: UNPLACED if state.reached is None else state.reached
                 for place, state in self._partitions.items()
@@ -633,14 +635,14 @@ class KafkaConsumer:
         self._stash = [message for message in self._stash if _place(message) not in again]
 
         def assign() -> None:
-            # Paused, they would continue from where they were paused.
-            self._client.resume(plain(paused))
+            # If they stayed paused, the client would later resume at their old offsets.
+            self._client.resume(to_client(paused))
             if self._cooperative:
-                self._client.incremental_unassign(plain(again))
+                self._client.incremental_unassign(to_client(again))
                 self._client.incremental_assign(with_offsets(again))
             else:
                 self._client.assign(with_offsets(again))
-            self._client.pause(plain(paused))
+            self._client.pause(to_client(paused))
 
         self._call("positioning", assign)
         for place, offset in positions.items():
@@ -670,16 +672,16 @@ class KafkaConsumer:
         self._release("lost", client, partitions)
 
     def _release(self, how: str, client: Consumer, partitions: list[ClientPartition]) -> None:
-        gone = set(placed(partitions))
+        gone = set(from_client(partitions))
         self._rebalanced = True
         self._tell(how, sorted(gone))
         released = {place: self._partitions.pop(place) for place in gone if place in self._partitions}
         self._keep_through_rebalance()
-        # The client keeps a partition paused over the next assignment. Resumed then, it would continue where
-        # it was paused and not where the group has committed; so that is done now.
+        # In the client, a partition stays paused in its next assignment, and resuming it then would continue
+        # where it was paused instead of at the committed offset. So it is resumed now.
         paused = [place for place, state in released.items() if state.paused]
         if paused:
-            client.resume(plain(paused))
+            client.resume(to_client(paused))
         self._stash = [message for message in self._stash if _place(message) not in gone]
         if self._cooperative:
             client.incremental_unassign(partitions)
@@ -687,7 +689,7 @@ class KafkaConsumer:
             client.unassign()
 
     def _tell(self, what: str, partitions: Sequence[TopicPartition]) -> None:
-        # An exception must not unwind through the client's C code: it is raised when the call is back.
+        # An exception must not propagate through the client's C code: it is raised after the call returns.
         if self._listener is None or not partitions:
             return
         try:
@@ -700,16 +702,16 @@ class KafkaConsumer:
         if raised is not None:
             raise raised
 
-    def _means(self, error: KafkaError, doing: str, topic: str | None = None) -> BrokerError:
+    def _to_error(self, error: KafkaError, doing: str, topic: str | None = None) -> BrokerError:
         topics = [topic] if topic else self._names
         rights = [Right("READ", "topic", name) for name in topics]
-        return self._access.means(error, doing, *rights, Right("READ", "group", self._group))
+        return self._factory.to_error(error, doing, *rights, Right("READ", "group", self._group))
 
     def _call(self, doing: str, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except KafkaException as error:
-            raise self._means(error.args[0], doing) from error
+            raise self._to_error(error.args[0], doing) from error
         except RuntimeError as error:
             raise FatalBrokerError(f"{doing}: {error}") from error
 
@@ -719,11 +721,11 @@ def _place(message: Message) -> TopicPartition:
 
 
 def _has_none(partition: ClientPartition) -> bool:
-    """Whether the group is known to have committed no offset of it."""
+    """Whether it is known that the group has no committed offset of the partition."""
     return partition.error is None and partition.offset == OFFSET_INVALID
 
 
 def _is_stopped(message: Message) -> bool:
-    """Whether it says that the client knows no place in the log to go on from."""
+    """Whether a message reports that the client found no offset from which to read the partition."""
     error = message.error()
     return error is not None and error.code() == KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001 - a public name of the library

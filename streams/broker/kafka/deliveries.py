@@ -1,4 +1,4 @@
-"""Records that were queued and not delivered: which they are, and whether the fault is their own."""
+"""Find the records that were queued and not delivered, and whether they were rejected themselves."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from streams.records import Headers, Output
 
 BATCH_BYTES: Final = 61
-"""What a batch has besides its records."""
+"""The size of a batch without its records."""
 
 MOST_RECORD_BYTES: Final = 32
-"""What a record has at most besides its key, value and headers: lengths, its place and time in the batch."""
+"""The maximum size of a record without its key, value and headers: lengths, and offset and time deltas."""
 
 MOST_HEADER_BYTES: Final = 8
-"""What each header has at most besides, where its lengths are longer than a byte each."""
+"""The maximum additional size of a header, if its lengths take more than a byte each."""
 
 NEAR_MILLISECONDS: Final = 60_000
-"""An event time this close to the clock is not why a record is refused."""
+"""An event time this close to the clock cannot be the reason for which a record is rejected."""
 
 AHEAD_MILLISECONDS: Final = 3_540_000
-"""An event time this far ahead may well be: the default of ``message.timestamp.after.max.ms`` is an hour."""
+"""An event time this far ahead may be the reason: ``message.timestamp.after.max.ms`` defaults to an hour."""
 
 _PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}  # noqa: SLF001 - public names of the library
 
@@ -43,24 +43,24 @@ class Failure(NamedTuple):
     error: KafkaError
     output: Output
     alone: bool
-    """Whether it was alone in its batch for certain."""
+    """Whether it is certain that it was alone in its batch."""
     partition: int | None
     key: bytes | None
     value: bytes | None
 
     @property
     def collateral(self) -> bool:
-        """Whether it failed only because of another record in its batch."""
+        """Whether it only failed because of another record in its batch."""
         return self.error.code() == KafkaError._INVALID_DIFFERENT_RECORD  # noqa: SLF001 - a public name of the library
 
     @property
     def of_the_record(self) -> bool:
-        """Whether the broker refused what is in the record, or in its batch."""
+        """Whether the broker rejected the content of the record or of its batch."""
         return self.error.code() in REFUSED_BY_BROKER
 
     @property
     def too_large(self) -> bool:
-        """Whether it, or its batch, is larger than the topic takes."""
+        """Whether the record or its batch exceeds the topic's size limit."""
         return self.error.code() in TOO_LARGE
 
     @property
@@ -70,7 +70,7 @@ class Failure(NamedTuple):
 
 
 class Sent:
-    """Called by the client for records of an output that were not delivered. One for many records."""
+    """The client's callback for records of an output that were not delivered; one for many records."""
 
     __slots__ = ("_alone", "_failures", "_output")
 
@@ -80,20 +80,20 @@ class Sent:
         self._alone = alone
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
-        # What was purged belongs to an aborted transaction.
+        # Purged records belong to an aborted transaction.
         if error is not None and error.code() not in _PURGED:
             self._failures.append(
                 Failure(error, self._output, self._alone, message.partition(), message.key(), message.value())
             )
 
 
-def telling(failures: Sequence[Failure]) -> Failure:
-    """The failure that tells most about all of them."""
+def most_specific(failures: Sequence[Failure]) -> Failure:
+    """The failure with the most specific reason."""
     return min(failures, key=lambda failure: (failure.collateral, failure.of_the_record))
 
 
 def record_bytes(key: bytes | None, value: bytes | None, headers: Headers | None) -> int:
-    """What a record has at least, in bytes, before compression."""
+    """The minimum size of a record in bytes, before compression."""
     size = (0 if key is None else len(key)) + (0 if value is None else len(value))
     for name, content in headers or ():
         size += 2 + len(name.encode()) + (0 if content is None else len(content))
@@ -101,19 +101,19 @@ def record_bytes(key: bytes | None, value: bytes | None, headers: Headers | None
 
 
 def most_bytes(least: int, headers: Headers | None) -> int:
-    """What a record has at most that has ``least``."""
+    """The maximum size in bytes of a record whose minimum size is ``least``."""
     return least + MOST_RECORD_BYTES + MOST_HEADER_BYTES * len(headers or ())
 
 
 def named(failures: Sequence[Failure]) -> list[Failure]:
-    """The failures of records that the broker refused themselves, as far as that is certain.
+    """The failures of records that the broker certainly rejected themselves.
 
-    Since Kafka 2.4 the broker says which records of a batch it does not take (KIP-467). librdkafka 2.16
-    passes that on where they are several: these have one code, whatever the reason, and the others of their
-    batch another one. Where it is a single record, all of its batch have the batch's code, as with older
+    Since Kafka 2.4 the broker names the records of a batch that it rejects (KIP-467). librdkafka 2.16 only
+    passes this on if there are several: these have one code, whatever the reason, and the others of their
+    batch another one. If it is a single record, all records of its batch have the batch's code, as with older
     brokers.
     """
-    told = {(failure.output.topic, failure.partition) for failure in failures if failure.collateral}
+    specified = {(failure.output.topic, failure.partition) for failure in failures if failure.collateral}
     return [
         failure
         for failure in failures
@@ -122,14 +122,14 @@ def named(failures: Sequence[Failure]) -> list[Failure]:
             failure.alone
             or (
                 failure.error.code() == KafkaError.INVALID_RECORD
-                and (failure.output.topic, failure.partition) in told
+                and (failure.output.topic, failure.partition) in specified
             )
         )
     ]
 
 
 class NamedRefusal(NamedTuple):
-    """A row that was refused, and the client's code for why."""
+    """A row that was rejected, with the client's error code."""
 
     output: Output
     row: int
@@ -138,16 +138,16 @@ class NamedRefusal(NamedTuple):
 
     @property
     def public(self) -> Refusal:
-        """As those know it who know no codes."""
+        """The refusal without the client's code."""
         return Refusal(self.output, self.row, self.error)
 
 
 def refusals(failures: Sequence[Failure]) -> list[NamedRefusal]:
-    """The rows that were refused for reasons of their own.
+    """The rows that the broker rejected for what is in them.
 
-    The client gives back a record's key and value, not its number: among equal ones, those whose event times
-    are furthest from now were refused. Of several batches that failed, one may have all its records named for
-    one of them: where the reason cannot be seen in a record, it is to be written alone first.
+    The client reports a record's key and value, not its row: among equal ones, those with event times
+    furthest from now are taken. If several batches failed, all records of a batch may be reported for one of
+    them: a record in which no reason is visible only counts once it was written alone.
     """
     counts: dict[int, dict[tuple[bytes, bytes], list[Failure]]] = defaultdict(lambda: defaultdict(list))
     outputs: dict[int, Output] = {}
@@ -179,7 +179,7 @@ def wall_clock() -> int:
 
 
 def conspicuous(output: Output, row: int, now: int) -> bool:
-    """Whether a row looks like what Kafka refuses: it has no key, or is about an hour ahead of ``now``."""
+    """Whether Kafka may reject a row: it has no key, or its event time is about an hour after ``now``."""
     return output.keys[row] is None or output.timestamps[row] > now + AHEAD_MILLISECONDS
 
 
@@ -187,17 +187,17 @@ def _refused(failure: Failure, output: Output, row: int, now: int) -> RecordRefu
     topic, ahead = output.topic, (output.timestamps[row] - now) / 1000
     headers = None if output.headers is None else output.headers[row]
     size = record_bytes(output.keys[row], output.values[row], headers)
-    reason = f"topic {topic} refuses a record of {size} bytes: {failure.why}"
+    reason = f"topic {topic} rejects a record of {size} bytes: {failure.why}"
     hints = []
     if failure.error.code() in TOO_LARGE:
-        hints.append(f"raise max.message.bytes of {topic}, or write less")
+        hints.append(f"raise max.message.bytes of {topic}, or write smaller records")
     if failure.error.code() in (KafkaError.INVALID_RECORD, KafkaError.INVALID_TIMESTAMP):
         if abs(ahead * 1000) > NEAR_MILLISECONDS:
             where = "ahead of" if ahead > 0 else "behind"
             reason += f"; its event time {output.timestamps[row]} is {abs(ahead):,.0f} s {where} this clock"
             side = "after" if ahead > 0 else "before"
-            hints.append(f"see message.timestamp.{side}.max.ms of {topic}, or give the record another time")
+            hints.append(f"raise message.timestamp.{side}.max.ms of {topic}, or correct the event time")
         if output.keys[row] is None:
             reason += "; it has no key"
-            hints.append(f"a compacted topic takes no record without a key (cleanup.policy of {topic})")
+            hints.append(f"a compacted topic needs records with keys (cleanup.policy of {topic})")
     return RecordRefused(reason, position=row, hint="; ".join(hints) or None)

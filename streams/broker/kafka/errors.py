@@ -1,4 +1,4 @@
-"""What a client's error means to the engine: one table of librdkafka's and Kafka's error codes."""
+"""Map error codes of librdkafka and Kafka to the engine's errors: the only table of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNREACHABLE = {
     KafkaError._RESOLVE,  # noqa: SLF001 - as above
     KafkaError._AUTHENTICATION,  # noqa: SLF001 - as above
     KafkaError._SSL,  # noqa: SLF001 - as above
-    # A broker that has just come back tells of no broker at all, not even of itself.
+    # The metadata of a broker that has just restarted has no brokers, not even itself.
     KafkaError._PARTIAL,  # noqa: SLF001 - as above
 }
 
@@ -44,7 +44,7 @@ REFUSED_BY_CLIENT = {
     KafkaError._BAD_MSG,  # noqa: SLF001 - as above
     KafkaError._INVALID_ARG,  # noqa: SLF001 - as above
 }
-"""What makes the client take one record not even into its queue."""
+"""Errors with which the client rejects a record before queueing it."""
 
 REFUSED_BY_BROKER = {
     KafkaError.INVALID_TIMESTAMP,
@@ -56,7 +56,7 @@ REFUSED_BY_BROKER = {
     KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
     KafkaError.POLICY_VIOLATION,
 }
-"""Why a broker refuses a record, or a batch, for what is in it: it would do so again."""
+"""Errors with which a broker rejects a record or batch for what is in it: a retry would fail again."""
 
 TOO_LARGE = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE}
 
@@ -72,7 +72,7 @@ FORBIDDEN = {
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: Right("CLUSTER_ACTION", "cluster"),
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: Right("WRITE", "transactional id", "?"),
 }
-"""What each refusal is about, and the right that it takes where the caller does not know better."""
+"""The resource of each authorization error, and the missing right if the caller does not name it."""
 
 _STALE_MEMBER = {
     KafkaError.UNKNOWN_MEMBER_ID,
@@ -101,15 +101,15 @@ def classify(
     principal: str | None = None,
     replaceable: bool = False,
 ) -> BrokerError:
-    """What a client error means to the engine: the one table of it.
+    """The engine's error for a client error.
 
-    ``rights`` are those that the call takes, of which the error's kind says what is missing; ``principal`` is
-    who calls. A client that is ``replaceable``, a producer, can be fenced, and is then replaced by a new one;
-    the same code ends others.
+    ``rights`` are those that the call needs; the error's code says for which resource they are missing.
+    ``principal`` is the client's name in ACLs. A ``replaceable`` client, a producer, can be fenced and is
+    then replaced by a new one; for other clients the same codes are fatal.
 
-    The order matters: a missing right also aborts the transaction, but rewinding would never end; a stale
-    member's commit is aborted and its partitions are read anew; what fences or confuses the producer is
-    only mended by a new one.
+    The order of the checks matters: a missing right also aborts the transaction, but rewinding would repeat
+    for ever; a stale member's commit is aborted, and its partitions are read again by their new owner; after
+    fencing or an invalid state, only a new producer works.
     """
     code = error.code()
     message = f"{doing}: {error.str()} ({error.name()})"
@@ -119,7 +119,7 @@ def classify(
         return NotAuthorized(message, missing or [usual], principal=principal)
     if code in _STALE_MEMBER:
         return TransactionAborted(message)
-    # Once fenced, a producer refuses each further row with _FATAL, which does not say that it is fatal.
+    # Once fenced, a producer rejects each further row with _FATAL, but without the flag ``fatal``.
     if replaceable and (code in _FENCED or code == KafkaError._FATAL or error.fatal()):  # noqa: SLF001 - as above
         return OutcomeUnknown(message)
     if error.fatal():

@@ -1,4 +1,4 @@
-"""What a consumer knows of one partition that is assigned to it. Knows nothing of the client library."""
+"""The state of a partition that is assigned to a consumer, independent of the client library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from streams.broker import END
 
 
 class Reading(Enum):
-    """Whether it is known where the partition is to be read, and whether the client reads there.
+    """Whether the offset from which to read the partition is known, and whether the client reads it.
 
     ::
 
@@ -21,18 +21,18 @@ class Reading(Enum):
                                                          v │                       │
                                                        STOPPED ──reported──> OUT_OF_RANGE
 
-    It is placed by a seek, and where the client has stopped, by being assigned again.
+    It is placed by a seek, or, if the client has stopped reading it, by a new assignment.
     """
 
     UNPLACED = "unplaced"
-    """The broker could not tell where the group is. What the client reads is discarded."""
+    """The committed offset is not known yet. Records that the client reads are discarded."""
     UNPLACED_STOPPED = "unplaced and stopped"
-    """Nor does the client read it."""
+    """The same, and the client has stopped reading it."""
     READING = "reading"
     STOPPED = "stopped"
-    """The client found no place in the log to continue from. Where to continue is to be settled."""
+    """The client found no offset to continue from. The next poll determines one."""
     OUT_OF_RANGE = "out of range"
-    """The log does not have what comes next. The caller has been told and has to seek."""
+    """The log does not have the next offset. It was reported to the caller, who has to seek."""
 
     def may_become(self, other: Reading) -> bool:
         """Whether there is a way from here to there in one step."""
@@ -79,7 +79,7 @@ _DELIVERY_NEXT = {
 
 
 class Position(Enum):
-    """Whether the client can be relied on to deliver everything from ``reached`` on.
+    """Whether the client will deliver all records from ``reached`` on.
 
     ::
 
@@ -93,10 +93,10 @@ class Position(Enum):
     """
 
     MOVED = "moved"
-    """The client was told where to read. The first end that it reports since then is doubted."""
+    """The client's position was set. The first end that it reports after that is in doubt."""
     CERTAIN = "certain"
     UNCERTAIN = "uncertain"
-    """The client may have dropped what it had fetched: it has to be told again where to read."""
+    """The client may have dropped fetched records: its position has to be set again."""
 
     def may_become(self, other: Position) -> bool:
         """Whether there is a way from here to there in one step."""
@@ -111,10 +111,10 @@ _POSITION_NEXT = {
 
 
 class PartitionState:
-    """One partition, from its assignment until it is released.
+    """The state of a partition, from its assignment until it is released.
 
-    ``reached`` is where assignments, polls and seeks have come to: the next offset to hand out, or
-    ``BEGINNING`` or ``END``. It is unknown, ``None``, exactly as long as the partition is unplaced.
+    ``reached`` is the position after assignments, polls and seeks: the next offset to deliver, or
+    ``BEGINNING`` or ``END``. It is ``None`` exactly as long as the partition is unplaced.
     """
 
     __slots__ = ("delivery", "position", "reached", "reading", "stopped_at")
@@ -125,113 +125,113 @@ class PartitionState:
         self.delivery = delivery
         self.position = Position.MOVED
         self.stopped_at: int | None = None
-        """The offset that the client did not find in the log; ``None`` where it had none to look for."""
+        """The offset that the client did not find in the log; ``None`` if it had no offset."""
 
     @property
     def unplaced(self) -> bool:
-        """Whether it is not known where it is to be read: its records and ends are discarded."""
+        """Whether its start offset is unknown: its records and ends are discarded."""
         return self.reading in (Reading.UNPLACED, Reading.UNPLACED_STOPPED)
 
     @property
     def stopped(self) -> bool:
-        """Whether the client has stopped reading it and takes no seek: it has to be assigned again."""
+        """Whether the client has stopped reading it and accepts no seek: it has to be assigned again."""
         return self.reading in (Reading.UNPLACED_STOPPED, Reading.STOPPED, Reading.OUT_OF_RANGE)
 
     @property
     def paused(self) -> bool:
-        """Whether the client may not deliver its records, for whatever reason."""
+        """Whether it is paused in the client, for whatever reason."""
         return self.delivery is not Delivery.RUNNING
 
     @property
     def waits(self) -> bool:
-        """Whether the next poll has something to do for it."""
+        """Whether the next poll has to place or resume it."""
         return (
             self.reading is not Reading.READING and self.reading is not Reading.OUT_OF_RANGE
         ) or self.delivery is Delivery.IDLE
 
-    # --- where it is read
+    # --- reading
 
     def placed(self, offset: int) -> None:
-        """The client reads it from here: it was assigned again."""
+        """The partition was assigned again, from this offset."""
         self._read(Reading.READING)
         self.reached, self.stopped_at = offset, None
 
     def sought(self, offset: int) -> None:
-        """It is to be read from here."""
+        """The partition is read from this offset after a seek."""
         self.placed(offset)
         self.moved()
 
     def handed_out(self, next_offset: int) -> None:
-        """All before ``next_offset`` was handed out: it must never come again by itself, nor be skipped."""
-        assert self.reached is not None, "records of a partition that is unplaced are discarded"
+        """All records before ``next_offset`` were delivered; without a seek, none may be delivered again."""
+        assert self.reached is not None, "records of an unplaced partition are discarded"
         assert next_offset > self.reached, (
-            f"{next_offset} was handed out before: {self.reached} comes next"  # I8
+            f"{next_offset} was delivered before: the next offset is {self.reached}"  # I8
         )
         self.reached = next_offset
 
     def ended(self, end: int) -> None:
-        """The end of the log was reached, and is believed."""
-        assert self.reached is not None, "the end of a partition that is unplaced is discarded"
-        # Begun at a logical offset and told the end of it, it continues from there.
+        """The end of the log was reached, and is not in doubt."""
+        assert self.reached is not None, "the end of an unplaced partition is discarded"
+        # A logical offset is replaced by the actual one.
         if self.reached < 0:
             self.reached = end
 
     def stop(self, offset: int | None) -> None:
-        """The client has stopped reading it, as ``offset`` is not in the log or as it knew none."""
+        """The client has stopped reading it: ``offset`` is not in the log, or it had none."""
         if self.unplaced:
             self._read(Reading.UNPLACED_STOPPED)
             return
-        # What was reported stays so: only the caller's seek ends it.
+        # Once it is reported as out of range, only a seek by the caller ends that.
         if self.reading is not Reading.OUT_OF_RANGE:
             self._read(Reading.STOPPED)
         self.stopped_at = None if offset is None or offset < 0 else offset
 
     def reported(self) -> None:
-        """The caller is told that the log does not have what comes next."""
+        """It was reported to the caller that the log does not have the next offset."""
         self._read(Reading.OUT_OF_RANGE)
 
-    # --- whether it is delivered
+    # --- delivery
 
     def idle(self) -> None:
         """``keep_alive`` pauses it."""
         self._deliver(Delivery.IDLE)
 
     def pause(self) -> None:
-        """The caller pauses it; twice is fine."""
+        """The caller pauses it; a second call does nothing."""
         if self.delivery is not Delivery.PAUSED:
             self._deliver(Delivery.PAUSED)
 
     def resume(self) -> None:
-        """What paused it is over."""
+        """It is resumed."""
         self._deliver(Delivery.RUNNING)
 
-    # --- whether the client is where it should be
+    # --- the client's position
 
     def moved(self) -> None:
-        """The client was told where to read, or will be once that is known."""
+        """The client's position was set, or will be once it is known."""
         self._be(Position.MOVED)
 
     def rebalanced(self) -> None:
-        """It was held through a rebalance."""
+        """A rebalance happened while the partition was assigned."""
         self._be(Position.UNCERTAIN)
 
     def doubts(self, end: int) -> bool:
-        """Whether an end is only believed once it is reported again: records before it may be missing.
+        """Whether an end only counts once it is reported again, because records before it may be missing.
 
-        What lies between the last record and the end, markers and aborted transactions, looks just like
-        records that the client has dropped as it was moved. So it is read again once after each move.
+        Offsets between the last record and the end may be markers and aborted transactions, or records that
+        the client has dropped when its position was set. So they are read once more after each such change.
         """
         if self.position is Position.CERTAIN:
             return False
         assert self.position is Position.MOVED, "an uncertain position is sought before any end counts"  # I7
-        assert self.reached is not None, "the end of a partition that is unplaced is discarded"
-        # One marker is the rule. Who begins at the end has nothing to miss.
+        assert self.reached is not None, "the end of an unplaced partition is discarded"
+        # A single offset is usually a marker. A partition that starts at the end cannot miss records.
         return end - max(self.reached, 0) > 1 and self.reached != END
 
     def end_reached(self) -> None:
-        """The end was believed, or what lies before it is being read again.
+        """The end counts, or the offsets before it are being read again.
 
-        With traffic the next end may be another one: that it was read up to again is enough.
+        With new records the next end may be a different one: it is enough that they were read again.
         """
         self._be(Position.CERTAIN)  # I7
 

@@ -1,4 +1,4 @@
-"""Partitions as the client library has them, and as everybody else does."""
+"""Convert partitions to and from the client library's class."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
-def plain(partitions: Iterable[TopicPartition]) -> list[ClientPartition]:
-    """For the client, where only their names matter."""
+def to_client(partitions: Iterable[TopicPartition]) -> list[ClientPartition]:
+    """Convert partitions to the client's class, without offsets."""
     return [ClientPartition(topic, partition) for topic, partition in partitions]
 
 
 def with_offsets(positions: Mapping[TopicPartition, int]) -> list[ClientPartition]:
-    """For the client, each with an offset or what stands for one."""
+    """Convert partitions to the client's class, with (logical) offsets."""
     return [ClientPartition(topic, partition, offset) for (topic, partition), offset in positions.items()]
 
 
-def placed(partitions: Iterable[ClientPartition]) -> list[TopicPartition]:
-    """As everybody else has them."""
+def from_client(partitions: Iterable[ClientPartition]) -> list[TopicPartition]:
+    """Convert partitions from the client's class."""
     return [TopicPartition(item.topic, item.partition) for item in partitions]

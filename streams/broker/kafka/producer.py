@@ -1,4 +1,4 @@
-"""The producer of a Kafka cluster, in transactions or without."""
+"""The producer of a Kafka cluster, with or without transactions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from streams.broker.kafka.access import REQUEST_SECONDS, Access, LastError, Settings
-from streams.broker.kafka.deliveries import Failure, Sent, refusals, telling
+from streams.broker.kafka.client_factory import REQUEST_SECONDS, ClientFactory, LastError, Settings
+from streams.broker.kafka.deliveries import Failure, Sent, most_specific, refusals
 from streams.broker.kafka.errors import FORBIDDEN, REFUSED_BY_CLIENT
 from streams.broker.kafka.partitions import with_offsets
 from streams.errors import (
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
     from streams.records import Output, TopicPartition
 
 OVERDRAFT_SECONDS: Final = 1.0
-"""How much longer than its own time-out a call may take before it counts as hanging."""
+"""How much longer than its own time-out a call may take before it counts as hung."""
 
 MISSING_TOPIC_SECONDS: Final = 5.0
-"""How long a topic that was found missing is not asked for again."""
+"""How long a missing topic is not looked up again."""
 
 WAIT_SECONDS: Final = 0.1
-"""How long one look at a full queue takes."""
+"""How long to wait for a full queue before ``waiting`` is called."""
 
 SETTLE_SECONDS: Final = 1.0
-"""How long deliveries may take to be reported once a transaction has failed."""
+"""How long to wait for delivery reports after a transaction has failed."""
 
 LARGEST_RECORD: Final = 60_000_000
-"""What a record may have, in bytes, before compression. The client's queue has room for little more."""
+"""The maximum size of a record in bytes, before compression, given by the size of the client's queue."""
 
 COMPRESSIONS: Final = ("compression.type", "compression.codec")
 
@@ -54,20 +54,20 @@ COMPRESSIONS: Final = ("compression.type", "compression.codec")
 class KafkaProducer:
     """See ``streams.broker.Producer``."""
 
-    def __init__(self, settings: Settings, access: Access, rules: AllTopicRules) -> None:
-        self._access = access
+    def __init__(self, settings: Settings, factory: ClientFactory, rules: AllTopicRules) -> None:
+        self._factory = factory
         self._rules = rules
         self._compresses = any(settings.get(name, "none") != "none" for name in COMPRESSIONS)
         self._transactional_id: str | None = settings.get("transactional.id")
         self._written: set[str] = set()
-        """Topics of the open transaction, or since the last flush."""
+        """The topics written in the open transaction, or since the last flush."""
         self._failures: list[Failure] = []
-        """Records not delivered, that nothing was said of yet."""
+        """Records that were not delivered, and not reported to the caller yet."""
         self._reported: list[Failure] = []
-        """Those that the last ``flush`` failed for."""
+        """The failures that the last ``flush`` raised."""
         self._settings: Settings = settings | {"error_cb": LastError()}
-        self._client = access.make(Producer, self._settings)
-        self._patience = _Patience()
+        self._client = factory.make(Producer, self._settings)
+        self._timed_calls = _TimedCalls()
         self._known: set[str] = set()
         self._missing: dict[str, float] = {}
 
@@ -92,8 +92,8 @@ class KafkaProducer:
         partition = -1 if output.partition is None else output.partition
         while at < stop:
             try:
-                # Positional arguments save a fifth of a call that is made for every record. For the client, a
-                # time of 0 means now: right for a record without one, and 1970's first millisecond becomes 1.
+                # Positional arguments save a fifth of this call's time, for every record. For the client, the
+                # timestamp 0 means now, which is right for records without one; an actual 0 becomes 1.
                 if headers is None:
                     for key, value, stamp in _part(at, stop, output.keys, output.values, output.timestamps):
                         produce(topic, value, key, partition, sent, None, max(stamp or 1, 0))
@@ -105,7 +105,7 @@ class KafkaProducer:
                         produce(topic, value, key, partition, sent, None, max(stamp or 1, 0), header)
                         at += 1
             except BufferError:
-                # The queue is full: let the broker take some of it.
+                # The queue is full: wait until the broker has acknowledged some of it.
                 self._client.poll(WAIT_SECONDS)
                 self._raise_if_failed()
                 if waiting is not None:
@@ -114,7 +114,7 @@ class KafkaProducer:
                 self._refuse(error.args[0], topic, at)
 
     def _queue_by_rules(self, output: Output, rules: TopicRules, waiting: Callable[[], None] | None) -> None:
-        """Queue rows for a topic that has refused some: those known not to be taken are refused here."""
+        """Queue rows for a topic that has rejected some; rows that it certainly rejects raise here."""
         refused = rules.first_refused(output, compressed=self._compresses)
         stop = len(output) if refused is None else refused.position
         if not rules.in_parts:
@@ -130,19 +130,19 @@ class KafkaProducer:
             raise refused
 
     def _raise_if_failed_by(self, error: KafkaError) -> None:
-        """As ``_raise_if_failed``, for a call that failed: it may say no more than that it was out of place.
+        """The same as ``_raise_if_failed`` after a failed call whose error is only about the client's state.
 
-        After a record was not delivered, the client takes no others of the transaction, and no offsets.
+        After a record was not delivered, the client accepts no more records of the transaction, nor offsets.
         """
         if error.code() == KafkaError._STATE and self._transactional_id is not None:  # noqa: SLF001 - a public name of the library
-            # What was not delivered is reported once the others of its time are through.
+            # The client reports the failure once the other records in flight are done.
             self._client.flush(SETTLE_SECONDS)
             self._raise_if_failed()
 
     def _raise_if_failed(self) -> None:
-        """Raise ``TransactionAborted`` where a record was not delivered: the transaction cannot commit."""
+        """Raise ``TransactionAborted`` if a record was not delivered: the transaction cannot commit."""
         if self._transactional_id is not None and self._failures:
-            failure = telling(self._failures)
+            failure = most_specific(self._failures)
             raise TransactionAborted(f"producer: writing to {failure.output.topic}: {failure.why}")
 
     def flush(self, timeout: float, waiting: Callable[[], None] | None = None) -> None:
@@ -154,13 +154,13 @@ class KafkaProducer:
                 waiting()
         failures = self._reported = self._taken_failures()
         if failures:
-            failure = telling(failures)
+            failure = most_specific(failures)
             doing = f"producer: writing to {failure.output.topic}"
             if failure.of_the_record or failure.collateral:
                 raise RecordsRefused(f"{doing}: {failure.why}")
-            raise self._means(failure.error, doing, [failure.output.topic])
+            raise self._to_error(failure.error, doing, [failure.output.topic])
         if left:
-            raise Retriable(f"producer: {left} records not acknowledged within {timeout:.0f} s")
+            raise Retriable(f"producer: {left} records were not acknowledged within {timeout:.0f} s")
 
     def take_refused(self) -> list[Refusal]:
         failures = self._reported + self._taken_failures()
@@ -171,7 +171,7 @@ class KafkaProducer:
 
     def _taken_failures(self) -> list[Failure]:
         failures = self._failures.copy()
-        # In place: the client has still calls to make that add to this list.
+        # Cleared in place, as callbacks of the client still append to this list.
         self._failures.clear()
         return failures
 
@@ -184,7 +184,7 @@ class KafkaProducer:
         try:
             self._client.begin_transaction()
         except KafkaException as error:
-            raise self._means(error.args[0], "producer: beginning a transaction") from error
+            raise self._to_error(error.args[0], "producer: beginning a transaction") from error
 
     def send_offsets(self, offsets: Mapping[TopicPartition, int], group_metadata: object) -> None:
         targets = with_offsets(offsets)
@@ -193,7 +193,7 @@ class KafkaProducer:
         self._until(
             REQUEST_SECONDS,
             "producer: adding offsets to the transaction",
-            lambda seconds: self._patience.call(
+            lambda seconds: self._timed_calls.call(
                 lambda: self._client.send_offsets_to_transaction(targets, metadata, seconds), seconds
             ),
             Right("READ", "group", group),
@@ -208,17 +208,17 @@ class KafkaProducer:
             timeout, "producer: aborting the transaction", self._client.abort_transaction, aborting=True
         )
         if self._failures:
-            # The client counts records that were not delivered: the next transaction would fail for the gap.
+            # The client counts undelivered records too: the next transaction would fail with a sequence gap.
             self._release()
-            self._client = self._access.make(Producer, self._settings)
+            self._client = self._factory.make(Producer, self._settings)
             self.init_transactions(timeout)
 
     def close(self) -> None:
-        if not self._patience.given_up:
+        if not self._timed_calls.hung:
             self._release()
 
     def _release(self) -> None:
-        # A producer that was fenced has nothing more to say.
+        # The errors of a fenced producer no longer matter.
         with suppress(KafkaException):
             self._client.purge()
             self._client.flush(0)
@@ -231,7 +231,7 @@ class KafkaProducer:
         *rights: Right,
         aborting: bool = False,
     ) -> None:
-        """Repeat a transactional call that may be repeated. Without an answer in time, nobody knows."""
+        """Retry a transactional call. Raises ``OutcomeUnknown`` if it does not succeed within ``timeout``."""
         deadline = time.monotonic() + timeout
         while True:
             left = deadline - time.monotonic()
@@ -240,28 +240,28 @@ class KafkaProducer:
             except KafkaException as error:
                 if not aborting:
                     self._raise_if_failed_by(error.args[0])
-                means = self._means(error.args[0], doing, sorted(self._written), *rights)
-                if not isinstance(means, Retriable):
-                    raise means from error
+                translated = self._to_error(error.args[0], doing, sorted(self._written), *rights)
+                if not isinstance(translated, Retriable):
+                    raise translated from error
                 if time.monotonic() >= deadline:
-                    raise OutcomeUnknown(f"{means}; gave up after {timeout:.0f} s") from error
+                    raise OutcomeUnknown(f"{translated}; no success within {timeout:.0f} s") from error
                 self._client.poll(0.05)
             else:
                 return
 
     def _require(self, topic: str) -> None:
-        """Look a topic up once: written to blindly, a missing one is only noticed after half a minute."""
+        """Check once that a topic exists: without it, a missing topic is only reported after 30 seconds."""
         now = time.monotonic()
         if now - self._missing.get(topic, -MISSING_TOPIC_SECONDS) >= MISSING_TOPIC_SECONDS:
             try:
                 found = self._client.list_topics(topic, timeout=REQUEST_SECONDS).topics[topic]
             except KafkaException as error:
-                raise self._means(error.args[0], f"producer: looking for topic {topic}", [topic]) from error
+                raise self._to_error(error.args[0], f"producer: looking up topic {topic}", [topic]) from error
             if found.error is None or found.error.code() == KafkaError.LEADER_NOT_AVAILABLE:
                 self._known.add(topic)
                 return
             if found.error.code() in FORBIDDEN:
-                raise self._means(found.error, f"producer: looking for topic {topic}", [topic])
+                raise self._to_error(found.error, f"producer: looking up topic {topic}", [topic])
             self._missing[topic] = now
         raise TopicMissing(topic)
 
@@ -269,18 +269,18 @@ class KafkaProducer:
         if error.code() in REFUSED_BY_CLIENT:
             raise RecordRefused(f"writing to {topic}: {error.str()}", position=position)
         self._raise_if_failed_by(error)
-        raise self._means(error, f"producer: writing to {topic}", [topic])
+        raise self._to_error(error, f"producer: writing to {topic}", [topic])
 
-    def _means(
+    def _to_error(
         self, error: KafkaError, doing: str, topics: Iterable[str] = (), *rights: Right
     ) -> BrokerError:
-        # The client names the topics whose offsets it may not commit, and no others.
+        # For offsets, the client's error names the topics that it may not commit; use only these.
         needed = [right for right in rights if right.resource == "topic" and f" {right.name}(" in error.str()]
         needed = needed or [Right("WRITE", "topic", topic) for topic in topics]
         needed += [right for right in rights if right.resource != "topic"]
         if self._transactional_id is not None:
             needed.append(Right("WRITE", "transactional id", self._transactional_id))
-        return self._access.means(error, doing, *needed, replaceable=True)
+        return self._factory.to_error(error, doing, *needed, replaceable=True)
 
 
 def _part(at: int, stop: int, *columns: Sequence[Any]) -> Iterable[tuple[Any, ...]]:
@@ -288,20 +288,21 @@ def _part(at: int, stop: int, *columns: Sequence[Any]) -> Iterable[tuple[Any, ..
     return zip(*(column if whole else column[at:stop] for column in columns), strict=True)
 
 
-class _Patience:
-    """Makes client calls on a thread of its own, which is left behind when a call does not come back.
+class _TimedCalls:
+    """Makes client calls with a time-out, in a separate thread that is abandoned if a call hangs.
 
-    librdkafka 2.16 may wait for ever, whatever the time-out, when a group's coordinator was restarted
-    (its issues 5456 and 5511). The client is then unusable, and is freed should the call return after all.
+    librdkafka 2.16 may wait for ever, whatever the call's own time-out, after a restart of a group's
+    coordinator (its issues 5456 and 5511). The client is then unusable, and is freed if the call ever
+    returns.
     """
 
     def __init__(self) -> None:
-        self.given_up = False
+        self.hung = False
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def call(self, function: Callable[[], object], seconds: float) -> None:
-        """Call and wait; raises what the call raises, ``OutcomeUnknown`` when it overdraws its time."""
+        """Call and wait. Raises what the call raises, or ``OutcomeUnknown`` if it exceeds its time-out."""
         if self._thread is None:
             self._thread = threading.Thread(target=_serve, args=(self._calls,), daemon=True)
             self._thread.start()
@@ -317,9 +318,11 @@ class _Patience:
 
         self._calls.put(attempt)
         if not done.wait(seconds + OVERDRAFT_SECONDS):
-            self.given_up = True
+            self.hung = True
             self._calls.put(None)
-            raise OutcomeUnknown(f"producer: a call has not come back for {seconds:.0f} s")
+            raise OutcomeUnknown(
+                f"producer: a call did not return within {seconds + OVERDRAFT_SECONDS:.0f} s"
+            )
         if raised:
             raise raised[0]
 

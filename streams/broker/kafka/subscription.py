@@ -1,11 +1,11 @@
-"""Which topics a consumer subscribes to: those named, and those there are that its patterns match."""
+"""The topics to which a consumer subscribes: by name, and existing ones that match its patterns."""
 
 from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING, Final
 
-from streams.broker.kafka.access import log
+from streams.broker.kafka.client_factory import log
 from streams.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from streams.broker.kafka.admin import KafkaAdmin
 
 LOOK_SECONDS: Final = 10.0
-"""How often the cluster's topics are listed for patterns, unless the client refreshes metadata more often."""
+"""Seconds between listings of the cluster's topics, unless the client refreshes metadata more often."""
 
 SOON_SECONDS: Final = 0.5
-"""At least so long lies between two looks, as the second decides whether a missing topic is gone."""
+"""The minimum time between two listings, as the second one decides whether a missing topic is deleted."""
 
 
 class Subscription:
-    """The names that a consumer subscribes to, kept up to date by a thread of its own.
+    """The topic names to which a consumer subscribes, kept up to date by a separate thread.
 
-    Patterns are matched here, by Python, and the group only ever sees names: librdkafka's regular expressions
-    (classic protocol) and the broker's (KIP-848, RE2/J) differ from Python's in flags, lookarounds, ``$`` and
-    more. Listing topics waits for a broker, so the consumer's thread does not do it.
+    Patterns are matched here, by Python, and the group only sees names: the regular expressions of librdkafka
+    (classic protocol) and of the broker (KIP-848, RE2/J) differ from Python's in flags, lookarounds, ``$``
+    and more. Listing topics waits for a broker, so it is not done in the consumer's thread.
 
-    A topic that is there is subscribed to with the first look that finds it. One that is missing is only
-    taken for deleted when the next look misses it too: a broker that has just started may not know all yet.
+    A topic is added with the first listing that has it. It is only removed when two listings in a row miss
+    it: a broker that has just started may not know all topics yet.
     """
 
     def __init__(
@@ -49,19 +49,19 @@ class Subscription:
         self._wake = threading.Event()
         self._closed = threading.Event()
         self.names: list[str] | None = None
-        """What to subscribe to; ``None`` until the topics were listed once."""
+        """The names to subscribe to; ``None`` until the topics were listed for the first time."""
         threading.Thread(target=self._run, name="streams-topics", daemon=True).start()
 
     def named(self, topic: str) -> bool:
-        """Whether the topic is subscribed to by its name, so that it must exist."""
+        """Whether the topic is subscribed to by name, so that it must exist."""
         return topic in self._named
 
     def look_soon(self) -> None:
-        """List the topics again now: one of them is said to be gone."""
+        """List the topics again now, because the client reports that one does not exist."""
         self._wake.set()
 
     def close(self) -> None:
-        """Stop listing topics; does not wait for a request that is under way."""
+        """Stop listing topics; does not wait for a pending request."""
         self._closed.set()
         self._wake.set()
 
@@ -72,8 +72,8 @@ class Subscription:
                 admin = admin or self._admin()
                 self._take(admin.topic_names())
             except BrokerError as error:
-                log.warning("the topics that patterns match cannot be listed: %s", error)
-            # Who misses a topic says so with every poll.
+                log.warning("topics cannot be listed to match patterns: %s", error)
+            # The wait bounds the rate: ``look_soon`` is called with every poll while a topic is missing.
             if not self._closed.wait(SOON_SECONDS):
                 self._wake.wait(self._seconds if self.names is not None else SOON_SECONDS)
                 self._wake.clear()

@@ -1,4 +1,4 @@
-"""What topics refuse, looked up once one of them has: so that the next such record costs no transaction."""
+"""The limits of topics that have rejected records, so that the next such record aborts no transaction."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ if TYPE_CHECKING:
     from streams.records import Output
 
 REMEMBER_SECONDS: Final = 300.0
-"""What is known of a topic is forgotten after this: somebody may have changed its settings."""
+"""How long a topic's rules are used before they are read again, as its settings may change."""
 
 SHRINK: Final = 16
-"""Batches become so many times smaller with each refusal that nothing known explains."""
+"""The factor by which batches become smaller with each rejection that no known rule explains."""
 
 LARGEST_BATCH: Final = 1_000_000
-"""Where several records are in a batch, it has no more bytes than this: the client's ``batch.size``."""
+"""The maximum size of a batch with several records in bytes: the client's ``batch.size``."""
 
 CLOCK_MILLISECONDS: Final = 2_000
-"""Clocks of clients and brokers may differ by this: what is less beyond a limit, the broker has to judge."""
+"""The tolerated difference between the clocks of clients and brokers."""
 
 
 @dataclass(slots=True)
 class TopicRules:
-    """What one topic takes, as far as known: from its settings, or from what it has refused."""
+    """The limits of a topic, as far as known from its settings, or from what it has rejected."""
 
     batch_bytes: int = LARGEST_BATCH + BATCH_BYTES
-    """How many bytes it takes in one batch."""
+    """The maximum size of a batch in bytes."""
     exact: bool = False
-    """Whether that is the topic's setting, so that a larger record is refused for certain."""
+    """Whether that is the topic's setting, so that a larger record is certainly rejected."""
     needs_keys: bool = False
     ahead: int | None = None
-    """How many milliseconds an event time may be ahead of the clock."""
+    """The maximum time in milliseconds by which an event time may be ahead of the clock."""
     rows: int = 0
-    """How many records to write at a time, to find the one that is refused; 0 for any number."""
+    """The maximum number of records to write at a time, to find a rejected one; 0 for no limit."""
     asked: bool = False
     learnt: float = field(default_factory=time.monotonic)
 
@@ -67,7 +67,7 @@ class TopicRules:
         )
 
     def first_refused(self, output: Output, *, compressed: bool) -> RecordRefused | None:
-        """The first row that the topic does not take for certain."""
+        """The error for the first row that the topic certainly rejects."""
         found = [
             error
             for error in (
@@ -83,9 +83,9 @@ class TopicRules:
         if not self.needs_keys or None not in output.keys:
             return None
         return RecordRefused(
-            f"topic {output.topic} takes no record without a key",
+            f"topic {output.topic} rejects records without a key",
             position=list(output.keys).index(None),
-            hint=f"{output.topic} is compacted (cleanup.policy): give the record a key",
+            hint=f"{output.topic} is compacted (cleanup.policy): set a key",
         )
 
     def _ahead_of_time(self, output: Output) -> RecordRefused | None:
@@ -96,10 +96,10 @@ class TopicRules:
         row = next(row for row, stamp in enumerate(output.timestamps) if stamp > latest)
         stamp = output.timestamps[row]
         return RecordRefused(
-            f"topic {output.topic} takes no event time that is {(stamp - now) / 1000:,.0f} s ahead of the "
-            f"clock: {stamp}",
+            f"topic {output.topic} rejects the event time {stamp}, which is {(stamp - now) / 1000:,.0f} s "
+            "ahead of the clock",
             position=row,
-            hint=f"raise message.timestamp.after.max.ms of {output.topic}, or give the record another time",
+            hint=f"raise message.timestamp.after.max.ms of {output.topic}, or correct the event time",
         )
 
     def _too_large(self, output: Output) -> RecordRefused | None:
@@ -109,22 +109,22 @@ class TopicRules:
         for row, size in enumerate(_sizes(output)):
             if size > largest:
                 return RecordRefused(
-                    f"topic {output.topic} takes no record of {size} bytes: its max.message.bytes is "
+                    f"topic {output.topic} rejects a record of {size} bytes: its max.message.bytes is "
                     f"{self.batch_bytes}",
                     position=row,
-                    hint=f"raise max.message.bytes of {output.topic}, or write less",
+                    hint=f"raise max.message.bytes of {output.topic}, or write smaller records",
                 )
         return None
 
     @property
     def in_parts(self) -> bool:
-        """Whether rows must be written in parts, each once the last one is acknowledged."""
+        """Whether rows must be written in parts, each after the previous one is acknowledged."""
         return bool(self.rows) or self.batch_bytes < LARGEST_BATCH + BATCH_BYTES
 
     def parts(self, output: Output, stop: int) -> Iterator[tuple[int, int]]:
-        """The rows before ``stop`` in parts that are small enough, as positions from and to.
+        """Divide the rows before ``stop`` into parts that are small enough; yields (start, stop) of each.
 
-        Rows that are conspicuous are alone in their part while a refused one is looked for.
+        While a rejected row is being searched, conspicuous rows are alone in their part.
         """
         headers = output.headers
         now = wall_clock()
@@ -145,10 +145,10 @@ class TopicRules:
 
 
 class AllTopicRules:
-    """The rules of all topics that have refused something; shared by the producers of a broker.
+    """The rules of all topics that have rejected records; shared by the producers of a broker.
 
-    ``settings`` reads a topic's settings, where the client has the right to. Where it has not, the refused
-    records are found by writing less and less at a time.
+    ``settings`` reads a topic's settings, if the client has the right to. Otherwise the rejected records are
+    found by writing fewer and fewer records at a time.
     """
 
     def __init__(self, settings: Callable[[str], Mapping[str, str]]) -> None:
@@ -157,7 +157,7 @@ class AllTopicRules:
         self._lock = threading.Lock()
 
     def of(self, topic: str) -> TopicRules | None:
-        """What is known of a topic; ``None`` where it has refused nothing lately."""
+        """The rules of a topic; ``None`` if it has not rejected any record recently."""
         rules = self._rules.get(topic)
         if rules is not None and time.monotonic() - rules.learnt > REMEMBER_SECONDS:
             with self._lock:
@@ -168,7 +168,7 @@ class AllTopicRules:
     def learn(
         self, failures: Sequence[Failure], refused: Sequence[NamedRefusal], *, compressed: bool
     ) -> None:
-        """Take note of records that were not delivered, and of those that are known to be the cause."""
+        """Update the rules from records that were not delivered, and those known to be the cause."""
         with self._lock:
             for topic in {failure.output.topic for failure in failures if failure.of_the_record}:
                 rules = self._rules.get(topic)
@@ -183,7 +183,7 @@ class AllTopicRules:
         try:
             return TopicRules.from_settings(self._settings(topic))
         except (BrokerError, ConfigurationError, KeyError, ValueError):
-            # An app needs no right to read its outputs' settings.
+            # Without the right to read the topic's settings, which an app need not have.
             return None
 
 
@@ -191,7 +191,7 @@ def _learn(
     rules: TopicRules, failures: Sequence[Failure], named: Sequence[NamedRefusal], *, compressed: bool
 ) -> None:
     rows = rules.rows
-    # What was looked for is found, or will be refused at once the next time.
+    # The rejected row was found, or a rule explains it from now on.
     rules.rows = 0
     for refusal in named:
         if refusal.code == KafkaError.INVALID_TIMESTAMP and not rules.asked:
@@ -205,7 +205,7 @@ def _learn(
         return
     large = [failure for failure in failures if failure.too_large]
     if large and rules.exact and not rules.in_parts:
-        # Its setting allows for more than the client puts into a batch, so it is not that setting.
+        # The topic's setting allows larger batches than the client makes, so another limit is the cause.
         rules.exact, rules.batch_bytes = False, LARGEST_BATCH // SHRINK
     elif large and not rules.exact:
         size = sum(most_bytes(record_bytes(failure.key, failure.value, None), None) for failure in large)

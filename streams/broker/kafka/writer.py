@@ -1,4 +1,4 @@
-"""Records written one by one, outside of transactions, with the outcome of each."""
+"""Write records without transactions, and report the outcome of each."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from streams.broker.kafka.access import LastError
+from streams.broker.kafka.client_factory import LastError
 from streams.errors import RecordRefused, Retriable, Right
 from streams.records import Output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from streams.broker.kafka.access import Access, Settings
+    from streams.broker.kafka.client_factory import ClientFactory, Settings
     from streams.errors import BrokerError
 
 WAIT_SECONDS: Final = 0.1
-"""How long one wait for the broker takes before the caller is called back."""
+"""How long a wait for the broker lasts before ``waiting`` is called."""
 
-# What is wrong with a record, or with one in its batch.
+# Errors in the content of a record, or of another one in its batch.
 _REFUSED: Final = {
     KafkaError.MSG_SIZE_TOO_LARGE,
     KafkaError.RECORD_LIST_TOO_LARGE,
@@ -36,42 +36,43 @@ _REFUSED: Final = {
 
 
 class RefusedRow(NamedTuple):
-    """A row that cannot be written, by the number that the caller gave it."""
+    """A row that the broker rejects, with the number that the caller gave it."""
 
     number: int
     size: int
-    """Bytes of its value."""
+    """The size of its value in bytes."""
     error: RecordRefused
 
 
 class KafkaWriter:
-    """Writes rows to a topic as they come, and counts exactly what the broker has acknowledged.
+    """Writes rows to a topic, and counts exactly those that the broker has acknowledged.
 
-    A row that is refused does not affect others: where a batch fails, its rows are written again one by one,
-    so that only those fail that are refused alone. Used by one thread.
+    A rejected row does not affect others: the rows of a batch that fails are written again one by one, so
+    that only the rejected ones fail. Not thread-safe.
     """
 
-    def __init__(self, settings: Settings, access: Access, topic: str) -> None:
-        self._access = access
+    def __init__(self, settings: Settings, factory: ClientFactory, topic: str) -> None:
+        self._factory = factory
         self._topic = topic
-        self._client = access.make(Producer, settings | {"error_cb": LastError()})
+        self._client = factory.make(Producer, settings | {"error_cb": LastError()})
         self._queued = 0
         self._failed = 0
         self._again: list[tuple[int, Output, int]] = []
-        """Rows to be written alone: their numbers, and where they are."""
+        """Rows to be written alone: number, output and row."""
         self._refused: list[RefusedRow] = []
         self._fault: KafkaError | None = None
+        """A failure that is not due to a row's content."""
 
     @property
     def acknowledged(self) -> int:
-        """How many rows are in the topic for certain."""
+        """The number of rows that the broker has acknowledged."""
         self._client.poll(0)
         return self._queued - self._failed - len(self._client)
 
     def write(self, output: Output, first: int, waiting: Callable[[], None]) -> None:
-        """Queue rows, numbered from ``first``. ``waiting`` is called where the queue is full; it may raise.
+        """Queue rows, numbered from ``first``. ``waiting`` is called while the queue is full; it may raise.
 
-        Raises ``BrokerError`` for a fault that is not a row's own, also of earlier rows.
+        Raises ``BrokerError`` for a failure that is not due to a row's content, also of earlier rows.
         """
         self._queue(output, first, _Batch(self, output, first).failed, waiting)
         self._client.poll(0)
@@ -80,9 +81,9 @@ class KafkaWriter:
         self._raise_fault()
 
     def settle(self, timeout: float | None, waiting: Callable[[], None]) -> None:
-        """Wait until the outcome of all rows is known, ``timeout`` seconds at most.
+        """Wait until the outcome of all rows is known, at most ``timeout`` seconds.
 
-        Raises ``BrokerError`` for a fault, ``Retriable`` when the time is over.
+        Raises ``BrokerError`` for a failure, ``Retriable`` after the time-out.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         self._drain(deadline, waiting)
@@ -96,12 +97,12 @@ class KafkaWriter:
         self._raise_fault()
 
     def take_refused(self) -> Sequence[RefusedRow]:
-        """The rows refused since the last call."""
+        """The rows rejected since the last call."""
         refused, self._refused = self._refused, []
         return refused
 
     def close(self) -> None:
-        """Stop. What is not acknowledged yet may or may not be written."""
+        """Close the client. Rows that are not acknowledged yet may or may not be written."""
         self._client.purge()
         self._client.flush(0)
 
@@ -118,7 +119,7 @@ class KafkaWriter:
         while at < total:
             begun = at
             try:
-                # A time of 0 means now to the client.
+                # For the client, a timestamp of 0 means the current time.
                 if output.headers is None:
                     for key, value, stamp in zip(*(column[at:] for column in columns), strict=True):
                         produce(topic, value, key, -1, failed, None, max(stamp, 1))
@@ -137,7 +138,7 @@ class KafkaWriter:
                 self._queued += at - begun
                 cause: KafkaError = error.args[0]
                 if cause.code() not in _REFUSED:
-                    raise self._means(cause) from error
+                    raise self._to_error(cause) from error
                 self._refuse(first + at, output.values[at], cause)
                 at += 1
             else:
@@ -150,7 +151,7 @@ class KafkaWriter:
                 raise Retriable(f"writing to {self._topic}: {left} records are not acknowledged")
 
     def counts(self, error: KafkaError) -> bool:
-        """Count a row that was not written; whether that is for what is in it, or in its batch."""
+        """Count a row that was not written. Returns whether it is due to the content of its batch."""
         self._failed += 1
         if error.code() in _REFUSED:
             return True
@@ -158,7 +159,7 @@ class KafkaWriter:
         return False
 
     def failed(self, number: int, output: Output, row: int, error: KafkaError) -> None:
-        """Note that a row was not written, which has this number."""
+        """Note that the row with this number was not written."""
         if self.counts(error):
             self._again.append((number, output, row))
 
@@ -168,28 +169,30 @@ class KafkaWriter:
 
     def _raise_fault(self) -> None:
         if self._fault is not None:
-            raise self._means(self._fault)
+            raise self._to_error(self._fault)
 
-    def _means(self, error: KafkaError) -> BrokerError:
-        return self._access.means(error, f"writing to {self._topic}", Right("WRITE", "topic", self._topic))
+    def _to_error(self, error: KafkaError) -> BrokerError:
+        return self._factory.to_error(
+            error, f"writing to {self._topic}", Right("WRITE", "topic", self._topic)
+        )
 
 
 class _Alone:
-    """A row that is written again without others."""
+    """The outcome of a row that is written again alone."""
 
     def __init__(self, writer: KafkaWriter) -> None:
         self._writer = writer
         self.error: KafkaError | None = None
-        """Why it is refused, if it is."""
+        """Why it is rejected, if it is."""
 
     def failed(self, error: KafkaError | None, _message: Message) -> None:
-        """Called by the client if it was not written."""
+        """The client's callback if the row was not written."""
         if error is not None and self._writer.counts(error):
             self.error = error
 
 
 class _Batch:
-    """Finds the rows that the client reports, which has only their contents."""
+    """Finds the rows of an output for the client's reports, which only have the rows' contents."""
 
     def __init__(self, writer: KafkaWriter, output: Output, first: int) -> None:
         self._writer = writer
@@ -198,7 +201,7 @@ class _Batch:
         self._rows: defaultdict[bytes, deque[int]] | None = None
 
     def failed(self, error: KafkaError | None, message: Message) -> None:
-        """Called by the client for each row that was not written."""
+        """The client's callback for each row that was not written."""
         if error is None:
             return
         if self._rows is None:

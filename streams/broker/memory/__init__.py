@@ -1,26 +1,28 @@
-"""A broker in this process, for tests: partitioned logs with groups, rebalances and transactions.
+"""An in-memory broker for tests: partitioned logs with groups, rebalances and transactions.
 
-It behaves as Kafka does where a caller can tell: transaction markers take offsets, ``read_committed``
-stops at the first open transaction, groups rebalance incrementally by the ``range`` assignor of KIP-848, and
-members and producers that are out of date are fenced. Clients may live in several threads; used from one
-thread, the same calls give the same results, as nothing here is random.
+Its observable behaviour is that of Kafka: transaction markers take offsets, ``read_committed`` stops at the
+first open transaction, groups rebalance incrementally by the ``range`` assignor of KIP-848, and outdated
+members and producers are fenced. Clients may be in several threads. In a single thread it is deterministic:
+the same calls give the same results.
 
-Where Kafka leaves something open or late, this broker takes the strict side at once, so that a wrong caller
-fails in a test and not by chance:
+Where Kafka's behaviour varies or is delayed, this broker is strict and immediate, so that a wrong caller
+fails in every test and not by chance:
 
-- A plain producer's rows are written by ``flush``, not before. A transaction's rows are written at once.
-- A member may commit only for partitions that it holds. Kafka compares the membership alone.
-- A poll in which the assignment changed brings no records.
-- A fenced commit, plain or in a transaction, raises ``TransactionAborted``: it did not happen and never will.
-- A producer whose transaction timed out is fenced: ``OutcomeUnknown`` from every further call.
+- A non-transactional producer's rows are written by ``flush``, not before. Those of a transaction are written
+  at once.
+- A member may only commit offsets of its own partitions. Kafka only checks the membership.
+- A poll in which the assignment changed returns no records.
+- A fenced commit, with or without a transaction, raises ``TransactionAborted``: it did not and will not
+happen.
+- A producer whose transaction timed out is fenced: every further call raises ``OutcomeUnknown``.
 - Offsets that an open transaction has sent hide the last committed ones, as Kafka's stable offset fetch does:
-  ``Consumer.committed`` raises ``Retriable`` and a new owner reads nothing of these partitions until the
-  transaction ends. ``Admin.committed_offsets`` returns what was committed last.
-- Records that Kafka refuses after they were queued (times too far ahead, larger than the topic takes,
-  without a key in a compacted topic) have none of their ``Output`` written, and fail the transaction at once.
-  Once ``take_refused`` has told of one, others for the topic are refused by ``produce``.
+  ``Consumer.committed`` raises ``Retriable``, and a new owner reads no records of these partitions until the
+  transaction ends. ``Admin.committed_offsets`` returns the last committed offsets.
+- If a record is one that Kafka rejects after queueing (event time too far ahead, larger than the topic's
+  limit, without a key in a compacted topic), no row of its ``Output`` is written, and the transaction fails
+  at once. After ``take_refused`` has returned one, ``produce`` raises for further ones of the topic.
 - With ``instance_id``, a closed member's partitions stay reserved for ``session_timeout`` or until its
-  successor joins; joining under the instance id of a living member raises ``FatalBrokerError``.
+  successor joins; joining with the instance id of a running member raises ``FatalBrokerError``.
 """
 
 from streams.broker.memory.admin import MemoryAdmin

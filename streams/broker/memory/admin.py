@@ -35,7 +35,7 @@ class MemoryAdmin:
             if not _LEGAL_TOPIC.fullmatch(topic.name) or topic.partitions < 1:
                 raise TopicError(
                     f"topic {topic.name!r} with {topic.partitions} partitions cannot be created",
-                    hint="a name has 1 to 249 of a-z A-Z 0-9 . _ -, a topic has at least one partition",
+                    hint="a name has 1 to 249 characters of a-z A-Z 0-9 . _ -, a topic at least 1 partition",
                 )
         created = set()
         with self._cluster.locked():
@@ -71,7 +71,7 @@ class MemoryAdmin:
                 log.start = max(log.start, min(offset, log.next_offset))
 
     def require_rights(self, rights: Mapping[str, Collection[str]]) -> None:
-        """Do nothing: here everybody may do everything."""
+        """Do nothing: all clients have all rights."""
 
     def settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
         with self._cluster.locked():
@@ -102,4 +102,4 @@ class MemoryAdmin:
             }
 
     def close(self) -> None:
-        """There is no connection to release."""
+        """Do nothing: there is no connection."""

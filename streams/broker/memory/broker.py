@@ -1,4 +1,4 @@
-"""The broker itself, which makes the clients and does to them what a network and other processes would."""
+"""The broker: it creates the clients, and simulates what a network and other processes do to them."""
 
 from __future__ import annotations
 
@@ -22,23 +22,22 @@ if TYPE_CHECKING:
     from streams.records import TopicPartition
 
 LARGEST_RECORD = 60_000_000
-"""What clients take at most: bytes of key, value and headers."""
+"""The maximum size of key, value and headers that clients accept, in bytes."""
 
 
 class MemoryBroker:
-    """A cluster in this process. Its clients may be used from several threads, each client by one.
+    """An in-memory cluster. Its clients may be used from several threads, each client by one thread.
 
-    ``clock`` returns seconds and decides poll deadlines, sessions and transaction timeouts. ``poll`` waits in
-    real time until something changes; a simulation that moves its own clock passes ``wait``, which is called
-    once with the seconds that the poll would wait, and may use the broker. A row whose key, value and headers
-    have more than ``max_record_bytes`` is not taken by clients; what the broker refuses follows from the
-    topic's settings, and event times are compared with ``wall_clock`` (milliseconds since the epoch; ``None``
-    takes any). ``first`` gives, for a topic, the place of the group's
-    member that its ranges of partitions begin with: where topics have one partition, the first member would
-    hold them all.
+    ``clock`` returns seconds and determines poll deadlines, sessions and transaction time-outs. ``poll``
+    waits in real time until something changes; a simulation with its own clock passes ``wait``, which is
+    called once with the seconds that the poll would wait, and may use the broker. Clients reject a row whose
+    key, value and headers have more than ``max_record_bytes``; the broker rejects rows by the topic's
+    settings, and compares event times with ``wall_clock`` (milliseconds since the epoch; ``None`` accepts
+    all). ``first`` returns, for a topic, the position of the member with which its ranges of partitions
+    begin: with one partition per topic, the first member would otherwise get all of them.
 
-    ``before``, when set, is called with a ``Step`` wherever a client is about to do something: what it raises
-    is the client's error, and whatever else it does (expire a member, end a process) happens right there.
+    ``before``, if set, is called with a ``Step`` before each step of a client: what it raises is the client's
+    error, and what else it does (expire a member, end a process) happens at that point.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class MemoryBroker:
 
     @property
     def before(self) -> Callable[[Step], None] | None:
-        """The hook that tests make calls fail with."""
+        """The hook that is called before each step of a client."""
         return self._cluster.before
 
     @before.setter
@@ -73,9 +72,9 @@ class MemoryBroker:
         return MemoryAdmin(self._cluster)
 
     def expire(self, consumer: Consumer) -> None:
-        """End the consumer's session as if its process were dead or frozen: others get its partitions now.
+        """End the consumer's session as if its process were dead or frozen: others get its partitions.
 
-        A consumer that polls again learns that it lost them, and rejoins as a new member.
+        If the consumer polls again, its listener's ``lost`` is called, and it rejoins as a new member.
         """
         membership = consumer.group_metadata()
         assert isinstance(membership, Membership)
@@ -87,13 +86,13 @@ class MemoryBroker:
                 self._cluster.retarget(group)
 
     def truncate(self, partition: TopicPartition, offset: int) -> None:
-        """Make the records before ``offset`` unreadable, as a topic's retention does."""
+        """Delete the records before ``offset``, as a topic's retention does."""
         with self._cluster.locked():
             log = self._cluster.existing_log(partition)
             log.start = max(log.start, min(offset, log.next_offset))
 
     def add_partitions(self, topic: str, total: int) -> None:
-        """Give a topic more partitions, ``total`` in all. Keys go to other partitions from then on."""
+        """Add partitions to a topic up to ``total``. Keys go to other partitions from then on."""
         with self._cluster.locked():
             before = self._cluster.topics[topic]
             logs = [*before.logs, *(Log() for _ in range(total - len(before.logs)))]

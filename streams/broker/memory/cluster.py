@@ -1,4 +1,4 @@
-"""What all clients of a broker share: topics, groups, open transactions, deadlines."""
+"""The state that all clients share: topics, groups, open transactions, deadlines."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ Step: TypeAlias = Literal[
     "commit.after",
     "abort",
 ]
-"""Where ``MemoryBroker.before`` is called: at the start of the client's call of that name.
+"""The points at which ``MemoryBroker.before`` is called: at the start of the client's call of that name.
 
-``commit`` is the producer's, ``commit_offsets`` the consumer's. Both have a second one, ``after`` the commit
-took effect and before the caller learns of it.
+``commit`` is the producer's, ``commit_offsets`` the consumer's. Both have a second point, ``after`` the
+commit took effect and before the call returns.
 """
 
 
 class Cluster:
-    """The state that all clients share. Everything in it is read and changed inside ``locked``."""
+    """The state that all clients share. It must only be read and changed inside ``locked``."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Cluster:
         self.before: Callable[[Step], None] | None = None
         self.topics: dict[str, MemoryTopic] = {}
         self.known: set[str] = set()
-        """Topics that have refused records: from then on, producers know what they do not take."""
+        """Topics that have rejected records: from then on, producers apply their limits in ``produce``."""
         self.groups: dict[str, Group] = {}
         self.epochs: dict[str, int] = {}
         self.open: dict[str, Transaction] = {}
@@ -65,17 +65,17 @@ class Cluster:
         self._changed = Condition()
 
     def step(self, step: Step) -> None:
-        """Call the hook: outside of the lock, so that it may use the broker."""
+        """Call the hook, without holding the lock, so that it may use the broker."""
         if self.before is not None:
             self.before(step)
 
     @property
     def simulated(self) -> bool:
-        """Whether somebody else moves the time on."""
+        """Whether a simulation controls the clock."""
         return self._wait is not None
 
     def locked(self) -> Self:
-        """The cluster as a context: inside, its state is the caller's."""
+        """The context in which the caller holds the lock."""
         return self
 
     def __enter__(self) -> None:
@@ -89,7 +89,7 @@ class Cluster:
         self._changed.notify_all()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for a change, up to the next deadline. False when the caller should not wait once more."""
+        """Wait for a change, up to the next deadline. Returns whether the caller may wait again."""
         if self._wait is None:
             self._changed.wait(min(seconds, self._next_deadline() - self.clock()))
             return True
@@ -142,7 +142,7 @@ class Cluster:
             self.retarget(group)
 
     def refused(self, output: Output) -> list[Refusal]:
-        """The rows that their topic does not take, and why."""
+        """The rows that their topic rejects, and the reasons."""
         topic = self.topics.get(output.topic)
         return [] if topic is None else topic.refused(output, self.wall_clock)
 
@@ -160,13 +160,13 @@ class Cluster:
         return any(partition in transaction.offsets.get(group, ()) for transaction in self.open.values())
 
     def commit_offsets(self, group: Group, offsets: Mapping[TopicPartition, int]) -> None:
-        # What was deleted meanwhile has no offsets any more.
+        # Partitions that were deleted in the meantime have no offsets.
         group.offsets.update({place: offset for place, offset in offsets.items() if self.log(place)})
 
     # Transactions
 
     def start(self, transaction: Transaction, timeout: float) -> None:
-        """Called at each use: as on a real broker, the time runs from the first one on."""
+        """Called at each use of a transaction: as in Kafka, its time-out starts with the first one."""
         if transaction.transactional_id not in self.open:
             transaction.deadline = self.clock() + timeout
             self.open[transaction.transactional_id] = transaction
@@ -181,7 +181,7 @@ class Cluster:
         self.notify()
 
     def new_producer(self, transactional_id: str) -> int:
-        """Fence older producers of that id; returns the epoch of the new one."""
+        """Fence older producers of that id, and return the epoch of the new one."""
         left_open = self.open.get(transactional_id)
         if left_open is not None:
             self.finish(left_open, committed=False)

@@ -1,4 +1,4 @@
-"""The consumer: its membership in the group, and where it stands in each partition."""
+"""The consumer: its group membership, and its position in each partition."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class Position:
-    """Where a consumer stands in a partition.
+    """A consumer's position in a partition.
 
-    ``offset`` may be ``BEGINNING`` or ``END`` until the next poll finds out, and is ``None`` while it is to
-    come from the group. ``end_reported`` is the end told to the caller last; ``lost`` is set once the caller
-    was told that the log has no such offset.
+    ``offset`` may be ``BEGINNING`` or ``END`` until the next poll resolves it, and is ``None`` while the
+    committed offset is not known. ``end_reported`` is the last end reported to the caller; ``lost`` is set
+    once it was reported that the offset is out of range.
     """
 
     __slots__ = ("end_reported", "lost", "offset", "paused")
@@ -49,10 +49,9 @@ class Position:
 class MemoryConsumer:
     """``Consumer`` of a ``MemoryBroker``.
 
-    Beyond the protocol: ``seek`` takes ``BEGINNING`` and ``END`` too and raises ``FatalBrokerError`` for a
-    partition that is not assigned, ``pause`` and ``resume`` ignore these. Positions given as ``END``, or by
-    ``offset_reset``, are fixed by the next poll. ``commit`` raises ``TransactionAborted`` when the member was
-    fenced.
+    Beyond the protocol: ``seek`` raises ``FatalBrokerError`` for a partition that is not assigned, ``pause``
+    and ``resume`` ignore such partitions. Positions given as ``END``, or by ``offset_reset``, are resolved by
+    the next poll. ``commit`` raises ``TransactionAborted`` if the member was fenced.
     """
 
     def __init__(self, cluster: Cluster, settings: GroupSettings) -> None:
@@ -62,7 +61,7 @@ class MemoryConsumer:
         self._topics: frozenset[str] = frozenset()
         self._patterns: tuple[NamePattern, ...] = ()
         self._member: Member | None = None
-        # In the order in which the partitions take their turns: who is served goes to the back.
+        # In the order in which partitions are read: one that returned records moves to the end.
         self._positions: dict[TopicPartition, Position] = {}
         self._reader = False
         self._closed = False
@@ -70,7 +69,7 @@ class MemoryConsumer:
     def subscribe(self, topics: Collection[str | NamePattern], listener: RebalanceListener) -> None:
         self._usable()
         if self._reader:
-            raise FatalBrokerError("this consumer reads assigned partitions: it cannot subscribe")
+            raise FatalBrokerError("a consumer cannot subscribe after assign")
         self._listener = listener
         self._topics = frozenset(topic for topic in topics if isinstance(topic, str))
         self._patterns = tuple(topic for topic in topics if not isinstance(topic, str))
@@ -83,20 +82,20 @@ class MemoryConsumer:
     def assign(self, positions: Mapping[TopicPartition, int]) -> None:
         self._usable()
         if self._listener is not None:
-            raise FatalBrokerError("this consumer is in a group: it cannot be assigned partitions")
+            raise FatalBrokerError("a consumer cannot be assigned partitions after subscribe")
         self._reader = True
         self._positions = {partition: Position(offset) for partition, offset in positions.items()}
 
     def poll(self, max_records: int, timeout: float) -> Polled:
         self._usable()
         self._cluster.step("poll")
-        # A simulation's own clock passes in the wait alone, and by the same amount in every run.
-        give_up = math.inf if self._cluster.simulated else time.monotonic() + timeout
+        # In a simulation only the wait advances the clock, by the same amount in every run.
+        deadline = math.inf if self._cluster.simulated else time.monotonic() + timeout
         may_wait = True
         while not self._serve_group():
             with self._cluster.locked():
                 polled = self._fetch(max_records)
-                remaining = timeout if self._cluster.simulated else give_up - time.monotonic()
+                remaining = timeout if self._cluster.simulated else deadline - time.monotonic()
                 if any(polled) or remaining <= 0 or not may_wait:
                     self._extend_deadline()
                     return polled
@@ -145,7 +144,7 @@ class MemoryConsumer:
             if unstable:
                 raise Retriable(
                     f"group {group.name}: a transaction that commits offsets of "
-                    f"{', '.join(map(str, unstable))} has not ended yet"
+                    f"{', '.join(map(str, unstable))} is still open"
                 )
             return {p: group.offsets[p] for p in partitions if p in group.offsets}
 
@@ -185,7 +184,7 @@ class MemoryConsumer:
         if self._closed:
             return
         try:
-            self._let_go()
+            self._release_all()
         finally:
             self._closed = True
             self._positions.clear()
@@ -214,14 +213,14 @@ class MemoryConsumer:
     # Group
 
     def _serve_group(self) -> bool:
-        """Bring the assignment nearer to the group's target; says whether it changed."""
+        """Change the assignment towards the group's target. Returns whether it changed."""
         if self._listener is None:
             return False
         with self._cluster.locked():
             if self._member is not None and not self._group_has_news():
                 self._extend_deadline()
                 return False
-        changed = self._give_up_lost(self._listener)
+        changed = self._drop_lost(self._listener)
         with self._cluster.locked():
             group = self._group()
             if self._member is None:
@@ -229,7 +228,7 @@ class MemoryConsumer:
                 self._member = group.join(self._settings, self._topics, self._patterns, now)
                 self._cluster.retarget(group)
             member = self._member
-            # A callback takes its time out of the poll deadline, as the caller's own work does.
+            # The time of callbacks counts towards the poll deadline, like the caller's own work.
             self._extend_deadline()
             leaving = sorted(partition for partition in self._positions if partition not in member.target)
         if leaving:
@@ -247,8 +246,8 @@ class MemoryConsumer:
                 self._locate(partition)
         return changed
 
-    def _give_up_lost(self, listener: RebalanceListener) -> bool:
-        """Forget a membership that the group ended."""
+    def _drop_lost(self, listener: RebalanceListener) -> bool:
+        """Drop a membership that the group has ended. Returns whether partitions were lost."""
         with self._cluster.locked():
             if self._member is None or self._group().has(self._member):
                 return False
@@ -263,7 +262,7 @@ class MemoryConsumer:
         try:
             listener.revoked(partitions)
         finally:
-            # Also when the callback failed: a partition that nobody can take would stop the group.
+            # Released even if the callback failed: otherwise no other member could ever take them.
             for partition in partitions:
                 self._positions.pop(partition, None)
             with self._cluster.locked():
@@ -271,9 +270,9 @@ class MemoryConsumer:
                     self._group().release(self._member, partitions)
                 self._cluster.notify()
 
-    def _let_go(self) -> None:
-        """Tell the listener that all is over."""
-        if self._listener is None or self._give_up_lost(self._listener) or not self._positions:
+    def _release_all(self) -> None:
+        """Call the listener for all assigned partitions before leaving."""
+        if self._listener is None or self._drop_lost(self._listener) or not self._positions:
             return
         self._listener.revoked(sorted(self._positions))
 
@@ -339,7 +338,7 @@ class MemoryConsumer:
         return Polled(fetched, ends, out_of_range)
 
     def _begin(self, partition: TopicPartition) -> bool:
-        """Place a partition that was just assigned where the group is in it, if that is known by now."""
+        """Set the position of a new partition to its committed offset. Returns whether that is known."""
         position = self._positions[partition]
         if position.offset is None:
             group = self._group()
@@ -350,7 +349,7 @@ class MemoryConsumer:
         return True
 
     def _locate(self, partition: TopicPartition) -> Log | None:
-        """The partition's log, with the position in it known as far as it can be."""
+        """The partition's log, after resolving the position in it as far as possible."""
         position = self._positions[partition]
         if self._reader:
             log: Log | None = self._cluster.existing_log(partition)
@@ -365,7 +364,7 @@ class MemoryConsumer:
         if (
             position.offset >= 0
             and not log.start <= position.offset <= log.next_offset
-            and not self._settings.tells_out_of_range
+            and not self._settings.reports_out_of_range
         ):
             position.offset = BEGINNING if reset == "earliest" else END
         if position.offset == BEGINNING:

@@ -1,4 +1,4 @@
-"""The coordinator of a group: who its members are, what each holds, and what they have committed."""
+"""The coordinator of a group: its members, their partitions and the committed offsets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """What commits are fenced by. ``member`` is ``None`` for a consumer that is in no group."""
+    """The membership by which commits are fenced. ``member`` is ``None`` for a consumer without a group."""
 
     group: str
     member: str | None
@@ -25,7 +25,7 @@ class Membership:
 
 @dataclass(eq=False, slots=True)
 class Member:
-    """A member as the group has it. ``target`` is what it should hold once others have let go of it."""
+    """A member of the group. ``target`` is its target assignment, once others have released it."""
 
     name: str
     settings: GroupSettings
@@ -42,7 +42,7 @@ class Member:
         return not topic.startswith("__") and any(pattern.fullmatch(topic) for pattern in self.patterns)
 
     def order(self) -> tuple[bool, str]:
-        """Members with an instance id come first, so that they get the same ranges after a restart."""
+        """The sort key. Members with an instance id come first, and get the same ranges after a restart."""
         instance = self.settings.instance_id
         return (instance is None, instance or self.name)
 
@@ -50,8 +50,8 @@ class Member:
 class Group:
     """The coordinator of one group.
 
-    A partition has at most one owner. Owners give up what is no longer in their target, and others take from
-    their target what has no owner: both happen in the member's own poll.
+    A partition has at most one owner. Owners release partitions that are no longer in their target, and take
+    those of their target that have no owner: both happen in the member's own poll.
     """
 
     def __init__(self, name: str) -> None:
@@ -77,13 +77,13 @@ class Group:
             before = next((m for m in self.members.values() if m.settings.instance_id == instance), None)
             if before is not None and not before.departed:
                 raise FatalBrokerError(
-                    f"group {self.name}: the living member {before.name} has the instance id {instance!r}",
-                    hint="give each member an instance id of its own",
+                    f"group {self.name}: the running member {before.name} has the instance id {instance!r}",
+                    hint="give each member a different instance id",
                 )
             if before is not None:
                 self.remove(before)
         self._names_given += 1
-        # Names are compared as text by the assignor: the padding keeps them in the order of joining.
+        # The assignor compares names as text: with padding, their order is that of joining.
         name = f"{self.name}-{self._names_given:06d}"
         member = Member(name, settings, topics, patterns, now + settings.poll_deadline)
         self.members[name] = member
@@ -96,9 +96,9 @@ class Group:
         self.epoch += 1
 
     def retarget(self, partition_counts: Mapping[str, int], first: Callable[[str], int]) -> None:
-        """Range assignment: per topic, each subscribed member gets the next contiguous range.
+        """Range assignment: for each topic, each subscribed member gets the next contiguous range.
 
-        ``first`` is the place, among those members, of the one that a topic's ranges begin with.
+        ``first`` returns the position, among these members, of the one with which a topic's ranges begin.
         """
         members = sorted(self.members.values(), key=Member.order)
         targets: dict[Member, set[TopicPartition]] = {member: set() for member in members}
@@ -121,7 +121,7 @@ class Group:
                 del self.owners[partition]
 
     def available(self, member: Member) -> list[TopicPartition]:
-        """What the member may take now: its target, without what others have not released yet."""
+        """The partitions of the member's target that have no owner."""
         if member.target <= self.owners.keys():
             return []
         return sorted(partition for partition in member.target if partition not in self.owners)
@@ -134,22 +134,22 @@ class Group:
         return gained
 
     def check(self, membership: Membership, partitions: Collection[TopicPartition]) -> None:
-        """Raise ``TransactionAborted`` unless that membership may commit for these partitions."""
+        """Raise ``TransactionAborted`` unless the membership may commit offsets of these partitions."""
         if membership.member is None:
             if self.members:
                 raise TransactionAborted(
-                    f"group {self.name} has members: offsets can be committed by them alone",
+                    f"group {self.name} has members: only they can commit offsets",
                     hint="stop the group's members first",
                 )
             return
         member = self.members.get(membership.member)
         if member is None:
-            raise TransactionAborted(f"{membership.member} is no member of group {self.name} any more")
+            raise TransactionAborted(f"{membership.member} is no longer a member of group {self.name}")
         if member.epoch != membership.epoch:
             raise TransactionAborted(
-                f"{membership.member} of group {self.name} commits as of epoch {membership.epoch}, "
-                f"it is at epoch {member.epoch} since",
-                hint="ask for the group metadata anew before each commit",
+                f"{membership.member} of group {self.name} commits with epoch {membership.epoch}, "
+                f"but its current epoch is {member.epoch}",
+                hint="read the group metadata again before each commit",
             )
         foreign = sorted(partition for partition in partitions if self.owners.get(partition) is not member)
         if foreign:

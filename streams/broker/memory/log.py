@@ -1,4 +1,4 @@
-"""One partition's records, and what transactions do to them."""
+"""The log of a partition, and the state of transactions in it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Ranges: TypeAlias = "list[tuple[int, int]]"
-"""Ranges of positions in a log's columns: (first, one past the last)."""
+"""Ranges of positions in a log's columns: (first, last + 1)."""
 
 
 class Log:
-    """One partition: columns of records in offset order, and what transactions did to them.
+    """The log of a partition: columns of records in offset order, with aborted and open transactions.
 
-    A transaction's marker takes an offset and has no row. Aborted records keep theirs.
+    A transaction's marker has an offset but no row. Aborted records keep their rows.
     """
 
     __slots__ = (
@@ -82,13 +82,13 @@ class Log:
                 insort(self._aborted, rows)
 
     def end(self, isolation: Isolation) -> int:
-        """The offset readers of that isolation can get to: for committed reads, the last stable offset."""
+        """The offset up to which readers can read: for committed reads, the last stable offset."""
         if isolation == "read_committed" and self._open:
             return min(self._open.values())
         return self.next_offset
 
     def readable(self, offset: int, isolation: Isolation, limit: int) -> tuple[Ranges, int]:
-        """Up to ``limit`` rows from ``offset`` on, and the offset to go on from afterwards."""
+        """Up to ``limit`` rows from ``offset`` on, and the offset to continue from."""
         end = self.end(isolation)
         if offset >= end:
             return [], offset
@@ -107,7 +107,7 @@ class Log:
             if row >= gap_start:
                 row = gap_stop
                 gap += 1
-        # Past the last readable row there are only markers and aborted rows: they are read by skipping them.
+        # After the last readable row there are only markers and aborted rows, which a reader skips.
         return ranges, self._offsets[row] if row < stop else end
 
     def fetched(self, partition: TopicPartition, ranges: Ranges) -> FetchedLists:
@@ -133,7 +133,7 @@ def _cut(column: list[T], ranges: Ranges) -> list[T]:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Rows for one partition."""
+    """Rows of one partition."""
 
     keys: list[bytes | None]
     values: list[bytes | None]
@@ -142,7 +142,7 @@ class Columns:
 
     @classmethod
     def of(cls, output: Output, rows: Rows | None) -> Columns:
-        """Those rows of an output, ``None`` for all."""
+        """These rows of an output; all for ``None``."""
         return cls(
             take(output.keys, rows),
             take(output.values, rows),
@@ -153,7 +153,7 @@ class Columns:
 
 @dataclass(eq=False, slots=True)
 class Transaction:
-    """An open transaction: its rows and the offsets it will commit. ``failed`` once it can only abort."""
+    """An open transaction: its rows and offsets. ``failed`` means that it can only abort."""
 
     transactional_id: str
     rows: dict[Log, Ranges] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The producer, plain and in transactions."""
+"""The producer, with or without transactions."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 class MemoryProducer:
     """``Producer`` of a ``MemoryBroker``.
 
-    Rows for a topic that does not exist are refused, those for a partition that it does not have raise
-    ``TopicError``. Calls in an order that makes no sense, such as ``begin`` before ``init_transactions``,
-    raise ``FatalBrokerError``.
+    Rows for a topic that does not exist raise ``TopicMissing``, those for a partition that does not exist
+    ``TopicError``. Calls in a wrong order, such as ``begin`` before ``init_transactions``, raise
+    ``FatalBrokerError``.
     """
 
     def __init__(self, cluster: Cluster, transactional_id: str | None, transaction_timeout: float) -> None:
@@ -44,7 +44,7 @@ class MemoryProducer:
         self._next_partition: dict[str, int] = {}
         self._refused: list[Refusal] = []
         self._unreported = False
-        """Whether a flush is still to say that records were refused."""
+        """Whether records were rejected that no flush has reported yet."""
         self._closed = False
 
     def produce(self, output: Output, waiting: Callable[[], None] | None = None) -> None:  # noqa: ARG002  # never full
@@ -99,7 +99,7 @@ class MemoryProducer:
         with self._cluster.locked():
             self._usable()
             if self._transactional_id is None:
-                raise FatalBrokerError("this producer was made without a transactional id")
+                raise FatalBrokerError("this producer was created without a transactional id")
             self._epoch = self._cluster.new_producer(self._transactional_id)
 
     def begin(self) -> None:
@@ -109,7 +109,7 @@ class MemoryProducer:
             if self._transactional_id is None or self._epoch is None:
                 raise FatalBrokerError("a transaction cannot begin before init_transactions")
             if self._transaction is not None:
-                raise FatalBrokerError(f"{self._transactional_id}: a transaction is open already")
+                raise FatalBrokerError(f"{self._transactional_id}: a transaction is already open")
             self._transaction = Transaction(self._transactional_id)
             self._refused = []
 
@@ -120,7 +120,7 @@ class MemoryProducer:
             transaction = self._healthy_transaction()
             group = self._cluster.group(group_metadata.group)
             try:
-                # As Kafka does: without a membership, only the transactional id fences.
+                # As in Kafka: without a membership, only the transactional id is fenced.
                 if group_metadata.member is not None:
                     group.check(group_metadata, offsets)
             except TransactionAborted:
@@ -154,7 +154,7 @@ class MemoryProducer:
             return
         if self._cluster.epochs[self._transactional_id] != self._epoch:
             raise OutcomeUnknown(
-                f"{self._transactional_id}: fenced by a newer producer, or since its transaction timed out"
+                f"{self._transactional_id}: fenced by a newer producer, or because its transaction timed out"
             )
 
     def _open_transaction(self) -> Transaction:

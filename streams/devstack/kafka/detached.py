@@ -1,4 +1,4 @@
-"""The user's one detached cluster, which goes on after the program that started it."""
+"""The user's detached cluster, which keeps running after the program that started it."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def start_detached(
     report: Report = silent,
     timeout: float = 60.0,
 ) -> LocalKafka:
-    """Start the user's detached cluster, which goes on after this process ends, until :func:`stop`.
+    """Start the user's detached cluster, which keeps running after this process ends, until :func:`stop`.
 
-    If it runs already, it is returned as it is, and ``report`` says so. The arguments and errors are those of
-    ``LocalKafka.start``; without ``folder`` the data is in the cache folder, kept from start to start.
+    A cluster that is already running is returned unchanged, and ``report`` says so. The arguments and errors
+    are those of ``LocalKafka.start``; without ``folder`` the data is kept in the cache folder.
     """
-    busy = "Waiting for another process that starts Kafka …"
+    busy = "Waiting for another process that is starting Kafka …"
     with explained(), locked(note_file().with_suffix(".lock"), report, busy):
         cluster = running()
         if cluster is not None:
-            report(f"Kafka already runs at {cluster.bootstrap_servers}, its data is in {cluster.folder}")
+            report(f"Kafka already runs at {cluster.bootstrap_servers}; its data is in {cluster.folder}")
             return cluster
         path = Path(folder).absolute() if folder is not None else cache_folder() / f"data-{nodes}-nodes"
-        # Noted before as well: should this process be killed meanwhile, the nodes can still be found.
+        # The note is also written before the start, so that the nodes can be found if this process is killed.
         write_note(path)
         plan = Plan(path, nodes, heap_mb, port, properties or {}, timeout, detached=True)
         cluster = start_planned(plan, report)
@@ -49,27 +49,28 @@ def start_detached(
 
 
 def running() -> LocalKafka | None:
-    """Find the user's detached cluster; ``None`` if none of its nodes runs."""
+    """Find the user's detached cluster; ``None`` if none of its nodes is running."""
     record = running_record()
     return None if record is None else LocalKafka.found(record)
 
 
 def stop(*, report: Report = silent) -> bool:
-    """Stop the user's detached cluster and keep its data. Returns whether one ran."""
+    """Stop the user's detached cluster and keep its data. Returns whether one was running."""
     cluster = running()
     if cluster is None:
-        report("No local Kafka runs")
+        report("No local Kafka is running")
         return False
     cluster.stop()
     note_file().unlink(missing_ok=True)
-    report(f"Stopped Kafka; its data stays in {cluster.folder}")
+    report(f"Stopped Kafka; its data is kept in {cluster.folder}")
     return True
 
 
 def clean(*, report: Report = silent) -> None:
-    """Stop the user's detached cluster, then remove the downloaded Kafka and the data in the cache folder.
+    """Stop the user's detached cluster, then delete the downloaded Kafka and the data in the cache folder.
 
-    Data in a folder the user named stays. Clusters of other programs must have ended: they read the download.
+    Data in a folder that the user chose is kept. Stop clusters of other programs first: they use the
+    download.
     """
     stop()
     home = cache_folder()

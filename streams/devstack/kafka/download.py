@@ -1,4 +1,4 @@
-"""Kafka's jars: from their Maven coordinates into the cache folder, checked against pinned digests."""
+"""Download Kafka's jars from a Maven repository into the cache folder, checked against pinned digests."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
     from streams.devstack.kafka.report import Report
 
-# Kafka's jars bring a logging interface and no logger: the smallest one writes to the node's log file.
+# Kafka's jars have a logging interface (SLF4J) but no implementation: slf4j-simple is the smallest one.
 _COORDINATES = (f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}", "org.slf4j:slf4j-simple:1.7.36")
 _PINNED_JARS = Path(__file__).with_name("kafka_jars.sha256")
-"""The class path's files with their SHA-256, as ``sha256sum`` writes it in the cache's ``maven``."""
+"""The files of the class path with their SHA-256, in ``sha256sum``'s format, relative to ``maven``."""
 
 
 def intact_jars(home: Path) -> list[Path] | None:
     """Return the class path in order, or ``None`` if the manifest or a jar is missing or has another size.
 
-    A manifest is only written for jars that were checked against the pinned digests it names.
+    A manifest is only written for jars that were checked against the pinned digests whose hash it contains.
     """
     try:
         manifest: dict[str, Any] = json.loads((home / "manifest.json").read_bytes())
@@ -46,13 +46,13 @@ def intact_jars(home: Path) -> list[Path] | None:
 
 
 def download(home: Path, report: Report) -> list[Path]:
-    """Bring the jars into ``home``; the class path in order. What arrived before is kept."""
+    """Download the jars into ``home`` and return the class path in order. Complete files are kept."""
     try:
         import jgo.config  # noqa: PLC0415  # an extra: only a local Kafka needs it
         import jgo.maven  # noqa: PLC0415
     except ImportError as error:
         raise LocalKafkaError(
-            f"a local Kafka needs the package jgo, which finds Kafka's jars: {error}",
+            f"a local Kafka needs the package jgo, which downloads Kafka's jars: {error}",
             hint="pip install 'streams[broker]'",
         ) from error
     require_space(home)
@@ -63,7 +63,7 @@ def download(home: Path, report: Report) -> list[Path]:
     context = jgo.maven.MavenContext(repo_cache=repository, remote_repos=mirrors)
     problem: object = None
     for _ in range(3):
-        # jgo writes in place: what an interrupted download left would be taken for the whole file.
+        # jgo writes in place, so an interrupted download leaves a partial file that it takes for complete.
         _drop_damaged(repository)
         try:
             jars = _resolve(context)
@@ -76,8 +76,8 @@ def download(home: Path, report: Report) -> list[Path]:
     else:
         raise LocalKafkaError(
             f"Apache Kafka {KAFKA_VERSION} could not be downloaded: {problem}",
-            hint="the network is needed this once; what did arrive is kept, the next try goes on from there. "
-            "Behind a mirror, name it under [repositories] in jgo's configuration file",
+            hint="check the network, which is needed once; complete files are kept. To use a "
+            "mirror, set it under [repositories] in jgo's configuration file",
         )
     sizes = {str(jar.relative_to(repository)): jar.stat().st_size for jar in jars}
     write_atomically(home / "manifest.json", {"pinned": _digest(_PINNED_JARS), "sizes": sizes})
@@ -91,7 +91,7 @@ def _digest(path: Path) -> str:
 
 
 def _unpinned(repository: Path, jars: Sequence[Path]) -> str | None:
-    """What is wrong with the files of the class path, by their pinned digests; wrong ones are deleted."""
+    """Check the files of the class path against the pinned digests, delete a wrong one, and describe it."""
     pinned = {}
     for line in _PINNED_JARS.read_text(encoding="ascii").splitlines():
         digest, _, name = line.partition("  ")
@@ -101,11 +101,11 @@ def _unpinned(repository: Path, jars: Sequence[Path]) -> str | None:
         if digest != pinned.get(name, digest):
             (repository / name).unlink()
             return (
-                f"{name} has the SHA-256 {digest}, {pinned[name]} is pinned: it is not what was published, "
-                "a proxy may be answering in place of the repository"
+                f"{name} has the SHA-256 {digest}, {pinned[name]} is pinned: it is not the published file; "
+                "a proxy may be answering instead of the repository"
             )
     if found.keys() != pinned.keys():
-        return f"other files are needed than those pinned: {', '.join(sorted(found.keys() ^ pinned.keys()))}"
+        return f"the files differ from those pinned: {', '.join(sorted(found.keys() ^ pinned.keys()))}"
     return None
 
 
@@ -119,10 +119,10 @@ def _drop_damaged(repository: Path) -> None:
 
 
 def _resolve(context: Any) -> list[Path]:
-    """Return Kafka's jars and all they need, downloading what is missing. ``context`` is jgo's."""
+    """Return Kafka's jars and their dependencies, downloading missing ones. ``context`` is jgo's."""
     logger = logging.getLogger("jgo")
     level = logger.level
-    # What it warns of (a checksum it did not find, …) means nothing to the user; what matters it raises.
+    # Its warnings (a missing checksum, …) are of no use to the user; it raises errors.
     logger.setLevel(logging.CRITICAL)
     try:
         inputs, others = context.resolver.resolve([context.create_dependency(name) for name in _COORDINATES])

@@ -1,4 +1,4 @@
-"""Java, Kafka's jars, and what makes a start quick: made once, in the cache folder."""
+"""Java, Kafka's jars, and the files for fast starts: prepared once, in the cache folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Where Java and Kafka are on this machine. ``start_cache`` is ``None`` if Java could not make one."""
+    """The paths of Java and Kafka. ``start_cache`` is ``None`` if Java could not create one."""
 
     java: Path
     class_path: str
@@ -36,11 +36,11 @@ class Installation:
 
 
 RunOnce: TypeAlias = Callable[[Installation, Path, str], None]
-"""Starts a server in a folder with an option for Java, and stops it."""
+"""A function that starts a server in a folder with an additional Java option, and stops it."""
 
 
 def make_installation(run_once: RunOnce, report: Report) -> Installation:
-    """Make what is missing of an installation; ``run_once`` starts and stops a server of it."""
+    """Complete the installation; ``run_once`` starts and stops a server, to record a start."""
     java, java_version = find_java()
     home = cache_folder()
     with explained(), locked(home / "lock", report, "Waiting for another process that prepares Kafka …"):
@@ -51,7 +51,7 @@ def make_installation(run_once: RunOnce, report: Report) -> Installation:
         checkpoint = home / "bootstrap.checkpoint"
         if not checkpoint.exists():
             make_checkpoint(java, class_path, checkpoint)
-        # A start cache is good only for the very files it was made from, times of change included.
+        # Java accepts a start cache only with the same files, including their modification times.
         files = [java.parent.parent / "lib" / "modules", *jars]
         stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         digest = hashlib.sha256(json.dumps([java_version, stamps]).encode()).hexdigest()[:16]
@@ -59,17 +59,18 @@ def make_installation(run_once: RunOnce, report: Report) -> Installation:
         if not start_cache.exists():
             _make_start_cache(Installation(java, class_path, checkpoint, None), start_cache, run_once, report)
         os.utime(start_cache)
-        # Each virtual environment has a Java and so a start cache of its own, 65 MB each: keep those in use.
+        # Each virtual environment has its own Java and so its own start cache of 65 MB: keep the latest
+        # three.
         for unused in sorted(home.glob("start-*.aot"), key=lambda file: file.stat().st_mtime)[:-3]:
             unused.unlink()
-    # An empty file stands for one that could not be made.
+    # An empty file means that Java could not create a start cache.
     return Installation(java, class_path, checkpoint, start_cache if start_cache.stat().st_size else None)
 
 
 def make_checkpoint(java: Path, class_path: str, checkpoint: Path, *arguments: str) -> None:
-    """Let Kafka's own tool format a folder once, and keep the file that is the same in every such folder.
+    """Format a folder once with Kafka's storage tool, and keep the file that is the same in every folder.
 
-    ``arguments`` are more of the tool's own, e.g. for users.
+    ``arguments`` are further arguments of the tool, e.g. for users.
     """
     with tempfile.TemporaryDirectory(dir=checkpoint.parent, prefix="temporary-") as folder:
         write_properties(Path(folder) / "server.properties", *server_properties([Seat(1, 1, 2)], {}))
@@ -82,7 +83,7 @@ def make_checkpoint(java: Path, class_path: str, checkpoint: Path, *arguments: s
         if not formatted.exists():
             raise LocalKafkaError(
                 f"Kafka's storage tool failed:\n{last_lines(done.stdout + done.stderr)}",
-                hint=f"remove the folder {checkpoint.parent} and try again",
+                hint=f"delete the folder {checkpoint.parent} and try again",
             )
         formatted.replace(checkpoint)
 
@@ -90,13 +91,13 @@ def make_checkpoint(java: Path, class_path: str, checkpoint: Path, *arguments: s
 def _make_start_cache(
     installation: Installation, start_cache: Path, run_once: RunOnce, report: Report
 ) -> None:
-    """Record one start of Kafka, so that Java need not load and link its thousands of classes each time."""
+    """Record a start of Kafka (Java's AOT cache), so that later starts need not load and link its classes."""
     require_space(start_cache.parent)
-    report("Preparing quick starts of Kafka (about 10 s, once) …")
+    report("Preparing fast starts of Kafka (about 10 s, once) …")
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(dir=start_cache.parent, prefix="temporary-") as folder:
         recorded = Path(folder) / start_cache.name
-        # Java writes the file when it ends.
+        # Java writes the file when it exits.
         run_once(installation, Path(folder), f"-XX:AOTCacheOutput={recorded}")
         if recorded.exists():
             recorded.replace(start_cache)

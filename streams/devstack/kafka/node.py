@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """What a node does now. ``resident_mb`` is its memory in MB; it and ``pid`` are ``None`` if stopped."""
+    """The status of a node. ``resident_mb`` is its memory in MB; it and ``pid`` are ``None`` if stopped."""
 
     number: int
     state: Literal["running", "paused", "stopped"]
@@ -37,10 +37,9 @@ class NodeStatus:
 
 
 class Node:
-    """One server of a :class:`LocalKafka`, broker and controller in one. Made by the cluster.
+    """One server of a :class:`LocalKafka`, broker and controller in one. The cluster creates it.
 
-    ``installation`` is asked for when the node is started; ``on_change`` is called whenever its process
-    changes.
+    ``installation`` is called when the node is started, ``on_change`` whenever its process changes.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class Node:
         return self.status().pid
 
     def status(self) -> NodeStatus:
-        """Look at the node's process now."""
+        """The current status of the node's process."""
         status = self.process.status() if self.process else None
         if self.process is None or status is None:
             return NodeStatus(self.number, "stopped", self.address, None, None, self.log_file)
@@ -76,12 +75,12 @@ class Node:
         return NodeStatus(self.number, state, self.address, pid, status.resident_mb, self.log_file)
 
     def start(self, *, wait: bool = True, timeout: float = 60.0) -> None:
-        """Start the stopped node again, with the same data and ports; a node that runs goes on.
+        """Start the stopped node again, with the same data and ports; a running node is left as it is.
 
         Returns once the node serves clients, or at once with ``wait=False``: in a cluster of three, two nodes
-        must run before either serves.
+        must run before either serves clients.
 
-        :raises LocalKafkaError: a port is taken, or the node did not serve within ``timeout`` seconds.
+        :raises LocalKafkaError: a port is in use, or the node was not ready within ``timeout`` seconds.
         """
         if self.pid is None:
             for port in filter(None, (self.seat.port, self.seat.controller_port, self.seat.secured_port)):
@@ -99,7 +98,7 @@ class Node:
             self.wait(timeout=timeout)
 
     def wait(self, *, knows: Sequence[Node] = (), timeout: float = 60.0) -> None:
-        """Return once the node serves clients, and tells them of itself and of the nodes it ``knows``.
+        """Wait until the node serves clients, and its metadata has itself and the nodes in ``knows``.
 
         :raises LocalKafkaError: the node ended, or this took more than ``timeout`` seconds.
         """
@@ -110,44 +109,44 @@ class Node:
         log = last_lines(self.log_file.read_text(encoding="utf-8", errors="replace"))
         if not done:
             raise LocalKafkaError(
-                f"node {self.number} does not serve after {timeout:.0f} s:\n{log}",
-                hint=f"on a busy machine allow it more time; the whole log is in {self.log_file}",
+                f"node {self.number} is not ready after {timeout:.0f} s:\n{log}",
+                hint=f"on a busy machine, set a longer timeout; the complete log is in {self.log_file}",
             )
-        message = f"node {self.number} ended while it started:\n{log}"
+        message = f"node {self.number} ended while it was starting:\n{log}"
         if "Address already in use" in log:
             raise PortTaken(message, hint=f"end the program that uses one of the ports of {self.seat}")
         if "No space left" in log:
-            raise LocalKafkaError(message, hint=f"free some space on the disk that holds {self.folder}")
-        raise LocalKafkaError(message, hint=f"the whole log is in {self.log_file}")
+            raise LocalKafkaError(message, hint=f"free some space on the disk of {self.folder}")
+        raise LocalKafkaError(message, hint=f"the complete log is in {self.log_file}")
 
     def kill(self) -> None:
-        """End the node as a crash does (SIGKILL); its data stays."""
+        """End the node like a crash (SIGKILL); its data is kept."""
         self._signal(signal.SIGKILL, "stopped")
 
     def pause(self) -> None:
-        """Freeze the node (SIGSTOP): its connections stay open and nobody answers."""
+        """Freeze the node (SIGSTOP): its connections stay open without any response."""
         self._signal(signal.SIGSTOP, "paused", "stopped")
 
     def resume(self) -> None:
-        """Let a paused node go on (SIGCONT)."""
+        """Continue a paused node (SIGCONT)."""
         self._signal(signal.SIGCONT, "running", "stopped")
 
     def stop(self, *, timeout: float = 30.0) -> None:
-        """End the node in good order (SIGTERM): it hands its partitions over first.
+        """Shut the node down (SIGTERM): it first moves the leadership of its partitions to other nodes.
 
-        A node that is not done after ``timeout`` seconds is killed, which loses no record.
+        A node that takes longer than ``timeout`` seconds is killed, which loses no record.
         """
-        self.ask_to_stop()
+        self.request_stop()
         if until(lambda: self.pid is None, timeout):
             self._on_change()
         else:
             self.kill()
 
-    def ask_to_stop(self) -> None:
-        """Begin what :meth:`stop` does, and do not wait for its end."""
+    def request_stop(self) -> None:
+        """Start a shutdown as in :meth:`stop`, without waiting for its end."""
         if self.process is not None:
             self.process.signal(signal.SIGTERM)
-            # A paused process gets to see the other signal only after this one.
+            # A paused process handles SIGTERM only after it is continued.
             self.process.signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals, *states: str) -> None:
@@ -158,7 +157,7 @@ class Node:
 
 
 def _brokers_seen(port: int) -> set[int]:
-    """Ask the broker at ``port`` which brokers are in service; none while it does not answer."""
+    """Request the ids of the active brokers from the broker at ``port``; empty if it does not answer."""
     # A metadata request, version 1, for no topic: key, version, correlation id, no client id, no topic.
     request = struct.pack(">hhihi", 3, 1, 0, -1, 0)
     try:

@@ -1,4 +1,4 @@
-"""What a caller asked for."""
+"""The plan of a cluster: the caller's arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many nodes, where, and how they are started. ``port`` is the first node's."""
+    """The number of nodes, their folder, and how they are started. ``port`` is the first node's."""
 
     folder: Path
     nodes: int = 1

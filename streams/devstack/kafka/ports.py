@@ -1,4 +1,4 @@
-"""Ports on this machine: which are free, and which each node gets."""
+"""Find free ports on this machine, and assign them to nodes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
     from streams.devstack.kafka.plan import Plan
 
-# Below the ports that systems hand to outgoing connections (from 32768 on Linux, 49152 on macOS): a client
-# that keeps trying to reach a stopped node would now and then be given that node's port, and block it.
+# Below the ephemeral ports of outgoing connections (from 32768 on Linux, 49152 on macOS): otherwise a client
+# that keeps trying to reach a stopped node is sometimes given that node's port, and blocks it.
 _PORTS = range(20_000, 32_000)
 
 
 class PortTaken(LocalKafkaError):
-    """Another program has the port; other ports may still do."""
+    """Another program uses the port; another port may work."""
 
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As the server itself does: connections of an earlier one that are still closing do not count.
+        # As the server does: closing connections (TIME_WAIT) of an earlier server do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -35,11 +35,11 @@ def _is_free(port: int) -> bool:
 
 
 def require_free(port: int) -> None:
-    """Raise ``PortTaken`` where another program listens."""
+    """Raise ``PortTaken`` if another program listens on the port."""
     if not _is_free(port):
         raise PortTaken(
-            f"port {port} on {HOST} is taken by another program",
-            hint="end that program, or start a cluster without naming a port: a free one is found then",
+            f"port {port} on {HOST} is in use by another program",
+            hint="end that program, or start the cluster without a port: a free one is then chosen",
         )
 
 
@@ -51,13 +51,14 @@ def _free_ports(count: int, taken: set[int]) -> list[int]:
         if port not in taken and _is_free(port):
             found.append(port)
     raise LocalKafkaError(
-        f"no {count} ports on {HOST} between {_PORTS.start} and {_PORTS.stop} are free",
-        hint="end programs that listen there",
+        f"{count} free ports are needed on {HOST} from {_PORTS.start} to {_PORTS.stop - 1}, "
+        f"{len(found)} were found",
+        hint="end programs that listen on these ports",
     )
 
 
 def choose_seats(plan: Plan, remembered: Sequence[Seat]) -> list[Seat]:
-    """Give each node the port requested, or else the one it had, or else a free one."""
+    """Assign each node the requested port, else the one it had before, else a free one."""
     requested = plan.requested_ports
     for port in requested:
         require_free(port)

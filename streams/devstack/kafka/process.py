@@ -1,4 +1,4 @@
-"""A server's process, as a child of this one or handed over to the system."""
+"""A server's process: a child of this process, or detached from it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ServerProcess:
-    """A node's process, which is waited for where it is a child of this one."""
+    """A node's process. If it is a child of this process, ``status`` also reaps it."""
 
     identity: ProcessIdentity
     child: subprocess.Popen[bytes] | None = None
@@ -28,7 +28,7 @@ class ServerProcess:
     @classmethod
     def owned(cls, command: list[str], folder: Path, log_file: Path) -> Self:
         """Start a program in ``folder``, its output appended to ``log_file``, as a child of this one."""
-        # A session of its own: Ctrl-C is for this program, which then stops the nodes in its own time.
+        # A new session, so that Ctrl-C only reaches this program, which then stops the nodes.
         with log_file.open("ab") as log:
             child = subprocess.Popen(
                 command,
@@ -43,7 +43,7 @@ class ServerProcess:
 
     @classmethod
     def detached(cls, command: list[str], folder: Path, log_file: Path) -> Self:
-        """Do the same, but the shell hands the program over to the system: nobody here waits for it."""
+        """Start a program as ``owned`` does, but through a shell that exits, so that it is not a child."""
         pid = subprocess.run(
             ["/bin/sh", "-c", '"$@" >>"$0" 2>&1 & echo $!', str(log_file), *command],
             cwd=folder,
@@ -56,7 +56,7 @@ class ServerProcess:
         return cls(ProcessIdentity.of(int(pid)))
 
     def status(self) -> ProcessStatus | None:
-        """What the system knows of the process, ``None`` once it ended."""
+        """The status of the process, ``None`` once it has ended."""
         status = self.identity.status()
         if status is None and self.child is not None:
             self.child.wait()

@@ -1,4 +1,4 @@
-"""What each server is told when it starts."""
+"""The properties of each server."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 
 def _listeners(seat: Seat) -> list[str]:
-    """Where clients may connect, as Kafka writes it."""
+    """The listeners for clients, in Kafka's notation."""
     plain = [f"PLAINTEXT://{seat.address}"]
     return plain if seat.secured_port is None else [*plain, f"{LISTENER}://{HOST}:{seat.secured_port}"]
 
 
 def server_properties(seats: Sequence[Seat], changes: Mapping[str, object]) -> list[dict[str, object]]:
-    """Return each server's properties. ``changes`` win, except over what says who and where a node is."""
+    """Return each server's properties. ``changes`` override all but a node's identity and addresses."""
     count = len(seats)
     enough = min(2, count)
     common: dict[str, object] = {
         "auto.create.topics.enable": "false",
         "default.replication.factor": count,
         "min.insync.replicas": enough,
-        # Internal topics: a copy on each node, and few partitions, so that their first use is quick.
+        # Internal topics: a replica on each node, and few partitions, so that their first use is fast.
         "offsets.topic.replication.factor": count,
         "offsets.topic.num.partitions": 4,
         "transaction.state.log.replication.factor": count,
@@ -40,13 +40,13 @@ def server_properties(seats: Sequence[Seat], changes: Mapping[str, object]) -> l
         "share.coordinator.state.topic.replication.factor": count,
         "share.coordinator.state.topic.min.isr": enough,
         "share.coordinator.state.topic.num.partitions": 4,
-        # Tests want to see the end of a group member, or of an abandoned transaction, within seconds.
+        # Short time-outs, so that tests see a dead group member or an abandoned transaction within seconds.
         "group.initial.rebalance.delay.ms": 0,
         "group.min.session.timeout.ms": 500,
         "group.consumer.min.session.timeout.ms": 500,
         "group.consumer.min.heartbeat.interval.ms": 100,
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1000,
-        # A killed node's partitions move to the others, and the node may come back, only after this time.
+        # Only after this time do a killed node's partitions move to the others, and may the node restart.
         "broker.session.timeout.ms": 3000,
         "broker.heartbeat.interval.ms": 500,
         # The default is 128 MB of a heap that has 512.
@@ -61,7 +61,7 @@ def server_properties(seats: Sequence[Seat], changes: Mapping[str, object]) -> l
             "controller.listener.names": "CONTROLLER",
             "listeners": ",".join([*_listeners(seat), f"CONTROLLER://{HOST}:{seat.controller_port}"]),
             "advertised.listeners": ",".join(_listeners(seat)),
-            # Relative to the folder the server is started in, whose name may then hold any character.
+            # Relative to the server's working folder, whose path may then contain any character.
             "log.dirs": "data",
         }
         for seat in seats
@@ -75,13 +75,13 @@ def server_properties(seats: Sequence[Seat], changes: Mapping[str, object]) -> l
 
 
 def write_properties(path: Path, properties: Mapping[str, object]) -> None:
-    """Write a file as Java reads it."""
+    """Write a properties file in Java's format."""
     lines = [f"{name}={value}\n".replace("\\", "\\\\") for name, value in properties.items()]
     path.write_text("".join(lines), encoding="utf-8")
 
 
 def new_id() -> str:
-    """Make an id as Kafka does: 22 characters, no dash in front, which its tools would take for an option."""
+    """Generate an id as Kafka does: 22 characters, not '-' first, which its tools take for an option."""
     while (text := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
         pass
     return text

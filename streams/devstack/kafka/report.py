@@ -1,4 +1,4 @@
-"""Who is told, a line at a time, what is being done."""
+"""Progress reports, a line at a time."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ Report: TypeAlias = Callable[[str], None]
 
 
 def silent(_message: str) -> None:
-    """Tell nobody."""
+    """Ignore the report."""

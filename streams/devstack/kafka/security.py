@@ -1,4 +1,4 @@
-"""The secured listener of a local Kafka: TLS, SCRAM and OAUTHBEARER, and rights by access control lists."""
+"""The listener of a local Kafka with security: TLS, SCRAM and OAUTHBEARER, and access control lists."""
 
 from __future__ import annotations
 
@@ -23,21 +23,25 @@ _COMMON = "org.apache.kafka.common.security"
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """What a local Kafka asks of its clients, at a listener beside the plain one.
+    """The security of a local Kafka, at a second listener beside the plain one.
 
-    ``users`` are names and passwords for SCRAM-SHA-512, as of the folder's first start. OAUTHBEARER takes
-    tokens that nobody signed: for tests alone. Either way a client may do what an access control list allows
-    it, which is nothing at first. Whoever comes by the plain listener may do everything, e.g. grant rights.
+    ``users`` are names and passwords for SCRAM-SHA-512; they are set by the first start in a folder.
+    OAUTHBEARER accepts unsigned tokens: for tests only. Clients of this listener need rights by access
+    control lists, and have none at first. Clients of the plain listener have all rights, e.g. to grant
+    rights.
     """
 
     users: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def format_arguments(self) -> list[str]:
-        """What Kafka's storage tool is told, so that the users are known from the start."""
+        """The arguments of Kafka's storage tool that create the users."""
         for name, password in self.users.items():
             if not name or set(",=[]'\"") & {*name, *password}:
-                raise ConfigurationError(f"the user {name!r} or its password has one of: , = [ ] ' \"")
+                raise ConfigurationError(
+                    f"the user name {name!r} or its password is not allowed: "
+                    "the name must not be empty, and neither may contain any of , = [ ] ' \""
+                )
         return [
             argument
             for name, password in self.users.items()
@@ -45,13 +49,13 @@ class Security:
         ]
 
     def client_settings(self, user: str | None, folder: Path) -> dict[str, str]:
-        """A client's settings besides the address: for TLS, and to be that user of ``folder``'s cluster."""
+        """A client's settings for TLS, and for authentication as that user of ``folder``'s cluster."""
         encrypted = {"security.protocol": "SASL_SSL", "ssl.ca.location": str(folder / AUTHORITY)}
         if user is None:
             return encrypted
         if user not in self.users:
             raise ConfigurationError(
-                f"this Kafka knows no user {user!r}", hint=f"users are: {', '.join(self.users) or 'none'}"
+                f"this Kafka has no user {user!r}", hint=f"users are: {', '.join(self.users) or 'none'}"
             )
         return {
             **encrypted,
@@ -61,7 +65,7 @@ class Security:
         }
 
     def server_properties(self, folder: Path) -> dict[str, str]:
-        """What each server needs to know. ``folder`` has the certificate, and is that of the cluster."""
+        """The properties of each server for security. ``folder`` is the cluster's, with the certificate."""
         listener = f"listener.name.{LISTENER.lower()}"
         return {
             "listener.security.protocol.map": f"PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,{LISTENER}:SASL_SSL",
@@ -76,14 +80,14 @@ class Security:
                 'unsecuredLoginStringClaim_sub="nobody";'
             ),
             f"{listener}.ssl.keystore.type": "PKCS12",
-            # Relative to the folder that the server is started in, one below the cluster's.
+            # Relative to the server's working folder, which is in the cluster's folder.
             f"{listener}.ssl.keystore.location": f"../{KEYSTORE}",
             f"{listener}.ssl.keystore.password": (folder / KEYSTORE).with_suffix(".password").read_text(),
         }
 
 
 def make_certificate(java: Path, folder: Path, host: str) -> None:
-    """Make a certificate for ``host`` in ``folder``, which is its own authority, unless it is there.
+    """Create a self-signed certificate for ``host`` in ``folder``, unless it exists.
 
     :raises LocalKafkaError: Java's keytool failed.
     """
@@ -118,4 +122,6 @@ def make_certificate(java: Path, folder: Path, host: str) -> None:
             check=False,
         )
         if done.returncode:
-            raise LocalKafkaError(f"Java's keytool could not make a certificate: {done.stdout}{done.stderr}")
+            raise LocalKafkaError(
+                f"Java's keytool could not create a certificate: {done.stdout}{done.stderr}"
+            )

@@ -1,4 +1,4 @@
-"""A process that ends the nodes when this one is killed, and nothing else can."""
+"""A watcher process that ends the nodes if this process is killed and cannot do so itself."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# Runs in a process of its own, which outlives a SIGKILL of this one and then ends the nodes. Each line it
-# reads holds the nodes' ids. It also looks for its parent, as a forked child of ours may hold the pipe open.
+# Runs in a separate process, which survives a SIGKILL of this one and then ends the nodes. Each line that it
+# reads has the nodes' process ids. It also checks its parent, as a forked child may keep the pipe open.
 _PROGRAM = """
 import os, select, signal, sys
 pids = []
@@ -32,7 +32,7 @@ for pid in pids:
 
 
 class Watcher:
-    """Outlives a SIGKILL of process ``owner`` and then kills the processes it was told of last."""
+    """Kills the watched processes when the process ``owner`` has ended, even by SIGKILL."""
 
     def __init__(self, owner: int) -> None:
         self._process = subprocess.Popen(
@@ -44,7 +44,7 @@ class Watcher:
         )
 
     def watch(self, pids: Iterable[int]) -> None:
-        """Name the processes to end, instead of those named before."""
+        """Set the processes to kill, in place of the earlier ones."""
         assert self._process.stdin is not None
         line = " ".join(map(str, pids))
         with contextlib.suppress(BrokenPipeError):
@@ -52,7 +52,7 @@ class Watcher:
             self._process.stdin.flush()
 
     def close(self) -> None:
-        """Let it end; what it watched has ended."""
+        """End the watcher, after the watched processes have ended."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()

@@ -1,4 +1,4 @@
-"""Who a broker's clients are to the cluster; how clients are made, and what of that must never be shown."""
+"""Create the clients of a broker, and keep their secrets out of logs and errors."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ Settings = dict[str, Any]
 C = TypeVar("C")
 
 REQUEST_SECONDS: Final = 10.0
-"""How long one question to the cluster may take before the broker counts as unreachable."""
+"""The time-out of a request to the cluster, after which the broker counts as unreachable."""
 
 log = logging.getLogger("streams.librdkafka")
 
 
-class Access:
-    """Who a broker's clients are to the cluster, and what of that must never be shown.
+class ClientFactory:
+    """Creates the clients of a broker, and knows their principal and their secrets.
 
-    It is the clients' logger too: what they say goes on without secrets.
+    It is also the clients' logger, which removes secrets from their log lines.
     """
 
     def __init__(self, *settings: Mapping[str, Any]) -> None:
         self.principal = _principal(settings[0])
         self.complete = str(settings[0].get("security.protocol", "")).lower() == "sasl_ssl"
-        """Whether there is TLS and authentication: a broker cannot ask for more."""
-        self.let_in = False
-        """Whether the cluster has answered any of the clients: a refusal from then on may pass."""
+        """Whether TLS and authentication are configured: a broker cannot require more."""
+        self.has_answered = False
+        """Whether the cluster has answered any client: later authentication errors may be temporary."""
         self._client_log = ClientLog()
         self._secrets = set[str]().union(*map(secrets_in, settings))
 
@@ -51,25 +51,25 @@ class Access:
                 log.log(level, "%s", text)
 
     def scrub(self, text: str) -> str:
-        """The text as it may be shown."""
+        """The text without secrets."""
         return scrub(text, self._secrets)
 
     def make(self, kind: Callable[[Settings], C], settings: Settings) -> C:
-        """A client. Raises ``ConfigurationError`` for settings that it cannot take."""
-        ask = settings.get("oauth_cb")
+        """Create a client. Raises ``ConfigurationError`` for settings that it does not accept."""
+        get_token = settings.get("oauth_cb")
         failures: list[str] = []
-        if callable(ask):
-            settings = settings | {"oauth_cb": partial(_token, ask, failures)}
+        if callable(get_token):
+            settings = settings | {"oauth_cb": partial(_token, get_token, failures)}
         for name in ("stats_cb", "throttle_cb"):
             if callable(settings.get(name)):
-                settings = settings | {name: partial(self._tell, name, settings[name])}
+                settings = settings | {name: partial(self._call_back, name, settings[name])}
         try:
             return kind(settings)
         except KafkaException as error:
             cause: KafkaError = error.args[0]
             if cause.code() in REJECTED:
-                why = f"there is no token: {self.scrub(' '.join(failures) or cause.str())}"
-                raise (BrokerUnreachable(why) if self.let_in else NotAuthenticated(why)) from None
+                why = f"no token was obtained: {self.scrub(' '.join(failures) or cause.str())}"
+                raise (BrokerUnreachable(why) if self.has_answered else NotAuthenticated(why)) from None
             raise self._unusable(cause.str()) from None
         except (TypeError, ValueError) as error:
             raise self._unusable(str(error)) from None
@@ -77,20 +77,22 @@ class Access:
     def _unusable(self, why: str) -> ConfigurationError:
         return unusable("client", self.scrub(why))
 
-    def _tell(self, name: str, call: Callable[[Any], object], news: object) -> None:
-        """Call a program's callback. It runs in the worker's thread, whose work does not depend on it."""
+    def _call_back(self, name: str, call: Callable[[Any], object], argument: object) -> None:
+        """Call a callback of the program, in the worker's thread; its exceptions are only logged."""
         try:
-            call(news)
-        except Exception as error:  # noqa: BLE001 - whatever it raises would end the worker
+            call(argument)
+        except Exception as error:  # noqa: BLE001 - any exception would end the worker
             log.warning("%s raised %s: %s", name, type(error).__name__, self.scrub(str(error)))
 
-    def means(self, error: KafkaError, doing: str, *rights: Right, replaceable: bool = False) -> BrokerError:
-        """What a client error means to the engine; see ``classify``."""
+    def to_error(
+        self, error: KafkaError, doing: str, *rights: Right, replaceable: bool = False
+    ) -> BrokerError:
+        """The engine's error for a client error; see ``classify``."""
         return classify(error, doing, *rights, principal=self.principal, replaceable=replaceable)
 
 
 def _principal(settings: Mapping[str, Any]) -> str | None:
-    """Who the cluster takes these settings' client for, where they tell."""
+    """The principal of a client with these settings, as far as they determine it."""
     protocol = str(settings.get("security.protocol", "plaintext")).lower()
     if protocol == "plaintext":
         return "User:ANONYMOUS"
@@ -98,26 +100,26 @@ def _principal(settings: Mapping[str, Any]) -> str | None:
     return f"User:{name}" if name and protocol.startswith("sasl") else None
 
 
-def _token(ask: Callable[[str], Any], failures: list[str], told: str) -> Any:
-    """What the user's ``oauth_cb`` gives. The client itself does not say why it failed."""
+def _token(get_token: Callable[[str], Any], failures: list[str], config: str) -> Any:
+    """Call the user's ``oauth_cb``, and record its exception, which the client does not report."""
     try:
-        return ask(told)
+        return get_token(config)
     except Exception as error:
         failures[:] = [f"oauth_cb raised {type(error).__name__}: {error}"]
         raise
 
 
 class LastError:
-    """Remembers why a client cannot connect, which the error of the failing call itself does not tell."""
+    """An ``error_cb`` that stores why a client cannot connect, which errors of calls do not include."""
 
     def __init__(self) -> None:
         self.text = ""
         self.refusal = ""
-        """Why it was refused, by TLS or for its credentials, if it ever was."""
+        """The last failure of TLS or authentication, if any."""
 
     def __call__(self, error: KafkaError) -> None:
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - a public name of the library
             self.text = error.str()
-            # A port without TLS just closes the connection, which has no code of its own.
+            # A port without TLS just closes the connection, for which there is no error code.
             if error.code() in REJECTED or "SSL handshake failed" in self.text:
                 self.refusal = self.text
