@@ -41,7 +41,7 @@ from streams.state.changelog import (
 )
 from streams.state.committed import CommittedStore
 from streams.state.evolution import check, kept, migrated_entries, new_aggregates, reading
-from streams.topology.graph import Node, Sink, Source, Step, Subtopology, function_name, matches
+from streams.topology.graph import Node, SinkNode, SourceNode, Step, Subtopology, function_name, matches
 from streams.topology.topic_names import topic_name_fault
 
 if TYPE_CHECKING:
@@ -384,7 +384,7 @@ class Task:
         bound: dict[str, Forward] = {}
         for node in reversed(self._subtopology.nodes):
             children = {child.name: bound[child.name] for child in self._subtopology.children(node.name)}
-            if isinstance(node, Source):
+            if isinstance(node, SourceNode):
                 forward = self._clocks.observed(node.name, fan_out(children))
                 self._sources[node.name] = self._bind_source(node, forward)
             elif isinstance(node, Step):
@@ -444,7 +444,7 @@ class Task:
         source = self._source_node(fetched.topic)
         return fetched.timestamps() if source.timestamp is None else self._decode_timed(source, fetched).times
 
-    def _decode_timed(self, source: Source, fetched: Fetched) -> Columns:
+    def _decode_timed(self, source: SourceNode, fetched: Fetched) -> Columns:
         assert source.timestamp is not None
         begun = time.perf_counter()
         decoded = decode(nullable(source.value.deserialize), source.timestamp, fetched, table=source.table)
@@ -784,14 +784,14 @@ class Task:
             found = self._by_topic[topic] = self._sources[self._source_node(topic).name]
         return found
 
-    def _source_node(self, topic: str) -> Source:
+    def _source_node(self, topic: str) -> SourceNode:
         return next(
             source
             for source in self._subtopology.sources
             if any(matches(wanted, topic) for wanted in source.topics)
         )
 
-    def _bind_source(self, source: Source, forward: Forward) -> Callable[[Fetched], None]:
+    def _bind_source(self, source: SourceNode, forward: Forward) -> Callable[[Fetched], None]:
         guard = self._guard(source)
         deserialize_value = nullable(source.value.deserialize)
         # Keys that stay bytes stay with the client too, until somebody asks for them.
@@ -827,7 +827,7 @@ class Task:
 
         return run
 
-    def _bind_sink(self, sink: Sink) -> Forward:
+    def _bind_sink(self, sink: SinkNode) -> Forward:
         guard = self._guard(sink)
         # Keys of an internal topic are read again, and what cannot be is found now, by its record.
         write_keys = sink.key.serialize if sink.repartition is None else readable_keys(sink.key)
@@ -1118,7 +1118,7 @@ def _present(guard: Guard, batch: Batch[Any, Any], column: Sequence[Any], what: 
 
 
 def _stamps(node: Node) -> bool:
-    return isinstance(node, Source) or (isinstance(node, Step) and node.operator.stamps)
+    return isinstance(node, SourceNode) or (isinstance(node, Step) and node.operator.stamps)
 
 
 def _wants_old(subtopology: Subtopology, step: Step) -> bool:

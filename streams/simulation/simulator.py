@@ -22,7 +22,7 @@ from streams.process.ownership import rare_garbage_collections
 from streams.simulation.run import STALL_SECONDS, Input, InputRecord, Run, shortest_idle
 from streams.simulation.schedule import Disturbance, Pace, Point, Schedule, make_schedule
 from streams.state.changelog import METADATA, RESERVED, changelog_topic
-from streams.topology.graph import Source, Step as TopologyStep
+from streams.topology.graph import SourceNode, Step as TopologyStep
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -400,7 +400,7 @@ def _comparison(topology: Topology, node: Node, *, at_least_once: bool) -> str:
                 passed = min(2, passed + (forwards if heads is None else below == heads.updates))
         worst = max(worst, passed)
         waiting += [_Place(by_name[parent], at.name, passed, keeps) for parent in at.parents]
-        if isinstance(at, Source):
+        if isinstance(at, SourceNode):
             feeding = [sink for sink in topology.sinks if sink.topic in at.topics]
             twice = twice or bool(keeps and feeding)
             waiting += [_Place(sink, at.name, passed, keeps) for sink in feeding]

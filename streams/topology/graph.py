@@ -10,7 +10,7 @@ import difflib
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import msgspec
 
@@ -38,8 +38,10 @@ DescriptionFormat: TypeAlias = Literal["text", "mermaid", "json"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class SourceNode:
     """Reads topics. ``timestamp`` takes the event time (milliseconds since the epoch) from the value."""
+
+    role: ClassVar[str] = "source"
 
     name: str
     topics: tuple[SourceTopic, ...]
@@ -69,6 +71,8 @@ class Step:
     therefore run in the same task.
     """
 
+    role: ClassVar[str] = "step"
+
     name: str
     parents: tuple[str, ...]
     operator: Operator
@@ -91,12 +95,14 @@ class Repartition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sink:
+class SinkNode:
     """Writes to one topic, or to the topic that a function names for each value.
 
     ``closed`` are the app's patterns: a function that names a topic which one of them matches fails, as the
     app would read its own output.
     """
+
+    role: ClassVar[str] = "sink"
 
     name: str
     parents: tuple[str, ...]
@@ -110,7 +116,7 @@ class Sink:
     closed: tuple[TopicPattern, ...] = ()
 
 
-Node: TypeAlias = "Source | Step | Sink"
+Node: TypeAlias = "SourceNode | Step | SinkNode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +127,8 @@ class Subtopology:
     nodes: tuple[Node, ...]
 
     @property
-    def sources(self) -> tuple[Source, ...]:
-        return tuple(node for node in self.nodes if isinstance(node, Source))
+    def sources(self) -> tuple[SourceNode, ...]:
+        return tuple(node for node in self.nodes if isinstance(node, SourceNode))
 
     @property
     def stores(self) -> tuple[StoreDefinition, ...]:
@@ -190,12 +196,12 @@ class Topology:
         self._validate()
 
     @property
-    def sources(self) -> tuple[Source, ...]:
-        return tuple(node for node in self.nodes if isinstance(node, Source))
+    def sources(self) -> tuple[SourceNode, ...]:
+        return tuple(node for node in self.nodes if isinstance(node, SourceNode))
 
     @property
-    def sinks(self) -> tuple[Sink, ...]:
-        return tuple(node for node in self.nodes if isinstance(node, Sink))
+    def sinks(self) -> tuple[SinkNode, ...]:
+        return tuple(node for node in self.nodes if isinstance(node, SinkNode))
 
     @property
     def input_topics(self) -> tuple[SourceTopic, ...]:
@@ -245,7 +251,7 @@ class Topology:
                     topic
                     for name in sorted(feeding)
                     for source in subtopology.ancestors(name)
-                    if isinstance(source, Source)
+                    if isinstance(source, SourceNode)
                     for topic in source.topics
                 )
                 found.append(Copartition(node.name, tuple(topics)))
@@ -271,7 +277,7 @@ class Topology:
             for group, index in numbers.items()
         )
 
-    def source_of(self, topic: str) -> tuple[Subtopology, Source]:
+    def source_of(self, topic: str) -> tuple[Subtopology, SourceNode]:
         """Which source, in which subtopology, reads a topic. Raises ``TopologyError`` if not exactly one."""
         found = [
             (subtopology, source)
@@ -317,7 +323,7 @@ class Topology:
         followed = {parent for node in self.nodes for parent in node.parents}
         for node in self.nodes:
             # A store may be there to be asked for what it holds.
-            terminal = isinstance(node, Sink) or (
+            terminal = isinstance(node, SinkNode) or (
                 isinstance(node, Step) and (node.operator.terminal or bool(node.owns))
             )
             if node.name not in followed and not terminal:
@@ -332,11 +338,11 @@ class Topology:
         for node in self.nodes:
             if isinstance(node, Step):
                 continue
-            for topic in node.topics if isinstance(node, Source) else (node.topic,):
+            for topic in node.topics if isinstance(node, SourceNode) else (node.topic,):
                 _check_topic_name(topic, f"step {node.name!r}{_at(node.place)}")
         for table in self.global_tables:
             _check_topic_name(table.topic, f"global table {table.store.name!r}")
-        readers: dict[str, list[Source]] = {}
+        readers: dict[str, list[SourceNode]] = {}
         for source in self.sources:
             for topic in source.topics:
                 if isinstance(topic, str):
@@ -427,7 +433,7 @@ def _topic_text(topic: SourceTopic) -> str:
     return topic if isinstance(topic, str) else f"/{topic.pattern}/"
 
 
-def _sink_text(sink: Sink) -> str:
+def _sink_text(sink: SinkNode) -> str:
     return sink.topic if isinstance(sink.topic, str) else f"topic by {function_name(sink.topic)}"
 
 
@@ -438,16 +444,12 @@ def function_name(code: object) -> str:
 
 
 def _detail(node: Node) -> str:
-    if isinstance(node, Source):
+    if isinstance(node, SourceNode):
         return f"{', '.join(map(_topic_text, node.topics))} (key {node.key.name}, value {node.value.name})"
-    if isinstance(node, Sink):
+    if isinstance(node, SinkNode):
         return f"{_sink_text(node)} (key {node.key.name}, value {node.value.name})"
     code = node.operator.code
     return node.operator.kind + (f" {function_name(code)}" if code is not None else "")
-
-
-def _role(node: Node) -> str:
-    return type(node).__name__.lower()
 
 
 def _as_text(topology: Topology) -> str:
@@ -456,7 +458,7 @@ def _as_text(topology: Topology) -> str:
         lines.append(f"Subtopology {subtopology.number}")
         for node in subtopology.nodes:
             children = ", ".join(child.name for child in subtopology.children(node.name))
-            lines.append(f"  {_role(node):<6} {node.name}: {_detail(node)}")
+            lines.append(f"  {node.role:<6} {node.name}: {_detail(node)}")
             if children:
                 lines.append(f"           --> {children}")
             if isinstance(node, Step) and (node.owns or node.uses):
@@ -508,7 +510,7 @@ def _as_json(topology: Topology) -> str:
 def _node_json(node: Node) -> dict[str, Any]:
     common: dict[str, Any] = {
         "name": node.name,
-        "role": _role(node),
+        "role": node.role,
         "parents": list(node.parents),
         "on_error": {"action": node.policy.action, "retries": node.policy.retries},
     }
@@ -518,7 +520,7 @@ def _node_json(node: Node) -> dict[str, Any]:
         stores = [store.name for store in node.owns] + list(node.uses)
         return common | ({"stores": stores} if stores else {})
     common |= {"key": node.key.name, "value": node.value.name}
-    if isinstance(node, Source):
+    if isinstance(node, SourceNode):
         return common | {"topics": list(map(_topic_text, node.topics))}
     return common | {"topic": node.topic if isinstance(node.topic, str) else None}
 
