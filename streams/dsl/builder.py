@@ -91,9 +91,9 @@ class TopologyBuilder:
 
     def add(self, node: Node) -> None:
         """Append a node; its parents must be there already. Raises ``TopologyError`` for async functions."""
-        kind = node.operator.kind if isinstance(node, Step) else node.role
+        operator = node.operator
         place = _calling_line()
-        check_code(node.name, kind, node, place)
+        check_code(node.name, operator.kind, node, policy=node.policy, operator=operator, place=place)
         self._nodes.append(dataclasses.replace(node, place=place))
 
     def add_global_table(self, source: GlobalSource) -> None:

@@ -394,10 +394,8 @@ def _comparison(topology: Topology, node: Node, *, at_least_once: bool) -> str:
             keeps = keeps or bool(at.owns or at.uses)
             if at is not node:
                 # An aggregate forwards at commits what others then build on.
-                heads = getattr(at.operator, "heads", None)
-                forwards = getattr(at.operator, "forwards_at_commits", False)
-                ordered = ordered and not getattr(at.operator, "order_depends_on_slices", False)
-                passed = min(2, passed + (forwards if heads is None else below == heads.updates))
+                ordered = ordered and not at.operator.order_depends_on_slices
+                passed = min(2, passed + at.operator.forwards_at_commits_to(below))
         worst = max(worst, passed)
         waiting += [_Place(by_name[parent], at.name, passed, keeps) for parent in at.parents]
         if isinstance(at, SourceNode):

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias,
 import msgspec
 
 from streams.errors import ConfigurationError, TopologyError
+from streams.operators.sink import Encode
+from streams.operators.source import Decode
 from streams.policy import ErrorPolicy, dead_letter, fail
 from streams.topology.topic_names import ADVICE, topic_name_fault
 from streams.topology.topic_pattern import TopicPattern
@@ -61,6 +63,19 @@ class SourceNode:
     parents: tuple[str, ...] = ()
     place: str = field(default="", compare=False)
     """Where the program declares it, as ``file:line``."""
+
+    @property
+    def operator(self) -> Decode:
+        """What it does with what was fetched."""
+        return Decode(
+            key=self.key,
+            value=self.value,
+            timestamp=self.timestamp,
+            table=self.table,
+            needs_key=self.needs_key,
+            needs_value=self.needs_value,
+            internal=self.internal,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +129,29 @@ class SinkNode:
     place: str = field(default="", compare=False)
     """Where the program declares it, as ``file:line``."""
     closed: tuple[TopicPattern, ...] = ()
+
+    @property
+    def operator(self) -> Encode:
+        """What it does with its batches."""
+        return Encode(
+            topic=self.topic,
+            key=self.key,
+            value=self.value,
+            internal=self.repartition is not None,
+            check_name=self.check_name,
+        )
+
+    def check_name(self, topic: str) -> None:
+        """Check a name that its function gave. Raises ``ValueError`` for one that it must not write to."""
+        fault = topic_name_fault(topic)
+        if fault:
+            raise ValueError(f"{topic!r} cannot name a topic: {fault}")
+        for pattern in self.closed:
+            if pattern.fullmatch(topic):
+                raise ValueError(
+                    f"the app would read its own output: topic {topic!r} is matched by its pattern "
+                    f"/{pattern.pattern}/; narrow the pattern or write to another topic"
+                )
 
 
 Node: TypeAlias = "SourceNode | Step | SinkNode"
@@ -323,9 +361,7 @@ class Topology:
         followed = {parent for node in self.nodes for parent in node.parents}
         for node in self.nodes:
             # A store may be there to be asked for what it holds.
-            terminal = isinstance(node, SinkNode) or (
-                isinstance(node, Step) and (node.operator.terminal or bool(node.owns))
-            )
+            terminal = node.operator.terminal or (isinstance(node, Step) and bool(node.owns))
             if node.name not in followed and not terminal:
                 raise TopologyError(
                     f"{node.name!r} is a dead end{_at(node.place)}: what reaches it goes nowhere",
