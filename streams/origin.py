@@ -12,7 +12,7 @@ from itertools import repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from streams.records import SyntheticBatch
+from streams.records import SyntheticBatch, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -174,19 +174,19 @@ class Relayed:
     def __len__(self) -> int:
         return len(self._payloads)
 
-    def keys(self, rows: Rows | None = None) -> list[bytes | None]:
+    def keys(self, rows: Rows | None = None) -> Sequence[bytes | None]:
         return self._fetched.keys(rows)
 
-    def values(self, rows: Rows | None = None) -> list[bytes | None]:
-        return list(self._values) if rows is None else [self._values[row] for row in rows]
+    def values(self, rows: Rows | None = None) -> Sequence[bytes | None]:
+        return take(self._values, rows)
 
-    def timestamps(self, rows: Rows | None = None) -> list[int]:
+    def timestamps(self, rows: Rows | None = None) -> Sequence[int]:
         return self._fetched.timestamps(rows)
 
-    def offsets(self, rows: Rows | None = None) -> list[int]:
+    def offsets(self, rows: Rows | None = None) -> Sequence[int]:
         return self._fetched.offsets(rows)
 
-    def headers(self, rows: Rows | None = None) -> list[Headers | None] | None:
+    def headers(self, rows: Rows | None = None) -> Sequence[Headers | None] | None:
         return self._fetched.headers(rows)
 
     def slice(self, start: int, stop: int) -> Relayed:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator
 
 K = TypeVar("K")
 V = TypeVar("V")
+V_co = TypeVar("V_co", covariant=True)
 
 Headers: TypeAlias = "list[tuple[str, bytes | None]]"
 """A record's headers, in the order they were written; a name may occur more than once."""
@@ -52,19 +55,34 @@ class Fetched(Protocol):
 
     def __len__(self) -> int: ...
 
-    def keys(self, rows: Rows | None = None) -> list[bytes | None]: ...
+    def keys(self, rows: Rows | None = None) -> Sequence[bytes | None]: ...
 
-    def values(self, rows: Rows | None = None) -> list[bytes | None]: ...
+    def values(self, rows: Rows | None = None) -> Sequence[bytes | None]: ...
 
-    def timestamps(self, rows: Rows | None = None) -> list[int]:
+    def timestamps(self, rows: Rows | None = None) -> Sequence[int]:
         """Milliseconds since the epoch; -1 where the record has none."""
 
-    def offsets(self, rows: Rows | None = None) -> list[int]: ...
+    def offsets(self, rows: Rows | None = None) -> Sequence[int]: ...
 
-    def headers(self, rows: Rows | None = None) -> list[Headers | None] | None:
+    def headers(self, rows: Rows | None = None) -> Sequence[Headers | None] | None:
         """One entry a row, or ``None`` when no row has any."""
 
     def slice(self, start: int, stop: int) -> Fetched: ...
+
+
+class Column(Sequence[V_co]):
+    """A column that is no plain list and chooses rows in its own way, e.g. an array of another library.
+
+    Whatever passes batches on asks for its length and for ``take``, for a slice where it works in pieces, and
+    for ``None in column`` where a topic has no nulls; only code that looks at single values iterates.
+    A class says that it is one by inheriting from this, so that no other array is taken for one.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def take(self, rows: Rows | None) -> Sequence[V_co]:
+        """The elements at ``rows``, in that order, or all: nothing that is changed in it changes this one."""
 
 
 def own_headers(column: Sequence[Headers | None]) -> list[Headers | None]:
@@ -72,8 +90,13 @@ def own_headers(column: Sequence[Headers | None]) -> list[Headers | None]:
     return [list(headers) if headers else headers for headers in column]
 
 
-def take(column: Sequence[V], rows: Rows | None) -> list[V]:
-    """The elements of ``column`` at ``rows``, in that order; all of them when ``rows`` is ``None``."""
+def take(column: Sequence[V], rows: Rows | None) -> Sequence[V]:
+    """The elements of ``column`` at ``rows``, in that order; all of them when ``rows`` is ``None``.
+
+    A ``Column`` chooses them itself; of any other sequence they come as a new list.
+    """
+    if type(column) is not list and isinstance(column, Column):
+        return column.take(rows)
     if rows is None:
         return list(column)
     if isinstance(rows, range) and rows.step == 1:
@@ -100,19 +123,19 @@ class FetchedLists:
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def keys(self, rows: Rows | None = None) -> list[bytes | None]:
+    def keys(self, rows: Rows | None = None) -> Sequence[bytes | None]:
         return take(self._keys, rows)
 
-    def values(self, rows: Rows | None = None) -> list[bytes | None]:
+    def values(self, rows: Rows | None = None) -> Sequence[bytes | None]:
         return take(self._values, rows)
 
-    def timestamps(self, rows: Rows | None = None) -> list[int]:
+    def timestamps(self, rows: Rows | None = None) -> Sequence[int]:
         return take(self._timestamps, rows)
 
-    def offsets(self, rows: Rows | None = None) -> list[int]:
+    def offsets(self, rows: Rows | None = None) -> Sequence[int]:
         return take(self._offsets, rows)
 
-    def headers(self, rows: Rows | None = None) -> list[Headers | None] | None:
+    def headers(self, rows: Rows | None = None) -> Sequence[Headers | None] | None:
         return None if self._headers is None else take(self._headers, rows)
 
     def slice(self, start: int, stop: int) -> FetchedLists:
@@ -241,7 +264,7 @@ class Batch(Generic[K, V]):
         fetched = self._fetched
         at = self._rows
         if rows is not None:
-            at = rows if at is None else [at[row] for row in rows]
+            at = rows if at is None else take(at, rows)
         own: Callable[[Rows], Iterable[Trace]] | None = getattr(fetched, "tracer", None)
         if own is not None:
             return Tracing(None, partial(own, range(len(fetched)) if at is None else at))
@@ -310,7 +333,7 @@ class Batch(Generic[K, V]):
         return Batch(
             self._fetched,
             take(self.values, rows),
-            rows=rows if own is None else [own[row] for row in rows],
+            rows=rows if own is None else take(own, rows),
             keys=None if self._keys is None else take(self._keys, rows),
             timestamps=None if self._timestamps is None else take(self._timestamps, rows),
             headers=None if self._headers is None else take(self._headers, rows),
@@ -324,10 +347,10 @@ class Batch(Generic[K, V]):
         """
         return Batch(
             self._fetched,
-            list(self.values),
+            take(self.values, None),
             rows=self._rows,
-            keys=None if self._keys is None else list(self._keys),
-            timestamps=None if self._timestamps is None else list(self._timestamps),
+            keys=None if self._keys is None else take(self._keys, None),
+            timestamps=None if self._timestamps is None else take(self._timestamps, None),
             headers=None if self._headers is None else own_headers(self._headers),
             number=self._number if number is None else number,
         )
@@ -441,7 +464,7 @@ class SyntheticBatch:
     def values(self, rows: Rows | None = None) -> list[bytes | None]:
         return [self._encode(value) for value in take(self._values, rows)]
 
-    def timestamps(self, rows: Rows | None = None) -> list[int]:
+    def timestamps(self, rows: Rows | None = None) -> Sequence[int]:
         return take(self._timestamps, rows)
 
     def offsets(self, rows: Rows | None = None) -> list[int]:
@@ -487,6 +510,14 @@ class RowOwner(Protocol):
 
     def refuse(self, row: int, error: Exception) -> None:
         """Apply the step's policy to the row. May raise an error that ends the worker."""
+
+
+def total_bytes(payloads: Sequence[bytes | None]) -> int:
+    """The sum of the payloads' lengths, nulls counting nothing."""
+    try:
+        return sum(map(len, payloads))  # type: ignore[arg-type]  # a null raises, and then they are left out
+    except TypeError:
+        return sum(map(len, filter(None, payloads)))
 
 
 class Output:

@@ -11,8 +11,8 @@ from streams.operators.user_code import check_code
 from streams.topology.graph import (
     GlobalSource,
     Node,
-    Sink,
-    Source,
+    SinkNode,
+    SourceNode,
     Step,
     Topology,
     two_steps,
@@ -48,7 +48,7 @@ class TopologyBuilder:
     def build(self, dead_letter_topic: str | None = None) -> Topology:
         """The graph so far, validated; patterns leave out what it writes. Raises ``TopologyError``."""
         written = {
-            node.topic for node in self._nodes if isinstance(node, Sink) and isinstance(node.topic, str)
+            node.topic for node in self._nodes if isinstance(node, SinkNode) and isinstance(node.topic, str)
         }
         if dead_letter_topic is not None:
             written.add(dead_letter_topic)
@@ -61,20 +61,20 @@ class TopologyBuilder:
                     for topic in node.topics
                 ),
             )
-            if isinstance(node, Source)
+            if isinstance(node, SourceNode)
             else node
             for node in self._nodes
         ]
         patterns = tuple(
             topic
             for node in sources
-            if isinstance(node, Source)
+            if isinstance(node, SourceNode)
             for topic in node.topics
             if isinstance(topic, TopicPattern)
         )
         nodes = tuple(
             dataclasses.replace(node, closed=patterns)
-            if isinstance(node, Sink) and not isinstance(node.topic, str)
+            if isinstance(node, SinkNode) and not isinstance(node.topic, str)
             else node
             for node in sources
         )
@@ -91,9 +91,9 @@ class TopologyBuilder:
 
     def add(self, node: Node) -> None:
         """Append a node; its parents must be there already. Raises ``TopologyError`` for async functions."""
-        kind = node.operator.kind if isinstance(node, Step) else type(node).__name__.lower()
+        operator = node.operator
         place = _calling_line()
-        check_code(node.name, kind, node, place)
+        check_code(node.name, operator.kind, node, policy=node.policy, operator=operator, place=place)
         self._nodes.append(dataclasses.replace(node, place=place))
 
     def add_global_table(self, source: GlobalSource) -> None:

@@ -13,7 +13,7 @@ from streams.errors import TopologyError
 from streams.serde import Json, Serde, Text
 from streams.serde.round_trip import RoundTrip
 from streams.serde.value_type import member_types, returned_type, serde_type
-from streams.topology.graph import Repartition, Sink, Source, Step, function_name
+from streams.topology.graph import Repartition, SinkNode, SourceNode, Step, function_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,7 +122,7 @@ class Flow:
             "group_by(…, value=…), repartition(…, value=…)",
         )
         self.builder.add(
-            Sink(
+            SinkNode(
                 name=self.builder.name(None, f"{name}-to-repartition"),
                 parents=self.parents,
                 topic=topic,
@@ -132,7 +132,7 @@ class Flow:
                 repartition=Repartition(partitions),
             )
         )
-        source = Source(
+        source = SourceNode(
             name=self.builder.name(None, f"{name}-repartitioned"),
             topics=(topic,),
             key=read_key or self.key,

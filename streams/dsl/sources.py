@@ -10,7 +10,7 @@ from streams.errors import TopologyError
 from streams.operators.change import View
 from streams.operators.table import KeepTable, StampedSerde, TableEntries
 from streams.state.definition import StoreDefinition
-from streams.topology.graph import GlobalSource, Source, Step
+from streams.topology.graph import GlobalSource, SourceNode, Step
 from streams.topology.topic_pattern import OwnTopics, TopicPattern
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def read_stream(
     first = several[0] if isinstance(several[0], str) else several[0].pattern
     # What else is the app's own is known once the program is complete: see TopologyBuilder.build.
     own = OwnTopics(builder.application, frozenset())
-    source = Source(
+    source = SourceNode(
         name=builder.name(name, first),
         topics=tuple(topic if isinstance(topic, str) else TopicPattern(topic, own) for topic in several),
         key=key,
@@ -69,7 +69,7 @@ def read_table(
 ) -> TableFlow:
     """Add a source and the table that it feeds; see ``App.table``."""
     store = name or topic
-    source = Source(
+    source = SourceNode(
         name=builder.name(None, topic),
         topics=(topic,),
         key=key,

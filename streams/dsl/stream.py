@@ -44,7 +44,7 @@ from streams.serde import Json, Serde
 from streams.serde.round_trip import RoundTrip
 from streams.serde.value_type import given_type, returned_type
 from streams.state.definition import StoreDefinition
-from streams.topology.graph import Sink, Step, function_name
+from streams.topology.graph import SinkNode, Step, function_name
 
 if TYPE_CHECKING:
     from streams.aggregates import Aggregate
@@ -576,7 +576,7 @@ class Stream(Generic[K, V]):
         generated = f"to-{topic}" if isinstance(topic, str) else f"to-{function_name(topic)}"
         flow = self._flow
         flow.builder.add(
-            Sink(
+            SinkNode(
                 name=flow.builder.name(name, generated),
                 parents=flow.parents,
                 topic=topic,

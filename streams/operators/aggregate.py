@@ -14,7 +14,7 @@ import msgspec
 from streams.aggregates import Combined, Count
 from streams.coroutines.awaitables import settled
 from streams.errors import TopologyError
-from streams.operators import fan_out
+from streams.operators import Operator, fan_out
 from streams.operators.change import Change
 from streams.operators.keys import ImpliedText, held_keys, with_keys
 from streams.operators.origins import LastChanges
@@ -37,11 +37,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class Group(Operator):
     """Gives each record the key to group by, or checks that it has one: a null key belongs to no group."""
-
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
 
     function: Callable[[Any], Any] | None = None
     implied_text: bool = False
@@ -301,20 +298,15 @@ class Reduce:
 
 
 @dataclass(frozen=True, slots=True)
-class AggregateByKey:
+class AggregateByKey(Operator):
     """One accumulator a key; what changed goes on at each commit, as changes of a table."""
 
     kind: ClassVar[str] = "aggregate"
-    terminal: ClassVar[bool] = False
     stamps: ClassVar[bool] = True
     forwards_at_commits: ClassVar[bool] = True
 
     store: str
     aggregate: Aggregate[Any, Any]
-
-    @property
-    def code(self) -> object:
-        return None
 
     def bind(self, step: Binding, children: Children) -> Forward:
         state, guard, held = step.state(self.store), step.guard, held_keys(step, self.store)

@@ -8,7 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from streams.coroutines.awaitables import settled
-from streams.operators import fan_out
+from streams.operators import Operator, fan_out
+from streams.records import take
 
 if TYPE_CHECKING:
     from streams.operators import Binding, Children, Forward
@@ -27,16 +28,10 @@ class Change(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ToStream:
+class ToStream(Operator):
     """Turns changes into records with the new values: a deletion is a tombstone."""
 
     kind: ClassVar[str] = "to_stream"
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
-
-    @property
-    def code(self) -> object:
-        return None
 
     def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - nothing of the step is needed
         forward = fan_out(children)
@@ -176,7 +171,7 @@ def apply_present(
     if present:
         found, kept = guard.each(
             partial(map, compute),
-            [arguments[row] for row in present],
+            take(arguments, present),
             batch if len(present) == len(arguments) else batch.select(present),
         )
         rows = present if kept is None else [present[at] for at in kept]

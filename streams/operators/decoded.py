@@ -57,19 +57,19 @@ class DecodedRecords:
     def __len__(self) -> int:
         return len(self._fetched)
 
-    def keys(self, rows: Rows | None = None) -> list[bytes | None]:
+    def keys(self, rows: Rows | None = None) -> Sequence[bytes | None]:
         return self._fetched.keys(rows)
 
-    def values(self, rows: Rows | None = None) -> list[bytes | None]:
+    def values(self, rows: Rows | None = None) -> Sequence[bytes | None]:
         return self._fetched.values(rows)
 
-    def timestamps(self, rows: Rows | None = None) -> list[int]:
+    def timestamps(self, rows: Rows | None = None) -> Sequence[int]:
         return self._fetched.timestamps(rows)
 
-    def offsets(self, rows: Rows | None = None) -> list[int]:
+    def offsets(self, rows: Rows | None = None) -> Sequence[int]:
         return self._fetched.offsets(rows)
 
-    def headers(self, rows: Rows | None = None) -> list[Headers | None] | None:
+    def headers(self, rows: Rows | None = None) -> Sequence[Headers | None] | None:
         return self._fetched.headers(rows)
 
     def slice(self, start: int, stop: int) -> DecodedRecords:

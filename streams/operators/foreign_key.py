@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 import msgspec
 
 from streams.coroutines.awaitables import settled
-from streams.operators import fan_out
+from streams.operators import Operator, fan_out
 from streams.operators.change import apply_present, bind_view, forward_changes, quietly
 from streams.operators.keys import held_keys, readable_keys
 from streams.operators.table import keep_values
+from streams.records import take
 from streams.serde import nullable
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _refers(foreign_key: Callable[[Any], Any], serde: Serde[Any]) -> Callable[[A
 
 
 @dataclass(frozen=True, slots=True)
-class Subscribe:
+class Subscribe(Operator):
     """Sends a subscription for each change of the left table.
 
     A value that ``foreign_key`` fails on meets the policy and counts as deleted; one without a foreign key is
@@ -154,8 +155,6 @@ class Subscribe:
     """
 
     kind: ClassVar[str] = "join_by"
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
     needs_old: ClassVar[bool] = True
 
     foreign_key: Callable[[Any], Any]
@@ -210,19 +209,13 @@ class Subscribe:
 
 
 @dataclass(frozen=True, slots=True)
-class KeepSubscriptions:
+class KeepSubscriptions(Operator):
     """Keeps who subscribes to which key of the right table, and answers with its value."""
 
     kind: ClassVar[str] = "subscriptions"
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
 
     store: str
     table: AnyView
-
-    @property
-    def code(self) -> object:
-        return None
 
     def bind(self, step: Binding, children: Children) -> Forward:
         forward, guard, state, held = (
@@ -260,7 +253,7 @@ class KeepSubscriptions:
             if rows:
                 forward(
                     batch.select(rows)
-                    .with_keys([batch.values[row].key for row in rows])
+                    .with_keys([item.key for item in take(batch.values, rows)])
                     .with_values(answers)
                     .with_timestamps(times)
                 )
@@ -285,19 +278,13 @@ def _with_foreign_keys(guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerSubscribers:
+class AnswerSubscribers(Operator):
     """Sends each change of the right table to all who subscribe to its key."""
 
     kind: ClassVar[str] = "answers"
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
 
     store: str
     key: Serde[Any]
-
-    @property
-    def code(self) -> object:
-        return None
 
     def bind(self, step: Binding, children: Children) -> Forward:
         forward, state, encode_keys = fan_out(children), step.state(self.store), self.key.serialize
@@ -322,12 +309,10 @@ class AnswerSubscribers:
 
 
 @dataclass(frozen=True, slots=True)
-class JoinAnswers:
+class JoinAnswers(Operator):
     """Joins answers with the values that asked for them, and keeps the results as a table."""
 
     kind: ClassVar[str] = "join_answers"
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
 
     store: str
     foreign_key: Callable[[Any], Any]

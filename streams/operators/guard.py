@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import time
 import traceback
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from streams.coroutines.awaitables import any_awaitable, is_awaitable, unawaited
 from streams.errors import ProcessingError, RecordRefused, StateError, error_text
 from streams.origin import described, place_read
+from streams.records import Column
+from streams.serde import nullable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterator
 
     from streams.coroutines.event_loop import Calls
+    from streams.operators.runtime import Runtime
     from streams.policy import Action, ErrorPolicy
     from streams.records import Batch, Rows
+    from streams.serde import Serde
 
-    Transform = Callable[[Sequence[Any]], Iterable[Any]]
+Transform: TypeAlias = Callable[[Sequence[Any]], Iterable[Any]]
+
+Failed: TypeAlias = "Callable[[Action, Batch[Any, Any], int, str, Exception], None]"
+"""Takes note of a row that a step (by name) could not process: to be written as dead letter, or skipped."""
 
 PIECE_SECONDS = 0.1
 """A column is worked through in pieces of about this duration at most, with a look at the group between."""
@@ -33,60 +40,91 @@ class Interrupted(BaseException):
     """
 
 
-class Surroundings(Protocol):
-    """What a guard may ask of the runtime around it while a slice is open."""
+class WholeColumn:
+    """A function of a complete column that may give a ``Column``, as one of another library's arrays does.
 
-    def keep_alive(self) -> None:
-        """Serve the group if it is due. Raises ``Interrupted`` when the slice must be given up."""
+    It gives one result an element and is free of effects: where it fails, it is called again for each element
+    alone.
+    """
 
-    def wait(self, seconds: float, step: str, error: Exception) -> None:
-        """Let time pass while serving the group, as ``step`` failed. Raises ``Interrupted`` too."""
+    __slots__ = ("function",)
 
-    def attend(self, calls: Calls) -> None:
-        """Wait until these calls have ended, serving the group. Raises ``Interrupted`` too."""
+    def __init__(self, function: Transform) -> None:
+        self.function = function
 
-    def failed(self, action: Action, batch: Batch[Any, Any], row: int, step: str, error: Exception) -> None:
-        """Take note of a record that ``step`` could not process: to be written as dead letter, or skipped."""
+    def __call__(self, column: Sequence[Any]) -> Iterable[Any]:
+        return self.function(column)
+
+    def one_by_one(self, column: Sequence[Any]) -> Iterator[Any]:
+        """The results for elements that each are a column of their own."""
+        for row in range(len(column)):
+            results = list(self.function(column[row : row + 1]))
+            if len(results) != 1:
+                raise ValueError(f"one result a record is needed, got {len(results)}")
+            yield results[0]
+
+
+def column_transform(serde: Serde[Any], method: Transform) -> Transform:
+    """A serde's method, for columns with nulls: these stay nulls and are not given to it."""
+    some_null = nullable(method)
+    if not getattr(serde, "whole_columns", False):
+        return some_null
+
+    def apply(column: Sequence[Any]) -> Iterable[Any]:
+        if isinstance(column, Column) and None not in column:
+            return method(column)
+        return some_null(column)
+
+    return WholeColumn(apply)
 
 
 class Guard:
     """One step's user code, in one task.
 
     ``describe`` is what an error message calls the code: the step and where its function is written.
-    ``stopwatch`` counts seconds. With ``plain``, awaitables among the results are failures of their records:
-    functions are the user's, and nothing would await what they return.
+    ``failed`` takes the rows that its policy does not stop at. With ``plain``, awaitables among the results
+    are failures of their records: functions are the user's, and nothing would await what they return.
     """
 
-    __slots__ = ("_piece", "_plain", "_policy", "_stopwatch", "_surroundings", "describe", "step")
+    __slots__ = ("_failed", "_piece", "_plain", "_policy", "_runtime", "_stopwatch", "describe", "step")
 
     def __init__(
         self,
         step: str,
         policy: ErrorPolicy,
-        surroundings: Surroundings,
+        runtime: Runtime,
+        failed: Failed,
         describe: str,
-        stopwatch: Callable[[], float] = time.perf_counter,
         *,
         plain: bool = True,
     ) -> None:
         self.step = step
         self._policy = policy
-        self._surroundings = surroundings
+        self._runtime = runtime
+        self._failed = failed
         self.describe = describe
-        self._stopwatch = stopwatch
+        self._stopwatch = runtime.stopwatch
         self._plain = plain
         self._piece = 1
 
     def each(
         self, transform: Transform, column: Sequence[Any], batch: Batch[Any, Any]
-    ) -> tuple[list[Any], Rows | None]:
+    ) -> tuple[Sequence[Any], Rows | None]:
         """Apply ``transform`` to a column of ``batch``: the results, and the rows they belong to.
 
         ``transform`` maps a sequence to an iterable with one result an element, in order and one at a time,
         as ``map`` does: where it raises (or ends early), the element after the results so far is the failing
         one. That record gets this step's policy and the rest goes on, each element once. Rows are ``None``
         when every row has a result.
+
+        What a ``WholeColumn`` gives for the complete column is the result as it is; only where it fails is
+        the column taken apart.
         """
+        if isinstance(transform, WholeColumn):
+            complete = self._complete(transform, column)
+            if complete is not None:
+                return complete, None
+            transform = transform.one_by_one
         results: list[Any] = []
         lost: list[int] = []
         total = len(column)
@@ -127,7 +165,7 @@ class Guard:
 
     def apply(
         self, transform: Transform, column: Sequence[Any], batch: Batch[Any, Any]
-    ) -> tuple[Batch[Any, Any], list[Any]]:
+    ) -> tuple[Batch[Any, Any], Sequence[Any]]:
         """As ``each``, but returns the batch with only the rows that have results, and the results."""
         results, rows = self.each(transform, column, batch)
         return (batch if rows is None else batch.select(rows)), results
@@ -145,7 +183,7 @@ class Guard:
             results, _ = self.each(
                 lambda rows: (function(batch.select([row])) for row in rows), range(len(batch)), batch
             )
-            return results
+            return list(results)
 
     @property
     def retries(self) -> int:
@@ -162,7 +200,7 @@ class Guard:
         begun = self._stopwatch()
         calls.start()
         try:
-            self._surroundings.attend(calls)
+            self._runtime.attend(calls)
         except BaseException:
             calls.cancel()
             raise
@@ -171,11 +209,11 @@ class Guard:
         if calls.fatal is not None:
             raise calls.fatal
         if self._stopwatch() - begun > PIECE_SECONDS:
-            self._surroundings.keep_alive()
+            self._runtime.keep_alive()
 
     def pause(self, attempt: int, error: Exception) -> None:
         """Wait, as the policy says, before records that failed are tried again; attempts count from 0."""
-        self._surroundings.wait(self._policy.delay(attempt), self.step, error)
+        self._runtime.wait(self._policy.delay(attempt), self.step, error)
 
     def refuse(self, batch: Batch[Any, Any], row: int, error: Exception) -> None:
         """Apply the policy, without retries, to a record that failed outside of ``each``."""
@@ -183,7 +221,26 @@ class Guard:
             if isinstance(error, RecordRefused):
                 raise self._refusal(batch, row, error) from error
             raise self._processing_error(batch, row, error) from error
-        self._surroundings.failed(self._policy.action, batch, row, self.step, error)
+        self._failed(self._policy.action, batch, row, self.step, error)
+
+    def _complete(self, transform: WholeColumn, column: Sequence[Any]) -> Sequence[Any] | None:
+        """One result an element for the complete column, or ``None`` where it must be taken apart."""
+        begun = self._stopwatch()
+        try:
+            results = transform(column)
+            if not isinstance(results, Sequence):
+                results = list(results)
+        except StateError:
+            raise
+        except Exception:  # noqa: BLE001 - met again by the row that causes it
+            return None
+        if self._stopwatch() - begun > PIECE_SECONDS:
+            self._runtime.keep_alive()
+        if len(results) != len(column):
+            return None
+        # The type of a column is no user's; anything else may hold what nothing would await.
+        plain = isinstance(results, Column) or not (self._plain and any_awaitable(results))
+        return results if plain else None
 
     def _recover(
         self,
@@ -198,7 +255,7 @@ class Guard:
             # A function that raises StopIteration ends ``map`` without a word; it must not end the batch.
             error = RuntimeError("ended before it gave a result for this record (StopIteration?)")
         for attempt in range(self._policy.retries):
-            self._surroundings.wait(self._policy.delay(attempt), self.step, error)
+            self._runtime.wait(self._policy.delay(attempt), self.step, error)
             try:
                 results = list(transform(column[at : at + 1]))
             except StateError:
@@ -230,7 +287,7 @@ class Guard:
     def _pace(self, stop: int, at: int, seconds: float) -> None:
         if seconds > PIECE_SECONDS:
             self._piece = max(1, int(self._piece * PIECE_SECONDS / seconds))
-            self._surroundings.keep_alive()
+            self._runtime.keep_alive()
         elif at >= stop and self._piece < LARGEST_PIECE:
             self._piece *= 2
 

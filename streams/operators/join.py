@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import msgspec
 
 from streams.coroutines.awaitables import settled
-from streams.operators import fan_out
+from streams.operators import Operator, fan_out
 from streams.operators.change import bind_view
 from streams.operators.keys import held_keys, with_keys
 from streams.operators.window import RESULTS_AT_ONCE, with_times
@@ -34,7 +34,7 @@ _LATEST = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
-class JoinTable:
+class JoinTable(Operator):
     """Joins each record with what a table has for its key. The record's key and event time stay.
 
     Without a value in the table, a record goes on with ``None`` in a left join, else not at all. Tombstones
@@ -42,8 +42,6 @@ class JoinTable:
     """
 
     kind: ClassVar[str] = "join"
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
 
     function: Callable[[Any, Any], Any]
     table: AnyView
@@ -73,12 +71,10 @@ class JoinTable:
 
 
 @dataclass(frozen=True, slots=True)
-class JoinGlobal:
+class JoinGlobal(Operator):
     """As ``JoinTable`` with a table that every task has as a whole: ``key`` finds its key in a value."""
 
     kind: ClassVar[str] = "join_global"
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
 
     function: Callable[[Any, Any], Any]
     table: str
@@ -108,7 +104,7 @@ class JoinGlobal:
             batch, wanted = guard.apply(find_keys, batch.values, batch)
             encoded, rows = guard.each(encode_keys, wanted, batch)
             if rows is not None:
-                batch, wanted = batch.select(rows), [wanted[row] for row in rows]
+                batch, wanted = batch.select(rows), take(wanted, rows)
             # Keys are equal when their bytes are.
             keys = {place: key for place, key in zip(encoded, wanted, strict=True) if place is not None}
             known = dict(zip(keys, read(list(keys.values())), strict=True))
@@ -127,11 +123,11 @@ def forward_joined(
     is_left: bool,
 ) -> None:
     """Forward what a join makes of the rows and what was found for each; without those that found nothing."""
-    pairs = list(zip(batch.values, found, strict=True))
+    pairs: Sequence[tuple[Any, Any]] = list(zip(batch.values, found, strict=True))
     if not is_left:
         rows = [row for row, other in enumerate(found) if other is not None]
         if len(rows) < len(pairs):
-            batch, pairs = batch.select(rows), [pairs[row] for row in rows]
+            batch, pairs = batch.select(rows), take(pairs, rows)
     joined, values = guard.apply(transform, pairs, batch)
     if values:
         forward(joined.with_values(values))
@@ -176,7 +172,7 @@ class WaitingSerde:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JoinStreams:
+class JoinStreams(Operator):
     """One side of a join of two streams: its records meet those of the other side that wait, then wait.
 
     Both sides' records wait in windowed stores, in buckets of time: ``own`` and ``other``. All that happens
@@ -190,7 +186,6 @@ class JoinStreams:
     """
 
     kind: ClassVar[str] = "join"
-    terminal: ClassVar[bool] = False
     stamps: ClassVar[bool] = True
     order_depends_on_slices: ClassVar[bool] = True
     """Pairs come in the order of the rows, records alone when a slice ends, in that of their event times."""
@@ -213,6 +208,10 @@ class JoinStreams:
     @property
     def code(self) -> object:
         return self.function
+
+    @property
+    def idle_reach(self) -> int:
+        return 2 * (self.window.before + self.window.after) + self.grace
 
     @property
     def reach(self) -> tuple[int, int]:
@@ -463,7 +462,7 @@ class _Joining:
 
     def _forward_pairs(self, batch: Batch[Any, Any], rows: Rows, partners: Sequence[Waiting]) -> None:
         values, times = batch.values, batch.timestamps
-        own = [values[row] for row in rows]
+        own = take(values, rows)
         others = self._decode_other([item.payload for item in partners])
         pairs = list(zip(own, others, strict=True) if self._is_left else zip(others, own, strict=True))
         later = [max(times[row], item.time) for row, item in zip(rows, partners, strict=True)]

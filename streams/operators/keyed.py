@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import msgspec
 
 from streams.eventtime.windows import Windowed
+from streams.operators import Operator
 from streams.operators.aggregate import Folding, reading, rows_by_key
 from streams.operators.keys import held_keys
 from streams.operators.origins import TimedChanges
@@ -38,7 +39,7 @@ _Result: TypeAlias = "tuple[Any, int, int, Any]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeyedAggregate:
+class KeyedAggregate(Operator):
     """One accumulator for each window that a key's events make.
 
     ``heads`` are as for ``WindowedAggregate``; ``grace`` and ``close_idle_after`` are milliseconds. Each key
@@ -46,9 +47,7 @@ class KeyedAggregate:
     """
 
     kind: ClassVar[str] = "window"
-    terminal: ClassVar[bool] = False
     stamps: ClassVar[bool] = True
-    forwards_at_commits: ClassVar[bool] = True
 
     store: str
     grace: int
@@ -56,9 +55,8 @@ class KeyedAggregate:
     heads: WindowHeads
     close_idle_after: int | None = None
 
-    @property
-    def code(self) -> object:
-        return None
+    def forwards_at_commits_to(self, child: str) -> bool:
+        return child == self.heads.updates
 
 
 class PackedSerde:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.coroutines.event_loop import Calls
-from streams.operators import fan_out
+from streams.operators import Operator, fan_out
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -21,7 +21,7 @@ SLICE_ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class MapAsync:
+class MapAsync(Operator):
     """Replaces each value by what an async function makes of it; results go on in the order of the input.
 
     ``timeout`` is seconds for each call, or ``None``. With ``one_call_per_key``, calls for records of one key
@@ -29,9 +29,7 @@ class MapAsync:
     """
 
     kind: ClassVar[str] = "map_async"
-    terminal: ClassVar[bool] = False
     awaits: ClassVar[bool] = True
-    stamps: ClassVar[bool] = False
 
     function: Callable[[Any], Awaitable[Any]]
     concurrency: int

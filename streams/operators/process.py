@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from streams.coroutines.awaitables import settled
 from streams.errors import TopologyError
-from streams.operators import fan_out
+from streams.operators import Operator, fan_out
 from streams.operators.processor_store import ProcessorStore
 from streams.operators.snapshot import snapshot
 from streams.operators.user_code import check_call, check_processor
@@ -35,12 +35,13 @@ _Joined: TypeAlias = "tuple[str | None, Batch[Any, Any]]"
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class Process(Operator):
     """Runs a processor of the user's, made anew for each task."""
 
     kind: ClassVar[str] = "process"
     terminal: ClassVar[bool] = True
     stamps: ClassVar[bool] = True
+    makes_processors: ClassVar[bool] = True
 
     factory: ProcessorFactory
     stores: tuple[str, ...] = ()

@@ -36,6 +36,10 @@ class SessionAggregate(KeyedAggregate):
 
     window: Session
 
+    @property
+    def idle_reach(self) -> int:
+        return 2 * self.window.gap + self.grace
+
     def bind(self, step: Binding, children: Children) -> Forward:
         return held_keys(step, self.store).entering(step.guard, _Sessioning(self, step, children).run)
 

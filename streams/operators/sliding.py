@@ -37,6 +37,10 @@ class SlidingAggregate(KeyedAggregate):
 
     window: Sliding
 
+    @property
+    def idle_reach(self) -> int:
+        return 2 * self.window.difference + self.grace
+
     def bind(self, step: Binding, children: Children) -> Forward:
         return held_keys(step, self.store).entering(step.guard, _SlidingWindows(self, step, children).run)
 

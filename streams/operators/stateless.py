@@ -9,10 +9,10 @@ from itertools import chain, compress, repeat, starmap
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.coroutines.awaitables import any_awaitable, is_awaitable, settled, unawaited
-from streams.operators import fan_out
+from streams.operators import Operator, fan_out
 from streams.operators.keys import ImpliedText
 from streams.operators.snapshot import snapshot
-from streams.records import Batch
+from streams.records import Batch, take
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,11 +27,10 @@ LATEST = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
-class Map:
+class Map(Operator):
     """Replaces each value, and the event time with what ``timestamp`` makes of the new value."""
 
     kind: ClassVar[str] = "map"
-    terminal: ClassVar[bool] = False
 
     function: Function
     timestamp: Callable[[Any], int] | None = None
@@ -61,11 +60,10 @@ class Map:
 
 
 @dataclass(frozen=True, slots=True)
-class MapBatch:
+class MapBatch(Operator):
     """Hands whole batches to the user's function, for columnar code."""
 
     kind: ClassVar[str] = "map_batch"
-    terminal: ClassVar[bool] = False
     stamps: ClassVar[bool] = True
 
     function: Callable[[Batch[Any, Any]], Batch[Any, Any]]
@@ -94,12 +92,10 @@ class MapBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(Operator):
     """Keeps the records whose value satisfies the predicate."""
 
     kind: ClassVar[str] = "filter"
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
 
     predicate: Function
 
@@ -125,12 +121,10 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True)
-class FlatMap:
+class FlatMap(Operator):
     """Replaces each record with one for each value that the function gives for it."""
 
     kind: ClassVar[str] = "flat_map"
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
 
     function: Callable[[Any], Iterable[Any]]
 
@@ -167,12 +161,10 @@ class FlatMap:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyBy:
+class KeyBy(Operator):
     """Replaces each key with what the function makes of the value."""
 
     kind: ClassVar[str] = "key_by"
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
 
     function: Function
     implied_text: bool = False
@@ -197,12 +189,11 @@ class KeyBy:
 
 
 @dataclass(frozen=True, slots=True)
-class Peek:
+class Peek(Operator):
     """Shows each value to a function and passes the record on unchanged."""
 
     kind: ClassVar[str] = "peek"
     terminal: ClassVar[bool] = True
-    stamps: ClassVar[bool] = False
 
     function: Function
 
@@ -223,23 +214,17 @@ class Peek:
 
 
 @dataclass(frozen=True, slots=True)
-class Merge:
+class Merge(Operator):
     """Passes on what comes from any of several parents; also the head of a branch."""
 
     kind: ClassVar[str] = "merge"
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
-
-    @property
-    def code(self) -> object:
-        return None
 
     def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - nothing of the step is needed to pass on
         return fan_out(children)
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
+class Branch(Operator):
     """Sends each record to the first child whose predicate its value satisfies.
 
     ``routes`` pairs the names of child steps with their predicates; what satisfies none goes to
@@ -247,15 +232,9 @@ class Branch:
     """
 
     kind: ClassVar[str] = "branch"
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
 
     routes: tuple[tuple[str, Function], ...]
     otherwise: str | None = None
-
-    @property
-    def code(self) -> object:
-        return None
 
     def bind(self, step: Binding, children: Children) -> Forward:
         guard = step.guard
@@ -288,7 +267,7 @@ class Branch:
 
 def without_awaitables(
     guard: Guard, batch: Batch[Any, Any], expanded: Sequence[list[Any]]
-) -> tuple[Batch[Any, Any], list[list[Any]]]:
+) -> tuple[Batch[Any, Any], Sequence[list[Any]]]:
     """The rows whose values are all plain ones, and these values; the others meet the error policy."""
     errors: dict[int, list[TypeError]] = {}
     for row, values in enumerate(expanded):
@@ -298,7 +277,7 @@ def without_awaitables(
     for row, found in errors.items():
         guard.refuse(batch, row, found[0])
     good = [row for row in range(len(expanded)) if row not in errors]
-    return batch.select(good), [expanded[row] for row in good]
+    return batch.select(good), take(expanded, good)
 
 
 def extract_timestamps(
@@ -330,4 +309,4 @@ def extract_timestamps(
     for row, error in errors.items():
         guard.refuse(timed, row, error)
     good = [row for row in range(len(times)) if row not in errors]
-    return timed.select(good).with_timestamps([times[row] for row in good])
+    return timed.select(good).with_timestamps(take(times, good))

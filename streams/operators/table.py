@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.coroutines.awaitables import settled
 from streams.errors import error_text
-from streams.operators import fan_out
+from streams.operators import Operator, fan_out
 from streams.operators.aggregate import Folding, Reduce
 from streams.operators.change import (
     Change,
@@ -127,23 +127,17 @@ def _checked(time: Any) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class KeepTable:
+class KeepTable(Operator):
     """Keeps the latest value of each key, and forwards each record as a change; a null value deletes.
 
     Later records win, whatever their event times. Records without a key meet the policy.
     """
 
     kind: ClassVar[str] = "table"
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
 
     store: str
     check: RoundTrip | None = None
     """How values are kept, where they are not as they were read."""
-
-    @property
-    def code(self) -> object:
-        return None
 
     def bind(self, step: Binding, children: Children) -> Forward:
         state, guard, sends_old = step.state(self.store), step.guard, step.sends_old
@@ -188,12 +182,10 @@ def keep_values(
 
 
 @dataclass(frozen=True, slots=True)
-class FilterTable:
+class FilterTable(Operator):
     """Takes away the values that do not satisfy the predicate: a key that had one which did is deleted."""
 
     kind: ClassVar[str] = "filter"
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
     needs_old: ClassVar[bool] = True
 
     predicate: Callable[[Any], object]
@@ -218,12 +210,10 @@ class FilterTable:
 
 
 @dataclass(frozen=True, slots=True)
-class MapTable:
+class MapTable(Operator):
     """Replaces each value; a deletion stays one, and ``None`` becomes one."""
 
     kind: ClassVar[str] = "map"
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
     passes_changes: ClassVar[bool] = True
 
     function: Callable[[Any], Any]
@@ -247,7 +237,7 @@ class MapTable:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupChanges:
+class GroupChanges(Operator):
     """Sends each change on as up to two records by other keys.
 
     One has the old value, to be taken out, and is marked with a header; the other the new one, to be added.
@@ -255,8 +245,6 @@ class GroupChanges:
     """
 
     kind: ClassVar[str] = "group_by"
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
     needs_old: ClassVar[bool] = True
 
     function: Callable[[Any], Any]
@@ -324,20 +312,15 @@ class RemovableReduce(Reduce):
 
 
 @dataclass(frozen=True, slots=True)
-class AggregateChanges:
+class AggregateChanges(Operator):
     """As ``AggregateByKey`` for the records of ``GroupChanges``: values come, and are taken out again."""
 
     kind: ClassVar[str] = "aggregate"
-    terminal: ClassVar[bool] = False
     stamps: ClassVar[bool] = True
     forwards_at_commits: ClassVar[bool] = True
 
     store: str
     aggregate: Aggregate[Any, Any]
-
-    @property
-    def code(self) -> object:
-        return None
 
     def bind(self, step: Binding, children: Children) -> Forward:
         held = held_keys(step, self.store)
@@ -436,7 +419,7 @@ def _removals(batch: Batch[Any, Any]) -> list[bool]:
 
 
 @dataclass(frozen=True, slots=True)
-class JoinTables:
+class JoinTables(Operator):
     """One side's changes, joined with what the other side's table has for the key.
 
     ``first`` says whether, of changes that reach both sides, this one is told first: it then must see the
@@ -444,8 +427,6 @@ class JoinTables:
     """
 
     kind: ClassVar[str] = "join"
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
     needs_old: ClassVar[bool] = True
 
     function: Callable[[Any, Any], Any]
@@ -494,17 +475,11 @@ class JoinTables:
 
 
 @dataclass(frozen=True, slots=True)
-class MergeChanges:
+class MergeChanges(Operator):
     """Passes on the changes of both sides of a join."""
 
     kind: ClassVar[str] = "joined"
-    terminal: ClassVar[bool] = False
-    stamps: ClassVar[bool] = False
     passes_changes: ClassVar[bool] = True
-
-    @property
-    def code(self) -> object:
-        return None
 
     def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - nothing of the step is needed
         return fan_out(children)

@@ -13,6 +13,8 @@ from streams.policy import ErrorPolicy
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from streams.operators import NodeOperator
+
 _CALLED = (
     *("serialize", "deserialize"),
     *("column", "initial", "add", "remove", "merge", "result", "pack", "unpack"),
@@ -22,24 +24,30 @@ _CALLED = (
 _CALLED_OF_PROCESSORS = ("open", "process", "process_batch", "close")
 
 
-def check_code(step: str, kind: str, node: object, place: str = "") -> None:
-    """Check the user's code in a node, added at ``place`` (``file:line``).
+def check_code(
+    step: str,
+    kind: str,
+    node: object,
+    *,
+    policy: object = None,
+    operator: NodeOperator | None = None,
+    place: str = "",
+) -> None:
+    """Check the user's code in a node, added at ``place`` (``file:line``), with its policy and operator.
 
     Nothing that is called as a plain function may be an async one, as nothing would await what it returns.
     Raises ``TopologyError`` for what its step could not work with.
     """
-    policy = getattr(node, "policy", None)
     if policy is not None and not isinstance(policy, ErrorPolicy):
         raise TopologyError(
             f"step {step!r}: on_error takes a policy, got {policy!r:.80}{_declared(place)}",
             hint="fail, dead_letter, skip or retry(…)",
         )
-    operator = getattr(node, "operator", None)
-    if getattr(operator, "awaits", False):
-        _require_awaitable(step, kind, getattr(operator, "code", None), place)
+    if operator is not None and operator.awaits:
+        _require_awaitable(step, kind, operator.code, place)
         return
-    if kind == "process":
-        for method in _methods(plain_function(getattr(operator, "factory", None))):
+    if operator is not None and operator.makes_processors:
+        for method in _methods(plain_function(operator.code)):
             _refuse_asynchronous(step, kind, method, place)
     for code in _functions(node, set()):
         _refuse_asynchronous(step, kind, code, place)

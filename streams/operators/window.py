@@ -8,6 +8,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.eventtime.windows import Hopping, Tumbling, Windowed
+from streams.operators import Operator
 from streams.operators.aggregate import Folding, in_order, latest_times, rows_by_key
 from streams.operators.keys import held_keys
 from streams.operators.origins import WindowChanges
@@ -29,7 +30,7 @@ MOST_TIMES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class WindowedAggregate:
+class WindowedAggregate(Operator):
     """One accumulator for each window and key.
 
     ``updates``, ``final`` and ``late`` name the steps that take the latest results at each commit, the
@@ -38,7 +39,6 @@ class WindowedAggregate:
     """
 
     kind: ClassVar[str] = "window"
-    terminal: ClassVar[bool] = False
     stamps: ClassVar[bool] = True
 
     store: str
@@ -49,8 +49,12 @@ class WindowedAggregate:
     close_idle_after: int | None = None
 
     @property
-    def code(self) -> object:
-        return None
+    def idle_reach(self) -> int:
+        advance = self.window.advance if isinstance(self.window, Hopping) else 0
+        return 2 * (self.window.size + advance) + self.grace
+
+    def forwards_at_commits_to(self, child: str) -> bool:
+        return child == self.heads.updates
 
     def bind(self, step: Binding, children: Children) -> Forward:
         return held_keys(step, self.store).entering(step.guard, _Windowing(self, step, children).run)
@@ -212,7 +216,7 @@ class _Windowing:
                 for start in self._starts(time):
                     rows.setdefault(start, []).append(row)
             for start, own in rows.items():
-                self._changes.note(start, batch, [keys[row] for row in own], own)
+                self._changes.note(start, batch, take(keys, own), own)
 
     def _note_times(self, start: int, keys: Sequence[Any], times: Sequence[int], *, ordered: bool) -> None:
         known, highest = self._times.setdefault(start, {}), self._highest.get(start, -1)
@@ -230,7 +234,9 @@ class _Windowing:
         starts = range(latest, max(-1, time - self._size), -self._advance)
         return [start for start in starts if start >= 0]
 
-    def _without_late(self, batch: Batch[Any, Any], floors: list[int]) -> tuple[Batch[Any, Any], list[int]]:
+    def _without_late(
+        self, batch: Batch[Any, Any], floors: Sequence[int]
+    ) -> tuple[Batch[Any, Any], Sequence[int]]:
         """The rows that some open window takes; a window is open while its start is above the row's floor."""
         times, advance = batch.timestamps, self._advance
         kept: list[int] = []
@@ -241,7 +247,7 @@ class _Windowing:
             self._step.late(len(late))
             if self._late is not None:
                 self._late(batch.select(late))
-            return batch.select(kept), [floors[row] for row in kept]
+            return batch.select(kept), take(floors, kept)
         return batch, floors
 
     def _close(self) -> None:

@@ -14,8 +14,9 @@ from streams.errors import ProcessingError, StreamsError
 from streams.events import Event, get_logger
 from streams.eventtime.merge import InputQueue
 from streams.records import TopicPartition
+from streams.runtime.counts import Counts
 from streams.runtime.status import Progress
-from streams.runtime.task import Counts, Task, TaskId
+from streams.runtime.task import Task, TaskId
 from streams.runtime.task_life import TaskLives, TaskState
 from streams.runtime.topics import check_copartitions
 

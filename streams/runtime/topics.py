@@ -8,7 +8,7 @@ from streams.broker import NewTopic
 from streams.errors import TopicError
 from streams.events import Event, get_logger
 from streams.state.changelog import changelog_topic
-from streams.topology.graph import Sink, matches
+from streams.topology.graph import SinkNode, matches
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -284,7 +284,7 @@ def _derived_count(topology: Topology, topic: str, counts: Mapping[str, int]) ->
     feeding = next(
         subtopology
         for subtopology in topology.subtopologies
-        if any(isinstance(node, Sink) and node.topic == topic for node in subtopology.nodes)
+        if any(isinstance(node, SinkNode) and node.topic == topic for node in subtopology.nodes)
     )
     internal = [source for source in topology.repartitions if feeding.reads(source)]
     if any(source not in counts for source in internal):

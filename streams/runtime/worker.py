@@ -24,6 +24,7 @@ from streams.operators.guard import Interrupted
 from streams.records import TopicPartition
 from streams.runtime.assignment import Assignment
 from streams.runtime.cleanup import Cleanup
+from streams.runtime.counts import Counts
 from streams.runtime.dead_letters import DeadLetterWatch, dead_letter_topic
 from streams.runtime.global_tables import GlobalTables
 from streams.runtime.group_start import commit_group_start
@@ -35,7 +36,7 @@ from streams.runtime.restore import Restorer
 from streams.runtime.slice import Slice
 from streams.runtime.standby import Standbys
 from streams.runtime.status import Progress, Stages, State, WorkerStatus
-from streams.runtime.task import Counts, Task, TaskId
+from streams.runtime.task import Task, TaskId
 from streams.runtime.task_life import TaskLives
 from streams.runtime.transaction import UNFINISHED, Transaction
 from streams.state.memory import MemoryDatabases

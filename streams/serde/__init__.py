@@ -55,6 +55,9 @@ class Serde(Protocol[T]):
 
     Keys are equal when their bytes are. A serde may have ``key_type``, a class whose own instances are equal
     exactly when this serde writes equal bytes for them: such keys are compared as they are, which is faster.
+
+    A serde that has ``whole_columns`` true works on complete columns and may return a column of its own class
+    (a ``streams.records.Column``). Where it raises, it is called again for each element alone.
     """
 
     @property

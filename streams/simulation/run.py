@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,14 +27,13 @@ from streams.runtime.status import State
 from streams.runtime.topics import prepare_topics
 from streams.runtime.worker import Worker
 from streams.state.memory import MemoryDatabase, MemoryDatabases
-from streams.topology.graph import Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from streams.app import App
     from streams.broker import GroupSettings, Polled
-    from streams.operators import Operator
+    from streams.operators import NodeOperator
     from streams.records import Fetched, Headers
     from streams.simulation.schedule import Event, Point, Schedule
     from streams.state.memory import _Content
@@ -531,10 +529,7 @@ def _quiet(topology: Topology) -> tuple[float, int]:
     """
     longest, times = 0, 1
     for operator, idle in _closing(topology):
-        window = getattr(operator, "window", None)
-        spans = [getattr(window, item.name) for item in dataclasses.fields(window)] if window else []
-        reach = 2 * sum(span for span in spans if isinstance(span, int))
-        longest = max(longest, idle + reach + getattr(operator, "grace", 0))
+        longest = max(longest, idle + operator.idle_reach)
         times += 1
     return QUIET_SECONDS + longest / 1000, times
 
@@ -544,9 +539,9 @@ def shortest_idle(topology: Topology) -> float | None:
     return min((idle / 1000 for _, idle in _closing(topology)), default=None)
 
 
-def _closing(topology: Topology) -> Iterator[tuple[Operator, int]]:
+def _closing(topology: Topology) -> Iterator[tuple[NodeOperator, int]]:
     """The operators whose windows close when idle, and after how many milliseconds."""
     for node in topology.nodes:
-        idle = getattr(node.operator, "close_idle_after", None) if isinstance(node, Step) else None
-        if isinstance(node, Step) and idle is not None:
-            yield node.operator, idle
+        operator = node.operator
+        if operator.close_idle_after is not None:
+            yield operator, operator.close_idle_after

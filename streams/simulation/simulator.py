@@ -22,7 +22,7 @@ from streams.process.ownership import rare_garbage_collections
 from streams.simulation.run import STALL_SECONDS, Input, InputRecord, Run, shortest_idle
 from streams.simulation.schedule import Fault, Pace, Point, Schedule, make_schedule
 from streams.state.changelog import METADATA, RESERVED, changelog_topic
-from streams.topology.graph import Source, Step as TopologyStep
+from streams.topology.graph import SourceNode, Step as TopologyStep
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -397,13 +397,11 @@ def _comparison(topology: Topology, node: Node, *, at_least_once: bool) -> str:
             keeps = keeps or bool(at.owns or at.uses)
             if at is not node:
                 # An aggregate forwards intermediate results at commits, from which later steps compute.
-                heads = getattr(at.operator, "heads", None)
-                forwards = getattr(at.operator, "forwards_at_commits", False)
-                ordered = ordered and not getattr(at.operator, "order_depends_on_slices", False)
-                passed = min(2, passed + (forwards if heads is None else below == heads.updates))
+                ordered = ordered and not at.operator.order_depends_on_slices
+                passed = min(2, passed + at.operator.forwards_at_commits_to(below))
         worst = max(worst, passed)
         waiting += [_Place(by_name[parent], at.name, passed, keeps) for parent in at.parents]
-        if isinstance(at, Source):
+        if isinstance(at, SourceNode):
             feeding = [sink for sink in topology.sinks if sink.topic in at.topics]
             twice = twice or bool(keeps and feeding)
             waiting += [_Place(sink, at.name, passed, keeps) for sink in feeding]

@@ -10,11 +10,13 @@ import difflib
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import msgspec
 
 from streams.errors import ConfigurationError, TopologyError
+from streams.operators.sink import Encode
+from streams.operators.source import Decode
 from streams.policy import ErrorPolicy, dead_letter, fail
 from streams.topology.topic_names import ADVICE, topic_name_fault
 from streams.topology.topic_pattern import TopicPattern
@@ -38,8 +40,10 @@ DescriptionFormat: TypeAlias = Literal["text", "mermaid", "json"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class SourceNode:
     """Reads topics. ``timestamp`` returns the event time (milliseconds since the epoch) of a value."""
+
+    role: ClassVar[str] = "source"
 
     name: str
     topics: tuple[SourceTopic, ...]
@@ -60,6 +64,19 @@ class Source:
     place: str = field(default="", compare=False)
     """Where the program declares it, as ``file:line``."""
 
+    @property
+    def operator(self) -> Decode:
+        """What it does with what was fetched."""
+        return Decode(
+            key=self.key,
+            value=self.value,
+            timestamp=self.timestamp,
+            table=self.table,
+            needs_key=self.needs_key,
+            needs_value=self.needs_value,
+            internal=self.internal,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
@@ -68,6 +85,8 @@ class Step:
     ``owns`` are its own stores; ``uses`` names stores of other steps that it reads or changes too, and which
     therefore run in the same task.
     """
+
+    role: ClassVar[str] = "step"
 
     name: str
     parents: tuple[str, ...]
@@ -91,12 +110,14 @@ class Repartition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sink:
+class SinkNode:
     """Writes to one topic, or to the topic that a function chooses for each value.
 
     ``closed`` are the app's patterns: choosing a topic that one of them matches fails, as the app would read
     its own output.
     """
+
+    role: ClassVar[str] = "sink"
 
     name: str
     parents: tuple[str, ...]
@@ -109,8 +130,31 @@ class Sink:
     """Where the program declares it, as ``file:line``."""
     closed: tuple[TopicPattern, ...] = ()
 
+    @property
+    def operator(self) -> Encode:
+        """What it does with its batches."""
+        return Encode(
+            topic=self.topic,
+            key=self.key,
+            value=self.value,
+            internal=self.repartition is not None,
+            check_name=self.check_name,
+        )
 
-Node: TypeAlias = "Source | Step | Sink"
+    def check_name(self, topic: str) -> None:
+        """Check a name that its function gave. Raises ``ValueError`` for one that it must not write to."""
+        fault = topic_name_fault(topic)
+        if fault:
+            raise ValueError(f"{topic!r} cannot name a topic: {fault}")
+        for pattern in self.closed:
+            if pattern.fullmatch(topic):
+                raise ValueError(
+                    f"the app would read its own output: topic {topic!r} is matched by its pattern "
+                    f"/{pattern.pattern}/; narrow the pattern or write to another topic"
+                )
+
+
+Node: TypeAlias = "SourceNode | Step | SinkNode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +165,8 @@ class Subtopology:
     nodes: tuple[Node, ...]
 
     @property
-    def sources(self) -> tuple[Source, ...]:
-        return tuple(node for node in self.nodes if isinstance(node, Source))
+    def sources(self) -> tuple[SourceNode, ...]:
+        return tuple(node for node in self.nodes if isinstance(node, SourceNode))
 
     @property
     def stores(self) -> tuple[StoreDefinition, ...]:
@@ -190,12 +234,12 @@ class Topology:
         self._validate()
 
     @property
-    def sources(self) -> tuple[Source, ...]:
-        return tuple(node for node in self.nodes if isinstance(node, Source))
+    def sources(self) -> tuple[SourceNode, ...]:
+        return tuple(node for node in self.nodes if isinstance(node, SourceNode))
 
     @property
-    def sinks(self) -> tuple[Sink, ...]:
-        return tuple(node for node in self.nodes if isinstance(node, Sink))
+    def sinks(self) -> tuple[SinkNode, ...]:
+        return tuple(node for node in self.nodes if isinstance(node, SinkNode))
 
     @property
     def input_topics(self) -> tuple[SourceTopic, ...]:
@@ -245,7 +289,7 @@ class Topology:
                     topic
                     for name in sorted(feeding)
                     for source in subtopology.ancestors(name)
-                    if isinstance(source, Source)
+                    if isinstance(source, SourceNode)
                     for topic in source.topics
                 )
                 found.append(Copartition(node.name, tuple(topics)))
@@ -271,7 +315,7 @@ class Topology:
             for group, index in numbers.items()
         )
 
-    def source_of(self, topic: str) -> tuple[Subtopology, Source]:
+    def source_of(self, topic: str) -> tuple[Subtopology, SourceNode]:
         """The source that reads a topic, and its subtopology. Raises ``TopologyError`` if not exactly one."""
         found = [
             (subtopology, source)
@@ -317,9 +361,7 @@ class Topology:
         followed = {parent for node in self.nodes for parent in node.parents}
         for node in self.nodes:
             # A store may exist only to be queried.
-            terminal = isinstance(node, Sink) or (
-                isinstance(node, Step) and (node.operator.terminal or bool(node.owns))
-            )
+            terminal = node.operator.terminal or (isinstance(node, Step) and bool(node.owns))
             if node.name not in followed and not terminal:
                 raise TopologyError(
                     f"{node.name!r} is a dead end{_at(node.place)}: its records are not used",
@@ -332,11 +374,11 @@ class Topology:
         for node in self.nodes:
             if isinstance(node, Step):
                 continue
-            for topic in node.topics if isinstance(node, Source) else (node.topic,):
+            for topic in node.topics if isinstance(node, SourceNode) else (node.topic,):
                 _check_topic_name(topic, f"step {node.name!r}{_at(node.place)}")
         for table in self.global_tables:
             _check_topic_name(table.topic, f"global table {table.store.name!r}")
-        readers: dict[str, list[Source]] = {}
+        readers: dict[str, list[SourceNode]] = {}
         for source in self.sources:
             for topic in source.topics:
                 if isinstance(topic, str):
@@ -427,7 +469,7 @@ def _topic_text(topic: SourceTopic) -> str:
     return topic if isinstance(topic, str) else f"/{topic.pattern}/"
 
 
-def _sink_text(sink: Sink) -> str:
+def _sink_text(sink: SinkNode) -> str:
     return sink.topic if isinstance(sink.topic, str) else f"topic by {function_name(sink.topic)}"
 
 
@@ -438,16 +480,12 @@ def function_name(code: object) -> str:
 
 
 def _detail(node: Node) -> str:
-    if isinstance(node, Source):
+    if isinstance(node, SourceNode):
         return f"{', '.join(map(_topic_text, node.topics))} (key {node.key.name}, value {node.value.name})"
-    if isinstance(node, Sink):
+    if isinstance(node, SinkNode):
         return f"{_sink_text(node)} (key {node.key.name}, value {node.value.name})"
     code = node.operator.code
     return node.operator.kind + (f" {function_name(code)}" if code is not None else "")
-
-
-def _role(node: Node) -> str:
-    return type(node).__name__.lower()
 
 
 def _as_text(topology: Topology) -> str:
@@ -456,7 +494,7 @@ def _as_text(topology: Topology) -> str:
         lines.append(f"Subtopology {subtopology.number}")
         for node in subtopology.nodes:
             children = ", ".join(child.name for child in subtopology.children(node.name))
-            lines.append(f"  {_role(node):<6} {node.name}: {_detail(node)}")
+            lines.append(f"  {node.role:<6} {node.name}: {_detail(node)}")
             if children:
                 lines.append(f"           --> {children}")
             if isinstance(node, Step) and (node.owns or node.uses):
@@ -508,7 +546,7 @@ def _as_json(topology: Topology) -> str:
 def _node_json(node: Node) -> dict[str, Any]:
     common: dict[str, Any] = {
         "name": node.name,
-        "role": _role(node),
+        "role": node.role,
         "parents": list(node.parents),
         "on_error": {"action": node.policy.action, "retries": node.policy.retries},
     }
@@ -518,7 +556,7 @@ def _node_json(node: Node) -> dict[str, Any]:
         stores = [store.name for store in node.owns] + list(node.uses)
         return common | ({"stores": stores} if stores else {})
     common |= {"key": node.key.name, "value": node.value.name}
-    if isinstance(node, Source):
+    if isinstance(node, SourceNode):
         return common | {"topics": list(map(_topic_text, node.topics))}
     return common | {"topic": node.topic if isinstance(node.topic, str) else None}
 

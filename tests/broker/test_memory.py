@@ -200,7 +200,7 @@ class TestDeterminism:
             consumer, _ = join(broker)
             found = []
             for _ in range(20):
-                found += [(part.partition, part.values()) for part in consumer.poll(7, 0).fetched]
+                found += [(part.partition, list(part.values())) for part in consumer.poll(7, 0).fetched]
             return found
 
         assert run() == run()

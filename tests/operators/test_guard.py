@@ -14,16 +14,29 @@ from streams.policy import fail, retry, skip
 from streams.records import Batch, FetchedLists
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from streams.coroutines.event_loop import Calls
+    from streams.origin import Origin
     from streams.policy import Action
+    from streams.records import Record
 
 
 class Notes:
-    """The surroundings of a guard, which remember what they are told."""
+    """The runtime around a guard, which remembers what it is told."""
 
     def __init__(self) -> None:
         self.failed_rows: list[int] = []
         self.waited: list[float] = []
+
+    def wall_clock(self) -> int:
+        return 0
+
+    def stopwatch(self) -> float:
+        return time.perf_counter()
+
+    def originals(self, origins: Collection[Origin]) -> Mapping[Origin, Record[bytes | None, bytes | None]]:
+        return {}
 
     def keep_alive(self) -> None: ...
 
@@ -61,7 +74,7 @@ def test_results_rows_and_calls_are_those_of_a_plain_loop(fates):
 
     notes = Notes()
     column = list(range(len(fates)))
-    results, rows = Guard("step", skip, notes, "step").each(
+    results, rows = Guard("step", skip, notes, notes.failed, "step").each(
         lambda part: map(work, part), column, batch_of(column)
     )
     good = [row for row, fate in enumerate(fates) if fate == "good"]
@@ -84,7 +97,7 @@ def test_a_record_that_succeeds_on_a_retry_keeps_its_place(failures, tries):
     notes = Notes()
     column = list(range(len(failures)))
     policy = retry(tries, backoff=1.0, then=skip)
-    results, _ = Guard("step", policy, notes, "step").each(
+    results, _ = Guard("step", policy, notes, notes.failed, "step").each(
         lambda part: map(work, part), column, batch_of(column)
     )
     assert results == [row for row, count in enumerate(failures) if count <= tries]
@@ -107,7 +120,7 @@ def test_a_batch_that_fails_as_one_fails_only_where_a_record_alone_would(fates, 
 
     notes = Notes()
     column = list(range(len(fates)))
-    results = Guard("step", skip, notes, "step").whole(work, batch_of(column))
+    results = Guard("step", skip, notes, notes.failed, "step").whole(work, batch_of(column))
     good = [row for row in column if fates[row] == "good"]
     if good == column:
         assert (results, calls) == ([column], [column])
@@ -118,9 +131,11 @@ def test_a_batch_that_fails_as_one_fails_only_where_a_record_alone_would(fates, 
 
 
 def test_a_transform_with_more_results_than_records_is_an_error_that_names_the_step():
-    column = [1, 2, 3]
+    column, notes = [1, 2, 3], Notes()
     with pytest.raises(ProcessingError, match=r"step 'odd' gave \d+ results for the first \d+ records"):
-        Guard("odd", skip, Notes(), "step 'odd'").each(lambda part: [*part, 0], column, batch_of(column))
+        Guard("odd", skip, notes, notes.failed, "step 'odd'").each(
+            lambda part: [*part, 0], column, batch_of(column)
+        )
 
 
 def test_the_group_is_looked_after_between_pieces_of_slow_code():
@@ -141,7 +156,8 @@ def test_the_group_is_looked_after_between_pieces_of_slow_code():
         return row
 
     column = list(range(200))
-    results, rows = Guard("step", fail, Serving(), "step").each(
+    serving = Serving()
+    results, rows = Guard("step", fail, serving, serving.failed, "step").each(
         lambda part: map(work, part), column, batch_of(column)
     )
     assert (results, rows) == (column, None)
@@ -157,5 +173,7 @@ def test_what_interrupts_a_slice_is_no_failure_of_a_record():
     notes = Notes()
     column = list(range(10))
     with pytest.raises(Interrupted):
-        Guard("step", skip, notes, "step").each(lambda part: map(work, part), column, batch_of(column))
+        Guard("step", skip, notes, notes.failed, "step").each(
+            lambda part: map(work, part), column, batch_of(column)
+        )
     assert notes.failed_rows == []

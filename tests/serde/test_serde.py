@@ -16,10 +16,13 @@ from streams.records import Batch, FetchedLists
 from streams.serde import Avro, Bytes, Json, Text, avro_decoder, nullable
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from streams.coroutines.event_loop import Calls
+    from streams.origin import Origin
     from streams.policy import Action
+    from streams.records import Record
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 json_values = st.recursive(
@@ -353,7 +356,8 @@ def test_a_transform_that_fails_in_a_column_with_nulls_fails_at_the_right_elemen
         return map(mark, values) if form == "map" else (mark(value) for value in values)
 
     notes: list[int] = []
-    results, rows = Guard("step", skip, Noting(notes), "step").each(
+    runtime = Noting(notes)
+    results, rows = Guard("step", skip, runtime, runtime.failed, "step").each(
         nullable(transform), column, batch_of(column)
     )
     good = [row for row, value in enumerate(column) if value not in {"raise", "stop"}]
@@ -363,10 +367,19 @@ def test_a_transform_that_fails_in_a_column_with_nulls_fails_at_the_right_elemen
 
 
 class Noting:
-    """The surroundings of a guard, which note the rows that failed."""
+    """The runtime around a guard, which notes the rows that failed."""
 
     def __init__(self, rows: list[int]) -> None:
         self._rows = rows
+
+    def wall_clock(self) -> int:
+        return 0
+
+    def stopwatch(self) -> float:
+        return 0
+
+    def originals(self, origins: Collection[Origin]) -> Mapping[Origin, Record[bytes | None, bytes | None]]:
+        return {}
 
     def keep_alive(self) -> None: ...
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from streams.records import FetchedLists, Headers, TopicPartition, take
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from streams.broker import Isolation
     from streams.broker.memory.group import Group
     from streams.records import Output, Rows
@@ -135,10 +137,10 @@ def _cut(column: list[T], ranges: Ranges) -> list[T]:
 class Columns:
     """Rows of one partition."""
 
-    keys: list[bytes | None]
-    values: list[bytes | None]
-    timestamps: list[int]
-    headers: list[Headers | None] | None
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]
+    timestamps: Sequence[int]
+    headers: Sequence[Headers | None] | None
 
     @classmethod
     def of(cls, output: Output, rows: Rows | None) -> Columns:

@@ -1,0 +1,114 @@
+"""What a source does: records as the broker delivered them become batches of values."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from streams.operators import NodeOperator, fan_out
+from streams.operators.decoded import DecodedRecords, decode, pieces
+from streams.operators.guard import column_transform
+from streams.operators.stateless import extract_timestamps
+from streams.origin import Relayed
+from streams.records import Batch
+from streams.serde import Bytes, nullable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from streams.operators import Binding, Children, Receive
+    from streams.operators.decoded import Columns
+    from streams.operators.guard import Guard
+    from streams.records import Fetched
+    from streams.serde import Serde
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decode(NodeOperator):
+    """Deserializes keys and values, and takes event times (milliseconds since the epoch) from the values.
+
+    ``needs_key`` and ``needs_value``: records without one meet the error policy. ``table``: deletions, which
+    have no value, keep their record's time. ``internal``: origins stand before the values.
+    """
+
+    kind: ClassVar[str] = "source"
+    stamps: ClassVar[bool] = True
+
+    key: Serde[Any]
+    value: Serde[Any]
+    timestamp: Callable[[Any], int] | None
+    table: bool
+    needs_key: bool
+    needs_value: bool
+    internal: bool
+
+    def bind(self, step: Binding, children: Children) -> Receive:
+        """The operator at work in one task: it takes what was fetched."""
+        forward, guard = fan_out(children), step.guard
+        deserialize_value = column_transform(self.value, self.value.deserialize)
+        # Keys that stay bytes stay with the client too, until somebody asks for them.
+        deserialize_key = (
+            None if isinstance(self.key, Bytes) else column_transform(self.key, self.key.deserialize)
+        )
+        timestamp, table, internal = self.timestamp, self.table, self.internal
+        needs_key, needs_value = self.needs_key, self.needs_value
+
+        def run(fetched: Fetched) -> None:
+            begun = time.perf_counter()
+            if internal:
+                fetched = Relayed(fetched)
+            payloads = fetched.values()
+            step.reading(fetched, payloads)
+            batch: Batch[Any, Any] = Batch(fetched, payloads)
+            decoded = fetched.take() if isinstance(fetched, DecodedRecords) else None
+            if decoded is None:
+                readable, values = guard.apply(deserialize_value, payloads, batch)
+                batch = readable.with_values(values)
+            else:
+                batch = batch.with_values(decoded.values).with_timestamps(decoded.times)
+            if deserialize_key is not None:
+                readable, keys = guard.apply(deserialize_key, batch.keys, batch)
+                batch = readable.with_keys(keys)
+            if needs_key and None in batch.keys:
+                batch = _present(guard, batch, batch.keys, "key")
+            if needs_value and None in batch.values:
+                batch = _present(guard, batch, batch.values, "value")
+            if timestamp is not None and decoded is None:
+                batch = extract_timestamps(guard, timestamp, batch, table=table)
+            step.decoded(time.perf_counter() - begun)
+            if len(batch):
+                forward(batch)
+
+        return run
+
+    def timed(self, fetched: Fetched, decoded: Callable[[float], None]) -> Iterable[Fetched]:
+        """The records in pieces whose ``event_times`` may be asked for before they are processed.
+
+        Where event times are taken from the values, these are decoded once, for both. ``decoded`` takes the
+        seconds that each piece needs.
+        """
+        if self.timestamp is None:
+            return (fetched,)
+        return pieces(fetched, partial(self._columns, decoded=decoded))
+
+    def event_times(self, fetched: Fetched, decoded: Callable[[float], None]) -> Sequence[int]:
+        """The records' event times, as they will be found; where there is none, as those before."""
+        if isinstance(fetched, DecodedRecords):
+            return fetched.event_times()
+        return fetched.timestamps() if self.timestamp is None else self._columns(fetched, decoded).times
+
+    def _columns(self, fetched: Fetched, decoded: Callable[[float], None]) -> Columns:
+        assert self.timestamp is not None
+        begun = time.perf_counter()
+        columns = decode(nullable(self.value.deserialize), self.timestamp, fetched, table=self.table)
+        decoded(time.perf_counter() - begun)
+        return columns
+
+
+def _present(guard: Guard, batch: Batch[Any, Any], column: Sequence[Any], what: str) -> Batch[Any, Any]:
+    """The rows that have what the app always writes to this topic; the others meet the policy."""
+    for row in [row for row, item in enumerate(column) if item is None]:
+        guard.refuse(batch, row, ValueError(f"the app writes no record without a {what} to this topic"))
+    return batch.select([row for row, item in enumerate(column) if item is not None])

@@ -1,0 +1,35 @@
+"""What a task has done, as numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a task has done since it was made. ``seconds`` by stage: ``decode`` and ``process``."""
+
+    records_in: int = 0
+    bytes_in: int = 0
+    records_out: int = 0
+    bytes_out: int = 0
+    dead_letters: Counter[str] = field(default_factory=Counter)
+    """Records written as dead letters, by step."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Records left out under policy ``skip``, by step."""
+    late: Counter[str] = field(default_factory=Counter)
+    """Records that came too late for a window or a join, by step."""
+    seconds: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "process": 0.0})
+
+    def add(self, other: Counts) -> None:
+        """Count what another has counted too."""
+        self.records_in += other.records_in
+        self.bytes_in += other.bytes_in
+        self.records_out += other.records_out
+        self.bytes_out += other.bytes_out
+        self.dead_letters.update(other.dead_letters)
+        self.skipped.update(other.skipped)
+        self.late.update(other.late)
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] += seconds

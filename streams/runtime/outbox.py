@@ -1,0 +1,131 @@
+"""What a task has produced and the worker has not written yet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from streams.records import Batch, total_bytes
+from streams.runtime.dead_letter_rows import DeadLetter, DeadLetterRows, dead_letter_output
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from streams.operators.runtime import Runtime
+    from streams.policy import Action
+    from streams.records import Fetched, Output, Trace
+    from streams.runtime.counts import Counts
+    from streams.runtime.refused_rows import RefusedRows
+
+
+class Outbox:
+    """Outputs and dead letters of complete slices, and of the one that is open.
+
+    ``read`` is what the open slice reads, if it has input. Rows among ``refused`` are met again: dead letters
+    are then written with less.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        counts: Counts,
+        refused: RefusedRows,
+        *,
+        application: str,
+        dead_letter_topic: str,
+    ) -> None:
+        self.refused = refused
+        self.read: Fetched | None = None
+        self._runtime = runtime
+        self._counts = counts
+        self._application = application
+        self._dead_letter_topic = dead_letter_topic
+        self._outputs: list[Output] = []
+        self._dead_letters: list[DeadLetter] = []
+        self._before_slice = 0, 0
+        """How much of both there was before the slice that is open."""
+        self._sent: dict[tuple[str, str], list[Batch[Any, Any]]] = {}
+        """What the open slice has brought each sink so far, by the sink and the topic."""
+
+    def begin_slice(self) -> None:
+        """A slice opens."""
+        self._before_slice = len(self._outputs), len(self._dead_letters)
+
+    def end_slice(self) -> None:
+        """The slice is through, or given up."""
+        self._sent = {}
+        self.read = None
+
+    def drop_slice(self) -> None:
+        """Forget what the open slice has produced."""
+        outputs, letters = self._before_slice
+        del self._outputs[outputs:], self._dead_letters[letters:]
+
+    def drop(self) -> None:
+        """Forget all of it."""
+        self._outputs, self._dead_letters = [], []
+
+    def emit(self, output: Output) -> None:
+        """Encoded rows of a sink's."""
+        self._outputs.append(output)
+
+    def sent_before(self, sink: str, topic: str, batch: Batch[Any, Any]) -> Sequence[Batch[Any, Any]]:
+        """The batches that the open slice has brought the sink for the topic before this one."""
+        sent = self._sent.setdefault((sink, topic), [])
+        before = tuple(sent)
+        sent.append(batch)
+        return before
+
+    def failed(self, action: Action, batch: Batch[Any, Any], row: int, step: str, error: Exception) -> None:
+        """Take note of a record that ``step`` could not process, as its policy says."""
+        if action == "skip":
+            self._counts.skipped[step] += 1
+            return
+        self._counts.dead_letters[step] += 1
+        self._dead_letters.append(DeadLetter(batch, row, step, error))
+
+    def last_read(self) -> Trace | None:
+        """The last record of the slice that is open, if it has input."""
+        if self.read is None:
+            return None
+        (trace,) = Batch(self.read, [None], rows=[len(self.read) - 1]).traces([0])
+        return trace
+
+    def take(self) -> list[Output]:
+        """What there is, dead letters last. Raises ``ProcessingError`` for one that cannot be written."""
+        outputs, self._outputs = self._outputs, []
+        letters, self._dead_letters = self._dead_letters, []
+        if letters:
+            outputs.append(self._dead_letter_output(letters))
+        for output in outputs:
+            self._counts.records_out += len(output)
+            self._counts.bytes_out += total_bytes(output.values)
+        return outputs
+
+    def _dead_letter_output(self, letters: Sequence[DeadLetter]) -> Output:
+        places = _places(letters)
+        if self.refused:
+            errors = map(self.refused.meet, places)
+            letters = [
+                letter if error is None else letter.cut_to(self.refused.times(place), error)
+                for letter, place, error in zip(letters, places, errors, strict=True)
+            ]
+        owner = DeadLetterRows(letters, places, self._dead_letters.append)
+        return dead_letter_output(
+            letters,
+            self._dead_letter_topic,
+            self._application,
+            owner,
+            self._runtime.wall_clock,
+            self._runtime.originals,
+        )
+
+
+def _places(letters: Sequence[DeadLetter]) -> list[Hashable]:
+    seen: Counter[Hashable] = Counter()
+    places: list[Hashable] = []
+    for letter in letters:
+        source = ("dead letter", letter.step, letter.identity)
+        places.append((*source, seen[source]))
+        seen[source] += 1
+    return places
