@@ -52,6 +52,8 @@ class Event(StrEnum):
     """WARNING: the broker does not take a record; the transaction is repeated with its step's policy."""
     DEAD_LETTERS = "dead letters"
     """WARNING: records went to the dead-letter topic; at most one line a second and step."""
+    STEP_FAILED = "step failed"
+    """WARNING: ``step`` goes on without a ``record`` it failed on; once for each step and kind of error."""
     RECORDS_SKIPPED = "records skipped"
     """WARNING: records of a global table's topic, or of the workers' directory, cannot be read: left out."""
     ORIGINALS_UNREAD = "originals unread"

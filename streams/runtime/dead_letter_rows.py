@@ -69,6 +69,11 @@ class DeadLetterRows:
         self._places = places
         self._write = write
 
+    @property
+    def first(self) -> DeadLetter:
+        """The oldest of them."""
+        return self._letters[0]
+
     def place(self, row: int) -> Hashable:
         return self._places[row]
 

@@ -20,7 +20,7 @@ from streams.eventtime.clock import StreamClock
 from streams.eventtime.windows import Windowed
 from streams.operators import fan_out
 from streams.operators.change import Change
-from streams.operators.decoded import DecodedRecords, decode, pieces
+from streams.operators.decoded import DecodedRecords, decode, pieces, value_reader
 from streams.operators.guard import Guard, preview
 from streams.operators.keys import HeldKeys, readable_keys
 from streams.operators.map_async import MapAsync
@@ -29,6 +29,7 @@ from streams.operators.stateless import extract_timestamps
 from streams.origin import Relayed, with_origins
 from streams.records import Batch, Derived, Output, TopicPartition, take
 from streams.runtime.dead_letter_rows import DeadLetter, DeadLetterRows, dead_letter_output
+from streams.runtime.dead_letters import FirstFailures
 from streams.runtime.refused_rows import RefusedRows
 from streams.serde import Bytes, nullable
 from streams.state.buffered import KeyValueState, WindowState
@@ -41,7 +42,7 @@ from streams.state.changelog import (
 )
 from streams.state.committed import CommittedStore
 from streams.state.evolution import check, kept, migrated_entries, new_aggregates, reading
-from streams.topology.graph import Node, Sink, Source, Step, Subtopology, function_name, matches
+from streams.topology.graph import Node, Sink, Source, Step, Subtopology, matches, written_at
 from streams.topology.topic_names import topic_name_fault
 
 if TYPE_CHECKING:
@@ -308,7 +309,8 @@ class Task:
     changes, ``take`` hands both over to be written, and ``committed`` puts the changes into ``database``.
     ``database`` must be restored when the task is made. ``checkpoints`` tell, for each store, up to where of
     its changelog it is. ``lookups`` are the app's global tables. ``refused`` are rows that the broker has
-    refused: where they are met again, they get their sink's policy and are not written.
+    refused: where they are met again, they get their sink's policy and are not written. ``failures`` has the
+    first failures of steps logged, for all tasks of a process.
     """
 
     def __init__(
@@ -323,6 +325,7 @@ class Task:
         checkpoints: Mapping[str, Checkpoint] | None = None,
         lookups: Mapping[str, Lookup] | None = None,
         refused: RefusedRows | None = None,
+        failures: FirstFailures | None = None,
     ) -> None:
         self.id = identifier
         self.positions: dict[TopicPartition, int] = {}
@@ -332,6 +335,7 @@ class Task:
         self._application = application
         self._dead_letter_topic = dead_letter_topic
         self._refused = RefusedRows() if refused is None else refused
+        self._failures = FirstFailures(dead_letter_topic) if failures is None else failures
         self._in_slice: dict[tuple[str, str], list[Batch[Any, Any]]] = {}
         """What the open slice has brought each sink so far, by the sink and the topic."""
         self._pending: list[Output] = []
@@ -447,7 +451,8 @@ class Task:
     def _decode_timed(self, source: Source, fetched: Fetched) -> Columns:
         assert source.timestamp is not None
         begun = time.perf_counter()
-        decoded = decode(nullable(source.value.deserialize), source.timestamp, fetched, table=source.table)
+        read = value_reader(source.value.deserialize, tombstones=source.tombstones)
+        decoded = decode(read, source.timestamp, fetched, table=source.tombstones)
         self.counts.seconds["decode"] += time.perf_counter() - begun
         return decoded
 
@@ -739,6 +744,7 @@ class Task:
 
     def failed(self, action: Action, batch: Batch[Any, Any], row: int, step: str, error: Exception) -> None:
         """Take note of a record that ``step`` could not process, as its policy says."""
+        self._failures.note(action, batch, row, self._subtopology.node(step), error)
         if action == "skip":
             self.counts.skipped[step] += 1
             return
@@ -773,7 +779,7 @@ class Task:
     def _guard(self, node: Node) -> Guard:
         describe = f"step {node.name!r}"
         if isinstance(node, Step) and node.operator.code is not None:
-            describe += f" ({_where(node.operator.code)})"
+            describe += f" ({written_at(node.operator.code)})"
         # What serdes return has a type of its own, so that only steps need to look.
         plain = isinstance(node, Step)
         return Guard(node.name, node.policy, self, describe, self._runtime.stopwatch, plain=plain)
@@ -793,7 +799,7 @@ class Task:
 
     def _bind_source(self, source: Source, forward: Forward) -> Callable[[Fetched], None]:
         guard = self._guard(source)
-        deserialize_value = nullable(source.value.deserialize)
+        deserialize_value = value_reader(source.value.deserialize, tombstones=source.tombstones)
         # Keys that stay bytes stay with the client too, until somebody asks for them.
         deserialize_key = None if isinstance(source.key, Bytes) else nullable(source.key.deserialize)
         timestamp, counts, internal = source.timestamp, self.counts, source.internal
@@ -820,7 +826,7 @@ class Task:
             if source.needs_value and None in batch.values:
                 batch = _present(guard, batch, batch.values, "value")
             if timestamp is not None and decoded is None:
-                batch = extract_timestamps(guard, timestamp, batch, table=source.table)
+                batch = extract_timestamps(guard, timestamp, batch, table=source.tombstones)
             counts.seconds["decode"] += time.perf_counter() - begun
             if len(batch):
                 forward(batch)
@@ -1173,9 +1179,3 @@ def _topic_names(choose: Callable[[Any], str], closed: Sequence[TopicPattern], v
                     )
             allowed.add(topic)
         yield topic
-
-
-def _where(code: object) -> str:
-    source = getattr(code, "__code__", None)
-    name = function_name(code)
-    return f"{name}, {source.co_filename}:{source.co_firstlineno}" if source is not None else name

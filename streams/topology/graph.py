@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get
 import msgspec
 
 from streams.errors import ConfigurationError, TopologyError
-from streams.policy import ErrorPolicy, dead_letter, fail
+from streams.policy import ErrorPolicy, dead_letter
 from streams.topology.topic_names import ADVICE, topic_name_fault
 from streams.topology.topic_pattern import TopicPattern
 
@@ -50,6 +50,9 @@ class Source:
     table: bool = False
     """Whether it reads changes of a table: at equal event times they come before other records."""
 
+    tombstones: bool = False
+    """Whether steps see null values, as ``None``; without it, a stream's null value meets the policy."""
+
     needs_key: bool = False
     needs_value: bool = False
     """Whether the app writes no record without it to this topic: one that comes meets the policy."""
@@ -72,7 +75,7 @@ class Step:
     name: str
     parents: tuple[str, ...]
     operator: Operator
-    policy: ErrorPolicy = fail
+    policy: ErrorPolicy = dead_letter
     owns: tuple[StoreDefinition, ...] = ()
     uses: tuple[str, ...] = ()
     place: str = field(default="", compare=False)
@@ -103,7 +106,7 @@ class Sink:
     topic: str | Callable[[Any], str]
     key: Serde[Any]
     value: Serde[Any]
-    policy: ErrorPolicy = fail
+    policy: ErrorPolicy = dead_letter
     repartition: Repartition | None = None
     place: str = field(default="", compare=False)
     """Where the program declares it, as ``file:line``."""
@@ -435,6 +438,13 @@ def function_name(code: object) -> str:
     """What people call a function, class or callable object."""
     name = getattr(code, "__name__", None) or type(code).__name__
     return "lambda" if name == "<lambda>" else str(name)
+
+
+def written_at(code: object) -> str:
+    """What people call a function or class, and where it is written, as far as that is known."""
+    source = getattr(code, "__code__", None)
+    name = function_name(code)
+    return f"{name}, {source.co_filename}:{source.co_firstlineno}" if source is not None else name
 
 
 def _detail(node: Node) -> str:

@@ -115,7 +115,7 @@ def test_users_code_and_outputs_see_nothing_of_it():
 def test_an_error_names_the_input_record_and_how_it_came():
     app = new_app()
     orders(app).key_by(lambda value: value["user"]).repartition("by-user", value=Json()).map(
-        boom, name="work"
+        boom, name="work", on_error=fail
     ).to("out")
     driver = TopologyDriver(app, partitions=2)
     with pytest.raises(
@@ -214,7 +214,7 @@ def test_a_result_names_the_last_record_that_changed_it():
 
 def test_an_error_about_a_result_names_its_last_record_too():
     app = new_app()
-    orders(app).group_by_key().count("n").to_stream().map(boom).to("out")
+    orders(app).group_by_key().count("n").to_stream().map(boom, on_error=fail).to("out")
     with pytest.raises(
         ProcessingError,
         match=r"failed on a result of step 'n', last changed by orders-0 offset 1, key b'\"k\"', value b'2'",
