@@ -59,8 +59,8 @@ class TopologyDriver:
     ) -> None:
         self.clock = clock
         self._check_dead_letters = check_dead_letters
-        self._first_dead_letter: DeadLetter | None = None
-        """The oldest of those that were not read."""
+        self._unread: list[DeadLetter] = []
+        """Dead letters since the test has last read them."""
         self._partitions = partitions
         self._tasks: dict[TaskId, Task] = {}
         self._next_offsets: dict[TopicPartition, int] = {}
@@ -129,7 +129,7 @@ class TopologyDriver:
         sink = self._serdes.get(topic, (Bytes(), Bytes()))
         written = self._written.pop(topic, deque())
         if topic == self._app.dead_letter_topic:
-            self._first_dead_letter = None
+            self._unread.clear()
         internal = topic in self._topology.repartitions
         return [
             Record(
@@ -231,11 +231,10 @@ class TopologyDriver:
         letters that were not read.
         """
         self._close_tasks()
-        first = self._first_dead_letter
-        if first is not None and self._check_dead_letters:
-            unread = len(self._written[self._app.dead_letter_topic])
+        if self._unread and self._check_dead_letters:
+            count, first = len(self._unread), self._unread[0]
             raise ProcessingError(
-                f"{unread} dead {'letter was' if unread == 1 else 'letters were'} not read; the first: step "
+                f"{count} dead {'letter was' if count == 1 else 'letters were'} not read; the first: step "
                 f"{first.step!r} failed on {came_from(first.batch, first.row)}: "
                 f"{type(first.error).__name__}: {error_text(first.error)}",
                 hint="where the test means it, read them with driver.dead_letters(), or make the driver with "
@@ -391,8 +390,6 @@ class TopologyDriver:
 
     def _write(self, output: Output) -> None:
         written = self._written.setdefault(output.topic, deque())
-        if isinstance(output.owner, DeadLetterRows) and self._first_dead_letter is None:
-            self._first_dead_letter = output.owner.first
         records = list(_records(output))
         for record in records:
             record.topic = output.topic
@@ -401,6 +398,8 @@ class TopologyDriver:
             self._counts[output.topic] = record.offset + 1
             written.append(record)
         read = any(matches(wanted, output.topic) for wanted in self._topology.input_topics)
+        if isinstance(output.owner, DeadLetterRows) and not read:
+            self._unread += output.owner.letters
         if read or output.topic in self._global_tables:
             self._feed(output.topic, records, output.partition)
 

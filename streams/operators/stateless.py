@@ -9,7 +9,6 @@ from itertools import chain, compress, repeat, starmap
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.coroutines.awaitables import any_awaitable, is_awaitable, settled, unawaited
-from streams.errors import TopologyError
 from streams.operators import fan_out
 from streams.operators.keys import ImpliedText
 from streams.operators.snapshot import snapshot
@@ -82,7 +81,7 @@ class MapBatch:
             # In columns of its own: where it raises, it is called again with the rows as they were.
             result = settled(function(batch.copy()))
             if not isinstance(result, Batch):
-                raise TopologyError(f"map_batch needs a Batch back, got {type(result).__name__}")
+                raise TypeError(f"map_batch needs a Batch back, got {type(result).__name__}")
             # A function may fill the same lists for each batch.
             return result.copy()
 

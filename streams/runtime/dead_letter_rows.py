@@ -65,20 +65,15 @@ class DeadLetterRows:
         places: Sequence[Hashable],
         write: Callable[[DeadLetter], None],
     ) -> None:
-        self._letters = letters
+        self.letters = letters
         self._places = places
         self._write = write
-
-    @property
-    def first(self) -> DeadLetter:
-        """The oldest of them."""
-        return self._letters[0]
 
     def place(self, row: int) -> Hashable:
         return self._places[row]
 
     def refuse(self, row: int, error: Exception) -> None:
-        letter = self._letters[row]
+        letter = self.letters[row]
         self._write(letter.cut_to(letter.cut + 1, error))
 
 

@@ -28,12 +28,16 @@ class FirstFailures:
         self._log = get_logger()
         self._said: set[tuple[str, type[Exception]]] = set()
 
-    def note(self, action: Action, batch: Batch[Any, Any], row: int, node: Node, error: Exception) -> None:
-        """Note that a row met a policy other than ``fail``."""
-        kind = (node.name, type(error))
+    def is_first(self, step: str, error: Exception) -> bool:
+        """Whether a step has not failed so before; from now on it has."""
+        kind = (step, type(error))
         if kind in self._said:
-            return
+            return False
         self._said.add(kind)
+        return True
+
+    def log(self, action: Action, batch: Batch[Any, Any], row: int, node: Node, error: Exception) -> None:
+        """Say that a row met a policy other than ``fail``, and where the code is that failed on it."""
         code = node.operator.code if isinstance(node, Step) else None
         raised = traceback.extract_tb(error.__traceback__)[-1:]
         fields = {

@@ -744,7 +744,8 @@ class Task:
 
     def failed(self, action: Action, batch: Batch[Any, Any], row: int, step: str, error: Exception) -> None:
         """Take note of a record that ``step`` could not process, as its policy says."""
-        self._failures.note(action, batch, row, self._subtopology.node(step), error)
+        if self._failures.is_first(step, error):
+            self._failures.log(action, batch, row, self._subtopology.node(step), error)
         if action == "skip":
             self.counts.skipped[step] += 1
             return

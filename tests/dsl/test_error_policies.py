@@ -91,14 +91,6 @@ def test_a_function_that_gives_nothing_but_awaitables_stops_the_app(policy):
     assert driver.topics == []
 
 
-@pytest.mark.parametrize("policy", [dead_letter, skip])
-def test_a_batch_function_that_gives_no_batch_stops_the_app(policy):
-    app = App("copy")
-    app.stream("in", value=Text()).map_batch(lambda batch: batch.values, on_error=policy).to("out")  # type: ignore[arg-type, return-value]  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ProcessingError, match="map_batch needs a Batch back, got list"):
-        TopologyDriver(app).send("in", "a")
-
-
 def test_a_processor_that_forwards_to_a_step_that_is_not_there_stops_the_app():
     class Lost:
         def process(self, record: Record[Any, Any], context: Any) -> None:

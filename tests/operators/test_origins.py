@@ -148,7 +148,8 @@ def test_records_without_an_origin_stay_readable_and_are_their_own():
 @given(st.lists(st.one_of(st.none(), st.binary(max_size=40), st.just(b"\xffso\x01"), st.just(b"\xffso\x02"))))
 def test_any_bytes_come_through_an_internal_topic_as_they_were(values):
     app = new_app()
-    app.stream("in", value=Bytes()).repartition("r").to("out", value=Bytes())
+    stream = app.stream("in", value=Bytes(), tombstones=True)
+    stream.repartition("r").to("out", value=Bytes())
     driver = TopologyDriver(app)
     driver.send_all("in", [Record(b"k", value, 0) for value in values])
     assert driver.values("out") == values

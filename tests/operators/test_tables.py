@@ -390,9 +390,9 @@ def test_a_table_without_readers_is_no_dead_end():
     assert driver.store("t") == {"a": (1, 0)}
 
 
-def test_a_failing_function_ends_the_app_unless_told_otherwise():
+def test_a_failing_function_ends_the_app_where_it_is_told_to():
     app, table = table_app()
-    table.map(lambda value: 1 // value).to("out", on_error=fail)
+    table.map(lambda value: 1 // value, on_error=fail).to("out", on_error=fail)
     driver = TopologyDriver(app)
     with pytest.raises(Exception, match="division"):
         driver.send("t", 0, key="a")

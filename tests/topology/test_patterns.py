@@ -109,8 +109,9 @@ def test_to_read_an_own_topic_it_is_named():
 @pytest.mark.parametrize("policy", [dead_letter, skip, None])
 def test_a_function_cannot_name_an_output_that_a_pattern_of_the_app_reads(policy):
     app = App("orders")
-    options = {"on_error": policy or fail}
-    app.stream(re.compile("orders-.*"), value=Text()).to(lambda value: f"orders-{value}", **options)
+    app.stream(re.compile("orders-.*"), value=Text()).to(
+        lambda value: f"orders-{value}", on_error=policy or fail
+    )
     driver = TopologyDriver(app)
     if policy is None:
         with pytest.raises(ProcessingError, match="read its own output: topic 'orders-eu' is matched"):
