@@ -9,7 +9,7 @@ import textwrap
 import threading
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 import msgspec
 import structlog
@@ -18,6 +18,7 @@ from streams.broker.kafka import KafkaBroker
 from streams.config import load_settings
 from streams.coroutines.awaitables import is_asynchronous, location
 from streams.dsl.builder import TopologyBuilder
+from streams.dsl.flow import is_untyped
 from streams.dsl.sources import read_global_table, read_stream, read_table
 from streams.dsl.stream import GlobalTable, Stream, Table
 from streams.errors import ConfigurationError, StateUnavailable, TopologyError
@@ -77,10 +78,15 @@ class App:
     topics. Keyword arguments are the settings of ``streams.config.Settings``, which the environment
     overrides. No connection is made before ``run``.
 
+    ``on_error`` is the policy for records that a step fails on, for each step that is given none: they become
+    dead letters, unless told otherwise.
+
     Raises ``ConfigurationError`` for an unknown setting or a value of the wrong type.
     """
 
-    def __init__(self, name: str, **settings: Unpack[SettingsArguments]) -> None:
+    def __init__(
+        self, name: str, *, on_error: ErrorPolicy = dead_letter, **settings: Unpack[SettingsArguments]
+    ) -> None:
         fault = topic_name_fault(name) or topic_name_fault(f"{name}-dead-letters")
         if fault:
             raise ConfigurationError(
@@ -88,7 +94,12 @@ class App:
                 hint=ADVICE,
             )
         self.name = name
-        self._builder = TopologyBuilder(name)
+        if not isinstance(on_error, ErrorPolicy):
+            raise ConfigurationError(
+                f"App({name!r}): on_error takes a policy, got {on_error!r:.80}",
+                hint="fail, dead_letter, skip or retry(…)",
+            )
+        self._builder = TopologyBuilder(name, on_error)
         self.settings: Settings = load_settings(settings, os.environ)
         _refuse_async_callbacks(self.settings)
         fault = topic_name_fault(self.dead_letter_topic)
@@ -114,7 +125,8 @@ class App:
         topics: Topic | Iterable[Topic],
         *,
         timestamp: Callable[[Any], int] | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        tombstones: Literal[False] = False,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[bytes, Any]: ...
 
@@ -125,7 +137,8 @@ class App:
         *,
         value: Serde[V],
         timestamp: Callable[[V], int] | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        tombstones: Literal[False] = False,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[bytes, V]: ...
 
@@ -136,7 +149,8 @@ class App:
         *,
         key: Serde[K],
         timestamp: Callable[[Any], int] | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        tombstones: Literal[False] = False,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[K, Any]: ...
 
@@ -148,9 +162,58 @@ class App:
         key: Serde[K],
         value: Serde[V],
         timestamp: Callable[[V], int] | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        tombstones: Literal[False] = False,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[K, V]: ...
+
+    @overload
+    def stream(
+        self,
+        topics: Topic | Iterable[Topic],
+        *,
+        timestamp: Callable[[Any], int] | None = None,
+        tombstones: Literal[True],
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Stream[bytes, Any]: ...
+
+    @overload
+    def stream(
+        self,
+        topics: Topic | Iterable[Topic],
+        *,
+        value: Serde[V],
+        timestamp: Callable[[V], int] | None = None,
+        tombstones: Literal[True],
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Stream[bytes, V | None]: ...
+
+    @overload
+    def stream(
+        self,
+        topics: Topic | Iterable[Topic],
+        *,
+        key: Serde[K],
+        timestamp: Callable[[Any], int] | None = None,
+        tombstones: Literal[True],
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Stream[K, Any]: ...
+
+    @overload
+    def stream(
+        self,
+        topics: Topic | Iterable[Topic],
+        *,
+        key: Serde[K],
+        value: Serde[V],
+        timestamp: Callable[[V], int] | None = None,
+        tombstones: Literal[True],
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Stream[K, V | None]: ...
 
     def stream(
         self,
@@ -159,14 +222,19 @@ class App:
         key: Serde[Any] | None = None,
         value: Serde[Any] | None = None,
         timestamp: Callable[[Any], int] | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        tombstones: bool = False,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[Any, Any]:
         """Read a topic, several topics, or all topics whose full name matches a compiled pattern.
 
         ``timestamp`` returns the event time of a value, in milliseconds since the epoch; without it, the
-        record's own timestamp is used. Keys are bytes and values JSON unless serdes are given. ``on_error``
-        handles records that cannot be decoded; by default they become dead letters.
+        record's own timestamp is used. Keys are bytes and values JSON unless serdes are given. ``on_error``,
+        the app's policy unless given, handles records that cannot be decoded.
+
+        It also handles tombstones, records with a null value, as functions of a stream of ``V`` never see
+        ``None``. With ``tombstones``, they are passed on and the stream is one of ``V | None``; they keep
+        their record's time.
         """
         return Stream(
             read_stream(
@@ -175,6 +243,7 @@ class App:
                 key=key or Bytes(),
                 value=value or Json(),
                 timestamp=timestamp,
+                tombstones=tombstones,
                 on_error=on_error,
                 name=name,
             )
@@ -187,7 +256,7 @@ class App:
         *,
         name: str | None = None,
         timestamp: Callable[[Any], int] | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
     ) -> Table[bytes, Any]: ...
 
     @overload
@@ -198,7 +267,7 @@ class App:
         value: Serde[V],
         name: str | None = None,
         timestamp: Callable[[V], int] | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
     ) -> Table[bytes, V]: ...
 
     @overload
@@ -209,7 +278,7 @@ class App:
         key: Serde[K],
         name: str | None = None,
         timestamp: Callable[[Any], int] | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
     ) -> Table[K, Any]: ...
 
     @overload
@@ -221,7 +290,7 @@ class App:
         value: Serde[V],
         name: str | None = None,
         timestamp: Callable[[V], int] | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
     ) -> Table[K, V]: ...
 
     def table(
@@ -232,7 +301,7 @@ class App:
         value: Serde[Any] | None = None,
         name: str | None = None,
         timestamp: Callable[[Any], int] | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
     ) -> Table[Any, Any]:
         """Read a topic as a table: the latest value of each key, where a null value deletes.
 
@@ -287,8 +356,9 @@ class App:
         be decoded, are left out: they are counted as skipped under the table's name, and logged.
         """
         keys = key or Bytes()
-        table = read_global_table(self._builder, topic, key=keys, value=value or Json(), name=name)
-        return GlobalTable(table, keys)
+        values = value or Json()
+        table = read_global_table(self._builder, topic, key=keys, value=values, name=name)
+        return GlobalTable(table, keys, untyped=is_untyped(values, Any))
 
     def resource(self, factory: Callable[[], Manager[T]]) -> Resource[T]:
         """Declare a resource that each worker opens once for the functions of its steps, e.g. a connection.

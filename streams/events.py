@@ -51,6 +51,8 @@ class Event(StrEnum):
     """WARNING: the broker rejects a record; the transaction is repeated, and the step's policy applied."""
     DEAD_LETTERS = "dead letters"
     """WARNING: records went to the dead-letter topic; at most one line per second and step."""
+    STEP_FAILED = "step failed"
+    """WARNING: ``step`` continues without a ``record`` on which it failed; once a step and error type."""
     RECORDS_SKIPPED = "records skipped"
     """WARNING: records of a global table's topic, or of the workers' directory, cannot be read: skipped."""
     ORIGINALS_UNREAD = "originals unread"

@@ -8,10 +8,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from streams.app import resources_of_worker
-from streams.errors import TopologyError
+from streams.errors import ProcessingError, TopologyError, error_text
+from streams.operators.guard import came_from
 from streams.origin import Origin, without_origin
 from streams.partitioning import partition_for
 from streams.records import FetchedLists, Headers, Record, TopicPartition
+from streams.runtime.dead_letter_rows import DeadLetterRows
+from streams.runtime.dead_letters import FirstFailures
 from streams.runtime.global_tables import GlobalTable
 from streams.runtime.task import Task, TaskId
 from streams.serde import Bytes
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from streams.app import App
     from streams.coroutines.event_loop import Calls
     from streams.records import Output
+    from streams.runtime.dead_letter_rows import DeadLetter
     from streams.serde import Serde
     from streams.state.store import Database
     from streams.topology.graph import Subtopology
@@ -45,11 +49,18 @@ class TopologyDriver:
         driver.send("lines", "GET / 500")
         assert driver.values("errors") == [...]
 
-    ``close`` ends the tasks and closes the app's resources; the driver is also a context manager.
+    ``close`` ends the tasks and closes the app's resources, as does leaving the driver as a context manager.
+    Both raise ``ProcessingError`` for dead letters that the test has not read, unless ``check_dead_letters``
+    is false.
     """
 
-    def __init__(self, app: App, *, partitions: int = 1, clock: int = 0) -> None:
+    def __init__(
+        self, app: App, *, partitions: int = 1, clock: int = 0, check_dead_letters: bool = True
+    ) -> None:
         self.clock = clock
+        self._check_dead_letters = check_dead_letters
+        self._unread: list[DeadLetter] = []
+        """Dead letters since the test has last read them."""
         self._partitions = partitions
         self._tasks: dict[TaskId, Task] = {}
         self._next_offsets: dict[TopicPartition, int] = {}
@@ -118,6 +129,8 @@ class TopologyDriver:
         """
         sink = self._serdes.get(topic, (Bytes(), Bytes()))
         written = self._written.pop(topic, deque())
+        if topic == self._app.dead_letter_topic:
+            self._unread.clear()
         internal = topic in self._topology.repartitions
         return [
             Record(
@@ -206,7 +219,7 @@ class TopologyDriver:
         ``app`` is a changed version of the program that continues with the existing state, to test whether
         it can. A task that cannot read its state raises ``StateError`` with its next record.
         """
-        self.close()
+        self._close_tasks()
         if app is not None:
             for table in self._global_tables.values():
                 table.close()
@@ -215,8 +228,21 @@ class TopologyDriver:
     def close(self) -> None:
         """End all tasks and close the app's resources, as a worker does when it stops. Raises what fails.
 
-        A record sent later creates the tasks again, with the existing state.
+        A record sent later creates the tasks again, with the existing state. Raises ``ProcessingError`` for
+        dead letters that were not read.
         """
+        self._close_tasks()
+        if self._unread and self._check_dead_letters:
+            count, first = len(self._unread), self._unread[0]
+            raise ProcessingError(
+                f"{count} dead {'letter was' if count == 1 else 'letters were'} not read; the first: step "
+                f"{first.step!r} failed on {came_from(first.batch, first.row)}: "
+                f"{type(first.error).__name__}: {error_text(first.error)}",
+                hint="where the test means it, read them with driver.dead_letters(), or make the driver with "
+                "check_dead_letters=False",
+            ) from first.error
+
+    def _close_tasks(self) -> None:
         tasks = list(self._tasks.values())
         self._tasks.clear()
         try:
@@ -235,10 +261,14 @@ class TopologyDriver:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        else:
+            self._close_tasks()
 
     def _use(self, app: App) -> None:
         self._app = app
+        self._failures = FirstFailures(app.dead_letter_topic)
         self._resources = resources_of_worker(app)
         self._topology = app.topology
         self._global_tables = {
@@ -344,6 +374,7 @@ class TopologyDriver:
                     database=database,
                     checkpoints=self._checkpoints(subtopology, database),
                     lookups={table.source.store.name: table.lookup for table in self._global_tables.values()},
+                    failures=self._failures,
                 )
             except BaseException:
                 # After a program that cannot read its state, a test may restart with one that can.
@@ -371,6 +402,8 @@ class TopologyDriver:
             self._counts[output.topic] = record.offset + 1
             written.append(record)
         read = any(matches(wanted, output.topic) for wanted in self._topology.input_topics)
+        if isinstance(output.owner, DeadLetterRows) and not read:
+            self._unread += output.owner.letters
         if read or output.topic in self._global_tables:
             self._feed(output.topic, records, output.partition)
 

@@ -40,7 +40,7 @@ class Groups:
         flow: Flow,
         name: str | None,
         partitions: int | None,
-        on_error: ErrorPolicy,
+        on_error: ErrorPolicy | None,
         *,
         needs_value: bool = False,
     ) -> None:
@@ -107,7 +107,7 @@ class Groups:
 
 
 def aggregate_groups(
-    groups: Groups, name: str, aggregate: Aggregate[Any, Any], on_error: ErrorPolicy
+    groups: Groups, name: str, aggregate: Aggregate[Any, Any], on_error: ErrorPolicy | None
 ) -> TableFlow:
     """Aggregate each group of a stream's records; see ``Grouped.aggregate``."""
     flow = groups.source(name)
@@ -116,7 +116,11 @@ def aggregate_groups(
 
 
 def aggregate_table_groups(
-    groups: Groups, name: str, aggregate: Aggregate[Any, Any], value: Serde[Any] | None, on_error: ErrorPolicy
+    groups: Groups,
+    name: str,
+    aggregate: Aggregate[Any, Any],
+    value: Serde[Any] | None,
+    on_error: ErrorPolicy | None,
 ) -> TableFlow:
     """Aggregate each group of a table's values; see ``GroupedTable.aggregate``. Raises ``TopologyError``."""
     if not aggregate.removable:
@@ -136,7 +140,7 @@ def _aggregated(
     computed: Aggregate[Any, Any],
     operator: Operator,
     value: Serde[Any] | None,
-    on_error: ErrorPolicy,
+    on_error: ErrorPolicy | None,
 ) -> TableFlow:
     store = StoreDefinition(
         name=name,
@@ -149,7 +153,7 @@ def _aggregated(
         name=flow.builder.name(None, name),
         parents=flow.parents,
         operator=operator,
-        policy=on_error,
+        policy=flow.builder.policy(on_error),
         owns=(store,),
     )
     flow.builder.add(step)
@@ -175,8 +179,9 @@ class WindowResults:
         self._type: Any = typing.cast("Any", Windowed)[serde_type(flow.key), result_type]
         self._added: dict[str, Flow] = {}
 
-    def updates(self) -> Flow:
-        return self._head(self._heads.updates, Json(Windowed), self._type)
+    def updates(self, *, tombstones: bool) -> Flow:
+        head = self._heads.replacing if tombstones and self._heads.replacing else self._heads.updates
+        return self._head(head, Json(Windowed), self._type)
 
     def final(self) -> Flow:
         return self._head(self._heads.final, Json(Windowed), self._type)
@@ -187,7 +192,7 @@ class WindowResults:
     def _head(self, name: str, value: Serde[Any] | None, value_type: Any) -> Flow:
         if name not in self._added:
             builder = self._flow.builder
-            builder.add(Step(name=name, parents=(self._step,), operator=Merge()))
+            builder.add(Step(name=name, parents=(self._step,), operator=Merge(), policy=builder.policy(None)))
             # Results are of no type that a serde could read them as, so they are not compared.
             self._added[name] = Flow(
                 builder,
@@ -201,16 +206,19 @@ class WindowResults:
 
 
 def aggregate_windows(
-    groups: Groups, windows: Windows, name: str, aggregate: Aggregate[Any, Any], on_error: ErrorPolicy
+    groups: Groups, windows: Windows, name: str, aggregate: Aggregate[Any, Any], on_error: ErrorPolicy | None
 ) -> WindowResults:
     """Aggregate each group's records of each window; see ``WindowedGrouped.aggregate``."""
     flow = groups.source(name)
     computed = aggregate.typed(flow.value_type)
     builder = flow.builder
     step = builder.name(None, name)
-    heads = WindowHeads(f"{step}.updates", f"{step}.final", f"{step}.late")
+    replacing = f"{step}.replacing" if isinstance(windows.window, Session) else ""
+    heads = WindowHeads(f"{step}.updates", f"{step}.final", f"{step}.late", replacing)
     operator, stores = _windowing(windows, name, computed, flow.key, heads)
-    builder.add(Step(name=step, parents=flow.parents, operator=operator, policy=on_error, owns=stores))
+    builder.add(
+        Step(name=step, parents=flow.parents, operator=operator, policy=builder.policy(on_error), owns=stores)
+    )
     return WindowResults(flow, step, heads, known(computed.result_type))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streams.operators.user_code import check_code
+from streams.policy import dead_letter
 from streams.topology.graph import (
     GlobalSource,
     Node,
@@ -23,6 +24,8 @@ from streams.topology.topic_pattern import OwnTopics, TopicPattern
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from streams.policy import ErrorPolicy
+
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -37,11 +40,13 @@ def _calling_line() -> str:
 class TopologyBuilder:
     """Collects nodes while the user's program runs, and gives them names.
 
-    ``application`` begins the names of the topics between subtopologies.
+    ``application`` begins the names of the topics between subtopologies. ``on_error`` is the policy of each
+    step that is given none.
     """
 
-    def __init__(self, application: str = "app") -> None:
+    def __init__(self, application: str = "app", on_error: ErrorPolicy = dead_letter) -> None:
         self.application = application
+        self._on_error = on_error
         self._nodes: list[Node] = []
         self._global_tables: list[GlobalSource] = []
 
@@ -88,6 +93,10 @@ class TopologyBuilder:
                 raise two_steps(wanted, first.place, _calling_line())
             return wanted
         return unique_name(generated, (node.name for node in self._nodes))
+
+    def policy(self, given: ErrorPolicy | None) -> ErrorPolicy:
+        """The policy that a step was given, or the app's."""
+        return self._on_error if given is None else given
 
     def add(self, node: Node) -> None:
         """Append a node; its parents must be there already. Raises ``TopologyError`` for async functions."""

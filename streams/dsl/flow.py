@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from streams.errors import TopologyError
-from streams.serde import Json, Serde, Text
+from streams.serde import Avro, Bytes, Json, Serde, Text
 from streams.serde.round_trip import RoundTrip
 from streams.serde.value_type import member_types, returned_type, serde_type
 from streams.topology.graph import Repartition, SinkNode, SourceNode, Step, function_name
@@ -46,8 +46,14 @@ class Flow:
         if self.value_type is Any:
             object.__setattr__(self, "value_type", serde_type(self.value))
 
+    @property
+    def untyped(self) -> bool:
+        """Whether values are JSON of no type, so that what functions make of them is taken for that too."""
+        return is_untyped(self.value, self.value_type)
+
     def written_by(self, value: Serde[Any]) -> Flow:
-        """The same records with another serde for their values."""
+        """The same records with another serde for values. Raises ``TopologyError``, as ``check_written``."""
+        check_written(", ".join(self.parents), value, self.value_type)
         return Flow(self.builder, self.parents, self.key, value, self.rekeyed)
 
     def read_again(self, value: Serde[Any]) -> Serde[Any]:
@@ -59,38 +65,46 @@ class Flow:
 
     def written_value(self, purpose: str, where: str) -> Serde[Any]:
         """How values are written. Raises ``TopologyError`` where that is not known."""
-        if self.value is None:
+        value = self.value or plain_json(self.value_type)
+        if value is None:
             raise TopologyError(
                 f"{purpose}, and the type of their values is not known",
                 hint=f"say how to write them, e.g. value=Json(Type), in {where}; "
                 "or annotate what the function that makes them returns",
             )
-        return self.value
+        return value
 
     def then(
         self,
         operator: Operator,
-        policy: ErrorPolicy,
+        policy: ErrorPolicy | None,
         name: str | None,
         *,
         key: Serde[Any] | None = None,
         value: Serde[Any] | None = None,
         inferred: Serde[Any] | None = None,
         value_type: Any = Any,
+        untyped: bool = True,
         rekeyed: bool = False,
         owns: tuple[StoreDefinition, ...] = (),
         uses: tuple[str, ...] = (),
     ) -> Flow:
-        """What comes out of a step that is added."""
+        """What comes out of a step that is added.
+
+        Of ``untyped`` values, what a function of unknown type makes is taken for plain JSON too: not where it
+        is made of others besides, which have a type.
+        """
         step = Step(
             name=self.builder.name(name, generated_name(operator)),
             parents=self.parents,
             operator=operator,
-            policy=policy,
+            policy=self.builder.policy(policy),
             owns=owns,
             uses=uses,
         )
         self.builder.add(step)
+        if untyped and self.untyped and value_type is Any:
+            inferred = inferred or Json()
         return Flow(
             self.builder,
             (step.name,),
@@ -105,7 +119,7 @@ class Flow:
         self,
         name: str,
         partitions: int | None,
-        on_error: ErrorPolicy,
+        on_error: ErrorPolicy | None,
         *,
         read_key: Serde[Any] | None = None,
         needs_key: bool = False,
@@ -128,7 +142,7 @@ class Flow:
                 topic=topic,
                 key=self.key,
                 value=self.read_again(value),
-                policy=on_error,
+                policy=self.builder.policy(on_error),
                 repartition=Repartition(partitions),
             )
         )
@@ -137,6 +151,8 @@ class Flow:
             topics=(topic,),
             key=read_key or self.key,
             value=value,
+            policy=self.builder.policy(None),
+            tombstones=True,
             needs_key=needs_key,
             needs_value=needs_value,
             internal=True,
@@ -162,9 +178,14 @@ class TableFlow:
         if self.value_type is Any:
             object.__setattr__(self, "value_type", serde_type(self.value))
 
+    @property
+    def untyped(self) -> bool:
+        """As ``Flow.untyped``."""
+        return is_untyped(self.value, self.value_type)
+
     def written_by(self, value: Serde[Any] | None) -> Flow:
         """The changes with another serde for their values, where one is given; for what it says of them."""
-        written = value or self.value
+        written = value or self.value or plain_json(self.value_type)
         as_read = self.as_read and written is self.value
         return Flow(self.builder, (), self.key, written, as_read=as_read)
 
@@ -173,7 +194,7 @@ class TableFlow:
         operator: Operator,
         view: AnyView,
         value: Serde[Any] | None,
-        on_error: ErrorPolicy,
+        on_error: ErrorPolicy | None,
         name: str | None,
         value_type: Any,
     ) -> TableFlow:
@@ -189,7 +210,7 @@ def add_step(
     parents: tuple[str, ...],
     operator: Operator,
     name: str,
-    on_error: ErrorPolicy,
+    on_error: ErrorPolicy | None,
     *,
     owns: tuple[StoreDefinition, ...] = (),
     uses: tuple[str, ...] = (),
@@ -199,7 +220,7 @@ def add_step(
         name=builder.name(None, name),
         parents=parents,
         operator=operator,
-        policy=on_error,
+        policy=builder.policy(on_error),
         owns=owns,
         uses=uses,
     )
@@ -235,6 +256,53 @@ def check_keys_alike(one: Serde[Any], other: Serde[Any], name: str) -> None:
         )
 
 
+def is_untyped(value: Serde[Any] | None, kind: Any) -> bool:
+    """Whether values are plain JSON: read so, by a serde without a type, or of a type that says so."""
+    if value is None:
+        return kind is not Any and _is_plain(kind)
+    return isinstance(value, Json) and _is_plain(value.value_type)
+
+
+def plain_json(kind: Any) -> Serde[Any] | None:
+    """JSON of no type where that keeps values of the type ``kind`` as they are."""
+    return Json() if kind is not Any and _is_plain(kind) else None
+
+
+def _is_plain(kind: Any) -> bool:
+    if kind in _PLAIN or kind is Any:
+        return True
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list:
+        return _is_plain(arguments[0])
+    if origin is dict:
+        return arguments[0] in {str, Any} and _is_plain(arguments[1])
+    members = member_types(kind)
+    return len(members) > 1 and all(map(_is_plain, members))
+
+
+_PLAIN = (dict, list, str, int, float, bool, type(None))
+
+
+def check_written(step: str, serde: Serde[Any], kind: Any) -> None:
+    """Raise ``TopologyError`` where a serde of text, bytes or one class cannot write values of a type."""
+    wanted = getattr(serde, "record_type", None) if isinstance(serde, Avro) else serde_type(serde)
+    if not isinstance(serde, Text | Bytes | Avro) or not isinstance(wanted, type):
+        return
+    members = [typing.get_origin(member) or member for member in member_types(kind)]
+    classes = [member for member in members if isinstance(member, type) and member not in {Any, type(None)}]
+    others = any(member is Any or not isinstance(member, type) for member in members)
+    if classes and not others and all(_unrelated(member, wanted) for member in classes):
+        made = getattr(kind, "__name__", kind)
+        raise TopologyError(
+            f"step {step!r}: values are of type {made}, and {serde.name} writes {wanted.__name__} alone",
+            hint=f"choose a serde for them, e.g. Json({made}), or map them to {wanted.__name__} first",
+        )
+
+
+def _unrelated(one: type, other: type) -> bool:
+    return not issubclass(one, other) and not issubclass(other, one)
+
+
 def text_keys(step: str, function: Callable[[Any], Any]) -> Serde[Any]:
     """How keys are written where nothing is said. Raises ``TopologyError`` for a function of other keys."""
     kind = returned_type(function)
@@ -249,6 +317,12 @@ def text_keys(step: str, function: Callable[[Any], Any]) -> Serde[Any]:
             hint=f"say how keys are written: key=Json({described})",
         )
     return Text()
+
+
+def made_value(function: Callable[..., Any], *, untyped: bool) -> tuple[Serde[Any] | None, Any]:
+    """How what a function makes, maybe of ``untyped`` values, is written, and of what type it is."""
+    kind = returned_type(function)
+    return returned_serde(function) or (Json() if untyped and kind is Any else None), kind
 
 
 def returned_serde(function: Callable[..., Any]) -> Serde[Any] | None:

@@ -10,6 +10,7 @@ from streams.dsl.flow import (
     add_step,
     alike,
     check_keys_alike,
+    made_value,
     returned_serde,
     value_of,
 )
@@ -29,7 +30,6 @@ from streams.operators.foreign_key import (
 from streams.operators.join import JoinStreams, JoinTable, WaitingSerde
 from streams.operators.stateless import Merge
 from streams.operators.table import JoinTables, MergeChanges, StampedSerde
-from streams.policy import fail
 from streams.serde import Bytes
 from streams.serde.round_trip import RoundTrip
 from streams.serde.value_type import returned_type
@@ -54,7 +54,7 @@ class JoinOptions(NamedTuple):
     close_idle_after: int | None
     value: Serde[Any] | None
     other_value: Serde[Any] | None
-    on_error: ErrorPolicy
+    on_error: ErrorPolicy | None
     name: str | None
 
     def of_streams_only(self) -> list[str]:
@@ -85,7 +85,14 @@ class LateRecords(NamedTuple):
     def read(self, joined: Flow) -> Flow:
         """Add the step that brings them together."""
         builder = joined.builder
-        builder.add(Step(name=builder.name(self.name, self.name), parents=self.steps, operator=Merge()))
+        builder.add(
+            Step(
+                name=builder.name(self.name, self.name),
+                parents=self.steps,
+                operator=Merge(),
+                policy=builder.policy(None),
+            )
+        )
         return Flow(builder, (self.name,), joined.key, self.value)
 
 
@@ -151,22 +158,22 @@ def join_streams(
             name=builder.name(None, operator.own),
             parents=each.parents,
             operator=operator,
-            policy=options.on_error,
+            policy=builder.policy(options.on_error),
             # Of two steps that share stores, the first owns them.
             owns=() if steps else stores,
             uses=tuple(store.name for store in stores) if steps else (),
         )
         builder.add(step)
         steps.append(step.name)
-    merged = Step(name=builder.name(name, name), parents=tuple(steps), operator=Merge())
-    builder.add(merged)
-    joined = Flow(
-        builder,
-        (merged.name,),
-        flow.key,
-        returned_serde(function),
-        value_type=returned_type(function),
+    merged = Step(
+        name=builder.name(name, name),
+        parents=tuple(steps),
+        operator=Merge(),
+        policy=builder.policy(options.on_error),
     )
+    builder.add(merged)
+    value, kind = made_value(function, untyped=flow.untyped and other.untyped)
+    joined = Flow(builder, (merged.name,), flow.key, value, value_type=kind)
     return joined, LateRecords(late, tuple(steps), serdes[0] if alike(*serdes) else None)
 
 
@@ -198,6 +205,7 @@ def join_table(
         options.name,
         inferred=returned_serde(function),
         value_type=returned_type(function),
+        untyped=table.untyped,
         uses=table.view.stores,
     )
 
@@ -207,7 +215,7 @@ def join_tables(
     other: TableFlow,
     function: Callable[[Any, Any], Any],
     how: JoinKind,
-    on_error: ErrorPolicy,
+    on_error: ErrorPolicy | None,
     name: str | None,
 ) -> TableFlow:
     """Join two tables by their keys; see ``Table.join``."""
@@ -232,11 +240,10 @@ def join_tables(
         on_error,
         uses=table.view.stores,
     )
-    joined = add_step(builder, (left, right), MergeChanges(), step, fail)
+    joined = add_step(builder, (left, right), MergeChanges(), step, on_error)
     view = JoinedView(table.view, other.view, function, how)
-    return TableFlow(
-        builder, joined, table.key, returned_serde(function), view, value_type=returned_type(function)
-    )
+    value, kind = made_value(function, untyped=table.untyped and other.untyped)
+    return TableFlow(builder, joined, table.key, value, view, value_type=kind)
 
 
 def join_foreign_key(
@@ -250,7 +257,7 @@ def join_foreign_key(
     result: Serde[Any] | None,
     value: Serde[Any] | None,
     other_value: Serde[Any] | None,
-    on_error: ErrorPolicy,
+    on_error: ErrorPolicy | None,
 ) -> TableFlow:
     """Join each value of a table with what another has for its foreign key; see ``Table.join_by``."""
     builder = table.builder
@@ -258,7 +265,7 @@ def join_foreign_key(
     others = other.written_by(other_value).written_value(
         f"{name!r} sends values of the other table to other tasks", "join_by(…, other_value=…)"
     )
-    kept = result or returned_serde(function)
+    kept = result or made_value(function, untyped=table.untyped and other.untyped)[0]
     results: Serde[Any] = Flow(builder, (), table.key, kept).written_value(
         f"{name!r} keeps results", "join_by(…, result=…)"
     )

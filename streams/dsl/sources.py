@@ -30,7 +30,8 @@ def read_stream(
     key: Serde[Any],
     value: Serde[Any],
     timestamp: Callable[[Any], int] | None,
-    on_error: ErrorPolicy,
+    tombstones: bool,
+    on_error: ErrorPolicy | None,
     name: str | None,
 ) -> Flow:
     """Add a source; see ``App.stream``."""
@@ -51,7 +52,8 @@ def read_stream(
         key=key,
         value=value,
         timestamp=timestamp,
-        policy=on_error,
+        policy=builder.policy(on_error),
+        tombstones=tombstones,
     )
     builder.add(source)
     return Flow(builder, (source.name,), key, value, as_read=True)
@@ -65,7 +67,7 @@ def read_table(
     value: Serde[Any],
     name: str | None,
     timestamp: Callable[[Any], int] | None,
-    on_error: ErrorPolicy,
+    on_error: ErrorPolicy | None,
 ) -> TableFlow:
     """Add a source and the table that it feeds; see ``App.table``."""
     store = name or topic
@@ -75,8 +77,9 @@ def read_table(
         key=key,
         value=value,
         timestamp=timestamp,
-        policy=on_error,
+        policy=builder.policy(on_error),
         table=True,
+        tombstones=True,
     )
     builder.add(source)
     return keep_table(
@@ -95,14 +98,14 @@ def read_table(
 
 
 def keep_table(
-    store: StoreDefinition, flow: Flow, on_error: ErrorPolicy, check: RoundTrip | None = None
+    store: StoreDefinition, flow: Flow, on_error: ErrorPolicy | None, check: RoundTrip | None = None
 ) -> TableFlow:
     """Add the step that keeps the latest values of records in a store."""
     step = Step(
         name=flow.builder.name(None, f"{store.name}-table"),
         parents=flow.parents,
         operator=KeepTable(store.name, check),
-        policy=on_error,
+        policy=flow.builder.policy(on_error),
         owns=(store,),
     )
     flow.builder.add(step)

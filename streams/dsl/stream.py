@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from streams.aggregates import count
 from streams.dsl.aggregation import (
@@ -23,7 +23,9 @@ from streams.dsl.flow import (
     add_step,
     alike,
     check_keys_alike,
+    check_written,
     generated_name,
+    made_value,
     returned_serde,
     text_keys,
     value_of,
@@ -39,7 +41,6 @@ from streams.operators.map_async import MapAsync
 from streams.operators.process import Process
 from streams.operators.stateless import Branch, Filter, FlatMap, KeyBy, Map, MapBatch, Merge, Peek
 from streams.operators.table import FilterTable, GroupChanges, MapTable, StampedSerde
-from streams.policy import ErrorPolicy, dead_letter, fail
 from streams.serde import Json, Serde
 from streams.serde.round_trip import RoundTrip
 from streams.serde.value_type import given_type, returned_type
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from streams.operators import Operator
     from streams.operators.change import JoinKind
     from streams.operators.processor import ProcessorFactory
+    from streams.policy import ErrorPolicy
     from streams.records import Batch
 
 K = TypeVar("K")
@@ -67,9 +69,10 @@ R = TypeVar("R")
 class Stream(Generic[K, V]):
     """Records on their way from a topic: the methods say what happens to them next.
 
-    Functions take a record's value, unless a method says otherwise. A tombstone's value is ``None``. Every
-    method that runs user code takes ``on_error=``, the policy for records it fails on (default ``fail``),
-    and ``name=``, which errors, metrics and descriptions use.
+    Functions take a record's value, unless a method says otherwise. They see ``None`` only where the stream
+    hands on tombstones, by ``tombstones=True``, and its type says so. Every method that runs user code takes
+    ``on_error=``, the policy for records it fails on (the app's, which is ``dead_letter``, unless given), and
+    ``name=``, which errors, metrics and descriptions use.
     """
 
     def __init__(self, flow: Flow) -> None:
@@ -81,7 +84,7 @@ class Stream(Generic[K, V]):
         function: Callable[[V], V2],
         *,
         timestamp: Callable[[V2], int] | None = None,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[K, V2]:
         """Replace each value by ``function(value)``; key, headers and event time stay.
@@ -103,7 +106,7 @@ class Stream(Generic[K, V]):
         concurrency: int = 100,
         timeout: float | None = 30.0,
         one_call_per_key: bool = True,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[K, V2]:
         """Replace each value by ``await function(value)``, for up to ``concurrency`` records at a time.
@@ -139,7 +142,7 @@ class Stream(Generic[K, V]):
         self,
         function: Callable[[Batch[K, V]], Batch[Any, Any]],
         *,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[Any, Any]:
         """Replace each batch by ``function(batch)``, made with ``Batch.select`` and the ``with_`` methods.
@@ -150,7 +153,11 @@ class Stream(Generic[K, V]):
         return self._then(MapBatch(function), on_error, name, rekeyed=True)
 
     def filter(
-        self, predicate: Callable[[V], object], *, on_error: ErrorPolicy = fail, name: str | None = None
+        self,
+        predicate: Callable[[V], object],
+        *,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> Stream[K, V]:
         """Keep the records for whose value ``predicate`` is true."""
         return self._then(
@@ -161,7 +168,7 @@ class Stream(Generic[K, V]):
         self,
         function: Callable[[V], Iterable[V2]],
         *,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[K, V2]:
         """Replace each record by one for each value in ``function(value)``, none included."""
@@ -173,7 +180,7 @@ class Stream(Generic[K, V]):
         function: Callable[[V], str],
         *,
         key: None = None,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[str, V]: ...
 
@@ -183,7 +190,7 @@ class Stream(Generic[K, V]):
         function: Callable[[V], K2],
         *,
         key: Serde[K2],
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[K2, V]: ...
 
@@ -192,7 +199,7 @@ class Stream(Generic[K, V]):
         function: Callable[[V], Any],
         *,
         key: Serde[Any] | None = None,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[Any, V]:
         """Replace each key by ``function(value)``, written with the serde ``key`` (text unless given)."""
@@ -208,7 +215,7 @@ class Stream(Generic[K, V]):
         )
 
     def peek(
-        self, function: Callable[[V], object], *, on_error: ErrorPolicy = fail, name: str | None = None
+        self, function: Callable[[V], object], *, on_error: ErrorPolicy | None = None, name: str | None = None
     ) -> Stream[K, V]:
         """Call ``function(value)`` for its effect, which a failure may repeat, and pass the record on."""
         return self._then(
@@ -220,7 +227,7 @@ class Stream(Generic[K, V]):
         processor: ProcessorFactory,
         *,
         stores: Iterable[StoreDefinition | str] = (),
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[Any, Any]:
         """Run a processor of your own; what it forwards is the stream returned.
@@ -252,7 +259,7 @@ class Stream(Generic[K, V]):
         *,
         partitions: int | None = None,
         value: Serde[V] | None = None,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
     ) -> Stream[K, V]:
         """Send the records through an internal topic, ``<app>-<name>-repartition``, by their keys.
 
@@ -271,7 +278,7 @@ class Stream(Generic[K, V]):
         value: Serde[V] | None = None,
         name: str | None = None,
         partitions: int | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
     ) -> Grouped[str, V]: ...
 
     @overload
@@ -283,7 +290,7 @@ class Stream(Generic[K, V]):
         value: Serde[V] | None = None,
         name: str | None = None,
         partitions: int | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
     ) -> Grouped[K2, V]: ...
 
     def group_by(
@@ -294,7 +301,7 @@ class Stream(Generic[K, V]):
         value: Serde[V] | None = None,
         name: str | None = None,
         partitions: int | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
     ) -> Grouped[Any, V]:
         """Bring together the records for which ``function(value)`` is equal, written by ``key`` (text).
 
@@ -303,6 +310,8 @@ class Stream(Generic[K, V]):
         does not know. Records whose group is ``None`` or cannot be found get ``on_error``.
         """
         operator = Group(function, implied_text=key is None)
+        if value is not None:
+            check_written(name or generated_name(operator), value, self._flow.value_type)
         flow = self._flow.then(
             operator,
             on_error,
@@ -314,7 +323,7 @@ class Stream(Generic[K, V]):
         )
         return Grouped(Groups(flow, name, partitions, on_error))
 
-    def group_by_key(self, *, on_error: ErrorPolicy = dead_letter) -> Grouped[K, V]:
+    def group_by_key(self, *, on_error: ErrorPolicy | None = None) -> Grouped[K, V]:
         """Bring together the records with equal keys; those without a key get ``on_error``.
 
         Where keys were changed before, the records go through a repartition topic first.
@@ -323,9 +332,23 @@ class Stream(Generic[K, V]):
         flow = flow.then(Group(), on_error, None, value=flow.value, value_type=flow.value_type)
         return Grouped(Groups(flow, None, None, on_error))
 
+    @overload
     def to_table(
-        self, name: str, *, value: Serde[V] | None = None, on_error: ErrorPolicy = dead_letter
-    ) -> Table[K, V]:
+        self: Stream[K, V2 | None],
+        name: str,
+        *,
+        value: Serde[V2] | None = None,
+        on_error: ErrorPolicy | None = None,
+    ) -> Table[K, V2]: ...
+
+    @overload
+    def to_table(
+        self, name: str, *, value: Serde[V] | None = None, on_error: ErrorPolicy | None = None
+    ) -> Table[K, V]: ...
+
+    def to_table(
+        self, name: str, *, value: Serde[Any] | None = None, on_error: ErrorPolicy | None = None
+    ) -> Table[K, Any]:
         """Keep the latest value of each key, in a store of that name; a null value deletes.
 
         Where keys were changed before, the records go through a repartition topic first. Records without a
@@ -354,7 +377,7 @@ class Stream(Generic[K, V]):
         close_idle_after: int | None = None,
         value: Serde[V] | None = None,
         other_value: Serde[V2] | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> JoinedStream[K, R]: ...
 
@@ -365,7 +388,7 @@ class Stream(Generic[K, V]):
         function: Callable[[V, V2], R],
         *,
         value: Serde[V] | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[K, R]: ...
 
@@ -380,7 +403,7 @@ class Stream(Generic[K, V]):
         close_idle_after: int | None = None,
         value: Serde[V] | None = None,
         other_value: Serde[V2] | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[K, R]:
         """Join each record with what has the same key: in a table, or in a stream within a window of time.
@@ -413,7 +436,7 @@ class Stream(Generic[K, V]):
         close_idle_after: int | None = None,
         value: Serde[V] | None = None,
         other_value: Serde[V2] | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> JoinedStream[K, R]: ...
 
@@ -424,7 +447,7 @@ class Stream(Generic[K, V]):
         function: Callable[[V, V2 | None], R],
         *,
         value: Serde[V] | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[K, R]: ...
 
@@ -439,7 +462,7 @@ class Stream(Generic[K, V]):
         close_idle_after: int | None = None,
         value: Serde[V] | None = None,
         other_value: Serde[V2] | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[K, R]:
         """As ``join``, with ``function(value, None)`` for records that find nothing, or have no key.
@@ -462,7 +485,7 @@ class Stream(Generic[K, V]):
         close_idle_after: int | None = None,
         value: Serde[V] | None = None,
         other_value: Serde[V2] | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> JoinedStream[K, R]:
         """As ``left_join`` with a stream, and ``function(None, value)`` for its records that find nothing."""
@@ -477,7 +500,7 @@ class Stream(Generic[K, V]):
         key: Callable[[V], K2],
         function: Callable[[V, V2], R],
         *,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[K, R]:
         """Join each record with what a global table has for ``key(value)``; without it, it is left out.
@@ -493,7 +516,7 @@ class Stream(Generic[K, V]):
         key: Callable[[V], K2 | None],
         function: Callable[[V, V2 | None], R],
         *,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[K, R]:
         """As ``join_global``, with ``function(value, None)`` for records that find nothing."""
@@ -504,7 +527,7 @@ class Stream(Generic[K, V]):
         routes: Mapping[str, Callable[[V], object]],
         *,
         otherwise: str | None = None,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Branches[K, V]:
         """Split the stream: each record goes to the first branch whose predicate is true for its value.
@@ -524,10 +547,11 @@ class Stream(Generic[K, V]):
             tuple((heads[branch], predicate) for branch, predicate in routes.items()),
             None if otherwise is None else heads[otherwise],
         )
-        builder.add(Step(name=step, parents=flow.parents, operator=operator, policy=on_error))
+        builder.add(Step(name=step, parents=flow.parents, operator=operator, policy=builder.policy(on_error)))
         streams: dict[str, Stream[K, V]] = {}
         for branch, head in heads.items():
-            builder.add(Step(name=builder.name(head, head), parents=(step,), operator=Merge()))
+            policy = builder.policy(on_error)
+            builder.add(Step(name=builder.name(head, head), parents=(step,), operator=Merge(), policy=policy))
             streams[branch] = Stream(replace(flow, parents=(head,)))
         return Branches(streams)
 
@@ -544,7 +568,7 @@ class Stream(Generic[K, V]):
         called = builder.name(name, "merge")
         for each in flows:
             check_keys_alike(flow.key, each.key, called)
-        builder.add(Step(name=called, parents=parents, operator=Merge()))
+        builder.add(Step(name=called, parents=parents, operator=Merge(), policy=builder.policy(None)))
         return Stream(
             Flow(
                 builder,
@@ -559,13 +583,35 @@ class Stream(Generic[K, V]):
             )
         )
 
+    @overload
     def to(
         self,
         topic: str | Callable[[V], str],
         *,
         key: Serde[K] | None = None,
         value: Serde[V] | None = None,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> None: ...
+
+    @overload
+    def to(
+        self: Stream[K, V2 | None],
+        topic: str | Callable[[V2 | None], str],
+        *,
+        key: Serde[K] | None = None,
+        value: Serde[V2] | None = None,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> None: ...
+
+    def to(
+        self,
+        topic: str | Callable[[Any], str],
+        *,
+        key: Serde[K] | None = None,
+        value: Serde[Any] | None = None,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> None:
         """Write the records to a topic, or to the topic that ``topic(value)`` names for each.
@@ -575,19 +621,22 @@ class Stream(Generic[K, V]):
         """
         generated = f"to-{topic}" if isinstance(topic, str) else f"to-{function_name(topic)}"
         flow = self._flow
+        called = flow.builder.name(name, generated)
+        if value is not None:
+            check_written(called, value, flow.value_type)
         flow.builder.add(
             SinkNode(
-                name=flow.builder.name(name, generated),
+                name=called,
                 parents=flow.parents,
                 topic=topic,
                 key=key or flow.key,
                 value=value or flow.value or Json(),
-                policy=on_error,
+                policy=flow.builder.policy(on_error),
             )
         )
 
     def _then(
-        self, operator: Operator, policy: ErrorPolicy, name: str | None, **known: Any
+        self, operator: Operator, policy: ErrorPolicy | None, name: str | None, **known: Any
     ) -> Stream[Any, Any]:
         return Stream(self._flow.then(operator, policy, name, **known))
 
@@ -613,7 +662,7 @@ class Stream(Generic[K, V]):
         table: GlobalTable[Any, Any],
         key: Callable[[Any], Any],
         function: Callable[[Any, Any], R],
-        on_error: ErrorPolicy,
+        on_error: ErrorPolicy | None,
         name: str | None,
         *,
         is_left: bool,
@@ -625,6 +674,7 @@ class Stream(Generic[K, V]):
             name,
             inferred=returned_serde(function),
             value_type=returned_type(function),
+            untyped=table._untyped,
         )
 
 
@@ -679,7 +729,7 @@ class Grouped(Generic[K, V]):
             raise TopologyError(f"grace must be 0 ms or more, got {grace}")
         return WindowedGrouped(self._groups, Windows(window, grace, close_idle_after))
 
-    def count(self, name: str, *, on_error: ErrorPolicy = fail) -> Table[K, int]:
+    def count(self, name: str, *, on_error: ErrorPolicy | None = None) -> Table[K, int]:
         """How many records each key has."""
         return Table(aggregate_groups(self._groups, name, count(), on_error))
 
@@ -689,7 +739,7 @@ class Grouped(Generic[K, V]):
         function: Callable[[V, V], V],
         *,
         value: Serde[V] | None = None,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
     ) -> Table[K, V]:
         """What ``function(so far, value)`` makes of each key's values; the first stands for itself."""
         reduced = self._groups.reducing(name, function, value)
@@ -697,12 +747,12 @@ class Grouped(Generic[K, V]):
 
     @overload
     def aggregate(
-        self, name: str, aggregate: Aggregate[V, R], /, *, on_error: ErrorPolicy = fail
+        self, name: str, aggregate: Aggregate[V, R], /, *, on_error: ErrorPolicy | None = None
     ) -> Table[K, R]: ...
 
     @overload
     def aggregate(
-        self, name: str, /, *, on_error: ErrorPolicy = fail, **fields: Aggregate[V, Any]
+        self, name: str, /, *, on_error: ErrorPolicy | None = None, **fields: Aggregate[V, Any]
     ) -> Table[K, Any]: ...
 
     def aggregate(
@@ -711,7 +761,7 @@ class Grouped(Generic[K, V]):
         aggregate: Aggregate[V, Any] | None = None,
         /,
         *,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
         **fields: Aggregate[V, Any],
     ) -> Table[K, Any]:
         """Compute an aggregate of each key's records, or several by name: ``aggregate("s", sum=total())``.
@@ -730,7 +780,7 @@ class WindowedGrouped(Generic[K, V]):
         self._groups = groups
         self._windows = windows
 
-    def count(self, name: str, *, on_error: ErrorPolicy = fail) -> WindowedResults[K, int]:
+    def count(self, name: str, *, on_error: ErrorPolicy | None = None) -> WindowedResults[K, int]:
         """How many records each window and key has."""
         return self._results(name, count(), on_error)
 
@@ -740,19 +790,19 @@ class WindowedGrouped(Generic[K, V]):
         function: Callable[[V, V], V],
         *,
         value: Serde[V] | None = None,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
     ) -> WindowedResults[K, V]:
         """What ``function(so far, value)`` makes of each window's and key's values."""
         return self._results(name, self._groups.reducing(name, function, value), on_error)
 
     @overload
     def aggregate(
-        self, name: str, aggregate: Aggregate[V, R], /, *, on_error: ErrorPolicy = fail
+        self, name: str, aggregate: Aggregate[V, R], /, *, on_error: ErrorPolicy | None = None
     ) -> WindowedResults[K, R]: ...
 
     @overload
     def aggregate(
-        self, name: str, /, *, on_error: ErrorPolicy = fail, **fields: Aggregate[V, Any]
+        self, name: str, /, *, on_error: ErrorPolicy | None = None, **fields: Aggregate[V, Any]
     ) -> WindowedResults[K, Any]: ...
 
     def aggregate(
@@ -761,7 +811,7 @@ class WindowedGrouped(Generic[K, V]):
         aggregate: Aggregate[V, Any] | None = None,
         /,
         *,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
         **fields: Aggregate[V, Any],
     ) -> WindowedResults[K, Any]:
         """Compute an aggregate, or several by name, for each window and key; see ``Grouped.aggregate``.
@@ -771,7 +821,7 @@ class WindowedGrouped(Generic[K, V]):
         return self._results(name, self._groups.chosen(name, aggregate, fields), on_error)
 
     def _results(
-        self, name: str, aggregate: Aggregate[Any, Any], on_error: ErrorPolicy
+        self, name: str, aggregate: Aggregate[Any, Any], on_error: ErrorPolicy | None
     ) -> WindowedResults[K, Any]:
         return WindowedResults(aggregate_windows(self._groups, self._windows, name, aggregate, on_error))
 
@@ -783,16 +833,22 @@ class WindowedResults(Generic[K, R]):
         """Made by the methods of ``WindowedGrouped``."""
         self._results = results
 
-    def updates(self) -> Stream[K, Windowed[K, R]]:
+    @overload
+    def updates(self, *, tombstones: Literal[False] = False) -> Stream[K, Windowed[K, R]]: ...
+
+    @overload
+    def updates(self, *, tombstones: Literal[True]) -> Stream[K, Windowed[K, R | None]]: ...
+
+    def updates(self, *, tombstones: bool = False) -> Stream[K, Any]:
         """The latest result of each window that changed, at each commit.
 
-        A session that has grown, or become one with others, is another window: the result of each that it
-        has replaced is taken back by one whose ``value`` is ``None``.
+        A session that has grown, or become one with others, is another window. With ``tombstones``, the
+        result of each that it has replaced is taken back by one whose ``value`` is ``None``.
 
         A result has the highest event time of its records, as far as the worker has seen them: never one that
         is ahead of all input, as the end of its window may be.
         """
-        return Stream(self._results.updates())
+        return Stream(self._results.updates(tombstones=tombstones))
 
     def final(self) -> Stream[K, Windowed[K, R]]:
         """Exactly one result for each window, when it has closed.
@@ -814,7 +870,11 @@ class Table(Generic[K, V]):
         self._flow = flow
 
     def filter(
-        self, predicate: Callable[[V], object], *, on_error: ErrorPolicy = fail, name: str | None = None
+        self,
+        predicate: Callable[[V], object],
+        *,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> Table[K, V]:
         """The table of those keys for whose value ``predicate`` is true."""
         flow = self._flow
@@ -822,11 +882,11 @@ class Table(Generic[K, V]):
         return Table(flow.then(FilterTable(predicate), view, flow.value, on_error, name, flow.value_type))
 
     def map(
-        self, function: Callable[[V], V2], *, on_error: ErrorPolicy = fail, name: str | None = None
+        self, function: Callable[[V], V2], *, on_error: ErrorPolicy | None = None, name: str | None = None
     ) -> Table[K, V2]:
         """The table with ``function(value)`` for each value; keys for which it is ``None`` are not in it."""
         view = self._flow.view.then("map", function)
-        serde, kind = returned_serde(function), returned_type(function)
+        serde, kind = made_value(function, untyped=self._flow.untyped)
         return Table(self._flow.then(MapTable(function), view, serde, on_error, name, kind))
 
     @overload
@@ -838,7 +898,7 @@ class Table(Generic[K, V]):
         value: Serde[V] | None = None,
         name: str | None = None,
         partitions: int | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
     ) -> GroupedTable[str, V]: ...
 
     @overload
@@ -850,7 +910,7 @@ class Table(Generic[K, V]):
         value: Serde[V] | None = None,
         name: str | None = None,
         partitions: int | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
     ) -> GroupedTable[K2, V]: ...
 
     def group_by(
@@ -861,7 +921,7 @@ class Table(Generic[K, V]):
         value: Serde[V] | None = None,
         name: str | None = None,
         partitions: int | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
     ) -> GroupedTable[Any, V]:
         """Bring together the keys for whose values ``function(value)`` is equal, written by ``key`` (text).
 
@@ -881,13 +941,14 @@ class Table(Generic[K, V]):
         other: Table[K, V2],
         function: Callable[[V, V2], R],
         *,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Table[K, R]:
         """The table of the keys that both tables have, with ``function(value, other_value)``.
 
-        It changes with either of both, and has the later event time. Nothing of it is kept: make it a table
-        of its own with ``to_stream().to_table(name)`` where asking both and the function takes too long.
+        It changes with either of both, and has the later event time. Nothing of it is kept: where asking both
+        and the function takes too long, make it a table of its own with
+        ``to_stream(tombstones=True).to_table(name)``.
         """
         return self._join(other, function, "inner", on_error, name)
 
@@ -896,7 +957,7 @@ class Table(Generic[K, V]):
         other: Table[K, V2],
         function: Callable[[V, V2 | None], R],
         *,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Table[K, R]:
         """As ``join``, with all keys of this table: ``function(value, None)`` where the other has nothing."""
@@ -907,7 +968,7 @@ class Table(Generic[K, V]):
         other: Table[K, V2],
         function: Callable[[V | None, V2 | None], R],
         *,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Table[K, R]:
         """As ``join``, with the keys of either table: ``None`` for the side that has nothing."""
@@ -924,7 +985,7 @@ class Table(Generic[K, V]):
         result: Serde[R] | None = None,
         value: Serde[V] | None = None,
         other_value: Serde[V2] | None = None,
-        on_error: ErrorPolicy = dead_letter,
+        on_error: ErrorPolicy | None = None,
     ) -> Table[K, R]:
         """Join each value with what another table has for its ``foreign_key(value)``.
 
@@ -949,10 +1010,24 @@ class Table(Generic[K, V]):
             )
         )
 
-    def to_stream(self, *, name: str | None = None) -> Stream[K, V]:
-        """The changes as records with the new values; a deletion is a tombstone."""
+    @overload
+    def to_stream(self, *, tombstones: Literal[False] = False, name: str | None = None) -> Stream[K, V]: ...
+
+    @overload
+    def to_stream(self, *, tombstones: Literal[True], name: str | None = None) -> Stream[K, V | None]: ...
+
+    def to_stream(self, *, tombstones: bool = False, name: str | None = None) -> Stream[K, Any]:
+        """The changes as records with the new values.
+
+        With ``tombstones``, a deletion is a record too, whose value is ``None``; else it is left out.
+        """
         flow, builder = self._flow, self._flow.builder
-        step = Step(name=builder.name(name, "to_stream"), parents=(flow.step,), operator=ToStream())
+        step = Step(
+            name=builder.name(name, "to_stream"),
+            parents=(flow.step,),
+            operator=ToStream(tombstones),
+            policy=builder.policy(None),
+        )
         builder.add(step)
         changes = Flow(
             builder, (step.name,), flow.key, flow.value, value_type=flow.value_type, as_read=flow.as_read
@@ -961,22 +1036,26 @@ class Table(Generic[K, V]):
 
     def to(
         self,
-        topic: str | Callable[[V], str],
+        topic: str | Callable[[V | None], str],
         *,
         key: Serde[K] | None = None,
         value: Serde[V] | None = None,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> None:
-        """Write the changes to a topic: ``to_stream().to(…)``."""
-        self.to_stream().to(topic, key=key, value=value, on_error=on_error, name=name)
+        """Write the changes to a topic, deletions as tombstones: ``to_stream(tombstones=True).to(…)``.
+
+        A function that names the topic sees ``None`` for a deletion.
+        """
+        changes = self.to_stream(tombstones=True)
+        changes.to(topic, key=key, value=value, on_error=on_error, name=name)
 
     def _join(
         self,
         other: Table[K, Any],
         function: Callable[[Any, Any], Any],
         how: JoinKind,
-        on_error: ErrorPolicy,
+        on_error: ErrorPolicy | None,
         name: str | None,
     ) -> Table[K, Any]:
         if not isinstance(other, Table):
@@ -997,7 +1076,7 @@ class GroupedTable(Generic[K, V]):
         """Made by ``Table.group_by``."""
         self._groups = groups
 
-    def count(self, name: str, *, on_error: ErrorPolicy = fail) -> Table[K, int]:
+    def count(self, name: str, *, on_error: ErrorPolicy | None = None) -> Table[K, int]:
         """How many keys of the table each group has; 0 for a group that all have left."""
         return Table(aggregate_table_groups(self._groups, name, count(), None, on_error))
 
@@ -1008,7 +1087,7 @@ class GroupedTable(Generic[K, V]):
         remove: Callable[[V, V], V | None],
         *,
         value: Serde[V] | None = None,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
     ) -> Table[K, V]:
         """What ``add(so far, value)`` makes of the values that join each group; the first stands for itself.
 
@@ -1019,12 +1098,12 @@ class GroupedTable(Generic[K, V]):
 
     @overload
     def aggregate(
-        self, name: str, aggregate: Aggregate[V, R], /, *, on_error: ErrorPolicy = fail
+        self, name: str, aggregate: Aggregate[V, R], /, *, on_error: ErrorPolicy | None = None
     ) -> Table[K, R]: ...
 
     @overload
     def aggregate(
-        self, name: str, /, *, on_error: ErrorPolicy = fail, **fields: Aggregate[V, Any]
+        self, name: str, /, *, on_error: ErrorPolicy | None = None, **fields: Aggregate[V, Any]
     ) -> Table[K, Any]: ...
 
     def aggregate(
@@ -1033,7 +1112,7 @@ class GroupedTable(Generic[K, V]):
         aggregate: Aggregate[V, Any] | None = None,
         /,
         *,
-        on_error: ErrorPolicy = fail,
+        on_error: ErrorPolicy | None = None,
         **fields: Aggregate[V, Any],
     ) -> Table[K, Any]:
         """Compute an aggregate that can take values out again, or several; see ``Grouped.aggregate``."""
@@ -1044,10 +1123,11 @@ class GroupedTable(Generic[K, V]):
 class GlobalTable(Generic[K, V]):
     """A table that every worker has as a whole, to be joined by any key: ``Stream.join_global``."""
 
-    def __init__(self, name: str, key: Serde[Any]) -> None:
+    def __init__(self, name: str, key: Serde[Any], *, untyped: bool) -> None:
         """Made by ``App.global_table``."""
         self._name = name
         self._key = key
+        self._untyped = untyped
 
 
 class Branches(Mapping[str, Stream[K, V]]):

@@ -29,15 +29,24 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ToStream(Operator):
-    """Turns changes into records with the new values: a deletion is a tombstone."""
+    """Turns changes into records with the new values, without deletions unless ``tombstones``."""
 
     kind: ClassVar[str] = "to_stream"
 
+    tombstones: bool
+
     def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - nothing of the step is needed
-        forward = fan_out(children)
+        forward, tombstones = fan_out(children), self.tombstones
 
         def run(batch: Batch[Any, Any]) -> None:
-            forward(batch.with_values([new for new, _ in batch.values]))
+            values = [new for new, _ in batch.values]
+            changes = batch.with_values(values)
+            if tombstones:
+                forward(changes)
+                return
+            rows = [row for row, value in enumerate(values) if value is not None]
+            if rows:
+                forward(changes if len(rows) == len(values) else changes.select(rows))
 
         return run
 

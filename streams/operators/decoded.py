@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from streams.coroutines.awaitables import is_awaitable, unawaited
 from streams.operators.stateless import LATEST
 from streams.records import take
+from streams.serde import nullable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 DECODED_AT_ONCE = 2_000
 """So many records of a partition are held decoded at most, as decoded values take more memory than bytes."""
+
+
+TOMBSTONE: Final = (
+    "a tombstone: the value is null, which this stream does not hand on; with app.stream(…, tombstones=True) "
+    "the steps see it as None"
+)
 
 
 class Columns(NamedTuple):
@@ -117,6 +124,28 @@ def pieces(fetched: Fetched, decode: Callable[[Fetched], Columns]) -> Iterator[D
         stop = min(len(fetched), start + DECODED_AT_ONCE)
         piece = fetched.slice(start, stop)
         yield DecodedRecords(piece, SharedColumns(piece, decode))
+
+
+def value_reader(
+    deserialize: Callable[[Sequence[Any]], Iterable[Any]], *, tombstones: bool
+) -> Callable[[Sequence[bytes | None]], Iterable[Any]]:
+    """A source's ``deserialize`` where values may be null: ``None`` or, without ``tombstones``, an error."""
+    if tombstones:
+        return nullable(deserialize)
+
+    def read(payloads: Sequence[bytes | None]) -> Iterable[Any]:
+        # As in ``nullable``, all() is the fastest look; an empty payload merely takes the slower way.
+        if all(payloads):
+            return deserialize(payloads)
+        first = next((row for row, payload in enumerate(payloads) if payload is None), None)
+        return deserialize(payloads) if first is None else _up_to_tombstone(deserialize(payloads[:first]))
+
+    return read
+
+
+def _up_to_tombstone(values: Iterable[Any]) -> Iterator[Any]:
+    yield from values
+    raise ValueError(TOMBSTONE)
 
 
 def decode(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from streams.coroutines.awaitables import any_awaitable, is_awaitable, unawaited
-from streams.errors import ProcessingError, RecordRefused, StateError, error_text
+from streams.errors import ProcessingError, RecordRefused, StateError, TopologyError, error_text
 from streams.origin import described, place_read
 from streams.records import Column
 from streams.serde import nullable
@@ -64,9 +64,9 @@ class WholeColumn:
             yield results[0]
 
 
-def column_transform(serde: Serde[Any], method: Transform) -> Transform:
-    """A serde's method, for columns with nulls: these stay nulls and are not given to it."""
-    some_null = nullable(method)
+def column_transform(serde: Serde[Any], method: Transform, some_null: Transform | None = None) -> Transform:
+    """A serde's method for columns that may have nulls, which ``some_null`` takes: nulls unless given."""
+    some_null = some_null or nullable(method)
     if not getattr(serde, "whole_columns", False):
         return some_null
 
@@ -83,10 +83,24 @@ class Guard:
 
     ``describe`` is what an error message calls the code: the step and where its function is written.
     ``failed`` takes the rows that its policy does not stop at. With ``plain``, awaitables among the results
-    are failures of their records: functions are the user's, and nothing would await what they return.
+    are failures of their records: functions are the user's, and nothing would await what they return. Where
+    no result has been a plain one so far, they are a mistake in the program.
+
+    A ``TopologyError`` is such a mistake too: whatever the policy, the worker stops, as the next record would
+    raise it as well.
     """
 
-    __slots__ = ("_failed", "_piece", "_plain", "_policy", "_runtime", "_stopwatch", "describe", "step")
+    __slots__ = (
+        "_begun",
+        "_failed",
+        "_piece",
+        "_plain",
+        "_policy",
+        "_runtime",
+        "_stopwatch",
+        "describe",
+        "step",
+    )
 
     def __init__(
         self,
@@ -105,6 +119,7 @@ class Guard:
         self.describe = describe
         self._stopwatch = runtime.stopwatch
         self._plain = plain
+        self._begun = False
         self._piece = 1
 
     def each(
@@ -145,6 +160,7 @@ class Guard:
             at = len(results) + len(lost)
             if self._plain and any_awaitable(results[known:] if known else results):
                 self._refuse_awaitables(results, known, lost, first, batch)
+            self._begun = self._begun or bool(results)
             if at < stop:
                 recovered = self._recover(transform, column, at, batch, error)
                 if recovered is None:
@@ -217,7 +233,7 @@ class Guard:
 
     def refuse(self, batch: Batch[Any, Any], row: int, error: Exception) -> None:
         """Apply the policy, without retries, to a record that failed outside of ``each``."""
-        if self._policy.action == "fail":
+        if self._policy.action == "fail" or isinstance(error, TopologyError):
             if isinstance(error, RecordRefused):
                 raise self._refusal(batch, row, error) from error
             raise self._processing_error(batch, row, error) from error
@@ -254,7 +270,7 @@ class Guard:
         if error is None:
             # A function that raises StopIteration ends ``map`` without a word; it must not end the batch.
             error = RuntimeError("ended before it gave a result for this record (StopIteration?)")
-        for attempt in range(self._policy.retries):
+        for attempt in range(0 if isinstance(error, TopologyError) else self._policy.retries):
             self._runtime.wait(self._policy.delay(attempt), self.step, error)
             try:
                 results = list(transform(column[at : at + 1]))
@@ -275,10 +291,15 @@ class Guard:
     ) -> None:
         """Take awaitables out of the results from ``known`` on, those of the rows from ``first`` on.
 
-        Nothing would ever await them: each is a failure of its record.
+        Nothing would ever await them: each is a failure of its record, if the function gives plain results
+        too.
         """
         found = results[known:]
-        errors = {row: unawaited(result) for row, result in enumerate(found, first) if is_awaitable(result)}
+        errors: dict[int, Exception] = {
+            row: unawaited(result) for row, result in enumerate(found, first) if is_awaitable(result)
+        }
+        if not self._begun and len(errors) == len(found):
+            errors = {row: TopologyError(str(error)) for row, error in errors.items()}
         results[known:] = [result for row, result in enumerate(found, first) if row not in errors]
         lost += errors
         for row, error in errors.items():
@@ -295,12 +316,17 @@ class Guard:
         record = batch.original(row)
         frame = traceback.extract_tb(error.__traceback__)[-1:]
         where = f" ({frame[0].filename}:{frame[0].lineno})" if frame else ""
+        hint = (
+            "mend the code or the record and start again: nothing after the last commit was written; "
+            "or give the step on_error=dead_letter, on_error=skip or on_error=retry(…)"
+        )
+        if isinstance(error, TopologyError):
+            hint = error.hint or "mend the program and start again: nothing after the last commit was written"
         return ProcessingError(
-            f"{self.describe} failed on {_came_from(batch, row)}, "
+            f"{self.describe} failed on {came_from(batch, row)}, "
             f"key {preview(record.key)}, value {preview(record.value)}: "
             f"{type(error).__name__}: {error_text(error)}{where}",
-            hint="mend the code or the record and start again: nothing after the last commit was written; "
-            "or give the step on_error=dead_letter, on_error=skip or on_error=retry(…)",
+            hint=hint,
         )
 
     def _refusal(self, batch: Batch[Any, Any], row: int, error: RecordRefused) -> ProcessingError:
@@ -308,14 +334,14 @@ class Guard:
         record = batch.original(row)
         advice = f"{error.hint}; or " if error.hint else ""
         return ProcessingError(
-            f"{self.describe} failed on {_came_from(batch, row)}, "
+            f"{self.describe} failed on {came_from(batch, row)}, "
             f"key {preview(record.key)}, value {preview(record.value)}: {error.message}",
             hint=f"{advice}give the step on_error=dead_letter or on_error=skip; nothing after the last "
             "commit was written",
         )
 
 
-def _came_from(batch: Batch[Any, Any], row: int) -> str:
+def came_from(batch: Batch[Any, Any], row: int) -> str:
     """What an error says of a row: of an input record, topic, partition and offset."""
     read = place_read(batch, row)
     return described(batch, row) + (f" (through {read})" if read else "")

@@ -115,15 +115,17 @@ class KeyedWindows(ABC):
         self._deadlines: Deadlines[Any] = Deadlines(step.windows(deadlines_name(operator.store)))
         self._aggregate = operator.aggregate
         self._folding = Folding(operator.aggregate, step.guard)
-        self._updates = children.get(operator.heads.updates)
+        heads = (operator.heads.updates, False), (operator.heads.replacing, True)
+        self._updates = [(children[head], replacing) for head, replacing in heads if head in children]
+        """Where updates go, and whether with those that take back what was replaced."""
         self._final = children.get(operator.heads.final)
         late = children.get(operator.heads.late)
         self._keys = held_keys(step, operator.store)
         self._late = None if late is None else self._keys.leaving(late)
         self._origins = TimedChanges()
-        self._notes = self._updates is not None or self._final is not None
+        self._notes = bool(self._updates) or self._final is not None
         step.at_slice_end(self._close)
-        if self._updates is not None:
+        if self._updates:
             step.at_commit(self._forward_updates)
         if operator.close_idle_after is not None:
             step.close_idle_after(operator.close_idle_after, horizon)
@@ -256,8 +258,8 @@ class KeyedWindows(ABC):
             if rest is not None:
                 self._deadlines.add(self.due(rest) + self._lasts + 1, key)
             left[key] = rest
-        if self._updates is not None:
-            self._forward(self._updates, self._changes(closed))
+        for forward, replacing in self._updates:
+            self._forward(forward, self._changes(closed, replacing=replacing))
         if self._final is not None:
             result = self._aggregate.result
             self._forward(
@@ -272,19 +274,19 @@ class KeyedWindows(ABC):
         self._origins.forget(key for key, rest in left.items() if rest is None)
 
     def _forward_updates(self) -> None:
-        assert self._updates is not None
         changed = self._state.changed()
         present = {key: value for key, value in changed.items() if value is not None}
         windows = {key: self.windows(value) for key, value in present.items()}
         # A window may end later than any event has come, and a broker may not take such a time.
         newest = {key: self.newest(value) for key, value in present.items()}
-        self._forward(self._updates, self._changes(windows), newest)
+        for forward, replacing in self._updates:
+            self._forward(forward, self._changes(windows, replacing=replacing), newest)
 
-    def _changes(self, windows: Mapping[Any, Iterable[Window]]) -> list[_Result]:
+    def _changes(self, windows: Mapping[Any, Iterable[Window]], *, replacing: bool) -> list[_Result]:
         """What has not been said yet of these windows of some keys.
 
         What has been said is what there was at the last commit. Windows that another one has replaced since
-        then are taken back by ``None``.
+        then are taken back by ``None``, if ``replacing``.
         """
         keys = list(windows)
         result = self._aggregate.result
@@ -293,7 +295,7 @@ class KeyedWindows(ABC):
             told = () if before is None else self.windows(before)
             known = {(start, end): accumulator for start, end, accumulator in told}
             for start, end, accumulator in windows[key]:
-                if self.replaces:
+                if replacing and self.replaces:
                     changes += [(key, *place, None) for place in _inside(known, start, end)]
                 if (start, end) not in known or not _same(known[start, end], accumulator):
                     changes.append((key, start, end, result(accumulator)))

@@ -8,19 +8,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.operators import NodeOperator, fan_out
-from streams.operators.decoded import DecodedRecords, decode, pieces
+from streams.operators.decoded import DecodedRecords, decode, pieces, value_reader
 from streams.operators.guard import column_transform
 from streams.operators.stateless import extract_timestamps
 from streams.origin import Relayed
 from streams.records import Batch
-from streams.serde import Bytes, nullable
+from streams.serde import Bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from streams.operators import Binding, Children, Receive
     from streams.operators.decoded import Columns
-    from streams.operators.guard import Guard
+    from streams.operators.guard import Guard, Transform
     from streams.records import Fetched
     from streams.serde import Serde
 
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 class Decode(NodeOperator):
     """Deserializes keys and values, and takes event times (milliseconds since the epoch) from the values.
 
-    ``needs_key`` and ``needs_value``: records without one meet the error policy. ``table``: deletions, which
-    have no value, keep their record's time. ``internal``: origins stand before the values.
+    Records without a key or value get the error policy where ``needs_key`` or ``needs_value`` is set. With
+    ``tombstones``, null values are ``None`` and keep their record's time, instead of getting the policy. With
+    ``internal``, values are prefixed by the origins of their records.
     """
 
     kind: ClassVar[str] = "source"
@@ -39,7 +40,7 @@ class Decode(NodeOperator):
     key: Serde[Any]
     value: Serde[Any]
     timestamp: Callable[[Any], int] | None
-    table: bool
+    tombstones: bool
     needs_key: bool
     needs_value: bool
     internal: bool
@@ -47,12 +48,12 @@ class Decode(NodeOperator):
     def bind(self, step: Binding, children: Children) -> Receive:
         """The operator at work in one task: it takes what was fetched."""
         forward, guard = fan_out(children), step.guard
-        deserialize_value = column_transform(self.value, self.value.deserialize)
+        deserialize_value = column_transform(self.value, self.value.deserialize, self._read)
         # Keys that stay bytes stay with the client too, until somebody asks for them.
         deserialize_key = (
             None if isinstance(self.key, Bytes) else column_transform(self.key, self.key.deserialize)
         )
-        timestamp, table, internal = self.timestamp, self.table, self.internal
+        timestamp, tombstones, internal = self.timestamp, self.tombstones, self.internal
         needs_key, needs_value = self.needs_key, self.needs_value
 
         def run(fetched: Fetched) -> None:
@@ -76,7 +77,7 @@ class Decode(NodeOperator):
             if needs_value and None in batch.values:
                 batch = _present(guard, batch, batch.values, "value")
             if timestamp is not None and decoded is None:
-                batch = extract_timestamps(guard, timestamp, batch, table=table)
+                batch = extract_timestamps(guard, timestamp, batch, table=tombstones)
             step.decoded(time.perf_counter() - begun)
             if len(batch):
                 forward(batch)
@@ -99,10 +100,14 @@ class Decode(NodeOperator):
             return fetched.event_times()
         return fetched.timestamps() if self.timestamp is None else self._columns(fetched, decoded).times
 
+    @property
+    def _read(self) -> Transform:
+        return value_reader(self.value.deserialize, tombstones=self.tombstones)
+
     def _columns(self, fetched: Fetched, decoded: Callable[[float], None]) -> Columns:
         assert self.timestamp is not None
         begun = time.perf_counter()
-        columns = decode(nullable(self.value.deserialize), self.timestamp, fetched, table=self.table)
+        columns = decode(self._read, self.timestamp, fetched, table=self.tombstones)
         decoded(time.perf_counter() - begun)
         return columns
 

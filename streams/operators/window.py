@@ -62,11 +62,13 @@ class WindowedAggregate(Operator):
 
 @dataclass(frozen=True, slots=True)
 class WindowHeads:
-    """The names of the steps that the three kinds of output of a windowed step go to, where they are used."""
+    """The names of the steps that the kinds of output of a windowed step go to, where they are used."""
 
     updates: str
     final: str
     late: str
+    replacing: str = ""
+    """Updates with those that take back windows which another one has replaced."""
 
 
 class _Windowing:

@@ -18,7 +18,7 @@ from streams.runtime.hooks import TurnKind
 from streams.runtime.schedule import Schedule
 from streams.state.buffered import KeyValueState, WindowState
 from streams.state.changelog import changelog_topic
-from streams.topology.graph import Node, Step, Subtopology, function_name
+from streams.topology.graph import Node, Step, Subtopology, written_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -175,7 +175,7 @@ class Binding:
 def guard_of(node: Node, runtime: Runtime, failed: Failed) -> Guard:
     """What runs the node's user code under its policy."""
     code = node.operator.code
-    describe = f"step {node.name!r}" + ("" if code is None else f" ({_where(code)})")
+    describe = f"step {node.name!r}" + ("" if code is None else f" ({written_at(code)})")
     # What serdes return has a type of its own, so that only steps need to look.
     return Guard(node.name, node.policy, runtime, failed, describe, plain=isinstance(node, Step))
 
@@ -201,9 +201,3 @@ def _payload(value: Any) -> bytes | None:
     if value is None or isinstance(value, bytes):
         return value
     return msgspec.json.encode(value, enc_hook=repr)
-
-
-def _where(code: object) -> str:
-    source = getattr(code, "__code__", None)
-    name = function_name(code)
-    return f"{name}, {source.co_filename}:{source.co_firstlineno}" if source is not None else name

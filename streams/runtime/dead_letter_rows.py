@@ -65,7 +65,7 @@ class DeadLetterRows:
         places: Sequence[Hashable],
         write: Callable[[DeadLetter], None],
     ) -> None:
-        self._letters = letters
+        self.letters = letters
         self._places = places
         self._write = write
 
@@ -73,7 +73,7 @@ class DeadLetterRows:
         return self._places[row]
 
     def refuse(self, row: int, error: Exception) -> None:
-        letter = self._letters[row]
+        letter = self.letters[row]
         self._write(letter.cut_to(letter.cut + 1, error))
 
 

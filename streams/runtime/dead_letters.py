@@ -2,17 +2,59 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter, deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from streams.errors import DeadLetterLimitExceeded
+from streams.errors import DeadLetterLimitExceeded, error_text
 from streams.events import Event, get_logger
+from streams.operators.guard import came_from
+from streams.topology.graph import Step, written_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streams.config import Settings
-    from streams.records import Headers, Output
+    from streams.policy import Action
+    from streams.records import Batch, Headers, Output
+    from streams.topology.graph import Node
+
+
+class FirstFailures:
+    """Says in the log that a step goes on without a record, once for each step and type of error."""
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+        self._log = get_logger()
+        self._said: set[tuple[str, type[Exception]]] = set()
+
+    def is_first(self, step: str, error: Exception) -> bool:
+        """Whether a step has not failed so before; from now on it has."""
+        kind = (step, type(error))
+        if kind in self._said:
+            return False
+        self._said.add(kind)
+        return True
+
+    def log(self, action: Action, batch: Batch[Any, Any], row: int, node: Node, error: Exception) -> None:
+        """Say that a row met a policy other than ``fail``, and where the code is that failed on it."""
+        code = node.operator.code if isinstance(node, Step) else None
+        raised = traceback.extract_tb(error.__traceback__)[-1:]
+        fields = {
+            "code": None if code is None else written_at(code),
+            "declared_at": node.place or None,
+            "raised_at": f"{raised[0].filename}:{raised[0].lineno}" if raised else None,
+            "topic": self._topic if action == "dead_letter" else None,
+        }
+        self._log.warning(
+            Event.STEP_FAILED,
+            step=node.name,
+            error=f"{type(error).__name__}: {error_text(error)}",
+            record=came_from(batch, row),
+            on_error=action,
+            **{name: value for name, value in fields.items() if value is not None},
+        )
+
 
 LOG_SECONDS = 1.0
 """Shortest time between log lines about dead letters."""

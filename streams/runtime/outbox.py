@@ -9,20 +9,22 @@ from streams.records import Batch, total_bytes
 from streams.runtime.dead_letter_rows import DeadLetter, DeadLetterRows, dead_letter_output
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from streams.operators.runtime import Runtime
     from streams.policy import Action
     from streams.records import Fetched, Output, Trace
     from streams.runtime.counts import Counts
+    from streams.runtime.dead_letters import FirstFailures
     from streams.runtime.refused_rows import RefusedRows
+    from streams.topology.graph import Node
 
 
 class Outbox:
     """Outputs and dead letters of complete slices, and of the one that is open.
 
     ``read`` is what the open slice reads, if it has input. Rows among ``refused`` are met again: dead letters
-    are then written with less.
+    are then written with less. ``failures`` logs the first failures of steps, which ``node`` finds by name.
     """
 
     def __init__(
@@ -30,7 +32,9 @@ class Outbox:
         runtime: Runtime,
         counts: Counts,
         refused: RefusedRows,
+        failures: FirstFailures,
         *,
+        node: Callable[[str], Node],
         application: str,
         dead_letter_topic: str,
     ) -> None:
@@ -38,6 +42,8 @@ class Outbox:
         self.read: Fetched | None = None
         self._runtime = runtime
         self._counts = counts
+        self._failures = failures
+        self._node = node
         self._application = application
         self._dead_letter_topic = dead_letter_topic
         self._outputs: list[Output] = []
@@ -78,6 +84,8 @@ class Outbox:
 
     def failed(self, action: Action, batch: Batch[Any, Any], row: int, step: str, error: Exception) -> None:
         """Take note of a record that ``step`` could not process, as its policy says."""
+        if self._failures.is_first(step, error):
+            self._failures.log(action, batch, row, self._node(step), error)
         if action == "skip":
             self._counts.skipped[step] += 1
             return

@@ -13,6 +13,7 @@ from streams.records import TopicPartition
 from streams.runtime.binding import Binding, guard_of
 from streams.runtime.clocks import Clocks
 from streams.runtime.counts import Counts
+from streams.runtime.dead_letters import FirstFailures
 from streams.runtime.hooks import Hooks, TurnKind
 from streams.runtime.outbox import Outbox
 from streams.runtime.refused_rows import RefusedRows
@@ -56,7 +57,8 @@ class Task:
     changes, ``take`` hands both over to be written, and ``committed`` puts the changes into ``database``.
     ``database`` must be restored when the task is made. ``checkpoints`` tell, for each store, up to where of
     its changelog it is. ``lookups`` are the app's global tables. ``refused`` are rows that the broker has
-    refused: where they are met again, they get their sink's policy and are not written.
+    refused: where they are met again, they get their sink's policy and are not written. ``failures`` has the
+    first failures of steps logged, for all tasks of a process.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Task:
         checkpoints: Mapping[str, Checkpoint] | None = None,
         lookups: Mapping[str, Lookup] | None = None,
         refused: RefusedRows | None = None,
+        failures: FirstFailures | None = None,
     ) -> None:
         self.id = identifier
         self.positions: dict[TopicPartition, int] = {}
@@ -84,6 +87,8 @@ class Task:
             runtime,
             self.counts,
             RefusedRows() if refused is None else refused,
+            FirstFailures(dead_letter_topic) if failures is None else failures,
+            node=subtopology.node,
             application=application,
             dead_letter_topic=dead_letter_topic,
         )

@@ -25,7 +25,7 @@ from streams.records import TopicPartition
 from streams.runtime.assignment import Assignment
 from streams.runtime.cleanup import Cleanup
 from streams.runtime.counts import Counts
-from streams.runtime.dead_letters import DeadLetterWatch, dead_letter_topic
+from streams.runtime.dead_letters import DeadLetterWatch, FirstFailures, dead_letter_topic
 from streams.runtime.global_tables import GlobalTables
 from streams.runtime.group_start import commit_group_start
 from streams.runtime.lost_offsets import LostOffsets
@@ -157,6 +157,7 @@ class Worker:
             stopping=self._stop_is_overdue,
         )
         self._dead_letters = DeadLetterWatch(settings, self._dead_letter_topic, clock)
+        self._failures = FirstFailures(self._dead_letter_topic)
         self._cleanup = Cleanup(topology, broker, self._databases, settings, clock)
         self._slice = Slice()
         self._lives = TaskLives()
@@ -413,6 +414,7 @@ class Worker:
             checkpoints=None if restoration is None else restoration.checkpoints,
             lookups=self._globals.lookups,
             refused=self._transaction.refused,
+            failures=self._failures,
         )
 
     # --- rebalances, called from inside the consumer

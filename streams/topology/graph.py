@@ -17,7 +17,7 @@ import msgspec
 from streams.errors import ConfigurationError, TopologyError
 from streams.operators.sink import Encode
 from streams.operators.source import Decode
-from streams.policy import ErrorPolicy, dead_letter, fail
+from streams.policy import ErrorPolicy, dead_letter
 from streams.topology.topic_names import ADVICE, topic_name_fault
 from streams.topology.topic_pattern import TopicPattern
 
@@ -54,6 +54,9 @@ class SourceNode:
     table: bool = False
     """Whether it reads changes of a table: at equal event times they are processed before other records."""
 
+    tombstones: bool = False
+    """Whether steps see null values, as ``None``; without it, a stream's null value meets the policy."""
+
     needs_key: bool = False
     needs_value: bool = False
     """Whether the app writes only records with it to this topic: others get the policy."""
@@ -71,7 +74,7 @@ class SourceNode:
             key=self.key,
             value=self.value,
             timestamp=self.timestamp,
-            table=self.table,
+            tombstones=self.tombstones,
             needs_key=self.needs_key,
             needs_value=self.needs_value,
             internal=self.internal,
@@ -91,7 +94,7 @@ class Step:
     name: str
     parents: tuple[str, ...]
     operator: Operator
-    policy: ErrorPolicy = fail
+    policy: ErrorPolicy = dead_letter
     owns: tuple[StoreDefinition, ...] = ()
     uses: tuple[str, ...] = ()
     place: str = field(default="", compare=False)
@@ -124,7 +127,7 @@ class SinkNode:
     topic: str | Callable[[Any], str]
     key: Serde[Any]
     value: Serde[Any]
-    policy: ErrorPolicy = fail
+    policy: ErrorPolicy = dead_letter
     repartition: Repartition | None = None
     place: str = field(default="", compare=False)
     """Where the program declares it, as ``file:line``."""
@@ -477,6 +480,13 @@ def function_name(code: object) -> str:
     """A readable name of a function, class or callable object."""
     name = getattr(code, "__name__", None) or type(code).__name__
     return "lambda" if name == "<lambda>" else str(name)
+
+
+def written_at(code: object) -> str:
+    """What people call a function or class, and where it is written, as far as that is known."""
+    source = getattr(code, "__code__", None)
+    name = function_name(code)
+    return f"{name}, {source.co_filename}:{source.co_firstlineno}" if source is not None else name
 
 
 def _detail(node: Node) -> str:

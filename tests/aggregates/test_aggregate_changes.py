@@ -48,7 +48,7 @@ def selling(window: Any = None, **fields: Any) -> App:
     if window is None:
         grouped.aggregate("s", **fields).to("out", value=Json())
     else:
-        results = grouped.window(window).aggregate("s", **fields).updates()
+        results = grouped.window(window).aggregate("s", **fields).updates(tombstones=True)
         results.map(lambda windowed: windowed.value).to("out", value=Json())
     return app
 

@@ -162,7 +162,9 @@ def results(app_window: Any, feed: Callable[[TopologyDriver], None]) -> list[Any
         grouped.aggregate("s", **all_aggregates()).to_stream().process(partial(Catching, caught))
         feed(TopologyDriver(app))
         return caught
-    grouped.window(app_window).aggregate("s", **all_aggregates()).updates().process(partial(Catching, caught))
+    grouped.window(app_window).aggregate("s", **all_aggregates()).updates(tombstones=True).process(
+        partial(Catching, caught)
+    )
     feed(TopologyDriver(app))
     return [windowed.value for windowed in caught if windowed.value is not None]
 
@@ -611,7 +613,7 @@ def test_accumulators_of_the_program_s_own_come_back_as_they_were(initial, add, 
     if window is None:
         grouped.aggregate("s", aggregate).to_stream().process(partial(Catching, caught))
     else:
-        stream = grouped.window(window).aggregate("s", aggregate).updates()
+        stream = grouped.window(window).aggregate("s", aggregate).updates(tombstones=True)
         stream.map(lambda windowed: windowed.value).filter(lambda v: v is not None).process(
             partial(Catching, caught)
         )
@@ -699,7 +701,7 @@ def test_first_latest_and_collect_go_by_event_time_then_topic_then_offset():
             if window is None:
                 grouped.aggregate("s", **aggregates).to_stream().process(partial(Catching, caught))
             else:
-                stream = grouped.window(window).aggregate("s", **aggregates).updates()
+                stream = grouped.window(window).aggregate("s", **aggregates).updates(tombstones=True)
                 stream.map(lambda windowed: windowed.value).process(partial(Catching, caught))
             driver = TopologyDriver(app)
             waiting = {topic: [record for record in records if record[0] == topic] for topic in ("a", "b")}
@@ -729,7 +731,9 @@ def test_sessions_that_are_joined_by_a_late_event_keep_the_order_of_time():
         stream = grouped.window(Session(gap=10), grace=1000).aggregate(
             "s", first=first(), latest=latest(), all=collect()
         )
-        stream.updates().map(lambda windowed: windowed.value).process(partial(Catching, caught))
+        stream.updates(tombstones=True).map(lambda windowed: windowed.value).process(
+            partial(Catching, caught)
+        )
         driver = TopologyDriver(app)
         for time in arrivals:
             driver.send("in", time, key="k", timestamp=time)

@@ -266,8 +266,8 @@ def test_files_named_like_pythons_own_modules_take_no_place_in_any_process(folde
     for name in SHADOWING:
         (folder / f"{name}.py").write_text("raise SystemExit('the wrong module')")
     (folder / "lines.py").write_text(
-        "from streams import App, Text\n"
-        f"app = App('{prefix}-app')\n"
+        "from streams import App, Text, fail\n"
+        f"app = App('{prefix}-app', on_error=fail)\n"
         f"app.stream('{prefix}-lines', value=Text()).peek(lambda line: app.nothing, name='failing')\n"
     )
     (folder / "log.txt").write_text("one line\n")

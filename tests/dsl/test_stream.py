@@ -193,7 +193,8 @@ def test_a_topic_that_is_no_name_is_a_failure_of_its_record():
 
 def test_tombstones_and_null_keys_pass_through():
     app = App("test")
-    app.stream("in", key=Text(), value=Json(int)).filter(lambda value: value is None or value > 1).to("out")
+    numbers = app.stream("in", key=Text(), value=Json(int), tombstones=True)
+    numbers.filter(lambda value: value is None or value > 1).to("out")
     driver = TopologyDriver(app)
     driver.send_all("in", [Record("a", None, 1), Record(None, 2, 1), Record("c", 1, 1)])
     assert [(record.key, record.value) for record in driver.read("out")] == [("a", None), (None, 2)]
@@ -287,7 +288,7 @@ class TestProcessors:
 
 class TestPolicies:
     def test_fail_says_what_failed_where_and_on_which_record(self):
-        app = App("test")
+        app = App("test", on_error=fail)
         app.stream("in", value=Text()).map(int, name="numbers").to("out")
         driver = TopologyDriver(app, partitions=3)
         driver.send("in", "1", key=b"k", partition=2)
@@ -304,7 +305,7 @@ class TestPolicies:
             assert part in str(caught.value)
 
     def test_fail_names_the_line_of_the_users_code(self):
-        app = App("test")
+        app = App("test", on_error=fail)
 
         def work(value: str) -> str:
             raise RuntimeError("no")
@@ -698,7 +699,8 @@ def test_a_dead_letter_of_a_tombstone_without_a_key_has_neither():
         raise ValueError("made to fail")
 
     app = App("test")
-    app.stream("in", value=Text()).map(work, on_error=dead_letter).to("out", value=Text())
+    stream = app.stream("in", value=Text(), tombstones=True)
+    stream.map(work, on_error=dead_letter).to("out", value=Text())
     driver = TopologyDriver(app)
     driver.send_bytes("in", None)
     (letter,) = driver.dead_letters()
@@ -797,7 +799,7 @@ def test_a_batch_processor_may_not_forward_a_record_of_another_batch():
         def process_batch(self, batch, context):
             context.forward(Record(None, "new", 1))
 
-    app = App("test")
+    app = App("test", on_error=fail)
     app.stream("in", value=Text()).process(Inventing).to("out", value=Text())
     with pytest.raises(ProcessingError, match=r"offset -1 is not in the batch being processed \(0 to 0\)"):
         run_bytes(app, "a")

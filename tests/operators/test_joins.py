@@ -104,7 +104,7 @@ def pair(left: Any, right: Any) -> list[Any]:
 
 
 def stream_of(app: App, topic: str) -> Stream[str, Any]:
-    return app.stream(topic, key=Text(), value=Json())
+    return app.stream(topic, key=Text(), value=Json(), tombstones=True)
 
 
 def table_of(app: App, topic: str) -> Table[str, Any]:
@@ -162,7 +162,7 @@ def test_a_rekeyed_stream_is_joined_through_a_repartition_topic_of_a_name():
 
 def test_a_repartitioned_stream_must_say_how_values_are_written():
     app = App("shop")
-    mapped = stream_of(app, "s").map(lambda value: value).key_by(str)
+    mapped = app.stream("s", key=Text(), value=Text()).map(lambda value: value).key_by(str)
     with pytest.raises(TopologyError, match="type of their values is not known"):
         mapped.join(table_of(app, "t"), pair, name="j")
     mapped.join(table_of(app, "u"), pair, name="k", value=Json()).to("out")

@@ -115,7 +115,7 @@ def test_users_code_and_outputs_see_nothing_of_it():
 def test_an_error_names_the_input_record_and_how_it_came():
     app = new_app()
     orders(app).key_by(lambda value: value["user"]).repartition("by-user", value=Json()).map(
-        boom, name="work"
+        boom, name="work", on_error=fail
     ).to("out")
     driver = TopologyDriver(app, partitions=2)
     with pytest.raises(
@@ -148,7 +148,8 @@ def test_records_without_an_origin_stay_readable_and_are_their_own():
 @given(st.lists(st.one_of(st.none(), st.binary(max_size=40), st.just(b"\xffso\x01"), st.just(b"\xffso\x02"))))
 def test_any_bytes_come_through_an_internal_topic_as_they_were(values):
     app = new_app()
-    app.stream("in", value=Bytes()).repartition("r").to("out", value=Bytes())
+    stream = app.stream("in", value=Bytes(), tombstones=True)
+    stream.repartition("r").to("out", value=Bytes())
     driver = TopologyDriver(app)
     driver.send_all("in", [Record(b"k", value, 0) for value in values])
     assert driver.values("out") == values
@@ -214,7 +215,7 @@ def test_a_result_names_the_last_record_that_changed_it():
 
 def test_an_error_about_a_result_names_its_last_record_too():
     app = new_app()
-    orders(app).group_by_key().count("n").to_stream().map(boom).to("out")
+    orders(app).group_by_key().count("n").to_stream().map(boom, on_error=fail).to("out")
     with pytest.raises(
         ProcessingError,
         match=r"failed on a result of step 'n', last changed by orders-0 offset 1, key b'\"k\"', value b'2'",

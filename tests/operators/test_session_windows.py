@@ -109,7 +109,7 @@ def sessions_app(*, gap: int = 10, grace: int = 0, **options: Any) -> App:
         .window(Session(gap=gap), grace=grace, **options)
         .count("sessions")
     )
-    windows.updates().to("updates")
+    windows.updates(tombstones=True).to("updates")
     windows.final().to("final")
     return app
 
@@ -220,7 +220,7 @@ def test_a_merge_that_fails_meets_the_policy_and_leaves_both_sessions_alone():
     windows = (
         app.stream("in", key=Text(), value=Json()).group_by_key().window(Session(seconds=1), grace=2000)
     ).aggregate("sums", aggregate, on_error=skip)
-    windows.updates().to("updates")
+    windows.updates(tombstones=True).to("updates")
     driver = TopologyDriver(app)
     driver.send_all("in", [Record("a", 1, 0), Record("a", 2, 2000), Record("a", 4, 1000)])
     assert driver.values("updates") == [Windowed("a", 0, 0, 1), Windowed("a", 2000, 2000, 2)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from streams import App, JoinWindow, Json, Record, Text, TopologyError, minutes
+from streams import App, JoinWindow, Json, Record, Text, TopologyError, fail, minutes
 from streams.errors import ProcessingError
 from streams.partitioning import partition_for
 from streams.testing import TopologyDriver
@@ -57,8 +57,8 @@ class Bench:
 
     def __init__(self, how: str, window: Window, partitions: int = 1) -> None:
         app = App("bench")
-        left = app.stream("left", key=Text(), value=Json())
-        right = app.stream("right", key=Text(), value=Json())
+        left = app.stream("left", key=Text(), value=Json(), tombstones=True)
+        right = app.stream("right", key=Text(), value=Json(), tombstones=True)
         join: Any = {"inner": left.join, "left": left.left_join, "outer": left.outer_join}[how]
         joined: JoinedStream[str, Any] = join(
             right,
@@ -70,8 +70,8 @@ class Bench:
         joined.to("out")
         joined.late().to("late")
         # They come after the join: what a failing slice has done there is to be undone.
-        left.peek(self._explode)
-        right.peek(self._explode)
+        left.peek(self._explode, on_error=fail)
+        right.peek(self._explode, on_error=fail)
         self.failing = False
         self.driver = TopologyDriver(app, partitions=partitions)
 

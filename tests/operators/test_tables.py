@@ -95,7 +95,7 @@ def table_app() -> tuple[App, Table[str, Any]]:
 
 def test_a_table_keeps_the_latest_value_of_each_key_whatever_the_event_times():
     app, table = table_app()
-    table.to_stream().to("out")
+    table.to_stream(tombstones=True).to("out")
     driver = TopologyDriver(app)
     driver.send("t", 1, key="a", timestamp=50)
     driver.send("t", 2, key="a", timestamp=10)
@@ -340,7 +340,7 @@ def test_a_table_asked_for_a_key_has_what_its_changes_said(found, cut):
 
 def test_a_stream_becomes_a_table_with_a_changelog_of_its_own():
     app = App("shop")
-    stream = app.stream("s", key=Text(), value=Json())
+    stream = app.stream("s", key=Text(), value=Json(), tombstones=True)
     stream.map(lambda value: value and value + 1).to_table("kept", value=Json(int)).to("out")
     driver = TopologyDriver(app)
     driver.send_all("s", [Record("a", 1, 0), Record("b", 2, 1), Record("a", 4, 2), Record(None, 1, 2)])
@@ -376,11 +376,11 @@ def test_a_rekeyed_stream_becomes_a_table_through_a_repartition_topic():
 
 def test_a_table_needs_to_know_how_values_are_written():
     app = App("shop")
-    stream = app.stream("s", key=Text(), value=Json()).map(lambda value: value)
+    stream = app.stream("s", key=Text(), value=Text()).map(lambda value: value)
     with pytest.raises(TopologyError, match="'kept' keeps values"):
         stream.to_table("kept")
     with pytest.raises(TopologyError, match="the records of 'c' change tasks"):
-        app.table("t").map(lambda value: value).group_by(lambda value: value).count("c")
+        app.table("t", value=Text()).map(lambda value: value).group_by(lambda value: value).count("c")
 
 
 def test_a_table_without_readers_is_no_dead_end():
@@ -390,9 +390,9 @@ def test_a_table_without_readers_is_no_dead_end():
     assert driver.store("t") == {"a": (1, 0)}
 
 
-def test_a_failing_function_ends_the_app_unless_told_otherwise():
+def test_a_failing_function_ends_the_app_where_it_is_told_to():
     app, table = table_app()
-    table.map(lambda value: 1 // value).to("out", on_error=fail)
+    table.map(lambda value: 1 // value, on_error=fail).to("out", on_error=fail)
     driver = TopologyDriver(app)
     with pytest.raises(Exception, match="division"):
         driver.send("t", 0, key="a")

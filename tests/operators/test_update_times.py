@@ -17,7 +17,7 @@ def results(window: Any, events: list[tuple[str, int]]) -> TopologyDriver:
     app = App("times")
     grouped = app.stream("in", key=Text(), value=Text()).group_by_key()
     windows = grouped.window(window, grace=100).count("counts")
-    windows.updates().to("updates", key=Text())
+    windows.updates(tombstones=True).to("updates", key=Text())
     windows.final().to("final", key=Text())
     driver = TopologyDriver(app)
     for key, time in events:

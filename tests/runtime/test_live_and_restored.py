@@ -78,7 +78,7 @@ def both(*pair: Any) -> list[Any]:
 
 def program() -> App:
     app = App("same", commit_interval=0.05, dead_letter_limit=1.0, standby_replicas=1, max_poll_records=5)
-    events = app.stream("events", key=Text(), value=Json())
+    events = app.stream("events", key=Text(), value=Json(), tombstones=True)
     people = app.table("people", key=Text(), value=Json())
     marks: Any = app.table("marks", key=Text(), value=Marks())
     prices = app.global_table("prices", key=Text(), value=Json())
@@ -92,7 +92,7 @@ def program() -> App:
     )
     by_mark.to("by-mark")
     people.group_by(str, value=Json()).count("groups").to("groups")
-    events.to_table("kept").to_stream().to("kept", value=Json())
+    events.to_table("kept").to_stream(tombstones=True).to("kept", value=Json())
     events.process(Lasting, stores=[key_value_store("lasting")], on_error=dead_letter).to(
         "lasting", value=Json()
     )
@@ -105,7 +105,9 @@ def program() -> App:
     windows.updates().to("windows")
     windows.final().to("final")
     windows.late().to("late", value=Json())
-    grouped.window(Session(milliseconds=15), grace=5).count("sessions").updates().to("sessions")
+    grouped.window(Session(milliseconds=15), grace=5).count("sessions").updates(tombstones=True).to(
+        "sessions"
+    )
     grouped.window(Sliding(milliseconds=15), grace=5).count("sliding").updates().to("sliding")
     events.left_join_global(prices, lambda _: "a", both).to("priced")
     return app

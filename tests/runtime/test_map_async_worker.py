@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from streams import App, Text, retry, skip
+from streams import App, Text, fail, retry, skip
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker, MemoryConsumer
 from streams.broker.reading import read_to_end
@@ -193,7 +193,7 @@ def test_a_failing_call_stops_the_worker_with_what_was_before_it_committed():
             raise ValueError("made to fail")
         return value
 
-    site = Site(call)
+    site = Site(call, on_error=fail)
     site.send("a", "b")
     site.work()
     until(lambda: site.results().total() == 2)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
-from streams import App, Text, dead_letter, retry, skip
+from streams import App, Text, dead_letter, fail, retry, skip
 from streams.broker import GroupSettings, NewTopic
 from streams.errors import (
     DeadLetterLimitExceeded,
@@ -253,7 +253,7 @@ def test_a_stop_commits_no_offsets_of_records_that_were_not_processed():
 
 
 def test_a_failing_record_stops_the_worker_after_committing_what_was_before():
-    app = App("copy", max_poll_records=1)
+    app = App("copy", on_error=fail, max_poll_records=1)
     app.stream("in", value=Text()).map(int).map(str).to("out", value=Text())
     site = Site(app)
     site.produce(["1", "2", "x", "4"], partition=0, key=b"one")

@@ -516,7 +516,7 @@ def test_results_too_large_for_the_broker_are_left_out_one_by_one(policy):
 
 
 def test_a_result_too_large_under_policy_fail_names_the_record_and_commits_no_half_of_its_batch():
-    app = App("copy")
+    app = App("copy", on_error=fail)
     app.stream("in", value=Text()).map(lambda value: value * 300 if value == "large" else value).to(
         "out", value=Text()
     )
@@ -618,7 +618,7 @@ def test_the_dead_letter_limit_stops_the_worker_but_not_what_was_committed_befor
 
 def test_what_the_broker_has_is_what_was_read_times_keys_headers_and_tombstones_included():
     app = App("copy")
-    app.stream("in", value=Bytes()).to("out")
+    app.stream("in", value=Bytes(), tombstones=True).to("out")
     cluster = Cluster(app)
     producer = cluster.broker.producer()
     keys: list[bytes | None] = [b"a", b"a", b"a"]

@@ -78,7 +78,7 @@ def program(**settings: Any) -> App:
     grouped = stream.group_by_key()
     grouped.count("counts").to("out")
     grouped.window(Tumbling(hours=1)).count("windows").updates().to("out")
-    grouped.window(Session(hours=1)).count("sessions").updates().to("out")
+    grouped.window(Session(hours=1)).count("sessions").updates(tombstones=True).to("out")
     stream.to_table("kept", value=Bytes()).to_stream().to("out", value=Bytes())
     stream.process(RememberLast, stores=[key_value_store("last", key=Bytes(), value=Bytes())])
     stream.process(
@@ -317,8 +317,8 @@ def typed() -> App:
     grouped = stream.group_by_key()
     grouped.count("counts").to("out")
     grouped.window(Tumbling(hours=1)).count("windows").updates().to("out")
-    grouped.window(Session(hours=1)).count("sessions").updates().to("out")
-    stream.to_table("kept").to_stream().to("out", value=Json())
+    grouped.window(Session(hours=1)).count("sessions").updates(tombstones=True).to("out")
+    stream.to_table("kept").to_stream(tombstones=True).to("out", value=Json())
     stream.process(RememberLast, stores=[key_value_store("last", value=Json(int))])
     stream.process(RememberShortly, stores=[key_value_store("short", value=Json(int), ttl=3_600_000)])
     return app

@@ -19,7 +19,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, assume, event, given, settings, strategies as st
 
-from streams import App, key_value_store
+from streams import App, fail, key_value_store
 from streams.errors import ProcessingError, StateError
 from streams.records import Record
 from streams.serde import Avro, Bytes, Json, Text
@@ -1274,7 +1274,7 @@ class _Labelled(msgspec.Struct):
 
 
 def _remembering(kind: Any, **options: Any) -> App:
-    app = App("remembering")
+    app = App("remembering", on_error=fail)
     store = key_value_store("latest", value=Json(kind), **options)
     app.stream("in", key=Text(), value=Json(kind)).process(_Remembers, stores=[store]).to("out")
     return app

@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from streams import App, Json, Record, Text, key_value_store
 from streams.errors import ProcessingError, TopologyError
 from streams.eventtime.windows import seconds
-from streams.policy import skip
+from streams.policy import fail, skip
 from streams.serde import Bytes
 from streams.state.buffered import KeyValueState, WindowState
 from streams.state.deadlines import Deadlines
@@ -94,7 +94,7 @@ class Entries:
             stores=[key_value_store("entries", ttl=ttl)],
             on_error=skip,
         ).to("out", value=Json())
-        source.peek(self._explode)
+        source.peek(self._explode, on_error=fail)
         self.driver = TopologyDriver(app)
 
     def _explode(self, _value: Any) -> None:

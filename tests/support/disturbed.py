@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from streams import App, Json, Record, Text
 from streams.aggregates import collect, count, custom
 from streams.errors import ProcessingError
-from streams.policy import dead_letter
+from streams.policy import dead_letter, fail
 from streams.testing import TopologyDriver
 
 if TYPE_CHECKING:
@@ -119,11 +119,11 @@ class Bench:
             if self.record_wise
             else grouped.aggregate("w", count=count(), numbers=collect("n"), on_error=dead_letter)
         )
-        windows.updates().to("updates")
+        windows.updates(tombstones=True).to("updates")
         windows.final().to("final")
         windows.late().to("late")
         # Fails after the windowed step, whose changes of the slice have to be rolled back.
-        stream.peek(self._explode)
+        stream.peek(self._explode, on_error=fail)
         self.driver = TopologyDriver(app)
 
     def _explode(self, _value: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from streams import App, Bytes, Json, Text, dead_letter, skip
+from streams import App, Bytes, Json, Text, dead_letter, fail, skip
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
 from streams.broker.reading import read_to_end
@@ -109,8 +109,9 @@ def test_to_read_an_own_topic_it_is_named():
 @pytest.mark.parametrize("policy", [dead_letter, skip, None])
 def test_a_function_cannot_name_an_output_that_a_pattern_of_the_app_reads(policy):
     app = App("orders")
-    options = {} if policy is None else {"on_error": policy}
-    app.stream(re.compile("orders-.*"), value=Text()).to(lambda value: f"orders-{value}", **options)
+    app.stream(re.compile("orders-.*"), value=Text()).to(
+        lambda value: f"orders-{value}", on_error=policy or fail
+    )
     driver = TopologyDriver(app)
     if policy is None:
         with pytest.raises(ProcessingError, match="read its own output: topic 'orders-eu' is matched"):

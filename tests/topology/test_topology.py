@@ -8,7 +8,7 @@ import re
 import pytest
 from hypothesis import given, strategies as st
 
-from streams import App, Json, Text, dead_letter, retry, skip
+from streams import App, Json, Text, dead_letter, fail, retry, skip
 from streams.errors import ConfigurationError, TopologyError
 
 
@@ -124,8 +124,9 @@ def test_unconnected_parts_are_subtopologies_and_merging_connects():
 def shop() -> App:
     app = App("shop")
     orders = app.stream("orders", key=Text(), value=Json())
-    orders.filter(bool, name="paid", on_error=skip).to("paid-orders")
-    app.stream(re.compile("log-.*"), value=Text()).map(len, on_error=retry(3, then=skip)).to(str)
+    orders.filter(bool, name="paid", on_error=skip).to("paid-orders", on_error=fail)
+    lengths = app.stream(re.compile("log-.*"), value=Text()).map(len, on_error=retry(3, then=skip))
+    lengths.to(str, on_error=fail)
     return app
 
 
@@ -200,7 +201,9 @@ def test_the_whole_drawing_is_as_a_document_shows_it():
 
 def test_the_json_is_the_whole_graph():
     app = App("small")
-    app.stream("in").map(str, name="texts", on_error=retry(2, then=skip)).to("out", value=Text())
+    app.stream("in").map(str, name="texts", on_error=retry(2, then=skip)).to(
+        "out", value=Text(), on_error=fail
+    )
     assert json.loads(app.topology.describe("json")) == {
         "subtopologies": [
             {
@@ -292,7 +295,7 @@ def test_inputs_and_outputs_are_known_before_running():
     ("policy", "expected"), [(dead_letter, True), (skip, False), (retry(1, then=dead_letter), True)]
 )
 def test_it_is_known_whether_dead_letters_can_be_written(policy, expected):
-    app = App("test")
+    app = App("test", on_error=fail)
     app.stream("in", on_error=skip).map(len, on_error=policy).to("out")
     assert app.topology.writes_dead_letters is expected
 

@@ -121,6 +121,13 @@ def test_joins_of_what_cannot_be_joined(app: App, hits: Stream[str, Hit]):
         table.join(hits, lambda one, other: (one, other))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
+def test_a_function_that_does_not_expect_a_tombstone(app: App, hits: Stream[str, Hit]):
+    changed = app.stream("changed", key=Text(), value=Json(Hit), tombstones=True)
+    changed.map(path)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    changed.map(lambda hit: hit.path)  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
+    hits.to_table("kept").to(path)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
 def test_keys_of_two_types(app: App, hits: Stream[str, Hit]):
     numbered = app.stream("numbered", key=Json(int), value=Json(Hit))
     with pytest.raises(TopologyError, match=r"merge: keys are Text .* and Json\(int\) on the other"):

@@ -95,6 +95,25 @@ def test_a_source_has_the_types_of_its_serdes():
     app.table("l", value=Json(Hit), timestamp=lambda hit: hit.size)
 
 
+def test_who_asks_for_tombstones_sees_none_and_nobody_else():
+    changed = app.stream("m", key=Text(), value=Json(Hit), tombstones=True)
+    assert_type(changed, Stream[str, Hit | None])
+    assert_type(app.stream("n", key=Text(), value=Json(Hit), tombstones=False), Stream[str, Hit])
+    assert_type(app.stream("o", value=Json(Hit), tombstones=True), Stream[bytes, Hit | None])
+    assert_type(app.stream("p", key=Text(), tombstones=True), Stream[str, Any])
+    app.stream("q", value=Json(Hit), timestamp=lambda hit: hit.size, tombstones=True)
+    assert_type(changed.map(lambda hit: None if hit is None else hit.path), Stream[str, str | None])
+    assert_type(changed.to_table("changed"), Table[str, Hit])
+    assert_type(hits.to_table("kept"), Table[str, Hit])
+    assert_type(app.stream("r", key=Text()).to_table("any"), Table[str, Any])
+    assert_type(pages.to_stream(), Stream[str, Page])
+    assert_type(pages.to_stream(tombstones=True), Stream[str, Page | None])
+    changed.to("hits-again", value=Json(Hit))
+    changed.to(lambda hit: "gone" if hit is None else hit.path)
+    pages.to("pages-again", value=Json(Page))
+    pages.to(lambda page: "gone" if page is None else page.title, name="routed")
+
+
 def test_steps_know_the_values_of_a_stream():
     assert_type(hits.filter(lambda hit: assert_type(hit.path, str) != "/"), Stream[str, Hit])
     assert_type(hits.map(lambda hit: hit.size), Stream[str, int])
@@ -208,3 +227,5 @@ def test_windows_give_windowed_results():
     assert_type(counted.final().map(lambda window: window.value), Stream[str, int])
     visits = hits.group_by_key().window(Session(gap=60_000)).aggregate("visits", count())
     assert_type(visits.final(), Stream[str, Windowed[str, int]])
+    assert_type(visits.updates(), Stream[str, Windowed[str, int]])
+    assert_type(visits.updates(tombstones=True), Stream[str, Windowed[str, int | None]])
