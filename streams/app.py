@@ -185,7 +185,7 @@ class App:
         self,
         topic: str,
         *,
-        name: str | None = None,
+        store: str | None = None,
         timestamp: Callable[[Any], int] | None = None,
         on_error: ErrorPolicy = dead_letter,
     ) -> Table[bytes, Any]: ...
@@ -196,7 +196,7 @@ class App:
         topic: str,
         *,
         value: Serde[V],
-        name: str | None = None,
+        store: str | None = None,
         timestamp: Callable[[V], int] | None = None,
         on_error: ErrorPolicy = dead_letter,
     ) -> Table[bytes, V]: ...
@@ -207,7 +207,7 @@ class App:
         topic: str,
         *,
         key: Serde[K],
-        name: str | None = None,
+        store: str | None = None,
         timestamp: Callable[[Any], int] | None = None,
         on_error: ErrorPolicy = dead_letter,
     ) -> Table[K, Any]: ...
@@ -219,7 +219,7 @@ class App:
         *,
         key: Serde[K],
         value: Serde[V],
-        name: str | None = None,
+        store: str | None = None,
         timestamp: Callable[[V], int] | None = None,
         on_error: ErrorPolicy = dead_letter,
     ) -> Table[K, V]: ...
@@ -230,7 +230,7 @@ class App:
         *,
         key: Serde[Any] | None = None,
         value: Serde[Any] | None = None,
-        name: str | None = None,
+        store: str | None = None,
         timestamp: Callable[[Any], int] | None = None,
         on_error: ErrorPolicy = dead_letter,
     ) -> Table[Any, Any]:
@@ -238,7 +238,7 @@ class App:
 
         So does a value that the serde reads as ``None``, such as the JSON text ``null``.
 
-        It is kept in a store called ``name`` (the topic's name, unless given), which the topic itself brings
+        It is kept in a store called ``store`` (the topic's name, unless given), which the topic itself brings
         back: it should be compacted, and never delete by age. Later records win, whatever their event times.
         Keys are bytes and values JSON unless serdes are given. Records without a key, and those that cannot
         be decoded, get ``on_error``. A deletion keeps its record's time where ``timestamp`` is given.
@@ -249,26 +249,26 @@ class App:
                 topic,
                 key=key or Bytes(),
                 value=value or Json(),
-                name=name,
+                store=store,
                 timestamp=timestamp,
                 on_error=on_error,
             )
         )
 
     @overload
-    def global_table(self, topic: str, *, name: str | None = None) -> GlobalTable[bytes, Any]: ...
+    def global_table(self, topic: str, *, store: str | None = None) -> GlobalTable[bytes, Any]: ...
 
     @overload
     def global_table(
-        self, topic: str, *, value: Serde[V], name: str | None = None
+        self, topic: str, *, value: Serde[V], store: str | None = None
     ) -> GlobalTable[bytes, V]: ...
 
     @overload
-    def global_table(self, topic: str, *, key: Serde[K], name: str | None = None) -> GlobalTable[K, Any]: ...
+    def global_table(self, topic: str, *, key: Serde[K], store: str | None = None) -> GlobalTable[K, Any]: ...
 
     @overload
     def global_table(
-        self, topic: str, *, key: Serde[K], value: Serde[V], name: str | None = None
+        self, topic: str, *, key: Serde[K], value: Serde[V], store: str | None = None
     ) -> GlobalTable[K, V]: ...
 
     def global_table(
@@ -277,16 +277,17 @@ class App:
         *,
         key: Serde[Any] | None = None,
         value: Serde[Any] | None = None,
-        name: str | None = None,
+        store: str | None = None,
     ) -> GlobalTable[Any, Any]:
         """Read a topic as a table that every worker has as a whole, for ``Stream.join_global``.
 
         For small tables that are asked for other keys than the stream's. Each worker reads it to its end
         before it begins, and then follows it. Records without a key, and those that cannot be decoded, are
-        left out: they are counted as skipped under the table's name, and logged.
+        left out: they are counted as skipped under the name of its store, ``store`` or the topic's, and
+        logged.
         """
         keys = key or Bytes()
-        table = read_global_table(self._builder, topic, key=keys, value=value or Json(), name=name)
+        table = read_global_table(self._builder, topic, key=keys, value=value or Json(), store=store)
         return GlobalTable(table, keys)
 
     def resource(self, factory: Callable[[], Manager[T]]) -> Resource[T]:

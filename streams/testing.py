@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from streams.app import resources_of_worker
+from streams.durations import to_milliseconds
 from streams.errors import TopologyError
 from streams.origin import Origin, without_origin
 from streams.partitioning import partition_for
@@ -21,6 +22,7 @@ from streams.topology.graph import matches
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
+    from datetime import timedelta
     from types import TracebackType
     from typing import Self
 
@@ -189,8 +191,9 @@ class TopologyDriver:
                 found += table.entries()
         return found
 
-    def advance(self, milliseconds: int) -> None:
-        """Move the clock: what is scheduled on the wall clock runs, and idle windows close."""
+    def advance(self, duration: timedelta) -> None:
+        """Move the clock, e.g. by ``minutes(2)``: what the wall clock is to call runs, idle windows close."""
+        milliseconds = to_milliseconds(duration, "advance: the duration")
         self.clock += milliseconds
         with self._resources.active():
             for task in list(self._tasks.values()):

@@ -153,7 +153,7 @@ class Subscribe:
     joined by left joins only.
     """
 
-    kind: ClassVar[str] = "join_by"
+    kind: ClassVar[str] = "join_foreign_key"
     terminal: ClassVar[bool] = False
     stamps: ClassVar[bool] = False
     needs_old: ClassVar[bool] = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from streams.durations import whole_milliseconds
 from streams.eventtime.windows import merge_sessions
 from streams.operators.aggregate import rows_by_key
 from streams.operators.keyed import KeyedAggregate, KeyedWindows, PackedSerde
@@ -69,9 +70,10 @@ class _Sessioning(KeyedWindows):
     replaces: ClassVar[bool] = True
 
     def __init__(self, operator: SessionAggregate, step: Binding, children: Children) -> None:
-        lasts = operator.window.gap + operator.grace
+        gap = whole_milliseconds(operator.window.gap)
+        lasts = gap + operator.grace
         super().__init__(operator, step, children, lasts=lasts, horizon=lasts + 1)
-        self._gap = operator.window.gap
+        self._gap = gap
 
     def late_rows(self, batch: Batch[Any, Any], floors: Sequence[int]) -> list[int]:
         keys, times = batch.keys, batch.timestamps

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from streams.durations import whole_milliseconds
 from streams.eventtime.windows import Hopping, Tumbling, Windowed
 from streams.operators.aggregate import Folding, in_order, latest_times, rows_by_key
 from streams.operators.keys import held_keys
@@ -68,8 +69,9 @@ class WindowHeads:
 class _Windowing:
     def __init__(self, operator: WindowedAggregate, step: Binding, children: Children) -> None:
         self._store = operator.store
-        self._size = operator.window.size
-        self._advance = operator.window.advance if isinstance(operator.window, Hopping) else self._size
+        window = operator.window
+        self._size = whole_milliseconds(window.size)
+        self._advance = whole_milliseconds(window.advance) if isinstance(window, Hopping) else self._size
         self._lasts = self._size + operator.grace
         self._result = operator.aggregate.result
         self._step = step
