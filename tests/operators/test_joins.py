@@ -153,7 +153,7 @@ def test_a_rekeyed_stream_is_joined_through_a_repartition_topic_of_a_name():
     clicks = stream_of(app, "clicks").key_by(lambda value: value["user"])
     with pytest.raises(TopologyError, match="needs a name"):
         clicks.join(table, pair)
-    clicks.join(table, pair, name="clicked").to("out")
+    clicks.join(table, pair, store="clicked").to("out")
     assert set(app.topology.repartitions) == {"shop-clicked-repartition"}
     driver = TopologyDriver(app, partitions=3)
     for user in KEYS:
@@ -166,8 +166,8 @@ def test_a_repartitioned_stream_must_say_how_values_are_written():
     app = App("shop")
     mapped = stream_of(app, "s").map(lambda value: value).key_by(str)
     with pytest.raises(TopologyError, match="type of their values is not known"):
-        mapped.join(table_of(app, "t"), pair, name="j")
-    mapped.join(table_of(app, "u"), pair, name="k", value=Json()).to("out")
+        mapped.join(table_of(app, "t"), pair, store="j")
+    mapped.join(table_of(app, "u"), pair, store="k", value=Json()).to("out")
 
 
 def test_keys_written_differently_are_never_joined():
@@ -184,7 +184,7 @@ def test_a_table_is_joined_without_a_window_and_a_stream_with_one():
     with pytest.raises(TopologyError, match="joins a table without a window"):
         stream.join(table, pair, within=milliseconds(5))  # type: ignore[call-overload]  # what is to be refused
     with pytest.raises(TopologyError, match="how far apart"):
-        stream.join(stream, pair, name="j")
+        stream.join(stream, pair, store="j")
     with pytest.raises(TopologyError, match="how far apart"):
         stream.join(
             stream, pair, store="j", within=milliseconds(5), window=JoinWindow(before=milliseconds(3))
@@ -231,7 +231,7 @@ def test_topics_joined_must_have_equally_many_partitions(joining):
 def test_a_repartitioned_stream_gets_as_many_partitions_as_the_table():
     app = App("shop")
     rekeyed = stream_of(app, "one").key_by(str)
-    rekeyed.join(table_of(app, "two"), pair, name="j").to("out")
+    rekeyed.join(table_of(app, "two"), pair, store="j").to("out")
     broker = MemoryBroker()
     admin = broker.admin()
     admin.create_topics([NewTopic(name="one", partitions=2), NewTopic(name="two", partitions=3)])
