@@ -254,7 +254,7 @@ class App:
         self,
         topic: str,
         *,
-        name: str | None = None,
+        store: str | None = None,
         timestamp: Callable[[Any], int] | None = None,
         on_error: ErrorPolicy | None = None,
     ) -> Table[bytes, Any]: ...
@@ -265,7 +265,7 @@ class App:
         topic: str,
         *,
         value: Serde[V],
-        name: str | None = None,
+        store: str | None = None,
         timestamp: Callable[[V], int] | None = None,
         on_error: ErrorPolicy | None = None,
     ) -> Table[bytes, V]: ...
@@ -276,7 +276,7 @@ class App:
         topic: str,
         *,
         key: Serde[K],
-        name: str | None = None,
+        store: str | None = None,
         timestamp: Callable[[Any], int] | None = None,
         on_error: ErrorPolicy | None = None,
     ) -> Table[K, Any]: ...
@@ -288,7 +288,7 @@ class App:
         *,
         key: Serde[K],
         value: Serde[V],
-        name: str | None = None,
+        store: str | None = None,
         timestamp: Callable[[V], int] | None = None,
         on_error: ErrorPolicy | None = None,
     ) -> Table[K, V]: ...
@@ -299,7 +299,7 @@ class App:
         *,
         key: Serde[Any] | None = None,
         value: Serde[Any] | None = None,
-        name: str | None = None,
+        store: str | None = None,
         timestamp: Callable[[Any], int] | None = None,
         on_error: ErrorPolicy | None = None,
     ) -> Table[Any, Any]:
@@ -307,7 +307,7 @@ class App:
 
         So does a value that the serde reads as ``None``, such as the JSON text ``null``.
 
-        The table is kept in a store called ``name`` (default: the topic's name), which is restored from the
+        The table is kept in a store called ``store`` (default: the topic's name), which is restored from the
         topic itself: the topic should be compacted, and must not delete records by age. Later records win,
         whatever their event times. Keys are bytes and values JSON unless serdes are given. ``on_error``
         handles records without a key and those that cannot be decoded. A deletion has its record's own
@@ -319,26 +319,26 @@ class App:
                 topic,
                 key=key or Bytes(),
                 value=value or Json(),
-                name=name,
+                store=store,
                 timestamp=timestamp,
                 on_error=on_error,
             )
         )
 
     @overload
-    def global_table(self, topic: str, *, name: str | None = None) -> GlobalTable[bytes, Any]: ...
+    def global_table(self, topic: str, *, store: str | None = None) -> GlobalTable[bytes, Any]: ...
 
     @overload
     def global_table(
-        self, topic: str, *, value: Serde[V], name: str | None = None
+        self, topic: str, *, value: Serde[V], store: str | None = None
     ) -> GlobalTable[bytes, V]: ...
 
     @overload
-    def global_table(self, topic: str, *, key: Serde[K], name: str | None = None) -> GlobalTable[K, Any]: ...
+    def global_table(self, topic: str, *, key: Serde[K], store: str | None = None) -> GlobalTable[K, Any]: ...
 
     @overload
     def global_table(
-        self, topic: str, *, key: Serde[K], value: Serde[V], name: str | None = None
+        self, topic: str, *, key: Serde[K], value: Serde[V], store: str | None = None
     ) -> GlobalTable[K, V]: ...
 
     def global_table(
@@ -347,17 +347,18 @@ class App:
         *,
         key: Serde[Any] | None = None,
         value: Serde[Any] | None = None,
-        name: str | None = None,
+        store: str | None = None,
     ) -> GlobalTable[Any, Any]:
         """Read a topic as a table of which every worker has a complete copy, for ``Stream.join_global``.
 
         It is for small tables that are read by other keys than the stream's. Each worker reads the topic to
         its end before it processes records, and then follows it. Records without a key, and those that cannot
-        be decoded, are left out: they are counted as skipped under the table's name, and logged.
+        be decoded, are left out: they are counted as skipped under the name of its
+        store, ``store`` or the topic's, and logged.
         """
         keys = key or Bytes()
         values = value or Json()
-        table = read_global_table(self._builder, topic, key=keys, value=values, name=name)
+        table = read_global_table(self._builder, topic, key=keys, value=values, store=store)
         return GlobalTable(table, keys, untyped=is_untyped(values, Any))
 
     def resource(self, factory: Callable[[], Manager[T]]) -> Resource[T]:

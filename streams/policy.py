@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from streams.durations import milliseconds, seconds, to_milliseconds
 from streams.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from datetime import timedelta
+
 Action: TypeAlias = Literal["fail", "dead_letter", "skip"]
+
+
+_BACKOFF, _LONGEST_BACKOFF = milliseconds(100), seconds(30)
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorPolicy:
     """Retry ``retries`` times, then take the action.
 
-    ``backoff`` is the wait in seconds before the first retry; it doubles each time up to ``longest_backoff``.
-    The worker stays a member of its group while it waits, however long that takes in all.
+    ``backoff`` is the wait before the first retry; it doubles each time up to ``longest_backoff``. The worker
+    stays a member of its group while it waits, however long that takes in all.
     """
 
     action: Action
     retries: int = 0
-    backoff: float = 0.1
-    longest_backoff: float = 30.0
+    backoff: timedelta = _BACKOFF
+    longest_backoff: timedelta = _LONGEST_BACKOFF
+
+    def __post_init__(self) -> None:
+        to_milliseconds(self.backoff, "retry: backoff")
+        to_milliseconds(self.longest_backoff, "retry: longest_backoff")
 
     def delay(self, attempt: int) -> float:
         """Seconds to wait before retry number ``attempt``, counted from 0."""
-        return min(self.backoff * 2.0 ** min(attempt, 60), self.longest_backoff)
+        doubled = self.backoff.total_seconds() * 2.0 ** min(attempt, 60)
+        return min(doubled, self.longest_backoff.total_seconds())
 
     def __str__(self) -> str:
         return f"retry({self.retries}), then {self.action}" if self.retries else self.action
@@ -42,16 +54,21 @@ skip = ErrorPolicy("skip")
 
 
 def retry(
-    times: int, *, backoff: float = 0.1, longest_backoff: float = 30.0, then: ErrorPolicy = fail
+    times: int,
+    *,
+    backoff: timedelta = _BACKOFF,
+    longest_backoff: timedelta = _LONGEST_BACKOFF,
+    then: ErrorPolicy = fail,
 ) -> ErrorPolicy:
     """Retry a failing record up to ``times`` times, with waits in between, before ``then`` applies.
 
-    ``backoff`` (seconds) is the first wait and doubles up to ``longest_backoff``. Records after the failing
-    one wait too, so the order within a partition is kept.
+    ``backoff`` is the first wait and doubles up to ``longest_backoff``, e.g. ``backoff=milliseconds(200)``.
+    Records after the failing one wait too, so the order within a partition is kept.
     """
-    if times < 1 or backoff < 0 or longest_backoff < backoff:
+    policy = replace(then, retries=times, backoff=backoff, longest_backoff=longest_backoff)
+    if times < 1 or longest_backoff < backoff:
         raise ConfigurationError(
             f"retry({times}, backoff={backoff}, longest_backoff={longest_backoff}): needs at least one retry "
             "and 0 <= backoff <= longest_backoff"
         )
-    return replace(then, retries=times, backoff=backoff, longest_backoff=longest_backoff)
+    return policy

@@ -32,6 +32,7 @@ from streams.dsl.stream import (
     WindowedGrouped,
     WindowedResults,
 )
+from streams.durations import days, hours, milliseconds, minutes, seconds
 from streams.errors import (
     AccessDenied,
     BrokerError,
@@ -60,11 +61,6 @@ from streams.eventtime.windows import (
     Sliding,
     Tumbling,
     Windowed,
-    days,
-    hours,
-    milliseconds,
-    minutes,
-    seconds,
 )
 from streams.monitoring.program_metrics import Counter, Gauge, Metrics
 from streams.operators.processor import BatchProcessor, Cancel, Context, KeyValueStore, Processor

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from streams.app import resources_of_worker
+from streams.durations import to_milliseconds
 from streams.errors import ProcessingError, TopologyError, error_text
 from streams.operators.guard import came_from
 from streams.origin import Origin, without_origin
@@ -24,6 +25,7 @@ from streams.topology.graph import matches
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
+    from datetime import timedelta
     from types import TracebackType
     from typing import Self
 
@@ -203,8 +205,9 @@ class TopologyDriver:
                 found += table.entries()
         return found
 
-    def advance(self, milliseconds: int) -> None:
-        """Advance the clock: functions scheduled on the wall clock run, and idle windows close."""
+    def advance(self, duration: timedelta) -> None:
+        """Advance the clock, e.g. by ``minutes(2)``: timers on the wall clock run, and idle windows close."""
+        milliseconds = to_milliseconds(duration, "advance: the duration")
         self.clock += milliseconds
         with self._resources.active():
             for task in list(self._tasks.values()):

@@ -11,7 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "streams"
 
 LAYERS = (
-    ("errors", "records", "partitioning", "redaction", "events", "coroutines", "serde.schemas"),
+    ("errors",),
+    ("durations", "records", "partitioning", "redaction", "events", "coroutines", "serde.schemas"),
     ("origin", "policy", "config", "process", "serde", "eventtime", "broker"),
     ("broker.kafka", "ingest", "aggregates", "local_cluster"),
     ("state", "devstack"),

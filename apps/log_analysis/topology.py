@@ -79,7 +79,7 @@ hits.filter(server_errors, name="server-errors").to(ERRORS, value=avro(Hit))
 
 # The traffic of each path in each minute, when the minute has ended.
 minutes_of_paths = (
-    hits.group_by(lambda hit: hit.path, name="by-path")
+    hits.group_by(lambda hit: hit.path, store="by-path")
     .window(Tumbling(minutes=1), grace=GRACE, close_idle_after=QUIET)
     .aggregate(
         "traffic-by-path",
@@ -96,7 +96,7 @@ traffic.to(TRAFFIC, value=avro(Traffic))
 
 # The paths with the most hits in each minute, of all paths and therefore in one partition.
 (
-    traffic.group_by(lambda _: "all", name="all-paths", partitions=1, value=Json(Traffic))
+    traffic.group_by(lambda _: "all", store="all-paths", partitions=1, value=Json(Traffic))
     .window(Tumbling(minutes=1), grace=GRACE, close_idle_after=QUIET)
     .aggregate("top-paths", custom(list, ranked, name="top paths", type=list[PathHits]))
     .final()
@@ -106,12 +106,12 @@ traffic.to(TRAFFIC, value=avro(Traffic))
 
 # The traffic of each team in each minute, by the owners of the paths at that time.
 owners = app.table(
-    PATH_OWNERS, key=Text(), value=avro(Owner), name="path-owners", timestamp=lambda owner: owner.since
+    PATH_OWNERS, key=Text(), value=avro(Owner), store="path-owners", timestamp=lambda owner: owner.since
 )
 (
     traffic.key_by(lambda minute: section(minute.path), name="section")
-    .left_join(owners, TeamTraffic.of, value=Json(Traffic), name="by-section")
-    .group_by(lambda minute: minute.team, name="by-team", partitions=1, value=Json(TeamTraffic))
+    .left_join(owners, TeamTraffic.of, value=Json(Traffic), store="by-section")
+    .group_by(lambda minute: minute.team, store="by-team", partitions=1, value=Json(TeamTraffic))
     .window(Tumbling(minutes=1), grace=GRACE, close_idle_after=QUIET)
     .reduce("traffic-by-team", TeamTraffic.plus)
     .final()
@@ -125,7 +125,7 @@ traffic.process(Watcher, stores=[WATCHES]).to(ALERTS, value=avro(Alert))
 # The hits of a client without a pause of half an hour.
 (
     hits.map(Visit.of, name="visit-of-a-hit")
-    .group_by(lambda visit: visit.client, name="visitors", value=Json(Visit))
+    .group_by(lambda visit: visit.client, store="visitors", value=Json(Visit))
     .window(Session(minutes=30), grace=GRACE, close_idle_after=QUIET)
     .reduce("visits", Visit.joined)
     .final()

@@ -56,7 +56,7 @@ elif job == "count-keys":
         output_topic, value=Json()
     )
 elif job == "join":
-    teams = app.table(*tables, key=Bytes(), value=Json(Team), name="teams")
+    teams = app.table(*tables, key=Bytes(), value=Json(Team), store="teams")
     app.stream(input_topic, key=Bytes(), value=Json(Request)).join(teams, with_team).to(output_topic)
 else:
     app.stream(input_topic, value=Bytes()).to(output_topic)

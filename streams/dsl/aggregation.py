@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.aggregates import Combined, check_fields
 from streams.dsl.flow import Flow, TableFlow
+from streams.durations import whole_milliseconds
 from streams.errors import TopologyError
 from streams.eventtime.windows import Session, Sliding, Windowed
 from streams.operators.aggregate import AccumulatorSerde, AggregateByKey, Reduce, TimedAccumulatorSerde
@@ -38,33 +39,33 @@ class Groups:
     def __init__(
         self,
         flow: Flow,
-        name: str | None,
+        store: str | None,
         partitions: int | None,
         on_error: ErrorPolicy | None,
         *,
         needs_value: bool = False,
     ) -> None:
         self._flow = flow
-        self._name = name
+        self._store = store
         self._partitions = partitions
         self._needs_value = needs_value
         self._on_error = on_error
         self._repartitioned: Flow | None = None
         self._used_by: str | None = None
 
-    def source(self, name: str) -> Flow:
-        """The records as they come to tasks with whole groups; ``name`` is the store that asks."""
+    def source(self, store: str) -> Flow:
+        """The records as they come to tasks with whole groups; ``store`` is the store that asks."""
         if not self._flow.rekeyed:
             return self._flow
-        if self._name is None and self._used_by not in (None, name):
+        if self._store is None and self._used_by not in (None, store):
             raise TopologyError(
-                f"{self._used_by!r} and {name!r} share the repartition topic of one group_by without a name",
-                hint="give it one: group_by(…, name=…); it must not depend on which of them comes first",
+                f"{self._used_by!r} and {store!r} share the repartition topic of one group_by without a name",
+                hint="give it one: group_by(…, store=…); it must not depend on which of them comes first",
             )
-        self._used_by = name
+        self._used_by = store
         if self._repartitioned is None:
             self._repartitioned = self._flow.repartition(
-                self._name or name,
+                self._store or store,
                 self._partitions,
                 self._on_error,
                 needs_key=True,
@@ -73,91 +74,97 @@ class Groups:
         return self._repartitioned
 
     def chosen(
-        self, name: str, aggregate: Aggregate[Any, Any] | None, fields: Mapping[str, Aggregate[Any, Any]]
+        self, store: str, aggregate: Aggregate[Any, Any] | None, fields: Mapping[str, Aggregate[Any, Any]]
     ) -> Aggregate[Any, Any]:
         """The one aggregate given, or those given by name as one. Raises ``TopologyError``."""
         if (aggregate is None) == (not fields):
             raise TopologyError(
-                f"{name!r} needs either one aggregate, or several by name",
+                f"{store!r} needs either one aggregate, or several by name",
                 hint='e.g. aggregate("sales", total("amount")) or aggregate("sales", sum=total("amount"))',
             )
         chosen = Combined(fields) if aggregate is None else aggregate
-        check_fields(name, chosen, self._flow.value_type)
+        check_fields(store, chosen, self._flow.value_type)
         return chosen
 
     def reducing(
-        self, name: str, function: Callable[[Any, Any], Any], value: Serde[Any] | None
+        self, store: str, function: Callable[[Any, Any], Any], value: Serde[Any] | None
     ) -> Aggregate[Any, Any]:
         """A function over two values as an aggregate."""
-        return Reduce(function, self._kept_by(name, value))
+        return Reduce(function, self._kept_by(store, value))
 
     def removable_reducing(
         self,
-        name: str,
+        store: str,
         add: Callable[[Any, Any], Any],
         remove: Callable[[Any, Any], Any],
         value: Serde[Any] | None,
     ) -> tuple[Aggregate[Any, Any], Serde[Any]]:
         """Functions that add a value and take one out as an aggregate, and how its results are written."""
-        serde = self._kept_by(name, value)
+        serde = self._kept_by(store, value)
         return RemovableReduce(add, remove, serde), serde
 
-    def _kept_by(self, name: str, value: Serde[Any] | None) -> Serde[Any]:
-        return value or self._flow.written_value(f"{name!r} keeps values", "reduce(…, value=…)")
+    def _kept_by(self, store: str, value: Serde[Any] | None) -> Serde[Any]:
+        return value or self._flow.written_value(f"{store!r} keeps values", "reduce(…, value=…)")
 
 
 def aggregate_groups(
-    groups: Groups, name: str, aggregate: Aggregate[Any, Any], on_error: ErrorPolicy | None
+    groups: Groups,
+    store: str,
+    aggregate: Aggregate[Any, Any],
+    on_error: ErrorPolicy | None,
+    name: str | None = None,
 ) -> TableFlow:
     """Aggregate each group of a stream's records; see ``Grouped.aggregate``."""
-    flow = groups.source(name)
+    flow = groups.source(store)
     computed = aggregate.typed(flow.value_type)
-    return _aggregated(flow, name, computed, AggregateByKey(name, computed), None, on_error)
+    return _aggregated(flow, store, computed, AggregateByKey(store, computed), None, on_error, name)
 
 
 def aggregate_table_groups(
     groups: Groups,
-    name: str,
+    store: str,
     aggregate: Aggregate[Any, Any],
     value: Serde[Any] | None,
     on_error: ErrorPolicy | None,
+    name: str | None = None,
 ) -> TableFlow:
     """Aggregate each group of a table's values; see ``GroupedTable.aggregate``. Raises ``TopologyError``."""
     if not aggregate.removable:
         raise TopologyError(
-            f"{name!r}: {aggregate.describe()} cannot take a value out again, which a table needs when a "
+            f"{store!r}: {aggregate.describe()} cannot take a value out again, which a table needs when a "
             "value changes",
             hint="use count(), total(…), mean(…), variance(…), quantile(…) or custom(…, remove=…)",
         )
-    flow = groups.source(name)
+    flow = groups.source(store)
     computed = aggregate.typed(flow.value_type)
-    return _aggregated(flow, name, computed, AggregateChanges(name, computed), value, on_error)
+    return _aggregated(flow, store, computed, AggregateChanges(store, computed), value, on_error, name)
 
 
 def _aggregated(
     flow: Flow,
-    name: str,
+    store: str,
     computed: Aggregate[Any, Any],
     operator: Operator,
     value: Serde[Any] | None,
     on_error: ErrorPolicy | None,
+    name: str | None,
 ) -> TableFlow:
-    store = StoreDefinition(
-        name=name,
+    definition = StoreDefinition(
+        name=store,
         key=flow.key,
         value=TimedAccumulatorSerde(computed),
         purpose="aggregate",
         shown=lambda entry: computed.result(entry[0]),
     )
     step = Step(
-        name=flow.builder.name(None, name),
+        name=flow.builder.name(name, store),
         parents=flow.parents,
         operator=operator,
         policy=flow.builder.policy(on_error),
-        owns=(store,),
+        owns=(definition,),
     )
     flow.builder.add(step)
-    view = View(name, (("result", computed.result),))
+    view = View(store, (("result", computed.result),))
     return TableFlow(flow.builder, step.name, flow.key, value, view, value_type=known(computed.result_type))
 
 
@@ -206,16 +213,21 @@ class WindowResults:
 
 
 def aggregate_windows(
-    groups: Groups, windows: Windows, name: str, aggregate: Aggregate[Any, Any], on_error: ErrorPolicy | None
+    groups: Groups,
+    windows: Windows,
+    store: str,
+    aggregate: Aggregate[Any, Any],
+    on_error: ErrorPolicy | None,
+    name: str | None = None,
 ) -> WindowResults:
     """Aggregate each group's records of each window; see ``WindowedGrouped.aggregate``."""
-    flow = groups.source(name)
+    flow = groups.source(store)
     computed = aggregate.typed(flow.value_type)
     builder = flow.builder
-    step = builder.name(None, name)
+    step = builder.name(name, store)
     replacing = f"{step}.replacing" if isinstance(windows.window, Session) else ""
     heads = WindowHeads(f"{step}.updates", f"{step}.final", f"{step}.late", replacing)
-    operator, stores = _windowing(windows, name, computed, flow.key, heads)
+    operator, stores = _windowing(windows, store, computed, flow.key, heads)
     builder.add(
         Step(name=step, parents=flow.parents, operator=operator, policy=builder.policy(on_error), owns=stores)
     )
@@ -246,7 +258,7 @@ def _windowing(
         )
         store = sliding_store(name, key, window, computed)
         return sliding, (store, deadlines_definition(name, key))
-    lasts = window.size + grace
+    lasts = whole_milliseconds(window.size) + grace
     store = StoreDefinition(
         name=name,
         key=key,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from streams.durations import to_milliseconds
 from streams.errors import TopologyError
 from streams.serde import Avro, Bytes, Json, Serde, Text
 from streams.serde.round_trip import RoundTrip
@@ -17,6 +18,7 @@ from streams.topology.graph import Repartition, SinkNode, SourceNode, Step, func
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import timedelta
 
     from streams.dsl.builder import TopologyBuilder
     from streams.operators import Operator
@@ -117,27 +119,29 @@ class Flow:
 
     def repartition(
         self,
-        name: str,
+        store: str,
         partitions: int | None,
         on_error: ErrorPolicy | None,
         *,
+        name: str | None = None,
         read_key: Serde[Any] | None = None,
         needs_key: bool = False,
         needs_value: bool = False,
     ) -> Flow:
         """The records behind an internal topic, so that equal keys meet in one task.
 
-        ``read_key`` says how keys are read again, if not as they are written. ``needs_key`` and
-        ``needs_value`` say that there are never null keys, or values.
+        The topic is named by ``store`` alone, its steps by ``name`` if there is one. ``read_key`` says how
+        keys are read again, if not as they are written. ``needs_key`` and ``needs_value`` say that there are
+        never null keys, or values.
         """
-        topic = f"{self.builder.application}-{name}-repartition"
+        topic, label = f"{self.builder.application}-{store}-repartition", name or store
         value = self.written_value(
-            f"the records of {name!r} change tasks, through {topic}",
+            f"the records of {store!r} change tasks, through {topic}",
             "group_by(…, value=…), repartition(…, value=…)",
         )
         self.builder.add(
             SinkNode(
-                name=self.builder.name(None, f"{name}-to-repartition"),
+                name=self.builder.name(None, f"{label}-to-repartition"),
                 parents=self.parents,
                 topic=topic,
                 key=self.key,
@@ -147,7 +151,7 @@ class Flow:
             )
         )
         source = SourceNode(
-            name=self.builder.name(None, f"{name}-repartitioned"),
+            name=self.builder.name(None, f"{label}-repartitioned"),
             topics=(topic,),
             key=read_key or self.key,
             value=value,
@@ -238,6 +242,25 @@ def generated_name(operator: Operator) -> str:
 def value_of(entry: Any) -> Any:
     """The value of an entry that is stamped with its event time."""
     return entry[0]
+
+
+def idle_milliseconds(close_idle_after: timedelta | None) -> int | None:
+    """After how long without records stream time follows the wall clock. Raises ``TopologyError``."""
+    return (
+        None if close_idle_after is None else to_milliseconds(close_idle_after, "close_idle_after", least=1)
+    )
+
+
+def check_store_named(method: str, store: str | None, name: str | None) -> None:
+    """Raise ``TopologyError`` where a step that makes a repartition topic has a label, and the topic no name.
+
+    What a label says must not reach a topic's name; and earlier versions named the topic by ``name=``.
+    """
+    if name is not None and store is None:
+        raise TopologyError(
+            f"{method}(…, name={name!r}) makes a repartition topic, and name= is only the step's label",
+            hint=f"say what the topic is called: {method}(…, store={name!r}) for <app>-{name}-repartition",
+        )
 
 
 def alike(one: Serde[Any] | None, other: Serde[Any] | None) -> bool:

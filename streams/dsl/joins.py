@@ -10,10 +10,12 @@ from streams.dsl.flow import (
     add_step,
     alike,
     check_keys_alike,
+    idle_milliseconds,
     made_value,
     returned_serde,
     value_of,
 )
+from streams.durations import to_milliseconds
 from streams.errors import TopologyError
 from streams.eventtime.windows import JoinWindow
 from streams.operators.change import JoinedView, View
@@ -39,6 +41,7 @@ from streams.topology.graph import Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import timedelta
 
     from streams.operators.change import JoinKind
     from streams.policy import ErrorPolicy
@@ -48,14 +51,20 @@ if TYPE_CHECKING:
 class JoinOptions(NamedTuple):
     """What a join of a stream was given."""
 
-    within: int | None
+    within: timedelta | None
     window: JoinWindow | None
-    grace: int | None
-    close_idle_after: int | None
+    grace: timedelta | None
+    close_idle_after: timedelta | None
     value: Serde[Any] | None
     other_value: Serde[Any] | None
     on_error: ErrorPolicy | None
+    store: str | None
     name: str | None
+
+    @property
+    def step(self) -> str:
+        """What errors call the join."""
+        return self.name or self.store or "join"
 
     def of_streams_only(self) -> list[str]:
         """The options given that mean something between two streams only."""
@@ -65,14 +74,20 @@ class JoinOptions(NamedTuple):
 
     def join_window(self) -> JoinWindow:
         """The window asked for. Raises ``TopologyError``."""
-        if self.grace is not None and self.grace < 0:
-            raise TopologyError(f"grace must be 0 ms or more, got {self.grace}")
         if (self.within is None) == (self.window is None):
             raise TopologyError(
-                f"the join {self.name!r} of two streams needs to know how far apart records may lie",
-                hint="either within=milliseconds or window=JoinWindow(before=…, after=…)",
+                f"the join {self.step!r} of two streams needs to know how far apart records may lie",
+                hint="either within=minutes(5) or window=JoinWindow(before=…, after=…)",
             )
-        return self.window or JoinWindow(before=self.within or 0, after=self.within or 0)
+        if self.within is not None:
+            to_milliseconds(self.within, f"the join {self.step!r}: within")
+            return JoinWindow(before=self.within, after=self.within)
+        if not isinstance(self.window, JoinWindow):
+            raise TopologyError(
+                f"the join {self.step!r}: window must be a JoinWindow, got {self.window!r:.80}",
+                hint="window=JoinWindow(before=minutes(1), after=minutes(5)), or within=minutes(5)",
+            )
+        return self.window
 
 
 class LateRecords(NamedTuple):
@@ -100,41 +115,44 @@ def join_streams(
     flow: Flow, other: Flow, function: Callable[[Any, Any], Any], how: JoinKind, options: JoinOptions
 ) -> tuple[Flow, LateRecords]:
     """Join two streams within a window of time; see ``Stream.join``."""
-    check_keys_alike(flow.key, other.key, options.name or "join")
-    name, builder = options.name, flow.builder
-    if name is None:
+    check_keys_alike(flow.key, other.key, options.step)
+    store, builder = options.store, flow.builder
+    if store is None:
         raise TopologyError(
             "a join of two streams keeps records, in stores that need a name",
-            hint="join(…, name=…): it must not change while the state is to be kept",
+            hint="join(…, store=…): it must not change while the state is to be kept; name= is only a label",
         )
-    window, late = options.join_window(), f"{name}.late"
+    label = options.name or store
+    window, late = options.join_window(), f"{label}.late"
+    grace = 0 if options.grace is None else to_milliseconds(options.grace, "grace")
+    idle = idle_milliseconds(options.close_idle_after)
     written: list[Flow] = []
     serdes: list[Serde[Any]] = []
     given = (("left", "value", options.value, flow), ("right", "other_value", options.other_value, other))
     for side, argument, serde, each in given:
         source = each if serde is None else each.written_by(serde)
-        kept = source.written_value(f"{name!r} keeps records", f"join(…, {argument}=…)")
+        kept = source.written_value(f"{store!r} keeps records", f"join(…, {argument}=…)")
         serdes.append(kept if each.rekeyed else source.read_again(kept))
         if each.rekeyed:
-            source = source.repartition(f"{name}-{side}", None, options.on_error)
+            source = source.repartition(f"{store}-{side}", None, options.on_error, name=f"{label}-{side}")
         written.append(source)
-    names = f"{name}-left", f"{name}-right"
+    names = f"{store}-left", f"{store}-right"
     operators = [
         JoinStreams(
             function=function,
             how=how,
             window=window,
-            grace=options.grace or 0,
+            grace=grace,
             is_left=own == 0,
             own=names[own],
             other=names[1 - own],
-            unmatched=None if how == "inner" else unmatched_name(name),
+            unmatched=None if how == "inner" else unmatched_name(store),
             value=serdes[own],
             other_value=serdes[1 - own],
             closes=own == 1,
-            joined=name,
+            joined=label,
             late=late,
-            close_idle_after=options.close_idle_after,
+            close_idle_after=idle,
         )
         for own in (0, 1)
     ]
@@ -151,11 +169,11 @@ def join_streams(
         for operator in operators
     )
     if how != "inner":
-        stores += (unmatched_definition(name, flow.key, operators[0].lasts),)
+        stores += (unmatched_definition(store, flow.key, operators[0].lasts),)
     steps: list[str] = []
-    for operator, each in zip(operators, written, strict=True):
+    for operator, each, side in zip(operators, written, ("left", "right"), strict=True):
         step = Step(
-            name=builder.name(None, operator.own),
+            name=builder.name(None, f"{label}-{side}"),
             parents=each.parents,
             operator=operator,
             policy=builder.policy(options.on_error),
@@ -166,7 +184,7 @@ def join_streams(
         builder.add(step)
         steps.append(step.name)
     merged = Step(
-        name=builder.name(name, name),
+        name=builder.name(label, label),
         parents=tuple(steps),
         operator=Merge(),
         policy=builder.policy(options.on_error),
@@ -181,28 +199,28 @@ def join_table(
     flow: Flow, table: TableFlow, function: Callable[[Any, Any], Any], how: JoinKind, options: JoinOptions
 ) -> Flow:
     """Join each record with what a table has for its key; see ``Stream.join``."""
-    check_keys_alike(flow.key, table.key, options.name or "join")
+    check_keys_alike(flow.key, table.key, options.step)
     given = options.of_streams_only()
     if how == "outer" or given:
         raise TopologyError(
-            f"{options.name or 'join'}: a stream joins a table without a window, and not as an outer join"
+            f"{options.step}: a stream joins a table without a window, and not as an outer join"
             + (f"; got {', '.join(given)}" if given else ""),
             hint="for a window, join the stream with table.to_stream(); for changes on both sides to "
             "matter, make the stream a table: stream.to_table(name)",
         )
     source = flow if options.value is None else flow.written_by(options.value)
     if flow.rekeyed:
-        if options.name is None:
+        if options.store is None:
             raise TopologyError(
                 "keys may have changed before this join, so that the records have to go to other tasks, "
                 "through a topic, and that needs a name",
-                hint="join(…, name=…): the topic is called <app>-<name>-repartition",
+                hint="join(…, store=…): the topic is called <app>-<store>-repartition; name= is only a label",
             )
-        source = source.repartition(options.name, None, options.on_error)
+        source = source.repartition(options.store, None, options.on_error, name=options.name)
     return source.then(
         JoinTable(function, table.view, is_left=how == "left"),
         options.on_error,
-        options.name,
+        options.name or options.store,
         inferred=returned_serde(function),
         value_type=returned_type(function),
         untyped=table.untyped,
@@ -252,34 +270,37 @@ def join_foreign_key(
     foreign_key: Callable[[Any], Any],
     function: Callable[[Any, Any], Any],
     *,
-    name: str,
+    store: str,
+    name: str | None,
     left: bool,
     result: Serde[Any] | None,
     value: Serde[Any] | None,
     other_value: Serde[Any] | None,
     on_error: ErrorPolicy | None,
 ) -> TableFlow:
-    """Join each value of a table with what another has for its foreign key; see ``Table.join_by``."""
-    builder = table.builder
-    own = table.written_by(value).written_value(f"{name!r} compares values", "join_by(…, value=…)")
+    """Join each value with what another table has for its foreign key; see ``Table.join_foreign_key``."""
+    builder, label = table.builder, name or store
+    own = table.written_by(value).written_value(f"{store!r} compares values", "join_foreign_key(…, value=…)")
     others = other.written_by(other_value).written_value(
-        f"{name!r} sends values of the other table to other tasks", "join_by(…, other_value=…)"
+        f"{store!r} sends values of the other table to other tasks", "join_foreign_key(…, other_value=…)"
     )
     kept = result or made_value(function, untyped=table.untyped and other.untyped)[0]
     results: Serde[Any] = Flow(builder, (), table.key, kept).written_value(
-        f"{name!r} keeps results", "join_by(…, result=…)"
+        f"{store!r} keeps results", "join_foreign_key(…, result=…)"
     )
     subscribe = add_step(
         builder,
         (table.step,),
         Subscribe(foreign_key, other.key, table.key, own, left),
-        f"{name}-subscribe",
+        f"{label}-subscribe",
         on_error,
     )
     sent = Flow(builder, (subscribe,), other.key, SubscriptionSerde(), as_read=True)
-    subscriptions = sent.repartition(f"{name}-subscription", None, on_error, needs_value=True)
+    subscriptions = sent.repartition(
+        f"{store}-subscription", None, on_error, name=f"{label}-subscription", needs_value=True
+    )
     subscribers = StoreDefinition(
-        name=f"{name}-subscriptions",
+        name=f"{store}-subscriptions",
         key=SubscriberSerde(),
         value=SubscribedSerde(),
         purpose="subscriptions of a join by foreign key",
@@ -289,7 +310,7 @@ def join_foreign_key(
         builder,
         subscriptions.parents,
         KeepSubscriptions(subscribers.name, other.view),
-        subscribers.name,
+        f"{label}-subscriptions",
         on_error,
         owns=(subscribers,),
         uses=other.view.stores,
@@ -298,7 +319,7 @@ def join_foreign_key(
         builder,
         (other.step,),
         AnswerSubscribers(subscribers.name, other.key),
-        f"{name}-answers",
+        f"{label}-answers",
         on_error,
         uses=(subscribers.name,),
     )
@@ -306,23 +327,24 @@ def join_foreign_key(
     # Keys of answers are bytes already, as the subscriptions brought them.
     answered = Flow(builder, (keep, answer), Bytes(), answer_values, as_read=True)
     answers = answered.repartition(
-        f"{name}-answer",
+        f"{store}-answer",
         None,
         on_error,
+        name=f"{label}-answer",
         read_key=table.key,
         needs_key=True,
         needs_value=True,
     )
-    store = StoreDefinition(
-        name=name, key=table.key, value=StampedSerde(results), purpose="table", shown=value_of
+    definition = StoreDefinition(
+        name=store, key=table.key, value=StampedSerde(results), purpose="table", shown=value_of
     )
     joined = add_step(
         builder,
         answers.parents,
-        JoinAnswers(name, foreign_key, other.key, function, table.view, own, RoundTrip(results), left),
-        name,
+        JoinAnswers(store, foreign_key, other.key, function, table.view, own, RoundTrip(results), left),
+        builder.name(name, store),
         on_error,
-        owns=(store,),
+        owns=(definition,),
         uses=table.view.stores,
     )
-    return TableFlow(builder, joined, table.key, results, View(name), as_read=True)
+    return TableFlow(builder, joined, table.key, results, View(store), as_read=True)

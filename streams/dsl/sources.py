@@ -65,12 +65,11 @@ def read_table(
     *,
     key: Serde[Any],
     value: Serde[Any],
-    name: str | None,
+    store: str | None,
     timestamp: Callable[[Any], int] | None,
     on_error: ErrorPolicy | None,
 ) -> TableFlow:
     """Add a source and the table that it feeds; see ``App.table``."""
-    store = name or topic
     source = SourceNode(
         name=builder.name(None, topic),
         topics=(topic,),
@@ -84,7 +83,7 @@ def read_table(
     builder.add(source)
     return keep_table(
         StoreDefinition(
-            name=store,
+            name=store or topic,
             key=key,
             value=StampedSerde(value),
             purpose="table",
@@ -98,11 +97,15 @@ def read_table(
 
 
 def keep_table(
-    store: StoreDefinition, flow: Flow, on_error: ErrorPolicy | None, check: RoundTrip | None = None
+    store: StoreDefinition,
+    flow: Flow,
+    on_error: ErrorPolicy | None,
+    check: RoundTrip | None = None,
+    name: str | None = None,
 ) -> TableFlow:
     """Add the step that keeps the latest values of records in a store."""
     step = Step(
-        name=flow.builder.name(None, f"{store.name}-table"),
+        name=flow.builder.name(name, f"{store.name}-table"),
         parents=flow.parents,
         operator=KeepTable(store.name, check),
         policy=flow.builder.policy(on_error),
@@ -113,11 +116,11 @@ def keep_table(
 
 
 def read_global_table(
-    builder: TopologyBuilder, topic: str, *, key: Serde[Any], value: Serde[Any], name: str | None
+    builder: TopologyBuilder, topic: str, *, key: Serde[Any], value: Serde[Any], store: str | None
 ) -> str:
-    """Add a table that every worker reads as a whole, and return its name; see ``App.global_table``."""
-    store = StoreDefinition(
-        name=name or topic,
+    """Add a table that every worker reads as a whole, and return its store; see ``App.global_table``."""
+    definition = StoreDefinition(
+        name=store or topic,
         key=key,
         value=StampedSerde(value),
         purpose="global table",
@@ -125,5 +128,5 @@ def read_global_table(
         read_source=TableEntries(key, value),
         shown=value_of,
     )
-    builder.add_global_table(GlobalSource(topic=topic, key=key, value=value, store=store))
-    return store.name
+    builder.add_global_table(GlobalSource(topic=topic, key=key, value=value, store=definition))
+    return definition.name

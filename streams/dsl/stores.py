@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from streams.durations import to_milliseconds
 from streams.errors import TopologyError
 from streams.serde import Json, Serde, Text
 from streams.state.deadlines import deadlines_definition
@@ -12,6 +13,7 @@ from streams.state.expiring import ExpiringSerde
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from datetime import timedelta
 
 
 def key_value_store(
@@ -20,23 +22,24 @@ def key_value_store(
     key: Serde[Any] | None = None,
     value: Serde[Any] | None = None,
     migrate: Callable[[Any], Any] | None = None,
-    ttl: int | None = None,
+    ttl: timedelta | None = None,
 ) -> StoreDefinition:
     """A store for ``Stream.process(…, stores=[…])``: keys are text and values JSON unless serdes are given.
 
     ``migrate`` makes a value of an earlier schema, as plain data, into one of this schema. With ``ttl``, an
-    entry goes so many milliseconds of stream time after it was last put.
+    entry goes when so much stream time has passed since it was last put.
     """
     if ttl is None:
         return StoreDefinition(name=name, key=key or Text(), value=value or Json(), migrate=migrate)
-    if ttl < 1:
-        raise TopologyError(f"store {name!r} needs a ttl of 1 ms or more, got {ttl}")
+    lasts = to_milliseconds(ttl, f"store {name!r}: ttl")
+    if lasts < 1:
+        raise TopologyError(f"store {name!r} needs a ttl of 1 ms or more, got {lasts}")
     return StoreDefinition(
         name=name,
         key=key or Text(),
         value=ExpiringSerde(value or Json()),
         migrate=migrate,
-        ttl=ttl,
+        ttl=lasts,
         shown=lambda entry: entry.value,
     )
 

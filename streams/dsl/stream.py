@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from streams.aggregates import count
@@ -23,8 +24,10 @@ from streams.dsl.flow import (
     add_step,
     alike,
     check_keys_alike,
+    check_store_named,
     check_written,
     generated_name,
+    idle_milliseconds,
     made_value,
     returned_serde,
     text_keys,
@@ -33,7 +36,9 @@ from streams.dsl.flow import (
 from streams.dsl.joins import JoinOptions, join_foreign_key, join_streams, join_table, join_tables
 from streams.dsl.sources import keep_table
 from streams.dsl.stores import with_deadlines
+from streams.durations import seconds, to_milliseconds
 from streams.errors import TopologyError
+from streams.eventtime.windows import Hopping, Session, Sliding, Tumbling
 from streams.operators.aggregate import Group
 from streams.operators.change import ToStream
 from streams.operators.join import JoinGlobal
@@ -52,7 +57,7 @@ if TYPE_CHECKING:
     from streams.dsl.aggregation import WindowResults
     from streams.dsl.flow import TableFlow
     from streams.dsl.joins import LateRecords
-    from streams.eventtime.windows import Hopping, JoinWindow, Session, Sliding, Tumbling, Windowed
+    from streams.eventtime.windows import JoinWindow, Windowed
     from streams.operators import Operator
     from streams.operators.change import JoinKind
     from streams.operators.processor import ProcessorFactory
@@ -65,6 +70,8 @@ K2 = TypeVar("K2")
 V2 = TypeVar("V2")
 R = TypeVar("R")
 
+_NO_GRACE, _TIMEOUT = timedelta(), seconds(30)
+
 
 class Stream(Generic[K, V]):
     """Records on their way from a topic: the methods say what happens to them next.
@@ -72,7 +79,8 @@ class Stream(Generic[K, V]):
     Functions take a record's value, unless a method says otherwise. They see ``None`` only where the stream
     hands on tombstones, by ``tombstones=True``, and its type says so. Every method that runs user code takes
     ``on_error=``, the policy for records it fails on (the app's, which is ``dead_letter``, unless given), and
-    ``name=``, which errors, metrics and descriptions use.
+    ``name=``, the step's label in errors, metrics and descriptions, which is free to change. Where a method
+    keeps state or makes an internal topic, ``store=`` names these: another ``store`` begins without them.
     """
 
     def __init__(self, flow: Flow) -> None:
@@ -104,7 +112,7 @@ class Stream(Generic[K, V]):
         function: Callable[[V], Awaitable[V2]],
         *,
         concurrency: int = 100,
-        timeout: float | None = 30.0,
+        timeout: timedelta | None = _TIMEOUT,
         one_call_per_key: bool = True,
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
@@ -116,7 +124,7 @@ class Stream(Generic[K, V]):
         is false: then only the results keep their order. Records without a key have no order among
         themselves.
 
-        A call that raises, or takes longer than ``timeout`` seconds (``None`` for no limit) and is cancelled,
+        A call that raises, or takes longer than ``timeout`` (``None`` for no limit) and is cancelled,
         fails alone and gets ``on_error``; with ``retry``, failing records are called again together after
         each wait. When the worker stops or loses the partition, calls are cancelled, and their records come
         again: to the next owner, or after the restart.
@@ -125,13 +133,15 @@ class Stream(Generic[K, V]):
         it has made once can be used in every call. It must not block: use ``map`` for that.
         Raises ``TopologyError`` for a function that gives nothing to await.
         """
-        if concurrency < 1 or (timeout is not None and timeout <= 0):
+        limit = None if timeout is None else to_milliseconds(timeout, "map_async: timeout", least=None)
+        if concurrency < 1 or (limit is not None and limit <= 0):
             raise TopologyError(
                 "map_async needs a concurrency of 1 or more and a timeout above 0 s, "
                 f"got concurrency={concurrency}, timeout={timeout}"
             )
+        seconds_for_each = None if limit is None else limit / 1000
         return self._then(
-            MapAsync(function, concurrency, timeout, one_call_per_key),
+            MapAsync(function, concurrency, seconds_for_each, one_call_per_key),
             on_error,
             name,
             inferred=returned_serde(function),
@@ -227,6 +237,7 @@ class Stream(Generic[K, V]):
         processor: ProcessorFactory,
         *,
         stores: Iterable[StoreDefinition | str] = (),
+        store: str | None = None,
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[Any, Any]:
@@ -235,39 +246,43 @@ class Stream(Generic[K, V]):
         ``processor`` is a class (or factory): one instance is made for each task. Instances have ``process``
         or ``process_batch``, as ``Processor`` and ``BatchProcessor`` say. ``stores`` are made with
         ``key_value_store(name)``; a name alone is a store of another step. With stores, keys that changed
-        send the records through a repartition topic first, named like the first store.
+        send the records through a repartition topic first, ``<app>-<store>-repartition``: ``store`` is the
+        first store's name unless given. ``name`` is only the step's label (``store`` unless given); where
+        there is such a topic, it needs ``store`` beside it.
         """
         given = list(stores)
-        names = tuple(store if isinstance(store, str) else store.name for store in given)
+        names = tuple(each if isinstance(each, str) else each.name for each in given)
         flow = self._flow
         if given and flow.rekeyed:
-            flow = flow.repartition(name or names[0], None, on_error)
+            check_store_named("process", store, name)
+            flow = flow.repartition(store or names[0], None, on_error, name=name)
         return Stream(
             flow.then(
                 Process(processor, names),
                 on_error,
-                name,
+                name or store,
                 rekeyed=True,
-                owns=with_deadlines([store for store in given if not isinstance(store, str)]),
-                uses=tuple(store for store in given if isinstance(store, str)),
+                owns=with_deadlines([each for each in given if not isinstance(each, str)]),
+                uses=tuple(each for each in given if isinstance(each, str)),
             )
         )
 
     def repartition(
         self,
-        name: str,
+        store: str,
         *,
         partitions: int | None = None,
         value: Serde[V] | None = None,
         on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> Stream[K, V]:
-        """Send the records through an internal topic, ``<app>-<name>-repartition``, by their keys.
+        """Send the records through an internal topic, ``<app>-<store>-repartition``, by their keys.
 
         ``partitions`` are as many as those of the topics it is read together with, else as the largest input
-        has, unless given.
+        has, unless given. ``name`` is only the steps' label.
         """
         flow = self._flow if value is None else self._flow.written_by(value)
-        return Stream(flow.repartition(name, partitions, on_error))
+        return Stream(flow.repartition(store, partitions, on_error, name=name))
 
     @overload
     def group_by(
@@ -276,9 +291,10 @@ class Stream(Generic[K, V]):
         *,
         key: None = None,
         value: Serde[V] | None = None,
-        name: str | None = None,
+        store: str | None = None,
         partitions: int | None = None,
         on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> Grouped[str, V]: ...
 
     @overload
@@ -288,9 +304,10 @@ class Stream(Generic[K, V]):
         *,
         key: Serde[K2],
         value: Serde[V] | None = None,
-        name: str | None = None,
+        store: str | None = None,
         partitions: int | None = None,
         on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> Grouped[K2, V]: ...
 
     def group_by(
@@ -299,71 +316,88 @@ class Stream(Generic[K, V]):
         *,
         key: Serde[Any] | None = None,
         value: Serde[V] | None = None,
-        name: str | None = None,
+        store: str | None = None,
         partitions: int | None = None,
         on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> Grouped[Any, V]:
         """Bring together the records for which ``function(value)`` is equal, written by ``key`` (text).
 
-        They go through a repartition topic, which is called ``<app>-<name>-repartition``; without ``name`` it
-        has the name of the store of what follows. ``value`` says how values are written to it, if the stream
-        does not know. Records whose group is ``None`` or cannot be found get ``on_error``.
+        They go through a repartition topic, which is called ``<app>-<store>-repartition``; without ``store``
+        it has the name of the store of what follows. ``name`` is only the step's label, and needs ``store``
+        beside it. ``value`` says how values are written to it, if the stream does not know. Records whose
+        group is ``None`` or cannot be found get ``on_error``.
         """
+        check_store_named("group_by", store, name)
         operator = Group(function, implied_text=key is None)
         if value is not None:
             check_written(name or generated_name(operator), value, self._flow.value_type)
         flow = self._flow.then(
             operator,
             on_error,
-            None,
+            name,
             key=key or text_keys(name or generated_name(operator), function),
             value=value or self._flow.value,
             value_type=self._flow.value_type if value is None else Any,
             rekeyed=True,
         )
-        return Grouped(Groups(flow, name, partitions, on_error))
+        return Grouped(Groups(flow, store, partitions, on_error))
 
-    def group_by_key(self, *, on_error: ErrorPolicy | None = None) -> Grouped[K, V]:
+    def group_by_key(
+        self, *, store: str | None = None, on_error: ErrorPolicy | None = None, name: str | None = None
+    ) -> Grouped[K, V]:
         """Bring together the records with equal keys; those without a key get ``on_error``.
 
-        Where keys were changed before, the records go through a repartition topic first.
+        Where keys were changed before, the records go through a repartition topic first, which is called as
+        that of ``group_by``. ``name`` is only the step's label.
         """
         flow = self._flow
-        flow = flow.then(Group(), on_error, None, value=flow.value, value_type=flow.value_type)
-        return Grouped(Groups(flow, None, None, on_error))
+        flow = flow.then(Group(), on_error, name, value=flow.value, value_type=flow.value_type)
+        return Grouped(Groups(flow, store, None, on_error))
 
     @overload
     def to_table(
         self: Stream[K, V2 | None],
-        name: str,
+        store: str,
         *,
         value: Serde[V2] | None = None,
         on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> Table[K, V2]: ...
 
     @overload
     def to_table(
-        self, name: str, *, value: Serde[V] | None = None, on_error: ErrorPolicy | None = None
+        self,
+        store: str,
+        *,
+        value: Serde[V] | None = None,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> Table[K, V]: ...
 
     def to_table(
-        self, name: str, *, value: Serde[Any] | None = None, on_error: ErrorPolicy | None = None
+        self,
+        store: str,
+        *,
+        value: Serde[Any] | None = None,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> Table[K, Any]:
-        """Keep the latest value of each key, in a store of that name; a null value deletes.
+        """Keep the latest value of each key, in a store called ``store``; a null value deletes.
 
-        Where keys were changed before, the records go through a repartition topic first. Records without a
-        key, and values that cannot be written (by ``value``, if the stream does not know how), get
-        ``on_error``.
+        ``store`` must not change while state is to be kept; ``name`` is only the step's label. Where keys
+        were changed before, the records go through a repartition topic first. Records without a key, and
+        values that cannot be written (by ``value``, if the stream does not know how), get ``on_error``.
         """
         flow = self._flow if value is None else self._flow.written_by(value)
         if self._flow.rekeyed:
-            flow = flow.repartition(name, None, on_error)
-        serde = flow.written_value(f"{name!r} keeps values", "to_table(…, value=…)")
+            flow = flow.repartition(store, None, on_error, name=name)
+        serde = flow.written_value(f"{store!r} keeps values", "to_table(…, value=…)")
         check = None if flow.read_again(serde) is serde else RoundTrip(serde)
-        store = StoreDefinition(
-            name=name, key=flow.key, value=StampedSerde(serde), purpose="table", shown=value_of
+        definition = StoreDefinition(
+            name=store, key=flow.key, value=StampedSerde(serde), purpose="table", shown=value_of
         )
-        return Table(keep_table(store, flow.written_by(serde), on_error, check))
+        return Table(keep_table(definition, flow.written_by(serde), on_error, check, name))
 
     @overload
     def join(
@@ -371,13 +405,14 @@ class Stream(Generic[K, V]):
         other: Stream[K, V2],
         function: Callable[[V, V2], R],
         *,
-        within: int | None = None,
+        within: timedelta | None = None,
         window: JoinWindow | None = None,
-        grace: int = 0,
-        close_idle_after: int | None = None,
+        grace: timedelta = _NO_GRACE,
+        close_idle_after: timedelta | None = None,
         value: Serde[V] | None = None,
         other_value: Serde[V2] | None = None,
         on_error: ErrorPolicy | None = None,
+        store: str | None = None,
         name: str | None = None,
     ) -> JoinedStream[K, R]: ...
 
@@ -389,6 +424,7 @@ class Stream(Generic[K, V]):
         *,
         value: Serde[V] | None = None,
         on_error: ErrorPolicy | None = None,
+        store: str | None = None,
         name: str | None = None,
     ) -> Stream[K, R]: ...
 
@@ -397,31 +433,37 @@ class Stream(Generic[K, V]):
         other: Stream[K, V2] | Table[K, V2],
         function: Callable[[V, V2], R],
         *,
-        within: int | None = None,
+        within: timedelta | None = None,
         window: JoinWindow | None = None,
-        grace: int | None = None,
-        close_idle_after: int | None = None,
+        grace: timedelta | None = None,
+        close_idle_after: timedelta | None = None,
         value: Serde[V] | None = None,
         other_value: Serde[V2] | None = None,
         on_error: ErrorPolicy | None = None,
+        store: str | None = None,
         name: str | None = None,
     ) -> Stream[K, R]:
         """Join each record with what has the same key: in a table, or in a stream within a window of time.
 
         With a table, the result is ``function(value, table_value)`` with the record's event time, for records
-        whose key the table has when they come. ``name`` is needed where keys were changed before: the records
-        then go through the repartition topic ``<app>-<name>-repartition``.
+        whose key the table has when they come. ``store`` is needed where keys were changed before: the
+        records then go through the repartition topic ``<app>-<store>-repartition``.
 
         With a stream, each pair of a record of this one and one of the other is joined that lie at most
-        ``within`` milliseconds apart, or as ``window`` says. Its event time is the later one of both. They
-        may come in either order, until stream time has passed the event time of the earlier one by more than
-        the window's ``before`` plus ``after`` (twice ``within``) plus ``grace`` milliseconds. What comes
-        after that is counted as late and is in ``.late()``. Records wait in stores, ``<name>-left`` and
-        ``<name>-right``, as the serdes write them: ``value`` and ``other_value``, if the streams do not know.
+        ``within`` apart, e.g. ``minutes(5)``, or as ``window`` says. Its event time is the later one of both.
+        They may come in either order, until stream time has passed the event time of the earlier one by more
+        than the window's ``before`` plus ``after`` (twice ``within``) plus ``grace``. What comes after that
+        is counted as late and is in ``.late()``. Records wait in stores, ``<store>-left`` and
+        ``<store>-right``, as the serdes write them: ``value`` and ``other_value``, if the streams do not
+        know.
 
-        Tombstones, records without a key, and those that the function fails on get ``on_error``.
+        ``store`` must not change while state is to be kept; ``name`` is only the step's label (``store``
+        unless given). Tombstones, records without a key, and those that the function fails on get
+        ``on_error``.
         """
-        options = JoinOptions(within, window, grace, close_idle_after, value, other_value, on_error, name)
+        options = JoinOptions(
+            within, window, grace, close_idle_after, value, other_value, on_error, store, name
+        )
         return self._join(other, function, "inner", options)
 
     @overload
@@ -430,13 +472,14 @@ class Stream(Generic[K, V]):
         other: Stream[K, V2],
         function: Callable[[V, V2 | None], R],
         *,
-        within: int | None = None,
+        within: timedelta | None = None,
         window: JoinWindow | None = None,
-        grace: int = 0,
-        close_idle_after: int | None = None,
+        grace: timedelta = _NO_GRACE,
+        close_idle_after: timedelta | None = None,
         value: Serde[V] | None = None,
         other_value: Serde[V2] | None = None,
         on_error: ErrorPolicy | None = None,
+        store: str | None = None,
         name: str | None = None,
     ) -> JoinedStream[K, R]: ...
 
@@ -448,6 +491,7 @@ class Stream(Generic[K, V]):
         *,
         value: Serde[V] | None = None,
         on_error: ErrorPolicy | None = None,
+        store: str | None = None,
         name: str | None = None,
     ) -> Stream[K, R]: ...
 
@@ -456,13 +500,14 @@ class Stream(Generic[K, V]):
         other: Stream[K, V2] | Table[K, V2],
         function: Callable[[V, V2 | None], R],
         *,
-        within: int | None = None,
+        within: timedelta | None = None,
         window: JoinWindow | None = None,
-        grace: int | None = None,
-        close_idle_after: int | None = None,
+        grace: timedelta | None = None,
+        close_idle_after: timedelta | None = None,
         value: Serde[V] | None = None,
         other_value: Serde[V2] | None = None,
         on_error: ErrorPolicy | None = None,
+        store: str | None = None,
         name: str | None = None,
     ) -> Stream[K, R]:
         """As ``join``, with ``function(value, None)`` for records that find nothing, or have no key.
@@ -471,7 +516,9 @@ class Stream(Generic[K, V]):
         soon as none can be joined with it any more: when stream time has passed its event time by more than
         the window's ``before`` plus ``after`` plus ``grace``.
         """
-        options = JoinOptions(within, window, grace, close_idle_after, value, other_value, on_error, name)
+        options = JoinOptions(
+            within, window, grace, close_idle_after, value, other_value, on_error, store, name
+        )
         return self._join(other, function, "left", options)
 
     def outer_join(
@@ -479,17 +526,20 @@ class Stream(Generic[K, V]):
         other: Stream[K, V2],
         function: Callable[[V | None, V2 | None], R],
         *,
-        within: int | None = None,
+        within: timedelta | None = None,
         window: JoinWindow | None = None,
-        grace: int = 0,
-        close_idle_after: int | None = None,
+        grace: timedelta = _NO_GRACE,
+        close_idle_after: timedelta | None = None,
         value: Serde[V] | None = None,
         other_value: Serde[V2] | None = None,
         on_error: ErrorPolicy | None = None,
+        store: str | None = None,
         name: str | None = None,
     ) -> JoinedStream[K, R]:
         """As ``left_join`` with a stream, and ``function(None, value)`` for its records that find nothing."""
-        options = JoinOptions(within, window, grace, close_idle_after, value, other_value, on_error, name)
+        options = JoinOptions(
+            within, window, grace, close_idle_after, value, other_value, on_error, store, name
+        )
         joined = self._join(other, function, "outer", options)
         assert isinstance(joined, JoinedStream)
         return joined
@@ -652,7 +702,7 @@ class Stream(Generic[K, V]):
             return JoinedStream(joined, late)
         if not isinstance(other, Table):
             raise TopologyError(
-                f"{options.name or 'join'}: a stream joins a stream or a table, got {type(other).__name__}",
+                f"{options.step}: a stream joins a stream or a table, got {type(other).__name__}",
                 hint="a global table is joined by join_global(table, key, function)",
             )
         return Stream(join_table(self._flow, other._flow, function, how, options))
@@ -703,8 +753,9 @@ class JoinedStream(Stream[K, V]):
 class Grouped(Generic[K, V]):
     """Records brought together by key: the methods say what is made of each group.
 
-    Every result has a name of its own, which its store and its changelog topic ``<app>-<name>-changelog`` are
-    found by again: it must not change while the state is to be kept.
+    Every result is kept in a ``store`` of its own, which its changelog topic ``<app>-<store>-changelog`` is
+    named by: it must not change while the state is to be kept. ``name`` is only the step's label (``store``
+    unless given); keywords of ``aggregate`` are fields of the result, so that its step has no other label.
     """
 
     def __init__(self, groups: Groups) -> None:
@@ -715,49 +766,56 @@ class Grouped(Generic[K, V]):
         self,
         window: Tumbling | Hopping | Session | Sliding,
         *,
-        grace: int = 0,
-        close_idle_after: int | None = None,
+        grace: timedelta = _NO_GRACE,
+        close_idle_after: timedelta | None = None,
     ) -> WindowedGrouped[K, V]:
         """Make a result for each window of event time instead of one for all time.
 
-        A window closes when stream time passes its end by ``grace`` milliseconds, a session only after its
+        A window closes when stream time passes its end by ``grace``, a session only after its
         gap and ``grace``; records that come later for it are counted, and left out. Where no records come for
-        ``close_idle_after`` milliseconds, stream time goes on with the wall clock from where it stood;
+        ``close_idle_after``, stream time goes on with the wall clock from where it stood;
         without it, windows wait for the next record.
         """
-        if grace < 0:
-            raise TopologyError(f"grace must be 0 ms or more, got {grace}")
-        return WindowedGrouped(self._groups, Windows(window, grace, close_idle_after))
+        if not isinstance(window, Tumbling | Hopping | Session | Sliding):
+            raise TopologyError(
+                f"window needs Tumbling, Hopping, Session or Sliding windows, got {window!r:.80}",
+                hint="e.g. window(Tumbling(minutes(1)))",
+            )
+        windows = Windows(window, to_milliseconds(grace, "grace"), idle_milliseconds(close_idle_after))
+        return WindowedGrouped(self._groups, windows)
 
-    def count(self, name: str, *, on_error: ErrorPolicy | None = None) -> Table[K, int]:
+    def count(
+        self, store: str, *, on_error: ErrorPolicy | None = None, name: str | None = None
+    ) -> Table[K, int]:
         """How many records each key has."""
-        return Table(aggregate_groups(self._groups, name, count(), on_error))
+        return Table(aggregate_groups(self._groups, store, count(), on_error, name))
 
     def reduce(
         self,
-        name: str,
+        store: str,
         function: Callable[[V, V], V],
         *,
         value: Serde[V] | None = None,
         on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> Table[K, V]:
         """What ``function(so far, value)`` makes of each key's values; the first stands for itself."""
-        reduced = self._groups.reducing(name, function, value)
-        return Table(aggregate_groups(self._groups, name, reduced, on_error))
+        reduced = self._groups.reducing(store, function, value)
+        return Table(aggregate_groups(self._groups, store, reduced, on_error, name))
 
     @overload
     def aggregate(
-        self, name: str, aggregate: Aggregate[V, R], /, *, on_error: ErrorPolicy | None = None
+        self, store: str, aggregate: Aggregate[V, R], /, *, on_error: ErrorPolicy | None = None
     ) -> Table[K, R]: ...
 
     @overload
     def aggregate(
-        self, name: str, /, *, on_error: ErrorPolicy | None = None, **fields: Aggregate[V, Any]
+        self, store: str, /, *, on_error: ErrorPolicy | None = None, **fields: Aggregate[V, Any]
     ) -> Table[K, Any]: ...
 
     def aggregate(
         self,
-        name: str,
+        store: str,
         aggregate: Aggregate[V, Any] | None = None,
         /,
         *,
@@ -768,8 +826,8 @@ class Grouped(Generic[K, V]):
 
         With names, results are objects with these as attributes.
         """
-        chosen = self._groups.chosen(name, aggregate, fields)
-        return Table(aggregate_groups(self._groups, name, chosen, on_error))
+        chosen = self._groups.chosen(store, aggregate, fields)
+        return Table(aggregate_groups(self._groups, store, chosen, on_error))
 
 
 class WindowedGrouped(Generic[K, V]):
@@ -780,34 +838,37 @@ class WindowedGrouped(Generic[K, V]):
         self._groups = groups
         self._windows = windows
 
-    def count(self, name: str, *, on_error: ErrorPolicy | None = None) -> WindowedResults[K, int]:
+    def count(
+        self, store: str, *, on_error: ErrorPolicy | None = None, name: str | None = None
+    ) -> WindowedResults[K, int]:
         """How many records each window and key has."""
-        return self._results(name, count(), on_error)
+        return self._results(store, count(), on_error, name)
 
     def reduce(
         self,
-        name: str,
+        store: str,
         function: Callable[[V, V], V],
         *,
         value: Serde[V] | None = None,
         on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> WindowedResults[K, V]:
         """What ``function(so far, value)`` makes of each window's and key's values."""
-        return self._results(name, self._groups.reducing(name, function, value), on_error)
+        return self._results(store, self._groups.reducing(store, function, value), on_error, name)
 
     @overload
     def aggregate(
-        self, name: str, aggregate: Aggregate[V, R], /, *, on_error: ErrorPolicy | None = None
+        self, store: str, aggregate: Aggregate[V, R], /, *, on_error: ErrorPolicy | None = None
     ) -> WindowedResults[K, R]: ...
 
     @overload
     def aggregate(
-        self, name: str, /, *, on_error: ErrorPolicy | None = None, **fields: Aggregate[V, Any]
+        self, store: str, /, *, on_error: ErrorPolicy | None = None, **fields: Aggregate[V, Any]
     ) -> WindowedResults[K, Any]: ...
 
     def aggregate(
         self,
-        name: str,
+        store: str,
         aggregate: Aggregate[V, Any] | None = None,
         /,
         *,
@@ -818,12 +879,17 @@ class WindowedGrouped(Generic[K, V]):
 
         Sessions and sliding windows need an aggregate that can merge two results' worth of events.
         """
-        return self._results(name, self._groups.chosen(name, aggregate, fields), on_error)
+        return self._results(store, self._groups.chosen(store, aggregate, fields), on_error)
 
     def _results(
-        self, name: str, aggregate: Aggregate[Any, Any], on_error: ErrorPolicy | None
+        self,
+        store: str,
+        aggregate: Aggregate[Any, Any],
+        on_error: ErrorPolicy | None,
+        name: str | None = None,
     ) -> WindowedResults[K, Any]:
-        return WindowedResults(aggregate_windows(self._groups, self._windows, name, aggregate, on_error))
+        results = aggregate_windows(self._groups, self._windows, store, aggregate, on_error, name)
+        return WindowedResults(results)
 
 
 class WindowedResults(Generic[K, R]):
@@ -896,9 +962,10 @@ class Table(Generic[K, V]):
         *,
         key: None = None,
         value: Serde[V] | None = None,
-        name: str | None = None,
+        store: str | None = None,
         partitions: int | None = None,
         on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> GroupedTable[str, V]: ...
 
     @overload
@@ -908,9 +975,10 @@ class Table(Generic[K, V]):
         *,
         key: Serde[K2],
         value: Serde[V] | None = None,
-        name: str | None = None,
+        store: str | None = None,
         partitions: int | None = None,
         on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> GroupedTable[K2, V]: ...
 
     def group_by(
@@ -919,9 +987,10 @@ class Table(Generic[K, V]):
         *,
         key: Serde[Any] | None = None,
         value: Serde[V] | None = None,
-        name: str | None = None,
+        store: str | None = None,
         partitions: int | None = None,
         on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> GroupedTable[Any, V]:
         """Bring together the keys for whose values ``function(value)`` is equal, written by ``key`` (text).
 
@@ -929,12 +998,14 @@ class Table(Generic[K, V]):
         repartition topic, as with ``Stream.group_by``. Values whose group is ``None`` or cannot be found get
         ``on_error`` and belong to no group.
         """
+        check_store_named("group_by", store, name)
         flow = self._flow
         operator = GroupChanges(function, implied_text=key is None)
         keys = key or text_keys(name or generated_name(operator), function)
-        step = add_step(flow.builder, (flow.step,), operator, generated_name(operator), on_error)
+        called = flow.builder.name(name, generated_name(operator))
+        step = add_step(flow.builder, (flow.step,), operator, called, on_error)
         changes = replace(flow.written_by(value), parents=(step,), key=keys, rekeyed=True)
-        return GroupedTable(Groups(changes, name, partitions, on_error, needs_value=True))
+        return GroupedTable(Groups(changes, store, partitions, on_error, needs_value=True))
 
     def join(
         self,
@@ -948,7 +1019,7 @@ class Table(Generic[K, V]):
 
         It changes with either of both, and has the later event time. Nothing of it is kept: where asking both
         and the function takes too long, make it a table of its own with
-        ``to_stream(tombstones=True).to_table(name)``.
+        ``to_stream(tombstones=True).to_table(store)``.
         """
         return self._join(other, function, "inner", on_error, name)
 
@@ -974,26 +1045,27 @@ class Table(Generic[K, V]):
         """As ``join``, with the keys of either table: ``None`` for the side that has nothing."""
         return self._join(other, function, "outer", on_error, name)
 
-    def join_by(
+    def join_foreign_key(
         self,
         other: Table[K2, V2],
         foreign_key: Callable[[V], K2 | None],
         function: Callable[[V, Any], R],
         *,
-        name: str,
+        store: str,
         left: bool = False,
         result: Serde[R] | None = None,
         value: Serde[V] | None = None,
         other_value: Serde[V2] | None = None,
         on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> Table[K, R]:
         """Join each value with what another table has for its ``foreign_key(value)``.
 
-        The result has this table's keys, changes with either table, and is kept in a store called ``name``.
-        Values whose foreign key is ``None``, or not in the other table, are joined only if ``left``, with
-        ``None``. Values travel between tasks and are written by ``value`` and ``other_value``, results are
-        kept as ``result`` says, if that is not known. Values that a function fails on get ``on_error`` and
-        count as deleted.
+        The result has this table's keys, changes with either table, and is kept in a store called ``store``,
+        which its internal topics are named by too; ``name`` is only the step's label. Values whose foreign
+        key is ``None``, or not in the other table, are joined only if ``left``, with ``None``. Values travel
+        between tasks and are written by ``value`` and ``other_value``, results are kept as ``result`` says,
+        if that is not known. Values that a function fails on get ``on_error`` and count as deleted.
         """
         return Table(
             join_foreign_key(
@@ -1001,6 +1073,7 @@ class Table(Generic[K, V]):
                 other._flow,
                 foreign_key,
                 function,
+                store=store,
                 name=name,
                 left=left,
                 result=result,
@@ -1069,46 +1142,49 @@ class Table(Generic[K, V]):
 class GroupedTable(Generic[K, V]):
     """A table's keys brought together by their values: results follow when values change groups or go.
 
-    Names are as those of ``Grouped``'s results.
+    ``store`` and ``name`` are as for ``Grouped``'s results.
     """
 
     def __init__(self, groups: Groups) -> None:
         """Made by ``Table.group_by``."""
         self._groups = groups
 
-    def count(self, name: str, *, on_error: ErrorPolicy | None = None) -> Table[K, int]:
+    def count(
+        self, store: str, *, on_error: ErrorPolicy | None = None, name: str | None = None
+    ) -> Table[K, int]:
         """How many keys of the table each group has; 0 for a group that all have left."""
-        return Table(aggregate_table_groups(self._groups, name, count(), None, on_error))
+        return Table(aggregate_table_groups(self._groups, store, count(), None, on_error, name))
 
     def reduce(
         self,
-        name: str,
+        store: str,
         add: Callable[[V, V], V],
         remove: Callable[[V, V], V | None],
         *,
         value: Serde[V] | None = None,
         on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> Table[K, V]:
         """What ``add(so far, value)`` makes of the values that join each group; the first stands for itself.
 
         ``remove(so far, value)`` takes a value out again; when it returns ``None``, the group is deleted.
         """
-        reduced, serde = self._groups.removable_reducing(name, add, remove, value)
-        return Table(aggregate_table_groups(self._groups, name, reduced, serde, on_error))
+        reduced, serde = self._groups.removable_reducing(store, add, remove, value)
+        return Table(aggregate_table_groups(self._groups, store, reduced, serde, on_error, name))
 
     @overload
     def aggregate(
-        self, name: str, aggregate: Aggregate[V, R], /, *, on_error: ErrorPolicy | None = None
+        self, store: str, aggregate: Aggregate[V, R], /, *, on_error: ErrorPolicy | None = None
     ) -> Table[K, R]: ...
 
     @overload
     def aggregate(
-        self, name: str, /, *, on_error: ErrorPolicy | None = None, **fields: Aggregate[V, Any]
+        self, store: str, /, *, on_error: ErrorPolicy | None = None, **fields: Aggregate[V, Any]
     ) -> Table[K, Any]: ...
 
     def aggregate(
         self,
-        name: str,
+        store: str,
         aggregate: Aggregate[V, Any] | None = None,
         /,
         *,
@@ -1116,8 +1192,8 @@ class GroupedTable(Generic[K, V]):
         **fields: Aggregate[V, Any],
     ) -> Table[K, Any]:
         """Compute an aggregate that can take values out again, or several; see ``Grouped.aggregate``."""
-        chosen = self._groups.chosen(name, aggregate, fields)
-        return Table(aggregate_table_groups(self._groups, name, chosen, None, on_error))
+        chosen = self._groups.chosen(store, aggregate, fields)
+        return Table(aggregate_table_groups(self._groups, store, chosen, None, on_error))
 
 
 class GlobalTable(Generic[K, V]):

@@ -1,19 +1,28 @@
 """Windows as values: the intervals of event time for which an aggregation has results.
 
-All times are whole milliseconds since the epoch and never negative; all durations are whole milliseconds.
+Windows are made of ``timedelta``s. All times are whole milliseconds since the epoch and never negative.
 """
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
-from decimal import Decimal
+from datetime import timedelta
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
+from streams.durations import (
+    MILLISECOND,
+    days,
+    hours,
+    milliseconds,
+    minutes,
+    seconds,
+    to_milliseconds,
+    whole_milliseconds,
+)
 from streams.errors import ConfigurationError, TopologyError
 
 if TYPE_CHECKING:
@@ -23,57 +32,23 @@ K = TypeVar("K")
 R = TypeVar("R")
 
 
-def milliseconds(number: float) -> int:
-    """A duration in milliseconds. Raises ``ConfigurationError`` when it is negative or not whole."""
-    return _duration(number, "milliseconds", 1)
-
-
-def seconds(number: float) -> int:
-    """A duration of so many seconds, in milliseconds. Raises as ``milliseconds`` does."""
-    return _duration(number, "seconds", 1_000)
-
-
-def minutes(number: float) -> int:
-    """A duration of so many minutes, in milliseconds. Raises as ``milliseconds`` does."""
-    return _duration(number, "minutes", 60_000)
-
-
-def hours(number: float) -> int:
-    """A duration of so many hours, in milliseconds. Raises as ``milliseconds`` does."""
-    return _duration(number, "hours", 3_600_000)
-
-
-def days(number: float) -> int:
-    """A duration of so many days of 24 hours, in milliseconds. Raises as ``milliseconds`` does."""
-    return _duration(number, "days", 86_400_000)
-
-
-def _duration(number: Any, unit: str, factor: int) -> int:
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-        raise ConfigurationError(f"a duration in {unit} needs a finite number, got {number!r}")
-    # Through its shortest text, a float counts as what was written: 1.001 seconds are 1001 milliseconds.
-    exact = Decimal(repr(number)) * factor if isinstance(number, float) else number * factor
-    if exact < 0 or exact != int(exact):
-        raise ConfigurationError(
-            f"a duration needs a whole number of milliseconds, 0 or more, got {number!r} {unit}"
-        )
-    return int(exact)
+_NONE = timedelta()
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class Tumbling:
     """Windows of one size that follow each other without gaps, the first one starting at 0.
 
-    ``Tumbling(minutes=1, seconds=30)``: the durations add up to ``size`` (milliseconds). A window holds the
+    ``Tumbling(minutes(1))``, or in parts that add up: ``Tumbling(minutes=1, seconds=30)``. A window holds the
     events at or after its start and before its end.
     """
 
-    size: int
+    size: timedelta
 
     def __init__(
         self,
+        size: timedelta = _NONE,
         *,
-        size: float = 0,
         milliseconds: float = 0,
         seconds: float = 0,
         minutes: float = 0,
@@ -85,58 +60,58 @@ class Tumbling:
 
     def end(self, start: int) -> int:
         """Where the window that starts at ``start`` ends; itself no longer in the window."""
-        return start + self.size
+        return start + whole_milliseconds(self.size)
 
     def describe(self) -> str:
         """Stable text, for fingerprints of stored windows."""
-        return f"tumbling {self.size} ms"
+        return f"tumbling {whole_milliseconds(self.size)} ms"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hopping:
-    """Windows of one ``size`` that start every ``advance``, and so overlap; both in milliseconds.
+    """Windows of one ``size`` that start every ``advance``, and so overlap.
 
     ``Hopping(size=minutes(5), advance=minutes(1))``. A window holds the events at or after its start and
     before its end. Starts are the multiples of ``advance`` from 0 on; the size need not be one of them.
     """
 
-    size: int
-    advance: int
+    size: timedelta
+    advance: timedelta
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size", _sum("hopping windows", "size", self.size))
-        object.__setattr__(self, "advance", _sum("hopping windows", "advance", self.advance))
+        _sum("hopping windows", "size", self.size)
+        _sum("hopping windows", "advance", self.advance)
         if self.advance > self.size:
             raise TopologyError(
-                f"hopping windows need an advance of at most their size of {self.size} ms, "
-                f"got {self.advance} ms",
+                "hopping windows need an advance of at most their size of "
+                f"{whole_milliseconds(self.size)} ms, got {whole_milliseconds(self.advance)} ms",
                 hint="events between two windows would be in none of them",
             )
 
     def end(self, start: int) -> int:
         """Where the window that starts at ``start`` ends; itself no longer in the window."""
-        return start + self.size
+        return start + whole_milliseconds(self.size)
 
     def describe(self) -> str:
         """Stable text, for fingerprints of stored windows."""
-        return f"hopping {self.size} ms every {self.advance} ms"
+        return f"hopping {whole_milliseconds(self.size)} ms every {whole_milliseconds(self.advance)} ms"
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class Sliding:
-    """For each key, every different set of events that are at most ``difference`` milliseconds apart.
+    """For each key, every different set of events that are at most ``difference`` apart.
 
-    ``Sliding(seconds=10)``: the durations add up to ``difference``. As in Kafka Streams (KIP-450), there is a
-    window for each event that enters it and for each that has just left it; both ends are inclusive. See
-    ``sliding_windows``.
+    ``Sliding(seconds(10))``, or in parts that add up: ``Sliding(minutes=1, seconds=30)``. As in Kafka Streams
+    (KIP-450), there is a window for each event that enters it and for each that has just left it; both ends
+    are inclusive. See ``sliding_windows``.
     """
 
-    difference: int
+    difference: timedelta
 
     def __init__(
         self,
+        difference: timedelta = _NONE,
         *,
-        difference: float = 0,
         milliseconds: float = 0,
         seconds: float = 0,
         minutes: float = 0,
@@ -148,23 +123,23 @@ class Sliding:
 
     def describe(self) -> str:
         """Stable text, for fingerprints of stored windows."""
-        return f"sliding {self.difference} ms"
+        return f"sliding {whole_milliseconds(self.difference)} ms"
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class Session:
-    """For each key, stretches of activity: an event joins a session at most ``gap`` milliseconds away.
+    """For each key, stretches of activity: an event joins a session at most ``gap`` away.
 
-    ``Session(minutes=30)``: the durations add up to ``gap``. A session reaches from its first event to its
-    last; an event between two may make them one.
+    ``Session(minutes(30))``, or in parts that add up: ``Session(hours=1, minutes=30)``. A session reaches
+    from its first event to its last; an event between two may make them one.
     """
 
-    gap: int
+    gap: timedelta
 
     def __init__(
         self,
+        gap: timedelta = _NONE,
         *,
-        gap: float = 0,
         milliseconds: float = 0,
         seconds: float = 0,
         minutes: float = 0,
@@ -176,33 +151,34 @@ class Session:
 
     def describe(self) -> str:
         """Stable text, for fingerprints of stored windows."""
-        return f"session {self.gap} ms"
+        return f"session {whole_milliseconds(self.gap)} ms"
 
 
 def _sum(
     windows: str,
     attribute: str,
-    exact: float,
+    exact: timedelta,
     of_milliseconds: float = 0,
     of_seconds: float = 0,
     of_minutes: float = 0,
     of_hours: float = 0,
     of_days: float = 0,
-) -> int:
-    """The durations' sum in milliseconds, 1 or more. Raises ``TopologyError`` that names the attribute."""
+) -> timedelta:
+    """The durations' sum, 1 ms or more. Raises ``TopologyError`` that names the attribute."""
+    to_milliseconds(exact, f"{windows}, {attribute}:")
     try:
         total = (
-            milliseconds(exact)
+            exact
             + milliseconds(of_milliseconds)
             + seconds(of_seconds)
             + minutes(of_minutes)
             + hours(of_hours)
             + days(of_days)
         )
-    except ConfigurationError as error:
+    except (ConfigurationError, OverflowError) as error:
         raise TopologyError(f"{windows}, {attribute}: {error}") from error
-    if total < 1:
-        raise TopologyError(f"{windows} need at least 1 ms of {attribute}, got {total} ms")
+    if total < MILLISECOND:
+        raise TopologyError(f"{windows} need at least 1 ms of {attribute}, got 0 ms")
     return total
 
 
@@ -210,23 +186,21 @@ def _sum(
 class JoinWindow:
     """Which records of two streams are joined: a right one from ``before`` the left one until ``after`` it.
 
-    Both ends belong to it, in milliseconds: ``JoinWindow(before=0, after=minutes(5))`` joins orders with the
-    payments of the next five minutes.
+    Both ends belong to it: ``JoinWindow(after=minutes(5))`` joins orders with the payments of the next five
+    minutes.
     """
 
-    before: int = 0
-    after: int = 0
+    before: timedelta = _NONE
+    after: timedelta = _NONE
 
     def __post_init__(self) -> None:
-        for name in ("before", "after"):
-            try:
-                object.__setattr__(self, name, milliseconds(getattr(self, name)))
-            except ConfigurationError as error:
-                raise TopologyError(f"join windows, {name}: {error}") from error
+        to_milliseconds(self.before, "join windows, before:")
+        to_milliseconds(self.after, "join windows, after:")
 
     def describe(self) -> str:
         """Stable text, for fingerprints of stored records."""
-        return f"join {self.before} ms before to {self.after} ms after"
+        before, after = whole_milliseconds(self.before), whole_milliseconds(self.after)
+        return f"join {before} ms before to {after} ms after"
 
 
 class Windowed(msgspec.Struct, Generic[K, R], frozen=True):

@@ -154,7 +154,7 @@ class Subscribe(Operator):
     joined by left joins only.
     """
 
-    kind: ClassVar[str] = "join_by"
+    kind: ClassVar[str] = "join_foreign_key"
     needs_old: ClassVar[bool] = True
 
     foreign_key: Callable[[Any], Any]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import msgspec
 
 from streams.coroutines.awaitables import settled
+from streams.durations import whole_milliseconds
 from streams.operators import Operator, fan_out
 from streams.operators.change import bind_view
 from streams.operators.keys import held_keys, with_keys
@@ -211,18 +212,18 @@ class JoinStreams(Operator):
 
     @property
     def idle_reach(self) -> int:
-        return 2 * (self.window.before + self.window.after) + self.grace
+        return 2 * whole_milliseconds(self.window.before + self.window.after) + self.grace
 
     @property
     def reach(self) -> tuple[int, int]:
         """How far before and after a record of this side those of the other side lie that it meets."""
-        before, after = self.window.before, self.window.after
+        before, after = whole_milliseconds(self.window.before), whole_milliseconds(self.window.after)
         return (before, after) if self.is_left else (after, before)
 
     @property
     def lasts(self) -> int:
         """By how much stream time may have passed a record's event time (milliseconds) while it is joined."""
-        return self.window.before + self.window.after + self.grace
+        return sum(self.reach) + self.grace
 
     @property
     def retention(self) -> int:
@@ -245,7 +246,7 @@ def emits_alone(how: JoinKind, *, is_left: bool) -> bool:
 
 def bucket_size(window: JoinWindow) -> int:
     """How much time one bucket of waiting records holds: what a record meets lies in at most two of them."""
-    return max(1, window.before + window.after)
+    return max(1, whole_milliseconds(window.before + window.after))
 
 
 class _Joining:
@@ -281,8 +282,7 @@ class _Joining:
         if operator.closes:
             step.at_slice_end(self._close)
             if operator.close_idle_after is not None:
-                furthest = max(operator.window.before, operator.window.after)
-                horizon = self._size + furthest + operator.lasts
+                horizon = self._size + max(operator.reach) + operator.lasts
                 step.close_idle_after(operator.close_idle_after, horizon)
 
     def run(self, batch: Batch[Any, Any]) -> None:

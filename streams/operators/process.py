@@ -9,6 +9,7 @@ from itertools import count, groupby
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from streams.coroutines.awaitables import settled
+from streams.durations import to_milliseconds
 from streams.errors import TopologyError
 from streams.operators import Operator, fan_out
 from streams.operators.processor_store import ProcessorStore
@@ -20,6 +21,7 @@ from streams.state.expiring import ExpiringState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
+    from datetime import timedelta
 
     from streams.operators import Binding, Children, Forward
     from streams.operators.processor import Cancel, KeyValueStore, ProcessorFactory, TimeKind
@@ -127,7 +129,8 @@ class _Context:
                 hint="name it where the step is made: .process(…, stores=[…])",
             ) from None
 
-    def schedule(self, every: int, call: Callable[[int], None], *, on: TimeKind) -> Cancel:
+    def schedule(self, every: timedelta, call: Callable[[int], None], *, on: TimeKind) -> Cancel:
+        period = to_milliseconds(every, f"step {self.step!r}: schedule(every)", least=None)
         check_call(self.step, call)
         timed: Callable[[int], object] = call
 
@@ -137,7 +140,7 @@ class _Context:
                 settled(timed(now))
             self.release(self.collected())
 
-        return self._binding.schedule(every, on, run)
+        return self._binding.schedule(period, on, run)
 
     @contextlib.contextmanager
     def undone_on_failure(self) -> Iterator[None]:

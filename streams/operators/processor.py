@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from datetime import timedelta
 
     from structlog.stdlib import BoundLogger
 
@@ -76,8 +77,8 @@ class Context(Protocol):
     def store(self, name: str) -> KeyValueStore:
         """A store that the step was given with ``stores=``. Raises ``TopologyError`` for another name."""
 
-    def schedule(self, every: int, call: Callable[[int], None], *, on: TimeKind) -> Cancel:
-        """Call ``call(time)`` whenever ``every`` milliseconds of stream time or wall clock have passed.
+    def schedule(self, every: timedelta, call: Callable[[int], None], *, on: TimeKind) -> Cancel:
+        """Call ``call(time)`` whenever ``every`` of stream time or wall clock passed, e.g. ``minutes(1)``.
 
         For use in ``open``; it may use the context as ``process`` does. On stream time, calls come at
         multiples of ``every`` since the epoch, one for all multiples that a jump passed; on the wall clock

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from streams.durations import whole_milliseconds
 from streams.eventtime.windows import merge_sessions
 from streams.operators.aggregate import rows_by_key
 from streams.operators.keyed import KeyedAggregate, KeyedWindows, PackedSerde
@@ -38,7 +39,7 @@ class SessionAggregate(KeyedAggregate):
 
     @property
     def idle_reach(self) -> int:
-        return 2 * self.window.gap + self.grace
+        return 2 * whole_milliseconds(self.window.gap) + self.grace
 
     def bind(self, step: Binding, children: Children) -> Forward:
         return held_keys(step, self.store).entering(step.guard, _Sessioning(self, step, children).run)
@@ -73,9 +74,10 @@ class _Sessioning(KeyedWindows):
     replaces: ClassVar[bool] = True
 
     def __init__(self, operator: SessionAggregate, step: Binding, children: Children) -> None:
-        lasts = operator.window.gap + operator.grace
+        gap = whole_milliseconds(operator.window.gap)
+        lasts = gap + operator.grace
         super().__init__(operator, step, children, lasts=lasts, horizon=lasts + 1)
-        self._gap = operator.window.gap
+        self._gap = gap
 
     def late_rows(self, batch: Batch[Any, Any], floors: Sequence[int]) -> list[int]:
         keys, times = batch.keys, batch.timestamps

@@ -7,6 +7,7 @@ from itertools import accumulate
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from streams.durations import whole_milliseconds
 from streams.eventtime.windows import sliding_windows
 from streams.operators.keyed import KeyedAggregate, KeyedWindows, PackedSerde
 from streams.operators.keys import held_keys
@@ -39,7 +40,7 @@ class SlidingAggregate(KeyedAggregate):
 
     @property
     def idle_reach(self) -> int:
-        return 2 * self.window.difference + self.grace
+        return 2 * whole_milliseconds(self.window.difference) + self.grace
 
     def bind(self, step: Binding, children: Children) -> Forward:
         return held_keys(step, self.store).entering(step.guard, _SlidingWindows(self, step, children).run)
@@ -60,6 +61,7 @@ def sliding_store(
     name: str, key: Serde[Any], window: Sliding, aggregate: Aggregate[Any, Any]
 ) -> StoreDefinition:
     """The store for the panes of each key."""
+    difference = whole_milliseconds(window.difference)
     return StoreDefinition(
         name=name,
         key=key,
@@ -67,14 +69,14 @@ def sliding_store(
         purpose=f"{window.describe()}, aggregate",
         shown=lambda value: [
             {"start": start, "end": end, "value": aggregate.result(accumulator)}
-            for start, end, accumulator in _windows(value, window.difference, aggregate.merge)
+            for start, end, accumulator in _windows(value, difference, aggregate.merge)
         ],
     )
 
 
 class _SlidingWindows(KeyedWindows):
     def __init__(self, operator: SlidingAggregate, step: Binding, children: Children) -> None:
-        difference = operator.window.difference
+        difference = whole_milliseconds(operator.window.difference)
         horizon = difference + operator.grace + 2
         super().__init__(operator, step, children, lasts=operator.grace, horizon=horizon)
         self._difference = difference

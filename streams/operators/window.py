@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from streams.durations import whole_milliseconds
 from streams.eventtime.windows import Hopping, Tumbling, Windowed
 from streams.operators import Operator
 from streams.operators.aggregate import Folding, in_order, latest_times, rows_by_key
@@ -50,8 +51,8 @@ class WindowedAggregate(Operator):
 
     @property
     def idle_reach(self) -> int:
-        advance = self.window.advance if isinstance(self.window, Hopping) else 0
-        return 2 * (self.window.size + advance) + self.grace
+        advance = whole_milliseconds(self.window.advance) if isinstance(self.window, Hopping) else 0
+        return 2 * (whole_milliseconds(self.window.size) + advance) + self.grace
 
     def forwards_at_commits_to(self, child: str) -> bool:
         return child == self.heads.updates
@@ -74,8 +75,9 @@ class WindowHeads:
 class _Windowing:
     def __init__(self, operator: WindowedAggregate, step: Binding, children: Children) -> None:
         self._store = operator.store
-        self._size = operator.window.size
-        self._advance = operator.window.advance if isinstance(operator.window, Hopping) else self._size
+        window = operator.window
+        self._size = whole_milliseconds(window.size)
+        self._advance = whole_milliseconds(window.advance) if isinstance(window, Hopping) else self._size
         self._lasts = self._size + operator.grace
         self._result = operator.aggregate.result
         self._step = step

@@ -389,6 +389,13 @@ class Topology:
         for topic, found in readers.items():
             if len(found) > 1:
                 places = [source.place for source in found if source.place]
+                if found[0].internal:
+                    raise TopologyError(
+                        f"{len(found)} steps send records through one repartition topic, {topic!r}"
+                        + (f", declared at {' and '.join(places)}" if places else ""),
+                        hint="give one of them another store=, or call repartition(…) once and use that "
+                        "stream twice",
+                    )
                 raise TopologyError(
                     f"topic {topic!r} is read by {len(found)} streams"
                     + (f", declared at {' and '.join(places)}" if places else ""),
@@ -421,7 +428,7 @@ class Topology:
             if name in known or not _STORE_NAME.fullmatch(name):
                 raise TopologyError(
                     f"{name!r} cannot name a global table: a store has this name, or it is invalid",
-                    hint="give it a name=, of letters, digits, '.', '_' and '-'",
+                    hint="give it a store=, of letters, digits, '.', '_' and '-'",
                 )
             known[name] = None
 

@@ -26,6 +26,7 @@ from streams.aggregates import (
 )
 from streams.broker import GroupSettings
 from streams.broker.reading import read_to_end
+from streams.durations import milliseconds
 from streams.errors import StateError
 from streams.events import Event
 from streams.records import Output, TopicPartition
@@ -39,7 +40,12 @@ from tests.support.logs import capture_logs
 if TYPE_CHECKING:
     from streams.state.definition import StoreDefinition
 
-WINDOWS = [None, Tumbling(seconds=1000), Session(gap=10_000), Sliding(difference=10_000)]
+WINDOWS = [
+    None,
+    Tumbling(seconds=1000),
+    Session(gap=milliseconds(10_000)),
+    Sliding(difference=milliseconds(10_000)),
+]
 
 
 def selling(window: Any = None, **fields: Any) -> App:
@@ -266,8 +272,8 @@ REDUCED = "c4187b227072696365223a302e352c226e616d65223a2262227d"
 STORED: list[tuple[Any, str, str, Any, str]] = [
     (None, "aggregate {}", "timed accumulator", DESCRIBED, f"92{FIELDS}02"),
     (Tumbling(seconds=1), "tumbling 1000 ms, aggregate {}", "accumulator", DESCRIBED, FIELDS),
-    (Session(gap=5), "session 5 ms, aggregate {}", "sessions", DESCRIBED, f"91930002{FIELDS}"),
-    (Sliding(difference=5), "sliding 5 ms, aggregate {}", "panes", DESCRIBED, PANES),
+    (Session(gap=milliseconds(5)), "session 5 ms, aggregate {}", "sessions", DESCRIBED, f"91930002{FIELDS}"),
+    (Sliding(difference=milliseconds(5)), "sliding 5 ms, aggregate {}", "panes", DESCRIBED, PANES),
 ]
 """Windows, and of each purpose, what stood around accumulators, their description and the bytes."""
 
@@ -340,7 +346,7 @@ def test_single_aggregates_and_reduced_values_of_earlier_versions_are_read():
         (entry,) = serde.deserialize([bytes.fromhex(stored)])
         assert definition.shown is not None
         assert definition.shown(entry) == expected
-    for window, stored in ((None, f"92{REDUCED}02"), (Session(gap=5), f"91930002{REDUCED}")):
+    for window, stored in ((None, f"92{REDUCED}02"), (Session(gap=milliseconds(5)), f"91930002{REDUCED}")):
         app = App("sales")
         grouped = app.stream("in", key=Text(), value=Json(Sale)).group_by_key()
         (grouped if window is None else grouped.window(window)).reduce("s", lambda _, value: value)

@@ -37,6 +37,7 @@ from streams.aggregates import (
     variance,
 )
 from streams.aggregates.value_codec import ValueCodec
+from streams.durations import milliseconds
 from streams.errors import TopologyError
 from streams.testing import TopologyDriver
 
@@ -147,9 +148,9 @@ class Catching:
 WINDOWS = [
     None,
     Tumbling(seconds=1),
-    Hopping(size=2000, advance=1000),
-    Session(gap=5),
-    Sliding(difference=1000),
+    Hopping(size=milliseconds(2000), advance=milliseconds(1000)),
+    Session(gap=milliseconds(5)),
+    Sliding(difference=milliseconds(1000)),
 ]
 
 
@@ -552,7 +553,7 @@ def test_which_of_equal_numbers_comes_back_does_not_depend_on_their_order(values
 def test_money_survives_changes_and_removal_in_a_table():
     app = App("shop")
     prices = app.table("prices", key=Text(), value=Json(Article))
-    grouped = prices.group_by(lambda article: article.name, name="by-name")
+    grouped = prices.group_by(lambda article: article.name, store="by-name")
     grouped.aggregate("worth", total("price")).to("worth", value=Json())
     grouped.aggregate("mean", mean("price")).to("mean", value=Json())
     grouped.aggregate(
@@ -604,7 +605,7 @@ def changed_in_place(tally: Tally, value: Any) -> Tally:
         (lambda: dt.date(2024, 1, 1), lambda a, _: a + dt.timedelta(days=1), dt.date(2024, 1, 4)),
     ],
 )
-@pytest.mark.parametrize("window", [None, Tumbling(seconds=1), Session(gap=5)], ids=str)
+@pytest.mark.parametrize("window", [None, Tumbling(seconds=1), Session(gap=milliseconds(5))], ids=str)
 def test_accumulators_of_the_program_s_own_come_back_as_they_were(initial, add, expected, window):
     caught: list[Any] = []
     aggregate = custom(initial, add, name="own", merge=lambda one, other: one)
@@ -687,7 +688,12 @@ def test_first_latest_and_collect_go_by_event_time_then_topic_then_offset():
     records = [(topic, offset, time) for topic in ("a", "b") for offset, time in enumerate((5, 1, 5, 3, 1))]
     expected = sorted((time, topic, offset) for topic, offset, time in records)
     draws = random.Random(11)
-    for window in (None, Tumbling(seconds=1), Hopping(size=20, advance=10), Session(gap=100)):
+    for window in (
+        None,
+        Tumbling(seconds=1),
+        Hopping(size=milliseconds(20), advance=milliseconds(10)),
+        Session(gap=milliseconds(100)),
+    ):
         for _ in range(12):
             caught: list[Any] = []
             app = App("order")
@@ -728,7 +734,7 @@ def test_sessions_that_are_joined_by_a_late_event_keep_the_order_of_time():
         caught: list[Any] = []
         app = App("order")
         grouped = app.stream("in", key=Text(), value=Json()).group_by_key()
-        stream = grouped.window(Session(gap=10), grace=1000).aggregate(
+        stream = grouped.window(Session(gap=milliseconds(10)), grace=milliseconds(1000)).aggregate(
             "s", first=first(), latest=latest(), all=collect()
         )
         stream.updates(tombstones=True).map(lambda windowed: windowed.value).process(

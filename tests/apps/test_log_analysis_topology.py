@@ -40,7 +40,7 @@ LINE = (
 )
 TEN = 1_431_856_800_000
 """Ten o'clock on that day: milliseconds since the epoch."""
-MINUTE = minutes(1)
+MINUTE = 60_000
 
 
 def line(
@@ -235,7 +235,7 @@ def test_visits_share_all_hits_out_at_pauses_of_more_than_half_an_hour(lines):
     for client, hits in of_client.items():
         visit: list[Hit] = []
         for hit in sorted(hits, key=lambda hit: (hit.time, hit.path)):
-            if visit and hit.time - visit[-1].time > minutes(30):
+            if visit and hit.time - visit[-1].time > 30 * MINUTE:
                 expected.append(visit_of(client, visit))
                 visit = []
             visit.append(hit)

@@ -31,12 +31,12 @@ from streams import (
     minimum,
     most_frequent,
     quantile,
-    seconds,
     skip,
     top,
     total,
     variance,
 )
+from streams.durations import milliseconds
 from streams.testing import TopologyDriver
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def table(app: App) -> Any:
 
 
 def grouped_table(app: App) -> Any:
-    return table(app).group_by(lambda value: value, name="by")
+    return table(app).group_by(lambda value: value, store="by")
 
 
 def adding(of: Any, so_far: Any, value: Any) -> Any:
@@ -84,7 +84,7 @@ def processor_class(**methods: Any) -> type:
 def scheduling(call: Any) -> Any:
     class Scheduling:
         def open(self, context: Any) -> None:
-            context.schedule(1000, call, on="stream_time")
+            context.schedule(milliseconds(1000), call, on="stream_time")
 
         def process(self, record: Any, context: Any) -> None: ...
 
@@ -136,16 +136,20 @@ PLACES: dict[str, Callable[[App, Any], Any]] = {
         Processing, stores=[key_value_store("own", value=Serde(serialize=f))], name="p"
     ),
     "store with ttl": lambda app, f: stream(app).process(
-        Processing, stores=[key_value_store("own", key=Serde(serialize=f), ttl=5)], name="p"
+        Processing, stores=[key_value_store("own", key=Serde(serialize=f), ttl=milliseconds(5))], name="p"
     ),
     "repartition value": lambda app, f: stream(app).repartition("r", value=Serde(serialize=f)),
     "to_table value": lambda app, f: stream(app).to_table("t", value=Serde(serialize=f)),
     "join table": lambda app, f: stream(app).join(table(app), f),
     "left_join table": lambda app, f: stream(app).left_join(table(app), f),
-    "join stream": lambda app, f: stream(app).join(app.stream("b", **TEXTS), f, within=5, name="j"),
-    "left_join stream": lambda app, f: stream(app).left_join(app.stream("b", **TEXTS), f, within=5, name="j"),
+    "join stream": lambda app, f: stream(app).join(
+        app.stream("b", **TEXTS), f, within=milliseconds(5), store="j"
+    ),
+    "left_join stream": lambda app, f: stream(app).left_join(
+        app.stream("b", **TEXTS), f, within=milliseconds(5), store="j"
+    ),
     "outer_join stream": lambda app, f: stream(app).outer_join(
-        app.stream("b", **TEXTS), f, within=5, name="j"
+        app.stream("b", **TEXTS), f, within=milliseconds(5), store="j"
     ),
     "join_global": lambda app, f: stream(app).join_global(app.global_table("g"), str, f),
     "join_global key": lambda app, f: stream(app).join_global(app.global_table("g"), f, adding),
@@ -182,11 +186,11 @@ PLACES: dict[str, Callable[[App, Any], Any]] = {
     "table join": lambda app, f: table(app).join(app.table("b", **TEXTS), f),
     "table left_join": lambda app, f: table(app).left_join(app.table("b", **TEXTS), f),
     "table outer_join": lambda app, f: table(app).outer_join(app.table("b", **TEXTS), f),
-    "join_by": lambda app, f: table(app).join_by(
-        app.table("b", **TEXTS), str, f, name="f", result=Json(), left=True
+    "join_foreign_key": lambda app, f: table(app).join_foreign_key(
+        app.table("b", **TEXTS), str, f, store="f", result=Json(), left=True
     ),
-    "join_by key": lambda app, f: table(app).join_by(
-        app.table("b", **TEXTS), f, adding, name="f", result=Json()
+    "join_foreign_key key": lambda app, f: table(app).join_foreign_key(
+        app.table("b", **TEXTS), f, adding, store="f", result=Json()
     ),
     "grouped table add": lambda app, f: grouped_table(app).reduce("w", f, no_value),
     "grouped table remove": lambda app, f: grouped_table(app).reduce("w", no_value, f),
@@ -403,11 +407,13 @@ RETURNING: dict[str, Callable[[App], None]] = {
         ).to("out"),
         price,
     ),
-    "join_by": lambda app: through(
+    "join_foreign_key": lambda app: through(
         app,
         lambda s, f: (
             s.to_table("t")
-            .join_by(app.table("prices", **TEXTS), f, lambda v, p: v, name="f", left=True, result=Json())
+            .join_foreign_key(
+                app.table("prices", **TEXTS), f, lambda v, p: v, store="f", left=True, result=Json()
+            )
             .to("out")
         ),
         price,
@@ -464,6 +470,6 @@ def test_windows_over_awaitables_of_the_users_functions():
         on_error=dead_letter,
     ).final().to("out")
     driver = TopologyDriver(app)
-    driver.send_all("in", [Record("k", "good", 0), Record("k", "bad", 1), Record("k", "late", seconds(60))])
+    driver.send_all("in", [Record("k", "good", 0), Record("k", "bad", 1), Record("k", "late", 60_000)])
     assert [result.value["value"] for result in driver.read("out", value=Json())] == ["good"]
     assert [letter.value for letter in driver.dead_letters()] == [b"bad"]

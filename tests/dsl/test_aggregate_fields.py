@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from streams import App, Json, Session, Text, TopologyError, count, custom, first, latest, total
+from streams.durations import milliseconds
 
 
 class Struct(msgspec.Struct):
@@ -69,7 +70,7 @@ def test_a_field_that_values_have_is_taken(kind):
 
 def test_windows_and_tables_refuse_it_too():
     with pytest.raises(TopologyError, match="'visits': total"):
-        grouped(Struct).window(Session(gap=5)).aggregate("visits", total("sise"))
+        grouped(Struct).window(Session(gap=milliseconds(5))).aggregate("visits", total("sise"))
     table = App("fields").table("hits", key=Text(), value=Json(Struct))
     with pytest.raises(TopologyError, match="'by-path': total"):
         table.group_by(lambda hit: hit.path).aggregate("by-path", total("sise"))

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from streams import App, ConfigurationError, Json, Record, Text, dead_letter, fail, retry, skip
+from streams import App, ConfigurationError, Json, Record, Text, dead_letter, fail, milliseconds, retry, skip
 from streams.errors import ProcessingError, TopologyError
 from streams.testing import TopologyDriver
 from tests.support.logs import capture_logs
@@ -55,9 +55,12 @@ def every_step(app: App) -> App:
     stream.branch({"one": bool})["one"].to("branched")
     stream.group_by(str).count("n").to_stream().to("counts")
     stream.join(table, lambda one, other: one + other).to("joined", value=Text())
-    stream.join(app.stream("other", key=Text(), value=Text()), lambda one, _: one, within=1, name="pairs").to(
-        "p"
-    )
+    stream.join(
+        app.stream("other", key=Text(), value=Text()),
+        lambda one, _: one,
+        within=milliseconds(1),
+        store="pairs",
+    ).to("p")
     stream.to_table("kept").join(table, lambda one, other: one + other).to("tables")
     return app
 

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from streams import App, Bytes, Json, Record, Text, dead_letter, fail, retry, skip
+from streams.durations import seconds
 from streams.errors import ProcessingError, TopologyError
 from streams.testing import TopologyDriver
 
@@ -385,7 +386,9 @@ class TestPolicies:
                 raise ConnectionError("not yet")
             return value
 
-        app.stream("in", value=Text()).map(work, on_error=retry(5, backoff=1.0)).to("out", value=Text())
+        app.stream("in", value=Text()).map(work, on_error=retry(5, backoff=seconds(1.0))).to(
+            "out", value=Text()
+        )
         driver = TopologyDriver(app)
         driver.send_all("in", [Record(None, value, 1) for value in ("a", "flaky", "b")])
         assert driver.values("out") == ["a", "flaky", "b"]
@@ -394,7 +397,9 @@ class TestPolicies:
 
     def test_the_policy_behind_a_retry_applies_when_the_tries_are_used_up(self):
         app = App("test")
-        app.stream("in", value=Text()).map(int, on_error=retry(2, backoff=0.5, then=dead_letter)).to("out")
+        app.stream("in", value=Text()).map(int, on_error=retry(2, backoff=seconds(0.5), then=dead_letter)).to(
+            "out"
+        )
         driver = TopologyDriver(app)
         driver.send_all("in", [Record(None, value, 1) for value in ("1", "x", "2")])
         assert driver.values("out") == [1, 2]
@@ -587,7 +592,7 @@ def test_a_record_that_fails_for_a_while_anywhere_is_written_in_its_place(place)
     # A whole batch that fails is tried in single records before anything is waited for.
     tries = 4 if place in WHOLE else 3
     work = Work(failures=tries)
-    driver = driver_with(place, work, retry(5, backoff=1.0, longest_backoff=3.0))
+    driver = driver_with(place, work, retry(5, backoff=seconds(1.0), longest_backoff=seconds(3.0)))
     send_with_a_bad_one(driver)
     assert [record.value for record in driver.read("out", value=Text())] == FIVE
     assert work.calls["bad"] == tries + 1

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from streams import App, Json, Record, Session, Text, Tumbling, Windowed, fail, latest, skip
+from streams import App, Json, Record, Session, Text, Tumbling, Windowed, fail, latest, milliseconds, skip
 from streams.errors import ProcessingError
 from streams.testing import TopologyDriver
 
@@ -117,7 +117,7 @@ def test_a_deletion_reaches_a_table_that_is_made_of_another_s_stream():
 def test_updates_of_sessions_take_back_what_was_replaced_only_when_asked():
     def results(*, tombstones: bool) -> list[Any]:
         app, orders = orders_app()
-        sessions = orders.group_by_key().window(Session(gap=10)).count("sessions")
+        sessions = orders.group_by_key().window(Session(gap=milliseconds(10))).count("sessions")
         sessions.updates(tombstones=tombstones).to("out")
         driver = TopologyDriver(app)
         driver.send("orders", Order("lamp", 1), key="a", timestamp=0)
@@ -135,7 +135,7 @@ def test_updates_of_sessions_take_back_what_was_replaced_only_when_asked():
 def test_a_result_that_is_none_is_an_update_like_others():
     app = App("shop")
     stream = app.stream("in", key=Text(), value=Json())
-    sessions = stream.group_by_key().window(Session(gap=10)).aggregate("last", latest("text"))
+    sessions = stream.group_by_key().window(Session(gap=milliseconds(10))).aggregate("last", latest("text"))
     sessions.updates().to("out")
     driver = TopologyDriver(app)
     driver.send("in", {"text": None}, key="a", timestamp=0)
@@ -144,10 +144,10 @@ def test_a_result_that_is_none_is_an_update_like_others():
 
 def test_both_kinds_of_updates_of_one_window_may_be_used():
     app, orders = orders_app()
-    windows = orders.group_by_key().window(Tumbling(size=10)).count("windows")
+    windows = orders.group_by_key().window(Tumbling(size=milliseconds(10))).count("windows")
     windows.updates().to("one")
     windows.updates(tombstones=True).to("two")
-    sessions = orders.group_by_key().window(Session(gap=10)).count("sessions")
+    sessions = orders.group_by_key().window(Session(gap=milliseconds(10))).count("sessions")
     sessions.updates().to("three")
     sessions.updates(tombstones=True).to("four")
     driver = TopologyDriver(app)

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from fractions import Fraction
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from streams.errors import ConfigurationError, TopologyError
+from streams.durations import days, hours, milliseconds, minutes
+from streams.errors import TopologyError
 from streams.eventtime.windows import (
     Hopping,
+    JoinWindow,
     Session,
     Sliding,
     Tumbling,
     Windowed,
-    days,
-    hours,
     merge_sessions,
-    milliseconds,
-    minutes,
-    seconds,
     sliding_windows,
 )
 
@@ -30,37 +27,51 @@ times = st.integers(0, 200)
 durations = st.integers(1, 40)
 
 
-def test_durations_are_milliseconds():
-    assert [milliseconds(5), seconds(2), minutes(1), hours(1), days(1)] == [
-        5,
-        2_000,
-        60_000,
-        3_600_000,
-        86_400_000,
-    ]
-    assert seconds(0.25) == 250
-    assert type(seconds(0.25)) is int
-    assert seconds(0) == 0
-
-
-@given(st.integers(0, 10**9))
-def test_a_float_of_seconds_counts_as_it_is_written(number):
-    assert seconds(float(Fraction(number, 1000))) == number
-
-
-@pytest.mark.parametrize("number", [-1, 0.0001, float("nan"), float("inf"), True, "1", None])
-def test_a_duration_that_is_no_whole_number_of_milliseconds_is_refused(number):
-    with pytest.raises(ConfigurationError, match="a duration"):
-        seconds(number)
-
-
 def test_durations_of_a_window_add_up():
-    assert Tumbling(minutes=1).size == 60_000
-    assert Tumbling(minutes=1, seconds=1.5, milliseconds=3) == Tumbling(size=61_503)
-    assert Sliding(seconds=10) == Sliding(difference=10_000)
-    assert Session(days=1, hours=1).gap == 90_000_000
-    assert replace(Tumbling(seconds=1), size=5) == Tumbling(milliseconds=5)
+    assert Tumbling(minutes=1).size == milliseconds(60_000)
+    assert Tumbling(minutes=1, seconds=1.5, milliseconds=3) == Tumbling(size=milliseconds(61_503))
+    assert Sliding(seconds=10) == Sliding(difference=milliseconds(10_000))
+    assert Session(days=1, hours=1).gap == milliseconds(90_000_000)
+    assert replace(Tumbling(seconds=1), size=milliseconds(5)) == Tumbling(milliseconds=5)
     assert len({Session(seconds=1), Session(milliseconds=1000)}) == 1
+
+
+def test_windows_of_one_length_take_it_first_or_by_name_or_in_parts_that_add_up():
+    assert Tumbling(minutes(1)) == Tumbling(size=minutes(1)) == Tumbling(minutes=1)
+    assert Tumbling(minutes(1), seconds=30) == Tumbling(seconds=90)
+    assert Sliding(hours(1)) == Sliding(difference=hours(1)) == Sliding(minutes=60)
+    assert Session(days(1)) == Session(gap=days(1)) == Session(hours=24)
+
+
+def test_what_was_written_is_what_is_read():
+    hopping = Hopping(size=minutes(5), advance=timedelta(minutes=1))
+    assert (hopping.size, hopping.advance) == (timedelta(minutes=5), timedelta(minutes=1))
+    assert replace(hopping, size=minutes(2)) == Hopping(size=minutes(2), advance=minutes(1))
+    assert replace(JoinWindow(after=minutes(5)), before=minutes(1)).after == timedelta(minutes=5)
+    assert [Tumbling(minutes(1)).end(60_000), hopping.end(60_000)] == [120_000, 360_000]
+
+
+@pytest.mark.parametrize(
+    "length", [0, 5, 5.0, True, None, "5", float("nan"), timedelta(seconds=-1), timedelta(microseconds=1)]
+)
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (Tumbling, "tumbling windows, size:"),
+        (Sliding, "sliding windows, difference:"),
+        (Session, "session windows, gap:"),
+        (lambda length: Hopping(size=length, advance=minutes(1)), "hopping windows, size:"),
+        (lambda length: Hopping(size=minutes(1), advance=length), "hopping windows, advance:"),
+        (lambda length: JoinWindow(before=length), "join windows, before:"),
+        (lambda length: JoinWindow(after=length), "join windows, after:"),
+    ],
+)
+def test_a_window_refuses_what_is_no_duration_with_advice(make, what, length):
+    with pytest.raises(TopologyError, match=what) as refused:
+        make(length)
+    if not isinstance(length, timedelta):
+        assert f"must be a duration, got {length!r}" in str(refused.value)
+        assert "minutes(5), or timedelta(minutes=5)" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -69,10 +80,22 @@ def test_durations_of_a_window_add_up():
         (Tumbling, "tumbling windows need at least 1 ms of size, got 0 ms"),
         (lambda: Tumbling(seconds=-1), "tumbling windows, size: .* got -1 seconds"),
         (lambda: Tumbling(minutes=1, seconds=0.0001), "got 0.0001 seconds"),
-        (lambda: Hopping(size=0, advance=1), "hopping windows need at least 1 ms of size"),
-        (lambda: Hopping(size=5, advance=0), "hopping windows need at least 1 ms of advance, got 0 ms"),
-        (lambda: Hopping(size=5, advance=-2), "hopping windows, advance: .* got -2"),
-        (lambda: Hopping(size=5, advance=6), "advance of at most their size of 5 ms, got 6 ms"),
+        (
+            lambda: Hopping(size=milliseconds(0), advance=milliseconds(1)),
+            "hopping windows need at least 1 ms of size",
+        ),
+        (
+            lambda: Hopping(size=milliseconds(5), advance=milliseconds(0)),
+            "hopping windows need at least 1 ms of advance, got 0 ms",
+        ),
+        (
+            lambda: Hopping(size=milliseconds(5), advance=timedelta(milliseconds=-2)),
+            "hopping windows, advance: .* got -2",
+        ),
+        (
+            lambda: Hopping(size=milliseconds(5), advance=milliseconds(6)),
+            "advance of at most their size of 5 ms, got 6 ms",
+        ),
         (Sliding, "sliding windows need at least 1 ms of difference"),
         (Session, "session windows need at least 1 ms of gap"),
     ],
@@ -84,7 +107,10 @@ def test_windows_that_cannot_be_say_why(make, message):
 
 def test_descriptions_stay_as_they_are():
     assert Tumbling(minutes=1).describe() == "tumbling 60000 ms"
-    assert Hopping(size=60_000, advance=7_000).describe() == "hopping 60000 ms every 7000 ms"
+    assert (
+        Hopping(size=milliseconds(60_000), advance=milliseconds(7_000)).describe()
+        == "hopping 60000 ms every 7000 ms"
+    )
     assert Sliding(seconds=10).describe() == "sliding 10000 ms"
     assert Session(minutes=30).describe() == "session 1800000 ms"
 

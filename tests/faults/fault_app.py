@@ -39,6 +39,7 @@ from streams import (
     total,
 )
 from streams.broker.kafka import KafkaProducer, producer
+from streams.durations import seconds
 from streams.events import get_logger
 from tests.faults.traffic import GRACE, GROUPS, WINDOW, Article, Brand, Order, Reading
 
@@ -123,7 +124,11 @@ if NEWER:
 readings = (
     app.stream(f"{PREFIX}-readings", key=Text(), value=Json(Reading))
     .map(check, on_error=dead_letter, name="check")
-    .map(need_retries, on_error=retry(20, backoff=0.02, longest_backoff=0.1), name="need-retries")
+    .map(
+        need_retries,
+        on_error=retry(20, backoff=seconds(0.02), longest_backoff=seconds(0.1)),
+        name="need-retries",
+    )
     .map(fail_at_times, name="fail-at-times")
 )
 if NEWER:
@@ -134,7 +139,7 @@ readings.process(RunningByKey, stores=[key_value_store("running", value=Json())]
     f"{PREFIX}-running"
 )
 readings.key_by(lambda reading: f"group {reading.amount % GROUPS}", name="group").process(
-    RunningByGroup, stores=[key_value_store("running-groups", value=Json())], name="by-group"
+    RunningByGroup, stores=[key_value_store("running-groups", value=Json())], store="by-group"
 ).to(f"{PREFIX}-running-groups")
 
 by_key = readings.group_by_key()
@@ -142,15 +147,15 @@ totals = by_key.aggregate(
     "totals", number=count(), sum=total("amount"), low=minimum("amount"), high=maximum("amount")
 )
 totals.to(f"{PREFIX}-totals")
-by_key.count("counts").group_by(lambda number: f"count {number}", value=Json(int), name="by-count").count(
+by_key.count("counts").group_by(lambda number: f"count {number}", value=Json(int), store="by-count").count(
     "keys-by-count"
 ).to(f"{PREFIX}-keys-by-count")
 windows = by_key.window(Tumbling(size=milliseconds(WINDOW)), grace=milliseconds(GRACE)).count("windows")
 windows.final().to(f"{PREFIX}-windows")
 windows.late().to(f"{PREFIX}-late", value=Json(Reading))
 
-articles = app.table(f"{PREFIX}-articles", key=Text(), value=Json(Article), name="articles")
-brands = app.table(f"{PREFIX}-brands", key=Text(), value=Json(Brand), name="brands")
+articles = app.table(f"{PREFIX}-articles", key=Text(), value=Json(Article), store="articles")
+brands = app.table(f"{PREFIX}-brands", key=Text(), value=Json(Brand), store="brands")
 
 
 class Branded(msgspec.Struct):
@@ -165,9 +170,9 @@ def with_brand(article: Article, brand: Brand) -> Branded:
     return Branded(article.version, article.brand, brand.version)
 
 
-articles.join_by(brands, lambda article: article.brand, with_brand, name="branded", result=Json(Branded)).to(
-    f"{PREFIX}-branded"
-)
+articles.join_foreign_key(
+    brands, lambda article: article.brand, with_brand, store="branded", result=Json(Branded)
+).to(f"{PREFIX}-branded")
 app.stream(f"{PREFIX}-orders", key=Text(), value=Json(Order)).join(
     articles, lambda order, article: {"number": order.number, "version": article.version}, name="enrich"
 ).to(f"{PREFIX}-enriched")

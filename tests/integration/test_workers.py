@@ -26,6 +26,9 @@ pytestmark = pytest.mark.kafka
 
 # Short enough that a killed worker's partitions move within a test.
 SESSION = {"group_protocol": "classic", "session_timeout": 6}
+TWO_SECONDS = (
+    "streams.retry({}, backoff=streams.seconds(2), longest_backoff=streams.seconds(2), then=streams.skip)"
+)
 
 
 def numbered(start: int, stop: int) -> list[str]:
@@ -120,7 +123,8 @@ def test_a_function_slower_in_sum_than_the_poll_deadline_is_not_evicted(copy):
 
 def test_retries_that_wait_longer_than_the_poll_deadline_keep_the_membership(copy):
     copy.environment["COPY_ON_ERROR"] = (
-        "streams.retry(4, backoff=1.5, longest_backoff=1.5, then=streams.skip)"
+        "streams.retry(4, backoff=streams.seconds(1.5), longest_backoff=streams.seconds(1.5), "
+        "then=streams.skip)"
     )
     copy.produce(["before", "poison", "after"])
     worker = copy.start(poll_deadline=2, group_protocol="consumer")
@@ -133,7 +137,7 @@ def test_retries_that_wait_longer_than_the_poll_deadline_keep_the_membership(cop
 
 
 def test_a_worker_stops_in_time_while_a_record_is_being_retried(copy):
-    copy.environment["COPY_ON_ERROR"] = "streams.retry(1000, backoff=30, then=streams.skip)"
+    copy.environment["COPY_ON_ERROR"] = "streams.retry(1000, backoff=streams.seconds(30), then=streams.skip)"
     copy.produce(["before", "poison"])
     worker = copy.start()
     copy.wait_for(lambda: worker.events("record retried"), 60, "retrying")
@@ -143,7 +147,7 @@ def test_a_worker_stops_in_time_while_a_record_is_being_retried(copy):
 
 
 def test_a_revocation_while_a_record_is_being_retried_neither_loses_nor_repeats(copy):
-    copy.environment["COPY_ON_ERROR"] = "streams.retry(1000, backoff=2, longest_backoff=2, then=streams.skip)"
+    copy.environment["COPY_ON_ERROR"] = TWO_SECONDS.format(1000)
     copy.produce(["poison", *numbered(0, 100)])
     first = copy.start(group_protocol="consumer")
     copy.wait_for(lambda: first.events("record retried"), 60, "retrying")
@@ -289,7 +293,7 @@ def test_a_pattern_reads_several_topics(copy, topic):
 
 
 def test_health_turns_bad_while_a_partition_with_lag_makes_no_progress(copy):
-    copy.environment["COPY_ON_ERROR"] = "streams.retry(5, backoff=2, longest_backoff=2, then=streams.skip)"
+    copy.environment["COPY_ON_ERROR"] = TWO_SECONDS.format(5)
     worker = copy.start(http_port=0, stall_timeout=1)
     copy.wait_for(lambda: worker.events("http listening"), 60, "listening")
     url = worker.events("http listening")[0]["url"]

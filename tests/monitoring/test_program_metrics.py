@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from streams import App, Batch, Bytes, ConfigurationError, Context, Json, Record, Text, skip
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
+from streams.durations import milliseconds
 from streams.monitoring.program_metrics import samples
 from streams.records import Output
 from streams.testing import TopologyDriver
@@ -185,7 +186,9 @@ def test_a_wrong_use_says_what_is_needed():
 class Talking:
     def open(self, context: Context) -> None:
         context.log.info("opened")
-        context.schedule(1000, lambda now: context.log.warning("ticked", now=now), on="wall_clock")
+        context.schedule(
+            milliseconds(1000), lambda now: context.log.warning("ticked", now=now), on="wall_clock"
+        )
 
     def process(self, record: Record[bytes, str], context: Context) -> None:
         context.log.info("processed", value=record.value)
@@ -205,7 +208,7 @@ def talking() -> App:
 def test_lines_of_the_program_name_app_step_task_and_partition():
     with capture_logs() as logs, TopologyDriver(talking(), partitions=4) as driver:
         driver.send("in", "a", key=b"k", partition=3)
-        driver.advance(1000)
+        driver.advance(milliseconds(1000))
     own = {"app": "talks", "task": "0_3"}
     assert logs == [
         own | {"event": "opened", "step": "talk", "log_level": "info"},

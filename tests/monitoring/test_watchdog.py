@@ -11,6 +11,7 @@ import pytest
 from streams import App, Bytes, Text, key_value_store, retry, skip
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
+from streams.durations import seconds
 from streams.errors import BrokerUnreachable, Stalled, TransactionAborted
 from streams.events import Event
 from streams.monitoring.watchdog import Watchdog
@@ -211,7 +212,9 @@ def test_a_record_that_is_retried_for_ever_is_a_stall_with_its_error():
         raise ValueError("the service is down")
 
     seen: list[tuple[Stall, ...]] = []
-    site = Site(copying(work, on_error=retry(40, backoff=3.0, longest_backoff=3.0, then=skip)))
+    site = Site(
+        copying(work, on_error=retry(40, backoff=seconds(3.0), longest_backoff=seconds(3.0), then=skip))
+    )
     site.pass_time(5)
     site.send("poison")
     site.pass_time(5)
@@ -264,7 +267,7 @@ def test_a_consumer_that_knows_of_no_end_is_found_out_by_asking_the_broker():
 
 def test_records_that_wait_for_those_of_another_input_say_so():
     app = App("join", stall_timeout=TIMEOUT, poll_deadline=1e9)
-    prices = app.table("other", key=Bytes(), value=Bytes(), name="prices")
+    prices = app.table("other", key=Bytes(), value=Bytes(), store="prices")
     app.stream("in", value=Bytes()).left_join(prices, lambda left, right: left).to("out", value=Bytes())
     site = Site(app)
     site.pass_time(5)

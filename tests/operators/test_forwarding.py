@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from streams import App, Json, Record, Text, Tumbling, dead_letter, key_value_store
+from streams.durations import milliseconds
 from streams.errors import TopologyError
 from streams.operators.snapshot import snapshot
 from streams.testing import TopologyDriver
@@ -232,7 +233,7 @@ class Keeping:
 @pytest.mark.parametrize("restarts", [False, True])
 def test_a_store_is_changed_by_what_is_put_and_by_nothing_else(ttl, restarts):
     app = App("kept", dead_letter_limit=1.0)
-    store = key_value_store("kept", ttl=ttl)
+    store = key_value_store("kept", ttl=milliseconds(ttl))
     stream = app.stream("in", key=Text(), value=Json())
     stream.process(Keeping, stores=[store], on_error=dead_letter).to("out", value=Json())
     driver = TopologyDriver(app)
@@ -366,7 +367,7 @@ def test_a_record_that_a_timer_forwards_later_is_still_the_input_s(on):
         def open(self, context: Context) -> None:
             self.kept: list[Record[Any, Any]] = []
             self.context = context
-            context.schedule(100, self.flush, on=on)
+            context.schedule(milliseconds(100), self.flush, on=on)
 
         def process(self, record: Record[Any, Any], context: Context) -> None:
             self.kept.append(record)
@@ -383,7 +384,7 @@ def test_a_record_that_a_timer_forwards_later_is_still_the_input_s(on):
     driver = TopologyDriver(app)
     driver.send_all("in", [Record(f"k{n}", n, n) for n in range(4)])
     driver.send("in", 4, key="k4", timestamp=250)
-    driver.advance(150)
+    driver.advance(milliseconds(150))
     letters = [dict(letter.headers or []) for letter in driver.dead_letters()]
     found = [(letter["__streams.errors.topic"], letter["__streams.errors.offset"]) for letter in letters]
     assert found == [(b"in", b"1"), (b"in", b"3"), (b"process-Buffering", b"-1")]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, strategies as st
 
+from streams.durations import seconds
 from streams.errors import ProcessingError
 from streams.operators.guard import PIECE_SECONDS, Guard, Interrupted
 from streams.policy import fail, retry, skip
@@ -96,7 +97,7 @@ def test_a_record_that_succeeds_on_a_retry_keeps_its_place(failures, tries):
 
     notes = Notes()
     column = list(range(len(failures)))
-    policy = retry(tries, backoff=1.0, then=skip)
+    policy = retry(tries, backoff=seconds(1.0), then=skip)
     results, _ = Guard("step", policy, notes, notes.failed, "step").each(
         lambda part: map(work, part), column, batch_of(column)
     )

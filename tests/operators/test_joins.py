@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import pytest
@@ -23,6 +24,7 @@ from streams import (
 )
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
+from streams.durations import milliseconds
 from streams.errors import TopicError
 from streams.runtime.topics import prepare_topics
 from streams.testing import TopologyDriver
@@ -151,7 +153,7 @@ def test_a_rekeyed_stream_is_joined_through_a_repartition_topic_of_a_name():
     clicks = stream_of(app, "clicks").key_by(lambda value: value["user"])
     with pytest.raises(TopologyError, match="needs a name"):
         clicks.join(table, pair)
-    clicks.join(table, pair, name="clicked").to("out")
+    clicks.join(table, pair, store="clicked").to("out")
     assert set(app.topology.repartitions) == {"shop-clicked-repartition"}
     driver = TopologyDriver(app, partitions=3)
     for user in KEYS:
@@ -164,8 +166,8 @@ def test_a_repartitioned_stream_must_say_how_values_are_written():
     app = App("shop")
     mapped = app.stream("s", key=Text(), value=Text()).map(lambda value: value).key_by(str)
     with pytest.raises(TopologyError, match="type of their values is not known"):
-        mapped.join(table_of(app, "t"), pair, name="j")
-    mapped.join(table_of(app, "u"), pair, name="k", value=Json()).to("out")
+        mapped.join(table_of(app, "t"), pair, store="j")
+    mapped.join(table_of(app, "u"), pair, store="k", value=Json()).to("out")
 
 
 def test_keys_written_differently_are_never_joined():
@@ -180,17 +182,19 @@ def test_a_table_is_joined_without_a_window_and_a_stream_with_one():
     app = App("shop")
     stream, table = stream_of(app, "s"), table_of(app, "t")
     with pytest.raises(TopologyError, match="joins a table without a window"):
-        stream.join(table, pair, within=5)  # type: ignore[call-overload]  # what is to be refused
+        stream.join(table, pair, within=milliseconds(5))  # type: ignore[call-overload]  # what is to be refused
     with pytest.raises(TopologyError, match="how far apart"):
-        stream.join(stream, pair, name="j")
+        stream.join(stream, pair, store="j")
     with pytest.raises(TopologyError, match="how far apart"):
-        stream.join(stream, pair, name="j", within=5, window=JoinWindow(before=3))
+        stream.join(
+            stream, pair, store="j", within=milliseconds(5), window=JoinWindow(before=milliseconds(3))
+        )
     with pytest.raises(TopologyError, match="need a name"):
-        stream.join(stream, pair, within=5)
+        stream.join(stream, pair, within=milliseconds(5))
     with pytest.raises(TopologyError, match="grace must be 0 ms or more"):
-        stream.join(stream, pair, name="j", within=5, grace=-1)
+        stream.join(stream, pair, store="j", within=milliseconds(5), grace=timedelta(milliseconds=-1))
     with pytest.raises(TopologyError, match="join windows, after"):
-        JoinWindow(after=-1)
+        JoinWindow(after=timedelta(milliseconds=-1))
 
 
 @pytest.mark.parametrize("joining", ["table", "stream", "tables", "global"])
@@ -199,7 +203,7 @@ def test_topics_joined_must_have_equally_many_partitions(joining):
     if joining == "table":
         stream_of(app, "one").join(table_of(app, "two"), pair).to("out")
     elif joining == "stream":
-        stream_of(app, "one").join(stream_of(app, "two"), pair, within=1, name="j").to("out")
+        stream_of(app, "one").join(stream_of(app, "two"), pair, within=milliseconds(1), store="j").to("out")
     elif joining == "tables":
         table_of(app, "one").join(table_of(app, "two"), pair).to("out")
     else:
@@ -227,7 +231,7 @@ def test_topics_joined_must_have_equally_many_partitions(joining):
 def test_a_repartitioned_stream_gets_as_many_partitions_as_the_table():
     app = App("shop")
     rekeyed = stream_of(app, "one").key_by(str)
-    rekeyed.join(table_of(app, "two"), pair, name="j").to("out")
+    rekeyed.join(table_of(app, "two"), pair, store="j").to("out")
     broker = MemoryBroker()
     admin = broker.admin()
     admin.create_topics([NewTopic(name="one", partitions=2), NewTopic(name="two", partitions=3)])
@@ -379,9 +383,9 @@ def join_streams(
     result: Stream[Any, Any] = join(
         right,
         pair,
-        window=JoinWindow(before=window.before, after=window.after),
-        grace=window.grace,
-        name="joined",
+        window=JoinWindow(before=milliseconds(window.before), after=milliseconds(window.after)),
+        grace=milliseconds(window.grace),
+        store="joined",
     )
     return result
 
@@ -446,9 +450,9 @@ def test_branches_of_one_topic_are_joined_alike_however_it_is_cut_into_batches(
     joined = join(
         right,
         pair,
-        window=JoinWindow(before=window.before, after=window.after),
-        grace=window.grace,
-        name="joined",
+        window=JoinWindow(before=milliseconds(window.before), after=milliseconds(window.after)),
+        grace=milliseconds(window.grace),
+        store="joined",
         value=Json(),
         other_value=Json(),
     )
@@ -467,7 +471,7 @@ def test_branches_of_one_topic_are_joined_alike_however_it_is_cut_into_batches(
 def test_each_record_of_a_stream_joined_with_itself_meets_itself_once():
     app = App("shop")
     stream = stream_of(app, "s")
-    stream.join(stream, pair, within=5, name="j").to("out")
+    stream.join(stream, pair, within=milliseconds(5), store="j").to("out")
     driver = TopologyDriver(app)
     driver.send_all("s", [Record("a", 1, 0), Record("a", 2, 3), Record("a", 3, 9)])
     assert sorted(driver.values("out")) == [[1, 1], [1, 2], [2, 1], [2, 2], [3, 3]]
@@ -484,9 +488,15 @@ def test_a_stream_is_joined_with_a_part_of_it_at_other_times(timed_first):
 
     first = timed() if timed_first else None
     plain = stream.map(lambda value: value)
-    plain.join(first or timed(), pair, within=1, grace=1_000, name="j", value=Json(), other_value=Json()).to(
-        "out"
-    )
+    plain.join(
+        first or timed(),
+        pair,
+        within=milliseconds(1),
+        grace=milliseconds(1_000),
+        store="j",
+        value=Json(),
+        other_value=Json(),
+    ).to("out")
     driver = TopologyDriver(app)
     driver.send_all("s", [Record("a", number, number) for number in range(60)])
     assert sorted(driver.values("out")) == [
@@ -500,7 +510,7 @@ def test_a_stream_is_joined_with_a_part_of_it_at_other_times(timed_first):
 def test_what_met_nobody_comes_out_once_the_time_for_it_is_over():
     app = App("shop")
     left, right = stream_of(app, "left"), stream_of(app, "right")
-    left.left_join(right, pair, within=10, grace=5, name="j").to("out")
+    left.left_join(right, pair, within=milliseconds(10), grace=milliseconds(5), store="j").to("out")
     driver = TopologyDriver(app)
     driver.send("left", 1, key="a", timestamp=100)
     driver.send("left", 2, key="a", timestamp=115)
@@ -524,7 +534,7 @@ def test_what_met_nobody_comes_out_once_the_time_for_it_is_over():
 def test_records_without_a_key_go_on_alone_where_the_join_takes_those():
     app = App("shop")
     left, right = stream_of(app, "left"), stream_of(app, "right")
-    left.left_join(right, pair, within=10, name="j").to("out")
+    left.left_join(right, pair, within=milliseconds(10), store="j").to("out")
     driver = TopologyDriver(app)
     driver.send("left", 1, timestamp=0)
     driver.send("right", 2, timestamp=0)
@@ -537,7 +547,7 @@ def test_rekeyed_streams_are_joined_through_repartition_topics():
     app = App("shop")
     left = stream_of(app, "left").key_by(lambda value: value["id"])
     right = stream_of(app, "right").key_by(lambda value: value["for"])
-    left.join(right, pair, window=JoinWindow(after=10), name="paid").to("out")
+    left.join(right, pair, window=JoinWindow(after=milliseconds(10)), store="paid").to("out")
     assert set(app.topology.repartitions) == {"shop-paid-left-repartition", "shop-paid-right-repartition"}
     driver = TopologyDriver(app, partitions=3)
     for number in range(6):
@@ -549,7 +559,7 @@ def test_rekeyed_streams_are_joined_through_repartition_topics():
 def test_a_value_that_cannot_be_kept_meets_the_policy_at_its_record():
     app = App("shop")
     left = stream_of(app, "left").map(lambda value: object() if value == 1 else value)
-    left.join(stream_of(app, "right"), pair, within=5, name="j", value=Json()).to("out")
+    left.join(stream_of(app, "right"), pair, within=milliseconds(5), store="j", value=Json()).to("out")
     driver = TopologyDriver(app)
     driver.send_all("left", [Record("a", 1, 0), Record("a", 2, 0)])
     driver.send("right", 3, key="a", timestamp=0)
@@ -560,19 +570,21 @@ def test_a_value_that_cannot_be_kept_meets_the_policy_at_its_record():
 def test_what_waits_goes_on_when_nothing_comes_for_long():
     app = App("shop")
     left, right = stream_of(app, "left"), stream_of(app, "right")
-    left.left_join(right, pair, within=10, close_idle_after=1_000, name="j").to("out")
+    left.left_join(right, pair, within=milliseconds(10), close_idle_after=milliseconds(1_000), store="j").to(
+        "out"
+    )
     driver = TopologyDriver(app)
     driver.send("left", 1, key="a", timestamp=100)
-    driver.advance(500)
+    driver.advance(milliseconds(500))
     assert read(driver) == []
-    driver.advance(5_000)
+    driver.advance(milliseconds(5_000))
     assert read(driver) == [Joined("a", [1, None], 100)]
 
 
 def test_windows_behind_a_join_go_by_the_joined_records_times():
     app = App("shop")
     left, right = stream_of(app, "left"), stream_of(app, "right")
-    joined = left.join(right, lambda one, two: one + two, within=10, name="j")
+    joined = left.join(right, lambda one, two: one + two, within=milliseconds(10), store="j")
     joined.to_table("kept", value=Json()).to("out")
     driver = TopologyDriver(app)
     driver.send("left", 1, key="a", timestamp=5)
@@ -607,11 +619,11 @@ foreign = st.lists(
 @settings(max_examples=200)
 def test_a_join_by_foreign_key_is_the_relational_one(found, cut, left, partitions):
     app = App("shop")
-    joined = table_of(app, "orders").join_by(
+    joined = table_of(app, "orders").join_foreign_key(
         table_of(app, "customers"),
         lambda order: order["customer"],
         lambda order, customer: [order["amount"], customer],
-        name="priced",
+        store="priced",
         left=left,
         result=Json(),
     )
@@ -644,8 +656,8 @@ def test_a_join_by_foreign_key_is_the_relational_one(found, cut, left, partition
 
 def test_a_change_of_the_other_table_reaches_all_that_refer_to_it():
     app = App("shop")
-    table_of(app, "orders").join_by(
-        table_of(app, "customers"), lambda order: order["of"], pair, name="priced", result=Json()
+    table_of(app, "orders").join_foreign_key(
+        table_of(app, "customers"), lambda order: order["of"], pair, store="priced", result=Json()
     ).to("out")
     driver = TopologyDriver(app, partitions=4)
     for number in range(10):
@@ -665,8 +677,8 @@ def test_a_change_of_the_other_table_reaches_all_that_refer_to_it():
 
 def test_an_answer_to_an_earlier_value_is_dropped():
     app = App("shop")
-    table_of(app, "orders").join_by(
-        table_of(app, "customers"), lambda order: order["of"], pair, name="priced", result=Json()
+    table_of(app, "orders").join_foreign_key(
+        table_of(app, "customers"), lambda order: order["of"], pair, store="priced", result=Json()
     ).to("out")
     driver = TopologyDriver(app)
     driver.send("customers", 1, key="x")
@@ -678,8 +690,8 @@ def test_an_answer_to_an_earlier_value_is_dropped():
 
 def test_a_foreign_key_that_cannot_be_found_meets_the_policy_and_counts_as_deleted():
     app = App("shop")
-    table_of(app, "orders").join_by(
-        table_of(app, "customers"), lambda order: order["of"], pair, name="priced", result=Json(), left=True
+    table_of(app, "orders").join_foreign_key(
+        table_of(app, "customers"), lambda order: order["of"], pair, store="priced", result=Json(), left=True
     ).to("out")
     driver = TopologyDriver(app)
     driver.send("orders", {"of": "x"}, key="1")
@@ -692,11 +704,11 @@ def test_a_join_by_foreign_key_must_know_how_values_are_written():
     app = App("shop")
     plain, mapped = table_of(app, "t"), table_of(app, "u").map(lambda value: value)
     with pytest.raises(TopologyError, match="'j' keeps results"):
-        plain.join_by(plain, str, pair, name="j")
+        plain.join_foreign_key(plain, str, pair, store="j")
     with pytest.raises(TopologyError, match="'j' compares values"):
-        mapped.join_by(plain, str, pair, name="j", result=Json())
+        mapped.join_foreign_key(plain, str, pair, store="j", result=Json())
     with pytest.raises(TopologyError, match="'j' sends values of the other table"):
-        plain.join_by(mapped, str, pair, name="j", result=Json())
+        plain.join_foreign_key(mapped, str, pair, store="j", result=Json())
 
 
 # --- global tables
@@ -759,14 +771,14 @@ def test_a_global_table_outlives_a_restart_with_a_changed_app():
 def test_a_global_table_has_a_name_of_its_own():
     app = App("shop")
     app.table("t", key=Text()).to("out")
-    app.global_table("g", key=Text(), name="t")
+    app.global_table("g", key=Text(), store="t")
     with pytest.raises(TopologyError, match="'t' cannot name a global table"):
         _ = app.topology
 
 
 def test_a_description_names_the_global_tables():
     app = App("shop")
-    table = app.global_table("g", key=Text(), value=Json(), name="prices")
+    table = app.global_table("g", key=Text(), value=Json(), store="prices")
     stream_of(app, "s").join_global(table, str, pair).to("out")
     assert "Global table prices: g (key Text, value Json)" in app.topology.describe()
     assert '"global_tables"' in app.topology.describe("json")

@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from streams import App, JoinWindow, Json, Session, Sliding, Text, Tumbling, key_value_store
 from streams.aggregates import custom
+from streams.durations import milliseconds
 from streams.errors import TopologyError
 from streams.policy import dead_letter, skip
 from streams.records import Record
@@ -66,18 +67,18 @@ def reduce(stream: Stream[Any, Any], key: Serde[Any]) -> Stream[Any, Any]:
 
 
 def windows(stream: Stream[Any, Any], key: Serde[Any]) -> Stream[Any, Any]:
-    counted = stream.group_by_key().window(Tumbling(size=10)).count("by")
+    counted = stream.group_by_key().window(Tumbling(size=milliseconds(10))).count("by")
     both = counted.updates().merge(counted.final())
     return both.map(lambda window: [window.start, window.value]).merge(counted.late())
 
 
 def sessions(stream: Stream[Any, Any], key: Serde[Any]) -> Stream[Any, Any]:
-    counted = stream.group_by_key().window(Session(gap=5)).count("by")
+    counted = stream.group_by_key().window(Session(gap=milliseconds(5))).count("by")
     return counted.final().map(lambda window: [window.start, window.end, window.value]).merge(counted.late())
 
 
 def sliding(stream: Stream[Any, Any], key: Serde[Any]) -> Stream[Any, Any]:
-    counted = stream.group_by_key().window(Sliding(difference=5)).count("by")
+    counted = stream.group_by_key().window(Sliding(difference=milliseconds(5))).count("by")
     return counted.updates().map(lambda window: [window.start, window.value]).merge(counted.late())
 
 
@@ -85,7 +86,7 @@ def record_wise(stream: Stream[Any, Any], key: Serde[Any]) -> Stream[Any, Any]:
     counting: Aggregate[int, int] = custom(int, lambda total, value: total + value, name="sum")
     return (
         stream.group_by_key()
-        .window(Tumbling(size=10))
+        .window(Tumbling(size=milliseconds(10)))
         .aggregate("by", counting)
         .updates()
         .map(lambda it: it.value)
@@ -114,8 +115,8 @@ def stream_table_join(stream: Stream[Any, Any], key: Serde[Any]) -> Stream[Any, 
 
 def stream_join(stream: Stream[Any, Any], key: Serde[Any]) -> Stream[Any, Any]:
     other = stream.filter(lambda value: value % 2)
-    window = JoinWindow(before=5, after=5)
-    return stream.join(other, lambda one, two: [one, two], window=window, grace=100, name="by")
+    window = JoinWindow(before=milliseconds(5), after=milliseconds(5))
+    return stream.join(other, lambda one, two: [one, two], window=window, grace=milliseconds(100), store="by")
 
 
 def process(stream: Stream[Any, Any], key: Serde[Any]) -> Stream[Any, Any]:
@@ -123,7 +124,7 @@ def process(stream: Stream[Any, Any], key: Serde[Any]) -> Stream[Any, Any]:
 
 
 def process_expiring(stream: Stream[Any, Any], key: Serde[Any]) -> Stream[Any, Any]:
-    return stream.process(Counting, stores=[key_value_store("counted", key=key, ttl=9)])
+    return stream.process(Counting, stores=[key_value_store("counted", key=key, ttl=milliseconds(9))])
 
 
 TOPOLOGIES = [
@@ -186,7 +187,7 @@ hits = st.lists(st.tuples(st.sampled_from(["/", "/a"]), st.sampled_from([200, 40
 @given(values=hits, size=st.integers(1, 5), restart=st.booleans())
 def test_grouping_by_a_tuple_counts_across_batches_and_restarts(key, values, size, restart):
     app = App("keys")
-    grouped = app.stream("in", value=Json()).group_by(lambda hit: (hit[0], hit[1]), key=key, name="by")
+    grouped = app.stream("in", value=Json()).group_by(lambda hit: (hit[0], hit[1]), key=key, store="by")
     grouped.count("counts").to("out")
     batches = [values[at : at + size] for at in range(0, len(values), size)]
     last = {repr(list(name)): number for name, number in counted(app, *batches, restart=restart)}
@@ -223,7 +224,7 @@ class Place(msgspec.Struct):
 )
 def test_keys_of_any_type_are_grouped_by_what_is_written(key, values):
     app = App("keys")
-    stream = app.stream("in", value=Json(int)).group_by(lambda at: values[at], key=key, name="by")
+    stream = app.stream("in", value=Json(int)).group_by(lambda at: values[at], key=key, store="by")
     stream.count("counts").to("out")
     driver = TopologyDriver(app)
     # As they are written once they were read.
@@ -245,7 +246,7 @@ def test_a_number_for_a_key_says_how_to_write_it_and_names_the_step(made_by):
     app = App("keys")
     stream: Stream[Any, Any] = app.stream("in", value=Json())
     if made_by == "group_by":
-        stream.group_by(lambda user: user["id"], name="by").count("counts").to("out")
+        stream.group_by(lambda user: user["id"], store="by").count("counts").to("out")
     elif made_by == "key_by":
         stream.key_by(lambda user: user["id"]).to("out")
     else:
@@ -264,7 +265,7 @@ def test_a_number_for_a_key_says_how_to_write_it_and_names_the_step(made_by):
 )
 def test_the_type_to_write_is_that_of_the_key(key, says):
     app = App("keys")
-    app.stream("in", value=Json()).group_by(lambda _: key, name="by").count("counts").to("out")
+    app.stream("in", value=Json()).group_by(lambda _: key, store="by").count("counts").to("out")
     with pytest.raises(TopologyError, match="key=") as raised:
         TopologyDriver(app).send("in", 1)
     assert says in str(raised.value)
@@ -272,7 +273,7 @@ def test_the_type_to_write_is_that_of_the_key(key, says):
 
 def test_one_record_of_another_type_among_text_is_a_dead_letter():
     app = App("keys")
-    stream = app.stream("in", value=Json()).group_by(lambda user: user["id"], name="by")
+    stream = app.stream("in", value=Json()).group_by(lambda user: user["id"], store="by")
     stream.count("counts").to("out")
     driver = TopologyDriver(app)
     driver.send("in", {"id": "a"})
@@ -286,7 +287,7 @@ def test_one_record_of_another_type_among_text_is_a_dead_letter():
 
 def test_where_keys_are_said_to_be_text_a_number_is_a_dead_letter_from_the_first_on():
     app = App("keys")
-    stream = app.stream("in", value=Json()).group_by(lambda user: user, key=Text(), name="by")
+    stream = app.stream("in", value=Json()).group_by(lambda user: user, key=Text(), store="by")
     stream.count("counts").to("out")
     driver = TopologyDriver(app)
     driver.send("in", 7)
@@ -310,7 +311,7 @@ def test_a_key_that_could_not_be_read_back_meets_the_policy_of_the_grouping(key,
     app = App("keys")
     for policy, topic in ((dead_letter, "a"), (skip, "b")):
         grouped = app.stream(topic, value=Json()).group_by(
-            lambda _: bad, key=key, name=topic, on_error=policy
+            lambda _: bad, key=key, store=topic, on_error=policy
         )
         grouped.count(f"counts-{topic}").to("out")
     driver = TopologyDriver(app)
@@ -351,9 +352,9 @@ def test_a_global_table_tells_keys_apart_by_their_bytes():
 def test_a_foreign_key_that_changes_only_on_the_wire_changes_its_subscription():
     app = App("keys")
     left, right = app.table("left", key=Text(), value=Json()), app.table("right", key=Json(), value=Json())
-    left.join_by(right, lambda value: value["at"], lambda value, other: other, name="both", result=Json()).to(
-        "out"
-    )
+    left.join_foreign_key(
+        right, lambda value: value["at"], lambda value, other: other, store="both", result=Json()
+    ).to("out")
     driver = TopologyDriver(app)
     for key, name in ((1, "one"), (1.0, "float"), (True, "yes")):
         driver.send("right", name, key=key)

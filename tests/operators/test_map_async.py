@@ -24,6 +24,7 @@ from streams import (
     retry,
     skip,
 )
+from streams.durations import seconds
 from streams.testing import TopologyDriver
 
 if TYPE_CHECKING:
@@ -162,7 +163,9 @@ def test_results_and_failures_are_those_of_one_call_after_another(fates, concurr
 def test_a_call_that_takes_too_long_is_cancelled_and_fails_alone():
     flight = Flight()
     driver = driver_of(
-        lambda value: flight.take(value, 60 if value == 3 else 0.0), timeout=0.5, on_error=dead_letter
+        lambda value: flight.take(value, 60 if value == 3 else 0.0),
+        timeout=seconds(0.5),
+        on_error=dead_letter,
     )
     begun = time.monotonic()
     send(driver, list(range(10)))
@@ -186,7 +189,7 @@ def test_a_call_that_ignores_its_cancellation_is_left_behind():
                 continue
         return value
 
-    driver = driver_of(stubborn, timeout=0.5, on_error=skip)
+    driver = driver_of(stubborn, timeout=seconds(0.5), on_error=skip)
     send(driver, [0, 1, 2])
     released.set()
     assert driver.values("out") == [0, 2]
@@ -202,7 +205,7 @@ def test_failures_are_tried_again_together_after_one_wait():
             raise ConnectionError("not yet")
         return value
 
-    driver = driver_of(call, on_error=retry(2, backoff=1.0, then=dead_letter))
+    driver = driver_of(call, on_error=retry(2, backoff=seconds(1.0), then=dead_letter))
     send(driver, list(range(8)))
     assert driver.values("out") == [0, 1, 2, 4, 5, 6]
     assert [letter.value for letter in driver.dead_letters()] == [b"3", b"7"]
@@ -220,7 +223,7 @@ def test_records_of_a_key_wait_for_one_that_is_tried_again():
             raise ConnectionError("not yet")
         return value
 
-    driver = driver_of(call, on_error=retry(5, backoff=0.1))
+    driver = driver_of(call, on_error=retry(5, backoff=seconds(0.1)))
     send(driver, [0, 1, 2, 3], key=lambda value: "one" if value else "other")
     assert begun == [0, 1, 1, 1, 2, 3]
     assert driver.values("out") == [0, 1, 2, 3]
@@ -334,7 +337,7 @@ def test_what_is_no_awaitable_and_what_gives_one_are_failures_of_their_records()
 
 
 @pytest.mark.parametrize(
-    "options", [{"concurrency": 0}, {"concurrency": -1}, {"timeout": 0}, {"timeout": -1.0}]
+    "options", [{"concurrency": 0}, {"concurrency": -1}, {"timeout": seconds(0)}, {"timeout": -seconds(1.0)}]
 )
 def test_bounds_that_make_no_sense_are_refused(options):
     async def call(value: int) -> int:

@@ -22,10 +22,10 @@ from streams import (
     custom,
     dead_letter,
     fail,
-    minutes,
     seconds,
     total,
 )
+from streams.durations import milliseconds
 from streams.testing import TopologyDriver
 
 
@@ -46,7 +46,7 @@ def order(user: str, **more: Any) -> dict[str, Any]:
 
 
 def by_user(stream: Any, **options: Any) -> Any:
-    return stream.group_by(lambda value: value["user"], name="by-user", value=Json(), **options)
+    return stream.group_by(lambda value: value["user"], store="by-user", value=Json(), **options)
 
 
 class Letter:
@@ -226,7 +226,7 @@ def test_an_error_about_a_result_names_its_last_record_too():
 def test_a_table_that_is_grouped_passes_the_origin_on():
     app = new_app()
     table = orders(app).to_table("latest", value=Json())
-    counts = table.group_by(lambda value: value["user"], value=Json(), name="by-user").count("n")
+    counts = table.group_by(lambda value: value["user"], value=Json(), store="by-user").count("n")
     counts.to_stream().map(boom, on_error=dead_letter).to("out")
     driver = TopologyDriver(app)
     driver.send("orders", order("ann"), key="k1")
@@ -265,8 +265,8 @@ def test_the_result_of_a_window_names_the_last_record_in_it(window, record_wise,
     driver = TopologyDriver(app)
     sent = [("ann", 1), ("bob", 2), ("ann", 3), ("ann", 31), ("bob", 33), ("ann", 70)]
     for user, time in sent:
-        driver.send("orders", order(user, amount=1), key="k", timestamp=seconds(time))
-    driver.send("orders", order("end", amount=1), key="k", timestamp=minutes(10))
+        driver.send("orders", order(user, amount=1), key="k", timestamp=1000 * time)
+    driver.send("orders", order("end", amount=1), key="k", timestamp=600_000)
     checked = 0
     for letter in letters(driver):
         result = json.loads(letter.value)
@@ -275,7 +275,7 @@ def test_the_result_of_a_window_names_the_last_record_in_it(window, record_wise,
         inside = [
             at
             for at, (user, time) in enumerate(sent)
-            if user == result["key"] and result["start"] <= seconds(time) <= result["end"]
+            if user == result["key"] and result["start"] <= 1000 * time <= result["end"]
         ]
         if taken == "final":
             assert letter.place == ("orders", 0, inside[-1])
@@ -292,9 +292,9 @@ def test_a_sliding_window_names_a_record_in_it():
     results.final().filter(boom, on_error=dead_letter).to("out")
     driver = TopologyDriver(app)
     for time in (1, 2, 60):
-        driver.send("orders", order("x"), key="k", timestamp=seconds(time))
+        driver.send("orders", order("x"), key="k", timestamp=1000 * time)
     found = [(json.loads(letter.value)["end"], letter.place[2]) for letter in letters(driver)]
-    assert (seconds(2), 1) in found
+    assert (2_000, 1) in found
     assert all(offset in {0, 1} for _, offset in found)
 
 
@@ -306,7 +306,7 @@ def test_a_window_whose_records_are_forgotten_names_the_one_that_closed_it():
     driver = TopologyDriver(app)
     driver.send("orders", order("x"), key="k", timestamp=0)
     driver.restart()
-    driver.send("orders", order("x"), key="other", timestamp=seconds(20))
+    driver.send("orders", order("x"), key="other", timestamp=1000 * 20)
     (letter,) = letters(driver)
     assert letter.place == ("orders", 0, 1)
     assert letter.about["payload"] == "a result of step 'w', made at orders-0 offset 1"
@@ -319,7 +319,7 @@ def test_a_window_that_closes_as_nothing_comes_says_so():
     driver = TopologyDriver(app)
     driver.send("orders", order("x"), key="k", timestamp=0)
     driver.restart()
-    driver.send("orders", order("x"), key="k", timestamp=seconds(10))
+    driver.send("orders", order("x"), key="k", timestamp=1000 * 10)
     driver.dead_letters()
     driver.advance(seconds(60))
     (letter,) = letters(driver)
@@ -330,7 +330,7 @@ def test_a_window_that_closes_as_nothing_comes_says_so():
 def test_what_a_timer_makes_has_no_input_record_and_says_which_step_made_it(on):
     class Ticking:
         def open(self, context):
-            context.schedule(1000, lambda now: context.forward(Record("tick", now, now)), on=on)
+            context.schedule(milliseconds(1000), lambda now: context.forward(Record("tick", now, now)), on=on)
 
         def process(self, record, context): ...
 
@@ -340,7 +340,7 @@ def test_what_a_timer_makes_has_no_input_record_and_says_which_step_made_it(on):
         driver = TopologyDriver(app)
         driver.send("orders", order("x"), key="k", timestamp=500)
         driver.send("orders", order("x"), key="k", timestamp=1500)
-        driver.advance(1000)
+        driver.advance(milliseconds(1000))
         return driver
 
     (letter,) = letters(run(dead_letter))
@@ -375,7 +375,12 @@ def test_a_join_of_streams_names_the_later_record():
     left = orders(app).key_by(lambda value: value["item"])
     right = app.stream("payments", key=Text(), value=Json()).key_by(lambda value: value["item"])
     left.join(
-        right, lambda one, other: boom(one), within=5, name="paid", value=Json(), other_value=Json()
+        right,
+        lambda one, other: boom(one),
+        within=milliseconds(5),
+        store="paid",
+        value=Json(),
+        other_value=Json(),
     ).to("out")
     driver = TopologyDriver(app)
     driver.send("orders", order("x", item="pen"), key="k", timestamp=1)
@@ -390,8 +395,8 @@ def test_a_record_that_finds_no_partner_is_named_itself():
     left.left_join(
         app.stream("payments", key=Text(), value=Json()),
         lambda one, other: boom(one),
-        within=5,
-        name="paid",
+        within=milliseconds(5),
+        store="paid",
         value=Json(),
         other_value=Json(),
     ).to("out")
@@ -414,8 +419,8 @@ def test_a_join_by_foreign_key_names_the_record_that_changed(side):
     app = new_app()
     items = app.table("items", key=Text(), value=Json())
     table = orders(app).to_table("open", value=Json())
-    table.join_by(
-        items, lambda value: value["item"], lambda value, item: boom(value), name="f", result=Json()
+    table.join_foreign_key(
+        items, lambda value: value["item"], lambda value, item: boom(value), store="f", result=Json()
     ).to("out")
     driver = TopologyDriver(app, partitions=2)
     if side == "left":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from streams import App, Json, Record, Text, Tumbling, dead_letter, fail, key_value_store, retry, skip
+from streams.durations import milliseconds, seconds
 from streams.errors import OutcomeUnknown, ProcessingError, TopologyError, TransactionAborted
 from streams.records import Output
 from streams.testing import TopologyDriver
@@ -111,7 +113,7 @@ def test_each_attempt_of_a_retry_begins_with_what_was_there_before():
             if record.value == "hard" and len(seen) < 5:
                 raise ConnectionError
 
-    driver = TopologyDriver(counting(Failing, retry(9, backoff=1)))
+    driver = TopologyDriver(counting(Failing, retry(9, backoff=seconds(1))))
     driver.send_all("in", records("x", "hard", "x"))
     assert seen == [None, 1, 1, 1, 1, 2]
     assert driver.values("out") == ["k1", "k2", "k3"]
@@ -189,7 +191,7 @@ class Reporter:
     """Counts records, and says how many there were whenever it is called."""
 
     on: Any = "stream_time"
-    every = 1_000
+    every = timedelta(seconds=1)
 
     def open(self, context: Context) -> None:
         self.counts = context.store("counts")
@@ -239,11 +241,11 @@ def test_a_schedule_that_is_cancelled_calls_no_more():
 def test_the_wall_clock_calls_whether_or_not_records_come():
     driver = TopologyDriver(counting(WallReporter))
     driver.send("in", "x", key="k")
-    driver.advance(999)
+    driver.advance(milliseconds(999))
     assert driver.values("out") == []
-    driver.advance(1)
-    driver.advance(500)
-    driver.advance(4_000)
+    driver.advance(milliseconds(1))
+    driver.advance(milliseconds(500))
+    driver.advance(milliseconds(4_000))
     assert driver.values("out") == ["1000:1", "5500:0"]
     assert driver.store("counts") == {"all": 0}
 
@@ -258,7 +260,7 @@ def test_what_is_scheduled_and_fails_stops_the_worker_and_says_which_step():
     with pytest.raises(
         ProcessingError, match=r"failed in what it scheduled every 1000 ms: ValueError: no report"
     ):
-        driver.advance(1_000)
+        driver.advance(milliseconds(1_000))
     assert driver.store("counts") == {"all": 1}
 
 
@@ -267,7 +269,7 @@ def test_a_schedule_needs_a_time(every):
     class Hasty(Reporter):
         pass
 
-    Hasty.every = every
+    Hasty.every = timedelta(milliseconds=every)
     driver = TopologyDriver(counting(Hasty))
     with pytest.raises(TopologyError, match="needs 1 or more"):
         driver.send("in", "x", key="k")
@@ -406,7 +408,9 @@ def test_what_follows_a_call_on_the_wall_clock_may_wait_without_being_committed_
     reports = app.stream("in", key=Text(), value=Text()).process(
         Twice, stores=[key_value_store("counts", value=Json())]
     )
-    reports.map(slow, on_error=retry(20, backoff=2, longest_backoff=2)).to("out", value=Text())
+    reports.map(slow, on_error=retry(20, backoff=seconds(2), longest_backoff=seconds(2))).to(
+        "out", value=Text()
+    )
     site = Site(app)
     worker = site.worker()
     site.send(1)

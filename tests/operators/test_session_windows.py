@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from streams import App, Json, Record, Text
 from streams.aggregates import custom
+from streams.durations import milliseconds
 from streams.errors import TopologyError
 from streams.eventtime.windows import Session, Tumbling, Windowed
 from streams.policy import skip
@@ -55,7 +56,7 @@ class Model:
 def test_sessions_are_those_of_the_model(
     slices: list[Slice], gap: int, grace: int, record_wise: bool
 ) -> None:
-    bench = Bench(Session(gap=gap), grace, record_wise)
+    bench = Bench(Session(gap=milliseconds(gap)), grace, record_wise)
     results = bench.run(slices)
     model = Model(gap, grace)
     rows = rows_of(slices)
@@ -90,13 +91,13 @@ def test_sessions_are_those_of_the_model(
 
 @given(runs(), st.integers(1, 40), st.integers(0, 40))
 def test_final_results_come_in_the_order_of_their_ends(slices: list[Slice], gap: int, grace: int) -> None:
-    ends = [end for (_, _, end), _ in Bench(Session(gap=gap), grace).run(slices).final]
+    ends = [end for (_, _, end), _ in Bench(Session(gap=milliseconds(gap)), grace).run(slices).final]
     assert ends == sorted(ends)
 
 
 @given(runs(), st.integers(1, 40), st.integers(0, 40))
 def test_late_records_are_counted(slices: list[Slice], gap: int, grace: int) -> None:
-    bench = Bench(Session(gap=gap), grace)
+    bench = Bench(Session(gap=milliseconds(gap)), grace)
     results = bench.run([part._replace(fails=False, restarts=False) for part in slices])
     assert bench.driver.late().get("w", 0) == len(results.late)
 
@@ -106,7 +107,7 @@ def sessions_app(*, gap: int = 10, grace: int = 0, **options: Any) -> App:
     windows = (
         app.stream("in", key=Text(), value=Json())
         .group_by_key()
-        .window(Session(gap=gap), grace=grace, **options)
+        .window(Session(gap=milliseconds(gap)), grace=milliseconds(grace), **options)
         .count("sessions")
     )
     windows.updates(tombstones=True).to("updates")
@@ -191,11 +192,11 @@ def test_a_long_session_is_looked_at_once_for_each_gap_and_has_one_deadline():
 
 
 def test_idle_sessions_close_with_the_wall_clock():
-    driver = TopologyDriver(sessions_app(gap=10, grace=5, close_idle_after=1000))
+    driver = TopologyDriver(sessions_app(gap=10, grace=5, close_idle_after=milliseconds(1000)))
     driver.send("in", 1, key="a", timestamp=50)
-    driver.advance(999)
+    driver.advance(milliseconds(999))
     assert driver.values("final") == []
-    driver.advance(1000)
+    driver.advance(milliseconds(1000))
     assert driver.values("final") == [Windowed("a", 50, 50, 1)]
     assert driver.store("sessions") == driver.store("sessions-deadlines") == {}
 
@@ -203,7 +204,9 @@ def test_idle_sessions_close_with_the_wall_clock():
 def test_reduced_values_merge_by_the_function():
     app = App("test")
     windows = (
-        app.stream("in", key=Text(), value=Json()).group_by_key().window(Session(gap=10), grace=100)
+        app.stream("in", key=Text(), value=Json())
+        .group_by_key()
+        .window(Session(gap=milliseconds(10)), grace=milliseconds(100))
     ).reduce("longest", max, value=Json())
     windows.final().to("final")
     driver = TopologyDriver(app)
@@ -218,7 +221,9 @@ def test_a_merge_that_fails_meets_the_policy_and_leaves_both_sessions_alone():
     app = App("test")
     aggregate = custom(int, int.__add__, name="sum", merge=refuse)
     windows = (
-        app.stream("in", key=Text(), value=Json()).group_by_key().window(Session(seconds=1), grace=2000)
+        app.stream("in", key=Text(), value=Json())
+        .group_by_key()
+        .window(Session(seconds=1), grace=milliseconds(2000))
     ).aggregate("sums", aggregate, on_error=skip)
     windows.updates(tombstones=True).to("updates")
     driver = TopologyDriver(app)
@@ -231,16 +236,26 @@ def test_an_aggregate_that_cannot_merge_is_refused_with_what_to_do():
     grouped = App("test").stream("in", key=Text(), value=Json()).group_by_key()
     aggregate = custom(int, int.__add__, name="sum")
     with pytest.raises(TopologyError, match=r"'sums' aggregates session 10 ms.*\n.*merge="):
-        grouped.window(Session(gap=10)).aggregate("sums", aggregate)
-    grouped.window(Tumbling(size=10)).aggregate("sums", aggregate)
+        grouped.window(Session(gap=milliseconds(10))).aggregate("sums", aggregate)
+    grouped.window(Tumbling(size=milliseconds(10))).aggregate("sums", aggregate)
 
 
 def test_windows_over_sessions_find_none_of_them_late():
     app = App("test")
     sessions = (
-        app.stream("in", key=Text(), value=Json()).group_by_key().window(Session(gap=10)).count("visits")
+        app.stream("in", key=Text(), value=Json())
+        .group_by_key()
+        .window(Session(gap=milliseconds(10)))
+        .count("visits")
     )
-    (sessions.final().group_by_key().window(Tumbling(size=50)).count("per-window").final().to("out"))
+    (
+        sessions.final()
+        .group_by_key()
+        .window(Tumbling(size=milliseconds(50)))
+        .count("per-window")
+        .final()
+        .to("out")
+    )
     driver = TopologyDriver(app)
     driver.send_all("in", [Record("a", 1, time) for time in (0, 5, 20, 45, 60, 200, 400)])
     assert driver.values("out") == [Windowed("a", 0, 50, 3), Windowed("a", 50, 100, 1)]

@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from streams import App, Json, Record, Text
 from streams.aggregates import custom
+from streams.durations import milliseconds
 from streams.errors import TopologyError
 from streams.eventtime.windows import Sliding, Tumbling, Windowed
 from streams.operators.sliding import running_merges
@@ -45,7 +46,7 @@ def windows_of(
 def test_sliding_windows_are_those_of_the_definition(
     slices: list[Slice], difference: int, grace: int, record_wise: bool
 ) -> None:
-    bench = Bench(Sliding(difference=difference), grace, record_wise)
+    bench = Bench(Sliding(difference=milliseconds(difference)), grace, record_wise)
     results = bench.run(slices)
     rows = rows_of(slices)
     now = rows[-1].now
@@ -77,14 +78,14 @@ def test_sliding_windows_are_those_of_the_definition(
 def test_final_results_come_in_the_order_of_their_ends(
     slices: list[Slice], difference: int, grace: int
 ) -> None:
-    bench = Bench(Sliding(difference=difference), grace)
+    bench = Bench(Sliding(difference=milliseconds(difference)), grace)
     ends = [end for (_, _, end), _ in bench.run(slices).final]
     assert ends == sorted(ends)
 
 
 @given(runs(), st.integers(1, 40), st.integers(0, 40))
 def test_late_records_are_counted(slices: list[Slice], difference: int, grace: int) -> None:
-    bench = Bench(Sliding(difference=difference), grace)
+    bench = Bench(Sliding(difference=milliseconds(difference)), grace)
     results = bench.run([part._replace(fails=False, restarts=False) for part in slices])
     assert bench.driver.late().get("w", 0) == len(results.late)
 
@@ -122,7 +123,7 @@ def sliding_app(*, difference: int = 10, grace: int = 0, **options: Any) -> App:
     windows = (
         app.stream("in", key=Text(), value=Json())
         .group_by_key()
-        .window(Sliding(difference=difference), grace=grace, **options)
+        .window(Sliding(difference=milliseconds(difference)), grace=milliseconds(grace), **options)
         .count("windows")
     )
     windows.updates().to("updates")
@@ -194,9 +195,9 @@ def test_results_have_the_time_of_the_windows_end():
 
 
 def test_idle_windows_close_with_the_wall_clock_and_nothing_stays():
-    driver = TopologyDriver(sliding_app(difference=10, grace=5, close_idle_after=1000))
+    driver = TopologyDriver(sliding_app(difference=10, grace=5, close_idle_after=milliseconds(1000)))
     driver.send_all("in", [Record("a", 1, 41), Record("a", 1, 50)])
-    driver.advance(1000)
+    driver.advance(milliseconds(1000))
     assert driver.values("final") == [
         Windowed("a", 31, 41, 1),
         Windowed("a", 40, 50, 2),
@@ -210,7 +211,7 @@ def test_reduced_values_merge_in_the_order_of_their_times():
     windows = (
         app.stream("in", key=Text(), value=Text())
         .group_by_key()
-        .window(Sliding(difference=10), grace=100)
+        .window(Sliding(difference=milliseconds(10)), grace=milliseconds(100))
         .reduce("text", str.__add__, value=Text())
     )
     windows.final().to("final")
@@ -228,5 +229,5 @@ def test_an_aggregate_that_cannot_merge_is_refused_with_what_to_do():
     grouped = App("test").stream("in", key=Text(), value=Json()).group_by_key()
     aggregate = custom(int, int.__add__, name="sum")
     with pytest.raises(TopologyError, match=r"'sums' aggregates sliding 10 ms.*\n.*merge="):
-        grouped.window(Sliding(difference=10)).aggregate("sums", aggregate)
-    grouped.window(Tumbling(size=10)).aggregate("sums", aggregate)
+        grouped.window(Sliding(difference=milliseconds(10))).aggregate("sums", aggregate)
+    grouped.window(Tumbling(size=milliseconds(10))).aggregate("sums", aggregate)

@@ -132,7 +132,7 @@ def test_a_value_that_cannot_be_decoded_leaves_the_one_before():
 
 def test_a_deletion_keeps_its_records_time_where_values_have_theirs():
     app = App("shop")
-    table = app.table("t", key=Text(), value=Json(), timestamp=lambda value: value["at"], name="named")
+    table = app.table("t", key=Text(), value=Json(), timestamp=lambda value: value["at"], store="named")
     table.to("out")
     driver = TopologyDriver(app)
     driver.send_all("t", [Record("a", {"at": 7}, 99), Record("a", None, 98), Record("b", {}, 97)])
@@ -206,7 +206,7 @@ def grouping(value: int) -> str:
 @given(operations("t"), cuts, st.integers(1, 3))
 def test_groups_of_a_table_follow_its_values(found, cut, partitions):
     app, table = table_app()
-    groups = table.group_by(grouping, name="groups")
+    groups = table.group_by(grouping, store="groups")
     groups.count("count").to("count-out")
     groups.aggregate("sum", total()).to("sum-out")
     groups.reduce("reduced", lambda one, other: one + other, lambda one, other: one - other, value=Json()).to(

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from streams import App, Hopping, Session, Sliding, Text, Tumbling, count
+from streams.durations import milliseconds
 from streams.testing import TopologyDriver
 
 EVENTS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 60)), min_size=1, max_size=25)
@@ -16,7 +17,7 @@ EVENTS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 60)), min_size
 def results(window: Any, events: list[tuple[str, int]]) -> TopologyDriver:
     app = App("times")
     grouped = app.stream("in", key=Text(), value=Text()).group_by_key()
-    windows = grouped.window(window, grace=100).count("counts")
+    windows = grouped.window(window, grace=milliseconds(100)).count("counts")
     windows.updates(tombstones=True).to("updates", key=Text())
     windows.final().to("final", key=Text())
     driver = TopologyDriver(app)
@@ -28,7 +29,9 @@ def results(window: Any, events: list[tuple[str, int]]) -> TopologyDriver:
 
 @settings(max_examples=25)
 @given(EVENTS)
-@pytest.mark.parametrize("window", [Tumbling(milliseconds=10), Hopping(size=20, advance=5)])
+@pytest.mark.parametrize(
+    "window", [Tumbling(milliseconds=10), Hopping(size=milliseconds(20), advance=milliseconds(5))]
+)
 def test_an_update_has_the_highest_event_time_of_its_records_and_a_final_result_the_end(window, events):
     driver = results(window, events)
     seen: dict[tuple[str, int], int] = {}

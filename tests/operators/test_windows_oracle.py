@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hypothesis import given, settings, strategies as st
 
+from streams.durations import milliseconds
 from streams.eventtime.windows import Hopping, Tumbling
 from tests.support.disturbed import Bench, as_table, each_once, rows_of, runs
 
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 def fixed(draw: st.DrawFn) -> Tumbling | Hopping:
     size = draw(st.integers(1, 40))
     advance = draw(st.integers(max(1, size // 5), size))
-    return Tumbling(size=size) if draw(st.booleans()) else Hopping(size=size, advance=advance)
+    return (
+        Tumbling(size=milliseconds(size))
+        if draw(st.booleans())
+        else Hopping(size=milliseconds(size), advance=milliseconds(advance))
+    )
 
 
 @settings(max_examples=300)
@@ -27,7 +32,8 @@ def test_windows_are_those_of_the_definition(
 ) -> None:
     bench = Bench(window, grace, record_wise)
     results = bench.run(slices)
-    advance = window.advance if isinstance(window, Hopping) else window.size
+    size = window.end(0)
+    advance = window.advance // milliseconds(1) if isinstance(window, Hopping) else size
     rows = rows_of(slices)
     now = rows[-1].now
     windows: dict[tuple[str, int, int], list[int]] = {}
@@ -36,7 +42,7 @@ def test_windows_are_those_of_the_definition(
         starts = [
             start
             for start in range(0, event.time + 1, advance)
-            if event.time < start + window.size and then < start + window.size + grace
+            if event.time < start + size and then < start + size + grace
         ]
         if not starts:
             late.append(event.number)
@@ -44,7 +50,7 @@ def test_windows_are_those_of_the_definition(
             dead.append(event.number)
         else:
             for start in starts:
-                windows.setdefault((event.key, start, start + window.size), []).append(event.number)
+                windows.setdefault((event.key, start, start + size), []).append(event.number)
     if not record_wise:
         # Values are collected in the order of event time; the user's own functions get them as they come.
         times = {event.number: event.time for event, _ in rows}

@@ -21,6 +21,7 @@ from streams import App, Bytes, Json, Text, Tumbling, count, key_value_store, to
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
 from streams.cli.main import cli
+from streams.durations import milliseconds
 from streams.errors import ConfigurationError, HeldElsewhere, QueryError, StateUnavailable, UnknownStore
 from streams.partitioning import partition_for
 from streams.queries.http import HttpServer, Request, Response, Tls, ask, client_tls
@@ -56,7 +57,7 @@ def visits(**settings: Any) -> App:
     numbers = app.stream("numbers", key=Text(), value=Json(int))
     grouped = numbers.group_by_key()
     grouped.aggregate("totals", visits=count(), sum=total()).to("totals")
-    grouped.window(Tumbling(seconds=10), grace=5_000).count("by-window").updates().to("windows")
+    grouped.window(Tumbling(seconds=10), grace=milliseconds(5_000)).count("by-window").updates().to("windows")
     numbers.process(Remember, stores=[key_value_store("last", key=Text(), value=Json())])
     return app
 

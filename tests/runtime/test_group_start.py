@@ -286,7 +286,7 @@ def test_a_program_that_reads_more_joins_a_group_that_is_running():
 
 def test_internal_topics_are_never_read_from_their_end():
     app = App("copy", offset_reset="latest")
-    app.stream("in", value=Text()).group_by(lambda value: value[0], name="by", key=Text()).count("n").to(
+    app.stream("in", value=Text()).group_by(lambda value: value[0], store="by", key=Text()).count("n").to(
         "out"
     )
     cluster = Cluster("in")

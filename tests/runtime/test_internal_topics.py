@@ -24,6 +24,7 @@ from streams import (
     variance,
 )
 from streams.broker import NewTopic
+from streams.durations import milliseconds
 from streams.errors import RecordsRefused
 from tests.support.crew import Crew
 
@@ -53,7 +54,9 @@ def program() -> App:
     events = app.stream("events", key=Text(), value=Json(int)).filter(lambda value: value is not None)
     people = app.table("people", key=Text(), value=Json(int))
     marks = app.table("marks", key=Text(), value=Text())
-    people.join_by(marks, lambda value: "abc"[value % 3], both, name="by-mark", result=Json()).to("by-mark")
+    people.join_foreign_key(marks, lambda value: "abc"[value % 3], both, store="by-mark", result=Json()).to(
+        "by-mark"
+    )
     people.group_by(str, value=Json(int)).count("groups", on_error=dead_letter).to("groups")
     people.group_by(lambda value: value % 2, key=Json(int), value=Json(int)).aggregate(
         "figures",
@@ -66,14 +69,14 @@ def program() -> App:
     people.group_by(lambda value: str(value % 2), value=Json(int)).reduce(
         "sums", lambda one, two: one + two, lambda one, two: one - two, on_error=dead_letter
     ).to("sums")
-    grouped = events.group_by(lambda value: str(value % 3), name="by-rest")
+    grouped = events.group_by(lambda value: str(value % 3), store="by-rest")
     grouped.count("counts", on_error=dead_letter).to("counts")
     grouped.window(Tumbling(milliseconds=20)).count("windows", on_error=dead_letter).updates().to("windows")
     rekeyed = events.key_by(lambda value: str(value % 2))
     rekeyed.to_table("latest").to_stream().to("latest", value=Json(int))
     rekeyed.process(Keep, stores=[key_value_store("kept")], on_error=dead_letter).to("kept", value=Json())
     left, right = (rekeyed.repartition(side, value=Json(int)) for side in ("left", "right"))
-    left.join(right, both, within=10, name="pairs").to("pairs")
+    left.join(right, both, within=milliseconds(10), store="pairs").to("pairs")
     return app
 
 

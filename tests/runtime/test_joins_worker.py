@@ -13,6 +13,7 @@ import pytest
 from streams import App, JoinWindow, Json, Text, total
 from streams.broker import NewTopic
 from streams.broker.reading import read_to_end
+from streams.durations import milliseconds
 from streams.errors import NotCommitted
 from streams.partitioning import partition_for
 from streams.records import Output, TopicPartition
@@ -42,11 +43,11 @@ def program() -> App:
     orders = app.table("orders", key=Text(), value=Json())
     customers = app.table("customers", key=Text(), value=Json())
     prices = app.global_table("prices", key=Text(), value=Json())
-    joined = orders.join_by(
+    joined = orders.join_foreign_key(
         customers,
         lambda order: order["customer"],
         lambda order, customer: [order["amount"], customer],
-        name="priced",
+        store="priced",
         left=True,
         result=Json(),
     )
@@ -59,7 +60,9 @@ def program() -> App:
     clicks.left_join_global(prices, str, lambda click, price: [click, price]).to("costs")
     left = app.stream("left", key=Text(), value=Json())
     right = app.stream("right", key=Text(), value=Json())
-    left.outer_join(right, lambda one, two: [one, two], within=10, grace=100, name="met").to("met")
+    left.outer_join(
+        right, lambda one, two: [one, two], within=milliseconds(10), grace=milliseconds(100), store="met"
+    ).to("met")
     return app
 
 
@@ -203,7 +206,12 @@ def streams_joined(how: str) -> App:
     left = app.stream("left", key=Text(), value=Json())
     right = app.stream("right", key=Text(), value=Json())
     join: Any = {"inner": left.join, "left": left.left_join, "outer": left.outer_join}[how]
-    joined = join(right, lambda one, two: [one, two], window=JoinWindow(before=5, after=20), name="met")
+    joined = join(
+        right,
+        lambda one, two: [one, two],
+        window=JoinWindow(before=milliseconds(5), after=milliseconds(20)),
+        store="met",
+    )
     joined.to("met")
     joined.late().to("late")
     return app

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from streams import App, Json, Record, Session, Sliding, Text, Tumbling, dead_letter, key_value_store
+from streams.durations import milliseconds
 from streams.errors import StateError
 from streams.events import Event
 from streams.partitioning import partition_for
@@ -87,8 +88,8 @@ def program() -> App:
     events.join(marks, both).to("marked")
     people.filter(lambda value: value != 1).map(lambda value: [value]).to("mapped")
     people.outer_join(marks, both).to("pairs")
-    by_mark = people.join_by(
-        marks, lambda value: "abc"[value] if value < 3 else None, both, name="by-mark", result=Json()
+    by_mark = people.join_foreign_key(
+        marks, lambda value: "abc"[value] if value < 3 else None, both, store="by-mark", result=Json()
     )
     by_mark.to("by-mark")
     people.group_by(str, value=Json()).count("groups").to("groups")
@@ -96,19 +97,19 @@ def program() -> App:
     events.process(Lasting, stores=[key_value_store("lasting")], on_error=dead_letter).to(
         "lasting", value=Json()
     )
-    events.process(Passing, stores=[key_value_store("passing", ttl=30)], on_error=dead_letter).to(
-        "passing", value=Json()
-    )
+    events.process(
+        Passing, stores=[key_value_store("passing", ttl=milliseconds(30))], on_error=dead_letter
+    ).to("passing", value=Json())
     grouped = events.filter(lambda value: value is not None).group_by_key()
     grouped.count("counts").to("counts")
-    windows = grouped.window(Tumbling(milliseconds=20), grace=10).count("windows")
+    windows = grouped.window(Tumbling(milliseconds=20), grace=milliseconds(10)).count("windows")
     windows.updates().to("windows")
     windows.final().to("final")
     windows.late().to("late", value=Json())
-    grouped.window(Session(milliseconds=15), grace=5).count("sessions").updates(tombstones=True).to(
-        "sessions"
-    )
-    grouped.window(Sliding(milliseconds=15), grace=5).count("sliding").updates().to("sliding")
+    grouped.window(Session(milliseconds=15), grace=milliseconds(5)).count("sessions").updates(
+        tombstones=True
+    ).to("sessions")
+    grouped.window(Sliding(milliseconds=15), grace=milliseconds(5)).count("sliding").updates().to("sliding")
     events.left_join_global(prices, lambda _: "a", both).to("priced")
     return app
 

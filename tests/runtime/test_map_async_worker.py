@@ -14,6 +14,7 @@ from streams import App, Text, fail, retry, skip
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker, MemoryConsumer
 from streams.broker.reading import read_to_end
+from streams.durations import seconds
 from streams.errors import ProcessingError
 from streams.monitoring.watchdog import Watchdog
 from streams.records import Output, TopicPartition
@@ -210,7 +211,7 @@ def test_a_retry_waits_as_a_member_of_the_group_and_a_stop_ends_it():
     async def call(value: str) -> str:
         raise ConnectionError("not yet")
 
-    site = Site(call, on_error=retry(1_000, backoff=60.0, longest_backoff=60.0, then=skip))
+    site = Site(call, on_error=retry(1_000, backoff=seconds(60.0), longest_backoff=seconds(60.0), then=skip))
     site.send("a", "b")
     worker = site.work()
     until(lambda: worker.status.retrying is not None)

@@ -207,7 +207,7 @@ def test_a_rewind_after_the_jump_does_not_count_it_again():
 
 def counting(**settings: Any) -> App:
     app = App("count", **settings)
-    by_value = app.stream("in", value=Text()).group_by(lambda value: value, name="by-value", key=Text())
+    by_value = app.stream("in", value=Text()).group_by(lambda value: value, store="by-value", key=Text())
     by_value.count("counts").to("out")
     return app
 
@@ -267,7 +267,7 @@ def test_a_store_waits_for_its_changelog_and_then_the_input_is_out_of_range():
 @pytest.mark.parametrize("reset", ["fail", "earliest"])
 def test_a_table_whose_topic_forgot_what_was_not_read_is_rebuilt_or_refused(reset):
     app = App("table", out_of_range_reset=reset)
-    app.table("in", key=Bytes(), value=Bytes(), name="prices").to_stream().to("out", value=Bytes())
+    app.table("in", key=Bytes(), value=Bytes(), store="prices").to_stream().to("out", value=Bytes())
     cluster = Cluster(app)
     cluster.send(0, 10)
     worker = cluster.worker()

@@ -15,6 +15,7 @@ from streams import App, Bytes, Context, Json, Record, StreamsError, Text, Topol
 from streams.app import resources_of_worker
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
+from streams.durations import milliseconds
 from streams.errors import ProcessingError
 from streams.records import Output
 from streams.testing import TopologyDriver
@@ -229,7 +230,9 @@ def test_steps_timers_and_async_functions_get_the_resource():
     class Ticking:
         def open(self, context: Context) -> None:
             context.schedule(
-                1000, lambda now: context.forward(Record(b"k", names.get()[1], now)), on="wall_clock"
+                milliseconds(1000),
+                lambda now: context.forward(Record(b"k", names.get()[1], now)),
+                on="wall_clock",
             )
 
         def process(self, record: Record[bytes, int], context: Context) -> None:
@@ -245,7 +248,7 @@ def test_steps_timers_and_async_functions_get_the_resource():
     numbers.process(Ticking).to("ticked", value=Text())
     with TopologyDriver(app) as driver:
         driver.send("in", 1, key=b"k")
-        driver.advance(1000)
+        driver.advance(milliseconds(1000))
         assert [driver.values(name) for name in ("mapped", "awaited", "ticked")] == [["ann"]] * 3
 
 

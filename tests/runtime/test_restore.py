@@ -11,6 +11,7 @@ from streams import App, Json, Text, Tumbling, key_value_store
 from streams.broker import GroupSettings, NewTopic
 from streams.broker.memory import MemoryBroker
 from streams.broker.reading import read_to_end
+from streams.durations import milliseconds
 from streams.errors import StateError, TopicError, TransactionAborted
 from streams.events import Event
 from streams.records import Output, TopicPartition
@@ -341,7 +342,7 @@ class Counting:
         self.app = App("count", commit_interval=0.05)
         grouped = self.app.stream("in", key=Text(), value=Text()).group_by_key()
         grouped.count("counts").to("counts")
-        windows = grouped.window(Tumbling(seconds=1), grace=grace).count("windows")
+        windows = grouped.window(Tumbling(seconds=1), grace=milliseconds(grace)).count("windows")
         windows.final().to("final")
         windows.late().to("late", value=Text())
         self.clock = Clock()

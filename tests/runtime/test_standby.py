@@ -165,7 +165,7 @@ def test_results_are_right_whoever_dies(seed):
 def test_a_copy_of_a_table_does_not_go_beyond_what_was_processed():
     """It would skip changes as already known although they were never forwarded."""
     app = App("shop", standby_replicas=1, commit_interval=0.05)
-    table = app.table("in", key=Text(), value=Text(), name="prices")
+    table = app.table("in", key=Text(), value=Text(), store="prices")
     table.group_by(lambda value: value[0], value=Text()).count("by-letter").to_stream().to(
         "letters", value=Json()
     )

@@ -11,6 +11,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from streams import App, Text, dead_letter, fail, retry, skip
 from streams.broker import GroupSettings, NewTopic
+from streams.durations import seconds
 from streams.errors import (
     DeadLetterLimitExceeded,
     OutcomeUnknown,
@@ -299,9 +300,9 @@ def test_a_partition_revoked_while_a_record_waits_for_its_retry_is_neither_lost_
             raise ValueError("not yet")
         return value
 
-    app.stream("in", value=Text()).map(work, on_error=retry(50, backoff=1, longest_backoff=1, then=skip)).to(
-        "out", value=Text()
-    )
+    app.stream("in", value=Text()).map(
+        work, on_error=retry(50, backoff=seconds(1), longest_backoff=seconds(1), then=skip)
+    ).to("out", value=Text())
     site = Site(app)
     for partition in range(PARTITIONS):
         site.produce([f"{partition}-a", "bad", f"{partition}-b"], partition=partition)

@@ -12,6 +12,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from streams import App, Bytes, Text, dead_letter, fail, retry, skip
 from streams.broker.reading import read_to_end
+from streams.durations import seconds
 from streams.errors import (
     DeadLetterLimitExceeded,
     NotCommitted,
@@ -175,7 +176,7 @@ def test_an_end_noted_before_a_partition_went_away_and_came_back_is_not_committe
             raise ConnectionError("not yet")
         return value
 
-    cluster = Cluster(copying(work, on_error=retry(60, backoff=1, longest_backoff=1)))
+    cluster = Cluster(copying(work, on_error=retry(60, backoff=seconds(1), longest_backoff=seconds(1))))
     cluster.send("in", 0, "late")
     first = cluster.worker()
     second: list[Worker] = []
@@ -218,7 +219,11 @@ def test_a_partition_revoked_from_a_task_that_keeps_another_is_given_up_at_once(
             raise ConnectionError("not yet")
         return value
 
-    cluster = Cluster(copying(work, topics=("in", "other"), on_error=retry(60, backoff=1, longest_backoff=1)))
+    cluster = Cluster(
+        copying(
+            work, topics=("in", "other"), on_error=retry(60, backoff=seconds(1), longest_backoff=seconds(1))
+        )
+    )
     cluster.send(waiting, 1, "late")
     cluster.send("in" if waiting == "other" else "other", 1, "x", "y")
     first = cluster.worker()
@@ -254,7 +259,11 @@ def test_a_partition_that_comes_back_to_a_task_that_kept_another_is_read_anew(wo
             raise ConnectionError("not yet")
         return value
 
-    cluster = Cluster(copying(work, topics=("in", "other"), on_error=retry(60, backoff=1, longest_backoff=1)))
+    cluster = Cluster(
+        copying(
+            work, topics=("in", "other"), on_error=retry(60, backoff=seconds(1), longest_backoff=seconds(1))
+        )
+    )
     cluster.send("in", 1, "late")
     cluster.send("other", 1, "x", "y")
     first = cluster.worker()
@@ -313,7 +322,9 @@ def test_a_slice_given_up_while_its_record_waits_leaves_no_dead_letter_behind(po
             raise ValueError("never")
         return value
 
-    cluster = Cluster(copying(work, on_error=retry(3, backoff=1, longest_backoff=1, then=policy)))
+    cluster = Cluster(
+        copying(work, on_error=retry(3, backoff=seconds(1), longest_backoff=seconds(1), then=policy))
+    )
     for partition in range(4):
         cluster.send("in", partition, "bad", f"good-{partition}")
     first = cluster.worker()
@@ -363,7 +374,7 @@ def test_a_stop_ends_a_wait_for_a_retry():
             raise ConnectionError("down")
         return value
 
-    cluster = Cluster(copying(work, on_error=retry(1_000, backoff=30)))
+    cluster = Cluster(copying(work, on_error=retry(1_000, backoff=seconds(30))))
     cluster.send("in", 0, "good")
     workers = [cluster.worker()]
     cluster.run(workers[0])
@@ -438,7 +449,7 @@ def test_exactly_once_holds_when_the_group_changes_in_the_middle_of_slices(seed,
         copying(
             work,
             topics=("in", "other"),
-            on_error=retry(4, backoff=1, longest_backoff=1, then=dead_letter),
+            on_error=retry(4, backoff=seconds(1), longest_backoff=seconds(1), then=dead_letter),
             dead_letter_limit=1.0,
             max_poll_records=chance.choice([3, 10, 1_000]),
         )

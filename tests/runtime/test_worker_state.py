@@ -13,6 +13,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from streams import App, Record, Text, Tumbling, key_value_store, retry
 from streams.broker.reading import read_to_end
+from streams.durations import milliseconds, seconds
 from streams.errors import NotCommitted, OutcomeUnknown, Retriable, StateError, TransactionAborted
 from streams.records import Output, TopicPartition
 from streams.runtime.cleanup import PURGE_SECONDS
@@ -78,13 +79,15 @@ def counting(
         pause.at_commit(result)
         return result
 
-    patient = retry(50, backoff=1, longest_backoff=1)
+    patient = retry(50, backoff=seconds(1), longest_backoff=seconds(1))
     app = App(
         "count", **{"max_poll_records": 7, "commit_interval": 0.05, "dead_letter_limit": 1.0} | settings
     )
     lines = app.stream(topics, key=Text(), value=Text())
     lines.to("echo")
-    windows = lines.group_by_key().window(Tumbling(milliseconds=SIZE), grace=grace).count("windows")
+    windows = (
+        lines.group_by_key().window(Tumbling(milliseconds=SIZE), grace=milliseconds(grace)).count("windows")
+    )
     windows.updates().map(present, on_error=patient).to("updates")
     windows.final().to("final")
     windows.late().to("late", value=Text())

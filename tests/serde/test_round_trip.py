@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from streams import App, Json, Text, Tumbling, count, custom, key_value_store, total
+from streams.durations import milliseconds
 from streams.policy import dead_letter
 from streams.records import Record
 from streams.serde import Avro, Bytes
@@ -314,8 +315,10 @@ def test_json_that_nests_too_deeply_is_a_dead_letter():
 def test_what_a_window_gives_may_change_tasks():
     app = App("keep")
     stream = app.stream("in", key=Text(), value=Json(int))
-    windows = stream.group_by_key().window(Tumbling(size=10)).aggregate("w", sum=total(), n=count())
-    moved = windows.updates().group_by(lambda window: str(window.value.n), name="by")
+    windows = (
+        stream.group_by_key().window(Tumbling(size=milliseconds(10))).aggregate("w", sum=total(), n=count())
+    )
+    moved = windows.updates().group_by(lambda window: str(window.value.n), store="by")
     moved.count("counts").to("out")
     driver = TopologyDriver(app)
     driver.send("in", 1, key="a", timestamp=1)

@@ -11,6 +11,7 @@ import pytest
 
 from streams import App, JoinWindow, Json, Text, Tumbling, dead_letter, key_value_store, seconds
 from streams.broker.memory import MemoryProducer
+from streams.durations import milliseconds
 from streams.errors import ConfigurationError
 from streams.runtime.commit import ExactlyOnce
 from streams.runtime.task import Task
@@ -84,7 +85,7 @@ def copying(**settings: Any) -> App:
 
 def counting() -> App:
     app = App("counting")
-    words = app.stream("lines", value=Text()).group_by(lambda line: line.split()[0], name="by-word")
+    words = app.stream("lines", value=Text()).group_by(lambda line: line.split()[0], store="by-word")
     words.count("counts").to("counts")
     windows = words.window(Tumbling(seconds=10), grace=seconds(1), close_idle_after=seconds(30))
     results = windows.count("windows")
@@ -120,7 +121,7 @@ def test_results_are_the_same_whatever_happens_to_the_workers(app):
 
 def test_results_on_several_partitions_are_the_same_where_they_do_not_depend_on_their_order():
     app = App("counting")
-    words = app.stream("lines", value=Text()).group_by(lambda line: line.split()[0], name="by-word")
+    words = app.stream("lines", value=Text()).group_by(lambda line: line.split()[0], store="by-word")
     words.window(Tumbling(seconds=10), grace=seconds(100), close_idle_after=seconds(30)).count(
         "windows"
     ).final().to("final")
@@ -132,9 +133,9 @@ def test_joins_of_disordered_streams_are_the_same_whatever_happens_to_the_worker
     app = App("joining")
     lines = app.stream("lines", key=Text(), value=Json())
     left, right = lines.filter(lambda value: value % 2), lines.filter(lambda value: not value % 2)
-    window = JoinWindow(before=5, after=20)
+    window = JoinWindow(before=milliseconds(5), after=milliseconds(20))
     joined = left.outer_join(
-        right, lambda one, two: [one, two], window=window, name="ab", value=Json(), other_value=Json()
+        right, lambda one, two: [one, two], window=window, store="ab", value=Json(), other_value=Json()
     )
     joined.to("joined")
     joined.late().to("late")
@@ -239,11 +240,11 @@ def test_a_restart_lets_no_more_windows_close_as_nothing_comes():
     driver = TopologyDriver(app)
     driver.send("in", "on time", key="k", timestamp=5_000)
     for _ in range(3):
-        driver.advance(100_000)
+        driver.advance(milliseconds(100_000))
         driver.restart()
         driver.send("in", "too late", key="k", timestamp=4_000)
     driver.send("in", "on time", key="k", timestamp=16_000)
-    driver.advance(100_000)
+    driver.advance(milliseconds(100_000))
     assert [window.value.start for window in driver.read("final")] == [0, 10_000]
 
 
@@ -260,7 +261,7 @@ def test_at_least_once_does_not_promise_what_is_counted_behind_a_repartition_top
     app = App("counting", guarantee="at_least_once")
     words = app.stream("lines", value=Text())
     words.to("copies", value=Text())
-    words.group_by(lambda line: line.split()[0], name="by-word").count("counts").to("counts")
+    words.group_by(lambda line: line.split()[0], store="by-word").count("counts").to("counts")
     topics = Simulator(app, {"lines": LINES}).topics
     assert topics["counts"] == TWICE
     assert topics["copies"].startswith("every record")
@@ -296,7 +297,7 @@ def test_what_depends_on_commits_is_not_compared():
 
 def test_a_table_made_from_updates_is_not_compared():
     app = App("counting")
-    counts = app.stream("lines", value=Text()).group_by(lambda line: line, name="lines").count("counts")
+    counts = app.stream("lines", value=Text()).group_by(lambda line: line, store="lines").count("counts")
     counts.to_stream().group_by_key().count("changes").to("changes")
     assert Simulator(app, {"lines": LINES}).topics["changes"] == NOT
 

@@ -21,6 +21,7 @@ from streams import (
     mean,
     total,
 )
+from streams.durations import milliseconds
 from streams.errors import StateError
 from streams.events import Event
 from streams.state.changelog import ENTRY_PREFIX, RESERVED, SCHEMA_KEY, TIME_KEY
@@ -82,7 +83,8 @@ def program(**settings: Any) -> App:
     stream.to_table("kept", value=Bytes()).to_stream().to("out", value=Bytes())
     stream.process(RememberLast, stores=[key_value_store("last", key=Bytes(), value=Bytes())])
     stream.process(
-        RememberShortly, stores=[key_value_store("short", key=Bytes(), value=Bytes(), ttl=3_600_000)]
+        RememberShortly,
+        stores=[key_value_store("short", key=Bytes(), value=Bytes(), ttl=milliseconds(3_600_000))],
     )
     return app
 
@@ -320,7 +322,9 @@ def typed() -> App:
     grouped.window(Session(hours=1)).count("sessions").updates(tombstones=True).to("out")
     stream.to_table("kept").to_stream(tombstones=True).to("out", value=Json())
     stream.process(RememberLast, stores=[key_value_store("last", value=Json(int))])
-    stream.process(RememberShortly, stores=[key_value_store("short", value=Json(int), ttl=3_600_000)])
+    stream.process(
+        RememberShortly, stores=[key_value_store("short", value=Json(int), ttl=milliseconds(3_600_000))]
+    )
     return app
 
 

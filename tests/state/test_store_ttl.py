@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from streams import App, Json, Record, Text, key_value_store
+from streams.durations import milliseconds, seconds
 from streams.errors import ProcessingError, TopologyError
-from streams.eventtime.windows import seconds
 from streams.policy import fail, skip
 from streams.serde import Bytes
 from streams.state.buffered import KeyValueState, WindowState
@@ -91,7 +91,7 @@ class Entries:
         source = app.stream("in", key=Text(), value=Json())
         source.process(
             ObeysInBatches if batches else Obeys,
-            stores=[key_value_store("entries", ttl=ttl)],
+            stores=[key_value_store("entries", ttl=milliseconds(ttl))],
             on_error=skip,
         ).to("out", value=Json())
         source.peek(self._explode, on_error=fail)
@@ -236,7 +236,7 @@ def test_a_shorter_time_to_live_holds_for_what_is_put_from_now_on():
     now = 0
 
     def open_with(ttl: int) -> tuple[ExpiringState[str, int], WindowState[str, bytes]]:
-        definition = key_value_store("entries", ttl=ttl)
+        definition = key_value_store("entries", ttl=milliseconds(ttl))
         state: KeyValueState[str, Expiring] = KeyValueState(
             stored.store("entries"), definition.key, definition.value
         )
@@ -259,7 +259,7 @@ def test_another_step_that_uses_the_store_sees_entries_go_too():
 
     app = App("test")
     source = app.stream("in", key=Text(), value=Json())
-    source.process(Obeys, stores=[key_value_store("entries", ttl=10)])
+    source.process(Obeys, stores=[key_value_store("entries", ttl=milliseconds(10))])
     source.process(Asks, stores=["entries"]).to("out", value=Json())
     driver = TopologyDriver(app)
     driver.send("in", ["put", "a", 1, False], key="k", timestamp=0)
@@ -289,9 +289,9 @@ def test_prefixes_and_reads_of_many_keys_leave_out_what_has_expired():
 
 def test_a_time_to_live_that_is_none_is_refused():
     with pytest.raises(TopologyError, match="'entries' needs a ttl of 1 ms or more, got 0"):
-        key_value_store("entries", ttl=0)
+        key_value_store("entries", ttl=milliseconds(0))
 
 
 def test_the_schema_tells_that_entries_expire():
-    plain, expiring = key_value_store("entries"), key_value_store("entries", ttl=5)
-    assert plain.schema != expiring.schema == key_value_store("entries", ttl=6).schema
+    plain, expiring = key_value_store("entries"), key_value_store("entries", ttl=milliseconds(5))
+    assert plain.schema != expiring.schema == key_value_store("entries", ttl=milliseconds(6)).schema

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from streams import App, Json, Record, Text
 from streams.aggregates import collect, count, custom
+from streams.durations import milliseconds
 from streams.errors import ProcessingError
 from streams.policy import dead_letter, fail
 from streams.testing import TopologyDriver
@@ -113,7 +114,7 @@ class Bench:
     def __post_init__(self) -> None:
         app = App("bench")
         stream = app.stream("in", key=Text(), value=Json())
-        grouped = stream.group_by_key().window(self.window, grace=self.grace)
+        grouped = stream.group_by_key().window(self.window, grace=milliseconds(self.grace))
         windows = (
             grouped.aggregate("w", listing(), on_error=dead_letter)
             if self.record_wise

@@ -57,9 +57,9 @@ def test_own_topics_are_those_that_exist_for_the_app_by_name():
     app = App("orders", dead_letter_topic="orders-rubbish")
     prices = app.table("prices", key=Text(), value=Text())
     stream = app.stream(re.compile(r".*(orders|trades|replicas).*"), key=Text(), value=Text())
-    stream.group_by(len, name="lengths", key=Json()).count("per-length")
+    stream.group_by(len, store="lengths", key=Json()).count("per-length")
     articles = app.table("articles", key=Text(), value=Text())
-    prices.join_by(articles, str, lambda price, _: price, name="fk", result=Text())
+    prices.join_foreign_key(articles, str, lambda price, _: price, store="fk", result=Text())
     stream.to("orders-out", value=Text())
     own = [
         "orders-out",
@@ -214,7 +214,7 @@ def run(worker: Worker, rounds: int = 40) -> None:
 def test_a_worker_with_a_pattern_over_everything_comes_to_rest():
     app = App("orders")
     stream = app.stream(re.compile(r".*"), key=Text(), value=Json())
-    stream.group_by(str, name="by", key=Text()).count("counts").to("orders-counts")
+    stream.group_by(str, store="by", key=Text()).count("counts").to("orders-counts")
     place = Place(app)
     place.create("orders-eu")
     with capture_logs() as logs:

@@ -74,7 +74,7 @@ def test_a_topic_that_kafka_does_not_take_is_refused_with_its_place(name):
     reading, writing, looking = App("test"), App("test"), App("test")
     reading.stream(name).to("out")
     writing.stream("in").to(name)
-    looking.stream("in").join_global(looking.global_table(name, key=Json(int), name="table"), len, max).to(
+    looking.stream("in").join_global(looking.global_table(name, key=Json(int), store="table"), len, max).to(
         "out"
     )
     for app in (reading, writing, looking):

@@ -124,7 +124,17 @@ PUBLIC = {
         *("process", "repartition", "to", "to_table"),
     ),
     streams.Table: (
-        *("filter", "group_by", "join", "join_by", "left_join", "map", "outer_join", "to", "to_stream"),
+        *(
+            "filter",
+            "group_by",
+            "join",
+            "join_foreign_key",
+            "left_join",
+            "map",
+            "outer_join",
+            "to",
+            "to_stream",
+        ),
     ),
     streams.GlobalTable: (),
     streams.Grouped: ("aggregate", "count", "reduce", "window"),

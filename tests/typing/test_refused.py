@@ -10,7 +10,22 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
-from streams import App, JoinWindow, Json, Stream, Text, TopologyError, count, first, total
+from streams import (
+    App,
+    Hopping,
+    JoinWindow,
+    Json,
+    Stream,
+    Text,
+    TopologyError,
+    Tumbling,
+    count,
+    first,
+    minutes,
+    retry,
+    total,
+)
+from streams.durations import milliseconds
 from streams.errors import ConfigurationError
 from streams.policy import dead_letter
 from streams.testing import TopologyDriver
@@ -109,7 +124,31 @@ def test_options_of_another_kind_of_join(app: App, hits: Stream[str, Hit]):
     with pytest.raises(TopologyError, match=r"without a window, .*; got other_value=Json"):
         hits.join(pages, both, other_value=Json(Page))  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     with pytest.raises(TopologyError, match=r"without a window, .*; got window=JoinWindow"):
-        hits.join(pages, both, window=JoinWindow(before=1, after=1))  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+        hits.join(pages, both, window=JoinWindow(before=milliseconds(1), after=milliseconds(1)))  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+
+
+def test_bare_numbers_for_durations(app: App, hits: Stream[str, Hit]):
+    pages = app.stream("pages", key=Text(), value=Json(Page))
+    advice = r"must be a duration, got .*\n.*minutes\(5\), or timedelta\(minutes=5\)"
+    with pytest.raises(TopologyError, match=f"within {advice}"):
+        hits.join(pages, both, within=300_000, store="pairs")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TopologyError, match=f"grace {advice}"):
+        hits.join(pages, both, within=minutes(5), grace=5, store="pairs")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TopologyError, match=f"size: {advice}"):
+        Tumbling(60_000)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TopologyError, match=f"advance: {advice}"):
+        Hopping(size=minutes(5), advance=60_000)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TopologyError, match=f"close_idle_after {advice}"):
+        hits.group_by_key().window(Tumbling(minutes=1), close_idle_after=30)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigurationError, match=f"backoff {advice}"):
+        retry(3, backoff=0.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def test_labels_where_the_name_of_a_store_is_needed(app: App, hits: Stream[str, Hit]):
+    with pytest.raises(TypeError, match="name"):
+        app.table("pages", name="pages")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    with pytest.raises(TypeError, match="store"):
+        hits.group_by_key().count(name="counts")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def test_joins_of_what_cannot_be_joined(app: App, hits: Stream[str, Hit]):

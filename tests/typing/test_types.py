@@ -38,6 +38,7 @@ from streams import (
     variance,
 )
 from streams.config import Settings, SettingsArguments
+from streams.durations import milliseconds
 
 
 class Hit(msgspec.Struct):
@@ -139,15 +140,17 @@ def test_joins_know_the_values_of_both_sides():
     assert_type(hits.join(pages, lambda hit, page: hit.path + page.title), Stream[str, str])
     assert_type(hits.left_join(pages, Seen), Stream[str, Seen])
     other = app.stream("clicks", key=Text(), value=Json(Page))
-    window = JoinWindow(before=5, after=5)
-    joined = hits.join(other, lambda hit, page: hit.path + page.title, window=window, name="both", grace=5)
+    window = JoinWindow(before=milliseconds(5), after=milliseconds(5))
+    joined = hits.join(
+        other, lambda hit, page: hit.path + page.title, window=window, store="both", grace=milliseconds(5)
+    )
     assert_type(joined.map(len), Stream[str, int])
     assert_type(joined.late(), Stream[str, Any])
     outer = hits.outer_join(
         other,
         lambda hit, page: (hit and hit.path, page and page.title),
-        within=5,
-        name="either",
+        within=milliseconds(5),
+        store="either",
     )
     assert_type(outer.late(), Stream[str, Any])
     teams = app.global_table("teams", key=Json(int), value=Json(Page))
@@ -219,13 +222,13 @@ def test_several_aggregates_may_be_named():
 
 
 def test_windows_give_windowed_results():
-    minutes = hits.group_by_key().window(Tumbling(size=60_000))
+    minutes = hits.group_by_key().window(Tumbling(size=milliseconds(60_000)))
     counted = minutes.count("per-minute")
     assert_type(counted.final(), Stream[str, Windowed[str, int]])
     assert_type(counted.updates(), Stream[str, Windowed[str, int]])
     assert_type(counted.late(), Stream[str, Any])
     assert_type(counted.final().map(lambda window: window.value), Stream[str, int])
-    visits = hits.group_by_key().window(Session(gap=60_000)).aggregate("visits", count())
+    visits = hits.group_by_key().window(Session(gap=milliseconds(60_000))).aggregate("visits", count())
     assert_type(visits.final(), Stream[str, Windowed[str, int]])
     assert_type(visits.updates(), Stream[str, Windowed[str, int]])
     assert_type(visits.updates(tombstones=True), Stream[str, Windowed[str, int | None]])
