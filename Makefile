@@ -51,6 +51,7 @@ check: .venv/.check
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pyright
+	$(BIN)/python -m tests.typing.docs
 	$(BIN)/python -m pytest --quiet tests/test_layers.py
 
 # The tool is installed here and not with the rest, so that tests do without it.

@@ -523,10 +523,11 @@ class App:
         stop: int | None = None,
         limit: int | None = None,
     ) -> list[Windowed[Any, Any]]:
-        """The windows of a key, or of all that this worker holds, that have not closed as of the last commit.
+        """The windows of a key, or of all that this worker holds, as of the last commit.
 
         Those that start at ``start`` or later and before ``stop`` (milliseconds since the epoch), in order of
-        start. Raises as ``query`` does.
+        start. Those that have closed, and are kept by ``window(…, keep=…)``, are ``ClosedWindow``s. Sessions
+        and sliding windows are read a key at a time. Raises as ``query`` does.
         """
         return self._asked().windows(store, key, start, stop, limit=limit)
 

@@ -110,6 +110,10 @@ class Event(StrEnum):
     """INFO: a task has been elsewhere for ``state_cleanup_delay``: its stores are not kept here any more."""
     TABLE_NOT_COMPACTED = "table not compacted"
     """WARNING: a table's topic deletes records by age or size: a restore misses what it has deleted."""
+    CHANGELOG_KEPT_TOO_SHORT = "changelog kept too short"
+    """WARNING: a changelog deletes records before their windows are over, which a restore then misses.
+
+    ``retention`` is the ``retention.ms`` that its topic needs. It was made when windows lasted less long."""
     SUPERVISOR_STARTED = "supervisor started"
     """INFO: workers are being started."""
     PROCESS_STARTED = "worker process started"

@@ -54,6 +54,7 @@ from streams.errors import (
     UnknownStore,
 )
 from streams.eventtime.windows import (
+    ClosedWindow,
     Hopping,
     JoinWindow,
     Session,
@@ -88,6 +89,7 @@ __all__ = [
     "BrokerUnreachable",
     "Bytes",
     "Cancel",
+    "ClosedWindow",
     "ConfigurationError",
     "Context",
     "Counter",

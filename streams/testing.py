@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from contextlib import ExitStack
+from heapq import merge
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from streams.app import resources_of_worker
 from streams.errors import TopologyError
 from streams.origin import Origin, without_origin
 from streams.partitioning import partition_for
+from streams.queries.query import FOREVER
 from streams.records import FetchedLists, Headers, Record, TopicPartition
 from streams.runtime.global_tables import GlobalTable
 from streams.runtime.task import Task, TaskId
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
     from streams.app import App
     from streams.coroutines.event_loop import Calls
+    from streams.eventtime.windows import Windowed
     from streams.records import Output
     from streams.serde import Serde
     from streams.state.store import Database
@@ -188,6 +192,20 @@ class TopologyDriver:
             if table.source.store.name == name:
                 found += table.entries()
         return found
+
+    def windows(
+        self, store: str, key: Any = None, *, start: int | None = None, stop: int | None = None
+    ) -> list[Windowed[Any, Any]]:
+        """What ``App.query_windows`` returns, over all partitions."""
+        low, high = max(0, start or 0), FOREVER if stop is None else stop
+        found = [
+            task.committed_store(store).windows(low, high)
+            if key is None
+            else task.committed_store(store).windows_of(key, low, high)
+            for task in self._tasks.values()
+            if store in task.states
+        ]
+        return [window for _, window in merge(*found, key=itemgetter(0))]
 
     def advance(self, milliseconds: int) -> None:
         """Move the clock: what is scheduled on the wall clock runs, and idle windows close."""

@@ -666,6 +666,7 @@ class Grouped(Generic[K, V]):
         window: Tumbling | Hopping | Session | Sliding,
         *,
         grace: int = 0,
+        keep: int = 0,
         close_idle_after: int | None = None,
     ) -> WindowedGrouped[K, V]:
         """Make a result for each window of event time instead of one for all time.
@@ -674,10 +675,14 @@ class Grouped(Generic[K, V]):
         gap and ``grace``; records that come later for it are counted, and left out. Where no records come for
         ``close_idle_after`` milliseconds, stream time goes on with the wall clock from where it stood;
         without it, windows wait for the next record.
+
+        For ``keep`` milliseconds of stream time after a window has closed, queries find its result.
         """
         if grace < 0:
             raise TopologyError(f"grace must be 0 ms or more, got {grace}")
-        return WindowedGrouped(self._groups, Windows(window, grace, close_idle_after))
+        if keep < 0:
+            raise TopologyError(f"keep must be 0 ms or more, got {keep}")
+        return WindowedGrouped(self._groups, Windows(window, grace, close_idle_after, keep))
 
     def count(self, name: str, *, on_error: ErrorPolicy = fail) -> Table[K, int]:
         """How many records each key has."""

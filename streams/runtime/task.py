@@ -39,7 +39,7 @@ from streams.state.changelog import (
     encode_metadata,
     metadata_records,
 )
-from streams.state.committed import CommittedStore
+from streams.state.committed import ClosedStore, CommittedStore
 from streams.state.evolution import check, kept, migrated_entries, new_aggregates, reading
 from streams.topology.graph import Node, Sink, Source, Step, Subtopology, function_name, matches
 from streams.topology.topic_names import topic_name_fault
@@ -582,7 +582,12 @@ class Task:
         definition = self._definitions[name]
         time = self._checkpoints[name].time_written
         oldest = 0 if definition.retention is None else max(0, time - definition.retention + 1)
-        return CommittedStore(self._database.store(name), definition, oldest, self._values[name])
+        closed, kept = None, definition.kept
+        if kept is not None:
+            time = self._checkpoints[kept.store].time_written
+            ends_from = max(0, time - kept.lasts + 1)
+            closed = ClosedStore(self.committed_store(kept.store), kept.span, ends_from)
+        return CommittedStore(self._database.store(name), definition, oldest, self._values[name], closed)
 
     def drop_slice(self) -> None:
         """Give up the slice that is open, if any."""

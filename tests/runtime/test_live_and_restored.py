@@ -101,12 +101,12 @@ def program() -> App:
     )
     grouped = events.filter(lambda value: value is not None).group_by_key()
     grouped.count("counts").to("counts")
-    windows = grouped.window(Tumbling(milliseconds=20), grace=10).count("windows")
+    windows = grouped.window(Tumbling(milliseconds=20), grace=10, keep=40).count("windows")
     windows.updates().to("windows")
     windows.final().to("final")
     windows.late().to("late", value=Json())
-    grouped.window(Session(milliseconds=15), grace=5).count("sessions").updates().to("sessions")
-    grouped.window(Sliding(milliseconds=15), grace=5).count("sliding").updates().to("sliding")
+    grouped.window(Session(milliseconds=15), grace=5, keep=40).count("sessions").updates().to("sessions")
+    grouped.window(Sliding(milliseconds=15), grace=5, keep=40).count("sliding").updates().to("sliding")
     events.left_join_global(prices, lambda _: "a", both).to("priced")
     return app
 
@@ -212,6 +212,8 @@ def outcome(crew: Crew) -> dict[str, Any]:
             found[f"store {store}"] = queries.entries(store)
         else:
             found[f"store {store}"] = queries.windows(store)
+        if queries.definition(store).lists_windows:
+            found[f"windows {store}"] = [queries.windows(store, key) for key in ("a", "b", "c")]
     return found
 
 
