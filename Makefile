@@ -51,6 +51,7 @@ check: .venv/.check
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pyright
+	$(BIN)/python -m tests.typing.docs
 	$(BIN)/python -m pytest --quiet tests/test_layers.py
 
 # The site generator is installed here only: tests do not need it.

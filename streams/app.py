@@ -595,10 +595,11 @@ class App:
         stop: int | None = None,
         limit: int | None = None,
     ) -> list[Windowed[Any, Any]]:
-        """The open windows of a key, or of all keys in this worker's partitions, as of the last commit.
+        """The windows of a key, or of all keys in this worker's partitions, as of the last commit.
 
         Those with ``start <= window start < stop`` (milliseconds since the epoch), in the order of their
-        starts. Raises the same errors as ``query``.
+        starts. Windows that have closed, and are kept by ``window(…, keep=…)``, are ``ClosedWindow``s.
+        Sessions and sliding windows can only be read for one key. Raises the same errors as ``query``.
         """
         return self._running_queries().windows(store, key, start, stop, limit=limit)
 

@@ -111,6 +111,10 @@ class Event(StrEnum):
     """INFO: a task has run elsewhere for ``state_cleanup_delay``: its stores here were deleted."""
     TABLE_NOT_COMPACTED = "table not compacted"
     """WARNING: a table's topic deletes records by age or size: a restore misses the deleted records."""
+    CHANGELOG_KEPT_TOO_SHORT = "changelog kept too short"
+    """WARNING: a changelog deletes records before their windows have expired: a restore misses these.
+
+    ``retention`` is the ``retention.ms`` that its topic needs. It was created when windows were shorter."""
     SUPERVISOR_STARTED = "supervisor started"
     """INFO: workers are being started."""
     PROCESS_STARTED = "worker process started"

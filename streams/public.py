@@ -55,6 +55,7 @@ from streams.errors import (
     UnknownStore,
 )
 from streams.eventtime.windows import (
+    ClosedWindow,
     Hopping,
     JoinWindow,
     Session,
@@ -84,6 +85,7 @@ __all__ = [
     "BrokerUnreachable",
     "Bytes",
     "Cancel",
+    "ClosedWindow",
     "ConfigurationError",
     "Context",
     "Counter",

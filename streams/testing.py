@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from contextlib import ExitStack
+from heapq import merge
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from streams.app import resources_of_worker
@@ -13,6 +15,7 @@ from streams.errors import ProcessingError, TopologyError, error_text
 from streams.operators.guard import came_from
 from streams.origin import Origin, without_origin
 from streams.partitioning import partition_for
+from streams.queries.query import FOREVER
 from streams.records import FetchedLists, Headers, Record, TopicPartition
 from streams.runtime.dead_letter_rows import DeadLetterRows
 from streams.runtime.dead_letters import FirstFailures
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
     from streams.app import App
     from streams.coroutines.event_loop import Calls
+    from streams.eventtime.windows import Windowed
     from streams.records import Output
     from streams.runtime.dead_letter_rows import DeadLetter
     from streams.serde import Serde
@@ -204,6 +208,20 @@ class TopologyDriver:
             if table.source.store.name == name:
                 found += table.entries()
         return found
+
+    def windows(
+        self, store: str, key: Any = None, *, start: int | None = None, stop: int | None = None
+    ) -> list[Windowed[Any, Any]]:
+        """What ``App.query_windows`` returns, over all partitions."""
+        low, high = max(0, start or 0), FOREVER if stop is None else stop
+        found = [
+            task.committed_store(store).windows(low, high)
+            if key is None
+            else task.committed_store(store).windows_of(key, low, high)
+            for task in self._tasks.values()
+            if store in task.states
+        ]
+        return [window for _, window in merge(*found, key=itemgetter(0))]
 
     def advance(self, duration: timedelta) -> None:
         """Advance the clock, e.g. by ``minutes(2)``: timers on the wall clock run, and idle windows close."""

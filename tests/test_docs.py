@@ -6,9 +6,8 @@ import re
 import shlex
 import sys
 import tomllib
-from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
@@ -25,37 +24,16 @@ from streams.runtime.commit import AtLeastOnce
 from streams.runtime.worker import Worker
 from streams.simulation import Simulator
 from streams.testing import TopologyDriver
+from tests.support.pages import DOCS, FENCE, PAGES, README, ROOT, Block, blocks
 
-ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-DOCS = ROOT / "docs"
-PAGES = [README, *sorted(DOCS.glob("**/*.md"))]
+if TYPE_CHECKING:
+    from pathlib import Path
 
-FENCE = re.compile(
-    r'^```(?P<language>\w*)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$', re.DOTALL | re.MULTILINE
-)
 LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
-
-
-class Block(NamedTuple):
-    """A block of code on a page."""
-
-    language: str
-    title: str | None
-    text: str
-    line: int
 
 
 def name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
-
-
-def blocks(page: Path) -> list[Block]:
-    text = page.read_text()
-    return [
-        Block(found["language"], found["title"], found["text"], text.count("\n", 0, found.start("text")))
-        for found in FENCE.finditer(text)
-    ]
 
 
 def programs(page: Path) -> list[Block]:

@@ -9,7 +9,7 @@ from streams.serde.schemas.json_resolution import json_differences
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ACCUMULATORS = frozenset({"accumulator", "timed accumulator", "sessions", "panes"})
+ACCUMULATORS = frozenset({"accumulator", "timed accumulator", "sessions", "panes", "closed windows"})
 """The keys around an aggregate's schema in the schemas of stores."""
 
 

@@ -59,7 +59,8 @@ def query(
         for entry in request(path, bounds | {"all": "true"})["entries"]:
             print_line(entry)
         return
-    windowed = store in stores and stores[store]["windowed"]
+    # Sessions and sliding windows are values of keys too: those that are open.
+    windowed = (store in stores and stores[store]["windowed"]) or (start, stop, limit) != (None, None, None)
     path += f"/{'windows' if windowed else 'keys'}/{quote(key, safe='', errors='surrogateescape')}"
     answer = request(path, bounds if windowed else encoding)
     for entry in answer["windows"] if windowed else [answer]:

@@ -12,6 +12,7 @@ from streams.errors import TopologyError
 from streams.eventtime.windows import Session, Sliding, Windowed
 from streams.operators.aggregate import AccumulatorSerde, AggregateByKey, Reduce, TimedAccumulatorSerde
 from streams.operators.change import View
+from streams.operators.closed_windows import KEYED_SPAN, closed_definition, kept_windows
 from streams.operators.session import SessionAggregate, session_store
 from streams.operators.sliding import SlidingAggregate, sliding_store
 from streams.operators.stateless import Merge
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from streams.operators import Operator
     from streams.policy import ErrorPolicy
     from streams.serde import Serde
+    from streams.state.definition import KeptWindows
 
 
 class Groups:
@@ -169,11 +171,12 @@ def _aggregated(
 
 
 class Windows(NamedTuple):
-    """Which windows of event time groups are cut into, and when they close."""
+    """Which windows of event time groups are cut into, when they close, and how long they stay then."""
 
     window: Tumbling | Hopping | Session | Sliding
     grace: int
     close_idle_after: int | None
+    keep: int = 0
 
 
 class WindowResults:
@@ -247,18 +250,34 @@ def _windowing(
             "or use tumbling or hopping windows",
         )
     if isinstance(window, Session):
+        # It is closed as soon as stream time is greater, not when it is equal.
+        kept = _kept(windows, name, KEYED_SPAN, whole_milliseconds(window.gap) + grace + 1)
         sessions = SessionAggregate(
-            store=name, window=window, grace=grace, aggregate=computed, heads=heads, close_idle_after=idle
+            store=name,
+            window=window,
+            grace=grace,
+            aggregate=computed,
+            heads=heads,
+            close_idle_after=idle,
+            kept=kept,
         )
-        store = session_store(name, key, window, computed)
-        return sessions, (store, deadlines_definition(name, key))
+        store = session_store(name, key, window, computed, kept)
+        return sessions, (store, deadlines_definition(name, key), *_closed(kept, key, window, computed))
     if isinstance(window, Sliding):
+        kept = _kept(windows, name, KEYED_SPAN, grace + 1)
         sliding = SlidingAggregate(
-            store=name, window=window, grace=grace, aggregate=computed, heads=heads, close_idle_after=idle
+            store=name,
+            window=window,
+            grace=grace,
+            aggregate=computed,
+            heads=heads,
+            close_idle_after=idle,
+            kept=kept,
         )
-        store = sliding_store(name, key, window, computed)
-        return sliding, (store, deadlines_definition(name, key))
+        store = sliding_store(name, key, window, computed, kept)
+        return sliding, (store, deadlines_definition(name, key), *_closed(kept, key, window, computed))
     lasts = whole_milliseconds(window.size) + grace
+    kept = _kept(windows, name, 1, grace)
     store = StoreDefinition(
         name=name,
         key=key,
@@ -268,8 +287,29 @@ def _windowing(
         changelog_retention=lasts,
         shown=computed.result,
         window_end=lambda start, _: window.end(start),
+        kept=kept,
     )
     fixed = WindowedAggregate(
-        store=name, window=window, grace=grace, aggregate=computed, heads=heads, close_idle_after=idle
+        store=name,
+        window=window,
+        grace=grace,
+        aggregate=computed,
+        heads=heads,
+        close_idle_after=idle,
+        kept=kept,
     )
-    return fixed, (store,)
+    return fixed, (store, *_closed(kept, key, window, computed))
+
+
+def _kept(windows: Windows, name: str, span: int, closes_after: int) -> KeptWindows | None:
+    """Where windows are kept that close so many milliseconds after their end, if they are."""
+    return kept_windows(name, span=span, lasts=closes_after + windows.keep) if windows.keep else None
+
+
+def _closed(
+    kept: KeptWindows | None,
+    key: Serde[Any],
+    window: Tumbling | Hopping | Session | Sliding,
+    computed: Aggregate[Any, Any],
+) -> tuple[StoreDefinition, ...]:
+    return () if kept is None else (closed_definition(kept, key, window, computed),)

@@ -767,6 +767,7 @@ class Grouped(Generic[K, V]):
         window: Tumbling | Hopping | Session | Sliding,
         *,
         grace: timedelta = _NO_GRACE,
+        keep: timedelta = _NO_GRACE,
         close_idle_after: timedelta | None = None,
     ) -> WindowedGrouped[K, V]:
         """Make a result for each window of event time instead of one for all time.
@@ -775,13 +776,20 @@ class Grouped(Generic[K, V]):
         gap and ``grace``; records that come later for it are counted, and left out. Where no records come for
         ``close_idle_after``, stream time goes on with the wall clock from where it stood;
         without it, windows wait for the next record.
+
+        For ``keep`` milliseconds of stream time after a window has closed, queries find its result.
         """
         if not isinstance(window, Tumbling | Hopping | Session | Sliding):
             raise TopologyError(
                 f"window needs Tumbling, Hopping, Session or Sliding windows, got {window!r:.80}",
                 hint="e.g. window(Tumbling(minutes(1)))",
             )
-        windows = Windows(window, to_milliseconds(grace, "grace"), idle_milliseconds(close_idle_after))
+        windows = Windows(
+            window,
+            to_milliseconds(grace, "grace"),
+            idle_milliseconds(close_idle_after),
+            to_milliseconds(keep, "keep"),
+        )
         return WindowedGrouped(self._groups, windows)
 
     def count(

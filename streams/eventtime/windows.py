@@ -216,6 +216,10 @@ class Windowed(msgspec.Struct, Generic[K, R], frozen=True):
     value: R
 
 
+class ClosedWindow(Windowed[K, R], Generic[K, R], frozen=True):
+    """The result of a window that has closed, as a query returns it while it is kept: it does not change."""
+
+
 def merge_sessions(sessions: Sequence[tuple[int, int, Any]], start: int, end: int, gap: int) -> slice:
     """The slice of one key's sessions that merge with events from ``start`` to ``end``.
 

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-import msgspec
-
 from streams.eventtime.windows import Windowed
 from streams.operators import Operator
-from streams.operators.aggregate import Folding, reading, rows_by_key
+from streams.operators.aggregate import Folding, rows_by_key
+from streams.operators.closed_windows import ClosedWindows
 from streams.operators.keys import held_keys
 from streams.operators.origins import TimedChanges
 from streams.operators.window import with_times
 from streams.state.deadlines import Deadlines, deadlines_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from streams.aggregates import Aggregate, Place
     from streams.operators import Binding, Children, Forward
-    from streams.operators.aggregate import Began, Earlier
+    from streams.operators.closed_windows import Window
     from streams.operators.guard import Guard
     from streams.operators.window import WindowHeads
     from streams.records import Batch
-
-Window: TypeAlias = "tuple[int, int, Any]"
-"""Start and end (milliseconds since the epoch, both in the window), and the accumulator."""
+    from streams.state.definition import KeptWindows
 
 Event: TypeAlias = "tuple[int, int, int]"
 """Its time; its floor: what ended before that had closed when it came; its place in the column."""
@@ -42,8 +38,8 @@ _Result: TypeAlias = "tuple[Any, int, int, Any]"
 class KeyedAggregate(Operator):
     """One accumulator for each window that a key's events make.
 
-    ``heads`` are as for ``WindowedAggregate``; ``grace`` and ``close_idle_after`` are milliseconds. Each key
-    has one entry in ``store``, and deadlines in the store that goes with it.
+    ``heads`` and ``kept`` are as for ``WindowedAggregate``; ``grace`` and ``close_idle_after`` are
+    milliseconds. Each key has one entry in ``store``, and deadlines in the store that goes with it.
     """
 
     kind: ClassVar[str] = "window"
@@ -54,37 +50,10 @@ class KeyedAggregate(Operator):
     aggregate: Aggregate[Any, Any]
     heads: WindowHeads
     close_idle_after: int | None = None
+    kept: KeptWindows | None = None
 
     def forwards_at_commits_to(self, child: str) -> bool:
         return child == self.heads.updates
-
-
-class PackedSerde:
-    """Between what a key has and bytes, given functions to and from what msgpack can hold."""
-
-    def __init__(
-        self,
-        name: str,
-        aggregate: Aggregate[Any, Any],
-        pack: Callable[[Aggregate[Any, Any], Any], Any],
-        unpack: Callable[[Aggregate[Any, Any], Any], Any],
-    ) -> None:
-        self.name = name
-        self.schema = {name: aggregate.schema}
-        self._aggregate = aggregate
-        self._pack = pack
-        self._unpack = unpack
-
-    def reading(self, began: Began, earlier: Earlier) -> PackedSerde:
-        """The serde for a store that existed before some of several aggregates were there."""
-        return PackedSerde(self.name, reading(self._aggregate, began, earlier), self._pack, self._unpack)
-
-    def serialize(self, values: Sequence[Any]) -> Iterable[bytes]:
-        return map(msgspec.msgpack.Encoder().encode, map(partial(self._pack, self._aggregate), values))
-
-    def deserialize(self, payloads: Sequence[bytes]) -> Iterable[Any]:
-        unpack = partial(self._unpack, self._aggregate)
-        return map(unpack, map(msgspec.msgpack.Decoder().decode, payloads))
 
 
 class KeyedWindows(ABC):
@@ -113,6 +82,7 @@ class KeyedWindows(ABC):
         self._clock = step.clock
         self._state = step.state(operator.store)
         self._deadlines: Deadlines[Any] = Deadlines(step.windows(deadlines_name(operator.store)))
+        self._closed = None if operator.kept is None else ClosedWindows(operator.kept, step)
         self._aggregate = operator.aggregate
         self._folding = Folding(operator.aggregate, step.guard)
         heads = (operator.heads.updates, False), (operator.heads.replacing, True)
@@ -244,6 +214,8 @@ class KeyedWindows(ABC):
     def _close(self) -> None:
         """Let go of the windows that stream time has passed, with what is still to be said about them."""
         now = self._clock.time
+        if self._closed is not None:
+            self._closed.expire(now)
         keys = self._deadlines.due(now)
         if not keys:
             return
@@ -270,6 +242,8 @@ class KeyedWindows(ABC):
                     for start, end, accumulator in windows
                 ],
             )
+        if self._closed is not None:
+            self._closed.add(closed)
         self._state.put_many(left)
         self._origins.forget(key for key, rest in left.items() if rest is None)
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from streams.durations import whole_milliseconds
 from streams.eventtime.windows import merge_sessions
 from streams.operators.aggregate import rows_by_key
-from streams.operators.keyed import KeyedAggregate, KeyedWindows, PackedSerde
+from streams.operators.keyed import KeyedAggregate, KeyedWindows
 from streams.operators.keys import held_keys
+from streams.operators.packed import PackedSerde
 from streams.state.definition import StoreDefinition
 
 if TYPE_CHECKING:
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from streams.aggregates import Aggregate, Place
     from streams.eventtime.windows import Session
     from streams.operators import Binding, Children, Forward
-    from streams.operators.keyed import Event, Window
+    from streams.operators.closed_windows import Window
+    from streams.operators.keyed import Event
     from streams.records import Batch
     from streams.serde import Serde
+    from streams.state.definition import KeptWindows
 
 _Sessions: TypeAlias = "tuple[Window, ...]"
 """A key's sessions, ascending. Those that are open are more than the gap apart."""
@@ -46,7 +49,7 @@ class SessionAggregate(KeyedAggregate):
 
 
 def session_store(
-    name: str, key: Serde[Any], window: Session, aggregate: Aggregate[Any, Any]
+    name: str, key: Serde[Any], window: Session, aggregate: Aggregate[Any, Any], kept: KeptWindows | None
 ) -> StoreDefinition:
     """The store for the open sessions of each key."""
     return StoreDefinition(
@@ -54,6 +57,8 @@ def session_store(
         key=key,
         value=PackedSerde("sessions", aggregate, _pack, _unpack),
         purpose=f"{window.describe()}, aggregate",
+        lists_windows=True,
+        kept=kept,
         shown=lambda sessions: [
             {"start": start, "end": end, "value": aggregate.result(accumulator)}
             for start, end, accumulator in sessions

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.durations import whole_milliseconds
 from streams.eventtime.windows import sliding_windows
-from streams.operators.keyed import KeyedAggregate, KeyedWindows, PackedSerde
+from streams.operators.keyed import KeyedAggregate, KeyedWindows
 from streams.operators.keys import held_keys
+from streams.operators.packed import PackedSerde
 from streams.state.definition import StoreDefinition
 
 if TYPE_CHECKING:
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
     from streams.aggregates import Aggregate, Place
     from streams.eventtime.windows import Sliding
     from streams.operators import Binding, Children, Forward
-    from streams.operators.keyed import Event, Window
+    from streams.operators.closed_windows import Window
+    from streams.operators.keyed import Event
     from streams.records import Batch
     from streams.serde import Serde
+    from streams.state.definition import KeptWindows
 
 FOREVER = 1 << 64
 """Behind the end of every window: milliseconds since the epoch."""
@@ -58,7 +61,7 @@ class Panes(NamedTuple):
 
 
 def sliding_store(
-    name: str, key: Serde[Any], window: Sliding, aggregate: Aggregate[Any, Any]
+    name: str, key: Serde[Any], window: Sliding, aggregate: Aggregate[Any, Any], kept: KeptWindows | None
 ) -> StoreDefinition:
     """The store for the panes of each key."""
     difference = whole_milliseconds(window.difference)
@@ -67,6 +70,8 @@ def sliding_store(
         key=key,
         value=PackedSerde("panes", aggregate, _pack, _unpack),
         purpose=f"{window.describe()}, aggregate",
+        lists_windows=True,
+        kept=kept,
         shown=lambda value: [
             {"start": start, "end": end, "value": aggregate.result(accumulator)}
             for start, end, accumulator in _windows(value, difference, aggregate.merge)

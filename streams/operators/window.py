@@ -11,6 +11,7 @@ from streams.durations import whole_milliseconds
 from streams.eventtime.windows import Hopping, Tumbling, Windowed
 from streams.operators import Operator
 from streams.operators.aggregate import Folding, in_order, latest_times, rows_by_key
+from streams.operators.closed_windows import ClosedWindows
 from streams.operators.keys import held_keys
 from streams.operators.origins import WindowChanges
 from streams.records import take
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from streams.operators import Binding, Children, Forward
     from streams.operators.guard import Guard
     from streams.records import Batch
+    from streams.state.definition import KeptWindows
 
 RESULTS_AT_ONCE = 1_000
 """Results of small windows go on together, about so many at a time."""
@@ -36,7 +38,8 @@ class WindowedAggregate(Operator):
 
     ``updates``, ``final`` and ``late`` name the steps that take the latest results at each commit, the
     results of windows that closed, and the records that came too late for all their windows; ``None`` for
-    nobody. ``grace`` and ``close_idle_after`` are milliseconds.
+    nobody. ``grace`` and ``close_idle_after`` are milliseconds. ``kept`` is where windows stay that have
+    closed, if they do.
     """
 
     kind: ClassVar[str] = "window"
@@ -48,6 +51,7 @@ class WindowedAggregate(Operator):
     aggregate: Aggregate[Any, Any]
     heads: WindowHeads
     close_idle_after: int | None = None
+    kept: KeptWindows | None = None
 
     @property
     def idle_reach(self) -> int:
@@ -84,6 +88,7 @@ class _Windowing:
         self._guard: Guard = step.guard
         self._clock = step.clock
         self._state = step.windows(operator.store)
+        self._closed = None if operator.kept is None else ClosedWindows(operator.kept, step)
         self._folding = Folding(operator.aggregate, step.guard)
         self._updates = children.get(operator.heads.updates)
         self._final = children.get(operator.heads.final)
@@ -256,6 +261,8 @@ class _Windowing:
 
     def _close(self) -> None:
         """Let go of the windows that stream time has passed, with what is still to be said about them."""
+        if self._closed is not None:
+            self._closed.expire(self._clock.time)
         bound = self._clock.time - self._lasts + 1
         if bound <= self._state.expired:
             return
@@ -264,8 +271,14 @@ class _Windowing:
             self._forward(self._updates, changed, as_of=self._times)
             for start in [start for start in self._times if start < bound]:
                 del self._times[start], self._highest[start]
+        closed: Iterable[tuple[int, dict[Any, Any]]] = (
+            (start, dict(entries)) for start, entries in self._state.windows(0, bound)
+        )
+        if self._closed is not None:
+            closed = list(closed)
+            for start, entries in closed:
+                self._closed.add_window(start, start + self._size, entries)
         if self._final is not None:
-            closed = ((start, dict(entries)) for start, entries in self._state.windows(0, bound))
             self._forward(self._final, closed)
         self._state.expire(self._clock.time)
         if self._changes is not None:

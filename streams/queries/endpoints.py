@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from streams.errors import BrokerError, HeldElsewhere, QueryError, StateUnavailable, UnknownStore
+from streams.eventtime.windows import ClosedWindow
 from streams.queries.http import UNAUTHORIZED, Response, ask, bearer
 from streams.serde import Bytes, Json, Text
 from streams.state.committed import encode_key
@@ -124,7 +125,7 @@ class StoreRoutes:
         limit = _limit(request)
 
         def view(windows: Sequence[Windowed[Any, Any]]) -> Response:
-            found = [{"start": item.start, "end": item.end, "value": item.value} for item in windows]
+            found = [_window(item) for item in windows]
             return _json({"key": _key_as_json(definition, key, request.query), "windows": found})
 
         def answer() -> Response | None:
@@ -156,15 +157,7 @@ class StoreRoutes:
             windows = self._queries.windows(
                 definition.name, None, _number(request, "start"), _number(request, "stop"), limit=limit
             )
-            return [
-                {
-                    "key": _key_as_json(definition, item.key, query),
-                    "start": item.start,
-                    "end": item.end,
-                    "value": item.value,
-                }
-                for item in windows
-            ]
+            return [{"key": _key_as_json(definition, item.key, query)} | _window(item) for item in windows]
         start, stop = (
             _key_of(definition, query[name], query) if name in query else None for name in ("start", "stop")
         )
@@ -279,6 +272,12 @@ class StoreRoutes:
         definition = self._queries.definition(request.parameters["store"])
         key = _key_of(definition, request.parameters["key"], request.query)
         return definition, key, _number(request, "partition")
+
+
+def _window(item: Windowed[Any, Any]) -> dict[str, Any]:
+    """A window as answers have it."""
+    shown = {"start": item.start, "end": item.end, "value": item.value}
+    return shown | {"closed": True} if isinstance(item, ClosedWindow) else shown
 
 
 def _key_of(definition: StoreDefinition, text: str, query: Mapping[str, str]) -> Any:

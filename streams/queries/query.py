@@ -140,19 +140,20 @@ class Queries:
         partition: int | None = None,
         final: bool = True,
     ) -> list[Windowed[Any, Any]]:
-        """The windows that start in ``[start, stop)`` (milliseconds since the epoch) and are not closed yet.
+        """The windows that start in ``[start, stop)`` (milliseconds since the epoch).
 
-        Of one key, or without one of all partitions held, in the order of starts and encoded keys. See
-        ``_find`` for ``final``.
+        Those that are open, and as ``ClosedWindow`` those that have closed and are kept. Of one key, or
+        without one of all partitions held, in the order of starts and encoded keys. See ``_find`` for
+        ``final``.
         """
         place = self._place(store, windowed=True)
         low, high = max(0, start or 0), FOREVER if stop is None else stop
         if key is None:
-            found = self._merged(place, lambda committed: committed.windows(low, high), limit)
+            found = self._merged(place, lambda committed: committed.windows(low, high, limit), limit)
             return [window for _, window in found]
 
         def read(committed: CommittedStore) -> list[Windowed[Any, Any]]:
-            return [window for _, window in islice(committed.windows_of(key, low, high), limit)]
+            return [window for _, window in committed.windows_of(key, low, high, limit)]
 
         if partition is not None:
             return self._ask(place, partition, read)
@@ -209,7 +210,10 @@ class Queries:
                 f"there is no store {store!r} to query",
                 hint=f"stores are: {', '.join(self._places) or 'none'}",
             )
-        if windowed is not None and windowed != (place.definition.retention is not None):
+        definition = place.definition
+        if windowed and definition.lists_windows:
+            return place
+        if windowed is not None and windowed != (definition.retention is not None):
             raise QueryError(
                 f"store {store!r} is {'not windowed' if windowed else 'windowed'}",
                 hint=f"query its {'keys' if windowed else 'windows'}",

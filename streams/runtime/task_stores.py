@@ -16,7 +16,7 @@ from streams.state.changelog import (
     encode_metadata,
     metadata_records,
 )
-from streams.state.committed import CommittedStore
+from streams.state.committed import ClosedStore, CommittedStore
 from streams.state.evolution import check, kept, migrated_entries, new_aggregates, reading
 
 if TYPE_CHECKING:
@@ -153,7 +153,12 @@ class TaskStores:
         definition = self._definitions[name]
         time = self.checkpoints[name].time_written
         oldest = 0 if definition.retention is None else max(0, time - definition.retention + 1)
-        return CommittedStore(self._database.store(name), definition, oldest, self._values[name])
+        closed, kept_in = None, definition.kept
+        if kept_in is not None:
+            time = self.checkpoints[kept_in.store].time_written
+            ends_from = max(0, time - kept_in.lasts + 1)
+            closed = ClosedStore(self.committed_store(kept_in.store), kept_in.span, ends_from)
+        return CommittedStore(self._database.store(name), definition, oldest, self._values[name], closed)
 
     def end_slice(self) -> None:
         """The open slice is complete."""

@@ -333,6 +333,15 @@ def _check_compaction(
     }
     for topic, settings in admin.settings(list(stores)).items():
         if "compact" in settings.get("cleanup.policy", "delete"):
+            needed = stores[topic].changelog_retention
+            retention = int(settings.get("retention.ms", "-1"))
+            if needed is not None and "delete" in settings["cleanup.policy"] and 0 <= retention < needed:
+                get_logger().warning(
+                    Event.CHANGELOG_KEPT_TOO_SHORT,
+                    topic=topic,
+                    store=stores[topic].name,
+                    retention=needed + WINDOW_MARGIN,
+                )
             continue
         if stores[topic].source_topic is None:
             raise TopicError(

@@ -29,6 +29,17 @@ class SourceEntries(NamedTuple):
     """The positions of the records that are left out, and why."""
 
 
+class KeptWindows(NamedTuple):
+    """Where windows stay that have closed, for queries."""
+
+    store: str
+    """A store of the same step: the windows that end from a time on, for each such time and key."""
+    span: int
+    """The times are multiples of it (milliseconds), up to the window's end."""
+    lasts: int
+    """How long after its end a window can be queried (milliseconds of stream time)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreDefinition:
     """A store that the user named.
@@ -72,6 +83,10 @@ class StoreDefinition:
 
     Without it the entries are no results, and the store cannot be asked.
     """
+    lists_windows: bool = False
+    """Whether a value, as it is shown, is the list of a key's open windows: each has start, end and value."""
+    kept: KeptWindows | None = None
+    """Where its windows are once they have closed; ``None`` where they are gone then."""
     _schema: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property

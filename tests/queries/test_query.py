@@ -17,7 +17,7 @@ import pytest
 import trustme
 from typer.testing import CliRunner
 
-from streams import App, Bytes, Json, Text, Tumbling, count, key_value_store, total
+from streams import App, Bytes, ClosedWindow, Json, Session, Text, Tumbling, count, key_value_store, total
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
 from streams.cli.main import cli
@@ -51,13 +51,20 @@ class Remember:
         self.store.put(record.key, record.value)
 
 
-def visits(**settings: Any) -> App:
-    """Counts, windows and a processor's store over one topic of numbers by user."""
+def visits(*, keep: int = 0, **settings: Any) -> App:
+    """Counts, windows and a processor's store over one topic of numbers by user.
+
+    With ``keep``, windows stay when they have closed, and there are sessions too.
+    """
     app = App("visits", guarantee="at_least_once", state_store="memory", **settings)
     numbers = app.stream("numbers", key=Text(), value=Json(int))
     grouped = numbers.group_by_key()
     grouped.aggregate("totals", visits=count(), sum=total()).to("totals")
-    grouped.window(Tumbling(seconds=10), grace=milliseconds(5_000)).count("by-window").updates().to("windows")
+    kept = milliseconds(keep)
+    windows = grouped.window(Tumbling(seconds=10), grace=milliseconds(5_000), keep=kept).count("by-window")
+    windows.updates().to("windows")
+    if keep:
+        grouped.window(Session(seconds=1), keep=kept).count("sessions")
     numbers.process(Remember, stores=[key_value_store("last", key=Text(), value=Json())])
     return app
 
@@ -219,6 +226,47 @@ class TestInProcess:
         site.send([("ann", 1)], timestamp=15_000)
         site.wait_until_counted(one, 2)
         assert [w.start for w in one.app.query_windows("by-window", "ann")] == [10_000]
+
+    def test_a_window_that_has_closed_is_shown_as_such_while_it_is_kept(self, site):
+        one = site.start(partial(visits, keep=60_000))
+        site.wait_until_held(one)
+        site.send([("ann", 1), ("ann", 1)], timestamp=3)
+        site.send([("ann", 1)], timestamp=20_003)
+        site.wait_until_counted(one, 3)
+        kept = {"start": 0, "end": 10_000, "value": 2, "closed": True}
+        session = {"start": 3, "end": 3, "value": 2, "closed": True}
+
+        def check(runner: Runner) -> None:
+            first, second = runner.app.query_windows("by-window", "ann")
+            assert first == ClosedWindow("ann", 0, 10_000, 2)
+            assert (second.start, isinstance(second, ClosedWindow)) == (20_000, False)
+            assert runner.app.query_windows("by-window", stop=1) == [first]
+            assert runner.app.query_windows("sessions", "ann", stop=20_000) == [ClosedWindow("ann", 3, 3, 2)]
+            windows = runner.get("/stores/by-window/windows/ann?stop=20000")[1]["windows"]
+            assert windows == [kept]
+            assert runner.get("/stores/by-window?all=true")[1]["entries"][0] == {"key": "ann"} | kept
+            assert runner.get("/stores/sessions/windows/ann")[1]["windows"][0] == session
+            # The value of a key is the sessions that are open.
+            assert [item["start"] for item in runner.get("/stores/sessions/keys/ann")[1]["value"]] == [20_003]
+            url = f"http://127.0.0.1:{runner.port}"
+            for store, shown in (("by-window", kept), ("sessions", session)):
+                done = CliRunner().invoke(cli, ["query", store, "ann", "--stop", "5000", "--url", url])
+                assert json.loads(done.output) == shown
+
+        check(one)
+        one.stop()
+        site.runners.remove(one)
+        # On another machine, whose disk has nothing: from the changelogs.
+        other = site.start(partial(visits, keep=60_000))
+        site.wait_until_held(other)
+        site.wait_until_counted(other, 3)
+        check(other)
+        site.send([("ann", 1)], timestamp=4)
+        site.send([(name, 1) for name in NAMES], timestamp=80_000)
+        site.wait_until_counted(other, 3 + 1 + len(NAMES))
+        gone = partition_for(b"ann", PARTITIONS)
+        assert any(partition_for(name.encode(), PARTITIONS) == gone for name in NAMES)
+        assert [w.start for w in other.app.query_windows("by-window", "ann")] == [20_000]
 
     def test_questions_that_make_no_sense_are_answered_in_words(self, one):
         with pytest.raises(UnknownStore, match=r"no store 'nothing'[^$]*stores are: totals, by-window, last"):

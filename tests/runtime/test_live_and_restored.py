@@ -102,14 +102,17 @@ def program() -> App:
     ).to("passing", value=Json())
     grouped = events.filter(lambda value: value is not None).group_by_key()
     grouped.count("counts").to("counts")
-    windows = grouped.window(Tumbling(milliseconds=20), grace=milliseconds(10)).count("windows")
+    kept = milliseconds(40)
+    windows = grouped.window(Tumbling(milliseconds=20), grace=milliseconds(10), keep=kept).count("windows")
     windows.updates().to("windows")
     windows.final().to("final")
     windows.late().to("late", value=Json())
-    grouped.window(Session(milliseconds=15), grace=milliseconds(5)).count("sessions").updates(
+    grouped.window(Session(milliseconds=15), grace=milliseconds(5), keep=kept).count("sessions").updates(
         tombstones=True
     ).to("sessions")
-    grouped.window(Sliding(milliseconds=15), grace=milliseconds(5)).count("sliding").updates().to("sliding")
+    grouped.window(Sliding(milliseconds=15), grace=milliseconds(5), keep=kept).count("sliding").updates().to(
+        "sliding"
+    )
     events.left_join_global(prices, lambda _: "a", both).to("priced")
     return app
 
@@ -215,6 +218,8 @@ def outcome(crew: Crew) -> dict[str, Any]:
             found[f"store {store}"] = queries.entries(store)
         else:
             found[f"store {store}"] = queries.windows(store)
+        if queries.definition(store).lists_windows:
+            found[f"windows {store}"] = [queries.windows(store, key) for key in ("a", "b", "c")]
     return found
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 
-from streams import App, Json, Text
+from streams import App, Json, Text, Tumbling, days
+from streams.events import Event
 from streams.runtime.topics import needed_rights
+from tests.support.cluster import MemoryCluster
+from tests.support.logs import capture_logs
 
 
 def rights(app: App, *existing: str) -> dict[str, list[str]]:
@@ -54,3 +57,26 @@ def test_tables_are_read_and_their_settings_looked_at_and_global_tables_are_read
     found = rights(app)
     assert found["users"] == ["READ", "DESCRIBE_CONFIGS"]
     assert found["plans"] == ["READ"]
+
+
+def test_a_changelog_that_was_made_for_windows_that_lasted_less_long_is_warned_of():
+    def app(days_kept: int) -> App:
+        app = App("kept")
+        grouped = app.stream("in", key=Text()).group_by_key()
+        grouped.window(Tumbling(minutes=1), keep=days(days_kept)).count("w")
+        return app
+
+    cluster = MemoryCluster({"in": 1})
+    cluster.prepare(app(1), create_outputs=False)
+    with capture_logs() as logs:
+        cluster.prepare(app(7), create_outputs=False)
+    assert logs == []
+    with capture_logs() as logs:
+        cluster.prepare(app(30), create_outputs=False)
+    (line,) = logs
+    assert (line["event"], line["topic"], line["log_level"]) == (
+        Event.CHANGELOG_KEPT_TOO_SHORT,
+        "kept-w-closed-changelog",
+        "warning",
+    )
+    assert line["retention"] > days(30 + 7)

@@ -109,12 +109,14 @@ class Bench:
     window: Tumbling | Hopping | Session | Sliding
     grace: int
     record_wise: bool = False
+    keep: int = 0
     failing: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         app = App("bench")
         stream = app.stream("in", key=Text(), value=Json())
-        grouped = stream.group_by_key().window(self.window, grace=milliseconds(self.grace))
+        keep = milliseconds(self.keep)
+        grouped = stream.group_by_key().window(self.window, grace=milliseconds(self.grace), keep=keep)
         windows = (
             grouped.aggregate("w", listing(), on_error=dead_letter)
             if self.record_wise

@@ -1,0 +1,111 @@
+"""Windows that have closed, in a store of their own: they stay for queries, and for nothing else."""
+
+from __future__ import annotations
+
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from streams.operators.packed import PackedSerde
+from streams.state.definition import KeptWindows, StoreDefinition
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from streams.aggregates import Aggregate
+    from streams.eventtime.windows import Hopping, Session, Sliding, Tumbling
+    from streams.operators import Binding
+    from streams.serde import Serde
+    from streams.state.buffered import WindowState
+
+Window: TypeAlias = "tuple[int, int, Any]"
+"""Start and end (milliseconds since the epoch), and the accumulator."""
+
+KEYED_SPAN = 10_000
+"""Windows that each key has of its own may end at any millisecond: those of so many lie together, by key."""
+
+EXPIRED_SPAN = 60_000
+"""Windows that are kept no longer are deleted in steps of at least a minute; see ``StoreDefinition``."""
+
+
+def kept_windows(store: str, *, span: int, lasts: int) -> KeptWindows:
+    """Where the closed windows of a store are kept, until ``lasts`` milliseconds after their end."""
+    return KeptWindows(f"{store}-closed", span, lasts)
+
+
+def closed_definition(
+    kept: KeptWindows,
+    key: Serde[Any],
+    window: Tumbling | Hopping | Session | Sliding,
+    aggregate: Aggregate[Any, Any],
+) -> StoreDefinition:
+    """The store of windows that have closed.
+
+    Apart from the open ones, so that what is kept, and for how long, changes nothing for those: ``keep`` may
+    come, go, grow and shrink between two versions of a program. A window is written when it closes: whatever
+    is there is a final result.
+    """
+    retention = kept.lasts + kept.span - 1
+    return StoreDefinition(
+        name=kept.store,
+        key=key,
+        value=PackedSerde("closed windows", aggregate, _pack, _unpack),
+        purpose=f"closed, {window.describe()}, aggregate",
+        retention=retention,
+        changelog_retention=retention,
+        expired_span=EXPIRED_SPAN,
+        shown=lambda windows: [
+            {"start": start, "end": end, "value": aggregate.result(accumulator)}
+            for start, end, accumulator in windows
+        ],
+    )
+
+
+class ClosedWindows:
+    """The store of windows that have closed, for the step that closes them."""
+
+    def __init__(self, kept: KeptWindows, step: Binding) -> None:
+        self._state: WindowState[Any, tuple[Window, ...]] = step.windows(kept.store)
+        self._span = kept.span
+
+    def expire(self, stream_time: int) -> None:
+        """Forget what is kept no longer at that stream time."""
+        self._state.expire(stream_time)
+
+    def add_window(self, start: int, end: int, entries: Mapping[Any, Any]) -> None:
+        """Keep one window, with the accumulators of its keys."""
+        self._add(end - end % self._span, {key: ((start, end, value),) for key, value in entries.items()})
+
+    def add(self, windows: Mapping[Any, Sequence[Window]]) -> None:
+        """Keep windows that each key has of its own, ascending by end."""
+        found: dict[int, dict[Any, list[Window]]] = {}
+        for key, closed in windows.items():
+            for window in closed:
+                found.setdefault(window[1] - window[1] % self._span, {}).setdefault(key, []).append(window)
+        for time, entries in found.items():
+            self._add(time, {key: tuple(own) for key, own in entries.items()})
+
+    def _add(self, time: int, entries: Mapping[Any, tuple[Window, ...]]) -> None:
+        if time < self._state.expired:
+            return
+        earlier = self._state.get_many(time, list(entries))
+        self._state.put_many(
+            time,
+            {
+                key: own if before is None else _together(before, own)
+                for (key, own), before in zip(entries.items(), earlier, strict=True)
+            },
+        )
+
+
+def _together(before: tuple[Window, ...], own: tuple[Window, ...]) -> tuple[Window, ...]:
+    """All of them, ascending by end. A window that had closed, with a shorter grace, may close again."""
+    windows = {window[:2]: window for window in (*before, *own)}
+    return tuple(sorted(windows.values(), key=itemgetter(1)))
+
+
+def _pack(aggregate: Aggregate[Any, Any], windows: tuple[Window, ...]) -> Any:
+    return [(start, end, aggregate.pack(accumulator)) for start, end, accumulator in windows]
+
+
+def _unpack(aggregate: Aggregate[Any, Any], packed: Any) -> tuple[Window, ...]:
+    return tuple((start, end, aggregate.unpack(accumulator)) for start, end, accumulator in packed)
