@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from streams.aggregates import count
 from streams.dsl.aggregation import (
@@ -23,6 +23,7 @@ from streams.dsl.flow import (
     add_step,
     alike,
     check_keys_alike,
+    fields_serde,
     generated_name,
     returned_serde,
     text_keys,
@@ -35,14 +36,16 @@ from streams.errors import TopologyError
 from streams.operators.aggregate import Group
 from streams.operators.change import ToStream
 from streams.operators.join import JoinGlobal
+from streams.operators.keys import KeptKeys
 from streams.operators.map_async import MapAsync
 from streams.operators.process import Process
+from streams.operators.single_records import FilterRecords, FlatMapRecords, MapRecords, PeekRecords
 from streams.operators.stateless import Branch, Filter, FlatMap, KeyBy, Map, MapBatch, Merge, Peek
 from streams.operators.table import FilterTable, GroupChanges, MapTable, StampedSerde
 from streams.policy import ErrorPolicy, dead_letter, fail
 from streams.serde import Json, Serde
 from streams.serde.round_trip import RoundTrip
-from streams.serde.value_type import given_type, returned_type
+from streams.serde.value_type import given_type, record_value_type, returned_type
 from streams.state.definition import StoreDefinition
 from streams.topology.graph import Sink, Step, function_name
 
@@ -55,7 +58,7 @@ if TYPE_CHECKING:
     from streams.operators import Operator
     from streams.operators.change import JoinKind
     from streams.operators.processor import ProcessorFactory
-    from streams.records import Batch
+    from streams.records import Batch, Record
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -148,6 +151,128 @@ class Stream(Generic[K, V]):
         called again with each record alone, so that one failing record fails alone.
         """
         return self._then(MapBatch(function), on_error, name, rekeyed=True)
+
+    @overload
+    def map_records(
+        self,
+        function: Callable[[Record[K, V]], Record[K, V2]],
+        *,
+        keeps_key: Literal[True],
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Stream[K, V2]: ...
+
+    @overload
+    def map_records(
+        self,
+        function: Callable[[Record[K, V]], Record[K2, V2]],
+        *,
+        key: Serde[K2] | None = None,
+        keeps_key: Literal[False] = False,
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Stream[K2, V2]: ...
+
+    def map_records(
+        self,
+        function: Callable[[Record[K, V]], Record[Any, V2]],
+        *,
+        key: Serde[Any] | None = None,
+        keeps_key: bool = False,
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Stream[Any, V2]:
+        """Replace each record by ``function(record)``: one made with ``record.with_``, or itself, changed.
+
+        For functions that need keys, event times or headers as well as values; ``map`` is faster, and so is
+        ``map_batch`` for columns of them. The record is the function's own, but its value is not a copy: put
+        another one in instead of changing it. Topic, partition and offset stay those of the input record.
+
+        ``key`` says how new keys are written, if not like those there were. With ``keeps_key``, the key stays
+        that of the record, so that no repartition topic is needed downstream; a record whose key changed
+        fails.
+        """
+        operator = MapRecords(function, self._kept_keys(key, name, keeps_key=keeps_key))
+        kind = record_value_type(function)
+        return self._then(
+            operator,
+            on_error,
+            name,
+            key=key,
+            inferred=fields_serde(kind),
+            value_type=kind,
+            rekeyed=not keeps_key,
+        )
+
+    @overload
+    def flat_map_records(
+        self,
+        function: Callable[[Record[K, V]], Iterable[Record[K, V2]]],
+        *,
+        keeps_key: Literal[True],
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Stream[K, V2]: ...
+
+    @overload
+    def flat_map_records(
+        self,
+        function: Callable[[Record[K, V]], Iterable[Record[K2, V2]]],
+        *,
+        key: Serde[K2] | None = None,
+        keeps_key: Literal[False] = False,
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Stream[K2, V2]: ...
+
+    def flat_map_records(
+        self,
+        function: Callable[[Record[K, V]], Iterable[Record[Any, V2]]],
+        *,
+        key: Serde[Any] | None = None,
+        keeps_key: bool = False,
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Stream[Any, V2]:
+        """Replace each record by those in ``function(record)``, none included; see ``map_records``.
+
+        A generator may change a record and give it again: each counts as it was when it was given.
+        """
+        operator = FlatMapRecords(function, self._kept_keys(key, name, keeps_key=keeps_key))
+        kind = record_value_type(function, many=True)
+        return self._then(
+            operator,
+            on_error,
+            name,
+            key=key,
+            inferred=fields_serde(kind),
+            value_type=kind,
+            rekeyed=not keeps_key,
+        )
+
+    def filter_records(
+        self,
+        predicate: Callable[[Record[K, V]], object],
+        *,
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Stream[K, V]:
+        """Keep the records for which ``predicate(record)`` is true."""
+        return self._then(
+            FilterRecords(predicate), on_error, name, value=self._flow.value, value_type=self._flow.value_type
+        )
+
+    def peek_records(
+        self,
+        function: Callable[[Record[K, V]], object],
+        *,
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Stream[K, V]:
+        """Call ``function(record)`` for its effect, which a failure may repeat, and pass the record on."""
+        return self._then(
+            PeekRecords(function), on_error, name, value=self._flow.value, value_type=self._flow.value_type
+        )
 
     def filter(
         self, predicate: Callable[[V], object], *, on_error: ErrorPolicy = fail, name: str | None = None
@@ -590,6 +715,16 @@ class Stream(Generic[K, V]):
         self, operator: Operator, policy: ErrorPolicy, name: str | None, **known: Any
     ) -> Stream[Any, Any]:
         return Stream(self._flow.then(operator, policy, name, **known))
+
+    def _kept_keys(self, key: Serde[Any] | None, step: str | None, *, keeps_key: bool) -> KeptKeys | None:
+        """What holds a step to keeping keys, where it says that it does. Raises ``TopologyError``."""
+        if keeps_key and key is not None:
+            raise TopologyError(
+                f"{step or 'map_records'}: key= says how new keys are written, and keeps_key=True that there "
+                "are none",
+                hint="leave one of them away",
+            )
+        return KeptKeys(self._flow.key) if keeps_key else None
 
     def _join(
         self,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from streams.errors import TopologyError
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 REMEMBERED_KEYS = 10_000
 """Of so many keys a step knows the bytes without another look."""
+
+_PLAIN_KEYS = frozenset({str, bytes, int})
+"""Types of which two equal keys are written alike."""
 
 
 class HeldKeys:
@@ -121,6 +125,38 @@ class ImpliedText:
                 hint=f"say how keys are written: key=Json({described_type(key)}); or key=Text(), if only "
                 "this record is wrong: such records then get on_error",
             )
+
+
+class KeptKeys:
+    """For a step that keeps keys: tells whether what it makes of a record has the record's key.
+
+    As everywhere, keys are equal when their bytes are.
+    """
+
+    __slots__ = ("_serde",)
+
+    def __init__(self, serde: Serde[Any]) -> None:
+        self._serde = serde
+
+    def check(self, made: Any, key: Any) -> None:
+        """Raises ``ValueError`` where ``made`` is another key than ``key``."""
+        if made is key or (type(made) is type(key) and type(key) in _PLAIN_KEYS and made == key):
+            return
+        if made is not None and key is not None:
+            with suppress(Exception):
+                one, other = self._serde.serialize([made]), self._serde.serialize([key])
+                if list(one) == list(other):
+                    return
+        raise ValueError(
+            f"the step keeps keys (keeps_key=True) and made the key {made!r:.80} of a record with the key "
+            f"{key!r:.80}: leave keeps_key away where keys change"
+        )
+
+    def check_all(self, made: Sequence[Any], keys: Sequence[Any]) -> None:
+        """As ``check``, for columns."""
+        if not all(map(is_, made, keys)):
+            for one, key in zip(made, keys, strict=True):
+                self.check(one, key)
 
 
 def described_type(key: Any) -> str:

@@ -301,7 +301,7 @@ class _Context:
             raise ValueError(
                 f"step {self.step} forwards a record whose offset {record.offset} is not in the batch being "
                 f"processed ({offsets[0]} to {offsets[-1]}): a dead letter could not be traced to its input; "
-                "make it from a record of the batch, with dataclasses.replace"
+                "make it from a record of the batch, with record.with_"
             )
         return row
 

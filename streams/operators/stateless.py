@@ -321,9 +321,7 @@ def extract_timestamps(
     if not times or (set(map(type, times)) <= {int} and min(times) >= 0 and max(times) < LATEST):
         return timed.with_timestamps(times)
     errors = {
-        row: unawaited(time)
-        if is_awaitable(time)
-        else ValueError(f"an event time is a whole number of milliseconds since the epoch, got {time!r:.80}")
+        row: no_event_time(time)
         for row, time in enumerate(times)
         if type(time) is not int or not 0 <= time < LATEST
     }
@@ -331,3 +329,10 @@ def extract_timestamps(
         guard.refuse(timed, row, error)
     good = [row for row in range(len(times)) if row not in errors]
     return timed.select(good).with_timestamps([times[row] for row in good])
+
+
+def no_event_time(time: object) -> Exception:
+    """The error for what a function gave in place of an event time."""
+    if is_awaitable(time):
+        return unawaited(time)
+    return ValueError(f"an event time is a whole number of milliseconds since the epoch, got {time!r:.80}")
