@@ -580,14 +580,18 @@ class Output:
 
     def rest(self, start: int) -> Output:
         """The rows from ``start`` on."""
+        return self.part(start, len(self))
+
+    def part(self, start: int, stop: int) -> Output:
+        """The rows from ``start`` up to, without, ``stop``."""
         return Output(
             self.topic,
-            self.keys[start:],
-            self.values[start:],
-            self.timestamps[start:],
-            None if self.headers is None else self.headers[start:],
+            self.keys[start:stop],
+            self.values[start:stop],
+            self.timestamps[start:stop],
+            None if self.headers is None else self.headers[start:stop],
             partition=self.partition,
-            partitions=None if self.partitions is None else self.partitions[start:],
+            partitions=None if self.partitions is None else self.partitions[start:stop],
             owner=self.owner,
             first=self.first + start,
         )

@@ -40,6 +40,7 @@ from streams.operators.keys import KeptKeys
 from streams.operators.map_async import MapAsync
 from streams.operators.process import Process
 from streams.operators.single_records import FilterRecords, FlatMapRecords, MapRecords, PeekRecords
+from streams.operators.sink_columns import SinkColumns
 from streams.operators.stateless import Branch, Filter, FlatMap, KeyBy, Map, MapBatch, Merge, Peek
 from streams.operators.table import FilterTable, GroupChanges, MapTable, StampedSerde
 from streams.policy import ErrorPolicy, dead_letter, fail
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from streams.operators import Operator
     from streams.operators.change import JoinKind
     from streams.operators.processor import ProcessorFactory
-    from streams.records import Batch, Record
+    from streams.records import Batch, Headers, Record
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -138,19 +139,44 @@ class Stream(Generic[K, V]):
             value_type=returned_type(function),
         )
 
+    @overload
+    def map_batch(
+        self,
+        function: Callable[[Batch[K, V]], Batch[K, V2]],
+        *,
+        keeps_key: Literal[True],
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Stream[K, V2]: ...
+
+    @overload
     def map_batch(
         self,
         function: Callable[[Batch[K, V]], Batch[Any, Any]],
         *,
+        keeps_key: Literal[False] = False,
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Stream[Any, Any]: ...
+
+    def map_batch(
+        self,
+        function: Callable[[Batch[K, V]], Batch[Any, Any]],
+        *,
+        keeps_key: bool = False,
         on_error: ErrorPolicy = fail,
         name: str | None = None,
     ) -> Stream[Any, Any]:
         """Replace each batch by ``function(batch)``, made with ``Batch.select`` and the ``with_`` methods.
 
-        For columnar code, and where keys, headers or timestamps are needed. When the function raises, it is
-        called again with each record alone, so that one failing record fails alone.
+        For columnar code, and where keys, headers or timestamps are needed of many records. When the function
+        raises, it is called again with each record alone, so that one failing record fails alone.
+
+        With ``keeps_key``, rows keep their keys, so that no repartition topic is needed downstream; a row
+        whose key changed fails.
         """
-        return self._then(MapBatch(function), on_error, name, rekeyed=True)
+        kept_keys = self._kept_keys(None, name, keeps_key=keeps_key)
+        return self._then(MapBatch(function, kept_keys), on_error, name, rekeyed=not keeps_key)
 
     @overload
     def map_records(
@@ -340,11 +366,34 @@ class Stream(Generic[K, V]):
             Peek(function), on_error, name, value=self._flow.value, value_type=self._flow.value_type
         )
 
+    @overload
     def process(
         self,
         processor: ProcessorFactory,
         *,
         stores: Iterable[StoreDefinition | str] = (),
+        keeps_key: Literal[True],
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Stream[K, Any]: ...
+
+    @overload
+    def process(
+        self,
+        processor: ProcessorFactory,
+        *,
+        stores: Iterable[StoreDefinition | str] = (),
+        keeps_key: Literal[False] = False,
+        on_error: ErrorPolicy = fail,
+        name: str | None = None,
+    ) -> Stream[Any, Any]: ...
+
+    def process(
+        self,
+        processor: ProcessorFactory,
+        *,
+        stores: Iterable[StoreDefinition | str] = (),
+        keeps_key: bool = False,
         on_error: ErrorPolicy = fail,
         name: str | None = None,
     ) -> Stream[Any, Any]:
@@ -354,6 +403,11 @@ class Stream(Generic[K, V]):
         or ``process_batch``, as ``Processor`` and ``BatchProcessor`` say. ``stores`` are made with
         ``key_value_store(name)``; a name alone is a store of another step. With stores, keys that changed
         send the records through a repartition topic first, named like the first store.
+
+        With ``keeps_key``, what is forwarded has the key of the record that is being processed, so that no
+        repartition topic is needed downstream; in ``forward``, another key raises. What timers forward is not
+        checked, as nothing here tells where a key belongs: they must forward keys of this partition, e.g.
+        those that a store of the step has. A record with another one would be counted apart from its like.
         """
         given = list(stores)
         names = tuple(store if isinstance(store, str) else store.name for store in given)
@@ -362,10 +416,10 @@ class Stream(Generic[K, V]):
             flow = flow.repartition(name or names[0], None, on_error)
         return Stream(
             flow.then(
-                Process(processor, names),
+                Process(processor, names, self._kept_keys(None, name, keeps_key=keeps_key)),
                 on_error,
                 name,
-                rekeyed=True,
+                rekeyed=not keeps_key,
                 owns=with_deadlines([store for store in given if not isinstance(store, str)]),
                 uses=tuple(store for store in given if isinstance(store, str)),
             )
@@ -690,6 +744,9 @@ class Stream(Generic[K, V]):
         *,
         key: Serde[K] | None = None,
         value: Serde[V] | None = None,
+        partition: int | Callable[[Record[K, V]], int] | None = None,
+        headers: Headers | Callable[[Record[K, V]], Headers | None] | None = None,
+        timestamp: Callable[[Record[K, V]], int] | None = None,
         on_error: ErrorPolicy = fail,
         name: str | None = None,
     ) -> None:
@@ -697,17 +754,23 @@ class Stream(Generic[K, V]):
 
         Event times and headers go with them, and keys decide the partition as for Java clients. Serdes not
         given are those the stream was read with, as long as its values are the same; else JSON.
+
+        ``partition`` is one for all records, or a function of the record; where the topic has no such
+        partition, the record fails with ``on_error``. ``headers``, pairs or a function of the record that
+        returns them, and ``timestamp``, a function, are written in place of the record's own.
         """
         generated = f"to-{topic}" if isinstance(topic, str) else f"to-{function_name(topic)}"
         flow = self._flow
+        called = flow.builder.name(name, generated)
         flow.builder.add(
             Sink(
-                name=flow.builder.name(name, generated),
+                name=called,
                 parents=flow.parents,
                 topic=topic,
                 key=key or flow.key,
                 value=value or flow.value or Json(),
                 policy=on_error,
+                columns=SinkColumns.chosen(called, partition, headers, timestamp),
             )
         )
 
@@ -1100,11 +1163,23 @@ class Table(Generic[K, V]):
         *,
         key: Serde[K] | None = None,
         value: Serde[V] | None = None,
+        partition: int | Callable[[Record[K, V]], int] | None = None,
+        headers: Headers | Callable[[Record[K, V]], Headers | None] | None = None,
+        timestamp: Callable[[Record[K, V]], int] | None = None,
         on_error: ErrorPolicy = fail,
         name: str | None = None,
     ) -> None:
         """Write the changes to a topic: ``to_stream().to(…)``."""
-        self.to_stream().to(topic, key=key, value=value, on_error=on_error, name=name)
+        self.to_stream().to(
+            topic,
+            key=key,
+            value=value,
+            partition=partition,
+            headers=headers,
+            timestamp=timestamp,
+            on_error=on_error,
+            name=name,
+        )
 
     def _join(
         self,

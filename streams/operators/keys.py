@@ -15,6 +15,7 @@ from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from streams.errors import TopologyError
+from streams.operators.snapshot import FIXED, snapshot
 from streams.serde import held_key, nullable
 
 if TYPE_CHECKING:
@@ -138,25 +139,52 @@ class KeptKeys:
     def __init__(self, serde: Serde[Any]) -> None:
         self._serde = serde
 
-    def check(self, made: Any, key: Any) -> None:
-        """Raises ``ValueError`` where ``made`` is another key than ``key``."""
-        if made is key or (type(made) is type(key) and type(key) in _PLAIN_KEYS and made == key):
+    def check(self, made: Any, *keys: Any) -> None:
+        """Raises ``ValueError`` where ``made`` is none of the ``keys`` that its input record has."""
+        if any(self._same(made, key) for key in keys):
             return
-        if made is not None and key is not None:
-            with suppress(Exception):
-                one, other = self._serde.serialize([made]), self._serde.serialize([key])
-                if list(one) == list(other):
-                    return
         raise ValueError(
             f"the step keeps keys (keeps_key=True) and made the key {made!r:.80} of a record with the key "
-            f"{key!r:.80}: leave keeps_key away where keys change"
+            f"{' or '.join(format(repr(key), '.80') for key in keys)}: leave keeps_key away where keys change"
         )
 
-    def check_all(self, made: Sequence[Any], keys: Sequence[Any]) -> None:
-        """As ``check``, for columns."""
-        if not all(map(is_, made, keys)):
-            for one, key in zip(made, keys, strict=True):
-                self.check(one, key)
+    def check_batch(self, made: Batch[Any, Any], source: Batch[Any, Any]) -> None:
+        """As ``check``, for a batch that was made of ``source``; raises for one of other records too."""
+        if made.fetched is not source.fetched:
+            raise ValueError(
+                "the step keeps keys (keeps_key=True) and made a batch of other records than it was given: "
+                "make it with select and the with_ methods of the batch given"
+            )
+        if made.rows == source.rows:
+            if not all(map(is_, made.keys, source.keys)):
+                for own, key in zip(made.keys, source.keys, strict=True):
+                    self.check(own, key)
+            return
+        keys = keys_by_row(source)
+        for own, row in zip(made.keys, made.rows, strict=True):
+            self.check(own, *keys.get(row, ()))
+
+    def lent(self, batch: Batch[Any, Any]) -> Batch[Any, Any]:
+        """The batch for the user's code: with copies of keys that this could change in place."""
+        return batch if batch.key_types <= FIXED else batch.with_keys(list(map(snapshot, batch.keys)))
+
+    def _same(self, made: Any, key: Any) -> bool:
+        if made is key or (type(made) is type(key) and type(key) in _PLAIN_KEYS and made == key):
+            return True
+        if made is None or key is None:
+            return False
+        try:
+            return list(self._serde.serialize([made])) == list(self._serde.serialize([key]))
+        except Exception:  # noqa: BLE001 - what cannot be written like the key is another one
+            return False
+
+
+def keys_by_row(batch: Batch[Any, Any]) -> dict[int, list[Any]]:
+    """The keys of the rows that were made of each input record."""
+    keys: dict[int, list[Any]] = {}
+    for row, key in zip(batch.rows, batch.keys, strict=True):
+        keys.setdefault(row, []).append(key)
+    return keys
 
 
 def described_type(key: Any) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from streams.operators import Binding, Children, Forward
     from streams.operators.guard import Guard
+    from streams.operators.keys import KeptKeys
 
 Function = Callable[[Any], Any]
 
@@ -69,19 +70,23 @@ class MapBatch:
     stamps: ClassVar[bool] = True
 
     function: Callable[[Batch[Any, Any]], Batch[Any, Any]]
+    kept_keys: KeptKeys | None = None
 
     @property
     def code(self) -> object:
         return self.function
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        forward, guard, function = fan_out(children), step.guard, self.function
+        forward, guard, function, kept_keys = fan_out(children), step.guard, self.function, self.kept_keys
 
         def checked(batch: Batch[Any, Any]) -> Batch[Any, Any]:
             # In columns of its own: where it raises, it is called again with the rows as they were.
-            result = settled(function(batch.copy()))
+            lent = batch if kept_keys is None else kept_keys.lent(batch)
+            result = settled(function(lent.copy()))
             if not isinstance(result, Batch):
                 raise TypeError(f"map_batch needs a Batch back, got {type(result).__name__}")
+            if kept_keys is not None:
+                kept_keys.check_batch(result, batch)
             # A function may fill the same lists for each batch.
             return result.copy()
 

@@ -832,22 +832,35 @@ class Task:
         # Keys of an internal topic are read again, and what cannot be is found now, by its record.
         write_keys = sink.key.serialize if sink.repartition is None else readable_keys(sink.key)
         serialize_value, serialize_key = nullable(sink.value.serialize), nullable(write_keys)
-        internal = sink.repartition is not None
+        internal, columns = sink.repartition is not None, sink.columns
 
         def encode(batch: Batch[Any, Any], topic: str) -> None:
-            writable, keys = guard.apply(serialize_key, batch.keys, batch)
-            writable, values = guard.apply(serialize_value, writable.values, writable.with_keys(keys))
+            partitions: Sequence[int] | None = None
+            if columns is not None:
+                batch, partitions = columns.apply(guard, batch)
+            keys, rows = guard.each(serialize_key, batch.keys, batch)
+            writable = (batch if rows is None else batch.select(rows)).with_keys(keys)
+            partitions = partitions and take(partitions, rows)
+            values, rows = guard.each(serialize_value, writable.values, writable)
+            writable = writable if rows is None else writable.select(rows)
+            partitions = partitions and take(partitions, rows)
             if values:
                 before = self._in_slice.setdefault((sink.name, topic), [])
-                rows = _SinkRows(sink.name, topic, guard, writable, tuple(before))
+                owner = _SinkRows(sink.name, topic, guard, writable, tuple(before))
                 before.append(writable)
                 if internal:
                     values = with_origins(values, writable)
                 output = Output(
-                    topic, writable.keys, values, writable.timestamps, writable.headers, owner=rows
+                    topic,
+                    writable.keys,
+                    values,
+                    writable.timestamps,
+                    writable.headers,
+                    partitions=partitions,
+                    owner=owner,
                 )
                 if self._refused:
-                    output = self._without_refused(output, rows)
+                    output = self._without_refused(output, owner)
                 if len(output):
                     self._pending.append(output)
 
@@ -883,6 +896,7 @@ class Task:
             take(output.values, kept),
             take(output.timestamps, kept),
             None if output.headers is None else take(output.headers, kept),
+            partitions=None if output.partitions is None else take(output.partitions, kept),
             owner=_SomeRows(rows, kept),
         )
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from streams.operators import Operator
+    from streams.operators.sink_columns import SinkColumns
     from streams.serde import Serde
     from streams.state.definition import StoreDefinition
 
@@ -108,6 +109,8 @@ class Sink:
     place: str = field(default="", compare=False)
     """Where the program declares it, as ``file:line``."""
     closed: tuple[TopicPattern, ...] = ()
+    columns: SinkColumns | None = None
+    """Partitions, headers and event times to write, where the program chooses them."""
 
 
 Node: TypeAlias = "Source | Step | Sink"

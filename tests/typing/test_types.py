@@ -11,6 +11,8 @@ import msgspec
 
 from streams import (
     App,
+    Batch,
+    Context,
     GlobalTable,
     JoinWindow,
     Json,
@@ -105,6 +107,13 @@ def test_steps_know_the_values_of_a_stream():
     assert_type(branches["slow"], Stream[str, Hit])
     assert_type(hits.merge(branches["fast"]), Stream[str, Hit])
     hits.to(lambda hit: f"hits-{assert_type(hit.status, int)}")
+    hits.to(
+        "placed",
+        partition=lambda record: assert_type(record.value.status, int) % 3,
+        headers=lambda record: [("key", assert_type(record.key, str).encode())],
+        timestamp=lambda record: record.timestamp + 1,
+    )
+    hits.to("marked", partition=1, headers=[("by", b"typing"), ("no", None)])
 
 
 def test_steps_know_the_records_of_a_stream():
@@ -125,6 +134,19 @@ def test_steps_that_keep_the_key_keep_its_type():
     assert_type(sizes, Stream[str, int])
     twice = hits.flat_map_records(lambda record: [record.with_(value=record.value.size)] * 2, keeps_key=True)
     assert_type(twice, Stream[str, int])
+    assert_type(hits.map_batch(sizes_of, keeps_key=True), Stream[str, int])
+    assert_type(hits.map_batch(sizes_of), Stream[Any, Any])
+    assert_type(hits.process(PassOn, keeps_key=True), Stream[str, Any])
+    assert_type(hits.process(PassOn), Stream[Any, Any])
+
+
+def sizes_of(batch: Batch[str, Hit]) -> Batch[str, int]:
+    return batch.with_values([hit.size for hit in batch.values])
+
+
+class PassOn:
+    def process(self, record: Record[str, Hit], context: Context) -> None:
+        context.forward(record)
 
 
 def test_a_record_made_of_another_has_the_types_of_what_was_replaced():
