@@ -150,19 +150,17 @@ class KeptKeys:
 
     def check_batch(self, made: Batch[Any, Any], source: Batch[Any, Any]) -> None:
         """As ``check``, for a batch that was made of ``source``; raises for one of other records too."""
-        if made.fetched is not source.fetched:
+        same = made.fetched is source.fetched
+        if same and made.rows == source.rows and all(map(is_, made.keys, source.keys)):
+            return
+        keys = keys_by_row(source)
+        if not same or not keys.keys() >= set(made.rows):
             raise ValueError(
                 "the step keeps keys (keeps_key=True) and made a batch of other records than it was given: "
                 "make it with select and the with_ methods of the batch given"
             )
-        if made.rows == source.rows:
-            if not all(map(is_, made.keys, source.keys)):
-                for own, key in zip(made.keys, source.keys, strict=True):
-                    self.check(own, key)
-            return
-        keys = keys_by_row(source)
         for own, row in zip(made.keys, made.rows, strict=True):
-            self.check(own, *keys.get(row, ()))
+            self.check(own, *keys[row])
 
     def lent(self, batch: Batch[Any, Any]) -> Batch[Any, Any]:
         """The batch for the user's code: with copies of keys that this could change in place."""

@@ -241,4 +241,4 @@ def test_new_keys_and_kept_ones_contradict_each_other():
     with pytest.raises(
         TopologyError, match=r"(?s)key= says how new keys are written.*leave one of them away"
     ):
-        stream.flat_map_records(lambda record: [record], key=Text(), keeps_key=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        stream.flat_map_records(lambda record: [record], key=Text(), keeps_key=True)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]

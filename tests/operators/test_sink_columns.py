@@ -87,7 +87,7 @@ def test_functions_see_the_record_with_its_decoded_key_and_value():
             {"partition": lambda record: record.value},
             "topic out has no partition 4: it has 4, counted from 0",
         ),
-        ({"partition": lambda record: 1 // (record.value - 4)}, "division"),
+        ({"partition": lambda record: 1 // 0 if record.value == 4 else 0}, "division"),
         (
             {"partition": lambda record: -1 if record.value == 4 else 0},
             "a partition is a whole number from 0",
@@ -134,9 +134,10 @@ def test_an_async_function_is_refused():
     async def later(record: Record[str, Any]) -> int:
         return 0
 
-    for name in ("partition", "headers", "timestamp"):
+    choices: list[dict[str, Any]] = [{"partition": later}, {"headers": later}, {"timestamp": later}]
+    for options in choices:
         with pytest.raises(TopologyError, match="async"):
-            driver_of(**{name: later})
+            driver_of(**options)
 
 
 def test_a_topic_that_is_chosen_and_a_table_take_the_same():
@@ -172,6 +173,11 @@ def test_what_the_app_reads_again_comes_from_the_partition_that_was_chosen():
     assert sorted(seen) == [(0, 0), (1, 1), (2, 2)]
 
 
+def spoilt(content: Any, good: bool) -> Any:
+    """Itself, or what no serde writes."""
+    return content if good else object()
+
+
 @given(
     st.lists(st.tuples(st.integers(-1, 5), st.booleans(), st.booleans()), min_size=1, max_size=12), st.data()
 )
@@ -181,8 +187,8 @@ def test_each_row_has_its_own_partition_whatever_fails_beside_it(rows, data):
     stream = app.stream("in", key=Text(), value=Json(list))
     stream.map_records(
         lambda record: record.with_(
-            key=record.key if record.value[1] else 5,
-            value=record.value if record.value[2] else object(),
+            key=spoilt(record.key, record.value[1]),
+            value=spoilt(record.value, record.value[2]),
             headers=[("partition", b"%d" % record.value[0])],
         )
     ).to(

@@ -67,7 +67,7 @@ def test_a_record_of_other_types(hits: Stream[str, Hit]):
     hits.map_records(lambda record: record.value)  # type: ignore[arg-type, return-value]  # pyright: ignore[reportArgumentType]
     hits.map_records(lambda record: record.with_(key=1), keeps_key=True)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     with pytest.raises(TopologyError, match="leave one of them away"):
-        hits.map_records(lambda record: record, key=Text(), keeps_key=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+        hits.map_records(lambda record: record, key=Text(), keeps_key=True)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
 
 
 def test_an_aggregate_of_other_values(hits: Stream[str, Hit]):
