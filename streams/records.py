@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, overload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 K = TypeVar("K")
 V = TypeVar("V")
 V_co = TypeVar("V_co", covariant=True)
+K2 = TypeVar("K2")
+V2 = TypeVar("V2")
+
+_KEPT: Final[Any] = object()
+"""Says that a field stays: ``None`` is a value that it may be given."""
 
 Headers: TypeAlias = "list[tuple[str, bytes | None]]"
 """A record's headers, in the order they were written; a name may occur more than once."""
@@ -190,9 +195,45 @@ class Record(Generic[K, V]):
     source_row: tuple[int, int] | None = field(default=None, repr=False, compare=False)
     """For a record from ``Batch.records``: the batch's number and the row.
 
-    Records derived from it with ``dataclasses.replace`` can be traced to their input by this, even without
-    offsets.
+    Records derived from it with ``with_`` can be traced to their input by this, even without offsets.
     """
+
+    @overload
+    def with_(self, *, timestamp: int = ..., headers: Headers | None = ...) -> Record[K, V]: ...
+
+    @overload
+    def with_(self, *, value: V2, timestamp: int = ..., headers: Headers | None = ...) -> Record[K, V2]: ...
+
+    @overload
+    def with_(self, *, key: K2, timestamp: int = ..., headers: Headers | None = ...) -> Record[K2, V]: ...
+
+    @overload
+    def with_(
+        self, *, key: K2, value: V2, timestamp: int = ..., headers: Headers | None = ...
+    ) -> Record[K2, V2]: ...
+
+    def with_(
+        self,
+        *,
+        key: Any = _KEPT,
+        value: Any = _KEPT,
+        timestamp: int = _KEPT,
+        headers: Headers | None = _KEPT,
+    ) -> Record[Any, Any]:
+        """A new record with these in place of its own; all else stays, and so does its input record.
+
+        ``value=None`` makes a tombstone, ``headers=None`` takes the headers away.
+        """
+        return Record(
+            self.key if key is _KEPT else key,
+            self.value if value is _KEPT else value,
+            self.timestamp if timestamp is _KEPT else timestamp,
+            (self.headers and list(self.headers)) if headers is _KEPT else headers,
+            self.topic,
+            self.partition,
+            self.offset,
+            self.source_row,
+        )
 
 
 class Batch(Generic[K, V]):
@@ -359,11 +400,11 @@ class Batch(Generic[K, V]):
         """A batch of these values, made of the input records at ``rows`` (as ``Batch.rows`` counts them)."""
         return Batch(self._fetched, values, rows=rows, number=self._number)
 
-    def with_values(self, values: Sequence[Any]) -> Batch[K, Any]:
+    def with_values(self, values: Sequence[V2]) -> Batch[K, V2]:
         """The same rows with other values, one per row."""
         return self._with(values=values)
 
-    def with_keys(self, keys: Sequence[Any]) -> Batch[Any, V]:
+    def with_keys(self, keys: Sequence[K2]) -> Batch[K2, V]:
         """The same rows with other keys, one per row."""
         return self._with(keys=keys)
 
@@ -525,11 +566,22 @@ class Output:
 
     Columns are parallel; ``timestamps`` in milliseconds since the epoch, ``headers`` is ``None`` if no row
     has any. A row with key ``None`` may go to any partition; others go to the same partition as with Java
-    clients (murmur2), unless ``partition`` names one for all rows. ``owner`` identifies the rows by number,
-    counted from ``first``.
+    clients (murmur2), unless ``partition`` names one for all rows, which the topic must have, or
+    ``partitions`` one for each: a row for one that the topic does not have is refused. ``owner`` identifies
+    the rows by number, counted from ``first``.
     """
 
-    __slots__ = ("first", "headers", "keys", "owner", "partition", "timestamps", "topic", "values")
+    __slots__ = (
+        "first",
+        "headers",
+        "keys",
+        "owner",
+        "partition",
+        "partitions",
+        "timestamps",
+        "topic",
+        "values",
+    )
 
     def __init__(
         self,
@@ -540,6 +592,7 @@ class Output:
         headers: Sequence[Headers | None] | None = None,
         *,
         partition: int | None = None,
+        partitions: Sequence[int] | None = None,
         owner: RowOwner | None = None,
         first: int = 0,
     ) -> None:
@@ -549,6 +602,7 @@ class Output:
         self.timestamps = timestamps
         self.headers = headers
         self.partition = partition
+        self.partitions = partitions
         self.owner = owner
         self.first = first
 
@@ -557,13 +611,18 @@ class Output:
 
     def rest(self, start: int) -> Output:
         """The rows from ``start`` on."""
+        return self.part(start, len(self))
+
+    def part(self, start: int, stop: int) -> Output:
+        """The rows from ``start`` up to, without, ``stop``."""
         return Output(
             self.topic,
-            self.keys[start:],
-            self.values[start:],
-            self.timestamps[start:],
-            None if self.headers is None else self.headers[start:],
+            self.keys[start:stop],
+            self.values[start:stop],
+            self.timestamps[start:stop],
+            None if self.headers is None else self.headers[start:stop],
             partition=self.partition,
+            partitions=None if self.partitions is None else self.partitions[start:stop],
             owner=self.owner,
             first=self.first + start,
         )

@@ -10,6 +10,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from streams.app import resources_of_worker
+from streams.broker.placement import first_misplaced
 from streams.durations import to_milliseconds
 from streams.errors import ProcessingError, TopologyError, error_text
 from streams.operators.guard import came_from
@@ -27,7 +28,7 @@ from streams.state.memory import MemoryDatabases
 from streams.topology.graph import matches
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import timedelta
     from types import TracebackType
     from typing import Self
@@ -327,18 +328,29 @@ class TopologyDriver:
         return self.clock if timestamp is None else timestamp
 
     def _feed(
-        self, topic: str, records: Iterable[Record[bytes | None, bytes | None]], partition: int | None
+        self,
+        topic: str,
+        records: Sequence[Record[bytes | None, bytes | None]],
+        partition: int | None,
+        partitions: Sequence[int] | None = None,
     ) -> None:
+        """Process records from one partition, from one for each, or from those that their keys go to."""
+        if partitions is None:
+            partitions = [
+                self._partition_of(record.key) if partition is None else partition for record in records
+            ]
         self._resources.open()
         with self._resources.active():
-            self._feed_partitions(topic, records, partition)
+            self._feed_partitions(topic, records, partitions)
 
     def _feed_partitions(
-        self, topic: str, records: Iterable[Record[bytes | None, bytes | None]], partition: int | None
+        self,
+        topic: str,
+        records: Sequence[Record[bytes | None, bytes | None]],
+        partitions: Sequence[int],
     ) -> None:
         by_partition: dict[int, list[Record[bytes | None, bytes | None]]] = {}
-        for record in records:
-            chosen = partition if partition is not None else self._partition_of(record.key)
+        for record, chosen in zip(records, partitions, strict=True):
             by_partition.setdefault(chosen, []).append(record)
         for number, group in by_partition.items():
             place = TopicPartition(topic, number)
@@ -368,6 +380,9 @@ class TopologyDriver:
     def _commit(self, task: Task) -> None:
         written = task.take()
         task.prepare()
+        written += task.take()
+        written = [placed for output in written for placed in self._placed(output)]
+        # Records that were refused may have become dead letters.
         written += task.take()
         task.take_changelog()
         task.committed()
@@ -413,12 +428,23 @@ class TopologyDriver:
                 checkpoint.follow(saved[store.name])
         return checkpoints
 
+    def _placed(self, output: Output) -> Iterator[Output]:
+        """The rows whose partitions there are; the others get their step's policy, as with a broker."""
+        while (refused := first_misplaced(output, self._partitions)) is not None:
+            if refused.position:
+                yield output.part(0, refused.position)
+            output.refuse(refused.position, refused)
+            output = output.rest(refused.position + 1)
+        if len(output):
+            yield output
+
     def _write(self, output: Output) -> None:
         written = self._written.setdefault(output.topic, deque())
         records = list(_records(output))
-        for record in records:
+        places = output.partitions or [self._partition_of(record.key) for record in records]
+        for record, place in zip(records, places, strict=True):
             record.topic = output.topic
-            record.partition = self._partition_of(record.key)
+            record.partition = place
             record.offset = self._counts.get(output.topic, 0)
             self._counts[output.topic] = record.offset + 1
             written.append(record)
@@ -426,7 +452,7 @@ class TopologyDriver:
         if isinstance(output.owner, DeadLetterRows) and not read:
             self._unread += output.owner.letters
         if read or output.topic in self._global_tables:
-            self._feed(output.topic, records, output.partition)
+            self._feed(output.topic, records, output.partition, output.partitions)
 
     def _partition_of(self, key: bytes | None) -> int:
         return 0 if key is None else partition_for(key, self._partitions)

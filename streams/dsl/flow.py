@@ -354,7 +354,10 @@ def returned_serde(function: Callable[..., Any]) -> Serde[Any] | None:
         returned = typing.get_type_hints(function).get("return")
     except Exception:  # noqa: BLE001 - annotations may name anything; without one the type is just not known
         return None
-    fields = isinstance(returned, type) and (
-        issubclass(returned, msgspec.Struct) or dataclasses.is_dataclass(returned)
-    )
-    return Json(returned) if fields else None
+    return fields_serde(returned)
+
+
+def fields_serde(kind: Any) -> Serde[Any] | None:
+    """JSON of a type, where that is a class with fields."""
+    fields = isinstance(kind, type) and (issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind))
+    return Json(kind) if fields else None

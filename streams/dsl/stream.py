@@ -26,6 +26,7 @@ from streams.dsl.flow import (
     check_keys_alike,
     check_store_named,
     check_written,
+    fields_serde,
     generated_name,
     idle_milliseconds,
     made_value,
@@ -42,13 +43,16 @@ from streams.eventtime.windows import Hopping, Session, Sliding, Tumbling
 from streams.operators.aggregate import Group
 from streams.operators.change import ToStream
 from streams.operators.join import JoinGlobal
+from streams.operators.keys import KeptKeys
 from streams.operators.map_async import MapAsync
 from streams.operators.process import Process
+from streams.operators.single_records import FilterRecords, FlatMapRecords, MapRecords, PeekRecords
+from streams.operators.sink_columns import SinkColumns
 from streams.operators.stateless import Branch, Filter, FlatMap, KeyBy, Map, MapBatch, Merge, Peek
 from streams.operators.table import FilterTable, GroupChanges, MapTable, StampedSerde
 from streams.serde import Json, Serde
 from streams.serde.round_trip import RoundTrip
-from streams.serde.value_type import given_type, returned_type
+from streams.serde.value_type import given_type, record_value_type, returned_type
 from streams.state.definition import StoreDefinition
 from streams.topology.graph import SinkNode, Step, function_name
 
@@ -62,7 +66,7 @@ if TYPE_CHECKING:
     from streams.operators.change import JoinKind
     from streams.operators.processor import ProcessorFactory
     from streams.policy import ErrorPolicy
-    from streams.records import Batch
+    from streams.records import Batch, Headers, Record
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -148,19 +152,166 @@ class Stream(Generic[K, V]):
             value_type=returned_type(function),
         )
 
+    @overload
+    def map_batch(
+        self,
+        function: Callable[[Batch[K, V]], Batch[K, V2]],
+        *,
+        keeps_key: Literal[True],
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Stream[K, V2]: ...
+
+    @overload
     def map_batch(
         self,
         function: Callable[[Batch[K, V]], Batch[Any, Any]],
         *,
+        keeps_key: Literal[False] = False,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Stream[Any, Any]: ...
+
+    def map_batch(
+        self,
+        function: Callable[[Batch[K, V]], Batch[Any, Any]],
+        *,
+        keeps_key: bool = False,
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[Any, Any]:
         """Replace each batch by ``function(batch)``, made with ``Batch.select`` and the ``with_`` methods.
 
-        For columnar code, and where keys, headers or timestamps are needed. When the function raises, it is
-        called again with each record alone, so that one failing record fails alone.
+        For columnar code, and where keys, headers or timestamps are needed of many records. When the function
+        raises, it is called again with each record alone, so that one failing record fails alone.
+
+        With ``keeps_key``, rows keep their keys, so that no repartition topic is needed downstream; a row
+        whose key changed fails.
         """
-        return self._then(MapBatch(function), on_error, name, rekeyed=True)
+        kept_keys = self._kept_keys(None, name, keeps_key=keeps_key)
+        return self._then(MapBatch(function, kept_keys), on_error, name, rekeyed=not keeps_key)
+
+    @overload
+    def map_records(
+        self,
+        function: Callable[[Record[K, V]], Record[K, V2]],
+        *,
+        keeps_key: Literal[True],
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Stream[K, V2]: ...
+
+    @overload
+    def map_records(
+        self,
+        function: Callable[[Record[K, V]], Record[K2, V2]],
+        *,
+        key: Serde[K2] | None = None,
+        keeps_key: Literal[False] = False,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Stream[K2, V2]: ...
+
+    def map_records(
+        self,
+        function: Callable[[Record[K, V]], Record[Any, V2]],
+        *,
+        key: Serde[Any] | None = None,
+        keeps_key: bool = False,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Stream[Any, V2]:
+        """Replace each record by ``function(record)``: one made with ``record.with_``, or itself, changed.
+
+        For functions that need keys, event times or headers as well as values; ``map`` is faster, and so is
+        ``map_batch`` for columns of them. The record is the function's own, but its value is not a copy: put
+        another one in instead of changing it. Topic, partition and offset stay those of the input record.
+
+        ``key`` says how new keys are written, if not like those there were. With ``keeps_key``, the key stays
+        that of the record, so that no repartition topic is needed downstream; a record whose key changed
+        fails.
+        """
+        operator = MapRecords(function, self._kept_keys(key, name, keeps_key=keeps_key))
+        kind = record_value_type(function)
+        return self._then(
+            operator,
+            on_error,
+            name,
+            key=key,
+            inferred=fields_serde(kind),
+            value_type=kind,
+            rekeyed=not keeps_key,
+        )
+
+    @overload
+    def flat_map_records(
+        self,
+        function: Callable[[Record[K, V]], Iterable[Record[K, V2]]],
+        *,
+        keeps_key: Literal[True],
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Stream[K, V2]: ...
+
+    @overload
+    def flat_map_records(
+        self,
+        function: Callable[[Record[K, V]], Iterable[Record[K2, V2]]],
+        *,
+        key: Serde[K2] | None = None,
+        keeps_key: Literal[False] = False,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Stream[K2, V2]: ...
+
+    def flat_map_records(
+        self,
+        function: Callable[[Record[K, V]], Iterable[Record[Any, V2]]],
+        *,
+        key: Serde[Any] | None = None,
+        keeps_key: bool = False,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Stream[Any, V2]:
+        """Replace each record by those in ``function(record)``, none included; see ``map_records``.
+
+        A generator may change a record and give it again: each counts as it was when it was given.
+        """
+        operator = FlatMapRecords(function, self._kept_keys(key, name, keeps_key=keeps_key))
+        kind = record_value_type(function, many=True)
+        return self._then(
+            operator,
+            on_error,
+            name,
+            key=key,
+            inferred=fields_serde(kind),
+            value_type=kind,
+            rekeyed=not keeps_key,
+        )
+
+    def filter_records(
+        self,
+        predicate: Callable[[Record[K, V]], object],
+        *,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Stream[K, V]:
+        """Keep the records for which ``predicate(record)`` is true."""
+        return self._then(
+            FilterRecords(predicate), on_error, name, value=self._flow.value, value_type=self._flow.value_type
+        )
+
+    def peek_records(
+        self,
+        function: Callable[[Record[K, V]], object],
+        *,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Stream[K, V]:
+        """Call ``function(record)`` for its effect, which a failure may repeat, and pass the record on."""
+        return self._then(
+            PeekRecords(function), on_error, name, value=self._flow.value, value_type=self._flow.value_type
+        )
 
     def filter(
         self,
@@ -232,12 +383,37 @@ class Stream(Generic[K, V]):
             Peek(function), on_error, name, value=self._flow.value, value_type=self._flow.value_type
         )
 
+    @overload
     def process(
         self,
         processor: ProcessorFactory,
         *,
         stores: Iterable[StoreDefinition | str] = (),
         store: str | None = None,
+        keeps_key: Literal[True],
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Stream[K, Any]: ...
+
+    @overload
+    def process(
+        self,
+        processor: ProcessorFactory,
+        *,
+        stores: Iterable[StoreDefinition | str] = (),
+        store: str | None = None,
+        keeps_key: Literal[False] = False,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Stream[Any, Any]: ...
+
+    def process(
+        self,
+        processor: ProcessorFactory,
+        *,
+        stores: Iterable[StoreDefinition | str] = (),
+        store: str | None = None,
+        keeps_key: bool = False,
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[Any, Any]:
@@ -249,6 +425,11 @@ class Stream(Generic[K, V]):
         send the records through a repartition topic first, ``<app>-<store>-repartition``: ``store`` is the
         first store's name unless given. ``name`` is only the step's label (``store`` unless given); where
         there is such a topic, it needs ``store`` beside it.
+
+        With ``keeps_key``, what is forwarded has the key of the record that is being processed, so that no
+        repartition topic is needed downstream; in ``forward``, another key raises. What timers forward is not
+        checked, as nothing here tells where a key belongs: they must forward keys of this partition, e.g.
+        those that a store of the step has. A record with another one would be counted apart from its like.
         """
         given = list(stores)
         names = tuple(each if isinstance(each, str) else each.name for each in given)
@@ -258,10 +439,10 @@ class Stream(Generic[K, V]):
             flow = flow.repartition(store or names[0], None, on_error, name=name)
         return Stream(
             flow.then(
-                Process(processor, names),
+                Process(processor, names, self._kept_keys(None, name, keeps_key=keeps_key)),
                 on_error,
                 name or store,
-                rekeyed=True,
+                rekeyed=not keeps_key,
                 owns=with_deadlines([each for each in given if not isinstance(each, str)]),
                 uses=tuple(each for each in given if isinstance(each, str)),
             )
@@ -640,6 +821,9 @@ class Stream(Generic[K, V]):
         *,
         key: Serde[K] | None = None,
         value: Serde[V] | None = None,
+        partition: int | Callable[[Record[K, V]], int] | None = None,
+        headers: Headers | Callable[[Record[K, V]], Headers | None] | None = None,
+        timestamp: Callable[[Record[K, V]], int] | None = None,
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> None: ...
@@ -651,6 +835,9 @@ class Stream(Generic[K, V]):
         *,
         key: Serde[K] | None = None,
         value: Serde[V2] | None = None,
+        partition: int | Callable[[Record[K, V2 | None]], int] | None = None,
+        headers: Headers | Callable[[Record[K, V2 | None]], Headers | None] | None = None,
+        timestamp: Callable[[Record[K, V2 | None]], int] | None = None,
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> None: ...
@@ -661,6 +848,9 @@ class Stream(Generic[K, V]):
         *,
         key: Serde[K] | None = None,
         value: Serde[Any] | None = None,
+        partition: int | Callable[[Any], int] | None = None,
+        headers: Headers | Callable[[Any], Headers | None] | None = None,
+        timestamp: Callable[[Any], int] | None = None,
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> None:
@@ -668,6 +858,10 @@ class Stream(Generic[K, V]):
 
         Event times and headers go with them, and keys decide the partition as for Java clients. Serdes not
         given are those the stream was read with, as long as its values are the same; else JSON.
+
+        ``partition`` is one for all records, or a function of the record; where the topic has no such
+        partition, the record fails with ``on_error``. ``headers``, pairs or a function of the record that
+        returns them, and ``timestamp``, a function, are written in place of the record's own.
         """
         generated = f"to-{topic}" if isinstance(topic, str) else f"to-{function_name(topic)}"
         flow = self._flow
@@ -682,6 +876,7 @@ class Stream(Generic[K, V]):
                 key=key or flow.key,
                 value=value or flow.value or Json(),
                 policy=flow.builder.policy(on_error),
+                columns=SinkColumns.chosen(called, partition, headers, timestamp),
             )
         )
 
@@ -689,6 +884,16 @@ class Stream(Generic[K, V]):
         self, operator: Operator, policy: ErrorPolicy | None, name: str | None, **known: Any
     ) -> Stream[Any, Any]:
         return Stream(self._flow.then(operator, policy, name, **known))
+
+    def _kept_keys(self, key: Serde[Any] | None, step: str | None, *, keeps_key: bool) -> KeptKeys | None:
+        """What holds a step to keeping keys, where it says that it does. Raises ``TopologyError``."""
+        if keeps_key and key is not None:
+            raise TopologyError(
+                f"{step or 'map_records'}: key= says how new keys are written, and keeps_key=True that there "
+                "are none",
+                hint="leave one of them away",
+            )
+        return KeptKeys(self._flow.key) if keeps_key else None
 
     def _join(
         self,
@@ -1121,15 +1326,26 @@ class Table(Generic[K, V]):
         *,
         key: Serde[K] | None = None,
         value: Serde[V] | None = None,
+        partition: int | Callable[[Record[K, V | None]], int] | None = None,
+        headers: Headers | Callable[[Record[K, V | None]], Headers | None] | None = None,
+        timestamp: Callable[[Record[K, V | None]], int] | None = None,
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> None:
         """Write the changes to a topic, deletions as tombstones: ``to_stream(tombstones=True).to(…)``.
 
-        A function that names the topic sees ``None`` for a deletion.
+        Functions see ``None`` for a deletion.
         """
-        changes = self.to_stream(tombstones=True)
-        changes.to(topic, key=key, value=value, on_error=on_error, name=name)
+        self.to_stream(tombstones=True).to(
+            topic,
+            key=key,
+            value=value,
+            partition=partition,
+            headers=headers,
+            timestamp=timestamp,
+            on_error=on_error,
+            name=name,
+        )
 
     def _join(
         self,

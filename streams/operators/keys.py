@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from streams.errors import TopologyError
+from streams.operators.snapshot import FIXED, snapshot
 from streams.serde import held_key, nullable
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 REMEMBERED_KEYS = 10_000
 """Of so many keys a step knows the bytes without another look."""
+
+_PLAIN_KEYS = frozenset({str, bytes, int})
+"""Types of which two equal keys are written alike."""
 
 
 class HeldKeys:
@@ -121,6 +126,63 @@ class ImpliedText:
                 hint=f"say how keys are written: key=Json({described_type(key)}); or key=Text(), if only "
                 "this record is wrong: such records then get on_error",
             )
+
+
+class KeptKeys:
+    """For a step that keeps keys: tells whether what it makes of a record has the record's key.
+
+    As everywhere, keys are equal when their bytes are.
+    """
+
+    __slots__ = ("_serde",)
+
+    def __init__(self, serde: Serde[Any]) -> None:
+        self._serde = serde
+
+    def check(self, made: Any, *keys: Any) -> None:
+        """Raises ``ValueError`` where ``made`` is none of the ``keys`` that its input record has."""
+        if any(self._same(made, key) for key in keys):
+            return
+        raise ValueError(
+            f"the step keeps keys (keeps_key=True) and made the key {made!r:.80} of a record with the key "
+            f"{' or '.join(format(repr(key), '.80') for key in keys)}: leave keeps_key away where keys change"
+        )
+
+    def check_batch(self, made: Batch[Any, Any], source: Batch[Any, Any]) -> None:
+        """As ``check``, for a batch that was made of ``source``; raises for one of other records too."""
+        same = made.fetched is source.fetched
+        if same and made.rows == source.rows and all(map(is_, made.keys, source.keys)):
+            return
+        keys = keys_by_row(source)
+        if not same or not keys.keys() >= set(made.rows):
+            raise ValueError(
+                "the step keeps keys (keeps_key=True) and made a batch of other records than it was given: "
+                "make it with select and the with_ methods of the batch given"
+            )
+        for own, row in zip(made.keys, made.rows, strict=True):
+            self.check(own, *keys[row])
+
+    def lent(self, batch: Batch[Any, Any]) -> Batch[Any, Any]:
+        """The batch for the user's code: with copies of keys that this could change in place."""
+        return batch if batch.key_types <= FIXED else batch.with_keys(list(map(snapshot, batch.keys)))
+
+    def _same(self, made: Any, key: Any) -> bool:
+        if made is key or (type(made) is type(key) and type(key) in _PLAIN_KEYS and made == key):
+            return True
+        if made is None or key is None:
+            return False
+        try:
+            return list(self._serde.serialize([made])) == list(self._serde.serialize([key]))
+        except Exception:  # noqa: BLE001 - what cannot be written like the key is another one
+            return False
+
+
+def keys_by_row(batch: Batch[Any, Any]) -> dict[int, list[Any]]:
+    """The keys of the rows that were made of each input record."""
+    keys: dict[int, list[Any]] = {}
+    for row, key in zip(batch.rows, batch.keys, strict=True):
+        keys.setdefault(row, []).append(key)
+    return keys
 
 
 def described_type(key: Any) -> str:

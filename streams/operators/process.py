@@ -12,6 +12,7 @@ from streams.coroutines.awaitables import settled
 from streams.durations import to_milliseconds
 from streams.errors import TopologyError
 from streams.operators import Operator, fan_out
+from streams.operators.keys import keys_by_row
 from streams.operators.processor_store import ProcessorStore
 from streams.operators.snapshot import snapshot
 from streams.operators.user_code import check_call, check_processor
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from streams.operators import Binding, Children, Forward
+    from streams.operators.keys import KeptKeys
     from streams.operators.processor import Cancel, KeyValueStore, ProcessorFactory, TimeKind
     from streams.records import Headers, Rows
 
@@ -48,6 +50,7 @@ class Process(Operator):
     factory: ProcessorFactory
     stores: tuple[str, ...] = ()
     """The stores that its context gives."""
+    kept_keys: KeptKeys | None = None
 
     @property
     def code(self) -> object:
@@ -55,7 +58,7 @@ class Process(Operator):
 
     def bind(self, step: Binding, children: Children) -> Forward:
         processor = settled(self.factory())
-        context = _Context(step, children, self.stores)
+        context = _Context(step, children, self.stores, self.kept_keys)
         guard = step.guard
         process_batch = getattr(processor, "process_batch", None)
         process = getattr(processor, "process", None)
@@ -95,8 +98,11 @@ class Process(Operator):
 class _Context:
     """Collects what a processor forwards, and releases it only once the processor's call has returned."""
 
-    def __init__(self, step: Binding, children: Children, stores: Collection[str]) -> None:
+    def __init__(
+        self, step: Binding, children: Children, stores: Collection[str], kept_keys: KeptKeys | None
+    ) -> None:
         self._binding = step
+        self._kept_keys = kept_keys
         # Asked for now, as the records of this task's slices must be seen from the first on.
         self._clock = step.clock
         self._stores = {name: self._state(name) for name in stores}
@@ -112,6 +118,7 @@ class _Context:
         self._input_rows: Rows = ()
         self._number = 0
         self._by_offset: dict[int, int] | None = None
+        self._keys_by_row: dict[int, list[Any]] | None = None
         self._collecting = False
         self._headers: Sequence[Headers | None] | None = None
         self._times: Sequence[int] | None = None
@@ -170,6 +177,8 @@ class _Context:
             )
         # What is forwarded is released later: the caller may change its record, batch or value until then.
         if isinstance(output, Batch):
+            if self._kept_keys is not None and self._source is not None:
+                self._kept_keys.check_batch(output, self._source)
             if len(output):
                 self._forwarded.append((to, -1, output.copy()))
         elif isinstance(output, Record):
@@ -181,7 +190,10 @@ class _Context:
                 list(headers) if headers else headers,
                 (output.topic, output.partition, output.offset) if output.offset >= 0 else None,
             )
-            self._forwarded.append((to, self._row_of(output), columns))
+            row = self._row_of(output)
+            if self._kept_keys is not None and self._source is not None:
+                self._kept_keys.check(output.key, *self._keys_of(row))
+            self._forwarded.append((to, row, columns))
         else:
             raise TypeError(f"forward takes a Record or a Batch, got {type(output).__name__}")
 
@@ -190,7 +202,7 @@ class _Context:
         self._source = source
         self._row = None
         self._input_rows = () if source is None else source.rows
-        self._by_offset = None
+        self._by_offset = self._keys_by_row = None
         self._headers = None if source is None else source.headers
         self._times = None
         self._forwarded = []
@@ -204,7 +216,8 @@ class _Context:
         """
         self.begin(source)
         self._number = next(_NUMBERS)
-        return source.copy(number=self._number)
+        lent = source if self._kept_keys is None else self._kept_keys.lent(source)
+        return lent.copy(number=self._number)
 
     def process_row(self, process: Any, row: int) -> None:
         """Call a record-wise processor on one row; a call that raises leaves nothing behind."""
@@ -219,7 +232,7 @@ class _Context:
         try:
             result = process(
                 Record(
-                    source.keys[row],
+                    source.keys[row] if self._kept_keys is None else snapshot(source.keys[row]),
                     source.values[row],
                     source.timestamps[row],
                     list(own) if headers and (own := headers[row]) else None,
@@ -287,6 +300,15 @@ class _Context:
             self._times = self._clock.times(self._source)
         return self._times[self._row]
 
+    def _keys_of(self, row: int) -> Sequence[Any]:
+        """The keys that what is made of an input row may have: several where the row had become several."""
+        assert self._source is not None
+        if self._row is not None:
+            return (self._source.keys[self._row],)
+        if self._keys_by_row is None:
+            self._keys_by_row = keys_by_row(self._source)
+        return self._keys_by_row[row]
+
     def _row_of(self, record: Record[Any, Any]) -> int:
         """The input row that a forwarded record is made of."""
         if self._row is not None:
@@ -305,7 +327,7 @@ class _Context:
             raise ValueError(
                 f"step {self.step} forwards a record whose offset {record.offset} is not in the batch being "
                 f"processed ({offsets[0]} to {offsets[-1]}): a dead letter could not be traced to its input; "
-                "make it from a record of the batch, with dataclasses.replace"
+                "make it from a record of the batch, with record.with_"
             )
         return row
 

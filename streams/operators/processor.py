@@ -95,7 +95,7 @@ class Context(Protocol):
         batch. The values in a batch are not copied: put new ones in instead of changing them.
 
         In ``process_batch``, make records from those of the batch (``batch.records()``, then
-        ``dataclasses.replace``): that tells which input an error is about. Raises ``ValueError`` for a record
+        ``record.with_``): that tells which input an error is about. Raises ``ValueError`` for a record
         of which it cannot be told, and ``TopologyError`` in ``open`` or on another thread.
         """
 

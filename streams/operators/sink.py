@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from streams.operators import Binding, Children, Forward, Refusals
     from streams.operators.guard import Guard
+    from streams.operators.sink_columns import SinkColumns
     from streams.records import Batch, RowOwner, Rows
     from streams.serde import Serde
 
@@ -28,7 +29,8 @@ class Encode(Operator):
     """Serializes keys and values for the topic, or for the topic that a function names for each value.
 
     ``check_name`` raises for a name that this function must not give. ``internal``: origins are written
-    before the values, and keys are found now that could not be read again.
+    before the values, and keys are found now that could not be read again. ``columns`` are what is written
+    instead of what the records have.
     """
 
     kind: ClassVar[str] = "sink"
@@ -39,9 +41,11 @@ class Encode(Operator):
     value: Serde[Any]
     internal: bool
     check_name: Callable[[str], None]
+    columns: SinkColumns | None = None
 
     def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - nothing follows a sink
         guard, internal, refused = step.guard, self.internal, step.refused
+        columns = self.columns
         # Keys of an internal topic are read again, and what cannot be is found now, by its record.
         serialize_key = column_transform(
             self.key, readable_keys(self.key) if internal else self.key.serialize
@@ -49,17 +53,32 @@ class Encode(Operator):
         serialize_value = column_transform(self.value, self.value.serialize)
 
         def encode(batch: Batch[Any, Any], topic: str) -> None:
-            writable, keys = guard.apply(serialize_key, batch.keys, batch)
-            writable, values = guard.apply(serialize_value, writable.values, writable.with_keys(keys))
+            partitions: Sequence[int] | None = None
+            if columns is not None:
+                batch, partitions = columns.apply(guard, batch)
+            keys, rows = guard.each(serialize_key, batch.keys, batch)
+            writable = (batch if rows is None else batch.select(rows)).with_keys(keys)
+            if partitions is not None and rows is not None:
+                partitions = take(partitions, rows)
+            values, rows = guard.each(serialize_value, writable.values, writable)
+            writable = writable if rows is None else writable.select(rows)
+            if partitions is not None and rows is not None:
+                partitions = take(partitions, rows)
             if len(values):
-                rows = SinkRows(guard, topic, writable, step.sent_before(topic, writable))
+                owner = SinkRows(guard, topic, writable, step.sent_before(topic, writable))
                 if internal:
                     values = with_origins(values, writable)
                 output = Output(
-                    topic, writable.keys, values, writable.timestamps, writable.headers, owner=rows
+                    topic,
+                    writable.keys,
+                    values,
+                    writable.timestamps,
+                    writable.headers,
+                    partitions=partitions,
+                    owner=owner,
                 )
                 if refused:
-                    output = _without_refused(output, rows, refused)
+                    output = _without_refused(output, owner, refused)
                 if len(output):
                     step.emit(output)
 
@@ -143,6 +162,7 @@ def _without_refused(output: Output, rows: SinkRows, refused: Refusals) -> Outpu
         take(output.values, kept),
         take(output.timestamps, kept),
         None if output.headers is None else take(output.headers, kept),
+        partitions=None if output.partitions is None else take(output.partitions, kept),
         owner=ChosenRows(rows, kept),
     )
 

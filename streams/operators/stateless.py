@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from streams.operators import Binding, Children, Forward
     from streams.operators.guard import Guard
+    from streams.operators.keys import KeptKeys
 
 Function = Callable[[Any], Any]
 
@@ -67,19 +68,23 @@ class MapBatch(Operator):
     stamps: ClassVar[bool] = True
 
     function: Callable[[Batch[Any, Any]], Batch[Any, Any]]
+    kept_keys: KeptKeys | None = None
 
     @property
     def code(self) -> object:
         return self.function
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        forward, guard, function = fan_out(children), step.guard, self.function
+        forward, guard, function, kept_keys = fan_out(children), step.guard, self.function, self.kept_keys
 
         def checked(batch: Batch[Any, Any]) -> Batch[Any, Any]:
             # In columns of its own: where it raises, it is called again with the rows as they were.
-            result = settled(function(batch.copy()))
+            lent = batch if kept_keys is None else kept_keys.lent(batch)
+            result = settled(function(lent.copy()))
             if not isinstance(result, Batch):
                 raise TypeError(f"map_batch needs a Batch back, got {type(result).__name__}")
+            if kept_keys is not None:
+                kept_keys.check_batch(result, batch)
             # A function may fill the same lists for each batch.
             return result.copy()
 
@@ -300,9 +305,7 @@ def extract_timestamps(
     if not times or (set(map(type, times)) <= {int} and min(times) >= 0 and max(times) < LATEST):
         return timed.with_timestamps(times)
     errors = {
-        row: unawaited(time)
-        if is_awaitable(time)
-        else ValueError(f"an event time is a whole number of milliseconds since the epoch, got {time!r:.80}")
+        row: no_event_time(time)
         for row, time in enumerate(times)
         if type(time) is not int or not 0 <= time < LATEST
     }
@@ -310,3 +313,10 @@ def extract_timestamps(
         guard.refuse(timed, row, error)
     good = [row for row in range(len(times)) if row not in errors]
     return timed.select(good).with_timestamps(take(times, good))
+
+
+def no_event_time(time: object) -> Exception:
+    """The error for what a function gave in place of an event time."""
+    if is_awaitable(time):
+        return unawaited(time)
+    return ValueError(f"an event time is a whole number of milliseconds since the epoch, got {time!r:.80}")

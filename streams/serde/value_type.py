@@ -11,6 +11,8 @@ from typing import Any, TypeVar, Union
 import msgspec
 from msgspec import inspect
 
+from streams.records import Record
+
 
 def serde_type(serde: object) -> Any:
     """The type of the values that a serde reads, as its attribute ``value_type`` says."""
@@ -25,6 +27,15 @@ def returned_type(function: Callable[..., Any]) -> Any:
 def given_type(function: Callable[..., Any]) -> Any:
     """The type of what the iterable gives that a function is annotated to return."""
     return _element(_returned(function))
+
+
+def record_value_type(function: Callable[..., Any], *, many: bool = False) -> Any:
+    """The type of the values in the records that a function is annotated to return, one or ``many``."""
+    kind = _returned(function)
+    if many:
+        kind = _item(kind)
+    arguments = typing.get_args(kind) if typing.get_origin(kind) is Record else ()
+    return known(arguments[1]) if len(arguments) == 2 else Any
 
 
 def _returned(function: Any) -> Any:
@@ -140,12 +151,17 @@ class _Traits:
 
 
 def _element(kind: Any) -> Any:
+    return known(_item(kind))
+
+
+def _item(kind: Any) -> Any:
+    """What an iterable of this type gives, as annotated."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if not (isinstance(origin, type) and issubclass(origin, Iterable)) or issubclass(origin, Mapping):
         return Any
     if issubclass(origin, tuple):
-        return known(arguments[0]) if len(arguments) == 2 and arguments[1] is Ellipsis else Any
-    return known(arguments[0]) if arguments else Any
+        return arguments[0] if len(arguments) == 2 and arguments[1] is Ellipsis else Any
+    return arguments[0] if arguments else Any
 
 
 def _either(one: Any, other: Any) -> Any:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from streams.operators import Operator
+    from streams.operators.sink_columns import SinkColumns
     from streams.serde import Serde
     from streams.state.definition import StoreDefinition
 
@@ -132,6 +133,8 @@ class SinkNode:
     place: str = field(default="", compare=False)
     """Where the program declares it, as ``file:line``."""
     closed: tuple[TopicPattern, ...] = ()
+    columns: SinkColumns | None = None
+    """Partitions, headers and event times to write, where the program chooses them."""
 
     @property
     def operator(self) -> Encode:
@@ -142,6 +145,7 @@ class SinkNode:
             value=self.value,
             internal=self.repartition is not None,
             check_name=self.check_name,
+            columns=self.columns,
         )
 
     def check_name(self, topic: str) -> None:

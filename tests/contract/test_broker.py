@@ -124,10 +124,18 @@ def rows(
     *,
     keys: Sequence[bytes | None] | None = None,
     partition: int | None = None,
+    partitions: Sequence[int] | None = None,
     times: Sequence[int] | None = None,
 ) -> Output:
     timestamps = times or [NOW + row for row in range(len(values))]
-    return Output(topic, keys or [None] * len(values), values, timestamps, partition=partition)
+    return Output(
+        topic,
+        keys or [None] * len(values),
+        values,
+        timestamps,
+        partition=partition,
+        partitions=partitions,
+    )
 
 
 def write(producer: Producer, *outputs: Output) -> None:
@@ -247,6 +255,53 @@ class TestRecords:
         reader = Reader(clients.consumer()).assign({place: BEGINNING})
         poll_until(lambda: bool(reader.values), reader)
         assert reader.partitions == [place]
+
+    def test_each_row_goes_to_the_partition_that_it_names_whatever_its_key(self, clients):
+        topic = clients.topic(partitions=3)
+        keys: list[bytes | None] = [b"key", b"key", None, b"key", None, b"key"]
+        chosen = [0, 1, 2, 2, 1, 0]
+        write(clients.producer(), rows(topic, numbered(0, 6), keys=keys, partitions=chosen))
+        places = [TopicPartition(topic, number) for number in range(3)]
+        reader = Reader(clients.consumer()).assign(dict.fromkeys(places, BEGINNING))
+        poll_until(lambda: len(reader.values) >= 6, reader)
+        found = sorted(
+            (value or b"", fetched.partition) for fetched in reader.fetched for value in fetched.values()
+        )
+        assert found == list(zip(numbered(0, 6), chosen, strict=True))
+
+    @pytest.mark.parametrize("transactional", [False, True])
+    def test_a_row_for_a_partition_that_the_topic_lacks_is_refused_and_the_rest_can_be_written(
+        self, clients, transactional
+    ):
+        topic = clients.topic(partitions=2)
+        producer = clients.transactional_producer() if transactional else clients.producer()
+        if transactional:
+            producer.begin()
+        output = rows(topic, numbered(0, 5), partitions=[1, 2, 0, 7, 1])
+        for position in (1, 1):
+            with pytest.raises(RecordRefused, match=f"{topic} has no partition [27]") as refused:
+                producer.produce(output)
+            assert refused.value.position == position
+            output = output.rest(position + 1)
+        producer.produce(output)
+        if transactional:
+            producer.commit(PATIENCE)
+        else:
+            producer.flush(PATIENCE)
+        places = [TopicPartition(topic, number) for number in range(2)]
+        reader = Reader(clients.consumer()).assign(dict.fromkeys(places, BEGINNING))
+        poll_until(lambda: len(reader.values) >= 3, reader)
+        assert sorted(value or b"" for value in reader.values) == [numbered(0, 5)[row] for row in (0, 2, 4)]
+
+    def test_rows_with_partitions_keep_their_headers(self, clients):
+        topic = clients.topic(partitions=2)
+        headers: list[Headers | None] = [[("h", b"1"), ("h", None)], None]
+        output = Output(topic, [b"k", b"k"], [b"one", b"two"], [NOW, NOW], headers, partitions=[1, 1])
+        write(clients.producer(), output)
+        reader = Reader(clients.consumer()).assign({TopicPartition(topic, 1): BEGINNING})
+        poll_until(lambda: len(reader.values) >= 2, reader)
+        assert reader.values == [b"one", b"two"]
+        assert reader.headers == headers
 
     def test_a_record_too_large_is_refused_and_the_rest_can_be_written(self, clients):
         topic = clients.topic()

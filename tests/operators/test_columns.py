@@ -1,4 +1,4 @@
-"""Columns that are no lists pass through a topology unchanged, and are taken apart only where they must be."""
+"""Columns that are no lists pass through a topology unchanged, and are taken apart only where necessary."""
 
 from __future__ import annotations
 

@@ -198,6 +198,30 @@ def test_refused_records_become_dead_letters_and_all_others_come_through(bench, 
     assert steps == {b"to-ahead", b"to-large", b"to-keyless"}
 
 
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+def test_records_for_partitions_that_a_topic_lacks_become_dead_letters_alone(bench, guarantee):
+    source, out = bench.topic("in", 2), bench.topic("out", 3)
+    app = bench.app(guarantee=guarantee)
+    app.stream(source, key=Bytes(), value=Json(int)).to(
+        out, partition=lambda record: record.value % 5, on_error=dead_letter, name="placed"
+    )
+    at = now()
+    rows: list[Row] = [(b"k%d" % (number % 7), b"%d" % number, at) for number in range(200)]
+    bench.write(source, rows)
+    bench.run(app, lambda: bench.committed(app) >= len(rows))
+    found = [
+        (int(value or b""), fetched.partition)
+        for fetched in read_to_end(bench.broker, [out])
+        for value in fetched.values()
+    ]
+    assert sorted(found) == [(number, number % 5) for number in range(200) if number % 5 < 3]
+    letters = bench.values(app.dead_letter_topic)
+    assert letters == Counter(b"%d" % number for number in range(200) if number % 5 >= 3)
+    assert {headers["__streams.errors.step"] for headers in bench.headers(app.dead_letter_topic)} == {
+        b"placed"
+    }
+
+
 @pytest.mark.parametrize("kind", ["ahead", "large", "keyless"])
 def test_under_policy_fail_the_error_has_the_coordinates_the_topic_the_reason_and_advice(memory, kind):
     source = memory.topic("in")

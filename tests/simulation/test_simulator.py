@@ -104,7 +104,32 @@ def found(app: App, seeds: int = 100, inputs: Mapping[str, Any] | None = None) -
     return difference
 
 
-@pytest.mark.parametrize("app", [counting(), stored()], ids=["aggregates", "a processor with a store"])
+def placing() -> App:
+    """Some records name a partition that the topic does not have."""
+    app = App("placing", dead_letter_limit=1.0)
+    lines = app.stream("lines", value=Text()).key_by(lambda line: line.split()[0])
+    numbered = lines.repartition("by-word", value=Text()).process(
+        Numbered, stores=[key_value_store("numbers")], keeps_key=True
+    )
+    words = numbered.flat_map_records(
+        lambda record: [record.with_(value=word) for word in str(record.value).split()], keeps_key=True
+    )
+    words.to(
+        "placed",
+        value=Text(),
+        partition=lambda record: len(record.value) - 1,
+        headers=lambda record: [("key", record.key.encode())],
+        timestamp=lambda record: record.timestamp + 1,
+        on_error=dead_letter,
+    )
+    return app
+
+
+@pytest.mark.parametrize(
+    "app",
+    [counting(), stored(), placing()],
+    ids=["aggregates", "a processor with a store", "partitions that are chosen"],
+)
 def test_results_are_the_same_whatever_happens_to_the_workers(app):
     report = last(Simulator(app, {"lines": LINES}), 80)
     assert report.differences == []

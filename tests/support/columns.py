@@ -50,7 +50,7 @@ class Numbers(Column[int]):
 
 
 class WholeNumbers:
-    """A serde that reads complete columns; ``looks`` as for ``Numbers``, ``reads`` are the lengths of columns."""
+    """A serde that reads complete columns; ``looks`` as for ``Numbers``, ``reads`` are lengths."""
 
     name = "WholeNumbers"
     whole_columns = True

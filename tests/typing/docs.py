@@ -1,4 +1,4 @@
-"""``python -m tests.typing.docs``: mypy and pyright, both strict, read the programs of the README and ``docs``.
+"""``python -m tests.typing.docs``: mypy and pyright, both strict, read the programs of README and ``docs``.
 
 The Python blocks of a page are one program, as tests/test_docs.py runs them; a fence with a title is a file
 beside it. Errors name the page's line.

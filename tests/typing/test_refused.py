@@ -77,6 +77,14 @@ def test_a_field_that_values_do_not_have(hits: Stream[str, Hit]):
     groups.aggregate("a", first(lambda hit: hit.pth))  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_a_record_of_other_types(hits: Stream[str, Hit]):
+    hits.map_records(lambda record: record.with_(value=record.value.sise))  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    hits.map_records(lambda record: record.value)  # type: ignore[arg-type, return-value]  # pyright: ignore[reportArgumentType]
+    hits.map_records(lambda record: record.with_(key=1), keeps_key=True)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    with pytest.raises(TopologyError, match="leave one of them away"):
+        hits.map_records(lambda record: record, key=Text(), keeps_key=True)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+
+
 def test_an_aggregate_of_other_values(hits: Stream[str, Hit]):
     def title(page: Page) -> str:
         return page.title

@@ -13,9 +13,12 @@ import msgspec
 
 from streams import (
     App,
+    Batch,
+    Context,
     GlobalTable,
     JoinWindow,
     Json,
+    Record,
     Session,
     Stream,
     Table,
@@ -126,6 +129,54 @@ def test_steps_know_the_values_of_a_stream():
     assert_type(branches["slow"], Stream[str, Hit])
     assert_type(hits.merge(branches["fast"]), Stream[str, Hit])
     hits.to(lambda hit: f"hits-{assert_type(hit.status, int)}")
+    hits.to(
+        "placed",
+        partition=lambda record: assert_type(record.value.status, int) % 3,
+        headers=lambda record: [("key", assert_type(record.key, str).encode())],
+        timestamp=lambda record: record.timestamp + 1,
+    )
+    hits.to("marked", partition=1, headers=[("by", b"typing"), ("no", None)])
+
+
+def test_steps_know_the_records_of_a_stream():
+    assert_type(hits.map_records(lambda record: record.with_(value=record.value.path)), Stream[str, str])
+    assert_type(hits.map_records(lambda record: record), Stream[str, Hit])
+    moved = hits.map_records(lambda record: record.with_(key=record.value.status), key=Json(int))
+    assert_type(moved, Stream[int, Hit])
+    parts = hits.flat_map_records(
+        lambda record: [record.with_(value=part) for part in record.value.path.split("/")]
+    )
+    assert_type(parts, Stream[str, str])
+    assert_type(hits.filter_records(lambda record: assert_type(record.key, str) != ""), Stream[str, Hit])
+    assert_type(hits.peek_records(lambda record: assert_type(record.value, Hit).path), Stream[str, Hit])
+
+
+def test_steps_that_keep_the_key_keep_its_type():
+    sizes = hits.map_records(lambda record: record.with_(value=record.value.size), keeps_key=True)
+    assert_type(sizes, Stream[str, int])
+    twice = hits.flat_map_records(lambda record: [record.with_(value=record.value.size)] * 2, keeps_key=True)
+    assert_type(twice, Stream[str, int])
+    assert_type(hits.map_batch(sizes_of, keeps_key=True), Stream[str, int])
+    assert_type(hits.map_batch(sizes_of), Stream[Any, Any])
+    assert_type(hits.process(PassOn, keeps_key=True), Stream[str, Any])
+    assert_type(hits.process(PassOn), Stream[Any, Any])
+
+
+def sizes_of(batch: Batch[str, Hit]) -> Batch[str, int]:
+    return batch.with_values([hit.size for hit in batch.values])
+
+
+class PassOn:
+    def process(self, record: Record[str, Hit], context: Context) -> None:
+        context.forward(record)
+
+
+def test_a_record_made_of_another_has_the_types_of_what_was_replaced():
+    record = Record("key", Hit("/", 1, 200, 0.5), 0)
+    assert_type(record.with_(value=3), Record[str, int])
+    assert_type(record.with_(key=3), Record[int, Hit])
+    assert_type(record.with_(key=3, value=None, timestamp=5), Record[int, None])
+    assert_type(record.with_(timestamp=5, headers=None), Record[str, Hit])
 
 
 async def title(hit: Hit) -> Page:

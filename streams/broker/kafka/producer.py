@@ -14,6 +14,7 @@ from streams.broker.kafka.client_factory import REQUEST_SECONDS, ClientFactory, 
 from streams.broker.kafka.deliveries import Failure, Sent, most_specific, refusals
 from streams.broker.kafka.errors import FORBIDDEN, REFUSED_BY_CLIENT
 from streams.broker.kafka.partitions import with_offsets
+from streams.broker.placement import first_misplaced
 from streams.errors import (
     BrokerError,
     OutcomeUnknown,
@@ -70,31 +71,45 @@ class KafkaProducer:
         self._timed_calls = _TimedCalls()
         self._known: set[str] = set()
         self._missing: dict[str, float] = {}
+        self._partitions: dict[str, tuple[int, float]] = {}
+        """How many partitions topics have to which rows were written that name theirs, and since when that is
+        known."""
 
     def produce(self, output: Output, waiting: Callable[[], None] | None = None) -> None:
         topic = output.topic
         if topic not in self._known:
             self._require(topic)
         self._written.add(topic)
+        misplaced = None if output.partitions is None else self._first_misplaced(output)
+        stop = len(output) if misplaced is None else misplaced.position
         rules = self._rules.of(topic)
         if rules is None:
-            self._queue(output, 0, len(output), Sent(self._failures, output), waiting)
+            self._queue(output, 0, stop, Sent(self._failures, output), waiting)
         else:
-            self._queue_by_rules(output, rules, waiting)
+            self._queue_by_rules(output, stop, rules, waiting)
         self._client.poll(0)
+        if misplaced is not None:
+            raise misplaced
 
     def _queue(
         self, output: Output, at: int, stop: int, sent: Sent, waiting: Callable[[], None] | None
     ) -> None:
         """Queue the rows from ``at`` to ``stop``; ``sent`` is called for those that are not delivered."""
-        topic, headers = output.topic, output.headers
+        topic, headers, partitions = output.topic, output.headers, output.partitions
         produce = self._client.produce
         partition = -1 if output.partition is None else output.partition
         while at < stop:
             try:
                 # Positional arguments save a fifth of this call's time, for every record. For the client, the
                 # timestamp 0 means now, which is right for records without one; an actual 0 becomes 1.
-                if headers is None:
+                if partitions is not None:
+                    headers = [None] * len(output) if headers is None else headers
+                    for key, value, stamp, header, place in _part(
+                        at, stop, output.keys, output.values, output.timestamps, headers, partitions
+                    ):
+                        produce(topic, value, key, place, sent, None, max(stamp or 1, 0), header)
+                        at += 1
+                elif headers is None:
                     for key, value, stamp in _part(at, stop, output.keys, output.values, output.timestamps):
                         produce(topic, value, key, partition, sent, None, max(stamp or 1, 0))
                         at += 1
@@ -111,12 +126,23 @@ class KafkaProducer:
                 if waiting is not None:
                     waiting()
             except KafkaException as error:
+                code = error.args[0].code()
+                if partitions is not None and code == KafkaError._UNKNOWN_PARTITION:  # noqa: SLF001 - a public name of the library
+                    # The topic was made again, with less of them.
+                    self._partitions.pop(topic, None)
+                    raise RecordRefused(
+                        f"topic {topic} has no partition {partitions[at]} any more", position=at
+                    ) from error
                 self._refuse(error.args[0], topic, at)
 
-    def _queue_by_rules(self, output: Output, rules: TopicRules, waiting: Callable[[], None] | None) -> None:
-        """Queue rows for a topic that has rejected some; rows that it certainly rejects raise here."""
+    def _queue_by_rules(
+        self, output: Output, stop: int, rules: TopicRules, waiting: Callable[[], None] | None
+    ) -> None:
+        """Queue rows up to ``stop`` for a topic that has rejected some; certain rejections raise here."""
         refused = rules.first_refused(output, compressed=self._compresses)
-        stop = len(output) if refused is None else refused.position
+        if refused is not None and refused.position >= stop:
+            refused = None
+        stop = stop if refused is None else refused.position
         if not rules.in_parts:
             self._queue(output, 0, stop, Sent(self._failures, output), waiting)
         else:
@@ -264,6 +290,23 @@ class KafkaProducer:
                 raise self._to_error(found.error, f"producer: looking up topic {topic}", [topic])
             self._missing[topic] = now
         raise TopicMissing(topic)
+
+    def _first_misplaced(self, output: Output) -> RecordRefused | None:
+        """The first row for a partition that the topic does not have, as far as the cluster knows now."""
+        topic, now = output.topic, time.monotonic()
+        count, known = self._partitions.get(topic, (0, -MISSING_TOPIC_SECONDS))
+        misplaced = first_misplaced(output, count)
+        if misplaced is None or now - known < MISSING_TOPIC_SECONDS:
+            return misplaced
+        # The topic may have got more partitions.
+        try:
+            count = len(self._client.list_topics(topic, timeout=REQUEST_SECONDS).topics[topic].partitions)
+        except KafkaException as error:
+            raise self._to_error(error.args[0], f"producer: looking for topic {topic}", [topic]) from error
+        if not count:
+            raise TopicMissing(topic)
+        self._partitions[topic] = count, now
+        return first_misplaced(output, count)
 
     def _refuse(self, error: KafkaError, topic: str, position: int) -> NoReturn:
         if error.code() in REFUSED_BY_CLIENT:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from streams.broker.memory.group import Membership
 from streams.broker.memory.log import Columns, Transaction
 from streams.broker.memory.topic import record_sizes
+from streams.broker.placement import first_misplaced
 from streams.errors import (
     FatalBrokerError,
     OutcomeUnknown,
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 class MemoryProducer:
     """``Producer`` of a ``MemoryBroker``.
 
-    Rows for a topic that does not exist raise ``TopicMissing``, those for a partition that does not exist
-    ``TopicError``. Calls in a wrong order, such as ``begin`` before ``init_transactions``, raise
-    ``FatalBrokerError``.
+    Rows for a topic that does not exist are refused, and so are those with a partition of their own that it
+    does not have; an output for such a partition as a whole raises ``TopicError``. Calls in a wrong order,
+    such as ``begin`` before ``init_transactions``, raise ``FatalBrokerError``.
     """
 
     def __init__(self, cluster: Cluster, transactional_id: str | None, transaction_timeout: float) -> None:
@@ -52,15 +53,12 @@ class MemoryProducer:
         with self._cluster.locked():
             self._usable()
             transaction = None if self._transactional_id is None else self._healthy_transaction()
-            refused = _first_too_large(output, self._cluster.max_record_bytes)
-            accepted = len(output) if refused is None else refused
-            why = (
-                f"row {refused} for topic {output.topic} has more than {self._cluster.max_record_bytes} bytes"
-            )
+            refused = self._first_refused(output)
+            accepted = len(output) if refused is None else refused.position
             by_broker = [item for item in self._cluster.refused(output) if item.row < accepted]
             if by_broker and output.topic in self._cluster.known:
-                refused = accepted = by_broker[0].row
-                why = str(by_broker[0].error)
+                accepted = by_broker[0].row
+                refused = RecordRefused(str(by_broker[0].error), position=accepted)
             elif by_broker:
                 self._refused += by_broker
                 self._unreported = True
@@ -75,7 +73,7 @@ class MemoryProducer:
                     self._cluster.existing_log(partition).append(columns, transaction)
             self._cluster.notify()
         if refused is not None:
-            raise RecordRefused(why, position=refused)
+            raise refused
 
     def flush(self, timeout: float, waiting: Callable[[], None] | None = None) -> None:  # noqa: ARG002  # this broker answers at once
         self._cluster.step("flush")
@@ -170,12 +168,20 @@ class MemoryProducer:
             raise TransactionAborted(f"{transaction.transactional_id}: the open transaction has failed{why}")
         return transaction
 
+    def _first_refused(self, output: Output) -> RecordRefused | None:
+        """The first row that is too large for the client, or for a partition that the topic does not have."""
+        found = [_first_too_large(output, self._cluster.max_record_bytes)]
+        topic = self._cluster.topics.get(output.topic)
+        if topic is not None:
+            found.append(first_misplaced(output, len(topic.logs)))
+        return min((error for error in found if error), key=lambda error: error.position, default=None)
+
     def _partitioned(self, output: Output, accepted: int) -> Iterator[tuple[TopicPartition, Columns]]:
         """The first ``accepted`` rows of the output by partition."""
         topic = self._cluster.topics.get(output.topic)
         if topic is None:
             raise TopicMissing(output.topic)
-        count = len(topic.logs)
+        count, named = len(topic.logs), output.partitions
         if output.partition is not None or count == 1:
             only = TopicPartition(output.topic, output.partition or 0)
             self._cluster.existing_log(only)
@@ -186,7 +192,9 @@ class MemoryProducer:
         chosen: dict[int, list[int]] = {}
         for row in range(accepted):
             key = output.keys[row]
-            if key is None:
+            if named is not None:
+                partition = named[row]
+            elif key is None:
                 partition = turn % count
                 turn += 1
             else:
@@ -197,9 +205,10 @@ class MemoryProducer:
             yield TopicPartition(output.topic, partition), Columns.of(output, rows)
 
 
-def _first_too_large(output: Output, limit: int) -> int | None:
-    """The position of the first row whose key, value and headers have more than ``limit`` bytes."""
+def _first_too_large(output: Output, limit: int) -> RecordRefused | None:
+    """The first row whose key, value and headers have more than ``limit`` bytes."""
     sizes = record_sizes(output)
     if max(sizes, default=0) <= limit:
         return None
-    return next(row for row, size in enumerate(sizes) if size > limit)
+    row = next(row for row, size in enumerate(sizes) if size > limit)
+    return RecordRefused(f"row {row} for topic {output.topic} has more than {limit} bytes", position=row)
