@@ -19,4 +19,4 @@ from streams.errors import Retriable
     ],
 )
 def test_what_passes_by_itself_ends_nobody(code):
-    assert isinstance(classify(KafkaError(code), "asking for topics"), Retriable)
+    assert isinstance(classify(KafkaError(code), "reading the metadata"), Retriable)

@@ -217,7 +217,7 @@ def test_a_record_that_is_retried_for_ever_is_a_stall_with_its_error():
     site.pass_time(5)
     assert seen[5] == ()
     (stall,) = seen[-1]
-    assert "step 'work' is tried again and again: ValueError: the service is down" in stall.reason
+    assert "step 'work' is being retried: ValueError: the service is down" in stall.reason
     assert not stall.fixed_by_restart
 
 
@@ -229,7 +229,7 @@ def test_a_transaction_that_never_ends_hides_what_is_behind_it():
     site.send("three")
     assert site.pass_time(TIMEOUT - 10) == ()
     (stall,) = site.pass_time(20)
-    assert "transaction that began at offset 1 has not ended" in stall.reason
+    assert "transaction that began at offset 1 is still open" in stall.reason
     assert (stall.position, stall.lag) == (1, 2)
     assert not stall.fixed_by_restart
     producer.abort(1)
@@ -279,7 +279,7 @@ def test_records_that_wait_for_those_of_another_input_say_so():
     consumer.resume = lambda _: None
     site.send("first")
     stalls = {stall.partition: stall for stall in site.pass_time(TIMEOUT + 10)}
-    assert "wait for those of other-0" in stalls[PLACE].reason
+    assert "wait for earlier event times of other-0" in stalls[PLACE].reason
     assert other in stalls
 
 

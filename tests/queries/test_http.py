@@ -54,7 +54,7 @@ def test_a_template_takes_its_parameters_from_the_path_and_the_query_apart():
         assert (missing.status, missing.content_type) == (404, "application/json")
         assert json.loads(missing.body) == {
             "reason": "no such path",
-            "error": "not here; try /fixed, /of/{one}/{two}",
+            "error": "there is no path /of/a; paths are: /fixed, /of/{one}/{two}",
         }
     (request,) = asked
     assert request.target == target

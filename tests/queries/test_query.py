@@ -222,9 +222,9 @@ class TestInProcess:
     def test_questions_that_make_no_sense_are_answered_in_words(self, one):
         with pytest.raises(UnknownStore, match=r"no store 'nothing'[^$]*stores are: totals, by-window, last"):
             one.app.query("nothing", "ann")
-        with pytest.raises(QueryError, match=r"'by-window' has windows of keys"):
+        with pytest.raises(QueryError, match=r"'by-window' is windowed"):
             one.app.query("by-window", "ann")
-        with pytest.raises(QueryError, match=r"'totals' has values of keys"):
+        with pytest.raises(QueryError, match=r"'totals' is not windowed"):
             one.app.query_windows("totals", "ann")
         with pytest.raises(QueryError, match=r"keys of Text, not 7"):
             one.app.query("totals", 7)
@@ -359,8 +359,8 @@ class TestOverHttp:
             ("/stores/nothing", 404, "unknown store", "no store 'nothing'"),
             ("/stores/totals/keys/nobody", 404, "no value", "no value for the key 'nobody'"),
             ("/stores/totals/keys/%FF", 400, "bad request", "keys of Text"),
-            ("/stores/by-window/keys/a", 400, "bad request", "ask for its windows"),
-            ("/stores/totals/windows/a", 400, "bad request", "ask for its keys"),
+            ("/stores/by-window/keys/a", 400, "bad request", "query its windows"),
+            ("/stores/totals/windows/a", 400, "bad request", "query its keys"),
             ("/stores/totals?limit=0", 400, "bad request", "limit must be 1 or more"),
             ("/stores/totals?limit=x", 400, "bad request", "limit must be a whole number"),
             ("/stores/by-window?start=soon", 400, "bad request", "start must be a whole number"),

@@ -269,8 +269,8 @@ def test_a_sink_refuses_what_json_has_no_words_for(bad):
     assert driver.values("out") == [{"a": [None, 1.5]}] * 2
     assert driver.values("typed") == [Stat(1.5)] * 2
     assert [error_of(letter).split(":")[0] for letter in driver.dead_letters()] == [
-        f"JSON has no {bad} at .a[1]",
-        f"JSON has no {bad} at .mean",
+        f"JSON cannot represent {bad} at .a[1]",
+        f"JSON cannot represent {bad} at .mean",
     ]
 
 

@@ -107,18 +107,18 @@ def test_changes_told_at_commits_are_known_once_they_are_told(database):
     commit(database, state)
     state.put("a", 2)
     state.end_slice()
-    assert state.told_many(["a"]) == [1]
-    state.tell({"a": 1})
-    assert state.told_many(["a", "b"]) == [2, None]
-    assert state.told_many(["a", "b"], before=True) == [1, None]
-    state.told()
-    assert state.told_many(["a"], before=True) == [2]
+    assert state.forwarded_many(["a"]) == [1]
+    state.begin_forwarding({"a": 1})
+    assert state.forwarded_many(["a", "b"]) == [2, None]
+    assert state.forwarded_many(["a", "b"], before=True) == [1, None]
+    state.end_forwarding()
+    assert state.forwarded_many(["a"], before=True) == [2]
     state.drop_slice()
-    assert state.told_many(["a"]) == [1]
-    state.tell({})
+    assert state.forwarded_many(["a"]) == [1]
+    state.begin_forwarding({})
     commit(database, state)
     state.put("a", 3)
-    assert state.told_many(["a"]) == [2]
+    assert state.forwarded_many(["a"]) == [2]
 
 
 @pytest.mark.parametrize(

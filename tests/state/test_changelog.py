@@ -434,5 +434,5 @@ def test_all_foreign_records_are_counted_in_one_error(many):
     crew.stop()
     crew.lose_disk()
     crew.send("app-last-changelog", *(record(b"%d" % number, b"{") for number in range(many)))
-    with pytest.raises(StateError, match=f"{many} such records in all"):
+    with pytest.raises(StateError, match=f"{many} such records in total"):
         crew.worker().run()

@@ -248,7 +248,7 @@ UNREADABLE = [
     (Small, Renamed, "value field 'length': is new and has no default"),
     (FloatSize, Small, "value field 'size': was number, is integer"),
     (NullableSize, Small, "value field 'size': was integer or null, is integer"),
-    (WithNote, Strict, "value field 'note': is gone, and unknown fields are forbidden"),
+    (WithNote, Strict, "value field 'note': was removed, and unknown fields are forbidden"),
     (Within, WithinText, "value field 'lines[].size': was integer, is string"),
     (OtherNode, TextNode, "value field 'label': was integer, is string"),
     (dict[str, Small], dict[str, TextSize], "value field '{}.size': was integer, is string"),
@@ -257,15 +257,15 @@ UNREADABLE = [
     (dict[str, int], Strict, "value: was a mapping, is an object that forbids unknown fields"),
     (list[int], set[int], "value: was an array, is a set"),
     (list[int], tuple[int, int], r"value: could have any number of elements, has at most 2"),
-    (set[tuple[int, int]], set[Any], "value: its elements were array of 2, are anything"),
-    (Circle | Square, Circle, "value field 'type': could be 'Square', which is no value of it any more"),
+    (set[tuple[int, int]], set[Any], "value: its elements were array of 2, are of any type"),
+    (Circle | Square, Circle, "value field 'type': could be 'Square', which is no longer a value of it"),
     (Circle | Square, Circle | TextSquare, "value: was object, is object"),
     (Circle | Square, Circle | Line, "value: was object, is object"),
     (Point, FullSpace, "value field '[2]': could be absent, is required"),
     (Space, FullSpace, "value field '[2]': could be absent, is required"),
     (Space, Pair, "value: could have 3 elements, has at most 2"),
     (tuple[int, str], list[int], "value field '[1]': was string, is integer"),
-    (MoreColours, Colour, "value: could be 'green', which is no value of it any more"),
+    (MoreColours, Colour, "value: could be 'green', which is no longer a value of it"),
     (str, Colour, "value: was string, is one of 'blue', 'red'"),
     (Literal["a"], dt.date, "value: could be 'a', is string (date)"),
     (int, Literal[1] | float, "value: was integer, is one of 1"),
@@ -296,7 +296,7 @@ UNREADABLE = [
     (
         Terse,
         OtherTerse,
-        "value field 'size': default was 1, is another, and values equal to it were not written",
+        "value field 'size': default was 1, has changed, and values equal to it were omitted",
     ),
 ]
 
@@ -677,7 +677,7 @@ UNRESOLVED = [
     (
         record(field(symbols("A", "B"))),
         record(field(symbols("A"))),
-        "value field 'size': could be 'B', which it has no more, and there is no default",
+        "value field 'size': could be 'B', which was removed, and there is no default",
     ),
     (
         record(field(fixed(4))),
@@ -707,12 +707,12 @@ UNRESOLVED = [
     (
         record(field("int"), field("int", "length")),
         record(field("int", aliases=["length"])),
-        "value field 'size': stands for two stored fields, 'size' and 'length'",
+        "value field 'size': matches two stored fields, 'size' and 'length'",
     ),
     (
         record(field(item(), "first"), field("shop.Item", "second")),
         record(field(["null", item()], "second")),
-        "value field 'second': shop.Item is defined here now and was defined before it",
+        "value field 'second': shop.Item is now defined here, and was defined earlier before",
     ),
     (
         TREE,
@@ -1042,7 +1042,7 @@ def test_a_migration_is_due_where_there_is_a_function_for_it():
 
 def test_a_function_of_values_cannot_change_keys():
     stored = StoreDefinition(name="orders", key=Bytes(), value=Json(Small)).schema
-    with pytest.raises(StateError, match="can change values only"):
+    with pytest.raises(StateError, match="can only change values"):
         check(json_store(TextSize, migrate=dict), stored)
 
 

@@ -527,7 +527,7 @@ def test_a_limit_that_cannot_be_raised_is_an_early_error_with_what_is_needed(tmp
     said = open_many(tmp_path, 200, 200, 40)
     opened = int(said.split()[0])
     assert 0 < opened < 40
-    assert f"may have 200 files open, which is enough for {opened} tasks with stores" in said
+    assert f"may have 200 files open, which is only enough for {opened} tasks with stores" in said
     # 20 for each of 40 tasks and 256 for the rest, which is then enough.
     assert "ulimit -n 1056" in said
     assert open_many(tmp_path, 128, 1056, 40) == "all opened\n"
