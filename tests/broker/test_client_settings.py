@@ -86,7 +86,7 @@ def test_a_setting_that_commits_or_places_depend_on_is_refused_with_the_reason(k
     assert "elsewhere" not in text
 
 
-def test_all_that_is_wrong_is_said_at_once():
+def test_all_wrong_settings_are_reported_together():
     app = app_with(
         "consumer", **{"isolation.level": "read_uncommitted", "group.id": "x", "fetch.min.bytes": 2}
     )

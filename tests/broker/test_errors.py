@@ -18,5 +18,5 @@ from streams.errors import Retriable
         KafkaError.NOT_LEADER_FOR_PARTITION,
     ],
 )
-def test_what_passes_by_itself_ends_nobody(code):
+def test_transient_errors_are_retriable(code):
     assert isinstance(classify(KafkaError(code), "reading the metadata"), Retriable)

@@ -324,7 +324,7 @@ class TestGroup:
             slow.keep_alive()
         assert recorder.events == [("assigned", [0, 1, 2, 3])]
 
-    def test_a_callback_has_the_whole_poll_deadline_and_no_more(self, broker, clock):
+    def test_a_callback_may_take_the_complete_poll_deadline_but_not_longer(self, broker, clock):
         class Slow(Recorder):
             def __init__(self, consumer: MemoryConsumer, seconds: float) -> None:
                 super().__init__()

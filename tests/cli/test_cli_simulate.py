@@ -173,7 +173,7 @@ def test_an_unknown_fault_is_refused():
         parse_kinds(["crash", "flood"])
 
 
-def test_lines_are_values_and_json_lines_are_whole_records(tmp_path):
+def test_lines_are_values_and_json_lines_are_records(tmp_path):
     app = App("reading")
     orders = app.table("orders", key=Text(), value=Json())
     app.stream("lines").to("copies")

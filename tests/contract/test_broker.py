@@ -199,7 +199,7 @@ class TestRecords:
         assert reader.fetched[0].headers() is None
         assert reader.timestamps == [NOW - 5000]
 
-    def test_a_poll_brings_no_more_than_asked_for_and_loses_nothing(self, clients):
+    def test_a_poll_returns_at_most_the_requested_records_and_loses_none(self, clients):
         topic = clients.topic()
         write(clients.producer(), rows(topic, numbered(0, 25)))
         reader = Reader(clients.consumer(), max_records=10).assign({TopicPartition(topic, 0): BEGINNING})
@@ -444,7 +444,7 @@ class TestReader:
         assert reader.ends == [(place, 3), (place, 4)]
         assert reader.values == numbered(0, 4)
 
-    def test_the_end_is_reported_anew_after_a_seek(self, clients):
+    def test_the_end_is_reported_again_after_a_seek(self, clients):
         topic = clients.topic()
         place = TopicPartition(topic, 0)
         write(clients.producer(), rows(topic, numbered(0, 3)))
@@ -454,7 +454,7 @@ class TestReader:
         poll_until(lambda: reader.ends.count((place, 3)) >= 2, reader)
         assert reader.values == numbered(0, 3)
 
-    def test_the_end_behind_records_that_nobody_may_read_is_reported(self, clients):
+    def test_the_end_after_unreadable_records_is_reported(self, clients):
         topic = clients.topic()
         place = TopicPartition(topic, 0)
         producer = clients.transactional_producer()
@@ -543,7 +543,7 @@ class TestGroup:
         reader.consumer.close()
         assert reader.rebalances[-1] == ("revoked", places)
 
-    def test_a_successor_goes_on_after_what_was_committed(self, clients):
+    def test_a_new_owner_continues_from_the_committed_offset(self, clients):
         topic = clients.topic()
         place = TopicPartition(topic, 0)
         write(clients.producer(), rows(topic, numbered(0, 10)))
@@ -581,7 +581,7 @@ class TestGroup:
         second.consumer.seek({place: 7})
         assert second.consumer.positions([place]) == {place: 7}
 
-    def test_who_keeps_a_partition_misses_nothing_and_gets_nothing_twice(self, clients):
+    def test_a_partition_kept_through_a_rebalance_has_no_gap_and_no_duplicate(self, clients):
         """Others come and go; records are waiting all the time, so that each time some are on their way."""
 
         class Keeper(Reader):
@@ -654,7 +654,7 @@ class TestGroup:
 
     @pytest.mark.parametrize("protocol", ["consumer", "classic"])
     @pytest.mark.parametrize("committed", [2, 9])
-    def test_a_committed_offset_that_the_log_does_not_have_is_told_until_a_seek(
+    def test_a_committed_offset_that_is_not_in_the_log_is_reported_until_a_seek(
         self, clients, protocol, committed
     ):
         topic = clients.topic(partitions=3)
@@ -674,7 +674,7 @@ class TestGroup:
         assert len(reader.out_of_range) == 1
 
     @pytest.mark.parametrize("protocol", ["consumer", "classic"])
-    def test_a_position_that_is_deleted_while_it_is_read_is_told(self, clients, protocol):
+    def test_a_position_that_is_deleted_while_reading_is_reported(self, clients, protocol):
         topic = clients.topic()
         place = TopicPartition(topic, 0)
         write(clients.producer(), rows(topic, numbered(0, 10)))
@@ -714,7 +714,7 @@ class TestGroup:
         poll_until(lambda: reader.is_at_end(places[1], 3), reader)
         assert reader.values == [*numbered(0, 3), *numbered(0, 3)]
 
-    def test_a_group_whose_topic_was_made_anew_begins_at_its_beginning(self, clients):
+    def test_a_group_reads_a_recreated_topic_from_its_beginning(self, clients):
         topic = clients.topic()
         place = TopicPartition(topic, 0)
         write(clients.producer(), rows(topic, numbered(0, 5)))
@@ -727,7 +727,7 @@ class TestGroup:
         poll_until(lambda: bool(reader.out_of_range) or len(reader.values) >= 7, reader)
         assert reader.values == numbered(5, 12)
 
-    def test_a_pattern_subscribes_to_topics_whose_whole_name_matches(self, clients):
+    def test_a_pattern_subscribes_to_topics_whose_full_name_matches(self, clients):
         topics = [clients.topic(name) for name in ("orders-a", "orders-b", "orders-a-old")]
         pattern = re.compile(re.escape(clients.prefix) + "-orders-(a|b)")
         reader = Reader(clients.consumer()).subscribe(pattern)
@@ -1005,7 +1005,7 @@ class TestTransactions:
         assert reader.values == [b"committed", b"later"]
         assert clients.admin.committed_offsets(clients.name("group")) == {}
 
-    def test_markers_take_an_offset_and_the_end_lies_behind_them(self, clients):
+    def test_markers_have_an_offset_and_the_end_is_after_them(self, clients):
         topic = clients.topic()
         place = TopicPartition(topic, 0)
         producer = clients.transactional_producer()
@@ -1121,7 +1121,7 @@ class TestTransactions:
         with pytest.raises(OutcomeUnknown):
             transaction()
 
-    def test_a_producer_fenced_in_the_middle_of_writing_is_told_so(self, clients):
+    def test_a_producer_that_is_fenced_while_writing_raises(self, clients):
         first, second = clients.topic("first"), clients.topic("second")
         older = clients.transactional_producer("same")
         older.begin()

@@ -76,7 +76,7 @@ def test_an_entry_is_found_until_it_is_deleted(database, store):
     assert store.get(b"key") is None
 
 
-def test_deleting_what_is_not_there_is_allowed(database, store):
+def test_deleting_a_missing_entry_is_allowed(database, store):
     put(database, "first", {b"key": None})
     assert store.get(b"key") is None
 
@@ -88,7 +88,7 @@ def test_an_empty_value_is_a_value(database, store):
     assert list(store.scan()) == [(b"key", b"")]
 
 
-def test_get_many_answers_in_the_order_of_the_keys_and_repeats_what_is_asked_twice(database, store):
+def test_get_many_returns_values_in_the_order_of_the_keys_with_duplicates(database, store):
     fill(database, "first", b"a", b"b")
     assert store.get_many([b"b", b"x", b"a", b"b"]) == [b"of b", None, b"of a", b"of b"]
     assert store.get_many((b"b", b"x")) == [b"of b", None]
@@ -221,7 +221,7 @@ def test_entries_win_over_the_deleted_ranges_of_the_same_write(database):
 
 
 @pytest.mark.parametrize("deleted", [(b"c", b"a"), (b"b", b"b")])
-def test_a_range_without_keys_deletes_nothing_and_writing_goes_on(database, deleted):
+def test_a_range_without_keys_deletes_nothing_and_later_writes_succeed(database, deleted):
     store = database.store("first")
     fill(database, "first", b"a", b"b", b"c")
     database.write({"first": Changes({b"d": b"of d"}, [deleted])}, {})
@@ -300,7 +300,7 @@ def test_what_is_destroyed_is_gone(databases):
     assert database.metadata() == {}
 
 
-def test_what_is_not_used_any_more_is_deleted_and_what_is_open_stays(databases):
+def test_unused_databases_are_deleted_and_open_ones_kept(databases):
     made = [databases.open(["one"], number) for number in range(3)]
     for database in made:
         database.write({"one": Changes({b"key": b"value"})}, {})
@@ -337,7 +337,7 @@ def test_an_open_database_is_not_opened_twice(databases):
         databases.open(["other", "first"], 0)
 
 
-def test_what_is_closed_says_so(databases):
+def test_a_closed_database_raises(databases):
     database = databases.open(["first"], 0)
     store = database.store("first")
     fill(database, "first", b"key")
@@ -357,7 +357,7 @@ def test_what_is_closed_says_so(databases):
             call()
 
 
-def test_a_scan_that_nobody_finishes_does_not_keep_the_database_open(databases):
+def test_an_unfinished_scan_does_not_keep_the_database_open(databases):
     database = databases.open(["first"], 0)
     store = database.store("first")
     database.write({"first": Changes({number(value): b"" for value in range(3000)})}, {})

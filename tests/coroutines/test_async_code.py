@@ -307,7 +307,7 @@ def test_a_callback_of_the_client_cannot_be_async():
         App("shop", client={"oauth_cb": fetch})
 
 
-def test_a_policy_that_is_none_is_refused():
+def test_an_invalid_policy_is_refused():
     with pytest.raises(TopologyError, match="step 'work': on_error takes a policy"):
         stream(new_app()).map(str, on_error=fetch, name="work")
 

@@ -170,7 +170,7 @@ def test_names_that_cannot_be_are_refused(kind, name, labels, says):
     assert len(samples(app.metrics)) == 1
 
 
-def test_a_wrong_use_says_what_is_needed():
+def test_a_wrong_use_names_what_is_needed():
     counter = App("shop").metrics.counter("shop_orders", "Orders.", labels=["country"])
     for labels in ({}, {"land": "de"}, {"country": "de", "size": 1}):
         with pytest.raises(TypeError, match="'shop_orders' has the labels country, got"):

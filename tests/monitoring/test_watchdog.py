@@ -221,7 +221,7 @@ def test_a_record_that_is_retried_for_ever_is_a_stall_with_its_error():
     assert not stall.fixed_by_restart
 
 
-def test_a_transaction_that_never_ends_hides_what_is_behind_it():
+def test_a_transaction_that_never_ends_hides_later_records():
     site = Site(copying())
     site.send("one")
     site.pass_time(5)
@@ -283,7 +283,7 @@ def test_records_that_wait_for_those_of_another_input_say_so():
     assert other in stalls
 
 
-def test_a_broker_that_does_not_answer_is_a_stall_that_no_restart_mends():
+def test_a_broker_that_does_not_answer_is_a_stall_that_no_restart_fixes():
     site = Site(copying())
     site.send("one")
     site.pass_time(5)
@@ -359,7 +359,7 @@ def test_a_quiet_partition_is_no_stall():
     assert site.pass_time(5 * TIMEOUT) == ()
 
 
-def test_a_marker_behind_the_last_record_is_no_lag():
+def test_a_marker_after_the_last_record_is_not_lag():
     site = Site(copying())
     site.open_transaction("one", "two").commit(1)
     site.pass_time(5 * TIMEOUT)
@@ -390,7 +390,7 @@ def test_lag_that_grows_is_no_stall_while_the_position_moves():
         assert site.pass_time(TIMEOUT / 4, step=10) == ()
 
 
-def test_a_partition_that_is_given_up_is_stalled_no_more():
+def test_a_released_partition_is_no_longer_stalled():
     site = Site(copying())
     site.pass_time(5)
     consumer: Any = site.worker._consumer
@@ -407,7 +407,7 @@ def test_a_partition_that_is_given_up_is_stalled_no_more():
 # --- the end of the process
 
 
-def test_a_hanging_function_has_the_process_end_when_that_is_asked_for():
+def test_a_hanging_function_ends_the_process_if_stall_exit_is_set():
     def work(value: str) -> str:
         site.hang(TIMEOUT + 10)
         assert site.end.wait(PATIENCE)
@@ -422,7 +422,7 @@ def test_a_hanging_function_has_the_process_end_when_that_is_asked_for():
     assert raised.value.exit_code == 12
 
 
-def test_a_worker_that_can_still_stop_is_only_told_to():
+def test_a_worker_that_can_still_stop_is_only_requested_to():
     site = Site(copying(stall_exit=True, shutdown_timeout=PATIENCE))
     site.pass_time(5)
     consumer: Any = site.worker._consumer
@@ -439,7 +439,7 @@ def test_a_worker_that_can_still_stop_is_only_told_to():
 
 
 @pytest.mark.parametrize("stall_exit", [False, True])
-def test_nothing_ends_for_what_a_restart_does_not_mend(stall_exit):
+def test_a_stall_that_a_restart_does_not_fix_ends_nothing(stall_exit):
     site = Site(copying(stall_exit=stall_exit))
     site.pass_time(5)
     site.open_transaction("one")

@@ -181,7 +181,7 @@ def test_a_run_leaves_the_process_as_it_is_while_it_runs_and_afterwards(start: S
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_a_run_in_the_main_thread_and_the_program_goes_on_with_its_own_handlers(
+def test_a_signal_stops_a_run_in_the_main_thread_and_the_programs_handlers_are_restored(
     start: Start, number: signal.Signals
 ):
     process = start(

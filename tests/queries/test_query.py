@@ -219,7 +219,7 @@ class TestInProcess:
         site.wait_until_counted(one, 2)
         assert [w.start for w in one.app.query_windows("by-window", "ann")] == [10_000]
 
-    def test_questions_that_make_no_sense_are_answered_in_words(self, one):
+    def test_invalid_queries_raise_with_a_message(self, one):
         with pytest.raises(UnknownStore, match=r"no store 'nothing'[^$]*stores are: totals, by-window, last"):
             one.app.query("nothing", "ann")
         with pytest.raises(QueryError, match=r"'by-window' is windowed"):
@@ -238,7 +238,7 @@ class TestInProcess:
         with pytest.raises(StateUnavailable):
             runner.app.query("totals", "ann")
 
-    def test_what_another_worker_holds_is_said_to_be_elsewhere(self, site, one):
+    def test_a_partition_of_another_worker_raises_held_elsewhere(self, site, one):
         two = site.start()
         site.wait_until_held(one, two)
         site.send([(name, 1) for name in NAMES])
@@ -287,7 +287,7 @@ class TestForeignRecordsAmongWorkers:
         site.wait_until_counted(first, len(NAMES))
         assert first.status("/readyz") == (200, "ok\n")
 
-    def test_health_tells_when_others_are_not_followed_any_more(self, site, one, monkeypatch):
+    def test_health_fails_when_the_directory_cannot_be_read(self, site, one, monkeypatch):
         monkeypatch.setattr("streams.queries.directory.TROUBLE_SECONDS", 0.1)
         monkeypatch.setattr("streams.queries.directory.ANSWER_SECONDS", 0.1)
         go_on = threading.Event()
@@ -353,7 +353,7 @@ class TestOverHttp:
             },
         )
 
-    def test_what_cannot_be_answered_says_why(self, one):
+    def test_failed_queries_have_a_reason(self, one):
         for path, status, reason, words in (
             ("/stores/nothing/keys/a", 404, "unknown store", "stores are: totals"),
             ("/stores/nothing", 404, "unknown store", "no store 'nothing'"),
@@ -364,7 +364,12 @@ class TestOverHttp:
             ("/stores/totals?limit=0", 400, "bad request", "limit must be 1 or more"),
             ("/stores/totals?limit=x", 400, "bad request", "limit must be a whole number"),
             ("/stores/by-window?start=soon", 400, "bad request", "start must be a whole number"),
-            ("/stores/totals/keys/a?partition=9", 400, "bad request", "partitions 0 to 3, no 9"),
+            (
+                "/stores/totals/keys/a?partition=9",
+                400,
+                "bad request",
+                "has no partition 9: its partitions are 0 to 3",
+            ),
         ):
             found, answer = one.get(path)
             assert (found, answer["reason"]) == (status, reason), path
@@ -398,7 +403,7 @@ class TestOverHttp:
         status, answer = one.get(f"/stores/totals/keys/{foreign}", **{"X-Streams-Asked-By": "somebody:1"})
         assert (status, answer["reason"]) == (421, "held elsewhere")
 
-    def test_a_holder_that_cannot_be_asked_is_no_answer(self, site, one):
+    def test_a_holder_that_does_not_answer_is_unavailable(self, site, one):
         two = site.start(http_advertised_host="127.0.0.2")
         two_port = two.port
         site.wait_until_held(one, two)
@@ -410,7 +415,7 @@ class TestOverHttp:
         assert one.get("/stores/totals?all=true")[0] == 503
         assert two_port != one.port
 
-    def test_what_a_worker_that_stopped_held_is_asked_of_its_successor(self, site, one):
+    def test_the_state_of_a_stopped_worker_is_read_from_its_successor(self, site, one):
         two = site.start()
         site.wait_until_held(one, two)
         site.send([(name, 1) for name in NAMES])

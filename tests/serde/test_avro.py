@@ -365,7 +365,7 @@ def test_a_value_goes_into_the_first_branch_that_holds_it_as_it_is(tmp_path, bra
     assert long_at(payload, 5)[0] == place
 
 
-def test_what_fits_no_branch_says_so(tmp_path):
+def test_a_value_that_matches_no_branch_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="matches no branch of the union int, string"):
         list(serde_of(union_of("int", "string"), str(tmp_path)).serialize([{"value": b"x"}]))
 
@@ -475,7 +475,7 @@ def test_old_records_are_structs_of_the_new_schema(tmp_path):
     assert read == Priced(1, Decimal("0.00"), epoch, b"\xff\x01", [b"\xff"])
 
 
-def test_a_default_that_is_no_value_names_the_field(tmp_path):
+def test_an_invalid_default_is_an_error_with_its_field(tmp_path):
     cost = {"type": "fixed", "name": "Cost", "size": 1, "logicalType": "decimal", "precision": 2}
     for kind, default in ((cost, "\u007f"), ({"type": "string", "logicalType": "uuid"}, "none")):
         with pytest.raises(ConfigurationError, match=r"the default of Top\.cost"):
@@ -581,7 +581,7 @@ def test_a_decimal_of_a_megabyte_costs_no_more_than_another(tmp_path):
         list(serde.deserialize([head_of(schema) + zigzag(1 << 20) + b"\x7f" * (1 << 20)]))
 
 
-def test_a_real_that_is_no_number_is_kept(tmp_path):
+def test_nan_and_infinity_are_kept(tmp_path):
     serde = serde_of(record(("a", "double"), ("b", "float")), str(tmp_path))
     (value,) = RoundTrip(serde).read_back([{"a": math.nan, "b": -math.inf}])
     assert math.isnan(value["a"])

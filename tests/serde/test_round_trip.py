@@ -250,7 +250,7 @@ def test_nan_in_a_table_is_a_dead_letter_and_the_table_stays_readable():
     driver.send("means", 3, key=b"k")
     driver.send_bytes("means", b"null", key=b"k")
     (letter,) = driver.dead_letters()
-    assert "JSON has no nan at .mean" in error_of(letter)
+    assert "JSON cannot represent nan at .mean" in error_of(letter)
     driver.restart()
     driver.send("orders", 1, key=b"k")
     assert driver.values("out") == [[1, 1.5]]

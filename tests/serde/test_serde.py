@@ -108,7 +108,7 @@ def test_records_of_an_older_schema_in_the_folder_stay_readable(tmp_path):
         (b"\x00\x00\x00\x00\x01\x02", "no schema with id 1"),
     ],
 )
-def test_what_is_not_avro_says_why(schema, payload, says):
+def test_invalid_avro_is_an_error_with_its_reason(schema, payload, says):
     with pytest.raises((ValueError, LookupError), match=says):
         list(Avro(schema).deserialize([payload]))
 
@@ -170,7 +170,7 @@ def test_json_of_one_of_several_types_survives(values):
 @pytest.mark.parametrize(
     "payload", [b"", b"{", b'{"number": "x"}', b'{"number": 1} trailing', b"\xff", b"[]"]
 )
-def test_what_is_not_json_of_the_type_is_an_error_at_its_place(payload):
+def test_invalid_json_is_an_error_at_its_position(payload):
     results = iter(Json(Order).deserialize([b'{"number": 1}', payload, b'{"number": 2}']))
     assert next(results) == Order(1)
     with pytest.raises((msgspec.MsgspecError, ValueError)):
@@ -178,7 +178,7 @@ def test_what_is_not_json_of_the_type_is_an_error_at_its_place(payload):
 
 
 @pytest.mark.parametrize("value", ["\ud800", 5, b"bytes"])
-def test_what_is_not_text_is_an_error_at_its_place(value):
+def test_invalid_text_is_an_error_at_its_position(value):
     results = iter(Text().serialize(["a", value]))
     assert next(results) == b"a"
     with pytest.raises((TypeError, ValueError)):

@@ -154,7 +154,7 @@ def test_joins_of_disordered_streams_are_the_same_whatever_happens_to_the_worker
     assert report.again > 0
 
 
-def test_state_that_is_not_in_a_store_is_found_and_the_schedule_made_small():
+def test_state_outside_of_stores_is_found_and_the_schedule_shrunk():
     difference = found(numbering(Forgetful))
     assert difference.topic == "numbered"
     assert 1 <= len(difference.schedule.events) == len(difference.story) <= 2
@@ -256,7 +256,7 @@ def test_at_least_once_may_repeat_records_and_must_not_lose_or_change_any(monkey
     assert last(simulator, 60).differences[0].topic == "copies"
 
 
-def test_at_least_once_does_not_promise_what_is_counted_behind_a_repartition_topic():
+def test_at_least_once_does_not_compare_counts_downstream_of_a_repartition_topic():
     app = App("counting", guarantee="at_least_once")
     words = app.stream("lines", value=Text())
     words.to("copies", value=Text())

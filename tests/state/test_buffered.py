@@ -52,7 +52,7 @@ def commit(database: Database, state: KeyValueState[str, Any] | WindowState[str,
     state.committed()
 
 
-def test_a_store_has_nothing_of_what_is_not_committed(database):
+def test_a_store_has_no_uncommitted_changes(database):
     state = plain(database)
     state.put("a", 1)
     state.end_slice()
@@ -100,7 +100,7 @@ def test_what_changed_between_two_scans_is_in_the_second(database):
     assert list(state.entries()) == []
 
 
-def test_changes_told_at_commits_are_known_once_they_are_told(database):
+def test_changes_forwarded_at_commits_are_visible_once_forwarded(database):
     state = plain(database)
     state.defer()
     state.put("a", 1)
@@ -125,7 +125,7 @@ def test_changes_told_at_commits_are_known_once_they_are_told(database):
     ("prefix", "stop"),
     [(b"a", b"b"), (b"a\xff", b"b"), (b"\xff\xff", None), (b"", None), (b"a\x00", b"a\x01")],
 )
-def test_the_first_key_behind_a_prefix(prefix, stop):
+def test_the_first_key_after_a_prefix(prefix, stop):
     assert prefix_stop(prefix) == stop
 
 
@@ -187,7 +187,7 @@ def test_windows_that_are_over_may_be_deleted_in_larger_steps(database):
     assert again.take().deleted == [((202).to_bytes(8, "big"), (391).to_bytes(8, "big"))]
 
 
-def test_windows_that_are_over_come_back_when_the_slice_is_given_up(database):
+def test_expired_windows_come_back_when_the_slice_is_abandoned(database):
     state = windows(database)
     state.put(2, "k", 1)
     state.end_slice()

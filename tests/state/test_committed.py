@@ -91,7 +91,7 @@ def test_a_key_of_another_type_is_refused(database):
         plain(database, {}).get(5)
 
 
-def test_a_closed_database_says_so(database):
+def test_a_closed_database_raises(database):
     store = plain(database, {"a": 1})
     database.close()
     with pytest.raises(StateError, match="closed"):
@@ -107,5 +107,5 @@ def test_a_closed_database_says_so(database):
         ({"retention": 10, "window_end": lambda start, _: start}, True),
     ],
 )
-def test_only_stores_with_results_can_be_asked(settings, askable):
+def test_only_stores_with_results_can_be_queried(settings, askable):
     assert StoreDefinition(name="s", **settings).askable is askable

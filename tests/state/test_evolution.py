@@ -316,7 +316,7 @@ def test_what_the_new_type_cannot_read_is_named(stored, wanted, says):
     assert found.migratable
 
 
-def test_every_difference_is_told():
+def test_every_difference_is_reported():
     class Before(msgspec.Struct):
         size: int
         price: float
@@ -1053,7 +1053,7 @@ def test_entries_that_are_a_topics_records_cannot_be_migrated():
 
 
 @pytest.mark.parametrize("stored", ["", "Json", "[]", '{"purpose": "plain"}'])
-def test_a_stored_schema_that_is_none_is_an_error_with_the_stores_name(stored):
+def test_an_invalid_stored_schema_is_an_error_with_the_stores_name(stored):
     with pytest.raises(StateError, match="store 'orders': its stored schema"):
         check(json_store(Small), stored)
 
@@ -1139,7 +1139,7 @@ def broken(_old: Any) -> Any:
         (lambda _: object(), "cannot be written by Json.TextSize.: TypeError"),
     ],
 )
-def test_what_fails_is_told_with_the_key(migrate, says):
+def test_a_failure_is_reported_with_the_key(migrate, says):
     before = json_store(Small)
     entries = migrated_entries(
         json_store(TextSize, migrate=migrate), before.schema, store_of(before, {"a": Small(1)})
@@ -1148,7 +1148,7 @@ def test_what_fails_is_told_with_the_key(migrate, says):
         list(entries)
 
 
-def test_an_entry_that_is_not_of_the_stored_schema_is_told_with_the_key():
+def test_an_entry_that_does_not_match_the_stored_schema_is_reported_with_the_key():
     before = json_store(Small)
     database = database_of(before, {})
     database.write({before.name: Changes({b"a": b"{"})}, {})
@@ -1287,14 +1287,14 @@ def _reopened(app: App, driver: TopologyDriver) -> TopologyDriver:
     return later
 
 
-def test_an_incompatible_store_refuses_to_start_and_says_what_to_do():
+def test_an_incompatible_store_refuses_to_start_with_a_hint():
     driver = TopologyDriver(_remembering(_Numbered))
     driver.send("in", _Numbered(1), key="a")
     with pytest.raises(StateError, match=r"(?s)'label'.*migrate="):
         _reopened(_remembering(_Labelled), driver).send("in", _Labelled(2, "b"), key="b")
 
 
-def test_a_migration_reaches_the_store_with_the_first_commit_also_after_one_that_was_given_up():
+def test_a_migration_reaches_the_store_with_the_first_commit_also_after_an_aborted_one():
     driver = TopologyDriver(_remembering(_Numbered))
     driver.send_all("in", [Record("a", _Numbered(1), 0), Record("b", _Numbered(2), 0)])
     app = _remembering(_Labelled, migrate=lambda old: _Labelled(old["number"], "old"))
@@ -1308,7 +1308,7 @@ def test_a_migration_reaches_the_store_with_the_first_commit_also_after_one_that
     assert _reopened(_remembering(_Labelled), later).store("latest") == {}
 
 
-def test_a_migration_whose_first_commit_is_given_up_is_part_of_the_next():
+def test_a_migration_whose_first_commit_is_aborted_is_part_of_the_next():
     driver = TopologyDriver(_remembering(_Numbered))
     driver.send("in", _Numbered(1), key="a")
     later = _reopened(_remembering(_Labelled, migrate=lambda old: _Labelled(old["number"], "old")), driver)

@@ -201,9 +201,7 @@ def test_only_the_last_damaged_database_of_a_partition_is_kept(
     assert sorted(path.name for path in place.parent.iterdir()) == ["1", "1.damaged-1"]
 
 
-def test_a_cut_manifest_never_leaves_metadata_that_says_more_than_the_stores_have(
-    place: Path, tmp_path: Path
-) -> None:
+def test_a_cut_manifest_never_leaves_metadata_ahead_of_the_stores(place: Path, tmp_path: Path) -> None:
     (manifest,) = files(place, "MANIFEST-*")
     outcomes = set()
     for length in range(0, manifest.stat().st_size, 7):
@@ -261,7 +259,7 @@ def at_rest(place: Path) -> bool:
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped"])
-def test_a_broken_manifest_is_never_taken_for_a_whole_one(tmp_path: Path, how: str) -> None:
+def test_a_broken_manifest_is_always_detected(tmp_path: Path, how: str) -> None:
     expected = flushed_many_times(tmp_path / "before", tmp_path / "killed")
     (manifest,) = (tmp_path / "killed").glob("MANIFEST-*")
     whole = manifest.read_bytes()
@@ -353,7 +351,7 @@ def test_a_table_that_was_being_written_is_no_damage(place: Path, databases: Roc
     assert len(dict(database.store("first").scan())) == COUNT
 
 
-def test_compactions_go_on_after_a_restart(tmp_path: Path) -> None:
+def test_compactions_continue_after_a_restart(tmp_path: Path) -> None:
     for step in range(12):
         databases = RocksDatabases(tmp_path, BUDGET)
         database = databases.open(["first"], 0)
@@ -377,7 +375,7 @@ def test_compactions_go_on_after_a_restart(tmp_path: Path) -> None:
     ],
     ids=["get", "get_many", "scan", "scan backwards"],
 )
-def test_damage_found_while_reading_says_which_folder_to_delete(
+def test_damage_found_while_reading_names_the_folder_to_delete(
     place: Path, databases: RocksDatabases, read: Callable[[Store], object]
 ) -> None:
     table = max(files(place, "*.sst"), key=lambda path: path.stat().st_size)
@@ -393,7 +391,7 @@ def test_damage_found_while_reading_says_which_folder_to_delete(
     assert list(databases.open(["first", "second"], 0).store("first").scan()) == []
 
 
-def test_an_error_that_somebody_keeps_does_not_keep_the_database_open(databases: RocksDatabases) -> None:
+def test_an_error_that_is_kept_does_not_keep_the_database_open(databases: RocksDatabases) -> None:
     database = databases.open(["first"], 0)
     wrong: dict[str, Changes] = {"first": Changes({b"key": b"value", "text": b"value"})}  # type: ignore[dict-item]
     with pytest.raises(KeyError) as kept:
@@ -404,7 +402,7 @@ def test_an_error_that_somebody_keeps_does_not_keep_the_database_open(databases:
     assert kept.value is not None
 
 
-def test_a_database_that_another_process_has_open_is_left_alone(
+def test_a_database_that_another_process_has_open_is_not_touched(
     place: Path, databases: RocksDatabases
 ) -> None:
     program = "databases.open(['first'], 0)\nprint('open', flush=True)\nsys.stdin.read()"
@@ -432,9 +430,7 @@ def test_a_closed_database_is_free_for_another_process(place: Path, databases: R
         assert printed.readline() == f"{COUNT}\n"
 
 
-def test_what_was_written_survives_the_kill_of_the_process_as_a_whole(
-    tmp_path: Path, databases: RocksDatabases
-) -> None:
+def test_complete_writes_survive_the_kill_of_the_process(tmp_path: Path, databases: RocksDatabases) -> None:
     program = """
 database = databases.open(["first", "second"], 0)
 for value in range(1, 1_000_000):

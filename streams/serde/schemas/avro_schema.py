@@ -733,7 +733,7 @@ def _without_marks(schema: Any) -> Any:
 
 
 def _parts(schema: Any, *, below: bool = False) -> Iterator[Any]:
-    """A schema and all that it is made of, without looking behind names; ``below`` leaves out itself."""
+    """A schema and all its parts, without resolving names; with ``below``, without the schema itself."""
     if not below:
         yield schema
     if isinstance(schema, list):
@@ -760,7 +760,7 @@ def _type(schema: Any) -> str:
 
 
 def _name(branch: Any) -> str:
-    """What a branch of a union is called: a named type by its name, others by their type."""
+    """The name of a branch of a union: that of a named type, or the type."""
     return str(branch["name"]) if isinstance(branch, dict) and _type(branch) in NAMED else _type(branch)
 
 
