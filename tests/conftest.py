@@ -28,7 +28,7 @@ QUICK_GROUPS = {
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    """What runs an app in the test's process makes logs go to the standard error of just that moment."""
+    """Restore logging after tests that run an app in this process: it logs to the current standard error."""
     logger = logging.getLogger("streams")
     handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
     yield
@@ -38,7 +38,7 @@ def logging_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def kafka_bootstrap(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The session's real broker: named by the environment, in a container, or local."""
+    """The session's real broker: from the environment, in a container, or local."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
 
     def report(line: str) -> None:
@@ -57,13 +57,13 @@ def kafka(kafka_bootstrap: str) -> KafkaBroker:
 
 @pytest.fixture
 def prefix() -> str:
-    """Begins the names of a test's topics and groups, as the broker is shared."""
+    """A prefix for the names of a test's topics and groups, as the broker is shared."""
     return f"t{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture
 def topic(kafka: KafkaBroker, prefix: str) -> Callable[..., str]:
-    """Makes topics that keep records whatever their timestamps."""
+    """Creates topics without retention."""
 
     def make(name: str, partitions: int = 4) -> str:
         full = f"{prefix}-{name}"

@@ -1,4 +1,4 @@
-"""What an app shows of itself."""
+"""The text and HTML representations of an app."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings from arguments and environment, refused early and in words."""
+"""Settings from arguments and environment, refused early with a message."""
 
 from __future__ import annotations
 

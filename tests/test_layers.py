@@ -141,7 +141,7 @@ def test_only_the_loop_of_a_worker_and_what_runs_it_know_of_clients():
 
 
 def test_an_app_needs_no_servers_of_its_own():
-    """It finds the local cluster by a note: what starts one, Java and downloads included, is not its part."""
+    """The app finds the local cluster by a note; starting one, with Java and downloads, is not part of it."""
     known = {"app"}
     while more := {other for module in known for other in IMPORTS[module]} - known:
         known |= more

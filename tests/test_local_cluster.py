@@ -1,4 +1,4 @@
-"""An app finds the cluster that was left running on this machine by a note of it."""
+"""An app finds the cluster that is running on this machine by its note."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _nothing_named(monkeypatch, tmp_path):
 
 
 def left_running(folder: Path, *processes: ProcessIdentity | None) -> ClusterRecord:
-    """Note a cluster as its starter does, with a node for each process."""
+    """Write the note of a cluster as ``devstack`` does, with a node for each process."""
     seats = [Seat(number, 20_000 + number, 21_000 + number) for number, _ in enumerate(processes, 1)]
     record = ClusterRecord(folder, "x", 512, dict(zip(seats, processes, strict=True)))
     record.write()

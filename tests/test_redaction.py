@@ -1,4 +1,4 @@
-"""What is secret, and that it is not shown."""
+"""Secrets are recognised and not shown."""
 
 from __future__ import annotations
 

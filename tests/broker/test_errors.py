@@ -1,4 +1,4 @@
-"""What becomes of a client's errors."""
+"""The mapping of client errors to the engine's errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One partition of a consumer: every way from state to state, and the refusals of all others."""
+"""The states of a consumer's partition: all allowed transitions, and that others are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: what it shows, what it refuses, and the codes it ends with."""
+"""The command line: its output, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_every_command_soon_fails_if_no_broker_answers(folder):
 
 
 def without_a_broker(folder: Path, *arguments: str) -> str:
-    """What is wrong about a command's end, or ``code 3``."""
+    """What is wrong with a command's error, or ``code 3``."""
     try:
         done = streams(folder, *arguments, "--bootstrap-servers", "127.0.0.1:1", timeout=25)
     except subprocess.TimeoutExpired:

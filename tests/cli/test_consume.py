@@ -1,4 +1,4 @@
-"""``streams consume``: which records are shown, and how."""
+"""``streams consume``: the selection and format of records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How commands end that cannot do what they should: a code and a sentence, no traceback of this library."""
+"""Failing commands: an exit code and a message, without a traceback of this library."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def shell(folder: Path, line: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What a shell makes of a line in which ``streams`` is the command."""
+    """Run a shell command line in which ``streams`` is available."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith(("STREAMS_", "KAFKA_"))}
     return subprocess.run(
         ["bash", "-c", f'streams() {{ "{sys.executable}" -P "{MAIN_FILE}" "$@"; }}; set -o pipefail; {line}'],

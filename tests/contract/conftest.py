@@ -1,4 +1,4 @@
-"""The brokers that the contract holds for, and clients on them that are closed after the test."""
+"""The brokers of the contract tests, and clients that are closed after each test."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def broker(request: pytest.FixtureRequest) -> Broker:
 
 
 class Clients:
-    """Makes clients whose topics, groups and transactional ids belong to one test alone."""
+    """Creates clients whose topics, groups and transactional ids belong to a single test."""
 
     def __init__(self, broker: Broker) -> None:
         self.prefix = f"contract-{uuid.uuid4().hex[:12]}"

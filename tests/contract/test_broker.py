@@ -39,7 +39,7 @@ NOW = int(time.time() * 1000)
 
 
 class Reader:
-    """A consumer with what its polls brought, and the listener of its assignment.
+    """A consumer with the results of its polls, and the listener of its assignment.
 
     With ``commits`` it commits what it has read when partitions are revoked.
     """
@@ -108,7 +108,7 @@ class Reader:
 
 
 def poll_until(condition: Callable[[], bool], *readers: Reader) -> None:
-    """Let the readers poll in turns until the condition holds."""
+    """Poll the readers in turns until the condition holds."""
     give_up = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < give_up, [(reader.rebalances, reader.values) for reader in readers]
@@ -281,13 +281,13 @@ HOUR = 3_600_000
 
 
 class TestRefusedRecords:
-    """What the broker refuses once it was queued, for what is in the record."""
+    """Records that the broker rejects after queueing because of their content."""
 
     ATTEMPTS = 4
     """Where a broker or a client names no record, the producer has to find it by writing in parts."""
 
     def spoilt(self, clients: Clients, reason: str) -> Output:
-        """An output whose third row a broker does not take."""
+        """An output whose third row a broker rejects."""
         now = time.time_ns() // 1_000_000
         if reason == "ahead":
             topic = clients.topic("ahead")
@@ -582,7 +582,7 @@ class TestGroup:
         assert second.consumer.positions([place]) == {place: 7}
 
     def test_a_partition_kept_through_a_rebalance_has_no_gap_and_no_duplicate(self, clients):
-        """Others come and go; records are waiting all the time, so that each time some are on their way."""
+        """Other members join and leave while records are available, so that some are in flight each time."""
 
         class Keeper(Reader):
             def revoked(self, partitions: Sequence[TopicPartition]) -> None:

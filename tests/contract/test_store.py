@@ -1,4 +1,4 @@
-"""What every store must do, in memory and on disk."""
+"""The contract of stores, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -387,7 +387,7 @@ def test_memory_is_counted(databases):
 
 
 def test_threads_read_while_the_task_writes_and_closes(database):
-    """Each write sets all values to one number, so a reader that sees two of them saw half a write."""
+    """Each write sets all values to the same number, so a reader that sees two saw a partial write."""
     store = database.store("first")
     names = [number(value) for value in range(50)]
     database.write({"first": Changes(dict.fromkeys(names, number(0)))}, {})

@@ -1,4 +1,4 @@
-"""Async functions where plain ones are needed: refused when a step is made, or failures of their records."""
+"""Async functions where plain ones are needed: refused when a step is created, or failures of records."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def adding(of: Any, so_far: Any, value: Any) -> Any:
 
 
 class Processing:
-    """A processor whose methods are those given."""
+    """A processor with the given methods."""
 
     def __init__(self, **methods: Any) -> None:
         for name, method in {"process": lambda record, context: None, **methods}.items():
@@ -92,7 +92,7 @@ def scheduling(call: Any) -> Any:
 
 
 class Serde:
-    """A serde of the program's own."""
+    """A custom serde."""
 
     name = "own"
 

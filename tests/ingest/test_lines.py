@@ -1,4 +1,4 @@
-"""Lines as they arrive: from files, pipes and devices, whatever bytes they have."""
+"""Reading lines as they arrive from files, pipes and devices, with any bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers as processes on the real broker, and what came of them."""
+"""Workers as processes on the real broker, and their results."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class WorkerProcess:
 
 
 class Copy:
-    """A copying app with topics of its own: started as often as wanted, fed and read."""
+    """A copying app with its own topics: it can be started several times, fed and read."""
 
     name = "copy"
     """Of the module that has the app, and of the variables that it reads."""
@@ -103,7 +103,7 @@ class Copy:
 
     @property
     def state(self) -> Path:
-        """Where the workers keep what is their own."""
+        """The state folder of the workers."""
         return self._folder / "state"
 
     def produce(self, values: Sequence[str], *, keyed: bool = True) -> None:
@@ -116,7 +116,7 @@ class Copy:
         producer.close()
 
     def outputs(self, topic: str | None = None) -> Counter[str]:
-        """How often each value is in the output, read committed, once no transaction is open any more."""
+        """How often each value is in the output, read committed, once no transaction is open."""
         name = topic or self.output
         self.wait_until_settled(name)
         return Counter(
@@ -178,7 +178,7 @@ class Copy:
 
 
 class Count(Copy):
-    """A counting app: its input is keyed, and what it counts goes through a topic of its own."""
+    """A counting app with keyed input and a repartition topic."""
 
     name = "count"
 

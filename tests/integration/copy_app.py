@@ -1,4 +1,4 @@
-"""The app that the tests run as processes: copies a topic, in the way the environment asks for."""
+"""The app that the tests run as processes: it copies a topic as configured by the environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The app with state that the tests run as processes: counts keys, through another topic and in windows."""
+"""The app with state that the tests run as processes: it counts keys, by repartitioning and in windows."""
 
 from __future__ import annotations
 

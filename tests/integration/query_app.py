@@ -1,4 +1,4 @@
-"""The app that the tests ask for its state: counts what each user does, in all and in windows."""
+"""The app that the tests query: it counts the actions of each user, in total and in windows."""
 
 from __future__ import annotations
 

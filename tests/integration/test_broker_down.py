@@ -1,4 +1,4 @@
-"""Questions to a cluster of which one broker is down: somebody else has the answer."""
+"""Requests to a cluster in which one broker is down: another broker answers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_whichever_broker_hangs_the_others_answer(tmp_path: Path):
 
 
 def test_topics_are_made_on_a_broker_that_stood_still(tmp_path: Path):
-    """Its controller may take it for gone in the first moment, and refuses all partitions."""
+    """At first its controller may consider it dead, and rejects all partitions."""
     quick = {"broker.session.timeout.ms": "1000", "broker.heartbeat.interval.ms": "500"}
     with LocalKafka.start(tmp_path, heap_mb=384, properties=quick) as cluster:
         admin = KafkaBroker({"bootstrap.servers": cluster.bootstrap_servers}).admin()

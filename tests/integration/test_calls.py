@@ -1,4 +1,4 @@
-"""Async functions, and dead letters from behind an internal topic, on the real broker."""
+"""Async functions, and dead letters downstream of an internal topic, on the real broker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``streams ingest`` as a process on a real broker: what it was given is in the topic, counted exactly."""
+"""``streams ingest`` as a process on a real broker: all of its input is in the topic, counted exactly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Found(NamedTuple):
 
 
 def records(broker: KafkaBroker, topic: str) -> list[Found]:
-    """What is in a topic, in the order of its times."""
+    """The records of a topic, in the order of their times."""
     found = [
         Found(*row)
         for fetched in read_to_end(broker, [topic])
@@ -72,7 +72,7 @@ class Command:
         self.process.stdin.flush()
 
     def end(self, number: signal.Signals | None = None) -> dict[str, int | str]:
-        """Stop it by a signal, or by the end of its input, and return what it says."""
+        """Stop it by a signal, or by the end of its input, and return its output."""
         begun = time.monotonic()
         if number is not None:
             self.process.send_signal(number)

@@ -1,4 +1,4 @@
-"""What the real clients' partitioners do with keys, as a sample of the topic tells."""
+"""Detecting the partitioners of real clients from a sample of a topic."""
 
 from __future__ import annotations
 

@@ -276,7 +276,7 @@ def test_a_missing_package_or_disk_space_is_named(tmp_path, monkeypatch):
 
 @pytest.fixture
 def mirror(tmp_path, monkeypatch):
-    """A Maven repository on this machine: what was downloaded for the other tests, served again."""
+    """A Maven repository on this machine that serves the files downloaded for other tests."""
     repository = Path(kafka.prepare().class_path.split(os.pathsep)[0])
     while repository.name != "maven":
         repository = repository.parent

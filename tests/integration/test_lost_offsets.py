@@ -1,4 +1,4 @@
-"""Records that a real broker deleted before they were processed, and topics made anew, under workers."""
+"""Records that a real broker deleted before they were processed, and topics that were recreated."""
 
 from __future__ import annotations
 

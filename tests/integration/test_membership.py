@@ -1,4 +1,4 @@
-"""Who holds what over restarts, failures and newcomers, on a real broker: static members, copies."""
+"""Assignments over restarts, failures and new workers on a real broker; static members, standby replicas."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_an_instance_id_that_another_living_member_has_is_waited_for_and_then_re
 
 
 class Member:
-    """A member of a group, by the client alone."""
+    """A member of a group that uses the Kafka client directly."""
 
     def __init__(self, broker: KafkaBroker) -> None:
         self.held: set[TopicPartition] = set()

@@ -1,4 +1,4 @@
-"""Two workers as processes on a real broker, each asked for what both hold, while one is restarted."""
+"""Two workers as processes on a real broker, each queried for the state of both, while one restarts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DAY = 24 * 3600 * 1000
 
 
 class Asked:
-    """A ``streams run`` with an HTTP port: started, asked, killed or stopped, and started again."""
+    """A ``streams run`` with an HTTP port: started, queried, killed or stopped, and started again."""
 
     def __init__(self, servers: str, prefix: str, folder: Path) -> None:
         with socket.socket() as probe:
@@ -55,7 +55,7 @@ class Asked:
         self.process = self._run()
 
     def get(self, path: str) -> tuple[int, Any]:
-        """Status and answer; status 0 where nobody answers."""
+        """Status and response; status 0 if no worker answers."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=20) as answer:
                 return answer.status, json.loads(answer.read())
@@ -119,7 +119,7 @@ def shared(workers: list[Asked]) -> bool:
 
 
 def visit(kafka: KafkaBroker, prefix: str) -> None:
-    """One more visit of each user."""
+    """Send one more visit of each user."""
     producer = kafka.producer()
     keys = [user.encode() for user in USERS]
     producer.produce(Output(f"{prefix}-in", keys, keys, [5 * DAY] * len(keys)))

@@ -1,4 +1,4 @@
-"""TLS, SCRAM, OAUTHBEARER and access control lists on a real broker: who is let in, and what is said else."""
+"""TLS, SCRAM, OAUTHBEARER and access control lists on a real broker, and the errors of other clients."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Grant(NamedTuple):
 
 
 class Rights:
-    """What the worker's user may do. Changed by the plain listener, where everything is allowed."""
+    """The rights of the worker's user, changed through the plain listener, which allows everything."""
 
     def __init__(self, servers: str) -> None:
         self._admin = AdminClient({"bootstrap.servers": servers})
@@ -129,14 +129,14 @@ def count(secured, prefix, tmp_path) -> Iterator[Count]:
 
 
 def start(app, settings: dict[str, Any], *arguments: str, **more):
-    """A worker that has nothing but these client settings to connect with."""
+    """A worker that connects with these client settings only."""
     client = {name: value for name, value in settings.items() if name != "bootstrap.servers"}
     servers = settings["bootstrap.servers"]
     return app.start(*arguments, bootstrap_servers=servers, client=json.dumps(client), **more)
 
 
 def rights_of(app) -> list[Grant]:
-    """The rights that the page on security says an app needs, as far as it is without state."""
+    """The rights that an app without state needs according to the page on security."""
     return [
         Grant("READ", "TOPIC", app.input),
         Grant("WRITE", "TOPIC", app.output),
@@ -148,7 +148,7 @@ def rights_of(app) -> list[Grant]:
 
 
 def rights_of_stateful(app) -> list[Grant]:
-    """Those of an app with stores."""
+    """The rights that an app with stores needs."""
     return [
         *rights_of(app),
         Grant("WRITE", "TOPIC", app.final),
@@ -162,7 +162,7 @@ def numbered(start: int, stop: int) -> list[str]:
 
 
 def last_words(worker) -> str:
-    """What a worker that failed said at the end, after its log."""
+    """The error message of a failed worker, after its log."""
     text: str = worker.log.read_text()
     start = re.search(r"^error: ", text, re.MULTILINE)
     assert start is not None, text
@@ -335,7 +335,7 @@ def use_every_client(broker: KafkaBroker, copy) -> None:
 
 
 def command(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the ``streams`` command with the settings of this environment alone."""
+    """Run the ``streams`` command with the settings of this environment only."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("STREAMS_")}
     return subprocess.run(
         [sys.executable, "-m", "streams", *arguments],

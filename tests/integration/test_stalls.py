@@ -1,4 +1,4 @@
-"""Workers as processes that get no further: what they say, and how they end."""
+"""Stalled workers as processes: what they report, and how they end."""
 
 from __future__ import annotations
 

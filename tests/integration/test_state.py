@@ -24,7 +24,7 @@ FAR = 10_000_000
 
 
 def records(start: int, stop: int, keys: int) -> list[tuple[str, int]]:
-    """Records of so many keys in turn, ten milliseconds apart."""
+    """Records of this number of keys in turn, ten milliseconds apart."""
     # The client takes the time 0 for now.
     return [(f"key-{number % keys}", 1 + number * 10) for number in range(start, stop)]
 
@@ -136,7 +136,7 @@ def test_keys_like_the_runtimes_own_survive_lost_disks(kafka, prefix, tmp_path):
     admin.create_topics([NewTopic(name=name, partitions=1) for name in (topic, f"{prefix}-out")])
 
     def count_once_more(round_number: int) -> None:
-        """Let each key come once more, to a worker on a new disk."""
+        """Send each key once more, to a worker with a new disk."""
         app = App(f"{prefix}-keys", state_dir=str(tmp_path / str(round_number)), **SETTINGS)
         app.stream(topic, key=Bytes(), value=Bytes()).group_by_key().count("counts").to(f"{prefix}-out")
         producer = kafka.producer()

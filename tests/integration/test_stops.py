@@ -40,7 +40,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """The address of something that takes connections and says nothing."""
+    """The address of a server that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
@@ -148,7 +148,7 @@ def test_a_supervisor_does_not_end_with_code_0_where_a_worker_did_not(copy: Copy
 def test_a_worker_waits_for_room_in_its_queue_as_a_member_of_the_group(
     make_copy: Callable[[str], Copy], cluster: LocalKafka
 ):
-    """The broker hangs for longer than the poll deadline, which the client itself keeps."""
+    """The broker hangs for longer than the poll deadline, which the client itself enforces."""
     copy = make_copy(cluster.bootstrap_servers)
     copy.create_topics()
     copy.environment["COPY_SLOW_SECONDS"] = "0.0005"

@@ -1,4 +1,4 @@
-"""Workers as real processes on a real broker: shares, kills, stops, slow code, poison, a broker's restart."""
+"""Workers as processes on a real broker: assignment, kills, stops, slow code, poison records, restarts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def numbered(start: int, stop: int) -> list[str]:
 
 
 def held(worker) -> list[str]:
-    """The partitions a worker holds by its own log."""
+    """The partitions of a worker according to its log."""
     now: list[str] = []
     changes = sorted(
         worker.events("partitions assigned") + worker.events("partitions revoked"),

@@ -1,4 +1,4 @@
-"""What a scrape of a worker shows, on the memory broker."""
+"""A worker's metrics when they are scraped, on the in-memory broker."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def orders(**settings: Any) -> App:
-    """An app that counts what it is asked to, a batch at a time and a record at a time."""
+    """An app with counters, per batch and per record."""
     app = App("shop", **settings)
     seen = app.metrics.counter("shop_orders_total", "Orders seen.")
     sent = app.metrics.counter("shop_sent", 'Sent, by "country"\nand size.', labels=["country", "large"])
@@ -74,7 +74,7 @@ def scrape(url: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 
 def run_until(app: App, broker: MemoryBroker, done: Callable[[], bool]) -> None:
-    """One worker until the condition holds."""
+    """Run a worker until the condition holds."""
     stop = threading.Event()
     thread = threading.Thread(target=app.run, kwargs={"broker": broker, "stop": stop})
     thread.start()

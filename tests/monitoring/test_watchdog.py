@@ -1,4 +1,4 @@
-"""What the watchdog takes for a stall and what not: on the memory broker, with a clock moved by hand."""
+"""What the watchdog reports as a stall, on the in-memory broker with a manual clock."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PATIENCE = 20.0
 
 
 class Broker(MemoryBroker):
-    """Goes away when it is told to, as far as questions are concerned."""
+    """A broker whose admin client can be made unreachable."""
 
     away = False
 
@@ -100,7 +100,7 @@ class Site:
         producer.flush(1)
 
     def open_transaction(self, *values: str, topic: str = "in") -> MemoryProducer:
-        """Write in a transaction that nobody ends."""
+        """Write in a transaction that is never ended."""
         producer = self.broker.producer(transactional_id="another", transaction_timeout=1e9)
         producer.init_transactions(1)
         producer.begin()
@@ -109,7 +109,7 @@ class Site:
         return producer
 
     def pass_time(self, seconds: float, step: float = 1.0, *, turns: int = 1) -> tuple[Stall, ...]:
-        """Let the worker turn and the watchdog look, for so long; what it saw last."""
+        """Run the worker and the watchdog for this time, and return the last stalls."""
         until = self.clock.now + seconds
         while self.clock.now < until:
             for _ in range(turns):
@@ -119,7 +119,7 @@ class Site:
         return self.watchdog.stalls
 
     def hang(self, seconds: float, step: float = 1.0) -> tuple[Stall, ...]:
-        """Let time pass for the watchdog alone, as if the worker's thread hung where this is called."""
+        """Let time pass only for the watchdog, as if the worker's thread hung at the call."""
 
         def look() -> None:
             until = self.clock.now + seconds
@@ -343,7 +343,7 @@ def test_a_restore_without_progress_is_a_stall_and_one_with_progress_is_none():
 
 
 class Keeper:
-    """Keeps what comes."""
+    """Keeps its input."""
 
     def process(self, record: Any, context: Any) -> None:
         context.store("kept").put(record.value.encode(), record.value.encode())

@@ -1,4 +1,4 @@
-"""Slots: the lowest free number, given back by the kernel however a process ends."""
+"""Slots: the lowest free number, released by the kernel however a process ends."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ else:
 
 
 def as_nobody(folder: Path) -> str:
-    """What a user without rights gets of a slot in ``folder``."""
+    """The error for a slot in ``folder`` of a user without rights."""
     return subprocess.run(
         [sys.executable, "-c", UNPRIVILEGED, str(folder)], capture_output=True, text=True, check=True
     ).stdout

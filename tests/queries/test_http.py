@@ -1,4 +1,4 @@
-"""The small server: fixed paths, whatever they answer."""
+"""The HTTP server: fixed paths, templates, limits and TLS."""
 
 from __future__ import annotations
 

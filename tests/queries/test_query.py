@@ -1,4 +1,4 @@
-"""Asking for state: from the process, over HTTP, and of the worker that holds it."""
+"""Querying state: from the process, over HTTP, and from the worker that holds it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Runner:
                 return error.code, json.loads(error.read())
 
     def status(self, path: str) -> tuple[int, str]:
-        """What a path answers that gives text."""
+        """The response of a path with text."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=20) as answer:
                 return answer.status, answer.read().decode()
@@ -142,7 +142,7 @@ class Site:
         producer.close()
 
     def wait_until_held(self, *runners: Runner) -> None:
-        """Until these hold all partitions between them, each at least one."""
+        """Wait until these workers have all partitions, each at least one."""
 
         def spread() -> bool:
             shares = [self.held(runner) for runner in runners]

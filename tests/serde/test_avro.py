@@ -1,4 +1,4 @@
-"""Avro: what was read and passed on means the same, new fields have their defaults, and a payload has bounds.
+"""Avro: values that are read and written again are unchanged, new fields have defaults, payloads have limits.
 
 The generator and the reader of bytes here follow the specification (Apache Avro 1.12), not the library.
 """
@@ -72,7 +72,7 @@ def named(schema: Any, found: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def meaning(schema: Any, payload: bytes, at: int, types: dict[str, Any]) -> tuple[Any, int]:
-    """What the bytes say: numbers by value and by whether they are integers; all else by branches too."""
+    """The meaning of the bytes: numbers by value and type, all others with their branches."""
     schema = types.get(schema, schema) if isinstance(schema, str) else schema
     kind = kind_of(schema)
     logical = schema.get("logicalType") if isinstance(schema, dict) else None
@@ -293,7 +293,7 @@ def payloads(draw: Any) -> tuple[Any, bytes]:
 
 
 def head_of(schema: Any) -> bytes:
-    """What stands in front of payloads of the schema: a zero byte, and an id that is made from it."""
+    """The prefix of payloads of the schema: a zero byte, and an id that is derived from it."""
     canonical = fastavro.schema.to_parsing_canonical_form(schema)
     fingerprint = bytes.fromhex(fastavro.schema.fingerprint(canonical, "CRC-64-AVRO"))
     return b"\0" + (int.from_bytes(fingerprint, "little") & 0x7FFFFFFF).to_bytes(4, "big")

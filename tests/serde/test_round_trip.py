@@ -1,4 +1,4 @@
-"""Write, read, write: what a serde keeps comes back, after a restart too; the rest is refused at once."""
+"""Round trips: values that a serde keeps are the same after a restart; others are refused at once."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ KEPT: dict[str, tuple[Any, Any, Any]] = {
 
 
 class Keep:
-    """Puts each value into a store, and forwards what that has then."""
+    """Puts each value into a store, and forwards what the store then has."""
 
     def open(self, context: Any) -> None:
         self._store = context.store("kept")
@@ -161,7 +161,7 @@ class Show:
 
 
 def close(one: Any, other: Any) -> bool:
-    """Whether they are the same, but for what bytes never keep: tuples, and precision beyond the schema's."""
+    """Whether they are equal, except for tuples and precision beyond the schema's."""
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(close, one, other))
     if isinstance(one, dict) and isinstance(other, dict):

@@ -1,4 +1,4 @@
-"""Serdes: what goes in comes out, and what cannot be read says why."""
+"""Serdes: values survive a round trip, and undecodable payloads are errors with a reason."""
 
 from __future__ import annotations
 
@@ -363,7 +363,7 @@ def test_a_transform_that_fails_in_a_column_with_nulls_fails_at_the_right_elemen
 
 
 class Noting:
-    """The surroundings of a guard, which note the rows that failed."""
+    """The environment of a guard, which records the rows that failed."""
 
     def __init__(self, rows: list[int]) -> None:
         self._rows = rows

@@ -1,4 +1,4 @@
-"""Simulation finds what faults break, and nothing where nothing is broken."""
+"""The simulation finds errors that faults reveal, and no others."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Numbered:
 
 
 class Forgetful:
-    """Numbers the records of each key in an attribute: what a crash or a rebalance forgets."""
+    """Numbers the records of each key in an attribute, which a crash or a rebalance loses."""
 
     def __init__(self):
         self.numbers = {}
@@ -53,7 +53,7 @@ class Forgetful:
 
 
 class Distinct:
-    """Lets each value through once."""
+    """Forwards each value once."""
 
     def open(self, context):
         self.known = context.store("known")

@@ -1,4 +1,4 @@
-"""Typed stores with what is not committed yet in front of them, compared with plain dictionaries."""
+"""Typed stores with uncommitted changes, compared with plain dictionaries."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def encoded(key: str) -> bytes:
 
 
 class PlainMachine(RuleBasedStateMachine):
-    """A plain store against the layers of one dictionary each."""
+    """A plain store compared with one dictionary per layer."""
 
     kind = "memory"
 
@@ -378,7 +378,7 @@ Entries = dict[tuple[int, str], int]
 
 
 class WindowMachine(RuleBasedStateMachine):
-    """A windowed store against dictionaries, with stream time going on."""
+    """A windowed store compared with dictionaries while stream time advances."""
 
     kind = "memory"
 

@@ -1,4 +1,4 @@
-"""What is read of a store's last commit, on both kinds of stores."""
+"""Reading a store as of its last commit, on both kinds of stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changes of what stores keep: what can be read is read, what cannot is refused or migrated."""
+"""Schema changes of stores: compatible ones are read, others are refused or migrated."""
 
 from __future__ import annotations
 
@@ -346,7 +346,7 @@ def test_names_and_documentation_of_types_do_not_matter():
 
 
 class Foreign:
-    """A type that msgspec knows nothing of."""
+    """A type that msgspec does not support."""
 
 
 def test_types_that_cannot_be_described_are_known_by_name():
@@ -406,7 +406,7 @@ specs = st.one_of(st.just(("any",)), st.recursive(scalars, containers, max_leave
 
 @st.composite
 def changed(draw, spec):
-    """The spec with a few things changed: what is wholly different is rarely compatible."""
+    """The spec with a few changes, as completely different schemas are rarely compatible."""
     if draw(st.integers(0, 5)) == 0:
         return draw(st.one_of(specs, st.just(("optional", spec)), st.just(("union_with", spec))))
     match spec:
@@ -741,7 +741,7 @@ primitives = st.sampled_from(["int", "long", "float", "double", "string", "bytes
 
 @st.composite
 def avro_schemas(draw, depth: int = 2):
-    """Schemas in which named types have no names of their own yet: ``with_names`` gives them."""
+    """Schemas in which named types have no names yet: ``with_names`` adds them."""
     kinds = ["primitive", "enum", "fixed"] + ["record", "record", "array", "map", "union"] * (depth > 0)
     match draw(st.sampled_from(kinds)):
         case "primitive":
@@ -820,7 +820,7 @@ def evolved_schemas(draw, schema):
 
 
 def with_names(schema: Any, path: str = "N") -> Any:
-    """The schema with a name of its own for each named type, from where it stands."""
+    """The schema with a distinct name for each named type, derived from its position."""
     match schema:
         case list():
             return [with_names(branch, f"{path}_{kind_of(branch)}") for branch in schema]
@@ -928,7 +928,7 @@ def test_other_serdes_are_the_same_or_incompatible(before, after):
 
 
 class StampedSerde:
-    """As tables have it, without their steps."""
+    """A store as for tables, without their steps."""
 
     def __init__(self, inner: Any) -> None:
         self.name = "stamped"
@@ -967,7 +967,7 @@ def test_values_are_compared_within_what_the_store_puts_around_them(wrapper):
 
 
 class Wrapping(StampedSerde):
-    """As other steps wrap values: what stands around them is only known by its name."""
+    """Values wrapped as by other steps: the wrapper is only known by its name."""
 
     def __init__(self, *around: str, inner: Any) -> None:
         super().__init__(inner)
@@ -1062,7 +1062,7 @@ def test_an_invalid_stored_schema_is_an_error_with_the_stores_name(stored):
 
 
 def store_of(definition: StoreDefinition, entries: dict[Any, Any]) -> Any:
-    """A store that has these entries, by serialized or windowed keys, as the definition writes them."""
+    """A store with these entries, with serialized or windowed keys, as the definition encodes them."""
     return database_of(definition, entries).store(definition.name)
 
 

@@ -1,4 +1,4 @@
-"""What only stores on disk can do: be damaged, be locked, outlive their process, outgrow their memory.
+"""Stores on disk only: damage, locks, outliving the process, more data than memory.
 
 What they share with others is tested in ``tests/contract/test_store.py``.
 """
@@ -70,7 +70,7 @@ def place(tmp_path: Path) -> Path:
 
 @contextmanager
 def other_process(folder: Path, program: str) -> Iterator[IO[str]]:
-    """A process that runs a program with ``databases`` on the folder; what it prints can be read."""
+    """A process that runs a program with ``databases`` on the folder; its output can be read."""
     process = subprocess.Popen(
         [sys.executable, "-c", OTHER_PROCESS + program, str(folder)],
         stdin=subprocess.PIPE,
@@ -223,7 +223,7 @@ def get_each(store: Store) -> None:
 
 
 def flushed_many_times(folder: Path, place: Path) -> dict[str, dict[bytes, bytes]]:
-    """Leave a database at ``place`` as a killed process does, after many flushes; what it holds."""
+    """Leave a database at ``place`` like a killed process, after many flushes; returns its content."""
     databases = RocksDatabases(folder, 4 * MIB)
     database = databases.open(["first", "second", "third"], 0)
     generator = random.Random(7)
@@ -287,7 +287,7 @@ def test_a_broken_manifest_is_always_detected(tmp_path: Path, how: str) -> None:
 
 
 def test_a_database_whose_first_manifest_is_lost_is_not_half_empty(tmp_path: Path) -> None:
-    """All of it is in the log file yet, which names column families by numbers."""
+    """All entries are still in the log file, which identifies column families by number."""
     databases = RocksDatabases(tmp_path, BUDGET)
     database = databases.open(["first", "second"], 0)
     database.write({"first": Changes({b"key": b"value"})}, {"offset": b"7"})

@@ -1,4 +1,4 @@
-"""Stores whose entries go some time after they were put, against a model with all times in it."""
+"""Stores whose entries expire some time after they were put, compared with a model of all times."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Command(NamedTuple):
-    """What a record tells the processor to do: ``put``, ``get``, ``delete`` or ``scan``; then it may fail."""
+    """A command for the processor: ``put``, ``get``, ``delete`` or ``scan``; then it may fail."""
 
     verb: str
     key: str
@@ -83,7 +83,7 @@ class Model:
 
 
 class Entries:
-    """An app with one store, and a step behind it that a slice can be made to fail in."""
+    """An app with a store, and a downstream step in which a slice can be made to fail."""
 
     def __init__(self, ttl: int, *, batches: bool = False) -> None:
         app = App("test")

@@ -1,10 +1,10 @@
-"""Time for brokers and workers in memory, which passes only when it is looked at or waited for."""
+"""A clock for in-memory brokers and workers that only advances when it is read or waited for."""
 
 from __future__ import annotations
 
 
 class Clock:
-    """Seconds. Each look moves them on by ``tick``, so that what happens later is later."""
+    """A clock in seconds. Each reading advances it by ``tick``, so that later events have later times."""
 
     def __init__(self, now: float = 1_000.0, *, tick: float = 0.0005) -> None:
         self.now = now
@@ -18,5 +18,5 @@ class Clock:
         self.now += seconds
 
     def milliseconds(self) -> int:
-        """The same moment as a wall clock has it, without a tick."""
+        """The same time as a wall clock, without a tick."""
         return round(self.now * 1000)

@@ -1,4 +1,4 @@
-"""A cluster in memory, and workers on it that take their turns by hand."""
+"""An in-memory cluster, and workers whose turns a test runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MemoryCluster:
     def prepare(
         self, app: App, *, create_outputs: bool, dead_letter_topic: str | None = None
     ) -> dict[str, int]:
-        """Do what comes before an app's workers; the partitions of its input topics."""
+        """Prepare an app's topics; returns the partitions of its input topics."""
         return prepare_topics(
             app.topology,
             self.admin,
@@ -50,7 +50,7 @@ class MemoryCluster:
         transaction_timeout: float = TRANSACTION_SECONDS,
         **options: Any,
     ) -> Worker:
-        """One more worker of the app, not started; ``options`` are those of ``Worker``."""
+        """Create a worker of the app, not started; ``options`` are those of ``Worker``."""
         kind = ExactlyOnce if app.settings.guarantee == "exactly_once" else AtLeastOnce
         guarantee: ExactlyOnce | AtLeastOnce = kind(
             self.broker, transactional_id, timeout=transaction_timeout
@@ -67,7 +67,7 @@ class MemoryCluster:
         )
 
     def write(self, *outputs: Output) -> None:
-        """Write what others than the app write."""
+        """Write records as another program."""
         producer = self.broker.producer()
         for output in outputs:
             producer.produce(output)
@@ -81,7 +81,7 @@ class MemoryCluster:
         self.broker.expire(consumer)
 
     def freeze(self, worker: Worker) -> None:
-        """As if the worker's process were dead: its session ends and its open transaction times out."""
+        """Simulate the death of the worker's process: its session ends and its open transaction times out."""
         self.expire(worker)
         self.clock.advance(TRANSACTION_SECONDS + 1)
 

@@ -1,4 +1,4 @@
-"""Workers of any app on the memory broker, in turns: they stop, die, lose their disks, and stand by."""
+"""Workers of any app on the in-memory broker, in turns: they stop, die, lose disks, keep standby replicas."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Crew:
         self.alive.pop(slot).close()
 
     def kill(self, slot: int = 0) -> None:
-        """As if the worker's process were dead: its session ends and its open transaction times out."""
+        """Simulate the death of the worker's process: its session ends and its open transaction times out."""
         self.cluster.freeze(self.alive.pop(slot))
         # What was written stays; the dead process holds no files open.
         self.disks[slot].close()
@@ -73,7 +73,7 @@ class Crew:
         self.disks.pop(slot).close()
 
     def send(self, topic: str, *records: Record[bytes | None, bytes | None]) -> None:
-        """Write records: to their own partition, or where none is said, where the key belongs."""
+        """Write records to their own partition, or, without one, to that of the key."""
         outputs = []
         for record in records:
             headers: list[Headers | None] | None = None if record.headers is None else [record.headers]
@@ -101,7 +101,7 @@ class Crew:
         pytest.fail(f"still not so: {[(sorted(w.progress), w.standby_lag) for w in self.alive.values()]}")
 
     def settle(self) -> None:
-        """Until all input is committed, and all standby replicas are up to date."""
+        """Run until all input is committed, and all standby replicas are up to date."""
         self.until(lambda: self.lag() == 0 and self._at_work())
         self.until(lambda: not any(lag for w in self.alive.values() for lag in w.standby_lag.values()))
 
@@ -133,7 +133,7 @@ class Crew:
         return Queries(self.app.topology, self.alive[slot], self.counts)
 
     def compact(self, topic: str) -> None:
-        """Leave only the last record of each key, and of these no deletion."""
+        """Compact: keep only the last record of each key, and no tombstones."""
         last = {(record.partition, record.key): record for record in self.read(topic)}
         kept = sorted(
             (record for record in last.values() if record.value is not None),

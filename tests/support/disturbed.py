@@ -1,4 +1,4 @@
-"""For tests of windows: events out of order, in random slices, some of which fail or come after a restart."""
+"""For tests of windows: unordered events in random slices, some of which fail or follow a restart."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Event(NamedTuple):
 
 
 class Row(NamedTuple):
-    """An event with the stream time when it had come."""
+    """An event with the stream time after its arrival."""
 
     event: Event
     now: int
@@ -49,7 +49,7 @@ class Slice(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What came out: windows as (key, start, end), with the numbers of their events."""
+    """The results: windows as (key, start, end), with the numbers of their events."""
 
     updates: list[tuple[tuple[str, int, int], list[int] | None]]
     final: list[tuple[tuple[str, int, int], list[int]]]
@@ -59,7 +59,7 @@ class Results(NamedTuple):
 
 @st.composite
 def runs(draw: st.DrawFn, *, bad: bool = False) -> list[Slice]:
-    """Events whose times go ahead by and large, in random slices."""
+    """Events with mostly increasing times, in random slices."""
     moves = draw(
         st.lists(
             st.tuples(
@@ -97,7 +97,7 @@ def rows_of(slices: Iterable[Slice]) -> list[Row]:
 
 
 def listing() -> Any:
-    """The numbers of events, by code of the user's: an aggregate that goes record by record."""
+    """The numbers of events, by a user-defined aggregate that runs record by record."""
     return custom(list, lambda numbers, number: [*numbers, number], name="list", of="n", merge=list.__add__)
 
 
@@ -168,7 +168,7 @@ class Bench:
 
 
 def as_table(updates: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """What updates amount to; only what was told before may be taken back."""
+    """The result of updates; only a value that was forwarded before may be retracted."""
     table: dict[Any, Any] = {}
     for place, numbers in updates:
         if numbers is None:
@@ -179,7 +179,7 @@ def as_table(updates: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def each_once(final: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Final results by window, each of which came once."""
+    """Final results by window, each exactly once."""
     found = list(final)
     assert max(Counter(place for place, _ in found).values(), default=1) == 1
     return dict(found)

@@ -1,4 +1,4 @@
-"""For tests of joins of two streams: what must come of them, by definition, whatever the order of arrival.
+"""For tests of stream joins: the results by definition, whatever the order of arrival.
 
 The rules are those that users of Kafka Streams' ``JoinWindows`` and Flink's interval joins go by: which pairs
 lie in the window, and which disorder a join has to bear. They look at the input alone, not at any store.
@@ -32,7 +32,7 @@ class Window(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A record, with the stream time when it had come."""
+    """A record, with the stream time after its arrival."""
 
     number: int
     side: Side
@@ -43,7 +43,7 @@ class Arrival(NamedTuple):
 
 
 def arrivals(records: Iterable[tuple[Side, Any, Any, int]]) -> list[Arrival]:
-    """The records in the order they come in, tombstones left out, which are joined with nothing."""
+    """The records in the order of arrival, without tombstones, which are not joined."""
     now = -1
     found = []
     for number, (side, key, value, time) in enumerate(records):
@@ -54,14 +54,14 @@ def arrivals(records: Iterable[tuple[Side, Any, Any, int]]) -> list[Arrival]:
 
 
 class Pair(NamedTuple):
-    """Two records of one key that lie in the window."""
+    """Two records of the same key within the window."""
 
     left: Arrival
     right: Arrival
 
     @property
     def later(self) -> Arrival:
-        """The one that came later."""
+        """The record that arrived later."""
         return max(self)
 
     @property
@@ -90,7 +90,7 @@ def pairs_of(came: Sequence[Arrival], window: Window) -> list[Pair]:
 
 
 class Expected(NamedTuple):
-    """What the page on joins promises of some input: results, and the numbers of late records."""
+    """The results and the numbers of late records that the page on joins promises for an input."""
 
     results: Counter[Result]
     late: set[int]

@@ -1,4 +1,4 @@
-"""What the library logs while a test does something."""
+"""The library's log lines during a test."""
 
 from __future__ import annotations
 

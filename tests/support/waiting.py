@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def wait_until(condition: Callable[[], T | None], timeout: float = 60.0, *, what: str = "condition") -> T:
-    """What the condition returns once that is true; the test fails where this takes longer."""
+    """The condition's result once it is true; the test fails after the time-out."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):
         assert time.monotonic() < deadline, f"{what} not reached within {timeout} s"
