@@ -143,7 +143,7 @@ def _aggregated(
         key=flow.key,
         value=TimedAccumulatorSerde(computed),
         purpose="aggregate",
-        shown=lambda entry: computed.result(entry[0]),
+        view=lambda entry: computed.result(entry[0]),
     )
     step = Step(
         name=flow.builder.name(None, name),
@@ -246,7 +246,7 @@ def _windowing(
         purpose=f"{window.describe()}, aggregate",
         retention=lasts,
         changelog_retention=lasts,
-        shown=computed.result,
+        view=computed.result,
         window_end=lambda start, _: window.end(start),
     )
     fixed = WindowedAggregate(

@@ -37,7 +37,7 @@ def key_value_store(
         value=ExpiringSerde(value or Json()),
         migrate=migrate,
         ttl=ttl,
-        shown=lambda entry: entry.value,
+        view=lambda entry: entry.value,
     )
 
 

@@ -338,7 +338,7 @@ class Stream(Generic[K, V]):
         serde = flow.written_value(f"{name!r} keeps values", "to_table(…, value=…)")
         check = None if flow.read_again(serde) is serde else RoundTrip(serde)
         store = StoreDefinition(
-            name=name, key=flow.key, value=StampedSerde(serde), purpose="table", shown=value_of
+            name=name, key=flow.key, value=StampedSerde(serde), purpose="table", view=value_of
         )
         return Table(keep_table(store, flow.written_by(serde), on_error, check))
 

@@ -49,7 +49,7 @@ def session_store(
         key=key,
         value=PackedSerde("sessions", aggregate, _pack, _unpack),
         purpose=f"{window.describe()}, aggregate",
-        shown=lambda sessions: [
+        view=lambda sessions: [
             {"start": start, "end": end, "value": aggregate.result(accumulator)}
             for start, end, accumulator in sessions
         ],

@@ -61,7 +61,7 @@ def sliding_store(
         key=key,
         value=PackedSerde("panes", aggregate, _pack, _unpack),
         purpose=f"{window.describe()}, aggregate",
-        shown=lambda value: [
+        view=lambda value: [
             {"start": start, "end": end, "value": aggregate.result(accumulator)}
             for start, end, accumulator in _windows(value, window.difference, aggregate.merge)
         ],

@@ -37,7 +37,7 @@ def deadlines_definition(store: str, key: Serde[Any]) -> StoreDefinition:
         purpose="deadlines",
         retention=0,
         expired_span=EXPIRED_SPAN,
-        shown=None,
+        view=None,
     )
 
 

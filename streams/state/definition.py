@@ -62,7 +62,7 @@ class StoreDefinition:
 
     Values are then ``Expiring``, and a second store has the deadlines of the keys.
     """
-    shown: Callable[[Any], Any] | None = itself
+    view: Callable[[Any], Any] | None = itself
     """Converts a stored value for queries, e.g. an accumulator to its result; ``None`` hides an entry.
 
     It is called from other threads than the worker's. Without a function, the store cannot be queried.
@@ -97,9 +97,9 @@ class StoreDefinition:
         return json.dumps(description)
 
     @property
-    def askable(self) -> bool:
+    def queryable(self) -> bool:
         """Whether its entries have a meaning for users, so that they can be queried."""
-        return self.shown is not None and (self.retention is None or self.window_end is not None)
+        return self.view is not None and (self.retention is None or self.window_end is not None)
 
 
 def schema_of(serde: Serde[Any]) -> Any:

@@ -34,7 +34,7 @@ def unmatched_definition(join: str, key: Serde[Any], lasts: int) -> StoreDefinit
         retention=lasts + 1,
         changelog_retention=lasts + 1,
         expired_span=max(SHORTEST_SPAN, lasts // 8),
-        shown=None,
+        view=None,
     )
 
 
