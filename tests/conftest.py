@@ -15,11 +15,11 @@ from streams.devstack.development import development_broker
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# How long an example takes is not what a test shows.
+# The duration of an example is not a test result.
 settings.register_profile("untimed", settings(), deadline=None)
 settings.load_profile("untimed")
 
-# How soon the broker notices who joined and who is gone, with the group protocol where it decides that.
+# Short intervals for the group protocol in which the broker sets them, so that changes are noticed soon.
 QUICK_GROUPS = {
     "group.consumer.heartbeat.interval.ms": "500",
     "group.consumer.session.timeout.ms": "6000",

@@ -595,7 +595,7 @@ class TestGroup:
                 super().poll()
                 for fetched in self.fetched[have:]:
                     place = TopicPartition(fetched.topic, fetched.partition)
-                    # Nothing is committed: who gets a partition begins at its beginning.
+                    # Nothing is committed: a new owner of a partition starts at its beginning.
                     expected = before.get(place, 0) if place in self.next_offsets else 0
                     if place in before and fetched.offsets()[0] == 0:
                         # Taken away and given back within the poll.
@@ -755,7 +755,7 @@ class TestGroup:
                 \w+""",
                 re.IGNORECASE | re.VERBOSE,
             ),
-            # An alternative that must match the whole name, and an escaped dot.
+            # An alternative that must match the full name, and an escaped dot.
             re.compile(rf"{prefix}-x|{prefix}-trades\.\d"),
             # Inline flags; a lookbehind; lines.
             re.compile(rf"(?im)^{prefix.upper()}-x-y(?<=-y)$"),

@@ -150,7 +150,7 @@ class Copy:
             try:
                 found = measure_lag(self._admin, self.group, self.consumed())
             except (Retriable, BrokerUnreachable) as error:
-                # A broker that is busy with other tests' topics is asked again.
+                # A broker that is busy with other tests' topics is tried again.
                 return [f"not known: {error}"]
             return [f"{item.partition} by {item.lag}" for item in found if item.lag]
 

@@ -148,7 +148,7 @@ def test_a_signal_loses_nothing_that_was_in_the_pipe(kafka, kafka_bootstrap, pre
         command.give(b"first\n")
         until(lambda: kafka.admin().topics().get(topic) is not None)
         until(lambda: values(kafka, topic) == [b"first"])
-        # It does not read now, and finds all of this and the signal when it goes on.
+        # It does not read now, and finds all of this and the signal when it continues.
         command.process.send_signal(signal.SIGSTOP)
         command.give(b"\n".join(lines) + b"\nhalf")
         command.process.send_signal(number)
@@ -252,7 +252,7 @@ def test_a_line_that_is_too_large_is_named_and_may_be_left_out(kafka, kafka_boot
 
 def test_a_record_that_the_broker_refuses_fails_alone(kafka, kafka_bootstrap, prefix):
     topic = f"{prefix}-times"
-    # Kafka takes no times that are more than an hour ahead, unless told otherwise.
+    # By default, Kafka rejects timestamps that are more than an hour ahead.
     kafka.admin().create_topics([NewTopic(name=topic, partitions=1)])
     ahead = int((time.time() + 7_200) * 1000)
     lines = [{"n": n, "at": ahead if n in {3, 4} else int(time.time() * 1000)} for n in range(1_000)]

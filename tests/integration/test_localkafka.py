@@ -209,7 +209,7 @@ def test_a_detached_cluster_outlives_its_program(tmp_path):
         assert again.node(1).pid == pid
         assert "already runs" in said[0]
 
-        # A node started again from here is found from elsewhere too, and is nobody's child.
+        # A node that is started again from here is found by others too, and is not a child process.
         again.node(1).kill()
         again.node(1).start()
         found = kafka.running()

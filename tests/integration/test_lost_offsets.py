@@ -76,7 +76,7 @@ def test_retention_that_overtakes_a_running_worker_ends_it(copy: Copy, protocol:
     text = worker.log.read_text()
     assert "which has 19000 to 20000" in text
     committed = copy.broker.admin().committed_offsets(copy.group)[place]
-    # What was read before is whole and committed.
+    # The slices read before are completed and committed.
     assert copy.outputs() == values(0, committed)
 
 

@@ -86,7 +86,7 @@ def test_a_transaction_that_hangs_is_told_apart_and_a_quiet_input_is_none(copy: 
         producer.produce(Output(copy.input, [None] * len(values), list(values), [-1] * len(values)))
         producer.flush(30)
 
-    # What is committed leaves a marker behind the last record, which nobody ever reads.
+    # The commit leaves a marker after the last record, which is never delivered.
     write(b"one", b"two")
     producer.commit(30)
     write(b"given up")

@@ -32,7 +32,7 @@ RECORDS = 6_000
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
     """A cluster that may be made to hang."""
     folder = tmp_path_factory.mktemp("hanging")
-    # Once it goes on, its controller must not take it for gone.
+    # When it continues, its controller must not consider it dead.
     properties = QUICK_GROUPS | {"broker.session.timeout.ms": "60000"}
     with LocalKafka.start(folder, heap_mb=384, properties=properties) as cluster:
         yield cluster

@@ -318,7 +318,7 @@ def test_a_restore_without_progress_is_a_stall_and_one_with_progress_is_none():
     app.stream("in", value=Text()).process(Keeper, name="keep", stores=[key_value_store("kept")]).to("out")
     site = Site(app)
     changelog = "count-kept-changelog"
-    # A restore waits for the end of a transaction that somebody left open.
+    # A restore waits for the end of a transaction that was left open.
     site.worker.close()
     again = Site.__new__(Site)
     again.__dict__.update(site.__dict__)

@@ -103,7 +103,7 @@ def test_one_worker_that_ends_for_good_stops_the_others(tmp_path):
     signal.signal(signal.SIGTERM, lambda *_: ((folder / "stopped").touch(), sys.exit(0)))
     time.sleep(60)
     """
-    # The other may be asked to stop before it listens, which ends it all the same.
+    # The other one may be stopped before it handles signals, which ends it as well.
     assert Supervisor(command(tmp_path, body), 2).run() == 2
 
 

@@ -138,7 +138,7 @@ def test_members_are_those_with_tasks_or_with_a_recent_record_of_none(monkeypatc
         start(two, "two", "1a")
         start(idle, "idle", "0c")
         soon(lambda: one.members == ("0c", "1a", "1b") == idle.members)
-        # As if it was killed, it tells nothing any more; another takes its tasks over.
+        # As if it was killed, it writes nothing any more; another worker takes over its tasks.
         two._stop.set()
         assert two._thread is not None
         two._thread.join()

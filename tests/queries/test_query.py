@@ -605,7 +605,7 @@ def test_the_command_honours_scheme_and_path(tmp_path):
         trusting = token | {"STREAMS_HTTP_TLS_CA": str(tmp_path / "ca.pem")}
         assert CliRunner().invoke(cli, ["query", "--url", url], env=trusting).exit_code == 0
         assert seen == ["Bearer long-enough"]
-        # In clear, it would be sent to whoever answers at the port.
+        # Without TLS, it would be sent to any program that answers at the port.
         with pytest.raises(StateUnavailable):
             CliRunner().invoke(
                 cli, ["query", "--url", url.replace("https", "http")], catch_exceptions=False, env=trusting

@@ -76,7 +76,7 @@ class MemoryCluster:
 
     def expire(self, worker: Worker) -> None:
         """End the worker's session."""
-        # The hook takes the client of the frozen process; a worker shows it to nobody else.
+        # The hook needs the client of the frozen process, which a worker does not expose.
         consumer: Any = worker._consumer
         self.broker.expire(consumer)
 
