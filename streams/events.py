@@ -34,7 +34,7 @@ class Event(StrEnum):
     STOP_REQUESTED = "stop requested"
     """INFO: a signal requested a graceful stop."""
     STOP_OVERDUE = "stop overdue"
-    """ERROR: a stop takes longer than ``shutdown_timeout``: the process exits with ``code``; what it did."""
+    """ERROR: a stop takes longer than ``shutdown_timeout``: the process exits with ``code``; all stacks."""
     PARTITIONS_ASSIGNED = "partitions assigned"
     """INFO: these partitions were assigned to this worker, in addition to those it has."""
     PARTITIONS_REVOKED = "partitions revoked"

@@ -45,7 +45,7 @@ def test_a_notebook_shows_the_topology_and_takes_no_name_for_markup():
     assert page.text == f"App shop{app.topology.describe()}"
 
 
-def test_an_app_that_is_not_complete_shows_what_is_missing():
+def test_an_incomplete_app_shows_what_is_missing():
     app = App("shop")
     assert (
         repr(app)

@@ -72,7 +72,7 @@ def test_a_wrong_variable_is_refused(variable, text, says):
 @pytest.mark.parametrize(
     "name", ["STREAMS_SERVICE_HOST", "STREAMS_PORT", "STREAMS_PORT_80_TCP", "STREAMS_CACHE_DIR"]
 )
-def test_variables_that_others_set_are_left_alone(name):
+def test_variables_of_other_programs_are_ignored(name):
     load_settings({}, {name: "tcp://10.0.0.1:80"})
 
 
@@ -167,7 +167,7 @@ def test_words_are_not_taken_for_numbers_in_a_program():
         load_settings({"http_port": "8000"}, {})
 
 
-def test_the_environment_replaces_client_settings_as_a_whole():
+def test_the_environment_replaces_all_client_settings():
     given = {"client": {"security.protocol": "SSL", "client.rack": "a"}}
     settings = load_settings(given, {"STREAMS_CLIENT": '{"client.rack": "b"}'})
     assert settings.client == {"client.rack": "b"}

@@ -41,7 +41,7 @@ def test_an_app_finds_the_cluster_that_runs(tmp_path):
     assert find_bootstrap_servers() == "127.0.0.1:20001,127.0.0.1:20002"
 
 
-def test_the_environment_and_settings_are_asked_before_the_note(tmp_path, monkeypatch):
+def test_the_environment_and_settings_take_precedence_over_the_note(tmp_path, monkeypatch):
     left_running(tmp_path, ProcessIdentity.of(os.getpid()))
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "elsewhere:9092")
     assert find_bootstrap_servers() == "elsewhere:9092"
@@ -64,13 +64,13 @@ def test_a_later_process_with_a_noted_id_is_not_taken_for_the_cluster(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "no JSON", json.dumps({"folder": "/nowhere"})])
-def test_a_note_that_says_nothing_is_as_none(content):
+def test_an_invalid_note_counts_as_none(content):
     note_file().parent.mkdir()
     note_file().write_text(content)
     assert running() is None
 
 
-def test_a_note_that_cannot_be_read_is_an_error_that_says_what_to_do():
+def test_a_note_that_cannot_be_read_is_an_error_with_a_hint():
     note_file().mkdir(parents=True)
     with pytest.raises(
         LocalKafkaError, match=r"(?s)cannot be read.*bootstrap_servers.*STREAMS_LOCAL_KAFKA_DIR"

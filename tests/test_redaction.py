@@ -112,7 +112,7 @@ def test_a_traceback_on_a_terminal_has_no_local_variables(capsys):
     assert "marker-of" not in said
 
 
-def test_a_missing_right_says_who_lacks_what_on_which_resource_and_the_command_that_grants_it():
+def test_a_missing_right_names_principal_right_resource_and_the_command_that_grants_it():
     error = NotAuthorized(
         "x",
         [Right("READ", "topic", "a b"), Right("WRITE", "topic", "a b"), Right("CREATE", "cluster")],
@@ -128,7 +128,7 @@ def test_a_missing_right_says_who_lacks_what_on_which_resource_and_the_command_t
     assert error.exit_code == 10
 
 
-def test_who_is_not_known_by_name_is_this_client():
+def test_an_unknown_principal_is_called_this_client():
     error = NotAuthorized("joining", [Right("READ", "transactional id", "x")])
     assert str(error).splitlines()[0] == "this client lacks the right READ on transactional id 'x' (joining)"
     assert "--allow-principal User:NAME --operation READ --transactional-id x" in str(error)

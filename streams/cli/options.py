@@ -23,7 +23,7 @@ Servers = Annotated[
     str | None,
     typer.Option(
         "--bootstrap-servers",
-        help="The cluster; default: STREAMS_BOOTSTRAP_SERVERS, KAFKA_BOOTSTRAP_SERVERS, else a local Kafka.",
+        help="The cluster; default: that of the app's settings or the environment, else a local Kafka.",
     ),
 ]
 

@@ -156,7 +156,7 @@ def _aggregated(
         key=flow.key,
         value=TimedAccumulatorSerde(computed),
         purpose="aggregate",
-        shown=lambda entry: computed.result(entry[0]),
+        view=lambda entry: computed.result(entry[0]),
     )
     step = Step(
         name=flow.builder.name(name, store),
@@ -285,7 +285,7 @@ def _windowing(
         purpose=f"{window.describe()}, aggregate",
         retention=lasts,
         changelog_retention=lasts,
-        shown=computed.result,
+        view=computed.result,
         window_end=lambda start, _: window.end(start),
         kept=kept,
     )

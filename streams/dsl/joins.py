@@ -164,7 +164,7 @@ def join_streams(
             purpose=window.describe(),
             retention=operator.retention,
             changelog_retention=operator.retention,
-            shown=None,
+            view=None,
         )
         for operator in operators
     )
@@ -304,7 +304,7 @@ def join_foreign_key(
         key=SubscriberSerde(),
         value=SubscribedSerde(),
         purpose="subscriptions of a join by foreign key",
-        shown=None,
+        view=None,
     )
     keep = add_step(
         builder,
@@ -336,7 +336,7 @@ def join_foreign_key(
         needs_value=True,
     )
     definition = StoreDefinition(
-        name=store, key=table.key, value=StampedSerde(results), purpose="table", shown=value_of
+        name=store, key=table.key, value=StampedSerde(results), purpose="table", view=value_of
     )
     joined = add_step(
         builder,

@@ -89,7 +89,7 @@ def read_table(
             purpose="table",
             source_topic=topic,
             read_source=TableEntries(key, value, timestamp),
-            shown=value_of,
+            view=value_of,
         ),
         Flow(builder, (source.name,), key, value, as_read=True),
         on_error,
@@ -126,7 +126,7 @@ def read_global_table(
         purpose="global table",
         source_topic=topic,
         read_source=TableEntries(key, value),
-        shown=value_of,
+        view=value_of,
     )
     builder.add_global_table(GlobalSource(topic=topic, key=key, value=value, store=definition))
     return definition.name

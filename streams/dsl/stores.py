@@ -40,7 +40,7 @@ def key_value_store(
         value=ExpiringSerde(value or Json()),
         migrate=migrate,
         ttl=lasts,
-        shown=lambda entry: entry.value,
+        view=lambda entry: entry.value,
     )
 
 

@@ -576,7 +576,7 @@ class Stream(Generic[K, V]):
         serde = flow.written_value(f"{store!r} keeps values", "to_table(…, value=…)")
         check = None if flow.read_again(serde) is serde else RoundTrip(serde)
         definition = StoreDefinition(
-            name=store, key=flow.key, value=StampedSerde(serde), purpose="table", shown=value_of
+            name=store, key=flow.key, value=StampedSerde(serde), purpose="table", view=value_of
         )
         return Table(keep_table(definition, flow.written_by(serde), on_error, check, name))
 

@@ -366,9 +366,9 @@ class AggregateByKey(Operator):
                 before = dict(zip(keys, state.committed_many(keys), strict=True))
                 old = [None if value is None else result(value[0]) for value in before.values()]
             times = [-1 if value is None else value[1] for value in changed.values()]
-            state.tell(before)
+            state.begin_forwarding(before)
             forward(step.derive(store, keys, list(map(Change, new, old)), times, changes.finder(keys)))
-            state.told()
+            state.end_forwarding()
             changes.clear()
 
         return run

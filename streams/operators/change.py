@@ -110,7 +110,7 @@ def bind_view(view: AnyView, step: Binding, read: Read) -> Reader:
     plain: Reader
     if isinstance(view, View):
         state = step.state(view.store)
-        told = partial(state.told_many, before=read == "before")
+        told = partial(state.forwarded_many, before=read == "before")
         plain = state.get_many if read == "current" else told
     else:
         left, right = bind_view(view.left, step, read), bind_view(view.right, step, read)

@@ -53,7 +53,7 @@ def closed_definition(
         retention=retention,
         changelog_retention=retention,
         expired_span=EXPIRED_SPAN,
-        shown=lambda windows: [
+        view=lambda windows: [
             {"start": start, "end": end, "value": aggregate.result(accumulator)}
             for start, end, accumulator in windows
         ],

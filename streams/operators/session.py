@@ -59,7 +59,7 @@ def session_store(
         purpose=f"{window.describe()}, aggregate",
         lists_windows=True,
         kept=kept,
-        shown=lambda sessions: [
+        view=lambda sessions: [
             {"start": start, "end": end, "value": aggregate.result(accumulator)}
             for start, end, accumulator in sessions
         ],

@@ -72,7 +72,7 @@ def sliding_store(
         purpose=f"{window.describe()}, aggregate",
         lists_windows=True,
         kept=kept,
-        shown=lambda value: [
+        view=lambda value: [
             {"start": start, "end": end, "value": aggregate.result(accumulator)}
             for start, end, accumulator in _windows(value, difference, aggregate.merge)
         ],

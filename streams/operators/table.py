@@ -176,9 +176,9 @@ def keep_values(
     else:
         changes = [Change(value, None) for value in values]
     state.put_many(latest)
-    state.tell(before)
+    state.begin_forwarding(before)
     forward(batch.with_values(changes))
-    state.told()
+    state.end_forwarding()
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,9 +404,9 @@ class _AggregatingChanges:
             for key, new in changed.items()
         ]
         times = [deleted.get(key, 0) if new is None else new[1] for key, new in changed.items()]
-        self._state.tell(before)
+        self._state.begin_forwarding(before)
         self._forward(self._step.derive(self._store, keys, changes, times, self._changes.finder(keys)))
-        self._state.told()
+        self._state.end_forwarding()
         self._changes.clear()
 
 

@@ -103,7 +103,7 @@ class Queries:
                         ),
                         default=1,
                     )
-                    if store.askable:
+                    if store.queryable:
                         outside = count > 1 and any(topic not in topology.repartitions for topic in topics)
                         self._places[store.name] = _Place(store, subtopology, count, outside)
                         if any(matches(wanted, topic) for wanted in topics for topic in elsewhere):

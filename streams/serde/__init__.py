@@ -1,4 +1,4 @@
-"""Between bytes and values, a column at a time."""
+"""Serialize and deserialize keys and values, a column at a time."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ Type: TypeAlias = builtins.type[T]
 
 
 MAX_ITEMS = 1_000_000
-"""So many items without bytes of their own an Avro payload may claim, unless a serde allows for more."""
+"""The default limit of items without bytes of their own (nulls, empty records) in an Avro payload."""
 
 MAX_DEPTH = 200
-"""So deep the values of an Avro payload may nest, unless a serde allows for more."""
+"""The default limit of the nesting depth of values in an Avro payload."""
 
 DEEPEST = 1_000
-"""Deeper values might not fit the stack that they are read and written with."""
+"""The maximum of that limit: deeper values could overflow the C stack when they are read and written."""
 
 
 class Serde(Protocol[T]):
     """Serializes and deserializes one type.
 
-    Both methods give one result an element, lazily and in order, and raise at the element they cannot
+    Both methods return one result per element, lazily and in order, and raise at an element that they cannot
     handle: the engine applies the step's error policy to that record and calls again with the rest. They
-    never see ``None``: a null key stays null, a null value is a tombstone.
+    never get ``None``: a null key stays null, and a null value is a tombstone.
 
-    A serde may say more about its bytes than its name does, with a property ``schema`` of plain data: stores
-    keep it, to tell after a change of the program whether what they have can still be read. An attribute
-    ``value_type`` says which type the values have, so that aggregates can keep them.
+    A serde may describe its encoding by a property ``schema`` of plain data. Stores keep it, to check after a
+    change of the program whether their entries can still be read. An attribute ``value_type`` is the type of
+    the values, so that aggregates can store them.
 
     Keys are equal when their bytes are. A serde may have ``key_type``, a class whose own instances are equal
     exactly when this serde writes equal bytes for them: such keys are compared as they are, which is faster.
@@ -62,7 +62,7 @@ class Serde(Protocol[T]):
 
     @property
     def name(self) -> str:
-        """What ``describe`` shows."""
+        """The name in the output of ``describe``."""
 
     def serialize(self, values: Sequence[T]) -> Iterable[bytes]: ...
 
@@ -70,7 +70,7 @@ class Serde(Protocol[T]):
 
 
 class Bytes:
-    """The payload as it is."""
+    """Bytes, unchanged."""
 
     name = "Bytes"
     schema = "Bytes"
@@ -78,7 +78,7 @@ class Bytes:
     key_type = bytes
 
     def serialize(self, values: Sequence[bytes]) -> Iterable[bytes]:
-        # Types are compared in C; only a column with something else in it is looked at one by one.
+        # Types are compared in C; only a column with another type in it is checked value by value.
         return values if set(map(type, values)) <= {bytes} else map(_require_bytes, values)
 
     def deserialize(self, payloads: Sequence[bytes]) -> Iterable[bytes]:
@@ -87,7 +87,7 @@ class Bytes:
 
 def _require_bytes(value: bytes) -> bytes:
     if type(value) is not bytes:
-        raise TypeError(f"the Bytes serde writes bytes, got {type(value).__name__}: {value!r:.80}")
+        raise TypeError(f"the Bytes serde needs bytes, got {type(value).__name__}: {value!r:.80}")
     return value
 
 
@@ -102,7 +102,7 @@ class Text:
     def serialize(self, values: Sequence[str]) -> Iterable[bytes]:
         with suppress(Exception):
             return list(map(str.encode, values))
-        # Lazily, so that what comes before the value that cannot be written is.
+        # Lazily, so that the values before the one that fails are encoded.
         return map(_encoded_text, values)
 
     def deserialize(self, payloads: Sequence[bytes]) -> Iterable[str]:
@@ -113,21 +113,22 @@ def _encoded_text(value: Any) -> bytes:
     if not isinstance(value, str):
         wanted = type(value).__name__ if type(value) in {int, float, bool} else "type"
         raise TypeError(
-            f"the Text serde writes str, got {type(value).__name__}: {value!r:.80}; "
-            f"another serde writes it, e.g. Json({wanted})"
+            f"the Text serde needs str, got {type(value).__name__}: {value!r:.80}; "
+            f"use another serde, e.g. Json({wanted})"
         )
     return value.encode()
 
 
 class Json(Generic[T]):
-    """JSON by msgspec: checked against ``type`` while it is read, and read only as far as the type needs.
+    """JSON with msgspec, validated against ``type`` while it is decoded.
 
-    With a ``msgspec.Struct`` that declares just the fields used, the rest of an object is skipped unparsed,
-    which is faster than reading it into a dictionary. Without a type, values are plain Python objects.
+    With a ``msgspec.Struct`` that only declares the fields used, the rest of an object is skipped without
+    parsing it, which is faster than decoding it into a dictionary. Without a type, values are plain Python
+    objects.
     """
 
     reads_as_written = True
-    """Whether each value that it reads back without an error must equal the one that was written."""
+    """Whether a decoded value must equal the one that was encoded."""
 
     @overload
     def __init__(self: Json[Any], type: None = None) -> None: ...
@@ -138,10 +139,10 @@ class Json(Generic[T]):
     def __init__(self, type: Type[T] | None = None) -> None:  # noqa: A002 - the natural keyword; the builtin is not needed here
         self._type = type
         self.value_type: Any = Any if type is None else type
-        """The type of the values: what is aggregated of them is of its fields' types."""
+        """The type of the values, whose fields' types are those of aggregates."""
         self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(cast("Type[T]", type or Any))
-        # Equal sets are written alike, as they may be keys; other types have an order of their own. msgspec
-        # can do so where the keys of all mappings are text.
+        # Equal sets must be encoded as equal bytes, as they may be keys; other types already have an order.
+        # msgspec can do so if the keys of all mappings are text.
         kinds = _kinds(type)
         alike = "set" in kinds and "names" not in kinds
         self._encoder = msgspec.json.Encoder(order="deterministic" if alike else None)
@@ -158,12 +159,12 @@ class Json(Generic[T]):
 
     @property
     def key_type(self) -> builtins.type | None:
-        """Text and integers are equal when their JSON is; 1, 1.0 and true are not."""
+        """Text and integers are equal if their JSON is; 1, 1.0 and true are equal but differ in JSON."""
         return self._type if self._type in (str, int) else None
 
     @property
     def schema(self) -> dict[str, Any]:
-        """What can be read, as JSON Schema; ``any``, or the name where the type cannot be described."""
+        """The JSON Schema of the values; ``any``, or the serde's name if the type cannot be described."""
         try:
             described: Any = "any" if self._type is None else shape(self._type) or "any"
         except TypeError:
@@ -171,7 +172,7 @@ class Json(Generic[T]):
         return {"json": described}
 
     def serialize(self, values: Sequence[T]) -> Iterable[bytes]:
-        """Raises ``ValueError`` at NaN and infinity, for which JSON has no words."""
+        """Encode values. Raises ``ValueError`` at NaN and infinity, which JSON cannot represent."""
         encode = self._encoder.encode
         if not self._holds_floats:
             return map(encode, values)
@@ -185,13 +186,13 @@ class Json(Generic[T]):
         return map(self._decoder.decode, payloads)
 
     def _all_finite(self, values: Sequence[T], payloads: list[bytes]) -> bool:
-        """Whether there is surely neither NaN nor infinity in the values: the whole column at once, in C."""
+        """Whether the column certainly has neither NaN nor infinity; checked at once, in C."""
         if self._floats:
             if set(map(type, values)) != {self._type}:
                 return False
-            # A sum is finite if all of it is; what is missing is left out, and so is 0.
+            # A sum is finite if all of its terms are; the filter drops missing values, and 0.
             return all(math.isfinite(sum(filter(None, map(of, values)))) for of in self._floats)
-        # They are written as null: in data without nulls there is none.
+        # They are encoded as null: data without nulls has none.
         if not self._had_nulls:
             if b"null" not in b"".join(payloads):
                 return True
@@ -208,9 +209,9 @@ class Json(Generic[T]):
 
 
 def _kinds(kind: Any) -> frozenset[str]:
-    """What the values of a type may hold.
+    """What the values of a type may contain.
 
-    That is ``float``, ``set``, ``names`` (mappings by other keys than text) and ``any`` (whatever is given).
+    ``float``, ``set``, ``names`` (mappings whose keys are not text) and ``any`` (values of any type).
     """
     if kind is None:
         return frozenset({"any"})
@@ -244,7 +245,7 @@ def _kinds_of(described: Any) -> frozenset[str]:
 
 
 def _float_fields(kind: Any) -> list[str] | None:
-    """The fields of a struct that may be floats; ``None`` where floats may be anywhere else too."""
+    """The fields of a struct that may be floats; ``None`` if floats may also be elsewhere in its values."""
     try:
         described, info = shape(kind), msgspec.inspect.type_info(kind)
     except (TypeError, RecursionError):
@@ -265,13 +266,13 @@ def _float_fields(kind: Any) -> list[str] | None:
     return None if _kinds_of(others) & {"float", "any"} else found
 
 
-# In msgpack, floats with all bits of the exponent set: none of them is a finite number.
+# In msgpack, floats with all bits of the exponent set, which are not finite.
 _NOT_FINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
 _packed = msgspec.msgpack.Encoder().encode
 
 
 def _are_finite(values: Sequence[Any]) -> bool:
-    """Whether there is surely neither NaN nor infinity in them."""
+    """Whether the values certainly contain neither NaN nor infinity."""
     try:
         return _NOT_FINITE.search(_packed(values)) is None
     except (TypeError, ValueError, OverflowError):
@@ -282,7 +283,7 @@ def _are_finite(values: Sequence[Any]) -> bool:
 def _require_finite(value: Any, path: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         place = f" at {path}" if path else ""
-        raise ValueError(f"JSON has no {value}{place}: it would be read back as null")
+        raise ValueError(f"JSON cannot represent {value}{place}: it would be read back as null")
     if isinstance(value, dict):
         for name, inner in value.items():
             _require_finite(inner, f"{path}.{name}")
@@ -292,13 +293,13 @@ def _require_finite(value: Any, path: str) -> None:
 
 
 class SchemaFolder:
-    """A folder of ``.avsc`` files, one record each, as a schema registry without a server.
+    """A folder of ``.avsc`` files, one record each: a schema registry without a server.
 
     A schema's id is the low 31 bits of its Rabin fingerprint (Avro specification, "Schema Fingerprints"), so
-    every process that has the file agrees on it. To change a record, keep its old file in the folder under
+    it is the same in every process with the file. To change a record, keep its old file in the folder under
     another name, e.g. ``shop.Order.1.avsc``: payloads written with it stay readable.
 
-    Raises ``ConfigurationError`` for a folder or schema that cannot be read, or two schemas of one id.
+    Raises ``ConfigurationError`` for a folder or schema that cannot be read, or two schemas with the same id.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -309,35 +310,37 @@ class SchemaFolder:
         for path in sorted(folder.glob("*.avsc")):
             schema, identifier = load_schema(path)
             known = self._schemas.setdefault(identifier, schema)
-            # Files that differ only in what payloads do not show, as documentation, read them alike.
+            # Files that only differ in documentation and the like decode payloads in the same way.
             if _canonical(known) != _canonical(schema):
                 raise ConfigurationError(
-                    f"{path}: its id {identifier} is taken by another schema in {folder}"
+                    f"{path}: another schema in {folder} has the same id {identifier}",
+                    hint="rename one of the records or its fields: the id is a hash of the schema",
                 )
 
     def schema(self, identifier: int) -> Any:
-        """The parsed schema with that id. Raises ``LookupError`` with advice where there is none."""
+        """The parsed schema with that id. Raises ``LookupError`` with advice if there is none."""
         try:
             return self._schemas[identifier]
         except KeyError:
             raise LookupError(
-                f"no schema with id {identifier} in {self._folder}: add the .avsc it was written with"
+                f"no schema with id {identifier} in {self._folder}: "
+                "add the .avsc file with which the payload was written"
             ) from None
 
     def add(self, schema: Any) -> None:
-        """Read payloads of this schema too, where no file has its id."""
+        """Add a schema, unless a file has its id."""
         parsed = fastavro.parse_schema(schema)
         self._schemas.setdefault(_identifier(parsed), parsed)
 
 
 def load_schema(path: Path) -> tuple[Any, int]:
-    """A ``.avsc`` file as fastavro's parsed schema, and its id in a ``SchemaFolder``."""
+    """Load a ``.avsc`` file: fastavro's parsed schema, and its id in a ``SchemaFolder``."""
     try:
         parsed = fastavro.parse_schema(json.loads(path.read_bytes()))
     except OSError as error:
         raise ConfigurationError(f"schema {path} cannot be read: {error}") from error
     except (ValueError, fastavro.schema.SchemaParseException, fastavro.schema.UnknownType) as error:
-        raise ConfigurationError(f"{path} is no Avro schema: {error}") from error
+        raise ConfigurationError(f"{path} is not a valid Avro schema: {error}") from error
     return parsed, _identifier(parsed)
 
 
@@ -351,7 +354,7 @@ def _canonical(schema: Any) -> str:
     return str(fastavro.schema.to_parsing_canonical_form(schema))
 
 
-# What the parsing canonical form has, and what it leaves out though a reader looks at it.
+# The attributes of the parsing canonical form, and those that it omits although readers use them.
 _READ = frozenset(
     {
         *("type", "name", "fields", "symbols", "items", "values", "size"),
@@ -369,21 +372,21 @@ def _described(schema: Any) -> Any:
     for word in sorted(_READ & schema.keys()):
         inner = word in {"type", "items", "values", "fields"}
         described[word] = _described(schema[word]) if inner else schema[word]
-    # A type with nothing to it but its name is that name.
+    # A type with only a name is described by that name.
     return described["type"] if described.keys() == {"type"} else described
 
 
 class Avro(Generic[T]):
-    """Avro by fastavro, in the schema registries' wire format: a zero byte, the schema's id, the record.
+    """Avro with fastavro, in the wire format of schema registries: a zero byte, the schema's id, the record.
 
-    ``schema`` is the path of a ``.avsc`` file; the other files beside it are the schemas that payloads may
-    have been written with, and a payload is resolved from its own to this one. With ``type``, a
-    ``msgspec.Struct`` whose fields are the schema's, values are of that type, else dictionaries. Records of a
-    union are then structs with ``tag=True``, named as in the schema.
+    ``schema`` is the path of a ``.avsc`` file; the other files in its folder are schemas with which payloads
+    may have been written, and a payload is resolved from its own schema to this one. With ``type``, a
+    ``msgspec.Struct`` with the schema's fields, values have that type, else they are dictionaries. Records of
+    a union are then structs with ``tag=True``, named as in the schema.
 
-    A few bytes of Avro can stand for very much: ``max_items`` bounds how many items without a byte of their
-    own (nulls, empty records) a payload may claim, ``max_depth`` how deep its values may nest. Beyond it, a
-    payload is an error, and so is a value that is to be written.
+    A few bytes of Avro can expand to very large values: ``max_items`` limits the number of items without
+    bytes of their own (nulls, empty records) in a payload, ``max_depth`` the nesting depth of its values. A
+    payload, or a value to be written, that exceeds them is an error.
     """
 
     reads_as_written = True
@@ -425,17 +428,17 @@ class Avro(Generic[T]):
         except SchemaError as error:
             raise ConfigurationError(f"{path}: {error}") from error
         self._written_with: dict[bytes, AvroSchema] = {}
-        """Schemas of payloads, by the bytes in front of these."""
+        """Schemas of payloads, by the payloads' first five bytes."""
         self._folder = SchemaFolder(path.parent)
         self._prefix = b"\0" + identifier.to_bytes(4, "big")
         self._type = type
         self.record_type = type
         self.value_type: Any = Any if type is None else type
-        """What values are; ``None`` for dictionaries."""
+        """The type of the values; ``Any`` for dictionaries."""
         self.name = f"Avro({path.stem})"
 
     def learn(self, schemas: Iterable[Any]) -> None:
-        """Read payloads of these schemas too, where the folder has no file for them."""
+        """Add schemas for which the folder may have no file, so that their payloads can be read."""
         for schema in schemas:
             self._folder.add(schema)
 
@@ -448,7 +451,7 @@ class Avro(Generic[T]):
         buffer = io.BytesIO()
         for value in values:
             if expected is not None and not isinstance(value, expected):
-                raise TypeError(f"{self.name} writes {expected.__name__}, got {type(value).__name__}")
+                raise TypeError(f"{self.name} needs {expected.__name__}, got {type(value).__name__}")
             buffer.seek(0)
             buffer.truncate()
             buffer.write(prefix)
@@ -479,7 +482,7 @@ class Avro(Generic[T]):
             yield cast("T", value if expected is None else convert(value, expected))
 
     def _resolved(self, head: bytes, payload: bytes, buffer: io.BytesIO) -> Any:
-        """A value that was written with another schema, as this one has it."""
+        """Decode a value that was written with another schema, resolved to this one."""
         own, written = self._own, self._written_with.get(head)
         if written is None:
             written = self._ready(self._folder.schema(_written_with(head)))
@@ -502,14 +505,14 @@ def _written_with(head: bytes) -> int:
 def _require_end(buffer: io.BytesIO, payload: bytes) -> None:
     left = len(payload) - buffer.tell()
     if left:
-        raise ValueError(f"{left} bytes left over after the record")
+        raise ValueError(f"{left} bytes are left after the record")
 
 
 def avro_decoder(schemas: Iterable[Any]) -> Callable[[bytes], Any]:
-    """A function from payloads, in the registries' wire format, to plain data as it was written.
+    """A function that decodes payloads, in the registries' wire format, to plain data.
 
-    It reads what was written with these schemas, as ``Avro.schema`` describes them; it raises ``LookupError``
-    for others and ``ValueError`` for what is no such payload.
+    It reads payloads written with these schemas, given as in ``Avro.schema``; it raises ``LookupError`` for
+    other schemas and ``ValueError`` for invalid payloads.
     """
     parsed = [fastavro.parse_schema(schema) for schema in schemas]
     ready = partial(AvroSchema, max_items=MAX_ITEMS, max_depth=MAX_DEPTH)
@@ -533,7 +536,7 @@ def _itself(value: Any) -> Any:
     return value
 
 
-# What fastavro takes as it is; records within records become dictionaries too.
+# Converts structs, also nested ones, to dictionaries, and keeps the types that fastavro accepts.
 _as_dict = partial(
     msgspec.to_builtins,
     builtin_types=(
@@ -549,10 +552,10 @@ _as_dict = partial(
 
 
 def held_key(serde: Serde[Any]) -> Serde[Any]:
-    """The serde of keys as steps and stores hold them in memory, where equal ones are one.
+    """The serde of keys in the memory of steps and stores, where equal objects are the same key.
 
-    It is ``serde`` itself where keys are equal exactly when their bytes are, else that of bytes: the keys are
-    held as they are written.
+    It is ``serde`` itself if its keys are equal exactly when their bytes are; otherwise ``Bytes``, so that
+    encoded keys are used.
     """
     return Bytes() if getattr(serde, "key_type", None) is None else serde
 
@@ -560,11 +563,11 @@ def held_key(serde: Serde[Any]) -> Serde[Any]:
 def nullable(
     transform: Callable[[Sequence[Any]], Iterable[Any]],
 ) -> Callable[[Sequence[Any]], Iterable[Any]]:
-    """``transform`` for columns with nulls: ``None`` stays ``None`` and is not shown to it."""
+    """``transform`` for columns with nulls: ``None`` stays ``None`` and is not passed to it."""
 
     def apply(column: Sequence[Any]) -> Iterable[Any]:
-        # all() looks at truth values in C, 3 times faster than a search for None; empty values, and those
-        # that have no truth value, merely take the slower way.
+        # all() checks truth values in C, 3 times faster than a search for None; empty values, and values
+        # without a truth value, only take the slower path.
         with suppress(Exception):
             if all(column):
                 return transform(column)

@@ -1,4 +1,4 @@
-"""Values that are written to be read again, by another task or after a restart, and must not change."""
+"""Check that values are decoded unchanged, as they will be by another task or after a restart."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _SINGLE = struct.Struct("<f")
 
 
 class RoundTrip:
-    """A serde that refuses each value which ``inner`` would read back as another one, or not at all.
+    """A serde that rejects values which ``inner`` would decode differently, or not at all.
 
-    Three things may change, as they do on any way through bytes: a tuple is read as a list where no type
-    says otherwise, floats have the precision of their schema, and so have times. Of a serde with a format of
-    its own it is only required that what it writes can be read.
+    Three differences are allowed: a tuple may become a list if the type does not prevent it, and floats and
+    times have the precision of their schema. For a custom serde it is only required that its bytes can be
+    decoded.
     """
 
     def __init__(self, inner: Serde[Any]) -> None:
@@ -37,21 +37,21 @@ class RoundTrip:
         self._compares = bool(getattr(inner, "reads_as_written", False))
 
     def serialize(self, values: Sequence[Any]) -> Iterable[bytes]:
-        """As the inner serde; raises at the first value that would be read back as another one."""
+        """The same as the inner serde; raises at the first value that would be decoded differently."""
         found = self._all(values)
         return (payload for payload, _ in self._each(values)) if found is None else found[0]
 
     def deserialize(self, payloads: Sequence[bytes]) -> Iterable[Any]:
-        """As the inner serde."""
+        """The same as the inner serde."""
         return self.inner.deserialize(payloads)
 
     def read_back(self, values: Sequence[Any]) -> Iterable[Any]:
-        """Each value as it is read back; raises as ``serialize`` does."""
+        """Each value after encoding and decoding; raises the same errors as ``serialize``."""
         found = self._all(values)
         return (value for _, value in self._each(values)) if found is None else found[1]
 
     def _all(self, values: Sequence[Any]) -> tuple[list[bytes], list[Any]] | None:
-        """Payloads and what they are read as, where a comparison of all at once finds no difference."""
+        """Payloads and decoded values, if a comparison of complete columns finds no difference."""
         with suppress(Exception):
             payloads = list(self.inner.serialize(values))
             read = list(self.inner.deserialize(payloads))
@@ -66,25 +66,25 @@ class RoundTrip:
                 (read,) = self.inner.deserialize([payload])
             except Exception as error:
                 raise ValueError(
-                    f"{self.name} writes it as {payload!r:.80} and cannot read that: {error}"
+                    f"{self.name} encodes it as {payload!r:.80} and cannot decode that: {error}"
                 ) from error
             changed = _change(value, read, "") if self._compares else None
             if changed is not None:
                 raise ValueError(
-                    f"{self.name} would read it back as another value{changed}; a serde that knows the type "
-                    "of the values keeps them, e.g. Json(Type)"
+                    f"{self.name} would read it back as another value{changed}; use a serde with the type "
+                    "of the values, e.g. Json(Type)"
                 )
             yield payload, read
 
 
 def _change(written: Any, read: Any, path: str) -> str | None:
-    """What is not the same, and where; ``None`` for values that are equal but for what may change."""
+    """Describe the first difference and its place; ``None`` if there are only allowed differences."""
     if _equal(written, read):
         return None
     if isinstance(read, list) and isinstance(written, list | tuple) and len(read) == len(written):
         parts = ((f"[{at}]", *pair) for at, pair in enumerate(zip(written, read, strict=True)))
     elif type(written) is tuple and len(written) == 2 and not isinstance(read, tuple):
-        # A branch of an Avro union that was chosen by hand.
+        # A branch of an Avro union that was chosen explicitly.
         return _change(written[1], read, path) if isinstance(written[0], str) else _told(written, read, path)
     elif isinstance(read, dict) and isinstance(written, dict) and _same_names(written, read):
         parts = ((f"[{name!r}]", written[name], read[name]) for name in read)
@@ -119,7 +119,7 @@ def _equal(written: Any, read: Any) -> bool:
 
 
 def _as_precise(written: Any, read: Any) -> bool:
-    """Whether they are the same in the precision of what was read."""
+    """Whether two values are equal in the precision of the decoded one."""
     if isinstance(read, float):
         if math.isnan(written) or math.isnan(read):
             return math.isnan(written) and math.isnan(read)
@@ -132,7 +132,7 @@ def _as_precise(written: Any, read: Any) -> bool:
     if isinstance(read, dt.time):
         seconds = written.replace(microsecond=0) == read.replace(microsecond=0)
         return bool(seconds and abs(written.microsecond - read.microsecond) < 1000)
-    # Where a class does not say what is equal, nothing more is known. Decimals that are no numbers never are.
+    # Without __eq__, objects cannot be compared. Decimal NaNs are never equal, so their text is compared.
     silent = getattr(type(read), "__eq__", None) is object.__eq__
     return silent or (isinstance(read, decimal.Decimal) and str(written) == str(read))
 

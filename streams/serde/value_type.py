@@ -1,4 +1,4 @@
-"""Which type values have, found from serdes and annotations. ``Any`` stands for a type that is not known."""
+"""Find the types of values from serdes and annotations. ``Any`` stands for an unknown type."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from streams.records import Record
 
 
 def serde_type(serde: object) -> Any:
-    """The type of the values that a serde reads, as its attribute ``value_type`` says."""
+    """The type of a serde's values, from its attribute ``value_type``."""
     return known(getattr(serde, "value_type", Any))
 
 
 def returned_type(function: Callable[..., Any]) -> Any:
-    """The type that a function is annotated to return; of a class, the class."""
+    """The annotated return type of a function; for a class, the class."""
     return known(_returned(function))
 
 
 def given_type(function: Callable[..., Any]) -> Any:
-    """The type of what the iterable gives that a function is annotated to return."""
+    """The element type of the iterable that a function is annotated to return."""
     return _element(_returned(function))
 
 
@@ -44,10 +44,10 @@ def _returned(function: Any) -> Any:
     if isinstance(function, type):
         return function
     if not hasattr(function, "__code__") and not isinstance(function, types.MethodType):
-        function = getattr(type(function), "__call__", function)  # noqa: B004 - not to test, but to look at it
+        function = getattr(type(function), "__call__", function)  # noqa: B004 - the method itself is needed
     try:
         return typing.get_type_hints(function).get("return", Any)
-    except Exception:  # noqa: BLE001 - annotations may name anything; without one the type is just not known
+    except Exception:  # noqa: BLE001 - annotations may fail in any way; the type is then unknown
         return Any
 
 
@@ -81,27 +81,27 @@ def field_type(kind: Any, name: str) -> Any:
 
 
 def known(kind: Any) -> Any:
-    """The type, or ``Any`` where it says nothing about values or msgspec does not know how to keep them."""
+    """The type, or ``Any`` if it does not describe values, or msgspec cannot store them."""
     if kind is None or kind in {type(None), object, Any} or isinstance(kind, TypeVar | str):
         return Any
     if getattr(kind, "__parameters__", ()) and typing.get_origin(kind) is not None:
         return Any
     try:
         return Any if _Traits(kind).unsupported else kind
-    except Exception:  # noqa: BLE001 - msgspec cannot make anything of it
+    except Exception:  # noqa: BLE001 - msgspec does not support the type
         return Any
 
 
 def traits(kind: Any) -> _Traits:
-    """What there is in values of a type. Raises what msgspec raises where it does not know the type."""
+    """The traits of a type's values. Raises the errors of msgspec for an unsupported type."""
     return _Traits(kind)
 
 
 class _Traits:
-    """What there is in values of a type.
+    """What the values of a type contain.
 
-    ``vague``: parts that may be anything. ``classes``: objects of classes, which are not known from what is
-    stored of them. ``sets``: sets, which have no order. ``unsupported``: what msgspec cannot store.
+    ``vague``: parts of any type. ``classes``: instances of classes, which cannot be recognized in stored
+    data. ``sets``: sets, which have no order. ``unsupported``: types that msgspec cannot store.
     """
 
     __slots__ = ("_seen", "classes", "sets", "unsupported", "vague")
@@ -169,7 +169,7 @@ def _either(one: Any, other: Any) -> Any:
 
 
 def _filled_in(hint: Any, values: dict[Any, Any]) -> Any:
-    """The annotation with type variables replaced; ``Any`` where one has no value."""
+    """The annotation with its type variables replaced; ``Any`` for those without a value."""
     if isinstance(hint, TypeVar):
         return values.get(hint, Any)
     parameters = getattr(hint, "__parameters__", ())
@@ -177,7 +177,7 @@ def _filled_in(hint: Any, values: dict[Any, Any]) -> Any:
 
 
 def member_types(kind: Any) -> tuple[Any, ...]:
-    """The alternatives of a union; the type itself where it is none."""
+    """The members of a union; for another type, the type itself."""
     if typing.get_origin(kind) is typing.Annotated:
         return member_types(typing.get_args(kind)[0])
     if typing.get_origin(kind) in {Union, types.UnionType}:

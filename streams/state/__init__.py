@@ -1,1 +1,1 @@
-"""State of tasks: bytes in stores, typed views with the changes not committed yet in front of them."""
+"""The state of tasks: stores of bytes, and typed views of them with the uncommitted changes."""

@@ -1,11 +1,11 @@
-"""Typed views of a task's stores, with the changes that are not committed yet in front of them.
+"""Typed views of a task's stores, with the uncommitted changes in memory.
 
-Changes lie in two layers. ``open`` holds those of the slice being processed: dropped when the slice is given
-up, added to ``whole`` when it is through. ``whole`` is what the next commit makes permanent: its entries are
-encoded once a commit, however often they changed. What the last commit wrote stays as a cache, so that a
-value in steady use is never decoded again.
+Changes are in two layers. ``slice`` has those of the slice being processed: they are discarded if the slice
+is abandoned, and added to ``uncommitted`` when it is completed. ``uncommitted`` is written by the next
+commit: its entries are encoded once per commit, however often they changed. The changes of the last commit
+stay as a ``cache``, so that values in frequent use are not decoded again.
 
-Values are shared between layers: whoever changes one puts a new object.
+Layers share values, so a value must not be modified: put a new object instead.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _ABSENT: Any = object()
 
 
 class KeyValueState(Generic[K, V]):
-    """One store of one task as its steps see it. ``None`` as a value means that there is none.
+    """A step's view of one store of a task. The value ``None`` means that there is no entry.
 
-    Keys must be hashable; those that compare equal are one.
+    Keys must be hashable; keys that compare equal are the same key.
     """
 
     def __init__(self, store: Store, key: Serde[K], value: Serde[V]) -> None:
@@ -44,14 +44,14 @@ class KeyValueState(Generic[K, V]):
         self._key = key
         self._serialize = nullable(value.serialize)
         self._deserialize = _reading(store.name, value)
-        self._open: dict[K, V | None] = {}
-        self._whole: dict[K, V | None] = {}
-        self._recent: dict[K, V | None] = {}
+        self._slice: dict[K, V | None] = {}
+        self._uncommitted: dict[K, V | None] = {}
+        self._cache: dict[K, V | None] = {}
         self._journal: list[tuple[K, Any]] | None = None
         self._ordered: list[tuple[bytes, K]] | None = None
-        """The changed keys in their encoded order, as long as nothing more was changed."""
-        self._defers = self._told = False
-        self._telling: Mapping[K, V | None] = {}
+        """The changed keys in their encoded order; ``None`` after further changes."""
+        self._defers = self._forwarded = False
+        self._forwarding: Mapping[K, V | None] = {}
 
     @property
     def name(self) -> str:
@@ -59,55 +59,55 @@ class KeyValueState(Generic[K, V]):
 
     @property
     def dirty(self) -> int:
-        """How many entries the next commit would write."""
-        return len(self._whole) + len(self._open)
+        """The number of entries that the next commit would write."""
+        return len(self._uncommitted) + len(self._slice)
 
     def get(self, key: K) -> V | None:
-        for layer in (self._open, self._whole, self._recent):
+        for layer in (self._slice, self._uncommitted, self._cache):
             value = layer.get(key, _ABSENT)
             if value is not _ABSENT:
                 return value
         return self._read([key])[0]
 
     def get_many(self, keys: Sequence[K]) -> list[V | None]:
-        """The values of these keys, in one read of the store for all that is not in memory."""
-        return _look_up([self._open, self._whole, self._recent], keys, self._read)
+        """The values of these keys, with one read of the store for those that are not in memory."""
+        return _look_up([self._slice, self._uncommitted, self._cache], keys, self._read)
 
     def committed_many(self, keys: Sequence[K]) -> list[V | None]:
         """The values of these keys as of the last commit."""
-        return _look_up([self._recent], keys, self._read)
+        return _look_up([self._cache], keys, self._read)
 
-    def told_many(self, keys: Sequence[K], *, before: bool = False) -> list[V | None]:
-        """The values of these keys as the steps behind the store's owner have been told.
+    def forwarded_many(self, keys: Sequence[K], *, before: bool = False) -> list[V | None]:
+        """The values of these keys that the owner has forwarded to its downstream steps.
 
-        ``before`` leaves out the changes that they are being told of just now.
+        ``before`` excludes the changes that are being forwarded now.
         """
-        if self._defers and not self._told:
+        if self._defers and not self._forwarded:
             return self.committed_many(keys)
         values = self.get_many(keys)
-        telling = self._telling
-        if not before or not telling:
+        forwarding = self._forwarding
+        if not before or not forwarding:
             return values
-        return [telling.get(key, value) for key, value in zip(keys, values, strict=True)]
+        return [forwarding.get(key, value) for key, value in zip(keys, values, strict=True)]
 
     def defer(self) -> None:
-        """Changes are told of at commits only."""
+        """Forward changes at commits only."""
         self._defers = True
 
-    def tell(self, before: Mapping[K, V | None]) -> None:
-        """The steps behind the owner are about to be told of changes to what was ``before``."""
-        self._told, self._telling = True, before
+    def begin_forwarding(self, before: Mapping[K, V | None]) -> None:
+        """The owner begins to forward changes of the values ``before``."""
+        self._forwarded, self._forwarding = True, before
 
-    def told(self) -> None:
-        """They have all been told."""
-        self._telling = {}
+    def end_forwarding(self) -> None:
+        """The owner has forwarded these changes."""
+        self._forwarding = {}
 
     def put(self, key: K, value: V | None) -> None:
         """Set a value; ``None`` deletes."""
         self._ordered = None
         if self._journal is not None:
-            self._journal.append((key, self._open.get(key, _ABSENT)))
-        self._open[key] = value
+            self._journal.append((key, self._slice.get(key, _ABSENT)))
+        self._slice[key] = value
 
     def put_many(self, entries: Mapping[K, V | None] | Iterable[tuple[K, V | None]]) -> None:
         """Set several values; ``None`` deletes."""
@@ -116,25 +116,25 @@ class KeyValueState(Generic[K, V]):
             for key, value in dict(entries).items():
                 self.put(key, value)
             return
-        self._open.update(entries)
+        self._slice.update(entries)
 
     def delete(self, key: K) -> None:
-        """Remove the entry if there is one."""
+        """Remove the entry, if there is one."""
         self.put(key, None)
 
     def changed(self) -> dict[K, V | None]:
-        """What slices that are through have changed since the last commit."""
-        return self._whole
+        """The changes of completed slices since the last commit."""
+        return self._uncommitted
 
     def scan(
         self, start: K | None = None, stop: K | None = None, *, reverse: bool = False
     ) -> Iterator[tuple[K, V]]:
-        """Entries from ``start`` up to, without, ``stop``, in the order of their encoded keys."""
+        """Entries with ``start <= key < stop``, in the order of their encoded keys."""
         bounds = [None if bound is None else self._encode_keys([bound])[0] for bound in (start, stop)]
         return self._scan(bounds[0], bounds[1], reverse=reverse)
 
     def prefix(self, prefix: bytes) -> Iterator[tuple[K, V]]:
-        """Entries whose encoded key begins so, in order."""
+        """Entries whose encoded key begins with ``prefix``, in order."""
         return self._scan(prefix, prefix_stop(prefix), reverse=False)
 
     def entries(self) -> Iterator[tuple[K, V]]:
@@ -142,15 +142,15 @@ class KeyValueState(Generic[K, V]):
         return self._scan(None, None, reverse=False)
 
     def _scan(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> Iterator[tuple[K, V]]:
-        opened, whole = self._open, self._whole
+        opened, uncommitted = self._slice, self._uncommitted
         if self._ordered is None:
-            keys = list(whole | opened)
+            keys = list(uncommitted | opened)
             self._ordered = sorted(zip(self._encode_keys(keys), keys, strict=True), key=_encoded)
         ordered = self._ordered
         first = 0 if start is None else bisect_left(ordered, start, key=_encoded)
         last = len(ordered) if stop is None else bisect_left(ordered, stop, key=_encoded)
         changed = ordered[first:last]
-        layered = {key: opened[key] if key in opened else whole[key] for _, key in changed}
+        layered = {key: opened[key] if key in opened else uncommitted[key] for _, key in changed}
         if reverse:
             changed.reverse()
         hidden = {encoded for encoded, _ in changed}
@@ -168,60 +168,60 @@ class KeyValueState(Generic[K, V]):
                 if value is not None:
                     yield self._decode_key(encoded), value
 
-    # --- the task's side
+    # --- for the task
 
     def mark(self) -> None:
-        """From here on, changes may be taken back by ``rollback``."""
+        """Start to record changes, so that ``rollback`` can undo them."""
         self._journal = []
 
     def keep(self) -> None:
-        """The changes since ``mark`` stay."""
+        """Keep the changes since ``mark``."""
         self._journal = None
 
     def rollback(self) -> None:
-        """Take back the changes since ``mark``."""
+        """Undo the changes since ``mark``."""
         journal, self._journal = self._journal or [], None
         self._ordered = None
         for key, before in reversed(journal):
             if before is _ABSENT:
-                del self._open[key]
+                del self._slice[key]
             else:
-                self._open[key] = before
+                self._slice[key] = before
 
     def end_slice(self) -> None:
-        """The slice is through: its changes belong to the next commit."""
-        if self._open:
-            if self._whole:
-                self._whole.update(self._open)
-                self._open.clear()
+        """The slice is completed: its changes belong to the next commit."""
+        if self._slice:
+            if self._uncommitted:
+                self._uncommitted.update(self._slice)
+                self._slice.clear()
             else:
-                self._whole, self._open = self._open, self._whole
+                self._uncommitted, self._slice = self._slice, self._uncommitted
 
     def drop_slice(self) -> None:
-        """Give up the changes of the open slice."""
-        self._open.clear()
+        """Discard the changes of the open slice."""
+        self._slice.clear()
         self._journal = self._ordered = None
-        self._told, self._telling = False, {}
+        self._forwarded, self._forwarding = False, {}
 
     def drop(self) -> None:
-        """Give up all changes since the last commit."""
+        """Discard all changes since the last commit."""
         self.drop_slice()
-        self._whole = {}
+        self._uncommitted = {}
 
     def take(self) -> Changes:
-        """What the next commit writes, encoded."""
-        whole = self._whole
-        keys = self._encode_keys(list(whole))
-        return Changes(dict(zip(keys, self._serialize(list(whole.values())), strict=True)))
+        """The encoded changes for the next commit."""
+        changes = self._uncommitted
+        keys = self._encode_keys(list(changes))
+        return Changes(dict(zip(keys, self._serialize(list(changes.values())), strict=True)))
 
     def committed(self) -> None:
-        """What ``take`` gave is in the store now."""
-        self._recent, self._whole = self._whole, {}
+        """The changes that ``take`` returned are now in the store."""
+        self._cache, self._uncommitted = self._uncommitted, {}
         self._ordered = None
-        self._told = False
+        self._forwarded = False
 
     def expire(self, _stream_time: int) -> None:
-        """Plain entries stay until they are deleted."""
+        """Do nothing: entries of this store do not expire."""
 
     def _read(self, keys: Sequence[K]) -> list[V | None]:
         return list(self._deserialize(self._store.get_many(self._encode_keys(keys))))
@@ -234,12 +234,12 @@ class KeyValueState(Generic[K, V]):
 
 
 class WindowState(Generic[K, V]):
-    """One windowed store of one task: a value for each window start and key.
+    """A step's view of one windowed store of a task: a value for each window start and key.
 
     Starts are milliseconds since the epoch. ``retention`` is how long after its start, in stream time, an
-    entry is of use to anybody; older ones go as a range, without a look at them. ``stream_time`` is the
-    committed one: a store that was restored may still have what is over by then. Windows that have expired
-    are deleted from the store once they span more than ``expired_span`` milliseconds.
+    entry is needed; older ones are deleted as a range, without reading them. ``stream_time`` is the committed
+    stream time: a restored store may still have windows that have expired by then. Expired windows are
+    deleted from the store once they span more than ``expired_span`` milliseconds.
     """
 
     def __init__(
@@ -259,16 +259,16 @@ class WindowState(Generic[K, V]):
         self._retention = retention
         self._expired_span = expired_span
         self._deleting = 0
-        """The commit that is being made deletes what starts before it."""
-        self._open: dict[int, dict[K, V | None]] = {}
-        self._whole: dict[int, dict[K, V | None]] = {}
-        self._recent: dict[int, dict[K, V | None]] = {}
-        # No layer has an earlier start: most looks for what expires find nothing in them.
-        self._changed_from = self._recent_from = _LATEST
+        """The commit in progress deletes windows that start before this time."""
+        self._slice: dict[int, dict[K, V | None]] = {}
+        self._uncommitted: dict[int, dict[K, V | None]] = {}
+        self._cache: dict[int, dict[K, V | None]] = {}
+        # Lower bounds of the layers' starts, as most checks for expired windows find none in them.
+        self._changed_from = self._cache_from = _LATEST
         expired = max(0, stream_time - retention + 1)
         self._expired = self._expired_before = self._expired_committed = expired
         self._journal: list[tuple[int, K, Any]] | None = None
-        # Starts that lie outside of what the store holds need no read.
+        # The range of the store's starts: others need no read.
         self._oldest, self._newest = _ends(store)
 
     @property
@@ -277,22 +277,22 @@ class WindowState(Generic[K, V]):
 
     @property
     def dirty(self) -> int:
-        """How many entries the next commit would write."""
-        return sum(map(len, self._whole.values())) + sum(map(len, self._open.values()))
+        """The number of entries that the next commit would write."""
+        return sum(map(len, self._uncommitted.values())) + sum(map(len, self._slice.values()))
 
     @property
     def expired(self) -> int:
-        """Windows that start before it are gone."""
+        """Windows that start before this time have expired."""
         return self._expired
 
     def get(self, start: int, key: K) -> V | None:
         return self.get_many(start, [key])[0]
 
     def get_many(self, start: int, keys: Sequence[K]) -> list[V | None]:
-        """The values of one window's keys, in one read of the store for all that is not in memory."""
+        """The values of one window's keys, with one read of the store for those that are not in memory."""
         if start < self._expired:
             return [None] * len(keys)
-        layers = [layer[start] for layer in (self._open, self._whole, self._recent) if start in layer]
+        layers = [layer[start] for layer in (self._slice, self._uncommitted, self._cache) if start in layer]
         return _look_up(layers, keys, partial(self._read, start))
 
     def put(self, start: int, key: K, value: V | None) -> None:
@@ -301,9 +301,9 @@ class WindowState(Generic[K, V]):
 
     def put_many(self, start: int, entries: Mapping[K, V | None] | Iterable[tuple[K, V | None]]) -> None:
         """Set several values of one window; ``None`` deletes."""
-        window = self._open.get(start)
+        window = self._slice.get(start)
         if window is None:
-            window = self._open[start] = {}
+            window = self._slice[start] = {}
             self._changed_from = min(self._changed_from, start)
         if self._journal is not None:
             entries = dict(entries)
@@ -311,19 +311,19 @@ class WindowState(Generic[K, V]):
         window.update(entries)
 
     def changed(self) -> dict[int, dict[K, V | None]]:
-        """What slices that are through have changed since the last commit, by window start."""
-        return self._whole
+        """The changes of completed slices since the last commit, by window start."""
+        return self._uncommitted
 
     def changed_before(self, bound: int) -> Iterator[tuple[int, dict[K, V | None]]]:
-        """As ``changed``, with the open slice, for windows that start before ``bound``; in order of start."""
+        """The changes of windows that start before ``bound``, with the open slice, in order of start."""
         starts = {start for layer in self._changed(bound) for start in layer if start < bound}
         for start in sorted(starts):
-            yield start, self._whole.get(start, {}) | self._open.get(start, {})
+            yield start, self._uncommitted.get(start, {}) | self._slice.get(start, {})
 
     def windows(self, low: int, high: int) -> Iterator[tuple[int, list[tuple[K, V]]]]:
         """The windows that start in ``[low, high)`` with their entries, in order of start and encoded key.
 
-        Nothing may be changed while it runs, apart from windows it has been through.
+        While it runs, only windows that it has already returned may be changed.
         """
         low = max(low, self._expired)
         starts = {start for layer in self._changed(high) for start in layer if low <= start < high}
@@ -364,56 +364,56 @@ class WindowState(Generic[K, V]):
                 yield (start, key), value
 
     def expire(self, stream_time: int) -> None:
-        """Forget the windows whose ``retention`` is over at that stream time."""
+        """Expire the windows whose ``retention`` has passed at that stream time."""
         self._expired = max(self._expired, stream_time - self._retention + 1)
 
-    # --- the task's side
+    # --- for the task
 
     def mark(self) -> None:
-        """From here on, changes may be taken back by ``rollback``."""
+        """Start to record changes, so that ``rollback`` can undo them."""
         self._journal = []
 
     def keep(self) -> None:
-        """The changes since ``mark`` stay."""
+        """Keep the changes since ``mark``."""
         self._journal = None
 
     def rollback(self) -> None:
-        """Take back the changes since ``mark``."""
+        """Undo the changes since ``mark``."""
         journal, self._journal = self._journal or [], None
         for start, key, before in reversed(journal):
             if before is _ABSENT:
-                del self._open[start][key]
+                del self._slice[start][key]
             else:
-                self._open[start][key] = before
+                self._slice[start][key] = before
 
     def end_slice(self) -> None:
-        """The slice is through: its changes belong to the next commit."""
+        """The slice is completed: its changes belong to the next commit."""
         if self._expired > self._expired_before:
             self._forget()
-        for start, window in self._open.items():
-            known = self._whole.get(start)
+        for start, window in self._slice.items():
+            known = self._uncommitted.get(start)
             if known is None:
-                self._whole[start] = window
+                self._uncommitted[start] = window
             else:
                 known.update(window)
-        self._open = {}
+        self._slice = {}
         self._expired_before = self._expired
 
     def drop_slice(self) -> None:
-        """Give up the changes of the open slice."""
-        self._open = {}
+        """Discard the changes of the open slice."""
+        self._slice = {}
         self._journal = None
         self._expired = self._expired_before
 
     def drop(self) -> None:
-        """Give up all changes since the last commit."""
-        self._open, self._whole = {}, {}
+        """Discard all changes since the last commit."""
+        self._slice, self._uncommitted = {}, {}
         self._journal = None
         self._expired = self._expired_before = self._expired_committed
 
     def take(self) -> Changes:
-        """What the next commit writes, encoded."""
-        windows = self._whole
+        """The encoded changes for the next commit."""
+        windows = self._uncommitted
         keys = self._key.serialize([key for window in windows.values() for key in window])
         values = self._serialize([value for window in windows.values() for value in window.values()])
         prefixes = chain.from_iterable(
@@ -430,36 +430,36 @@ class WindowState(Generic[K, V]):
         return Changes(entries, deleted)
 
     def committed(self) -> None:
-        """What ``take`` gave is in the store now."""
-        if self._whole:
-            self._oldest = min(self._oldest, *self._whole)
-            self._newest = max(self._newest, *self._whole)
+        """The changes that ``take`` returned are now in the store."""
+        if self._uncommitted:
+            self._oldest = min(self._oldest, *self._uncommitted)
+            self._newest = max(self._newest, *self._uncommitted)
         self._oldest = max(self._oldest, self._deleting)
         self._expired_committed = self._expired
-        self._recent, self._whole = self._whole, {}
-        self._recent_from, self._changed_from = self._changed_from, min(self._open, default=_LATEST)
+        self._cache, self._uncommitted = self._uncommitted, {}
+        self._cache_from, self._changed_from = self._changed_from, min(self._slice, default=_LATEST)
 
     def _forget(self) -> None:
-        """Drop what has expired from memory.
+        """Remove expired windows from memory.
 
-        Not before its slice is through, as a slice that is given up takes its expiry back. What was deleted
-        one by one stays: the changelog, where nothing expires, is still to be told.
+        This is done when the slice is completed, as an abandoned slice undoes its expiry. Deletions of single
+        entries stay: they still have to be written to the changelog, where nothing expires.
         """
         expired = self._expired
-        recent = (self._recent,) if self._recent_from < expired else ()
-        for layer in (*self._changed(expired), *recent):
+        cache = (self._cache,) if self._cache_from < expired else ()
+        for layer in (*self._changed(expired), *cache):
             for start in [start for start in layer if start < expired]:
                 deleted = {key: None for key, value in layer.pop(start).items() if value is None}
-                if deleted and layer is not self._recent:
+                if deleted and layer is not self._cache:
                     layer[start] = deleted
 
     def _changed(self, bound: int) -> tuple[dict[int, dict[K, V | None]], ...]:
-        """The layers of changes, later ones last, if one may have a window that starts before ``bound``."""
-        return (self._whole, self._open) if self._changed_from < bound else ()
+        """The layers of changes, later ones last; none if they have no window before ``bound``."""
+        return (self._uncommitted, self._slice) if self._changed_from < bound else ()
 
     def _entries(self, start: int, stored: Sequence[Entry]) -> list[tuple[K, V]]:
-        """What the window has, given what the store has of it."""
-        changed = self._whole.get(start, {}) | self._open.get(start, {})
+        """The entries of a window: those stored, with the changes applied."""
+        changed = self._uncommitted.get(start, {}) | self._slice.get(start, {})
         raw = [encoded[8:] for encoded, _ in stored]
         values = self._deserialize([payload for _, payload in stored])
         found: dict[bytes, tuple[K, V | None]] = dict(
@@ -488,7 +488,7 @@ def _look_up(
     keys: Sequence[K],
     read: Callable[[Sequence[K]], list[V | None]],
 ) -> list[V | None]:
-    """What the first layer that has a key holds; for keys that none has, what one ``read`` gives."""
+    """The values of keys in the first layer that has them, with one ``read`` for all others."""
     if not layers:
         return read(keys)
     first, *others = layers
@@ -504,7 +504,7 @@ def _look_up(
 
 
 def _reading(store: str, value: Serde[V]) -> Callable[[Sequence[bytes | None]], list[V | None]]:
-    """Deserializes what a store has; that this fails is no fault of the record being processed."""
+    """Deserialize stored values. A failure is a ``StateError``, not one of the record being processed."""
     read = nullable(value.deserialize)
 
     def run(payloads: Sequence[bytes | None]) -> list[V | None]:
@@ -512,17 +512,17 @@ def _reading(store: str, value: Serde[V]) -> Callable[[Sequence[bytes | None]], 
             return list(read(payloads))
         except Exception as error:
             raise StateError(
-                f"store {store!r} has a value that {value.name} cannot read: {error!r:.200}",
-                hint="something else wrote to its changelog topic or its files, or the serde cannot read "
-                "what it writes. Delete this worker's folder in state_dir: a restore from the changelog "
-                "then names the record",
+                f"store {store!r} has a value that {value.name} cannot decode: {error!r:.200}",
+                hint="something else wrote to its changelog topic or its files, or the serde cannot decode "
+                "what it has encoded. Delete this worker's folder in state_dir: the restore from the "
+                "changelog then names the record",
             ) from error
 
     return run
 
 
 def prefix_stop(prefix: bytes) -> bytes | None:
-    """The first key behind all that begin with ``prefix``; ``None`` when there is no such key."""
+    """The first key after all those that begin with ``prefix``; ``None`` if there is none."""
     stem = prefix.rstrip(b"\xff")
     return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
 
@@ -533,7 +533,7 @@ def _start_of(entry: Entry) -> int:
 
 
 def _ends(store: Store) -> tuple[int, int]:
-    """The oldest and the newest start in a windowed store; an empty range when there is none."""
+    """The oldest and the newest start in a windowed store; an empty range if it has no entries."""
     first = next(store.scan(), None)
     last = next(store.scan(reverse=True), None)
     if first is None or last is None:

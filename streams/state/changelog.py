@@ -1,13 +1,13 @@
-"""The records of a store's changelog topic, and how far a database follows it.
+"""The records of a store's changelog topic, and the position of a database in it.
 
-An entry is a record with the entry's key and value, as any tool can read it. Two things are said besides:
-stream time and the schema, under keys that begin with ``RESERVED``. As compaction knows nothing but keys, an
-entry whose own key begins so is written under another one, ``ENTRY_PREFIX`` and its key; the header ``KIND``
-says which of the two such a record is.
+An entry is a record with the entry's key and value, readable by any tool. In addition there are two records
+of metadata, stream time and the schema, with keys that begin with ``RESERVED``. As compaction only considers
+keys, an entry whose own key begins with ``RESERVED`` is written with another key, ``ENTRY_PREFIX`` and its
+own key; the header ``KIND`` distinguishes such entries from metadata.
 
-Earlier versions wrote every entry under its own key, and no header. Without the header, a reserved key is an
-entry's unless it is exactly that of stream time or of the schema; one of those two is metadata, or an entry
-where its value cannot be metadata.
+Earlier versions wrote every entry with its own key, and no header. Without the header, a record with a
+reserved key is an entry, unless the key is exactly that of stream time or of the schema; then it is metadata,
+or an entry if its value cannot be metadata.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from streams.state.definition import StoreDefinition
 
 RESERVED = b"\xff\xffstreams."
-"""How keys begin that are no entry's own."""
+"""The prefix of keys that are not an entry's own key."""
 
 TIME_KEY = RESERVED + b"stream-time"
 SCHEMA_KEY = RESERVED + b"schema"
@@ -38,21 +38,21 @@ METADATA: tuple[str, bytes | None] = (KIND, b"metadata")
 ENTRY: tuple[str, bytes | None] = (KIND, b"entry")
 
 Columns: TypeAlias = "tuple[list[bytes | None], list[bytes | None], list[Headers | None] | None]"
-"""Keys, values and headers of records; no headers where no record has any."""
+"""Keys, values and headers of records; ``None`` for headers if no record has any."""
 
 _TIMES = re.compile(rb"-?[0-9]{1,19}( -?[0-9]{1,19})?")
 
 
 def changelog_topic(application: str, store: StoreDefinition) -> str:
-    """The topic that has all changes of a store: its own, or for a table the one it is read from."""
+    """The changelog topic of a store: its own, or the source topic of a table."""
     return store.source_topic or f"{application}-{store.name}-changelog"
 
 
 def changelog_records(entries: Mapping[bytes, bytes | None]) -> Columns:
-    """The keys, values and headers of the records for entries; a value of ``None`` deletes."""
+    """The keys, values and headers of the records for entries; the value ``None`` deletes."""
     keys: list[bytes | None] = list(entries)
     values = list(entries.values())
-    # Text and window starts are all lower: one look in C at each is enough.
+    # Text and window starts are all lower than reserved keys: usually max, in C, is the only check.
     if not entries or max(entries) < RESERVED:
         return keys, values, None
     headers: list[Headers | None] = [None] * len(keys)
@@ -61,7 +61,8 @@ def changelog_records(entries: Mapping[bytes, bytes | None]) -> Columns:
             continue
         keys[row], headers[row] = ENTRY_PREFIX + key, [ENTRY]
         if value is None and key not in (TIME_KEY, SCHEMA_KEY) and not key.startswith(ENTRY_PREFIX):
-            # An earlier version may have written the entry under its own key: it would come back.
+            # An earlier version may have written the entry with its own key: without a tombstone there, a
+            # restore would bring it back.
             keys.append(key)
             values.append(None)
             headers.append(None)
@@ -69,7 +70,7 @@ def changelog_records(entries: Mapping[bytes, bytes | None]) -> Columns:
 
 
 def entry_key(key: bytes, headers: Headers | None) -> bytes | None:
-    """The entry's key that a record with a reserved key stands for; ``None`` for metadata."""
+    """The entry's own key in a record with a reserved key; ``None`` for metadata."""
     kind = next((value for name, value in headers or () if name == KIND), None)
     if kind == ENTRY[1]:
         return key.removeprefix(ENTRY_PREFIX)
@@ -79,7 +80,7 @@ def entry_key(key: bytes, headers: Headers | None) -> bytes | None:
 
 
 class _Schema(msgspec.Struct):
-    """What every stored schema has."""
+    """The structure of every stored schema."""
 
     purpose: str
     key: msgspec.Raw
@@ -90,13 +91,13 @@ class _Schema(msgspec.Struct):
 
 @dataclass(slots=True)
 class Checkpoint:
-    """How far one store of one task is.
+    """The position of a task's store in its changelog.
 
-    ``offset`` is a changelog offset such that the database has everything before it, and maybe more: records
-    are counted as they are written, while markers of transactions, which take offsets too, are not known of.
-    Reading on from there is always right, as later records win. ``time`` is the stream time of the step that
-    owns the store, ``observed`` the highest event time of its records, which is less where windows were
-    closed as nothing came; ``schema`` is how the store's bytes are to be read.
+    ``offset`` is a changelog offset such that the database has everything before it, and maybe more: written
+    records are counted, but not transaction markers, which also take offsets. Reading from there is always
+    correct, as later records win. ``time`` is the stream time of the step that owns the store; ``observed``
+    is the highest event time of its records, which is lower if idle windows were closed. ``schema`` is the
+    encoding of the store's bytes.
     """
 
     schema: str
@@ -104,13 +105,13 @@ class Checkpoint:
     time: int = -1
     observed: int = -1
     schema_written: str | None = None
-    """What the changelog says."""
+    """The schema in the changelog."""
     time_written: int = -1
     observed_written: int = -1
     _added: int = field(default=0)
 
     def unwritten(self) -> list[tuple[bytes, bytes]]:
-        """What the changelog does not say yet."""
+        """The metadata that the changelog does not have yet."""
         records = []
         if (self.time, self.observed) != (self.time_written, self.observed_written):
             both = b"%d" if self.observed == self.time else b"%d %d"
@@ -120,37 +121,37 @@ class Checkpoint:
         return records
 
     def wrote(self, records: int) -> None:
-        """So many records go to the changelog with the next commit."""
+        """Note the number of records that go to the changelog with the next commit."""
         self._added = records
 
     def committed(self) -> None:
-        """What was written is permanent."""
+        """The commit succeeded: advance past the written records."""
         self.offset += self._added
         self._added = 0
         self.time_written, self.observed_written = self.time, self.observed
         self.schema_written = self.schema
 
     def drop(self) -> None:
-        """What was written is given up."""
+        """The commit failed: discard what was written."""
         self._added = 0
         self.time, self.observed = self.time_written, self.observed_written
 
     def follow(self, saved: SavedCheckpoint) -> None:
-        """Go on from what a database was saved with."""
+        """Continue from a database's saved checkpoint."""
         self.offset, self.schema_written = saved.offset, saved.schema
         self.time = self.time_written = saved.time
         self.observed = self.observed_written = saved.time if saved.observed is None else saved.observed
 
     def read(self, key: bytes, value: bytes | None) -> None:
-        """Take in one record of metadata. Raises ``ValueError`` for one that does not say what it should.
+        """Apply a record of metadata. Raises ``ValueError`` if its value is invalid.
 
-        Metadata of a later version, under keys that are not known here, is left out.
+        Metadata of later versions, with unknown keys, is ignored.
         """
         if value is None:
             return
         if key == TIME_KEY:
             if not _TIMES.fullmatch(value):
-                raise ValueError(f"needs one or two whole numbers as stream time, got {value!r:.80}")
+                raise ValueError(f"needs one or two integers as stream time, got {value!r:.80}")
             time, _, observed = value.partition(b" ")
             self.time = self.time_written = int(time)
             self.observed = self.observed_written = int(observed or time)
@@ -163,24 +164,24 @@ class Checkpoint:
 
 
 def metadata_records(checkpoint: Checkpoint) -> Columns:
-    """The keys, values and headers of the records for what a changelog does not say yet."""
+    """The keys, values and headers of the records for metadata that the changelog does not have yet."""
     records = checkpoint.unwritten()
     return [key for key, _ in records], [value for _, value in records], [[METADATA]] * len(records)
 
 
 class SavedCheckpoint(msgspec.Struct):
-    """A checkpoint as a database's metadata has it; ``saved_at`` in milliseconds since the epoch."""
+    """A checkpoint in a database's metadata; ``saved_at`` is in milliseconds since the epoch."""
 
     offset: int
     time: int
     schema: str | None
     saved_at: int
     observed: int | None = None
-    """``None`` where it was not kept: as the time."""
+    """``None`` in databases of earlier versions: the same as ``time``."""
 
 
 def encode_metadata(checkpoints: Mapping[str, Checkpoint], now: int) -> dict[str, bytes]:
-    """The checkpoints, by store, as a database's metadata: what is written, not what is yet to be."""
+    """Encode the committed parts of checkpoints, by store, as a database's metadata."""
     return {
         name: msgspec.json.encode(
             SavedCheckpoint(
@@ -196,5 +197,5 @@ def encode_metadata(checkpoints: Mapping[str, Checkpoint], now: int) -> dict[str
 
 
 def decode_metadata(metadata: Mapping[str, bytes]) -> dict[str, SavedCheckpoint]:
-    """The checkpoints that a database was saved with. Raises ``msgspec.DecodeError`` for anything else."""
+    """Decode the checkpoints in a database's metadata. Raises ``msgspec.DecodeError`` if they are invalid."""
     return {name: msgspec.json.decode(value, type=SavedCheckpoint) for name, value in metadata.items()}

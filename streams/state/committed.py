@@ -182,7 +182,7 @@ class CommittedStore(NamedTuple):
             low = last + 1
 
     def _windows(self, entries: Sequence[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, Windowed[Any, Any]]]:
-        window_end, show = self.definition.window_end, self.definition.shown
+        window_end, show = self.definition.window_end, self.definition.view
         assert window_end is not None
         assert show is not None
         keys = self.definition.key.deserialize([place[8:] for place, _ in entries])
@@ -194,7 +194,7 @@ class CommittedStore(NamedTuple):
                 yield place, Windowed(key, start, window_end(start, value), shown)
 
     def shown(self, payloads: Sequence[bytes]) -> Iterable[Any]:
-        show = self.definition.shown
+        show = self.definition.view
         assert show is not None
         # What the serde reads as None is no value.
         values = (self.value or self.definition.value).deserialize(payloads)

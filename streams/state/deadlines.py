@@ -1,4 +1,4 @@
-"""When to look at which key again, so that letting entries go costs what goes and not what there is."""
+"""Deadlines of keys, so that expiring entries only costs as much as there are expired entries."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 K = TypeVar("K")
 
 EXPIRED_SPAN = 60_000
-"""Deadlines that have passed are deleted one by one; what is left of a restored store goes with a range."""
+"""Passed deadlines are deleted one by one; what remains in a restored store is deleted as a range."""
 
 
 def deadlines_name(store: str) -> str:
-    """The name of the store that has the deadlines of another store's keys."""
+    """The name of the store for the deadlines of another store's keys."""
     return f"{store}-deadlines"
 
 
 def deadlines_definition(store: str, key: Serde[Any]) -> StoreDefinition:
     """The store for the deadlines of another store's keys.
 
-    Its changelog forgets nothing by age: stream time may stand still for longer than any age. Deadlines that
-    have passed are deleted from it one by one.
+    Its changelog deletes nothing by age, as stream time may stand still for any length of time. Passed
+    deadlines are deleted from it one by one.
     """
     return StoreDefinition(
         name=deadlines_name(store),
@@ -37,30 +37,30 @@ def deadlines_definition(store: str, key: Serde[Any]) -> StoreDefinition:
         purpose="deadlines",
         retention=0,
         expired_span=EXPIRED_SPAN,
-        shown=None,
+        view=None,
     )
 
 
 class Deadlines(Generic[K]):
-    """Keys by the stream time (milliseconds since the epoch) at which to look at them.
+    """Keys by the stream time (milliseconds since the epoch) at which to check them.
 
-    A key may have several. Whoever looks at one too early sets another one: so a deadline need not be moved
-    each time that the key's entry lasts longer, as long as it has one that is not too late.
+    A key may have several deadlines. A check that is too early sets another one. So a deadline need not be
+    moved each time the lifetime of the key's entry is extended, if there is one that is not too late.
     """
 
     def __init__(self, state: WindowState[K, bytes]) -> None:
         self._state = state
 
     def add(self, time: int, key: K) -> None:
-        """Look at the key at that time, which has not been yet."""
+        """Add a deadline for the key, at a time in the future."""
         self._state.put(time, key, b"")
 
     def remove(self, time: int, key: K) -> None:
-        """Do not look at the key at that time."""
+        """Remove a deadline of the key."""
         self._state.put(time, key, None)
 
     def due(self, now: int) -> list[K]:
-        """Take out the keys to look at by stream time ``now``, in the order of their deadlines, each once."""
+        """Remove the deadlines up to stream time ``now``, and return their keys in that order, each once."""
         if now < self._state.expired:
             return []
         passed = list(self._state.windows(0, now + 1))

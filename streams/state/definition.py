@@ -1,4 +1,4 @@
-"""A store as plain data: what the topology says about it, whoever keeps it."""
+"""The definition of a store as plain data, independent of where its entries are kept."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def itself(value: Any) -> Any:
 
 
 class SourceEntries(NamedTuple):
-    """What records of an input topic make of a store that is restored from it."""
+    """The entries of a store that is restored from an input topic, made of the topic's records."""
 
     entries: Mapping[bytes, bytes | None]
     """``None`` deletes."""
     refused: Sequence[tuple[int, str]] = ()
-    """The positions of the records that are left out, and why."""
+    """The positions of the records that are left out, and the reasons."""
 
 
 class KeptWindows(NamedTuple):
@@ -42,12 +42,12 @@ class KeptWindows(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreDefinition:
-    """A store that the user named.
+    """A named store.
 
-    ``retention`` (milliseconds) makes it a windowed one: its keys are window starts with keys, and entries go
-    when stream time is that far past their start. ``source_topic`` is the input topic that is its changelog;
-    otherwise one is made. ``purpose`` goes into the stored schema, beside those of the serdes. ``migrate``
-    makes a value of the schema before into one of the schema now.
+    With ``retention`` (milliseconds) it is windowed: its keys are window starts followed by keys, and entries
+    expire when stream time is that far past their start. ``source_topic`` is the input topic that serves as
+    its changelog; otherwise a changelog topic is created. ``purpose`` is part of the stored schema, together
+    with the schemas of the serdes. ``migrate`` converts a value of the previous schema to the current one.
     """
 
     name: str
@@ -56,32 +56,32 @@ class StoreDefinition:
     purpose: str = "plain"
     retention: int | None = None
     expired_span: int = 0
-    """How much time (milliseconds) windows that have expired may span before they are deleted as one range.
+    """How much time (milliseconds) expired windows may span before they are deleted as one range.
 
-    For stores with a window for each millisecond: RocksDB looks at all deleted ranges that are still in
-    memory each time it opens an iterator, so that with a range for each commit, commits would get slower
+    For stores with a window for each millisecond: RocksDB processes all deleted ranges that are still in
+    memory each time it opens an iterator, so that with a range for each commit, commits would become slower
     and slower.
     """
     source_topic: str | None = None
     read_source: Callable[[Fetched], SourceEntries] | None = None
-    """Entries from records of ``source_topic``, as the step that owns the store would make them."""
+    """Makes entries of records of ``source_topic``, in the same way as the step that owns the store."""
     migrate: Callable[[Any], Any] | None = None
     changelog_retention: int | None = None
-    """How long the changelog must keep a record (milliseconds since it was written); ``None`` for ever."""
+    """How long the changelog must keep a record (milliseconds since it was written); ``None``: for ever."""
     ttl: int | None = None
-    """How long after its last put an entry goes (milliseconds of stream time); ``None`` for never.
+    """How long after its last put an entry expires (milliseconds of stream time); ``None``: never.
 
-    Values are then ``Expiring``, and the store has another one beside it, for the deadlines of its keys.
+    Values are then ``Expiring``, and a second store has the deadlines of the keys.
     """
-    shown: Callable[[Any], Any] | None = itself
-    """What a stored value is to those who ask for it, as an accumulator's result; ``None`` hides an entry.
+    view: Callable[[Any], Any] | None = itself
+    """Converts a stored value for queries, e.g. an accumulator to its result; ``None`` hides an entry.
 
-    Called from other threads than the worker's. Without a function, the store cannot be asked.
+    It is called from other threads than the worker's. Without a function, the store cannot be queried.
     """
     window_end: Callable[[int, Any], int] | None = None
-    """The end of the window that a windowed store's entry is the result of, from its start and stored value.
+    """The end of a window, from its start and the stored value of a windowed store's entry.
 
-    Without it the entries are no results, and the store cannot be asked.
+    Without it the entries are not results of windows, and the store cannot be queried.
     """
     lists_windows: bool = False
     """Whether a value, as it is shown, is the list of a key's open windows: each has start, end and value."""
@@ -91,14 +91,14 @@ class StoreDefinition:
 
     @property
     def held_key(self) -> Serde[Any]:
-        """The serde of keys as the task's view of the store has them; see ``streams.serde.held_key``."""
+        """The serde of keys in the task's view of the store; see ``streams.serde.held_key``."""
         return held_key(self.key)
 
     @property
     def schema(self) -> str:
-        """How the store's bytes are to be read, as text that is stored with them."""
+        """The encoding of the store's keys and values, as text that is stored with them."""
         if not self._schema:
-            # Types are looked at for it: once, not for each task.
+            # Computed once and not for each task, as it inspects types.
             self._schema.append(self._described())
         return self._schema[0]
 
@@ -108,15 +108,15 @@ class StoreDefinition:
             "key": schema_of(self.key),
             "value": schema_of(self.value),
         }
-        # In the order the serdes give: the order of fields decides about the bytes of keys.
+        # Not sorted: the order of fields determines the bytes of keys.
         return json.dumps(description)
 
     @property
-    def askable(self) -> bool:
-        """Whether its entries are something that users know, so that they may ask for them."""
-        return self.shown is not None and (self.retention is None or self.window_end is not None)
+    def queryable(self) -> bool:
+        """Whether its entries have a meaning for users, so that they can be queried."""
+        return self.view is not None and (self.retention is None or self.window_end is not None)
 
 
 def schema_of(serde: Serde[Any]) -> Any:
-    """What a serde says about its bytes: its ``schema`` if it has one, else its name."""
+    """The schema of a serde: its ``schema`` if it has one, else its name."""
     return getattr(serde, "schema", serde.name)

@@ -1,10 +1,9 @@
-"""Whether a program can read what its stores have, and how to make it so.
+"""Schema evolution: check whether a program can read the entries of its stores, and migrate them.
 
-A stored schema is the text of ``StoreDefinition.schema``, with one thing more: values are only written again
-when they change, so a store may have some from before several compatible changes. Their schemas stay in the
-text, as ``earlier``, and each must be readable, as reading one change back does not tell about two. ``began``
-tells, for each of several aggregates that was new in a store that existed, when that was (milliseconds since
-the epoch).
+A stored schema is the text of ``StoreDefinition.schema`` with additions. Values are only rewritten when they
+change, so a store may have values from before several compatible changes. Their schemas are kept in the text,
+as ``earlier``, and each must be readable, as compatibility is not transitive. ``began`` has, for each
+aggregate that was added to an existing store of several, when that was (milliseconds since the epoch).
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ Relation: TypeAlias = Literal["same", "compatible", "incompatible"]
 
 _WINDOW_START = Struct(">Q")
 
-# What precedes the payload of a value, and what makes a stored value of the value and that.
+# The prefix before the payload of a value, and the function that makes a stored value of both.
 _PREFIXES: dict[str, tuple[Struct, Callable[..., Any]]] = {
     "stamped": (Struct(">q"), lambda value, time: (value, time)),
     "expiring": (Struct(">QQ"), Expiring),
@@ -51,10 +50,10 @@ _PREFIXES: dict[str, tuple[Struct, Callable[..., Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a stored schema and the program's own relate.
+    """The relation of a stored schema to the program's own.
 
-    ``differences`` say what cannot be read, each with the field it is about. ``migratable`` tells whether
-    only values differ, so that a function of values can mend it.
+    ``differences`` describe what cannot be read, each with its field. ``migratable`` means that only values
+    differ, so that a function of values can convert them.
     """
 
     relation: Relation
@@ -63,19 +62,21 @@ class Verdict:
 
 
 def compare(stored: str, wanted: str) -> Verdict:
-    """Whether everything written under the schema ``stored`` can be read under ``wanted``.
+    """Compare schemas: whether everything written with ``stored`` can be read with ``wanted``.
 
-    Raises ``StateError`` when ``stored`` is no schema.
+    Raises ``StateError`` if ``stored`` is not a schema.
     """
     before, now = _parsed(stored), json.loads(wanted)
     fixed = []
     if before["purpose"] != now["purpose"]:
         fixed.append(f"purpose: was {before['purpose']!r}, is {now['purpose']!r}")
-    # The order of a struct's fields is that of the bytes, which objects that compare equal do not show.
+    # Compared as text: the order of fields determines the bytes of keys, but dictionaries ignore it.
     if json.dumps(before["key"]) != json.dumps(now["key"]):
         found = list(_differences(before["key"], now["key"], "key"))
-        detail = "; ".join(found) or "key: the same values are written as other bytes, or may be"
-        fixed.append(f"{detail}; keys are looked up by their bytes, so that no change of them is compatible")
+        detail = "; ".join(found) or "key: the same values may be encoded as different bytes"
+        fixed.append(
+            f"{detail}; keys are looked up by their bytes, so no change of their schema is compatible"
+        )
     rewrapped = _unwrapped(before["value"])[0] != _unwrapped(now["value"])[0]
     values = [
         difference
@@ -90,10 +91,10 @@ def compare(stored: str, wanted: str) -> Verdict:
 
 
 def kept(stored: str | None, wanted: str, now_is: int = 0) -> str:
-    """The schema to store from the first commit on that has new values beside those of ``stored``.
+    """The schema to store once the store has new values in addition to those written with ``stored``.
 
-    It is for schemas that ``compare`` finds same or compatible; without a stored one, or when all entries are
-    migrated, ``wanted`` is stored as it is. Aggregates that are new among several begin at ``now_is``
+    It is for schemas that ``compare`` finds the same or compatible. Without a stored one, or if all entries
+    are migrated, it is ``wanted``. Aggregates that are new in a store of several begin at ``now_is``
     (milliseconds since the epoch).
     """
     if stored in (None, wanted):
@@ -113,7 +114,7 @@ def kept(stored: str | None, wanted: str, now_is: int = 0) -> str:
 
 
 def new_aggregates(stored: str, wanted: str) -> list[str]:
-    """The names of aggregates, among several of one store, that what was stored has nothing of."""
+    """The names of aggregates that are new in a store of several."""
     return _new_aggregates(_parsed(stored), json.loads(wanted))
 
 
@@ -126,7 +127,7 @@ def _new_aggregates(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def reading(definition: StoreDefinition, schema: str) -> Serde[Any]:
-    """The serde for the values of a store of one task, given the schema that ``kept`` returned for it."""
+    """The serde for the values of a task's store, given the schema that ``kept`` returned for it."""
     reader = getattr(definition.value, "reading", None)
     if reader is None:
         return definition.value
@@ -137,11 +138,11 @@ def reading(definition: StoreDefinition, schema: str) -> Serde[Any]:
 
 
 def check(definition: StoreDefinition, stored_schema: str) -> bool:
-    """Whether the entries of a store must be migrated before its steps may see them.
+    """Whether the entries of a store must be migrated before its steps use them.
 
-    Where nothing is to be done, the store's value serde is told of the schemas that entries may have been
-    written with, if it has a method ``learn``. Raises ``StateError`` with the differences and what can be
-    done about them when the program cannot read the entries and ``migrate`` cannot help.
+    If they can be read as they are, the store's value serde gets the schemas with which they may have been
+    written, if it has a method ``learn``. Raises ``StateError``, with the differences and a hint, if the
+    program cannot read the entries and ``migrate`` cannot convert them.
     """
     if stored_schema == definition.schema:
         return False
@@ -151,30 +152,30 @@ def check(definition: StoreDefinition, stored_schema: str) -> bool:
         raise StateError(f"store {definition.name!r}: {error}") from error
     except Exception as error:
         raise StateError(
-            f"store {definition.name!r}: its stored schema {stored_schema!r:.80} cannot be understood: "
-            f"{error!r}"
+            f"store {definition.name!r}: its stored schema {stored_schema!r:.80} is not valid: {error!r}"
         ) from error
     if verdict.relation != "incompatible":
-        _tell(definition, stored_schema)
+        _learn(definition, stored_schema)
         return False
     if definition.migrate is not None and verdict.migratable and definition.source_topic is None:
         return True
     aggregates = _kind(json.loads(definition.schema)["value"])[0] in ACCUMULATORS
-    anew = "give it another name and replay the input to build it anew, or go back to the program before"
+    rebuild = "give it another name and replay the input to build it again, or go back to the old program"
     if definition.source_topic is not None:
         hint = (
             f"its entries are the records of topic {definition.source_topic!r}: read them with a serde that "
-            "fits, or give the table another name to build it anew from the topic, or go back"
+            "fits, or give the table another name to build it again from the topic, or go back to the old "
+            "program"
         )
     elif verdict.migratable and aggregates:
         hint = (
-            "give an aggregate that has changed another name, as a field: aggregate(name, new=…), where it "
-            f"begins empty and the others stay as they are; or the store as a whole: {anew}"
+            "give the changed aggregate another name, as a field: aggregate(name, new=…), where it begins "
+            f"empty and the others are kept; or, for the complete store: {rebuild}"
         )
     elif verdict.migratable:
-        hint = f"give the store migrate=…, a function from old values to new ones; or {anew}"
+        hint = f"give the store migrate=…, a function from old values to new ones; or {rebuild}"
     else:
-        hint = f"migrate=… can change values only: {anew}"
+        hint = f"migrate=… can only change values: {rebuild}"
     differences = "\n  ".join(verdict.differences)
     raise StateError(
         f"store {definition.name!r} has state that this program cannot read:\n  {differences}", hint=hint
@@ -184,16 +185,16 @@ def check(definition: StoreDefinition, stored_schema: str) -> bool:
 def migrated_entries(
     definition: StoreDefinition, stored_schema: str, store: Store
 ) -> Iterator[tuple[Any, Any]]:
-    """All entries of ``store``, keys decoded, with the values that ``definition.migrate`` makes.
+    """All entries of ``store`` with decoded keys and the values that ``definition.migrate`` returns.
 
-    The function gets old values as plain data: JSON and Avro as dictionaries, lists and so on, text as text,
-    anything else as bytes; without the times that the store keeps beside them, which stay. What it returns is
-    written and read once, so that values are of the type that steps expect. ``None`` removes the entry.
-    Keys are as the task's view of the store holds them; those of windowed stores are pairs of window start
+    The function receives old values as plain data: JSON and Avro as dictionaries, lists and so on, text as
+    text, anything else as bytes; without the times that the store keeps with them, which stay unchanged. Its
+    result is encoded and decoded once, so that values have the type that steps expect. ``None`` removes the
+    entry. Keys are those of the task's view of the store; in windowed stores they are pairs of window start
     and key.
 
-    Nothing is written here: all of it belongs into one commit, together with the new schema. Raises
-    ``StateError`` naming the key when an entry cannot be read, migrated or written.
+    It writes nothing: all entries belong into one commit, together with the new schema. Raises ``StateError``
+    with the key if an entry cannot be read, migrated or written.
     """
     migrate = definition.migrate
     assert migrate is not None
@@ -219,7 +220,7 @@ def migrated_entries(
             raise StateError(
                 f"store {definition.name!r}: the value of key {key!r:.80} cannot {doing}: "
                 f"{type(error).__name__}: {error}",
-                hint="nothing was changed: mend migrate=… and start again, or go back to the program before",
+                hint="nothing was changed: fix migrate=… and start again, or go back to the old program",
             ) from error
         yield held, new
 
@@ -228,16 +229,16 @@ def _parsed(stored: str) -> dict[str, Any]:
     try:
         schema = json.loads(stored)
     except ValueError as error:
-        raise StateError(f"its stored schema is no JSON: {stored!r:.80}") from error
+        raise StateError(f"its stored schema is not JSON: {stored!r:.80}") from error
     if not isinstance(schema, dict) or not schema.keys() >= {"purpose", "key", "value"}:
         raise StateError(f"its stored schema has no purpose, key or value: {stored!r:.80}")
-    # Earlier versions had the aggregate's description there too; it is in the value's schema.
+    # Earlier versions also had the aggregate's description there, which is in the value's schema.
     schema["purpose"] = re.sub(r"(^|, )aggregate .*", r"\1aggregate", schema["purpose"], flags=re.DOTALL)
     return schema
 
 
 def _value_schemas(schema: dict[str, Any]) -> list[Any]:
-    """Those that values may have been written with; the latest first."""
+    """The schemas with which values may have been written; the latest first."""
     return [schema["value"], *schema.get("earlier", [])]
 
 
@@ -249,7 +250,7 @@ def _kind(schema: Any) -> tuple[str, Any]:
 
 
 def _unwrapped(schema: Any) -> tuple[tuple[str, ...], Any]:
-    """What stands around the values, from the outside in, and their own schema."""
+    """The wrappers around the values, outermost first, and the schema inside them."""
     wrappers = []
     while (found := _kind(schema))[0] not in {"", "json", "avro"}:
         wrappers.append(found[0])
@@ -280,7 +281,7 @@ def _named(schema: Any) -> str:
     return schema if isinstance(schema, str) else json.dumps(schema)
 
 
-def _tell(definition: StoreDefinition, stored_schema: str) -> None:
+def _learn(definition: StoreDefinition, stored_schema: str) -> None:
     learn = getattr(definition.value, "learn", None)
     if learn is None:
         return
@@ -292,7 +293,7 @@ def _tell(definition: StoreDefinition, stored_schema: str) -> None:
 
 def _plain_decoder(schemas: list[Any]) -> Callable[[bytes], Any]:
     kinds = [_kind(schema) for schema in schemas]
-    # Schemas of one store differ in kind only when one had been migrated to the other.
+    # The schemas of a store only differ in kind if one was migrated to the other.
     match kinds[0]:
         case ("json", _):
             return msgspec.json.Decoder().decode

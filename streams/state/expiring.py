@@ -1,4 +1,4 @@
-"""Entries that go by themselves some time after they were put."""
+"""Stores whose entries expire some time after they were put (time to live)."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _TIMES = Struct(">QQ")
 
 
 class Expiring(NamedTuple):
-    """A value as it is stored, with stream times in milliseconds since the epoch."""
+    """A stored value with its expiry. Times are stream time in milliseconds since the epoch."""
 
     value: Any
     expires: int
-    """From then on there is no such entry."""
+    """From this time on, the entry does not exist."""
     deadline: int
-    """When the key is looked at next: then, or earlier."""
+    """When the key is checked next: at ``expires`` or earlier."""
 
 
 class ExpiringSerde:
-    """Between ``Expiring`` and bytes: sixteen bytes of times, then the value as ``inner`` has it."""
+    """The serde of ``Expiring``: 16 bytes with both times, then the value encoded by ``inner``."""
 
     def __init__(self, inner: Serde[Any]) -> None:
         self.name = f"expiring {inner.name}"
@@ -51,10 +51,10 @@ class ExpiringSerde:
 
 
 class ExpiringState(Generic[K, V]):
-    """One store of one task whose entries go ``ttl`` milliseconds of stream time after they were last put.
+    """A task's view of a store whose entries expire ``ttl`` milliseconds of stream time after their last put.
 
-    They are not there any more as soon as stream time, given by ``now``, has got to their put time plus
-    ``ttl``; ``expire`` removes them. ``None`` as a value means that there is none.
+    They are invisible as soon as stream time, given by ``now``, has reached their put time plus ``ttl``;
+    ``expire`` removes them. The value ``None`` means that there is no entry.
     """
 
     def __init__(
@@ -74,15 +74,15 @@ class ExpiringState(Generic[K, V]):
         return self._shown(self._state.get(key))
 
     def get_many(self, keys: Sequence[K]) -> list[V | None]:
-        """The values of these keys, in one read of the store for all that is not in memory."""
+        """The values of these keys, with one read of the store for those that are not in memory."""
         return list(map(self._shown, self._state.get_many(keys)))
 
     def put(self, key: K, value: V | None) -> None:
-        """Set a value, which lasts from now on; ``None`` deletes."""
+        """Set a value, whose lifetime starts now; ``None`` deletes."""
         self.put_many({key: value})
 
     def put_many(self, entries: Mapping[K, V | None]) -> None:
-        """Set several values, which last from now on; ``None`` deletes."""
+        """Set several values, whose lifetime starts now; ``None`` deletes."""
         expires = self._now() + self._ttl
         changed: dict[K, Expiring | None] = {}
         for (key, value), old in zip(entries.items(), self._state.get_many(list(entries)), strict=True):
@@ -94,21 +94,21 @@ class ExpiringState(Generic[K, V]):
         self._state.put_many(changed)
 
     def delete(self, key: K) -> None:
-        """Remove the entry if there is one."""
+        """Remove the entry, if there is one."""
         self.put_many({key: None})
 
     def scan(
         self, start: K | None = None, stop: K | None = None, *, reverse: bool = False
     ) -> Iterator[tuple[K, V]]:
-        """Entries from ``start`` up to, without, ``stop``, in the order of their encoded keys."""
+        """Entries with ``start <= key < stop``, in the order of their encoded keys."""
         return self._live(self._state.scan(start, stop, reverse=reverse))
 
     def prefix(self, prefix: bytes) -> Iterator[tuple[K, V]]:
-        """Entries whose encoded key begins so, in order."""
+        """Entries whose encoded key begins with ``prefix``, in order."""
         return self._live(self._state.prefix(prefix))
 
     def expire(self) -> None:
-        """Remove what has expired: no more is looked at than that, and what was put again meanwhile."""
+        """Remove expired entries. It only reads these, and entries that were put again meanwhile."""
         now = self._now()
         keys = self._deadlines.due(now)
         changed: dict[K, Expiring | None] = {}
@@ -123,22 +123,22 @@ class ExpiringState(Generic[K, V]):
         self._state.put_many(changed)
 
     def mark(self) -> None:
-        """From here on, changes may be taken back by ``rollback``."""
+        """Start to record changes, so that ``rollback`` can undo them."""
         self._state.mark()
         self._deadlines.mark()
 
     def keep(self) -> None:
-        """The changes since ``mark`` stay."""
+        """Keep the changes since ``mark``."""
         self._state.keep()
         self._deadlines.keep()
 
     def rollback(self) -> None:
-        """Take back the changes since ``mark``."""
+        """Undo the changes since ``mark``."""
         self._state.rollback()
         self._deadlines.rollback()
 
     def _deadline(self, key: K, expires: int, old: Expiring | None) -> int:
-        """When the key is looked at: as it was, if that is early enough."""
+        """The key's deadline: the existing one, if it is early enough, else a new one."""
         if old is not None:
             if old.deadline <= expires:
                 return old.deadline

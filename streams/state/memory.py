@@ -1,4 +1,4 @@
-"""Stores in this process, gone with it: for tests, and for state that may be restored at every start."""
+"""In-memory stores: for tests, and for state that is restored at every start."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from streams.state.store import Changes, Entry
 
 CHUNK = 1000
-"""Entries that a scan copies at a time; writers wait meanwhile."""
+"""Entries that a scan copies at a time, while holding the lock."""
 
 BYTES_PER_ENTRY = 200
-"""What an entry takes besides its key and value, about: two ``bytes`` objects and their places in the map."""
+"""The approximate overhead of an entry in bytes: two ``bytes`` objects and their slots in the map."""
 
 
 class _Content:
-    """What a database holds. It outlives the database object, as files do."""
+    """The content of a database, which outlives the database object, as files do."""
 
     def __init__(self) -> None:
         self.lock = Lock()
@@ -42,7 +42,7 @@ class _Content:
 
 
 class MemoryStore:
-    """A sorted map under the lock of its database: a reader sees a whole ``write`` or nothing of it."""
+    """A sorted map, protected by its database's lock: readers see a ``write`` completely or not at all."""
 
     def __init__(self, name: str, database: MemoryDatabase) -> None:
         self._name = name
@@ -99,7 +99,7 @@ class MemoryDatabase:
         self._stores = {name: MemoryStore(name, self) for name in stores}
 
     def content(self) -> _Content:
-        """What the database holds. Raises ``StateError`` when it is closed."""
+        """The content of the database. Raises ``StateError`` if it is closed."""
         if self._content is None:
             raise StateError(f"the stores {self._names} of partition {self._partition} are closed")
         return self._content
@@ -138,7 +138,7 @@ class MemoryDatabase:
 
 
 class MemoryDatabases:
-    """Databases that last as long as this object: what was closed is found again when it is opened."""
+    """Databases that last as long as this object: closed ones keep their content."""
 
     def __init__(self) -> None:
         self._contents: dict[tuple[str, int], _Content] = {}
@@ -149,8 +149,8 @@ class MemoryDatabases:
         content = self._contents.setdefault(place, _Content())
         if content.opened is not None:
             raise StateError(
-                f"the stores {tuple(stores)} of partition {partition} are open already",
-                hint="close the database before it is opened again",
+                f"the stores {tuple(stores)} of partition {partition} are already open",
+                hint="close the database before opening it again",
             )
         content.opened = self._opened(content, stores, partition)
         return content.opened
@@ -180,7 +180,7 @@ class MemoryDatabases:
         for content in list(self._contents.values()):
             with content.lock:
                 for store in content.stores.values():
-                    # Looking at every entry would cost as much as a scan of all state: some stand for all.
+                    # Measuring every entry would scan all state, so the size is estimated by a sample.
                     sample = [len(key) + len(value) for key, value in islice(store.items(), CHUNK)]
                     if sample:
                         total += len(store) * (BYTES_PER_ENTRY + sum(sample) // len(sample))

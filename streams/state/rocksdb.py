@@ -1,15 +1,15 @@
-"""Stores on disk, in RocksDB: larger than memory, and still there for the next process.
+"""Stores on disk, in RocksDB: they may be larger than memory, and outlive the process.
 
 A task's database is one folder, ``<folder>/<store>/<partition>``. Each store is a column family,
-``store.<name>``; the metadata lies in the default one. All share a write-ahead log, which is what makes
-``write`` one step: it is given to the operating system before ``write`` returns and to the disk some time
-later. RocksDB syncs the log before it relies on anything that was flushed, so that a machine that dies takes
-the end of the history with it and never the middle.
+``store.<name>``; the metadata is in the default one. All share a write-ahead log, which makes ``write``
+atomic: it is written to the operating system before ``write`` returns, and to the disk some time later.
+RocksDB syncs the log before it relies on flushed data, so that a crash of the machine loses the end of the
+history and never a part in the middle.
 
-What RocksDB does not notice is a MANIFEST whose end is broken: it takes it for an earlier one, leaves out the
-tables and column families that only the lost part names, and puts newer log files on top. So a database is
-taken for damaged when there are tables of its stores that it does not know after opening, or when a column
-family is missing that it once had, as the metadata tells.
+RocksDB does not detect a MANIFEST with a broken end: it opens an earlier version of the database, without the
+tables and column families that only the lost part names, and applies newer log files to it. So a database
+counts as damaged if there are tables of its stores that it does not know after opening, or if a column family
+is missing that it had before according to the metadata.
 """
 
 from __future__ import annotations
@@ -47,38 +47,38 @@ if TYPE_CHECKING:
     from streams.state.store import Changes, Entry
 
 CHUNK = 1000
-"""Entries that a scan reads at a time."""
+"""The number of entries that a scan reads at a time."""
 
 MIB = 1024 * 1024
 
 LEAST_FILES = 20
-"""Open files with which a database works: ten are its own, in the others it reads tables, the last used ones.
+"""The minimum number of open files of a database: ten for itself, the others for the last used tables.
 
-RocksDB takes no lower limit than this."""
+RocksDB accepts no lower limit."""
 
 MOST_FILES = 100
-"""Open files that a database has use for."""
+"""The number of open files above which a database does not become faster."""
 
 OTHER_FILES = 256
-"""Files for the rest of the process: connections, logs, modules. Half of all where there are few."""
+"""Files for the rest of the process (connections, logs, modules); at most half of the process's limit."""
 
 _PREFIX = "store."
-"""Keeps stores apart from RocksDB's own ``default``, which is a legal name for a store."""
+"""Distinguishes stores from RocksDB's own ``default``, which is a valid name for a store."""
 
 _COLUMNS_KEY = b"\0columns"
-"""In the default column family, which column family each store has; no metadata of others begins so."""
+"""The key of the mapping from stores to column families, in the default column family."""
 
 _TABLE_MAGIC = 0x88E241B785F4CFF7.to_bytes(8, "little")
-"""What a table ends with once it is whole (RocksDB's block-based format)."""
+"""The end of a complete table file (RocksDB's block-based format)."""
 
 _TABLE_TAIL_BYTES = 8192
-"""Holds a table's properties, its last part but for the footer; they take 2 KiB or less."""
+"""The size of a table's end with its properties, which are before the footer and take up to 2 KiB."""
 
 _TABLE_COLUMN = re.compile(rb"\x16\x04([\x01-\x7f])name")
-"""What stands before the name of a table's column family: the property ``rocksdb.column.family.name``, which
-shares 22 (0x16) bytes with the one before it, differs in 4, and has a value of so many bytes.
+"""The bytes before the name of a table's column family: the property ``rocksdb.column.family.name``, which
+shares 22 (0x16) bytes with the previous one and differs in 4, followed by the length of its value.
 
-Names of 128 bytes or more are not found, which errs on the side of damage.
+Names of 128 bytes or more are not found, so that the table counts as unknown.
 """
 
 log = get_logger()
@@ -87,8 +87,8 @@ log = get_logger()
 class RocksStore:
     """A column family.
 
-    RocksDB lets threads read as they like; rocksdict raises when a column family is closed during a read. So
-    reads of one store wait for each other, and ``close`` for them.
+    RocksDB allows reads from any thread, but rocksdict raises if a column family is closed during a read. So
+    a lock serializes the reads of a store and ``close``.
     """
 
     def __init__(self, name: str, folder: Path, column: Rdict) -> None:
@@ -111,7 +111,7 @@ class RocksStore:
         return value
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        # Any other kind of sequence would be taken for a key.
+        # rocksdict takes any other kind of sequence for a single key.
         asked: list[Any] = list(keys)
         with self._lock:
             column = self._opened()
@@ -124,8 +124,7 @@ class RocksStore:
     def scan(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[Entry]:
-        # An iterator keeps the database from closing, however long its reader takes over it or forgets it:
-        # so each chunk has its own.
+        # An iterator keeps the database open, even if its reader never finishes, so each chunk has its own.
         while chunk := self._chunk(start, stop, reverse=reverse):
             yield from chunk
             if len(chunk) < CHUNK:
@@ -137,7 +136,7 @@ class RocksStore:
                 start = last + b"\x00"
 
     def approximate_count(self) -> int:
-        """What RocksDB estimates: an entry counts once for each write since the last compaction."""
+        """RocksDB's estimate, in which an entry counts once for each write since the last compaction."""
         with self._lock:
             column = self._opened()
             try:
@@ -146,12 +145,12 @@ class RocksStore:
                 raise self._failed("read", error) from error
 
     def replace(self, column: Rdict) -> None:
-        """Go on with another column family."""
+        """Use another column family from now on."""
         with self._lock:
             self._column = column
 
     def close(self) -> None:
-        """Write what is in memory to files. Waits for readers."""
+        """Flush to disk and close. Waits for readers."""
         with self._lock:
             column, self._column = self._column, None
             if column is not None:
@@ -162,7 +161,7 @@ class RocksStore:
     def _chunk(self, start: bytes | None, stop: bytes | None, *, reverse: bool) -> list[Entry]:
         if start is not None and stop is not None and start >= stop:
             return []
-        # rocksdict takes a lower bound for an upper one, so that side is looked at here. It keeps no
+        # rocksdict sets a lower bound as the upper one, so the lower bound is checked here. It keeps no
         # reference to the bound: ``stop`` must live as long as the iterator.
         bounds = ReadOptions()
         if stop is not None:
@@ -185,12 +184,12 @@ class RocksStore:
                 while len(chunk) < CHUNK and (key := read_key()) is not None and key >= least:
                     chunk.append((key, read_value()))
                     move()
-                # An iterator that meets a damaged block looks like one at its end.
+                # At a damaged block, an iterator looks as if it had reached its end.
                 iterator.status()
             except Exception as error:
                 raise self._failed("read", error) from error
             finally:
-                # A traceback that somebody keeps would hold the database open with them.
+                # Otherwise a traceback that is kept somewhere would keep the database open.
                 iterator = read_key = read_value = move = None  # type: ignore[assignment]
         return chunk
 
@@ -204,7 +203,7 @@ class RocksStore:
 
 
 class RocksDatabase:
-    """One task's column families, opened together. Raises ``_Damaged`` where an empty folder would do."""
+    """The column families of a task. Raises ``_Damaged`` if it could be opened in an empty folder."""
 
     def __init__(self, folder: Path, stores: Sequence[str], choices: _Choices) -> None:
         options, at_rest = choices.options, choices.at_rest
@@ -214,16 +213,16 @@ class RocksDatabase:
         self._handles: dict[str, ColumnFamily] = {}
         self._database: Rdict | None = None
         self._columns: dict[str, str] = {}
-        """The column family of each store, those included that this program does not have."""
+        """The column family of each store, including stores that this program does not have."""
         path = str(folder)
         listed: set[str] = set()
-        # Listing takes no lock, so its errors prove nothing: opening will meet them again, under the lock.
+        # Listing takes no lock, so its errors are not reliable: opening reports them again, with the lock.
         with suppress(Exception):
             listed = {*Rdict.list_cf(path)}
         columns = {*listed, *(_PREFIX + store for store in stores)}
         try:
             tables = _tables(folder)
-            # A compaction would delete tables that were known before they can be looked for.
+            # A compaction could delete known tables before they are compared with the files.
             chosen = at_rest if tables else options
             self._database = Rdict(
                 path, chosen, dict.fromkeys(columns, chosen) | {"default": choices.for_metadata}
@@ -262,7 +261,7 @@ class RocksDatabase:
             database.create_column_family(_PREFIX + name, self._options)
             return self._use(name)
         except Exception as error:
-            raise _explained(f"cannot make store {name} in {self.folder}", self.folder, error) from error
+            raise _explained(f"cannot create store {name} in {self.folder}", self.folder, error) from error
 
     def metadata(self) -> dict[str, bytes]:
         database = self._opened()
@@ -278,7 +277,7 @@ class RocksDatabase:
             for name, (entries, deleted) in changes.items():
                 self.store(name)
                 for start, stop in deleted:
-                    # RocksDB takes a range the wrong way round for a broken log and stops all writing.
+                    # RocksDB takes a range with reversed bounds for a broken log, and stops all writing.
                     if start < stop:
                         batch.delete_range(start, stop, self._handles[name])
                 batch.set_default_column_family(self._handles[name])
@@ -295,7 +294,7 @@ class RocksDatabase:
             except Exception as error:
                 raise _explained(f"cannot write to {self.folder}", self.folder, error) from error
         finally:
-            # A traceback that somebody keeps would hold the database open with it.
+            # Otherwise a traceback that is kept somewhere would keep the database open.
             batch.set_default_column_family(None)
             del database
 
@@ -305,17 +304,17 @@ class RocksDatabase:
         try:
             old = self._columns[name]
             new = _successor(name, old)
-            # Of another name, so that one can never be taken for the other.
+            # The new one has another name, so that they cannot be confused.
             database.create_column_family(new, self._options)
             self._use(name, new)
-            # What is left of it while a reader is busy goes with the reader.
+            # If a reader still uses it, its files are deleted when the reader is done.
             database.drop_column_family(old)
         except Exception as error:
             raise _explained(f"cannot empty store {name} in {self.folder}", self.folder, error) from error
 
     def close(self) -> None:
         self._handles.clear()
-        # Metadata comes last, so that it never says more than the stores have.
+        # The metadata is flushed last, so that it is never ahead of the stores.
         for store in self._stores.values():
             store.close()
         database, self._database = self._database, None
@@ -323,12 +322,12 @@ class RocksDatabase:
             # What could not be flushed is in the write-ahead log.
             with suppress(Exception):
                 database.close()
-            # When it was used last, for ``delete_unused``.
+            # The folder's modification time is when it was last used, for ``delete_unused``.
             with suppress(OSError):
                 os.utime(self.folder)
 
     def _use(self, name: str, column: str | None = None) -> RocksStore:
-        """Let a store have a column family, that it has already or its first one if none is named."""
+        """Open a store's column family: the given one, else its current one, else its first one."""
         database = self._opened()
         column = column or self._columns.get(name, _PREFIX + name)
         if self._columns.get(name) != column:
@@ -358,20 +357,20 @@ class _Choices(NamedTuple):
     """The same, without compactions."""
 
     for_metadata: Options
-    """For the default column family, which holds a few entries."""
+    """For the default column family, which has a few entries."""
 
 
 class RocksDatabases:
     """Databases under one folder, for one process at a time.
 
-    ``memory_bytes`` bounds what all of them take together: blocks read from files with their indexes and
-    filters, and what was written and not yet flushed, for which half of it is meant. When that half is full,
-    whichever database writes next flushes its own. Beyond it goes only what is in use at that moment.
+    ``memory_bytes`` limits the memory of all of them together: cached blocks with their indexes and filters,
+    and write buffers, which get half of it. When that half is full, the database that writes next flushes its
+    own buffers. Only what is in use at the moment may exceed the limit.
 
-    ``tasks`` is how many databases there may be at once. They share the files that this process may open.
-    Where its soft limit is too low for them to work, it is raised to what they need, at most to the hard one.
-    Where that is not enough, ``open`` raises ``StateError``, so that RocksDB does not meet the limit in the
-    middle of a write.
+    ``tasks`` is the maximum number of databases at the same time. They share the files that this process may
+    open. If its soft limit is too low for them, it is raised to what they need, at most to the hard limit. If
+    that is not enough, ``open`` raises ``StateError``, so that RocksDB does not reach the limit in the middle
+    of a write.
     """
 
     def __init__(self, folder: Path, memory_bytes: int, *, tasks: int = 1) -> None:
@@ -379,7 +378,7 @@ class RocksDatabases:
         self._file_limit = raise_limit(OTHER_FILES + tasks * LEAST_FILES)
         self._tasks = tasks
         self._cache = Cache(memory_bytes)
-        # Never stall for memory: rocksdict holds the interpreter's lock while it writes.
+        # Writes must not stall for memory, as rocksdict holds the global interpreter lock while it writes.
         buffers = WriteBufferManager.new_write_buffer_manager_with_cache(
             memory_bytes // 2, False, self._cache
         )
@@ -396,11 +395,11 @@ class RocksDatabases:
         try:
             place = next((place for place in places if place.exists()), places[0])
         except OSError as error:
-            raise _explained(f"cannot look for state in {self._folder}", self._folder, error) from error
+            raise _explained(f"cannot search for state in {self._folder}", self._folder, error) from error
         held = self._databases.get(place)
         if held is not None and not held.closed:
             raise StateError(
-                f"the state in {place} is open already", hint="close the database before it is opened again"
+                f"the state in {place} is already open", hint="close the database before opening it again"
             )
         self._require_files(place)
         damage = None
@@ -426,7 +425,7 @@ class RocksDatabases:
         return database
 
     def destroy(self, stores: Sequence[str], partition: int) -> None:
-        # All of them: a folder that is left would be found by the next ``open``.
+        # Under all stores, as the next ``open`` would find a remaining folder.
         for store in stores:
             place = self._folder / store / str(partition)
             held = self._databases.pop(place, None)
@@ -434,9 +433,9 @@ class RocksDatabases:
                 held.close()
             try:
                 if place.exists():
-                    # Refuses while another process has it.
+                    # It fails if another process has the database open.
                     Rdict.destroy(str(place))
-                # What is no file of a database is left over.
+                # It leaves files that do not belong to a database.
                 if place.exists():
                     shutil.rmtree(place)
                 for aside in _asides(place):
@@ -459,7 +458,7 @@ class RocksDatabases:
         return self._cache.get_usage()
 
     def _for_databases(self) -> int:
-        """How many of the files that this process may open are the databases' own."""
+        """The number of open files that the databases may use together."""
         return max(0, self._file_limit - min(OTHER_FILES, self._file_limit // 2))
 
     def _require_files(self, place: Path) -> None:
@@ -472,7 +471,7 @@ class RocksDatabases:
             return
         raise StateError(
             f"the state in {place} cannot be opened: this process may have {self._file_limit} files open, "
-            f"which is enough for {opened} tasks with stores",
+            f"which is only enough for {opened} tasks with stores",
             hint=f"raise the hard limit to {needed} or more (ulimit -n {needed}, LimitNOFILE= of systemd, "
             "--ulimit nofile= of Docker), or start more workers",
         )
@@ -484,13 +483,13 @@ class RocksDatabases:
 
 
 class _Damaged(Exception):
-    """The files are there and are no database."""
+    """The files exist and are not a valid database."""
 
 
 def _options(memory_bytes: int, cache: Cache, buffers: WriteBufferManager, tasks: int, files: int) -> Options:
-    """For all databases and column families, so that they share memory, threads and open files.
+    """The options of all databases and column families, which share memory, threads and open files.
 
-    ``tasks`` databases have ``files`` open files each.
+    Each of the ``tasks`` databases may have ``files`` open files.
     """
     options = Options(raw_mode=True)
     options.create_if_missing(True)
@@ -500,15 +499,15 @@ def _options(memory_bytes: int, cache: Cache, buffers: WriteBufferManager, tasks
     write_buffer = min(max(memory_bytes // 8, MIB), 32 * MIB)
     options.set_write_buffer_size(write_buffer)
     options.set_max_write_buffer_number(4)
-    # The default is an eighth of the write buffer, taken by each column family with its first entry.
+    # The default is an eighth of the write buffer, which each column family allocates with its first entry.
     options.set_arena_block_size(64 * 1024)
-    # All column families go to disk together: the metadata, of which little is written, would keep old logs.
+    # All column families are flushed together: otherwise the rarely written metadata would keep old logs.
     options.set_atomic_flush(True)
-    # After a crash, what is in the log is read again while the interpreter stands still.
+    # After a crash, the log is replayed while rocksdict holds the global interpreter lock.
     options.set_max_total_wal_size(64 * MIB)
 
-    # A lookup that finds nothing costs half with a filter for what is in memory, too. It is allocated with
-    # each write buffer: the filters of hundreds of databases would take all of the memory.
+    # A filter for the write buffer halves the cost of lookups without a result. It is allocated with each
+    # write buffer, and the filters of hundreds of databases would take all of the memory, so it is limited.
     filters = memory_bytes / 8 / max(tasks, 1)
     options.set_memtable_prefix_bloom_ratio(min(0.02, filters / write_buffer))
     options.set_memtable_whole_key_filtering(True)
@@ -522,7 +521,7 @@ def _options(memory_bytes: int, cache: Cache, buffers: WriteBufferManager, tasks
 
     # One thread for flushes and one for compactions, for all databases of the process.
     options.set_max_background_jobs(2)
-    # It counts tables, and ten more for what is always open.
+    # The limit includes tables, and ten files that are always open.
     options.set_max_open_files(min(max(files, LEAST_FILES), MOST_FILES))
     options.set_max_log_file_size(MIB)
     options.set_keep_log_file_num(2)
@@ -532,14 +531,14 @@ def _options(memory_bytes: int, cache: Cache, buffers: WriteBufferManager, tasks
 
 
 def _is_damage(message: str) -> bool:
-    """Whether the files are at fault, and not who may use them, the disk or this machine."""
+    """Whether an error means damaged files, and not missing rights, a full disk or a limit."""
     return "Corruption" in message or "No such file or directory" in message
 
 
 def _tables(folder: Path) -> dict[str, str]:
-    """The tables that are whole, each with its column family, or "" where that cannot be told.
+    """The complete table files, each with its column family, or "" if that is not found.
 
-    Others were being written when the process was killed.
+    Incomplete ones were being written when the process was killed.
     """
     whole = {}
     for path in folder.glob("*.sst"):
@@ -549,7 +548,7 @@ def _tables(folder: Path) -> dict[str, str]:
             tail = table.read()
         if tail.endswith(_TABLE_MAGIC):
             column = b""
-            # The last one counts: the properties come after the user's bytes.
+            # The last match counts, as the properties come after the user's bytes.
             for found in _TABLE_COLUMN.finditer(tail):
                 column = tail[found.end() :][: found[1][0]]
             whole[path.name] = column.decode(errors="replace")
@@ -564,11 +563,11 @@ def _columns(database: Rdict) -> dict[str, str]:
 def _check_whole(
     database: Rdict, tables: Mapping[str, str], listed: set[str], columns: Mapping[str, str]
 ) -> None:
-    """Raise ``_Damaged`` where a part of the MANIFEST is lost.
+    """Raise ``_Damaged`` if a part of the MANIFEST is lost.
 
-    A process that was killed between finishing a table and noting it looks the same. That is a matter of
-    milliseconds, and costs a restore. A table of a column family that its store no longer has proves nothing:
-    a compaction that runs while a store is emptied leaves what it wrote.
+    A process that was killed between completing a table and adding it to the MANIFEST looks the same; that is
+    a matter of milliseconds, and only costs a restore. A table of a column family that its store no longer
+    uses is ignored: a compaction that runs while a store is emptied leaves its output.
     """
     known = {Path(table["name"]).name for table in database.live_files()}
     unknown = {name for name, column in tables.items() if name not in known and not _left(column, columns)}
@@ -580,7 +579,7 @@ def _check_whole(
 
 
 def _left(column: str, columns: Mapping[str, str]) -> bool:
-    """Whether the store of a column family has another one since, as a store that was emptied has."""
+    """Whether the store of a column family now uses another one, because it was emptied."""
     return columns.get(_store_of(column), column) != column
 
 
@@ -607,27 +606,27 @@ def _metadata(database: Rdict) -> dict[str, bytes]:
             iterator.next()
         iterator.status()
     finally:
-        # A traceback that somebody keeps would hold the database open with it.
+        # Otherwise a traceback that is kept somewhere would keep the database open.
         del iterator
     return found
 
 
 def _explained(what: str, folder: Path, error: Exception) -> StateError:
-    """The error for the caller. rocksdict raises plain ``Exception``: only the text says what happened."""
+    """The error for the caller, with a hint. rocksdict raises ``Exception``: only its text differs."""
     message = str(error)
     lower = message.lower()
     if _is_damage(message):
         hint = f"delete {folder} and start again: it will be restored from the changelog topics"
     elif "lock" in lower:
-        hint = "stop the process that uses this folder, or give this one another state_dir"
+        hint = "stop the process that uses this folder, or set another state_dir for this one"
     elif "too many open files" in lower:
         hint = "raise the limit of open files (ulimit -n), or start more workers"
     elif "no space" in lower:
-        hint = "free space on the disk; nothing that was committed is lost"
+        hint = "free space on the disk; no committed state is lost"
     elif "permission" in lower or "read-only" in lower:
-        hint = "let this user write there, or set state_dir to another folder"
+        hint = "make the folder writable for this user, or set state_dir to another folder"
     else:
-        hint = f"see {folder / 'LOG'} and the disk; state_dir names the folder"
+        hint = f"see RocksDB's log {folder / 'LOG'}, and check the disk; state_dir sets the folder"
     return StateError(f"{what}: {message}", hint=hint)
 
 
@@ -638,7 +637,7 @@ def _asides(place: Path) -> list[Path]:
 
 
 def _set_aside(place: Path) -> Path:
-    """Move a folder out of the way, for who wants to look at it. Only the last one of a task is kept."""
+    """Move a damaged folder aside, for later analysis. Only the last one of a task is kept."""
     older = _asides(place)
     number = int(older[-1].name.rpartition("-")[2]) + 1 if older else 1
     aside = place.with_name(f"{place.name}.damaged-{number}")

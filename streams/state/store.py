@@ -1,7 +1,7 @@
-"""What stores are, as protocols: bytes in, bytes out, in key order; no Kafka.
+"""The protocols of stores: ordered maps of bytes, independent of Kafka.
 
-A task has one ``Database`` with a ``Store`` for each store that its subtopology names. The implementations
-are ``memory`` and ``rocksdb``; what is not committed yet never reaches them (see ``buffered``).
+A task has one ``Database`` with a ``Store`` for each store of its subtopology. The implementations are
+``memory`` and ``rocksdb``; they never contain uncommitted changes (see ``buffered``).
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ Entry: TypeAlias = "tuple[bytes, bytes]"
 
 
 START = Struct(">Q")
-"""How a window's start leads a windowed store's keys, in milliseconds since the epoch: what is old lies
-together at the beginning."""
+"""The prefix of a windowed store's keys: the window's start in milliseconds since the epoch, so that old
+windows are together at the beginning."""
 
 
 def window_range(low: int, high: int) -> tuple[bytes, bytes]:
-    """The keys ``[start, stop)`` of windows that start at ``low`` or later and before ``high``."""
+    """The range of keys ``[start, stop)`` of windows with ``low <= window start < high``."""
     return START.pack(low), START.pack(high)
 
 
 class Store(Protocol):
     """An ordered map from bytes to bytes. Keys compare as unsigned bytes and are not empty; values may be.
 
-    Reading is allowed from any thread, also while the task's thread writes; a scan then sees the state at
-    its start or later, each entry as a whole. Every call raises ``StateError`` when the database is closed
-    or found to be damaged.
+    Any thread may read, also while the task's thread writes; a scan then sees the state at its start or
+    later, but never a part of an entry. Every call raises ``StateError`` if the database is closed or
+    damaged.
     """
 
     @property
     def name(self) -> str: ...
 
     def get(self, key: bytes) -> bytes | None:
-        """The value, or ``None`` where there is none."""
+        """The value, or ``None`` if there is none."""
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """As ``get`` for each key, in one call: what makes a store on disk fast."""
+        """The same as ``get`` for each key, in one call, which is much faster for a store on disk."""
 
     def scan(
         self, start: bytes | None = None, stop: bytes | None = None, *, reverse: bool = False
@@ -49,65 +49,66 @@ class Store(Protocol):
         """Entries with ``start <= key < stop`` in key order, or backwards; ``None`` leaves that side open."""
 
     def approximate_count(self) -> int:
-        """About how many entries there are; cheap."""
+        """The approximate number of entries; cheap."""
 
 
 class Changes(NamedTuple):
-    """What one commit does to one store. ``entries`` win over ``deleted``, whatever their keys."""
+    """The changes of a store in one commit. ``entries`` are applied after ``deleted``."""
 
     entries: Mapping[bytes, bytes | None]
     """New values; ``None`` deletes."""
 
     deleted: Sequence[tuple[bytes, bytes]] = ()
-    """Ranges ``[start, stop)`` that are deleted as a whole, before the entries are written. One that is
-    empty, or the wrong way round, deletes nothing."""
+    """Ranges ``[start, stop)`` to delete before the entries are written. A range that is empty, or has its
+    bounds in the wrong order, deletes nothing."""
 
 
 class Database(Protocol):
-    """One task's stores, written together. Used by one thread, apart from reading its stores."""
+    """The stores of a task, written atomically. Only one thread may use it, except for reading its stores."""
 
     def store(self, name: str) -> Store:
-        """The store of that name, made when there is none. The same object each time."""
+        """The store of that name, created if it does not exist. Returns the same object each time."""
 
     def metadata(self) -> dict[str, bytes]:
-        """What ``write`` was given as metadata, by key."""
+        """The metadata that was set by ``write``, by key."""
 
     def write(self, changes: Mapping[str, Changes], metadata: Mapping[str, bytes]) -> None:
-        """Apply all changes and set all metadata given, or nothing of it, whatever happens meanwhile.
+        """Apply all changes and set the metadata atomically.
 
-        It survives the process, not necessarily the machine: what the machine loses, the changelog has.
+        It survives the end of the process, but not necessarily of the machine; the changelog has what is lost
+        then.
         """
 
     def drop(self, name: str) -> None:
-        """Empty one store."""
+        """Delete all entries of a store."""
 
     def close(self) -> None:
-        """Release the files. The database may be opened again. Closing twice is allowed."""
+        """Close the files. The database may be opened again. A second call does nothing."""
 
 
 class Databases(Protocol):
-    """Where a worker's databases come from; they share one budget of memory."""
+    """Opens and deletes a worker's databases, which share a memory budget."""
 
     def open(self, stores: Sequence[str], partition: int) -> Database:
-        """The database of the task that has these stores (at least one, by name) for that partition number.
+        """Open the database of the task with these stores (at least one, by name) and that partition number.
 
-        What an earlier process, or an earlier version of the program with more, fewer or reordered stores,
-        kept for it is found again. Raises ``StateError`` where it cannot be opened for a reason that
-        deleting it would not mend, e.g. because it is open already; a database that is damaged is set aside
-        and an empty one opened.
+        It finds the database of an earlier process, also of an earlier version of the program with more,
+        fewer or reordered stores. Raises ``StateError`` if it cannot be opened for a reason that deleting it
+        would not fix, e.g. because it is already open. A damaged database is moved aside, and an empty one
+        opened.
         """
 
     def destroy(self, stores: Sequence[str], partition: int) -> None:
-        """Delete what is kept for that task, under whichever of its stores. Closes it if it is open."""
+        """Delete the task's database, whichever of its stores it is kept under. Closes it if it is open."""
 
     def delete_unused(self, seconds: float) -> list[tuple[str, int]]:
-        """Delete what was closed so many seconds ago or earlier; each one's store and partition number.
+        """Delete databases that were closed at least ``seconds`` ago; returns their stores and partitions.
 
-        Raises ``StateError`` where that is not possible.
+        Raises ``StateError`` if that is not possible.
         """
 
     def memory_bytes(self) -> int:
-        """Memory that the databases use now, as far as they know."""
+        """The memory that the databases currently use, as far as it is known."""
 
     def close(self) -> None:
         """Close all databases that are still open."""

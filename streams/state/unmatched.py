@@ -1,4 +1,4 @@
-"""When to look for a partner for the last time: the records of a join of streams that may leave it alone."""
+"""The records of a stream join that had no partner when they arrived, by the time at which they expire."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 K = TypeVar("K")
 
 SHORTEST_SPAN = 60_000
-"""What has left is deleted from the store once it spans so much event time (milliseconds), or more."""
+"""Expired records are deleted from the store once they span at least this event time (milliseconds)."""
 
 
 def unmatched_name(join: str) -> str:
-    """The name of the store that has the unmatched records of a join by time."""
+    """The name of the store for a join's unmatched records by time."""
     return f"{join}-unmatched"
 
 
 def unmatched_definition(join: str, key: Serde[Any], lasts: int) -> StoreDefinition:
-    """The store for ``UnmatchedRecords``, which leave ``lasts`` milliseconds after their event time."""
+    """The store for ``UnmatchedRecords``, which expire ``lasts`` milliseconds after their event time."""
     return StoreDefinition(
         name=unmatched_name(join),
         key=key,
@@ -34,16 +34,16 @@ def unmatched_definition(join: str, key: Serde[Any], lasts: int) -> StoreDefinit
         retention=lasts + 1,
         changelog_retention=lasts + 1,
         expired_span=max(SHORTEST_SPAN, lasts // 8),
-        shown=None,
+        view=None,
     )
 
 
 class UnmatchedRecords(Generic[K]):
-    """Event times and keys of records that had no partner when they came.
+    """Event times and keys of records that had no partner when they arrived.
 
-    The records themselves wait in the stores of their sides; those that find a partner later stay listed
-    here. As entries lie in the order of their times, looking for what leaves reads what leaves and no more,
-    and what has left is removed as one range.
+    The records themselves are in the stores of their sides; those that find a partner later stay listed here.
+    As entries are in the order of their times, finding the expiring ones only reads these, and they are
+    removed as one range.
     """
 
     def __init__(self, state: WindowState[K, bytes]) -> None:
@@ -51,11 +51,11 @@ class UnmatchedRecords(Generic[K]):
 
     @property
     def reached(self) -> int:
-        """Records with earlier event times (milliseconds since the epoch) have left; 0 before the first."""
+        """Records with earlier event times (milliseconds since the epoch) have expired; 0 at the start."""
         return self._state.expired
 
     def add(self, records: Iterable[tuple[int, K]]) -> None:
-        """Note records by event time and key."""
+        """Add records by event time and key."""
         by_time: dict[int, dict[K, bytes]] = {}
         for time, key in records:
             by_time.setdefault(time, {})[key] = b""
@@ -63,9 +63,9 @@ class UnmatchedRecords(Generic[K]):
             self._state.put_many(time, entries)
 
     def before(self, time: int) -> list[tuple[int, K]]:
-        """Event times before ``time`` at which records leave, with their keys, in that order; each once."""
+        """Event times before ``time`` with keys, in that order, each once."""
         return self._state.keys(0, time)
 
     def expire(self, stream_time: int) -> None:
-        """Forget the records that leave at that stream time."""
+        """Remove the records that expire at that stream time."""
         self._state.expire(stream_time)

@@ -1,4 +1,4 @@
-"""Records of a changelog that its store did not write, or that were damaged."""
+"""Detect records of a changelog that its store did not write, or that were damaged."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from streams.state.definition import StoreDefinition
 
 LIMIT = 10_000
-"""So many are remembered of one changelog partition: enough to say that it is not what it should be."""
+"""The maximum number of such records that are remembered per changelog partition."""
 
 LATEST_START = 1 << 63
-"""No window starts then or later (milliseconds since the epoch)."""
+"""An upper bound of window starts, exclusive (milliseconds since the epoch)."""
 
 
 class _Found(NamedTuple):
@@ -32,13 +32,12 @@ class _Found(NamedTuple):
 
 
 class UnreadableRecords:
-    """Tells the entries of one changelog partition from what the store cannot have written there.
+    """Separates the entries of a changelog partition from records that the store cannot have written.
 
-    A record cannot be used that has no key, whose key or value the store's serdes do not read, whose key does
-    not begin with a window's start where the store has windows, or which stands under the key of metadata and
-    says something else. It is remembered until a later record of its key takes its place, a deletion
-    included. ``values`` gives the serde for values of the schema that the changelog names, ``None`` where
-    only the task can read them.
+    A record is unreadable if it has no key, if the store's serdes cannot decode its key or value, if its key
+    does not begin with a window's start in a windowed store, or if it has the key of metadata and an invalid
+    value. It is remembered until a later record with its key, or a tombstone, replaces it. ``values`` returns
+    the serde for values of the schema in the changelog, ``None`` if only the task can decode them.
     """
 
     def __init__(
@@ -53,18 +52,18 @@ class UnreadableRecords:
         self._schema: str | None = None
         self._value = values(None)
         self._found: dict[tuple[str, bytes | None], _Found] = {}
-        """By what the key is of, in the order of offsets."""
+        """The unreadable records by kind and key, in the order of offsets."""
 
     def __bool__(self) -> bool:
         return bool(self._found)
 
     @property
     def first_offset(self) -> int:
-        """Where the first of them lies: what was read from there on has to be read again."""
+        """The offset of the first unreadable record, from which the changelog has to be read again."""
         return next(iter(self._found.values())).offset
 
     def entries(self, fetched: Fetched, checkpoint: Checkpoint) -> dict[bytes, bytes | None]:
-        """The entries of these records, unreadable ones included; metadata goes to ``checkpoint``."""
+        """The entries of these records, also unreadable ones; applies metadata to ``checkpoint``."""
         keys, values = fetched.keys(), fetched.values()
         entries: dict[bytes | None, bytes | None] = dict(zip(keys, values, strict=True))
         if None in entries or max(filter(None, entries), default=b"") >= RESERVED:
@@ -90,22 +89,22 @@ class UnreadableRecords:
         return read
 
     def check_again(self) -> None:
-        """Forget those that can be read by now, as the schema that values were written with is known."""
+        """Remove records that have become readable because the schema of their values is now known."""
         for place, found in list(self._found.items()):
             kind, key = place
             if kind == "entry" and key is not None and self._reason(key, found.value) is None:
                 del self._found[place]
 
     def error(self) -> StateError:
-        """What ends the worker for them."""
+        """The error that ends the worker because of these records."""
         offset, reason, _ = next(iter(self._found.values()))
-        more = f" ({len(self._found)} such records in all)" if len(self._found) > 1 else ""
+        more = f" ({len(self._found)} such records in total)" if len(self._found) > 1 else ""
         return StateError(
             f"store {self._store.name!r} cannot be restored from {self._place}: the record at offset "
-            f"{offset} is none that the store has written: {reason}{more}",
-            hint="find out what else writes to this topic and stop it. A record with the same key and no "
-            "value, or the right one, in the same partition puts things right; otherwise give the store "
-            "another name and replay the input to build it again",
+            f"{offset} was not written by the store: {reason}{more}",
+            hint="find out what else writes to this topic, and stop it. To fix the topic, write a record "
+            "with the same key and no value, or the right value, to the same partition; otherwise give the "
+            "store another name and replay the input to build it again",
         )
 
     def _metadata(
@@ -118,7 +117,7 @@ class UnreadableRecords:
         *,
         old: bool,
     ) -> bytes | None:
-        """Read a record of metadata; the key of the entry that it is after all, as earlier versions wrote."""
+        """Apply a record of metadata. Returns its key if it is an entry after all, of an earlier version."""
         place = "metadata", key
         try:
             checkpoint.read(key, value)
@@ -157,12 +156,12 @@ class UnreadableRecords:
             if self._value is None:
                 return read == len(keys)
             both = read, _length(self._value.deserialize(values))
-        except Exception:  # noqa: BLE001 - a serde may raise anything; looked at one by one then
+        except Exception:  # noqa: BLE001 - a serde may raise anything; records are then checked one by one
             return False
         return both == (len(keys), len(values))
 
     def _reason(self, key: bytes, value: bytes | None) -> str | None:
-        """Why a record is no entry; ``None`` where it may be one."""
+        """Why a record is not an entry; ``None`` if it can be one."""
         store, own = self._store, key
         if store.retention is not None:
             if len(key) < START.size:
@@ -173,14 +172,14 @@ class UnreadableRecords:
         try:
             (_,) = store.key.deserialize([own])
         except Exception as error:  # noqa: BLE001 - a serde may raise anything
-            return f"its key {own!r:.80} cannot be read by {store.key.name}: {_text(error)}"
+            return f"its key {own!r:.80} cannot be decoded by {store.key.name}: {_text(error)}"
         if value is None or self._value is None:
             return None
         try:
             (_,) = self._value.deserialize([value])
         except Exception as error:  # noqa: BLE001 - as above
             return (
-                f"its value {value!r:.80} (key {own!r:.80}) cannot be read by {self._value.name}: "
+                f"its value {value!r:.80} (key {own!r:.80}) cannot be decoded by {self._value.name}: "
                 f"{_text(error)}"
             )
         return None
@@ -192,7 +191,7 @@ class UnreadableRecords:
 
 
 def _length(results: Iterable[Any]) -> int:
-    """How many there are, without keeping them."""
+    """Count the results of an iterable without storing them."""
     numbers = count()
     deque(zip(results, numbers, strict=False), maxlen=0)
     return next(numbers)

@@ -315,8 +315,8 @@ def test_accumulators_of_earlier_versions_are_read_by_their_positions(
     (accumulator,) = serde.deserialize([bytes.fromhex(stored)])
     (again,) = serde.deserialize(list(serde.serialize([accumulator])))
     assert again == accumulator
-    assert definition.shown is not None
-    shown = definition.shown(again)
+    assert definition.view is not None
+    shown = definition.view(again)
     results: list[Any] = [shown] if isinstance(shown, msgspec.Struct) else [each["value"] for each in shown]
     result = max(results, key=lambda each: each.n)
     assert (result.n, result.worth, result.last, result.begin) == (3, 4.0, "b", SALES[0])
@@ -344,8 +344,8 @@ def test_single_aggregates_and_reduced_values_of_earlier_versions_are_read():
         serde = reading(definition, kept(schema, definition.schema))
         assert compare(schema, definition.schema).relation == "compatible"
         (entry,) = serde.deserialize([bytes.fromhex(stored)])
-        assert definition.shown is not None
-        assert definition.shown(entry) == expected
+        assert definition.view is not None
+        assert definition.view(entry) == expected
     for window, stored in ((None, f"92{REDUCED}02"), (Session(gap=milliseconds(5)), f"91930002{REDUCED}")):
         app = App("sales")
         grouped = app.stream("in", key=Text(), value=Json(Sale)).group_by_key()
@@ -357,8 +357,8 @@ def test_single_aggregates_and_reduced_values_of_earlier_versions_are_read():
             schema["value"] = {"sessions": "reduce"}
         assert compare(json.dumps(schema), definition.schema).relation != "incompatible"
         (entry,) = reading(definition, definition.schema).deserialize([bytes.fromhex(stored)])
-        assert definition.shown is not None
-        shown = definition.shown(entry)
+        assert definition.view is not None
+        shown = definition.view(entry)
         assert (shown if window is None else shown[0]["value"]) == SALES[2]
 
 

@@ -1,4 +1,4 @@
-"""Lines of the client: the first of each kind at once, repetitions now and then."""
+"""librdkafka's log lines: the first of each kind at once, repetitions only from time to time."""
 
 from __future__ import annotations
 

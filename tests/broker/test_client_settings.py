@@ -16,11 +16,11 @@ from streams.errors import ConfigurationError
 CONSUMER: list[tuple[str, Any, str]] = [
     ("isolation.level", "read_uncommitted", "aborted transactions"),
     ("enable.auto.commit", True, "commit_interval"),
-    ("enable.auto.commit", "true", "committed with the results"),
+    ("enable.auto.commit", "true", "committed together with the results"),
     ("auto.commit.enable", 1, "commit_interval"),
     ("auto.commit.interval.ms", 5000, "commit_interval"),
-    ("enable.auto.offset.store", True, "committed with the results"),
-    ("offset.store.method", "file", "committed with the results"),
+    ("enable.auto.offset.store", True, "committed together with the results"),
+    ("offset.store.method", "file", "committed together with the results"),
     ("enable.partition.eof", False, "caught up"),
     ("auto.offset.reset", "latest", "offset_reset or out_of_range_reset"),
     ("group.id", "other", "the app's name is the group's id"),
@@ -87,7 +87,7 @@ def test_a_setting_that_commits_or_places_depend_on_is_refused_with_the_reason(k
     assert "elsewhere" not in text
 
 
-def test_all_that_is_wrong_is_said_at_once():
+def test_all_wrong_settings_are_reported_together():
     app = app_with(
         "consumer", **{"isolation.level": "read_uncommitted", "group.id": "x", "fetch.min.bytes": 2}
     )

@@ -1,4 +1,4 @@
-"""What becomes of a client's errors."""
+"""The mapping of client errors to the engine's errors."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ from streams.errors import Retriable
         KafkaError.NOT_LEADER_FOR_PARTITION,
     ],
 )
-def test_what_passes_by_itself_ends_nobody(code):
-    assert isinstance(classify(KafkaError(code), "asking for topics"), Retriable)
+def test_transient_errors_are_retriable(code):
+    assert isinstance(classify(KafkaError(code), "reading the metadata"), Retriable)

@@ -1,4 +1,4 @@
-"""What only the memory broker can do: move time, expire members, fail calls on request, repeat itself.
+"""Features of the in-memory broker alone: a clock, expiring members, injected failures, determinism.
 
 The behaviour that it shares with Kafka is tested in ``tests/contract/test_broker.py``.
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """A listener that keeps what it is told."""
+    """A listener that records its calls."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, list[int]]] = []
@@ -98,7 +98,7 @@ def write(broker: MemoryBroker, output: Output) -> None:
 
 
 def values(broker: Broker, *partitions: TopicPartition) -> list[bytes | None]:
-    """Everything committed in these partitions."""
+    """All committed records of these partitions."""
     reader = broker.consumer(GroupSettings(group="reader"))
     reader.assign(dict.fromkeys(partitions, BEGINNING))
     found = [value for fetched in reader.poll(1_000_000, 0).fetched for value in fetched.values()]
@@ -324,7 +324,7 @@ class TestGroup:
             slow.keep_alive()
         assert recorder.events == [("assigned", [0, 1, 2, 3])]
 
-    def test_a_callback_has_the_whole_poll_deadline_and_no_more(self, broker, clock):
+    def test_a_callback_may_take_the_complete_poll_deadline_but_not_longer(self, broker, clock):
         class Slow(Recorder):
             def __init__(self, consumer: MemoryConsumer, seconds: float) -> None:
                 super().__init__()
@@ -798,7 +798,7 @@ def test_workers_in_threads_copy_exactly_once_while_members_come_and_go():
     done = threading.Event()
 
     def work(slot: int, transactions: float) -> None:
-        """Copy for so many transactions, then leave."""
+        """Copy in this number of transactions, then leave."""
         try:
             consumer = broker.consumer(settings())
             producer = transactional(broker, f"worker-{slot}")

@@ -1,4 +1,4 @@
-"""One partition of a consumer: every way from state to state, and the refusals of all others."""
+"""The states of a consumer's partition: all allowed transitions, and that others are refused."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_partition_begins_where_it_is_assigned_and_its_first_end_is_doubted():
 
 
 @pytest.mark.parametrize("place", Reading)
-def test_each_way_of_getting_there_is_what_it_says(place):
+def test_each_state_has_the_expected_properties(place):
     assert PLACES[place]().reading is place
 
 
@@ -96,7 +96,7 @@ def test_a_seek_places_it_whatever_it_was(place):
 
 
 @pytest.mark.parametrize("place", Reading)
-def test_being_assigned_again_places_it_and_says_nothing_of_its_position(place):
+def test_a_new_assignment_places_a_partition_and_keeps_its_position_state(place):
     state = PLACES[place]()
     state.rebalanced()
     state.placed(BEGINNING)

@@ -1,4 +1,4 @@
-"""The command line: what it shows, what it refuses, and the codes it ends with."""
+"""The command line: its output, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_an_apps_own_import_error_is_shown_as_it_is(folder):
     assert "No module named 'not_installed_anywhere'" in done.stderr
 
 
-def test_broker_status_says_when_none_is_running(folder):
+def test_broker_status_reports_that_none_is_running(folder):
     done = streams(folder, "broker", "status")
     assert done.returncode == 1
     assert "no local Kafka is running" in done.stderr
@@ -195,7 +195,7 @@ def test_a_target_that_names_no_module_and_app_is_refused_with_advice(folder, ta
     assert "Traceback" not in done.stderr
 
 
-def test_every_command_soon_says_that_no_broker_answers(folder):
+def test_every_command_soon_fails_if_no_broker_answers(folder):
     commands = [
         "run shop:app --workers 2",
         "run shop:app --set guarantee=at_least_once",
@@ -214,7 +214,7 @@ def test_every_command_soon_says_that_no_broker_answers(folder):
 
 
 def without_a_broker(folder: Path, *arguments: str) -> str:
-    """What is wrong about a command's end, or ``code 3``."""
+    """What is wrong with a command's error, or ``code 3``."""
     try:
         done = streams(folder, *arguments, "--bootstrap-servers", "127.0.0.1:1", timeout=25)
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""``streams simulate``: what it reads, what it shows of a difference, and the codes it ends with."""
+"""``streams simulate``: its input, the output for a difference, and exit codes."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_difference_is_shown_step_by_step_and_can_be_seen_again(folder):
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """What a script has started in its background ignores SIGINT, and so does everything started by it."""
+    """Handle SIGINT: background jobs of a shell script ignore it, and so do their child processes."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -173,7 +173,7 @@ def test_an_unknown_fault_is_refused():
         parse_kinds(["crash", "flood"])
 
 
-def test_lines_are_values_and_json_lines_are_whole_records(tmp_path):
+def test_lines_are_values_and_json_lines_are_records(tmp_path):
     app = App("reading")
     orders = app.table("orders", key=Text(), value=Json())
     app.stream("lines").to("copies")

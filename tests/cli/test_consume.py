@@ -1,4 +1,4 @@
-"""``streams consume``: which records are shown, and how."""
+"""``streams consume``: the selection and format of records."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_what_the_apps_serde_cannot_read_is_shown_with_the_reason():
     assert "missing required field `amount`" in bad["error"]
 
 
-def test_a_record_that_no_serde_can_read_says_why_for_key_and_value():
+def test_an_undecodable_record_has_the_errors_of_key_and_value():
     form = topic_format(shop().topology, "shop", "orders")
     (line,) = shown(written("orders", [(b"\xff", b"no JSON")]), "orders", form)
     assert (line["key_base64"], line["value_base64"]) == ("/w==", "bm8gSlNPTg==")
@@ -176,13 +176,13 @@ def test_an_offset_outside_of_the_log_is_the_nearest_there_is():
 
 
 @pytest.mark.parametrize("text", ["yesterday", "", "1.5", "--1"])
-def test_what_is_no_offset_is_refused(text):
+def test_an_invalid_offset_is_refused(text):
     with pytest.raises(ConfigurationError, match="is not an offset"):
         parse_offset(text)
 
 
 @pytest.mark.parametrize("text", ["value.status", "=1"])
-def test_what_is_no_condition_is_refused(text):
+def test_an_invalid_condition_is_refused(text):
     with pytest.raises(ConfigurationError, match="write FIELD=VALUE"):
         parse_condition(text)
 

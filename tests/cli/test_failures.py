@@ -1,4 +1,4 @@
-"""How commands end that cannot do what they should: a code and a sentence, no traceback of this library."""
+"""Failing commands: an exit code and a message, without a traceback of this library."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def shell(folder: Path, line: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What a shell makes of a line in which ``streams`` is the command."""
+    """Run a shell command line in which ``streams`` is available."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith(("STREAMS_", "KAFKA_"))}
     return subprocess.run(
         ["bash", "-c", f'streams() {{ "{sys.executable}" -P "{MAIN_FILE}" "$@"; }}; set -o pipefail; {line}'],
@@ -56,7 +56,7 @@ def shell(folder: Path, line: str, **environment: str) -> subprocess.CompletedPr
         ("streams describe nowhere:app 2>&-", 2, ""),
     ],
 )
-def test_a_command_that_fails_says_why_in_a_sentence(folder, line, code, says):
+def test_a_failing_command_prints_one_message(folder, line, code, says):
     done = shell(folder, line)
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert says in done.stderr
@@ -68,7 +68,7 @@ def test_standard_streams_may_be_closed(folder, line):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_reader_that_goes_away_is_no_news(folder):
+def test_a_closed_pipe_is_not_reported(folder):
     done = shell(folder, "streams describe shop:app --format json | true")
     assert done.returncode in (0, 1)
     assert done.stderr == ""

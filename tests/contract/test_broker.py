@@ -110,7 +110,7 @@ class Reader:
 
 
 def poll_until(condition: Callable[[], bool], *readers: Reader) -> None:
-    """Let the readers poll in turns until the condition holds."""
+    """Poll the readers in turns until the condition holds."""
     give_up = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < give_up, [(reader.rebalances, reader.values) for reader in readers]
@@ -1062,7 +1062,7 @@ class TestTransactions:
         assert reader.values == [b"committed", b"later"]
         assert clients.admin.committed_offsets(clients.name("group")) == {}
 
-    def test_markers_take_an_offset_and_the_end_lies_behind_them(self, clients):
+    def test_markers_have_an_offset_and_the_end_is_after_them(self, clients):
         topic = clients.topic()
         place = TopicPartition(topic, 0)
         producer = clients.transactional_producer()

@@ -76,7 +76,7 @@ def test_an_entry_is_found_until_it_is_deleted(database, store):
     assert store.get(b"key") is None
 
 
-def test_deleting_what_is_not_there_is_allowed(database, store):
+def test_deleting_a_missing_entry_is_allowed(database, store):
     put(database, "first", {b"key": None})
     assert store.get(b"key") is None
 
@@ -221,7 +221,7 @@ def test_entries_win_over_the_deleted_ranges_of_the_same_write(database):
 
 
 @pytest.mark.parametrize("deleted", [(b"c", b"a"), (b"b", b"b")])
-def test_a_range_without_keys_deletes_nothing_and_writing_goes_on(database, deleted):
+def test_a_range_without_keys_deletes_nothing_and_later_writes_succeed(database, deleted):
     store = database.store("first")
     fill(database, "first", b"a", b"b", b"c")
     database.write({"first": Changes({b"d": b"of d"}, [deleted])}, {})

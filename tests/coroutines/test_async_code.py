@@ -1,4 +1,4 @@
-"""Async functions where plain ones are needed: refused when a step is made, or failures of their records."""
+"""Async functions where plain ones are needed: refused when a step is created, or failures of records."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def adding(of: Any, so_far: Any, value: Any) -> Any:
 
 
 class Processing:
-    """A processor whose methods are those given."""
+    """A processor with the given methods."""
 
     def __init__(self, **methods: Any) -> None:
         for name, method in {"process": lambda record, context: None, **methods}.items():
@@ -92,7 +92,7 @@ def scheduling(call: Any) -> Any:
 
 
 class Serde:
-    """A serde of the program's own."""
+    """A custom serde."""
 
     name = "own"
 
@@ -311,7 +311,7 @@ def test_a_callback_of_the_client_cannot_be_async():
         App("shop", client={"oauth_cb": fetch})
 
 
-def test_a_policy_that_is_none_is_refused():
+def test_an_invalid_policy_is_refused():
     with pytest.raises(TopologyError, match="step 'work': on_error takes a policy"):
         stream(new_app()).map(str, on_error=fetch, name="work")
 

@@ -32,7 +32,7 @@ def queue(**ranks: int) -> InputQueue:
 
 
 def taken(waiting: InputQueue, limit: int = 100) -> list[tuple[str, int]]:
-    """Topic and offset of all records that can be had, in the order in which they come."""
+    """Topic and offset of all available records, in the order in which the queue returns them."""
     order: list[tuple[str, int]] = []
     while (found := waiting.peek(limit)) is not None:
         assert 0 < len(found) <= limit
@@ -154,7 +154,7 @@ def test_event_times_are_those_of_the_source():
 
 
 def times_of(app: App, values: Sequence[bytes | None]) -> list[int]:
-    """What a task of the app takes for the event times of these values."""
+    """The event times that a task of the app uses for these values."""
     (subtopology,) = app.topology.subtopologies
     task = Task(
         TaskId(0, 0), subtopology, TopologyDriver(app), application=app.name, dead_letter_topic="letters"

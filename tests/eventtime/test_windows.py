@@ -123,7 +123,7 @@ def test_a_windowed_result_is_a_value_with_fields():
 
 
 def by_rule(timestamps: list[int], gap: int) -> list[tuple[int, int]]:
-    """Sessions as the definition has them: cut sorted events where the next one is more than the gap away."""
+    """Sessions by definition: split sorted events where the next one is more than the gap away."""
     found: list[tuple[int, int]] = []
     for timestamp in sorted(timestamps):
         if found and timestamp - found[-1][1] <= gap:

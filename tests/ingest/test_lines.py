@@ -1,4 +1,4 @@
-"""Lines as they arrive: from files, pipes and devices, whatever bytes they have."""
+"""Reading lines as they arrive from files, pipes and devices, with any bytes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_line_is_there_as_soon_as_it_ends_and_not_before():
         assert reader.read(5) is None
 
 
-def test_a_line_without_an_end_is_left_out_beyond_a_bound_and_said_to_be():
+def test_a_line_beyond_the_maximum_length_is_left_out_and_reported():
     reading, writing = os.pipe()
 
     def write() -> None:
@@ -119,7 +119,7 @@ def test_a_device_that_ends_no_line_takes_no_memory():
     assert rest.too_long >= 2 * LONGEST_LINE
 
 
-def test_a_named_pipe_waits_for_who_writes_and_ends_when_they_close_it(tmp_path):
+def test_a_named_pipe_waits_for_a_writer_and_ends_when_it_is_closed(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with LineReader.open(str(pipe)) as reader:

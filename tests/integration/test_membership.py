@@ -128,7 +128,7 @@ def test_an_instance_id_that_another_living_member_has_waits_and_is_then_refused
 
 
 class Member:
-    """A member of a group, by the client alone."""
+    """A member of a group that uses the Kafka client directly."""
 
     def __init__(self, broker: KafkaBroker) -> None:
         self.held: set[TopicPartition] = set()

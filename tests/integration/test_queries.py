@@ -119,7 +119,7 @@ def shared(workers: list[Asked]) -> bool:
 
 
 def visit(kafka: KafkaBroker, prefix: str) -> None:
-    """One more visit of each user."""
+    """Send one more visit of each user."""
     producer = kafka.producer()
     keys = [user.encode() for user in USERS]
     producer.produce(Output(f"{prefix}-in", keys, keys, [5 * DAY] * len(keys)))

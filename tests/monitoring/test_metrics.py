@@ -1,4 +1,4 @@
-"""What a scrape of a worker shows, on the memory broker."""
+"""A worker's metrics when they are scraped, on the in-memory broker."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_two_workers_of_one_process_are_counted_apart():
     assert value(other, "streams_records_in_total") == 2
 
 
-def test_counters_do_not_fall_when_partitions_are_given_up():
+def test_counters_do_not_decrease_when_partitions_are_released():
     site = Site(numbers())
     first = site.worker()
     metrics = WorkerMetrics(first)

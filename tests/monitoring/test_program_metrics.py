@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def orders(**settings: Any) -> App:
-    """An app that counts what it is asked to, a batch at a time and a record at a time."""
+    """An app with counters, per batch and per record."""
     app = App("shop", **settings)
     seen = app.metrics.counter("shop_orders_total", "Orders seen.")
     sent = app.metrics.counter("shop_sent", 'Sent, by "country"\nand size.', labels=["country", "large"])
@@ -75,7 +75,7 @@ def scrape(url: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 
 def run_until(app: App, broker: MemoryBroker, done: Callable[[], bool]) -> None:
-    """One worker until the condition holds."""
+    """Run a worker until the condition holds."""
     stop = threading.Event()
     thread = threading.Thread(target=app.run, kwargs={"broker": broker, "stop": stop})
     thread.start()
@@ -171,7 +171,7 @@ def test_names_that_cannot_be_are_refused(kind, name, labels, says):
     assert len(samples(app.metrics)) == 1
 
 
-def test_a_wrong_use_says_what_is_needed():
+def test_a_wrong_use_names_what_is_needed():
     counter = App("shop").metrics.counter("shop_orders", "Orders.", labels=["country"])
     for labels in ({}, {"land": "de"}, {"country": "de", "size": 1}):
         with pytest.raises(TypeError, match="'shop_orders' has the labels country, got"):

@@ -1,4 +1,4 @@
-"""What the watchdog takes for a stall and what not: on the memory broker, with a clock moved by hand."""
+"""What the watchdog reports as a stall, on the in-memory broker with a manual clock."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PATIENCE = 20.0
 
 
 class Broker(MemoryBroker):
-    """Goes away when it is told to, as far as questions are concerned."""
+    """A broker whose admin client can be made unreachable."""
 
     away = False
 
@@ -101,7 +101,7 @@ class Site:
         producer.flush(1)
 
     def open_transaction(self, *values: str, topic: str = "in") -> MemoryProducer:
-        """Write in a transaction that nobody ends."""
+        """Write in a transaction that is never ended."""
         producer = self.broker.producer(transactional_id="another", transaction_timeout=1e9)
         producer.init_transactions(1)
         producer.begin()
@@ -110,7 +110,7 @@ class Site:
         return producer
 
     def pass_time(self, seconds: float, step: float = 1.0, *, turns: int = 1) -> tuple[Stall, ...]:
-        """Let the worker turn and the watchdog look, for so long; what it saw last."""
+        """Run the worker and the watchdog for this time, and return the last stalls."""
         until = self.clock.now + seconds
         while self.clock.now < until:
             for _ in range(turns):
@@ -120,7 +120,7 @@ class Site:
         return self.watchdog.stalls
 
     def hang(self, seconds: float, step: float = 1.0) -> tuple[Stall, ...]:
-        """Let time pass for the watchdog alone, as if the worker's thread hung where this is called."""
+        """Let time pass only for the watchdog, as if the worker's thread hung at the call."""
 
         def look() -> None:
             until = self.clock.now + seconds
@@ -220,11 +220,11 @@ def test_a_record_that_is_retried_for_ever_is_a_stall_with_its_error():
     site.pass_time(5)
     assert seen[5] == ()
     (stall,) = seen[-1]
-    assert "step 'work' is tried again and again: ValueError: the service is down" in stall.reason
+    assert "step 'work' is being retried: ValueError: the service is down" in stall.reason
     assert not stall.fixed_by_restart
 
 
-def test_a_transaction_that_never_ends_hides_what_is_behind_it():
+def test_a_transaction_that_never_ends_hides_later_records():
     site = Site(copying())
     site.send("one")
     site.pass_time(5)
@@ -232,7 +232,7 @@ def test_a_transaction_that_never_ends_hides_what_is_behind_it():
     site.send("three")
     assert site.pass_time(TIMEOUT - 10) == ()
     (stall,) = site.pass_time(20)
-    assert "transaction that began at offset 1 has not ended" in stall.reason
+    assert "transaction that began at offset 1 is still open" in stall.reason
     assert (stall.position, stall.lag) == (1, 2)
     assert not stall.fixed_by_restart
     producer.abort(1)
@@ -282,11 +282,11 @@ def test_records_that_wait_for_those_of_another_input_say_so():
     consumer.resume = lambda _: None
     site.send("first")
     stalls = {stall.partition: stall for stall in site.pass_time(TIMEOUT + 10)}
-    assert "wait for those of other-0" in stalls[PLACE].reason
+    assert "wait for earlier event times of other-0" in stalls[PLACE].reason
     assert other in stalls
 
 
-def test_a_broker_that_does_not_answer_is_a_stall_that_no_restart_mends():
+def test_a_broker_that_does_not_answer_is_a_stall_that_no_restart_fixes():
     site = Site(copying())
     site.send("one")
     site.pass_time(5)
@@ -321,7 +321,7 @@ def test_a_restore_without_progress_is_a_stall_and_one_with_progress_is_none():
     app.stream("in", value=Text()).process(Keeper, name="keep", stores=[key_value_store("kept")]).to("out")
     site = Site(app)
     changelog = "count-kept-changelog"
-    # A restore waits for the end of a transaction that somebody left open.
+    # A restore waits for the end of a transaction that was left open.
     site.worker.close()
     again = Site.__new__(Site)
     again.__dict__.update(site.__dict__)
@@ -346,7 +346,7 @@ def test_a_restore_without_progress_is_a_stall_and_one_with_progress_is_none():
 
 
 class Keeper:
-    """Keeps what comes."""
+    """Keeps its input."""
 
     def process(self, record: Any, context: Any) -> None:
         context.store("kept").put(record.value.encode(), record.value.encode())
@@ -362,7 +362,7 @@ def test_a_quiet_partition_is_no_stall():
     assert site.pass_time(5 * TIMEOUT) == ()
 
 
-def test_a_marker_behind_the_last_record_is_no_lag():
+def test_a_marker_after_the_last_record_is_not_lag():
     site = Site(copying())
     site.open_transaction("one", "two").commit(1)
     site.pass_time(5 * TIMEOUT)
@@ -393,7 +393,7 @@ def test_lag_that_grows_is_no_stall_while_the_position_moves():
         assert site.pass_time(TIMEOUT / 4, step=10) == ()
 
 
-def test_a_partition_that_is_given_up_is_stalled_no_more():
+def test_a_released_partition_is_no_longer_stalled():
     site = Site(copying())
     site.pass_time(5)
     consumer: Any = site.worker._consumer
@@ -410,7 +410,7 @@ def test_a_partition_that_is_given_up_is_stalled_no_more():
 # --- the end of the process
 
 
-def test_a_hanging_function_has_the_process_end_when_that_is_asked_for():
+def test_a_hanging_function_ends_the_process_if_stall_exit_is_set():
     def work(value: str) -> str:
         site.hang(TIMEOUT + 10)
         assert site.end.wait(PATIENCE)
@@ -425,7 +425,7 @@ def test_a_hanging_function_has_the_process_end_when_that_is_asked_for():
     assert raised.value.exit_code == 12
 
 
-def test_a_worker_that_can_still_stop_is_only_told_to():
+def test_a_worker_that_can_still_stop_is_only_requested_to():
     site = Site(copying(stall_exit=True, shutdown_timeout=PATIENCE))
     site.pass_time(5)
     consumer: Any = site.worker._consumer
@@ -442,7 +442,7 @@ def test_a_worker_that_can_still_stop_is_only_told_to():
 
 
 @pytest.mark.parametrize("stall_exit", [False, True])
-def test_nothing_ends_for_what_a_restart_does_not_mend(stall_exit):
+def test_a_stall_that_a_restart_does_not_fix_ends_nothing(stall_exit):
     site = Site(copying(stall_exit=stall_exit))
     site.pass_time(5)
     site.open_transaction("one")

@@ -1,4 +1,4 @@
-"""A worker in somebody's program leaves the process as it is; the command sets up its own."""
+"""A worker within another program leaves the process unchanged; the command sets up its own process."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ Start: TypeAlias = "Callable[..., subprocess.Popen[str]]"
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a program, by itself or as what the command is given; none outlives the test."""
+    """Starts a program, or the command with it; none outlives the test."""
     started: list[subprocess.Popen[str]] = []
 
     def run(program: str, *arguments: str, **more: str) -> subprocess.Popen[str]:
@@ -127,7 +127,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 30.0) -> tuple[str, str]:
-    """Standard output and standard error of a process that ends well."""
+    """Standard output and standard error of a process that succeeds."""
     out, err = process.communicate(timeout=timeout)
     assert process.returncode == 0, err
     return out, err
@@ -181,7 +181,7 @@ def test_a_run_leaves_the_process_as_it_is_while_it_runs_and_afterwards(start: S
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_a_run_in_the_main_thread_and_the_program_goes_on_with_its_own_handlers(
+def test_a_signal_stops_a_run_in_the_main_thread_and_the_programs_handlers_are_restored(
     start: Start, number: signal.Signals
 ):
     process = start(

@@ -1,4 +1,4 @@
-"""Slots: the lowest free number, given back by the kernel however a process ends."""
+"""Slots: the lowest free number, released by the kernel however a process ends."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ else:
 
 
 def as_nobody(folder: Path) -> str:
-    """What a user without rights gets of a slot in ``folder``."""
+    """The error for a slot in ``folder`` of a user without rights."""
     return subprocess.run(
         [sys.executable, "-c", UNPRIVILEGED, str(folder)], capture_output=True, text=True, check=True
     ).stdout
@@ -140,7 +140,7 @@ def test_a_file_system_without_locks_is_refused_and_not_taken_for_many_workers(t
     assert [path.name for path in (tmp_path / "app").iterdir()] == ["0.slot"]
 
 
-def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+def test_without_a_home_folder_the_error_names_the_setting(monkeypatch):
     for name in ("XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("os.getuid", lambda: 4_000_000_000)

@@ -103,7 +103,7 @@ def test_one_worker_that_ends_for_good_stops_the_others(tmp_path):
     signal.signal(signal.SIGTERM, lambda *_: ((folder / "stopped").touch(), sys.exit(0)))
     time.sleep(60)
     """
-    # The other may be asked to stop before it listens, which ends it all the same.
+    # The other one may be stopped before it handles signals, which ends it as well.
     assert Supervisor(command(tmp_path, body), 2).run() == 2
 
 
@@ -195,7 +195,7 @@ def test_the_signal_handlers_of_the_program_are_put_back(tmp_path):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_a_stop_asked_for_from_the_program_ends_all_with_code_0(tmp_path):
+def test_a_stop_requested_by_the_program_ends_all_with_code_0(tmp_path):
     body = """
     signal.signal(signal.SIGTERM, lambda *_: ((folder / f"stopped-{os.getpid()}").touch(), sys.exit(0)))
     (folder / f"ready-{os.getpid()}").touch()

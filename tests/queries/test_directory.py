@@ -41,7 +41,7 @@ def test_workers_find_each_other_and_learn_of_changes():
         assert three.owners("counts") == {}
 
 
-def test_who_took_over_last_counts_whatever_a_killed_worker_said():
+def test_the_latest_owner_counts_whatever_a_killed_worker_has_written():
     broker = MemoryBroker()
     broker.admin().create_topics([NewTopic(name="app-replicas", partitions=1)])
     producer = broker.producer()
@@ -124,7 +124,7 @@ def test_telling_is_tried_again(monkeypatch):
     assert not failures
 
 
-def test_members_are_those_that_hold_tasks_or_said_lately_that_they_hold_none(monkeypatch):
+def test_members_are_those_with_tasks_or_with_a_recent_record_of_none(monkeypatch):
     monkeypatch.setattr("streams.queries.directory.ALIVE_SECONDS", 0.6)
     broker = MemoryBroker()
     tasks = {"one": ["0_0"], "two": ["0_1"], "idle": []}
@@ -138,7 +138,7 @@ def test_members_are_those_that_hold_tasks_or_said_lately_that_they_hold_none(mo
         start(two, "two", "1a")
         start(idle, "idle", "0c")
         soon(lambda: one.members == ("0c", "1a", "1b") == idle.members)
-        # As if it was killed, it tells nothing any more; another takes its tasks over.
+        # As if it was killed, it writes nothing any more; another worker takes over its tasks.
         two._stop.set()
         assert two._thread is not None
         two._thread.join()
@@ -218,7 +218,7 @@ def test_no_record_ends_the_thread_that_follows_the_topic(monkeypatch, name):
 
 @pytest.mark.parametrize("removed", [False, True])
 @pytest.mark.parametrize("name", ["other", "one"])
-def test_a_false_claim_loses_and_leaves_nothing_behind(monkeypatch, name, removed):
+def test_a_false_claim_loses_and_leaves_no_trace(monkeypatch, name, removed):
     monkeypatch.setattr("streams.queries.directory.CONTEST_SECONDS", 0.1)
     broker = MemoryBroker()
     with Replicas(broker, "app", "one") as one, Replicas(broker, "app", "looking") as looking:
@@ -239,7 +239,7 @@ def test_a_false_claim_loses_and_leaves_nothing_behind(monkeypatch, name, remove
         assert written(broker) == end
 
 
-def test_members_are_none_of_tasks_that_the_app_does_not_have():
+def test_claims_to_unknown_tasks_make_no_members():
     broker = MemoryBroker()
     with Replicas(broker, "app", "one") as one:
         one.start(lambda: Replica(member="1", tasks=["0_0"]), follow=True, tasks=["0_0"])
@@ -264,7 +264,7 @@ def test_a_worker_that_was_replaced_and_does_not_know_it_lets_the_other_claim(mo
         assert old.owners("counts", refresh=True) == {0: "new:1"}
 
 
-def test_claims_that_come_again_and_again_are_answered_ever_more_rarely(monkeypatch):
+def test_repeated_claims_are_contested_with_growing_delays(monkeypatch):
     monkeypatch.setattr("streams.queries.directory.PUBLISH_SECONDS", 0.005)
     monkeypatch.setattr("streams.queries.directory.CONTEST_SECONDS", 0.01)
     broker = MemoryBroker()
@@ -309,7 +309,7 @@ def test_a_topic_that_was_emptied_or_deleted_has_all_claims_again(monkeypatch):
 # --- health
 
 
-def test_trouble_is_told_while_the_broker_is_away_and_over_when_it_is_back(monkeypatch):
+def test_trouble_is_reported_while_the_broker_is_unavailable(monkeypatch):
     monkeypatch.setattr("streams.queries.directory.TROUBLE_SECONDS", 0.5)
     monkeypatch.setattr("streams.queries.directory.PUBLISH_SECONDS", 0.02)
     monkeypatch.setattr("streams.queries.directory.RETRY_SECONDS", 0.02)
@@ -334,7 +334,7 @@ def test_trouble_is_told_while_the_broker_is_away_and_over_when_it_is_back(monke
         soon(lambda: replicas.trouble is None)
 
 
-def test_trouble_that_a_restart_mends_is_a_call_that_does_not_return(monkeypatch):
+def test_trouble_that_a_restart_fixes_is_a_call_that_does_not_return(monkeypatch):
     monkeypatch.setattr("streams.queries.directory.TROUBLE_SECONDS", 0.1)
     monkeypatch.setattr("streams.queries.directory.ANSWER_SECONDS", 0.1)
     broker = MemoryBroker()

@@ -1,4 +1,4 @@
-"""The small server: fixed paths, whatever they answer."""
+"""The HTTP server: fixed paths, templates, limits and TLS."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from streams.queries.http import MOST_CONNECTIONS, HttpServer, Request, Response
 from tests.support.waiting import wait_until
 
 
-def test_it_answers_what_a_route_says_and_404_elsewhere():
+def test_it_serves_its_routes_and_404_elsewhere():
     with HttpServer(
         "127.0.0.1", 0, {"/fine": lambda: Response(200, b"yes"), "/not": lambda: Response(503, b"no")}
     ) as server:
@@ -54,7 +54,7 @@ def test_a_template_takes_its_parameters_from_the_path_and_the_query_apart():
         assert (missing.status, missing.content_type) == (404, "application/json")
         assert json.loads(missing.body) == {
             "reason": "no such path",
-            "error": "not here; try /fixed, /of/{one}/{two}",
+            "error": "there is no path /of/a; paths are: /fixed, /of/{one}/{two}",
         }
     (request,) = asked
     assert request.target == target
@@ -117,7 +117,7 @@ def test_a_closed_server_gives_its_port_back():
         assert urllib.request.urlopen(f"{server.url}/", timeout=5).read() == b"again"
 
 
-def test_an_answer_has_its_type_and_nothing_is_said_on_the_terminal(capfd):
+def test_a_response_has_its_type_and_nothing_is_printed(capfd):
     with (
         HttpServer("127.0.0.1", 0, {"/": lambda: Response(200, b"{}", "application/json")}) as server,
         urllib.request.urlopen(f"{server.url}/", timeout=5) as answer,
@@ -127,7 +127,7 @@ def test_an_answer_has_its_type_and_nothing_is_said_on_the_terminal(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_port_past_the_last_is_refused_in_words():
+def test_a_port_beyond_the_highest_is_refused_with_a_message():
     # The setting is in range, but each further worker takes the next port.
     with pytest.raises(ConfigurationError, match="65536 cannot be used"):
         HttpServer("127.0.0.1", 65536, {})
@@ -217,7 +217,7 @@ def test_head_is_answered_without_a_body():
             assert (answer.status, answer.headers["Content-Length"], answer.read()) == (200, "3", b"")
 
 
-def test_a_thousand_idle_connections_keep_nobody_out_and_leave_descriptors_free(capfd):
+def test_a_thousand_idle_connections_block_no_client_and_leave_descriptors_free(capfd):
     with HttpServer("127.0.0.1", 0, {"/healthz": lambda: Response(200, b"ok")}, token="x" * 8) as server:
         before = psutil.Process().num_fds()
         idle = []
@@ -289,7 +289,7 @@ def test_any_address_of_this_machine_can_be_listened_at(host):
 
 
 @pytest.mark.parametrize("host", ["256.1.1.1", "no such host", "a" * 300, "192.0.2.1"])
-def test_a_host_that_is_not_this_machine_is_refused_in_words(host):
+def test_a_host_that_is_not_this_machine_is_refused_with_a_message(host):
     with pytest.raises(ConfigurationError, match="cannot be used"):
         HttpServer(host, 0, {})
 
@@ -312,7 +312,7 @@ def test_https_is_spoken_with_a_certificate(tmp_path):
         assert ask(address, "/", headers={}, timeout=5) is None
 
 
-def test_a_certificate_that_cannot_be_used_is_refused_in_words(tmp_path):
+def test_a_certificate_that_cannot_be_used_is_refused_with_a_message(tmp_path):
     (tmp_path / "other.pem").write_text("no certificate")
     for name in ("missing.pem", "other.pem"):
         path = str(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Asking for state: from the process, over HTTP, and of the worker that holds it."""
+"""Querying state: from the process, over HTTP, and from the worker that holds it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Runner:
                 return error.code, json.loads(error.read())
 
     def status(self, path: str) -> tuple[int, str]:
-        """What a path answers that gives text."""
+        """The response of a path with text."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=20) as answer:
                 return answer.status, answer.read().decode()
@@ -150,7 +150,7 @@ class Site:
         producer.close()
 
     def wait_until_held(self, *runners: Runner) -> None:
-        """Until these hold all partitions between them, each at least one."""
+        """Wait until these workers have all partitions, each at least one."""
 
         def spread() -> bool:
             shares = [self.held(runner) for runner in runners]
@@ -271,9 +271,9 @@ class TestInProcess:
     def test_questions_that_make_no_sense_are_answered_in_words(self, one):
         with pytest.raises(UnknownStore, match=r"no store 'nothing'[^$]*stores are: totals, by-window, last"):
             one.app.query("nothing", "ann")
-        with pytest.raises(QueryError, match=r"'by-window' has windows of keys"):
+        with pytest.raises(QueryError, match=r"'by-window' is windowed"):
             one.app.query("by-window", "ann")
-        with pytest.raises(QueryError, match=r"'totals' has values of keys"):
+        with pytest.raises(QueryError, match=r"'totals' is not windowed"):
             one.app.query_windows("totals", "ann")
         with pytest.raises(QueryError, match=r"keys of Text, not 7"):
             one.app.query("totals", 7)
@@ -287,7 +287,7 @@ class TestInProcess:
         with pytest.raises(StateUnavailable):
             runner.app.query("totals", "ann")
 
-    def test_what_another_worker_holds_is_said_to_be_elsewhere(self, site, one):
+    def test_a_partition_of_another_worker_raises_held_elsewhere(self, site, one):
         two = site.start()
         site.wait_until_held(one, two)
         site.send([(name, 1) for name in NAMES])
@@ -336,7 +336,7 @@ class TestForeignRecordsAmongWorkers:
         site.wait_until_counted(first, len(NAMES))
         assert first.status("/readyz") == (200, "ok\n")
 
-    def test_health_tells_when_others_are_not_followed_any_more(self, site, one, monkeypatch):
+    def test_health_fails_when_the_directory_cannot_be_read(self, site, one, monkeypatch):
         monkeypatch.setattr("streams.queries.directory.TROUBLE_SECONDS", 0.1)
         monkeypatch.setattr("streams.queries.directory.ANSWER_SECONDS", 0.1)
         go_on = threading.Event()
@@ -402,18 +402,23 @@ class TestOverHttp:
             },
         )
 
-    def test_what_cannot_be_answered_says_why(self, one):
+    def test_failed_queries_have_a_reason(self, one):
         for path, status, reason, words in (
             ("/stores/nothing/keys/a", 404, "unknown store", "stores are: totals"),
             ("/stores/nothing", 404, "unknown store", "no store 'nothing'"),
             ("/stores/totals/keys/nobody", 404, "no value", "no value for the key 'nobody'"),
             ("/stores/totals/keys/%FF", 400, "bad request", "keys of Text"),
-            ("/stores/by-window/keys/a", 400, "bad request", "ask for its windows"),
-            ("/stores/totals/windows/a", 400, "bad request", "ask for its keys"),
+            ("/stores/by-window/keys/a", 400, "bad request", "query its windows"),
+            ("/stores/totals/windows/a", 400, "bad request", "query its keys"),
             ("/stores/totals?limit=0", 400, "bad request", "limit must be 1 or more"),
             ("/stores/totals?limit=x", 400, "bad request", "limit must be a whole number"),
             ("/stores/by-window?start=soon", 400, "bad request", "start must be a whole number"),
-            ("/stores/totals/keys/a?partition=9", 400, "bad request", "partitions 0 to 3, no 9"),
+            (
+                "/stores/totals/keys/a?partition=9",
+                400,
+                "bad request",
+                "has no partition 9: its partitions are 0 to 3",
+            ),
         ):
             found, answer = one.get(path)
             assert (found, answer["reason"]) == (status, reason), path
@@ -447,7 +452,7 @@ class TestOverHttp:
         status, answer = one.get(f"/stores/totals/keys/{foreign}", **{"X-Streams-Asked-By": "somebody:1"})
         assert (status, answer["reason"]) == (421, "held elsewhere")
 
-    def test_a_holder_that_cannot_be_asked_is_no_answer(self, site, one):
+    def test_a_holder_that_does_not_answer_is_unavailable(self, site, one):
         two = site.start(http_advertised_host="127.0.0.2")
         two_port = two.port
         site.wait_until_held(one, two)
@@ -459,7 +464,7 @@ class TestOverHttp:
         assert one.get("/stores/totals?all=true")[0] == 503
         assert two_port != one.port
 
-    def test_what_a_worker_that_stopped_held_is_asked_of_its_successor(self, site, one):
+    def test_the_state_of_a_stopped_worker_is_read_from_its_successor(self, site, one):
         two = site.start()
         site.wait_until_held(one, two)
         site.send([(name, 1) for name in NAMES])
@@ -649,7 +654,7 @@ def test_the_command_honours_scheme_and_path(tmp_path):
         trusting = token | {"STREAMS_HTTP_TLS_CA": str(tmp_path / "ca.pem")}
         assert CliRunner().invoke(cli, ["query", "--url", url], env=trusting).exit_code == 0
         assert seen == ["Bearer long-enough"]
-        # In clear, it would be sent to whoever answers at the port.
+        # Without TLS, it would be sent to any program that answers at the port.
         with pytest.raises(StateUnavailable):
             CliRunner().invoke(
                 cli, ["query", "--url", url.replace("https", "http")], catch_exceptions=False, env=trusting

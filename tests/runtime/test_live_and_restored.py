@@ -302,7 +302,7 @@ def test_state_that_cannot_be_read_is_no_fault_of_the_record():
     database.close()
     crew.start()
     send(crew, Sent("in", b"a", b"8", 2, ""))
-    with pytest.raises(StateError, match="'lasting' has a value that Json cannot read") as failed:
+    with pytest.raises(StateError, match="'lasting' has a value that Json cannot decode") as failed:
         crew.settle()
     assert failed.value.exit_code == 8
     assert crew.read("app-dead-letters") == []

@@ -1,4 +1,4 @@
-"""Avro: what was read and passed on means the same, new fields have their defaults, and a payload has bounds.
+"""Avro: values that are read and written again are unchanged, new fields have defaults, payloads have limits.
 
 The generator and the reader of bytes here follow the specification (Apache Avro 1.12), not the library.
 """
@@ -72,7 +72,7 @@ def named(schema: Any, found: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def meaning(schema: Any, payload: bytes, at: int, types: dict[str, Any]) -> tuple[Any, int]:
-    """What the bytes say: numbers by value and by whether they are integers; all else by branches too."""
+    """The meaning of the bytes: numbers by value and type, all others with their branches."""
     schema = types.get(schema, schema) if isinstance(schema, str) else schema
     kind = kind_of(schema)
     logical = schema.get("logicalType") if isinstance(schema, dict) else None
@@ -293,7 +293,7 @@ def payloads(draw: Any) -> tuple[Any, bytes]:
 
 
 def head_of(schema: Any) -> bytes:
-    """What stands in front of payloads of the schema: a zero byte, and an id that is made from it."""
+    """The prefix of payloads of the schema: a zero byte, and an id that is derived from it."""
     canonical = fastavro.schema.to_parsing_canonical_form(schema)
     fingerprint = bytes.fromhex(fastavro.schema.fingerprint(canonical, "CRC-64-AVRO"))
     return b"\0" + (int.from_bytes(fingerprint, "little") & 0x7FFFFFFF).to_bytes(4, "big")
@@ -365,8 +365,8 @@ def test_a_value_goes_into_the_first_branch_that_holds_it_as_it_is(tmp_path, bra
     assert long_at(payload, 5)[0] == place
 
 
-def test_what_fits_no_branch_says_so(tmp_path):
-    with pytest.raises(ValueError, match="fits no branch of the union int, string"):
+def test_a_value_that_matches_no_branch_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="matches no branch of the union int, string"):
         list(serde_of(union_of("int", "string"), str(tmp_path)).serialize([{"value": b"x"}]))
 
 
@@ -475,7 +475,7 @@ def test_old_records_are_structs_of_the_new_schema(tmp_path):
     assert read == Priced(1, Decimal("0.00"), epoch, b"\xff\x01", [b"\xff"])
 
 
-def test_a_default_that_is_no_value_names_the_field(tmp_path):
+def test_an_invalid_default_is_an_error_with_its_field(tmp_path):
     cost = {"type": "fixed", "name": "Cost", "size": 1, "logicalType": "decimal", "precision": 2}
     for kind, default in ((cost, "\u007f"), ({"type": "string", "logicalType": "uuid"}, "none")):
         with pytest.raises(ConfigurationError, match=r"the default of Top\.cost"):
@@ -562,7 +562,7 @@ def test_values_that_nest_too_deeply_are_refused_and_do_not_end_the_process(tmp_
 
 
 def test_a_record_without_an_end_is_no_schema(tmp_path):
-    with pytest.raises(ConfigurationError, match="without an end"):
+    with pytest.raises(ConfigurationError, match="would be infinite"):
         serde_of(record(("again", "Top")), str(tmp_path))
 
 
@@ -581,7 +581,7 @@ def test_a_decimal_of_a_megabyte_costs_no_more_than_another(tmp_path):
         list(serde.deserialize([head_of(schema) + zigzag(1 << 20) + b"\x7f" * (1 << 20)]))
 
 
-def test_a_real_that_is_no_number_is_kept(tmp_path):
+def test_nan_and_infinity_are_kept(tmp_path):
     serde = serde_of(record(("a", "double"), ("b", "float")), str(tmp_path))
     (value,) = RoundTrip(serde).read_back([{"a": math.nan, "b": -math.inf}])
     assert math.isnan(value["a"])

@@ -1,4 +1,4 @@
-"""Write, read, write: what a serde keeps comes back, after a restart too; the rest is refused at once."""
+"""Round trips: values that a serde keeps are the same after a restart; others are refused at once."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ KEPT: dict[str, tuple[Any, Any, Any]] = {
 
 
 class Keep:
-    """Puts each value into a store, and forwards what that has then."""
+    """Puts each value into a store, and forwards what the store then has."""
 
     def open(self, context: Any) -> None:
         self._store = context.store("kept")
@@ -162,7 +162,7 @@ class Show:
 
 
 def close(one: Any, other: Any) -> bool:
-    """Whether they are the same, but for what bytes never keep: tuples, and precision beyond the schema's."""
+    """Whether they are equal, except for tuples and precision beyond the schema's."""
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(close, one, other))
     if isinstance(one, dict) and isinstance(other, dict):
@@ -251,7 +251,7 @@ def test_nan_in_a_table_is_a_dead_letter_and_the_table_stays_readable():
     driver.send("means", 3, key=b"k")
     driver.send_bytes("means", b"null", key=b"k")
     (letter,) = driver.dead_letters()
-    assert "JSON has no nan at .mean" in error_of(letter)
+    assert "JSON cannot represent nan at .mean" in error_of(letter)
     driver.restart()
     driver.send("orders", 1, key=b"k")
     assert driver.values("out") == [[1, 1.5]]
@@ -270,8 +270,8 @@ def test_a_sink_refuses_what_json_has_no_words_for(bad):
     assert driver.values("out") == [{"a": [None, 1.5]}] * 2
     assert driver.values("typed") == [Stat(1.5)] * 2
     assert [error_of(letter).split(":")[0] for letter in driver.dead_letters()] == [
-        f"JSON has no {bad} at .a[1]",
-        f"JSON has no {bad} at .mean",
+        f"JSON cannot represent {bad} at .a[1]",
+        f"JSON cannot represent {bad} at .mean",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Serdes: what goes in comes out, and what cannot be read says why."""
+"""Serdes: values survive a round trip, and undecodable payloads are errors with a reason."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_records_of_an_older_schema_in_the_folder_stay_readable(tmp_path):
         (b"\x00\x00\x00\x00\x01\x02", "no schema with id 1"),
     ],
 )
-def test_what_is_not_avro_says_why(schema, payload, says):
+def test_invalid_avro_is_an_error_with_its_reason(schema, payload, says):
     with pytest.raises((ValueError, LookupError), match=says):
         list(Avro(schema).deserialize([payload]))
 
@@ -119,14 +119,14 @@ def test_what_is_not_avro_says_why(schema, payload, says):
 def test_bytes_left_over_are_an_error(schema):
     serde: Avro[Any] = Avro(schema)
     (payload,) = serde.serialize([{"number": 1, "note": None}])
-    with pytest.raises(ValueError, match="1 bytes left over"):
+    with pytest.raises(ValueError, match="1 bytes are left"):
         list(serde.deserialize([payload + b"x"]))
 
 
 def test_another_type_is_not_written(schema):
     with pytest.raises(TypeError, match="writes Order, got dict"):
         list(Avro(schema, Order).serialize([{"number": 1}]))  # type: ignore[list-item]  # what this test is about
-    with pytest.raises(TypeError, match="writes bytes, got str"):
+    with pytest.raises(TypeError, match="needs bytes, got str"):
         list(Bytes().serialize([b"a", "b"]))  # type: ignore[list-item]  # what this test is about
 
 
@@ -135,7 +135,7 @@ def test_a_schema_that_is_missing_or_broken_is_a_configuration_error(tmp_path):
         Avro(tmp_path / "none.avsc")
     broken = tmp_path / "broken.avsc"
     broken.write_text("{")
-    with pytest.raises(ConfigurationError, match="is no Avro schema"):
+    with pytest.raises(ConfigurationError, match="is not a valid Avro schema"):
         Avro(broken)
 
 
@@ -173,7 +173,7 @@ def test_json_of_one_of_several_types_survives(values):
 @pytest.mark.parametrize(
     "payload", [b"", b"{", b'{"number": "x"}', b'{"number": 1} trailing', b"\xff", b"[]"]
 )
-def test_what_is_not_json_of_the_type_is_an_error_at_its_place(payload):
+def test_invalid_json_is_an_error_at_its_position(payload):
     results = iter(Json(Order).deserialize([b'{"number": 1}', payload, b'{"number": 2}']))
     assert next(results) == Order(1)
     with pytest.raises((msgspec.MsgspecError, ValueError)):
@@ -181,7 +181,7 @@ def test_what_is_not_json_of_the_type_is_an_error_at_its_place(payload):
 
 
 @pytest.mark.parametrize("value", ["\ud800", 5, b"bytes"])
-def test_what_is_not_text_is_an_error_at_its_place(value):
+def test_invalid_text_is_an_error_at_its_position(value):
     results = iter(Text().serialize(["a", value]))
     assert next(results) == b"a"
     with pytest.raises((TypeError, ValueError)):
@@ -333,7 +333,7 @@ def test_payloads_are_decoded_as_they_were_written(tmp_path):
     assert list(map(decode, payloads)) == [{"number": 5}, {"number": 6, "note": "x"}]
     with pytest.raises(LookupError, match="no schema with id"):
         avro_decoder([])(payloads[0])
-    with pytest.raises(ValueError, match="1 bytes left over"):
+    with pytest.raises(ValueError, match="1 bytes are left"):
         decode(payloads[0] + b"x")
 
 

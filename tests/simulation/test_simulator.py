@@ -1,4 +1,4 @@
-"""Simulation finds what faults break, and nothing where nothing is broken."""
+"""The simulation finds errors that faults reveal, and no others."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Numbered:
 
 
 class Forgetful:
-    """Numbers the records of each key in an attribute: what a crash or a rebalance forgets."""
+    """Numbers the records of each key in an attribute, which a crash or a rebalance loses."""
 
     def __init__(self):
         self.numbers = {}
@@ -54,7 +54,7 @@ class Forgetful:
 
 
 class Distinct:
-    """Lets each value through once."""
+    """Forwards each value once."""
 
     def open(self, context):
         self.known = context.store("known")
@@ -180,7 +180,7 @@ def test_joins_of_disordered_streams_are_the_same_whatever_happens_to_the_worker
     assert report.again > 0
 
 
-def test_state_that_is_not_in_a_store_is_found_and_the_schedule_made_small():
+def test_state_outside_of_stores_is_found_and_the_schedule_shrunk():
     difference = found(numbering(Forgetful))
     assert difference.topic == "numbered"
     assert 1 <= len(difference.schedule.events) == len(difference.story) <= 2
@@ -282,7 +282,7 @@ def test_at_least_once_may_repeat_records_and_must_not_lose_or_change_any(monkey
     assert last(simulator, 60).differences[0].topic == "copies"
 
 
-def test_at_least_once_does_not_promise_what_is_counted_behind_a_repartition_topic():
+def test_at_least_once_does_not_compare_counts_downstream_of_a_repartition_topic():
     app = App("counting", guarantee="at_least_once")
     words = app.stream("lines", value=Text())
     words.to("copies", value=Text())

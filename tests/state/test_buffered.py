@@ -1,4 +1,4 @@
-"""Typed stores with what is not committed yet in front of them, compared with plain dictionaries."""
+"""Typed stores with uncommitted changes, compared with plain dictionaries."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def commit(database: Database, state: KeyValueState[str, Any] | WindowState[str,
     state.committed()
 
 
-def test_a_store_has_nothing_of_what_is_not_committed(database):
+def test_a_store_has_no_uncommitted_changes(database):
     state = plain(database)
     state.put("a", 1)
     state.end_slice()
@@ -100,32 +100,32 @@ def test_what_changed_between_two_scans_is_in_the_second(database):
     assert list(state.entries()) == []
 
 
-def test_changes_told_at_commits_are_known_once_they_are_told(database):
+def test_changes_forwarded_at_commits_are_visible_once_forwarded(database):
     state = plain(database)
     state.defer()
     state.put("a", 1)
     commit(database, state)
     state.put("a", 2)
     state.end_slice()
-    assert state.told_many(["a"]) == [1]
-    state.tell({"a": 1})
-    assert state.told_many(["a", "b"]) == [2, None]
-    assert state.told_many(["a", "b"], before=True) == [1, None]
-    state.told()
-    assert state.told_many(["a"], before=True) == [2]
+    assert state.forwarded_many(["a"]) == [1]
+    state.begin_forwarding({"a": 1})
+    assert state.forwarded_many(["a", "b"]) == [2, None]
+    assert state.forwarded_many(["a", "b"], before=True) == [1, None]
+    state.end_forwarding()
+    assert state.forwarded_many(["a"], before=True) == [2]
     state.drop_slice()
-    assert state.told_many(["a"]) == [1]
-    state.tell({})
+    assert state.forwarded_many(["a"]) == [1]
+    state.begin_forwarding({})
     commit(database, state)
     state.put("a", 3)
-    assert state.told_many(["a"]) == [2]
+    assert state.forwarded_many(["a"]) == [2]
 
 
 @pytest.mark.parametrize(
     ("prefix", "stop"),
     [(b"a", b"b"), (b"a\xff", b"b"), (b"\xff\xff", None), (b"", None), (b"a\x00", b"a\x01")],
 )
-def test_the_first_key_behind_a_prefix(prefix, stop):
+def test_the_first_key_after_a_prefix(prefix, stop):
     assert prefix_stop(prefix) == stop
 
 
@@ -187,7 +187,7 @@ def test_windows_that_are_over_may_be_deleted_in_larger_steps(database):
     assert again.take().deleted == [((202).to_bytes(8, "big"), (391).to_bytes(8, "big"))]
 
 
-def test_windows_that_are_over_come_back_when_the_slice_is_given_up(database):
+def test_expired_windows_come_back_when_the_slice_is_abandoned(database):
     state = windows(database)
     state.put(2, "k", 1)
     state.end_slice()
@@ -255,7 +255,7 @@ def encoded(key: str) -> bytes:
 
 
 class PlainMachine(RuleBasedStateMachine):
-    """A plain store against the layers of one dictionary each."""
+    """A plain store compared with one dictionary per layer."""
 
     kind = "memory"
 
@@ -378,7 +378,7 @@ Entries = dict[tuple[int, str], int]
 
 
 class WindowMachine(RuleBasedStateMachine):
-    """A windowed store against dictionaries, with stream time going on."""
+    """A windowed store compared with dictionaries while stream time advances."""
 
     kind = "memory"
 

@@ -94,7 +94,7 @@ def record(key: bytes | None, value: bytes | None = b"v", time: int = 1_000, **m
 
 
 def shown(crew: Crew, slot: int = 0) -> dict[str, Any]:
-    """What each store answers."""
+    """The content of each store."""
     queries = crew.queries(slot)
     windows = [(found.key, found.start, found.value) for found in queries.windows("windows")]
     return {name: queries.entries(name) for name in STORES if name != "windows"} | {"windows": windows}
@@ -301,7 +301,7 @@ def test_values_of_an_earlier_schema_are_no_foreign_records(compacted):
 
 
 class Garbage:
-    """Foreign records for the changelog of one store, and what the error says of them."""
+    """Foreign records for the changelog of a store, with the expected error."""
 
     def __init__(self, store: str, record: Record[Any, Any], *says: str) -> None:
         self.store = store
@@ -313,7 +313,7 @@ class Garbage:
 
 
 def typed() -> App:
-    """As ``program``, with keys of text and values that are more than bytes."""
+    """The same as ``program``, with keys of text and typed values."""
     app = App("app", commit_interval=0.05, standby_replicas=1, dead_letter_limit=1.0)
     stream = app.stream("in", key=Text(), value=Json(int))
     grouped = stream.group_by_key()
@@ -360,7 +360,7 @@ FOREIGN = [
 
 
 def spoil(crew: Crew, garbage: Garbage) -> int:
-    """Write the record behind what the app has written; its offset."""
+    """Append the record to the app's records, and return its offset."""
     topic = f"app-{garbage.store}-changelog"
     crew.send(topic, garbage.record)
     return max(item.offset for item in crew.read(topic))
@@ -438,5 +438,5 @@ def test_all_foreign_records_are_counted_in_one_error(many):
     crew.stop()
     crew.lose_disk()
     crew.send("app-last-changelog", *(record(b"%d" % number, b"{") for number in range(many)))
-    with pytest.raises(StateError, match=f"{many} such records in all"):
+    with pytest.raises(StateError, match=f"{many} such records in total"):
         crew.worker().run()

@@ -1,4 +1,4 @@
-"""What is read of a store's last commit, on both kinds of stores."""
+"""Reading a store as of its last commit, on both kinds of stores."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def database(request, tmp_path) -> Iterator[Database]:
 
 def plain(database: Database, values: dict[str, int]) -> CommittedStore:
     definition = StoreDefinition(
-        name="s", key=Text(), value=Json(), shown=lambda value: None if value < 0 else value * 10
+        name="s", key=Text(), value=Json(), view=lambda value: None if value < 0 else value * 10
     )
     database.write({"s": Changes({key.encode(): b"%d" % value for key, value in values.items()})}, {})
     return CommittedStore(database.store("s"), definition)
@@ -47,7 +47,7 @@ def windowed(database: Database, values: dict[tuple[int, str], int], oldest: int
     return CommittedStore(database.store("s"), definition, oldest)
 
 
-def test_values_are_as_they_are_shown_and_hidden_ones_left_out(database):
+def test_values_are_those_of_the_view_and_hidden_ones_left_out(database):
     store = plain(database, {"a": 1, "b": -1, "c": 3})
     assert [store.get(key) for key in ("a", "b", "c", "d")] == [10, None, 30, None]
     assert list(store.entries(None, None)) == [(b"a", "a", 10), (b"c", "c", 30)]
@@ -79,7 +79,7 @@ def test_one_keys_windows_are_found_among_many(database, starts, keys):
     assert list(store.windows_of("nobody", 0, starts)) == []
 
 
-def test_closed_windows_are_not_shown(database):
+def test_closed_windows_are_not_returned(database):
     store = windowed(database, {(start, "a"): 1 for start in (0, 5, 10)}, oldest=5)
     assert [window.start for _, window in store.windows(0, 100)] == [5, 10]
     assert [window.start for _, window in store.windows_of("a", 0, 10)] == [5]
@@ -91,7 +91,7 @@ def test_a_key_of_another_type_is_refused(database):
         plain(database, {}).get(5)
 
 
-def test_a_closed_database_says_so(database):
+def test_a_closed_database_raises(database):
     store = plain(database, {"a": 1})
     database.close()
     with pytest.raises(StateError, match="closed"):
@@ -99,13 +99,13 @@ def test_a_closed_database_says_so(database):
 
 
 @pytest.mark.parametrize(
-    ("settings", "askable"),
+    ("settings", "queryable"),
     [
         ({}, True),
-        ({"shown": None}, False),
+        ({"view": None}, False),
         ({"retention": 10}, False),
         ({"retention": 10, "window_end": lambda start, _: start}, True),
     ],
 )
-def test_only_stores_with_results_can_be_asked(settings, askable):
-    assert StoreDefinition(name="s", **settings).askable is askable
+def test_only_stores_with_results_can_be_queried(settings, queryable):
+    assert StoreDefinition(name="s", **settings).queryable is queryable

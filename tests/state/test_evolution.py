@@ -1,4 +1,4 @@
-"""Changes of what stores keep: what can be read is read, what cannot is refused or migrated."""
+"""Schema changes of stores: compatible ones are read, others are refused or migrated."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ UNREADABLE = [
     (Small, Renamed, "value field 'length': is new and has no default"),
     (FloatSize, Small, "value field 'size': was number, is integer"),
     (NullableSize, Small, "value field 'size': was integer or null, is integer"),
-    (WithNote, Strict, "value field 'note': is gone, and unknown fields are forbidden"),
+    (WithNote, Strict, "value field 'note': was removed, and unknown fields are forbidden"),
     (Within, WithinText, "value field 'lines[].size': was integer, is string"),
     (OtherNode, TextNode, "value field 'label': was integer, is string"),
     (dict[str, Small], dict[str, TextSize], "value field '{}.size': was integer, is string"),
@@ -257,15 +257,15 @@ UNREADABLE = [
     (dict[str, int], Strict, "value: was a mapping, is an object that forbids unknown fields"),
     (list[int], set[int], "value: was an array, is a set"),
     (list[int], tuple[int, int], r"value: could have any number of elements, has at most 2"),
-    (set[tuple[int, int]], set[Any], "value: its elements were array of 2, are anything"),
-    (Circle | Square, Circle, "value field 'type': could be 'Square', which is no value of it any more"),
+    (set[tuple[int, int]], set[Any], "value: its elements were array of 2, are of any type"),
+    (Circle | Square, Circle, "value field 'type': could be 'Square', which is no longer a value of it"),
     (Circle | Square, Circle | TextSquare, "value: was object, is object"),
     (Circle | Square, Circle | Line, "value: was object, is object"),
     (Point, FullSpace, "value field '[2]': could be absent, is required"),
     (Space, FullSpace, "value field '[2]': could be absent, is required"),
     (Space, Pair, "value: could have 3 elements, has at most 2"),
     (tuple[int, str], list[int], "value field '[1]': was string, is integer"),
-    (MoreColours, Colour, "value: could be 'green', which is no value of it any more"),
+    (MoreColours, Colour, "value: could be 'green', which is no longer a value of it"),
     (str, Colour, "value: was string, is one of 'blue', 'red'"),
     (Literal["a"], dt.date, "value: could be 'a', is string (date)"),
     (int, Literal[1] | float, "value: was integer, is one of 1"),
@@ -296,7 +296,7 @@ UNREADABLE = [
     (
         Terse,
         OtherTerse,
-        "value field 'size': default was 1, is another, and values equal to it were not written",
+        "value field 'size': default was 1, has changed, and values equal to it were omitted",
     ),
 ]
 
@@ -316,7 +316,7 @@ def test_what_the_new_type_cannot_read_is_named(stored, wanted, says):
     assert found.migratable
 
 
-def test_every_difference_is_told():
+def test_every_difference_is_reported():
     class Before(msgspec.Struct):
         size: int
         price: float
@@ -346,7 +346,7 @@ def test_names_and_documentation_of_types_do_not_matter():
 
 
 class Foreign:
-    """A type that msgspec knows nothing of."""
+    """A type that msgspec does not support."""
 
 
 def test_types_that_cannot_be_described_are_known_by_name():
@@ -406,7 +406,7 @@ specs = st.one_of(st.just(("any",)), st.recursive(scalars, containers, max_leave
 
 @st.composite
 def changed(draw, spec):
-    """The spec with a few things changed: what is wholly different is rarely compatible."""
+    """The spec with a few changes, as completely different schemas are rarely compatible."""
     if draw(st.integers(0, 5)) == 0:
         return draw(st.one_of(specs, st.just(("optional", spec)), st.just(("union_with", spec))))
     match spec:
@@ -677,7 +677,7 @@ UNRESOLVED = [
     (
         record(field(symbols("A", "B"))),
         record(field(symbols("A"))),
-        "value field 'size': could be 'B', which it has no more, and there is no default",
+        "value field 'size': could be 'B', which was removed, and there is no default",
     ),
     (
         record(field(fixed(4))),
@@ -707,12 +707,12 @@ UNRESOLVED = [
     (
         record(field("int"), field("int", "length")),
         record(field("int", aliases=["length"])),
-        "value field 'size': stands for two stored fields, 'size' and 'length'",
+        "value field 'size': matches two stored fields, 'size' and 'length'",
     ),
     (
         record(field(item(), "first"), field("shop.Item", "second")),
         record(field(["null", item()], "second")),
-        "value field 'second': shop.Item is defined here now and was defined before it",
+        "value field 'second': shop.Item is now defined here, and was defined earlier before",
     ),
     (
         TREE,
@@ -741,7 +741,7 @@ primitives = st.sampled_from(["int", "long", "float", "double", "string", "bytes
 
 @st.composite
 def avro_schemas(draw, depth: int = 2):
-    """Schemas in which named types have no names of their own yet: ``with_names`` gives them."""
+    """Schemas in which named types have no names yet: ``with_names`` adds them."""
     kinds = ["primitive", "enum", "fixed"] + ["record", "record", "array", "map", "union"] * (depth > 0)
     match draw(st.sampled_from(kinds)):
         case "primitive":
@@ -820,7 +820,7 @@ def evolved_schemas(draw, schema):
 
 
 def with_names(schema: Any, path: str = "N") -> Any:
-    """The schema with a name of its own for each named type, from where it stands."""
+    """The schema with a distinct name for each named type, derived from its position."""
     match schema:
         case list():
             return [with_names(branch, f"{path}_{kind_of(branch)}") for branch in schema]
@@ -928,7 +928,7 @@ def test_other_serdes_are_the_same_or_incompatible(before, after):
 
 
 class StampedSerde:
-    """As tables have it, without their steps."""
+    """A store as for tables, without their steps."""
 
     def __init__(self, inner: Any) -> None:
         self.name = "stamped"
@@ -967,7 +967,7 @@ def test_values_are_compared_within_what_the_store_puts_around_them(wrapper):
 
 
 class Wrapping(StampedSerde):
-    """As other steps wrap values: what stands around them is only known by its name."""
+    """Values wrapped as by other steps: the wrapper is only known by its name."""
 
     def __init__(self, *around: str, inner: Any) -> None:
         super().__init__(inner)
@@ -1042,7 +1042,7 @@ def test_a_migration_is_due_where_there_is_a_function_for_it():
 
 def test_a_function_of_values_cannot_change_keys():
     stored = StoreDefinition(name="orders", key=Bytes(), value=Json(Small)).schema
-    with pytest.raises(StateError, match="can change values only"):
+    with pytest.raises(StateError, match="can only change values"):
         check(json_store(TextSize, migrate=dict), stored)
 
 
@@ -1053,7 +1053,7 @@ def test_entries_that_are_a_topics_records_cannot_be_migrated():
 
 
 @pytest.mark.parametrize("stored", ["", "Json", "[]", '{"purpose": "plain"}'])
-def test_a_stored_schema_that_is_none_is_an_error_with_the_stores_name(stored):
+def test_an_invalid_stored_schema_is_an_error_with_the_stores_name(stored):
     with pytest.raises(StateError, match="store 'orders': its stored schema"):
         check(json_store(Small), stored)
 
@@ -1062,7 +1062,7 @@ def test_a_stored_schema_that_is_none_is_an_error_with_the_stores_name(stored):
 
 
 def store_of(definition: StoreDefinition, entries: dict[Any, Any]) -> Any:
-    """A store that has these entries, by serialized or windowed keys, as the definition writes them."""
+    """A store with these entries, with serialized or windowed keys, as the definition encodes them."""
     return database_of(definition, entries).store(definition.name)
 
 
@@ -1139,7 +1139,7 @@ def broken(_old: Any) -> Any:
         (lambda _: object(), "cannot be written by Json.TextSize.: TypeError"),
     ],
 )
-def test_what_fails_is_told_with_the_key(migrate, says):
+def test_a_failure_is_reported_with_the_key(migrate, says):
     before = json_store(Small)
     entries = migrated_entries(
         json_store(TextSize, migrate=migrate), before.schema, store_of(before, {"a": Small(1)})
@@ -1148,7 +1148,7 @@ def test_what_fails_is_told_with_the_key(migrate, says):
         list(entries)
 
 
-def test_an_entry_that_is_not_of_the_stored_schema_is_told_with_the_key():
+def test_an_entry_that_does_not_match_the_stored_schema_is_reported_with_the_key():
     before = json_store(Small)
     database = database_of(before, {})
     database.write({before.name: Changes({b"a": b"{"})}, {})
@@ -1287,14 +1287,14 @@ def _reopened(app: App, driver: TopologyDriver) -> TopologyDriver:
     return later
 
 
-def test_an_incompatible_store_refuses_to_start_and_says_what_to_do():
+def test_an_incompatible_store_refuses_to_start_with_a_hint():
     driver = TopologyDriver(_remembering(_Numbered))
     driver.send("in", _Numbered(1), key="a")
     with pytest.raises(StateError, match=r"(?s)'label'.*migrate="):
         _reopened(_remembering(_Labelled), driver).send("in", _Labelled(2, "b"), key="b")
 
 
-def test_a_migration_reaches_the_store_with_the_first_commit_also_after_one_that_was_given_up():
+def test_a_migration_reaches_the_store_with_the_first_commit_also_after_an_aborted_one():
     driver = TopologyDriver(_remembering(_Numbered))
     driver.send_all("in", [Record("a", _Numbered(1), 0), Record("b", _Numbered(2), 0)])
     app = _remembering(_Labelled, migrate=lambda old: _Labelled(old["number"], "old"))
@@ -1308,7 +1308,7 @@ def test_a_migration_reaches_the_store_with_the_first_commit_also_after_one_that
     assert _reopened(_remembering(_Labelled), later).store("latest") == {}
 
 
-def test_a_migration_whose_first_commit_is_given_up_is_part_of_the_next():
+def test_a_migration_whose_first_commit_is_aborted_is_part_of_the_next():
     driver = TopologyDriver(_remembering(_Numbered))
     driver.send("in", _Numbered(1), key="a")
     later = _reopened(_remembering(_Labelled, migrate=lambda old: _Labelled(old["number"], "old")), driver)

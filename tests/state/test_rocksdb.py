@@ -1,4 +1,4 @@
-"""What only stores on disk can do: be damaged, be locked, outlive their process, outgrow their memory.
+"""Stores on disk only: damage, locks, outliving the process, more data than memory.
 
 What they share with others is tested in ``tests/contract/test_store.py``.
 """
@@ -70,7 +70,7 @@ def place(tmp_path: Path) -> Path:
 
 @contextmanager
 def other_process(folder: Path, program: str) -> Iterator[IO[str]]:
-    """A process that runs a program with ``databases`` on the folder; what it prints can be read."""
+    """A process that runs a program with ``databases`` on the folder; its output can be read."""
     process = subprocess.Popen(
         [sys.executable, "-c", OTHER_PROCESS + program, str(folder)],
         stdin=subprocess.PIPE,
@@ -201,9 +201,7 @@ def test_only_the_last_damaged_database_of_a_partition_is_kept(
     assert sorted(path.name for path in place.parent.iterdir()) == ["1", "1.damaged-1"]
 
 
-def test_a_cut_manifest_never_leaves_metadata_that_says_more_than_the_stores_have(
-    place: Path, tmp_path: Path
-) -> None:
+def test_a_cut_manifest_never_leaves_metadata_ahead_of_the_stores(place: Path, tmp_path: Path) -> None:
     (manifest,) = files(place, "MANIFEST-*")
     outcomes = set()
     for length in range(0, manifest.stat().st_size, 7):
@@ -225,7 +223,7 @@ def get_each(store: Store) -> None:
 
 
 def flushed_many_times(folder: Path, place: Path) -> dict[str, dict[bytes, bytes]]:
-    """Leave a database at ``place`` as a killed process does, after many flushes; what it holds."""
+    """Leave a database at ``place`` like a killed process, after many flushes; returns its content."""
     databases = RocksDatabases(folder, 4 * MIB)
     database = databases.open(["first", "second", "third"], 0)
     generator = random.Random(7)
@@ -261,7 +259,7 @@ def at_rest(place: Path) -> bool:
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped"])
-def test_a_broken_manifest_is_never_taken_for_a_whole_one(tmp_path: Path, how: str) -> None:
+def test_a_broken_manifest_is_always_detected(tmp_path: Path, how: str) -> None:
     expected = flushed_many_times(tmp_path / "before", tmp_path / "killed")
     (manifest,) = (tmp_path / "killed").glob("MANIFEST-*")
     whole = manifest.read_bytes()
@@ -289,7 +287,7 @@ def test_a_broken_manifest_is_never_taken_for_a_whole_one(tmp_path: Path, how: s
 
 
 def test_a_database_whose_first_manifest_is_lost_is_not_half_empty(tmp_path: Path) -> None:
-    """All of it is in the log file yet, which names column families by numbers."""
+    """All entries are still in the log file, which identifies column families by number."""
     databases = RocksDatabases(tmp_path, BUDGET)
     database = databases.open(["first", "second"], 0)
     database.write({"first": Changes({b"key": b"value"})}, {"offset": b"7"})
@@ -353,7 +351,7 @@ def test_a_table_that_was_being_written_is_no_damage(place: Path, databases: Roc
     assert len(dict(database.store("first").scan())) == COUNT
 
 
-def test_compactions_go_on_after_a_restart(tmp_path: Path) -> None:
+def test_compactions_continue_after_a_restart(tmp_path: Path) -> None:
     for step in range(12):
         databases = RocksDatabases(tmp_path, BUDGET)
         database = databases.open(["first"], 0)
@@ -377,7 +375,7 @@ def test_compactions_go_on_after_a_restart(tmp_path: Path) -> None:
     ],
     ids=["get", "get_many", "scan", "scan backwards"],
 )
-def test_damage_found_while_reading_says_which_folder_to_delete(
+def test_damage_found_while_reading_names_the_folder_to_delete(
     place: Path, databases: RocksDatabases, read: Callable[[Store], object]
 ) -> None:
     table = max(files(place, "*.sst"), key=lambda path: path.stat().st_size)
@@ -393,7 +391,7 @@ def test_damage_found_while_reading_says_which_folder_to_delete(
     assert list(databases.open(["first", "second"], 0).store("first").scan()) == []
 
 
-def test_an_error_that_somebody_keeps_does_not_keep_the_database_open(databases: RocksDatabases) -> None:
+def test_an_error_that_is_kept_does_not_keep_the_database_open(databases: RocksDatabases) -> None:
     database = databases.open(["first"], 0)
     wrong: dict[str, Changes] = {"first": Changes({b"key": b"value", "text": b"value"})}  # type: ignore[dict-item]
     with pytest.raises(KeyError) as kept:
@@ -404,7 +402,7 @@ def test_an_error_that_somebody_keeps_does_not_keep_the_database_open(databases:
     assert kept.value is not None
 
 
-def test_a_database_that_another_process_has_open_is_left_alone(
+def test_a_database_that_another_process_has_open_is_not_touched(
     place: Path, databases: RocksDatabases
 ) -> None:
     program = "databases.open(['first'], 0)\nprint('open', flush=True)\nsys.stdin.read()"
@@ -432,9 +430,7 @@ def test_a_closed_database_is_free_for_another_process(place: Path, databases: R
         assert printed.readline() == f"{COUNT}\n"
 
 
-def test_what_was_written_survives_the_kill_of_the_process_as_a_whole(
-    tmp_path: Path, databases: RocksDatabases
-) -> None:
+def test_complete_writes_survive_the_kill_of_the_process(tmp_path: Path, databases: RocksDatabases) -> None:
     program = """
 database = databases.open(["first", "second"], 0)
 for value in range(1, 1_000_000):
@@ -527,7 +523,7 @@ def test_a_limit_that_cannot_be_raised_is_an_early_error_with_what_is_needed(tmp
     said = open_many(tmp_path, 200, 200, 40)
     opened = int(said.split()[0])
     assert 0 < opened < 40
-    assert f"may have 200 files open, which is enough for {opened} tasks with stores" in said
+    assert f"may have 200 files open, which is only enough for {opened} tasks with stores" in said
     # 20 for each of 40 tasks and 256 for the rest, which is then enough.
     assert "ulimit -n 1056" in said
     assert open_many(tmp_path, 128, 1056, 40) == "all opened\n"

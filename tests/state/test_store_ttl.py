@@ -1,4 +1,4 @@
-"""Stores whose entries go some time after they were put, against a model with all times in it."""
+"""Stores whose entries expire some time after they were put, compared with a model of all times."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Command(NamedTuple):
-    """What a record tells the processor to do: ``put``, ``get``, ``delete`` or ``scan``; then it may fail."""
+    """A command for the processor: ``put``, ``get``, ``delete`` or ``scan``; then it may fail."""
 
     verb: str
     key: str
@@ -83,7 +83,7 @@ class Model:
 
 
 class Entries:
-    """An app with one store, and a step behind it that a slice can be made to fail in."""
+    """An app with a store, and a downstream step in which a slice can be made to fail."""
 
     def __init__(self, ttl: int, *, batches: bool = False) -> None:
         app = App("test")
@@ -186,7 +186,7 @@ def test_within_a_batch_an_entry_goes_between_two_records():
     assert Entries(10).send([put("a", 1, 100), get("a", 109), get("a", 110), get("a", 50)]) == [1, None, None]
 
 
-def test_a_batch_as_a_whole_has_the_stream_time_at_its_end():
+def test_all_records_of_a_batch_have_the_stream_time_at_its_end():
     entries = Entries(10, batches=True)
     assert entries.send([put("a", 1, 100), get("a", 150)]) == [1]
     assert entries.send([get("a", 159)]) == [1]
@@ -223,7 +223,7 @@ def test_state_is_bounded_by_what_is_alive():
     assert entries.driver.store("entries") == entries.driver.store("entries-deadlines") == {}
 
 
-def test_putting_and_deleting_one_key_leaves_nothing_behind():
+def test_putting_and_deleting_one_key_leaves_no_entries():
     entries = Entries(10**6)
     for time in range(500):
         entries.send([put("a", 1, time), Command("delete", "a", 0, time)])
@@ -287,7 +287,7 @@ def test_prefixes_and_reads_of_many_keys_leave_out_what_has_expired():
     assert driver.values("out") == [[[None, 3, None], [["ab", 3]], [["ab", 3]]]]
 
 
-def test_a_time_to_live_that_is_none_is_refused():
+def test_an_invalid_time_to_live_is_refused():
     with pytest.raises(TopologyError, match="'entries' needs a ttl of 1 ms or more, got 0"):
         key_value_store("entries", ttl=milliseconds(0))
 

@@ -50,7 +50,7 @@ class MemoryCluster:
         transaction_timeout: float = TRANSACTION_SECONDS,
         **options: Any,
     ) -> Worker:
-        """One more worker of the app, not started; ``options`` are those of ``Worker``."""
+        """Create a worker of the app, not started; ``options`` are those of ``Worker``."""
         kind = ExactlyOnce if app.settings.guarantee == "exactly_once" else AtLeastOnce
         guarantee: ExactlyOnce | AtLeastOnce = kind(
             self.broker, transactional_id, timeout=transaction_timeout

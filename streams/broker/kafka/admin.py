@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 ELSEWHERE_SECONDS: Final = 3.0
-"""The time-out for one broker, after which another one is tried."""
+"""The time-out for one broker, after which another one is tried, or failed authentication is reported."""
 
 ANY_SECONDS: Final = 20.0
 """How long to retry requests to the controller, which may move to another broker meanwhile."""
@@ -214,7 +214,7 @@ class KafkaAdmin:
                 names = {operation.name for operation in granted}
                 missing += [Right(wanted, "topic", topic) for wanted in rights[topic] if wanted not in names]
         if missing:
-            raise NotAuthorized("checked before the group", missing, principal=self._factory.principal)
+            raise NotAuthorized("checked before joining", missing, principal=self._factory.principal)
 
     def settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
         if not topics:

@@ -1,1 +1,1 @@
-"""What types and Avro schemas can hold, and whether values written with one can be read with another."""
+"""Describe types and Avro schemas, and check whether values written with one can be read with another."""

@@ -1,4 +1,4 @@
-"""Whether records written with one Avro schema can be read with another: the rules of schema resolution."""
+"""Check whether records written with one Avro schema can be read with another (schema resolution)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _Pair = tuple[str, str]
 
 
 def avro_differences(stored: Any, wanted: Any, where: str) -> Iterator[str]:
-    """What of values written with ``stored`` cannot be read with ``wanted``, both as in ``Avro.schema``.
+    """Why values written with ``stored`` cannot be read with ``wanted``, both as in ``Avro.schema``.
 
-    In two cases less is allowed than by the specification: bytes need not be text, and a value with another
-    logical type is a value of another type.
+    It is stricter than the specification in two cases: bytes are not read as string, and a different logical
+    type is a different type.
     """
     yield from _Resolution(stored, wanted, where).differences(stored, wanted, "", frozenset())
 
@@ -39,11 +39,11 @@ class _Resolution:
         self._where = where
 
     def differences(self, stored: Any, wanted: Any, path: str, within: frozenset[_Pair]) -> Iterator[str]:
-        """``within`` are the pairs of named types around this one, which may contain themselves."""
+        """``within`` are the pairs of enclosing named types, which may contain themselves."""
         if isinstance(stored, list) or isinstance(wanted, list):
             options = wanted if isinstance(wanted, list) else [wanted]
             for branch in stored if isinstance(stored, list) else [stored]:
-                # The first that fits is the one that is read with, whatever comes of it.
+                # The first branch that matches is the one used for reading, even if its fields do not match.
                 chosen = next((option for option in options if self._fits(branch, option)), None)
                 if chosen is None:
                     yield self._changed(stored, wanted, path)
@@ -53,8 +53,8 @@ class _Resolution:
                     and isinstance(chosen, dict)
                     and branch in self._stored
                 ):
-                    # fastavro 1.13 fails there: it looks the definition up as if it were a name.
-                    yield f"{self._place(path)}: {branch} is defined here now and was defined before it"
+                    # fastavro 1.13 fails in this case, as it takes the definition for a name.
+                    yield f"{self._place(path)}: {branch} is now defined here, and was defined earlier before"
                 else:
                     yield from self.differences(branch, chosen, path, within)
             return
@@ -80,7 +80,7 @@ class _Resolution:
             gone = [symbol for symbol in before["symbols"] if symbol not in now["symbols"]]
             if gone and "default" not in now:
                 names = ", ".join(map(repr, gone))
-                yield f"{self._place(path)}: could be {names}, which it has no more, and there is no default"
+                yield f"{self._place(path)}: could be {names}, which was removed, and there is no default"
         elif kind in {"record", "error"}:
             yield from self._record(before, now, path, within)
 
@@ -97,7 +97,7 @@ class _Resolution:
             name = target["name"]
             if name in read:
                 place = self._place(_below(path, name))
-                yield f"{place}: stands for two stored fields, {read[name]!r} and {field['name']!r}"
+                yield f"{place}: matches two stored fields, {read[name]!r} and {field['name']!r}"
                 continue
             read[name] = field["name"]
             yield from self.differences(field["type"], target["type"], _below(path, name), within)
@@ -113,7 +113,7 @@ class _Resolution:
         return stored, wanted
 
     def _fits(self, stored: Any, wanted: Any) -> bool:
-        """Whether the two are of one kind, as far as the choice in a union goes."""
+        """Whether two schemas match for the choice of a branch in a union."""
         before, now = self._resolved(stored, wanted)
         if isinstance(before, list) or isinstance(now, list):
             return True
@@ -173,7 +173,7 @@ def _unqualified(name: str) -> str:
 def _logical(schema: Any) -> list[Any]:
     if not isinstance(schema, dict) or "logicalType" not in schema:
         return []
-    # A decimal without a scale has none.
+    # The scale of a decimal defaults to 0.
     return [schema.get(word) or 0 for word in _LOGICAL]
 
 

@@ -1,8 +1,8 @@
-"""Avro schemas ready for fastavro, with what it leaves open: defaults, branches of unions, decimals, bounds.
+"""Avro schemas for fastavro, with corrections: defaults, branches of unions, decimals, limits.
 
-The specification is Apache Avro 1.12. Fastavro gives defaults as the schema's JSON has them, chooses the
-first branch of a union that a value could be written with, rounds decimals that are longer than their
-precision, and believes every count of items, however little it costs to claim it.
+The specification is Apache Avro 1.12. fastavro returns defaults as they are in the schema's JSON, chooses the
+first branch of a union with which a value could be written, rounds decimals that are longer than their
+precision, and does not limit the number of items that a payload declares.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAMED = frozenset({"record", "error", "enum", "fixed"})
 _RECORDS = frozenset({"record", "error"})
 
 _DECIMAL = "streams-decimal"
-"""The logical type of decimals in the schemas given to fastavro: read and written by the functions below."""
+"""The logical type of decimals in the schemas for fastavro, with readers and writers of this module."""
 
 _PYTHON: dict[str, type] = {
     "null": type(None),
@@ -71,18 +71,18 @@ class SchemaError(ValueError):
 
 
 class AvroRecord(dict[str, Any]):
-    """A record or map that was read from a union in which its branch does not show, or has such values."""
+    """A record or map that stores from which branches of ambiguous unions it, or its values, were read."""
 
     __slots__ = ("branch", "branches")
 
     branch: str | None
-    """The one it was read from itself."""
+    """The branch from which it was read itself."""
     branches: dict[Any, tuple[str, Any]] | None
-    """By field: the one that the value was read from, and the value."""
+    """For each field, the branch from which the value was read, and the value."""
 
 
 class AvroArray(list[Any]):
-    """As ``AvroRecord``, for arrays."""
+    """The same as ``AvroRecord``, for arrays."""
 
     __slots__ = ("branch", "branches")
 
@@ -91,26 +91,26 @@ class AvroArray(list[Any]):
 
 
 class AvroSchema:
-    """One schema, to read and to write with.
+    """A schema for reading and writing.
 
-    ``parsed`` is what fastavro takes. ``max_items`` bounds how many items without a byte of their own a
-    payload may have, ``max_depth`` how deep its values may nest where the schema sets no bound.
+    ``parsed`` is fastavro's schema. ``max_items`` limits the number of items without bytes of their own in a
+    payload, ``max_depth`` the nesting depth of its values, if the schema is recursive.
 
-    Raises ``SchemaError`` for a schema no value of which ends, and for defaults that are no values.
+    Raises ``SchemaError`` for a schema whose values would be infinite, and for invalid defaults.
     """
 
     def __init__(self, schema: Any, *, max_items: int, max_depth: int) -> None:
-        # A copy of its own: it is changed.
+        # A copy, because it is changed.
         self.parsed: Any = _copied(schema)
         self._types = _named_types(self.parsed)
         self.max_items = max_items
         self.max_depth = max_depth
         for name in self._types:
             if self._is_endless(name, name):
-                raise SchemaError(f"{name} always contains another {name}, without an end")
+                raise SchemaError(f"{name} always contains another {name}, so its values would be infinite")
         self._own_decimals()
         self.shares_defaults = False
-        """Whether records may come with a default that is one object for all of them."""
+        """Whether decoded records may share a mutable default."""
         self._own_defaults()
         self.is_recursive = any(self._contains(name, name) for name in self._types)
         self._has_empty_items = any(
@@ -118,7 +118,7 @@ class AvroSchema:
         )
         unions = [part for part in _parts(self.parsed) if isinstance(part, list)]
         self.named = any(self._ambiguous(union) for union in unions)
-        """Whether fastavro is to say which named branches values were read from, for ``restore``."""
+        """Whether fastavro must return the named branches from which values were read, for ``restore``."""
         self._preparing: dict[str, _Prepare | None] = {}
         self._restoring: dict[str, _Restore | None] = {}
         self._prepare = self._preparer(self.parsed) if any(map(_is_open, unions)) else None
@@ -127,22 +127,22 @@ class AvroSchema:
     # --- reading
 
     def check(self, payload: bytes, start: int) -> None:
-        """Raises ``ValueError`` for a payload whose value would be larger or deeper than is allowed.
+        """Raise ``ValueError`` for a payload whose value exceeds ``max_items`` or ``max_depth``.
 
-        Only payloads of schemas that allow for such values are looked at.
+        Payloads are only checked if the schema allows for such values.
         """
         if self._has_empty_items or (self.is_recursive and len(payload) - start > self.max_depth):
             _Skim(self, payload).value(self.parsed, start, 0)
 
     @property
     def checks(self) -> bool:
-        """Whether ``check`` has anything to look at."""
+        """Whether ``check`` is necessary."""
         return self._has_empty_items or self.is_recursive
 
     def restore(self, value: Any, *, tagged: bool) -> Any:
-        """What fastavro has read, with the branches of unions kept where values do not show them.
+        """A value decoded by fastavro, with the branches of unions stored if values do not determine them.
 
-        If ``tagged``, records of unions have the field ``type`` with their names, as structs need it.
+        With ``tagged``, records of unions have a field ``type`` with their names, as structs need it.
         """
         if self._restore is None:
             return value
@@ -153,25 +153,25 @@ class AvroSchema:
 
     @property
     def prepares(self) -> bool:
-        """Whether ``prepare`` has anything to do."""
+        """Whether ``prepare`` is necessary."""
         return self._prepare is not None or self.is_recursive
 
     def prepare(self, value: Any) -> Any:
-        """The value with the branch of each union chosen, as fastavro takes it.
+        """The value for fastavro, with the branch of each union chosen.
 
-        Raises ``ValueError`` where no branch can hold the value, or where values nest too deeply.
+        Raises ``ValueError`` if no branch matches the value, or if values are nested too deeply.
         """
         if self.is_recursive:
             _require_shallow(value, self.max_depth)
         return value if self._prepare is None else self._prepare(value, None)
 
-    # --- what the schema is like
+    # --- properties of the schema
 
     def _resolved(self, schema: Any) -> Any:
         return self._types.get(schema, schema) if isinstance(schema, str) else schema
 
     def _is_empty(self, schema: Any) -> bool:
-        """Whether its values have no bytes."""
+        """Whether values of the schema are encoded as no bytes."""
         schema = self._resolved(schema)
         kind = _type(schema)
         if kind in _RECORDS:
@@ -179,7 +179,7 @@ class AvroSchema:
         return kind == "null" or (kind == "fixed" and schema["size"] == 0)
 
     def _is_endless(self, wanted: str, name: str, seen: frozenset[str] = frozenset()) -> bool:
-        """Whether a record holds another one of the wanted name in every value."""
+        """Whether every value of a record contains another record of the wanted name."""
         for field in self._types[name].get("fields", ()):
             inner = _name(field["type"])
             if inner == wanted:
@@ -222,7 +222,7 @@ class AvroSchema:
                         self.shares_defaults |= isinstance(field["default"], list | dict)
 
     def _default(self, schema: Any, default: Any, place: str) -> Any:
-        """A default as a value, from the JSON that stands for it."""
+        """Convert a default from its JSON to a value."""
         schema = self._resolved(schema)
         try:
             if isinstance(schema, list):
@@ -251,12 +251,12 @@ class AvroSchema:
             raise
         except Exception as error:
             raise SchemaError(
-                f"the default of {place}, {default!r:.80}, is no value of its type: {error}"
+                f"the default of {place}, {default!r:.80}, is not a value of its type: {error}"
             ) from error
         return value
 
     def _default_of_union(self, union: list[Any], default: Any, place: str) -> Any:
-        # That of the first branch, and since Avro 1.12 of any.
+        # A default is of the first branch, and since Avro 1.12 of any branch.
         for branch in union:
             value = None
             try:
@@ -265,12 +265,12 @@ class AvroSchema:
                 continue
             if self._holds(branch, value) or (self._kind(branch) is float and type(value) is float):
                 return value
-        raise ValueError("no branch of the union has such values")
+        raise ValueError("it matches no branch of the union")
 
     # --- branches
 
     def _ambiguous(self, union: list[Any]) -> set[str]:
-        """The branches that a value does not tell by itself, where a named one is among them."""
+        """The branches that cannot be determined from a value, if a named one is among them."""
         found: set[str] = set()
         for branch in union:
             others = [
@@ -288,7 +288,7 @@ class AvroSchema:
         return _PYTHON[_type(schema)]
 
     def _holds(self, schema: Any, value: Any) -> bool:
-        """Whether a branch can hold the value as it is."""
+        """Whether a branch represents the value exactly."""
         schema = self._resolved(schema)
         kind, wanted = _type(schema), self._kind(schema)
         if not _is_a(value, wanted):
@@ -328,7 +328,7 @@ class AvroSchema:
         schema = self._resolved(schema)
         if isinstance(schema, list):
             return any(self._holds(branch, value) for branch in schema) or isinstance(value, tuple)
-        # An integer may stand where a float does.
+        # An integer is accepted as a float.
         return (
             self._holds(schema, value)
             or self._kind(schema) is type(value)
@@ -336,7 +336,7 @@ class AvroSchema:
         )
 
     def _chosen(self, union: list[Any], value: Any) -> int | None:
-        """The branch that a value is written with: the first that holds it as it is, or else nearly so."""
+        """The branch for writing a value: the first that represents it exactly, else one that is close."""
         for place, branch in enumerate(union):
             if self._holds(branch, value):
                 return place
@@ -354,10 +354,10 @@ class AvroSchema:
                     return place
         return None
 
-    # --- functions that go through values
+    # --- functions that traverse values
 
     def _preparer(self, schema: Any) -> _Prepare | None:
-        """What makes a value of the schema one that fastavro writes as is meant; ``None`` for nothing."""
+        """A function that prepares a value for fastavro; ``None`` if nothing is to be done."""
         schema = self._resolved(schema)
         if isinstance(schema, list):
             return self._union_preparer(schema)
@@ -381,13 +381,13 @@ class AvroSchema:
         return prepare
 
     def _of_named(self, schema: Any, known: dict[str, Any], make: Callable[[Any], Any]) -> Any:
-        """What ``make`` makes of a record, once, also where that contains itself."""
+        """The result of ``make`` for a record, computed once, also if the record contains itself."""
         name = schema["name"]
         if name not in known:
             known[name] = None
             if self._leads_to_union(name):
                 made: list[Callable[[Any, Any], Any]] = []
-                # For the records within it.
+                # For nested records of the same type.
                 known[name] = lambda value, branch: made[0](value, branch)  # noqa: PLW0108 - not made yet
                 made.append(make(schema))
         return known[name]
@@ -434,18 +434,18 @@ class AvroSchema:
         def prepare(value: Any, hint: _Hint) -> Any:
             branch = hint[0] if hint is not None and hint[1] is value else getattr(value, "branch", None)
             if type(value) is tuple and len(value) == 2 and value[0] in names:
-                # As fastavro takes it: a branch that was chosen by hand.
+                # As in fastavro: a branch that was chosen explicitly.
                 branch, value = value
             place = names.index(branch) if branch in names else self._chosen(union, value)
             if place is None:
-                raise ValueError(f"{value!r:.80} fits no branch of the union {', '.join(names)}")
+                raise ValueError(f"{value!r:.80} matches no branch of the union {', '.join(names)}")
             prepare_item = inner[place]
             return names[place], value if prepare_item is None else prepare_item(value, None)
 
         return prepare
 
     def _restorer(self, schema: Any) -> _Restore | None:
-        """What takes the names of branches out of what fastavro has read, and keeps those that are needed."""
+        """A function that removes branch names from a decoded value, and stores those that are needed."""
         schema = self._resolved(schema)
         if isinstance(schema, list):
             return self._union_restorer(schema)
@@ -528,7 +528,7 @@ def _restored(
 
 
 def _tagged(value: Any) -> Any:
-    """The value with the branch of each record, where it is one of several, as a field."""
+    """The value with the stored branch of each record as a field."""
     if isinstance(value, dict):
         branch = getattr(value, "branch", None)
         for name, inner in value.items():
@@ -550,7 +550,7 @@ def _with_branches(value: Any, branches: dict[Any, tuple[str, Any]] | None) -> A
 
 
 class _Skim:
-    """Goes through a payload without making values of it."""
+    """Traverses a payload without creating values, to check its limits."""
 
     def __init__(self, schema: AvroSchema, payload: bytes) -> None:
         self._schema = schema
@@ -558,13 +558,13 @@ class _Skim:
         self._empty = 0
 
     def value(self, schema: Any, at: int, depth: int) -> int:
-        """Where the next value begins. Raises ``ValueError``."""
+        """Skip a value; returns the position of the next one. Raises ``ValueError``."""
         if isinstance(schema, str):
             schema = self._schema._types.get(schema, schema)  # noqa: SLF001 - of this module
         if isinstance(schema, list):
             place, at = self._long(at)
             if not 0 <= place < len(schema):
-                raise ValueError(f"a union has {len(schema)} branches, and no branch {place}")
+                raise ValueError(f"a union of {len(schema)} branches has no branch {place}")
             return self.value(schema[place], at, depth)
         kind = _type(schema)
         match kind:
@@ -585,7 +585,7 @@ class _Skim:
         depth += 1
         if depth > self._schema.max_depth:
             raise ValueError(
-                f"values nest more than {self._schema.max_depth} deep: Avro(…, max_depth=…) allows for more"
+                f"values are nested more than {self._schema.max_depth} deep: raise Avro(…, max_depth=…)"
             )
         if kind in _RECORDS:
             for field in schema["fields"]:
@@ -607,26 +607,26 @@ class _Skim:
                 self._empty += count
                 if self._empty > self._schema.max_items:
                     raise ValueError(
-                        f"claims {self._empty} items that have no bytes, and {self._schema.max_items} are "
-                        "allowed: Avro(…, max_items=…) allows for more"
+                        f"the payload declares {self._empty} items without bytes, the limit is "
+                        f"{self._schema.max_items}: raise Avro(…, max_items=…)"
                     )
                 continue
             for _ in range(count):
                 if at >= len(self._payload):
-                    raise ValueError("ends within an array or map")
+                    raise ValueError("the payload ends within an array or map")
                 at = self.value(items, self._sized(at) if kind == "map" else at, depth)
 
     def _sized(self, at: int) -> int:
         size, at = self._long(at)
         if not 0 <= size <= len(self._payload) - at:
-            raise ValueError(f"claims {size} bytes where {len(self._payload) - at} are left")
+            raise ValueError(f"a length of {size} bytes exceeds the {len(self._payload) - at} that are left")
         return at + size
 
     def _long(self, at: int) -> tuple[int, int]:
         payload, number, shift = self._payload, 0, 0
         while True:
             if at >= len(payload) or shift > 63:
-                raise ValueError("ends within an integer, or has one of more than 64 bits")
+                raise ValueError("the payload ends within an integer, or has one of more than 64 bits")
             byte = payload[at]
             at += 1
             number |= (byte & 0x7F) << shift
@@ -636,13 +636,13 @@ class _Skim:
 
 
 def _require_shallow(value: Any, depth: int) -> None:
-    """Fastavro writes values that contain others in C, with a stack that has an end."""
+    """Raise ``ValueError`` for values nested too deeply: fastavro writes them recursively, on the C stack."""
     waiting = [value]
     for _ in range(depth):
         waiting = [inner for outer in waiting for inner in _inner(outer)]
         if not waiting:
             return
-    raise ValueError(f"values nest more than {depth} deep: Avro(…, max_depth=…) allows for more")
+    raise ValueError(f"values are nested more than {depth} deep: raise Avro(…, max_depth=…)")
 
 
 def _inner(value: Any) -> list[Any]:
@@ -654,7 +654,7 @@ def _inner(value: Any) -> list[Any]:
 
 
 def fresh(value: Any) -> Any:
-    """The value with lists and dictionaries of its own."""
+    """A copy of the value's lists and dictionaries."""
     if isinstance(value, dict):
         return {name: fresh(inner) for name, inner in value.items()}
     return list(map(fresh, value)) if isinstance(value, list) else value
@@ -666,7 +666,7 @@ def fresh(value: Any) -> Any:
 def _read_decimal(data: bytes, schema: Any, _: Any) -> decimal.Decimal:
     context, limit = _precision(schema["precision"])
     unscaled = int.from_bytes(data, "big", signed=True)
-    # Before it becomes a decimal, as that takes the square of its length.
+    # Checked before the conversion to a decimal, which takes quadratic time.
     if not -limit < unscaled < limit:
         raise ValueError(f"a decimal has more digits than its precision, {schema['precision']}")
     return context.scaleb(decimal.Decimal(unscaled), -int(schema.get("scale") or 0))
@@ -685,15 +685,15 @@ def _unscaled(value: decimal.Decimal, schema: Any) -> int:
     precision, scale = int(schema["precision"]), int(schema.get("scale") or 0)
     sign, digits, exponent = value.as_tuple()
     if not isinstance(exponent, int):
-        raise ValueError(f"an Avro decimal is a number, got {value}")  # noqa: TRY004 - the type is right
+        raise ValueError(f"an Avro decimal must be a finite number, got {value}")  # noqa: TRY004 - the type is right
     shift = exponent + scale
     kept = digits if shift >= 0 else digits[:shift]
     if any(digits[len(kept) :]):
-        raise ValueError(f"a decimal of scale {scale} cannot be {value}")
+        raise ValueError(f"{value} does not fit a decimal of scale {scale}")
     if not any(kept):
         return 0
     if len(kept) + max(shift, 0) > precision:
-        raise ValueError(f"a decimal of precision {precision} and scale {scale} cannot be {value}")
+        raise ValueError(f"{value} does not fit a decimal of precision {precision} and scale {scale}")
     unscaled: int = int("".join(map(str, kept))) * 10 ** max(shift, 0)
     return -unscaled if sign else unscaled
 
@@ -712,7 +712,7 @@ def _precision(precision: int) -> tuple[decimal.Context, int]:
 
 
 for _kind in ("bytes", "fixed"):
-    # Under a logical type of our own, as these are for all who use fastavro.
+    # Registered with a separate logical type, as the registry is shared with all users of fastavro.
     fastavro.read.LOGICAL_READERS[f"{_kind}-{_DECIMAL}"] = _read_decimal
     fastavro.write.LOGICAL_WRITERS[f"{_kind}-{_DECIMAL}"] = _write_decimal
 
@@ -721,7 +721,7 @@ for _kind in ("bytes", "fixed"):
 
 
 def _copied(schema: Any) -> Any:
-    """A parsed schema of its own, parsed again, so that named types are one object wherever they stand."""
+    """Parse a copy of the schema, so that each named type is the same object wherever it is used."""
     plain = _without_marks(schema)
     return fastavro.parse_schema(plain)
 
@@ -733,7 +733,7 @@ def _without_marks(schema: Any) -> Any:
 
 
 def _parts(schema: Any, *, below: bool = False) -> Iterator[Any]:
-    """A schema and all that it is made of, without looking behind names; ``below`` leaves out itself."""
+    """A schema and all its parts, without resolving names; with ``below``, without the schema itself."""
     if not below:
         yield schema
     if isinstance(schema, list):
@@ -760,7 +760,7 @@ def _type(schema: Any) -> str:
 
 
 def _name(branch: Any) -> str:
-    """What a branch of a union is called: a named type by its name, others by their type."""
+    """The name of a branch of a union: that of a named type, or the type."""
     return str(branch["name"]) if isinstance(branch, dict) and _type(branch) in NAMED else _type(branch)
 
 

@@ -1,4 +1,4 @@
-"""Whether values written as one type by msgspec can be read as another."""
+"""Check whether values that msgspec encoded as one type can be decoded as another."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _Pair = tuple[str, str]
 
 
 def json_differences(stored: Any, wanted: Any, where: str) -> Iterator[str]:
-    """What of values written as ``stored`` cannot be read as ``wanted``, as ``Json.schema`` describes both.
+    """Why values written as ``stored`` cannot be read as ``wanted``, both described as in ``Json.schema``.
 
-    The answer errs on the side of caution: with nothing given, everything can be read.
+    It may report differences that do not occur in actual values; without any, all values can be read.
     """
     if wanted == "any":
         return
@@ -40,7 +40,7 @@ class _Reading:
     def differences(
         self, stored: dict[str, Any], wanted: dict[str, Any], path: str, within: frozenset[_Pair]
     ) -> Iterator[str]:
-        """``within`` are the pairs of classes around this one, which may contain themselves."""
+        """``within`` are the pairs of enclosing classes, which may contain themselves."""
         options = _branches(wanted, self._wanted)
         if any(_is_any(option) for option in options):
             return
@@ -56,14 +56,14 @@ class _Reading:
                 return
             found = [list(self._single(branch, option, path, within)) for option in candidates]
             if len(found) > 1 and self._resolved(branch).get("type") == "object":
-                # Which one reads an object depends on its tag.
+                # The tag of an object determines which one decodes it.
                 if all(found):
                     yield changed
             else:
                 yield from (difference for differences in found for difference in differences)
 
     def _candidates(self, branch: dict[str, Any], options: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The options that msgspec may choose for such a value: it goes by what the text begins with."""
+        """The options that msgspec may choose for such a value, by the first character of its JSON."""
         begins = _beginnings(self._resolved(branch))
         found = [option for option in options if begins <= _beginnings(self._read(option))]
         if not found and begins == {"integer"}:
@@ -93,7 +93,7 @@ class _Reading:
     def _value(self, value: Any, now: dict[str, Any], path: str) -> Iterator[str]:
         if "enum" in now:
             if value not in now["enum"]:
-                yield f"{self._place(path)}: could be {value!r}, which is no value of it any more"
+                yield f"{self._place(path)}: could be {value!r}, which is no longer a value of it"
         elif now.keys() - {"type", "default"}:
             yield f"{self._place(path)}: could be {value!r}, is {_named(now)}"
 
@@ -102,7 +102,7 @@ class _Reading:
         if not same_form and ("format" in now or "contentEncoding" in now):
             yield f"{self._place(path)}: was {_named(before)}, is {_named(now)}"
         else:
-            # Lengths of bytes are not those of the text that they are written as.
+            # The length of bytes differs from that of their text in base64.
             yield from self._constraints(before if same_form else {}, now, path)
 
     def _constraints(self, before: dict[str, Any], now: dict[str, Any], path: str) -> Iterator[str]:
@@ -142,10 +142,11 @@ class _Reading:
         if not before.get("uniqueItems"):
             yield f"{self._place(path)}: was an array, is a set"
         elif any(_is_any(option) for option in _branches(now["items"], self._wanted)):
-            # Elements are read as lists and dictionaries there, which no set can have.
+            # Elements are decoded as lists and dictionaries, which cannot be in a set.
             kinds = [self._resolved(branch) for branch in _branches(before["items"], self._stored)]
             if not all("enum" in kind or kind.get("type") in _SCALARS for kind in kinds):
-                yield f"{self._place(path)}: its elements were {self._named(before['items'])}, are anything"
+                was = self._named(before["items"])
+                yield f"{self._place(path)}: its elements were {was}, are of any type"
 
     def _object(
         self, before: dict[str, Any], now: dict[str, Any], path: str, within: frozenset[_Pair]
@@ -189,13 +190,13 @@ class _Reading:
                 default = item.get("default", _NO_DEFAULT)
                 if default != stored["default"] or type(default) is not type(stored["default"]):
                     was = stored["default"]
-                    yield f"{place}: default was {was!r}, is another, and values equal to it were not written"
+                    yield f"{place}: default was {was!r}, has changed, and values equal to it were omitted"
         if now.get("additionalProperties") is False:
             if mapped:
                 yield f"{self._place(path)}: was a mapping, is an object that forbids unknown fields"
             for name in present.keys() - now["properties"].keys():
                 place = self._place(_below(path, name))
-                yield f"{place}: is gone, and unknown fields are forbidden"
+                yield f"{place}: was removed, and unknown fields are forbidden"
 
     def _resolved(self, schema: dict[str, Any]) -> dict[str, Any]:
         return _resolved(schema, self._stored)
@@ -231,7 +232,7 @@ def _is_any(schema: dict[str, Any]) -> bool:
 def _branches(
     schema: dict[str, Any], definitions: dict[str, Any], *, each_value: bool = False
 ) -> list[dict[str, Any]]:
-    """The alternatives of a union, with those of unions in it; and each value of an enumeration."""
+    """The members of a union, including nested ones; with ``each_value``, each value of an enumeration."""
     if "anyOf" in schema:
         return [
             branch
@@ -244,7 +245,7 @@ def _branches(
 
 
 def _beginnings(schema: dict[str, Any]) -> set[str]:
-    """What the text of such a value may begin with."""
+    """The JSON types of such values, by which msgspec chooses a member of a union."""
     if "enum" not in schema:
         return {schema["type"]}
     return {{str: "string", int: "integer", type(None): "null"}[type(value)] for value in schema["enum"]}

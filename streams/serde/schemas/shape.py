@@ -1,4 +1,4 @@
-"""What msgspec reads as a type, as plain data: JSON Schema with what it leaves out."""
+"""Describe the types of msgspec as plain data: JSON Schema with additions."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _LENGTHS = {"string": "Length", "array": "Items", "object": "Properties"}
 
 
 def shape(kind: Any) -> dict[str, Any]:
-    """The type as JSON Schema, so far as it decides what can be read and what bytes are written.
+    """The type as JSON Schema, with everything that determines what can be decoded and how it is encoded.
 
-    ``msgspec.json.schema`` is not enough for that: its schema of a ``datetime`` is that of any text, and keys
-    of mappings and ``omit_defaults`` do not show. Titles and documentation are left out; classes are
-    numbered, as their names are not written. Raises ``TypeError`` for types that need hooks.
+    ``msgspec.json.schema`` is not sufficient: its schema of a ``datetime`` is that of any text, and it omits
+    the keys of mappings and ``omit_defaults``. Titles and documentation are left out; classes are numbered,
+    as their names are not encoded. Raises ``TypeError`` for types that need hooks.
     """
     shapes = _Shapes()
     root = shapes.of(inspect.type_info(kind))
@@ -78,7 +78,7 @@ class _Shapes:
             case inspect.DictType() | inspect.FrozenDictType():
                 names, values = self.of(info.key_type), self.of(info.value_type)
                 described: dict[str, Any] = {"type": "object", "additionalProperties": values}
-                # JSON has text there, whatever it stands for.
+                # In JSON, keys are always text, whatever their type.
                 if names not in ({}, {"type": "string"}):
                     described["propertyNames"] = names
                 return described | _constraints(info, "object")
@@ -104,7 +104,7 @@ class _Shapes:
         number = self._numbers.get(info.cls)
         if number is None:
             number = self._numbers[info.cls] = str(len(self._numbers) + 1)
-            # The number is taken before the fields are looked at: they may be of the same class again.
+            # The number is reserved before the fields are described, as they may contain the same class.
             self.definitions[number] = None
             self.definitions[number] = self._fields(info)
         return {"$ref": f"#/$defs/{number}"}
@@ -128,7 +128,7 @@ class _Shapes:
             isinstance(info, inspect.StructType) and info.array_like
         ):
             described: dict[str, Any] = {"type": "array", "prefixItems": list(properties.values())}
-            # A field without a default may stand behind one with it; all up to there must be present.
+            # A required field may follow an optional one; all fields up to the last required one must exist.
             described["minItems"] = max(
                 (place for place, name in enumerate(properties, 1) if name in required), default=0
             )
@@ -144,7 +144,7 @@ class _Shapes:
 
 
 def _class(info: inspect.StructType) -> Any:
-    """The class itself, also where the type is one with parameters."""
+    """The class itself, also of a generic type with parameters."""
     return getattr(info.cls, "__origin__", info.cls)
 
 
@@ -161,8 +161,8 @@ def _default(item: inspect.Field) -> dict[str, Any]:
     if item.default_factory in {list, dict, set, bytearray}:
         default = item.default_factory()
     try:
-        # In an order of its own, as sets have none.
+        # Sorted, as sets have no order.
         return {"default": msgspec.to_builtins(default, str_keys=True, order="deterministic")}
     except TypeError:
-        # There is no default, or it is made anew each time, or stands for a field that is absent.
+        # There is no default, or it is created each time by a function, or marks an absent field.
         return {}
