@@ -84,7 +84,7 @@ def test_a_killed_workers_task_continues_from_another_workers_standby_replica(co
     sent = records(0, 8_000, keys=2_000)
     count.send(sent)
     workers = [count.start(**settings) for _ in range(3)]
-    count.wait_for(lambda: all(held(worker) for worker in workers), 60, "all three at work")
+    count.wait_for(lambda: all(held(worker) for worker in workers), 60, "all three are running")
     count.wait_until_consumed()
 
     def copies() -> int:
@@ -111,7 +111,7 @@ def test_an_instance_id_that_another_living_member_has_waits_and_is_then_refused
     copy.wait_for(lambda: len(held(first)) == 4, 60, "the first has all")
     # Another machine whose workers have the same instance ids.
     second = copy.start(**settings, state_dir=tmp_path / "elsewhere", worker_id="elsewhere")
-    copy.wait_for(lambda: "is not over yet" in second.log.read_text(), 30, "it stands in line")
+    copy.wait_for(lambda: "is not over yet" in second.log.read_text(), 30, "it waits")
     copy.produce(numbered(0, 1_000))
     copy.wait_until_consumed()
     assert len(held(first)) == 4

@@ -37,7 +37,7 @@ def test_a_function_that_hangs_is_named_and_the_worker_is_not_ready(copy: Copy):
     worker = copy.start(http_port=0, stall_timeout=2)
     wait_until_ready(copy, worker)
     copy.produce(["fine", "hang", "after"], keyed=False)
-    copy.wait_for(lambda: "has not come back" in answer(worker, "/readyz")[1], 30, "it is seen to hang")
+    copy.wait_for(lambda: "has not come back" in answer(worker, "/readyz")[1], 30, "the hang is detected")
     status, text = answer(worker, "/readyz")
     assert status == 503
     assert "from work (" in text
@@ -69,7 +69,7 @@ def test_a_supervisor_restarts_a_worker_that_hung(copy: Copy):
     supervisor = copy.start("--workers", "1", stall_timeout=2, stall_exit=True, shutdown_timeout=1)
     copy.wait_for(lambda: supervisor.events("partitions assigned"), 60, "assigned")
     copy.produce(["hang"])
-    copy.wait_for(lambda: len(supervisor.events("worker process started")) > 1, 60, "started anew")
+    copy.wait_for(lambda: len(supervisor.events("worker process started")) > 1, 60, "restarted")
     (exited, *_) = supervisor.events("worker process exited")
     assert exited["code"] == 12
     supervisor.stop(30)
