@@ -817,7 +817,7 @@ def test_a_format_of_ones_own_gives_back_what_the_server_wrote(form, render, exp
         ('%h %t "%r"', r"it lacks a status \(\$status, %>s\)"),
         ('$remote_addr$status "$request" $time_local', "two values follow each other"),
         ('$remote_addr [$time_local] $request $status "$http_user_agent"', "the request may contain spaces"),
-        ('%h %t "%r" %>s %', "'%' is no directive"),
+        ('%h %t "%r" %>s %', "'%' is not a directive"),
         ("log_format x escape=xml '$remote_addr [$time_local] \"$request\" $status';", "unknown escape=xml"),
         ('%h %{%Q}t "%r" %>s', "has %Q, which is not supported"),
         ('$http_x_forwarded_for [$time_local] "$request" $status', "it lacks a client"),

@@ -162,7 +162,7 @@ def test_one_stream_reads_several_topics_and_patterns():
     driver.send("in", "a")
     driver.send("log-eu", "b")
     assert driver.values("out") == ["a", "b"]
-    with pytest.raises(TopologyError, match="must belong to exactly one source"):
+    with pytest.raises(TopologyError, match="it matches no source, but must match exactly one"):
         driver.send("my-log-eu", "c")
 
 

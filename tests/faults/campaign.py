@@ -432,7 +432,7 @@ class Campaign(Run):
             self.report(f"disk damaged: {crew.damage_disks(self.choose)}")
             crew.replace(place)
         elif fault == "worker killed at a step of a commit":
-            self._with_disturbed(place, 20, FAULT_STEP=self.choose.choice(STEPS))
+            self._with_fault(place, 20, FAULT_STEP=self.choose.choice(STEPS))
         elif fault == "worker joins and leaves":
             another = crew.start()
             self.keep_sending(3)
@@ -447,7 +447,7 @@ class Campaign(Run):
         elif fault == "full producer queue":
             small = json.dumps({"queue.buffering.max.messages": 20})
             said = "producer queue full"
-            self._with_disturbed(place, 8 * MOOD_SECONDS, until=said, STREAMS_PRODUCER=small, FAULT_QUEUE="1")
+            self._with_fault(place, 8 * MOOD_SECONDS, until=said, STREAMS_PRODUCER=small, FAULT_QUEUE="1")
         elif fault == "clock jumps":
             for number in self.choose.sample([signal.SIGUSR1, signal.SIGUSR2], 2):
                 for member in crew.members:
@@ -469,39 +469,39 @@ class Campaign(Run):
 
     # --- the longer ones
 
-    def _with_disturbed(self, place: int, seconds: float, until: str = "", **environment: str) -> Worker:
+    def _with_fault(self, place: int, seconds: float, until: str = "", **environment: str) -> Worker:
         """Run one worker with a fault until it ends or for some time, then an ordinary one again.
 
         With ``until``, the worker must log that event in this time, which shows that the fault happened.
         """
         crew = self.crew
         crew.stop(crew.members[place])
-        disturbed = crew.replace(place, **environment)
-        crew.wait_for_log(disturbed, '"partitions assigned"')
+        faulty = crew.replace(place, **environment)
+        crew.wait_for_log(faulty, '"partitions assigned"')
         if until:
-            if self.send_while(lambda: until not in crew.log_of(disturbed), seconds):
+            if self.send_while(lambda: until not in crew.log_of(faulty), seconds):
                 self.keep_sending(1)
             else:
                 self.outcome.verdict.add("fault", f"{environment}: nothing came of it in {seconds:.0f} s")
         else:
-            self.send_while(lambda: disturbed.poll() is None, seconds)
-        if disturbed.poll() is None:
-            crew.stop(disturbed)
+            self.send_while(lambda: faulty.poll() is None, seconds)
+        if faulty.poll() is None:
+            crew.stop(faulty)
         crew.look_at_checkpoints()
         crew.replace(place)
-        return disturbed
+        return faulty
 
     def _with_mood(self, place: int, fault: str) -> None:
         mood = {"slow": "slow", "fails": "failing", "retries": "retrying"}[fault.rsplit(maxsplit=1)[-1]]
         if mood == "slow":
-            self._with_disturbed(place, MOOD_SECONDS, FAULT_MOOD=mood)
+            self._with_fault(place, MOOD_SECONDS, FAULT_MOOD=mood)
             return
         if mood == "retrying":
-            self._with_disturbed(place, 8 * MOOD_SECONDS, until='"record retried"', FAULT_MOOD=mood)
+            self._with_fault(place, 8 * MOOD_SECONDS, until='"record retried"', FAULT_MOOD=mood)
             return
         # Like an orchestrator, restart it each time that it ends by policy ``fail``.
         for _ in range(3):
-            failing = self._with_disturbed(place, 2 * MOOD_SECONDS, FAULT_MOOD=mood)
+            failing = self._with_fault(place, 2 * MOOD_SECONDS, FAULT_MOOD=mood)
             code = failing.returncode
             if code not in (0, 4, -signal.SIGTERM):
                 self.outcome.verdict.add("L", f"a worker whose user code fails ended with {code}")

@@ -88,7 +88,7 @@ def test_an_input_created_again_while_nothing_runs_is_read_from_its_beginning(co
     admin = copy.broker.admin()
     admin.delete_topics([copy.input])
     copy.wait_for(lambda: copy.input not in admin.topics(), 30, "deleted")
-    copy.wait_for(lambda: admin.create_topics([NewTopic(name=copy.input, partitions=4)]), 30, "made anew")
+    copy.wait_for(lambda: admin.create_topics([NewTopic(name=copy.input, partitions=4)]), 30, "created again")
     send(copy, 10, 15)
     worker = copy.start()
     copy.wait_until_consumed()
@@ -104,7 +104,7 @@ def test_an_input_created_again_under_a_worker_is_not_mistaken_for_the_old_one(c
     admin = copy.broker.admin()
     admin.delete_topics([copy.input])
     copy.wait_for(lambda: copy.input not in admin.topics(), 30, "deleted")
-    copy.wait_for(lambda: admin.create_topics([NewTopic(name=copy.input, partitions=4)]), 30, "made anew")
+    copy.wait_for(lambda: admin.create_topics([NewTopic(name=copy.input, partitions=4)]), 30, "created again")
     send(copy, 10, 15)
 
     def settled() -> bool:

@@ -84,7 +84,7 @@ def test_a_killed_workers_task_continues_from_another_workers_standby_replica(co
     sent = records(0, 8_000, keys=2_000)
     count.send(sent)
     workers = [count.start(**settings) for _ in range(3)]
-    count.wait_for(lambda: all(held(worker) for worker in workers), 60, "all three at work")
+    count.wait_for(lambda: all(held(worker) for worker in workers), 60, "all three are running")
     count.wait_until_consumed()
 
     def copies() -> int:

@@ -69,7 +69,7 @@ def test_a_supervisor_restarts_a_worker_that_hung(copy: Copy):
     supervisor = copy.start("--workers", "1", stall_timeout=2, stall_exit=True, shutdown_timeout=1)
     copy.wait_for(lambda: supervisor.events("partitions assigned"), 60, "assigned")
     copy.produce(["hang"])
-    copy.wait_for(lambda: len(supervisor.events("worker process started")) > 1, 60, "started anew")
+    copy.wait_for(lambda: len(supervisor.events("worker process started")) > 1, 60, "restarted")
     (exited, *_) = supervisor.events("worker process exited")
     assert exited["code"] == 12
     supervisor.stop(30)

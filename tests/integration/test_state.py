@@ -53,14 +53,14 @@ def test_each_record_is_counted_once_while_workers_are_killed_stopped_and_starte
     sent = records(0, 16_000, keys=50)
     count.send(sent)
     workers = [count.start(**SETTINGS) for _ in range(3)]
-    count.wait_for(lambda: all(worker.events("restored") for worker in workers), 30, "all three at work")
+    count.wait_for(lambda: all(worker.events("restored") for worker in workers), 30, "all three are running")
     count.wait_for(lambda: count.lag() < 15_000, 30, "under way")
     workers[0].kill()
     more = records(16_000, 20_000, keys=50)
     count.send(more)
     assert workers[1].stop() == 0
     last = count.start(**SETTINGS)
-    count.wait_for(lambda: last.events("restored"), 30, "the new one at work")
+    count.wait_for(lambda: last.events("restored"), 30, "the new one is running")
     # Closes every window: the keys cover all four partitions.
     closing = [(f"key-{number}", FAR) for number in range(50)]
     count.send(closing)

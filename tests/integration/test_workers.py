@@ -238,7 +238,7 @@ def test_too_large_a_share_of_dead_letters_stops_the_worker(copy):
 
 def test_workers_of_one_command_are_restarted_when_they_die(copy):
     command = copy.start("--workers", "2", **SESSION)
-    copy.wait_for(lambda: len(command.events("worker started")) == 2, 60, "both at work")
+    copy.wait_for(lambda: len(command.events("worker started")) == 2, 60, "both are running")
     copy.produce(numbered(0, 1_000))
     copy.wait_until_consumed()
     victim = command.events("worker process started")[0]["pid"]

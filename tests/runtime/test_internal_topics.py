@@ -106,7 +106,7 @@ def answers(crew: Crew) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed() -> dict[str, Any]:
+def without_faults() -> dict[str, Any]:
     crew = Crew(program(), INPUTS, PARTITIONS)
     crew.start()
     send_real(crew)
@@ -128,14 +128,14 @@ FOREIGN: list[tuple[bytes | None, bytes | None]] = [
 
 
 @pytest.mark.parametrize("topic", internal_topics())
-def test_unreadable_records_become_dead_letters_and_change_no_result(undisturbed, topic):
+def test_unreadable_records_become_dead_letters_and_change_no_result(without_faults, topic):
     crew = Crew(program(), INPUTS, PARTITIONS)
     crew.start()
     for number, (key, value) in enumerate(FOREIGN):
         crew.send(topic, Record(key, value, 100, partition=number % PARTITIONS))
     send_real(crew)
     crew.settle()
-    assert results(crew) == undisturbed
+    assert results(crew) == without_faults
     letters = Counter(
         (item.key, item.value)
         for item in crew.read("app-dead-letters")
@@ -146,7 +146,7 @@ def test_unreadable_records_become_dead_letters_and_change_no_result(undisturbed
     crew.lose_disk()
     crew.start()
     crew.settle()
-    assert answers(crew).items() <= undisturbed.items()
+    assert answers(crew).items() <= without_faults.items()
     crew.stop()
 
 

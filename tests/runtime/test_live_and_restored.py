@@ -226,15 +226,15 @@ def outcome(crew: Crew) -> dict[str, Any]:
 @hypothesis_settings(max_examples=25)
 @given(inputs())
 def test_results_and_answers_do_not_depend_on_where_state_comes_from(records):
-    calm, disturbed = (Crew(program(), INPUTS, PARTITIONS) for _ in range(2))
-    for crew in (calm, disturbed):
+    calm, faulty = (Crew(program(), INPUTS, PARTITIONS) for _ in range(2))
+    for crew in (calm, faulty):
         crew.start()
         for sent in records:
             send(crew, sent)
             # Records that are processed together are merged by their times.
             if sent.then:
                 crew.settle()
-            if crew is disturbed and sent.then not in ("", "wait"):
+            if crew is faulty and sent.then not in ("", "wait"):
                 disturb(crew, sent.then)
                 crew.settle()
         crew.settle()
@@ -242,7 +242,7 @@ def test_results_and_answers_do_not_depend_on_where_state_comes_from(records):
         for key in (b"a", b"b", b"c"):
             send(crew, Sent("events", key, b"9", 1_000, ""))
         crew.settle()
-    assert outcome(disturbed) == outcome(calm)
+    assert outcome(faulty) == outcome(calm)
 
 
 @pytest.mark.parametrize("lost", [False, True])

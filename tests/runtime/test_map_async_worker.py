@@ -309,7 +309,7 @@ def lines(*, count: int = 40) -> list[InputRecord]:
     return [InputRecord(f"k{n % 5}".encode(), f"k{n % 5} {n}".encode(), 1_000 * n) for n in range(count)]
 
 
-def test_disturbed_workers_give_the_same_results():
+def test_workers_under_faults_give_the_same_results():
     async def call(line: str) -> str:
         # Ends in another order than it began.
         await asyncio.sleep(0.0005 * (int(line.split()[1]) % 3))

@@ -177,7 +177,7 @@ def test_a_broker_that_does_not_answer_is_called_again_and_not_for_ever(failures
     site.worker.close()
 
 
-def test_disturbed_workers_write_the_same_dead_letters():
+def test_workers_under_faults_write_the_same_dead_letters():
     lines = [
         InputRecord(b"k%d" % number, order(f"u{number % 4}", *["bad"] * (number % 3 == 0)), 1_000 * number)
         for number in range(30)

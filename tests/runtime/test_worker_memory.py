@@ -72,7 +72,7 @@ class Cluster(MemoryCluster):
         return sum(ends[partition] - committed.get(partition, 0) for partition in self.inputs)
 
     def run(self, *workers: Worker, rounds: int = 400) -> None:
-        """Let the workers take turns until all input is committed."""
+        """Run the workers in turns until all input is committed."""
         for _ in range(rounds):
             for worker in workers:
                 worker.run_once()
@@ -182,7 +182,7 @@ def test_an_end_noted_before_a_partition_went_away_and_came_back_is_not_committe
     second: list[Worker] = []
 
     def live_meanwhile() -> None:
-        # Partition 3, empty so far, goes to the second worker, gets records, and comes back.
+        # Partition 3, empty so far, moves to the second worker, gets records, and moves back.
         if not second:
             second.append(cluster.worker())
         if second[0].state is not State.RUNNING:
@@ -433,7 +433,7 @@ def test_at_least_once_loses_nothing_whatever_fails_and_whoever_dies(seed, share
 @hypothesis_settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), share=st.sampled_from([0.0, 0.0, 0.1, 0.3]))
 def test_exactly_once_holds_when_the_group_changes_in_the_middle_of_slices(seed, share):
-    # Records fail for a while, so that slices stay open while other workers come, work and go.
+    # Records fail for a while, so that slices stay open while other workers join, work and leave.
     chance = random.Random(seed)
     trouble = Counter[str]()
 
@@ -469,7 +469,8 @@ def test_exactly_once_holds_when_the_group_changes_in_the_middle_of_slices(seed,
         elif happening < 0.25 and len(workers) > 1 and idle:
             leaving = chance.choice(idle)
             workers.remove(leaving)
-            # One that the group has lost says so, and what it has processed comes again to another worker.
+            # A worker that lost its partitions logs it, and its records are processed again by another
+            # worker.
             with suppress(NotCommitted):
                 leaving.close()
         elif happening < 0.35:
@@ -620,7 +621,7 @@ def test_the_dead_letter_limit_stops_the_worker_but_not_what_was_committed_befor
     with pytest.raises(DeadLetterLimitExceeded, match=r"dead_letter_limit is 50.0%") as caught:
         cluster.run(worker)
     assert "copy-dead-letters" in str(caught.value)
-    # None of them was committed: the message has to show what they are like.
+    # None of them was committed, so the message has to show an example.
     assert "topic in, partition 0, offset " in str(caught.value)
     assert "'x': invalid literal for int() with base 10: 'x'" in str(caught.value)
     assert cluster.committed("in", 0) == 30

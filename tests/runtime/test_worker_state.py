@@ -1,4 +1,4 @@
-"""Workers with state on the memory broker: whatever fails, and whoever comes and goes, it is counted once."""
+"""Workers with state on the memory broker: after failures and rebalances, each record is counted once."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Tally:
 
 
 class Pause:
-    """User code in the middle of a slice and in the middle of a commit: the tests say what happens there."""
+    """User code in the middle of a slice and of a commit, in which tests inject actions."""
 
     def __init__(self) -> None:
         self.in_slice: Callable[[Any], None] = lambda _: None
@@ -111,7 +111,7 @@ class Sent(NamedTuple):
 
 
 class Cluster(MemoryCluster):
-    """Topics for ``counting``, workers with databases of their own, and what must come of the input."""
+    """Topics for ``counting``, workers with their own databases, and the expected results."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class Cluster(MemoryCluster):
         slot: int | None = None,
         members: Callable[[], Sequence[str]] | None = None,
     ) -> Worker:
-        """One more worker, started; in the place of an earlier one where ``slot`` is given."""
+        """Start one more worker; in place of an earlier one if ``slot`` is given."""
         if slot is None:
             slot, self._made = self._made, self._made + 1
         worker = self.make_worker(
@@ -182,7 +182,7 @@ class Cluster(MemoryCluster):
         pytest.fail(f"after {rounds} rounds {self.lag()} offsets are not committed; held {held}")
 
     def join(self, worker: Worker, partitions: int) -> None:
-        """Let a worker run until it holds so many partitions and has their stores."""
+        """Run a worker until it holds that many partitions and has restored their stores."""
         for _ in range(200):
             worker.run_once()
             if len(worker.progress) == partitions and worker.ready:
@@ -197,10 +197,10 @@ class Cluster(MemoryCluster):
             if key is not None
         ]
 
-    # --- what must have come of the input
+    # --- expected results
 
     def expected_windows(self) -> tuple[dict[tuple[str, int], int], set[tuple[str, int]], Counter[str]]:
-        """The count of each key and window start, which of these are closed, and the late records' keys."""
+        """The count of each key and window start, the closed ones of these, and the late records' keys."""
         counts: Counter[tuple[str, int]] = Counter()
         late: Counter[str] = Counter()
         closed: set[tuple[str, int]] = set()
@@ -281,7 +281,7 @@ class Cluster(MemoryCluster):
         assert windows == {window: count for window, count in counts.items() if window not in closed}
 
     def changelog(self, store: str, number: int) -> tuple[dict[bytes, bytes], int]:
-        """What the changelog's records leave, oldest first, and its stream time."""
+        """The entries of the changelog, oldest first, and its stream time."""
         left: dict[bytes, bytes | None] = {}
         for fetched in read_to_end(self.broker, [f"{self.app.name}-{store}-changelog"]):
             if fetched.partition == number:
@@ -304,7 +304,7 @@ def by_key(records: Iterable[tuple[Any, Any]]) -> dict[Any, list[Any]]:
 def some(
     count: int, *, seed: int = 1, begin: int = 0, topics: Sequence[str] = ("in",), step: int = 60
 ) -> list[Sent]:
-    """Input records in the order of their times, nearly: some come late."""
+    """Input records almost in the order of their times: some are late."""
     chance = random.Random(seed)
     records = []
     for number in range(begin, begin + count):
@@ -333,7 +333,7 @@ class Trouble:
 
     def __call__(self, reached: Step) -> None:
         if self.step == "abort" and reached == "commit.before" and self.seen < max(self._occurrences):
-            # There is only something to abort once a commit has failed.
+            # An abort only happens after a commit has failed.
             raise TransactionAborted("made to fail")
         if reached == self.step:
             self.seen += 1
@@ -349,7 +349,7 @@ class Trouble:
     ("step", "error"),
     [(step, OutcomeUnknown) for step in COMMIT_STEPS]
     + [(step, TransactionAborted) for step in COMMIT_STEPS if step != "commit.after"]
-    # The contract lets only these be retriable.
+    # By the contract only these are retriable.
     + [(step, Retriable) for step in ("send_offsets", "commit.before", "commit.after", "committed")]
     + [("init_transactions", OutcomeUnknown)],
 )
@@ -475,11 +475,11 @@ def test_each_record_is_counted_once_when_the_process_dies_at_a_write_to_its_dis
     kept.close()
 
 
-# --- the group changes in the middle of things
+# --- rebalances in the middle of slices and commits
 
 
 class Crowd:
-    """Workers that come, work, go and die, also in the middle of others' slices and commits."""
+    """Workers that join, work, leave and die, also in the middle of others' slices and commits."""
 
     def __init__(
         self, cluster: Cluster, pause: Pause, chance: random.Random, share: float, limit: int
@@ -500,13 +500,13 @@ class Crowd:
                 self._run(worker)
 
     def _hesitate(self, item: Any) -> None:
-        """Fail for a while, so that the group is served in between."""
+        """Fail for a while, so that the group is polled in between."""
         if self._running and self._chance.random() < 0.15 and self._failures[str(item)] < 3:
             self._failures[str(item)] += 1
             raise ConnectionError("not yet")
 
     def _change(self) -> None:
-        """Something happens; a worker whose call this is in the middle of is neither run nor ended."""
+        """Inject a fault; a worker that is in the middle of a call is neither run nor ended."""
         happening = self._chance.random()
         idle = [worker for worker in self.workers if worker not in self._running]
         if happening < 0.15 and len(self.workers) < self._limit:
@@ -514,7 +514,7 @@ class Crowd:
         elif happening < 0.25 and len(self.workers) > 1 and idle:
             leaving = self._chance.choice(idle)
             self.workers.remove(leaving)
-            # At least once, what it has written before a rebalance took its input away is not committed.
+            # At least once, results that it wrote before a rebalance revoked its input are not committed.
             with suppress(NotCommitted):
                 leaving.close()
         elif happening < 0.3:
@@ -600,7 +600,7 @@ def windows_of(cluster: Cluster, topic: str) -> list[tuple[tuple[str, int], int]
 
 
 def finish(cluster: Cluster, *workers: Worker) -> None:
-    """Let the workers end their work, and another one check that nothing was lost or counted twice."""
+    """Let the workers finish, and check with another one that nothing was lost or counted twice."""
     cluster.broker.before = None
     cluster.clock.advance(TRANSACTION_SECONDS + 1)
     cluster.run(*workers)
@@ -615,7 +615,7 @@ def finish(cluster: Cluster, *workers: Worker) -> None:
 
 
 def while_waiting(cluster: Cluster, action: Callable[[], None]) -> None:
-    """Do something in each ``keep_alive`` of a client, but not in those that this leads to."""
+    """Call an action in each ``keep_alive`` of a client, but not in nested calls."""
 
     def hook(reached: Step) -> None:
         if reached == "keep_alive":
@@ -629,7 +629,7 @@ def while_waiting(cluster: Cluster, action: Callable[[], None]) -> None:
 
 
 def failing(times: int, on: Callable[[Any], bool] = lambda _: True) -> Callable[[Any], None]:
-    """Raises for items that match, so often, then lets everything pass."""
+    """Raises for matching items, a given number of times, then accepts everything."""
     left = [times]
 
     def fail(item: Any) -> None:
@@ -643,7 +643,7 @@ def failing(times: int, on: Callable[[Any], bool] = lambda _: True) -> Callable[
 @pytest.mark.parametrize("partition", range(PARTITIONS))
 @pytest.mark.parametrize("place", ["in_slice", "at_commit"])
 def test_a_member_that_joins_while_user_code_waits_changes_no_count(place, partition):
-    # Of the partitions held, some stay: also the slice of one that stays is given up, and begun anew.
+    # Some of the held partitions stay: the slice of one that stays is abandoned and begun again too.
     pause = Pause()
     cluster = Cluster(counting(pause, commit_interval=100.0))
     cluster.send(
@@ -715,7 +715,8 @@ def test_a_task_that_loses_one_of_its_partitions_in_a_failing_commit_continues_f
         first.run_once()
     assert cluster.lag() > 0
     cluster.broker.before = Trouble(step, error, [1])
-    # As a group may do it in steps: one partition of a task goes while the other stays, and comes back.
+    # A group may rebalance in steps: one partition of a task is revoked and assigned again while the other
+    # stays.
     consumer: Any = first._consumer
     consumer._revoke([TopicPartition("other", 1)], first)
     cluster.broker.before = None
@@ -834,7 +835,7 @@ def test_a_task_with_two_topics_takes_records_by_their_times_whatever_a_poll_bri
         for value in fetched.values()
         if value is not None
     ]
-    # All records have one of three keys, each with a place of its own in the output.
+    # Each record has one of three keys; the order is compared within each key.
     for key in {record.key for record in cluster.sent}:
         own = {name for record, name in zip(cluster.sent, names, strict=True) if record.key == key}
         assert [name for name in by_partition if name in own] == [name for name in expected if name in own]
@@ -913,7 +914,9 @@ def test_what_is_kept_of_tasks_that_went_elsewhere_is_deleted_in_time(tmp_path):
 
 
 def test_a_worker_that_has_processed_nothing_writes_no_changelog_as_it_stops():
-    """What a schema asks for goes with the first offsets: without any, nothing would fence a zombie."""
+    """Changes for a new schema are written with the first offsets: without offsets, a zombie is not
+    fenced.
+    """
     app = App("fresh")
     app.stream("in", key=Text(), value=Text()).group_by_key().count("counts").to("out")
     cluster = Cluster(app, outputs=("out",))
