@@ -977,12 +977,12 @@ class Grouped(Generic[K, V]):
     ) -> WindowedGrouped[K, V]:
         """Make a result for each window of event time instead of one for all time.
 
-        A window closes when stream time passes its end by ``grace``, a session only after its
-        gap and ``grace``; records that come later for it are counted, and left out. Where no records come for
-        ``close_idle_after``, stream time goes on with the wall clock from where it stood;
-        without it, windows wait for the next record.
+        A window closes when stream time passes its end by ``grace``, a session only after its gap and
+        ``grace``; records that come later for it are counted, and left out. Where no records come for
+        ``close_idle_after``, stream time goes on with the wall clock from where it stood; without it, windows
+        wait for the next record.
 
-        For ``keep`` milliseconds of stream time after a window has closed, queries find its result.
+        For ``keep`` of stream time after a window has closed, queries find its result.
         """
         if not isinstance(window, Tumbling | Hopping | Session | Sliding):
             raise TopologyError(

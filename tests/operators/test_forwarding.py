@@ -229,11 +229,11 @@ class Keeping:
             raise ValueError("bad")
 
 
-@pytest.mark.parametrize("ttl", [None, 1_000])
+@pytest.mark.parametrize("ttl", [None, milliseconds(1_000)])
 @pytest.mark.parametrize("restarts", [False, True])
 def test_a_store_is_changed_by_what_is_put_and_by_nothing_else(ttl, restarts):
     app = App("kept", dead_letter_limit=1.0)
-    store = key_value_store("kept", ttl=milliseconds(ttl))
+    store = key_value_store("kept", ttl=ttl)
     stream = app.stream("in", key=Text(), value=Json())
     stream.process(Keeping, stores=[store], on_error=dead_letter).to("out", value=Json())
     driver = TopologyDriver(app)

@@ -360,7 +360,7 @@ def test_joins_name_the_record_that_was_joined():
     app = new_app()
     prices = app.table("prices", key=Text(), value=Json())
     keyed = orders(app).key_by(lambda value: value["item"])
-    keyed.join(prices, lambda value, price: boom(value), name="priced", value=Json()).to("out")
+    keyed.join(prices, lambda value, price: boom(value), store="priced", value=Json()).to("out")
     driver = TopologyDriver(app, partitions=2)
     driver.send("prices", 3, key="pen")
     driver.send("orders", order("x", item="none"), key="k", partition=1)
