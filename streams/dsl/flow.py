@@ -296,9 +296,9 @@ def _is_plain(kind: Any) -> bool:
         return True
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is list:
-        return _is_plain(arguments[0])
+        return all(map(_is_plain, arguments))
     if origin is dict:
-        return arguments[0] in {str, Any} and _is_plain(arguments[1])
+        return not arguments or ((arguments[0] is str or arguments[0] is Any) and _is_plain(arguments[1]))
     members = member_types(kind)
     return len(members) > 1 and all(map(_is_plain, members))
 

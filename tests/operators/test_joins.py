@@ -702,7 +702,8 @@ def test_a_foreign_key_that_cannot_be_found_meets_the_policy_and_counts_as_delet
 
 def test_a_join_by_foreign_key_must_know_how_values_are_written():
     app = App("shop")
-    plain, mapped = table_of(app, "t"), table_of(app, "u").map(lambda value: value)
+    plain: Any = table_of(app, "t")
+    mapped: Any = app.table("u", key=Text(), value=Text()).map(lambda value: value)
     with pytest.raises(TopologyError, match="'j' keeps results"):
         plain.join_foreign_key(plain, str, pair, store="j")
     with pytest.raises(TopologyError, match="'j' compares values"):
