@@ -51,7 +51,7 @@ class TopicFormat(NamedTuple):
         if payload is None:
             return None
         read = _read(self.value, payload)
-        return read if self.store is None or self.store.view is None else self.store.shown(read)
+        return read if self.store is None or self.store.view is None else self.store.view(read)
 
 
 def topic_format(topology: Topology, application: str, topic: str) -> TopicFormat:
