@@ -192,7 +192,7 @@ def test_a_copy_of_a_table_does_not_go_beyond_what_was_processed():
     assert {letter: found.get(letter, 0) for letter in counts} == counts
 
 
-def test_windows_that_are_over_go_from_copies_too(monkeypatch):
+def test_expired_windows_are_deleted_from_replicas_too(monkeypatch):
     monkeypatch.setattr("streams.runtime.restore.SHORTEST_RETENTION", 0)
     crew = Crew(counting(standby_replicas=1))
     crew.start(0)
