@@ -31,6 +31,7 @@ from streams import (
     Tumbling,
     count,
     dead_letter,
+    fail,
     key_value_store,
     maximum,
     milliseconds,
@@ -124,7 +125,7 @@ readings = (
     app.stream(f"{PREFIX}-readings", key=Text(), value=Json(Reading))
     .map(check, on_error=dead_letter, name="check")
     .map(need_retries, on_error=retry(20, backoff=0.02, longest_backoff=0.1), name="need-retries")
-    .map(fail_at_times, name="fail-at-times")
+    .map(fail_at_times, on_error=fail, name="fail-at-times")
 )
 if NEWER:
     readings.filter(lambda reading: reading.amount % 2 == 0).to(f"{PREFIX}-even")
