@@ -53,7 +53,7 @@ class KeyedAggregate(Operator):
     kept: KeptWindows | None = None
 
     def forwards_at_commits_to(self, child: str) -> bool:
-        return child == self.heads.updates
+        return child in {self.heads.updates, self.heads.replacing}
 
 
 class KeyedWindows(ABC):

@@ -59,7 +59,7 @@ class WindowedAggregate(Operator):
         return 2 * (whole_milliseconds(self.window.size) + advance) + self.grace
 
     def forwards_at_commits_to(self, child: str) -> bool:
-        return child == self.heads.updates
+        return child in {self.heads.updates, self.heads.replacing}
 
     def bind(self, step: Binding, children: Children) -> Forward:
         return held_keys(step, self.store).entering(step.guard, _Windowing(self, step, children).run)

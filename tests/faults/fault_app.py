@@ -31,6 +31,7 @@ from streams import (
     Tumbling,
     count,
     dead_letter,
+    fail,
     key_value_store,
     maximum,
     milliseconds,
@@ -129,7 +130,7 @@ readings = (
         on_error=retry(20, backoff=seconds(0.02), longest_backoff=seconds(0.1)),
         name="need-retries",
     )
-    .map(fail_at_times, name="fail-at-times")
+    .map(fail_at_times, on_error=fail, name="fail-at-times")
 )
 if NEWER:
     readings.filter(lambda reading: reading.amount % 2 == 0).to(f"{PREFIX}-even")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from itertools import count
 from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
@@ -336,6 +337,21 @@ def test_dead_letters_are_compared_and_what_is_named_is_not():
     simulator = Simulator(app, {"lines": LINES}, ignore=["halves"])
     assert simulator.topics == {"halves": IGNORED, "halving-dead-letters": ANY}
     assert last(simulator, 20).differences == []
+
+
+def test_dead_letters_of_functions_are_compared_where_those_of_results_are_not():
+    app, runs = App("counting"), count(1)
+
+    def work(line: str) -> str:
+        # Another record fails in each run.
+        return line if next(runs) % 50 else str(int(line))
+
+    counts = app.stream("lines", value=Text()).map(work).group_by(lambda line: line, value=Text()).count("n")
+    counts.map(lambda n: 1 // (n - 1)).to("out")
+    simulator = Simulator(app, {"lines": LINES}, ignore=["out", "counting-n-changelog"])
+    assert simulator.topics["counting-dead-letters"] == ANY
+    (difference,) = last(simulator, 100).differences
+    assert difference.topic == "counting-dead-letters"
 
 
 def test_an_app_of_which_nothing_can_be_compared_is_refused():

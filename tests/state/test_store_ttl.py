@@ -278,7 +278,7 @@ def test_prefixes_and_reads_of_many_keys_leave_out_what_has_expired():
                 self.store.put_many(record.value)
 
     app = App("test")
-    source = app.stream("in", key=Text(), value=Json())
+    source = app.stream("in", key=Text(), value=Json(), tombstones=True)
     source.process(Asks, stores=[key_value_store("entries", ttl=seconds(1))]).to("out", value=Json())
     driver = TopologyDriver(app)
     driver.send_all(
