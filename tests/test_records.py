@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, strategies as st
 
-from streams.records import Batch, FetchedLists, Record
+from streams.records import Batch, FetchedLists, Record, take
+from tests.support.columns import Numbers
 
 if TYPE_CHECKING:
     from streams.records import Headers
@@ -110,3 +111,28 @@ def test_a_batch_is_not_changed_by_what_is_made_of_it():
     before = list(batch.records())
     batch.with_values([1, 2]).with_keys([3, 4]).with_timestamps([5, 6]).with_headers([None, None]).select([1])
     assert list(batch.records()) == before
+
+
+@given(st.lists(st.integers(0, 99), max_size=20), st.data())
+def test_rows_are_taken_from_any_sequence_alike(numbers, data):
+    positions = st.integers(0, max(0, len(numbers) - 1))
+    some = st.lists(positions, max_size=10) if numbers else st.just([])
+    ranges = st.builds(range, st.integers(0, len(numbers)), st.just(len(numbers)))
+    rows = data.draw(st.one_of(st.none(), some, ranges))
+    wanted = numbers if rows is None else [numbers[row] for row in rows]
+    looks: list[str] = []
+    taken = take(Numbers(numbers, looks), rows)
+    assert isinstance(taken, Numbers)
+    assert looks == []
+    assert list(taken) == wanted
+    assert take(numbers, rows) == take(tuple(numbers), rows) == wanted
+
+
+def test_a_copy_of_a_batch_shares_no_list_with_it():
+    fetched = FetchedLists("topic", 0, [b"a", b"b"], [b"1", b"2"], [0, 1], [0, 1])
+    batch: Batch[Any, Any] = Batch(fetched, [1, 2], keys=["a", "b"], timestamps=[0, 1])
+    copied = batch.copy()
+    for column in (copied.values, copied.keys, copied.timestamps):
+        assert isinstance(column, list)
+        column.clear()
+    assert (batch.values, batch.keys, batch.timestamps) == ([1, 2], ["a", "b"], [0, 1])

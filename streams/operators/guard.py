@@ -254,9 +254,13 @@ class Guard:
             self._runtime.keep_alive()
         if len(results) != len(column):
             return None
-        # The type of a column is no user's; anything else may hold what nothing would await.
-        plain = isinstance(results, Column) or not (self._plain and any_awaitable(results))
-        return results if plain else None
+        # A column of another class holds no awaitables; anything else may hold what nothing would await.
+        if self._plain and not isinstance(results, Column) and any_awaitable(results):
+            for awaitable in filter(is_awaitable, results):
+                # Closed: it is met again by its record.
+                unawaited(awaitable)
+            return None
+        return results
 
     def _recover(
         self,

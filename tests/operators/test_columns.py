@@ -1,4 +1,4 @@
-"""Columns that are no lists pass through a topology unchanged, and are taken apart only where necessary."""
+"""Columns that are no lists pass through a topology as they are, unless a record fails."""
 
 from __future__ import annotations
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, strategies as st
 
 from streams.durations import seconds
-from streams.errors import ProcessingError
-from streams.operators.guard import PIECE_SECONDS, Guard, Interrupted
+from streams.errors import ProcessingError, StateError
+from streams.operators.guard import PIECE_SECONDS, Guard, Interrupted, WholeColumn
 from streams.policy import fail, retry, skip
 from streams.records import Batch, FetchedLists
+from tests.support.columns import Numbers
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -178,3 +179,77 @@ def test_what_interrupts_a_slice_is_no_failure_of_a_record():
             lambda part: map(work, part), column, batch_of(column)
         )
     assert notes.failed_rows == []
+
+
+# --- functions of complete columns
+
+
+def test_the_column_that_a_whole_column_function_gives_is_the_result():
+    looks: list[str] = []
+    given: list[int] = []
+    notes, column = Notes(), list(range(5_000))
+
+    def double(values: Any) -> Numbers:
+        given.append(len(values))
+        return Numbers([2 * value for value in values], looks)
+
+    guard = Guard("step", fail, notes, notes.failed, "step")
+    results, rows = guard.each(WholeColumn(double), column, batch_of(column))
+    assert isinstance(results, Numbers)
+    assert (given, rows, looks) == ([len(column)], None, [])
+    assert list(results) == [2 * value for value in column]
+
+
+@given(
+    st.lists(st.sampled_from(["good", "good", "good", "raise"]), min_size=2, max_size=60), st.integers(0, 2)
+)
+def test_where_a_whole_column_function_fails_each_record_is_given_to_it_alone(fates, tries):
+    attempts = [0] * len(fates)
+
+    def work(values: Any) -> Numbers:
+        for value in values:
+            attempts[value] += len(values) == 1
+            if fates[value] == "raise":
+                raise ValueError("made to fail")
+        return Numbers(values, [])
+
+    notes, column = Notes(), list(range(len(fates)))
+    policy = skip if not tries else retry(times=tries, then=skip)
+    guard = Guard("step", policy, notes, notes.failed, "step")
+    results, rows = guard.each(WholeColumn(work), column, batch_of(column))
+    good = [row for row, fate in enumerate(fates) if fate == "good"]
+    assert list(results) == good
+    assert list(column if rows is None else rows) == good
+    assert notes.failed_rows == [row for row in column if row not in good]
+    assert all(attempts[row] == 1 + tries for row in notes.failed_rows)
+
+
+def test_a_whole_column_function_that_gives_too_few_results_fails_for_each_record():
+    notes, column = Notes(), [1, 2, 3]
+    guard = Guard("step", skip, notes, notes.failed, "step")
+    results, rows = guard.each(WholeColumn(lambda _: []), column, batch_of(column))
+    assert (list(results), rows, notes.failed_rows) == ([], [], [0, 1, 2])
+
+
+def test_a_whole_column_function_that_cannot_read_state_is_no_fault_of_a_record():
+    calls: list[int] = []
+
+    def work(values: Any) -> Any:
+        calls.append(len(values))
+        raise StateError("the store is gone")
+
+    notes, column = Notes(), [1, 2, 3]
+    with pytest.raises(StateError):
+        Guard("step", skip, notes, notes.failed, "step").each(WholeColumn(work), column, batch_of(column))
+    assert (calls, notes.failed_rows) == ([3], [])
+
+
+def test_awaitables_in_a_list_that_a_whole_column_function_gives_fail_for_their_records():
+    async def later(value: int) -> int:
+        return value
+
+    notes, column = Notes(), [1, 2, 3]
+    guard = Guard("step", skip, notes, notes.failed, "step")
+    transform = WholeColumn(lambda values: [later(value) if value == 2 else value for value in values])
+    results, rows = guard.each(transform, column, batch_of(column))
+    assert (list(results), rows, notes.failed_rows) == ([1, 3], [0, 2], [1])

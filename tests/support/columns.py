@@ -50,7 +50,7 @@ class Numbers(Column[int]):
 
 
 class WholeNumbers:
-    """A serde that reads complete columns; ``looks`` as for ``Numbers``, ``reads`` are lengths."""
+    """A serde that reads complete columns, of the lengths ``reads``; ``looks`` as for ``Numbers``."""
 
     name = "WholeNumbers"
     whole_columns = True
