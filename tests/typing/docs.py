@@ -1,4 +1,4 @@
-"""``python -m tests.typing.docs``: mypy and pyright, both strict, read the programs of README and ``docs``.
+"""``python -m tests.typing.docs``: mypy and pyright read the programs of README and ``docs`` in strict mode.
 
 The Python blocks of a page are one program, as tests/test_docs.py runs them; a fence with a title is a file
 beside it. Errors name the page's line.
@@ -42,9 +42,9 @@ def main() -> int:
     )
     programs = Path(sys.executable).parent
     files = sorted(map(str, FOLDER.glob("*.py")))
-    checks: tuple[list[str | Path], ...] = (
-        [programs / "mypy", "--strict", *files],
-        [programs / "pyright", "--project", configuration],
+    checks = (
+        [str(programs / "mypy"), "--strict", *files],
+        [str(programs / "pyright"), "--project", str(configuration)],
     )
     return max(subprocess.run(command, cwd=ROOT, check=False).returncode for command in checks)
 
