@@ -23,6 +23,7 @@ from streams import (
     Windowed,
     count,
     milliseconds,
+    minutes,
     seconds,
     total,
 )
@@ -218,11 +219,14 @@ def test_what_is_kept_no_longer_leaves_the_store(window: WindowKind):
 
 def test_what_is_kept_no_longer_is_deleted_from_the_disk():
     app = App("kept", commit_interval=0.05)
-    app.stream("in", key=Text()).group_by_key().window(Session(gap=10), keep=60_000).count("w")
+    app.stream("in", key=Text()).group_by_key().window(Session(milliseconds=10), keep=minutes(1)).count("w")
     crew = Crew(app)
     crew.start()
     for step in range(40):
-        crew.send("in", *(Record(b"a", b"1", step * 50_000 + more * 5_000) for more in range(10)))
+        records: list[Record[bytes | None, bytes | None]] = [
+            Record(b"a", b"1", step * 50_000 + more * 5_000) for more in range(10)
+        ]
+        crew.send("in", *records)
         crew.settle()
     crew.stop()
     database = crew.disks[0].open(["w", "w-closed", "w-deadlines"], 0)
