@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from streams import App, Batch, Json, Record, Stream, Text, dead_letter, key_value_store, milliseconds
+from streams import App, Batch, Json, Record, Stream, Text, dead_letter, fail, key_value_store, milliseconds
 from streams.errors import ProcessingError, TopologyError
 from streams.testing import TopologyDriver
 
@@ -112,7 +112,7 @@ def test_a_record_whose_key_changed_fails_alone_and_names_the_step(step):
     assert [letter.value for letter in driver.dead_letters()] == [b'"b"']
     why = r"(?s)step 'mine'.*failed on in-0 offset 1.*made the key 'other' of a record with the key 'b'"
     with pytest.raises(ProcessingError, match=why):
-        driver_of(step, change, name="mine").send_all("in", records)
+        driver_of(step, change, on_error=fail, name="mine").send_all("in", records)
 
 
 @every_step
@@ -201,7 +201,7 @@ def test_a_batch_of_other_records_is_refused():
         return kept[0]
 
     app = App("kept")
-    app.stream("in", key=Text(), value=Json()).map_batch(delayed, keeps_key=True).to("out")
+    app.stream("in", key=Text(), value=Json()).map_batch(delayed, keeps_key=True, on_error=fail).to("out")
     driver = TopologyDriver(app)
     driver.send("in", 1, key="a")
     with pytest.raises(ProcessingError, match="a batch of other records than it was given"):

@@ -331,7 +331,7 @@ def test_what_is_no_awaitable_and_what_gives_one_are_failures_of_their_records()
     send(driver, [1, 2, 3])
     assert driver.values("out") == [3]
     messages = [dict(letter.headers or ())["__streams.errors.message"] for letter in driver.dead_letters()]
-    assert messages[0] == b"map_async needs something to await, the function returned 7"
+    assert messages[0] == b"map_async needs an awaitable, but the function returned 7"
     assert b"returns_one" not in (messages[1] or b"")
     assert b"value_of" in (messages[1] or b"")
 

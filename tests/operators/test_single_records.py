@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from streams import App, Batch, Json, Record, Text, dead_letter, retry, skip
+from streams import App, Batch, Json, Record, Text, dead_letter, fail, retry, skip
 from streams.errors import ProcessingError, TopologyError
 from streams.testing import TopologyDriver
 
@@ -32,7 +32,7 @@ def shown(record: Record[Any, Any]) -> Shown:
 
 def driver_of(build: Callable[[Stream[str, Any]], Stream[Any, Any]]) -> TopologyDriver:
     app = App("records", dead_letter_limit=1.0)
-    build(app.stream("in", key=Text(), value=Json())).to("out", key=Json(), value=Json())
+    build(app.stream("in", key=Text(), value=Json(), tombstones=True)).to("out", key=Json(), value=Json())
     return TopologyDriver(app)
 
 
@@ -173,7 +173,7 @@ def test_what_is_no_record_that_can_go_on_fails_alone_with_its_coordinates(funct
     assert b"1" in found.values()
     assert any(why.encode() in value for value in found.values())
 
-    driver = driver_of(lambda stream: stream.map_records(sometimes, name="mine"))
+    driver = driver_of(lambda stream: stream.map_records(sometimes, on_error=fail, name="mine"))
     with pytest.raises(ProcessingError, match=r"step 'mine' .* failed on in-0 offset 1"):
         driver.send_all("in", [Record("k", value, 3) for value in range(3)])
 
@@ -189,15 +189,15 @@ def test_an_awaitable_is_a_failure_of_its_record():
         return record
 
     for build in (
-        lambda stream: stream.map_records(lambda record: later(record), on_error=dead_letter),  # noqa: PLW0108 - the function itself is refused
-        lambda stream: stream.map_records(lambda r: r.with_(value=later(r)), on_error=dead_letter),
-        lambda stream: stream.filter_records(lambda record: later(record), on_error=dead_letter),  # noqa: PLW0108 - as above
-        lambda stream: stream.peek_records(lambda record: later(record), on_error=dead_letter),  # noqa: PLW0108 - as above
-        lambda stream: stream.flat_map_records(lambda record: [later(record)], on_error=dead_letter),
+        lambda stream: stream.map_records(lambda r: later(r) if r.value else r),
+        lambda stream: stream.map_records(lambda r: r.with_(value=later(r)) if r.value else r),
+        lambda stream: stream.filter_records(lambda r: later(r) if r.value else True),
+        lambda stream: stream.peek_records(lambda r: later(r) if r.value else None),
+        lambda stream: stream.flat_map_records(lambda r: [later(r) if r.value else r]),
     ):
         driver = driver_of(build)
-        driver.send("in", 1, key="k")
-        assert driver.values("out") == []
+        driver.send_all("in", [Record("k", value, 3) for value in range(2)])
+        assert driver.values("out") == [0]
         assert len(driver.dead_letters()) == 1
     with pytest.raises(TopologyError, match="async"):
         driver_of(lambda stream: stream.map_records(later))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

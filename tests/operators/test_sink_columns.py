@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, strategies as st
 
-from streams import App, Json, Record, Text, dead_letter, skip
+from streams import App, Json, Record, Text, dead_letter, fail, skip
 from streams.errors import ProcessingError, TopologyError
 from streams.partitioning import partition_for
 from streams.testing import TopologyDriver
@@ -111,7 +111,7 @@ def test_a_choice_that_cannot_be_written_fails_at_its_record_with_the_policy(opt
     assert driver.values("out") == [0, 1]
     assert driver.skipped() == {"out": 1}
     with pytest.raises(ProcessingError, match=rf"(?s)step 'out'.*offset 1.*{why}"):
-        driver_of(**options).send_all("in", records)
+        driver_of(on_error=fail, **options).send_all("in", records)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from streams.broker.memory import MemoryProducer
 from streams.durations import milliseconds
 from streams.errors import ConfigurationError
 from streams.runtime.commit import ExactlyOnce
-from streams.runtime.task import Task
+from streams.runtime.task_stores import TaskStores
 from streams.simulation.pool import Simulation, as_json, explain, simulate
 from streams.simulation.run import InputRecord
 from streams.simulation.schedule import PACES, Event, Fault, Pace, Schedule, make_schedule
@@ -229,14 +229,14 @@ def test_a_commit_without_its_offsets_is_found(monkeypatch):
 
 
 def test_state_that_is_kept_before_the_transaction_commits_is_found(monkeypatch):
-    prepare = Task.prepare
+    stage = TaskStores.stage
 
-    def too_early(self):
-        prepare(self)
+    def too_early(self, keepers):
+        stage(self, keepers)
         if self._staged is not None:
             self._database.write(self._staged, {})
 
-    monkeypatch.setattr(Task, "prepare", too_early)
+    monkeypatch.setattr(TaskStores, "stage", too_early)
     difference = found(stored(), 50)
     assert len(difference.schedule.events) <= 2
 
