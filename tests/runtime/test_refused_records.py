@@ -361,7 +361,7 @@ def test_attempts_that_fail_one_after_another_wait_longer_and_are_a_stall_with_t
     assert memory.values(out) == {b"v": 1}
     reasons = [line["reason"] for line in logged if line["event"] == "partition stalled"]
     assert reasons
-    assert "as no commit has succeeded: the broker has its reasons" in reasons[0]
+    assert "because no commit succeeded: the broker has its reasons" in reasons[0]
 
 
 # --- dead letters that are refused themselves
