@@ -333,7 +333,7 @@ def test_destroying_leaves_nothing_that_another_order_of_stores_would_find(datab
 
 def test_an_open_database_is_not_opened_twice(databases):
     databases.open(["first"], 0)
-    with pytest.raises(StateError, match="open already"):
+    with pytest.raises(StateError, match="already open"):
         databases.open(["other", "first"], 0)
 
 
