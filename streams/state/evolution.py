@@ -74,9 +74,7 @@ def compare(stored: str, wanted: str) -> Verdict:
     if json.dumps(before["key"]) != json.dumps(now["key"]):
         found = list(_differences(before["key"], now["key"], "key"))
         detail = "; ".join(found) or "key: the same values may be encoded as different bytes"
-        fixed.append(
-            f"{detail}; keys are looked up by their bytes, so no change of their schema is compatible"
-        )
+        fixed.append(f"{detail}; keys are looked up by their bytes, so no change of it is compatible")
     rewrapped = _unwrapped(before["value"])[0] != _unwrapped(now["value"])[0]
     values = [
         difference
