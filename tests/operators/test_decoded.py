@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from streams import App, Json, Text, skip
+from streams import App, Json, Text, fail, skip
 from streams.errors import ProcessingError
 from streams.eventtime.merge import InputQueue
 from streams.operators.decoded import DECODED_AT_ONCE
@@ -39,7 +39,8 @@ def merged_app(orders: Counting, function: Callable[[Any], Any], time_of: Callab
     """Two inputs that one task merges by event time; that of the orders stands in their values."""
     app = App("shop")
     stream = app.stream("orders", key=Text(), value=orders, timestamp=time_of, on_error=skip)
-    stream.merge(app.stream("prices", key=Text(), value=Json())).map(function).to("out")
+    merged = stream.merge(app.stream("prices", key=Text(), value=Json()))
+    merged.map(function, on_error=fail).to("out")
     return app
 
 
