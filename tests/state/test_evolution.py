@@ -900,10 +900,7 @@ def test_the_purpose_and_the_key_cannot_change():
     assert not found.migratable
     assert found.differences == (
         "purpose: was 'tumbling 60000', is 'tumbling 1000'",
-        (
-            "key: was Text, is JSON; keys are looked up by their bytes, so no change of their schema is "
-            "compatible"
-        ),
+        "key: was Text, is JSON; keys are looked up by their bytes, so no change of it is compatible",
     )
 
 
