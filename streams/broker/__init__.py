@@ -148,10 +148,21 @@ class Consumer(Protocol):
         Raises ``Retriable`` while an open transaction may still commit offsets of these.
         """
 
-    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+    def committed_metadata(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, str]:
+        """The text that the last commit of each partition's offset has left beside it, where it has left any.
+
+        Raises as ``committed`` does.
+        """
+
+    def commit(
+        self,
+        offsets: Mapping[TopicPartition, int],
+        offset_metadata: Mapping[TopicPartition, str] | None = None,
+    ) -> None:
         """Commit next offsets for the group, outside of any transaction; returns when the broker has them.
 
-        Raises ``TransactionAborted`` when the membership is out of date.
+        ``offset_metadata`` is a text to keep beside an offset, until the next commit of that partition; the
+        broker takes 4096 bytes of it. Raises ``TransactionAborted`` when the membership is out of date.
         """
 
     def known_ends(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
@@ -210,10 +221,16 @@ class Producer(Protocol):
     def begin(self) -> None:
         """Start a transaction; rows produced from here on belong to it."""
 
-    def send_offsets(self, offsets: Mapping[TopicPartition, int], group_metadata: object) -> None:
+    def send_offsets(
+        self,
+        offsets: Mapping[TopicPartition, int],
+        group_metadata: object,
+        offset_metadata: Mapping[TopicPartition, str] | None = None,
+    ) -> None:
         """Make the group's next offsets part of the transaction.
 
-        With the metadata of a consumer that has joined no group, nothing but the transactional id fences.
+        ``offset_metadata`` is as for ``Consumer.commit``. With the ``group_metadata`` of a consumer that has
+        joined no group, nothing but the transactional id fences.
         """
 
     def commit(self, timeout: float) -> None:

@@ -17,9 +17,13 @@ def plain(partitions: Iterable[TopicPartition]) -> list[ClientPartition]:
     return [ClientPartition(topic, partition) for topic, partition in partitions]
 
 
-def with_offsets(positions: Mapping[TopicPartition, int]) -> list[ClientPartition]:
-    """For the client, each with an offset or what stands for one."""
-    return [ClientPartition(topic, partition, offset) for (topic, partition), offset in positions.items()]
+def with_offsets(
+    positions: Mapping[TopicPartition, int], metadata: Mapping[TopicPartition, str] | None = None
+) -> list[ClientPartition]:
+    """For the client, each with an offset or what stands for one, and with the text to commit beside it."""
+    if not metadata:
+        return [ClientPartition(topic, partition, offset) for (topic, partition), offset in positions.items()]
+    return [ClientPartition(*place, offset, metadata.get(place, "")) for place, offset in positions.items()]
 
 
 def placed(partitions: Iterable[ClientPartition]) -> list[TopicPartition]:
