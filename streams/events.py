@@ -86,6 +86,8 @@ class Event(StrEnum):
     """INFO: a task's stores are brought up to date from their changelogs before it goes on."""
     RESTORE_PROGRESS = "restore progress"
     """INFO: every few seconds, with rate (records a second) and the time left."""
+    RESTORE_INCOMPLETE = "restore incomplete"
+    """WARNING: more was committed than the changelogs are said to have: their ends are asked for again."""
     RESTORED = "restored"
     """INFO: a task's stores are up to date."""
     STANDBY_STARTED = "standby started"

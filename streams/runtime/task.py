@@ -28,6 +28,7 @@ from streams.operators.origins import TimedChanges
 from streams.operators.stateless import extract_timestamps
 from streams.origin import Relayed, with_origins
 from streams.records import Batch, Derived, Output, TopicPartition, take
+from streams.runtime import commit_numbers
 from streams.runtime.dead_letter_rows import DeadLetter, DeadLetterRows, dead_letter_output
 from streams.runtime.refused_rows import RefusedRows
 from streams.serde import Bytes, nullable
@@ -530,7 +531,10 @@ class Task:
                 continue
             checkpoint = self._checkpoints[name]
             topic = changelog_topic(self._application, definition)
-            written = [changelog_records(changes.entries), metadata_records(checkpoint)]
+            entries = changelog_records(changes.entries)
+            if entries[0] or checkpoint.unwritten():
+                checkpoint.count()
+            written = [entries, metadata_records(checkpoint)]
             for keys, values, headers in written:
                 if keys:
                     now = [self._runtime.wall_clock()] * len(keys)
@@ -540,6 +544,11 @@ class Task:
                     )
             checkpoint.wrote(sum(len(keys) for keys, _, _ in written))
         return outputs
+
+    @property
+    def offset_metadata(self) -> str:
+        """What is committed beside the offsets of its input: the numbers of its stores' last commits."""
+        return commit_numbers.encode({name: item.number or 0 for name, item in self._checkpoints.items()})
 
     def committed(self) -> None:
         """All that was taken is permanent: the changes go into the database, with where they come from."""

@@ -225,11 +225,16 @@ class Transaction:
         """From here on, until ``end_commit``, nothing is whole."""
         self._become(TransactionState.COMMITTING)  # I2, I3
 
-    def commit(self, offsets: Mapping[TopicPartition, int], consumer: Consumer) -> None:
+    def commit(
+        self,
+        offsets: Mapping[TopicPartition, int],
+        consumer: Consumer,
+        offset_metadata: Mapping[TopicPartition, str] | None = None,
+    ) -> None:
         """Make everything written permanent, with these next offsets. Raises what the guarantee does."""
         assert self.committing, f"a transaction that is {self._state.value} cannot be committed"  # I2, I3
         self.writing = "", self._clock()
-        self._guarantee.commit(offsets, consumer, self._waiting)
+        self._guarantee.commit(offsets, consumer, self._waiting, offset_metadata)
         self._become(TransactionState.EMPTY)
         self.commits += 1
         self.refused.committed()
