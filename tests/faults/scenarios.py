@@ -283,7 +283,8 @@ def changelog_deleted(run: Run) -> None:
             _must_end(run, ended, (3, 8), "running-changelog")
         for each in crew.members:
             crew.kill(each)
-    # Without the disk nobody can know that there was more; but a store that begins empty is warned of.
+    # Without the disk only the number beside the offsets tells that there was more, and ends the worker after
+    # a minute; until then, a store that begins empty is warned of.
     if not run.crew.count_events()["store begins empty"]:
         run.outcome.verdict.add("loud", "a changelog was made anew in the middle of the input without a word")
 
