@@ -136,7 +136,7 @@ def committed_numbers(count) -> dict[tuple[str, int], int]:
 def written_numbers(count) -> dict[tuple[str, int], int]:
     """By store and partition, the last number in the changelog."""
     return {
-        (store, fetched.partition): int(value)
+        (store, fetched.partition): int(value or b"0")
         for store in ("counts", "windows")
         for fetched in read_to_end(count.broker, [f"{count.group}-{store}-changelog"])
         for headers in fetched.headers() or ()

@@ -70,7 +70,7 @@ def metadata(crew: Crew, *topics: str) -> dict[TopicPartition, str]:
     return found
 
 
-def counts(crew: Crew, store: str = "counts") -> dict[str, int]:
+def counts(crew: Crew, store: str = "counts") -> dict[str, Any]:
     return dict(crew.queries().entries(store))
 
 
@@ -232,7 +232,7 @@ def test_commits_of_versions_that_did_not_count_are_not_checked():
     place = TopicPartition("in", 0)
     crew.send(
         CHANGELOG.topic,
-        Record(b"a", b"4", 0, partition=0),
+        [item for item in crew.read(CHANGELOG.topic) if item.key == b"a"][-1],
         Record(TIME_KEY, b"1000", 0, [METADATA], partition=0),
     )
     crew.broker.consumer(GroupSettings(group="app")).commit(
@@ -242,14 +242,14 @@ def test_commits_of_versions_that_did_not_count_are_not_checked():
         crew.start()
         crew.send("in", record("a"))
         crew.settle()
-    assert (counts(crew), incomplete(logs)) == ({"a": 5, "b": 3}, [])
+    assert (counts(crew), incomplete(logs)) == ({"a": 4, "b": 3}, [])
     crew.kill()
     crew.lose_disk()
     # From there on it counts again, above all that was counted before.
     with capture_logs() as logs:
         crew.start()
         crew.settle()
-    assert (counts(crew), incomplete(logs)) == ({"a": 5, "b": 3}, [])
+    assert (counts(crew), incomplete(logs)) == ({"a": 4, "b": 3}, [])
     numbers = [
         int(value or b"0")
         for item in crew.read(CHANGELOG.topic)
