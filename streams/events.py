@@ -87,6 +87,8 @@ class Event(StrEnum):
     """INFO: a task's stores are being restored from their changelogs before it processes records."""
     RESTORE_PROGRESS = "restore progress"
     """INFO: every few seconds, with the rate (records per second) and the time left."""
+    RESTORE_INCOMPLETE = "restore incomplete"
+    """WARNING: more was committed than the changelogs' reported ends allow: they are requested again."""
     RESTORED = "restored"
     """INFO: a task's stores are up to date."""
     STANDBY_STARTED = "standby started"

@@ -149,10 +149,21 @@ class Consumer(Protocol):
         Raises ``Retriable`` while an open transaction may still commit offsets of these.
         """
 
-    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+    def committed_metadata(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, str]:
+        """The metadata of each partition's committed offset, where the last commit has left any.
+
+        Raises as ``committed`` does.
+        """
+
+    def commit(
+        self,
+        offsets: Mapping[TopicPartition, int],
+        offset_metadata: Mapping[TopicPartition, str] | None = None,
+    ) -> None:
         """Commit next offsets for the group, without a transaction; returns when the broker has stored them.
 
-        Raises ``TransactionAborted`` if the membership is out of date.
+        ``offset_metadata`` is a text to store with an offset, until the next commit of that partition; the
+        broker takes 4096 bytes of it. Raises ``TransactionAborted`` if the membership is out of date.
         """
 
     def known_ends(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
@@ -212,10 +223,16 @@ class Producer(Protocol):
     def begin(self) -> None:
         """Begin a transaction; rows produced from here on belong to it."""
 
-    def send_offsets(self, offsets: Mapping[TopicPartition, int], group_metadata: object) -> None:
+    def send_offsets(
+        self,
+        offsets: Mapping[TopicPartition, int],
+        group_metadata: object,
+        offset_metadata: Mapping[TopicPartition, str] | None = None,
+    ) -> None:
         """Add the group's next offsets to the transaction.
 
-        With the metadata of a consumer that has not joined a group, only the transactional id is fenced.
+        ``offset_metadata`` is as for ``Consumer.commit``. With the ``group_metadata`` of a consumer that has
+        not joined a group, only the transactional id is fenced.
         """
 
     def commit(self, timeout: float) -> None:

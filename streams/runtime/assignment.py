@@ -511,6 +511,16 @@ class Assignment:
             offsets |= task.positions if task.staged else moved
         return offsets
 
+    def offset_metadata(self, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, str]:
+        """What is committed beside these offsets: which commits of their stores they belong to."""
+        tasks = {task.id: task for partition in offsets if (task := self.held[partition]).states}
+        texts = {identifier: task.offset_metadata for identifier, task in tasks.items()}
+        return {
+            partition: text
+            for partition in offsets
+            if (text := texts.get(self.held[partition].id)) is not None
+        }
+
     def uncommitted(self) -> dict[TopicPartition, tuple[int, int]]:
         """The committed and the processed next offset of each held partition, where they differ.
 

@@ -52,8 +52,12 @@ class Guarantee(Protocol):
         offsets: Mapping[TopicPartition, int],
         consumer: Consumer,
         waiting: Callable[[], None] | None = None,
+        offset_metadata: Mapping[TopicPartition, str] | None = None,
     ) -> None:
-        """Commit everything written, and these next offsets. Does nothing if there is nothing to commit."""
+        """Commit everything written, and these next offsets. Does nothing if there is nothing to commit.
+
+        ``offset_metadata`` is committed with the offsets, see ``Consumer.commit``.
+        """
 
     def take_refused(self) -> list[Refusal]:
         """Return and forget the records that the broker refused, which forced an abort."""
@@ -104,12 +108,13 @@ class ExactlyOnce:
         offsets: Mapping[TopicPartition, int],
         consumer: Consumer,
         waiting: Callable[[], None] | None = None,  # noqa: ARG002 - a transaction's commit cannot be interrupted
+        offset_metadata: Mapping[TopicPartition, str] | None = None,
     ) -> None:
         if not offsets and not self._open:
             return
         producer = self._begun()
         if offsets:
-            producer.send_offsets(offsets, consumer.group_metadata())
+            producer.send_offsets(offsets, consumer.group_metadata(), offset_metadata)
         producer.commit(self._timeout)
         self._open = False
 
@@ -176,6 +181,7 @@ class AtLeastOnce:
         offsets: Mapping[TopicPartition, int],
         consumer: Consumer,
         waiting: Callable[[], None] | None = None,
+        offset_metadata: Mapping[TopicPartition, str] | None = None,
     ) -> None:
         assert self._producer is not None
         try:
@@ -184,7 +190,7 @@ class AtLeastOnce:
             raise TransactionAborted(str(error)) from error
         changes, self._changes = self._changes, []
         if not changes:
-            consumer.commit(offsets)
+            consumer.commit(offsets, offset_metadata)
             return
         if not self._keeps_state:
             self._state.open(self._timeout)
@@ -197,7 +203,7 @@ class AtLeastOnce:
             except RecordRefused as error:
                 output.refuse(error.position, error)
                 raise
-        self._state.commit(offsets, consumer)
+        self._state.commit(offsets, consumer, offset_metadata=offset_metadata)
 
     def abort(self) -> None:
         """Discard the changes of stores; outputs cannot be undone and will be repeated."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from streams.errors import TopicError
 from streams.records import TopicPartition
+from streams.runtime import commit_numbers
 from streams.runtime.task_life import TaskLives, TaskState
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class PendingTasks:
             if self._lives.state(task) is not TaskState.RESTORING and partitions >= self._expected(task)
         ]
         positions = consumer.positions([item for task in complete for item in self._waiting[task]])
+        beginning: dict[TaskId, dict[TopicPartition, int]] = {}
         for task in complete:
             starts: dict[TopicPartition, int] = {}
             for partition in self._waiting[task]:
@@ -108,12 +110,16 @@ class PendingTasks:
                     break
                 starts[partition] = start
             else:
-                self._begin(task, starts, consumer)
+                beginning[task] = starts
+        if beginning:
+            texts = consumer.committed_metadata([item for own in beginning.values() for item in own])
+            for task, starts in beginning.items():
+                self._begin(task, starts, [texts[item] for item in starts if item in texts], consumer)
         done: list[Restoration] = []
         until = self._clock() + POLL_SECONDS
         while self._any_restoring() and not done and not stopped():
             done = self._restorer.poll(0.0 if busy else 0.05)
-            if busy or self._clock() >= until:
+            if busy or self._clock() >= until or not self._restorer.reading:
                 break
         return done
 
@@ -127,15 +133,23 @@ class PendingTasks:
         """Release the clients."""
         self._restorer.close()
 
-    def _begin(self, task: TaskId, starts: Mapping[TopicPartition, int], consumer: Consumer) -> None:
+    def _begin(
+        self,
+        task: TaskId,
+        starts: Mapping[TopicPartition, int],
+        offset_metadata: Iterable[str],
+        consumer: Consumer,
+    ) -> None:
         known = {partition: start for partition, start in starts.items() if start >= 0}
+        stores = self._topology.subtopologies[task.subtopology].stores
         database = None if self._standbys is None else self._standbys.release(task)
         try:
             self._restorer.add(
                 task,
-                self._topology.subtopologies[task.subtopology].stores,
+                stores,
                 {partition.topic: start for partition, start in known.items()},
                 database,
+                numbers=commit_numbers.decode(offset_metadata, [store.name for store in stores]),
                 begun=lambda: any(consumer.committed(self._expected(task)).values()),
             )
         except BaseException:

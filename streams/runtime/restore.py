@@ -48,6 +48,19 @@ SHORTEST_RETENTION = 60_000
 
 REPORT_SECONDS = 5.0
 
+ASK_SECONDS = 1.0
+"""How often the ends of changelogs are asked for again that cannot be their ends."""
+
+BELIEVE_SECONDS = 60.0
+"""After so long, a changelog is believed to end before what was committed."""
+
+LEFT_OVER_HINT = (
+    "give the store another name and replay the input to build it again; or, to continue with what is left, "
+    "stop the app, delete its workers' folders in state_dir, and commit its offsets as they are with Kafka's "
+    "own tool, which removes the number: kafka-consumer-groups.sh --group <app> --all-topics --reset-offsets "
+    "--to-current --execute"
+)
+
 UNUSABLE = Checkpoint("", offset=-1)
 
 
@@ -82,6 +95,14 @@ class Restoration:
     progress: RestoreProgress = field(default_factory=lambda: RestoreProgress(0))
     forgotten: dict[str, int] = field(default_factory=dict)
     """The start time (milliseconds since the epoch) before which windows of each store were deleted."""
+    committed: dict[TopicPartition, int] = field(default_factory=dict)
+    """The committed offsets of tables' topics."""
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    """The commit number of each store to which the committed offsets belong, as far as known."""
+    ahead: set[TopicPartition] = field(default_factory=set)
+    """Changelogs whose reported end is before the database's checkpoint."""
+    expiring: set[TopicPartition] = field(default_factory=set)
+    """Changelogs that have deleted records by age: the number of the last commit may be among them."""
     unreadable: dict[TopicPartition, UnreadableRecords] = field(init=False)
     """The unreadable records of each changelog partition, as far as it was read."""
 
@@ -99,6 +120,59 @@ class Restoration:
             for partition, position in self.positions.items()
             if position < self.targets[partition]
         }
+
+    def cut_short(self) -> list[TopicPartition]:
+        """The partitions that were read to their ends, as the broker told them, and have more committed."""
+        return [
+            partition for partition, store in self.definitions.items() if self._cut_short(partition, store)
+        ]
+
+    def _cut_short(self, partition: TopicPartition, store: StoreDefinition) -> bool:
+        if store.source_topic is not None:
+            return self.targets[partition] < self.committed.get(partition, 0)
+        number = self.checkpoints[store.name].number
+        if number is None or (number == 0 and partition in self.expiring):
+            return partition in self.ahead
+        return partition in self.ahead or number < self.numbers.get(store.name, 0)
+
+    def end_at(self, partition: TopicPartition, end: int) -> None:
+        """The broker was asked again how far a partition reaches."""
+        before = max(self.targets[partition], self.positions[partition])
+        if self.definitions[partition].source_topic is not None:
+            end = min(end, self.committed[partition])
+        self.targets[partition] = target = max(self.targets[partition], end)
+        self.progress.total += max(0, target - before)
+        if target >= self.positions[partition]:
+            self.ahead.discard(partition)
+
+    def believe(self) -> None:
+        """Take the ends for what they are. Raises ``StateError`` where state would not fit the offsets."""
+        for partition in self.cut_short():
+            store = self.definitions[partition]
+            if store.source_topic is not None:
+                # What is committed lies in another topic of that name.
+                del self.committed[partition]
+            elif partition in self.ahead:
+                raise _cut_error(store, partition, self.positions[partition], self.targets[partition])
+            else:
+                raise self._older_error(store, partition)
+
+    def _older_error(self, store: StoreDefinition, partition: TopicPartition) -> StateError:
+        return StateError(
+            f"store {store.name!r}, task {self.task}: {partition} was read to its end at offset "
+            f"{self.positions[partition]} and has the store as of its commit "
+            f"{self.checkpoints[store.name].number}, but the committed offsets belong to its commit "
+            f"{self.numbers[store.name]}: records are missing at the end, as after an unclean leader "
+            "election, or where the changelog was deleted or cut",
+            hint=LEFT_OVER_HINT,
+        )
+
+    def count_on(self) -> None:
+        """Have the next commit get a higher number than any before, also where none was in sight."""
+        for name, number in self.numbers.items():
+            checkpoint = self.checkpoints[name]
+            if (checkpoint.number or 0) < number:
+                checkpoint.number = checkpoint.number_written = number
 
     def expired(self, store: StoreDefinition, time: int) -> list[tuple[bytes, bytes]]:
         """The expired windows of a store at that stream time, as ranges of keys.
@@ -146,6 +220,25 @@ class Restoration:
             checkpoint.offset = self.positions[partition]
 
 
+def _cut_error(store: StoreDefinition, partition: TopicPartition, offset: int, end: int) -> StateError:
+    return StateError(
+        f"the state of store {store.name!r} followed {partition} to offset {offset}, but that ends at {end} "
+        "now: it was deleted or cut, and a store made of what is left of it would not fit the offsets that "
+        "are committed",
+        hint=LEFT_OVER_HINT,
+    )
+
+
+@dataclass(slots=True)
+class _Doubt:
+    """Since when changelogs of a task have been said to end too early, with nothing left to be read."""
+
+    since: float
+    ask_at: float
+    done: int
+    """How many records were read by then."""
+
+
 def _value_serde(store: StoreDefinition, stored: str | None) -> Serde[Any] | None:
     """The serde for values of a stored schema; ``None`` if the task migrates or refuses them."""
     if stored is None:
@@ -190,15 +283,18 @@ class Changelogs:
         committed: Mapping[str, int],
         database: Database | None = None,
         *,
+        numbers: Mapping[str, int] | None = None,
         begun: Callable[[], bool] = lambda: False,
     ) -> Restoration:
         """Determine which part of a task's database is usable, and how much is missing.
 
-        ``committed`` are the committed offsets of topics that are tables' changelogs, ``database`` is the
-        task's if it is already open, and ``begun`` returns whether any of the task's input was processed
-        before. Raises ``BrokerError`` when the broker does not answer, with nothing changed; ``StateError``
-        when the database cannot be opened, or when its changelog was deleted although the group is in the
-        middle of its input.
+        ``committed`` are the committed offsets of topics that are tables' changelogs, ``numbers`` the commits
+        of stores to which the committed offsets belong. ``database`` is the task's if it is already open, and
+        ``begun`` returns whether any of the task's input was processed before.
+
+        Raises ``BrokerError`` when the broker does not answer, with nothing changed; ``StateError`` when the
+        database cannot be opened, or when its changelog was deleted although the group is in the middle of
+        its input.
         """
         if self._admin is None:
             self._admin = self._broker.admin()
@@ -223,7 +319,7 @@ class Changelogs:
         names = [store.name for store in definitions]
         given, database = database, database or self._databases.open(names, task.partition)
         try:
-            saved = self._usable(task, database, by_partition, beginnings, targets, begun)
+            saved, ahead = self._usable(task, database, by_partition, beginnings, targets, begun)
         except StreamsError:
             if given is None:
                 database.close()
@@ -239,7 +335,7 @@ class Changelogs:
                 database.write({}, encode_metadata({store.name: UNUSABLE}, self._wall_clock()))
                 database.drop(store.name)
             positions[partition] = max(checkpoint.offset, min(beginnings[partition], targets[partition]))
-        total = sum(targets[partition] - position for partition, position in positions.items())
+        total = sum(max(0, targets[partition] - position) for partition, position in positions.items())
         # The consumer may have another position in a partition that was read before.
         self._assigned = set()
         return Restoration(
@@ -250,7 +346,28 @@ class Changelogs:
             positions,
             targets,
             RestoreProgress(total, started=self._clock()),
+            committed={
+                partition: committed[partition.topic]
+                for partition, store in by_partition.items()
+                if store.source_topic and partition.topic in committed
+            },
+            numbers=numbers or {},
+            ahead=ahead,
+            expiring={
+                partition
+                for partition, store in by_partition.items()
+                if store.changelog_retention is not None and beginnings[partition] > 0
+            },
         )
+
+    def ask_again(self, partitions: Mapping[TopicPartition, Restoration]) -> None:
+        """Ask for the ends of partitions once more. Raises ``BrokerError``."""
+        if self._admin is not None:
+            # What the client takes for the leader may be what has answered wrongly.
+            self._admin.close()
+        self._admin = self._broker.admin()
+        for partition, end in self._admin.end_offsets(list(partitions), "read_uncommitted").items():
+            partitions[partition].end_at(partition, end)
 
     def read(self, restorations: Collection[Restoration], timeout: float) -> bool:
         """Read some of the missing records of these, waiting up to ``timeout`` seconds for the first.
@@ -307,14 +424,14 @@ class Changelogs:
         beginnings: Mapping[TopicPartition, int],
         targets: Mapping[TopicPartition, int],
         begun: Callable[[], bool],
-    ) -> dict[str, SavedCheckpoint]:
-        """The checkpoints in the database from which its changelogs can continue."""
+    ) -> tuple[dict[str, SavedCheckpoint], set[TopicPartition]]:
+        """The checkpoints from which to continue, and the changelogs whose reported end is before theirs."""
         try:
             saved = decode_metadata(database.metadata())
         except msgspec.DecodeError as error:
             self._log.error(Event.STATE_REBUILT, task=str(task), reason=f"unreadable checkpoint: {error}")
-            return {}
-        usable = {}
+            return {}, set()
+        usable, ahead = {}, set()
         for partition, store in by_partition.items():
             checkpoint = saved.get(store.name)
             if checkpoint is None or checkpoint.offset < 0:
@@ -332,13 +449,9 @@ class Changelogs:
                 )
             if checkpoint.offset > target:
                 if store.source_topic is None and begun():
-                    raise StateError(
-                        f"the state of store {store.name!r} includes {partition} up to offset "
-                        f"{checkpoint.offset}, but that partition now ends at {target}: it was deleted or "
-                        "truncated, and a store rebuilt from the rest would not match the committed offsets",
-                        hint="give the store another name and replay the input to rebuild it; or, to "
-                        "continue with the remaining entries, delete this worker's folder in state_dir",
-                    )
+                    usable[store.name] = checkpoint
+                    ahead.add(partition)
+                    continue
                 # The changelog was replaced: this state is not made of its records.
                 reason = f"the checkpoint {checkpoint.offset} is ahead of {partition}, which ends at {target}"
             elif gone:
@@ -349,7 +462,7 @@ class Changelogs:
                 usable[store.name] = checkpoint
                 continue
             self._log.warning(Event.STATE_REBUILT, task=str(task), store=store.name, reason=reason)
-        return usable
+        return usable, ahead
 
     def _apply(self, restoration: Restoration, partition: TopicPartition, fetched: Fetched) -> None:
         store = restoration.definitions[partition]
@@ -380,7 +493,8 @@ class Restorer:
 
     A task is restored when its stores have all committed records up to the ends of the changelogs as of
     ``add``. It waits for transactions that the task's last owner left open, as until they end it is undecided
-    what was committed.
+    what was committed. A broker that led a partition until it was frozen may report an earlier end: where
+    more is committed than there is up to that end, the end is requested again.
     """
 
     def __init__(
@@ -403,12 +517,18 @@ class Restorer:
         self._clock = clock
         self._log = get_logger()
         self._restorations: dict[TaskId, Restoration] = {}
+        self._doubts: dict[TaskId, _Doubt] = {}
         self._reported = clock()
 
     @property
     def progress(self) -> dict[TaskId, RestoreProgress]:
         """The progress of each task being restored."""
         return {task: restoration.progress for task, restoration in list(self._restorations.items())}
+
+    @property
+    def reading(self) -> bool:
+        """Whether there is anything to be read, as far as is known."""
+        return any(restoration.left for restoration in self._restorations.values())
 
     def add(
         self,
@@ -417,10 +537,13 @@ class Restorer:
         committed: Mapping[str, int],
         database: Database | None = None,
         *,
+        numbers: Mapping[str, int] | None = None,
         begun: Callable[[], bool] = lambda: False,
     ) -> None:
         """Start on a task; see ``Changelogs.open`` for the arguments and what is raised."""
-        restoration = self._changelogs.open(task, definitions, committed, database, begun=begun)
+        restoration = self._changelogs.open(
+            task, definitions, committed, database, numbers=numbers, begun=begun
+        )
         if not self._restorations:
             self._reported = self._clock()
         self._restorations[task] = restoration
@@ -429,19 +552,23 @@ class Restorer:
     def discard(self, task: TaskId) -> None:
         """Abandon a task. The part restored so far is kept on disk."""
         restoration = self._restorations.pop(task, None)
+        self._doubts.pop(task, None)
         if restoration is not None:
             restoration.database.close()
 
     def poll(self, timeout: float) -> list[Restoration]:
         """Restore some records, and return the tasks that are done; their databases are open.
 
-        ``timeout`` (seconds) is how long to wait for records when there are none. Raises ``BrokerError``.
+        ``timeout`` (seconds) is how long to wait for records when there are none. Raises ``BrokerError``,
+        and ``StateError`` for state that cannot be that of the committed offsets.
         """
         self._changelogs.read(self._restorations.values(), timeout)
-        done = [item for item in self._restorations.values() if not item.left]
+        self._doubt_ends()
+        done = [item for item in self._restorations.values() if not item.left and not item.cut_short()]
         now = self._clock()
         for restoration in done:
             restoration.check()
+            restoration.count_on()
             del self._restorations[restoration.task]
             self._changelogs.save(restoration)
             progress = restoration.progress
@@ -464,6 +591,47 @@ class Restorer:
                     seconds_left=round(progress.seconds_left(now), 1),
                 )
         return done
+
+    def _doubt_ends(self) -> None:
+        """Ask again for ends before which not all lies that is committed; after a while, believe them."""
+        now = self._clock()
+        short = {
+            task: restoration.cut_short()
+            for task, restoration in self._restorations.items()
+            if not restoration.left
+        }
+        due: dict[TopicPartition, Restoration] = {}
+        asked: list[TaskId] = []
+        for task, partitions in short.items():
+            restoration = self._restorations[task]
+            doubt = self._doubts.get(task)
+            if not partitions:
+                self._doubts.pop(task, None)
+                continue
+            if doubt is None or doubt.done != restoration.progress.done:
+                doubt = self._doubts[task] = _Doubt(now, now, restoration.progress.done)
+                self._log.warning(
+                    Event.RESTORE_INCOMPLETE,
+                    task=str(task),
+                    ends={str(partition): restoration.targets[partition] for partition in partitions},
+                )
+            if now >= doubt.ask_at:
+                doubt.ask_at = now + ASK_SECONDS
+                due |= dict.fromkeys(partitions, restoration)
+                asked.append(task)
+        if not due:
+            return
+        try:
+            self._changelogs.ask_again(due)
+        except BrokerError:
+            # No answer says nothing about the ends: the time to believe one begins with the next.
+            for task in asked:
+                self._doubts[task].since = now
+            raise
+        for task in asked:
+            restoration = self._restorations[task]
+            if not restoration.left and now - self._doubts[task].since >= BELIEVE_SECONDS:
+                restoration.believe()  # I10
 
     def close(self) -> None:
         """Abandon the tasks being restored and release the clients."""

@@ -263,6 +263,11 @@ class Task:
         """What ``prepare`` found for the changelog topics."""
         return self._stores.take_changelog()
 
+    @property
+    def offset_metadata(self) -> str:
+        """The metadata of its input offsets: the numbers of its stores' last commits."""
+        return self._stores.offset_metadata
+
     def committed(self) -> None:
         """All that was taken is permanent: the changes go into the database, with where they come from."""
         self._clocks.committed()

@@ -8,6 +8,7 @@ from streams.errors import StateError, StreamsError, error_text
 from streams.operators.guard import preview
 from streams.operators.keys import HeldKeys
 from streams.records import Output, TopicPartition
+from streams.runtime import commit_numbers
 from streams.state.buffered import KeyValueState, WindowState
 from streams.state.changelog import (
     Checkpoint,
@@ -106,7 +107,10 @@ class TaskStores:
                 continue
             checkpoint = self.checkpoints[name]
             topic = changelog_topic(self._application, definition)
-            written = [changelog_records(changes.entries), metadata_records(checkpoint)]
+            entries = changelog_records(changes.entries)
+            if entries[0] or checkpoint.unwritten():
+                checkpoint.count()
+            written = [entries, metadata_records(checkpoint)]
             for keys, values, headers in written:
                 if keys:
                     now = [self._wall_clock()] * len(keys)
@@ -116,6 +120,11 @@ class TaskStores:
                     )
             checkpoint.wrote(sum(len(keys) for keys, _, _ in written))
         return outputs
+
+    @property
+    def offset_metadata(self) -> str:
+        """The metadata of the task's input offsets: the numbers of its stores' last commits."""
+        return commit_numbers.encode({name: item.number or 0 for name, item in self.checkpoints.items()})
 
     def committed(self, positions: Mapping[TopicPartition, int]) -> None:
         """All that was taken is permanent: the changes go into the database, with where they come from."""

@@ -228,11 +228,16 @@ class Transaction:
         """Enter the commit: until ``end_commit`` there are no complete slices to commit."""
         self._become(TransactionState.COMMITTING)  # I2, I3
 
-    def commit(self, offsets: Mapping[TopicPartition, int], consumer: Consumer) -> None:
+    def commit(
+        self,
+        offsets: Mapping[TopicPartition, int],
+        consumer: Consumer,
+        offset_metadata: Mapping[TopicPartition, str] | None = None,
+    ) -> None:
         """Commit everything written with these next offsets. Raises the errors of ``Guarantee.commit``."""
         assert self.committing, f"a transaction that is {self._state.value} cannot be committed"  # I2, I3
         self.writing = "", self._clock()
-        self._guarantee.commit(offsets, consumer, self._waiting)
+        self._guarantee.commit(offsets, consumer, self._waiting, offset_metadata)
         self._become(TransactionState.EMPTY)
         self.commits += 1
         self.refused.committed()

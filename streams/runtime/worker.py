@@ -706,7 +706,8 @@ class Worker:
         try:
             self._prepare()
             offsets = self._assignment.offsets()
-            self._transaction.commit(offsets, self._consumer)
+            metadata = self._assignment.offset_metadata(offsets)
+            self._transaction.commit(offsets, self._consumer, metadata)
         except UNFINISHED as error:
             self._transaction.failed(error)
         except Interrupted:

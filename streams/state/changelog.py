@@ -5,6 +5,10 @@ of metadata, stream time and the schema, with keys that begin with ``RESERVED``.
 keys, an entry whose own key begins with ``RESERVED`` is written with another key, ``ENTRY_PREFIX`` and its
 own key; the header ``KIND`` distinguishes such entries from metadata.
 
+Each commit that changes a store has a number, one more than the previous one, in the header ``COMMIT`` of the
+record of stream time, which comes last and is written with each such commit. The metadata of the offsets that
+the commit moves has the same number: by it a restore notices that it has not read everything.
+
 Earlier versions wrote every entry with its own key, and no header. Without the header, a record with a
 reserved key is an entry, unless the key is exactly that of stream time or of the schema; then it is metadata,
 or an entry if its value cannot be metadata.
@@ -34,12 +38,16 @@ ENTRY_PREFIX = RESERVED + b"entry:"
 KIND = "__streams.changelog"
 """The header of records with reserved keys."""
 
+COMMIT = "__streams.commit"
+"""The header with the number of the commit."""
+
 METADATA: tuple[str, bytes | None] = (KIND, b"metadata")
 ENTRY: tuple[str, bytes | None] = (KIND, b"entry")
 
 Columns: TypeAlias = "tuple[list[bytes | None], list[bytes | None], list[Headers | None] | None]"
 """Keys, values and headers of records; ``None`` for headers if no record has any."""
 
+_NUMBER = re.compile(rb"[0-9]{1,19}")
 _TIMES = re.compile(rb"-?[0-9]{1,19}( -?[0-9]{1,19})?")
 
 
@@ -108,17 +116,28 @@ class Checkpoint:
     """The schema in the changelog."""
     time_written: int = -1
     observed_written: int = -1
+    number: int | None = 0
+    """Of the last commit that changed the store; ``None`` where the version that made it did not count."""
+    number_written: int | None = 0
     _added: int = field(default=0)
 
     def unwritten(self) -> list[tuple[bytes, bytes]]:
         """The metadata that the changelog does not have yet."""
         records = []
-        if (self.time, self.observed) != (self.time_written, self.observed_written):
+        if (self.time, self.observed, self.number) != (
+            self.time_written,
+            self.observed_written,
+            self.number_written,
+        ):
             both = b"%d" if self.observed == self.time else b"%d %d"
             records.append((TIME_KEY, both % (self.time, self.observed)[: both.count(b"%")]))
         if self.schema != self.schema_written:
             records.append((SCHEMA_KEY, self.schema.encode()))
         return records
+
+    def count(self) -> None:
+        """The next commit changes the store."""
+        self.number = (self.number_written or 0) + 1
 
     def wrote(self, records: int) -> None:
         """Note the number of records that go to the changelog with the next commit."""
@@ -130,19 +149,22 @@ class Checkpoint:
         self._added = 0
         self.time_written, self.observed_written = self.time, self.observed
         self.schema_written = self.schema
+        self.number_written = self.number
 
     def drop(self) -> None:
         """The commit failed: discard what was written."""
         self._added = 0
         self.time, self.observed = self.time_written, self.observed_written
+        self.number = self.number_written
 
     def follow(self, saved: SavedCheckpoint) -> None:
         """Continue from a database's saved checkpoint."""
         self.offset, self.schema_written = saved.offset, saved.schema
         self.time = self.time_written = saved.time
         self.observed = self.observed_written = saved.time if saved.observed is None else saved.observed
+        self.number = self.number_written = saved.number
 
-    def read(self, key: bytes, value: bytes | None) -> None:
+    def read(self, key: bytes, value: bytes | None, headers: Headers | None = None) -> None:
         """Apply a record of metadata. Raises ``ValueError`` if its value is invalid.
 
         Metadata of later versions, with unknown keys, is ignored.
@@ -152,6 +174,10 @@ class Checkpoint:
         if key == TIME_KEY:
             if not _TIMES.fullmatch(value):
                 raise ValueError(f"needs one or two integers as stream time, got {value!r:.80}")
+            number = next((number for name, number in headers or () if name == COMMIT), None)
+            if number is not None and not _NUMBER.fullmatch(number):
+                raise ValueError(f"needs an integer in its header {COMMIT}, got {number!r:.80}")
+            self.number = self.number_written = None if number is None else int(number)
             time, _, observed = value.partition(b" ")
             self.time = self.time_written = int(time)
             self.observed = self.observed_written = int(observed or time)
@@ -165,8 +191,13 @@ class Checkpoint:
 
 def metadata_records(checkpoint: Checkpoint) -> Columns:
     """The keys, values and headers of the records for metadata that the changelog does not have yet."""
-    records = checkpoint.unwritten()
-    return [key for key, _ in records], [value for _, value in records], [[METADATA]] * len(records)
+    # The record with the number comes last: a reader of it has read the complete commit.
+    records = checkpoint.unwritten()[::-1]
+    number = (COMMIT, b"%d" % (checkpoint.number or 0))
+    headers: list[Headers | None] = [
+        [METADATA, number] if key == TIME_KEY else [METADATA] for key, _ in records
+    ]
+    return [key for key, _ in records], [value for _, value in records], headers
 
 
 class SavedCheckpoint(msgspec.Struct):
@@ -178,6 +209,7 @@ class SavedCheckpoint(msgspec.Struct):
     saved_at: int
     observed: int | None = None
     """``None`` in databases of earlier versions: the same as ``time``."""
+    number: int | None = None
 
 
 def encode_metadata(checkpoints: Mapping[str, Checkpoint], now: int) -> dict[str, bytes]:
@@ -190,6 +222,7 @@ def encode_metadata(checkpoints: Mapping[str, Checkpoint], now: int) -> dict[str
                 checkpoint.schema_written,
                 now,
                 checkpoint.observed_written,
+                checkpoint.number_written,
             )
         )
         for name, checkpoint in checkpoints.items()

@@ -13,7 +13,7 @@ from streams.state.store import START
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from streams.records import Fetched, TopicPartition
+    from streams.records import Fetched, Headers, TopicPartition
     from streams.serde import Serde
     from streams.state.changelog import Checkpoint
     from streams.state.definition import StoreDefinition
@@ -78,7 +78,7 @@ class UnreadableRecords:
                     continue
                 entry = entry_key(key, own)
                 if entry is None:
-                    entry = self._metadata(checkpoint, key, value, fetched, row, old=not own)
+                    entry = self._metadata(checkpoint, key, value, own, fetched, row)
                 if entry is not None:
                     entries[entry] = value
         if checkpoint.schema_written != self._schema:
@@ -112,17 +112,16 @@ class UnreadableRecords:
         checkpoint: Checkpoint,
         key: bytes,
         value: bytes | None,
+        headers: Headers | None,
         fetched: Fetched,
         row: int,
-        *,
-        old: bool,
     ) -> bytes | None:
         """Apply a record of metadata. Returns its key if it is an entry after all, of an earlier version."""
         place = "metadata", key
         try:
-            checkpoint.read(key, value)
+            checkpoint.read(key, value, headers)
         except ValueError as error:
-            if old and value is not None and self._reason(key, value) is None:
+            if not headers and value is not None and self._reason(key, value) is None:
                 return key
             what = "stream time" if key == TIME_KEY else "the schema"
             self._add(place, fetched.offsets([row])[0], f"it has the key of {what}, and {error}", value)

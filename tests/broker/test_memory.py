@@ -540,6 +540,26 @@ class TestFaults:
         producer.commit(1.0)
         assert broker.admin().committed_offsets("group") == {place(0): 3}
 
+    def test_a_leader_that_was_replaced_answers_with_the_end_that_it_knows(self, broker):
+        write(broker, rows("sink", b"0", b"1"))
+        broker.replace_leader(SINK, answers=2)
+        write(broker, rows("sink", b"2"))
+        admin = broker.admin()
+        assert admin.end_offsets([SINK], "read_uncommitted") == {SINK: 2}
+        assert admin.end_offsets([SINK]) == {SINK: 2}
+        assert admin.end_offsets([SINK]) == {SINK: 3}
+        assert values(broker, SINK) == [b"0", b"1", b"2"]
+
+    def test_metadata_that_a_broker_would_not_take_is_refused(self, broker):
+        consumer, _ = join(broker)
+        with pytest.raises(FatalBrokerError, match="offset of source-0 has more than 4096 bytes"):
+            consumer.commit({place(0): 1}, {place(0): "x" * 4097})
+        producer = transactional(broker)
+        producer.begin()
+        with pytest.raises(FatalBrokerError, match="offset of source-0 has more than 4096 bytes"):
+            producer.send_offsets({place(0): 1}, consumer.group_metadata(), {place(0): "x" * 4097})
+        assert broker.admin().committed_offsets("group") == {}
+
     def test_every_step_is_announced(self, broker):
         steps: list[Step] = []
         broker.before = steps.append

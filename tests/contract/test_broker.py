@@ -21,6 +21,7 @@ from streams.errors import (
     OutcomeUnknown,
     RecordRefused,
     RecordsRefused,
+    Retriable,
     TopicMissing,
     TransactionAborted,
 )
@@ -142,6 +143,14 @@ def write(producer: Producer, *outputs: Output) -> None:
     for output in outputs:
         producer.produce(output)
     producer.flush(PATIENCE)
+
+
+def metadata_is(consumer: Consumer, place: TopicPartition, text: str) -> bool:
+    """Whether that stands beside the committed offset, and no open transaction may change it."""
+    try:
+        return consumer.committed_metadata([place]).get(place, "") == text
+    except Retriable:
+        return False
 
 
 def numbered(start: int, stop: int) -> list[bytes]:
@@ -615,6 +624,22 @@ class TestGroup:
         poll_until(lambda: len(second.values) >= 6, second)
         assert second.values == numbered(4, 10)
 
+    def test_the_metadata_of_a_committed_offset_lasts_until_the_next_commit_of_its_partition(self, clients):
+        topic = clients.topic(partitions=2)
+        places = [TopicPartition(topic, number) for number in range(2)]
+        first = Reader(clients.consumer()).subscribe(topic)
+        poll_until(lambda: first.holds(*places), first)
+        assert first.consumer.committed_metadata(places) == {}
+        first.consumer.commit(dict.fromkeys(places, 1), {place: f"of {place}" for place in places})
+        assert first.consumer.committed_metadata(places) == {place: f"of {place}" for place in places}
+        first.consumer.commit({places[0]: 1})
+        first.consumer.commit({places[1]: 2}, {places[1]: "é" * 2_000})
+        assert first.consumer.committed_metadata(places) == {places[1]: "é" * 2_000}
+        assert first.consumer.committed(places) == {places[0]: 1, places[1]: 2}
+        first.consumer.close()
+        # Who is no member of the group may ask too.
+        assert clients.consumer().committed_metadata(places[1:]) == {places[1]: "é" * 2_000}
+
     def test_positions_are_known_before_anything_is_read(self, clients):
         topic = clients.topic()
         place = TopicPartition(topic, 0)
@@ -1038,6 +1063,22 @@ class TestTransactions:
         poll_until(lambda: len(watcher.values) >= 3, watcher)
         assert watcher.values == numbered(0, 3)
         soon(lambda: clients.admin.committed_offsets(clients.name("group")) == {place: 3})
+
+    def test_the_metadata_of_offsets_is_committed_with_them(self, clients):
+        place = TopicPartition(clients.topic(), 0)
+        member = Reader(clients.consumer()).subscribe(place.topic)
+        poll_until(lambda: member.holds(place), member)
+        producer = clients.transactional_producer()
+        for text, committed in (("one", True), ("two", False), ("three", True)):
+            producer.begin()
+            producer.send_offsets({place: len(text)}, member.consumer.group_metadata(), {place: text})
+            producer.commit(PATIENCE) if committed else producer.abort(PATIENCE)
+            expected = text if committed else "one"
+            soon(partial(metadata_is, member.consumer, place, expected))
+        producer.begin()
+        producer.send_offsets({place: 9}, member.consumer.group_metadata())
+        producer.commit(PATIENCE)
+        soon(lambda: metadata_is(member.consumer, place, ""))
 
     def test_an_aborted_transaction_leaves_no_records_and_no_offsets(self, clients):
         source, sink = clients.topic("source"), clients.topic("sink")

@@ -286,7 +286,8 @@ def changelog_deleted(run: Run) -> None:
             _must_end(run, ended, (3, 8), "running-changelog")
         for each in crew.members:
             crew.kill(each)
-    # Without the disk the loss cannot be detected; but a store that begins empty is logged as a warning.
+    # Without the disk, only the number in the offsets' metadata shows that there was more, which ends the
+    # worker after a minute; until then, a store that begins empty is logged as a warning.
     if not run.crew.count_events()["store begins empty"]:
         run.outcome.verdict.add(
             "loud", "a changelog was created again in the middle of the input without a warning"

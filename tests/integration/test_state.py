@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from streams import App, Bytes
-from streams.broker import NewTopic
+from streams.broker import GroupSettings, NewTopic
+from streams.broker.reading import read_to_end
 from streams.errors import StateUnavailable
 from streams.records import Output, TopicPartition
-from streams.state.changelog import RESERVED, SCHEMA_KEY, TIME_KEY
+from streams.runtime.commit_numbers import decode
+from streams.state.changelog import COMMIT, RESERVED, SCHEMA_KEY, TIME_KEY
 
 pytestmark = pytest.mark.kafka
 
@@ -94,6 +96,55 @@ def test_a_restart_on_the_same_disk_reads_the_tail_and_one_without_reads_all(cou
     assert anew.stop() == 0
     assert restored(anew) >= keys
     check(count, sent + more + closing)
+
+
+def test_the_offsets_metadata_has_the_last_commit_numbers_and_a_new_disk_restores_them(count):
+    keys = 50
+    sent = records(0, 2_000, keys)
+    count.send(sent)
+    first = count.start(**SETTINGS)
+    count.wait_until_consumed()
+    assert first.stop() == 0
+    before = committed_numbers(count)
+    assert before == written_numbers(count)
+    assert {store for store, _ in before} == {"counts", "windows"}
+
+    shutil.rmtree(count.state)
+    last = count.start(**SETTINGS)
+    closing = [(f"key-{number}", FAR) for number in range(keys)]
+    count.send(closing)
+    count.wait_until_consumed()
+    assert last.stop() == 0
+    assert not last.events("restore incomplete")
+    after = committed_numbers(count)
+    assert after == written_numbers(count)
+    assert all(after[place] > number for place, number in before.items())
+    check(count, sent + closing)
+
+
+def committed_numbers(count) -> dict[tuple[str, int], int]:
+    """The number in the metadata of the committed offsets, by store and partition."""
+    admin, reader = count.broker.admin(), count.broker.consumer(GroupSettings(group=count.group))
+    texts = reader.committed_metadata(admin.committed_offsets(count.group))
+    reader.close()
+    admin.close()
+    return {
+        (store, place.partition): number
+        for place, text in texts.items()
+        for store, number in decode([text], ["counts", "windows"]).items()
+    }
+
+
+def written_numbers(count) -> dict[tuple[str, int], int]:
+    """The last number in the changelog, by store and partition."""
+    return {
+        (store, fetched.partition): int(value or b"0")
+        for store in ("counts", "windows")
+        for fetched in read_to_end(count.broker, [f"{count.group}-{store}-changelog"])
+        for headers in fetched.headers() or ()
+        for name, value in headers or ()
+        if name == COMMIT
+    }
 
 
 def test_a_foreign_record_in_a_changelog_ends_the_worker_with_its_offset_until_it_is_repaired(count):

@@ -629,3 +629,34 @@ def test_the_end_of_a_tables_topic_moves_no_checkpoint_past_what_was_restored(mo
     site.restorer.add(TASK, [table], {"prices": 1})
     (done,) = site.restore()
     assert done.checkpoints["prices"].offset == 1
+
+
+def test_a_tables_topic_is_read_to_the_committed_offset_although_a_replaced_leader_tells_an_earlier_end():
+    site, table = site_of_a_table()
+    site.broker.replace_leader(TopicPartition("prices", 0), answers=3)
+    producer = site.broker.producer()
+    producer.produce(Output("prices", [b"d"], [b"4"], [0]))
+    producer.flush(1)
+    site.restorer.add(TASK, [table], {"prices": 4})
+    with capture_logs() as logs:
+        assert site.restore() == []
+        site.clock.advance(1)
+        assert site.restore() == []
+        site.clock.advance(1)
+        (done,) = site.restore()
+    assert [key for key, _ in done.database.store("prices").scan()] == [b"a", b"b", b"c", b"d"]
+    assert done.checkpoints["prices"].offset == done.progress.done == done.progress.total == 4
+    (doubted,) = [entry for entry in logs if entry["event"] == Event.RESTORE_INCOMPLETE]
+    assert doubted["ends"] == {"prices-0": 3}
+
+
+def test_a_tables_topic_that_ends_before_the_committed_offset_is_believed_to_after_a_minute():
+    """It was deleted and made again; what becomes of the committed offset is the worker's to settle."""
+    site, table = site_of_a_table()
+    site.restorer.add(TASK, [table], {"prices": 9})
+    for _ in range(59):
+        assert site.restore(2) == []
+        site.clock.advance(1)
+    site.clock.advance(1)
+    (done,) = site.restore()
+    assert done.checkpoints["prices"].offset == 3

@@ -217,7 +217,7 @@ def test_results_that_depend_on_something_besides_the_input_are_found(source):
 
 
 def test_a_commit_without_its_offsets_is_found(monkeypatch):
-    def commit(self, offsets, consumer, waiting=None):
+    def commit(self, offsets, consumer, waiting=None, offset_metadata=None):
         if offsets or self._open:
             self._begun().commit(self._timeout)
             self._open = False

@@ -340,8 +340,22 @@ class KafkaConsumer:
         }
 
     def committed(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        return {
+            TopicPartition(item.topic, item.partition): item.offset
+            for item in self._committed(partitions)
+            if item.offset >= 0
+        }
+
+    def committed_metadata(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, str]:
+        return {
+            TopicPartition(item.topic, item.partition): item.metadata
+            for item in self._committed(partitions)
+            if item.offset >= 0 and item.metadata
+        }
+
+    def _committed(self, partitions: Collection[TopicPartition]) -> list[ClientPartition]:
         if not partitions:
-            return {}
+            return []
         found = self._call(
             "reading committed offsets",
             lambda: self._client.committed(to_client(partitions), timeout=REQUEST_SECONDS),
@@ -350,14 +364,18 @@ class KafkaConsumer:
             if partition.error is not None:
                 doing = f"committed offset of {partition.topic}-{partition.partition}"
                 raise self._to_error(partition.error, doing, partition.topic)
-        return {TopicPartition(item.topic, item.partition): item.offset for item in found if item.offset >= 0}
+        return cast("list[ClientPartition]", found)
 
-    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+    def commit(
+        self,
+        offsets: Mapping[TopicPartition, int],
+        offset_metadata: Mapping[TopicPartition, str] | None = None,
+    ) -> None:
         if not offsets:
             return
         done = self._call(
             "committing offsets",
-            lambda: self._client.commit(offsets=with_offsets(offsets), asynchronous=False),
+            lambda: self._client.commit(offsets=with_offsets(offsets, offset_metadata), asynchronous=False),
         )
         for partition in done or ():
             if partition.error is not None:

@@ -17,9 +17,13 @@ def to_client(partitions: Iterable[TopicPartition]) -> list[ClientPartition]:
     return [ClientPartition(topic, partition) for topic, partition in partitions]
 
 
-def with_offsets(positions: Mapping[TopicPartition, int]) -> list[ClientPartition]:
-    """Convert partitions to the client's class, with (logical) offsets."""
-    return [ClientPartition(topic, partition, offset) for (topic, partition), offset in positions.items()]
+def with_offsets(
+    positions: Mapping[TopicPartition, int], metadata: Mapping[TopicPartition, str] | None = None
+) -> list[ClientPartition]:
+    """Convert partitions to the client's class, with (logical) offsets and the metadata to commit."""
+    if not metadata:
+        return [ClientPartition(topic, partition, offset) for (topic, partition), offset in positions.items()]
+    return [ClientPartition(*place, offset, metadata.get(place, "")) for place, offset in positions.items()]
 
 
 def from_client(partitions: Iterable[ClientPartition]) -> list[TopicPartition]:

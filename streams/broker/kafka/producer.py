@@ -212,8 +212,13 @@ class KafkaProducer:
         except KafkaException as error:
             raise self._to_error(error.args[0], "producer: beginning a transaction") from error
 
-    def send_offsets(self, offsets: Mapping[TopicPartition, int], group_metadata: object) -> None:
-        targets = with_offsets(offsets)
+    def send_offsets(
+        self,
+        offsets: Mapping[TopicPartition, int],
+        group_metadata: object,
+        offset_metadata: Mapping[TopicPartition, str] | None = None,
+    ) -> None:
+        targets = with_offsets(offsets, offset_metadata)
         group, metadata = cast("Membership", group_metadata)
         inputs = sorted({partition.topic for partition in offsets})
         self._until(

@@ -84,7 +84,7 @@ class MemoryAdmin:
         self, partitions: Collection[TopicPartition], isolation: Isolation = "read_committed"
     ) -> dict[TopicPartition, int]:
         with self._cluster.locked():
-            return {p: self._cluster.existing_log(p).end(isolation) for p in partitions}
+            return {p: self._cluster.reported_end(p, isolation) for p in partitions}
 
     def beginning_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         with self._cluster.locked():

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from streams.broker.memory.admin import MemoryAdmin
-from streams.broker.memory.cluster import Cluster
+from streams.broker.memory.cluster import Cluster, StaleEnd
 from streams.broker.memory.consumer import MemoryConsumer
 from streams.broker.memory.group import Membership
 from streams.broker.memory.log import Log
@@ -17,7 +17,7 @@ from streams.broker.memory.topic import MemoryTopic
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streams.broker import Consumer, GroupSettings
+    from streams.broker import Consumer, GroupSettings, Isolation
     from streams.broker.memory.cluster import Step
     from streams.records import TopicPartition
 
@@ -90,6 +90,20 @@ class MemoryBroker:
         with self._cluster.locked():
             log = self._cluster.existing_log(partition)
             log.start = max(log.start, min(offset, log.next_offset))
+
+    def replace_leader(self, partition: TopicPartition, *, answers: int) -> None:
+        """Have the old leader answer the next requests for the partition's end: with the end as it is now.
+
+        So does a broker that stood still until another one had its partitions: it first answers what has
+        waited in its sockets. Records come from the new leader.
+        """
+        with self._cluster.locked():
+            log = self._cluster.existing_log(partition)
+            ends: dict[Isolation, int] = {
+                "read_committed": log.end("read_committed"),
+                "read_uncommitted": log.end("read_uncommitted"),
+            }
+            self._cluster.stale_ends[partition] = StaleEnd(ends, answers)
 
     def add_partitions(self, topic: str, total: int) -> None:
         """Add partitions to a topic up to ``total``. Keys go to other partitions from then on."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from threading import Condition
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 from streams.broker.memory.group import Group
-from streams.errors import TopicError
+from streams.errors import FatalBrokerError, TopicError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from streams.broker import Refusal
+    from streams.broker import Isolation, Refusal
     from streams.broker.memory.log import Log, Transaction
     from streams.broker.memory.topic import MemoryTopic
     from streams.records import Output, TopicPartition
@@ -38,6 +39,17 @@ Step: TypeAlias = Literal[
 commit took effect and before the call returns.
 """
 
+LARGEST_OFFSET_METADATA = 4096
+"""What Kafka takes of it, in bytes, by default (``offset.metadata.max.bytes``)."""
+
+
+@dataclass(slots=True)
+class StaleEnd:
+    """What a replaced leader takes for a partition's end, and how often it is still asked."""
+
+    ends: dict[Isolation, int]
+    answers: int
+
 
 class Cluster:
     """The state that all clients share. It must only be read and changed inside ``locked``."""
@@ -59,6 +71,8 @@ class Cluster:
         self.known: set[str] = set()
         """Topics that have rejected records: from then on, producers apply their limits in ``produce``."""
         self.groups: dict[str, Group] = {}
+        self.stale_ends: dict[TopicPartition, StaleEnd] = {}
+        """Partitions about whose ends a leader answers that is none any more."""
         self.epochs: dict[str, int] = {}
         self.open: dict[str, Transaction] = {}
         self._wait = wait
@@ -137,6 +151,17 @@ class Cluster:
             raise TopicError(f"there is no partition {partition}", hint="create the topic first")
         return log
 
+    def reported_end(self, partition: TopicPartition, isolation: Isolation) -> int:
+        """The end of a partition as whoever is asked for it has it."""
+        end = self.existing_log(partition).end(isolation)
+        stale = self.stale_ends.get(partition)
+        if stale is None:
+            return end
+        stale.answers -= 1
+        if stale.answers <= 0:
+            del self.stale_ends[partition]
+        return stale.ends[isolation]
+
     def topics_changed(self) -> None:
         for group in self.groups.values():
             self.retarget(group)
@@ -159,9 +184,22 @@ class Cluster:
         """Whether an open transaction may still commit an offset for the partition."""
         return any(partition in transaction.offsets.get(group, ()) for transaction in self.open.values())
 
-    def commit_offsets(self, group: Group, offsets: Mapping[TopicPartition, int]) -> None:
+    def commit_offsets(
+        self, group: Group, offsets: Mapping[TopicPartition, int], metadata: Mapping[TopicPartition, str]
+    ) -> None:
+        """Commit offsets with their metadata, which replaces that of the previous commit."""
         # Partitions that were deleted in the meantime have no offsets.
-        group.offsets.update({place: offset for place, offset in offsets.items() if self.log(place)})
+        there = {place: offset for place, offset in offsets.items() if self.log(place)}
+        group.offsets.update(there)
+        group.metadata.update({place: metadata.get(place, "") for place in there})
+
+    def require_size(self, metadata: Mapping[TopicPartition, str]) -> None:
+        """Raise ``FatalBrokerError`` for metadata that Kafka would not store with an offset."""
+        for place, text in metadata.items():
+            if len(text.encode()) > LARGEST_OFFSET_METADATA:
+                raise FatalBrokerError(
+                    f"the metadata for the offset of {place} has more than {LARGEST_OFFSET_METADATA} bytes"
+                )
 
     # Transactions
 
@@ -177,7 +215,7 @@ class Cluster:
             log.finish(transaction, committed=committed)
         if committed:
             for group, offsets in transaction.offsets.items():
-                self.commit_offsets(group, offsets)
+                self.commit_offsets(group, offsets, transaction.metadata[group])
         self.notify()
 
     def new_producer(self, transactional_id: str) -> int:

@@ -148,13 +148,24 @@ class MemoryConsumer:
                 )
             return {p: group.offsets[p] for p in partitions if p in group.offsets}
 
-    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+    def committed_metadata(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, str]:
+        committed = self.committed(partitions)
+        with self._cluster.locked():
+            metadata = self._group().metadata
+            return {p: metadata[p] for p in committed if metadata.get(p)}
+
+    def commit(
+        self,
+        offsets: Mapping[TopicPartition, int],
+        offset_metadata: Mapping[TopicPartition, str] | None = None,
+    ) -> None:
         self._usable()
+        self._cluster.require_size(offset_metadata or {})
         self._cluster.step("commit_offsets.before")
         with self._cluster.locked():
             group = self._group()
             group.check(self._membership(), offsets)
-            self._cluster.commit_offsets(group, offsets)
+            self._cluster.commit_offsets(group, offsets, offset_metadata or {})
         self._cluster.step("commit_offsets.after")
 
     def known_ends(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:

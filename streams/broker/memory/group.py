@@ -60,6 +60,8 @@ class Group:
         self.members: dict[str, Member] = {}
         self.owners: dict[TopicPartition, Member] = {}
         self.offsets: dict[TopicPartition, int] = {}
+        self.metadata: dict[TopicPartition, str] = {}
+        """The texts that were committed beside the offsets."""
         self._names_given = 0
 
     def has(self, member: Member) -> bool:

@@ -160,5 +160,7 @@ class Transaction:
     transactional_id: str
     rows: dict[Log, Ranges] = field(default_factory=dict)
     offsets: dict[Group, dict[TopicPartition, int]] = field(default_factory=dict)
+    metadata: dict[Group, dict[TopicPartition, str]] = field(default_factory=dict)
+    """What is to stand beside the offsets."""
     deadline: float = math.inf
     failed: bool = False

@@ -111,9 +111,16 @@ class MemoryProducer:
             self._transaction = Transaction(self._transactional_id)
             self._refused = []
 
-    def send_offsets(self, offsets: Mapping[TopicPartition, int], group_metadata: object) -> None:
+    def send_offsets(
+        self,
+        offsets: Mapping[TopicPartition, int],
+        group_metadata: object,
+        offset_metadata: Mapping[TopicPartition, str] | None = None,
+    ) -> None:
         self._cluster.step("send_offsets")
         assert isinstance(group_metadata, Membership)
+        texts = offset_metadata or {}
+        self._cluster.require_size(texts)
         with self._cluster.locked():
             transaction = self._healthy_transaction()
             group = self._cluster.group(group_metadata.group)
@@ -127,6 +134,8 @@ class MemoryProducer:
             if offsets:
                 self._cluster.start(transaction, self._transaction_timeout)
                 transaction.offsets.setdefault(group, {}).update(offsets)
+                own = transaction.metadata.setdefault(group, {})
+                own.update({place: texts.get(place, "") for place in offsets})
 
     def commit(self, timeout: float) -> None:  # noqa: ARG002  # this broker answers at once
         self._cluster.step("commit.before")
