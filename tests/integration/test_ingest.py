@@ -96,6 +96,8 @@ def ingesting(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # Under nohup, the command would inherit that SIGHUP is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # noqa: PLW1509 - calls nothing that locks
     )
     try:
         yield Command(process)

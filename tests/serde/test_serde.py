@@ -124,7 +124,7 @@ def test_bytes_left_over_are_an_error(schema):
 
 
 def test_another_type_is_not_written(schema):
-    with pytest.raises(TypeError, match="writes Order, got dict"):
+    with pytest.raises(TypeError, match="needs Order, got dict"):
         list(Avro(schema, Order).serialize([{"number": 1}]))  # type: ignore[list-item]  # what this test is about
     with pytest.raises(TypeError, match="needs bytes, got str"):
         list(Bytes().serialize([b"a", "b"]))  # type: ignore[list-item]  # what this test is about
