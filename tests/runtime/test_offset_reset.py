@@ -239,7 +239,7 @@ def test_a_worker_that_others_went_past_continues_from_what_they_committed():
     cluster.send(0, 10)
     worker = cluster.worker()
     run(worker, 3)
-    consumer: Any = worker._consumer
+    consumer = cluster.consumer_of(worker)
     # Only members can commit offsets of a living group, so the test changes them in the broker.
     group = cluster.broker._cluster.group(app.name)
     run(worker)

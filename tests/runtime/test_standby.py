@@ -176,9 +176,8 @@ def test_a_copy_of_a_table_does_not_go_beyond_what_was_processed():
     crew.settle()
     crew.send(50)
     # Written and not processed: the other worker only updates its replicas.
-    standbys, consumer = survivor._standbys, survivor._consumer
+    standbys, consumer = survivor._standbys, crew.cluster.consumer_of(survivor)
     assert standbys is not None
-    assert consumer is not None
     for _ in range(200):
         standbys.poll(survivor.member, survivor.held, consumer.committed)
         crew.cluster.clock.advance(0.05)

@@ -717,8 +717,7 @@ def test_a_task_that_loses_one_of_its_partitions_in_a_failing_commit_continues_f
     cluster.broker.before = Trouble(step, error, [1])
     # A group may rebalance in steps: one partition of a task is revoked and assigned again while the other
     # stays.
-    consumer: Any = first._consumer
-    consumer._revoke([TopicPartition("other", 1)], first)
+    cluster.consumer_of(first)._revoke([TopicPartition("other", 1)], first)
     cluster.broker.before = None
     finish(cluster, first)
 

@@ -14,11 +14,32 @@ from streams.runtime.worker import Worker
 from tests.support.clock import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from streams import App
+    from streams.broker import NamePattern, RebalanceListener
+    from streams.broker.memory import MemoryConsumer
 
 TRANSACTION_SECONDS = 10.0
+
+
+class Broker(MemoryBroker):
+    """Knows which client a worker has, for tests that do to it what a process or a network does."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.members: dict[RebalanceListener, MemoryConsumer] = {}
+
+    def consumer(self, settings: GroupSettings) -> MemoryConsumer:
+        consumer = super().consumer(settings)
+        subscribe = consumer.subscribe
+
+        def join(topics: Collection[str | NamePattern], listener: RebalanceListener) -> None:
+            self.members[listener] = consumer
+            subscribe(topics, listener)
+
+        consumer.subscribe = join  # type: ignore[method-assign]  # of this one alone
+        return consumer
 
 
 class MemoryCluster:
@@ -26,9 +47,12 @@ class MemoryCluster:
 
     def __init__(self, topics: Mapping[str, int], clock: Clock | None = None, **options: Any) -> None:
         self.clock = clock or Clock()
-        self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance, **options)
+        self.broker = self.make_broker(clock=self.clock, wait=self.clock.advance, **options)
         self.admin = self.broker.admin()
         self.admin.create_topics([NewTopic(name=name, partitions=count) for name, count in topics.items()])
+
+    def make_broker(self, **options: Any) -> Broker:
+        return Broker(**options)
 
     def prepare(
         self, app: App, *, create_outputs: bool, dead_letter_topic: str | None = None
@@ -76,9 +100,11 @@ class MemoryCluster:
 
     def expire(self, worker: Worker) -> None:
         """End the worker's session."""
-        # The hook needs the client of the frozen process, which a worker does not expose.
-        consumer: Any = worker._consumer
-        self.broker.expire(consumer)
+        self.broker.expire(self.consumer_of(worker))
+
+    def consumer_of(self, worker: Worker) -> Any:
+        """The client with which a worker that was started is a member of the group."""
+        return self.broker.members[worker]
 
     def freeze(self, worker: Worker) -> None:
         """Simulate a killed process: the worker's session ends and its open transaction times out."""
