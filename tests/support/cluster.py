@@ -43,11 +43,24 @@ class Broker(MemoryBroker):
 
 
 class MemoryCluster:
-    """``topics`` with their partition counts. ``clock`` is the time; ``options`` are the broker's."""
+    """``topics`` with their partition counts. ``clock`` is the time; ``options`` are the broker's.
 
-    def __init__(self, topics: Mapping[str, int], clock: Clock | None = None, **options: Any) -> None:
+    With ``real_time``, for workers in threads, broker and workers use the system's time instead.
+    """
+
+    def __init__(
+        self,
+        topics: Mapping[str, int],
+        clock: Clock | None = None,
+        *,
+        real_time: bool = False,
+        **options: Any,
+    ) -> None:
         self.clock = clock or Clock()
-        self.broker = self.make_broker(clock=self.clock, wait=self.clock.advance, **options)
+        self.real_time = real_time
+        if not real_time:
+            options = {"clock": self.clock, "wait": self.clock.advance, **options}
+        self.broker = self.make_broker(**options)
         self.admin = self.broker.admin()
         self.admin.create_topics([NewTopic(name=name, partitions=count) for name, count in topics.items()])
 
@@ -79,16 +92,9 @@ class MemoryCluster:
         guarantee: ExactlyOnce | AtLeastOnce = kind(
             self.broker, transactional_id, timeout=transaction_timeout
         )
-        return Worker(
-            app.topology,
-            self.broker,
-            guarantee,
-            app.settings,
-            application=app.name,
-            clock=self.clock,
-            pause=self.clock.advance,
-            **options,
-        )
+        if not self.real_time:
+            options = {"clock": self.clock, "pause": self.clock.advance, **options}
+        return Worker(app.topology, self.broker, guarantee, app.settings, application=app.name, **options)
 
     def write(self, *outputs: Output) -> None:
         """Write records as other programs would."""
