@@ -1,6 +1,6 @@
-"""Commit numbers beside the committed offsets: which commits of its stores a task's offsets belong to.
+"""Commit numbers in offset metadata: the commits of its stores to which a task's offsets belong.
 
-A text for Kafka's offset metadata: a version, then for each store a hash of its name and the number, both in
+The text has a version, then for each store a hash of its name and the number, both in
 hexadecimal digits.
 """
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 LARGEST_TEXT = 4000
-"""In bytes. Brokers take 4096 by default; stores for which there is no room are not checked."""
+"""In bytes. Brokers accept 4096 by default; stores that do not fit are not checked."""
 
 _VERSION = "v1"
 _NUMBER = re.compile("([0-9a-f]{8})=([0-9a-f]{1,16})")
 
 
 def encode(numbers: Mapping[str, int]) -> str:
-    """The text for stores of these names; empty where none of them was ever changed."""
+    """The text for stores of these names; empty if none of them was ever changed."""
     found: dict[str, int] = {}
     for store, number in numbers.items():
         if number > 0:
             name = _hashed(store)
-            # Of two stores with one hash, neither has to have more than it has.
+            # For two stores with the same hash, the lower number, so that neither fails the check.
             found[name] = min(number, found.get(name, number))
     if not found:
         return ""
@@ -35,9 +35,9 @@ def encode(numbers: Mapping[str, int]) -> str:
 
 
 def decode(texts: Iterable[str], stores: Iterable[str]) -> dict[str, int]:
-    """The highest number of each of these stores in any of the texts, where it has one.
+    """The highest number of each of these stores in any of the texts, if there is one.
 
-    What others have left beside an offset, or later versions, counts for nothing.
+    Texts by other programs or later versions are ignored.
     """
     highest: dict[str, int] = {}
     for text in texts:

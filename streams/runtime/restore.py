@@ -51,13 +51,13 @@ REPORT_SECONDS = 5.0
 ASK_SECONDS = 1.0
 """How often the ends of changelogs are asked for again that cannot be their ends."""
 
-BELIEVE_SECONDS = 60.0
-"""After so long, a changelog is believed to end before what was committed."""
+ACCEPT_SECONDS = 60.0
+"""After this time, a reported end before what was committed is accepted."""
 
 LEFT_OVER_HINT = (
-    "give the store another name and replay the input to build it again; or, to continue with what is left, "
-    "stop the app, delete its workers' folders in state_dir, and commit its offsets as they are with Kafka's "
-    "own tool, which removes the number: kafka-consumer-groups.sh --group <app> --all-topics --reset-offsets "
+    "give the store another name and replay the input to rebuild it; or, to continue with the remaining "
+    "state, stop the app, delete its workers' folders in state_dir, and commit its offsets unchanged with "
+    "Kafka's own tool, which removes the number: kafka-consumer-groups.sh --group <app> --all-topics --reset-offsets "
     "--to-current --execute"
 )
 
@@ -122,7 +122,7 @@ class Restoration:
         }
 
     def cut_short(self) -> list[TopicPartition]:
-        """The partitions that were read to their ends, as the broker told them, and have more committed."""
+        """The partitions that were read to their reported ends although more is committed."""
         return [
             partition for partition, store in self.definitions.items() if self._cut_short(partition, store)
         ]
@@ -136,7 +136,7 @@ class Restoration:
         return partition in self.ahead or number < self.numbers.get(store.name, 0)
 
     def end_at(self, partition: TopicPartition, end: int) -> None:
-        """The broker was asked again how far a partition reaches."""
+        """Take over a newly reported end of a partition."""
         before = max(self.targets[partition], self.positions[partition])
         if self.definitions[partition].source_topic is not None:
             end = min(end, self.committed[partition])
@@ -145,12 +145,12 @@ class Restoration:
         if target >= self.positions[partition]:
             self.ahead.discard(partition)
 
-    def believe(self) -> None:
-        """Take the ends for what they are. Raises ``StateError`` where state would not fit the offsets."""
+    def accept_ends(self) -> None:
+        """Accept the reported ends. Raises ``StateError`` where the state would not match the offsets."""
         for partition in self.cut_short():
             store = self.definitions[partition]
             if store.source_topic is not None:
-                # What is committed lies in another topic of that name.
+                # The committed offset belongs to another topic of that name.
                 del self.committed[partition]
             elif partition in self.ahead:
                 raise _cut_error(store, partition, self.positions[partition], self.targets[partition])
@@ -160,15 +160,15 @@ class Restoration:
     def _older_error(self, store: StoreDefinition, partition: TopicPartition) -> StateError:
         return StateError(
             f"store {store.name!r}, task {self.task}: {partition} was read to its end at offset "
-            f"{self.positions[partition]} and has the store as of its commit "
+            f"{self.positions[partition]} and contains the store as of its commit "
             f"{self.checkpoints[store.name].number}, but the committed offsets belong to its commit "
             f"{self.numbers[store.name]}: records are missing at the end, as after an unclean leader "
-            "election, or where the changelog was deleted or cut",
+            "election, or if the changelog was deleted or truncated",
             hint=LEFT_OVER_HINT,
         )
 
-    def count_on(self) -> None:
-        """Have the next commit get a higher number than any before, also where none was in sight."""
+    def continue_numbers(self) -> None:
+        """Let the next commit have a higher number than any before, also if the changelog has none."""
         for name, number in self.numbers.items():
             checkpoint = self.checkpoints[name]
             if (checkpoint.number or 0) < number:
@@ -222,21 +222,21 @@ class Restoration:
 
 def _cut_error(store: StoreDefinition, partition: TopicPartition, offset: int, end: int) -> StateError:
     return StateError(
-        f"the state of store {store.name!r} followed {partition} to offset {offset}, but that ends at {end} "
-        "now: it was deleted or cut, and a store made of what is left of it would not fit the offsets that "
-        "are committed",
+        f"the state of store {store.name!r} includes {partition} up to offset {offset}, but that partition "
+        f"now ends at {end}: it was deleted or truncated, and a store rebuilt from the rest would not match "
+        "the committed offsets",
         hint=LEFT_OVER_HINT,
     )
 
 
 @dataclass(slots=True)
 class _Doubt:
-    """Since when changelogs of a task have been said to end too early, with nothing left to be read."""
+    """Since when the reported ends of a task's changelogs are too low, with nothing left to read."""
 
     since: float
     ask_at: float
     done: int
-    """How many records were read by then."""
+    """The number of records read by then."""
 
 
 def _value_serde(store: StoreDefinition, stored: str | None) -> Serde[Any] | None:
@@ -560,15 +560,15 @@ class Restorer:
         """Restore some records, and return the tasks that are done; their databases are open.
 
         ``timeout`` (seconds) is how long to wait for records when there are none. Raises ``BrokerError``,
-        and ``StateError`` for state that cannot be that of the committed offsets.
+        and ``StateError`` for state that does not match the committed offsets.
         """
         self._changelogs.read(self._restorations.values(), timeout)
-        self._doubt_ends()
+        self._request_ends_again()
         done = [item for item in self._restorations.values() if not item.left and not item.cut_short()]
         now = self._clock()
         for restoration in done:
             restoration.check()
-            restoration.count_on()
+            restoration.continue_numbers()
             del self._restorations[restoration.task]
             self._changelogs.save(restoration)
             progress = restoration.progress
@@ -592,8 +592,8 @@ class Restorer:
                 )
         return done
 
-    def _doubt_ends(self) -> None:
-        """Ask again for ends before which not all lies that is committed; after a while, believe them."""
+    def _request_ends_again(self) -> None:
+        """Request ends again that are before what was committed; after a minute, accept them."""
         now = self._clock()
         short = {
             task: restoration.cut_short()
@@ -624,14 +624,14 @@ class Restorer:
         try:
             self._changelogs.ask_again(due)
         except BrokerError:
-            # No answer says nothing about the ends: the time to believe one begins with the next.
+            # Without an answer, the ends are unknown: the minute begins with the next answer.
             for task in asked:
                 self._doubts[task].since = now
             raise
         for task in asked:
             restoration = self._restorations[task]
-            if not restoration.left and now - self._doubts[task].since >= BELIEVE_SECONDS:
-                restoration.believe()  # I10
+            if not restoration.left and now - self._doubts[task].since >= ACCEPT_SECONDS:
+                restoration.accept_ends()  # I10
 
     def close(self) -> None:
         """Abandon the tasks being restored and release the clients."""

@@ -12,8 +12,8 @@ from streams.errors import Retriable
 @pytest.mark.parametrize(
     "code",
     [
-        KafkaError._TIMED_OUT,
-        KafkaError._PARTIAL,
+        KafkaError._TIMED_OUT,  # noqa: SLF001 - the library's public names for its local errors begin with _
+        KafkaError._PARTIAL,  # noqa: SLF001 - as above
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError.NOT_LEADER_FOR_PARTITION,
     ],

@@ -9,18 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streams import App, Bytes, Text, key_value_store, retry, skip
-from streams.broker import NewTopic
-from streams.broker.memory import MemoryBroker
 from streams.durations import seconds
 from streams.errors import BrokerUnreachable, Stalled, TransactionAborted
 from streams.events import Event
 from streams.monitoring.watchdog import Watchdog
 from streams.process.stacks import MOST_CHARACTERS, format_stacks
 from streams.records import Output, TopicPartition
-from streams.runtime.commit import ExactlyOnce
-from streams.runtime.topics import prepare_topics
-from streams.runtime.worker import Worker
-from tests.support.clock import Clock
+from tests.support.cluster import Broker, MemoryCluster
 from tests.support.logs import capture_logs
 
 if TYPE_CHECKING:
@@ -35,7 +30,7 @@ PLACE = TopicPartition("in", 0)
 PATIENCE = 20.0
 
 
-class Broker(MemoryBroker):
+class Distant(Broker):
     """A broker whose admin client can be made unreachable."""
 
     away = False
@@ -55,34 +50,29 @@ class Broker(MemoryBroker):
         return admin
 
 
-class Site:
+class Site(MemoryCluster):
     """An app's topics, a worker, and its watchdog."""
 
+    broker: Distant
+
     def __init__(self, app: App) -> None:
+        super().__init__({"in": 1, "other": 1, "out": 1})
         self.app = app
-        self.clock = Clock()
-        self.broker = Broker(clock=self.clock, wait=self.clock.advance)
-        self.broker.admin().create_topics(
-            [NewTopic(name=name, partitions=1) for name in ("in", "other", "out")]
-        )
-        partitions = prepare_topics(
-            app.topology,
-            self.broker.admin(),
-            application=app.name,
-            dead_letter_topic=app.dead_letter_topic,
-            create_outputs=False,
-        )
-        self.worker = Worker(
-            app.topology,
-            self.broker,
-            ExactlyOnce(self.broker, "slot", timeout=10_000.0),
-            app.settings,
-            application=app.name,
-            partitions=partitions,
-            clock=self.clock,
-            pause=self.clock.advance,
+        self.worker = self.make_worker(
+            app,
+            "slot",
+            transaction_timeout=10_000.0,
+            partitions=self.prepare(app, create_outputs=False),
             wall_clock=self.clock.milliseconds,
         )
+        self.asked_to_stop = threading.Event()
+        request_stop = self.worker.request_stop
+
+        def note() -> None:
+            request_stop()
+            self.asked_to_stop.set()
+
+        self.worker.request_stop = note  # type: ignore[method-assign]  # of this one alone
         self.ended: list[int] = []
         self.end = threading.Event()
         self.watchdog = Watchdog(
@@ -90,15 +80,16 @@ class Site:
         )
         self.worker.start()
 
+    def make_broker(self, **options: Any) -> Distant:
+        return Distant(**options)
+
     def _ended(self, code: int) -> None:
         self.ended.append(code)
         self.end.set()
 
     def send(self, *values: str, topic: str = "in", time: int = 0) -> None:
-        producer = self.broker.producer()
         encoded: list[bytes | None] = [value.encode() for value in values]
-        producer.produce(Output(topic, encoded, encoded, [time] * len(values)))
-        producer.flush(1)
+        self.write(Output(topic, encoded, encoded, [time] * len(values)))
 
     def open_transaction(self, *values: str, topic: str = "in") -> MemoryProducer:
         """Write in a transaction that is never ended."""
@@ -242,7 +233,7 @@ def test_a_transaction_that_never_ends_hides_later_records():
 def test_a_partition_that_stays_paused_brings_nothing():
     site = Site(copying(stall_exit=False))
     site.pass_time(5)
-    consumer: Any = site.worker._consumer
+    consumer = site.consumer_of(site.worker)
     consumer.pause([PLACE])
     site.send("one")
     assert site.pass_time(TIMEOUT - 10) == ()
@@ -256,7 +247,7 @@ def test_a_consumer_that_knows_of_no_end_is_found_out_by_asking_the_broker():
     site = Site(copying())
     site.send("one")
     site.pass_time(5)
-    consumer: Any = site.worker._consumer
+    consumer = site.consumer_of(site.worker)
     consumer.pause([PLACE])
     consumer.known_ends = lambda _: {}
     site.send("two")
@@ -270,15 +261,14 @@ def test_records_that_wait_for_those_of_another_input_say_so():
     prices = app.table("other", key=Bytes(), value=Bytes(), store="prices")
     app.stream("in", value=Bytes()).left_join(prices, lambda left, right: left).to("out", value=Bytes())
     site = Site(app)
+    consumer = site.consumer_of(site.worker)
+    poll = consumer.poll
+    # As if no end were known yet: records may be on their way.
+    consumer.poll = lambda *given: poll(*given)._replace(ends={})
     site.pass_time(5)
-    consumer: Any = site.worker._consumer
     site.send("later", topic="other", time=100)
     other = TopicPartition("other", 0)
     consumer.pause([other])
-    worker: Any = site.worker
-    for queue in worker._assignment.queues.values():
-        # As if the end were not known yet: records of it may be on their way.
-        queue.clear()
     consumer.resume = lambda _: None
     site.send("first")
     stalls = {stall.partition: stall for stall in site.pass_time(TIMEOUT + 10)}
@@ -326,16 +316,7 @@ def test_a_restore_without_progress_is_a_stall_and_one_with_progress_is_none():
     again = Site.__new__(Site)
     again.__dict__.update(site.__dict__)
     producer = site.open_transaction("left open", topic=changelog)
-    again.worker = Worker(
-        app.topology,
-        site.broker,
-        ExactlyOnce(site.broker, "slot", timeout=10_000.0),
-        app.settings,
-        application=app.name,
-        partitions={"in": 1},
-        clock=site.clock,
-        pause=site.clock.advance,
-    )
+    again.worker = site.make_worker(app, "slot", transaction_timeout=10_000.0, partitions={"in": 1})
     again.watchdog = Watchdog(again.worker, site.broker, app.settings, clock=site.clock)
     again.worker.start()
     assert again.pass_time(TIMEOUT - 10) == ()
@@ -396,7 +377,7 @@ def test_lag_that_grows_is_no_stall_while_the_position_moves():
 def test_a_released_partition_is_no_longer_stalled():
     site = Site(copying())
     site.pass_time(5)
-    consumer: Any = site.worker._consumer
+    consumer = site.consumer_of(site.worker)
     consumer.pause([PLACE])
     site.send("one")
     assert site.pass_time(TIMEOUT + 10) != ()
@@ -428,12 +409,11 @@ def test_a_hanging_function_ends_the_process_if_stall_exit_is_set():
 def test_a_worker_that_can_still_stop_is_only_requested_to():
     site = Site(copying(stall_exit=True, shutdown_timeout=PATIENCE))
     site.pass_time(5)
-    consumer: Any = site.worker._consumer
+    consumer = site.consumer_of(site.worker)
     consumer.pause([PLACE])
     site.send("one")
     site.pass_time(TIMEOUT + 10)
-    worker: Any = site.worker
-    assert worker._stop.wait(PATIENCE)
+    assert site.asked_to_stop.wait(PATIENCE)
     site.worker.close()
     site.watchdog.close()
     assert site.ended == []
@@ -448,5 +428,4 @@ def test_a_stall_that_a_restart_does_not_fix_ends_nothing(stall_exit):
     site.open_transaction("one")
     assert site.pass_time(TIMEOUT + 20) != ()
     site.watchdog.raise_if_fatal()
-    worker: Any = site.worker
-    assert not worker._stop.is_set()
+    assert not site.asked_to_stop.is_set()

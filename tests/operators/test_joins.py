@@ -22,12 +22,10 @@ from streams import (
     skip,
     total,
 )
-from streams.broker import NewTopic
-from streams.broker.memory import MemoryBroker
 from streams.durations import milliseconds
 from streams.errors import TopicError
-from streams.runtime.topics import prepare_topics
 from streams.testing import TopologyDriver
+from tests.support.cluster import MemoryCluster
 from tests.support.joined import Window, arrivals, promised
 
 KEYS = "abc"
@@ -208,36 +206,19 @@ def test_topics_joined_must_have_equally_many_partitions(joining):
         table_of(app, "one").join(table_of(app, "two"), pair).to("out")
     else:
         stream_of(app, "one").join_global(app.global_table("two", key=Text()), str, pair).to("out")
-    broker = MemoryBroker()
-    admin = broker.admin()
-    admin.create_topics([NewTopic(name="one", partitions=2), NewTopic(name="two", partitions=3)])
-
-    def prepare() -> dict[str, int]:
-        return prepare_topics(
-            app.topology,
-            admin,
-            application="shop",
-            dead_letter_topic="shop-dead-letters",
-            create_outputs=True,
-        )
-
+    cluster = MemoryCluster({"one": 2, "two": 3})
     if joining == "global":
-        assert prepare() == {"one": 2}
+        assert cluster.prepare(app, create_outputs=True) == {"one": 2}
         return
     with pytest.raises(TopicError, match="same number of partitions: one has 2, two has 3"):
-        prepare()
+        cluster.prepare(app, create_outputs=True)
 
 
 def test_a_repartitioned_stream_gets_as_many_partitions_as_the_table():
     app = App("shop")
     rekeyed = stream_of(app, "one").key_by(str)
     rekeyed.join(table_of(app, "two"), pair, store="j").to("out")
-    broker = MemoryBroker()
-    admin = broker.admin()
-    admin.create_topics([NewTopic(name="one", partitions=2), NewTopic(name="two", partitions=3)])
-    partitions = prepare_topics(
-        app.topology, admin, application="shop", dead_letter_topic="d", create_outputs=True
-    )
+    partitions = MemoryCluster({"one": 2, "two": 3}).prepare(app, create_outputs=True)
     assert partitions == {"one": 2, "two": 3, "shop-j-repartition": 3}
 
 
@@ -789,7 +770,5 @@ def test_a_missing_global_topic_is_found_before_the_start():
     app = App("shop")
     table = app.global_table("g", key=Text())
     stream_of(app, "s").join_global(table, str, pair, on_error=fail).to("out")
-    admin = MemoryBroker().admin()
-    admin.create_topics([NewTopic(name="s", partitions=1)])
     with pytest.raises(TopicError, match="input topics do not exist: g"):
-        prepare_topics(app.topology, admin, application="shop", dead_letter_topic="d", create_outputs=True)
+        MemoryCluster({"s": 1}).prepare(app, create_outputs=True)

@@ -78,7 +78,8 @@ def test_what_is_known_is_used_for_a_second_and_while_the_broker_is_away(monkeyp
             if step == "poll":
                 raise Retriable("made to fail")
 
-        soon(lambda: broker.admin().end_offsets([replicas._topic])[replicas._topic] == 2)
+        topic = TopicPartition("app-replicas", 0)
+        soon(lambda: broker.admin().end_offsets([topic])[topic] == 2)
         broker.before = away
         assert replicas.owners("counts", refresh=True) == {0: "one:1"}
         broker.before = None
@@ -129,8 +130,16 @@ def test_members_are_those_with_tasks_or_with_a_recent_record_of_none(monkeypatc
     broker = MemoryBroker()
     tasks = {"one": ["0_0"], "two": ["0_1"], "idle": []}
 
+    killed, halted, released = threading.Event(), threading.Event(), threading.Event()
+
     def start(replicas: Replicas, name: str, member: str) -> None:
-        replicas.start(lambda: Replica(member=member, tasks=tasks[name]), follow=True)
+        def replica() -> Replica:
+            if name == "two" and killed.is_set():
+                halted.set()
+                released.wait()
+            return Replica(member=member, tasks=tasks[name])
+
+        replicas.start(replica, follow=True)
 
     one, two, idle = (Replicas(broker, "app", name) for name in tasks)
     with one, idle:
@@ -139,13 +148,13 @@ def test_members_are_those_with_tasks_or_with_a_recent_record_of_none(monkeypatc
         start(idle, "idle", "0c")
         soon(lambda: one.members == ("0c", "1a", "1b") == idle.members)
         # As if it was killed, it writes nothing any more; another worker takes over its tasks.
-        two._stop.set()
-        assert two._thread is not None
-        two._thread.join()
+        killed.set()
+        assert halted.wait(10.0)
         tasks["one"] = ["0_0", "0_1"]
         soon(lambda: one.members == ("0c", "1b"))
         idle.close()
         soon(lambda: one.members == ("1b",))
+    released.set()
     two.close()
 
 

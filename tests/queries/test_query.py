@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 from streams import App, Bytes, ClosedWindow, Json, Session, Text, Tumbling, count, key_value_store, total
 from streams.broker import NewTopic
-from streams.broker.memory import MemoryBroker
 from streams.cli.main import cli
 from streams.durations import milliseconds
 from streams.errors import ConfigurationError, HeldElsewhere, QueryError, StateUnavailable, UnknownStore
@@ -27,13 +26,14 @@ from streams.partitioning import partition_for
 from streams.queries.http import HttpServer, Request, Response, Tls, ask, client_tls
 from streams.queries.query import Queries
 from streams.records import Output
-from streams.runtime.commit import ExactlyOnce
-from streams.runtime.worker import Worker
+from tests.support.cluster import MemoryCluster
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from streams.broker.memory import MemoryBroker
 
 soon = partial(wait_until, timeout=20.0)
 
@@ -111,19 +111,14 @@ class Runner:
             self.failed = error
 
 
-class Site:
+class Site(MemoryCluster):
     """A broker with the topics, and the workers on it."""
 
     def __init__(self, folder: Path) -> None:
-        self.broker = MemoryBroker()
+        topics = ("numbers", "totals", "windows", "visits-dead-letters")
+        super().__init__(dict.fromkeys(topics, PARTITIONS), real_time=True)
         self.runners: list[Runner] = []
         self._folder = folder
-        self.broker.admin().create_topics(
-            [
-                NewTopic(name=name, partitions=PARTITIONS)
-                for name in ("numbers", "totals", "windows", "visits-dead-letters")
-            ]
-        )
 
     def start(self, make: Callable[..., App] = visits, **settings: Any) -> Runner:
         with socket.socket() as probe:
@@ -137,17 +132,8 @@ class Site:
         return runner
 
     def send(self, records: list[tuple[str, int]], timestamp: int = 1_000) -> None:
-        producer = self.broker.producer()
-        producer.produce(
-            Output(
-                "numbers",
-                [key.encode() for key, _ in records],
-                [b"%d" % value for _, value in records],
-                [timestamp] * len(records),
-            )
-        )
-        producer.flush(5)
-        producer.close()
+        keys: list[bytes | None] = [key.encode() for key, _ in records]
+        self.write(Output("numbers", keys, [b"%d" % value for _, value in records], [timestamp] * len(keys)))
 
     def wait_until_held(self, *runners: Runner) -> None:
         """Wait until these workers have all partitions, each at least one."""
@@ -507,14 +493,7 @@ def test_state_that_is_being_restored_or_not_committed_is_not_shown(site):
     partitions = {"numbers": PARTITIONS}
     for store in ("totals", "by-window", "last"):
         site.broker.admin().create_topics([NewTopic(name=f"visits-{store}-changelog", partitions=PARTITIONS)])
-    worker = Worker(
-        app.topology,
-        site.broker,
-        ExactlyOnce(site.broker, "slot", timeout=10.0),
-        app.settings,
-        application="visits",
-        partitions=partitions,
-    )
+    worker = site.make_worker(app, "slot", partitions=partitions)
     queries = Queries(app.topology, worker, partitions)
     assert queries.held() == {}
     with pytest.raises(HeldElsewhere):
@@ -547,9 +526,7 @@ def by_bytes(**settings: Any) -> App:
 def test_keys_of_bytes_are_text_or_base64(site):
     runner = site.start(by_bytes)
     site.wait_until_held(runner)
-    producer = site.broker.producer()
-    producer.produce(Output("numbers", [b"ann", b"\xfb\xff\x00"], [b"1", b"2"], [0, 0]))
-    producer.flush(5)
+    site.write(Output("numbers", [b"ann", b"\xfb\xff\x00"], [b"1", b"2"], [0, 0]))
     encoded = base64.b64encode(b"\xfb\xff\x00").decode()
     assert "+" in encoded or "/" in encoded
     soon(lambda: runner.get("/stores/totals/keys/%FB%FF%00?encoding=base64")[0] != 503)
@@ -571,9 +548,7 @@ def test_keys_in_any_encoding_reach_the_same_value_directly_and_forwarded(site):
     one, two = site.start(by_bytes), site.start(by_bytes)
     site.wait_until_held(one, two)
     keys = [bytes([number, 255 - number, 43, 47, 32]) for number in range(12)]
-    producer = site.broker.producer()
-    producer.produce(Output("numbers", keys, [b"1"] * len(keys), [0] * len(keys)))
-    producer.flush(5)
+    site.write(Output("numbers", keys, [b"1"] * len(keys), [0] * len(keys)))
     for key in keys:
         encoded = base64.b64encode(key).decode()
         spellings = [

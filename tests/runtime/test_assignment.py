@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streams import App, Bytes
-from streams.broker import GroupSettings, NewTopic, Polled
-from streams.broker.memory import MemoryBroker
+from streams.broker import GroupSettings, Polled
 from streams.config import Settings
 from streams.errors import StreamsError
 from streams.records import Output, TopicPartition
@@ -23,29 +22,25 @@ from streams.runtime.task_life import TaskLives, TaskState
 from streams.runtime.transaction import Transaction
 from streams.state.memory import MemoryDatabases
 from streams.testing import TopologyDriver
+from tests.support.clock import Clock
+from tests.support.cluster import MemoryCluster
 
 PLACE = TopicPartition("in", 0)
 TASK = TaskId(0, 0)
 
 
-class Site:
+class Site(MemoryCluster):
     """An assignment of one partition, with 10 records in it, whose group is at ``committed``."""
 
     def __init__(self, committed: int = 0) -> None:
-        broker, databases, settings = MemoryBroker(), MemoryDatabases(), Settings()
-        broker.admin().create_topics([NewTopic(name=name, partitions=1) for name in ("in", "out")])
-        producer = broker.producer()
-        producer.produce(Output("in", [None] * 10, [b"x"] * 10, [0] * 10))
-        producer.flush(1)
+        super().__init__({"in": 1, "out": 1}, Clock(0.0, tick=0.0))
+        broker, clock, databases, settings = self.broker, self.clock, MemoryDatabases(), Settings()
+        self.write(Output("in", [None] * 10, [b"x"] * 10, [0] * 10))
         app = App("app")
         app.stream("in", value=Bytes()).to("out")
         topology = app.topology
         guarantee = ExactlyOnce(broker, "worker", timeout=10)
         guarantee.open(1)
-
-        def clock() -> float:
-            return 0.0
-
         pacing = Pacing(settings, clock)
         self.commits = 0
         self.error: StreamsError | None = None

@@ -11,23 +11,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streams import App, Text, fail, retry, skip
-from streams.broker import NewTopic
-from streams.broker.memory import MemoryBroker, MemoryConsumer
-from streams.broker.reading import read_to_end
 from streams.durations import seconds
 from streams.errors import ProcessingError
 from streams.monitoring.watchdog import Watchdog
 from streams.records import Output, TopicPartition
-from streams.runtime.commit import ExactlyOnce
-from streams.runtime.worker import Worker
 from streams.simulation.run import InputRecord
 from streams.simulation.simulator import Simulator
 from streams.testing import TopologyDriver
+from tests.support.cluster import MemoryCluster
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from streams.broker import GroupSettings
+    from streams.runtime.worker import Worker
 
 PATIENCE = 20.0
 
@@ -39,43 +35,20 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-class Broker(MemoryBroker):
-    """Remembers the members of its groups."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.members: list[MemoryConsumer] = []
-
-    def consumer(self, settings: GroupSettings) -> MemoryConsumer:
-        consumer = super().consumer(settings)
-        self.members.append(consumer)
-        return consumer
-
-
-class Site:
+class Site(MemoryCluster):
     """Topics of two partitions, and workers of one app on separate threads."""
 
     def __init__(self, function: Callable[[str], Awaitable[str]], **options: Any) -> None:
         self.app = App("calling", shutdown_timeout=1.0, commit_interval=0.05)
         stream = self.app.stream("in", key=Text(), value=Text())
         stream.map_async(function, **{"name": "call", "timeout": None, **options}).to("out", value=Text())
-        self.broker = Broker()
-        self.broker.admin().create_topics(
-            [NewTopic(name=name, partitions=2) for name in ("in", "out", self.app.dead_letter_topic)]
-        )
+        super().__init__(dict.fromkeys(("in", "out", self.app.dead_letter_topic), 2), real_time=True)
         self.threads: list[threading.Thread] = []
         self.workers: list[Worker] = []
         self.ended: list[BaseException | None] = []
 
     def work(self) -> Worker:
-        number = len(self.workers)
-        worker = Worker(
-            self.app.topology,
-            self.broker,
-            ExactlyOnce(self.broker, f"slot-{number}", timeout=10.0),
-            self.app.settings,
-            application=self.app.name,
-        )
+        worker = self.make_worker(self.app, f"slot-{len(self.workers)}")
         thread = threading.Thread(target=self._run, args=(worker,), daemon=True)
         self.workers.append(worker)
         self.threads.append(thread)
@@ -98,18 +71,11 @@ class Site:
         assert not any(thread.is_alive() for thread in self.threads)
 
     def send(self, *values: str, partition: int = 0) -> None:
-        producer = self.broker.producer()
         encoded: list[bytes | None] = [value.encode() for value in values]
-        producer.produce(Output("in", encoded, encoded, [0] * len(values), partition=partition))
-        producer.flush(1)
+        self.write(Output("in", encoded, encoded, [0] * len(values), partition=partition))
 
     def results(self) -> Counter[str]:
-        return Counter(
-            payload.decode()
-            for fetched in read_to_end(self.broker, ["out"])
-            for payload in fetched.values()
-            if payload is not None
-        )
+        return Counter(payload.decode() for payload in self.payloads("out"))
 
 
 class Gate:
@@ -179,7 +145,7 @@ def test_calls_are_cancelled_when_the_group_continues_without_the_worker(gate):
     site.send("a", "b")
     site.work()
     until(lambda: len(gate.begun) == 2)
-    site.broker.expire(site.broker.members[0])
+    site.expire(site.workers[0])
     until(lambda: sorted(gate.cancelled) == ["a", "b"])
     gate.open = True
     until(lambda: site.results().total() == 2)

@@ -7,24 +7,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streams import App, Json, Text, dead_letter
-from streams.broker import NewTopic
-from streams.broker.memory import MemoryBroker, MemoryConsumer
 from streams.broker.reading import read_to_end
 from streams.errors import Retriable
 from streams.records import Output, TopicPartition
-from streams.runtime.commit import ExactlyOnce
-from streams.runtime.topics import prepare_topics
-from streams.runtime.worker import Worker
 from streams.simulation.run import InputRecord
 from streams.simulation.simulator import Simulator
-from tests.support.clock import Clock
+from tests.support.cluster import Broker, MemoryCluster
 
 if TYPE_CHECKING:
     from streams.broker import GroupSettings, Polled
+    from streams.broker.memory import MemoryConsumer
     from streams.records import Headers
 
 
-class Broker(MemoryBroker):
+class Unreliable(Broker):
     """Readers of single records fail a given number of times."""
 
     failures = 0
@@ -57,40 +53,29 @@ def app_of() -> App:
     return app
 
 
-class Site:
+class Site(MemoryCluster):
     """One worker on a broker in memory, run step by step."""
 
+    broker: Unreliable
+
     def __init__(self) -> None:
+        super().__init__({"orders": 2, "out": 1})
         self.app = app_of()
-        self.clock = Clock()
-        self.broker = Broker(clock=self.clock, wait=self.clock.advance)
-        self.admin = self.broker.admin()
-        self.admin.create_topics([NewTopic(name="orders", partitions=2), NewTopic(name="out", partitions=1)])
-        partitions = prepare_topics(
-            self.app.topology,
-            self.admin,
-            application=self.app.name,
-            dead_letter_topic=self.app.dead_letter_topic,
-            create_outputs=True,
-        )
-        self.worker = Worker(
-            self.app.topology,
-            self.broker,
-            ExactlyOnce(self.broker, "slot", timeout=100.0),
-            self.app.settings,
-            application=self.app.name,
-            partitions=partitions,
-            clock=self.clock,
-            pause=self.clock.advance,
+        self.worker = self.make_worker(
+            self.app,
+            "slot",
+            transaction_timeout=100.0,
+            partitions=self.prepare(self.app, create_outputs=True),
         )
         self.worker.start()
 
+    def make_broker(self, **options: Any) -> Unreliable:
+        return Unreliable(**options)
+
     def send(self, *values: bytes, partition: int = 0) -> None:
-        producer = self.broker.producer()
         keys: list[bytes | None] = [b"k%d" % number for number in range(len(values))]
         headers: list[Headers | None] = [[("trace", b"%d" % number)] for number in range(len(values))]
-        producer.produce(Output("orders", keys, values, [7] * len(values), headers, partition=partition))
-        producer.flush(1)
+        self.write(Output("orders", keys, values, [7] * len(values), headers, partition=partition))
 
     def turn(self, rounds: int = 60) -> None:
         for _ in range(rounds):

@@ -9,17 +9,12 @@ import pytest
 
 from streams import App, Json, Text, Tumbling, key_value_store
 from streams.broker import GroupSettings, NewTopic
-from streams.broker.memory import MemoryBroker
-from streams.broker.reading import read_to_end
 from streams.durations import milliseconds
 from streams.errors import StateError, TopicError, TransactionAborted
 from streams.events import Event
 from streams.records import Output, TopicPartition
-from streams.runtime.commit import ExactlyOnce
 from streams.runtime.restore import OLDEST_CHECKPOINT, Restorer
 from streams.runtime.task import TaskId
-from streams.runtime.topics import prepare_topics
-from streams.runtime.worker import Worker
 from streams.state.changelog import (
     METADATA,
     RESERVED,
@@ -32,7 +27,7 @@ from streams.state.changelog import (
 from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
 from streams.state.store import Changes
-from tests.support.clock import Clock
+from tests.support.cluster import MemoryCluster
 from tests.support.logs import capture_logs
 
 if TYPE_CHECKING:
@@ -42,6 +37,7 @@ if TYPE_CHECKING:
     from streams.broker.memory import Step
     from streams.records import Headers
     from streams.runtime.restore import Restoration
+    from streams.runtime.worker import Worker
     from streams.state.definition import StoreDefinition
     from streams.state.store import Databases
 
@@ -51,15 +47,12 @@ CHANGELOG = TopicPartition("app-s-changelog", 0)
 HOUR = 3_600_000
 
 
-class Site:
+class Site(MemoryCluster):
     """A changelog of one store, and a restorer for it."""
 
     def __init__(self, databases: Databases | None = None) -> None:
-        self.clock = Clock()
+        super().__init__({CHANGELOG.topic: 2})
         self.hours = 0
-        self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance)
-        self.admin = self.broker.admin()
-        self.admin.create_topics([NewTopic(name=CHANGELOG.topic, partitions=2)])
         self.databases: Databases = databases or MemoryDatabases()
         self.restorer = Restorer(
             self.broker,
@@ -69,21 +62,17 @@ class Site:
             wall_clock=lambda: self.hours * HOUR,
         )
 
-    def write(self, entries: Mapping[str, int | None], partition: int = 0) -> None:
-        producer = self.broker.producer()
+    def write_entries(self, entries: Mapping[str, int | None], partition: int = 0) -> None:
         keys: list[bytes | None] = [key.encode() for key in entries]
         values = [None if value is None else b"%d" % value for value in entries.values()]
-        producer.produce(Output(CHANGELOG.topic, keys, values, [0] * len(keys), partition=partition))
-        producer.flush(1)
+        self.write(Output(CHANGELOG.topic, keys, values, [0] * len(keys), partition=partition))
 
     def produce(self, records: Mapping[bytes, bytes], *, marked: bool) -> None:
-        producer = self.broker.producer()
         for key, value in records.items():
             headers: list[Headers | None] | None = (
                 [[METADATA]] if marked and key.startswith(RESERVED) else None
             )
-            producer.produce(Output(CHANGELOG.topic, [key], [value], [0], headers, partition=0))
-        producer.flush(1)
+            self.write(Output(CHANGELOG.topic, [key], [value], [0], headers, partition=0))
 
     def add(self, task: TaskId = TASK, stores: Sequence[StoreDefinition] = (STORE,)) -> None:
         self.restorer.add(task, stores, {})
@@ -106,9 +95,9 @@ def content(restoration: Restoration, store: str = "s") -> dict[str, int]:
 
 def test_a_store_has_the_last_value_of_each_key():
     site = Site()
-    site.write({"a": 1, "b": 1, "c": 1})
-    site.write({"a": 2, "b": None})
-    site.write({"x": 9}, partition=1)
+    site.write_entries({"a": 1, "b": 1, "c": 1})
+    site.write_entries({"a": 2, "b": None})
+    site.write_entries({"x": 9}, partition=1)
     done = site.restored()
     assert content(done) == {"a": 2, "c": 1}
     assert done.progress.done == done.progress.total == 5
@@ -118,7 +107,7 @@ def test_a_store_has_the_last_value_of_each_key():
 @pytest.mark.parametrize("records", [0, 1])
 def test_a_changelog_of_no_record_or_of_one(records):
     site = Site()
-    site.write(dict.fromkeys("a"[:records], 7))
+    site.write_entries(dict.fromkeys("a"[:records], 7))
     done = site.restored()
     assert content(done) == dict.fromkeys("a"[:records], 7)
     assert decode_metadata(done.database.metadata())["s"].offset == records
@@ -142,7 +131,7 @@ def test_metadata_is_no_entry():
 def test_a_record_without_a_key_is_none_of_the_stores():
     """Compacted topics refuse such records, but their settings may have been different for a while."""
     site = Site()
-    site.write({"a": 1})
+    site.write_entries({"a": 1})
     producer = site.broker.producer()
     producer.produce(Output(CHANGELOG.topic, [None], [b"1"], [0], partition=0))
     producer.flush(1)
@@ -153,9 +142,9 @@ def test_a_record_without_a_key_is_none_of_the_stores():
 
 def test_the_same_database_continues_from_its_tail():
     site = Site()
-    site.write({"a": 1, "b": 1})
+    site.write_entries({"a": 1, "b": 1})
     site.restored().database.close()
-    site.write({"b": 2})
+    site.write_entries({"b": 2})
     done = site.restored()
     assert done.progress.total == 1
     assert content(done) == {"a": 1, "b": 2}
@@ -163,11 +152,11 @@ def test_the_same_database_continues_from_its_tail():
 
 def test_the_tail_is_read_from_where_the_database_is_and_not_from_where_the_consumer_was():
     site = Site()
-    site.write({"a": 1})
+    site.write_entries({"a": 1})
     done = site.restored()
     # The task continues, as after commits, and is restored again.
-    site.write({"a": 2, "b": 2})
-    site.write({"a": 3})
+    site.write_entries({"a": 2, "b": 2})
+    site.write_entries({"a": 3})
     checkpoint = Checkpoint(STORE.schema, offset=3)
     done.database.write({"s": Changes({b"a": b"2", b"b": b"2"})}, encode_metadata({"s": checkpoint}, 0))
     done.database.close()
@@ -180,7 +169,7 @@ def test_the_tail_is_read_from_where_the_database_is_and_not_from_where_the_cons
 
 def test_a_database_that_is_created_again_gets_all_although_the_consumer_has_read_it_before():
     site = Site()
-    site.write({"a": 1, "b": 2})
+    site.write_entries({"a": 1, "b": 2})
     site.restored().database.close()
     site.databases.destroy(["s"], 0)
     assert content(site.restored()) == {"a": 1, "b": 2}
@@ -188,11 +177,11 @@ def test_a_database_that_is_created_again_gets_all_although_the_consumer_has_rea
 
 def test_a_checkpoint_ahead_of_the_changelog_means_that_it_is_another_one():
     site = Site()
-    site.write({"a": 1, "b": 1, "gone": 1})
+    site.write_entries({"a": 1, "b": 1, "gone": 1})
     site.restored().database.close()
     site.admin.delete_topics([CHANGELOG.topic])
     site.admin.create_topics([NewTopic(name=CHANGELOG.topic, partitions=2)])
-    site.write({"a": 5})
+    site.write_entries({"a": 5})
     with capture_logs() as logs:
         done = site.restored()
     assert content(done) == {"a": 5}
@@ -203,11 +192,11 @@ def test_a_checkpoint_ahead_of_the_changelog_means_that_it_is_another_one():
 @pytest.mark.parametrize(("hours", "more", "rebuilt"), [(23, 1, False), (25, 1, True), (25, 0, False)])
 def test_a_database_left_alone_for_long_is_created_again_if_the_changelog_went_on(hours, more, rebuilt):
     site = Site()
-    site.write({"a": 1, "forgotten": 1})
+    site.write_entries({"a": 1, "forgotten": 1})
     site.restored().database.close()
     # Compaction may have removed the tombstone of a key that was deleted meanwhile.
     site.broker.truncate(CHANGELOG, 2)
-    site.write({"a": 2} if more else {})
+    site.write_entries({"a": 2} if more else {})
     site.hours = hours
     assert hours * HOUR != OLDEST_CHECKPOINT
     with capture_logs() as logs:
@@ -219,7 +208,7 @@ def test_a_database_left_alone_for_long_is_created_again_if_the_changelog_went_o
 
 def test_a_checkpoint_that_cannot_be_read_makes_the_database_anew():
     site = Site()
-    site.write({"a": 1})
+    site.write_entries({"a": 1})
     done = site.restored()
     done.database.write({"s": Changes({b"stray": b"1"})}, {"s": b"no JSON"})
     done.database.close()
@@ -230,7 +219,7 @@ def test_a_checkpoint_that_cannot_be_read_makes_the_database_anew():
 
 def test_a_damaged_database_is_restored_from_the_beginning(tmp_path):
     site = Site(RocksDatabases(tmp_path, 8 * 1024 * 1024))
-    site.write({"a": 1, "b": 2})
+    site.write_entries({"a": 1, "b": 2})
     site.restored().database.close()
     (tmp_path / "s" / "0" / "CURRENT").write_text("broken\n")
     done = site.restored()
@@ -241,7 +230,7 @@ def test_a_damaged_database_is_restored_from_the_beginning(tmp_path):
 
 def test_an_open_transaction_is_waited_for():
     site = Site()
-    site.write({"a": 1})
+    site.write_entries({"a": 1})
     producer = site.broker.producer(transactional_id="dead", transaction_timeout=10)
     producer.init_transactions(1)
     producer.begin()
@@ -256,7 +245,7 @@ def test_an_open_transaction_is_waited_for():
 
 def test_what_a_transaction_left_is_not_restored_when_it_times_out():
     site = Site()
-    site.write({"a": 1})
+    site.write_entries({"a": 1})
     producer = site.broker.producer(transactional_id="dead", transaction_timeout=10)
     producer.init_transactions(1)
     producer.begin()
@@ -270,8 +259,8 @@ def test_what_a_transaction_left_is_not_restored_when_it_times_out():
 
 def test_a_task_that_waits_holds_up_no_other():
     site = Site()
-    site.write({"a": 1})
-    site.write({"b": 1}, partition=1)
+    site.write_entries({"a": 1})
+    site.write_entries({"b": 1}, partition=1)
     producer = site.broker.producer(transactional_id="dead", transaction_timeout=10)
     producer.init_transactions(1)
     producer.begin()
@@ -288,7 +277,7 @@ def test_a_task_that_waits_holds_up_no_other():
 def test_a_restore_that_was_given_up_continues_where_it_was(monkeypatch):
     monkeypatch.setattr("streams.runtime.restore.CHUNK_RECORDS", 10)
     site = Site()
-    site.write({f"key-{number}": number for number in range(100)})
+    site.write_entries({f"key-{number}": number for number in range(100)})
     site.add()
     for _ in range(4):
         assert site.restorer.poll(0) == []
@@ -304,7 +293,7 @@ def test_one_new_store_beside_one_that_is_up_to_date():
     site = Site()
     other = key_value_store("t")
     site.admin.create_topics([NewTopic(name="app-t-changelog", partitions=2)])
-    site.write({"a": 1})
+    site.write_entries({"a": 1})
     site.restored().database.close()
     producer = site.broker.producer()
     producer.produce(Output("app-t-changelog", [b"k"], [b"3"], [0], partition=0))
@@ -318,7 +307,7 @@ def test_one_new_store_beside_one_that_is_up_to_date():
 def test_progress_is_logged_with_the_time_left(monkeypatch):
     monkeypatch.setattr("streams.runtime.restore.CHUNK_RECORDS", 10)
     site = Site()
-    site.write({f"key-{number}": number for number in range(100)})
+    site.write_entries({f"key-{number}": number for number in range(100)})
     site.add()
     with capture_logs() as logs:
         site.restorer.poll(0)
@@ -335,7 +324,7 @@ def test_progress_is_logged_with_the_time_left(monkeypatch):
 # --- workers
 
 
-class Counting:
+class Counting(MemoryCluster):
     """An app that counts keys of ``in``, for all time and by the second, and its workers."""
 
     def __init__(self, *, grace: int = 0) -> None:
@@ -345,46 +334,22 @@ class Counting:
         windows = grouped.window(Tumbling(seconds=1), grace=milliseconds(grace)).count("windows")
         windows.final().to("final")
         windows.late().to("late", value=Text())
-        self.clock = Clock()
-        self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance)
-        self.admin = self.broker.admin()
-        self.admin.create_topics(
-            [NewTopic(name=name, partitions=2) for name in ("in", "counts", "final", "late")]
-        )
-        self.partitions = self.prepare()
+        super().__init__(dict.fromkeys(("in", "counts", "final", "late"), 2))
+        self.partitions = self.prepare(self.app, create_outputs=False)
         self._made = 0
-
-    def prepare(self) -> dict[str, int]:
-        return prepare_topics(
-            self.app.topology,
-            self.admin,
-            application="count",
-            dead_letter_topic=self.app.dead_letter_topic,
-            create_outputs=False,
-        )
 
     def worker(self, databases: Databases | None = None) -> Worker:
         self._made += 1
-        worker = Worker(
-            self.app.topology,
-            self.broker,
-            ExactlyOnce(self.broker, f"worker-{self._made}", timeout=10.0),
-            self.app.settings,
-            application="count",
-            partitions=self.partitions,
-            databases=databases,
-            clock=self.clock,
-            pause=self.clock.advance,
+        worker = self.make_worker(
+            self.app, f"worker-{self._made}", partitions=self.partitions, databases=databases
         )
         worker.start()
         return worker
 
     def send(self, *records: tuple[str, int], partition: int = 0) -> None:
-        producer = self.broker.producer()
         keys: list[bytes | None] = [key.encode() for key, _ in records]
         times = [time for _, time in records]
-        producer.produce(Output("in", keys, [b"x"] * len(keys), times, partition=partition))
-        producer.flush(1)
+        self.write(Output("in", keys, [b"x"] * len(keys), times, partition=partition))
 
     def run(self, *workers: Worker, rounds: int = 300) -> None:
         partitions = [TopicPartition("in", number) for number in range(2)]
@@ -408,12 +373,8 @@ class Counting:
         return logs
 
     def read(self, topic: str) -> list[Any]:
-        return [
-            msgspec.json.decode(value) if topic != "late" else value
-            for fetched in read_to_end(self.broker, [topic])
-            for value in fetched.values()
-            if value is not None
-        ]
+        payloads = self.payloads(topic)
+        return payloads if topic == "late" else [msgspec.json.decode(value) for value in payloads]
 
 
 def restored(logs: list[Any]) -> int:
@@ -505,8 +466,7 @@ def test_an_open_transaction_of_a_dead_owner_is_waited_for_before_anything_is_co
     with pytest.raises(Death):
         site.run(dead)
     site.broker.before = None
-    consumer: Any = dead._consumer
-    site.broker.expire(consumer)
+    site.expire(dead)
     worker = site.worker()
     for _ in range(5):
         worker.run_once()
@@ -578,7 +538,7 @@ def test_another_partition_count_of_the_input_is_refused():
     with pytest.raises(
         TopicError, match="'counts': count-counts-changelog has 2 partitions, but its input has 3"
     ):
-        site.prepare()
+        site.prepare(site.app, create_outputs=False)
 
 
 def test_a_state_folder_that_was_deleted_is_filled_again(tmp_path: Path):

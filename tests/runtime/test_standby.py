@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from streams import App, Json, Text
+from streams.broker import Polled
 from streams.events import Event
 from streams.runtime.standby import assigned_range, predicted_partitions
 from streams.state.memory import MemoryDatabases
@@ -51,12 +52,12 @@ class Crew:
     def __init__(self, app: App) -> None:
         self.cluster = Cluster(app)
         self.alive: dict[int, Worker] = {}
-        self._databases: dict[int, MemoryDatabases] = {}
+        self.databases: dict[int, MemoryDatabases] = {}
         self._random = random.Random(7)
         self._time = 0
 
     def start(self, slot: int) -> Worker:
-        databases = self._databases[slot] = MemoryDatabases()
+        databases = self.databases[slot] = MemoryDatabases()
         self.alive[slot] = self.cluster.worker(databases, slot=slot, members=self.members)
         return self.alive[slot]
 
@@ -175,13 +176,14 @@ def test_a_copy_of_a_table_does_not_go_beyond_what_was_processed():
     crew.send(300)
     crew.settle()
     crew.send(50)
-    # Written and not processed: the other worker only updates its replicas.
-    standbys, consumer = survivor._standbys, survivor._consumer
-    assert standbys is not None
-    assert consumer is not None
+    # Written and not processed: the other worker gets no input, and only updates its replicas.
+    consumer = crew.cluster.consumer_of(survivor)
+    poll = consumer.poll
+    consumer.poll = lambda *_: Polled([], {})
     for _ in range(200):
-        standbys.poll(survivor.member, survivor.held, consumer.committed)
+        survivor.run_once()
         crew.cluster.clock.advance(0.05)
+    consumer.poll = poll
     crew.kill(0)
     with capture_logs() as logs:
         crew.settle()
@@ -201,13 +203,19 @@ def test_expired_windows_are_deleted_from_replicas_too(monkeypatch):
         crew.send(60)
         crew.settle()
     oldest = min(sent.time for sent in crew.cluster.sent[-60:])
-    standbys = survivor._standbys
-    assert standbys is not None
+    subtopologies = crew.cluster.app.topology.subtopologies
+    copies = [
+        task.partition
+        for task in survivor.standby_lag
+        if "windows" in [store.name for store in subtopologies[task.subtopology].stores]
+    ]
+    # Its databases keep their content after it.
+    survivor.close()
+    databases = crew.databases[1]
     starts = [
         int.from_bytes(key[:8], "big")
-        for copy in standbys._replicas.values()
-        if "windows" in copy.restoration.checkpoints
-        for key, _ in copy.restoration.database.store("windows").scan()
+        for partition in copies
+        for key, _ in databases.open(["windows"], partition).store("windows").scan()
     ]
     assert starts
     assert min(starts) >= oldest - 3 * SIZE

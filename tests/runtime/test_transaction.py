@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from streams.broker import GroupSettings, NewTopic
-from streams.broker.memory import MemoryBroker
-from streams.broker.reading import read_to_end
+from streams.broker import GroupSettings
 from streams.config import Settings
 from streams.errors import OutcomeUnknown, RecordRefused, TopicError, TransactionAborted
 from streams.operators.guard import Interrupted
@@ -16,6 +14,8 @@ from streams.records import Output, TopicPartition
 from streams.runtime.commit import ExactlyOnce
 from streams.runtime.pacing import Pacing
 from streams.runtime.transaction import MISSING_SECONDS, Transaction, TransactionState
+from tests.support.clock import Clock
+from tests.support.cluster import MemoryCluster
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -24,29 +24,27 @@ S = TransactionState
 PLACE = TopicPartition("in", 0)
 
 
-class Site:
+class Site(MemoryCluster):
     """One transaction on a broker of its own."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        super().__init__({"in": 1, "out": 1}, Clock(0.0, tick=0.0))
         self.overdue = False
-        self.broker = MemoryBroker()
-        self.broker.admin().create_topics([NewTopic(name=name, partitions=1) for name in ("in", "out")])
         self.guarantee = ExactlyOnce(self.broker, "worker", timeout=10)
         self.guarantee.open(1)
-        self.pacing = Pacing(Settings(), lambda: self.now)
+        self.pacing = Pacing(Settings(), self.clock)
         self.consumer = self.broker.consumer(GroupSettings(group="app"))
         self.transaction = Transaction(
             self.guarantee,
             self.pacing,
             own_topics={"missing"},
             waiting=lambda: None,
-            clock=lambda: self.now,
+            clock=self.clock,
             pause=lambda _: None,
             stopping=lambda: self.overdue,
         )
 
-    def write(self, *values: bytes, topic: str = "out") -> None:
+    def process(self, *values: bytes, topic: str = "out") -> None:
         self.transaction.write(
             Output(topic, [None] * len(values), list(values), [0] * len(values), owner=Rows())
         )
@@ -60,13 +58,13 @@ class Site:
 
     def tear(self) -> None:
         with pytest.raises(RecordRefused):
-            self.write(b"lost", topic="nowhere")
+            self.process(b"lost", topic="nowhere")
 
     def doubt(self) -> None:
         self.transaction.failed(OutcomeUnknown("no answer"))
 
     def values(self) -> list[bytes | None]:
-        return [value for fetched in read_to_end(self.broker, ["out"]) for value in fetched.values()]
+        return [value for _, value in self.rows("out")]
 
     def state(self) -> TransactionState:
         return self.transaction.state
@@ -86,7 +84,7 @@ class Rows:
 def test_what_is_processed_is_open_until_it_is_committed():
     site = Site()
     assert site.state() is S.EMPTY
-    site.write(b"a")
+    site.process(b"a")
     site.transaction.processed()
     site.transaction.processed()
     assert site.state() is S.OPEN
@@ -129,7 +127,7 @@ def test_a_commit_that_did_not_begin_is_refused():
 
 def test_what_was_written_in_part_is_never_committed():
     site = Site()
-    site.write(b"a")
+    site.process(b"a")
     site.transaction.processed()
     site.tear()
     assert site.state() is S.TORN
@@ -164,7 +162,7 @@ def test_a_wait_that_is_interrupted_leaves_an_output_written_in_part(begun):
 @pytest.mark.parametrize("doubt", [False, True])
 def test_after_an_abort_nothing_is_written_until_the_input_is_read_again(doubt):
     site = Site()
-    site.write(b"a")
+    site.process(b"a")
     site.transaction.processed()
     if doubt:
         site.doubt()
@@ -173,7 +171,7 @@ def test_after_an_abort_nothing_is_written_until_the_input_is_read_again(doubt):
     assert site.transaction.must_rewind
     name = "in doubt" if doubt else "aborted"
     with pytest.raises(AssertionError, match="written after an abort"):
-        site.write(b"b")
+        site.process(b"b")
     with pytest.raises(AssertionError, match=f"{name} cannot become open"):
         site.transaction.processed()
     with pytest.raises(AssertionError, match=f"{name} cannot become committing"):
@@ -182,7 +180,7 @@ def test_after_an_abort_nothing_is_written_until_the_input_is_read_again(doubt):
 
 def test_giving_up_undoes_what_was_written():
     site = Site()
-    site.write(b"a")
+    site.process(b"a")
     site.transaction.processed()
     site.transaction.abort()
     site.transaction.abort()
@@ -190,7 +188,7 @@ def test_giving_up_undoes_what_was_written():
     assert site.state() is S.EMPTY
     assert not site.pacing.dirty
     assert site.transaction.rewinds == 1
-    site.write(b"b")
+    site.process(b"b")
     site.transaction.processed()
     site.commit()
     assert site.values() == [b"b"]
@@ -198,7 +196,7 @@ def test_giving_up_undoes_what_was_written():
 
 def test_what_is_in_doubt_is_read_back_before_the_input_is_read_again():
     site = Site()
-    site.write(b"a")
+    site.process(b"a")
     site.doubt()
     assert site.state() is S.IN_DOUBT
     with pytest.raises(AssertionError, match="in doubt cannot become empty"):
@@ -231,7 +229,7 @@ def test_only_an_aborted_transaction_is_rewound():
 
 def test_an_abort_that_there_is_no_time_for_leaves_it_in_doubt():
     site = Site()
-    site.write(b"a")
+    site.process(b"a")
     site.overdue = True
     site.transaction.abort()
     assert site.state() is S.IN_DOUBT
@@ -239,7 +237,7 @@ def test_an_abort_that_there_is_no_time_for_leaves_it_in_doubt():
 
 def test_a_zombies_commit_is_in_doubt():
     site = Site()
-    site.write(b"a")
+    site.process(b"a")
     site.transaction.processed()
     ExactlyOnce(site.broker, "worker", timeout=10).open(1)
     site.transaction.begin_commit()
@@ -267,9 +265,9 @@ def test_failures_one_after_another_are_waited_after_until_a_commit_succeeds():
 def test_an_own_topic_may_be_missing_for_a_while():
     site = Site()
     with pytest.raises(TransactionAborted):
-        site.write(b"a", topic="missing")
+        site.process(b"a", topic="missing")
     site.transaction.failed(TransactionAborted("missing"))
     site.transaction.rewound()
-    site.now += MISSING_SECONDS + 1
+    site.clock.advance(MISSING_SECONDS + 1)
     with pytest.raises(TopicError, match="topic missing no longer exists"):
-        site.write(b"a", topic="missing")
+        site.process(b"a", topic="missing")

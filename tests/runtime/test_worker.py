@@ -147,18 +147,13 @@ def test_exactly_once_holds_under_random_faults_and_rebalances(seed, share):
             workers.pop(chance.randrange(len(workers))).close()
             site.broker.before = fail
         elif happening < 0.3:
-            site.broker.expire(consumer_of(chance.choice(workers)))
+            site.expire(chance.choice(workers))
     site.broker.before = None
     site.produce(values[80:])
     site.run(*workers)
     for worker in workers:
         worker.close()
     assert Counter(site.values()) == upper(values)
-
-
-def consumer_of(worker: Worker) -> Any:
-    # The broker's hook needs the client of the frozen process, which a worker does not expose.
-    return worker._consumer
 
 
 def test_each_partition_keeps_its_order():
@@ -195,7 +190,7 @@ def test_a_member_that_lost_its_partitions_commits_nothing_for_them():
     site.run(frozen, until=lambda: sum(count.records_in for count in frozen.counts) >= 20)
     left = site.lag()
     assert left > 50 - sum(count.records_in for count in frozen.counts)
-    site.broker.expire(consumer_of(frozen))
+    site.expire(frozen)
     other = site.worker()
     site.run(other, until=lambda: sum(count.records_in for count in other.counts) == left)
     other.close()

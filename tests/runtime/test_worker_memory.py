@@ -474,8 +474,7 @@ def test_exactly_once_holds_when_the_group_changes_in_the_middle_of_slices(seed,
             with suppress(NotCommitted):
                 leaving.close()
         elif happening < 0.35:
-            consumer: Any = chance.choice(workers)._consumer
-            cluster.broker.expire(consumer)
+            cluster.expire(chance.choice(workers))
         for worker in idle:
             if worker in workers and chance.random() < 0.7:
                 run(worker)

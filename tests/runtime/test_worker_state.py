@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from streams import App, Record, Text, Tumbling, key_value_store, retry
+from streams.broker import GroupSettings
 from streams.broker.reading import read_to_end
 from streams.durations import milliseconds, seconds
 from streams.errors import NotCommitted, OutcomeUnknown, Retriable, StateError, TransactionAborted
@@ -694,6 +695,19 @@ def test_a_member_that_loses_its_partitions_while_user_code_waits_commits_none_o
     finish(cluster, first, *other)
 
 
+class Idle:
+    """A member that does nothing with its partitions."""
+
+    def assigned(self, partitions: Sequence[TopicPartition]) -> None:
+        pass
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        pass
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        pass
+
+
 @pytest.mark.parametrize("error", [TransactionAborted, OutcomeUnknown, Retriable])
 @pytest.mark.parametrize("step", ["produce", "send_offsets", "commit.before", "commit.after"])
 def test_a_task_that_loses_one_of_its_partitions_in_a_failing_commit_continues_from_what_is_committed(
@@ -714,12 +728,18 @@ def test_a_task_that_loses_one_of_its_partitions_in_a_failing_commit_continues_f
     for _ in range(10):
         first.run_once()
     assert cluster.lag() > 0
-    cluster.broker.before = Trouble(step, error, [1])
-    # A group may rebalance in steps: one partition of a task is revoked and assigned again while the other
-    # stays.
-    consumer: Any = first._consumer
-    consumer._revoke([TopicPartition("other", 1)], first)
+    # Another member wants one topic only: one partition of a task is revoked and assigned again while the
+    # other stays.
+    member = cluster.broker.consumer(GroupSettings(group=cluster.app.name))
+    member.subscribe(["other"], Idle())
+    member.keep_alive()
+    held = set(first.progress)
+    trouble = cluster.broker.before = Trouble(step, error, [1])
+    first.run_once()
     cluster.broker.before = None
+    assert trouble.seen
+    assert {place.topic for place in held - set(first.progress)} == {"other"}
+    member.close()
     finish(cluster, first)
 
 

@@ -8,63 +8,42 @@ import pytest
 
 from streams import App, Text
 from streams.broker import GroupSettings, NewTopic
-from streams.broker.memory import MemoryBroker
 from streams.errors import StateError, TopicError
 from streams.events import Event
 from streams.records import Output, TopicPartition
 from streams.runtime.cleanup import TOPICS_SECONDS
-from streams.runtime.commit import ExactlyOnce
-from streams.runtime.topics import prepare_topics
-from streams.runtime.worker import Worker
 from streams.state.memory import MemoryDatabases
 from tests.support.clock import Clock
+from tests.support.cluster import MemoryCluster
 from tests.support.logs import capture_logs
 
 if TYPE_CHECKING:
+    from streams.runtime.worker import Worker
     from streams.state.store import Databases
 
 ROUNDS = 400
 KEYS = [f"key {number}".encode() for number in range(40)]
 
 
-class Place:
+class Place(MemoryCluster):
     """A cluster with an app that counts keys, and its worker's disk."""
 
     def __init__(self, partitions: int = 2) -> None:
-        self.clock = Clock(tick=0.001)
-        self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance)
-        self.admin = self.broker.admin()
-        self.admin.create_topics(
-            [NewTopic(name="in", partitions=partitions), NewTopic(name="counts", partitions=partitions)]
-        )
+        super().__init__({"in": partitions, "counts": partitions}, Clock(tick=0.001))
         self.app = App("app")
         self.app.stream("in", key=Text(), value=Text()).group_by_key().count("counted").to("counts")
         self.databases: Databases = MemoryDatabases()
 
     def worker(self, partitions: dict[str, int] | None = None) -> Worker:
-        topology = self.app.topology
-        counts = prepare_topics(
-            topology, self.admin, application="app", dead_letter_topic="letters", create_outputs=False
-        )
-        worker = Worker(
-            topology,
-            self.broker,
-            ExactlyOnce(self.broker, "app-0", timeout=10),
-            self.app.settings,
-            application="app",
-            partitions=partitions or counts,
-            databases=self.databases,
-            clock=self.clock,
-            pause=self.clock.advance,
+        counts = self.prepare(self.app, create_outputs=False, dead_letter_topic="letters")
+        worker = self.make_worker(
+            self.app, "app-0", partitions=partitions or counts, databases=self.databases
         )
         worker.start()
         return worker
 
     def send(self) -> None:
-        producer = self.broker.producer()
-        producer.produce(Output("in", KEYS, KEYS, [0] * len(KEYS)))
-        producer.flush(10)
-        producer.close()
+        self.write(Output("in", KEYS, KEYS, [0] * len(KEYS)))
 
     def rounds(self, worker: Worker, rounds: int = ROUNDS) -> None:
         for _ in range(rounds):

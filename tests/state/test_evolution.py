@@ -20,8 +20,8 @@ import pytest
 from hypothesis import HealthCheck, assume, event, given, settings, strategies as st
 
 from streams import App, fail, key_value_store
-from streams.errors import ProcessingError, StateError
-from streams.records import Record
+from streams.errors import StateError, TransactionAborted
+from streams.records import Output, Record
 from streams.serde import Avro, Bytes, Json, Text
 from streams.serde.schemas.avro_resolution import avro_differences
 from streams.serde.schemas.shape import shape
@@ -31,10 +31,12 @@ from streams.state.expiring import Expiring, ExpiringSerde
 from streams.state.memory import MemoryDatabases
 from streams.state.store import Changes
 from streams.testing import TopologyDriver
+from tests.support.cluster import MemoryCluster
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from streams.runtime.worker import Worker
     from streams.state.store import Database
 
 # --- JSON, by example
@@ -1259,8 +1261,6 @@ class _Remembers:
 
     def process(self, record, context):
         self.latest.put(record.key, record.value)
-        if record.value.number < 0:
-            raise ValueError("not yet")
         context.forward(record)
 
 
@@ -1280,46 +1280,101 @@ def _remembering(kind: Any, **options: Any) -> App:
     return app
 
 
-def _reopened(app: App, driver: TopologyDriver) -> TopologyDriver:
-    driver.restart()
-    later = TopologyDriver(app)
-    later._databases = driver._databases
-    return later
+def _restarted(app: App, driver: TopologyDriver) -> TopologyDriver:
+    driver.restart(app)
+    return driver
+
+
+class _Site(MemoryCluster):
+    """The topics of ``_remembering``, and the databases of its workers."""
+
+    def __init__(self) -> None:
+        super().__init__({"in": 1, "out": 1})
+        self.databases = MemoryDatabases()
+
+    def start(self, app: App) -> Worker:
+        worker = self.make_worker(
+            app, "slot", partitions=self.prepare(app, create_outputs=False), databases=self.databases
+        )
+        worker.start()
+        return worker
+
+    def run(self, worker: Worker, *records: tuple[str, Any]) -> None:
+        """Let the worker process and commit these records."""
+        keys: list[bytes | None] = [key.encode() for key, _ in records]
+        values: list[bytes | None] = [msgspec.json.encode(value) for _, value in records]
+        self.write(Output("in", keys, values, [0] * len(records)))
+        for _ in range(500):
+            worker.run_once()
+            if not self.uncommitted("remembering", {"in": 1}):
+                return
+        pytest.fail("the records are not committed")
+
+    def latest(self) -> dict[str, _Labelled]:
+        """What the store of a worker that is closed holds."""
+        database = self.databases.open(["latest"], 0)
+        found = {
+            key.decode(): msgspec.json.decode(value, type=_Labelled)
+            for key, value in database.store("latest").scan()
+        }
+        database.close()
+        return found
+
+    def abort_commit(self) -> None:
+        """Let the next commit fail."""
+
+        def abort(step: str) -> None:
+            if step == "commit.before":
+                self.broker.before = None
+                raise TransactionAborted("made to fail")
+
+        self.broker.before = abort
 
 
 def test_an_incompatible_store_refuses_to_start_with_a_hint():
     driver = TopologyDriver(_remembering(_Numbered))
     driver.send("in", _Numbered(1), key="a")
     with pytest.raises(StateError, match=r"(?s)'label'.*migrate="):
-        _reopened(_remembering(_Labelled), driver).send("in", _Labelled(2, "b"), key="b")
+        _restarted(_remembering(_Labelled), driver).send("in", _Labelled(2, "b"), key="b")
 
 
 def test_a_migration_reaches_the_store_with_the_first_commit_also_after_an_aborted_one():
     driver = TopologyDriver(_remembering(_Numbered))
     driver.send_all("in", [Record("a", _Numbered(1), 0), Record("b", _Numbered(2), 0)])
     app = _remembering(_Labelled, migrate=lambda old: _Labelled(old["number"], "old"))
-    later = _reopened(app, driver)
+    later = _restarted(app, driver)
     later.send("in", _Labelled(3, "new"), key="c")
     expected = {"a": _Labelled(1, "old"), "b": _Labelled(2, "old"), "c": _Labelled(3, "new")}
     assert later.store("latest") == expected
-    (task,) = later._tasks.values()
-    task.drop({})
-    assert later.store("latest") == expected
-    assert _reopened(_remembering(_Labelled), later).store("latest") == {}
+    assert _restarted(_remembering(_Labelled), later).store("latest") == {}
+
+    site = _Site()
+    worker = site.start(_remembering(_Numbered))
+    site.run(worker, ("a", _Numbered(1)), ("b", _Numbered(2)))
+    worker.close()
+    worker = site.start(app)
+    site.run(worker, ("c", _Labelled(3, "new")))
+    site.abort_commit()
+    site.run(worker, ("c", _Labelled(3, "new")))
+    assert site.broker.before is None
+    worker.close()
+    assert site.latest() == expected
 
 
 def test_a_migration_whose_first_commit_is_aborted_is_part_of_the_next():
-    driver = TopologyDriver(_remembering(_Numbered))
-    driver.send("in", _Numbered(1), key="a")
-    later = _reopened(_remembering(_Labelled, migrate=lambda old: _Labelled(old["number"], "old")), driver)
-    with pytest.raises(ProcessingError):
-        later.send("in", _Labelled(-1, "new"), key="c")
-    (task,) = later._tasks.values()
-    task.drop({})
-    later.send("in", _Labelled(3, "new"), key="c")
-    again = _reopened(_remembering(_Labelled), later)
-    again.send("in", _Labelled(4, "newer"), key="d")
-    assert again.store("latest") == {
+    site = _Site()
+    worker = site.start(_remembering(_Numbered))
+    site.run(worker, ("a", _Numbered(1)))
+    worker.close()
+    worker = site.start(_remembering(_Labelled, migrate=lambda old: _Labelled(old["number"], "old")))
+    site.abort_commit()
+    site.run(worker, ("c", _Labelled(3, "new")))
+    assert site.broker.before is None
+    worker.close()
+    worker = site.start(_remembering(_Labelled))
+    site.run(worker, ("d", _Labelled(4, "newer")))
+    worker.close()
+    assert site.latest() == {
         "a": _Labelled(1, "old"),
         "c": _Labelled(3, "new"),
         "d": _Labelled(4, "newer"),
@@ -1339,7 +1394,8 @@ def test_a_reduced_value_may_get_a_field_with_a_default():
 
     driver = TopologyDriver(reducing(_Numbered))
     driver.send("in", _Numbered(7), key="a")
-    later = _reopened(reducing(Wider), driver)
+    assert [value["number"] for value in driver.values("out")] == [7]
+    later = _restarted(reducing(Wider), driver)
     later.send("in", Wider(3, "small"), key="a")
     assert [value["label"] for value in later.values("out")] == ["none"]
 

@@ -14,21 +14,58 @@ from streams.runtime.worker import Worker
 from tests.support.clock import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from streams import App
+    from streams.broker import NamePattern, RebalanceListener
+    from streams.broker.memory import MemoryConsumer
 
 TRANSACTION_SECONDS = 10.0
 
 
-class MemoryCluster:
-    """``topics`` with their partition counts. ``clock`` is the time; ``options`` are the broker's."""
+class Broker(MemoryBroker):
+    """Knows which client a worker has, for tests that do to it what a process or a network does."""
 
-    def __init__(self, topics: Mapping[str, int], clock: Clock | None = None, **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.members: dict[RebalanceListener, MemoryConsumer] = {}
+
+    def consumer(self, settings: GroupSettings) -> MemoryConsumer:
+        consumer = super().consumer(settings)
+        subscribe = consumer.subscribe
+
+        def join(topics: Collection[str | NamePattern], listener: RebalanceListener) -> None:
+            self.members[listener] = consumer
+            subscribe(topics, listener)
+
+        consumer.subscribe = join  # type: ignore[method-assign]  # of this one alone
+        return consumer
+
+
+class MemoryCluster:
+    """``topics`` with their partition counts. ``clock`` is the time; ``options`` are the broker's.
+
+    With ``real_time``, for workers in threads, broker and workers use the system's time instead.
+    """
+
+    def __init__(
+        self,
+        topics: Mapping[str, int],
+        clock: Clock | None = None,
+        *,
+        real_time: bool = False,
+        **options: Any,
+    ) -> None:
         self.clock = clock or Clock()
-        self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance, **options)
+        self.real_time = real_time
+        if not real_time:
+            options = {"clock": self.clock, "wait": self.clock.advance, **options}
+        self.broker = self.make_broker(**options)
         self.admin = self.broker.admin()
         self.admin.create_topics([NewTopic(name=name, partitions=count) for name, count in topics.items()])
+
+    def make_broker(self, **options: Any) -> Broker:
+        return Broker(**options)
 
     def prepare(
         self, app: App, *, create_outputs: bool, dead_letter_topic: str | None = None
@@ -55,16 +92,9 @@ class MemoryCluster:
         guarantee: ExactlyOnce | AtLeastOnce = kind(
             self.broker, transactional_id, timeout=transaction_timeout
         )
-        return Worker(
-            app.topology,
-            self.broker,
-            guarantee,
-            app.settings,
-            application=app.name,
-            clock=self.clock,
-            pause=self.clock.advance,
-            **options,
-        )
+        if not self.real_time:
+            options = {"clock": self.clock, "pause": self.clock.advance, **options}
+        return Worker(app.topology, self.broker, guarantee, app.settings, application=app.name, **options)
 
     def write(self, *outputs: Output) -> None:
         """Write records as other programs would."""
@@ -76,9 +106,11 @@ class MemoryCluster:
 
     def expire(self, worker: Worker) -> None:
         """End the worker's session."""
-        # The hook needs the client of the frozen process, which a worker does not expose.
-        consumer: Any = worker._consumer
-        self.broker.expire(consumer)
+        self.broker.expire(self.consumer_of(worker))
+
+    def consumer_of(self, worker: Worker) -> Any:
+        """The client with which a worker that was started is a member of the group."""
+        return self.broker.members[worker]
 
     def freeze(self, worker: Worker) -> None:
         """Simulate a killed process: the worker's session ends and its open transaction times out."""

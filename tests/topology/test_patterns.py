@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given, settings, strategies as st
@@ -11,16 +11,18 @@ from hypothesis import example, given, settings, strategies as st
 from streams import App, Bytes, Json, Text, dead_letter, fail, skip
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
-from streams.broker.reading import read_to_end
 from streams.errors import ProcessingError, TopicError, TopologyError
 from streams.events import Event
 from streams.records import Output
 from streams.runtime.cleanup import TOPICS_SECONDS
-from streams.runtime.commit import ExactlyOnce
-from streams.runtime.topics import input_partitions, prepare_topics
-from streams.runtime.worker import Worker
+from streams.runtime.topics import input_partitions
 from streams.testing import TopologyDriver
+from tests.support.clock import Clock
+from tests.support.cluster import MemoryCluster
 from tests.support.logs import capture_logs
+
+if TYPE_CHECKING:
+    from streams.runtime.worker import Worker
 
 
 def named(*names: str) -> dict[str, Any]:
@@ -160,36 +162,15 @@ def test_exactly_the_topics_that_python_matches_are_subscribed_to(text, flags, n
     worker.close()
 
 
-class Place:
+class Place(MemoryCluster):
     """Workers of an app on a broker in memory, whose clock advances when they poll."""
 
     def __init__(self, app: App) -> None:
+        super().__init__({}, Clock(tick=0.0))
         self.app = app
-        self.now = 1_000.0
-        self.broker = MemoryBroker(clock=lambda: self.now, wait=self.pause)
-        self.admin = self.broker.admin()
-
-    def pause(self, seconds: float) -> None:
-        self.now += seconds
 
     def worker(self) -> Worker:
-        partitions = prepare_topics(
-            self.app.topology,
-            self.admin,
-            application=self.app.name,
-            dead_letter_topic=self.app.dead_letter_topic,
-            create_outputs=True,
-        )
-        worker = Worker(
-            self.app.topology,
-            self.broker,
-            ExactlyOnce(self.broker, "slot", timeout=10.0),
-            self.app.settings,
-            application=self.app.name,
-            partitions=partitions,
-            clock=lambda: self.now,
-            pause=self.pause,
-        )
+        worker = self.make_worker(self.app, "slot", partitions=self.prepare(self.app, create_outputs=True))
         worker.start()
         return worker
 
@@ -197,13 +178,10 @@ class Place:
         self.admin.create_topics([NewTopic(name=name, partitions=partitions) for name in names])
 
     def send(self, topic: str, *values: bytes) -> None:
-        producer = self.broker.producer()
-        producer.produce(Output(topic, values, values, [1_000] * len(values)))
-        producer.flush(1)
-        producer.close()
+        self.write(Output(topic, values, values, [1_000] * len(values)))
 
     def values(self, topic: str) -> list[bytes | None]:
-        return [value for fetched in read_to_end(self.broker, [topic]) for value in fetched.values()]
+        return [value for _, value in self.rows(topic)]
 
 
 def run(worker: Worker, rounds: int = 40) -> None:
@@ -262,14 +240,10 @@ def test_a_topic_that_a_store_begins_to_read_later_is_counted_with_the_others():
     run(worker)
     # The deletion of a topic has to be confirmed by a second check.
     for _ in range(2):
-        place.pause(TOPICS_SECONDS)
+        place.clock.advance(TOPICS_SECONDS)
         run(worker)
     worker.close()
-    counts = {
-        key: int(value or b"")
-        for fetched in read_to_end(place.broker, ["orders-counts"])
-        for key, value in zip(fetched.keys(), fetched.values(), strict=True)
-    }
+    counts = {key: int(value or b"") for key, value in place.rows("orders-counts")}
     assert counts == {b"a": 5, b"b": 1, b"c": 2}
 
 
