@@ -57,8 +57,8 @@ ACCEPT_SECONDS = 60.0
 LEFT_OVER_HINT = (
     "give the store another name and replay the input to rebuild it; or, to continue with the remaining "
     "state, stop the app, delete its workers' folders in state_dir, and commit its offsets unchanged with "
-    "Kafka's own tool, which removes the number: kafka-consumer-groups.sh --group <app> --all-topics --reset-offsets "
-    "--to-current --execute"
+    "Kafka's own tool, which removes the number: kafka-consumer-groups.sh --group <app> --all-topics "
+    "--reset-offsets --to-current --execute"
 )
 
 UNUSABLE = Checkpoint("", offset=-1)
