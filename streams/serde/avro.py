@@ -16,7 +16,9 @@ import msgspec
 
 from streams.errors import ConfigurationError
 from streams.serde.schema_folder import SchemaFolder, described_schema, load_schema, schema_id
-from streams.serde.schemas.avro_schema import AvroSchema, SchemaError, fresh
+from streams.serde.schemas.avro_schema import AvroSchema
+from streams.serde.schemas.avro_types import SchemaError
+from streams.serde.schemas.avro_values import fresh
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
