@@ -59,7 +59,7 @@ class NamedTypes(dict[str, Any]):
                 )
                 if inner == wanted:
                     return True
-                if inner in self and inner not in seen:
+                if inner is not None and inner in self and inner not in seen:
                     seen.add(inner)
                     waiting.append(inner)
         return False

@@ -100,7 +100,7 @@ class Traversals:
                 if isinstance(part, list) and (is_open(part) or self._named):
                     return True
                 inner = part if isinstance(part, str) else None
-                if inner in self._types and inner not in seen:
+                if inner is not None and inner in self._types and inner not in seen:
                     seen.add(inner)
                     waiting.append(inner)
         return False
