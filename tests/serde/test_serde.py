@@ -9,11 +9,11 @@ import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from streams.errors import ConfigurationError
 from streams.operators.guard import Guard
 from streams.policy import skip
 from streams.records import Batch, FetchedLists
-from streams.serde import Avro, Bytes, Json, Text, avro_decoder, nullable
+from streams.serde import Avro, Bytes, Json, Text, nullable
+from tests.support.avro_schemas import NOTE, NUMBER, Order, orders, write_schema
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -57,27 +57,9 @@ def test_json_survives(values):
     assert round_trip(Json(), values) == values
 
 
-class Order(msgspec.Struct):
-    number: int
-    note: str | None = None
-
-
-orders = st.builds(Order, number=st.integers(-(2**63), 2**63 - 1), note=st.one_of(st.none(), st.text()))
-
-
 @given(st.lists(orders))
 def test_typed_json_survives(values):
     assert round_trip(Json(Order), values) == values
-
-
-def write_schema(folder: Path, name: str, fields: list[dict[str, Any]]) -> Path:
-    path = folder / name
-    path.write_text(json.dumps({"type": "record", "name": "shop.Order", "fields": fields}))
-    return path
-
-
-NUMBER = {"name": "number", "type": "long"}
-NOTE = {"name": "note", "type": ["null", "string"], "default": None}
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +76,6 @@ def test_avro_is_in_the_registries_wire_format(schema):
     (payload,) = Avro(schema).serialize([{"number": 1, "note": None}])
     assert payload[0] == 0
     assert payload[5:] == b"\x02\x00"
-
-
-def test_records_of_an_older_schema_in_the_folder_stay_readable(tmp_path):
-    old = write_schema(tmp_path, "shop.Order.1.avsc", [NUMBER])
-    payloads = list(Avro(old).serialize([{"number": 5}]))
-    new = write_schema(tmp_path, "shop.Order.avsc", [NUMBER, NOTE])
-    assert list(Avro(new, Order).deserialize(payloads)) == [Order(5)]
 
 
 @pytest.mark.parametrize(
@@ -128,15 +103,6 @@ def test_another_type_is_not_written(schema):
         list(Avro(schema, Order).serialize([{"number": 1}]))  # type: ignore[list-item]  # what this test is about
     with pytest.raises(TypeError, match="needs bytes, got str"):
         list(Bytes().serialize([b"a", "b"]))  # type: ignore[list-item]  # what this test is about
-
-
-def test_a_schema_that_is_missing_or_broken_is_a_configuration_error(tmp_path):
-    with pytest.raises(ConfigurationError, match="cannot be read"):
-        Avro(tmp_path / "none.avsc")
-    broken = tmp_path / "broken.avsc"
-    broken.write_text("{")
-    with pytest.raises(ConfigurationError, match="is not a valid Avro schema"):
-        Avro(broken)
 
 
 @given(st.lists(st.one_of(st.none(), st.text(max_size=2))))
@@ -197,49 +163,6 @@ def test_untyped_avro_survives(schema, values):
     assert round_trip(Avro(schema), records) == records
 
 
-@given(values=st.lists(orders), mixed=st.lists(st.booleans()))
-def test_old_and_new_payloads_may_be_mixed_in_one_column(evolved, values, mixed):
-    old, new = (Avro(evolved / name) for name in ("shop.Order.1.avsc", "shop.Order.avsc"))
-    written: list[bytes] = []
-    expected: list[Order] = []
-    for value, is_old in zip(values, [*mixed, *[False] * len(values)], strict=False):
-        record = msgspec.structs.asdict(value)
-        written += (old if is_old else new).serialize([record])
-        expected.append(Order(value.number) if is_old else value)
-    assert list(Avro(evolved / "shop.Order.avsc", Order).deserialize(written)) == expected
-
-
-@pytest.fixture(scope="module")
-def evolved(tmp_path_factory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("evolved")
-    write_schema(folder, "shop.Order.1.avsc", [NUMBER])
-    write_schema(folder, "shop.Order.avsc", [NUMBER, NOTE])
-    return folder
-
-
-def test_a_program_with_the_older_schema_reads_what_a_newer_one_wrote(evolved):
-    payloads = Avro(evolved / "shop.Order.avsc").serialize([{"number": 5, "note": "hello"}])
-    assert list(Avro(evolved / "shop.Order.1.avsc").deserialize(list(payloads))) == [{"number": 5}]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"doc": "What a customer ordered."},
-        {"fields": [NUMBER, {**NOTE, "doc": "Free text."}]},
-        {"fields": [NUMBER, {"name": "note", "type": ["null", "string"]}]},
-        {"aliases": ["shop.Purchase"]},
-    ],
-)
-def test_a_file_that_differs_only_in_what_payloads_do_not_show_may_stand_beside_the_old_one(tmp_path, change):
-    # Both have the same id, and what was written with either can be read with either.
-    old = write_schema(tmp_path, "shop.Order.1.avsc", [NUMBER, NOTE])
-    new = tmp_path / "shop.Order.avsc"
-    new.write_text(json.dumps({**json.loads(old.read_text()), **change}))
-    record = {"number": 1, "note": "x"}
-    assert list(Avro(new).deserialize(list(Avro(old).serialize([record])))) == [record]
-
-
 class Line(msgspec.Struct):
     article: str
 
@@ -278,18 +201,6 @@ def test_a_value_that_the_schema_does_not_fit_is_an_error_and_leaves_no_trace_in
     assert round_trip(serde, [good, {"number": 2, "note": None}]) == [good, {"number": 2, "note": None}]
 
 
-def test_two_schemas_of_one_folder_do_not_disturb_each_other(tmp_path):
-    order = write_schema(tmp_path, "shop.Order.avsc", [NUMBER])
-    item = tmp_path / "shop.Item.avsc"
-    item.write_text(
-        json.dumps({"type": "record", "name": "shop.Item", "fields": [{"name": "label", "type": "string"}]})
-    )
-    assert round_trip(Avro(order), [{"number": 1}]) == [{"number": 1}]
-    assert round_trip(Avro(item), [{"label": "x"}]) == [{"label": "x"}]
-    with pytest.raises(Exception, match=r"shop\.Order"):
-        list(Avro(item).deserialize(list(Avro(order).serialize([{"number": 1}]))))
-
-
 # --- what serdes say about their bytes
 
 
@@ -299,42 +210,6 @@ def test_a_schema_is_plain_data(schema):
         described = serde.schema
         assert json.loads(json.dumps(described)) == described
     assert Json().schema == {"json": "any"}
-
-
-def test_an_avro_schema_has_what_a_reader_looks_at_and_no_more(tmp_path):
-    stamp = {"type": "long", "logicalType": "timestamp-millis", "note": "of the order"}
-    at = {"name": "at", "type": stamp, "doc": "When.", "order": "ignore", "aliases": ["time"]}
-    path = write_schema(tmp_path, "shop.Order.avsc", [{"name": "number", "type": {"type": "long"}}, NOTE, at])
-    described = {"type": "long", "logicalType": "timestamp-millis"}
-    assert Avro(path).schema == {
-        "avro": {
-            "type": "record",
-            "name": "shop.Order",
-            "fields": [NUMBER, NOTE, {"name": "at", "type": described, "aliases": ["time"]}],
-        }
-    }
-
-
-def test_a_serde_reads_what_was_written_with_a_schema_that_it_learned(tmp_path):
-    old = Avro(write_schema(tmp_path, "shop.Order.avsc", [NUMBER]))
-    (payload,) = old.serialize([{"number": 5}])
-    new = Avro(write_schema(tmp_path, "shop.Order.avsc", [NUMBER, NOTE]), Order)
-    with pytest.raises(LookupError, match="no schema with id"):
-        list(new.deserialize([payload]))
-    new.learn([old.schema["avro"]])
-    assert list(new.deserialize([payload])) == [Order(5)]
-
-
-def test_payloads_are_decoded_as_they_were_written(tmp_path):
-    old = Avro(write_schema(tmp_path, "shop.Order.1.avsc", [NUMBER]))
-    new = Avro(write_schema(tmp_path, "shop.Order.avsc", [NUMBER, NOTE]))
-    decode = avro_decoder([old.schema["avro"], new.schema["avro"]])
-    payloads = [*old.serialize([{"number": 5}]), *new.serialize([{"number": 6, "note": "x"}])]
-    assert list(map(decode, payloads)) == [{"number": 5}, {"number": 6, "note": "x"}]
-    with pytest.raises(LookupError, match="no schema with id"):
-        avro_decoder([])(payloads[0])
-    with pytest.raises(ValueError, match="1 bytes are left"):
-        decode(payloads[0] + b"x")
 
 
 # --- nulls, with a transform that fails

@@ -19,11 +19,12 @@ from confluent_kafka import (
 
 from streams.broker import END, OutOfRange, Polled, RebalanceListener
 from streams.broker.kafka.client_factory import REQUEST_SECONDS, ClientFactory, LastError, Settings, log
+from streams.broker.kafka.fetched import KafkaFetched
 from streams.broker.kafka.partition_state import Delivery, PartitionState, Position, Reading
 from streams.broker.kafka.partitions import from_client, to_client, with_offsets
 from streams.broker.kafka.subscription import LOOK_SECONDS, Subscription
 from streams.errors import AccessDenied, BrokerError, FatalBrokerError, NotAuthorized, Right, TopicError
-from streams.records import Fetched, Headers, Rows, TopicPartition
+from streams.records import Fetched, TopicPartition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -65,48 +66,6 @@ class Membership(NamedTuple):
 
     group: str
     metadata: object
-
-
-class KafkaFetched:
-    """``Fetched`` on the client's own messages: a column is only built when it is read."""
-
-    __slots__ = ("_messages", "partition", "topic")
-
-    def __init__(self, topic: str, partition: int, messages: Sequence[Message]) -> None:
-        self.topic = topic
-        self.partition = partition
-        self._messages = messages
-
-    @property
-    def next_offset(self) -> int:
-        return cast("int", self._messages[-1].offset()) + 1
-
-    def __len__(self) -> int:
-        return len(self._messages)
-
-    def _at(self, rows: Rows | None) -> Sequence[Message]:
-        messages = self._messages
-        return messages if rows is None else [messages[row] for row in rows]
-
-    def keys(self, rows: Rows | None = None) -> list[bytes | None]:
-        return list(map(Message.key, self._at(rows)))
-
-    def values(self, rows: Rows | None = None) -> list[bytes | None]:
-        return list(map(Message.value, self._at(rows)))
-
-    def timestamps(self, rows: Rows | None = None) -> list[int]:
-        # A record without a timestamp has the type 0 (not available) and the value -1 or 0.
-        return [stamp if kind else -1 for kind, stamp in map(Message.timestamp, self._at(rows))]
-
-    def offsets(self, rows: Rows | None = None) -> list[int]:
-        return cast("list[int]", list(map(Message.offset, self._at(rows))))
-
-    def headers(self, rows: Rows | None = None) -> list[Headers | None] | None:
-        headers = cast("list[Headers | None]", list(map(Message.headers, self._at(rows))))
-        return headers if any(headers) else None
-
-    def slice(self, start: int, stop: int) -> KafkaFetched:
-        return KafkaFetched(self.topic, self.partition, self._messages[start:stop])
 
 
 class KafkaConsumer:

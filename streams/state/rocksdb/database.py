@@ -5,42 +5,38 @@ A task's database is one folder, ``<folder>/<store>/<partition>``. Each store is
 atomic: it is written to the operating system before ``write`` returns, and to the disk some time later.
 RocksDB syncs the log before it relies on flushed data, so that a crash of the machine loses the end of the
 history and never a part in the middle.
-
-RocksDB does not detect a MANIFEST with a broken end: it opens an earlier version of the database, without the
-tables and column families that only the lost part names, and applies newer log files to it. So a database
-counts as damaged if there are tables of its stores that it does not know after opening, or if a column family
-is missing that it had before according to the metadata.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
 from contextlib import suppress
-from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from rocksdict import (
-    BlockBasedOptions,
-    Cache,
-    DBCompressionType,
-    Options,
-    Rdict,
-    ReadOptions,
-    WriteBatch,
-    WriteBufferManager,
-)
+from rocksdict import Cache, Rdict, ReadOptions, WriteBatch, WriteBufferManager
 
 from streams.errors import StateError
 from streams.events import Event, get_logger
 from streams.process.open_files import raise_limit
+from streams.state.rocksdb.damage import (
+    Damaged,
+    check_whole,
+    complete_tables,
+    explained,
+    is_damage,
+    left_behind,
+    set_aside,
+    set_aside_before,
+)
+from streams.state.rocksdb.options import LEAST_FILES, DatabaseOptions, database_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from rocksdict import ColumnFamily
 
@@ -48,16 +44,6 @@ if TYPE_CHECKING:
 
 CHUNK = 1000
 """The number of entries that a scan reads at a time."""
-
-MIB = 1024 * 1024
-
-LEAST_FILES = 20
-"""The minimum number of open files of a database: ten for itself, the others for the last used tables.
-
-RocksDB accepts no lower limit."""
-
-MOST_FILES = 100
-"""The number of open files above which a database does not become faster."""
 
 OTHER_FILES = 256
 """Files for the rest of the process (connections, logs, modules); at most half of the process's limit."""
@@ -67,19 +53,6 @@ _PREFIX = "store."
 
 _COLUMNS_KEY = b"\0columns"
 """The key of the mapping from stores to column families, in the default column family."""
-
-_TABLE_MAGIC = 0x88E241B785F4CFF7.to_bytes(8, "little")
-"""The end of a complete table file (RocksDB's block-based format)."""
-
-_TABLE_TAIL_BYTES = 8192
-"""The size of a table's end with its properties, which are before the footer and take up to 2 KiB."""
-
-_TABLE_COLUMN = re.compile(rb"\x16\x04([\x01-\x7f])name")
-"""The bytes before the name of a table's column family: the property ``rocksdb.column.family.name``, which
-shares 22 (0x16) bytes with the previous one and differs in 4, followed by the length of its value.
-
-Names of 128 bytes or more are not found, so that the table counts as unknown.
-"""
 
 log = get_logger()
 
@@ -199,13 +172,13 @@ class RocksStore:
         return self._column
 
     def _failed(self, doing: str, error: Exception) -> StateError:
-        return _explained(f"cannot {doing} store {self._name} in {self._folder}", self._folder, error)
+        return explained(f"cannot {doing} store {self._name} in {self._folder}", self._folder, error)
 
 
 class RocksDatabase:
-    """The column families of a task. Raises ``_Damaged`` if it could be opened in an empty folder."""
+    """The column families of a task. Raises ``Damaged`` if it could be opened in an empty folder."""
 
-    def __init__(self, folder: Path, stores: Sequence[str], choices: _Choices) -> None:
+    def __init__(self, folder: Path, stores: Sequence[str], choices: DatabaseOptions) -> None:
         options, at_rest = choices.options, choices.at_rest
         self.folder = folder
         self._options = options
@@ -221,17 +194,17 @@ class RocksDatabase:
             listed = {*Rdict.list_cf(path)}
         columns = {*listed, *(_PREFIX + store for store in stores)}
         try:
-            tables = _tables(folder)
+            tables = complete_tables(folder)
             # A compaction could delete known tables before they are compared with the files.
             chosen = at_rest if tables else options
             self._database = Rdict(
                 path, chosen, dict.fromkeys(columns, chosen) | {"default": choices.for_metadata}
             )
             self._columns = _columns(self._database)
-            _check_whole(self._database, tables, listed, self._columns)
+            check_whole(self._database, tables, listed, self._columns)
             for store in stores:
                 self._use(store)
-            stale = {column for column in listed if _left(column, self._columns)}
+            stale = {column for column in listed if left_behind(column, self._columns)}
             for column in stale:
                 self._database.drop_column_family(column)
             if tables:
@@ -242,11 +215,11 @@ class RocksDatabase:
             _metadata(self._database)
         except Exception as error:
             self.close()
-            if isinstance(error, _Damaged):
+            if isinstance(error, Damaged):
                 raise
-            if _is_damage(str(error)):
-                raise _Damaged(str(error)) from error
-            raise _explained(f"cannot open the state in {folder}", folder, error) from error
+            if is_damage(str(error)):
+                raise Damaged(str(error)) from error
+            raise explained(f"cannot open the state in {folder}", folder, error) from error
 
     @property
     def closed(self) -> bool:
@@ -261,14 +234,14 @@ class RocksDatabase:
             database.create_column_family(_PREFIX + name, self._options)
             return self._use(name)
         except Exception as error:
-            raise _explained(f"cannot create store {name} in {self.folder}", self.folder, error) from error
+            raise explained(f"cannot create store {name} in {self.folder}", self.folder, error) from error
 
     def metadata(self) -> dict[str, bytes]:
         database = self._opened()
         try:
             return _metadata(database)
         except Exception as error:
-            raise _explained(f"cannot read the metadata in {self.folder}", self.folder, error) from error
+            raise explained(f"cannot read the metadata in {self.folder}", self.folder, error) from error
 
     def write(self, changes: Mapping[str, Changes], metadata: Mapping[str, bytes]) -> None:
         database = self._opened()
@@ -292,7 +265,7 @@ class RocksDatabase:
             try:
                 database.write(batch)
             except Exception as error:
-                raise _explained(f"cannot write to {self.folder}", self.folder, error) from error
+                raise explained(f"cannot write to {self.folder}", self.folder, error) from error
         finally:
             # Otherwise a traceback that is kept somewhere would keep the database open.
             batch.set_default_column_family(None)
@@ -310,7 +283,7 @@ class RocksDatabase:
             # If a reader still uses it, its files are deleted when the reader is done.
             database.drop_column_family(old)
         except Exception as error:
-            raise _explained(f"cannot empty store {name} in {self.folder}", self.folder, error) from error
+            raise explained(f"cannot empty store {name} in {self.folder}", self.folder, error) from error
 
     def close(self) -> None:
         self._handles.clear()
@@ -349,17 +322,6 @@ class RocksDatabase:
         return self._database
 
 
-class _Choices(NamedTuple):
-    """RocksDB's options for one database."""
-
-    options: Options
-    at_rest: Options
-    """The same, without compactions."""
-
-    for_metadata: Options
-    """For the default column family, which has a few entries."""
-
-
 class RocksDatabases:
     """Databases under one folder, for one process at a time.
 
@@ -383,8 +345,8 @@ class RocksDatabases:
             memory_bytes // 2, False, self._cache
         )
         files = self._for_databases() // max(tasks, 1)
-        self._choices = _Choices(
-            *(_options(memory_bytes, self._cache, buffers, tasks, files) for _ in range(3))
+        self._choices = DatabaseOptions(
+            *(database_options(memory_bytes, self._cache, buffers, tasks, files) for _ in range(3))
         )
         self._choices.at_rest.set_disable_auto_compactions(True)
         self._choices.for_metadata.set_memtable_prefix_bloom_ratio(0.0)
@@ -395,7 +357,7 @@ class RocksDatabases:
         try:
             place = next((place for place in places if place.exists()), places[0])
         except OSError as error:
-            raise _explained(f"cannot search for state in {self._folder}", self._folder, error) from error
+            raise explained(f"cannot search for state in {self._folder}", self._folder, error) from error
         held = self._databases.get(place)
         if held is not None and not held.closed:
             raise StateError(
@@ -405,11 +367,11 @@ class RocksDatabases:
         damage = None
         try:
             database = RocksDatabase(place, stores, self._choices)
-        except _Damaged as error:
+        except Damaged as error:
             damage = str(error)
         if damage is not None:
             try:
-                aside = _set_aside(place)
+                aside = set_aside(place)
                 log.warning(
                     Event.STATE_DAMAGED,
                     stores=list(stores),
@@ -419,8 +381,8 @@ class RocksDatabases:
                     error=damage,
                 )
                 database = RocksDatabase(place, stores, self._choices)
-            except (OSError, _Damaged) as error:
-                raise _explained(f"cannot replace the damaged state in {place}", place, error) from error
+            except (OSError, Damaged) as error:
+                raise explained(f"cannot replace the damaged state in {place}", place, error) from error
         self._databases[place] = database
         return database
 
@@ -438,10 +400,10 @@ class RocksDatabases:
                 # It leaves files that do not belong to a database.
                 if place.exists():
                     shutil.rmtree(place)
-                for aside in _asides(place):
+                for aside in set_aside_before(place):
                     shutil.rmtree(aside)
             except Exception as error:
-                raise _explained(f"cannot delete the state in {place}", place, error) from error
+                raise explained(f"cannot delete the state in {place}", place, error) from error
 
     def delete_unused(self, seconds: float) -> list[tuple[str, int]]:
         deleted = []
@@ -482,110 +444,9 @@ class RocksDatabases:
         self._databases.clear()
 
 
-class _Damaged(Exception):
-    """The files exist and are not a valid database."""
-
-
-def _options(memory_bytes: int, cache: Cache, buffers: WriteBufferManager, tasks: int, files: int) -> Options:
-    """The options of all databases and column families, which share memory, threads and open files.
-
-    Each of the ``tasks`` databases may have ``files`` open files.
-    """
-    options = Options(raw_mode=True)
-    options.create_if_missing(True)
-    options.create_missing_column_families(True)
-
-    options.set_write_buffer_manager(buffers)
-    write_buffer = min(max(memory_bytes // 8, MIB), 32 * MIB)
-    options.set_write_buffer_size(write_buffer)
-    options.set_max_write_buffer_number(4)
-    # The default is an eighth of the write buffer, which each column family allocates with its first entry.
-    options.set_arena_block_size(64 * 1024)
-    # All column families are flushed together: otherwise the rarely written metadata would keep old logs.
-    options.set_atomic_flush(True)
-    # After a crash, the log is replayed while rocksdict holds the global interpreter lock.
-    options.set_max_total_wal_size(64 * MIB)
-
-    # A filter for the write buffer halves the cost of lookups without a result. It is allocated with each
-    # write buffer, and the filters of hundreds of databases would take all of the memory, so it is limited.
-    filters = memory_bytes / 8 / max(tasks, 1)
-    options.set_memtable_prefix_bloom_ratio(min(0.02, filters / write_buffer))
-    options.set_memtable_whole_key_filtering(True)
-    table = BlockBasedOptions()
-    table.set_block_cache(cache)
-    table.set_bloom_filter(10, False)
-    table.set_cache_index_and_filter_blocks(True)
-    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
-    options.set_block_based_table_factory(table)
-    options.set_compression_type(DBCompressionType.lz4())
-
-    # One thread for flushes and one for compactions, for all databases of the process.
-    options.set_max_background_jobs(2)
-    # The limit includes tables, and ten files that are always open.
-    options.set_max_open_files(min(max(files, LEAST_FILES), MOST_FILES))
-    options.set_max_log_file_size(MIB)
-    options.set_keep_log_file_num(2)
-    options.set_stats_dump_period_sec(0)
-    options.set_stats_persist_period_sec(0)
-    return options
-
-
-def _is_damage(message: str) -> bool:
-    """Whether an error means damaged files, and not missing rights, a full disk or a limit."""
-    return "Corruption" in message or "No such file or directory" in message
-
-
-def _tables(folder: Path) -> dict[str, str]:
-    """The complete table files, each with its column family, or "" if that is not found.
-
-    Incomplete ones were being written when the process was killed.
-    """
-    whole = {}
-    for path in folder.glob("*.sst"):
-        with path.open("rb") as table:
-            table.seek(0, os.SEEK_END)
-            table.seek(max(0, table.tell() - _TABLE_TAIL_BYTES))
-            tail = table.read()
-        if tail.endswith(_TABLE_MAGIC):
-            column = b""
-            # The last match counts, as the properties come after the user's bytes.
-            for found in _TABLE_COLUMN.finditer(tail):
-                column = tail[found.end() :][: found[1][0]]
-            whole[path.name] = column.decode(errors="replace")
-    return whole
-
-
 def _columns(database: Rdict) -> dict[str, str]:
     found: Any = database.get(_COLUMNS_KEY)
     return {} if found is None else msgspec.json.decode(found, type=dict[str, str])
-
-
-def _check_whole(
-    database: Rdict, tables: Mapping[str, str], listed: set[str], columns: Mapping[str, str]
-) -> None:
-    """Raise ``_Damaged`` if a part of the MANIFEST is lost.
-
-    A process that was killed between completing a table and adding it to the MANIFEST looks the same; that is
-    a matter of milliseconds, and only costs a restore. A table of a column family that its store no longer
-    uses is ignored: a compaction that runs while a store is emptied leaves its output.
-    """
-    known = {Path(table["name"]).name for table in database.live_files()}
-    unknown = {name for name, column in tables.items() if name not in known and not _left(column, columns)}
-    if unknown:
-        raise _Damaged(f"the MANIFEST does not name {', '.join(sorted(unknown))}")
-    missing = {*columns.values()} - listed
-    if missing:
-        raise _Damaged(f"the MANIFEST does not name column family {', '.join(sorted(missing))}")
-
-
-def _left(column: str, columns: Mapping[str, str]) -> bool:
-    """Whether the store of a column family now uses another one, because it was emptied."""
-    return columns.get(_store_of(column), column) != column
-
-
-def _store_of(column: str) -> str:
-    """The store that a column family belongs to, by its name."""
-    return column.partition(".")[2]
 
 
 def _successor(store: str, column: str) -> str:
@@ -609,39 +470,3 @@ def _metadata(database: Rdict) -> dict[str, bytes]:
         # Otherwise a traceback that is kept somewhere would keep the database open.
         del iterator
     return found
-
-
-def _explained(what: str, folder: Path, error: Exception) -> StateError:
-    """The error for the caller, with a hint. rocksdict raises ``Exception``: only its text differs."""
-    message = str(error)
-    lower = message.lower()
-    if _is_damage(message):
-        hint = f"delete {folder} and start again: it will be restored from the changelog topics"
-    elif "lock" in lower:
-        hint = "stop the process that uses this folder, or set another state_dir for this one"
-    elif "too many open files" in lower:
-        hint = "raise the limit of open files (ulimit -n), or start more workers"
-    elif "no space" in lower:
-        hint = "free space on the disk; no committed state is lost"
-    elif "permission" in lower or "read-only" in lower:
-        hint = "make the folder writable for this user, or set state_dir to another folder"
-    else:
-        hint = f"see RocksDB's log {folder / 'LOG'}, and check the disk; state_dir sets the folder"
-    return StateError(f"{what}: {message}", hint=hint)
-
-
-def _asides(place: Path) -> list[Path]:
-    return sorted(
-        place.parent.glob(f"{place.name}.damaged-*"), key=lambda aside: int(aside.name.rpartition("-")[2])
-    )
-
-
-def _set_aside(place: Path) -> Path:
-    """Move a damaged folder aside, for later analysis. Only the last one of a task is kept."""
-    older = _asides(place)
-    number = int(older[-1].name.rpartition("-")[2]) + 1 if older else 1
-    aside = place.with_name(f"{place.name}.damaged-{number}")
-    place.rename(aside)
-    for path in older:
-        shutil.rmtree(path)
-    return aside
