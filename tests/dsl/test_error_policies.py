@@ -111,7 +111,7 @@ def order_of(value: str) -> Order:
 
 def test_a_serde_that_cannot_write_what_is_known_of_the_values_is_refused_when_the_step_is_made():
     orders = App("copy").stream("in", value=Text()).map(order_of)
-    refused = r"values are of type Order, and Text writes str alone\n.*Json\(Order\)"
+    refused = r"values are of type Order, but Text writes only str\n.*Json\(Order\)"
     text: Any = Text()
     with pytest.raises(TopologyError, match=f"step 'to-out': {refused}"):
         orders.to("out", value=text)

@@ -273,7 +273,7 @@ class TestProcessors:
 
         app = App("test")
         app.stream("in", value=Text()).process(Lost).to("out", name="sink")
-        with pytest.raises(ProcessingError, match=r"forwards to 'nowhere'.*what follows: sink"):
+        with pytest.raises(ProcessingError, match=r"forwards to 'nowhere'.*downstream steps: sink"):
             run_bytes(app, "a")
 
     def test_a_batch_processor_may_forward_single_records_of_its_batch(self):

@@ -270,7 +270,10 @@ def test_fields_that_are_added_begin_empty_in_windows_that_are_kept():
 def test_windows_of_each_key_s_own_are_asked_for_by_key(window: WindowKind):
     driver = TopologyDriver(app_of(window, keep=100))
     driver.send("in", 1, key="a", timestamp=0)
-    with pytest.raises(QueryError, match=r"'w' has windows of each key's own\n.*windows of one key"):
+    with pytest.raises(
+        QueryError,
+        match=r"'w' has sessions or sliding windows, which differ for each key\n.*windows of one key",
+    ):
         driver.windows("w")
 
 

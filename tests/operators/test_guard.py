@@ -134,7 +134,7 @@ def test_a_batch_that_fails_as_one_fails_only_where_a_record_alone_would(fates, 
 
 def test_a_transform_with_more_results_than_records_is_an_error_that_names_the_step():
     column, notes = [1, 2, 3], Notes()
-    with pytest.raises(ProcessingError, match=r"step 'odd' gave \d+ results for the first \d+ records"):
+    with pytest.raises(ProcessingError, match=r"step 'odd' returned \d+ results for the first \d+ records"):
         Guard("odd", skip, notes, notes.failed, "step 'odd'").each(
             lambda part: [*part, 0], column, batch_of(column)
         )

@@ -435,5 +435,5 @@ def test_a_processor_store_says_which_store_cannot_have_the_key(key, bad):
     driver = TopologyDriver(app)
     driver.send("in", 1)
     (letter,) = driver.dead_letters()
-    assert "store 'kept' cannot have the key" in error_of(letter)
+    assert "store 'kept' cannot use the key" in error_of(letter)
     assert driver.entries("kept") == []

@@ -258,7 +258,7 @@ def test_what_is_scheduled_and_fails_stops_the_worker_and_says_which_step():
     driver = TopologyDriver(counting(Broken))
     driver.send("in", "x", key="k")
     with pytest.raises(
-        ProcessingError, match=r"failed in what it scheduled every 1000 ms: ValueError: no report"
+        ProcessingError, match=r"failed in the call it scheduled every 1000 ms: ValueError: no report"
     ):
         driver.advance(milliseconds(1_000))
     assert driver.store("counts") == {"all": 1}
@@ -271,7 +271,7 @@ def test_a_schedule_needs_a_time(every):
 
     Hasty.every = timedelta(milliseconds=every)
     driver = TopologyDriver(counting(Hasty))
-    with pytest.raises(TopologyError, match="needs 1 or more"):
+    with pytest.raises(TopologyError, match="the minimum is 1 ms"):
         driver.send("in", "x", key="k")
 
 

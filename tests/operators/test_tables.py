@@ -295,7 +295,7 @@ def test_a_reduction_deletes_a_group_that_nothing_is_left_of():
 @pytest.mark.parametrize("aggregate", [latest(), custom(int, int.__add__, name="sum")])
 def test_an_aggregate_that_cannot_take_values_out_again_is_refused(aggregate):
     _, table = table_app()
-    with pytest.raises(TopologyError, match=r"'best': .* cannot take a value out again"):
+    with pytest.raises(TopologyError, match=r"'best': .* cannot subtract a value"):
         table.group_by(str).aggregate("best", aggregate)
 
 
@@ -379,7 +379,7 @@ def test_a_table_needs_to_know_how_values_are_written():
     stream = app.stream("s", key=Text(), value=Text()).map(lambda value: value)
     with pytest.raises(TopologyError, match="'kept' keeps values"):
         stream.to_table("kept")
-    with pytest.raises(TopologyError, match="the records of 'c' change tasks"):
+    with pytest.raises(TopologyError, match="the records of 'c' go through the repartition topic"):
         app.table("t", value=Text()).map(lambda value: value).group_by(lambda value: value).count("c")
 
 
