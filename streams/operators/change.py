@@ -35,7 +35,7 @@ class ToStream(Operator):
 
     tombstones: bool
 
-    def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - nothing of the step is needed
+    def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - the binding is not used
         forward, tombstones = fan_out(children), self.tombstones
 
         def run(batch: Batch[Any, Any]) -> None:

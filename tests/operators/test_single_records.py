@@ -148,11 +148,11 @@ def test_a_record_that_a_function_changes_stays_as_it_was_for_other_steps_and_fo
 @pytest.mark.parametrize(
     ("function", "why"),
     [
-        (lambda record: record.value, "map_records needs records from its function, got int"),
+        (lambda record: record.value, "the function of map_records must return records, got int"),
         (lambda record: record.with_(timestamp=-1), "an event time is a whole number of milliseconds"),
         (lambda record: record.with_(timestamp=1.5), "an event time is a whole number of milliseconds"),
         (lambda record: record.with_(timestamp=1 << 63), "an event time is a whole number of milliseconds"),
-        (lambda record: record.with_(headers={"a": b""}), "headers are a list of pairs"),
+        (lambda record: record.with_(headers={"a": b""}), "headers must be a list of pairs"),
         (lambda record: record.with_(headers=[("a", "b")]), "a header is a pair of a name and bytes"),
         (lambda record: record.with_(headers=[("a", b"", b"")]), "a header is a pair of a name and bytes"),
         (lambda record: record.with_(headers=[("\ud800", b"")]), "surrogates not allowed"),
