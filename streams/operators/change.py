@@ -101,7 +101,7 @@ Found: TypeAlias = "tuple[Any, int] | None"
 Reader: TypeAlias = Callable[[Sequence[Any]], list[Found]]
 """The values of several keys, in one read."""
 
-Read: TypeAlias = Literal["current", "told", "before"]
+Read: TypeAlias = Literal["current", "forwarded", "before"]
 """Which changes a reader sees: all, those its table has forwarded, or those before the current ones."""
 
 
@@ -110,8 +110,8 @@ def bind_view(view: AnyView, step: Binding, read: Read) -> Reader:
     plain: Reader
     if isinstance(view, View):
         state = step.state(view.store)
-        told = partial(state.forwarded_many, before=read == "before")
-        plain = state.get_many if read == "current" else told
+        forwarded = partial(state.forwarded_many, before=read == "before")
+        plain = state.get_many if read == "current" else forwarded
     else:
         left, right = bind_view(view.left, step, read), bind_view(view.right, step, read)
         join, how = view.join, view.how

@@ -225,7 +225,7 @@ class KeepSubscriptions(Operator):
             step.state(self.store),
             held_keys(step, self.table.stores[0]),
         )
-        read = bind_view(self.table, step, "told")
+        read = bind_view(self.table, step, "forwarded")
         encode_keys = nullable(held.serde.serialize)
 
         def run(batch: Batch[Any, Any]) -> None:
@@ -331,7 +331,7 @@ class JoinAnswers(Operator):
     def bind(self, step: Binding, children: Children) -> Forward:
         guard, state, held = step.guard, step.state(self.store), held_keys(step, self.store)
         to = held.leaving(fan_out(children))
-        read = bind_view(self.table, step, "told")
+        read = bind_view(self.table, step, "forwarded")
         refer, function, is_left = _refers(self.foreign_key, self.foreign), self.function, self.is_left
         value_serde, read_back = self.value, self.result.read_back
 

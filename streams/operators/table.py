@@ -442,7 +442,7 @@ class JoinTables(Operator):
     def bind(self, step: Binding, children: Children) -> Forward:
         guard, sends_old, held = step.guard, step.sends_old, held_keys(step, self.other.stores[0])
         forward = held.leaving(fan_out(children))
-        read = bind_view(self.other, step, "before" if self.first else "told")
+        read = bind_view(self.other, step, "before" if self.first else "forwarded")
         function, how, is_left = self.function, self.how, self.is_left
 
         def join(pair: tuple[Any, Any]) -> Any:

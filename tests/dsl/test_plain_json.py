@@ -1,4 +1,4 @@
-"""Untyped JSON needs no ``value=``: what functions make of it is written as JSON, or refused."""
+"""Untyped JSON needs no ``value=``: results of functions are written as JSON, or rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that keep keys: nothing is repartitioned behind them, and a record whose key changed fails."""
+"""Steps that keep keys: there is no repartition downstream, and a record whose key changed fails."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def driver_of(
 
 
 @every_step
-def test_nothing_is_repartitioned_behind_it_and_keys_are_written_as_before(step):
+def test_there_is_no_repartition_downstream_and_keys_are_written_as_before(step):
     app = App("kept")
     stream = step(app.stream("in", key=Json(int), value=Json(int)), lambda key: key, name="kept")
     stream.group_by_key().count("counts")
@@ -208,7 +208,7 @@ def test_a_batch_of_other_records_is_refused():
         driver.send("in", 2, key="a")
 
 
-def test_a_processor_with_a_store_and_a_timer_counts_on_behind_it_without_a_repartition_topic():
+def test_a_downstream_processor_with_a_store_and_a_timer_needs_no_repartition_topic():
     class Buffered:
         def open(self, context: Context) -> None:
             self.context = context
