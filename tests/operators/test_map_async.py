@@ -352,7 +352,8 @@ def test_a_function_that_cannot_be_awaited_is_refused():
         yield value
 
     with pytest.raises(
-        TopologyError, match=r"step 'call' \(map_async\) was given .*generate \(.*nothing that can"
+        TopologyError,
+        match=r"step 'call' \(map_async\) was given .*generate \(.*does not return an awaitable",
     ):
         driver_of(generate)
 
