@@ -78,8 +78,8 @@ class App:
     topics. Keyword arguments are the settings of ``streams.config.Settings``, which the environment
     overrides. No connection is made before ``run``.
 
-    ``on_error`` is the policy for records that a step fails on, for each step that is given none: they become
-    dead letters, unless told otherwise.
+    ``on_error`` is the default error policy of the steps, for records on which a step fails: by default they
+    become dead letters.
 
     Raises ``ConfigurationError`` for an unknown setting or a value of the wrong type.
     """

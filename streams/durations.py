@@ -13,36 +13,35 @@ MILLISECOND = timedelta(milliseconds=1)
 
 
 def milliseconds(number: float) -> timedelta:
-    """A duration in milliseconds. Raises ``ConfigurationError`` when it is negative or not whole."""
+    """A duration in milliseconds. Raises ``ConfigurationError`` for a negative or fractional number."""
     return _duration(number, "milliseconds", 1)
 
 
 def seconds(number: float) -> timedelta:
-    """A duration of so many seconds. Raises as ``milliseconds`` does."""
+    """A duration in seconds. Raises ``ConfigurationError`` unless it is whole milliseconds, 0 or more."""
     return _duration(number, "seconds", 1_000)
 
 
 def minutes(number: float) -> timedelta:
-    """A duration of so many minutes. Raises as ``milliseconds`` does."""
+    """A duration in minutes. Raises ``ConfigurationError`` unless it is whole milliseconds, 0 or more."""
     return _duration(number, "minutes", 60_000)
 
 
 def hours(number: float) -> timedelta:
-    """A duration of so many hours. Raises as ``milliseconds`` does."""
+    """A duration in hours. Raises ``ConfigurationError`` unless it is whole milliseconds, 0 or more."""
     return _duration(number, "hours", 3_600_000)
 
 
 def days(number: float) -> timedelta:
-    """A duration of so many days of 24 hours. Raises as ``milliseconds`` does."""
+    """A duration in days of 24 hours. Raises ``ConfigurationError`` unless whole milliseconds, 0 or more."""
     return _duration(number, "days", 86_400_000)
 
 
 def to_milliseconds(duration: object, what: str, *, least: int | None = 0) -> int:
-    """The whole milliseconds of a duration that a program gives; errors call it ``what``.
+    """Convert a duration from the user's program to milliseconds; ``what`` is its name in errors.
 
     Raises ``TopologyError`` for anything but a ``timedelta`` of whole milliseconds, ``least`` or more: a bare
-    number would leave open whether it counts seconds or milliseconds. ``None`` leaves the bound to the
-    caller.
+    number would be ambiguous, seconds or milliseconds. With ``least=None``, the caller checks the bound.
     """
     if not isinstance(duration, timedelta):
         raise TopologyError(
@@ -60,14 +59,14 @@ def to_milliseconds(duration: object, what: str, *, least: int | None = 0) -> in
 
 
 def whole_milliseconds(duration: timedelta) -> int:
-    """The milliseconds of a duration that ``to_milliseconds`` has taken before."""
+    """The milliseconds of a duration that ``to_milliseconds`` has already checked."""
     return duration // MILLISECOND
 
 
 def _duration(number: Any, unit: str, factor: int) -> timedelta:
     if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
         raise ConfigurationError(f"a duration in {unit} needs a finite number, got {number!r}")
-    # Through its shortest text, a float counts as what was written: 1.001 seconds are 1001 milliseconds.
+    # Converting a float through its shortest text gives the number as written: 1.001 s are 1001 ms.
     exact = Decimal(repr(number)) * factor if isinstance(number, float) else number * factor
     if exact < 0 or exact != int(exact):
         raise ConfigurationError(

@@ -67,7 +67,7 @@ class TopologyDriver:
         self.clock = clock
         self._check_dead_letters = check_dead_letters
         self._unread: list[DeadLetter] = []
-        """Dead letters since the test has last read them."""
+        """Dead letters since the test last read them."""
         self._partitions = partitions
         self._tasks: dict[TaskId, Task] = {}
         self._next_offsets: dict[TopicPartition, int] = {}
@@ -260,8 +260,8 @@ class TopologyDriver:
                 f"{count} dead {'letter was' if count == 1 else 'letters were'} not read; the first: step "
                 f"{first.step!r} failed on {came_from(first.batch, first.row)}: "
                 f"{type(first.error).__name__}: {error_text(first.error)}",
-                hint="where the test means it, read them with driver.dead_letters(), or make the driver with "
-                "check_dead_letters=False",
+                hint="if the test expects them, read them with driver.dead_letters(), or create the driver "
+                "with check_dead_letters=False",
             ) from first.error
 
     def _close_tasks(self) -> None:
@@ -382,7 +382,7 @@ class TopologyDriver:
         task.prepare()
         written += task.take()
         written = [placed for output in written for placed in self._placed(output)]
-        # Records that were refused may have become dead letters.
+        # Rejected records may have become dead letters.
         written += task.take()
         task.take_changelog()
         task.committed()
@@ -429,7 +429,7 @@ class TopologyDriver:
         return checkpoints
 
     def _placed(self, output: Output) -> Iterator[Output]:
-        """The rows whose partitions there are; the others get their step's policy, as with a broker."""
+        """The rows whose partitions exist; their step's policy applies to the others, as with a broker."""
         while (refused := first_misplaced(output, self._partitions)) is not None:
             if refused.position:
                 yield output.part(0, refused.position)

@@ -1,4 +1,4 @@
-"""How aggregations are put together: of a stream's groups and of a table's, for all time or by window."""
+"""Builds the steps of aggregations: of grouped streams and tables, over all time or by window."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Groups:
-    """Records with their groups as keys, and the one repartition topic that they go through if need be."""
+    """Records with their groups as keys, and the one repartition topic that they go through if necessary."""
 
     def __init__(
         self,
@@ -56,13 +56,13 @@ class Groups:
         self._used_by: str | None = None
 
     def source(self, store: str) -> Flow:
-        """The records as they come to tasks with whole groups; ``store`` is the store that asks."""
+        """The records, repartitioned if necessary so that one task has all of a group, for ``store``."""
         if not self._flow.rekeyed:
             return self._flow
         if self._store is None and self._used_by not in (None, store):
             raise TopologyError(
-                f"{self._used_by!r} and {store!r} share the repartition topic of one group_by without a name",
-                hint="give it one: group_by(…, store=…); it must not depend on which of them comes first",
+                f"{self._used_by!r} and {store!r} share the repartition topic of a group_by without store=",
+                hint="name the topic: group_by(…, store=…); the name must not depend on the order of steps",
             )
         self._used_by = store
         if self._repartitioned is None:
@@ -78,7 +78,7 @@ class Groups:
     def chosen(
         self, store: str, aggregate: Aggregate[Any, Any] | None, fields: Mapping[str, Aggregate[Any, Any]]
     ) -> Aggregate[Any, Any]:
-        """The one aggregate given, or those given by name as one. Raises ``TopologyError``."""
+        """The one aggregate, or those by name combined into one. Raises ``TopologyError``."""
         if (aggregate is None) == (not fields):
             raise TopologyError(
                 f"{store!r} needs either one aggregate, or several by name",
@@ -101,7 +101,7 @@ class Groups:
         remove: Callable[[Any, Any], Any],
         value: Serde[Any] | None,
     ) -> tuple[Aggregate[Any, Any], Serde[Any]]:
-        """Functions that add a value and take one out as an aggregate, and how its results are written."""
+        """Functions that add and subtract a value as an aggregate, and the serde of its results."""
         serde = self._kept_by(store, value)
         return RemovableReduce(add, remove, serde), serde
 
@@ -133,7 +133,7 @@ def aggregate_table_groups(
     """Aggregate each group of a table's values; see ``GroupedTable.aggregate``. Raises ``TopologyError``."""
     if not aggregate.removable:
         raise TopologyError(
-            f"{store!r}: {aggregate.describe()} cannot take a value out again, which a table needs when a "
+            f"{store!r}: {aggregate.describe()} cannot subtract a value, which a table needs when a "
             "value changes",
             hint="use count(), total(…), mean(…), variance(…), quantile(…) or custom(…, remove=…)",
         )
@@ -171,7 +171,7 @@ def _aggregated(
 
 
 class Windows(NamedTuple):
-    """Which windows of event time groups are cut into, when they close, and how long they stay then."""
+    """The event-time windows of an aggregation, when they close, and how long queries can read them then."""
 
     window: Tumbling | Hopping | Session | Sliding
     grace: int
@@ -180,7 +180,7 @@ class Windows(NamedTuple):
 
 
 class WindowResults:
-    """What comes out of a step with windows: each kind of result is added when it is asked for."""
+    """The outputs of a windowed step; the step for each kind of result is added when it is first used."""
 
     def __init__(self, flow: Flow, step: str, heads: WindowHeads, result_type: Any) -> None:
         self._flow = flow
@@ -203,7 +203,7 @@ class WindowResults:
         if name not in self._added:
             builder = self._flow.builder
             builder.add(Step(name=name, parents=(self._step,), operator=Merge(), policy=builder.policy(None)))
-            # Results are of no type that a serde could read them as, so they are not compared.
+            # No serde reads results back as their type, so they are not compared after a round trip.
             self._added[name] = Flow(
                 builder,
                 (name,),
@@ -245,12 +245,11 @@ def _windowing(
     if isinstance(window, Session | Sliding) and not computed.mergeable:
         raise TopologyError(
             f"{name!r} aggregates {window.describe()}, whose results are merged, "
-            f"and {computed.describe()} cannot be",
-            hint="give the aggregate a function for it, custom(…, merge=…), "
-            "or use tumbling or hopping windows",
+            f"but {computed.describe()} cannot be merged",
+            hint="define how to merge two results, custom(…, merge=…), or use tumbling or hopping windows",
         )
     if isinstance(window, Session):
-        # It is closed as soon as stream time is greater, not when it is equal.
+        # A session closes when stream time is greater than this bound, not when it is equal: hence + 1.
         kept = _kept(windows, name, KEYED_SPAN, whole_milliseconds(window.gap) + grace + 1)
         sessions = SessionAggregate(
             store=name,
@@ -302,7 +301,7 @@ def _windowing(
 
 
 def _kept(windows: Windows, name: str, span: int, closes_after: int) -> KeptWindows | None:
-    """Where windows are kept that close so many milliseconds after their end, if they are."""
+    """Where windows that close ``closes_after`` milliseconds after their end are kept; ``None``: nowhere."""
     return kept_windows(name, span=span, lasts=closes_after + windows.keep) if windows.keep else None
 
 

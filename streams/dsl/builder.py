@@ -1,4 +1,4 @@
-"""Where the nodes of a program are collected while it is described."""
+"""Collects the nodes of the topology while the user's program describes it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PACKAGE = str(Path(__file__).parents[1])
 
 
 def _calling_line() -> str:
-    """The line of the user's program that is being run, as ``file:line``."""
+    """The line of the user's program that is being executed, as ``file:line``."""
     frame = sys._getframe(1)  # noqa: SLF001 - documented; inspect.stack reads source files, which is slow
     while frame.f_code.co_filename.startswith(_PACKAGE) and frame.f_back is not None:
         frame = frame.f_back
@@ -40,8 +40,8 @@ def _calling_line() -> str:
 class TopologyBuilder:
     """Collects nodes while the user's program runs, and gives them names.
 
-    ``application`` begins the names of the topics between subtopologies. ``on_error`` is the policy of each
-    step that is given none.
+    ``application`` is the prefix of the names of the topics between subtopologies. ``on_error`` is the
+    default policy of the steps.
     """
 
     def __init__(self, application: str = "app", on_error: ErrorPolicy = dead_letter) -> None:
@@ -51,7 +51,7 @@ class TopologyBuilder:
         self._global_tables: list[GlobalSource] = []
 
     def build(self, dead_letter_topic: str | None = None) -> Topology:
-        """The graph so far, validated; patterns leave out what it writes. Raises ``TopologyError``."""
+        """Validate and return the topology; patterns exclude topics it writes. Raises ``TopologyError``."""
         written = {
             node.topic for node in self._nodes if isinstance(node, SinkNode) and isinstance(node.topic, str)
         }
@@ -86,7 +86,7 @@ class TopologyBuilder:
         return Topology(nodes, tuple(self._global_tables))
 
     def name(self, wanted: str | None, generated: str) -> str:
-        """The name the user wants, or one generated from what the node does that is not taken yet."""
+        """The name that the user chose, or a unique one generated from what the node does."""
         if wanted is not None:
             first = next((node for node in self._nodes if node.name == wanted), None)
             if first is not None:
@@ -95,23 +95,23 @@ class TopologyBuilder:
         return unique_name(generated, (node.name for node in self._nodes))
 
     def policy(self, given: ErrorPolicy | None) -> ErrorPolicy:
-        """The policy that a step was given, or the app's."""
+        """The policy of a step, by default the app's."""
         return self._on_error if given is None else given
 
     def add(self, node: Node) -> None:
-        """Append a node; its parents must be there already. Raises ``TopologyError`` for async functions."""
+        """Append a node, after its parents. Raises ``TopologyError`` for async functions."""
         operator = node.operator
         place = _calling_line()
         check_code(node.name, operator.kind, node, policy=node.policy, operator=operator, place=place)
         self._nodes.append(dataclasses.replace(node, place=place))
 
     def add_global_table(self, source: GlobalSource) -> None:
-        """Append a table that every worker has as a whole. Raises ``TopologyError`` for async functions."""
+        """Append a table that every worker reads completely. Raises ``TopologyError`` for async functions."""
         check_code(source.store.name, "global table", source)
         self._global_tables.append(source)
 
-    def told_first(self, stores: Iterable[str], left: str, right: str) -> str | None:
-        """Which of two steps hears first of a change to a store that both depend on; ``None`` without one."""
+    def receives_first(self, stores: Iterable[str], left: str, right: str) -> str | None:
+        """Which of two steps first receives a change of a store that both depend on; ``None`` without one."""
         owners = [
             node.name
             for node in self._nodes
@@ -120,9 +120,9 @@ class TopologyBuilder:
         return next((found for owner in owners if (found := self._reached(owner, (left, right)))), None)
 
     def _reached(self, start: str, wanted: tuple[str, str]) -> str | None:
-        """The first of the wanted steps that something forwarded by ``start`` comes out of."""
+        """The first of the wanted steps to forward a record that ``start`` has forwarded."""
         for node in self._nodes:
             if start in node.parents and (found := self._reached(node.name, wanted)):
                 return found
-        # Steps yet to be added behind it come after those there are.
+        # Children that are added later receive records after the existing ones.
         return start if start in wanted else None

@@ -1,4 +1,4 @@
-"""What lies between two steps of a program, as data: records on their way, and tables."""
+"""The connections between the steps of a program, as data: streams of records, and tables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Records on their way: the steps that they come out of, and what is known of them."""
+    """A stream of records: the steps that forward them, their serdes and types."""
 
     builder: TopologyBuilder
     parents: tuple[str, ...]
@@ -38,11 +38,11 @@ class Flow:
     value: Serde[Any] | None
     """How values are written, where that is known."""
     rekeyed: bool = False
-    """Whether keys may have changed since the records were put into partitions by them."""
+    """Whether keys may have changed since the records were partitioned by key."""
     value_type: Any = Any
-    """The type of values, ``Any`` where it is not known: aggregates keep values as it says."""
+    """The type of values, ``Any`` where it is not known; aggregates store values as this type."""
     as_read: bool = False
-    """Whether values are as ``value`` has read them."""
+    """Whether values are unchanged since ``value`` deserialized them."""
 
     def __post_init__(self) -> None:
         if self.value_type is Any:
@@ -50,29 +50,29 @@ class Flow:
 
     @property
     def untyped(self) -> bool:
-        """Whether values are JSON of no type, so that what functions make of them is taken for that too."""
+        """Whether values are JSON without a type, so that results of functions default to that too."""
         return is_untyped(self.value, self.value_type)
 
     def written_by(self, value: Serde[Any]) -> Flow:
-        """The same records with another serde for values. Raises ``TopologyError``, as ``check_written``."""
+        """The same records with another serde for values. Raises as ``check_written``."""
         check_written(", ".join(self.parents), value, self.value_type)
         return Flow(self.builder, self.parents, self.key, value, self.rekeyed)
 
     def read_again(self, value: Serde[Any]) -> Serde[Any]:
-        """``value`` for records that will be read again: it refuses what would come back as another value.
+        """``value`` for records that are read again: it rejects values that a round trip would change.
 
-        Values that are as a serde has read them are not looked at.
+        Values that are unchanged since the serde read them are not checked.
         """
         return value if self.as_read and value is self.value else RoundTrip(value)
 
     def written_value(self, purpose: str, where: str) -> Serde[Any]:
-        """How values are written. Raises ``TopologyError`` where that is not known."""
+        """The serde of the values. Raises ``TopologyError`` where it is not known."""
         value = self.value or plain_json(self.value_type)
         if value is None:
             raise TopologyError(
-                f"{purpose}, and the type of their values is not known",
-                hint=f"say how to write them, e.g. value=Json(Type), in {where}; "
-                "or annotate what the function that makes them returns",
+                f"{purpose}, but the type of the values is not known",
+                hint=f"pass their serde, e.g. value=Json(Type), to {where}; "
+                "or annotate the return type of the function that makes them",
             )
         return value
 
@@ -91,10 +91,10 @@ class Flow:
         owns: tuple[StoreDefinition, ...] = (),
         uses: tuple[str, ...] = (),
     ) -> Flow:
-        """What comes out of a step that is added.
+        """Add a step, and return its output.
 
-        Of ``untyped`` values, what a function of unknown type makes is taken for plain JSON too: not where it
-        is made of others besides, which have a type.
+        For a function without a known return type, values are JSON without a type if its arguments are. With
+        ``untyped`` false, this default does not apply: the function has other, typed arguments too.
         """
         step = Step(
             name=self.builder.name(name, generated_name(operator)),
@@ -128,15 +128,15 @@ class Flow:
         needs_key: bool = False,
         needs_value: bool = False,
     ) -> Flow:
-        """The records behind an internal topic, so that equal keys meet in one task.
+        """Send the records through an internal topic, so that one task has all records of a key.
 
-        The topic is named by ``store`` alone, its steps by ``name`` if there is one. ``read_key`` says how
-        keys are read again, if not as they are written. ``needs_key`` and ``needs_value`` say that there are
-        never null keys, or values.
+        The topic is named by ``store`` alone, its steps by ``name`` if there is one. ``read_key`` is the
+        serde that reads the keys, if it is not the one that writes them. ``needs_key`` and ``needs_value``
+        declare that keys, or values, are never null.
         """
         topic, label = f"{self.builder.application}-{store}-repartition", name or store
         value = self.written_value(
-            f"the records of {store!r} change tasks, through {topic}",
+            f"the records of {store!r} go through the repartition topic {topic}",
             "group_by(…, value=…), repartition(…, value=…)",
         )
         self.builder.add(
@@ -167,7 +167,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class TableFlow:
-    """A table: the step that its changes come out of, and where the value of a key is found."""
+    """A table: the step that forwards its changes, and the view that reads the value of a key."""
 
     builder: TopologyBuilder
     step: str
@@ -188,7 +188,7 @@ class TableFlow:
         return is_untyped(self.value, self.value_type)
 
     def written_by(self, value: Serde[Any] | None) -> Flow:
-        """The changes with another serde for their values, where one is given; for what it says of them."""
+        """The changes, with another serde for their values if one is passed."""
         written = value or self.value or plain_json(self.value_type)
         as_read = self.as_read and written is self.value
         return Flow(self.builder, (), self.key, written, as_read=as_read)
@@ -202,7 +202,7 @@ class TableFlow:
         name: str | None,
         value_type: Any,
     ) -> TableFlow:
-        """The table that comes out of a step that is added."""
+        """Add a step, and return the table that is its output."""
         called = self.builder.name(name, generated_name(operator))
         step = add_step(self.builder, (self.step,), operator, called, on_error)
         as_read = self.as_read and value is self.value
@@ -219,7 +219,7 @@ def add_step(
     owns: tuple[StoreDefinition, ...] = (),
     uses: tuple[str, ...] = (),
 ) -> str:
-    """Add a step with a generated name, which is returned."""
+    """Add a step under a generated name; return the name."""
     step = Step(
         name=builder.name(None, name),
         parents=parents,
@@ -233,38 +233,38 @@ def add_step(
 
 
 def generated_name(operator: Operator) -> str:
-    """What a step is called unless the program says: what it does, and the function's name if it has one."""
+    """The default name of a step: what it does, and the function's name if it has one."""
     called = function_name(operator.code)
     plain = operator.code is None or called == "lambda"
     return operator.kind if plain else f"{operator.kind}-{called}"
 
 
 def value_of(entry: Any) -> Any:
-    """The value of an entry that is stamped with its event time."""
+    """The value of a pair of a value and its event time."""
     return entry[0]
 
 
 def idle_milliseconds(close_idle_after: timedelta | None) -> int | None:
-    """After how long without records stream time follows the wall clock. Raises ``TopologyError``."""
+    """``close_idle_after`` in milliseconds, or ``None``. Raises ``TopologyError``."""
     return (
         None if close_idle_after is None else to_milliseconds(close_idle_after, "close_idle_after", least=1)
     )
 
 
 def check_store_named(method: str, store: str | None, name: str | None) -> None:
-    """Raise ``TopologyError`` where a step that makes a repartition topic has a label, and the topic no name.
+    """Raise ``TopologyError`` if a step that creates a repartition topic has a label, but no ``store``.
 
-    What a label says must not reach a topic's name; and earlier versions named the topic by ``name=``.
+    A label must not become a topic's name; and earlier versions named the topic by ``name=``.
     """
     if name is not None and store is None:
         raise TopologyError(
-            f"{method}(…, name={name!r}) makes a repartition topic, and name= is only the step's label",
-            hint=f"say what the topic is called: {method}(…, store={name!r}) for <app>-{name}-repartition",
+            f"{method}(…, name={name!r}) creates a repartition topic, and name= is only the step's label",
+            hint=f"name the topic with store=: {method}(…, store={name!r}) for <app>-{name}-repartition",
         )
 
 
 def alike(one: Serde[Any] | None, other: Serde[Any] | None) -> bool:
-    """Whether two serdes write the same: one object, or two of one kind and name."""
+    """Whether two serdes write the same bytes: they are one object, or have the same class and name."""
     if one is None or other is None:
         return one is other
     return one is other or (type(one) is type(other) and one.name == other.name)
@@ -274,20 +274,20 @@ def check_keys_alike(one: Serde[Any], other: Serde[Any], name: str) -> None:
     """Raise ``TopologyError`` when keys are written differently on the two sides of a join or merge."""
     if not alike(one, other):
         raise TopologyError(
-            f"{name}: keys are {one.name} on one side and {other.name} on the other: none would be equal",
-            hint="read both with the same key=, or give one of them new keys: key_by(…, key=…)",
+            f"{name}: keys are {one.name} on one side and {other.name} on the other: none would match",
+            hint="read both sides with the same key=, or re-key one of them: key_by(…, key=…)",
         )
 
 
 def is_untyped(value: Serde[Any] | None, kind: Any) -> bool:
-    """Whether values are plain JSON: read so, by a serde without a type, or of a type that says so."""
+    """Whether values are JSON without a type, by their serde or by their own type."""
     if value is None:
         return kind is not Any and _is_plain(kind)
     return isinstance(value, Json) and _is_plain(value.value_type)
 
 
 def plain_json(kind: Any) -> Serde[Any] | None:
-    """JSON of no type where that keeps values of the type ``kind`` as they are."""
+    """JSON without a type, if a round trip through it keeps values of the type ``kind`` unchanged."""
     return Json() if kind is not Any and _is_plain(kind) else None
 
 
@@ -317,8 +317,8 @@ def check_written(step: str, serde: Serde[Any], kind: Any) -> None:
     if classes and not others and all(_unrelated(member, wanted) for member in classes):
         made = getattr(kind, "__name__", kind)
         raise TopologyError(
-            f"step {step!r}: values are of type {made}, and {serde.name} writes {wanted.__name__} alone",
-            hint=f"choose a serde for them, e.g. Json({made}), or map them to {wanted.__name__} first",
+            f"step {step!r}: values are of type {made}, but {serde.name} writes only {wanted.__name__}",
+            hint=f"use a serde for them, e.g. Json({made}), or map them to {wanted.__name__} first",
         )
 
 
@@ -327,7 +327,7 @@ def _unrelated(one: type, other: type) -> bool:
 
 
 def text_keys(step: str, function: Callable[[Any], Any]) -> Serde[Any]:
-    """How keys are written where nothing is said. Raises ``TopologyError`` for a function of other keys."""
+    """The default serde of keys, text. Raises ``TopologyError`` for a function that returns other keys."""
     kind = returned_type(function)
     members = member_types(kind)
     if kind is not Any and not all(
@@ -335,21 +335,21 @@ def text_keys(step: str, function: Callable[[Any], Any]) -> Serde[Any]:
     ):
         described = getattr(kind, "__name__", kind)
         raise TopologyError(
-            f"{step}: {function_name(function)} makes keys of type {described}, and keys are written as text "
-            "where nothing else is said",
-            hint=f"say how keys are written: key=Json({described})",
+            f"{step}: {function_name(function)} makes keys of type {described}, but keys are written as text "
+            "by default",
+            hint=f"pass a serde for the keys: key=Json({described})",
         )
     return Text()
 
 
 def made_value(function: Callable[..., Any], *, untyped: bool) -> tuple[Serde[Any] | None, Any]:
-    """How what a function makes, maybe of ``untyped`` values, is written, and of what type it is."""
+    """The serde and type of a function's results; ``untyped`` if its arguments are JSON without a type."""
     kind = returned_type(function)
     return returned_serde(function) or (Json() if untyped and kind is Any else None), kind
 
 
 def returned_serde(function: Callable[..., Any]) -> Serde[Any] | None:
-    """JSON of the type that the function is annotated to return, where that is a class with fields."""
+    """JSON of the function's annotated return type, if that is a class with fields."""
     try:
         returned = typing.get_type_hints(function).get("return")
     except Exception:  # noqa: BLE001 - annotations may name anything; without one the type is just not known
@@ -358,6 +358,6 @@ def returned_serde(function: Callable[..., Any]) -> Serde[Any] | None:
 
 
 def fields_serde(kind: Any) -> Serde[Any] | None:
-    """JSON of a type, where that is a class with fields."""
+    """JSON of a type, if that is a class with fields."""
     fields = isinstance(kind, type) and (issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind))
     return Json(kind) if fields else None

@@ -1,4 +1,4 @@
-"""How joins are put together: of streams, of a stream with a table, of tables, and by a foreign key."""
+"""Builds the steps of joins: of streams, of a stream with a table, of tables, and by a foreign key."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 class JoinOptions(NamedTuple):
-    """What a join of a stream was given."""
+    """The arguments of a join of a stream."""
 
     within: timedelta | None
     window: JoinWindow | None
@@ -63,20 +63,21 @@ class JoinOptions(NamedTuple):
 
     @property
     def step(self) -> str:
-        """What errors call the join."""
+        """The name of the join in errors."""
         return self.name or self.store or "join"
 
     def of_streams_only(self) -> list[str]:
-        """The options given that mean something between two streams only."""
+        """The options passed that apply only to a join of two streams."""
         options = ("within", "window", "grace", "close_idle_after", "other_value")
         given = ((name, getattr(self, name)) for name in options)
         return [f"{name}={getattr(value, 'name', value)}" for name, value in given if value is not None]
 
     def join_window(self) -> JoinWindow:
-        """The window asked for. Raises ``TopologyError``."""
+        """The window of the join. Raises ``TopologyError``."""
         if (self.within is None) == (self.window is None):
             raise TopologyError(
-                f"the join {self.step!r} of two streams needs to know how far apart records may lie",
+                f"the join {self.step!r} of two streams needs exactly one of within= and window=, "
+                f"got {'neither' if self.window is None else 'both'}",
                 hint="either within=minutes(5) or window=JoinWindow(before=…, after=…)",
             )
         if self.within is not None:
@@ -91,14 +92,14 @@ class JoinOptions(NamedTuple):
 
 
 class LateRecords(NamedTuple):
-    """Where the records come out that came too late for a join of streams."""
+    """The output for records that were too late for a join of streams."""
 
     name: str
     steps: tuple[str, ...]
     value: Serde[Any] | None
 
     def read(self, joined: Flow) -> Flow:
-        """Add the step that brings them together."""
+        """Add the step that merges the late records of both sides."""
         builder = joined.builder
         builder.add(
             Step(
@@ -119,8 +120,8 @@ def join_streams(
     store, builder = options.store, flow.builder
     if store is None:
         raise TopologyError(
-            "a join of two streams keeps records, in stores that need a name",
-            hint="join(…, store=…): it must not change while the state is to be kept; name= is only a label",
+            "a join of two streams buffers records in stores, which need a name",
+            hint="join(…, store=…): changing it starts with empty state; name= is only a label",
         )
     label = options.name or store
     window, late = options.join_window(), f"{label}.late"
@@ -205,16 +206,16 @@ def join_table(
         raise TopologyError(
             f"{options.step}: a stream joins a table without a window, and not as an outer join"
             + (f"; got {', '.join(given)}" if given else ""),
-            hint="for a window, join the stream with table.to_stream(); for changes on both sides to "
-            "matter, make the stream a table: stream.to_table(name)",
+            hint="for a window, join the stream with table.to_stream(); to update the result on changes of "
+            "either side, make the stream a table: stream.to_table(store)",
         )
     source = flow if options.value is None else flow.written_by(options.value)
     if flow.rekeyed:
         if options.store is None:
             raise TopologyError(
-                "keys may have changed before this join, so that the records have to go to other tasks, "
-                "through a topic, and that needs a name",
-                hint="join(…, store=…): the topic is called <app>-<store>-repartition; name= is only a label",
+                "keys may have changed before this join, so its records go through a repartition topic, "
+                "which needs a name",
+                hint="join(…, store=…): the topic is named <app>-<store>-repartition; name= is only a label",
             )
         source = source.repartition(options.store, None, options.on_error, name=options.name)
     return source.then(
@@ -241,7 +242,7 @@ def join_tables(
     builder = table.builder
     step = builder.name(name, "join")
     shared = set(table.view.stores) & set(other.view.stores)
-    first = builder.told_first(shared, table.step, other.step)
+    first = builder.receives_first(shared, table.step, other.step)
     left = add_step(
         builder,
         (table.step,),
@@ -324,7 +325,7 @@ def join_foreign_key(
         uses=(subscribers.name,),
     )
     answer_values = AnswerSerde(other.written_by(other_value).read_again(others))
-    # Keys of answers are bytes already, as the subscriptions brought them.
+    # The keys of answers are still encoded, as they were in the subscriptions.
     answered = Flow(builder, (keep, answer), Bytes(), answer_values, as_read=True)
     answers = answered.repartition(
         f"{store}-answer",

@@ -1,4 +1,4 @@
-"""How topics come into a program: as streams, as tables and as tables that every worker has as a whole."""
+"""Adds the sources of a program: streams, tables, and global tables, which every worker reads completely."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def read_stream(
     if any(isinstance(topic, re.Pattern) and isinstance(topic.pattern, bytes) for topic in several):
         raise TopologyError(
             f"stream {name or several!r}: a pattern of bytes matches no topic",
-            hint='topics have names of text: re.compile("…"), not re.compile(b"…")',
+            hint='topic names are text: re.compile("…"), not re.compile(b"…")',
         )
     first = several[0] if isinstance(several[0], str) else several[0].pattern
-    # What else is the app's own is known once the program is complete: see TopologyBuilder.build.
+    # The app's other topics are known once the program is complete: see TopologyBuilder.build.
     own = OwnTopics(builder.application, frozenset())
     source = SourceNode(
         name=builder.name(name, first),
@@ -118,7 +118,7 @@ def keep_table(
 def read_global_table(
     builder: TopologyBuilder, topic: str, *, key: Serde[Any], value: Serde[Any], store: str | None
 ) -> str:
-    """Add a table that every worker reads as a whole, and return its store; see ``App.global_table``."""
+    """Add a table that every worker reads completely; return its store. See ``App.global_table``."""
     definition = StoreDefinition(
         name=store or topic,
         key=key,

@@ -1,4 +1,4 @@
-"""Stores that a program gives its processors."""
+"""The stores of custom processors."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def key_value_store(
     migrate: Callable[[Any], Any] | None = None,
     ttl: timedelta | None = None,
 ) -> StoreDefinition:
-    """A store for ``Stream.process(…, stores=[…])``: keys are text and values JSON unless serdes are given.
+    """Define a store for ``Stream.process(…, stores=[…])``; by default keys are text and values JSON.
 
-    ``migrate`` makes a value of an earlier schema, as plain data, into one of this schema. With ``ttl``, an
-    entry goes when so much stream time has passed since it was last put.
+    ``migrate`` converts a value of an earlier schema, as plain data, to the current schema. With ``ttl``, an
+    entry expires when stream time has advanced by that much since it was last put.
     """
     if ttl is None:
         return StoreDefinition(name=name, key=key or Text(), value=value or Json(), migrate=migrate)
@@ -45,7 +45,7 @@ def key_value_store(
 
 
 def with_deadlines(stores: Iterable[StoreDefinition]) -> tuple[StoreDefinition, ...]:
-    """The stores, each followed by the one for its deadlines where its entries expire."""
+    """The stores; each store whose entries expire is followed by the store of their deadlines."""
     return tuple(
         each
         for store in stores

@@ -1,7 +1,7 @@
 """The fluent API: each method adds a step to the topology and returns the stream downstream of it.
 
-The classes name each other, so they stand in one file: signatures and documentation. What a method adds is
-put together by functions over plain data, in ``flow``, ``joins`` and ``aggregation``.
+The classes refer to each other, so they share one file, which holds signatures and documentation. The steps
+that a method adds are built by functions over plain data, in ``flow``, ``joins`` and ``aggregation``.
 """
 
 from __future__ import annotations
@@ -78,13 +78,14 @@ _NO_GRACE, _TIMEOUT = timedelta(), seconds(30)
 
 
 class Stream(Generic[K, V]):
-    """Records on their way from a topic: the methods say what happens to them next.
+    """A stream of records from a topic; each method adds a processing step.
 
-    Functions take a record's value, unless a method says otherwise. They see ``None`` only where the stream
-    hands on tombstones, by ``tombstones=True``, and its type says so. Every method that runs user code takes
-    ``on_error=``, the policy for records it fails on (the app's, which is ``dead_letter``, unless given), and
-    ``name=``, the step's label in errors, metrics and descriptions, which is free to change. Where a method
-    keeps state or makes an internal topic, ``store=`` names these: another ``store`` begins without them.
+    Functions receive a record's value, unless a method says otherwise. They receive ``None`` only where the
+    stream forwards tombstones, with ``tombstones=True``, and its type says so. Every method that runs user
+    code takes ``on_error=``, the policy for records on which it fails (by default the app's, which is
+    ``dead_letter``), and ``name=``, the step's label in errors, metrics and descriptions, which may change at
+    any time. Where a method keeps state or creates an internal topic, ``store=`` names them: under another
+    ``store``, the step starts with empty state and a new topic.
     """
 
     def __init__(self, flow: Flow) -> None:
@@ -99,9 +100,9 @@ class Stream(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[K, V2]:
-        """Replace each value by ``function(value)``; key, headers and event time stay.
+        """Replace each value by ``function(value)``; key, headers and event time stay the same.
 
-        ``timestamp`` takes a new event time, in milliseconds since the epoch, from the new value.
+        ``timestamp`` computes a new event time, in milliseconds since the epoch, from the new value.
         """
         return self._then(
             Map(function, timestamp),
@@ -123,19 +124,19 @@ class Stream(Generic[K, V]):
     ) -> Stream[K, V2]:
         """Replace each value by ``await function(value)``, for up to ``concurrency`` records at a time.
 
-        For requests to other services and the like. Records go on in the order of the input, whichever call
-        ends first. Calls for records of one key come one after another, in order, unless ``one_call_per_key``
-        is false: then only the results keep their order. Records without a key have no order among
-        themselves.
+        For example, for requests to other services. Records are forwarded in the order of the input,
+        whichever call ends first. Calls for records with the same key run one after another, in order, unless
+        ``one_call_per_key`` is false: then only the results keep their order. Calls for records without a key
+        run in any order.
 
-        A call that raises, or takes longer than ``timeout`` (``None`` for no limit) and is cancelled,
-        fails alone and gets ``on_error``; with ``retry``, failing records are called again together after
-        each wait. When the worker stops or loses the partition, calls are cancelled, and their records come
-        again: to the next owner, or after the restart.
+        A call that raises, or takes longer than ``timeout`` seconds (``None`` for no limit) and is cancelled,
+        fails only its own record, to which ``on_error`` applies; with ``retry``, the failed records are
+        retried together after each wait. When the worker stops or loses the partition, calls are cancelled
+        and their records are processed again, by the next owner or after the restart.
 
-        The function runs in an event loop on a thread of its own, one for the whole process, so that a client
-        it has made once can be used in every call. It must not block: use ``map`` for that.
-        Raises ``TopologyError`` for a function that gives nothing to await.
+        The function runs in an event loop on a separate thread, one for the process, so that a client created
+        once can be used in every call. It must not block: use ``map`` for functions that do.
+        Raises ``TopologyError`` for a function that does not return an awaitable.
         """
         limit = None if timeout is None else to_milliseconds(timeout, "map_async: timeout", least=None)
         if concurrency < 1 or (limit is not None and limit <= 0):
@@ -182,11 +183,12 @@ class Stream(Generic[K, V]):
     ) -> Stream[Any, Any]:
         """Replace each batch by ``function(batch)``, made with ``Batch.select`` and the ``with_`` methods.
 
-        For columnar code, and where keys, headers or timestamps are needed of many records. When the function
-        raises, it is called again with each record alone, so that one failing record fails alone.
+        For columnar code, and for functions that read the keys, headers or timestamps of many records. When
+        the function raises, it is called again with a batch for each record, so that only the records at
+        fault fail.
 
-        With ``keeps_key``, rows keep their keys, so that no repartition topic is needed downstream; a row
-        whose key changed fails.
+        ``keeps_key`` declares that rows keep their keys, so that no repartition topic is needed downstream; a
+        row whose key changed fails.
         """
         kept_keys = self._kept_keys(None, name, keeps_key=keeps_key)
         return self._then(MapBatch(function, kept_keys), on_error, name, rekeyed=not keeps_key)
@@ -224,11 +226,12 @@ class Stream(Generic[K, V]):
         """Replace each record by ``function(record)``: one made with ``record.with_``, or itself, changed.
 
         For functions that need keys, event times or headers as well as values; ``map`` is faster, and so is
-        ``map_batch`` for columns of them. The record is the function's own, but its value is not a copy: put
-        another one in instead of changing it. Topic, partition and offset stay those of the input record.
+        ``map_batch`` for columnar code. The function may change the record, but its value is not a copy:
+        assign a new value instead of modifying it. Topic, partition and offset stay those of the input
+        record.
 
-        ``key`` says how new keys are written, if not like those there were. With ``keeps_key``, the key stays
-        that of the record, so that no repartition topic is needed downstream; a record whose key changed
+        ``key`` is the serde of the new keys, by default that of the input. ``keeps_key`` declares that
+        records keep their keys, so that no repartition topic is needed downstream; a record whose key changed
         fails.
         """
         operator = MapRecords(function, self._kept_keys(key, name, keeps_key=keeps_key))
@@ -273,9 +276,9 @@ class Stream(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[Any, V2]:
-        """Replace each record by those in ``function(record)``, none included; see ``map_records``.
+        """Replace each record by those in ``function(record)``, which may be empty; see ``map_records``.
 
-        A generator may change a record and give it again: each counts as it was when it was given.
+        A generator may modify a record and yield it again: each result is the record as it was when yielded.
         """
         operator = FlatMapRecords(function, self._kept_keys(key, name, keeps_key=keeps_key))
         kind = record_value_type(function, many=True)
@@ -308,7 +311,7 @@ class Stream(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[K, V]:
-        """Call ``function(record)`` for its effect, which a failure may repeat, and pass the record on."""
+        """Call ``function(record)`` for its side effect, which a failure may repeat; forward the record."""
         return self._then(
             PeekRecords(function), on_error, name, value=self._flow.value, value_type=self._flow.value_type
         )
@@ -320,7 +323,7 @@ class Stream(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[K, V]:
-        """Keep the records for whose value ``predicate`` is true."""
+        """Keep the records for which ``predicate(value)`` is true."""
         return self._then(
             Filter(predicate), on_error, name, value=self._flow.value, value_type=self._flow.value_type
         )
@@ -332,7 +335,7 @@ class Stream(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[K, V2]:
-        """Replace each record by one for each value in ``function(value)``, none included."""
+        """Replace each record by one for each value in ``function(value)``, which may be empty."""
         return self._then(FlatMap(function), on_error, name, value_type=given_type(function))
 
     @overload
@@ -363,7 +366,7 @@ class Stream(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[Any, V]:
-        """Replace each key by ``function(value)``, written with the serde ``key`` (text unless given)."""
+        """Replace each key by ``function(value)``; ``key`` is the serde of the new keys, text by default."""
         operator = KeyBy(function, implied_text=key is None)
         return self._then(
             operator,
@@ -378,7 +381,7 @@ class Stream(Generic[K, V]):
     def peek(
         self, function: Callable[[V], object], *, on_error: ErrorPolicy | None = None, name: str | None = None
     ) -> Stream[K, V]:
-        """Call ``function(value)`` for its effect, which a failure may repeat, and pass the record on."""
+        """Call ``function(value)`` for its side effect, which a failure may repeat; forward the record."""
         return self._then(
             Peek(function), on_error, name, value=self._flow.value, value_type=self._flow.value_type
         )
@@ -417,19 +420,20 @@ class Stream(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[Any, Any]:
-        """Run a processor of your own; what it forwards is the stream returned.
+        """Run a custom processor; the returned stream holds the records that it forwards.
 
-        ``processor`` is a class (or factory): one instance is made for each task. Instances have ``process``
-        or ``process_batch``, as ``Processor`` and ``BatchProcessor`` say. ``stores`` are made with
-        ``key_value_store(name)``; a name alone is a store of another step. With stores, keys that changed
-        send the records through a repartition topic first, ``<app>-<store>-repartition``: ``store`` is the
-        first store's name unless given. ``name`` is only the step's label (``store`` unless given); where
-        there is such a topic, it needs ``store`` beside it.
+        ``processor`` is a class or factory that is called once for each task. Its instances have ``process``
+        or ``process_batch``, see ``Processor`` and ``BatchProcessor``. ``stores`` are created with
+        ``key_value_store(name)``; a bare name refers to a store of another step. With stores, where keys were
+        changed upstream, the records go through the repartition topic ``<app>-<store>-repartition`` first:
+        ``store`` is by default the name of the first store. ``name`` is only the step's label, by default
+        ``store``; where there is such a topic, ``name`` requires ``store``.
 
-        With ``keeps_key``, what is forwarded has the key of the record that is being processed, so that no
-        repartition topic is needed downstream; in ``forward``, another key raises. What timers forward is not
-        checked, as nothing here tells where a key belongs: they must forward keys of this partition, e.g.
-        those that a store of the step has. A record with another one would be counted apart from its like.
+        ``keeps_key`` declares that forwarded records have the key of the record being processed, so that no
+        repartition topic is needed downstream; ``forward`` raises for another key. Records that timers
+        forward are not checked, because the step cannot tell which partition a key belongs to: timers must
+        forward keys of their own partition, e.g. those in a store of the step. A record with a key of another
+        partition would be aggregated apart from the other records with its key.
         """
         given = list(stores)
         names = tuple(each if isinstance(each, str) else each.name for each in given)
@@ -459,8 +463,8 @@ class Stream(Generic[K, V]):
     ) -> Stream[K, V]:
         """Send the records through an internal topic, ``<app>-<store>-repartition``, by their keys.
 
-        ``partitions`` are as many as those of the topics it is read together with, else as the largest input
-        has, unless given. ``name`` is only the steps' label.
+        By default, the number of ``partitions`` is that of the topics it is co-partitioned with, or else that
+        of the largest input. ``name`` is only the steps' label.
         """
         flow = self._flow if value is None else self._flow.written_by(value)
         return Stream(flow.repartition(store, partitions, on_error, name=name))
@@ -502,12 +506,12 @@ class Stream(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Grouped[Any, V]:
-        """Bring together the records for which ``function(value)`` is equal, written by ``key`` (text).
+        """Group the records by ``function(value)``; ``key`` is the serde of the groups, text by default.
 
-        They go through a repartition topic, which is called ``<app>-<store>-repartition``; without ``store``
-        it has the name of the store of what follows. ``name`` is only the step's label, and needs ``store``
-        beside it. ``value`` says how values are written to it, if the stream does not know. Records whose
-        group is ``None`` or cannot be found get ``on_error``.
+        The records go through a repartition topic named ``<app>-<store>-repartition``; by default, ``store``
+        is the store of the aggregation that follows. ``name`` is only the step's label and requires
+        ``store``. ``value`` is the serde of the values in the topic, needed where the stream has none.
+        ``on_error`` applies to records whose group is ``None`` or for which the function raises.
         """
         check_store_named("group_by", store, name)
         operator = Group(function, implied_text=key is None)
@@ -527,10 +531,10 @@ class Stream(Generic[K, V]):
     def group_by_key(
         self, *, store: str | None = None, on_error: ErrorPolicy | None = None, name: str | None = None
     ) -> Grouped[K, V]:
-        """Bring together the records with equal keys; those without a key get ``on_error``.
+        """Group the records by key; ``on_error`` applies to records without a key.
 
-        Where keys were changed before, the records go through a repartition topic first, which is called as
-        that of ``group_by``. ``name`` is only the step's label.
+        Where keys were changed upstream, the records go through a repartition topic first, named like that of
+        ``group_by``. ``name`` is only the step's label.
         """
         flow = self._flow
         flow = flow.then(Group(), on_error, name, value=flow.value, value_type=flow.value_type)
@@ -564,11 +568,12 @@ class Stream(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Table[K, Any]:
-        """Keep the latest value of each key, in a store called ``store``; a null value deletes.
+        """Keep the latest value of each key in the store ``store``; a null value deletes the key.
 
-        ``store`` must not change while state is to be kept; ``name`` is only the step's label. Where keys
-        were changed before, the records go through a repartition topic first. Records without a key, and
-        values that cannot be written (by ``value``, if the stream does not know how), get ``on_error``.
+        Changing ``store`` starts with empty state; ``name`` is only the step's label. Where keys were changed
+        upstream, the records go through a repartition topic first. ``value`` is the serde of the stored
+        values, needed where the stream has none. ``on_error`` applies to records without a key and to values
+        that the serde cannot write.
         """
         flow = self._flow if value is None else self._flow.written_by(value)
         if self._flow.rekeyed:
@@ -624,23 +629,23 @@ class Stream(Generic[K, V]):
         store: str | None = None,
         name: str | None = None,
     ) -> Stream[K, R]:
-        """Join each record with what has the same key: in a table, or in a stream within a window of time.
+        """Join each record with the table value, or with the other stream's records in a window, of its key.
 
         With a table, the result is ``function(value, table_value)`` with the record's event time, for records
-        whose key the table has when they come. ``store`` is needed where keys were changed before: the
-        records then go through the repartition topic ``<app>-<store>-repartition``.
+        whose key is in the table when they are processed. ``store`` is required where keys were changed
+        upstream: the records then go through the repartition topic ``<app>-<store>-repartition``.
 
-        With a stream, each pair of a record of this one and one of the other is joined that lie at most
-        ``within`` apart, e.g. ``minutes(5)``, or as ``window`` says. Its event time is the later one of both.
-        They may come in either order, until stream time has passed the event time of the earlier one by more
-        than the window's ``before`` plus ``after`` (twice ``within``) plus ``grace``. What comes after that
-        is counted as late and is in ``.late()``. Records wait in stores, ``<store>-left`` and
-        ``<store>-right``, as the serdes write them: ``value`` and ``other_value``, if the streams do not
-        know.
+        With a stream, each record of this stream is joined with each record of the other with the same key
+        whose event time is at most ``within`` away, e.g. ``minutes(5)``, or inside ``window``. The result has
+        the later of the two event times. The two may arrive in either order, until stream time has passed the
+        event time of the earlier one by more than the window's ``before`` plus ``after`` (twice ``within``)
+        plus ``grace``. Records that arrive later are counted as late and are in ``.late()``. Records are
+        buffered in the stores ``<store>-left`` and ``<store>-right``; ``value`` and ``other_value`` are the
+        serdes for them, needed where the streams have none.
 
-        ``store`` must not change while state is to be kept; ``name`` is only the step's label (``store``
-        unless given). Tombstones, records without a key, and those that the function fails on get
-        ``on_error``.
+        Changing ``store`` starts with empty state; ``name`` is only the step's label, by default ``store``.
+        ``on_error`` applies to tombstones, to records without a key, and to those on which the function
+        fails.
         """
         options = JoinOptions(
             within, window, grace, close_idle_after, value, other_value, on_error, store, name
@@ -691,11 +696,11 @@ class Stream(Generic[K, V]):
         store: str | None = None,
         name: str | None = None,
     ) -> Stream[K, R]:
-        """As ``join``, with ``function(value, None)`` for records that find nothing, or have no key.
+        """As ``join``, with ``function(value, None)`` for records without a match or without a key.
 
-        With a stream, each of these records leaves exactly once, in the order of their event times, and as
-        soon as none can be joined with it any more: when stream time has passed its event time by more than
-        the window's ``before`` plus ``after`` plus ``grace``.
+        With a stream, each of these records is forwarded exactly once, in the order of their event times, as
+        soon as no record can match it any more: when stream time has passed its event time by more than the
+        window's ``before`` plus ``after`` plus ``grace``.
         """
         options = JoinOptions(
             within, window, grace, close_idle_after, value, other_value, on_error, store, name
@@ -717,7 +722,7 @@ class Stream(Generic[K, V]):
         store: str | None = None,
         name: str | None = None,
     ) -> JoinedStream[K, R]:
-        """As ``left_join`` with a stream, and ``function(None, value)`` for its records that find nothing."""
+        """As ``left_join`` with a stream, and ``function(None, value)`` for its records without a match."""
         options = JoinOptions(
             within, window, grace, close_idle_after, value, other_value, on_error, store, name
         )
@@ -734,10 +739,11 @@ class Stream(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[K, R]:
-        """Join each record with what a global table has for ``key(value)``; without it, it is left out.
+        """Join each record with a global table's value for ``key(value)``; drop records without a match.
 
-        Which changes of the table a record sees depends on when it is processed. Tombstones, records whose
-        ``key`` is ``None``, and those that a function fails on get ``on_error``.
+        The global table is not synchronized with the stream by event time: a record is joined with the value
+        that the table has when it is processed. ``on_error`` applies to tombstones, to records whose ``key``
+        is ``None``, and to those on which a function fails.
         """
         return self._join_global(table, key, function, on_error, name, is_left=False)
 
@@ -750,7 +756,7 @@ class Stream(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Stream[K, R]:
-        """As ``join_global``, with ``function(value, None)`` for records that find nothing."""
+        """As ``join_global``, with ``function(value, None)`` for records without a match."""
         return self._join_global(table, key, function, on_error, name, is_left=True)
 
     def branch(
@@ -763,13 +769,13 @@ class Stream(Generic[K, V]):
     ) -> Branches[K, V]:
         """Split the stream: each record goes to the first branch whose predicate is true for its value.
 
-        ``otherwise`` names a branch for the rest; without it the rest is filtered out. The result gives each
-        branch's stream by name: ``branches["slow"]``.
+        ``otherwise`` names a branch for the remaining records; without it they are dropped. The result maps
+        the name of each branch to its stream: ``branches["slow"]``.
         """
         if not routes:
             raise TopologyError("branch needs at least one predicate")
         if otherwise in routes:
-            raise TopologyError(f"branch {otherwise!r} has a predicate and is for the rest too")
+            raise TopologyError(f"branch {otherwise!r} has a predicate and is the otherwise branch too")
         flow, builder = self._flow, self._flow.builder
         step = builder.name(name, f"branch-{'-'.join(routes)}")
         names = [*routes] + ([otherwise] if otherwise is not None else [])
@@ -787,15 +793,15 @@ class Stream(Generic[K, V]):
         return Branches(streams)
 
     def merge(self, *others: Stream[K, V], name: str | None = None) -> Stream[K, V]:
-        """Join this stream with others into one; each partition's records keep their order.
+        """Merge this stream and others into one; the records of each input partition keep their order.
 
-        Streams that are merged must be keyed and encoded alike, as the result carries this stream's serdes.
+        The streams must have the same key serde and value serde, as the result has this stream's serdes.
         """
         flow, builder = self._flow, self._flow.builder
         flows = [flow, *(stream._flow for stream in others)]
         parents = tuple(parent for each in flows for parent in each.parents)
         if len(set(parents)) < len(parents):
-            raise TopologyError("a stream is merged with itself: each record would come twice")
+            raise TopologyError("a stream is merged with itself: each record would be processed twice")
         called = builder.name(name, "merge")
         for each in flows:
             check_keys_alike(flow.key, each.key, called)
@@ -856,12 +862,12 @@ class Stream(Generic[K, V]):
     ) -> None:
         """Write the records to a topic, or to the topic that ``topic(value)`` names for each.
 
-        Event times and headers go with them, and keys decide the partition as for Java clients. Serdes not
-        given are those the stream was read with, as long as its values are the same; else JSON.
+        Event times and headers are written too, and keys are partitioned as by the Java client. The default
+        serdes are those the stream was read with, as long as its values are unchanged, and else JSON.
 
-        ``partition`` is one for all records, or a function of the record; where the topic has no such
-        partition, the record fails with ``on_error``. ``headers``, pairs or a function of the record that
-        returns them, and ``timestamp``, a function, are written in place of the record's own.
+        ``partition`` is a number for all records, or a function of the record; ``on_error`` applies to a
+        record for whose partition the topic is too small. ``headers``, as pairs or a function of the record
+        that returns pairs, and ``timestamp``, a function of the record, replace the record's own.
         """
         generated = f"to-{topic}" if isinstance(topic, str) else f"to-{function_name(topic)}"
         flow = self._flow
@@ -886,12 +892,12 @@ class Stream(Generic[K, V]):
         return Stream(self._flow.then(operator, policy, name, **known))
 
     def _kept_keys(self, key: Serde[Any] | None, step: str | None, *, keeps_key: bool) -> KeptKeys | None:
-        """What holds a step to keeping keys, where it says that it does. Raises ``TopologyError``."""
+        """The check that a step declared with ``keeps_key`` keeps keys, if any. Raises ``TopologyError``."""
         if keeps_key and key is not None:
             raise TopologyError(
-                f"{step or 'map_records'}: key= says how new keys are written, and keeps_key=True that there "
-                "are none",
-                hint="leave one of them away",
+                f"{step or 'map_records'}: key= is the serde of new keys, but keeps_key=True declares that "
+                "keys do not change",
+                hint="leave out one of the two",
             )
         return KeptKeys(self._flow.key) if keeps_key else None
 
@@ -934,21 +940,20 @@ class Stream(Generic[K, V]):
 
 
 class JoinedStream(Stream[K, V]):
-    """What a join of two streams gives, and the records that came too late for it."""
+    """The results of a join of two streams, and the records that were too late for it."""
 
     def __init__(self, flow: Flow, late: LateRecords) -> None:
-        """Made by ``Stream.join`` with a stream, and its kin."""
+        """Made by ``join``, ``left_join`` and ``outer_join`` of ``Stream`` with a stream."""
         super().__init__(flow)
         self._late_records = late
         self._late: Stream[K, Any] | None = None
 
     def late(self) -> Stream[K, Any]:
-        """The records of both sides that came too late to be joined, with a record or at all.
+        """The records of both sides that arrived too late to be joined with some or all of their matches.
 
-        A record is here when stream time had passed its event time by more than the window's ``before`` plus
-        ``after`` plus the grace as it came: it is in no result. It is also here when that had happened to a
-        record of the other side within the window, which it would have been joined with: this pair is in no
-        result, while others with the record may be.
+        A record is late when, at its arrival, stream time had passed its event time by more than the window's
+        ``before`` plus ``after`` plus ``grace``: it is in no result. It is also late when that was so for a
+        matching record of the other side: this pair is in no result, but other pairs with the record may be.
         """
         if self._late is None:
             self._late = Stream(self._late_records.read(self._flow))
@@ -956,11 +961,12 @@ class JoinedStream(Stream[K, V]):
 
 
 class Grouped(Generic[K, V]):
-    """Records brought together by key: the methods say what is made of each group.
+    """Records grouped by key; each method aggregates the groups.
 
-    Every result is kept in a ``store`` of its own, which its changelog topic ``<app>-<store>-changelog`` is
-    named by: it must not change while the state is to be kept. ``name`` is only the step's label (``store``
-    unless given); keywords of ``aggregate`` are fields of the result, so that its step has no other label.
+    Every aggregation keeps its results in a ``store``, which names its changelog topic
+    ``<app>-<store>-changelog``: changing it starts with empty state. ``name`` is only the step's label, by
+    default ``store``; keywords of ``aggregate`` are fields of the result, so its step is always labelled by
+    ``store``.
     """
 
     def __init__(self, groups: Groups) -> None:
@@ -975,14 +981,14 @@ class Grouped(Generic[K, V]):
         keep: timedelta = _NO_GRACE,
         close_idle_after: timedelta | None = None,
     ) -> WindowedGrouped[K, V]:
-        """Make a result for each window of event time instead of one for all time.
+        """Aggregate by window of event time instead of over all time.
 
-        A window closes when stream time passes its end by ``grace``, a session only after its gap and
-        ``grace``; records that come later for it are counted, and left out. Where no records come for
-        ``close_idle_after``, stream time goes on with the wall clock from where it stood; without it, windows
-        wait for the next record.
+        A window closes when stream time passes its end by ``grace``, a session when it passes its end by the
+        gap plus ``grace``; records that arrive for it later are counted as late and dropped. When no records
+        arrive for ``close_idle_after``, stream time advances with the wall clock from its last value; by
+        default, windows stay open until the next record.
 
-        For ``keep`` of stream time after a window has closed, queries find its result.
+        Queries return the result of a closed window until stream time has advanced by ``keep``.
         """
         if not isinstance(window, Tumbling | Hopping | Session | Sliding):
             raise TopologyError(
@@ -1000,7 +1006,7 @@ class Grouped(Generic[K, V]):
     def count(
         self, store: str, *, on_error: ErrorPolicy | None = None, name: str | None = None
     ) -> Table[K, int]:
-        """How many records each key has."""
+        """Count the records of each key."""
         return Table(aggregate_groups(self._groups, store, count(), on_error, name))
 
     def reduce(
@@ -1012,7 +1018,7 @@ class Grouped(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Table[K, V]:
-        """What ``function(so far, value)`` makes of each key's values; the first stands for itself."""
+        """Combine each key's values with ``function(result, value)``; the first value is the first result."""
         reduced = self._groups.reducing(store, function, value)
         return Table(aggregate_groups(self._groups, store, reduced, on_error, name))
 
@@ -1037,14 +1043,14 @@ class Grouped(Generic[K, V]):
     ) -> Table[K, Any]:
         """Compute an aggregate of each key's records, or several by name: ``aggregate("s", sum=total())``.
 
-        With names, results are objects with these as attributes.
+        Several by name give results that are objects with these names as attributes.
         """
         chosen = self._groups.chosen(store, aggregate, fields)
         return Table(aggregate_groups(self._groups, store, chosen, on_error))
 
 
 class WindowedGrouped(Generic[K, V]):
-    """Records brought together by key and window of event time."""
+    """Records grouped by key and by window of event time."""
 
     def __init__(self, groups: Groups, windows: Windows) -> None:
         """Made by ``Grouped.window``."""
@@ -1054,7 +1060,7 @@ class WindowedGrouped(Generic[K, V]):
     def count(
         self, store: str, *, on_error: ErrorPolicy | None = None, name: str | None = None
     ) -> WindowedResults[K, int]:
-        """How many records each window and key has."""
+        """Count the records of each window and key."""
         return self._results(store, count(), on_error, name)
 
     def reduce(
@@ -1066,7 +1072,7 @@ class WindowedGrouped(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> WindowedResults[K, V]:
-        """What ``function(so far, value)`` makes of each window's and key's values."""
+        """Combine the values of each window and key with ``function(result, value)``."""
         return self._results(store, self._groups.reducing(store, function, value), on_error, name)
 
     @overload
@@ -1090,7 +1096,7 @@ class WindowedGrouped(Generic[K, V]):
     ) -> WindowedResults[K, Any]:
         """Compute an aggregate, or several by name, for each window and key; see ``Grouped.aggregate``.
 
-        Sessions and sliding windows need an aggregate that can merge two results' worth of events.
+        Sessions and sliding windows need an aggregate that can merge two partial results.
         """
         return self._results(store, self._groups.chosen(store, aggregate, fields), on_error)
 
@@ -1106,7 +1112,7 @@ class WindowedGrouped(Generic[K, V]):
 
 
 class WindowedResults(Generic[K, R]):
-    """The results of windows, to be taken as they change, or once they are final."""
+    """The results of windows: each update, or only the final result of each window."""
 
     def __init__(self, results: WindowResults) -> None:
         """Made by the methods of ``WindowedGrouped``."""
@@ -1121,28 +1127,28 @@ class WindowedResults(Generic[K, R]):
     def updates(self, *, tombstones: bool = False) -> Stream[K, Any]:
         """The latest result of each window that changed, at each commit.
 
-        A session that has grown, or become one with others, is another window. With ``tombstones``, the
-        result of each that it has replaced is taken back by one whose ``value`` is ``None``.
+        A session that has grown, or has merged with others, is a new window. With ``tombstones``, each window
+        that it replaces is retracted by a result whose ``value`` is ``None``.
 
-        A result has the highest event time of its records, as far as the worker has seen them: never one that
-        is ahead of all input, as the end of its window may be.
+        The event time of a result is the highest of the records that this worker has read for the window. It
+        is not the end of the window, which may be later than all input.
         """
         return Stream(self._results.updates(tombstones=tombstones))
 
     def final(self) -> Stream[K, Windowed[K, R]]:
-        """Exactly one result for each window, when it has closed.
+        """Exactly one result for each window, once it has closed.
 
-        Its event time is the last moment that belongs to the window, which stream time has passed.
+        Its event time is the last millisecond that belongs to the window, which stream time has passed.
         """
         return Stream(self._results.final())
 
     def late(self) -> Stream[K, Any]:
-        """The records that came too late for all of their windows."""
+        """The records that arrived after all of their windows had closed."""
         return Stream(self._results.late())
 
 
 class Table(Generic[K, V]):
-    """The latest value of each key, and the stream of changes to it."""
+    """The latest value of each key, and the stream of its changes."""
 
     def __init__(self, flow: TableFlow) -> None:
         """Made by ``App.table``, ``Stream.to_table`` and steps."""
@@ -1155,7 +1161,7 @@ class Table(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Table[K, V]:
-        """The table of those keys for whose value ``predicate`` is true."""
+        """Keep the keys for which ``predicate(value)`` is true."""
         flow = self._flow
         view = flow.view.then("filter", predicate)
         return Table(flow.then(FilterTable(predicate), view, flow.value, on_error, name, flow.value_type))
@@ -1163,7 +1169,7 @@ class Table(Generic[K, V]):
     def map(
         self, function: Callable[[V], V2], *, on_error: ErrorPolicy | None = None, name: str | None = None
     ) -> Table[K, V2]:
-        """The table with ``function(value)`` for each value; keys for which it is ``None`` are not in it."""
+        """Replace each value by ``function(value)``; keys for which it is ``None`` are not in the result."""
         view = self._flow.view.then("map", function)
         serde, kind = made_value(function, untyped=self._flow.untyped)
         return Table(self._flow.then(MapTable(function), view, serde, on_error, name, kind))
@@ -1205,11 +1211,11 @@ class Table(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> GroupedTable[Any, V]:
-        """Bring together the keys for whose values ``function(value)`` is equal, written by ``key`` (text).
+        """Group the rows by ``function(value)``; ``key`` is the serde of the groups, text by default.
 
-        When a value changes, it leaves its old group and joins the new one. The changes go through a
-        repartition topic, as with ``Stream.group_by``. Values whose group is ``None`` or cannot be found get
-        ``on_error`` and belong to no group.
+        When a value changes, it is removed from its old group and added to the new one. The changes go
+        through a repartition topic, as with ``Stream.group_by``. ``on_error`` applies to values whose group
+        is ``None`` or for which the function raises; they belong to no group.
         """
         check_store_named("group_by", store, name)
         flow = self._flow
@@ -1228,11 +1234,11 @@ class Table(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Table[K, R]:
-        """The table of the keys that both tables have, with ``function(value, other_value)``.
+        """Join the keys that are in both tables, with ``function(value, other_value)``.
 
-        It changes with either of both, and has the later event time. Nothing of it is kept: where asking both
-        and the function takes too long, make it a table of its own with
-        ``to_stream(tombstones=True).to_table(store)``.
+        A change of either table updates the result, which has the later of the two event times. The result is
+        not stored: each read of it reads both tables and calls the function. Where that takes too long, store
+        it with ``to_stream(tombstones=True).to_table(store)``.
         """
         return self._join(other, function, "inner", on_error, name)
 
@@ -1244,7 +1250,7 @@ class Table(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Table[K, R]:
-        """As ``join``, with all keys of this table: ``function(value, None)`` where the other has nothing."""
+        """As ``join``, with all keys of this table: ``function(value, None)`` for those not in the other."""
         return self._join(other, function, "left", on_error, name)
 
     def outer_join(
@@ -1255,7 +1261,7 @@ class Table(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Table[K, R]:
-        """As ``join``, with the keys of either table: ``None`` for the side that has nothing."""
+        """As ``join``, with the keys of either table: ``None`` for the value of a table without the key."""
         return self._join(other, function, "outer", on_error, name)
 
     def join_foreign_key(
@@ -1272,13 +1278,14 @@ class Table(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Table[K, R]:
-        """Join each value with what another table has for its ``foreign_key(value)``.
+        """Join each value with another table's value for ``foreign_key(value)``.
 
-        The result has this table's keys, changes with either table, and is kept in a store called ``store``,
-        which its internal topics are named by too; ``name`` is only the step's label. Values whose foreign
-        key is ``None``, or not in the other table, are joined only if ``left``, with ``None``. Values travel
-        between tasks and are written by ``value`` and ``other_value``, results are kept as ``result`` says,
-        if that is not known. Values that a function fails on get ``on_error`` and count as deleted.
+        The result has this table's keys, is updated by changes of either table, and is kept in the store
+        ``store``, which names the internal topics too; ``name`` is only the step's label. Values whose
+        foreign key is ``None``, or not in the other table, are joined only with ``left``, with ``None``.
+        Values are sent between tasks with the serdes ``value`` and ``other_value``, and results are stored
+        with ``result``; each is needed where it is not known. ``on_error`` applies to values on which a
+        function fails; they are treated as deleted.
         """
         return Table(
             join_foreign_key(
@@ -1303,9 +1310,9 @@ class Table(Generic[K, V]):
     def to_stream(self, *, tombstones: Literal[True], name: str | None = None) -> Stream[K, V | None]: ...
 
     def to_stream(self, *, tombstones: bool = False, name: str | None = None) -> Stream[K, Any]:
-        """The changes as records with the new values.
+        """Convert the table to a stream of its changes: records with the new values.
 
-        With ``tombstones``, a deletion is a record too, whose value is ``None``; else it is left out.
+        With ``tombstones``, a deletion is a record whose value is ``None``; by default it is dropped.
         """
         flow, builder = self._flow, self._flow.builder
         step = Step(
@@ -1334,7 +1341,7 @@ class Table(Generic[K, V]):
     ) -> None:
         """Write the changes to a topic, deletions as tombstones: ``to_stream(tombstones=True).to(…)``.
 
-        Functions see ``None`` for a deletion.
+        Functions receive ``None`` as the value of a deletion.
         """
         self.to_stream(tombstones=True).to(
             topic,
@@ -1364,7 +1371,7 @@ class Table(Generic[K, V]):
 
 
 class GroupedTable(Generic[K, V]):
-    """A table's keys brought together by their values: results follow when values change groups or go.
+    """A table's rows grouped by their values: a change or deletion of a row updates its old and new group.
 
     ``store`` and ``name`` are as for ``Grouped``'s results.
     """
@@ -1376,7 +1383,7 @@ class GroupedTable(Generic[K, V]):
     def count(
         self, store: str, *, on_error: ErrorPolicy | None = None, name: str | None = None
     ) -> Table[K, int]:
-        """How many keys of the table each group has; 0 for a group that all have left."""
+        """Count the table's keys in each group; 0 for a group that has become empty."""
         return Table(aggregate_table_groups(self._groups, store, count(), None, on_error, name))
 
     def reduce(
@@ -1389,9 +1396,9 @@ class GroupedTable(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> Table[K, V]:
-        """What ``add(so far, value)`` makes of the values that join each group; the first stands for itself.
+        """Add each value to its group with ``add(result, value)``; the first value is the first result.
 
-        ``remove(so far, value)`` takes a value out again; when it returns ``None``, the group is deleted.
+        ``remove(result, value)`` subtracts a value that left the group; ``None`` from it deletes the group.
         """
         reduced, serde = self._groups.removable_reducing(store, add, remove, value)
         return Table(aggregate_table_groups(self._groups, store, reduced, serde, on_error, name))
@@ -1415,13 +1422,13 @@ class GroupedTable(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         **fields: Aggregate[V, Any],
     ) -> Table[K, Any]:
-        """Compute an aggregate that can take values out again, or several; see ``Grouped.aggregate``."""
+        """Compute an aggregate that can subtract values, or several by name; see ``Grouped.aggregate``."""
         chosen = self._groups.chosen(store, aggregate, fields)
         return Table(aggregate_table_groups(self._groups, store, chosen, None, on_error))
 
 
 class GlobalTable(Generic[K, V]):
-    """A table that every worker has as a whole, to be joined by any key: ``Stream.join_global``."""
+    """A table of which every worker has a complete copy, to join by any key: ``Stream.join_global``."""
 
     def __init__(self, name: str, key: Serde[Any], *, untyped: bool) -> None:
         """Made by ``App.global_table``."""

@@ -1,6 +1,6 @@
-"""Windows as values: the intervals of event time for which an aggregation has results.
+"""Definitions of windows: the intervals of event time for which an aggregation has results.
 
-Windows are made of ``timedelta``s. All times are whole milliseconds since the epoch and never negative.
+Windows are defined with ``timedelta``s. All times are whole milliseconds since the epoch, never negative.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Tumbling:
         object.__setattr__(self, "size", total)
 
     def end(self, start: int) -> int:
-        """Where the window that starts at ``start`` ends; itself no longer in the window."""
+        """The end of the window that starts at ``start``, exclusive."""
         return start + whole_milliseconds(self.size)
 
     def describe(self) -> str:
@@ -85,11 +85,11 @@ class Hopping:
             raise TopologyError(
                 "hopping windows need an advance of at most their size of "
                 f"{whole_milliseconds(self.size)} ms, got {whole_milliseconds(self.advance)} ms",
-                hint="events between two windows would be in none of them",
+                hint="reduce the advance: events between two windows would belong to no window",
             )
 
     def end(self, start: int) -> int:
-        """Where the window that starts at ``start`` ends; itself no longer in the window."""
+        """The end of the window that starts at ``start``, exclusive."""
         return start + whole_milliseconds(self.size)
 
     def describe(self) -> str:
@@ -131,7 +131,7 @@ class Session:
     """For each key, stretches of activity: an event joins a session at most ``gap`` away.
 
     ``Session(minutes(30))``, or in parts that add up: ``Session(hours=1, minutes=30)``. A session reaches
-    from its first event to its last; an event between two may make them one.
+    from its first event to its last; an event between two sessions may merge them.
     """
 
     gap: timedelta
@@ -164,7 +164,7 @@ def _sum(
     of_hours: float = 0,
     of_days: float = 0,
 ) -> timedelta:
-    """The durations' sum, 1 ms or more. Raises ``TopologyError`` that names the attribute."""
+    """The sum of the durations, 1 ms or more. Raises ``TopologyError`` with the name of the attribute."""
     to_milliseconds(exact, f"{windows}, {attribute}:")
     try:
         total = (
@@ -184,9 +184,9 @@ def _sum(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinWindow:
-    """Which records of two streams are joined: a right one from ``before`` the left one until ``after`` it.
+    """The time window of a join: right records from ``before`` the left one's event time to ``after`` it.
 
-    Both ends belong to it: ``JoinWindow(after=minutes(5))`` joins orders with the payments of the next five
+    Both ends are inclusive: ``JoinWindow(after=minutes(5))`` joins orders with the payments of the next five
     minutes.
     """
 
@@ -217,7 +217,7 @@ class Windowed(msgspec.Struct, Generic[K, R], frozen=True):
 
 
 class ClosedWindow(Windowed[K, R], Generic[K, R], frozen=True):
-    """The result of a window that has closed, as a query returns it while it is kept: it does not change."""
+    """The final result of a closed window, as a query returns it while it is kept."""
 
 
 def merge_sessions(sessions: Sequence[tuple[int, int, Any]], start: int, end: int, gap: int) -> slice:

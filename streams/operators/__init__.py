@@ -1,7 +1,7 @@
-"""Built-in processors: what a step of a topology does, as plain data.
+"""Operators: what a step of a topology does, as plain data.
 
-An operator is a frozen value. For each task it is bound once: ``bind`` closes over the steps that follow and
-returns the function that takes batches, so that nothing is looked up or dispatched while records flow.
+An operator is a frozen value. It is bound once for each task: ``bind`` returns a function that processes
+batches, a closure over the steps downstream, so that nothing is looked up or dispatched per batch.
 """
 
 from __future__ import annotations
@@ -26,44 +26,44 @@ if TYPE_CHECKING:
     from streams.state.definition import StoreDefinition
 
 Forward: TypeAlias = Callable[[Batch[Any, Any]], None]
-"""Takes a batch of at least one row to the next step."""
+"""Forwards a batch of at least one row to the next step."""
 
 Receive: TypeAlias = "Callable[[Fetched], None]"
-"""Takes records as the broker delivered them into a topology."""
+"""Processes fetched records in a topology, from its source on."""
 
 Children: TypeAlias = Mapping[str, Forward]
-"""The steps that follow, by name, in the order they were declared."""
+"""The steps downstream, by name, in the order in which they were declared."""
 
 
 class NodeOperator(ABC):
-    """What any node of a topology says about what it does. Defaults are those of most operators.
+    """The properties of what a node of a topology does. Defaults are those of most operators.
 
-    Subclasses are frozen dataclasses. None has a field of these names without a default of its own: that
-    would be the property here.
+    Subclasses are frozen dataclasses. A field with one of these names needs a default: otherwise the property
+    of this class would become its default.
     """
 
     __slots__ = ()
 
     terminal: ClassVar[bool] = False
-    """Whether a step may end a topology: it has an effect of its own."""
+    """Whether a step may be the last of a topology, because it has side effects."""
 
     awaits: ClassVar[bool] = False
     """Whether ``code`` is an async function."""
 
     makes_processors: ClassVar[bool] = False
-    """Whether ``code`` makes a processor, for each task."""
+    """Whether ``code`` creates a processor for each task."""
 
     needs_old: ClassVar[bool] = False
-    """Whether the changes of a table that reach it must have the old values too."""
+    """Whether it needs the old values of a table's changes."""
 
     passes_changes: ClassVar[bool] = False
-    """Whether it forwards changes of a table as it gets them: with old values if a later step needs these."""
+    """Whether it forwards a table's changes unchanged: with old values if a step downstream needs them."""
 
     forwards_at_commits: ClassVar[bool] = False
-    """Whether what it forwards depends on when commits are made."""
+    """Whether its output depends on when commits are made."""
 
     order_depends_on_slices: ClassVar[bool] = False
-    """Whether the order in which it forwards depends on how the input is cut into slices."""
+    """Whether the order of its output depends on how the input is divided into slices."""
 
     @property
     @abstractmethod
@@ -72,56 +72,56 @@ class NodeOperator(ABC):
 
     @property
     def stamps(self) -> bool:
-        """Whether the records it forwards have event times of their own, so that stream time begins anew."""
+        """Whether it assigns event times to the records it forwards, so that there is a new stream time."""
         return False
 
     @property
     def code(self) -> object:
-        """The user's function or class, to name it in errors and generated names; ``None`` without one."""
+        """The user's function or class, for errors and generated names; ``None`` without one."""
         return None
 
     @property
     def least_slice(self) -> int:
-        """How many records a slice should have at least."""
+        """The minimum number of records that a slice should have."""
         return 1
 
     @property
     def close_idle_after(self) -> int | None:
-        """After how many milliseconds without a record its clock follows the wall clock; ``None``: never."""
+        """Milliseconds without a record after which its clock follows the wall clock; ``None``: never."""
         return None
 
     @property
     def idle_reach(self) -> int:
-        """So many milliseconds after ``close_idle_after`` at the latest, all that it holds is closed."""
+        """Milliseconds after ``close_idle_after`` by which all that it holds is closed."""
         return 0
 
     def forwards_at_commits_to(self, child: str) -> bool:  # noqa: ARG002 - for those whose children differ
-        """``forwards_at_commits``, for one of the steps that follow."""
+        """``forwards_at_commits``, for one of the steps downstream."""
         return self.forwards_at_commits
 
 
 class Operator(NodeOperator):
-    """What a step or a sink does with its batches."""
+    """What a step or a sink does with its input batches."""
 
     __slots__ = ()
 
     @abstractmethod
     def bind(self, step: Binding, children: Children) -> Forward:
-        """The operator at work in one task."""
+        """Bind the operator to one task: return the function that processes batches."""
 
 
 class Refusals(Protocol):
-    """Rows that the broker has refused, to be met again."""
+    """Rows that the broker has rejected, which are skipped when they are processed again."""
 
     def __bool__(self) -> bool:
         """Whether there are any."""
 
     def meet(self, place: Hashable) -> Exception | None:
-        """Why the row at that place (``RowOwner.place``) was refused, if it was."""
+        """Why the row at that place (``RowOwner.place``) was rejected; ``None`` if it was not."""
 
 
 class Binding(Protocol):
-    """The task's side of a node, which operators are bound to.
+    """The task's interface for the operator of one node.
 
     The first part is for sources and sinks, the rest for steps; all have a guard.
     """
@@ -131,20 +131,20 @@ class Binding(Protocol):
         """Runs the node's user code under its error policy."""
 
     def reading(self, fetched: Fetched, payloads: Sequence[bytes | None]) -> None:
-        """Note what the slice that is open reads, and count the bytes of its values."""
+        """Note what the open slice reads, and count the bytes of its values."""
 
     def decoded(self, seconds: float) -> None:
-        """Count what of the slice's time went into decoding."""
+        """Count how much of the slice's time was decoding."""
 
     def sent_before(self, topic: str, batch: Batch[Any, Any]) -> Sequence[Batch[Any, Any]]:
-        """The batches that the slice has brought this sink for the topic before this one."""
+        """The earlier batches of the slice that this sink wrote to the topic."""
 
     @property
     def refused(self) -> Refusals:
         """The worker's refused rows; the same object for as long as the task lives."""
 
     def emit(self, output: Output) -> None:
-        """Leave encoded rows with the task, to be written once the slice is through."""
+        """Hand encoded rows to the task, to be written once the slice is complete."""
 
     @property
     def subtopology(self) -> int: ...
@@ -154,15 +154,15 @@ class Binding(Protocol):
 
     @property
     def log(self) -> BoundLogger:
-        """For log lines of the program's own, with the app, the step and the task."""
+        """The logger for the user's code, with the app, the step and the task."""
 
     @property
     def clock(self) -> StreamClock:
-        """Stream time of the records that reach the step; asking for it makes the task keep it."""
+        """Stream time of the records that reach the step; the task tracks it once it is requested."""
 
     @property
     def sends_old(self) -> bool:
-        """Whether a step that follows a table step needs the old value of each change."""
+        """Whether a step downstream of a table step needs the old value of each change."""
 
     def state(self, name: str) -> KeyValueState[Any, Any]:
         """A plain store that the step owns or uses."""
@@ -171,37 +171,37 @@ class Binding(Protocol):
         """A windowed store that the step owns or uses."""
 
     def definition(self, name: str) -> StoreDefinition:
-        """What the topology says about a store that the step owns or uses."""
+        """The definition of a store that the step owns or uses."""
 
     def lookup(self, name: str) -> Callable[[Sequence[Any]], list[Any]]:
         """Reads a global table: the values of several keys, ``None`` where there is none."""
 
     def at_slice_end(self, call: Callable[[], None]) -> None:
-        """Call it when all records of a slice have been through, steps before later ones: to close windows.
+        """Call ``call`` at the end of each slice, upstream steps first, e.g. to close windows.
 
-        Also when stream time moved without a record.
+        It is called too when stream time has advanced without a record.
         """
 
     def at_commit(self, call: Callable[[], None]) -> None:
-        """Call it before each commit, steps before later ones: to forward what changed since the last."""
+        """Call ``call`` before each commit, upstream steps first, to forward changes since the last one."""
 
     def at_close(self, call: Callable[[], None]) -> None:
-        """Call it once, when the task ends for whatever reason: steps in reverse of the order of binding."""
+        """Call ``call`` once when the task ends, for whatever reason, in the reverse order of binding."""
 
     def close_idle_after(self, milliseconds: int, horizon: int) -> None:
-        """Let the step's clock follow the wall clock after so long without a record.
+        """Let the step's clock follow the wall clock after ``milliseconds`` without a record.
 
-        ``horizon`` (milliseconds) behind the last record, all that the step holds is closed: so far it goes.
+        It stops ``horizon`` milliseconds after the last record, when all that the step holds is closed.
         """
 
     def schedule(self, every: int, on: TimeKind, call: Callable[[int], None]) -> Cancel:
-        """Call it with the time whenever ``every`` milliseconds of stream time or wall clock have passed."""
+        """Call ``call(time)`` each time stream time or the wall clock advances by ``every`` milliseconds."""
 
     def late(self, records: int) -> None:
-        """Count records that came too late for what the step computes."""
+        """Count records that were too late for the step."""
 
     def timed_changes(self, store: str) -> TimedChanges:
-        """The input records of what waits in a store, for all steps of the task that use the store."""
+        """The input records of a store's entries, shared by all steps of the task that use the store."""
 
     def derive(
         self,
@@ -213,13 +213,13 @@ class Binding(Protocol):
     ) -> Batch[Any, Any]:
         """A batch of records that come from a store, or from a timer, instead of from the input.
 
-        ``changed_by`` finds the input records that last changed rows, as far as known: what an error names.
-        It is called within the slice, or the commit, if at all.
+        ``changed_by`` returns the input records that last changed rows, as far as known, for error messages.
+        It is called within the slice or the commit, if at all.
         """
 
 
 def fan_out(children: Children) -> Forward:
-    """One function that hands a batch to every child in turn."""
+    """A function that forwards a batch to every child in turn."""
     targets = tuple(children.values())
     if len(targets) == 1:
         return targets[0]

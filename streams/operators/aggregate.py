@@ -1,4 +1,4 @@
-"""Steps that bring records of one key together: one read and one write a batch and key."""
+"""Steps that aggregate by key, with one read and one write per batch and key."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Group(Operator):
-    """Gives each record the key to group by, or checks that it has one: a null key belongs to no group."""
+    """Sets each record's key to its group, or checks that it has a key: a null key belongs to no group."""
 
     function: Callable[[Any], Any] | None = None
     implied_text: bool = False
-    """Whether keys are written as text only because nothing else was said."""
+    """Whether keys are written as text by default, because there is no ``key=``."""
 
     @property
     def kind(self) -> str:
@@ -70,7 +70,7 @@ class Group(Operator):
 
 
 class AccumulatorSerde:
-    """Between accumulators of an aggregate and bytes."""
+    """The serde of an aggregate's accumulators."""
 
     name = "accumulator"
 
@@ -79,7 +79,7 @@ class AccumulatorSerde:
         self.schema = {"accumulator": aggregate.schema}
 
     def reading(self, began: Began, earlier: Earlier) -> AccumulatorSerde:
-        """The serde for a store that existed before some of several aggregates were there."""
+        """The serde for a store that is older than some of its aggregates."""
         return AccumulatorSerde(reading(self._aggregate, began, earlier))
 
     def serialize(self, values: Sequence[Any]) -> Iterable[bytes]:
@@ -101,7 +101,7 @@ class TimedAccumulatorSerde:
         self.schema = {"timed accumulator": aggregate.schema}
 
     def reading(self, began: Began, earlier: Earlier) -> TimedAccumulatorSerde:
-        """The serde for a store that existed before some of several aggregates were there."""
+        """The serde for a store that is older than some of its aggregates."""
         return TimedAccumulatorSerde(reading(self._aggregate, began, earlier))
 
     def serialize(self, values: Sequence[tuple[Any, int]]) -> Iterable[bytes]:
@@ -116,14 +116,14 @@ class TimedAccumulatorSerde:
 
 
 def reading(aggregate: Aggregate[Any, Any], began: Began, earlier: Earlier) -> Aggregate[Any, Any]:
-    """The aggregate as it reads a store: see ``Combined.reading``."""
+    """The aggregate for a store that is older than some of its aggregates: see ``Combined.reading``."""
     return aggregate.reading(began, earlier) if isinstance(aggregate, Combined) else aggregate
 
 
 class Folding:
-    """An aggregate at work on batches, for one step of one task.
+    """Adds batches to the accumulators of an aggregate, for one step of one task.
 
-    What a batch adds to each key is its *share*: a count, or the rows that have the key.
+    A key's part of a batch is its *share*: a count, or the rows that have the key.
     """
 
     def __init__(self, aggregate: Aggregate[Any, Any], guard: Guard) -> None:
@@ -134,17 +134,17 @@ class Folding:
         self._counts = isinstance(aggregate, Count)
 
     def column(self, batch: Batch[Any, Any]) -> tuple[Batch[Any, Any], Sequence[Any]]:
-        """What the aggregate takes from each value; rows where it cannot meet the error policy."""
+        """The aggregate's input from each value; the policy applies to rows for which it fails."""
         return (batch, ()) if self._counts else self._guard.apply(self.aggregate.column, batch.values, batch)
 
     def places(self, batch: Batch[Any, Any]) -> Sequence[Place] | None:
-        """Where each row stands in the order of events, if the aggregate needs that."""
+        """The position of each row in the order of events, if the aggregate needs it."""
         if not self._ordered:
             return None
         return list(zip(batch.timestamps, repeat(batch.topic), batch.offsets, strict=False))
 
     def shares(self, keys: Sequence[Any]) -> dict[Any, Any]:
-        """What the rows with these keys add to each."""
+        """The share of each key."""
         if self._counts:
             return Counter(keys)
         return rows_by_key(keys)
@@ -156,7 +156,7 @@ class Folding:
         column: Sequence[Any],
         places: Sequence[Place] | None,
     ) -> list[Any]:
-        """The accumulators (``None`` for a key's first) with the shares added."""
+        """Add the shares to the accumulators (``None`` for a new key), and return these."""
         if self._counts:
             return [
                 share if accumulator is None else accumulator + share
@@ -175,7 +175,7 @@ class Folding:
     def fold(
         self, accumulator: Any, rows: Sequence[int], column: Sequence[Any], places: Sequence[Place] | None
     ) -> Any:
-        """One accumulator (``None`` for a key's first) with the entries of these rows added, in order."""
+        """Add the entries of these rows, in order, to an accumulator (``None`` for a new key); return it."""
         if self._counts:
             return len(rows) if accumulator is None else accumulator + len(rows)
         chosen = None if places is None else [places[row] for row in rows]
@@ -186,7 +186,7 @@ class Folding:
         batch: Batch[Any, Any],
         change: Callable[[int, Sequence[Any], Sequence[Place] | None], None],
     ) -> None:
-        """Record by record, for code of the user's: ``change(row, entries, places)`` stores one more."""
+        """Add record by record, for the user's code: ``change(row, entries, places)`` adds and stores one."""
         column, values, places = self.aggregate.column, batch.values, self.places(batch)
 
         def entries(rows: Iterable[int]) -> Iterator[None]:
@@ -197,7 +197,7 @@ class Folding:
         self._guard.each(entries, range(len(batch)), batch)
 
     def add_one(self, accumulator: Any, entries: Sequence[Any], places: Sequence[Place] | None) -> Any:
-        """The accumulator (``None`` for a key's first) with one record's entry added."""
+        """Add one record's entry to the accumulator (``None`` for a new key), and return it."""
         known = self.aggregate.initial() if accumulator is None else accumulator
         return self.aggregate.add(known, entries, places)
 
@@ -220,16 +220,17 @@ def latest_times(keys: Sequence[Any], times: Sequence[int]) -> dict[Any, int]:
 
 
 def in_order(times: Sequence[int]) -> bool:
-    """Whether none is lower than the one before it."""
-    # Sorting what is in order is one comparison a time, and cheaper than any other way to make it.
+    """Whether the times are in ascending order."""
+    # Sorting ascending times takes one comparison per time, and is faster than any other check.
     return list(times) == sorted(times)
 
 
 class Reduce:
-    """A function of the user's over two values, as an aggregate: the first value stands for itself.
+    """A user's function of two values as an aggregate; the first value is the first result.
 
-    ``value`` says how values are kept. The accumulator is what it writes, so that the function gets a value
-    of its own each time, which it may change, and one that cannot be written is found with its record.
+    ``value`` is the serde of the stored values. The accumulator is the encoded value, so that the function
+    gets a new object each time, which it may modify, and a value that cannot be written fails with its
+    record.
     """
 
     def __init__(self, function: Callable[[Any, Any], Any], value: Serde[Any]) -> None:
@@ -279,7 +280,7 @@ class Reduce:
         return self._written(settled(self._function(self._read(first), self._read(second))))
 
     def remove(self, accumulator: Any, column: Sequence[Any]) -> Any:  # noqa: ARG002 - the protocol's
-        raise TopologyError("reduce cannot take values out again: aggregate with custom(…, remove=…)")
+        raise TopologyError("reduce cannot subtract values: use an aggregate with custom(…, remove=…)")
 
     def result(self, accumulator: Any) -> Any:
         return self._read(accumulator)
@@ -299,7 +300,7 @@ class Reduce:
 
 @dataclass(frozen=True, slots=True)
 class AggregateByKey(Operator):
-    """One accumulator a key; what changed goes on at each commit, as changes of a table."""
+    """One accumulator per key; at each commit, changed results are forwarded as changes of a table."""
 
     kind: ClassVar[str] = "aggregate"
     stamps: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""What flows between steps of tables, and how a table is asked for a value."""
+"""Changes, which tables forward to each other, and views, which read a table's values."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from streams.records import Batch
 
 JoinKind: TypeAlias = Literal["inner", "left", "outer"]
-"""Whether a row is joined that has no partner: never, if it is of the left side, always."""
+"""Which rows are joined without a match: none, those of the left side, or all."""
 
 
 class Change(NamedTuple):
-    """A change to the value of one key; ``None`` where there is none. ``old`` is told if a step asks."""
+    """A change of one key's value, ``None`` without a value; ``old`` is only set if a step needs it."""
 
     new: Any
     old: Any
@@ -29,13 +29,13 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ToStream(Operator):
-    """Turns changes into records with the new values, without deletions unless ``tombstones``."""
+    """Converts changes to records with the new values, without deletions unless ``tombstones``."""
 
     kind: ClassVar[str] = "to_stream"
 
     tombstones: bool
 
-    def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - nothing of the step is needed
+    def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - the binding is not used
         forward, tombstones = fan_out(children), self.tombstones
 
         def run(batch: Batch[Any, Any]) -> None:
@@ -53,11 +53,11 @@ class ToStream(Operator):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How the value that a table has for a key is found: in a store, then through functions in order.
+    """How a table's value for a key is read: from a store, then through functions in order.
 
-    The store holds pairs of a value and its event time. Each function comes with its kind: ``result`` and
-    ``map`` replace the value, ``filter`` takes it away where it is false. A value that a function fails on,
-    which met the policy of its step then, counts as none.
+    The store holds pairs of a value and its event time. Each function has a kind: ``result`` and ``map``
+    replace the value, ``filter`` removes it if false. If a function fails, there is no value: its step has
+    applied the policy when it processed the change.
     """
 
     store: str
@@ -65,17 +65,17 @@ class View:
 
     @property
     def stores(self) -> tuple[str, ...]:
-        """The stores it is found in."""
+        """The stores that it reads."""
         return (self.store,)
 
     def then(self, kind: str, function: Any) -> View:
-        """The view with one more function."""
+        """Return the view with one more function."""
         return View(self.store, (*self.functions, (kind, function)))
 
 
 @dataclass(frozen=True, slots=True)
 class JoinedView:
-    """How the value of a table is found that two others are joined into: in both, then as in ``View``."""
+    """How the value of a join of two tables is read: from both, then through functions as in ``View``."""
 
     left: AnyView
     right: AnyView
@@ -85,11 +85,11 @@ class JoinedView:
 
     @property
     def stores(self) -> tuple[str, ...]:
-        """The stores it is found in."""
+        """The stores that it reads."""
         return tuple(dict.fromkeys((*self.left.stores, *self.right.stores)))
 
     def then(self, kind: str, function: Any) -> JoinedView:
-        """The view with one more function."""
+        """Return the view with one more function."""
         return JoinedView(self.left, self.right, self.join, self.how, (*self.functions, (kind, function)))
 
 
@@ -101,8 +101,8 @@ Found: TypeAlias = "tuple[Any, int] | None"
 Reader: TypeAlias = Callable[[Sequence[Any]], list[Found]]
 """The values of several keys, in one read."""
 
-Read: TypeAlias = Literal["current", "told", "before"]
-"""Which changes a reader sees: all, those its table has told of, or those before what it tells now."""
+Read: TypeAlias = Literal["current", "forwarded", "before"]
+"""Which changes a reader sees: all, those its table has forwarded, or those before the current ones."""
 
 
 def bind_view(view: AnyView, step: Binding, read: Read) -> Reader:
@@ -110,8 +110,8 @@ def bind_view(view: AnyView, step: Binding, read: Read) -> Reader:
     plain: Reader
     if isinstance(view, View):
         state = step.state(view.store)
-        told = partial(state.forwarded_many, before=read == "before")
-        plain = state.get_many if read == "current" else told
+        forwarded = partial(state.forwarded_many, before=read == "before")
+        plain = state.get_many if read == "current" else forwarded
     else:
         left, right = bind_view(view.left, step, read), bind_view(view.right, step, read)
         join, how = view.join, view.how
@@ -129,7 +129,7 @@ def bind_view(view: AnyView, step: Binding, read: Read) -> Reader:
 
 
 def paired(how: JoinKind, left: Found, right: Found) -> tuple[tuple[Any, Any], int] | None:
-    """What two sides give to be joined, and its event time: the later one."""
+    """The two values to join and their later event time; ``None`` if the row is not joined."""
     if (left is None and how != "outer") or (right is None and how == "inner"):
         return None
     if left is None:
@@ -140,7 +140,7 @@ def paired(how: JoinKind, left: Found, right: Found) -> tuple[tuple[Any, Any], i
 
 
 def quietly(function: Callable[[Any], Any], argument: Any) -> Any:
-    """What the function makes of it; ``None`` where it fails, as it did when its step met the value first."""
+    """The function's result; ``None`` where it fails, as its step has applied the policy to that already."""
     try:
         return settled(function(argument))
     except Exception:  # noqa: BLE001 - user code may raise anything
@@ -160,7 +160,7 @@ def _through(functions: Sequence[tuple[str, Any]], found: Found) -> Found:
         if kind == "filter":
             try:
                 kept = bool(result)
-            except Exception:  # noqa: BLE001 - a verdict without a truth value
+            except Exception:  # noqa: BLE001 - the result of a predicate may have no truth value
                 kept = False
             if not kept:
                 return None
@@ -174,7 +174,7 @@ def _through(functions: Sequence[tuple[str, Any]], found: Found) -> Found:
 def apply_present(
     guard: Guard, compute: Callable[[Any], Any], arguments: Sequence[Any], batch: Batch[Any, Any]
 ) -> list[Any]:
-    """What ``compute`` makes of each row's argument; ``None`` where that is ``None``, or met the policy."""
+    """The results of ``compute`` for each argument; ``None`` for ``None``, and where the policy applied."""
     present = [row for row, argument in enumerate(arguments) if argument is not None]
     results: list[Any] = [None] * len(arguments)
     if present:
@@ -190,7 +190,7 @@ def apply_present(
 
 
 def forward_changes(forward: Forward, batch: Batch[Any, Any], new: Sequence[Any], old: Sequence[Any]) -> None:
-    """Forward the rows where something is, or was."""
+    """Forward the rows that have a new or an old value."""
     rows = [row for row in range(len(batch)) if new[row] is not None or old[row] is not None]
     if rows:
         changes = [Change(new[row], old[row]) for row in rows]

@@ -1,4 +1,4 @@
-"""Windows that have closed, in a store of their own: they stay for queries, and for nothing else."""
+"""The store of closed windows, which are kept only for queries."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Window: TypeAlias = "tuple[int, int, Any]"
 """Start and end (milliseconds since the epoch), and the accumulator."""
 
 KEYED_SPAN = 10_000
-"""Windows that each key has of its own may end at any millisecond: those of so many lie together, by key."""
+"""Sessions and sliding windows end at any millisecond: those within this many are stored together, by key."""
 
 EXPIRED_SPAN = 60_000
-"""Windows that are kept no longer are deleted in steps of at least a minute; see ``StoreDefinition``."""
+"""Expired windows are deleted in steps of at least a minute; see ``StoreDefinition``."""
 
 
 def kept_windows(store: str, *, span: int, lasts: int) -> KeptWindows:
@@ -38,11 +38,11 @@ def closed_definition(
     window: Tumbling | Hopping | Session | Sliding,
     aggregate: Aggregate[Any, Any],
 ) -> StoreDefinition:
-    """The store of windows that have closed.
+    """The definition of the store of closed windows.
 
-    Apart from the open ones, so that what is kept, and for how long, changes nothing for those: ``keep`` may
-    come, go, grow and shrink between two versions of a program. A window is written when it closes: whatever
-    is there is a final result.
+    It is separate from the store of open windows, so that ``keep`` can be added, removed and changed between
+    two versions of a program without an effect on open windows. A window is written when it closes: the store
+    has only final results.
     """
     retention = kept.lasts + kept.span - 1
     return StoreDefinition(
@@ -61,22 +61,22 @@ def closed_definition(
 
 
 class ClosedWindows:
-    """The store of windows that have closed, for the step that closes them."""
+    """The store of closed windows, for the step that closes them."""
 
     def __init__(self, kept: KeptWindows, step: Binding) -> None:
         self._state: WindowState[Any, tuple[Window, ...]] = step.windows(kept.store)
         self._span = kept.span
 
     def expire(self, stream_time: int) -> None:
-        """Forget what is kept no longer at that stream time."""
+        """Delete windows that have expired at that stream time."""
         self._state.expire(stream_time)
 
     def add_window(self, start: int, end: int, entries: Mapping[Any, Any]) -> None:
-        """Keep one window, with the accumulators of its keys."""
+        """Add one window, with the accumulators of its keys."""
         self._add(end - end % self._span, {key: ((start, end, value),) for key, value in entries.items()})
 
     def add(self, windows: Mapping[Any, Sequence[Window]]) -> None:
-        """Keep windows that each key has of its own, ascending by end."""
+        """Add sessions or sliding windows of several keys, ascending by end."""
         found: dict[int, dict[Any, list[Window]]] = {}
         for key, closed in windows.items():
             for window in closed:
@@ -98,7 +98,7 @@ class ClosedWindows:
 
 
 def _together(before: tuple[Window, ...], own: tuple[Window, ...]) -> tuple[Window, ...]:
-    """All of them, ascending by end. A window that had closed, with a shorter grace, may close again."""
+    """Merge both, ascending by end. If the grace was extended, a closed window may close again."""
     windows = {window[:2]: window for window in (*before, *own)}
     return tuple(sorted(windows.values(), key=itemgetter(1)))
 

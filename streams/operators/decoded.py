@@ -1,4 +1,4 @@
-"""Fetched records whose values are decoded once, for their event times, and then kept for processing."""
+"""Fetched records whose values are decoded once, both for their event times and for processing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from streams.records import Fetched, Headers, Rows
 
 DECODED_AT_ONCE = 2_000
-"""So many records of a partition are held decoded at most, as decoded values take more memory than bytes."""
+"""The maximum number of a partition's records held decoded, which takes more memory than bytes."""
 
 
 TOMBSTONE: Final = (
@@ -27,7 +27,7 @@ TOMBSTONE: Final = (
 
 
 class Columns(NamedTuple):
-    """Values and event times (milliseconds since the epoch), one each a record."""
+    """The values and event times (milliseconds since the epoch) of records."""
 
     values: list[Any]
     times: list[int]
@@ -36,10 +36,10 @@ class Columns(NamedTuple):
 
 
 class DecodedRecords:
-    """``Fetched`` that decodes its values when it is first asked for event times, all of them together.
+    """``Fetched`` that decodes all its values at the first request for event times.
 
-    ``take`` gives the columns to the first that asks: where a slice is processed again, its values are to be
-    decoded again, as user code may have changed them.
+    ``take`` returns the columns only once: if a slice is processed again, its values are decoded again, as
+    user code may have modified them.
     """
 
     __slots__ = ("_fetched", "_shared", "_start")
@@ -83,16 +83,16 @@ class DecodedRecords:
         return DecodedRecords(self._fetched.slice(start, stop), self._shared, self._start + start)
 
     def event_times(self) -> Sequence[int]:
-        """One event time a record; where there is none, the one before."""
+        """The event time of each record; the one before if it has none."""
         return self._shared.columns().times[self._start : self._start + len(self)]
 
     def take(self) -> Columns | None:
-        """Values and event times; ``None`` where a record failed, or where they were taken before."""
+        """Take values and event times; ``None`` if a record failed, or if they were taken before."""
         return self._shared.take(self._start, self._start + len(self))
 
 
 class SharedColumns:
-    """What the slices of one ``DecodedRecords`` share."""
+    """The columns that the slices of one ``DecodedRecords`` share."""
 
     __slots__ = ("_columns", "_decode", "_fetched", "_taken")
 
@@ -113,13 +113,13 @@ class SharedColumns:
             return None
         self._taken = stop
         values = columns.values[start:stop]
-        # From here on they live as long as what is made of them.
+        # Released here, so that values are freed once they are processed.
         columns.values[start:stop] = [None] * len(values)
         return Columns(values, columns.times[start:stop], ())
 
 
 def pieces(fetched: Fetched, decode: Callable[[Fetched], Columns]) -> Iterator[DecodedRecords]:
-    """The records in pieces that are decoded one after another, each when its event times are needed."""
+    """Split records into pieces that are decoded separately, each when its event times are needed."""
     for start in range(0, len(fetched), DECODED_AT_ONCE):
         stop = min(len(fetched), start + DECODED_AT_ONCE)
         piece = fetched.slice(start, stop)
@@ -134,7 +134,7 @@ def value_reader(
         return nullable(deserialize)
 
     def read(payloads: Sequence[bytes | None]) -> Iterable[Any]:
-        # As in ``nullable``, all() is the fastest look; an empty payload merely takes the slower way.
+        # As in ``nullable``, all() is the fastest check; an empty payload only takes the slower path.
         if all(payloads):
             return deserialize(payloads)
         first = next((row for row, payload in enumerate(payloads) if payload is None), None)
@@ -155,9 +155,9 @@ def decode(
     *,
     table: bool,
 ) -> Columns:
-    """Decode the values and take the event times from them; deletions from a table keep their record's time.
+    """Decode the values and extract their event times; a table's deletions keep their record's time.
 
-    A record that fails has the event time of the one before, and meets its policy when it is processed.
+    A record that fails has the event time of the one before; its policy applies when it is processed.
     """
     values, failed = _attempt(deserialize, fetched.values())
     rows = [row for row in range(len(values)) if row not in failed] if failed else range(len(values))
@@ -172,7 +172,7 @@ def decode(
     if not failed and not untimed and _are_event_times(found):
         return Columns(values, found, ())
     for time in filter(is_awaitable, found):
-        # Closed: it is met again, by its policy, when the record is processed.
+        # Closed only: it fails again when the record is processed, and the policy applies then.
         unawaited(time)
     by_row = {
         row: time
@@ -192,14 +192,14 @@ def _are_event_times(found: Sequence[Any]) -> bool:
 def _attempt(
     transform: Callable[[Sequence[Any]], Iterable[Any]], column: Sequence[Any]
 ) -> tuple[list[Any], set[int]]:
-    """One result for each element, ``None`` where there is none, and the positions of those."""
+    """One result for each element, ``None`` for those that failed, and the positions of these."""
     results: list[Any] = []
     failed: set[int] = set()
     while len(results) < len(column):
-        with suppress(Exception):  # met again, by its policy, when the record is processed
+        with suppress(Exception):  # fails again when the record is processed
             results.extend(transform(column[len(results) :] if results else column))
         if len(results) < len(column):
             failed.add(len(results))
             results.append(None)
-    # More results than records: an error of the serde's, which is reported when the records are processed.
+    # More results than records: an error in the serde, reported when the records are processed.
     return (results, failed) if len(results) == len(column) else ([None] * len(column), {*range(len(column))})

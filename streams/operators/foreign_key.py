@@ -1,8 +1,9 @@
-"""The four steps of a join of two tables by a key that stands in the left one's values.
+"""The four steps of a join of two tables by a foreign key, which is computed from the left table's values.
 
-A left task *subscribes* with the right task that has the foreign key; that one keeps the subscription and
-*answers* with its value, at once and whenever it changes. An answer carries a hash of the left value that
-asked for it: where that is another one by now, a newer answer is on its way and this one is dropped.
+A left task *subscribes* with the right task that has the foreign key. The right task stores the subscription
+and *answers* with its value, immediately and whenever it changes. An answer has a hash of the left value that
+subscribed: if that value has changed since, a newer answer will follow and this one is dropped. This is the
+protocol of Kafka Streams (KIP-213).
 """
 
 from __future__ import annotations
@@ -37,34 +38,34 @@ _LENGTH = struct.Struct(">I")
 
 
 class Action(IntEnum):
-    """What a subscription asks for."""
+    """The kind of a subscription message."""
 
     SUBSCRIBE = 0
     UNSUBSCRIBE = 1
     UNSUBSCRIBE_AND_ANSWER = 2
     ANSWER = 3
-    """There is no foreign key: answer that there is no value."""
+    """There is no foreign key: answer without a value."""
 
 
 class Subscription(NamedTuple):
-    """What a left task sends; the record's key is the foreign key."""
+    """A message from a left task; the record's key is the foreign key."""
 
     key: bytes
-    """The left row's, encoded."""
+    """The key of the left row, encoded."""
     hash: bytes | None
-    """Of its value; ``None`` when it was deleted."""
+    """The hash of its value; ``None`` for a deletion."""
     action: Action
 
 
 class Answer(NamedTuple):
-    """What a right task sends; the record's key is the left row's."""
+    """A message from a right task; the record's key is the left row's."""
 
     hash: bytes | None
     value: Any
 
 
 class SubscriptionSerde:
-    """Between subscriptions and bytes."""
+    """The serde of subscriptions."""
 
     name = "subscription"
 
@@ -76,7 +77,7 @@ class SubscriptionSerde:
 
 
 class AnswerSerde:
-    """Between answers and bytes; ``inner`` is the right table's."""
+    """The serde of answers; ``inner`` is that of the right table's values."""
 
     def __init__(self, inner: Serde[Any]) -> None:
         self._inner = inner
@@ -95,7 +96,7 @@ class AnswerSerde:
 
 
 class SubscriberSerde:
-    """Between pairs of encoded keys, foreign and own, and bytes: subscribers of one key lie together."""
+    """The serde of pairs of encoded keys, foreign and own, which keeps the subscribers of a key together."""
 
     name = "foreign key and key"
     key_type = tuple
@@ -110,12 +111,12 @@ class SubscriberSerde:
 
 
 def subscribers_of(foreign: bytes) -> bytes:
-    """How the encoded keys of all who subscribe to a foreign key begin."""
+    """The prefix of the encoded keys of all subscribers of a foreign key."""
     return _LENGTH.pack(len(foreign)) + foreign
 
 
 class SubscribedSerde:
-    """Between what is kept of a subscription, hash and event time, and bytes."""
+    """The serde of stored subscriptions: pairs of a hash and an event time."""
 
     name = "hash and time"
 
@@ -132,11 +133,11 @@ def digest(value: Serde[Any], of: Any) -> bytes:
 
 
 _Reference: TypeAlias = "tuple[Any, bytes] | None"
-"""A foreign key and its bytes, by which it is equal to another one."""
+"""A foreign key and its bytes, by which keys are compared."""
 
 
 def _refers(foreign_key: Callable[[Any], Any], serde: Serde[Any]) -> Callable[[Any], _Reference]:
-    """A function that finds a value's foreign key. Raises where that could not be written and read."""
+    """A function that computes a value's foreign key. It raises for one that cannot be written and read."""
     encode = readable_keys(serde)
 
     def refer(value: Any) -> _Reference:
@@ -150,8 +151,8 @@ def _refers(foreign_key: Callable[[Any], Any], serde: Serde[Any]) -> Callable[[A
 class Subscribe(Operator):
     """Sends a subscription for each change of the left table.
 
-    A value that ``foreign_key`` fails on meets the policy and counts as deleted; one without a foreign key is
-    joined by left joins only.
+    If ``foreign_key`` fails on a value, the policy applies and the value is treated as deleted; a value
+    without a foreign key is joined by left joins only.
     """
 
     kind: ClassVar[str] = "join_foreign_key"
@@ -159,7 +160,7 @@ class Subscribe(Operator):
 
     foreign_key: Callable[[Any], Any]
     foreign: Serde[Any]
-    """How foreign keys are written."""
+    """The serde of foreign keys."""
     key: Serde[Any]
     value: Serde[Any]
     is_left: bool
@@ -204,13 +205,13 @@ class Subscribe(Operator):
             return actions
         if before is not None:
             return [(before[0], Action.UNSUBSCRIBE_AND_ANSWER)]
-        # Nothing is subscribed; a left join has, or had, a row all the same.
+        # There is no subscription, but a left join has, or had, a row.
         return [(None, Action.ANSWER)] * (self.is_left and (had_old or new is not None))
 
 
 @dataclass(frozen=True, slots=True)
 class KeepSubscriptions(Operator):
-    """Keeps who subscribes to which key of the right table, and answers with its value."""
+    """Stores the subscriptions to keys of the right table, and answers them with its values."""
 
     kind: ClassVar[str] = "subscriptions"
 
@@ -224,7 +225,7 @@ class KeepSubscriptions(Operator):
             step.state(self.store),
             held_keys(step, self.table.stores[0]),
         )
-        read = bind_view(self.table, step, "told")
+        read = bind_view(self.table, step, "forwarded")
         encode_keys = nullable(held.serde.serialize)
 
         def run(batch: Batch[Any, Any]) -> None:
@@ -258,12 +259,12 @@ class KeepSubscriptions(Operator):
                     .with_timestamps(times)
                 )
 
-        # What it forwards has other keys.
+        # Its output has other keys.
         return held.entering(guard, run, null_keys=True)
 
 
 def _with_foreign_keys(guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:
-    """The rows that have a foreign key where their action needs one; the others meet the policy."""
+    """The rows that have a foreign key if their action needs one; the policy applies to the others."""
     lacking = [
         row
         for row, (key, item) in enumerate(zip(batch.keys, batch.values, strict=True))
@@ -279,7 +280,7 @@ def _with_foreign_keys(guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:
 
 @dataclass(frozen=True, slots=True)
 class AnswerSubscribers(Operator):
-    """Sends each change of the right table to all who subscribe to its key."""
+    """Sends each change of the right table to all subscribers of its key."""
 
     kind: ClassVar[str] = "answers"
 
@@ -310,7 +311,7 @@ class AnswerSubscribers(Operator):
 
 @dataclass(frozen=True, slots=True)
 class JoinAnswers(Operator):
-    """Joins answers with the values that asked for them, and keeps the results as a table."""
+    """Joins answers with the values that subscribed, and stores the results as a table."""
 
     kind: ClassVar[str] = "join_answers"
 
@@ -330,17 +331,17 @@ class JoinAnswers(Operator):
     def bind(self, step: Binding, children: Children) -> Forward:
         guard, state, held = step.guard, step.state(self.store), held_keys(step, self.store)
         to = held.leaving(fan_out(children))
-        read = bind_view(self.table, step, "told")
+        read = bind_view(self.table, step, "forwarded")
         refer, function, is_left = _refers(self.foreign_key, self.foreign), self.function, self.is_left
         value_serde, read_back = self.value, self.result.read_back
 
         def join(pair: tuple[Any, Any]) -> Any:
             result = settled(function(*pair))
-            # What cannot be kept is found now, by its record, and not when the store is written.
+            # A result that cannot be stored fails here, with its record, and not when the store is written.
             return None if result is None else next(iter(read_back([result])))
 
         def own_value(found: Found) -> Found:
-            # What has no foreign key because the function fails has asked for nothing.
+            # A value without a foreign key because the function fails has not subscribed.
             asked = found is not None and quietly(lambda value: (refer(value),), found[0])
             return found if asked else None
 
@@ -353,7 +354,7 @@ class JoinAnswers(Operator):
             hashes = {
                 key: None if found is None else digest(value_serde, found[0]) for key, found in own.items()
             }
-            # What does not match answers an earlier value.
+            # An answer that does not match is for an earlier value.
             rows = [
                 row
                 for row, (key, answer) in enumerate(zip(batch.keys, batch.values, strict=True))

@@ -1,4 +1,4 @@
-"""Runs user code over a column so that one failing record fails alone, and a slow one evicts nobody."""
+"""Runs user code over a column: an error affects only its record, and slow code does not end the session."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Transform: TypeAlias = Callable[[Sequence[Any]], Iterable[Any]]
 
 Failed: TypeAlias = "Callable[[Action, Batch[Any, Any], int, str, Exception], None]"
-"""Takes note of a row that a step (by name) could not process: to be written as dead letter, or skipped."""
+"""Records that a step (by name) could not process a row, which is written as a dead letter or skipped."""
 
 PIECE_SECONDS = 0.1
 """A column is worked through in pieces of about this duration at most, with a look at the group between."""
@@ -34,17 +34,17 @@ LARGEST_PIECE = 1024
 
 
 class Interrupted(BaseException):
-    """The slice being processed must be given up: its task was revoked, or the worker is stopping.
+    """The slice being processed must be abandoned: its task was revoked, or the worker is stopping.
 
-    Not an ``Exception``, so that user code which catches those lets it pass.
+    Not an ``Exception``, so that user code which catches those does not catch it.
     """
 
 
 class WholeColumn:
-    """A function of a complete column that may give a ``Column``, as one of another library's arrays does.
+    """A function of a complete column whose result may be a ``Column``, e.g. an array of another library.
 
-    It gives one result an element and is free of effects: where it fails, it is called again for each element
-    alone.
+    It returns one result per element and has no side effects: if it fails, it is called again for each
+    element alone.
     """
 
     __slots__ = ("function",)
@@ -56,16 +56,16 @@ class WholeColumn:
         return self.function(column)
 
     def one_by_one(self, column: Sequence[Any]) -> Iterator[Any]:
-        """The results for elements that each are a column of their own."""
+        """The results of a call for each element, as a column of one."""
         for row in range(len(column)):
             results = list(self.function(column[row : row + 1]))
             if len(results) != 1:
-                raise ValueError(f"one result a record is needed, got {len(results)}")
+                raise ValueError(f"one result per record is needed, got {len(results)}")
             yield results[0]
 
 
 def column_transform(serde: Serde[Any], method: Transform, some_null: Transform | None = None) -> Transform:
-    """A serde's method for columns that may have nulls, which ``some_null`` takes: nulls unless given."""
+    """A serde's method for columns with nulls, which ``some_null`` handles: by default they stay null."""
     some_null = some_null or nullable(method)
     if not getattr(serde, "whole_columns", False):
         return some_null
@@ -81,13 +81,13 @@ def column_transform(serde: Serde[Any], method: Transform, some_null: Transform 
 class Guard:
     """One step's user code, in one task.
 
-    ``describe`` is what an error message calls the code: the step and where its function is written.
-    ``failed`` takes the rows that its policy does not stop at. With ``plain``, awaitables among the results
-    are failures of their records: functions are the user's, and nothing would await what they return. Where
-    no result has been a plain one so far, they are a mistake in the program.
+    ``describe`` names the code in error messages: the step, and where its function is defined. ``failed``
+    receives the rows at which the policy does not stop. With ``plain``, an awaitable result is a failure of
+    its record, because nothing would await it; if there has been no plain result yet, it is a mistake in the
+    program.
 
-    A ``TopologyError`` is such a mistake too: whatever the policy, the worker stops, as the next record would
-    raise it as well.
+    A ``TopologyError`` is a mistake in the program too: the worker stops whatever the policy, because every
+    record would raise it.
     """
 
     __slots__ = (
@@ -125,15 +125,15 @@ class Guard:
     def each(
         self, transform: Transform, column: Sequence[Any], batch: Batch[Any, Any]
     ) -> tuple[Sequence[Any], Rows | None]:
-        """Apply ``transform`` to a column of ``batch``: the results, and the rows they belong to.
+        """Apply ``transform`` to a column of ``batch``; return the results and the rows that they belong to.
 
-        ``transform`` maps a sequence to an iterable with one result an element, in order and one at a time,
-        as ``map`` does: where it raises (or ends early), the element after the results so far is the failing
-        one. That record gets this step's policy and the rest goes on, each element once. Rows are ``None``
+        ``transform`` maps a sequence to an iterable with one result per element, in order and one at a time,
+        as ``map`` does: if it raises (or ends early), the element after the results so far has failed. This
+        step's policy applies to that record, and the rest is processed, each element once. Rows are ``None``
         when every row has a result.
 
-        What a ``WholeColumn`` gives for the complete column is the result as it is; only where it fails is
-        the column taken apart.
+        The result of a ``WholeColumn`` for the complete column is returned unchanged; only if it fails are
+        elements processed one by one.
         """
         if isinstance(transform, WholeColumn):
             complete = self._complete(transform, column)
@@ -150,10 +150,10 @@ class Guard:
             begun = self._stopwatch()
             error: Exception | None = None
             try:
-                # On an exception the list keeps what the iterator gave before it: the failing position.
+                # On an exception the list has the results before it, which gives the failing position.
                 results.extend(transform(column if stop - at == total else column[at:stop]))
             except StateError:
-                # No fault of the record's: the next one would meet it as well.
+                # Not the record's fault: it would happen for the next one too.
                 raise
             except Exception as raised:  # noqa: BLE001 - user code may raise anything; the policy decides
                 error = raised
@@ -170,8 +170,8 @@ class Guard:
                 at += 1
             elif at > stop:
                 raise ProcessingError(
-                    f"{self.describe} gave {at} results for the first {stop} records of a batch",
-                    hint="one result a record is needed, in order",
+                    f"{self.describe} returned {at} results for the first {stop} records of a batch",
+                    hint="return one result per record, in order",
                 )
             self._pace(stop, at, self._stopwatch() - begun)
         if not lost:
@@ -187,15 +187,15 @@ class Guard:
         return (batch if rows is None else batch.select(rows)), results
 
     def whole(self, function: Callable[[Batch[Any, Any]], Any], batch: Batch[Any, Any]) -> list[Any]:
-        """Apply ``function`` to the batch as one; where that raises, to each row alone, under the policy.
+        """Apply ``function`` to the complete batch; if it raises, to each row alone, with the policy.
 
-        Returns the results in order. The function must be free of effects that a second call would repeat.
+        Returns the results in order. The function must have no side effects that a second call would repeat.
         """
         try:
             return [function(batch)]
         except StateError:
             raise
-        except Exception:  # noqa: BLE001 - met again below, by the row that causes it
+        except Exception:  # noqa: BLE001 - raised again below, for the row that causes it
             results, _ = self.each(
                 lambda rows: (function(batch.select([row])) for row in rows), range(len(batch)), batch
             )
@@ -203,16 +203,16 @@ class Guard:
 
     @property
     def retries(self) -> int:
-        """How often the policy tries a record again."""
+        """How often the policy retries a record."""
         return self._policy.retries
 
     @property
     def stops(self) -> bool:
-        """Whether the worker stops at a record that fails for good."""
+        """Whether the worker stops at a record that fails after all retries."""
         return self._policy.action == "fail"
 
     def attend(self, calls: Calls) -> None:
-        """Make calls of an async function and wait until they have ended; cancels them when interrupted."""
+        """Call an async function for several records and wait for the calls; cancel them when interrupted."""
         begun = self._stopwatch()
         calls.start()
         try:
@@ -228,7 +228,7 @@ class Guard:
             self._runtime.keep_alive()
 
     def pause(self, attempt: int, error: Exception) -> None:
-        """Wait, as the policy says, before records that failed are tried again; attempts count from 0."""
+        """Wait for the policy's delay before failed records are retried; attempts count from 0."""
         self._runtime.wait(self._policy.delay(attempt), self.step, error)
 
     def refuse(self, batch: Batch[Any, Any], row: int, error: Exception) -> None:
@@ -240,7 +240,7 @@ class Guard:
         self._failed(self._policy.action, batch, row, self.step, error)
 
     def _complete(self, transform: WholeColumn, column: Sequence[Any]) -> Sequence[Any] | None:
-        """One result an element for the complete column, or ``None`` where it must be taken apart."""
+        """One result per element for the complete column, or ``None`` if elements must be run one by one."""
         begun = self._stopwatch()
         try:
             results = transform(column)
@@ -248,16 +248,16 @@ class Guard:
                 results = list(results)
         except StateError:
             raise
-        except Exception:  # noqa: BLE001 - met again by the row that causes it
+        except Exception:  # noqa: BLE001 - raised again for the row that causes it
             return None
         if self._stopwatch() - begun > PIECE_SECONDS:
             self._runtime.keep_alive()
         if len(results) != len(column):
             return None
-        # A column of another class holds no awaitables; anything else may hold what nothing would await.
+        # A column of another class holds no awaitables; anything else may hold some.
         if self._plain and not isinstance(results, Column) and any_awaitable(results):
             for awaitable in filter(is_awaitable, results):
-                # Closed: it is met again by its record.
+                # Closed only, as the per-element call returns it again with its record.
                 unawaited(awaitable)
             return None
         return results
@@ -270,10 +270,10 @@ class Guard:
         batch: Batch[Any, Any],
         error: Exception | None,
     ) -> tuple[Any] | None:
-        """Retry the element, then apply the policy: its result after all, or ``None`` when it is lost."""
+        """Retry the element, then apply the policy: its result, or ``None`` if it failed for good."""
         if error is None:
-            # A function that raises StopIteration ends ``map`` without a word; it must not end the batch.
-            error = RuntimeError("ended before it gave a result for this record (StopIteration?)")
+            # A function that raises StopIteration ends ``map`` silently; it must not end the batch.
+            error = RuntimeError("ended without a result for this record; did it raise StopIteration?")
         for attempt in range(0 if isinstance(error, TopologyError) else self._policy.retries):
             self._runtime.wait(self._policy.delay(attempt), self.step, error)
             try:
@@ -293,10 +293,9 @@ class Guard:
     def _refuse_awaitables(
         self, results: list[Any], known: int, lost: list[int], first: int, batch: Batch[Any, Any]
     ) -> None:
-        """Take awaitables out of the results from ``known`` on, those of the rows from ``first`` on.
+        """Remove awaitables from the results from ``known`` on, which belong to the rows from ``first`` on.
 
-        Nothing would ever await them: each is a failure of its record, if the function gives plain results
-        too.
+        Nothing would await them: each is a failure of its record, if the function returns plain results too.
         """
         found = results[known:]
         errors: dict[int, Exception] = {
@@ -321,11 +320,11 @@ class Guard:
         frame = traceback.extract_tb(error.__traceback__)[-1:]
         where = f" ({frame[0].filename}:{frame[0].lineno})" if frame else ""
         hint = (
-            "mend the code or the record and start again: nothing after the last commit was written; "
+            "fix the code or the record and start again: nothing after the last commit was written; "
             "or give the step on_error=dead_letter, on_error=skip or on_error=retry(…)"
         )
         if isinstance(error, TopologyError):
-            hint = error.hint or "mend the program and start again: nothing after the last commit was written"
+            hint = error.hint or "fix the program and start again: nothing after the last commit was written"
         return ProcessingError(
             f"{self.describe} failed on {came_from(batch, row)}, "
             f"key {preview(record.key)}, value {preview(record.value)}: "
@@ -334,7 +333,7 @@ class Guard:
         )
 
     def _refusal(self, batch: Batch[Any, Any], row: int, error: RecordRefused) -> ProcessingError:
-        """The error for a record that the user's code is done with, and the broker does not take."""
+        """The error for a processed record that the broker has rejected."""
         record = batch.original(row)
         advice = f"{error.hint}; or " if error.hint else ""
         return ProcessingError(
@@ -346,7 +345,7 @@ class Guard:
 
 
 def came_from(batch: Batch[Any, Any], row: int) -> str:
-    """What an error says of a row: of an input record, topic, partition and offset."""
+    """The origin of a row for an error message: topic, partition and offset of an input record."""
     read = place_read(batch, row)
     return described(batch, row) + (f" (through {read})" if read else "")
 

@@ -1,4 +1,4 @@
-"""Steps that join records of streams: with each other, within a window of event time, or with tables."""
+"""Steps that join a stream with another one, in a window of event time, or with a table."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _LATEST = 1 << 63
 
 @dataclass(frozen=True, slots=True)
 class JoinTable(Operator):
-    """Joins each record with what a table has for its key. The record's key and event time stay.
+    """Joins each record with a table's value for its key. The record's key and event time stay the same.
 
-    Without a value in the table, a record goes on with ``None`` in a left join, else not at all. Tombstones
-    meet the policy, and so do records without a key, unless a left join takes them.
+    A record without a value in the table is joined with ``None`` by a left join, and otherwise dropped. The
+    policy applies to tombstones, and to records without a key unless it is a left join.
     """
 
     kind: ClassVar[str] = "join"
@@ -73,7 +73,7 @@ class JoinTable(Operator):
 
 @dataclass(frozen=True, slots=True)
 class JoinGlobal(Operator):
-    """As ``JoinTable`` with a table that every task has as a whole: ``key`` finds its key in a value."""
+    """As ``JoinTable``, with a global table: ``key`` computes the table's key from a value."""
 
     kind: ClassVar[str] = "join_global"
 
@@ -95,7 +95,7 @@ class JoinGlobal(Operator):
         def find(value: Any) -> Any:
             key = settled(self.key(value))
             if key is None and not is_left:
-                raise ValueError("a null key finds nothing in a table")
+                raise ValueError("a null key matches no key of a table")
             return key
 
         find_keys, encode_keys = partial(map, find), nullable(self.keys.serialize)
@@ -123,7 +123,7 @@ def forward_joined(
     *,
     is_left: bool,
 ) -> None:
-    """Forward what a join makes of the rows and what was found for each; without those that found nothing."""
+    """Join each row with the value found for it; forward the results. Only a left join keeps the others."""
     pairs: Sequence[tuple[Any, Any]] = list(zip(batch.values, found, strict=True))
     if not is_left:
         rows = [row for row, other in enumerate(found) if other is not None]
@@ -135,29 +135,29 @@ def forward_joined(
 
 
 def without_tombstones(guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:
-    """The rows that have a value; the others meet the error policy: a missing partner is ``None`` too."""
+    """The rows that have a value; the policy applies to others, as ``None`` stands for a missing match."""
     rows = [row for row, value in enumerate(batch.values) if value is not None]
     if len(rows) == len(batch):
         return batch
     for row, value in enumerate(batch.values):
         if value is None:
-            guard.refuse(batch, row, ValueError("a tombstone has no value to be joined"))
+            guard.refuse(batch, row, ValueError("a tombstone has no value to join"))
     return batch.select(rows)
 
 
 class Waiting(NamedTuple):
-    """A record of one side that may still be joined with records of the other."""
+    """A buffered record of one side that may still be joined with records of the other."""
 
     time: int
     payload: bytes
-    """Its value as the side's serde writes it: read again by each partner, before a restart as after it."""
+    """Its encoded value, decoded again for each match, so that results are the same after a restart."""
     matched: bool
     arrived: int
-    """Stream time when it had come."""
+    """Stream time at its arrival, including the record itself."""
 
 
 class WaitingSerde:
-    """Between the records of one side, with one key and in one bucket of time, and bytes."""
+    """The serde of the buffered records of one side with one key in one bucket of time."""
 
     name = "waiting records"
 
@@ -174,22 +174,22 @@ class WaitingSerde:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinStreams(Operator):
-    """One side of a join of two streams: its records meet those of the other side that wait, then wait.
+    """One side of a join of two streams: joins its records with the other side's, then buffers them.
 
-    Both sides' records wait in windowed stores, in buckets of time: ``own`` and ``other``. All that happens
-    to a record hangs on when stream time passes its event time by more than ``lasts``: until then it is
-    joined; afterwards it is late. Where a side ``emits_alone``, records without a partner are joined with
-    ``None`` at that moment; ``unmatched`` is the store that says which these may be. As a record that comes
-    later than that may still be in time by its own event time, it is late for this partner only.
+    Both sides' records are buffered in windowed stores, in buckets of time: ``own`` and ``other``. Until
+    stream time passes a record's event time by more than ``lasts``, the record is joined; after that it is
+    late. If a side ``emits_alone``, its records without a match are joined with ``None`` at that moment;
+    ``unmatched`` is the store of the candidates. A matching record that arrives after that may still be in
+    time by its own event time: it is late only for this match.
 
-    Of the two steps, ``closes`` is that of the later one: it sees to both sides when a slice ends.
-    ``joined`` and ``late`` name the steps that take the pairs and the late records.
+    ``closes`` is set for the later of the two steps: it handles both sides when a slice ends. ``joined`` and
+    ``late`` name the steps that receive the pairs and the late records.
     """
 
     kind: ClassVar[str] = "join"
     stamps: ClassVar[bool] = True
     order_depends_on_slices: ClassVar[bool] = True
-    """Pairs come in the order of the rows, records alone when a slice ends, in that of their event times."""
+    """Pairs are in the order of rows; unmatched records follow when a slice ends, in order of event times."""
 
     function: Callable[[Any, Any], Any]
     how: JoinKind
@@ -216,20 +216,21 @@ class JoinStreams(Operator):
 
     @property
     def reach(self) -> tuple[int, int]:
-        """How far before and after a record of this side those of the other side lie that it meets."""
+        """How far before and after a record of this side its matches may be, in milliseconds."""
         before, after = whole_milliseconds(self.window.before), whole_milliseconds(self.window.after)
         return (before, after) if self.is_left else (after, before)
 
     @property
     def lasts(self) -> int:
-        """By how much stream time may have passed a record's event time (milliseconds) while it is joined."""
+        """By how many milliseconds stream time may have passed a record's event time while it is joined."""
         return sum(self.reach) + self.grace
 
     @property
     def retention(self) -> int:
-        """How long after its start a bucket of this side is of use.
+        """How long after its start a bucket of this side is needed, in milliseconds.
 
-        Until each record that it had a partner for would be late itself: then it tells who came too late.
+        It is needed until all possible matches of its records are late themselves: before that, it shows
+        which records of the other side are late for a match.
         """
         return bucket_size(self.window) + self.reach[1] + self.lasts
 
@@ -240,12 +241,12 @@ class JoinStreams(Operator):
 
 
 def emits_alone(how: JoinKind, *, is_left: bool) -> bool:
-    """Whether records of that side without a partner are joined with ``None``."""
+    """Whether records of that side without a match are joined with ``None``."""
     return how == "outer" or (how == "left" and is_left)
 
 
 def bucket_size(window: JoinWindow) -> int:
-    """How much time one bucket of waiting records holds: what a record meets lies in at most two of them."""
+    """The length of a bucket in milliseconds, such that a record's matches are in at most two buckets."""
     return max(1, whole_milliseconds(window.before + window.after))
 
 
@@ -256,7 +257,7 @@ class _Joining:
         self._size = bucket_size(operator.window)
         self._is_left = operator.is_left
         self._emits_alone = emits_alone(operator.how, is_left=operator.is_left)
-        # Whether the other side needs to know which of its records have a partner.
+        # Whether the other side's records without a match are joined with None.
         self._marks_other = emits_alone(operator.how, is_left=not operator.is_left)
         self._transform = partial(starmap, operator.function)
         self._encode = operator.value.serialize
@@ -312,7 +313,7 @@ class _Joining:
         if min(times) + lasts >= self._clock.time:
             late = self._meet(batch, payloads, arrived)
         else:
-            # Rows in time, or not, by the stream time when they had come.
+            # Whether a row is late depends on stream time at its arrival.
             rows = [
                 row for row, (time, now) in enumerate(zip(times, arrived, strict=True)) if time + lasts >= now
             ]
@@ -324,9 +325,9 @@ class _Joining:
             self._leave_out(batch.select(late))
 
     def _meet(self, batch: Batch[Any, Any], payloads: Sequence[bytes], arrived: Sequence[int]) -> list[int]:
-        """Join the rows, all of which are in time, with what waits; then they wait too.
+        """Join the rows, none of which is late, with the other side's buffered records, and buffer them.
 
-        Returns those that came too late for a record which they would have met.
+        Returns those that are late for a record which they would have matched.
         """
         keys, times = batch.keys, batch.timestamps
         back, ahead, size, lasts = self._back, self._ahead, self._size, self._lasts
@@ -335,9 +336,9 @@ class _Joining:
         partners: list[Waiting] = []
         missed: dict[int, None] = {}
         overtaken: dict[tuple[int, Any, int], Waiting] = {}
-        """Of those that wait, the ones that came after a row, too late for it, with their places."""
+        """The buffered records that arrived after a matching row, too late for it, by their places."""
         marks: dict[tuple[int, Any], set[int]] = {}
-        """Positions, in a bucket's list, of those waiting that have found a partner."""
+        """The positions, in a bucket's list, of the buffered records that have found a match."""
         for row, (key, time, now) in enumerate(zip(keys, times, arrived, strict=True)):
             low, high = time - back, time + ahead
             first, last = max(0, low) // size * size, high // size * size
@@ -346,7 +347,7 @@ class _Joining:
                     other, _, matched, came = item
                     if not low <= other <= high:
                         continue
-                    # In the order of their rows, the later of both came at the higher stream time.
+                    # In row order, the later of the two arrived at the higher stream time.
                     earlier = time if time < other else other  # noqa: FURB136 - faster than min, for each pair
                     if earlier + lasts >= now and earlier + lasts >= came:
                         rows.append(row)
@@ -373,7 +374,7 @@ class _Joining:
         return list(missed)
 
     def _waiting(self, keys: Sequence[Any], times: Sequence[int]) -> dict[int, dict[Any, Any]]:
-        """The other side's records, by bucket and key, in the buckets that these reach into."""
+        """The other side's records, by bucket and key, in the buckets with possible matches."""
         back, ahead, size = self._back, self._ahead, self._size
         wanted: dict[int, dict[Any, None]] = {}
         for key, time in zip(keys, times, strict=True):
@@ -387,7 +388,7 @@ class _Joining:
     def _wait(
         self, batch: Batch[Any, Any], payloads: Sequence[bytes], arrived: Sequence[int], met: set[int]
     ) -> None:
-        """Add the rows to those that wait on this side."""
+        """Add the rows to the buffered records of this side."""
         if self._emits_alone:
             self._origins.note(batch)
         size = self._size
@@ -412,7 +413,7 @@ class _Joining:
             )
 
     def _mark(self, waiting: dict[int, dict[Any, Any]], marks: dict[tuple[int, Any], set[int]]) -> None:
-        """Note which records of the other side have a partner."""
+        """Mark the records of the other side that have a match."""
         for (start, key), positions in marks.items():
             marked = [
                 item._replace(matched=True) if at in positions else item
@@ -421,16 +422,16 @@ class _Joining:
             self._other.put(start, key, marked)
 
     def _leave_out(self, batch: Batch[Any, Any]) -> None:
-        """Count records that came too late, and forward them where they are wanted."""
+        """Count late records, and forward them if there is a step for them."""
         self._step.late(len(batch))
         if self._late is not None:
             self._late(batch)
 
     def _leave_out_overtaken(self, overtaken: Mapping[tuple[int, Any, int], Waiting]) -> None:
-        """Leave out waiting records that came too late for a row which is only now looked at.
+        """Report buffered records as late that arrived too late for a row which is only now processed.
 
-        That happens where both sides' records come from one batch: the other side's step has run over all
-        of it already. What had missed another record of this side was left out by that step.
+        That happens where one batch has records of both sides: the other side's step has processed all of it
+        already. That step has reported those that were too late for an earlier record of this side.
         """
         keys: list[Any] = []
         items: list[Waiting] = []
@@ -478,7 +479,7 @@ class _Joining:
         unmatched = self._unmatched
         if unmatched is not None and now - self._lasts > unmatched.reached:
             if unmatched.reached == 0:
-                # Earlier versions kept no such list of what waits.
+                # State of earlier versions has no store of unmatched records.
                 unmatched.add(self._waiting_alone())
             leaving = unmatched.before(now - self._lasts)
             for at in range(0, len(leaving), RESULTS_AT_ONCE):
@@ -488,7 +489,7 @@ class _Joining:
         self._other.expire(now)
 
     def _alone_sides(self) -> Iterator[_Side]:
-        """The sides whose records leave alone, left first."""
+        """The sides whose unmatched records are joined with ``None``, left first."""
         own = _Side(self._own, self._is_left, self._decode)
         other = _Side(self._other, not self._is_left, self._decode_other)
         for side, alone in sorted(
@@ -498,13 +499,13 @@ class _Joining:
                 yield side
 
     def _waiting_alone(self) -> Iterator[tuple[int, Any]]:
-        """Event times and keys of all records that wait and have no partner."""
+        """Event times and keys of all buffered records without a match."""
         for side in self._alone_sides():
             for _, entries in side.store.windows(0, _LATEST):
                 yield from ((item.time, key) for key, items in entries for item in items if not item.matched)
 
     def _forward_alone(self, leaving: Sequence[tuple[int, Any]]) -> None:
-        """Join the records at these times and keys that have no partner with ``None``, in that order."""
+        """Join the unmatched records at these times and keys with ``None``, in that order."""
         size, earliest, latest = self._size, leaving[0][0], leaving[-1][0]
         buckets: dict[int, dict[Any, None]] = {}
         for time, key in leaving:
@@ -530,7 +531,7 @@ class _Joining:
             self._forward_joined(batch, pairs)
 
     def _own_records(self, places: Sequence[tuple[bool, Any, int]]) -> Callable[[Rows], list[Trace | None]]:
-        """What finds the input records of those that leave alone, by their side, key and time."""
+        """A function that finds the input records of unmatched records, by side, key and time."""
 
         def find(rows: Rows) -> list[Trace | None]:
             found: list[Trace | None] = []
@@ -542,7 +543,7 @@ class _Joining:
 
 
 class _Side(NamedTuple):
-    """What waits on one side of a join."""
+    """The buffered records of one side of a join."""
 
     store: WindowState[Any, list[Waiting]]
     is_left: bool

@@ -1,4 +1,4 @@
-"""Windows that each key has of its own, as its events make them: what sessions and sliding windows share."""
+"""Windows that depend on a key's events: the common part of sessions and sliding windows."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from streams.state.definition import KeptWindows
 
 Event: TypeAlias = "tuple[int, int, int]"
-"""Its time; its floor: what ended before that had closed when it came; its place in the column."""
+"""Its time; its floor: windows that end before this had closed when it arrived; its index in the column."""
 
 _Result: TypeAlias = "tuple[Any, int, int, Any]"
-"""Key, start, end and what is said of that window."""
+"""Key, start, end and the result of that window."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyedAggregate(Operator):
-    """One accumulator for each window that a key's events make.
+    """One accumulator for each window of a key, where windows depend on the key's events.
 
-    ``heads`` and ``kept`` are as for ``WindowedAggregate``; ``grace`` and ``close_idle_after`` are
-    milliseconds. Each key has one entry in ``store``, and deadlines in the store that goes with it.
+    ``heads`` and ``kept`` are as for ``WindowedAggregate``; ``grace`` and ``close_idle_after`` are in
+    milliseconds. Each key has one entry in ``store``, and deadlines in the associated store.
     """
 
     kind: ClassVar[str] = "window"
@@ -57,19 +57,19 @@ class KeyedAggregate(Operator):
 
 
 class KeyedWindows(ABC):
-    """A ``KeyedAggregate`` at work in one task.
+    """A ``KeyedAggregate`` bound to one task.
 
-    ``lasts`` is how long after its end a window is open: it closes as soon as stream time is *greater* than
-    its end plus that. ``horizon`` is how long after the last record everything has gone. Both are
-    milliseconds.
+    ``lasts`` is how long after its end a window stays open: it closes as soon as stream time is *greater*
+    than its end plus ``lasts``. ``horizon`` is how long after the last record all windows have closed. Both
+    are in milliseconds.
 
-    What ends before a certain time has closed: that time is the *floor*, at a row the one that follows from
-    the stream time when that row had come. So what an event does depends on the events before it and not on
-    how they were cut into batches.
+    Windows that end before a certain time have closed: that time is the *floor*. The floor of a row follows
+    from stream time at the arrival of the row, so that the effect of an event depends on the events before it
+    and not on how they were divided into batches.
     """
 
     replaces: ClassVar[bool] = False
-    """Whether a window takes the place of those that lie in it."""
+    """Whether a window replaces those inside it."""
 
     def __init__(
         self, operator: KeyedAggregate, step: Binding, children: Children, *, lasts: int, horizon: int
@@ -87,7 +87,7 @@ class KeyedWindows(ABC):
         self._folding = Folding(operator.aggregate, step.guard)
         heads = (operator.heads.updates, False), (operator.heads.replacing, True)
         self._updates = [(children[head], replacing) for head, replacing in heads if head in children]
-        """Where updates go, and whether with those that take back what was replaced."""
+        """Where updates are forwarded to, and whether with retractions of replaced windows."""
         self._final = children.get(operator.heads.final)
         late = children.get(operator.heads.late)
         self._keys = held_keys(step, operator.store)
@@ -116,14 +116,14 @@ class KeyedWindows(ABC):
             late = self._add(batch, column) if len(batch) else []
         if self._notes and len(batch):
             self._origins.note(batch)
-        # Of those whose company has failed: alone, they come too late.
+        # Late ones among rows whose neighbours have failed: alone, they belong to no open window.
         self._without(batch, late)
 
-    # --- what sessions and sliding windows differ in
+    # --- for subclasses: sessions and sliding windows
 
     @abstractmethod
     def late_rows(self, batch: Batch[Any, Any], floors: Sequence[int]) -> list[int]:
-        """The rows that no window can take any more."""
+        """The rows for which no window is open any more."""
 
     @abstractmethod
     def added(
@@ -133,35 +133,35 @@ class KeyedWindows(ABC):
         column: Sequence[Any],
         places: Sequence[Place] | None,
     ) -> tuple[Any, list[int]]:
-        """What a key has (``None`` for nothing) with events of its own, and the places of those too late."""
+        """A key's state (``None`` for none) with its events added, and the indexes of late events."""
 
     @abstractmethod
     def due(self, value: Any) -> int:
-        """The end of the window that closes first, or earlier: when to look at the key."""
+        """A lower bound of the end of the window that closes first: when to check the key."""
 
     @abstractmethod
     def split(self, value: Any, floor: int) -> tuple[list[Window], Any]:
-        """The windows that close, those that end before ``floor``, and what is left of the key."""
+        """Split a key's state: the windows that end before ``floor``, which close, and the remainder."""
 
     @abstractmethod
     def windows(self, value: Any) -> Iterable[Window]:
-        """The windows that a key has open."""
+        """The open windows of a key."""
 
     @abstractmethod
     def newest(self, value: Any) -> int:
         """The highest event time of a key."""
 
-    # --- what they share
+    # --- shared by both
 
     def _floors(self, batch: Batch[Any, Any]) -> list[int] | None:
-        """Each row's floor; ``None`` where all that the rows could belong to is open."""
+        """Each row's floor; ``None`` if all windows that the rows could belong to are open."""
         if min(batch.timestamps) >= self._clock.time - self._grace:
             return None
         lasts = self._lasts
         return [time - lasts for time in self._clock.times(batch)]
 
     def _without(self, batch: Batch[Any, Any], late: list[int]) -> Batch[Any, Any]:
-        """The rows that are not late; the others are counted and forwarded."""
+        """The rows that are not late; late rows are counted and forwarded."""
         if not late:
             return batch
         self._step.late(len(late))
@@ -206,13 +206,13 @@ class KeyedWindows(ABC):
         return late
 
     def _look(self, key: Any, before: Any, after: Any) -> None:
-        """See to it that the key has a deadline that is early enough: one for what it was before will do."""
+        """Add a deadline for the key, unless the one for its earlier state is early enough."""
         due = self.due(after)
         if before is None or due < self.due(before):
             self._deadlines.add(due + self._lasts + 1, key)
 
     def _close(self) -> None:
-        """Let go of the windows that stream time has passed, with what is still to be said about them."""
+        """Close the windows that stream time has passed, and forward their last updates and final results."""
         now = self._clock.time
         if self._closed is not None:
             self._closed.expire(now)
@@ -251,23 +251,22 @@ class KeyedWindows(ABC):
         changed = self._state.changed()
         present = {key: value for key, value in changed.items() if value is not None}
         windows = {key: self.windows(value) for key, value in present.items()}
-        # A window may end later than any event has come, and a broker may not take such a time.
+        # A window may end after its latest event, and a broker may reject a time in the future.
         newest = {key: self.newest(value) for key, value in present.items()}
         for forward, replacing in self._updates:
             self._forward(forward, self._changes(windows, replacing=replacing), newest)
 
     def _changes(self, windows: Mapping[Any, Iterable[Window]], *, replacing: bool) -> list[_Result]:
-        """What has not been said yet of these windows of some keys.
+        """The results of these windows that have changed since the last commit, by key.
 
-        What has been said is what there was at the last commit. Windows that another one has replaced since
-        then are taken back by ``None``, if ``replacing``.
+        With ``replacing``, windows that another one has replaced since then are retracted by ``None``.
         """
         keys = list(windows)
         result = self._aggregate.result
         changes: list[_Result] = []
         for key, before in zip(keys, self._state.committed_many(keys), strict=True):
-            told = () if before is None else self.windows(before)
-            known = {(start, end): accumulator for start, end, accumulator in told}
+            earlier = () if before is None else self.windows(before)
+            known = {(start, end): accumulator for start, end, accumulator in earlier}
             for start, end, accumulator in windows[key]:
                 if replacing and self.replaces:
                     changes += [(key, *place, None) for place in _inside(known, start, end)]
@@ -276,10 +275,10 @@ class KeyedWindows(ABC):
         return changes
 
     def _forward(self, to: Forward, results: list[_Result], newest: Mapping[Any, int] | None = None) -> None:
-        """The results, with their windows' ends as event times, or the keys' ``newest`` where it is lower."""
+        """Forward results with their windows' ends as event times, or the keys' ``newest`` if it is lower."""
         if not results:
             return
-        # As they close, so that a step that counts by their times finds none of them late.
+        # In the order in which they close, so that none is late for a windowed step downstream.
         results.sort(key=itemgetter(2))
         times = [end for _, _, end, _ in results]
         if newest is not None:
@@ -294,15 +293,15 @@ class KeyedWindows(ABC):
 
 
 def _inside(places: Iterable[tuple[int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Those that lie in the window from ``start`` to ``end`` and are not that window."""
+    """The windows inside the one from ``start`` to ``end``, without that one."""
     for place in places:
         if start <= place[0] and place[1] <= end and place != (start, end):
             yield place
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two accumulators are equal, as far as they can tell."""
+    """Whether two accumulators are equal; false if they cannot be compared."""
     try:
         return bool(one == other)
-    except Exception:  # noqa: BLE001 - the user's class; said once too often does no harm
+    except Exception:  # noqa: BLE001 - the user's class; a repeated update is harmless
         return False

@@ -1,10 +1,9 @@
-"""How the steps that bring records together by key tell keys apart: by the bytes that their serde writes.
+"""Keys of the steps that group records by key: two keys are equal if their serde writes the same bytes.
 
-Values that Python takes for equal may be written differently, as 1, 1.0 and true are in JSON, and some
-cannot be dictionary keys at all, as lists. If they were held as they are, results would depend on which
-records share a batch or a commit. So keys whose serde does not say that equal ones have equal bytes
-(``Serde``, ``key_type``) are held as their bytes within a step and in its stores, and decoded again for the
-steps downstream.
+Keys that are equal in Python may be written differently, as 1, 1.0 and true are in JSON, and some cannot be
+dictionary keys, as lists. If they were held as Python objects, results would depend on which records share a
+batch or a commit. So keys are held as bytes within a step and in its stores, and decoded for the steps
+downstream, unless their serde declares that equal keys have equal bytes (``Serde``, ``key_type``).
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _PLAIN_KEYS = frozenset({str, bytes, int})
 
 
 class HeldKeys:
-    """The keys of one step's records as the step holds them."""
+    """Converts the keys of records to the form in which a step holds them, and back."""
 
     def __init__(self, serde: Serde[Any]) -> None:
         self.serde = held_key(serde)
@@ -46,16 +45,16 @@ class HeldKeys:
         self._canonical = _Canonical(serde)
 
     def entering(self, guard: Guard, run: Forward, *, null_keys: bool = False) -> Forward:
-        """``run`` with keys as they are held.
+        """Wrap ``run`` to receive batches with held keys.
 
-        Records whose keys cannot be written and read meet the policy, and so do those without a key, unless
-        ``null_keys`` lets them pass.
+        The policy applies to records whose keys cannot be written and read back, and to those without a key,
+        unless ``null_keys``.
         """
         take_in = self._encode if self._encoded else self._check
         kind = self._type
 
         def enter(batch: Batch[Any, Any]) -> None:
-            # Mostly this is all that is done.
+            # The common case.
             kinds = batch.key_types
             if kinds != {kind}:
                 if type(None) in kinds and not null_keys:
@@ -67,17 +66,17 @@ class HeldKeys:
         return enter
 
     def leaving(self, forward: Forward) -> Forward:
-        """``forward`` with keys as users know them."""
+        """Wrap ``forward`` to receive batches with held keys and forward them with the users' keys."""
         if not self._encoded:
             return forward
         return lambda batch: forward(batch.with_keys(self.shown(batch.keys)))
 
     def children(self, children: Children) -> Mapping[str, Forward]:
-        """The steps that follow, each given keys as users know them."""
+        """The steps downstream, each wrapped by ``leaving``."""
         return {name: self.leaving(forward) for name, forward in children.items()}
 
     def shown(self, keys: Iterable[Any]) -> list[Any]:
-        """Held keys as users know them."""
+        """Convert held keys to the users' keys."""
         if not self._encoded:
             return list(keys)
         return self._canonical.decode(list(keys))
@@ -95,15 +94,15 @@ class HeldKeys:
 
 
 def held_keys(step: Binding, store: str) -> HeldKeys:
-    """How a step holds its records' keys, which are those of a store that it owns or uses."""
+    """The ``HeldKeys`` of a step whose records have the keys of a store that it owns or uses."""
     return HeldKeys(step.definition(store).key)
 
 
 class ImpliedText:
-    """Keys that a function of the user's makes, where nothing says how they are written: as text.
+    """The check of keys from a user's function that are written as text by default.
 
-    Another type at the beginning is a mistake in the program and not in a record, so the worker stops. Once
-    there was text, it is the record that is wrong, and meets the policy where its key is written.
+    Another type at the beginning is a mistake in the program and not in a record, so the worker stops. After
+    a key that was text, it is the record that is wrong: the policy applies where its key is written.
     """
 
     def __init__(self, guard: Guard, *, implied: bool) -> None:
@@ -111,7 +110,7 @@ class ImpliedText:
         self._unsettled = implied
 
     def check(self, keys: Sequence[Any], batch: Batch[Any, Any]) -> None:
-        """Raises ``TopologyError`` if no key so far is text and one of these is not."""
+        """Raise ``TopologyError`` if no key so far is text and one of these is not."""
         if not self._unsettled:
             return
         kinds = set(map(type, keys)) - {type(None)}
@@ -121,17 +120,17 @@ class ImpliedText:
             row, key = next((row, key) for row, key in enumerate(keys) if key is not None)
             raise TopologyError(
                 f"{self._guard.describe} made a key of type {type(key).__name__}, {key!r:.80}, of "
-                f"{batch.topic}-{batch.partition} offset {batch.offset(row)}, and keys are written as text "
-                "where nothing else is said",
-                hint=f"say how keys are written: key=Json({described_type(key)}); or key=Text(), if only "
-                "this record is wrong: such records then get on_error",
+                f"{batch.topic}-{batch.partition} offset {batch.offset(row)}, but keys are written as text "
+                "by default",
+                hint=f"pass a serde for the keys: key=Json({described_type(key)}); or key=Text(), if only "
+                "this record is wrong: on_error then applies to such records",
             )
 
 
 class KeptKeys:
-    """For a step that keeps keys: tells whether what it makes of a record has the record's key.
+    """The check of a step with ``keeps_key``: its output for a record must have the record's key.
 
-    As everywhere, keys are equal when their bytes are.
+    Keys are equal when their bytes are, as in all steps.
     """
 
     __slots__ = ("_serde",)
@@ -140,30 +139,30 @@ class KeptKeys:
         self._serde = serde
 
     def check(self, made: Any, *keys: Any) -> None:
-        """Raises ``ValueError`` where ``made`` is none of the ``keys`` that its input record has."""
+        """Raise ``ValueError`` if ``made`` is none of the ``keys`` of its input record."""
         if any(self._same(made, key) for key in keys):
             return
         raise ValueError(
-            f"the step keeps keys (keeps_key=True) and made the key {made!r:.80} of a record with the key "
-            f"{' or '.join(format(repr(key), '.80') for key in keys)}: leave keeps_key away where keys change"
+            f"the step keeps keys (keeps_key=True), but made the key {made!r:.80} from a record with the key "
+            f"{' or '.join(format(repr(key), '.80') for key in keys)}: leave out keeps_key where keys change"
         )
 
     def check_batch(self, made: Batch[Any, Any], source: Batch[Any, Any]) -> None:
-        """As ``check``, for a batch that was made of ``source``; raises for one of other records too."""
+        """As ``check``, for a batch made from ``source``; raise too if it has other records."""
         same = made.fetched is source.fetched
         if same and made.rows == source.rows and all(map(is_, made.keys, source.keys)):
             return
         keys = keys_by_row(source)
         if not same or not keys.keys() >= set(made.rows):
             raise ValueError(
-                "the step keeps keys (keeps_key=True) and made a batch of other records than it was given: "
-                "make it with select and the with_ methods of the batch given"
+                "the step keeps keys (keeps_key=True), but returned a batch not made from its input batch: "
+                "make it with select and the with_ methods of the input batch"
             )
         for own, row in zip(made.keys, made.rows, strict=True):
             self.check(own, *keys[row])
 
     def lent(self, batch: Batch[Any, Any]) -> Batch[Any, Any]:
-        """The batch for the user's code: with copies of keys that this could change in place."""
+        """The batch for the user's code, with copies of the keys that this could change in place."""
         return batch if batch.key_types <= FIXED else batch.with_keys(list(map(snapshot, batch.keys)))
 
     def _same(self, made: Any, key: Any) -> bool:
@@ -173,12 +172,12 @@ class KeptKeys:
             return False
         try:
             return list(self._serde.serialize([made])) == list(self._serde.serialize([key]))
-        except Exception:  # noqa: BLE001 - what cannot be written like the key is another one
+        except Exception:  # noqa: BLE001 - a key that cannot be written is a different key
             return False
 
 
 def keys_by_row(batch: Batch[Any, Any]) -> dict[int, list[Any]]:
-    """The keys of the rows that were made of each input record."""
+    """The keys of the rows that come from each input record."""
     keys: dict[int, list[Any]] = {}
     for row, key in zip(batch.rows, batch.keys, strict=True):
         keys.setdefault(row, []).append(key)
@@ -186,7 +185,7 @@ def keys_by_row(batch: Batch[Any, Any]) -> dict[int, list[Any]]:
 
 
 def described_type(key: Any) -> str:
-    """The type of a key as one writes it in a program."""
+    """The type of a key, as Python source."""
     if isinstance(key, tuple) and type(key) is tuple and key:
         return f"tuple[{', '.join(map(described_type, key))}]"
     if isinstance(key, list) and key:
@@ -195,7 +194,7 @@ def described_type(key: Any) -> str:
 
 
 def with_keys(guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:
-    """The rows that have a key; the others meet the policy."""
+    """The rows that have a key; the policy applies to the others."""
     if type(None) not in batch.key_types:
         return batch
     kept = []
@@ -208,15 +207,16 @@ def with_keys(guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:
 
 
 def as_read(serde: Serde[Any], keys: Sequence[Any]) -> Iterator[Any]:
-    """Each key as the serde reads back what it writes for it. Raises at one that it cannot write or read."""
+    """Each key after a round trip through the serde. Raises at one that it cannot write or read."""
     for key in keys:
         yield from serde.deserialize(list(serde.serialize([key])))
 
 
 def readable_keys(serde: Serde[Any]) -> Callable[[Sequence[Any]], Iterable[bytes]]:
-    """A function that serializes keys as they will be written once they were read, and raises at others.
+    """A function that serializes keys to their canonical bytes, and raises at keys that cannot be read back.
 
-    So a key that may be written in several ways, as an integer where the type says float, has one place.
+    A key that can be written in several ways, e.g. an integer where the type is float, has one canonical
+    form: what is written for the key that was read back.
     """
     kind = getattr(serde, "key_type", None)
     canonical = _Canonical(serde)
@@ -230,18 +230,18 @@ def readable_keys(serde: Serde[Any]) -> Callable[[Sequence[Any]], Iterable[bytes
 
 
 class _Canonical:
-    """Between keys and the bytes that are written for what is read from their bytes.
+    """Converts between keys and their canonical bytes.
 
-    It remembers some, as the same keys come again and again.
+    It caches some, as the same keys recur.
     """
 
     def __init__(self, serde: Serde[Any]) -> None:
         self._serde = serde
         self._again: dict[bytes, bytes] = {}
-        """By the bytes written for a key, those written for it once it was read."""
+        """The bytes written for a key after it was read back, by the bytes written for the key itself."""
 
     def encode(self, keys: Sequence[Any]) -> Iterable[bytes]:
-        """Raises at a key that cannot be written, or not be read back."""
+        """The canonical bytes of the keys. Raises at a key that cannot be written and read back."""
         again = self._again
         with suppress(Exception):
             return [again[encoded] for encoded in self._serde.serialize(keys)]
@@ -250,9 +250,9 @@ class _Canonical:
         return self._encode(keys)
 
     def decode(self, encoded: Sequence[Any]) -> list[Any]:
-        """The keys with these bytes; ``None`` where there is none."""
+        """The keys with these bytes; ``None`` for ``None``."""
         distinct = list(dict.fromkeys(encoded))
-        # Not remembered: keys may be objects that users change.
+        # Not cached: keys may be objects that users change.
         keys = dict(zip(distinct, nullable(self._serde.deserialize)(distinct), strict=True))
         return list(map(keys.__getitem__, encoded))
 
@@ -262,6 +262,6 @@ class _Canonical:
             if encoded not in again:
                 (key,) = serde.deserialize([encoded])
                 if key is None:
-                    raise ValueError(f"{serde.name} reads {encoded!r:.80} as no key")
+                    raise ValueError(f"{serde.name} reads the key {encoded!r:.80} as None")
                 (again[encoded],) = serde.serialize([key])
             yield again[encoded]

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from streams.records import Batch
 
 SLICE_ROUNDS = 4
-"""A slice has so many records for each call that may be in flight, so that one slow call holds up little."""
+"""Records of a slice per concurrent call, so that a slow call delays only a small part of the slice."""
 
 
 @dataclass(frozen=True, slots=True)
 class MapAsync(Operator):
-    """Replaces each value by what an async function makes of it; results go on in the order of the input.
+    """Replaces each value by the result of an async function; results keep the order of the input.
 
-    ``timeout`` is seconds for each call, or ``None``. With ``one_call_per_key``, calls for records of one key
-    come one after another, in order; records without a key have no order among themselves.
+    ``timeout`` is in seconds for each call, or ``None``. With ``one_call_per_key``, calls for records of one
+    key run one after another, in order; calls for records without a key run in any order.
     """
 
     kind: ClassVar[str] = "map_async"
@@ -42,7 +42,7 @@ class MapAsync(Operator):
 
     @property
     def least_slice(self) -> int:
-        """So many records a slice needs for that many calls to be in flight."""
+        """The number of records that a slice needs to keep ``concurrency`` calls in flight."""
         return SLICE_ROUNDS * self.concurrency
 
     def bind(self, step: Binding, children: Children) -> Forward:
@@ -56,9 +56,9 @@ class MapAsync(Operator):
         return run
 
     def _apply(self, guard: Guard, batch: Batch[Any, Any]) -> tuple[Batch[Any, Any], list[Any]]:
-        """The rows that have a result, and the results, once every row has one or met the error policy.
+        """The rows that have a result, and the results; the policy applies to the others.
 
-        Rows that may be retried are called again together, after one wait.
+        Failed rows are retried together, after one wait.
         """
         keys = _hashable(batch.keys) if self.one_call_per_key else None
         results: dict[int, Any] = {}
@@ -86,7 +86,7 @@ class MapAsync(Operator):
                 else:
                     failed[row] = error
             if failed and guard.stops:
-                # What came before it in the batch matters, as it may fail too and is the one to report then.
+                # Earlier rows of the batch may still fail, and then the first of them is the one to report.
                 waiting = [row for row in waiting if row < min(failed)]
             waiting = [row for row in waiting if row not in results and row not in failed]
             if again and waiting:
@@ -100,7 +100,7 @@ class MapAsync(Operator):
 
 
 def _hashable(keys: Sequence[Any]) -> Sequence[Any]:
-    """Keys that are equal where these are: as text, where they cannot be hashed."""
+    """Hashable keys, equal for equal keys: as text if they cannot be hashed."""
     try:
         set(keys)
     except TypeError:

@@ -1,4 +1,4 @@
-"""The input records that last changed the results of a step, for those that fail downstream of it."""
+"""The input records that last changed the results of a step, for errors downstream of it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from streams.records import Batch, Rows, Trace, Tracing
 
 MOST_KEPT = 20_000
-"""So many results' records are kept from one commit to the next, for windows that close later."""
+"""The maximum number of results whose records are kept after a commit, for windows that close later."""
 
 MOST_UNSORTED = 100_000
-"""So many records' keys are kept as they came, which costs nothing, before they are sorted by key."""
+"""The maximum number of records whose columns are kept, which is free, before they are indexed by key."""
 
 MOST_OF_A_KEY = 8
-"""So many records of one key are kept, for windows that only their times tell apart."""
+"""The maximum number of records kept for each key, for windows that are distinguished only by time."""
 
 
 class LastChanges:
     """The input record that last changed the result of each key.
 
-    Plain memory, which a restart or a rebalance forgets: nothing is computed with it. Records are looked up
-    only when a result fails, so the columns of batches are kept as they are while they are not too many.
+    Kept in memory only, and lost in a restart or a rebalance: it does not affect results. Records are looked
+    up only when a result fails, so the columns of batches are kept unchanged up to a maximum.
     """
 
     def __init__(self) -> None:
@@ -34,22 +34,22 @@ class LastChanges:
         return len(self._known)
 
     def note(self, batch: Batch[Any, Any], keys: Sequence[Any], rows: Rows | None = None) -> None:
-        """Take note of rows (all, unless given) that changed the results of these keys, one a row."""
+        """Note rows (by default all) that changed the results of these keys, one key per row."""
         self._known.add(keys, batch.tracing(rows))
 
     def clear(self) -> None:
-        """Forget all of them; what ``finder`` returned before still finds them."""
+        """Discard all records; functions that ``finder`` has returned still find them."""
         self._known = _Known()
 
     def finder(self, keys: Sequence[Any]) -> Callable[[Rows], list[Trace | None]]:
-        """What finds the records for rows with these keys; ``None`` where none is known."""
+        """A function that finds the records for rows with these keys; ``None`` for unknown ones."""
         return partial(self._known.find, keys)
 
 
 class _Known:
-    """The columns of batches that have not been sorted by key yet, and what has been.
+    """The records of each key: an index, and the columns of batches that are not in it yet.
 
-    Of one partition, offsets will do.
+    For records of one partition, offsets are enough.
     """
 
     __slots__ = ("_last", "_place", "_unsorted", "_waiting")
@@ -73,7 +73,7 @@ class _Known:
         self._sort()
         known = map(self._last.get, map(keys.__getitem__, rows))
         place = self._place
-        return [(*place, item) if isinstance(item, int) and place is not None else item for item in known]  # type: ignore[misc]  # offsets are kept with a place
+        return [(*place, item) if isinstance(item, int) and place is not None else item for item in known]  # type: ignore[misc]  # offsets are only stored with a place
 
     def _sort(self) -> None:
         for keys, traces in self._unsorted:
@@ -93,14 +93,14 @@ class WindowChanges:
         self._windows: dict[int, LastChanges] = {}
 
     def note(self, start: int, batch: Batch[Any, Any], keys: Sequence[Any], rows: Rows | None = None) -> None:
-        """Take note of rows that changed the results of these keys in the window that starts then."""
+        """Note rows that changed the results of these keys in the window that starts at ``start``."""
         window = self._windows.get(start)
         if window is None:
             window = self._windows[start] = LastChanges()
         window.note(batch, keys, rows)
 
     def finder(self, starts: Sequence[int], keys: Sequence[Any]) -> Callable[[Rows], list[Trace | None]]:
-        """What finds the records for rows with these windows' starts and keys."""
+        """A function that finds the records for rows with these windows' starts and keys."""
         finders = {
             start: self._windows[start].finder(keys) for start in set(starts) if start in self._windows
         }
@@ -113,12 +113,12 @@ class WindowChanges:
         return find
 
     def close(self, bound: int) -> None:
-        """Forget the windows that start before that."""
+        """Discard the windows that start before ``bound``."""
         for start in [start for start in self._windows if start < bound]:
             del self._windows[start]
 
     def committed(self) -> None:
-        """Forget what is not needed after a commit, and the oldest windows where there is too much."""
+        """Discard what is not needed after a commit, and the oldest windows above the maximum."""
         if not self._keeps:
             self._windows.clear()
             return
@@ -130,13 +130,13 @@ class WindowChanges:
 
 
 class TimedChanges:
-    """The last input records of each key with their event times, for windows that keys have of their own."""
+    """The last input records of each key with their event times, for sessions, sliding windows and joins."""
 
     def __init__(self) -> None:
         self._records: dict[Any, tuple[tuple[int, Trace], ...]] = {}
 
     def note(self, batch: Batch[Any, Any]) -> None:
-        """Take note of the rows, each for its key."""
+        """Note the rows, each for its key."""
         found: dict[Any, list[tuple[int, Trace]]] = {}
         for key, time, trace in zip(
             batch.keys, batch.timestamps, batch.traces(range(len(batch))), strict=True
@@ -144,13 +144,13 @@ class TimedChanges:
             found.setdefault(key, []).append((time, trace))
         records = self._records
         for key, own in found.items():
-            # Put last: the keys that have not come for longest go first.
+            # Moved to the end: the least recently updated keys are discarded first.
             records[key] = (*records.pop(key, ()), *own)[-MOST_OF_A_KEY:]
         while len(records) > MOST_KEPT:
             del records[next(iter(records))]
 
     def finder(self, places: Sequence[tuple[Any, int, int]]) -> Callable[[Rows], list[Trace | None]]:
-        """What finds the last record of a key between two times, both included, for rows with these."""
+        """A function that finds the last record of a key between two times, inclusive, for each row."""
         known = [self._records.get(key, ()) for key, _, _ in places]
 
         def find(rows: Rows) -> list[Trace | None]:
@@ -159,7 +159,7 @@ class TimedChanges:
         return find
 
     def forget(self, keys: Iterable[Any]) -> None:
-        """Forget these keys."""
+        """Discard these keys."""
         for key in keys:
             self._records.pop(key, None)
 

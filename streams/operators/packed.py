@@ -1,4 +1,4 @@
-"""Accumulators within something larger, as bytes."""
+"""The serde of structures that contain accumulators."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PackedSerde:
-    """Between what a key has and bytes, given functions to and from what msgpack can hold."""
+    """The serde of a key's state, with functions that convert it to and from what msgpack can encode."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class PackedSerde:
         self._unpack = unpack
 
     def reading(self, began: Began, earlier: Earlier) -> PackedSerde:
-        """The serde for a store that existed before some of several aggregates were there."""
+        """The serde for a store that is older than some of its aggregates."""
         return PackedSerde(self.name, reading(self._aggregate, began, earlier), self._pack, self._unpack)
 
     def serialize(self, values: Sequence[Any]) -> Iterable[bytes]:

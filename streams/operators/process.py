@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from streams.records import Headers, Rows
 
 _Forwarded: TypeAlias = "tuple[str | None, int, Batch[Any, Any] | _Columns]"
-"""The child asked for (``None`` for all), the input row (-1 for a batch), and what was forwarded."""
+"""The child to forward to (``None`` for all), the input row (-1 for a batch), and what was forwarded."""
 
 _Columns: TypeAlias = "tuple[Any, Any, int, Headers | None, tuple[str, int, int] | None]"
-"""Key, value, timestamp and headers of a record, as they were when it was forwarded; and where it is from."""
+"""Key, value, timestamp and headers of a record when it was forwarded, and its topic-partition-offset."""
 
 _Joined: TypeAlias = "tuple[str | None, Batch[Any, Any]]"
 
 
 @dataclass(frozen=True, slots=True)
 class Process(Operator):
-    """Runs a processor of the user's, made anew for each task."""
+    """Runs a custom processor, one instance for each task."""
 
     kind: ClassVar[str] = "process"
     terminal: ClassVar[bool] = True
@@ -49,7 +49,7 @@ class Process(Operator):
 
     factory: ProcessorFactory
     stores: tuple[str, ...] = ()
-    """The stores that its context gives."""
+    """The stores that the processor can get from its context."""
     kept_keys: KeptKeys | None = None
 
     @property
@@ -103,7 +103,7 @@ class _Context:
     ) -> None:
         self._binding = step
         self._kept_keys = kept_keys
-        # Asked for now, as the records of this task's slices must be seen from the first on.
+        # Requested here, because the task tracks stream time only from the first request on.
         self._clock = step.clock
         self._stores = {name: self._state(name) for name in stores}
         self.step = step.guard.step
@@ -133,7 +133,7 @@ class _Context:
         except KeyError:
             raise TopologyError(
                 f"step {self.step} has no store {name!r}; its stores: {', '.join(self._stores) or 'none'}",
-                hint="name it where the step is made: .process(…, stores=[…])",
+                hint="add it to the stores of the step: .process(…, stores=[…])",
             ) from None
 
     def schedule(self, every: timedelta, call: Callable[[int], None], *, on: TimeKind) -> Cancel:
@@ -151,7 +151,7 @@ class _Context:
 
     @contextlib.contextmanager
     def undone_on_failure(self) -> Iterator[None]:
-        """What a call that raises has stored is taken back."""
+        """Roll back what a call has stored if it raises."""
         stores = self._stores.values()
         for store in stores:
             store.mark()
@@ -167,15 +167,15 @@ class _Context:
     def forward(self, output: Record[Any, Any] | Batch[Any, Any], *, to: str | None = None) -> None:
         if to is not None and to not in self._children:
             raise TopologyError(
-                f"step {self.step} forwards to {to!r}, which does not follow it; "
-                f"what follows: {', '.join(self._children) or 'nothing'}"
+                f"step {self.step} forwards to {to!r}, which is not directly downstream of it; "
+                f"its downstream steps: {', '.join(self._children) or 'none'}"
             )
         if not self._collecting:
             raise TopologyError(
-                f"step {self.step} forwards outside of its calls: records may be forwarded in process, "
-                "process_batch and what was scheduled, and not in open or from another thread"
+                f"step {self.step} forwards outside of its calls: records can be forwarded in process, "
+                "process_batch and scheduled calls, but not in open or from another thread"
             )
-        # What is forwarded is released later: the caller may change its record, batch or value until then.
+        # Forwarded records are copied, as they are released later and the caller may change them until then.
         if isinstance(output, Batch):
             if self._kept_keys is not None and self._source is not None:
                 self._kept_keys.check_batch(output, self._source)
@@ -198,7 +198,7 @@ class _Context:
             raise TypeError(f"forward takes a Record or a Batch, got {type(output).__name__}")
 
     def begin(self, source: Batch[Any, Any] | None) -> None:
-        """Start collecting what is made of ``source``, or of the time alone."""
+        """Start collecting what is forwarded for ``source``, or by a timer if it is ``None``."""
         self._source = source
         self._row = None
         self._input_rows = () if source is None else source.rows
@@ -209,10 +209,10 @@ class _Context:
         self._collecting = True
 
     def begin_numbered(self, source: Batch[Any, Any]) -> Batch[Any, Any]:
-        """As ``begin``, for a call that takes all of ``source``: the batch to give it.
+        """As ``begin``, for a call that processes all of ``source``; return the batch to pass to it.
 
-        Its columns are its own, as ``source`` is needed again when the call fails. Its records know their
-        rows.
+        The columns are copies, because ``source`` is needed again when the call fails. The records have their
+        row numbers.
         """
         self.begin(source)
         self._number = next(_NUMBERS)
@@ -220,7 +220,7 @@ class _Context:
         return lent.copy(number=self._number)
 
     def process_row(self, process: Any, row: int) -> None:
-        """Call a record-wise processor on one row; a call that raises leaves nothing behind."""
+        """Call a record-wise processor on one row; roll back what it forwarded and stored if it raises."""
         source = self._source
         assert source is not None
         headers = self._headers
@@ -253,7 +253,7 @@ class _Context:
             store.keep()
 
     def collected(self) -> list[_Joined]:
-        """What was forwarded since ``begin``, records to the same child joined into one batch."""
+        """Return what was forwarded since ``begin``, consecutive records to the same child as one batch."""
         source = self._source
         joined: list[_Joined] = []
         for (to, single), group in groupby(self._forwarded, key=lambda item: (item[0], item[1] >= 0)):
@@ -263,7 +263,7 @@ class _Context:
             rows, records = zip(*((row, columns) for _, row, columns in group), strict=True)
             keys, values, timestamps, headers, places = map(list, zip(*records, strict=True))
             if source is None:
-                # A timer may forward records that were kept until then.
+                # A timer may forward input records that the processor has kept until then.
                 batch = self._binding.derive(None, keys, values, timestamps, partial(take, places))
             else:
                 batch = source.of_rows(rows, values).with_keys(keys).with_timestamps(timestamps)
@@ -275,7 +275,7 @@ class _Context:
         return joined
 
     def release(self, collected: list[_Joined]) -> None:
-        """Let the following steps have it."""
+        """Forward the batches to the steps downstream."""
         for to, batch in collected:
             (self._everywhere if to is None else self._children[to])(batch)
 
@@ -293,7 +293,7 @@ class _Context:
         store.expire()
 
     def _now(self) -> int:
-        """Stream time when the record being processed had come, or the batch."""
+        """Stream time at the record being processed, or after its batch."""
         if self._row is None or self._source is None:
             return self._clock.time
         if self._times is None:
@@ -301,7 +301,7 @@ class _Context:
         return self._times[self._row]
 
     def _keys_of(self, row: int) -> Sequence[Any]:
-        """The keys that what is made of an input row may have: several where the row had become several."""
+        """The keys that output of an input row may have: several where a step upstream split the row."""
         assert self._source is not None
         if self._row is not None:
             return (self._source.keys[self._row],)
@@ -310,7 +310,7 @@ class _Context:
         return self._keys_by_row[row]
 
     def _row_of(self, record: Record[Any, Any]) -> int:
-        """The input row that a forwarded record is made of."""
+        """The input row of a forwarded record."""
         if self._row is not None:
             return self._input_rows[self._row]
         if self._source is None:
@@ -318,7 +318,7 @@ class _Context:
         if record.source_row is not None and record.source_row[0] == self._number:
             return record.source_row[1]
         if self._by_offset is None:
-            # Of records that come from state, no offset tells which one it is.
+            # Records that come from state have a negative offset, which does not identify them.
             pairs = zip(self._source.offsets, self._input_rows, strict=True)
             self._by_offset = {offset: row for offset, row in pairs if offset >= 0}
         row = self._by_offset.get(record.offset)

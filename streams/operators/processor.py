@@ -1,4 +1,4 @@
-"""The Processor API: what a user's own processor is, and what it is given."""
+"""The Processor API: the protocols of a custom processor, of its context and of its stores."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Cancel: TypeAlias = "Callable[[], None]"
 
 
 class KeyValueStore(Protocol):
-    """A store that a processor was given by name.
+    """A key-value store of a processor, returned by ``Context.store``.
 
-    Changes are committed with the results, in one transaction, and are taken back when the call that made
-    them raises. Keys must be hashable. What is put is the value as it is then, and what is got is a copy (see
-    ``operators.snapshot``): a value is changed in the store by putting it, and by nothing else.
+    Changes are committed atomically with the results, and are rolled back when the call that made them
+    raises. Keys must be hashable. ``put`` stores a copy of the value and ``get`` returns a copy (see
+    ``operators.snapshot``): modifying a value does not change the store until it is put again.
     """
 
     def get(self, key: Any) -> Any:
         """The value, or ``None``."""
 
     def get_many(self, keys: Sequence[Any]) -> list[Any]:
-        """The values of these keys, in one read."""
+        """The values of the keys, ``None`` for those without a value, in one read."""
 
     def put(self, key: Any, value: Any) -> None:
         """Set a value; ``None`` deletes."""
@@ -45,14 +45,14 @@ class KeyValueStore(Protocol):
     def scan(
         self, start: Any = None, stop: Any = None, *, reverse: bool = False
     ) -> Iterator[tuple[Any, Any]]:
-        """Entries from ``start`` up to, without, ``stop``, in the order of their encoded keys."""
+        """Iterate over entries from ``start`` to ``stop`` (exclusive), in the order of their encoded keys."""
 
     def prefix(self, prefix: bytes) -> Iterator[tuple[Any, Any]]:
-        """Entries whose encoded key begins so, in order."""
+        """Iterate over entries whose encoded key starts with ``prefix``, in order."""
 
 
 class Context(Protocol):
-    """What a processor may do besides computing."""
+    """A processor's access to its task: stores, schedules, stream time, and forwarding records."""
 
     @property
     def step(self) -> str:
@@ -60,74 +60,74 @@ class Context(Protocol):
 
     @property
     def subtopology(self) -> int:
-        """Number of the subtopology that the processor's task runs."""
+        """The number of the subtopology that the processor's task runs."""
 
     @property
     def partition(self) -> int:
-        """Partition number that the processor's task runs on."""
+        """The partition number of the processor's task."""
 
     @property
     def log(self) -> BoundLogger:
-        """As ``App.log``, with the step's name too; also for ``open``, ``close`` and what is scheduled."""
+        """As ``App.log``, with the step's name too; also in ``open``, ``close`` and scheduled calls."""
 
     @property
     def stream_time(self) -> int:
-        """The highest event time that has come, in milliseconds since the epoch; -1 before the first."""
+        """The highest event time so far, in milliseconds since the epoch; -1 before the first record."""
 
     def store(self, name: str) -> KeyValueStore:
-        """A store that the step was given with ``stores=``. Raises ``TopologyError`` for another name."""
+        """Return a store that the step names in ``stores=``. Raises ``TopologyError`` for another name."""
 
     def schedule(self, every: timedelta, call: Callable[[int], None], *, on: TimeKind) -> Cancel:
-        """Call ``call(time)`` whenever ``every`` of stream time or wall clock passed, e.g. ``minutes(1)``.
+        """Call ``call(time)`` each time stream time or the wall clock advances by ``every``.
 
-        For use in ``open``; it may use the context as ``process`` does. On stream time, calls come at
-        multiples of ``every`` since the epoch, one for all multiples that a jump passed; on the wall clock
-        between batches. Times are milliseconds since the epoch.
+        To be called in ``open``. ``call`` may use the context as ``process`` does. With stream time, it runs
+        at multiples of ``every`` since the epoch, once if stream time jumps over several; with the wall
+        clock, it runs between batches. ``time`` is in milliseconds since the epoch.
         """
 
     def forward(self, output: Record[Any, Any] | Batch[Any, Any], *, to: str | None = None) -> None:
-        """Send a record or a batch to the steps that follow, or only to the one named ``to``.
+        """Forward a record or a batch to the steps downstream, or only to the one named ``to``.
 
-        It takes effect when the ``process`` call that made it returns, and not at all when that call raises.
-        A record forwarded keeps its own key, value, timestamp and headers; its topic, partition and offset
-        stay those of the input record. What is forwarded is the record as it is now: the caller may change
-        the record, its headers and its value afterwards (see ``operators.snapshot``), and the columns of a
-        batch. The values in a batch are not copied: put new ones in instead of changing them.
+        Records are forwarded when the surrounding ``process`` call returns, and discarded when it raises. A
+        forwarded record has its own key, value, timestamp and headers, and the topic, partition and offset of
+        the input record. The record is copied: the caller may change it, its headers and its value afterwards
+        (see ``operators.snapshot``), and also the columns of a batch. The values in a batch are not copied:
+        replace them instead of modifying them.
 
         In ``process_batch``, make records from those of the batch (``batch.records()``, then
-        ``record.with_``): that tells which input an error is about. Raises ``ValueError`` for a record
-        of which it cannot be told, and ``TopologyError`` in ``open`` or on another thread.
+        ``record.with_``), so that errors name the input record. Raises ``ValueError`` for a record whose
+        input record is not known, and ``TopologyError`` in ``open`` or on another thread.
         """
 
 
 class Processor(Protocol):
-    """One record at a time. A new one is made for every task: keep per-partition things on ``self``.
+    """Processes one record at a time. Each task has an instance: keep state of the partition on ``self``.
 
-    If there is a method ``open(context)``, it is called once before the first record, when the task's stores
-    are restored: to get stores and to schedule.
+    An optional method ``open(context)`` is called once before the first record, after the task's stores are
+    restored, to get stores and to schedule calls.
 
-    If there is a method ``close()``, it is called once when the task ends: its partition goes to another
-    worker, the worker stops or fails, or the task begins again from what is committed. Unless something has
-    failed, what was processed is committed by then. Processors are closed before those that follow them, then
-    the stores, and at the worker's end its resources (``App.resource``). Nothing may be forwarded any more,
-    and what is put into stores is lost. An error is logged, and ends nothing. A process that is killed closes
-    nothing.
+    An optional method ``close()`` is called once when the task ends: when its partition moves to another
+    worker, the worker stops or fails, or the task restarts from the committed offsets. Unless there was an
+    error, all processed records have been committed before. Processors are closed before those downstream,
+    then the stores, and when the worker stops also its resources (``App.resource``). In ``close``, nothing
+    can be forwarded, and changes to stores are lost. An error in it is logged and does not stop the worker.
+    It is not called when the process is killed.
     """
 
     def process(self, record: Record[Any, Any], context: Context) -> None:
-        """Handle one record. Where it raises, the step's error policy applies to that record."""
+        """Process one record. If it raises, the step's error policy applies to the record."""
 
 
 class BatchProcessor(Protocol):
-    """A batch at a time: the faster form. ``open(context)`` and ``close()`` as for ``Processor``.
+    """Processes a batch at a time, which is faster. ``open(context)`` and ``close()`` as for ``Processor``.
 
-    Where ``process_batch`` raises, what it forwarded and stored is taken back and it is called again with
-    each record of the batch alone, so that only the failing one meets the error policy. Effects outside of
-    the context must bear that.
+    If ``process_batch`` raises, what it forwarded and stored is rolled back, and it is called again for each
+    record of the batch alone, so that the error policy applies only to the records that fail. Side effects
+    outside of the context must tolerate this repetition.
     """
 
     def process_batch(self, batch: Batch[Any, Any], context: Context) -> None:
-        """Handle a batch of at least one record."""
+        """Process a batch of at least one record."""
 
 
 ProcessorFactory: TypeAlias = "Callable[[], Processor | BatchProcessor]"

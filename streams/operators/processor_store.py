@@ -1,4 +1,4 @@
-"""A store as a processor is given it: what is put is checked then, and not when it is committed."""
+"""The store of a processor: it checks entries when they are put, and not when they are committed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class ProcessorStore:
-    """See ``operators.processor.KeyValueStore``. The store beneath keeps values as objects until a commit.
+    """See ``operators.processor.KeyValueStore``. The underlying store keeps values as objects until a commit.
 
-    Values are those that the serde reads from what it writes, and the store's own: if the object that was
-    put, or one that was got, were the store's, changing it would change the store, and what a failed call or
-    an aborted transaction did could not be taken back.
+    Each stored value is a separate object that the serde has written and read back. If the store shared
+    objects with the user's code, modifying them would change the store, and the changes of a failed call or
+    of an aborted transaction could not be rolled back.
 
-    Raises ``ValueError`` for a key or a value that could not be read back.
+    Raises ``ValueError`` for a key or a value that cannot be read back.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ProcessorStore:
         return snapshot(self._state.get(self._held(key)))
 
     def get_many(self, keys: Sequence[Any]) -> list[Any]:
-        """The values of these keys, in one read."""
+        """The values of the keys, ``None`` for those without a value, in one read."""
         return list(map(snapshot, self._state.get_many([self._held(key) for key in keys])))
 
     def put(self, key: Any, value: Any) -> None:
@@ -67,26 +67,26 @@ class ProcessorStore:
     def scan(
         self, start: Any = None, stop: Any = None, *, reverse: bool = False
     ) -> Iterator[tuple[Any, Any]]:
-        """Entries from ``start`` up to, without, ``stop``, in the order of their encoded keys."""
+        """Iterate over entries from ``start`` to ``stop`` (exclusive), in the order of their encoded keys."""
         bounds = [None if key is None else self._held(key) for key in (start, stop)]
         return self._shown(self._state.scan(bounds[0], bounds[1], reverse=reverse))
 
     def prefix(self, prefix: bytes) -> Iterator[tuple[Any, Any]]:
-        """Entries whose encoded key begins so, in order."""
+        """Iterate over entries whose encoded key starts with ``prefix``, in order."""
         return self._shown(self._state.prefix(prefix))
 
-    # --- the task's side
+    # --- for the task
 
     def mark(self) -> None:
-        """From here on, changes may be taken back by ``rollback``."""
+        """Start recording changes, so that ``rollback`` can undo them."""
         self._state.mark()
 
     def keep(self) -> None:
-        """The changes since ``mark`` stay."""
+        """Keep the changes since ``mark``."""
         self._state.keep()
 
     def rollback(self) -> None:
-        """Take back the changes since ``mark``."""
+        """Undo the changes since ``mark``."""
         self._state.rollback()
 
     def _held(self, key: Any) -> Any:
@@ -94,10 +94,10 @@ class ProcessorStore:
             return key
         try:
             if key is None:
-                raise ValueError("a key is needed")  # noqa: TRY301 - told with the others, with the store's name
+                raise ValueError("a key must not be None")  # noqa: TRY301 - the handler adds the store's name
             return next(iter(as_read(self._serde, [key]) if self._key_type else self._encode_keys([key])))
         except Exception as error:
-            raise ValueError(f"store {self._name!r} cannot have the key {key!r:.80}: {error}") from error
+            raise ValueError(f"store {self._name!r} cannot use the key {key!r:.80}: {error}") from error
 
     def _written(self, key: Any) -> Any:
         held = self._held(key)
@@ -105,15 +105,17 @@ class ProcessorStore:
             for _ in self._keys.serde.serialize([held]):
                 pass
         except Exception as error:
-            raise ValueError(f"store {self._name!r} cannot have the key {key!r:.80}: {error}") from error
+            raise ValueError(f"store {self._name!r} cannot use the key {key!r:.80}: {error}") from error
         return held
 
     def _kept(self, key: Any, value: Any) -> Any:
         try:
             (read,) = self._values.read_back([value])
         except Exception as error:
-            raise ValueError(f"store {self._name!r} cannot keep the value of {key!r:.80}: {error}") from error
-        # A serde may give back the object that it was given.
+            raise ValueError(
+                f"store {self._name!r} cannot store the value of {key!r:.80}: {error}"
+            ) from error
+        # A serde may return the object that it was passed.
         return snapshot(read) if read is value else read
 
     def _shown(self, entries: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:

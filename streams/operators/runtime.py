@@ -1,4 +1,4 @@
-"""What the steps of a task ask of whatever runs it."""
+"""The interface of the runtime for the steps of a task."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
 
 
 class Runtime(Protocol):
-    """The time, what to do while user code is slow or waits, and input records once more.
+    """Clocks, waiting while the group is served, and reading input records again.
 
-    Where the open slice must be given up meanwhile, ``Interrupted`` is raised.
+    ``Interrupted`` is raised if the open slice must be abandoned meanwhile.
     """
 
     def wall_clock(self) -> int:
         """Milliseconds since the epoch."""
 
     def stopwatch(self) -> float:
-        """Seconds since some moment: how long user code takes is measured with it."""
+        """Seconds of a monotonic clock, to measure how long user code takes."""
 
     def keep_alive(self) -> None:
-        """Serve the group if it is due. Raises ``Interrupted``."""
+        """Serve the consumer group if it is due. Raises ``Interrupted``."""
 
     def wait(self, seconds: float, step: str, error: Exception) -> None:
-        """Let time pass while serving the group, as ``step`` failed. Raises ``Interrupted``."""
+        """Wait while serving the group, before ``step`` is retried. Raises ``Interrupted``."""
 
     def attend(self, calls: Calls) -> None:
         """Wait until calls of an async function have ended, serving the group. Raises ``Interrupted``."""
 
     def originals(self, origins: Collection[Origin]) -> Mapping[Origin, Record[bytes | None, bytes | None]]:
-        """The input records at these places, without those that cannot be read any more."""
+        """Read the input records at these places; those that no longer exist are missing in the result."""

@@ -1,4 +1,4 @@
-"""Aggregation in sessions: stretches of activity of a key, apart by a gap."""
+"""Aggregation in sessions: periods of activity of a key, separated by a gap."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from streams.state.definition import KeptWindows
 
 _Sessions: TypeAlias = "tuple[Window, ...]"
-"""A key's sessions, ascending. Those that are open are more than the gap apart."""
+"""A key's sessions, ascending. Open ones are more than the gap apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionAggregate(KeyedAggregate):
     """One accumulator for each session.
 
-    A session closes when stream time is greater than its end plus gap and grace: until then, an event may
-    still come that belongs to it. An event is late when a session of it alone had closed already and no open
-    session is within the gap.
+    A session closes when stream time is greater than its end plus gap and grace: until then, events that
+    belong to it may arrive. An event is late if a session of that event alone would have closed already and
+    no open session is within the gap.
     """
 
     window: Session
@@ -68,11 +68,11 @@ def session_store(
 
 @dataclass(slots=True)
 class _Share:
-    """What a session is made of while a batch is taken in."""
+    """A session while a batch is being added to it."""
 
     accumulator: Any = None
     places: list[int] = field(default_factory=list)
-    """Where in the column the entries are that are still to be added."""
+    """The indexes in the column of the entries to add."""
 
 
 class _Sessioning(KeyedWindows):
@@ -86,7 +86,7 @@ class _Sessioning(KeyedWindows):
 
     def late_rows(self, batch: Batch[Any, Any], floors: Sequence[int]) -> list[int]:
         keys, times = batch.keys, batch.timestamps
-        # Only an older session can save one of these; all others begin one if need be.
+        # One of these is only in time for an older session; all others start a session if necessary.
         suspects = {keys[row] for row, floor in enumerate(floors) if times[row] < floor}
         if not suspects:
             return []
@@ -140,9 +140,9 @@ class _Sessioning(KeyedWindows):
         return value[-1][1]
 
     def _find(self, sessions: Sequence[Window], time: int, floor: int) -> slice | None:
-        """The sessions that an event makes one with itself, or where it begins one; ``None`` when it is late.
+        """The slice of sessions that an event merges with, empty for a new session; ``None`` if it is late.
 
-        Sessions that had closed when it came may be there still, until the end of the slice.
+        Sessions that had closed at its arrival may still be present until the end of the slice.
         """
         found = merge_sessions(sessions, time, time, self._gap)
         first = found.start
@@ -166,7 +166,7 @@ class _Sessioning(KeyedWindows):
 
 
 def _union(merged: Sequence[tuple[int, int, Any]], time: int, content: Any) -> tuple[int, int, Any]:
-    """One session of all these and an event."""
+    """Merge these sessions and an event into one."""
     if not merged:
         return time, time, content
     return min(time, merged[0][0]), max(time, merged[-1][1]), content

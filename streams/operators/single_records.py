@@ -1,4 +1,4 @@
-"""Steps whose functions are given single records: key, event time and headers as well as the value."""
+"""Steps whose functions receive records: key, event time and headers as well as the value."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from streams.records import Batch, Headers
 
 Columns: TypeAlias = "tuple[Any, Any, int, Headers | None]"
-"""Key, value, event time and headers of a record, as they were when a function gave it."""
+"""Key, value, event time and headers of a record when a function returned or yielded it."""
 
 
 @dataclass(frozen=True, slots=True)
 class MapRecords(Operator):
-    """Replaces each record by the one that the function makes of it."""
+    """Replaces each record by the result of the function."""
 
     kind: ClassVar[str] = "map_records"
     stamps: ClassVar[bool] = True
@@ -56,7 +56,7 @@ class MapRecords(Operator):
 
 @dataclass(frozen=True, slots=True)
 class FlatMapRecords(Operator):
-    """Replaces each record by those that the function gives for it."""
+    """Replaces each record by those that the function returns or yields."""
 
     kind: ClassVar[str] = "flat_map_records"
     stamps: ClassVar[bool] = True
@@ -75,7 +75,7 @@ class FlatMapRecords(Operator):
             record_at, taken = records_of(batch), _Taken(batch, kept_keys, self.kind)
 
             def call(row: int) -> list[Columns]:
-                # Each is taken as it comes: a generator may change and give one object again.
+                # Copied one by one: a generator may modify a record and yield it again.
                 return [taken(record, row) for record in settled(function(record_at(row)))]
 
             kept, made = guard.apply(partial(map, call), range(len(batch)), batch)
@@ -120,7 +120,7 @@ class FilterRecords(Operator):
 
 @dataclass(frozen=True, slots=True)
 class PeekRecords(Operator):
-    """Shows each record to a function and passes it on unchanged."""
+    """Calls a function with each record and forwards the record unchanged."""
 
     kind: ClassVar[str] = "peek_records"
     terminal: ClassVar[bool] = True
@@ -148,9 +148,9 @@ class PeekRecords(Operator):
 
 
 def records_of(batch: Batch[Any, Any]) -> Callable[[int], Record[Any, Any]]:
-    """What gives a row as a record, made again each time: a call that failed may have changed it.
+    """A function that returns a row as a new record each time: a failed call may have changed the last one.
 
-    Headers are the record's own, the value is the one in the batch; so is the key, unless it can be changed.
+    Headers are copied, the value is the one in the batch; so is the key, unless it is mutable.
     """
     topic, partition = batch.topic, batch.partition
     keys, values, timestamps, headers = batch.keys, batch.values, batch.timestamps, batch.headers
@@ -174,9 +174,9 @@ def records_of(batch: Batch[Any, Any]) -> Callable[[int], Record[Any, Any]]:
 
 
 class _Taken:
-    """Takes what there is in a record that a function gave for a row: it may be changed afterwards.
+    """Copies the fields of a function's result for a row, because the record may be changed afterwards.
 
-    Raises for one that cannot go on, so that it fails with the call that gave it.
+    Raises for an invalid record, so that the call that returned it fails.
     """
 
     __slots__ = ("_kept_keys", "_keys", "_kind", "_times")
@@ -191,25 +191,25 @@ class _Taken:
         if not isinstance(record, Record):
             settled(record)
             raise TypeError(
-                f"{self._kind} needs records from its function, got {type(record).__name__}: "
+                f"the function of {self._kind} must return records, got {type(record).__name__}: "
                 "make them with record.with_(value=…)"
             )
         key, time = snapshot(record.key), record.timestamp
         if self._kept_keys is not None:
             self._kept_keys.check(key, self._keys[row])
-        # A record that was written without a time has one of -1.
+        # A record written without a time has the event time -1.
         if (type(time) is not int or not 0 <= time < LATEST) and time != self._times[row]:
             raise no_event_time(time)
         return key, snapshot(settled(record.value)), time, taken_headers(record.headers)
 
 
 def taken_headers(headers: Any) -> Headers | None:
-    """A copy of headers that a function of the user's gave. Raises ``TypeError`` for what no broker takes."""
+    """Copy headers from a user's function. Raises ``TypeError`` for headers that no broker accepts."""
     if headers is None:
         return None
     if not isinstance(headers, list | tuple):
         settled(headers)
-        raise TypeError(f"headers are a list of pairs of a name and bytes, or None: got {headers!r:.80}")
+        raise TypeError(f"headers must be a list of pairs of a name and bytes, or None: got {headers!r:.80}")
     for pair in headers:
         if not (
             isinstance(pair, tuple)
@@ -217,15 +217,17 @@ def taken_headers(headers: Any) -> Headers | None:
             and isinstance(pair[0], str)
             and (pair[1] is None or isinstance(pair[1], bytes))
         ):
-            raise TypeError(f"a header is a pair of a name and bytes, or None for these: got {pair!r:.80}")
+            raise TypeError(
+                f"a header is a pair of a name and bytes, or of a name and None: got {pair!r:.80}"
+            )
         if not pair[0].isascii():
-            # Raises for a surrogate, which the broker's client does not take.
+            # Raises for a surrogate, which the broker's client rejects.
             pair[0].encode()
     return list(headers)
 
 
 def _replaced(source: Batch[Any, Any], rows: Sequence[int], made: Sequence[Columns]) -> Batch[Any, Any]:
-    """A batch of what was made of the input records at ``rows``."""
+    """A batch of the results for the input records at ``rows``."""
     keys, values, timestamps, headers = map(list, zip(*made, strict=True))
     batch = source.of_rows(rows, values).with_keys(keys).with_timestamps(timestamps)
     # Without a column of its own, the batch would have the headers of the input.

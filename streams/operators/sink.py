@@ -1,4 +1,4 @@
-"""What a sink does: batches become outputs, encoded rows for one topic each."""
+"""The operator of sinks: batches become outputs, encoded rows for one topic each."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 class Encode(Operator):
     """Serializes keys and values for the topic, or for the topic that a function names for each value.
 
-    ``check_name`` raises for a name that this function must not give. ``internal``: origins are written
-    before the values, and keys are found now that could not be read again. ``columns`` are what is written
-    instead of what the records have.
+    ``check_name`` raises for a name that the function must not return. With ``internal``, origins are written
+    before the values, and keys that could not be read again fail here. ``columns`` replace columns of the
+    records.
     """
 
     kind: ClassVar[str] = "sink"
@@ -43,10 +43,10 @@ class Encode(Operator):
     check_name: Callable[[str], None]
     columns: SinkColumns | None = None
 
-    def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - nothing follows a sink
+    def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - a sink has no children
         guard, internal, refused = step.guard, self.internal, step.refused
         columns = self.columns
-        # Keys of an internal topic are read again, and what cannot be is found now, by its record.
+        # Keys of an internal topic are read again; one that cannot be fails here, with its record.
         serialize_key = column_transform(
             self.key, readable_keys(self.key) if internal else self.key.serialize
         )
@@ -101,8 +101,8 @@ class Encode(Operator):
 class SinkRows:
     """The rows of one batch that a sink writes to one topic; see ``RowOwner``.
 
-    ``before`` are the batches that the sink has had for the topic in the same slice: several rows of one
-    input record are told apart by their order in the slice, however slices are cut.
+    ``before`` are the earlier batches of the sink for the topic in the same slice: several rows of one input
+    record are distinguished by their order, which does not depend on how input is divided into slices.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class SinkRows:
         self._places: list[Hashable] | None = None
 
     def places(self) -> list[Hashable]:
-        """Each row's place."""
+        """The place of each row."""
         if self._places is None:
             seen = Counter(identity for batch in self._before for identity in batch.identities())
             self._places = []
@@ -132,7 +132,7 @@ class SinkRows:
 
 
 class ChosenRows:
-    """Those rows of another owner."""
+    """Selected rows of another owner."""
 
     def __init__(self, owner: RowOwner, rows: Rows) -> None:
         self._owner = owner
@@ -146,7 +146,7 @@ class ChosenRows:
 
 
 def _without_refused(output: Output, rows: SinkRows, refused: Refusals) -> Output:
-    """The rows that the broker has not refused before; the others get the sink's policy."""
+    """The rows that the broker has not rejected before; the sink's policy applies to the others."""
     kept = []
     for row, place in enumerate(rows.places()):
         error = refused.meet(place)
@@ -176,7 +176,7 @@ def _topic_names(
         if type(topic) is not str or topic not in allowed:
             if type(topic) is not str or not topic:
                 settled(topic)
-                raise TypeError(f"a topic's name is needed, got {topic!r}")
+                raise TypeError(f"the function must return the name of a topic, got {topic!r}")
             check(topic)
             allowed.add(topic)
         yield topic

@@ -1,4 +1,4 @@
-"""What a sink writes in place of what its records have: partitions, headers and event times."""
+"""The columns that a sink writes in place of its records' own: partitions, headers and event times."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from streams.records import Batch, Headers, Record
 
 Of: TypeAlias = "Callable[[Record[Any, Any]], Any]"
-"""A function of the user's that is given each record as the stream has it."""
+"""A user's function of a record of the stream."""
 
 LARGEST_PARTITION = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class SinkColumns:
-    """The user's choices for one sink; ``None`` leaves it to keys and records."""
+    """The user's choices for one sink; by default keys determine partitions, and records the rest."""
 
     partition: int | Of | None = None
     headers: tuple[tuple[str, bytes | None], ...] | Of | None = None
@@ -33,7 +33,7 @@ class SinkColumns:
 
     @classmethod
     def chosen(cls, step: str, partition: Any, headers: Any, timestamp: Any) -> SinkColumns | None:
-        """The choices of the step, if there are any. Raises ``TopologyError`` for what cannot be one."""
+        """The choices for the step, if there are any. Raises ``TopologyError`` for an invalid one."""
         if partition is None and headers is None and timestamp is None:
             return None
         if headers is not None and not callable(headers):
@@ -55,7 +55,7 @@ class SinkColumns:
     def apply(self, guard: Guard, batch: Batch[Any, Any]) -> tuple[Batch[Any, Any], Sequence[int] | None]:
         """The batch with the headers and event times to write, and the partitions if they are chosen.
 
-        Rows that a function fails on meet the policy and are not in it.
+        The policy applies to rows on which a function fails; they are not in the result.
         """
         partition, headers, timestamp = self.partition, self.headers, self.timestamp
         functions = [item if callable(item) else None for item in (partition, timestamp, headers)]
@@ -82,7 +82,7 @@ def _columns(
     functions: Sequence[Of | None], record_at: Callable[[int], Record[Any, Any]], row: int
 ) -> tuple[int, int, Headers | None]:
     place, time, name = functions
-    # Headers come last, as their function may well add to those of the record.
+    # Headers are last, as their function may add to those of the record.
     record = record_at(row)
     partition = 0 if place is None else _checked_partition(settled(place(record)))
     timestamp = 0 if time is None else _checked_time(time(record))

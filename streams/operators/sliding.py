@@ -1,4 +1,4 @@
-"""Aggregation in sliding windows: every different set of a key's events that lie close enough together."""
+"""Aggregation in sliding windows: every distinct set of a key's events within a time difference."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from streams.state.definition import KeptWindows
 
 FOREVER = 1 << 64
-"""Behind the end of every window: milliseconds since the epoch."""
+"""After the end of every window, in milliseconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlidingAggregate(KeyedAggregate):
     """One accumulator for each sliding window.
 
-    A window closes when stream time is greater than its end plus grace; what comes for it later is not in it.
-    An event is late when all windows that could have it had closed: when stream time was greater than its
-    time plus difference and grace.
+    A window closes when stream time is greater than its end plus grace; later events are not added to it. An
+    event is late if all windows that could contain it have closed: if stream time is greater than its time
+    plus difference and grace.
     """
 
     window: Sliding
@@ -50,14 +50,14 @@ class SlidingAggregate(KeyedAggregate):
 
 
 class Panes(NamedTuple):
-    """The events of one key that windows are made of; the windows' results are merged from their panes'."""
+    """The events of one key, aggregated by time; a window's result is merged from its panes."""
 
     closed_before: int
-    """Windows with an earlier end are closed."""
+    """Windows that end before this time are closed."""
     panes: tuple[tuple[int, Any], ...]
-    """Each time at which there are events, ascending, with their accumulator."""
+    """The distinct times of events, ascending, with their accumulators."""
     closing: tuple[Window, ...] = ()
-    """Windows that have closed since the slice began; empty when it is through."""
+    """Windows that have closed during the open slice; empty after it."""
 
 
 def sliding_store(
@@ -106,7 +106,7 @@ class _SlidingWindows(KeyedWindows):
         places: dict[int, list[int]] = {}
         for time, floor, place in events:
             if time < floor and closed_before < floor:
-                # Some windows it lies in closed before it came.
+                # Some windows that contain it had closed before it arrived.
                 self._fold(accumulators, places, column, order)
                 closing += tuple(self._between(_ascending(accumulators), closed_before, floor))
                 closed_before = floor
@@ -119,7 +119,7 @@ class _SlidingWindows(KeyedWindows):
 
     def due(self, value: Panes) -> int:
         closed_before, panes, closing = value
-        # A window ends at each event, and one may just behind where the first one leaves: then it can go.
+        # A window ends at each event, and one may end just after the first event leaves: then that can go.
         entered = next((time for time, _ in panes if time >= closed_before), FOREVER)
         due = min(entered, panes[0][0] + self._difference + 1)
         return min(due, closing[0][1]) if closing else due
@@ -127,7 +127,7 @@ class _SlidingWindows(KeyedWindows):
     def split(self, value: Panes, floor: int) -> tuple[list[Window], Panes | None]:
         closed_before, panes, closing = value
         closed = [*closing, *self._between(panes, closed_before, floor)]
-        # One just outside of an open window still makes that window exist.
+        # An event just outside of an open window still causes that window to exist.
         needed = floor - self._difference - 1
         kept = tuple(pane for pane in panes if pane[0] >= needed)
         return closed, Panes(max(closed_before, floor), kept) if kept else None
@@ -179,10 +179,10 @@ def _between(
 def running_merges(
     accumulators: Sequence[Any], ranges: Iterable[tuple[int, int]], merge: Callable[[Any, Any], Any]
 ) -> Iterator[Any]:
-    """What ``accumulators[first:stop]`` merge to for each range; none is empty, and both ends only ascend.
+    """Merge ``accumulators[first:stop]`` for each range; none is empty, and both ends only ascend.
 
-    An accumulator is merged two or three times, however many ranges it lies in: ``back`` has the merges from
-    each place before a turning point up to it, ``front`` the one of all behind it so far.
+    An accumulator is merged two or three times, however many ranges contain it: ``back`` has the merges from
+    each index up to a pivot, ``front`` the merge of all after the pivot so far.
     """
     back: list[Any] = []
     front: Any = None

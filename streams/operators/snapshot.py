@@ -1,4 +1,4 @@
-"""Copies of values that later changes to the originals do not reach."""
+"""Copies of values that are independent of later changes to the originals."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ FIXED = frozenset(
         *(dt.datetime, dt.date, dt.time, dt.timedelta),
     }
 )
-"""Types whose values cannot be changed."""
+"""Types with immutable values."""
 
 _copiers: dict[type, Callable[[Any], Any]] = {}
 
 
 def snapshot(value: Any) -> Any:
-    """The value as it is now: itself where it cannot change, else a copy, with copies of what it consists of.
+    """Copy a value and its contents; immutable values are returned themselves.
 
     Dictionaries, lists, sets, tuples, structs and dataclasses are copied, anything else by ``copy.deepcopy``;
-    what refuses that is shared.
+    an object that cannot be copied is shared.
     """
     kind = type(value)
     if kind in FIXED:
@@ -50,7 +50,7 @@ def _copier(kind: type) -> Callable[[Any], Any]:
     if kind is tuple:
         return _of_tuple
     if kind in {set, bytearray}:
-        # What a set holds can be hashed, so it does not change.
+        # Elements of a set are hashable, and so immutable.
         return copy
     if kind is frozenset or issubclass(kind, Enum):
         return _itself
@@ -117,5 +117,5 @@ class _DataclassCopier:
 def _deep(value: Any) -> Any:
     try:
         return deepcopy(value)
-    except Exception:  # noqa: BLE001 - a lock or a connection in it: the object itself has to do
+    except Exception:  # noqa: BLE001 - a lock or a connection in it: the object is shared
         return value

@@ -1,4 +1,4 @@
-"""What a source does: records as the broker delivered them become batches of values."""
+"""The operator of sources: fetched records become batches of values."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 class Decode(NodeOperator):
     """Deserializes keys and values, and takes event times (milliseconds since the epoch) from the values.
 
-    Records without a key or value get the error policy where ``needs_key`` or ``needs_value`` is set. With
-    ``tombstones``, null values are ``None`` and keep their record's time, instead of getting the policy. With
-    ``internal``, values are prefixed by the origins of their records.
+    With ``needs_key`` or ``needs_value``, the policy applies to records without a key or value. With
+    ``tombstones``, null values are ``None`` and keep their record's time; otherwise the policy applies to
+    them. With ``internal``, values are prefixed by the origins of their records.
     """
 
     kind: ClassVar[str] = "source"
@@ -46,10 +46,10 @@ class Decode(NodeOperator):
     internal: bool
 
     def bind(self, step: Binding, children: Children) -> Receive:
-        """The operator at work in one task: it takes what was fetched."""
+        """Bind the operator to one task: return the function that processes fetched records."""
         forward, guard = fan_out(children), step.guard
         deserialize_value = column_transform(self.value, self.value.deserialize, self._read)
-        # Keys that stay bytes stay with the client too, until somebody asks for them.
+        # Keys that stay bytes are not read from the client's messages until they are used.
         deserialize_key = (
             None if isinstance(self.key, Bytes) else column_transform(self.key, self.key.deserialize)
         )
@@ -85,17 +85,17 @@ class Decode(NodeOperator):
         return run
 
     def timed(self, fetched: Fetched, decoded: Callable[[float], None]) -> Iterable[Fetched]:
-        """The records in pieces whose ``event_times`` may be asked for before they are processed.
+        """The records in pieces whose ``event_times`` can be read before they are processed.
 
-        Where event times are taken from the values, these are decoded once, for both. ``decoded`` takes the
-        seconds that each piece needs.
+        Where event times are extracted from the values, these are decoded once, for both. ``decoded`` is
+        called with the seconds that each piece takes.
         """
         if self.timestamp is None:
             return (fetched,)
         return pieces(fetched, partial(self._columns, decoded=decoded))
 
     def event_times(self, fetched: Fetched, decoded: Callable[[float], None]) -> Sequence[int]:
-        """The records' event times, as they will be found; where there is none, as those before."""
+        """The records' event times as they will be extracted; if there is none, the one before."""
         if isinstance(fetched, DecodedRecords):
             return fetched.event_times()
         return fetched.timestamps() if self.timestamp is None else self._columns(fetched, decoded).times
@@ -113,7 +113,7 @@ class Decode(NodeOperator):
 
 
 def _present(guard: Guard, batch: Batch[Any, Any], column: Sequence[Any], what: str) -> Batch[Any, Any]:
-    """The rows that have what the app always writes to this topic; the others meet the policy."""
+    """The rows with the key and value that are required; the policy applies to the others."""
     for row in [row for row, item in enumerate(column) if item is None]:
         guard.refuse(batch, row, ValueError(f"the app writes no record without a {what} to this topic"))
     return batch.select([row for row, item in enumerate(column) if item is not None])

@@ -1,4 +1,4 @@
-"""Operators that look at one record at a time and remember nothing."""
+"""Operators that process one record at a time, without state."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 Function = Callable[[Any], Any]
 
 LATEST = 1 << 63
-"""Event times are below this: a broker keeps them in 64 bits."""
+"""The limit of event times (exclusive): a broker stores them in 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Map(Operator):
-    """Replaces each value, and the event time with what ``timestamp`` makes of the new value."""
+    """Replaces each value, and the event time by ``timestamp`` of the new value."""
 
     kind: ClassVar[str] = "map"
 
@@ -62,7 +62,7 @@ class Map(Operator):
 
 @dataclass(frozen=True, slots=True)
 class MapBatch(Operator):
-    """Hands whole batches to the user's function, for columnar code."""
+    """Calls the user's function with complete batches, for columnar code."""
 
     kind: ClassVar[str] = "map_batch"
     stamps: ClassVar[bool] = True
@@ -78,14 +78,14 @@ class MapBatch(Operator):
         forward, guard, function, kept_keys = fan_out(children), step.guard, self.function, self.kept_keys
 
         def checked(batch: Batch[Any, Any]) -> Batch[Any, Any]:
-            # In columns of its own: where it raises, it is called again with the rows as they were.
+            # A copy of the columns: if the function raises, it is called again with the original rows.
             lent = batch if kept_keys is None else kept_keys.lent(batch)
             result = settled(function(lent.copy()))
             if not isinstance(result, Batch):
-                raise TypeError(f"map_batch needs a Batch back, got {type(result).__name__}")
+                raise TypeError(f"the function of map_batch must return a Batch, got {type(result).__name__}")
             if kept_keys is not None:
                 kept_keys.check_batch(result, batch)
-            # A function may fill the same lists for each batch.
+            # A function may reuse the same lists for each batch.
             return result.copy()
 
         def run(batch: Batch[Any, Any]) -> None:
@@ -116,7 +116,7 @@ class Filter(Operator):
             judged, verdicts = guard.apply(transform, batch.values, batch)
             try:
                 rows = list(compress(range(len(judged)), verdicts))
-            except Exception:  # noqa: BLE001 - a verdict without a truth value, found by its record
+            except Exception:  # noqa: BLE001 - the result may have no truth value; it fails with its record
                 judged, truths = guard.apply(partial(map, bool), verdicts, judged)
                 rows = list(compress(range(len(judged)), truths))
             if rows:
@@ -127,7 +127,7 @@ class Filter(Operator):
 
 @dataclass(frozen=True, slots=True)
 class FlatMap(Operator):
-    """Replaces each record with one for each value that the function gives for it."""
+    """Replaces each record by one for each value that the function returns or yields."""
 
     kind: ClassVar[str] = "flat_map"
 
@@ -167,13 +167,13 @@ class FlatMap(Operator):
 
 @dataclass(frozen=True, slots=True)
 class KeyBy(Operator):
-    """Replaces each key with what the function makes of the value."""
+    """Replaces each key by the function's result for the value."""
 
     kind: ClassVar[str] = "key_by"
 
     function: Function
     implied_text: bool = False
-    """Whether keys are written as text only because nothing else was said."""
+    """Whether keys are written as text by default, because there is no ``key=``."""
 
     @property
     def code(self) -> object:
@@ -195,7 +195,7 @@ class KeyBy(Operator):
 
 @dataclass(frozen=True, slots=True)
 class Peek(Operator):
-    """Shows each value to a function and passes the record on unchanged."""
+    """Calls a function with each value and forwards the record unchanged."""
 
     kind: ClassVar[str] = "peek"
     terminal: ClassVar[bool] = True
@@ -220,11 +220,11 @@ class Peek(Operator):
 
 @dataclass(frozen=True, slots=True)
 class Merge(Operator):
-    """Passes on what comes from any of several parents; also the head of a branch."""
+    """Forwards the records of several parents unchanged; also the first step of a branch."""
 
     kind: ClassVar[str] = "merge"
 
-    def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - nothing of the step is needed to pass on
+    def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - the binding is not used
         return fan_out(children)
 
 
@@ -273,7 +273,7 @@ class Branch(Operator):
 def without_awaitables(
     guard: Guard, batch: Batch[Any, Any], expanded: Sequence[list[Any]]
 ) -> tuple[Batch[Any, Any], Sequence[list[Any]]]:
-    """The rows whose values are all plain ones, and these values; the others meet the error policy."""
+    """The rows whose values contain no awaitable, and these values; the policy applies to the others."""
     errors: dict[int, list[TypeError]] = {}
     for row, values in enumerate(expanded):
         found = [unawaited(value) for value in values if is_awaitable(value)]
@@ -288,7 +288,7 @@ def without_awaitables(
 def extract_timestamps(
     guard: Guard, timestamp: Callable[[Any], int], batch: Batch[Any, Any], *, table: bool = False
 ) -> Batch[Any, Any]:
-    """The batch with event times taken from its values; rows without a valid one meet the error policy.
+    """Extract event times from values; the policy applies to rows without a valid one.
 
     Deletions from a table keep their record's time.
     """
@@ -316,7 +316,7 @@ def extract_timestamps(
 
 
 def no_event_time(time: object) -> Exception:
-    """The error for what a function gave in place of an event time."""
+    """The error for a function's result that is not a valid event time."""
     if is_awaitable(time):
         return unawaited(time)
     return ValueError(f"an event time is a whole number of milliseconds since the epoch, got {time!r:.80}")

@@ -1,4 +1,4 @@
-"""Steps of tables: streams of changes, each to the value of one key."""
+"""The steps of tables: streams of changes of keys' values."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _TIME = struct.Struct(">q")
 LATEST = 1 << 63
 
 REMOVED: tuple[str, bytes | None] = ("__streams.removed", None)
-"""The header of records, between two tasks, that take a value out of its group again."""
+"""The header of records in a repartition topic that subtract a value from its group."""
 
 
 class StampedSerde:
-    """Between (value, event time) and bytes: eight bytes of time, then the value as ``inner`` has it.
+    """The serde of pairs of a value and its event time: eight bytes of time, then the value by ``inner``.
 
-    What ``inner`` reads as ``None`` (the JSON text ``null``, say) is no value: it gives ``None``, not a pair.
+    If ``inner`` reads ``None`` (e.g. the JSON text ``null``), there is no value: the result is ``None``.
     """
 
     def __init__(self, inner: Serde[Any]) -> None:
@@ -71,10 +71,10 @@ class StampedSerde:
 
 
 class TableEntries:
-    """The entries of a table's store, from the records of its topic: as the table's steps would make them.
+    """Converts records of a table's topic to entries of its store, as the table's steps would.
 
-    A value that is null, or that the serde reads as ``None``, deletes. Records that the steps refuse, as they
-    have no key or cannot be decoded, are left out.
+    A value that is null, or that the serde reads as ``None``, is a deletion. Records to which the steps would
+    apply their policy, without a key or that cannot be decoded, are skipped.
     """
 
     def __init__(
@@ -100,11 +100,11 @@ class TableEntries:
     def _entries(
         self, keys: Sequence[bytes | None], payloads: Sequence[bytes | None], times: Sequence[int]
     ) -> dict[bytes, bytes | None]:
-        # Through the serde and back: equal keys may have been written differently.
+        # After a round trip through the serde, as equal keys may have been written differently.
         decoded = list(nullable(self._key.deserialize)(keys))
-        # By their types, as keys may be lists, which no set takes.
+        # By type, as keys may be lists, which are not hashable.
         if type(None) in set(map(type, decoded)):
-            raise ValueError("a record without a key belongs to no row of a table")
+            raise ValueError("a record without a key cannot update a table")
         values = list(nullable(self._value.deserialize)(payloads))
         stamps: list[int] = list(times)
         if self._timestamp is not None:
@@ -122,7 +122,7 @@ class TableEntries:
 
 def _checked(time: Any) -> int:
     if type(time) is not int or not 0 <= time < LATEST:
-        raise ValueError(f"no event time: {time!r:.80}")
+        raise ValueError(f"not an event time: {time!r:.80}")
     return time
 
 
@@ -130,14 +130,14 @@ def _checked(time: Any) -> int:
 class KeepTable(Operator):
     """Keeps the latest value of each key, and forwards each record as a change; a null value deletes.
 
-    Later records win, whatever their event times. Records without a key meet the policy.
+    Later records win, whatever their event times. The policy applies to records without a key.
     """
 
     kind: ClassVar[str] = "table"
 
     store: str
     check: RoundTrip | None = None
-    """How values are kept, where they are not as they were read."""
+    """The serde of stored values, if they have been changed since they were read."""
 
     def bind(self, step: Binding, children: Children) -> Forward:
         state, guard, sends_old = step.state(self.store), step.guard, step.sends_old
@@ -147,7 +147,7 @@ class KeepTable(Operator):
 
         def run(batch: Batch[Any, Any]) -> None:
             if read_back is not None:
-                # Found now, by its record, and not when the store is written.
+                # A value that cannot be written fails here, with its record.
                 batch, values = guard.apply(read_back, batch.values, batch)
                 batch = batch.with_values(values)
             if len(batch):
@@ -159,7 +159,7 @@ class KeepTable(Operator):
 def keep_values(
     state: KeyValueState[Any, Found], batch: Batch[Any, Any], forward: Forward, *, sends_old: bool
 ) -> None:
-    """Make each row's value its key's, in order, and forward the changes: one read and one write."""
+    """Store each row's value for its key, in order, and forward the changes: one read and one write."""
     keys, values = batch.keys, batch.values
     latest: dict[Any, Found] = {
         key: None if value is None else (value, time)
@@ -183,7 +183,7 @@ def keep_values(
 
 @dataclass(frozen=True, slots=True)
 class FilterTable(Operator):
-    """Takes away the values that do not satisfy the predicate: a key that had one which did is deleted."""
+    """Removes the values for which the predicate is false; a key whose old value was kept is deleted."""
 
     kind: ClassVar[str] = "filter"
     needs_old: ClassVar[bool] = True
@@ -211,7 +211,7 @@ class FilterTable(Operator):
 
 @dataclass(frozen=True, slots=True)
 class MapTable(Operator):
-    """Replaces each value; a deletion stays one, and ``None`` becomes one."""
+    """Replaces each value; deletions are unchanged, and the result ``None`` is a deletion."""
 
     kind: ClassVar[str] = "map"
     passes_changes: ClassVar[bool] = True
@@ -238,10 +238,10 @@ class MapTable(Operator):
 
 @dataclass(frozen=True, slots=True)
 class GroupChanges(Operator):
-    """Sends each change on as up to two records by other keys.
+    """Forwards each change as up to two records with the groups as keys.
 
-    One has the old value, to be taken out, and is marked with a header; the other the new one, to be added.
-    Values whose group is ``None`` or cannot be found meet the policy and belong to no group.
+    One has the old value, to be subtracted, and is marked with a header; the other has the new value, to be
+    added. The policy applies to values whose group is ``None`` or cannot be computed; they have no group.
     """
 
     kind: ClassVar[str] = "group_by"
@@ -249,7 +249,7 @@ class GroupChanges(Operator):
 
     function: Callable[[Any], Any]
     implied_text: bool = False
-    """Whether keys are written as text only because nothing else was said."""
+    """Whether keys are written as text by default, because there is no ``key=``."""
 
     @property
     def code(self) -> object:
@@ -287,7 +287,7 @@ class GroupChanges(Operator):
 
 
 class RemovableReduce(Reduce):
-    """As ``Reduce``, with a second function that takes a value out again."""
+    """As ``Reduce``, with a second function that subtracts a value."""
 
     def __init__(
         self, add: Callable[[Any, Any], Any], remove: Callable[[Any, Any], Any], value: Serde[Any]
@@ -305,7 +305,7 @@ class RemovableReduce(Reduce):
 
     def remove(self, accumulator: Any, column: Sequence[Any]) -> Any:
         for value in column:
-            # Nothing to take it out of: it was not added, or all was taken out before.
+            # Nothing to subtract from: it was not added, or everything was subtracted before.
             if accumulator is not None:
                 accumulator = self._written(settled(self._remove(self._read(accumulator), value)))
         return accumulator
@@ -313,7 +313,7 @@ class RemovableReduce(Reduce):
 
 @dataclass(frozen=True, slots=True)
 class AggregateChanges(Operator):
-    """As ``AggregateByKey`` for the records of ``GroupChanges``: values come, and are taken out again."""
+    """As ``AggregateByKey`` for the records of ``GroupChanges``: values are added and subtracted."""
 
     kind: ClassVar[str] = "aggregate"
     stamps: ClassVar[bool] = True
@@ -338,7 +338,7 @@ class _AggregatingChanges:
         self._sends_old = step.sends_old
         self._forward = fan_out(children)
         self._deleted: dict[Any, int] = {}
-        """When entries were deleted since the last commit."""
+        """The event times of deletions since the last commit."""
         self._changes = LastChanges()
         self._state.defer()
         step.at_commit(self._forward_changes)
@@ -363,7 +363,7 @@ class _AggregatingChanges:
         for key, known in zip(keys, self._state.get_many(keys), strict=True):
             accumulator, before = (aggregate.initial(), -1) if known is None else known
             added, taken_out = rows[key]
-            # What is taken out was added before, if only in this batch.
+            # A value that is subtracted was added before, at the latest in this batch.
             if added:
                 accumulator = aggregate.add(accumulator, added)
             if taken_out:
@@ -375,7 +375,7 @@ class _AggregatingChanges:
         keys, times, removals = batch.keys, batch.timestamps, _removals(batch)
         aggregate, state = self._aggregate, self._state
 
-        def change(row: int, entries: Sequence[Any], places: Sequence[Place] | None) -> None:  # noqa: ARG001 - nothing that can be taken out has an order
+        def change(row: int, entries: Sequence[Any], places: Sequence[Place] | None) -> None:  # noqa: ARG001 - aggregates that can subtract values have no order
             accumulator, before = state.get(keys[row]) or (aggregate.initial(), -1)
             update = aggregate.remove if removals[row] else aggregate.add
             time = max(before, times[row])
@@ -411,7 +411,7 @@ class _AggregatingChanges:
 
 
 def _removals(batch: Batch[Any, Any]) -> list[bool]:
-    """Which rows take their value out again."""
+    """The rows that subtract their value."""
     headers = batch.headers
     if headers is None:
         return [False] * len(batch)
@@ -420,10 +420,10 @@ def _removals(batch: Batch[Any, Any]) -> list[bool]:
 
 @dataclass(frozen=True, slots=True)
 class JoinTables(Operator):
-    """One side's changes, joined with what the other side's table has for the key.
+    """Joins one side's changes with the other table's value for the key.
 
-    ``first`` says whether, of changes that reach both sides, this one is told first: it then must see the
-    other side as it was before.
+    ``first`` is whether this side receives changes that reach both sides first: it must then read the other
+    side as it was before the change.
     """
 
     kind: ClassVar[str] = "join"
@@ -442,7 +442,7 @@ class JoinTables(Operator):
     def bind(self, step: Binding, children: Children) -> Forward:
         guard, sends_old, held = step.guard, step.sends_old, held_keys(step, self.other.stores[0])
         forward = held.leaving(fan_out(children))
-        read = bind_view(self.other, step, "before" if self.first else "told")
+        read = bind_view(self.other, step, "before" if self.first else "forwarded")
         function, how, is_left = self.function, self.how, self.is_left
 
         def join(pair: tuple[Any, Any]) -> Any:
@@ -464,7 +464,7 @@ class JoinTables(Operator):
                 times.append(time if other is None else max(time, other[1]))
             batch = batch.with_timestamps(times)
             results = apply_present(guard, join, news, batch)
-            # Without a new value, the old one tells whether there is anything to take back.
+            # Without a new value, the old one determines whether there is a result to delete.
             before = [
                 quietly(join, old) if old is not None and (sends_old or new is None) else None
                 for new, old in zip(results, olds, strict=True)
@@ -476,10 +476,10 @@ class JoinTables(Operator):
 
 @dataclass(frozen=True, slots=True)
 class MergeChanges(Operator):
-    """Passes on the changes of both sides of a join."""
+    """Forwards the changes of both sides of a join."""
 
     kind: ClassVar[str] = "joined"
     passes_changes: ClassVar[bool] = True
 
-    def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - nothing of the step is needed
+    def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - the binding is not used
         return fan_out(children)

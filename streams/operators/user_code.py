@@ -1,4 +1,4 @@
-"""The user's code in the nodes of a topology, checked when a step is made."""
+"""Checks of the user's code in the nodes of a topology, when a step is created."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CALLED = (
     *("serialize", "deserialize"),
     *("column", "initial", "add", "remove", "merge", "result", "pack", "unpack"),
 )
-"""What is called of serdes and aggregates that a program has written itself."""
+"""The methods that are called of a program's own serdes and aggregates."""
 
 _CALLED_OF_PROCESSORS = ("open", "process", "process_batch", "close")
 
@@ -35,8 +35,8 @@ def check_code(
 ) -> None:
     """Check the user's code in a node, added at ``place`` (``file:line``), with its policy and operator.
 
-    Nothing that is called as a plain function may be an async one, as nothing would await what it returns.
-    Raises ``TopologyError`` for what its step could not work with.
+    A function that is called as a plain one must not be async, because nothing would await its result. Raises
+    ``TopologyError`` for code that the step cannot use.
     """
     if policy is not None and not isinstance(policy, ErrorPolicy):
         raise TopologyError(
@@ -54,13 +54,13 @@ def check_code(
 
 
 def check_processor(step: str, processor: object) -> None:
-    """As ``check_code``, for a processor that was just made."""
+    """As ``check_code``, for a new processor."""
     for name in _CALLED_OF_PROCESSORS:
         _refuse_asynchronous(step, "process", getattr(processor, name, None))
 
 
 def check_call(step: str, call: object) -> None:
-    """As ``check_code``, for what a processor schedules."""
+    """As ``check_code``, for a call that a processor schedules."""
     _refuse_asynchronous(step, "schedule", call)
 
 
@@ -77,25 +77,25 @@ def _refuse_asynchronous(step: str, kind: str, code: object, place: str = "") ->
 def _require_awaitable(step: str, kind: str, code: object, place: str) -> None:
     if not callable(code) or is_asynchronous_generator(code):
         raise TopologyError(
-            f"step {step!r} ({kind}) was given {_named(code)}, which gives nothing that can be awaited"
+            f"step {step!r} ({kind}) was given {_named(code)}, which does not return an awaitable"
             f"{_declared(place)}",
             hint="give it an async function that returns one value",
         )
 
 
 def _methods(factory: object) -> Iterator[object]:
-    """The methods of the processors that a class, or a function annotated to return one, makes."""
+    """The methods of the processors that a class, or a factory with a return annotation, creates."""
     if not isinstance(factory, type):
         try:
             factory = typing.get_type_hints(factory).get("return")
-        except Exception:  # noqa: BLE001 - annotations may name anything; then it is found when the task is made
+        except Exception:  # noqa: BLE001 - annotations may name anything; then the check is when the task is created
             return
     for name in _CALLED_OF_PROCESSORS:
         yield getattr(factory, name, None)
 
 
 def _functions(value: object, seen: set[int]) -> Iterator[object]:
-    """Every function of the user's in a node, or in a value of one of its fields."""
+    """Every function of the user's in a node, or in the value of one of its fields."""
     if id(value) in seen:
         return
     seen.add(id(value))
@@ -113,7 +113,7 @@ def _functions(value: object, seen: set[int]) -> Iterator[object]:
     elif callable(value):
         yield value
     else:
-        # A serde or an aggregate of the program's own.
+        # The program's own serde or aggregate.
         for name in _CALLED:
             yield getattr(value, name, None)
 

@@ -26,20 +26,19 @@ if TYPE_CHECKING:
     from streams.state.definition import KeptWindows
 
 RESULTS_AT_ONCE = 1_000
-"""Results of small windows go on together, about so many at a time."""
+"""Results of small windows are forwarded together, about this many at a time."""
 
 MOST_TIMES = 100_000
-"""Of so many results of open windows, a task remembers the latest event times."""
+"""The number of results of open windows for which a task remembers the latest event times."""
 
 
 @dataclass(frozen=True, slots=True)
 class WindowedAggregate(Operator):
     """One accumulator for each window and key.
 
-    ``updates``, ``final`` and ``late`` name the steps that take the latest results at each commit, the
-    results of windows that closed, and the records that came too late for all their windows; ``None`` for
-    nobody. ``grace`` and ``close_idle_after`` are milliseconds. ``kept`` is where windows stay that have
-    closed, if they do.
+    ``heads`` names the steps that receive the latest results at each commit, the final results of closed
+    windows, and the late records. ``grace`` and ``close_idle_after`` are in milliseconds. ``kept`` is where
+    closed windows are kept for queries, if they are.
     """
 
     kind: ClassVar[str] = "window"
@@ -67,13 +66,13 @@ class WindowedAggregate(Operator):
 
 @dataclass(frozen=True, slots=True)
 class WindowHeads:
-    """The names of the steps that the kinds of output of a windowed step go to, where they are used."""
+    """The names of the steps that receive the outputs of a windowed step; unused ones do not exist."""
 
     updates: str
     final: str
     late: str
     replacing: str = ""
-    """Updates with those that take back windows which another one has replaced."""
+    """Receives updates, with retractions of windows that another one has replaced."""
 
 
 class _Windowing:
@@ -100,8 +99,8 @@ class _Windowing:
         self._times: dict[int, dict[Any, int]] = {}
         """For updates: the highest event time of each result's records, by window start and key.
 
-        As far as this task has seen them. What a slice that is dropped leaves here does no harm: its records
-        come again.
+        Only of the records that this task has processed. Entries from a dropped slice are harmless, because
+        its records are processed again.
         """
         self._changes: WindowChanges | None = None
         if self._updates is not None or self._final is not None:
@@ -118,7 +117,7 @@ class _Windowing:
             return
         advance, lasts = self._advance, self._lasts
         earliest = min(batch.timestamps)
-        # The oldest window of the earliest record: when that is open, nothing is late.
+        # The oldest window of the earliest record: if it is open, no record is late.
         oldest = max(0, (earliest - self._size) // advance * advance + advance)
         floors: Sequence[int] | None = None
         if oldest + lasts <= self._clock.time:
@@ -141,7 +140,7 @@ class _Windowing:
             self._add_to_window(start, rows[start], batch, column, places, ordered=ordered)
 
     def _cut(self, times: Sequence[int]) -> dict[int, range]:
-        """The rows that lie in each window, of times in order: no row needs a look of its own."""
+        """The rows in each window, for ascending times: found by bisection instead of row by row."""
         size, advance = self._size, self._advance
         found: dict[int, range] = {}
         row = 0
@@ -156,7 +155,7 @@ class _Windowing:
     def _rows_by_window(
         self, times: Sequence[int], floors: Sequence[int] | None
     ) -> Mapping[int, Sequence[int]]:
-        """The rows that lie in each window that takes them."""
+        """The rows in each window that is open for them."""
         size, advance = self._size, self._advance
         by_latest = rows_by_key([time - time % advance for time in times])
         if size == advance:
@@ -175,7 +174,7 @@ class _Windowing:
                     found[start] += taken
                 elif taken:
                     found[start] = list(taken)
-        # Some aggregates want events as they came, and not those of one advance after another.
+        # Some aggregates need events in order of arrival, and not grouped by advance.
         return {start: sorted(rows) for start, rows in found.items()}
 
     def _add_to_window(
@@ -230,7 +229,7 @@ class _Windowing:
     def _note_times(self, start: int, keys: Sequence[Any], times: Sequence[int], *, ordered: bool) -> None:
         known, highest = self._times.setdefault(start, {}), self._highest.get(start, -1)
         if ordered and times[0] >= highest:
-            # Mostly so, and then the last one of each key is its highest.
+            # The common case, in which the last time of each key is its highest.
             known.update(zip(keys, times, strict=True))
             self._highest[start] = times[-1]
             return
@@ -246,7 +245,7 @@ class _Windowing:
     def _without_late(
         self, batch: Batch[Any, Any], floors: Sequence[int]
     ) -> tuple[Batch[Any, Any], Sequence[int]]:
-        """The rows that some open window takes; a window is open while its start is above the row's floor."""
+        """The rows with an open window; a window is open for a row if its start is above the row's floor."""
         times, advance = batch.timestamps, self._advance
         kept: list[int] = []
         late: list[int] = []
@@ -260,7 +259,7 @@ class _Windowing:
         return batch, floors
 
     def _close(self) -> None:
-        """Let go of the windows that stream time has passed, with what is still to be said about them."""
+        """Close the windows that stream time has passed, and forward their last updates and final results."""
         if self._closed is not None:
             self._closed.expire(self._clock.time)
         bound = self._clock.time - self._lasts + 1
@@ -300,11 +299,11 @@ class _Windowing:
         *,
         as_of: Mapping[int, Mapping[Any, int]] | None = None,
     ) -> None:
-        """The results of windows in that order, of many small ones together.
+        """Forward the results of windows in that order, those of many small windows together.
 
-        Those of windows that are open have the latest of their records' event times, given by ``as_of``: a
-        broker may not take a time that is ahead of its clock, as a window's end is. The others have the last
-        moment that belongs to the window, so that windows over windows take them in.
+        The event time of an open window's result is the latest of its records, from ``as_of``: a broker may
+        reject a time in the future, as the window's end may be. That of a closed window's result is the last
+        millisecond of the window, so that it belongs to the same time in a windowed step downstream.
         """
         result, changes = self._result, self._changes
         assert changes is not None
@@ -313,7 +312,7 @@ class _Windowing:
         times: list[int] = []
         starts: list[int] = []
         own: list[Any] = []
-        """The keys as they are held."""
+        """The keys in the form in which the step holds them."""
         for start, held in windows:
             end = start + self._size
             shown = self._keys.shown(held)
@@ -337,7 +336,7 @@ class _Windowing:
 
 
 def with_times(guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:
-    """The rows that have an event time; the others meet the error policy."""
+    """The rows that have an event time; the policy applies to the others."""
     times = batch.timestamps
     if min(times) >= 0:
         return batch

@@ -1,4 +1,4 @@
-"""What the operators of a task are bound to."""
+"""The interface of a task for its operators."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Lookup: TypeAlias = "Callable[[Sequence[Any]], list[Any]]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """A task's side of one node; see ``streams.operators.Binding``."""
+    """The task's interface for the operator of one node; see ``streams.operators.Binding``."""
 
     guard: Guard
     subtopology: int
@@ -107,7 +107,7 @@ class Binding:
 
     def lookup(self, name: str) -> Lookup:
         if name not in self._lookups:
-            raise StreamsError(f"step {self._node.name!r} was given no global table {name!r}")
+            raise StreamsError(f"step {self._node.name!r} has no global table {name!r}")
         return self._lookups[name]
 
     def at_slice_end(self, call: Callable[[], None]) -> None:
@@ -125,13 +125,13 @@ class Binding:
     def schedule(self, every: int, on: TimeKind, call: Callable[[int], None]) -> Cancel:
         if every <= 0:
             raise TopologyError(
-                f"step {self._node.name!r} schedules a call every {every} ms: needs 1 or more"
+                f"step {self._node.name!r} schedules a call every {every} ms: the minimum is 1 ms"
             )
         if on == "wall_clock":
             schedule = Schedule(self._node.name, every, call, self._wall_clock() + every, None)
         else:
             clock = self.clock
-            # After a restart, stream time is not at its beginning.
+            # After a restart, stream time is the restored one.
             due = clock.time - clock.time % every + every if clock.time >= 0 else None
             schedule = Schedule(self._node.name, every, call, due, clock)
             self._hooks.add(self._within.nodes.index(self._node), TurnKind.STREAM_TIME, schedule.follow)
@@ -155,7 +155,7 @@ class Binding:
         definition = next((item for item in self._within.stores if item.name == store), None)
         step = self._node.name
         topic = changelog_topic(self._application, definition) if definition else step
-        # A timer's records are made by no input record, also where stream time has called it.
+        # A timer's records do not come from an input record, even if it runs on stream time.
         made_at = self._outbox.last_read() if definition else None
         origin = SyntheticBatch(
             topic,
@@ -173,15 +173,15 @@ class Binding:
 
 
 def guard_of(node: Node, runtime: Runtime, failed: Failed) -> Guard:
-    """What runs the node's user code under its policy."""
+    """The guard that runs the node's user code under its policy."""
     code = node.operator.code
     describe = f"step {node.name!r}" + ("" if code is None else f" ({written_at(code)})")
-    # What serdes return has a type of its own, so that only steps need to look.
+    # Only steps check for awaitables: the results of serdes are typed.
     return Guard(node.name, node.policy, runtime, failed, describe, plain=isinstance(node, Step))
 
 
 def _wants_old(subtopology: Subtopology, node: Node) -> bool:
-    """Whether the changes that ``node`` forwards must tell the old values too."""
+    """Whether the changes that ``node`` forwards must have the old values too."""
     for child in subtopology.children(node.name):
         operator = child.operator
         if operator.needs_old or (operator.passes_changes and _wants_old(subtopology, child)):
@@ -190,12 +190,12 @@ def _wants_old(subtopology: Subtopology, node: Node) -> bool:
 
 
 def _window(value: Any) -> tuple[int, int] | None:
-    """Which window a result is of, if it is of one."""
+    """The window of a result, or ``None``."""
     return (value.start, value.end) if isinstance(value, Windowed) else None
 
 
 def _payload(value: Any) -> bytes | None:
-    """A value from a store as a dead letter shows it; of a change of a table the new value."""
+    """The dead letter's payload for a value from a store; for a change of a table, the new value."""
     if isinstance(value, Change):
         value = value.new
     if value is None or isinstance(value, bytes):

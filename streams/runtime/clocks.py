@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Clocks:
-    """The clocks of a task: one for all steps that make event times for the same stateful steps."""
+    """The clocks of a task: steps that assign event times for the same stateful steps share one."""
 
     def __init__(self, subtopology: Subtopology, checkpoints: Mapping[str, Checkpoint]) -> None:
         self._subtopology = subtopology
         self._checkpoints = checkpoints
         self.by_maker: dict[str, StreamClock] = {}
         self.keepers: dict[str, StreamClock] = {}
-        """The store in whose changelog each clock's time is kept."""
+        """The clock whose time each store's changelog stores."""
         groups: list[set[str]] = []
         owners = {
             store.name: node for node in subtopology.nodes if isinstance(node, Step) for store in node.owns
@@ -47,7 +47,7 @@ class Clocks:
             clock = StreamClock()
             self.by_maker.update(dict.fromkeys(group, clock))
         kept = [store for store in step.owns if store.source_topic is None]
-        # What of a windowed store is over, each changelog must tell for itself.
+        # Each windowed store's changelog stores the time, to restore which windows have closed.
         for store in [store for store in kept if store.retention is not None] or kept[:1]:
             if store.name not in self.keepers:
                 self.keepers[store.name] = clock
@@ -61,17 +61,17 @@ class Clocks:
             clock.end_slice()
 
     def drop_slice(self) -> None:
-        """The open slice is given up."""
+        """Undo the changes of the open slice."""
         for clock in self._all():
             clock.drop_slice()
 
     def committed(self) -> None:
-        """What complete slices did is permanent."""
+        """The changes of complete slices are committed."""
         for clock in self._all():
             clock.committed()
 
     def drop(self) -> None:
-        """What was done since the last commit is undone."""
+        """Undo the changes since the last commit."""
         for clock in self._all():
             clock.drop()
 
@@ -79,7 +79,7 @@ class Clocks:
         return list({id(clock): clock for clock in self.by_maker.values()}.values())
 
     def observed(self, name: str, forward: Forward) -> Forward:
-        """``forward`` that also tells the clock of the records, where somebody asked for one."""
+        """Wrap ``forward`` to advance the step's clock by the records, if a step uses one."""
         clock = self.by_maker.get(name)
         if clock is None:
             return forward
@@ -97,7 +97,7 @@ class Clocks:
 
 
 def _joined(groups: list[set[str]]) -> list[set[str]]:
-    """The groups, with those that overlap made one."""
+    """Merge the groups that overlap."""
     joined: list[set[str]] = []
     for group in groups:
         overlapping = [other for other in joined if other & group]

@@ -1,4 +1,4 @@
-"""What a task has done, as numbers."""
+"""The counters of a task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Counts:
-    """What a task has done since it was made. ``seconds`` by stage: ``decode`` and ``process``."""
+    """Counters of a task since it was created. ``seconds`` are by stage: ``decode`` and ``process``."""
 
     records_in: int = 0
     bytes_in: int = 0
@@ -17,13 +17,13 @@ class Counts:
     dead_letters: Counter[str] = field(default_factory=Counter)
     """Records written as dead letters, by step."""
     skipped: Counter[str] = field(default_factory=Counter)
-    """Records left out under policy ``skip``, by step."""
+    """Records skipped by policy ``skip``, by step."""
     late: Counter[str] = field(default_factory=Counter)
-    """Records that came too late for a window or a join, by step."""
+    """Records that were too late for a window or a join, by step."""
     seconds: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "process": 0.0})
 
     def add(self, other: Counts) -> None:
-        """Count what another has counted too."""
+        """Add the counts of another."""
         self.records_in += other.records_in
         self.bytes_in += other.bytes_in
         self.records_out += other.records_out

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class FirstFailures:
-    """Says in the log that a step goes on without a record, once for each step and type of error."""
+    """Logs that a step continues without a record, once for each step and type of error."""
 
     def __init__(self, topic: str) -> None:
         self._topic = topic

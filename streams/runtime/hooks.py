@@ -1,4 +1,4 @@
-"""What the steps of a task have asked to be called for."""
+"""The callbacks that the steps of a task have registered."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TurnKind(IntEnum):
-    """What a step does when the records of a slice are through, in this order."""
+    """The kinds of callbacks at the end of a slice, in the order in which they run."""
 
     SLICE_END = 0
     STREAM_TIME = 1
@@ -23,7 +23,7 @@ class TurnKind(IntEnum):
 
 
 class Turn(NamedTuple):
-    """A call for a step (by its position in the subtopology) when the records of a slice are through."""
+    """A callback of a step (by its position in the subtopology) at the end of a slice."""
 
     position: int
     kind: TurnKind
@@ -32,17 +32,17 @@ class Turn(NamedTuple):
 
 @dataclass(slots=True)
 class Hooks:
-    """What the steps of a task asked to be called for. Numbers are positions of nodes in the subtopology."""
+    """The registered callbacks of a task's steps. Positions are those of nodes in the subtopology."""
 
     turns: list[Turn] = field(default_factory=list)
     schedules: list[Schedule] = field(default_factory=list)
     closers: list[tuple[str, Callable[[], None]]] = field(default_factory=list)
-    """What to call when the task ends, with the step's name; the last one first."""
+    """What to call when the task ends, with the step's name; called in reverse order."""
     idle: list[tuple[int, int, StreamClock]] = field(default_factory=list)
-    """After how many milliseconds without records, and how far, which clock follows the wall clock."""
+    """The clocks that follow the wall clock: after how many milliseconds without records, how far at most."""
 
     def add(self, position: int, kind: TurnKind, call: Callable[[], None]) -> None:
-        """Steps come before later ones: what one forwards, the next takes in before its own turn."""
+        """Register a callback. Upstream steps run first, so the next callback follows what they forward."""
         self.turns = sorted([*self.turns, Turn(position, kind, call)], key=itemgetter(0, 1))
 
     def due(self, now: int) -> list[Schedule]:
@@ -54,7 +54,7 @@ class Hooks:
         ]
 
     def overdue(self, milliseconds: int, since: int) -> dict[StreamClock, int]:
-        """The clocks that follow the wall clock as no record came, and where to; see ``Task.idle``."""
+        """The clocks that follow the wall clock now, and their new times; see ``Task.idle``."""
         moved: dict[StreamClock, int] = {}
         for after, horizon, clock in self.idle:
             to = min(clock.time + since, clock.observed + horizon)
@@ -63,7 +63,7 @@ class Hooks:
         return moved
 
     def close(self) -> list[tuple[str, Exception]]:
-        """Close each step once; those that failed."""
+        """Close each step once; return the steps that failed, with their errors."""
         failed: list[tuple[str, Exception]] = []
         while self.closers:
             step, call = self.closers.pop()
@@ -79,16 +79,16 @@ class Hooks:
             schedule.end_slice()
 
     def drop_slice(self) -> None:
-        """The open slice is given up."""
+        """Undo the changes of the open slice."""
         for schedule in self.schedules:
             schedule.drop_slice()
 
     def committed(self) -> None:
-        """What complete slices did is permanent."""
+        """The changes of complete slices are committed."""
         for schedule in self.schedules:
             schedule.committed()
 
     def drop(self) -> None:
-        """What was done since the last commit is undone."""
+        """Undo the changes since the last commit."""
         for schedule in self.schedules:
             schedule.drop()

@@ -1,4 +1,4 @@
-"""What a task has produced and the worker has not written yet."""
+"""The outputs of a task that the worker has not written yet."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 
 class Outbox:
-    """Outputs and dead letters of complete slices, and of the one that is open.
+    """Outputs and dead letters of complete slices, and of the open one.
 
-    ``read`` is what the open slice reads, if it has input. Rows among ``refused`` are met again: dead letters
-    are then written with less. ``failures`` logs the first failures of steps, which ``node`` finds by name.
+    ``read`` is the input of the open slice, if it has any. ``refused`` are rows that the broker has rejected:
+    their dead letters are written with less content. ``failures`` logs the first failures of steps, which
+    ``node`` looks up by name.
     """
 
     def __init__(
@@ -49,41 +50,41 @@ class Outbox:
         self._outputs: list[Output] = []
         self._dead_letters: list[DeadLetter] = []
         self._before_slice = 0, 0
-        """How much of both there was before the slice that is open."""
+        """The numbers of outputs and dead letters before the open slice."""
         self._sent: dict[tuple[str, str], list[Batch[Any, Any]]] = {}
-        """What the open slice has brought each sink so far, by the sink and the topic."""
+        """The batches that each sink has written in the open slice, by sink and topic."""
 
     def begin_slice(self) -> None:
-        """A slice opens."""
+        """Open a slice."""
         self._before_slice = len(self._outputs), len(self._dead_letters)
 
     def end_slice(self) -> None:
-        """The slice is through, or given up."""
+        """Close the slice, complete or abandoned."""
         self._sent = {}
         self.read = None
 
     def drop_slice(self) -> None:
-        """Forget what the open slice has produced."""
+        """Discard what the open slice has produced."""
         outputs, letters = self._before_slice
         del self._outputs[outputs:], self._dead_letters[letters:]
 
     def drop(self) -> None:
-        """Forget all of it."""
+        """Discard everything."""
         self._outputs, self._dead_letters = [], []
 
     def emit(self, output: Output) -> None:
-        """Encoded rows of a sink's."""
+        """Add encoded rows of a sink."""
         self._outputs.append(output)
 
     def sent_before(self, sink: str, topic: str, batch: Batch[Any, Any]) -> Sequence[Batch[Any, Any]]:
-        """The batches that the open slice has brought the sink for the topic before this one."""
+        """Add a batch that the sink writes to the topic; return the earlier ones of the open slice."""
         sent = self._sent.setdefault((sink, topic), [])
         before = tuple(sent)
         sent.append(batch)
         return before
 
     def failed(self, action: Action, batch: Batch[Any, Any], row: int, step: str, error: Exception) -> None:
-        """Take note of a record that ``step`` could not process, as its policy says."""
+        """Add a dead letter for a record that ``step`` could not process, or count it as skipped."""
         if self._failures.is_first(step, error):
             self._failures.log(action, batch, row, self._node(step), error)
         if action == "skip":
@@ -93,14 +94,14 @@ class Outbox:
         self._dead_letters.append(DeadLetter(batch, row, step, error))
 
     def last_read(self) -> Trace | None:
-        """The last record of the slice that is open, if it has input."""
+        """The last record of the open slice, if it has input."""
         if self.read is None:
             return None
         (trace,) = Batch(self.read, [None], rows=[len(self.read) - 1]).traces([0])
         return trace
 
     def take(self) -> list[Output]:
-        """What there is, dead letters last. Raises ``ProcessingError`` for one that cannot be written."""
+        """Take everything, dead letters last. Raises ``ProcessingError`` for one that cannot be written."""
         outputs, self._outputs = self._outputs, []
         letters, self._dead_letters = self._dead_letters, []
         if letters:

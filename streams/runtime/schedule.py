@@ -1,4 +1,4 @@
-"""Calls that steps have made again and again, as event time or the wall clock passes."""
+"""Punctuators: calls that steps schedule at an interval of stream time or of the wall clock."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Schedule:
-    """A call that a step wants whenever so much time has passed, and when it is due."""
+    """A call that a step scheduled every ``every`` milliseconds, and when it is next due."""
 
     step: str
     every: int
     call: Callable[[int], None]
     due: int | None
-    """When it is run next; ``None`` as long as stream time has not begun."""
+    """When it runs next; ``None`` before the first stream time."""
     clock: StreamClock | None
     """The clock it follows; ``None`` for the wall clock."""
     cancelled: bool = False
@@ -32,11 +32,11 @@ class Schedule:
         self._at_slice = self._at_commit = self.due
 
     def cancel(self) -> None:
-        """Call it no more."""
+        """Stop further calls."""
         self.cancelled = True
 
     def follow(self) -> None:
-        """Run it if its stream time has got there."""
+        """Run it if its stream time has reached ``due``."""
         assert self.clock is not None
         now = self.clock.time
         if self.cancelled or now < 0:
@@ -47,8 +47,8 @@ class Schedule:
             self.run(now)
 
     def run(self, now: int) -> None:
-        """Call it with the time. Raises ``ProcessingError`` where it fails."""
-        # Calls that were missed are not made up for.
+        """Call it with the time. Raises ``ProcessingError`` if it fails."""
+        # Missed calls are skipped.
         self.due = now + self.every if self.clock is None else self._after(now)
         try:
             self.call(now)
@@ -56,9 +56,9 @@ class Schedule:
             raise
         except Exception as error:
             raise ProcessingError(
-                f"step {self.step!r} failed in what it scheduled every {self.every} ms: "
+                f"step {self.step!r} failed in the call it scheduled every {self.every} ms: "
                 f"{type(error).__name__}: {error_text(error)}",
-                hint="there is no record to become a dead letter: mend the code and start again",
+                hint="a scheduled call has no record to write as a dead letter: fix the code and start again",
             ) from error
 
     def end_slice(self) -> None:
@@ -66,15 +66,15 @@ class Schedule:
         self._at_slice = self.due
 
     def drop_slice(self) -> None:
-        """What it did in the open slice is undone."""
+        """Undo its calls in the open slice, so that they are due again."""
         self.due = self._at_slice
 
     def committed(self) -> None:
-        """What it did in complete slices is permanent."""
+        """Its calls in complete slices are committed."""
         self._at_commit = self._at_slice
 
     def drop(self) -> None:
-        """What it did since the last commit is undone: that is due again."""
+        """Undo its calls since the last commit, so that they are due again."""
         self.due = self._at_slice = self._at_commit
 
     def _after(self, now: int) -> int:

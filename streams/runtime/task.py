@@ -1,4 +1,4 @@
-"""One subtopology on one partition number, at work: bytes in, bytes out, no client."""
+"""Runs one subtopology on one partition number: bytes in, bytes out, without a client."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class TaskId(NamedTuple):
-    """Which subtopology, on which partition number."""
+    """A subtopology and a partition number."""
 
     subtopology: int
     partition: int
@@ -46,19 +46,19 @@ class TaskId(NamedTuple):
 
 
 class Task:
-    """Runs a subtopology over slices of input and keeps what comes of them until it is taken.
+    """Runs a subtopology over slices of input, and keeps the output until it is taken.
 
-    ``positions`` are the next offsets after the slices that were processed as a whole: what may be
-    committed once ``take`` has been written. ``starts`` say, for each partition, where the
-    group was when it was assigned, or without that what offset came first: where it is read again from as
-    long as this task has committed nothing of it.
+    ``positions`` are the next offsets after the completely processed slices, to be committed once the result
+    of ``take`` has been written. ``starts`` are, for each partition, the group's committed offset at its
+    assignment, or without one the first offset read: reading restarts there as long as this task has not
+    committed an offset of the partition.
 
-    With stores, a commit is three steps: ``prepare`` lets steps forward what has changed and encodes the
-    changes, ``take`` hands both over to be written, and ``committed`` puts the changes into ``database``.
-    ``database`` must be restored when the task is made. ``checkpoints`` tell, for each store, up to where of
-    its changelog it is. ``lookups`` are the app's global tables. ``refused`` are rows that the broker has
-    refused: where they are met again, they get their sink's policy and are not written. ``failures`` has the
-    first failures of steps logged, for all tasks of a process.
+    With stores, a commit has three steps: ``prepare`` lets steps forward what has changed and encodes the
+    changes, ``take`` returns both to be written, and ``committed`` writes the changes to ``database``.
+    ``database`` must be restored when the task is created. ``checkpoints`` are the offset in its changelog up
+    to which each store is restored. ``lookups`` are the app's global tables. ``refused`` are rows that the
+    broker has rejected: when they are processed again, their sink's policy applies and they are not written.
+    ``failures`` logs the first failures of steps, for all tasks of a process.
     """
 
     def __init__(
@@ -106,17 +106,17 @@ class Task:
         self._timed_changes: dict[str, TimedChanges] = {}
         self._decoders: dict[str, Decode] = {}
         self._receivers: dict[str, Receive] = {}
-        """What each source does, and the same at work, by its name."""
+        """The operator of each source, and its bound function, by the source's name."""
         self._source_names: dict[str, str] = {}
-        """Which source reads each topic that was met."""
+        """The source that reads each topic, for the topics read so far."""
         try:
             self._bind_nodes()
         except BaseException:
-            # There is no task that could be closed.
+            # The caller gets no task that it could close.
             self._hooks.close()
             raise
         self.least_slice = max(node.operator.least_slice for node in subtopology.nodes)
-        """Fewer records at a time would not keep as many calls in flight as its steps may make."""
+        """The slice size that its steps need to have as many calls in flight as they may."""
         self.stateful = bool(self._stores.states or self._hooks.schedules)
 
     def _bind_nodes(self) -> None:
@@ -124,7 +124,7 @@ class Task:
         for node in reversed(self._subtopology.nodes):
             children = {child.name: bound[child.name] for child in self._subtopology.children(node.name)}
             if isinstance(node, SourceNode):
-                # One observation for all that a source feeds.
+                # One observation for all children of a source.
                 forward = self._clocks.observed(node.name, fan_out(children))
                 decoder = self._decoders[node.name] = node.operator
                 self._receivers[node.name] = decoder.bind(self._binding(node), {node.name: forward})
@@ -173,14 +173,14 @@ class Task:
 
     @property
     def stream_times(self) -> dict[str, int]:
-        """Stream time behind each step that makes event times for somebody: milliseconds since the epoch."""
+        """Stream time after each step that assigns event times, in milliseconds since the epoch."""
         return {name: clock.time for name, clock in self._clocks.by_maker.items()}
 
     def process(self, fetched: Fetched) -> None:
-        """Run one slice of one input partition, as a whole or not at all.
+        """Process one slice of one input partition, completely or not at all.
 
         Raises ``ProcessingError`` when a record fails under policy ``fail``, and ``Interrupted`` when the
-        runtime gives the slice up; either way nothing of the slice is kept.
+        runtime abandons the slice; in both cases nothing of the slice is kept.
         """
         begun = time.perf_counter()
         decoding = self.counts.seconds["decode"]
@@ -194,18 +194,18 @@ class Task:
         seconds["process"] += time.perf_counter() - begun - (seconds["decode"] - decoding)
 
     def timed(self, fetched: Fetched) -> Iterable[Fetched]:
-        """The records in pieces whose ``event_times`` may be asked for before they are processed.
+        """The records in pieces whose ``event_times`` can be read before they are processed.
 
-        Where event times are taken from the values, these are decoded once, for both.
+        Where event times are extracted from the values, these are decoded once, for both.
         """
         return self._decoders[self._source_name(fetched.topic)].timed(fetched, self._count_decoding)
 
     def event_times(self, fetched: Fetched) -> Sequence[int]:
-        """The records' event times, as their source will find them; where it finds none, as those before."""
+        """The records' event times as their source extracts them; if there is none, the one before."""
         return self._decoders[self._source_name(fetched.topic)].event_times(fetched, self._count_decoding)
 
     def punctuate(self) -> bool:
-        """Run what is due on the wall clock, as a slice of its own. Returns whether anything was."""
+        """Run the calls that are due on the wall clock, as a slice. Returns whether there were any."""
         now = self._runtime.wall_clock()
         due = self._hooks.due(now)
         if not due:
@@ -219,10 +219,10 @@ class Task:
         return True
 
     def idle(self, milliseconds: int, since: int) -> bool:
-        """Let stream time follow the wall clock, where a step asked for it, as no record came for a while.
+        """Let stream time follow the wall clock for steps with ``close_idle_after``, while no records arrive.
 
-        ``milliseconds`` is how long none came, ``since`` how much of it has not been told yet. Returns
-        whether anything was closed.
+        ``milliseconds`` is the time without records, ``since`` the part of it since the last call. Returns
+        whether any stream time advanced.
         """
         moved = self._hooks.overdue(milliseconds, since)
         if not moved:
@@ -236,7 +236,7 @@ class Task:
         return True
 
     def advance(self, partition: TopicPartition, offset: int) -> None:
-        """Note that nothing but markers lies before ``offset``: the partition's end, found by polling."""
+        """Note that only transaction markers lie before ``offset``, the partition's end in the last poll."""
         if offset > self.positions.get(partition, -1):
             self.starts.setdefault(partition, offset)
             self.positions[partition] = offset
@@ -244,7 +244,7 @@ class Task:
     def prepare(self) -> None:
         """Let steps forward what has changed since the last commit, and encode the changes of stores.
 
-        May raise what ``process`` may. Done once a commit; nothing may be processed until ``committed`` or
+        Raises as ``process`` does. Called once per commit; nothing may be processed until ``committed`` or
         ``drop``.
         """
         if not self.stateful:
@@ -253,14 +253,14 @@ class Task:
         self._stores.stage(self._clocks.keepers)
 
     def take(self) -> list[Output]:
-        """What the slices since the last call produced, dead letters last. Empty when there is nothing.
+        """Take the outputs of the slices since the last call, dead letters last.
 
-        Raises ``ProcessingError`` for a dead letter that its topic does not take in any form.
+        Raises ``ProcessingError`` for a dead letter that its topic does not accept in any form.
         """
         return self._outbox.take()
 
     def take_changelog(self) -> list[Output]:
-        """What ``prepare`` found for the changelog topics."""
+        """Take the changelog records that ``prepare`` has encoded."""
         return self._stores.take_changelog()
 
     @property
@@ -269,13 +269,13 @@ class Task:
         return self._stores.offset_metadata
 
     def committed(self) -> None:
-        """All that was taken is permanent: the changes go into the database, with where they come from."""
+        """All that was taken is committed: write the changes and their checkpoints to the database."""
         self._clocks.committed()
         self._hooks.committed()
         self._stores.committed(self.positions)
 
     def entries(self, name: str) -> list[tuple[Any, Any]]:
-        """What a store holds, changes that are not committed included; starts and keys of a windowed one."""
+        """The content of a store, with uncommitted changes; by start and key for a windowed one."""
         return self._stores.entries(name)
 
     def committed_store(self, name: str) -> CommittedStore:
@@ -283,14 +283,14 @@ class Task:
         return self._stores.committed_store(name)
 
     def drop_slice(self) -> None:
-        """Give up the slice that is open, if any."""
+        """Abandon the open slice, if there is one."""
         self._outbox.drop_slice()
         self._stores.drop_slice()
         self._clocks.drop_slice()
         self._hooks.drop_slice()
 
     def drop(self, positions: dict[TopicPartition, int]) -> None:
-        """Forget what was produced and changed since the last commit, and continue from ``positions``."""
+        """Discard outputs and changes since the last commit, and continue from ``positions``."""
         self.positions = dict(positions)
         self._outbox.drop()
         self._clocks.drop()
@@ -298,14 +298,14 @@ class Task:
         self._stores.drop()
 
     def forget(self, partition: TopicPartition) -> None:
-        """Hold this input partition no longer."""
+        """Drop the position of an input partition that is no longer assigned."""
         self.positions.pop(partition, None)
         self.starts.pop(partition, None)
 
     def close(self) -> None:
-        """Close the steps, then release the database. What is not committed is gone.
+        """Close the steps, then release the database. Uncommitted changes are lost.
 
-        Raises ``ProcessingError`` for the first step whose closing failed, after all else is closed.
+        Raises ``ProcessingError`` for the first step that failed to close, after all others are closed.
         """
         failed = self._hooks.close()
         self._stores.close()
@@ -322,7 +322,7 @@ class Task:
         committing: bool = False,
         partition: TopicPartition | None = None,
     ) -> None:
-        """Let the steps work, on records of an input partition or without input, as a whole or not at all."""
+        """Run the steps, on records of an input partition or without input, completely or not at all."""
         fields = {"task": str(self.id)} | ({} if partition is None else {"partition": str(partition)})
         with bound_contextvars(**fields):
             self._run_slice(run, committing=committing)
@@ -335,7 +335,7 @@ class Task:
                 if kind is TurnKind.COMMIT:
                     if not committing:
                         continue
-                    # What earlier steps forwarded at this commit has changed it too.
+                    # Upstream steps have changed the stores too, with what they forwarded at this commit.
                     self._stores.end_slice()
                 call()
         except BaseException:

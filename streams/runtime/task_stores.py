@@ -1,4 +1,4 @@
-"""The stores of a task: what they hold, and how their changes are staged for a commit."""
+"""The stores of a task: their content, and the changes staged for a commit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ State: TypeAlias = "KeyValueState[Any, Any] | WindowState[Any, Any]"
 
 
 class BegunAggregates(NamedTuple):
-    """Aggregates among several of a store that begin empty, as what was stored has nothing of them."""
+    """Aggregates that were added to those of an existing store, and so start empty."""
 
     names: tuple[str, ...]
     since: int
@@ -40,11 +40,11 @@ class BegunAggregates(NamedTuple):
 
 
 class TaskStores:
-    """The stores of the task named ``task``, on one partition, in a database that is restored.
+    """The stores of the task named ``task``, on one partition, in a restored database.
 
-    A commit is ``stage``, ``take_changelog`` and ``committed``; ``checkpoints`` tell, for each store, up to
-    where of its changelog it is. Where the program's schema of a store has changed, its entries are migrated
-    with the first commit.
+    A commit is ``stage``, ``take_changelog`` and ``committed``. ``checkpoints`` are the offset in its
+    changelog up to which each store is restored. If the program's schema of a store has changed, its entries
+    are migrated with the first commit.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class TaskStores:
         self.checkpoints = dict(checkpoints)
         self._definitions = {store.name: store for store in definitions}
         if self._definitions and database is None:
-            raise StreamsError(f"task {task} has stores and was given no database")
+            raise StreamsError(f"task {task} has stores but no database")
         self._staged: dict[str, Changes] | None = None
         self._migrations: dict[str, str] = {}
-        """Stores whose entries are of an earlier schema, until a commit has rewritten them."""
+        """Stores with entries of an earlier schema, until a commit has rewritten them."""
         self.begun: dict[str, BegunAggregates] = {}
-        """Aggregates that are new in stores that exist, by store, until a commit has stored that they are."""
+        """Aggregates that are new in existing stores, by store, until a commit has recorded them."""
         self._values: dict[str, Serde[Any]] = {}
-        """How values of each store are read here, where that depends on what has been stored."""
+        """The serdes that read values of stores with an earlier set of aggregates."""
         self.states: dict[str, State] = {name: self._open(store) for name, store in self._definitions.items()}
         self._migrate()
 
@@ -87,9 +87,9 @@ class TaskStores:
         return self._staged is not None
 
     def stage(self, keepers: Mapping[str, StreamClock]) -> None:
-        """Encode what the commit writes to stores; nothing, when nothing changed.
+        """Encode the changes that the commit writes to stores, if there are any.
 
-        ``keepers`` are the stores whose changelogs keep the time of a clock.
+        ``keepers`` are the stores whose changelogs store the time of a clock.
         """
         for name, clock in keepers.items():
             self.checkpoints[name].time, self.checkpoints[name].observed = clock.time, clock.observed
@@ -99,7 +99,7 @@ class TaskStores:
             self._staged = changes
 
     def take_changelog(self) -> list[Output]:
-        """What ``stage`` found for the changelog topics."""
+        """Take the changelog records that ``stage`` has encoded."""
         outputs = []
         for name, changes in (self._staged or {}).items():
             definition = self._definitions[name]
@@ -127,7 +127,7 @@ class TaskStores:
         return commit_numbers.encode({name: item.number or 0 for name, item in self.checkpoints.items()})
 
     def committed(self, positions: Mapping[TopicPartition, int]) -> None:
-        """All that was taken is permanent: the changes go into the database, with where they come from."""
+        """All that was taken is committed: write the changes and their checkpoints to the database."""
         if self._staged is None:
             return
         staged, self._staged = self._staged, None
@@ -147,7 +147,7 @@ class TaskStores:
             state.committed()
 
     def entries(self, name: str) -> list[tuple[Any, Any]]:
-        """What a store holds, changes that are not committed included; starts and keys of a windowed one."""
+        """The content of a store, with uncommitted changes; by start and key for a windowed one."""
         state, held = self.states[name], HeldKeys(self._definitions[name].key)
         if isinstance(state, KeyValueState):
             found = list(state.entries())
@@ -157,7 +157,7 @@ class TaskStores:
         return [((start, key), value) for key, ((start, _), value) in zip(keys, entries, strict=True)]
 
     def committed_store(self, name: str) -> CommittedStore:
-        """A store as of the last commit, to be read from any thread. Raises ``StateError`` once closed."""
+        """A store as of the last commit, readable from any thread. Raises ``StateError`` once closed."""
         assert self._database is not None
         definition = self._definitions[name]
         time = self.checkpoints[name].time_written
@@ -175,12 +175,12 @@ class TaskStores:
             state.end_slice()
 
     def drop_slice(self) -> None:
-        """The open slice is given up."""
+        """Undo the changes of the open slice."""
         for state in self.states.values():
             state.drop_slice()
 
     def drop(self) -> None:
-        """What was changed since the last commit is undone."""
+        """Undo the changes since the last commit."""
         self._staged = None
         for state in self.states.values():
             state.drop()
@@ -218,7 +218,7 @@ class TaskStores:
         )
 
     def _migrate(self) -> None:
-        """Put what must be migrated into the next commit, which also writes the new schema."""
+        """Add migrated entries to the next commit, which also writes the new schema."""
         assert self._database is not None or not self._migrations
         for name, stored in self._migrations.items():
             if self.checkpoints[name].schema_written != stored:
@@ -236,7 +236,7 @@ class TaskStores:
 
 
 class ChangelogRows:
-    """The changes of one store; see ``RowOwner``. There is no policy for these: left out, state is lost."""
+    """The changes of one store; see ``RowOwner``. They have no policy: skipping one would lose state."""
 
     def __init__(
         self,
@@ -252,7 +252,7 @@ class ChangelogRows:
         self._keys = keys
         self._values = values
 
-    def place(self, row: int) -> None:  # noqa: ARG002 - to be refused at once
+    def place(self, row: int) -> None:  # noqa: ARG002 - always an error
         return None
 
     def refuse(self, row: int, error: Exception) -> None:
@@ -260,7 +260,7 @@ class ChangelogRows:
         raise StateError(
             f"store {self._store!r}, task {self._task}: the entry of key {preview(key)} has a key of "
             f"{len(key or b'')} and a value of {len(value or b'')} bytes, which its changelog {self._topic} "
-            f"does not take: {error_text(error)}",
-            hint=f"keep less in one entry (a limit for collect, say), or raise max.message.bytes of "
+            f"rejects: {error_text(error)}",
+            hint=f"store less in one entry (e.g. with a limit for collect), or raise max.message.bytes of "
             f"{self._topic}; nothing of this commit was written",
         ) from error

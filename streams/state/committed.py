@@ -1,4 +1,4 @@
-"""A task's store as of its last commit, for those who ask: typed, read-only, from any thread."""
+"""A read-only view of a task's store as of its last commit, for queries from any thread."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ if TYPE_CHECKING:
     from streams.state.store import Entry, Store
 
 CHUNK = 1000
-"""Entries that are read and decoded at a time; the task's own reads wait meanwhile."""
+"""The number of entries that are read and decoded at a time, while the task's own reads wait."""
 
 _TIME = Struct(">Q")
 _LATEST = 1 << 63
 
 
 Place: TypeAlias = "tuple[bytes, Windowed[Any, Any]]"
-"""A window's start and encoded key as one, by which windows are in order, and the window."""
+"""A window's start and encoded key together, which is the order of windows, and the window."""
 
 
 class ClosedStore(NamedTuple):
-    """Where a store's windows are once they have closed."""
+    """The store of a windowed store's closed windows."""
 
     store: CommittedStore
     span: int
     ends_from: int
-    """Windows that end before it (milliseconds) are kept no longer."""
+    """Windows that end before this time (milliseconds) are no longer kept."""
 
 
 class CommittedStore(NamedTuple):
-    """Reads what the last commit left, and shows values as users know them.
+    """Reads the committed state, and returns values in the users' form.
 
-    Windows that start before ``oldest`` (milliseconds) are closed, whether or not the store still has them;
-    they are read from ``closed`` where they are kept.
-    Every call raises ``StateError`` when the store's database is closed, and what a serde raises.
+    Windows that start before ``oldest`` (milliseconds) are closed, even if the store still has them; they are
+    read from ``closed`` if they are kept.
+    Every call raises ``StateError`` when the store's database is closed, and the errors of serdes.
     """
 
     store: Store
     definition: StoreDefinition
     oldest: int = 0
     value: Serde[Any] | None = None
-    """How values are read, where that depends on what the task's store has; else as the definition says."""
+    """The serde of values if it differs from the definition's, for a store with earlier aggregates."""
     closed: ClosedStore | None = None
 
     def get(self, key: Any) -> Any:
@@ -59,7 +59,7 @@ class CommittedStore(NamedTuple):
         return None if payload is None else next(iter(self.shown([payload])))
 
     def entries(self, start: bytes | None, stop: bytes | None) -> Iterator[tuple[bytes, Any, Any]]:
-        """Encoded key, key and value of all with ``start <= encoded key < stop``, in that order."""
+        """Encoded key, key and value of entries with ``start <= encoded key < stop``, in this order."""
         for chunk in _chunks(self.store.scan(start, stop)):
             encoded = [key for key, _ in chunk]
             keys = self.definition.key.deserialize(encoded)
@@ -71,17 +71,17 @@ class CommittedStore(NamedTuple):
     def windows(self, start: int, stop: int, limit: int | None = None) -> Iterator[Place]:
         """The windows of all keys that start in ``[start, stop)``, by start and then by encoded key.
 
-        Raises ``QueryError`` where each key has windows of its own: they are read a key at a time.
+        Raises ``QueryError`` for sessions and sliding windows, which can only be read by key.
         """
         if self.definition.lists_windows:
             raise QueryError(
-                f"store {self.definition.name!r} has windows of each key's own",
-                hint="ask for the windows of one key, or for its keys: their values are the open windows",
+                f"store {self.definition.name!r} has sessions or sliding windows, which differ for each key",
+                hint="query the windows of one key, or query keys: their values are the open windows",
             )
         opened = self._open(start, stop)
         if self.closed is None:
             return islice(opened, limit)
-        # What closes while this reads is found in both, rather than in none.
+        # In this order, a window that closes meanwhile is read twice rather than not at all.
         newer = list(islice(opened, limit))
         return islice(_together(list(islice(self._closed(start, stop), limit)), newer), limit)
 
@@ -94,7 +94,7 @@ class CommittedStore(NamedTuple):
         return islice(_together(list(islice(self._closed_of(key, start, stop), limit)), newer), limit)
 
     def encode(self, key: Any) -> bytes:
-        """A key as the store has it. Raises ``QueryError`` for one that its serde does not take."""
+        """Encode a key for the store. Raises ``QueryError`` for one that its serde cannot write."""
         return encode_key(self.definition, key)
 
     def _open(self, start: int, stop: int) -> Iterator[Place]:
@@ -118,7 +118,7 @@ class CommittedStore(NamedTuple):
             yield from self._windows(self.stored([_TIME.pack(at) + encoded for at in starts]))
 
     def _closed(self, start: int, stop: int) -> Iterator[Place]:
-        """Those that have closed, of windows of one size: they end in the order in which they start."""
+        """The closed windows, for windows of one size, which end in the order in which they start."""
         assert self.closed is not None
         bounds = self._ends(start, stop)
         if bounds is None:
@@ -138,7 +138,7 @@ class CommittedStore(NamedTuple):
             yield from self._kept(((entry, key) for entry in entries), start, stop)
 
     def _ends(self, start: int, stop: int) -> tuple[int, int] | None:
-        """Between which times windows that have closed are found that start in ``[start, stop)``."""
+        """The range of times at which closed windows that start in ``[start, stop)`` are stored."""
         assert self.closed is not None
         window_end, low, high = self.definition.window_end, start, _LATEST
         if window_end is not None:
@@ -157,7 +157,7 @@ class CommittedStore(NamedTuple):
                     yield _TIME.pack(window["start"]) + place[_TIME.size :], ClosedWindow(key, **window)
 
     def stored(self, places: Sequence[bytes]) -> list[Entry]:
-        """The entries that there are at these places."""
+        """The entries that exist at these places."""
         found = zip(places, self.store.get_many(places), strict=True)
         return [(place, payload) for place, payload in found if payload is not None]
 
@@ -196,23 +196,23 @@ class CommittedStore(NamedTuple):
     def shown(self, payloads: Sequence[bytes]) -> Iterable[Any]:
         show = self.definition.view
         assert show is not None
-        # What the serde reads as None is no value.
+        # If the serde reads None, the entry has no value.
         values = (self.value or self.definition.value).deserialize(payloads)
         return (None if value is None else show(value) for value in values)
 
 
 def _together(closed: Sequence[Place], opened: Sequence[Place]) -> Iterator[Place]:
-    """Windows in order, those that are in both as closed ones."""
+    """Merge windows in order; a window that is in both is returned as closed."""
     known = {(place, window.end) for place, window in closed}
     newer = [entry for entry in opened if (entry[0], entry[1].end) not in known]
     return merge(closed, newer, key=itemgetter(0))
 
 
 def encode_key(definition: StoreDefinition, key: Any) -> bytes:
-    """A key as the store has it. Raises ``QueryError`` for one that its serde does not take."""
+    """Encode a key for the store. Raises ``QueryError`` for one that its serde cannot write."""
     serde = definition.key
     try:
-        # As it is written once it was read: an integer may stand for a float.
+        # The canonical bytes, after a round trip: an integer may be passed for a float.
         return next(iter(serde.serialize(list(serde.deserialize(list(serde.serialize([key])))))))
     except Exception as error:
         raise QueryError(

@@ -1,4 +1,4 @@
-"""An aggregate of a field that values do not have is refused while the program is described."""
+"""An aggregate of a field that values do not have is an error when the topology is built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one default policy, who overrides it, what stops an app whatever the policy, and what the log says."""
+"""The default policy, its overrides, errors that stop an app whatever the policy, and what is logged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_step_that_is_given_no_policy_makes_dead_letters():
     assert [letter.value for letter in driver.dead_letters()] == [b"bad"]
 
 
-def test_an_app_may_have_a_default_of_its_own_and_a_step_s_policy_wins():
+def test_a_step_s_policy_overrides_the_app_s_default():
     with pytest.raises(ProcessingError, match="no bad"):
         TopologyDriver(copying(on_error=fail)).send("in", "bad")
     driver = TopologyDriver(copying(dead_letter, on_error=fail))
@@ -111,7 +111,7 @@ def order_of(value: str) -> Order:
 
 def test_a_serde_that_cannot_write_what_is_known_of_the_values_is_refused_when_the_step_is_made():
     orders = App("copy").stream("in", value=Text()).map(order_of)
-    refused = r"values are of type Order, and Text writes str alone\n.*Json\(Order\)"
+    refused = r"values are of type Order, but Text writes only str\n.*Json\(Order\)"
     text: Any = Text()
     with pytest.raises(TopologyError, match=f"step 'to-out': {refused}"):
         orders.to("out", value=text)
@@ -124,10 +124,10 @@ def test_a_serde_that_cannot_write_what_is_known_of_the_values_is_refused_when_t
     orders.to("out", value=Json(Order))
 
 
-# --- what the log says
+# --- what is logged
 
 
-def test_the_log_says_once_for_each_kind_of_error_which_step_goes_on_without_a_record_and_why():
+def test_a_step_that_continues_without_a_record_is_logged_once_for_each_kind_of_error():
     def work(value: str) -> str:
         raise KeyError(value) if value == "key" else ValueError(value)
 
@@ -151,7 +151,7 @@ def test_the_log_says_once_for_each_kind_of_error_which_step_goes_on_without_a_r
 # --- the driver
 
 
-def test_a_driver_that_is_left_with_dead_letters_that_nobody_read_raises_the_first_one_s_error():
+def test_a_driver_with_unread_dead_letters_raises_the_first_one_s_error_when_closed():
     with (
         pytest.raises(
             ProcessingError,

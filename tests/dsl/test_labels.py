@@ -136,7 +136,7 @@ STATEFUL: dict[str, Callable[[App, Label], Any]] = {
 
 
 def beginning(prefix: str) -> Label:
-    """Labels that all begin so."""
+    """Labels that all have this prefix."""
     return lambda step: f"{prefix}{step}"
 
 
@@ -147,7 +147,7 @@ def build(kind: str, label: Label) -> App:
 
 
 def kept(app: App) -> dict[str, Any]:
-    """All of a program that is found again by its name."""
+    """The names of a program's stores and topics."""
     topology = app.topology
     stores = [store for part in topology.subtopologies for store in part.stores]
     return {
@@ -181,7 +181,7 @@ def test_a_program_without_labels_has_the_same_stores_and_topics(kind):
 
 @pytest.mark.parametrize("kind", STATEFUL)
 def test_steps_that_are_added_upstream_change_no_store_and_no_topic(kind):
-    """Names that are made for steps without one are numbered: none of them may name a topic."""
+    """Generated names of steps are numbered: none of them may name a topic."""
     app = App("shop")
     stream(app, "others").key_by(rest).group_by_key().count("others").to("others-out")
     stream(app, "more").filter(bool).map(absolute).to_table("more", value=Json(int)).group_by(rest).count(

@@ -1,4 +1,4 @@
-"""Untyped JSON needs no ``value=``: what functions make of it is written as JSON, or refused."""
+"""Untyped JSON needs no ``value=``: results of functions are written as JSON, or rejected."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_values_of_typed_streams_still_need_it():
     ]
     for stream in streams:
         values: Any = stream
-        with pytest.raises(TopologyError, match=r"(?s)type of their values is not known.*value=Json\(Type\)"):
+        with pytest.raises(TopologyError, match=r"(?s)type of the values is not known.*value=Json\(Type\)"):
             values.group_by(str).count("n")
 
 
@@ -112,5 +112,5 @@ def test_an_annotation_of_plain_json_is_enough_whatever_the_stream(function):
 @pytest.mark.parametrize("function", [pair, orders])
 def test_an_annotation_of_what_json_would_read_back_as_something_else_is_not(function):
     values: Any = App("shop").stream("in", value=Json()).map(function)
-    with pytest.raises(TopologyError, match="type of their values is not known"):
+    with pytest.raises(TopologyError, match="type of the values is not known"):
         values.group_by(str).count("n")

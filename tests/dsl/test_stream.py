@@ -273,7 +273,7 @@ class TestProcessors:
 
         app = App("test")
         app.stream("in", value=Text()).process(Lost).to("out", name="sink")
-        with pytest.raises(ProcessingError, match=r"forwards to 'nowhere'.*what follows: sink"):
+        with pytest.raises(ProcessingError, match=r"forwards to 'nowhere'.*downstream steps: sink"):
             run_bytes(app, "a")
 
     def test_a_batch_processor_may_forward_single_records_of_its_batch(self):
@@ -288,7 +288,7 @@ class TestProcessors:
 
 
 class TestPolicies:
-    def test_fail_says_what_failed_where_and_on_which_record(self):
+    def test_the_error_of_fail_names_the_step_the_line_and_the_record(self):
         app = App("test", on_error=fail)
         app.stream("in", value=Text()).map(int, name="numbers").to("out")
         driver = TopologyDriver(app, partitions=3)
@@ -315,7 +315,7 @@ class TestPolicies:
         with pytest.raises(ProcessingError, match=r"work, .*test_stream.py:\d+.*\(.*test_stream.py:\d+\)"):
             run_bytes(app, "a")
 
-    def test_dead_letters_keep_original_bytes_key_headers_and_say_where_they_come_from(self):
+    def test_dead_letters_have_original_bytes_key_headers_and_coordinates(self):
         app = App("test")
         app.stream("in", key=Text(), value=Text()).map(str.upper).map(int, on_error=dead_letter).to("out")
         driver = TopologyDriver(app)
@@ -354,7 +354,7 @@ class TestPolicies:
             b"{",
         ]
 
-    def test_what_cannot_be_serialized_meets_the_sinks_policy(self):
+    def test_the_sinks_policy_applies_to_what_cannot_be_serialized(self):
         app = App("test")
         app.stream("in", value=Text()).map(lambda value: value.encode() if value == "a" else value).to(
             "out",
@@ -368,7 +368,7 @@ class TestPolicies:
             b"to-out"
         ]
 
-    def test_skip_counts_and_goes_on(self):
+    def test_skip_counts_and_continues(self):
         app = App("test")
         app.stream("in", value=Text()).map(int, on_error=skip).to("out")
         driver = TopologyDriver(app)
@@ -395,7 +395,7 @@ class TestPolicies:
         assert driver.clock == 1_000 + 2_000 + 4_000
         assert calls == {"a": 1, "flaky": 4, "b": 1}
 
-    def test_the_policy_behind_a_retry_applies_when_the_tries_are_used_up(self):
+    def test_the_policy_after_a_retry_applies_when_all_attempts_have_failed(self):
         app = App("test")
         app.stream("in", value=Text()).map(int, on_error=retry(2, backoff=seconds(0.5), then=dead_letter)).to(
             "out"
@@ -589,7 +589,7 @@ def test_a_record_that_fails_anywhere_stops_the_app_with_its_coordinates_and_wri
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_record_that_fails_for_a_while_anywhere_is_written_in_its_place(place):
-    # A whole batch that fails is tried in single records before anything is waited for.
+    # A batch that fails is run record by record before any wait.
     tries = 4 if place in WHOLE else 3
     work = Work(failures=tries)
     driver = driver_with(place, work, retry(5, backoff=seconds(1.0), longest_backoff=seconds(3.0)))
@@ -623,7 +623,7 @@ def test_the_first_and_very_late_event_times_are_kept(time):
     assert [record.timestamp for record in driver.read("out")] == [time]
 
 
-def test_a_record_without_a_time_of_its_own_passes_through():
+def test_a_record_without_a_timestamp_passes_through():
     app = App("test")
     app.stream("in", value=Text()).map(str.upper).to("out", value=Text())
     driver = TopologyDriver(app)
@@ -712,7 +712,7 @@ def test_a_dead_letter_of_a_tombstone_without_a_key_has_neither():
     assert (letter.key, letter.value) == (None, None)
 
 
-# --- merging, branching and processors, where columns meet
+# --- merging, branching and processors, which combine columns
 
 
 @pytest.mark.parametrize(
@@ -727,7 +727,7 @@ def test_merged_streams_of_one_encoding_are_written_in_it(serde, payload):
     assert [record.value for record in driver.read("out", value=Bytes())] == [payload, payload]
 
 
-def test_the_branch_for_the_rest_needs_a_name_of_its_own():
+def test_the_otherwise_branch_needs_a_distinct_name():
     # Records of both kinds would be in one branch, and no longer in their order.
     with pytest.raises(TopologyError, match="digits"):
         App("test").stream("in", value=Text()).branch({"digits": str.isdigit}, otherwise="digits")
@@ -874,7 +874,7 @@ def test_a_driver_sends_equal_keys_to_one_partition_as_java_clients_would():
     assert places == {"21": (-973932308 & 0x7FFFFFFF) % 8, "foobar": (-790332482 & 0x7FFFFFFF) % 8}
 
 
-def test_the_driver_says_which_topics_there_are():
+def test_the_driver_lists_the_topics():
     app = App("test")
     app.stream("orders").to("bills")
     driver = TopologyDriver(app)

@@ -1,4 +1,4 @@
-"""A function typed for ``V`` never sees ``None``: where null values go, and who asks for them."""
+"""A function typed for ``V`` never receives ``None``: tombstones are forwarded only on request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def orders_app(**options: Any) -> tuple[App, Any]:
     return app, app.stream("orders", key=Text(), value=Json(Order), **options)
 
 
-def test_a_tombstone_of_a_stream_becomes_a_dead_letter_that_says_what_it_is_and_what_to_do():
+def test_a_tombstone_of_a_stream_becomes_a_dead_letter_with_a_hint():
     app, orders = orders_app()
     orders.map(lambda order: order.amount).to("amounts")
     driver = TopologyDriver(app)
@@ -52,7 +52,7 @@ def test_the_source_s_policy_is_for_its_tombstones():
         TopologyDriver(app).send("orders", None, key="a")
 
 
-def test_a_stream_that_asks_for_tombstones_hands_them_on_through_internal_topics_too():
+def test_a_stream_with_tombstones_forwards_them_through_internal_topics_too():
     app, orders = orders_app(tombstones=True)
     orders.repartition("again").map(lambda order: order and order.amount).to("out")
     driver = TopologyDriver(app)
@@ -87,7 +87,7 @@ def test_an_event_time_is_never_taken_from_a_tombstone():
     assert b"a tombstone" in (dict(letter.headers or ())["__streams.errors.message"] or b"")
 
 
-def test_a_table_leaves_its_deletions_out_of_its_stream_unless_asked():
+def test_a_table_s_stream_has_deletions_only_on_request():
     app = App("shop")
     table = app.table("prices", key=Text(), value=Json(int))
     table.to_stream().map(lambda price: price + 1).to("changed")
@@ -114,7 +114,7 @@ def test_a_deletion_reaches_a_table_that_is_made_of_another_s_stream():
     assert {key: value for key, (value, _) in driver.store("kept").items()} == {"b": {"price": 5}}
 
 
-def test_updates_of_sessions_take_back_what_was_replaced_only_when_asked():
+def test_updates_of_sessions_retract_replaced_windows_only_on_request():
     def results(*, tombstones: bool) -> list[Any]:
         app, orders = orders_app()
         sessions = orders.group_by_key().window(Session(gap=milliseconds(10))).count("sessions")

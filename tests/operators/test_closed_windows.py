@@ -1,4 +1,4 @@
-"""Windows that have closed stay for queries as long as they are kept, and for nothing else."""
+"""Closed windows can be queried as long as they are kept, and have no other effect."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_a_window_is_found_closed_until_stream_time_has_passed_its_close_by_keep
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=lambda window: type(window).__name__)
-def test_windows_are_kept_where_nobody_takes_their_results(window: WindowKind):
+def test_windows_are_kept_without_a_step_for_their_results(window: WindowKind):
     app = App("test")
     stream = app.stream("in", key=Text(), value=Json(int))
     stream.group_by_key().window(window, keep=seconds(1)).count("w")
@@ -267,10 +267,13 @@ def test_fields_that_are_added_begin_empty_in_windows_that_are_kept():
     [Session(milliseconds=10), Sliding(milliseconds=10)],
     ids=["session", "sliding"],
 )
-def test_windows_of_each_key_s_own_are_asked_for_by_key(window: WindowKind):
+def test_sessions_and_sliding_windows_are_queried_by_key(window: WindowKind):
     driver = TopologyDriver(app_of(window, keep=100))
     driver.send("in", 1, key="a", timestamp=0)
-    with pytest.raises(QueryError, match=r"'w' has windows of each key's own\n.*windows of one key"):
+    with pytest.raises(
+        QueryError,
+        match=r"'w' has sessions or sliding windows, which differ for each key\n.*windows of one key",
+    ):
         driver.windows("w")
 
 

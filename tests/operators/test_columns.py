@@ -1,4 +1,4 @@
-"""Columns that are no lists pass through a topology as they are, unless a record fails."""
+"""Columns that are not lists pass through a topology unchanged, unless a record fails."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_records_that_waited_are_processed_like_those_that_did_not(values, limit
     assert bench.task.counts.skipped == bench.driver.skipped()
 
 
-def test_each_value_is_decoded_once_and_asked_once_for_its_time():
+def test_each_value_is_decoded_once_and_its_event_time_is_extracted_once():
     bench = Bench()
     count = 2 * DECODED_AT_ONCE + 10
     bench.send([b'{"time":%d}' % time for time in range(count)])

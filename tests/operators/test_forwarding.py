@@ -209,7 +209,7 @@ def test_forwarding_outside_of_a_call_is_refused():
 
 
 class Keeping:
-    """Changes what it has put, and what it got, and says what the store has."""
+    """Modifies values that it has put and got, and forwards the content of the store."""
 
     def open(self, context: Context) -> None:
         self.store = context.store("kept")
@@ -323,7 +323,7 @@ def test_rows_that_were_expanded_and_selected_know_their_records():
     assert [letter.value for letter in driver.dead_letters()] == [b"0", b"0", b"2", b"2"]
 
 
-def test_a_dead_letter_behind_a_window_is_that_of_its_own_result():
+def test_a_dead_letter_downstream_of_a_window_has_the_record_of_its_result():
     app = App("blame", dead_letter_limit=1.0)
     grouped = app.stream("in", key=Text(), value=Json()).group_by_key()
     counts = grouped.window(Tumbling(seconds=1)).count("counts")

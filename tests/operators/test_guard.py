@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Notes:
-    """The runtime around a guard, which remembers what it is told."""
+    """The runtime of a guard, which records its calls."""
 
     def __init__(self) -> None:
         self.failed_rows: list[int] = []
@@ -134,7 +134,7 @@ def test_a_batch_that_fails_as_one_fails_only_where_a_record_alone_would(fates, 
 
 def test_a_transform_with_more_results_than_records_is_an_error_that_names_the_step():
     column, notes = [1, 2, 3], Notes()
-    with pytest.raises(ProcessingError, match=r"step 'odd' gave \d+ results for the first \d+ records"):
+    with pytest.raises(ProcessingError, match=r"step 'odd' returned \d+ results for the first \d+ records"):
         Guard("odd", skip, notes, notes.failed, "step 'odd'").each(
             lambda part: [*part, 0], column, batch_of(column)
         )
@@ -184,7 +184,7 @@ def test_what_interrupts_a_slice_is_no_failure_of_a_record():
 # --- functions of complete columns
 
 
-def test_the_column_that_a_whole_column_function_gives_is_the_result():
+def test_the_column_that_a_whole_column_function_returns_is_the_result():
     looks: list[str] = []
     given: list[int] = []
     notes, column = Notes(), list(range(5_000))
@@ -203,7 +203,7 @@ def test_the_column_that_a_whole_column_function_gives_is_the_result():
 @given(
     st.lists(st.sampled_from(["good", "good", "good", "raise"]), min_size=2, max_size=60), st.integers(0, 2)
 )
-def test_where_a_whole_column_function_fails_each_record_is_given_to_it_alone(fates, tries):
+def test_a_whole_column_function_that_fails_is_called_for_each_record_alone(fates, tries):
     attempts = [0] * len(fates)
 
     def work(values: Any) -> Numbers:
@@ -224,14 +224,14 @@ def test_where_a_whole_column_function_fails_each_record_is_given_to_it_alone(fa
     assert all(attempts[row] == 1 + tries for row in notes.failed_rows)
 
 
-def test_a_whole_column_function_that_gives_too_few_results_fails_for_each_record():
+def test_a_whole_column_function_that_returns_too_few_results_fails_for_each_record():
     notes, column = Notes(), [1, 2, 3]
     guard = Guard("step", skip, notes, notes.failed, "step")
     results, rows = guard.each(WholeColumn(lambda _: []), column, batch_of(column))
     assert (list(results), rows, notes.failed_rows) == ([], [], [0, 1, 2])
 
 
-def test_a_whole_column_function_that_cannot_read_state_is_no_fault_of_a_record():
+def test_a_state_error_in_a_whole_column_function_is_not_an_error_of_a_record():
     calls: list[int] = []
 
     def work(values: Any) -> Any:
@@ -244,7 +244,7 @@ def test_a_whole_column_function_that_cannot_read_state_is_no_fault_of_a_record(
     assert (calls, notes.failed_rows) == ([3], [])
 
 
-def test_awaitables_in_a_list_that_a_whole_column_function_gives_fail_for_their_records():
+def test_awaitables_in_the_list_of_a_whole_column_function_fail_for_their_records():
     async def later(value: int) -> int:
         return value
 

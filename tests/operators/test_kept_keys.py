@@ -1,4 +1,4 @@
-"""Steps that keep keys: nothing is repartitioned behind them, and a record whose key changed fails."""
+"""Steps that keep keys: there is no repartition downstream, and a record whose key changed fails."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def driver_of(
 
 
 @every_step
-def test_nothing_is_repartitioned_behind_it_and_keys_are_written_as_before(step):
+def test_there_is_no_repartition_downstream_and_keys_are_written_as_before(step):
     app = App("kept")
     stream = step(app.stream("in", key=Json(int), value=Json(int)), lambda key: key, name="kept")
     stream.group_by_key().count("counts")
@@ -110,7 +110,7 @@ def test_a_record_whose_key_changed_fails_alone_and_names_the_step(step):
     driver.send_all("in", records)
     assert driver.values("out") == ["a", "c"]
     assert [letter.value for letter in driver.dead_letters()] == [b'"b"']
-    why = r"(?s)step 'mine'.*failed on in-0 offset 1.*made the key 'other' of a record with the key 'b'"
+    why = r"(?s)step 'mine'.*failed on in-0 offset 1.*made the key 'other' from a record with the key 'b'"
     with pytest.raises(ProcessingError, match=why):
         driver_of(step, change, on_error=fail, name="mine").send_all("in", records)
 
@@ -204,11 +204,11 @@ def test_a_batch_of_other_records_is_refused():
     app.stream("in", key=Text(), value=Json()).map_batch(delayed, keeps_key=True, on_error=fail).to("out")
     driver = TopologyDriver(app)
     driver.send("in", 1, key="a")
-    with pytest.raises(ProcessingError, match="a batch of other records than it was given"):
+    with pytest.raises(ProcessingError, match="a batch not made from its input batch"):
         driver.send("in", 2, key="a")
 
 
-def test_a_processor_with_a_store_and_a_timer_counts_on_behind_it_without_a_repartition_topic():
+def test_a_downstream_processor_with_a_store_and_a_timer_needs_no_repartition_topic():
     class Buffered:
         def open(self, context: Context) -> None:
             self.context = context
@@ -238,7 +238,5 @@ def test_a_processor_with_a_store_and_a_timer_counts_on_behind_it_without_a_repa
 
 def test_new_keys_and_kept_ones_contradict_each_other():
     stream = App("kept").stream("in", key=Text(), value=Json())
-    with pytest.raises(
-        TopologyError, match=r"(?s)key= says how new keys are written.*leave one of them away"
-    ):
+    with pytest.raises(TopologyError, match=r"(?s)key= is the serde of new keys.*leave out one of the two"):
         stream.flat_map_records(lambda record: [record], key=Text(), keeps_key=True)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Keys are equal when their bytes are, however Python compares them, batches are cut and workers restart."""
+"""Keys are equal when their bytes are, whatever Python's equality, the batches and the restarts."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def outputs(
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=lambda function: function.__name__)
 @given(records=sent, cut=cuts)
 @settings(max_examples=25)
-def test_json_keys_are_told_apart_as_their_bytes_are(topology, records, cut):
+def test_json_keys_are_distinguished_by_their_bytes(topology, records, cut):
     # The times ascend slowly, so that windows close.
     timed = [(key, value, at * 2 + later) for at, (key, value, later) in enumerate(records)]
     assert outputs(topology, Json(), timed, cut) == outputs(topology, Bytes(), timed, cut)
@@ -238,11 +238,11 @@ def test_keys_of_any_type_are_grouped_by_what_is_written(key, values):
     assert sorted(number for _, (number, _) in driver.entries("counts")) == sorted(last.values())
 
 
-# --- what is refused, and what it says
+# --- errors and their messages
 
 
 @pytest.mark.parametrize("made_by", ["group_by", "key_by", "group_by of a table"])
-def test_a_number_for_a_key_says_how_to_write_it_and_names_the_step(made_by):
+def test_the_error_for_a_number_as_key_names_a_serde_and_the_step(made_by):
     app = App("keys")
     stream: Stream[Any, Any] = app.stream("in", value=Json())
     if made_by == "group_by":
@@ -285,7 +285,7 @@ def test_one_record_of_another_type_among_text_is_a_dead_letter():
     assert driver.store("counts") == {"a": (2, 0)}
 
 
-def test_where_keys_are_said_to_be_text_a_number_is_a_dead_letter_from_the_first_on():
+def test_with_an_explicit_text_serde_the_first_number_as_key_is_a_dead_letter():
     app = App("keys")
     stream = app.stream("in", value=Json()).group_by(lambda user: user, key=Text(), store="by")
     stream.count("counts").to("out")
@@ -307,7 +307,7 @@ def test_where_keys_are_said_to_be_text_a_number_is_a_dead_letter_from_the_first
         (Bytes(), bytearray(b"x")),
     ],
 )
-def test_a_key_that_could_not_be_read_back_meets_the_policy_of_the_grouping(key, bad):
+def test_the_policy_of_the_grouping_applies_to_a_key_that_cannot_be_read_back(key, bad):
     app = App("keys")
     for policy, topic in ((dead_letter, "a"), (skip, "b")):
         grouped = app.stream(topic, value=Json()).group_by(
@@ -385,7 +385,7 @@ class Shown:
 
 
 class Putting:
-    """Puts what the value says, and forwards what the store has then."""
+    """Puts the entries in the value, and forwards the resulting content of the store."""
 
     def open(self, context: Any) -> None:
         self._store = context.store("kept")
@@ -422,7 +422,7 @@ def test_a_processor_may_put_keys_that_are_no_dictionary_keys():
 
 
 @pytest.mark.parametrize(("key", "bad"), [(Text(), 7), (Json(int), True), (Json(int), 1.0), (Text(), None)])
-def test_a_processor_store_says_which_store_cannot_have_the_key(key, bad):
+def test_the_error_for_an_invalid_key_names_the_processor_s_store(key, bad):
     class Put:
         def process(self, record: Record[Any, Any], context: Any) -> None:
             del record
@@ -435,5 +435,5 @@ def test_a_processor_store_says_which_store_cannot_have_the_key(key, bad):
     driver = TopologyDriver(app)
     driver.send("in", 1)
     (letter,) = driver.dead_letters()
-    assert "store 'kept' cannot have the key" in error_of(letter)
+    assert "store 'kept' cannot use the key" in error_of(letter)
     assert driver.entries("kept") == []

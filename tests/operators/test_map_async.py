@@ -178,7 +178,7 @@ def test_a_call_that_takes_too_long_is_cancelled_and_fails_alone():
     assert flight.now == 0
 
 
-def test_a_call_that_ignores_its_cancellation_is_left_behind():
+def test_a_call_that_ignores_its_cancellation_is_abandoned():
     released = threading.Event()
 
     async def stubborn(value: int) -> int:
@@ -253,7 +253,7 @@ def test_under_fail_the_first_failing_record_is_named_and_later_calls_are_cancel
 
 
 @pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit])
-def test_what_ends_a_process_does_so_and_the_loop_goes_on(ending):
+def test_an_exception_that_ends_the_process_does_so_and_the_event_loop_continues(ending):
     async def call(value: int) -> int:
         await asyncio.sleep(0)
         if value == 2:
@@ -352,7 +352,8 @@ def test_a_function_that_cannot_be_awaited_is_refused():
         yield value
 
     with pytest.raises(
-        TopologyError, match=r"step 'call' \(map_async\) was given .*generate \(.*nothing that can"
+        TopologyError,
+        match=r"step 'call' \(map_async\) was given .*generate \(.*does not return an awaitable",
     ):
         driver_of(generate)
 

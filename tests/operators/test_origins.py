@@ -1,4 +1,4 @@
-"""Dead letters and errors name the input record that is behind internal topics, stores and windows."""
+"""Dead letters and errors name the input record, also through internal topics, stores and windows."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def letters(driver: TopologyDriver) -> list[Letter]:
     return [Letter(record) for record in driver.dead_letters()]
 
 
-def test_a_record_that_fails_behind_a_repartition_topic_is_the_one_that_was_read():
+def test_an_error_downstream_of_a_repartition_topic_names_the_input_record():
     app = new_app()
     stream = orders(app).key_by(lambda value: value["user"]).repartition("by-user", value=Json())
     stream.map(lambda value: boom(value) if value["bad"] else value, on_error=dead_letter).to("out")
@@ -182,7 +182,7 @@ def test_origins_go_through_several_internal_topics():
     ]
 
 
-def test_undecodable_keys_and_bad_groups_behind_an_internal_topic():
+def test_undecodable_keys_and_bad_groups_downstream_of_an_internal_topic():
     app = new_app()
     by_user(orders(app)).aggregate("sum", total("amount"), on_error=dead_letter).to("out")
     driver = TopologyDriver(app)
@@ -312,7 +312,7 @@ def test_a_window_whose_records_are_forgotten_names_the_one_that_closed_it():
     assert letter.about["payload"] == "a result of step 'w', made at orders-0 offset 1"
 
 
-def test_a_window_that_closes_as_nothing_comes_says_so():
+def test_an_error_in_a_window_that_closes_while_idle_mentions_it():
     app = new_app()
     results = orders(app).group_by_key().window(Tumbling(seconds=10), close_idle_after=seconds(5)).count("w")
     results.final().filter(boom, on_error=dead_letter).to("out")
@@ -327,7 +327,7 @@ def test_a_window_that_closes_as_nothing_comes_says_so():
 
 
 @pytest.mark.parametrize("on", ["stream_time", "wall_clock"])
-def test_what_a_timer_makes_has_no_input_record_and_says_which_step_made_it(on):
+def test_a_timer_s_record_has_no_input_record_and_names_its_step(on):
     class Ticking:
         def open(self, context):
             context.schedule(milliseconds(1000), lambda now: context.forward(Record("tick", now, now)), on=on)

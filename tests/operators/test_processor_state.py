@@ -1,4 +1,4 @@
-"""Processors with stores and schedules: what they keep, what is taken back, and when they are called."""
+"""Processors with stores and schedules: their state, its rollback, and when they are called."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_what_is_put_is_found_again_also_after_a_restart(processor):
 
 @pytest.mark.parametrize("processor", [Counter, BatchCounter])
 @pytest.mark.parametrize("policy", [dead_letter, skip])
-def test_a_failing_record_leaves_nothing_behind_and_the_others_stay(processor, policy):
+def test_a_failing_record_is_rolled_back_and_the_others_are_kept(processor, policy):
     driver = TopologyDriver(counting(processor, policy))
     driver.send_all("in", records("x", "bad", "x", "bad", "x"))
     assert driver.values("out") == ["k1", "k2", "k3"]
@@ -188,7 +188,7 @@ def test_a_store_that_the_step_was_not_given_is_refused():
 
 
 class Reporter:
-    """Counts records, and says how many there were whenever it is called."""
+    """Counts records, and forwards the count at each scheduled call."""
 
     on: Any = "stream_time"
     every = timedelta(seconds=1)
@@ -250,7 +250,7 @@ def test_the_wall_clock_calls_whether_or_not_records_come():
     assert driver.store("counts") == {"all": 0}
 
 
-def test_what_is_scheduled_and_fails_stops_the_worker_and_says_which_step():
+def test_a_failing_scheduled_call_stops_the_worker_and_names_the_step():
     class Broken(WallReporter):
         def report(self, now: int) -> None:
             raise ValueError("no report")
@@ -258,7 +258,7 @@ def test_what_is_scheduled_and_fails_stops_the_worker_and_says_which_step():
     driver = TopologyDriver(counting(Broken))
     driver.send("in", "x", key="k")
     with pytest.raises(
-        ProcessingError, match=r"failed in what it scheduled every 1000 ms: ValueError: no report"
+        ProcessingError, match=r"failed in the call it scheduled every 1000 ms: ValueError: no report"
     ):
         driver.advance(milliseconds(1_000))
     assert driver.store("counts") == {"all": 1}
@@ -271,7 +271,7 @@ def test_a_schedule_needs_a_time(every):
 
     Hasty.every = timedelta(milliseconds=every)
     driver = TopologyDriver(counting(Hasty))
-    with pytest.raises(TopologyError, match="needs 1 or more"):
+    with pytest.raises(TopologyError, match="the minimum is 1 ms"):
         driver.send("in", "x", key="k")
 
 
@@ -290,7 +290,7 @@ def test_aggregates_in_a_row_tell_of_each_change():
     assert driver.values("out") == [1, 2, 3]
 
 
-def test_two_steps_behind_one_that_makes_times_agree_on_what_is_late():
+def test_two_steps_downstream_of_one_that_assigns_times_agree_on_what_is_late():
     app = App("twice")
     timed = app.stream("in", key=Text(), value=Text()).map(int, timestamp=int)
     for number in range(2):
@@ -380,7 +380,7 @@ def test_a_call_on_the_wall_clock_whose_commit_failed_comes_again(error):
     for _ in range(8):
         worker.run_once()
     if error is OutcomeUnknown:
-        # The task was made anew, and its schedule with it.
+        # The task was created again, and its schedule with it.
         site.clock.now += 1
         for _ in range(8):
             worker.run_once()
@@ -417,7 +417,7 @@ def test_what_follows_a_call_on_the_wall_clock_may_wait_without_being_committed_
     for _ in range(5):
         worker.run_once()
     site.clock.now += 1
-    # Something is whole already when the call's results have to wait, and their own commit fails.
+    # There are complete slices when the call's results have to wait, and their own commit fails.
     site.send(2)
     commits = 0
 

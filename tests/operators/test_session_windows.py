@@ -1,4 +1,4 @@
-"""Sessions against a model that goes event by event, however they are cut, disturbed and out of order."""
+"""Sessions against a model that adds event by event, with any batches, faults and disorder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Model:
-    """What the definition says: every open session is looked at for every event."""
+    """The definition: every open session is checked for every event."""
 
     def __init__(self, gap: int, grace: int) -> None:
         self.gap = gap
@@ -66,13 +66,13 @@ def test_sessions_are_those_of_the_model(
     for place in [place for place in model.sessions if now > place[2] + model.lasts]:
         model.closed[place] = model.sessions.pop(place)
     if not record_wise:
-        # Values are collected in the order of event time; the user's own functions get them as they come.
+        # Values are collected in the order of event time; the user's functions get them in order of arrival.
         times = {row.event.number: row.event.time for row in rows}
         for numbers in (*model.closed.values(), *model.sessions.values()):
             numbers.sort(key=lambda number: (times[number], number))
     assert each_once(results.final) == model.closed
     assert as_table(results.updates) == model.closed | model.sessions
-    # Whether two that are bad and late but for each other are one or the other is nobody's concern.
+    # Two records that are each bad and would be late without the other may count as either.
     assert set(results.late) | set(results.dead) == set(model.late) | set(model.dead)
     bad = {row.event.number for row in rows if row.event.bad}
     assert set(results.late) - bad == set(model.late) - bad
@@ -115,7 +115,7 @@ def sessions_app(*, gap: int = 10, grace: int = 0, **options: Any) -> App:
     return app
 
 
-def test_an_event_at_the_very_end_of_the_gap_belongs_to_the_session_and_one_behind_it_does_not():
+def test_an_event_at_the_end_of_the_gap_belongs_to_the_session_and_one_after_it_does_not():
     driver = TopologyDriver(sessions_app())
     for time in (0, 10, 21):
         driver.send("in", 1, key="a", timestamp=time)
@@ -148,10 +148,10 @@ def test_of_two_sessions_of_a_key_only_the_one_whose_time_has_come_closes():
         assert driver.values("final") == expected
 
 
-def test_results_of_sessions_that_became_one_are_taken_back_if_they_were_told():
+def test_forwarded_results_of_merged_sessions_are_retracted():
     driver = TopologyDriver(sessions_app(grace=100))
     driver.send_all("in", [Record("a", 1, 0), Record("a", 1, 4), Record("a", 1, 20)])
-    # Not told: the one at 40 is in the same commit as the one that brings it together with another.
+    # Not forwarded: the one at 40 is in the same commit as the one that merges it with another.
     driver.send_all("in", [Record("a", 1, 40), Record("a", 1, 12), Record("a", 1, 35)])
     assert driver.values("updates") == [
         Windowed("a", 0, 4, 2),
@@ -163,7 +163,7 @@ def test_results_of_sessions_that_became_one_are_taken_back_if_they_were_told():
     ]
 
 
-def test_a_session_that_grows_and_closes_before_the_next_commit_is_told_before_it_is_final():
+def test_a_session_that_grows_and_closes_before_the_next_commit_is_updated_before_it_is_final():
     driver = TopologyDriver(sessions_app())
     driver.send("in", 1, key="a", timestamp=0)
     assert driver.values("updates") == [Windowed("a", 0, 0, 1)]
@@ -214,7 +214,7 @@ def test_reduced_values_merge_by_the_function():
     assert driver.values("final") == [Windowed("a", 0, 20, 9)]
 
 
-def test_a_merge_that_fails_meets_the_policy_and_leaves_both_sessions_alone():
+def test_the_policy_applies_to_a_merge_that_fails_and_both_sessions_are_unchanged():
     def refuse(_first: int, _second: int) -> int:
         raise ValueError("no")
 

@@ -1,4 +1,4 @@
-"""Functions that see records: what they make of key, value, event time and headers, and what fails alone."""
+"""Functions of records: their results for key, value, event time and headers, and which records fail."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_function_sees_key_value_time_headers_and_coordinates():
     ]
 
 
-def test_a_record_may_be_replaced_in_part_or_as_a_whole():
+def test_a_record_may_be_replaced_partly_or_completely():
     driver = driver_of(
         lambda stream: stream.map_records(
             lambda record: record.with_(value=[record.key, record.value], timestamp=record.timestamp + 1)
@@ -148,18 +148,18 @@ def test_a_record_that_a_function_changes_stays_as_it_was_for_other_steps_and_fo
 @pytest.mark.parametrize(
     ("function", "why"),
     [
-        (lambda record: record.value, "map_records needs records from its function, got int"),
+        (lambda record: record.value, "the function of map_records must return records, got int"),
         (lambda record: record.with_(timestamp=-1), "an event time is a whole number of milliseconds"),
         (lambda record: record.with_(timestamp=1.5), "an event time is a whole number of milliseconds"),
         (lambda record: record.with_(timestamp=1 << 63), "an event time is a whole number of milliseconds"),
-        (lambda record: record.with_(headers={"a": b""}), "headers are a list of pairs"),
+        (lambda record: record.with_(headers={"a": b""}), "headers must be a list of pairs"),
         (lambda record: record.with_(headers=[("a", "b")]), "a header is a pair of a name and bytes"),
         (lambda record: record.with_(headers=[("a", b"", b"")]), "a header is a pair of a name and bytes"),
         (lambda record: record.with_(headers=[("\ud800", b"")]), "surrogates not allowed"),
         (lambda record: 1 // 0, "integer division or modulo by zero"),
     ],
 )
-def test_what_is_no_record_that_can_go_on_fails_alone_with_its_coordinates(function, why):
+def test_an_invalid_record_fails_alone_with_its_coordinates(function, why):
     def sometimes(record: Record[str, Any]) -> Record[str, Any]:
         made: Record[str, Any] = function(record) if record.value == 1 else record
         return made
@@ -178,7 +178,7 @@ def test_what_is_no_record_that_can_go_on_fails_alone_with_its_coordinates(funct
         driver.send_all("in", [Record("k", value, 3) for value in range(3)])
 
 
-def test_a_record_that_came_without_a_time_may_go_on_without_one():
+def test_a_record_without_a_time_may_be_forwarded_without_one():
     driver = driver_of(lambda stream: stream.map_records(lambda record: record.with_(value=2)))
     driver.send("in", 1, key="k", timestamp=-1)
     assert [record.timestamp for record in driver.read("out")] == [-1]
@@ -219,7 +219,7 @@ def test_the_step_that_follows_reads_the_values_as_the_function_is_annotated_to_
     assert driver.store("one") == driver.store("many") == {"k": (1, 0)}
 
 
-def test_keys_that_change_are_written_as_the_step_says():
+def test_changed_keys_are_written_with_the_serde_of_the_step():
     app = App("records")
     stream = app.stream("in", key=Text(), value=Json(int))
 
@@ -314,7 +314,7 @@ def test_what_follows_knows_the_input_record_of_each_row():
     assert [letter.value for letter in driver.dead_letters()] == [b"2"]
 
 
-def test_with_gives_a_record_of_its_own():
+def test_with_returns_a_separate_record():
     record = Record("k", 1, 5, [("h", b"")], "t", 2, 3, (4, 5))
     assert record.with_(value=None) == Record("k", None, 5, [("h", b"")], "t", 2, 3)
     assert record.with_(key=None, value="x") == Record(None, "x", 5, [("h", b"")], "t", 2, 3)

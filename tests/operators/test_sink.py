@@ -1,4 +1,4 @@
-"""What a sink makes of batches: encoded rows, for one topic each."""
+"""Sinks encode batches as rows, for one topic each."""
 
 from __future__ import annotations
 

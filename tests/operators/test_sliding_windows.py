@@ -1,4 +1,4 @@
-"""Sliding windows against brute force over all events, however they are cut, disturbed and out of order."""
+"""Sliding windows against brute force over all events, with any batches, faults and disorder."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_window_that_closed_within_the_batch_is_final_at_its_end():
     assert Windowed("a", 100, 200, 1) in driver.values("final")
 
 
-def test_only_windows_that_changed_are_told_again():
+def test_only_windows_that_changed_are_forwarded_again():
     driver = TopologyDriver(sliding_app(grace=100))
     driver.send_all("in", [Record("a", 1, 0), Record("a", 1, 50)])
     driver.read("updates")

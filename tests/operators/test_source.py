@@ -1,4 +1,4 @@
-"""What a source makes of the bytes that were fetched."""
+"""Sources decode fetched records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_key_or_a_value_that_cannot_be_decoded_fails_alone():
         assert driver.values("out") == [3]
 
 
-def test_event_times_come_from_the_values_where_a_function_says_so():
+def test_event_times_are_extracted_from_values_by_a_function():
     app = App("source", dead_letter_limit=1.0)
     stream = app.stream("in", key=Text(), value=Json(), timestamp=lambda value: value["at"])
     stream.to("out", key=Text(), value=Json())

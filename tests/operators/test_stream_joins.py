@@ -1,4 +1,4 @@
-"""Joins of two streams against their definition: disorder, duplicates, cuts, failing slices, restarts."""
+"""Joins of two streams against their definition: disorder, duplicates, batches, failing slices, restarts."""
 
 from __future__ import annotations
 
@@ -201,9 +201,7 @@ def test_a_join_is_that_of_the_definition(data, found, how, window, partitions):
 
 
 @given(st.data(), inputs(), hows, windows)
-def test_what_comes_out_and_in_which_order_does_not_depend_on_batches_failures_and_restarts(
-    data, found, how, window
-):
+def test_results_and_their_order_do_not_depend_on_batches_failures_and_restarts(data, found, how, window):
     one_by_one = [Step([(number, sent)]) for number, sent in enumerate(found)]
     last = ending(found, 1)
     expected = Bench(how, window).run([*one_by_one, *last])
@@ -285,7 +283,7 @@ def test_disorder_of_milliseconds_loses_no_pair(how, count, apart, disorder, win
 
 
 @pytest.mark.parametrize("window", [Window(0, 1000, 0), Window(1000, 0, 0), Window(300, 200, 50)])
-def test_each_record_leaves_alone_at_a_moment_of_its_own(window):
+def test_each_unmatched_record_is_forwarded_by_its_own_event_time(window):
     bench = Bench("outer", window)
     lasts = window.before + window.after + window.grace
     bench.driver.send_all("left", [Record(f"left-{time}", 1, time) for time in range(0, 5000, 100)])

@@ -1,4 +1,4 @@
-"""Tables against plain dictionaries: what each key has in the end, and what changes say on the way."""
+"""Tables against plain dictionaries: the final value of each key, and the changes before it."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_groups_of_a_table_follow_its_values(found, cut, partitions):
     def outcome(topic: str) -> dict[Any, Any]:
         return {record.key: record.value for record in driver.read(topic)}
 
-    # A group that comes and goes within one batch may never be told of.
+    # A group that appears and disappears within one batch may never be forwarded.
     counts = outcome("count-out")
     assert {key: count for key, count in counts.items() if count} == {
         key: len(values) for key, values in expected.items() if values
@@ -268,7 +268,7 @@ def test_a_value_moves_from_its_old_group_to_the_new_one():
     ]
 
 
-def test_values_without_a_group_meet_the_policy_and_leave_their_old_group():
+def test_the_policy_applies_to_values_without_a_group_and_they_leave_their_old_group():
     app, table = table_app()
     table.group_by(lambda value: value.get("city")).count("cities").to("out")
     driver = TopologyDriver(app)
@@ -295,7 +295,7 @@ def test_a_reduction_deletes_a_group_that_nothing_is_left_of():
 @pytest.mark.parametrize("aggregate", [latest(), custom(int, int.__add__, name="sum")])
 def test_an_aggregate_that_cannot_take_values_out_again_is_refused(aggregate):
     _, table = table_app()
-    with pytest.raises(TopologyError, match=r"'best': .* cannot take a value out again"):
+    with pytest.raises(TopologyError, match=r"'best': .* cannot subtract a value"):
         table.group_by(str).aggregate("best", aggregate)
 
 
@@ -327,7 +327,7 @@ def asked(driver: TopologyDriver) -> dict[str, Any]:
 
 @given(operations("t", "u"), cuts)
 @settings(max_examples=50)
-def test_a_table_asked_for_a_key_has_what_its_changes_said(found, cut):
+def test_a_read_of_a_table_returns_the_value_of_its_changes(found, cut):
     app, table = table_app()
     other = app.table("u", key=Text(), value=Json()).map(lambda value: 60 // value, on_error=skip)
     joined = table.outer_join(other, lambda one, two: [one, two]).filter(lambda pair: pair[0] != 2)
@@ -338,7 +338,7 @@ def test_a_table_asked_for_a_key_has_what_its_changes_said(found, cut):
     assert asked(driver) == replayed(driver.read("changes"))
 
 
-def test_a_stream_becomes_a_table_with_a_changelog_of_its_own():
+def test_a_stream_becomes_a_table_with_a_changelog():
     app = App("shop")
     stream = app.stream("s", key=Text(), value=Json(), tombstones=True)
     stream.map(lambda value: value and value + 1).to_table("kept", value=Json(int)).to("out")
@@ -353,7 +353,7 @@ def test_a_stream_becomes_a_table_with_a_changelog_of_its_own():
     assert driver.store("kept") == {"b": (3, 1)}
 
 
-def test_a_value_that_cannot_be_kept_meets_the_policy_at_its_record():
+def test_the_policy_applies_to_the_record_of_a_value_that_cannot_be_stored():
     app = App("shop")
     stream = app.stream("s", key=Text(), value=Json())
     stream.map(lambda value: object() if value == 1 else value).to_table("kept", value=Json()).to("out")
@@ -379,7 +379,7 @@ def test_a_table_needs_to_know_how_values_are_written():
     stream = app.stream("s", key=Text(), value=Text()).map(lambda value: value)
     with pytest.raises(TopologyError, match="'kept' keeps values"):
         stream.to_table("kept")
-    with pytest.raises(TopologyError, match="the records of 'c' change tasks"):
+    with pytest.raises(TopologyError, match="the records of 'c' go through the repartition topic"):
         app.table("t", value=Text()).map(lambda value: value).group_by(lambda value: value).count("c")
 
 
@@ -390,7 +390,7 @@ def test_a_table_without_readers_is_no_dead_end():
     assert driver.store("t") == {"a": (1, 0)}
 
 
-def test_a_failing_function_ends_the_app_where_it_is_told_to():
+def test_a_failing_function_stops_the_app_with_policy_fail():
     app, table = table_app()
     table.map(lambda value: 1 // value, on_error=fail).to("out", on_error=fail)
     driver = TopologyDriver(app)

@@ -1,4 +1,4 @@
-"""The event times of windows' results: updates are never ahead of the records that they stand for."""
+"""The event times of windows' results: updates are never ahead of their records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tumbling and hopping windows against brute force, however events are cut, disturbed and out of order."""
+"""Tumbling and hopping windows against brute force, with any batches, faults and disorder."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_windows_are_those_of_the_definition(
             for start in starts:
                 windows.setdefault((event.key, start, start + size), []).append(event.number)
     if not record_wise:
-        # Values are collected in the order of event time; the user's own functions get them as they come.
+        # Values are collected in the order of event time; the user's functions get them in order of arrival.
         times = {event.number: event.time for event, _ in rows}
         for numbers in windows.values():
             numbers.sort(key=lambda number: (times[number], number))

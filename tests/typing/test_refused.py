@@ -81,7 +81,7 @@ def test_a_record_of_other_types(hits: Stream[str, Hit]):
     hits.map_records(lambda record: record.with_(value=record.value.sise))  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     hits.map_records(lambda record: record.value)  # type: ignore[arg-type, return-value]  # pyright: ignore[reportArgumentType]
     hits.map_records(lambda record: record.with_(key=1), keeps_key=True)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
-    with pytest.raises(TopologyError, match="leave one of them away"):
+    with pytest.raises(TopologyError, match="leave out one of the two"):
         hits.map_records(lambda record: record, key=Text(), keeps_key=True)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
 
 
