@@ -74,7 +74,13 @@ class JoinOptions(NamedTuple):
 
     def join_window(self) -> JoinWindow:
         """The window asked for. Raises ``TopologyError``."""
-        if (self.within is None) == (self.window is None):
+        if self.within is not None and self.window is not None:
+            raise TopologyError(
+                f"the join {self.step!r}: within={self.within} and window={self.window} both say how far "
+                "apart records may lie",
+                hint="leave one out: within=minutes(5) is JoinWindow(before=minutes(5), after=minutes(5))",
+            )
+        if self.within is None and self.window is None:
             raise TopologyError(
                 f"the join {self.step!r} of two streams needs to know how far apart records may lie",
                 hint="either within=minutes(5) or window=JoinWindow(before=…, after=…)",

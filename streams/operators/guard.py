@@ -40,6 +40,13 @@ class Interrupted(BaseException):
     """
 
 
+class UnfitResult(TypeError):
+    """A function gave something of a type that its step has no use for.
+
+    Where no result has been fit so far, it is a mistake in the program, as ``Guard`` says.
+    """
+
+
 class WholeColumn:
     """A function of a complete column that may give a ``Column``, as one of another library's arrays does.
 
@@ -86,8 +93,8 @@ class Guard:
     are failures of their records: functions are the user's, and nothing would await what they return. Where
     no result has been a plain one so far, they are a mistake in the program.
 
-    A ``TopologyError`` is such a mistake too: whatever the policy, the worker stops, as the next record would
-    raise it as well.
+    The same holds for an ``UnfitResult``. A ``TopologyError`` is such a mistake too: whatever the policy, the
+    worker stops, as the next record would raise it as well.
     """
 
     __slots__ = (
@@ -274,6 +281,8 @@ class Guard:
         if error is None:
             # A function that raises StopIteration ends ``map`` without a word; it must not end the batch.
             error = RuntimeError("ended before it gave a result for this record (StopIteration?)")
+        if isinstance(error, UnfitResult) and not self._begun:
+            error = TopologyError(str(error))
         for attempt in range(0 if isinstance(error, TopologyError) else self._policy.retries):
             self._runtime.wait(self._policy.delay(attempt), self.step, error)
             try:

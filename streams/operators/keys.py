@@ -123,7 +123,7 @@ class ImpliedText:
                 f"{self._guard.describe} made a key of type {type(key).__name__}, {key!r:.80}, of "
                 f"{batch.topic}-{batch.partition} offset {batch.offset(row)}, and keys are written as text "
                 "where nothing else is said",
-                hint=f"say how keys are written: key=Json({described_type(key)}); or key=Text(), if only "
+                hint=f"say how keys are written: key={_serde_of(key)}; or key=Text(), if only "
                 "this record is wrong: such records then get on_error",
             )
 
@@ -183,6 +183,11 @@ def keys_by_row(batch: Batch[Any, Any]) -> dict[int, list[Any]]:
     for row, key in zip(batch.rows, batch.keys, strict=True):
         keys.setdefault(row, []).append(key)
     return keys
+
+
+def _serde_of(key: Any) -> str:
+    """The serde for keys like this one, as one writes it in a program."""
+    return "Bytes()" if isinstance(key, bytes) else f"Json({described_type(key)})"
 
 
 def described_type(key: Any) -> str:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from streams.coroutines.awaitables import settled
 from streams.operators import Operator, fan_out
+from streams.operators.guard import UnfitResult
 from streams.operators.snapshot import FIXED, snapshot
-from streams.operators.stateless import LATEST, no_event_time
+from streams.operators.stateless import LATEST, no_event_time, several
 from streams.records import Record
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class FlatMapRecords(Operator):
 
             def call(row: int) -> list[Columns]:
                 # Each is taken as it comes: a generator may change and give one object again.
-                return [taken(record, row) for record in settled(function(record_at(row)))]
+                return [taken(record, row) for record in several(function(record_at(row)))]
 
             kept, made = guard.apply(partial(map, call), range(len(batch)), batch)
             flat = list(chain.from_iterable(made))
@@ -190,7 +191,7 @@ class _Taken:
     def __call__(self, record: object, row: int) -> Columns:
         if not isinstance(record, Record):
             settled(record)
-            raise TypeError(
+            raise UnfitResult(
                 f"{self._kind} needs records from its function, got {type(record).__name__}: "
                 "make them with record.with_(value=…)"
             )

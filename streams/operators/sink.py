@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.coroutines.awaitables import settled
 from streams.operators import Operator
-from streams.operators.guard import column_transform
+from streams.operators.guard import UnfitResult, column_transform
 from streams.operators.keys import readable_keys
 from streams.origin import with_origins
 from streams.records import Output, take
@@ -176,7 +176,8 @@ def _topic_names(
         if type(topic) is not str or topic not in allowed:
             if type(topic) is not str or not topic:
                 settled(topic)
-                raise TypeError(f"a topic's name is needed, got {topic!r}")
+                error = f"a topic's name is needed, got {topic!r:.80}"
+                raise UnfitResult(error) if type(topic) is not str else TypeError(error)
             check(topic)
             allowed.add(topic)
         yield topic

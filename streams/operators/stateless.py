@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.coroutines.awaitables import any_awaitable, is_awaitable, settled, unawaited
 from streams.operators import Operator, fan_out
+from streams.operators.guard import UnfitResult
 from streams.operators.keys import ImpliedText
 from streams.operators.snapshot import snapshot
 from streams.records import Batch, take
@@ -146,7 +147,7 @@ class FlatMap(Operator):
             found = function(value)
             if type(found) in {list, tuple}:
                 return list(found)
-            return list(map(snapshot, map(settled, settled(found))))
+            return list(map(snapshot, map(settled, several(found))))
 
         transform = partial(map, expand)
 
@@ -313,6 +314,16 @@ def extract_timestamps(
         guard.refuse(timed, row, error)
     good = [row for row in range(len(times)) if row not in errors]
     return timed.select(good).with_timestamps(take(times, good))
+
+
+def several(found: Any) -> Iterable[Any]:
+    """What a function gave in place of one record. Raises where it is not iterable."""
+    try:
+        return iter(settled(found))
+    except TypeError:
+        raise UnfitResult(
+            f"a list, generator or other iterable is needed, empty for no record, got {found!r:.80}"
+        ) from None
 
 
 def no_event_time(time: object) -> Exception:

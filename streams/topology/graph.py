@@ -412,7 +412,7 @@ class Topology:
             if not isinstance(node, Step):
                 continue
             for store in node.owns:
-                if not _STORE_NAME.fullmatch(store.name):
+                if not isinstance(store.name, str) or not _STORE_NAME.fullmatch(store.name):
                     raise TopologyError(
                         f"{store.name!r} cannot name a store: it becomes part of a topic's name",
                         hint="use letters, digits, '.', '_' and '-'",
