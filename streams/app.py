@@ -302,6 +302,7 @@ class App:
         store: str | None = None,
         timestamp: Callable[[Any], int] | None = None,
         on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> Table[Any, Any]:
         """Read a topic as a table: the latest value of each key, where a null value deletes.
 
@@ -313,6 +314,7 @@ class App:
         handles records without a key and those that cannot be decoded. A deletion has its record's own
         timestamp, even if ``timestamp`` is given.
         """
+        _refuse_name("table", topic, name)
         return Table(
             read_table(
                 self._builder,
@@ -348,6 +350,7 @@ class App:
         key: Serde[Any] | None = None,
         value: Serde[Any] | None = None,
         store: str | None = None,
+        name: str | None = None,
     ) -> GlobalTable[Any, Any]:
         """Read a topic as a table of which every worker has a complete copy, for ``Stream.join_global``.
 
@@ -356,6 +359,7 @@ class App:
         be decoded, are left out: they are counted as skipped under the name of its
         store, ``store`` or the topic's, and logged.
         """
+        _refuse_name("global_table", topic, name)
         keys = key or Bytes()
         values = value or Json()
         table = read_global_table(self._builder, topic, key=keys, value=values, store=store)
@@ -724,6 +728,15 @@ def _routes(
         "/healthz": healthy,
         "/readyz": ready,
     }
+
+
+def _refuse_name(method: str, topic: str, name: object) -> None:
+    """Refuse what the signatures do not have: earlier versions named a table's store by ``name=``."""
+    if name is not None:
+        raise TopologyError(
+            f"app.{method}({topic!r}, name={name!r:.80}): store= names its store, and its step has no label",
+            hint=f"app.{method}({topic!r}, store={name!r:.80}) keeps the state of a store of this name",
+        )
 
 
 def _refuse_async_callbacks(settings: Settings) -> None:

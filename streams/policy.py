@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from streams.durations import milliseconds, seconds, to_milliseconds
 from streams.errors import ConfigurationError
@@ -31,6 +31,12 @@ class ErrorPolicy:
     longest_backoff: timedelta = _LONGEST_BACKOFF
 
     def __post_init__(self) -> None:
+        if self.action not in get_args(Action):
+            raise ConfigurationError(
+                f"the action of a policy is one of {', '.join(get_args(Action))}, got {self.action!r:.80}"
+            )
+        if type(self.retries) is not int or self.retries < 0:
+            raise ConfigurationError(f"retry needs a whole number of times, got {self.retries!r:.80}")
         to_milliseconds(self.backoff, "retry: backoff")
         to_milliseconds(self.longest_backoff, "retry: longest_backoff")
 
@@ -65,6 +71,10 @@ def retry(
     ``backoff`` is the first wait and doubles up to ``longest_backoff``, e.g. ``backoff=milliseconds(200)``.
     Records after the failing one wait too, so the order within a partition is kept.
     """
+    if not isinstance(then, ErrorPolicy):
+        raise ConfigurationError(
+            f"retry({times}): then takes a policy, got {then!r:.80}", hint="then=fail, dead_letter or skip"
+        )
     policy = replace(then, retries=times, backoff=backoff, longest_backoff=longest_backoff)
     if times < 1 or longest_backoff < backoff:
         raise ConfigurationError(

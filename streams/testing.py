@@ -226,7 +226,7 @@ class TopologyDriver:
 
     def advance(self, duration: timedelta) -> None:
         """Advance the clock, e.g. by ``minutes(2)``: timers on the wall clock run, and idle windows close."""
-        milliseconds = to_milliseconds(duration, "advance: the duration")
+        milliseconds = to_milliseconds(duration, "the time to advance by")
         self.clock += milliseconds
         with self._resources.active():
             for task in list(self._tasks.values()):

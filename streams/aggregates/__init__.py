@@ -5,7 +5,7 @@ batches, nor on events that were removed again. Stored values are read back unch
 ``streams.aggregates.value_codec``.
 """
 
-from streams.aggregates.combined import Combined, check_fields
+from streams.aggregates.combined import Combined, check_aggregate, check_fields
 from streams.aggregates.contract import Aggregate, Of, Place
 from streams.aggregates.extremes import Maximum, Minimum, Top, maximum, minimum, top
 from streams.aggregates.numbers import Count, Mean, Total, Variance, count, mean, total, variance
@@ -32,6 +32,7 @@ __all__ = [
     "Top",
     "Total",
     "Variance",
+    "check_aggregate",
     "check_fields",
     "collect",
     "count",

@@ -166,6 +166,23 @@ class Combined(BaseAggregate):
         )
 
 
+def check_aggregate(step: str, name: str, part: object) -> None:
+    """Raise ``TopologyError`` for what is no aggregate, where a step was given it as a field or alone."""
+    if not isinstance(part, type) and hasattr(part, "result_type"):
+        return
+    function = getattr(part, "__name__", None)
+    hint = "e.g. aggregate(store, hits=count(), bytes=total(lambda hit: hit.size))"
+    if getattr(part, "__module__", "").startswith("streams.aggregates"):
+        hint = f"call it: {function}(…)"
+    elif callable(part):
+        hint = f"make one of functions with custom(…), or use reduce(store, {function})"
+    elif name in {"store", "name"}:
+        hint = "the store is the first argument, keywords are fields: aggregate(store, hits=count())"
+    raise TopologyError(
+        f"{step!r} needs aggregates, got {f'{name}=' if name else ''}{function or repr(part):.80}", hint=hint
+    )
+
+
 def check_fields(step: str, aggregate: Aggregate[Any, Any], kind: Any) -> None:
     """Raise ``TopologyError`` if an aggregate needs a field that values of a type do not have."""
     if isinstance(aggregate, Combined):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from streams.aggregates import Combined, check_fields
+from streams.aggregates import Combined, check_aggregate, check_fields
 from streams.dsl.flow import Flow, TableFlow
 from streams.durations import whole_milliseconds
 from streams.errors import TopologyError
@@ -84,6 +84,9 @@ class Groups:
                 f"{store!r} needs either one aggregate, or several by name",
                 hint='e.g. aggregate("sales", total("amount")) or aggregate("sales", sum=total("amount"))',
             )
+        for name, part in {"": aggregate, **fields}.items():
+            if part is not None:
+                check_aggregate(store, name, part)
         chosen = Combined(fields) if aggregate is None else aggregate
         check_fields(store, chosen, self._flow.value_type)
         return chosen

@@ -74,10 +74,15 @@ class JoinOptions(NamedTuple):
 
     def join_window(self) -> JoinWindow:
         """The window of the join. Raises ``TopologyError``."""
-        if (self.within is None) == (self.window is None):
+        if self.within is not None and self.window is not None:
             raise TopologyError(
-                f"the join {self.step!r} of two streams needs exactly one of within= and window=, "
-                f"got {'neither' if self.window is None else 'both'}",
+                f"the join {self.step!r}: within={self.within} and window={self.window} both define "
+                "the window",
+                hint="leave one out: within=minutes(5) is JoinWindow(before=minutes(5), after=minutes(5))",
+            )
+        if self.within is None and self.window is None:
+            raise TopologyError(
+                f"the join {self.step!r} of two streams needs within= or window=, got neither",
                 hint="either within=minutes(5) or window=JoinWindow(before=…, after=…)",
             )
         if self.within is not None:

@@ -798,6 +798,12 @@ class Stream(Generic[K, V]):
         The streams must have the same key serde and value serde, as the result has this stream's serdes.
         """
         flow, builder = self._flow, self._flow.builder
+        for other in others:
+            if not isinstance(other, Stream):
+                raise TopologyError(
+                    f"{name or 'merge'}: a stream is merged with streams, got {type(other).__name__}",
+                    hint="the changes of a table are a stream: table.to_stream()",
+                )
         flows = [flow, *(stream._flow for stream in others)]
         parents = tuple(parent for each in flows for parent in each.parents)
         if len(set(parents)) < len(parents):
@@ -869,6 +875,11 @@ class Stream(Generic[K, V]):
         record for whose partition the topic is too small. ``headers``, as pairs or a function of the record
         that returns pairs, and ``timestamp``, a function of the record, replace the record's own.
         """
+        if not isinstance(topic, str) and not callable(topic):
+            raise TopologyError(
+                f"{name or 'to'} takes a topic's name, or a function of the value that returns one, got "
+                f"{topic!r:.80}"
+            )
         generated = f"to-{topic}" if isinstance(topic, str) else f"to-{function_name(topic)}"
         flow = self._flow
         called = flow.builder.name(name, generated)
@@ -928,6 +939,11 @@ class Stream(Generic[K, V]):
         *,
         is_left: bool,
     ) -> Stream[K, R]:
+        if not isinstance(table, GlobalTable):
+            raise TopologyError(
+                f"{name or 'join_global'} takes a table of app.global_table, got {type(table).__name__}",
+                hint="a table of app.table is joined by the stream's keys: stream.join(table, function)",
+            )
         operator = JoinGlobal(function, table._name, key, table._key, is_left)
         return self._then(
             operator,
@@ -1287,6 +1303,7 @@ class Table(Generic[K, V]):
         with ``result``; each is needed where it is not known. ``on_error`` applies to values on which a
         function fails; they are treated as deleted.
         """
+        self._check_table(other, store)
         return Table(
             join_foreign_key(
                 self._flow,
@@ -1362,12 +1379,16 @@ class Table(Generic[K, V]):
         on_error: ErrorPolicy | None,
         name: str | None,
     ) -> Table[K, Any]:
+        self._check_table(other, name or "join")
+        return Table(join_tables(self._flow, other._flow, function, how, on_error, name))
+
+    @staticmethod
+    def _check_table(other: object, step: str) -> None:
         if not isinstance(other, Table):
             raise TopologyError(
-                f"{name or 'join'}: a table joins a table, got {type(other).__name__}",
+                f"{step}: a table joins a table, got {type(other).__name__}",
                 hint="to join records with this table, start from the stream: stream.join(table, function)",
             )
-        return Table(join_tables(self._flow, other._flow, function, how, on_error, name))
 
 
 class GroupedTable(Generic[K, V]):

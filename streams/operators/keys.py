@@ -122,7 +122,7 @@ class ImpliedText:
                 f"{self._guard.describe} made a key of type {type(key).__name__}, {key!r:.80}, of "
                 f"{batch.topic}-{batch.partition} offset {batch.offset(row)}, but keys are written as text "
                 "by default",
-                hint=f"pass a serde for the keys: key=Json({described_type(key)}); or key=Text(), if only "
+                hint=f"pass a serde for the keys: key={_serde_of(key)}; or key=Text(), if only "
                 "this record is wrong: on_error then applies to such records",
             )
 
@@ -182,6 +182,11 @@ def keys_by_row(batch: Batch[Any, Any]) -> dict[int, list[Any]]:
     for row, key in zip(batch.rows, batch.keys, strict=True):
         keys.setdefault(row, []).append(key)
     return keys
+
+
+def _serde_of(key: Any) -> str:
+    """The serde for keys like this one, as one writes it in a program."""
+    return "Bytes()" if isinstance(key, bytes) else f"Json({described_type(key)})"
 
 
 def described_type(key: Any) -> str:

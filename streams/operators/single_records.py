@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from streams.coroutines.awaitables import settled
 from streams.operators import Operator, fan_out
 from streams.operators.snapshot import FIXED, snapshot
-from streams.operators.stateless import LATEST, no_event_time
+from streams.operators.stateless import LATEST, no_event_time, several
 from streams.records import Record
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class FlatMapRecords(Operator):
 
             def call(row: int) -> list[Columns]:
                 # Copied one by one: a generator may modify a record and yield it again.
-                return [taken(record, row) for record in settled(function(record_at(row)))]
+                return [taken(record, row) for record in several(function(record_at(row)))]
 
             kept, made = guard.apply(partial(map, call), range(len(batch)), batch)
             flat = list(chain.from_iterable(made))

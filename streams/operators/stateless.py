@@ -146,7 +146,7 @@ class FlatMap(Operator):
             found = function(value)
             if type(found) in {list, tuple}:
                 return list(found)
-            return list(map(snapshot, map(settled, settled(found))))
+            return list(map(snapshot, map(settled, several(found))))
 
         transform = partial(map, expand)
 
@@ -313,6 +313,19 @@ def extract_timestamps(
         guard.refuse(timed, row, error)
     good = [row for row in range(len(times)) if row not in errors]
     return timed.select(good).with_timestamps(take(times, good))
+
+
+def several(found: Any) -> Iterable[Any]:
+    """The results that a function returns for one record. Raises ``TypeError`` if it returns no iterable."""
+    found = settled(found)
+    try:
+        results: Iterable[Any] = iter(found)
+    except TypeError:
+        raise TypeError(
+            "the function must return a list, generator or other iterable, empty for no record, "
+            f"got {found!r:.80}"
+        ) from None
+    return results
 
 
 def no_event_time(time: object) -> Exception:

@@ -46,6 +46,13 @@ def check_code(
     if operator is not None and operator.awaits:
         _require_awaitable(step, kind, operator.code, place)
         return
+    timestamp = getattr(operator, "timestamp", None)
+    for code in () if operator is None else (operator.code, timestamp):
+        if code is not None and not callable(code):
+            raise TopologyError(
+                f"step {step!r} ({kind}) needs a function, got {code!r:.80}{_declared(place)}",
+                hint="e.g. lambda value: value.path" if isinstance(code, str) else None,
+            )
     if operator is not None and operator.makes_processors:
         for method in _methods(plain_function(operator.code)):
             _refuse_asynchronous(step, kind, method, place)

@@ -412,7 +412,8 @@ class Topology:
             if not isinstance(node, Step):
                 continue
             for store in node.owns:
-                if not _STORE_NAME.fullmatch(store.name):
+                name: object = store.name
+                if not isinstance(name, str) or not _STORE_NAME.fullmatch(name):
                     raise TopologyError(
                         f"{store.name!r} cannot name a store: it becomes part of a topic's name",
                         hint="use letters, digits, '.', '_' and '-'",
