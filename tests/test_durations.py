@@ -103,7 +103,7 @@ TAKERS: dict[str, Any] = {
     "backoff": lambda duration: retry(3, backoff=duration),
     "longest_backoff": lambda duration: retry(3, longest_backoff=duration),
     "schedule": scheduled,
-    "the duration": advanced,
+    "the time to advance by": advanced,
 }
 """What a duration is given to, by what an error calls it."""
 

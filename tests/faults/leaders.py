@@ -43,11 +43,16 @@ class Leaders:
             request_timeout=ANSWER_SECONDS,
         )
         try:
-            return {asked[partition]: answer.result() for partition, answer in answers.items()}
+            ends = {asked[partition]: answer.result() for partition, answer in answers.items()}
         except KafkaException as error:
             # A client that waits for a broker that hangs keeps waiting.
             self._client = self._connect()
             raise BrokerError(f"the ends of {len(asked)} partitions: {error}") from error
+        # The client returns -1001 instead of an error if a broker does not answer.
+        if any(end.offset < 0 for end in ends.values()):
+            self._client = self._connect()
+            raise BrokerError(f"the ends of {len(asked)} partitions: a leader does not answer")
+        return ends
 
     def epochs(self, place: TopicPartition) -> list[LeaderEpoch]:
         """Every leader epoch in which records of the partition were appended, from a replica's own file.
