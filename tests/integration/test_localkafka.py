@@ -243,7 +243,7 @@ def test_a_requested_port_is_used(one, requested_port):
 def test_a_requested_port_that_is_taken_is_named(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(LocalKafkaError, match=rf"(?s)port {port} .* taken.*hint"):
+        with pytest.raises(LocalKafkaError, match=rf"(?s)port {port} .* in use.*hint"):
             LocalKafka.start(tmp_path, port=port)
 
 

@@ -153,7 +153,7 @@ def test_bare_numbers_for_durations(app: App, hits: Stream[str, Hit]):
 
 
 def test_labels_where_the_name_of_a_store_is_needed(app: App, hits: Stream[str, Hit]):
-    with pytest.raises(TypeError, match="name"):
+    with pytest.raises(TopologyError, match="store= names its store"):
         app.table("pages", name="pages")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     with pytest.raises(TypeError, match="store"):
         hits.group_by_key().count(name="counts")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
