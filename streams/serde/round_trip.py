@@ -58,7 +58,7 @@ class RoundTrip:
         with suppress(Exception):
             payloads = list(self.inner.serialize(values))
             given = self.inner.deserialize(payloads)
-            # A column of another class is read, which is all that is asked unless values are compared.
+            # A column of another class need not be iterated, unless its values are compared.
             read = given if isinstance(given, Column) and not self._compares else list(given)
             if len(read) == len(values) and (not self._compares or read == list(values)):
                 return payloads, read

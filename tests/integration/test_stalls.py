@@ -101,7 +101,7 @@ def test_a_transaction_that_hangs_is_reported_and_an_idle_input_is_no_stall(copy
     # A restart would not help, so /healthz, which triggers restarts, stays 200.
     assert answer(worker, "/healthz")[0] == 200
     producer.commit(30)
-    copy.wait_for(lambda: answer(worker, "/readyz")[0] == 200, 30, "it goes on")
+    copy.wait_for(lambda: answer(worker, "/readyz")[0] == 200, 30, "it continues")
     copy.wait_for(lambda: worker.events("partition recovered"), 30, "which is logged")
     producer.close()
     assert worker.stop() == 0

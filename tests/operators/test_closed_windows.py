@@ -29,10 +29,10 @@ from streams import (
 )
 from streams.testing import TopologyDriver
 from tests.support.crew import Crew
-from tests.support.disturbed import KEYS, Bench, rows_of, runs
+from tests.support.unordered_events import KEYS, Bench, rows_of, runs
 
 if TYPE_CHECKING:
-    from tests.support.disturbed import Results, Row, Slice
+    from tests.support.unordered_events import Results, Row, Slice
 
 OVERLAPPING = Hopping(size=milliseconds(12), advance=milliseconds(5))
 WINDOWS = (Tumbling(milliseconds=10), OVERLAPPING, Session(milliseconds=10), Sliding(milliseconds=10))

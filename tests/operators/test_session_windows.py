@@ -14,10 +14,10 @@ from streams.errors import TopologyError
 from streams.eventtime.windows import Session, Tumbling, Windowed
 from streams.policy import skip
 from streams.testing import TopologyDriver
-from tests.support.disturbed import Bench, as_table, each_once, rows_of, runs
+from tests.support.unordered_events import Bench, as_table, each_once, rows_of, runs
 
 if TYPE_CHECKING:
-    from tests.support.disturbed import Row, Slice
+    from tests.support.unordered_events import Row, Slice
 
 
 class Model:

@@ -8,10 +8,10 @@ from hypothesis import given, settings, strategies as st
 
 from streams.durations import milliseconds
 from streams.eventtime.windows import Hopping, Tumbling
-from tests.support.disturbed import Bench, as_table, each_once, rows_of, runs
+from tests.support.unordered_events import Bench, as_table, each_once, rows_of, runs
 
 if TYPE_CHECKING:
-    from tests.support.disturbed import Slice
+    from tests.support.unordered_events import Slice
 
 
 @st.composite

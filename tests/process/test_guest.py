@@ -200,12 +200,12 @@ def test_a_signal_stops_a_run_in_the_main_thread_and_the_programs_handlers_are_r
         signal.raise_signal(signal.SIGTERM)
         assert heard == [signal.SIGTERM]
         assert os.read(reader, 10) == bytes([signal.SIGTERM])
-        say("goes on")
+        say("continues")
         """,
     )
     read_until(process, "works")
     process.send_signal(number)
-    assert finish(process)[0] == "goes on\n"
+    assert finish(process)[0] == "continues\n"
 
 
 def test_other_signals_reach_the_program_meanwhile(start: Start):
@@ -396,7 +396,7 @@ handlers = signals()
 say("begins")
 app.run()
 assert signals() == handlers
-say("goes on")
+say("continues")
 """
 
 
@@ -411,7 +411,7 @@ def test_a_signal_while_no_broker_answers_ends_the_run(start: Start, tmp_path: P
         with connection:
             begun = time.monotonic()
             process.send_signal(number)
-            assert finish(process)[0] == "goes on\n"
+            assert finish(process)[0] == "continues\n"
             assert time.monotonic() - begun < 5
 
 
@@ -440,11 +440,11 @@ def test_a_signal_while_stores_are_restored_ends_the_run(start: Start):
         handlers = signals()
         app.run()
         assert signals() == handlers
-        say("goes on")
+        say("continues")
         """,
     )
     read_until(process, "restores")
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert finish(process)[0] == "goes on\n"
+    assert finish(process)[0] == "continues\n"
     assert time.monotonic() - begun < 5

@@ -26,7 +26,7 @@ ALWAYS = 1_000_000
 
 @pytest.fixture(autouse=True)
 def _one_record_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A poll that brings more would read past an end that is told too early, and hide it."""
+    """A poll that brings more would read past an end that is reported too early, and hide it."""
     monkeypatch.setattr("streams.runtime.restore.CHUNK_RECORDS", 1)
 
 

@@ -27,7 +27,7 @@ ALIASES = {
 }
 OF_THE_ENGINE = {
     "Batch.__init__": "batches are made of batches, by select and the with_ methods",
-    "Batch.fetched": "where the engine reads columns that nobody replaced",
+    "Batch.fetched": "where the engine reads columns that no step has replaced",
     "Batch.traces": "what the engine writes dead letters from",
     "Batch.tracing": "what the engine writes dead letters from",
     "Batch.rows": "which input rows the engine has in the batch",

@@ -152,7 +152,7 @@ class Cluster:
         return log
 
     def reported_end(self, partition: TopicPartition, isolation: Isolation) -> int:
-        """The end of a partition as whoever is asked for it has it."""
+        """The end of a partition as reported to a client, possibly by a replaced leader."""
         end = self.existing_log(partition).end(isolation)
         stale = self.stale_ends.get(partition)
         if stale is None:
