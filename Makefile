@@ -38,7 +38,12 @@ $(STAMP): .venv/.dependencies pyproject.toml
 demo: $(STAMP)
 	@$(BIN)/python -m apps.log_analysis.demo $(LOG) $(if $(LINES),--lines $(LINES))
 
-test: $(STAMP)
+# Postgres and Debezium, 300 MB: tests and demo-sync install them, make demo does not need them.
+.venv/.sync: $(STAMP) requirements/sync.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/sync.txt
+	@touch $@
+
+test: .venv/.sync
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # pyright brings Node, so it is installed here only: demo and tests do not need it.
@@ -88,6 +93,8 @@ lock:
 	  --no-annotate --no-header --extra broker --extra dev pyproject.toml -o requirements/dev.txt
 	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header --constraint requirements/dev.txt --extra docs pyproject.toml -o requirements/docs.txt
+	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header --constraint requirements/dev.txt --extra sync pyproject.toml -o requirements/sync.txt
 	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header --constraint requirements/dev.txt --extra check pyproject.toml -o requirements/check.txt
 

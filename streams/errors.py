@@ -20,6 +20,13 @@ Each class is named after what it means to the caller; ``exit_code`` is the exit
     │       └── AccessDenied         10   the cluster denies access to this client
     │           ├── NotAuthenticated 10   no connection: wrong password, token or certificate
     │           └── NotAuthorized    10   the client is authenticated, but lacks a right (an ACL)
+    ├── ConnectorUnavailable          3   another system does not answer, or refuses for now: repeat later
+    │   ├── SinkUnavailable           3   … a sink: nothing was committed
+    │   │   ├── SinkFenced            3   … because another worker has moved the sink's position
+    │   │   └── SinkOutcomeUnknown    3   … or its commit may have happened: read its position back
+    │   └── SourceUnavailable         3   … a source
+    ├── ConnectorError               14   another system does not fit, or lost what was to be read
+    │   └── SinkMismatch             14   the sink's position belongs to another topic of that name
     ├── ProcessingError               4   user code or a serde failed on a record, under policy ``fail``
     ├── DeadLetterLimitExceeded       5   too large a share of the input became dead letters
     ├── OffsetOutOfRange             11   records were deleted before they were processed
@@ -192,6 +199,38 @@ class ProcessingError(StreamsError):
     """User code or a serde failed on a record and the step's policy is ``fail``."""
 
     exit_code = 4
+
+
+class ConnectorUnavailable(StreamsError):
+    """Another system does not answer, or refuses for now (deadlock, read-only, too many connections)."""
+
+    exit_code = 3
+
+
+class SinkUnavailable(ConnectorUnavailable):
+    """A sink cannot be written to now. Nothing was committed: the transaction is repeated."""
+
+
+class SinkFenced(SinkUnavailable):
+    """A position in the sink is not what this worker last wrote: another worker has moved it."""
+
+
+class SinkOutcomeUnknown(SinkUnavailable):
+    """The commit of a sink may or may not have happened: its positions must be read again."""
+
+
+class SourceUnavailable(ConnectorUnavailable):
+    """A source cannot be read now. It is opened again at the committed position."""
+
+
+class ConnectorError(StreamsError):
+    """Another system does not fit the program, or no longer has what was to be read. Repeating is useless."""
+
+    exit_code = 14
+
+
+class SinkMismatch(ConnectorError):
+    """A position in the sink belongs to another topic of that name, which was deleted and created again."""
 
 
 class DeadLetterLimitExceeded(StreamsError):

@@ -14,6 +14,7 @@ LAYERS = (
     ("errors",),
     ("durations", "records", "partitioning", "redaction", "events", "coroutines", "serde.schemas"),
     ("origin", "policy", "config", "process", "serde", "eventtime", "broker"),
+    ("connectors",),
     ("broker.kafka", "ingest", "aggregates", "local_cluster"),
     ("state", "devstack"),
     ("operators",),

@@ -1,0 +1,63 @@
+"""Change events: what happened to one row of a table, in Debezium's envelope."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+Operation: TypeAlias = Literal["c", "u", "d", "r", "t"]
+"""Created, updated, deleted, read by a snapshot, truncated (which has neither key nor row)."""
+
+
+class TransactionBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """The transaction of a change, and the change's place in it.
+
+    ``total_order`` counts from 1 over all captured tables, ``data_collection_order`` over the change's table.
+    """
+
+    id: str
+    total_order: int
+    data_collection_order: int
+
+
+class ChangeSource(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a change comes from. Fields that a database does not have are ``None``."""
+
+    db: str = ""
+    schema: str | None = None
+    table: str | None = None
+    connector: str | None = None
+    name: str | None = None
+    version: str | None = None
+    ts_ms: int | None = None
+    """When the transaction was committed, in milliseconds since the epoch."""
+    snapshot: str | bool | None = None
+    sequence: str | None = None
+    txId: int | None = None  # noqa: N815 - the name in the envelope
+    lsn: int | None = None
+
+
+class Change(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """A change of one row: ``before`` where the database sends it, ``after`` unless it was deleted.
+
+    The JSON form is that of Debezium without the schema part; unknown fields are left out.
+    """
+
+    op: Operation
+    before: T | None = None
+    after: T | None = None
+    source: ChangeSource
+    transaction: TransactionBlock | None = None
+    ts_ms: int | None = None
+    """When the connector saw the change, in milliseconds since the epoch."""
+
+    @property
+    def row(self) -> T | None:
+        """The row as it is afterwards; ``None`` when it was deleted."""
+        return self.after
+
+
+AnyChange: TypeAlias = Change[Any]

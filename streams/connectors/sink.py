@@ -1,0 +1,124 @@
+"""The contract of sink connectors: rows of Kafka partitions reach another system.
+
+A sink that supports transactions keeps the position of each input partition itself, in the transaction that
+writes the rows, so every row takes effect exactly once whatever fails. A restart continues from the sink's
+own position; and the transaction of a worker that was replaced (a *zombie*) fails, as its position has moved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from streams.records import Headers, TopicPartition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkRows:
+    """The rows of one input partition for one transaction, in the order of their offsets.
+
+    ``start`` is the position that the sink must have, ``next_offset`` the one that it has afterwards. There
+    may be no row at all between them (all were filtered out). ``offsets`` are those of each row's input
+    record: equal for several rows that were made of one record.
+    """
+
+    partition: TopicPartition
+    start: int
+    next_offset: int
+    keys: Sequence[Any]
+    values: Sequence[Any]
+    """``None`` deletes the key, where the sink writes by key."""
+    timestamps: Sequence[int]
+    """Event times, in milliseconds since the epoch."""
+    headers: Sequence[Headers | None]
+    offsets: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+class RefusedRow(NamedTuple):
+    """A row that the system refuses for what is in it: it becomes a dead letter, the others are written."""
+
+    partition: TopicPartition
+    row: int
+    """Its position in the ``SinkRows`` of the partition."""
+    error: Exception
+    """With the system's own message, and its code where it has one (e.g. ``SQLSTATE 22001``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkContext:
+    """Who opens a sink. ``name`` is the sink's own, under which the app's positions are kept."""
+
+    application: str
+    name: str
+    worker: str
+    """Names the worker in the system's views and logs."""
+    lock_timeout: float
+    """Seconds after which locks of an owner that hangs must be released."""
+
+
+class SinkWriter(Protocol):
+    """An open sink of one worker; used by one thread at a time.
+
+    ::
+
+        CLAIMED ──write──> WRITTEN ──commit──> CLAIMED
+                              └────rollback────^
+
+    Each call may raise ``SinkUnavailable`` (nothing was committed; repeat later), and ``commit`` also
+    ``SinkOutcomeUnknown``. After any of them, and after ``SinkFenced``, the writer is closed and another one
+    opened, which reads the positions again.
+    """
+
+    def claim(self, partitions: Mapping[TopicPartition, str]) -> dict[TopicPartition, int]:
+        """Return the next offset of each partition as the sink has it; 0 for a partition that is new.
+
+        The values of ``partitions`` are the topics' ids. A transaction of an earlier owner that may still
+        commit is waited for. Raises ``SinkMismatch`` where the sink's position belongs to another topic of
+        that name (deleted and created again).
+        """
+
+    def release(self, partitions: Collection[TopicPartition]) -> None:
+        """Forget partitions that this worker no longer holds."""
+
+    def write(self, rows: Sequence[SinkRows]) -> list[RefusedRow]:
+        """Begin a transaction, move the positions from ``start`` to ``next_offset``, then write the rows.
+
+        Returns the rows that are refused, which are not written. Raises ``SinkFenced`` where a position is
+        not ``start``: another worker has moved it.
+        """
+
+    def commit(self) -> None:
+        """Commit what ``write`` wrote. Raises ``SinkOutcomeUnknown`` where it may have been committed."""
+
+    def rollback(self) -> None:
+        """Discard what ``write`` wrote. Never raises."""
+
+    def close(self) -> None:
+        """Release the connection; an open transaction is rolled back. Never raises. May be called twice."""
+
+
+class SinkConnector(Protocol):
+    """A sink as the program names it: a frozen value, opened once for each worker that has tasks with it."""
+
+    @property
+    def kind(self) -> str:
+        """The system, for descriptions and generated names, e.g. ``postgres``."""
+
+    @property
+    def max_rows(self) -> int:
+        """How many rows a transaction has at most, about."""
+
+    def check(self, context: SinkContext) -> None:
+        """Check, before the worker joins the group, what can be checked; create what was asked for.
+
+        Raises ``ConnectorError`` for a target that does not fit, ``SinkUnavailable`` if it does not answer.
+        """
+
+    def open(self, context: SinkContext) -> SinkWriter:
+        """Connect. Raises ``SinkUnavailable``."""
