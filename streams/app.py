@@ -18,6 +18,7 @@ from streams.broker.kafka import KafkaBroker
 from streams.config import load_settings
 from streams.coroutines.awaitables import is_asynchronous, location
 from streams.dsl.builder import TopologyBuilder
+from streams.dsl.connectors import read_connector
 from streams.dsl.flow import is_untyped
 from streams.dsl.sources import read_global_table, read_stream, read_table
 from streams.dsl.stream import GlobalTable, Stream, Table
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
     from streams.broker import Broker
     from streams.config import Settings, SettingsArguments
+    from streams.connectors.source import SourceConnector
     from streams.eventtime.windows import Windowed
     from streams.monitoring.watchdog import Stall
     from streams.queries.directory import Trouble
@@ -246,6 +248,29 @@ class App:
                 tombstones=tombstones,
                 on_error=on_error,
                 name=name,
+            )
+        )
+
+    def source(
+        self,
+        connector: SourceConnector[K, V],
+        *,
+        store: str | None = None,
+        timestamp: Callable[[V], int] | None = None,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Stream[K, V]:
+        """Read another system, e.g. the changes of a database's tables.
+
+        Its records, and the position that they reach, are committed in one transaction; after a failure it
+        continues from the last committed position. ``store`` (default: the kind of the connector) names the
+        positions: with another one, it begins anew. One worker of the group reads each of the connector's
+        tasks, and another takes over when it ends. Records are in one task: aggregations by key send them
+        through an internal topic first.
+        """
+        return Stream(
+            read_connector(
+                self._builder, connector, store=store, timestamp=timestamp, on_error=on_error, name=name
             )
         )
 
@@ -517,6 +542,7 @@ class App:
                 guarantee,
                 settings,
                 application=self.name,
+                worker=worker_id,
                 partitions=partitions,
                 databases=databases,
                 members=lambda: replicas.members,

@@ -111,6 +111,10 @@ class SinkConnector(Protocol):
         """The system, for descriptions and generated names, e.g. ``postgres``."""
 
     @property
+    def target(self) -> str:
+        """What it writes to, e.g. a table: the default name of its positions."""
+
+    @property
     def max_rows(self) -> int:
         """How many rows a transaction has at most, about."""
 

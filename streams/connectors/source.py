@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+from streams.records import FetchedLists
 
-    from streams.records import Fetched
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from streams.records import Fetched, Headers
     from streams.serde import Serde
 
 K = TypeVar("K")
@@ -31,6 +33,22 @@ class SourceBatch:
     records: Fetched
     position: bytes
     """Opaque to the engine. The empty position is the beginning."""
+
+    @classmethod
+    def of(
+        cls,
+        label: str,
+        first: int,
+        position: bytes,
+        *,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        timestamps: Sequence[int],
+        headers: Sequence[Headers | None] | None = None,
+    ) -> SourceBatch:
+        """A batch of these columns. Errors call its records ``label``, with numbers from ``first`` on."""
+        numbers = range(first, first + len(values))
+        return cls(FetchedLists(label, 0, keys, values, timestamps, numbers, headers), position)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

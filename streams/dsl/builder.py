@@ -12,6 +12,7 @@ from streams.policy import dead_letter
 from streams.topology.graph import (
     GlobalSource,
     Node,
+    SinkConnectorNode,
     SinkNode,
     SourceNode,
     Step,
@@ -19,6 +20,7 @@ from streams.topology.graph import (
     two_steps,
     unique_name,
 )
+from streams.topology.sink_separation import separated
 from streams.topology.topic_pattern import OwnTopics, TopicPattern
 
 if TYPE_CHECKING:
@@ -83,6 +85,8 @@ class TopologyBuilder:
             else node
             for node in sources
         )
+        if any(isinstance(node, SinkConnectorNode) for node in nodes):
+            nodes = separated(nodes, self.application, self._on_error)
         return Topology(nodes, tuple(self._global_tables))
 
     def name(self, wanted: str | None, generated: str) -> str:

@@ -35,6 +35,7 @@ OF_THE_ENGINE = {
     "Record.__init__": "headers are written as a list of pairs",
     "ErrorPolicy.__init__": "policies are fail, dead_letter, skip, and what retry makes",
     "StoreDefinition.__init__": "stores are made by key_value_store",
+    "SourceBatch.__init__": "users make batches with SourceBatch.of",
     "Broker": "what a cluster is to the engine: users pass one on",
     "Topology": "a program's nodes are the engine's: users describe it",
 }
@@ -116,12 +117,12 @@ PUBLIC = {
             "resource",
             "run",
         ),
-        *("stream", "table", "topology"),
+        *("source", "stream", "table", "topology"),
     ),
     streams.Stream: (
         *("branch", "filter", "flat_map", "group_by", "group_by_key", "join", "join_global", "key_by"),
         *("left_join", "left_join_global", "map", "map_async", "map_batch", "merge", "outer_join", "peek"),
-        *("process", "repartition", "to", "to_table"),
+        *("process", "repartition", "sink", "to", "to_table"),
         *("filter_records", "flat_map_records", "map_records", "peek_records"),
     ),
     streams.Table: (
@@ -133,6 +134,7 @@ PUBLIC = {
             "left_join",
             "map",
             "outer_join",
+            "sink",
             "to",
             "to_stream",
         ),
