@@ -5,12 +5,14 @@ import sys
 import uuid
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 from hypothesis import settings
 
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.devstack.development import development_broker
+from streams.devstack.postgres import LocalPostgres
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,3 +75,22 @@ def topic(kafka: KafkaBroker, prefix: str) -> Callable[..., str]:
         return full
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[LocalPostgres]:
+    """The session's real Postgres; a test that stops it must start it again."""
+    with LocalPostgres.create() as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgres: LocalPostgres) -> Iterator[str]:
+    """The connection string of a new, empty database."""
+    name = f"t{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
+        connection.execute(f"create database {name}".encode())
+    yield postgres.dsn(name)
+    # Connections that a failed test left open are ended.
+    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
+        connection.execute(f"drop database {name} with (force)".encode())
