@@ -745,6 +745,10 @@ def _routes(
     def ready() -> Response:
         if worker.state.value != "running":
             return Response(503, f"{worker.state.value}\n".encode())
+        problems = worker.problems
+        if problems:
+            lines = [f"{name}: {text if reasons else 'not available'}\n" for name, text in problems.items()]
+            return Response(503, "".join(lines).encode())
         if not worker.ready:
             return Response(503, b"restoring stores\n")
         return health(list(watchdog.stalls), replicas.trouble)

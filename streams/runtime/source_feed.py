@@ -25,7 +25,7 @@ READ_SECONDS = 0.5
 WAITING_BATCHES = 2
 """How many batches are read ahead of what is processed."""
 
-HEALTH_SECONDS = 5.0
+HEALTH_SECONDS = 2.0
 
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 10.0

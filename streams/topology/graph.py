@@ -302,6 +302,10 @@ class Topology:
     def sink_connectors(self) -> tuple[SinkConnectorNode, ...]:
         return tuple(node for node in self.nodes if isinstance(node, SinkConnectorNode))
 
+    def sink_connector(self, name: str) -> SinkConnectorNode:
+        """The sink connector of that name."""
+        return next(node for node in self.sink_connectors if node.name == name)
+
     @property
     def source_topics(self) -> dict[str, SourceNode]:
         """The internal topics whose partitions are the tasks of source connectors."""

@@ -11,8 +11,10 @@ import pytest
 
 from streams import App, Json, Text, fail, skip
 from streams.broker import NewTopic
-from streams.errors import ProcessingError, SinkMismatch, TopologyError
+from streams.errors import ConfigurationError, ProcessingError, SinkMismatch, TopologyError
 from streams.records import Output, TopicPartition
+from streams.simulation.simulator import Simulator
+from streams.testing import TopologyDriver
 from tests.support.cluster import MemoryCluster
 from tests.support.connectors import Database, MemorySink
 
@@ -374,3 +376,19 @@ def test_the_group_is_served_while_a_sink_does_not_answer():
     site.run(worker, until=lambda: len(database.rows) == 10)
     worker.close()
     assert TopicPartition("in", 0) in site.admin.committed_offsets("copy")
+
+
+def test_the_driver_returns_the_rows_for_a_sink():
+    database = Database()
+    driver = TopologyDriver(delivering(database))
+    driver.send("in", "hello", key="a")
+    assert [(row.key, row.value) for row in driver.rows("rows")] == [("a", "hello")]
+    assert driver.rows("rows") == []
+    with pytest.raises(TopologyError, match="no sink connector with store 'other'"):
+        driver.rows("other")
+    assert not database.rows
+
+
+def test_a_simulation_refuses_connectors():
+    with pytest.raises(ConfigurationError, match="a simulation cannot run: memory-rows"):
+        Simulator(delivering(Database()), {})

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streams import App, Json, Text
-from streams.errors import TopicError, TransactionAborted
+from streams.errors import TopicError, TopologyError, TransactionAborted
+from streams.monitoring.metrics import WorkerMetrics
+from streams.testing import TopologyDriver
 from tests.support.cluster import MemoryCluster
 from tests.support.connectors import Feed, MemorySource
 
@@ -184,6 +186,27 @@ def test_counting_a_source_goes_through_an_internal_topic():
     site = Site(app)
     worker = site.worker()
     site.run(worker, until=lambda: {value for _, value in site.rows("out")[-3:]} == {b"30"})
+    worker.close()
+
+
+def test_the_driver_sends_what_a_source_reads():
+    driver = TopologyDriver(copying(Feed()))
+    driver.send_source("feed", {"a": 1}, key=7)
+    assert [(record.key, record.value) for record in driver.read("out")] == [(7, {"a": 1})]
+    with pytest.raises(TopologyError, match="no source connector with store 'fed'"):
+        driver.send_source("fed", 1)
+
+
+def test_health_of_a_source_is_in_metrics_and_readiness():
+    feed = Feed([1])
+    site = Site(copying(feed))
+    worker = site.worker()
+    site.run(worker, until=lambda: len(site.out()) == 1)
+    feed.problem = "the slot is lost"
+    site.run(worker, until=lambda: worker.problems == {"feed-0": "the slot is lost"})
+    shown = WorkerMetrics(worker).exposition().decode()
+    assert 'streams_source_next{source="feed-0"} 1.0' in shown
+    assert 'streams_connector_unavailable{connector="feed-0"} 1.0' in shown
     worker.close()
 
 
