@@ -13,6 +13,7 @@ from streams import App, Json, Text, fail, skip
 from streams.broker import NewTopic
 from streams.errors import ConfigurationError, ProcessingError, SinkMismatch, TopologyError
 from streams.records import Output, TopicPartition
+from streams.runtime.cleanup import KEPT_SECONDS, PURGE_SECONDS
 from streams.simulation.simulator import Simulator
 from streams.testing import TopologyDriver
 from tests.support.cluster import MemoryCluster
@@ -315,6 +316,27 @@ def test_a_stream_that_is_written_to_a_topic_too_reaches_its_sink_through_an_int
     site.produce(texts(0, 20))
     site.run(worker, until=lambda: len(database.rows) == 20 and len(site.payloads("out")) == 20)
     worker.close()
+
+
+def test_records_of_the_internal_topic_are_kept_for_a_week():
+    database = Database()
+    app = App("copy")
+    stream = app.stream("in", key=Text(), value=Text())
+    stream.to("out")
+    stream.sink(MemorySink(database))
+    site = Site(app, topics=("in", "out"))
+    worker = site.worker()
+    site.produce(texts(0, 20))
+    site.run(worker, until=lambda: len(database.rows) == 20)
+    site.clock.advance(KEPT_SECONDS / 2)
+    site.produce(texts(20, 40))
+    site.run(worker, until=lambda: len(database.rows) == 40)
+    kept = len(site.payloads("copy-rows-sink"))
+    site.clock.advance(KEPT_SECONDS / 2 + PURGE_SECONDS)
+    site.produce(texts(40, 60))
+    site.run(worker, until=lambda: len(database.rows) == 60)
+    worker.close()
+    assert (kept, len(site.payloads("copy-rows-sink"))) == (40, 40)
 
 
 def test_values_of_unknown_type_before_an_internal_topic_are_refused():
