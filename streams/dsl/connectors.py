@@ -80,8 +80,9 @@ def write_connector(
     store: str | None,
     on_error: ErrorPolicy | None,
     name: str | None,
+    table: bool = False,
 ) -> None:
-    """Add a sink connector; see ``Stream.sink``."""
+    """Add a sink connector; see ``Stream.sink``. With ``table``, for the changes of a table."""
     builder = flow.builder
     node = SinkConnectorNode(
         name=builder.name(name, f"{connector.kind}-{connector.target}"),
@@ -91,6 +92,7 @@ def write_connector(
         key=key or flow.key,
         value=value or flow.value or plain_json(flow.value_type),
         as_read=flow.as_read and value is None,
+        table=table,
         policy=builder.policy(on_error),
     )
     builder.add(node)

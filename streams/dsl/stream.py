@@ -1410,9 +1410,19 @@ class Table(Generic[K, V]):
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
     ) -> None:
-        """Write the changes to another system: ``to_stream(tombstones=True).sink(…)``."""
-        self.to_stream(tombstones=True).sink(
-            connector, store=store, key=key, value=value, on_error=on_error, name=name
+        """Write the changes to another system: ``to_stream(tombstones=True).sink(…)``.
+
+        Its internal topic is compacted, so that the target can be filled from it at any time.
+        """
+        write_connector(
+            self.to_stream(tombstones=True)._flow,
+            connector,
+            key=key,
+            value=value,
+            store=store,
+            on_error=on_error,
+            name=name,
+            table=True,
         )
 
     def _join(

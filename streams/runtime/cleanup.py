@@ -51,7 +51,9 @@ class Cleanup:
         clock: Callable[[], float],
     ) -> None:
         self._inputs = {topic for topic in topology.input_topics if isinstance(topic, str)}
-        self._repartitions = {topic for topic, kind in topology.repartitions.items() if not kind.kept}
+        self._repartitions = {
+            topic for topic, kind in topology.repartitions.items() if not kind.kept and not kind.compacted
+        }
         self._kept = {topic for topic, kind in topology.repartitions.items() if kind.kept}
         self._broker = broker
         self._databases = databases

@@ -45,6 +45,13 @@ CHANGELOG_SETTINGS = {
     "delete.retention.ms": str(2 * 24 * 3600 * 1000),
 }
 
+COMPACTED = {
+    "cleanup.policy": "compact",
+    # A sink that was away for less than this has not missed a tombstone.
+    "delete.retention.ms": str(7 * 24 * 3600 * 1000),
+}
+"""For internal topics from which a table's target can be filled again."""
+
 WINDOW_MARGIN = 7 * 24 * 3600 * 1000
 """Added to a windowed store's retention for its changelog (milliseconds), for streams that pause."""
 
@@ -106,10 +113,10 @@ def prepare_topics(
         NewTopic(
             name=topic,
             partitions=inputs[topic],
-            settings={"retention.ms": "-1"},
+            settings=COMPACTED if kind.compacted else {"retention.ms": "-1"},
             wished=ANY_TIME | ANY_RECORD,
         )
-        for topic in repartitions
+        for topic, kind in repartitions.items()
         if topic not in existing
     ]
     new += [

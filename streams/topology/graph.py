@@ -123,6 +123,8 @@ class Repartition:
 
     partitions: int | None = None
     kept: bool = False
+    compacted: bool = False
+    """Whether the last record of each key stays, so that a table's target can be filled again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +194,8 @@ class SinkConnectorNode:
     value: Serde[Any] | None
     as_read: bool = False
     """Whether values are unchanged since ``value`` deserialized them."""
+    table: bool = False
+    """Whether the rows are the changes of a table."""
     policy: ErrorPolicy = dead_letter
     place: str = field(default="", compare=False)
     """Where the program declares it, as ``file:line``."""

@@ -72,7 +72,7 @@ def _through_topic(
         key=node.key,
         value=node.value if node.as_read else RoundTrip(node.value),
         policy=node.policy,
-        repartition=Repartition(kept=True),
+        repartition=Repartition(kept=not node.table, compacted=node.table),
         place=node.place,
     )
     source = SourceNode(

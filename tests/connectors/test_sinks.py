@@ -304,6 +304,18 @@ def test_results_of_state_reach_a_sink_through_an_internal_topic():
     worker.close()
 
 
+def test_the_internal_topic_of_a_tables_sink_is_compacted():
+    database = Database()
+    app = App("counting")
+    app.stream("in", key=Text(), value=Text()).group_by_key().count("counts").sink(MemorySink(database))
+    site = Site(app)
+    assert site.broker.topic_settings("counting-rows-sink")["cleanup.policy"] == "compact"
+    worker = site.worker()
+    site.produce(["a", "b", "a"])
+    site.run(worker, until=lambda: dict(database.rows) == {"a": 2, "b": 1})
+    worker.close()
+
+
 def test_a_stream_that_is_written_to_a_topic_too_reaches_its_sink_through_an_internal_topic():
     database = Database()
     app = App("copy")
