@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+import re
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 T = TypeVar("T")
 
@@ -61,3 +65,37 @@ class Change(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
 
 AnyChange: TypeAlias = Change[Any]
+
+
+class Tombstone(Change[Any], frozen=True, kw_only=True):
+    """Follows a deletion: written as a null value, with which a compacted topic forgets the key."""
+
+
+def with_tombstones(change: Change[T]) -> list[Change[T]]:
+    """The change, and a tombstone after it if it is a deletion: for ``flat_map_values`` before a topic."""
+    if change.op != "d":
+        return [change]
+    return [change, Tombstone(op="d", source=change.source, ts_ms=change.ts_ms)]
+
+
+_NOT_IN_TOPICS = re.compile(r"[^a-zA-Z0-9._-]")
+
+
+def topic_of(prefix: str, schema: str | None, table: str | None) -> str:
+    """The topic of a table as Debezium names it: characters that a topic cannot have become ``_``."""
+    return ".".join(_NOT_IN_TOPICS.sub("_", part) for part in (prefix, schema, table) if part)
+
+
+def change_topic(prefix: str) -> Callable[[Change[Any]], str]:
+    """A function that returns the topic of a change: ``<prefix>.<schema>.<table>``."""
+    topics: dict[tuple[str | None, str | None], str] = {}
+
+    def topic(change: Change[Any]) -> str:
+        source = change.source
+        table = (source.schema, source.table)
+        found = topics.get(table)
+        if found is None:
+            found = topics[table] = topic_of(prefix, *table)
+        return found
+
+    return topic

@@ -1,0 +1,279 @@
+"""One Debezium engine: batches of events, handed over with back-pressure and confirmed later."""
+
+from __future__ import annotations
+
+import enum
+import queue
+import shutil
+import tempfile
+import threading
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from streams.connectors.debezium import jvm
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+QUEUED_BATCHES: Final = 2
+CLOSE_SECONDS: Final = 20.0
+
+
+class _State(enum.Enum):
+    """The life of an engine.
+
+    ::
+
+        RUNNING ──(Debezium ends)──> ENDED ──close──> CLOSED
+           └──────────────close──────────────────────────^
+    """
+
+    RUNNING = "running"
+    ENDED = "ended"
+    CLOSED = "closed"
+
+
+_NEXT: Final = {
+    _State.RUNNING: {_State.ENDED, _State.CLOSED},
+    _State.ENDED: {_State.ENDED, _State.CLOSED},
+    _State.CLOSED: {_State.CLOSED},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The events of one batch as columns, and what Debezium has to be told when they are committed."""
+
+    keys: list[bytes | None]
+    values: list[bytes]
+    headers: dict[int, list[tuple[str, bytes | None]]]
+    """By row, of the few events that have some."""
+    offset: Mapping[str, Any]
+    """Debezium's own offset after the last event."""
+    receipt: Any
+    """Of the last event; to be given to ``Engine.confirm``."""
+
+
+class Engine:
+    """Runs Debezium in threads of its own from when it is made until ``close``.
+
+    ``offset`` is where Debezium continues; without one it begins as its properties say.
+    """
+
+    def __init__(self, properties: Mapping[str, str], offset: Mapping[str, Any] | None) -> None:
+        jvm.start()
+        self._lock = threading.Lock()
+        self._state = _State.RUNNING
+        self._ending = threading.Event()
+        self._problem = ""
+        self._deliveries: queue.Queue[Delivery | None] = queue.Queue(QUEUED_BATCHES)
+        # Debezium reads its offset from a file and writes the confirmed one there; only the first matters.
+        self._folder = Path(tempfile.mkdtemp(prefix="streams-debezium-"))
+        file = self._folder / "offsets"
+        if offset is not None:
+            _write_offset(file, properties["name"], properties["topic.prefix"], offset)
+        settings = jvm.java_class("java.util.Properties")()
+        for name, value in {
+            **properties,
+            "offset.storage": "org.apache.kafka.connect.storage.FileOffsetBackingStore",
+            "offset.storage.file.filename": str(file),
+            "offset.flush.interval.ms": "0",
+        }.items():
+            settings.setProperty(name, value)
+        consumer = jvm.implement(
+            "io.debezium.engine.DebeziumEngine$ChangeConsumer",
+            handleBatch=self._receive,
+            supportsTombstoneEvents=lambda: False,
+        )
+        done = jvm.implement("io.debezium.engine.DebeziumEngine$CompletionCallback", handle=self._ended)
+        form = jvm.java_class("io.debezium.engine.format.Json")
+        self._engine = (
+            jvm.java_class("io.debezium.engine.DebeziumEngine")
+            .create(form, form, form)
+            .using(settings)
+            .notifying(consumer)
+            .using(done)
+            .build()
+        )
+        self._thread = threading.Thread(target=self._run, name="debezium", daemon=True)
+        self._receipts: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._confirming = threading.Thread(target=self._confirm, name="debezium-confirm", daemon=True)
+        jvm.opened(self)
+        self._thread.start()
+        self._confirming.start()
+
+    @property
+    def problem(self) -> str:
+        """Why Debezium ended by itself; empty while it runs."""
+        return self._problem
+
+    def poll(self, timeout: float) -> Delivery | None:
+        """The next batch; ``None`` when there is none in time, or when the engine has ended."""
+        try:
+            return self._deliveries.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def confirm(self, receipt: Any) -> None:
+        """Everything up to this event is committed. Returns at once."""
+        self._receipts.put(receipt)
+
+    def close(self) -> None:
+        """Stop Debezium. Never raises; may be called twice."""
+        with self._lock:
+            if self._state is _State.CLOSED:
+                return
+            self._enter(_State.CLOSED)
+        self._ending.set()
+        self._receipts.put(None)
+        self._confirming.join(CLOSE_SECONDS)
+        closing = threading.Thread(target=self._stop, name="debezium-close", daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
+        self._thread.join(CLOSE_SECONDS)
+        if not self._thread.is_alive():
+            jvm.closed(self)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _enter(self, state: _State) -> None:
+        assert state in _NEXT[self._state], f"{self._state} cannot become {state}"
+        self._state = state
+
+    def _run(self) -> None:
+        try:
+            self._engine.run()
+        except Exception as error:  # noqa: BLE001 - whatever ends Debezium is the source's problem
+            self._ended(False, str(error), None)
+        else:
+            self._ended(True, "", None)
+
+    def _stop(self) -> None:
+        try:
+            self._engine.close()
+        except Exception:  # noqa: BLE001 - it had ended already, or has not started yet
+            self._thread.join(CLOSE_SECONDS)
+
+    def _ended(self, success: bool, message: Any, error: Any) -> None:
+        with self._lock:
+            if self._state is _State.RUNNING:
+                self._enter(_State.ENDED)
+                causes = [] if success else [str(message or "")]
+                while error is not None and len(causes) < 8:
+                    causes.append(str(error.getMessage() or error.getClass().getSimpleName()))
+                    error = error.getCause()
+                self._problem = ": ".join(dict.fromkeys(filter(None, causes))) or "Debezium ended by itself"
+        self._ending.set()
+
+    def _receive(self, records: Any, committer: Any) -> None:
+        """Called by Debezium; its events wait in its own bounded queue until this returns."""
+        count = records.size()
+        if not count or self._ending.is_set():
+            return
+        last = records.get(count - 1)
+        offset = _plain(last.sourceRecord().sourceOffset())
+        delivery = Delivery(
+            keys=[None if key == b"null" else key for key in _column(records, "key")],
+            values=_column(records, "value"),
+            headers=_headers(records),
+            offset=offset,
+            receipt=(last, committer),
+        )
+        while not self._ending.is_set():
+            try:
+                self._deliveries.put(delivery, timeout=0.2)
+            except queue.Full:
+                continue
+            return
+
+    def _confirm(self) -> None:
+        while (receipt := self._receipts.get()) is not None:
+            # Only the last one counts: an offset includes all before it.
+            latest = receipt
+            while not self._receipts.empty():
+                receipt = self._receipts.get()
+                if receipt is None:
+                    break
+                latest = receipt
+            record, committer = latest
+            try:
+                committer.markProcessed(record)
+                committer.markBatchFinished()
+            except Exception as error:  # noqa: BLE001 - reported as the source's problem
+                self._ended(False, f"the position cannot be confirmed: {error}", None)
+                return
+            if receipt is None:
+                return
+
+
+def _write_offset(file: Path, name: str, prefix: str, offset: Mapping[str, Any]) -> None:
+    """The file that Kafka Connect's ``FileOffsetBackingStore`` reads: one serialized map."""
+    entries = jvm.java_class("java.util.HashMap")()
+    key = msgspec.json.encode([name, {"server": prefix}])
+    entries.put(_java_bytes(key), _java_bytes(msgspec.json.encode(offset)))
+    stream = jvm.java_class("java.io.ObjectOutputStream")(
+        jvm.java_class("java.io.FileOutputStream")(str(file))
+    )
+    stream.writeObject(entries)
+    stream.close()
+
+
+def _java_bytes(data: bytes) -> Any:
+    return jvm.java_class("java.lang.String")(data.decode()).getBytes("UTF-8")
+
+
+def _plain(values: Any) -> dict[str, Any]:
+    """A Java map of plain values as a dictionary, through JSON."""
+    text = jvm.java_class("com.fasterxml.jackson.databind.ObjectMapper")().writeValueAsString(values)
+    decoded: dict[str, Any] = msgspec.json.decode(str(text))
+    return decoded
+
+
+@cache
+def _functions() -> dict[str, Any]:
+    """Java functions of an event's fields.
+
+    A call from Python for each event and field would cost more than all else here: a column crosses as one
+    text, made by Java's streams, whose lines are the fields. JSON has no line breaks in it.
+    """
+    java = jvm.java_class
+    handles = java("java.lang.invoke.MethodHandles").publicLookup()
+    kind, proxies = java("java.lang.invoke.MethodType"), java("java.lang.invoke.MethodHandleProxies")
+    function, thing, text = (
+        java("java.util.function.Function"),
+        java("java.lang.Object"),
+        java("java.lang.String"),
+    )
+    event = java("io.debezium.engine.ChangeEvent")
+    as_text = proxies.asInterfaceInstance(
+        function, handles.findStatic(text.class_, "valueOf", kind.methodType(text.class_, thing.class_))
+    )
+    results = {"key": thing, "value": thing, "headers": java("java.util.List")}
+    return {
+        name: proxies.asInterfaceInstance(
+            function, handles.findVirtual(event.class_, name, kind.methodType(result.class_))
+        ).andThen(as_text)
+        for name, result in results.items()
+    }
+
+
+def _column(records: Any, field: str) -> list[bytes]:
+    lines = jvm.java_class("java.util.stream.Collectors").joining("\n")
+    text = records.stream().map(_functions()[field]).collect(lines)
+    return bytes(text.getBytes("UTF-8")).split(b"\n")
+
+
+def _headers(records: Any) -> dict[int, list[tuple[str, bytes | None]]]:
+    found = _column(records, "headers")
+    return {
+        row: [(str(header.getKey()), _bytes(header.getValue())) for header in records.get(row).headers()]
+        for row, text in enumerate(found)
+        if text != b"[]"
+    }
+
+
+def _bytes(value: Any) -> bytes | None:
+    return None if value is None else str(value).encode()

