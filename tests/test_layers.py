@@ -16,7 +16,7 @@ LAYERS = (
     ("origin", "policy", "config", "process", "serde", "eventtime", "broker"),
     ("connectors",),
     ("broker.kafka", "ingest", "aggregates", "local_cluster"),
-    ("state", "devstack"),
+    ("state", "devstack", "connectors.sqlite"),
     ("operators",),
     ("topology",),
     ("dsl", "runtime"),
