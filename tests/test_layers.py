@@ -16,7 +16,7 @@ LAYERS = (
     ("origin", "policy", "config", "process", "serde", "eventtime", "broker"),
     ("connectors",),
     ("broker.kafka", "ingest", "aggregates", "local_cluster"),
-    ("state", "devstack"),
+    ("state", "devstack", "connectors.sqlite", "connectors.files"),
     ("operators",),
     ("topology",),
     ("dsl", "runtime"),
@@ -42,6 +42,7 @@ ONLY = {
     "psycopg": {"connectors.postgres"},
     "jgo": {"devstack.kafka.download"},
     "prometheus_client": {"monitoring.metrics"},
+    "pyarrow": {"connectors.files.parquet_encoder"},
     "uvicorn": {"queries.http"},
     "typer": {"cli"},
 }
