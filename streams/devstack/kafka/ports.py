@@ -43,7 +43,8 @@ def require_free(port: int) -> None:
         )
 
 
-def _free_ports(count: int, taken: set[int]) -> list[int]:
+def free_ports(count: int, taken: set[int]) -> list[int]:
+    """Choose free ports at random, other than those taken. Raises ``LocalKafkaError``."""
     found: list[int] = []
     for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
         if len(found) == count:
@@ -67,7 +68,7 @@ def choose_seats(plan: Plan, remembered: Sequence[Seat]) -> list[Seat]:
     if plan.security is not None:
         kinds = 3
         before += [seat.secured_port for seat in remembered if seat.secured_port is not None]
-    ports = _free_ports(kinds * plan.nodes, {*requested, *before})
+    ports = free_ports(kinds * plan.nodes, {*requested, *before})
     for index, port in enumerate(before):
         if port not in requested and _is_free(port):
             ports[index] = port
