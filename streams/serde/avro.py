@@ -23,6 +23,7 @@ from streams.serde.schema_folder import (
     load_schema,
     schema_id,
 )
+from streams.serde.schemas.avro_compiled import compile_reader
 from streams.serde.schemas.avro_schema import AvroSchema
 from streams.serde.schemas.avro_types import SchemaError
 from streams.serde.schemas.avro_values import fresh
@@ -221,6 +222,10 @@ def record_reader(written: AvroSchema, own: AvroSchema, *, tagged: bool) -> Call
     read, named, restore, check = fastavro.schemaless_reader, own.named, own.restore, written.check
     source, wanted = written.parsed, None if written is own else own.parsed
     checks, copies = written.checks, written is not own and own.shares_defaults
+    if not (named or checks or own.checks):
+        compiled = compile_reader(source, own.parsed)
+        if compiled is not None:
+            return compiled
 
     def reader(payload: bytes) -> Any:
         buffer = io.BytesIO(payload)
