@@ -7,7 +7,8 @@ import os
 import socket
 import textwrap
 import threading
-from contextlib import ExitStack, nullcontext
+import time
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
@@ -36,6 +37,7 @@ from streams.queries.directory import Replica, Replicas
 from streams.queries.endpoints import StoreRoutes
 from streams.queries.http import HttpServer, Response, Tls, client_tls
 from streams.queries.query import Queries
+from streams.registry_topics import connect_registry
 from streams.runtime.commit import AtLeastOnce, ExactlyOnce
 from streams.runtime.dead_letters import dead_letter_topic
 from streams.runtime.key_placement import check_key_placement
@@ -517,6 +519,11 @@ class App:
         finally:
             admin.close()
         with ExitStack() as stack:
+            if settings.schema_registry_url is not None:
+                connection = stack.enter_context(closing(connect_registry(topology, settings)))
+                if not connection.register(time.sleep if stop is None else stop.wait):
+                    return
+                topology = connection.topology
             slot = stack.enter_context(Slot(self.name, _state_dir(settings)))
             worker_id = f"{settings.worker_id}-{slot.number}" if settings.worker_id else slot.worker_id
             if settings.group_instance_id is not None:

@@ -47,6 +47,8 @@ class Event(StrEnum):
     """WARNING: a new producer was created; input is read again from the offsets that the broker has."""
     BROKER_TROUBLE = "broker trouble"
     """WARNING: a call that may be repeated failed; the worker keeps trying."""
+    REGISTRY_TROUBLE = "schema registry trouble"
+    """WARNING: the schema registry did not answer a request at the start; it is repeated each second."""
     RECORD_REFUSED = "record refused"
     """WARNING: the broker rejects a record; the transaction is repeated, and the step's policy applied."""
     DEAD_LETTERS = "dead letters"

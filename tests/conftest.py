@@ -13,6 +13,8 @@ from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.devstack.development import development_broker
 from streams.devstack.postgres import LocalPostgres
+from streams.devstack.registry import LocalRegistry
+from streams.errors import LocalKafkaError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,6 +52,17 @@ def kafka_bootstrap(request: pytest.FixtureRequest) -> Iterator[str]:
 
     with development_broker(report, properties=QUICK_GROUPS) as servers:
         yield servers
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRegistry]:
+    """The session's real schema registry."""
+    try:
+        started = LocalRegistry.start(tmp_path_factory.mktemp("registry"))
+    except LocalKafkaError as error:
+        pytest.skip(f"no schema registry: {error}")
+    with started:
+        yield started
 
 
 @pytest.fixture

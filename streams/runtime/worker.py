@@ -15,6 +15,7 @@ from streams.errors import (
     ConnectorUnavailable,
     NotCommitted,
     ProcessingError,
+    RegistryUnavailable,
     Retriable,
     SinkUnavailable,
     StreamsError,
@@ -87,7 +88,7 @@ CONNECT_SECONDS = 1.0
 CAREFUL_SLICE = 1_000
 """Largest slice while the broker refuses records."""
 
-_TRANSIENT = (Retriable, BrokerUnreachable, TransactionAborted)
+_TRANSIENT = (Retriable, BrokerUnreachable, RegistryUnavailable, TransactionAborted)
 """Errors that may have passed by the next round of the loop."""
 
 
@@ -917,7 +918,7 @@ class Worker:
         while True:
             try:
                 return call()
-            except (*UNFINISHED, BrokerUnreachable) as error:
+            except (*UNFINISHED, BrokerUnreachable, RegistryUnavailable) as error:
                 self._log.warning(Event.BROKER_TROUBLE, error=str(error))
             self._pause(0.1)
             if self._stop.is_set():

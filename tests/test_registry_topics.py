@@ -1,0 +1,191 @@
+"""Apps whose topics have schemas in a real schema registry, on the broker in memory."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from streams import App, Avro, Text
+from streams.errors import SchemaRefused
+from streams.records import Output
+from streams.schema_registry import ConfluentRegistry
+from streams.serde.subjects import Subjects
+from tests.support.avro_schemas import NOTE, NUMBER, Order, write_schema
+from tests.support.cluster import MemoryCluster
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from streams.devstack.registry import LocalRegistry
+
+
+class Shop:
+    """An app that copies orders from a topic to another, and the program that writes them."""
+
+    def __init__(self, registry: LocalRegistry, folder: Path) -> None:
+        self.name = f"shop-{uuid.uuid4().hex[:8]}"
+        self.orders, self.copies = f"{self.name}-orders", f"{self.name}-copies"
+        self.cluster = MemoryCluster({self.orders: 1, self.copies: 1}, real_time=True)
+        self.client = ConfluentRegistry(registry.url)
+        self.schema = write_schema(folder, "shop.Order.avsc", [NUMBER, NOTE])
+        self.settings: dict[str, Any] = {
+            "schema_registry_url": registry.url,
+            "schema_registry": {"timeout": 0.3},
+            "state_dir": str(folder / "state"),
+            "state_store": "memory",
+        }
+        elsewhere = folder / "elsewhere"
+        elsewhere.mkdir()
+        self.written = Avro(write_schema(elsewhere, "shop.Order.avsc", [NUMBER]))
+
+    def payloads(self, numbers: Sequence[int]) -> list[bytes]:
+        """Orders as a program with another version of the schema writes them."""
+        serde = self.written.connected(Subjects(self.client), "value").for_topic(self.orders)
+        return list(serde.serialize([{"number": number} for number in numbers]))
+
+    def send(self, payloads: Sequence[bytes]) -> None:
+        self.cluster.write(Output(self.orders, [b"k"] * len(payloads), payloads, [0] * len(payloads)))
+
+    def app(self) -> App:
+        app = App(self.name, **self.settings)
+        stream = app.stream(self.orders, key=Text(), value=Avro(self.schema, Order))
+        stream.to(self.copies, value=Avro(self.schema, Order))
+        return app
+
+    @contextmanager
+    def running(self, app: App) -> Iterator[None]:
+        stop = threading.Event()
+        raised: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                app.run(broker=self.cluster.broker, stop=stop)
+            except BaseException as error:  # noqa: BLE001 - the test raises it
+                raised.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(30)
+            assert not thread.is_alive()
+        for error in raised:
+            raise error
+
+    def copied(self) -> list[Order]:
+        serde = Avro(self.schema, Order).connected(Subjects(self.client), "value")
+        return list(serde.deserialize(self.cluster.payloads(self.copies)))
+
+
+@pytest.fixture
+def shop(registry: LocalRegistry, tmp_path: Path) -> Iterator[Shop]:
+    made = Shop(registry, tmp_path)
+    yield made
+    made.client.close()
+
+
+def test_an_app_reads_and_writes_records_with_the_registrys_ids(shop):
+    shop.send(shop.payloads([1, 2]))
+    with shop.running(shop.app()):
+        wait_until(lambda: len(shop.cluster.payloads(shop.copies)) == 2)
+    assert shop.copied() == [Order(1), Order(2)]
+    registered = shop.client.version(f"{shop.copies}-value", 1)
+    assert {payload[1:5] for payload in shop.cluster.payloads(shop.copies)} == {
+        registered.identifier.to_bytes(4, "big")
+    }
+
+
+def test_an_unknown_id_is_a_dead_letter_and_the_other_records_go_on(shop):
+    (first, last) = shop.payloads([1, 2])
+    shop.send([first, b"\0\x40\0\0\0\2", last])
+    app = shop.app()
+    with shop.running(app):
+        wait_until(lambda: len(shop.cluster.payloads(shop.copies)) == 2)
+        wait_until(lambda: shop.cluster.payloads(app.dead_letter_topic))
+    assert shop.cluster.payloads(app.dead_letter_topic) == [b"\0\x40\0\0\0\2"]
+
+
+def test_records_wait_while_the_registry_does_not_answer(shop, registry, caplog):
+    known = shop.payloads([1])
+    app = shop.app()
+    with shop.running(app):
+        shop.send(known)
+        wait_until(lambda: len(shop.cluster.payloads(shop.copies)) == 1)
+        # The id of this schema is new to the worker.
+        folder = shop.schema.parent / "third"
+        folder.mkdir()
+        extra = {"name": "extra", "type": "int", "default": 0}
+        shop.written = Avro(write_schema(folder, "shop.Order.avsc", [NUMBER, extra]))
+        later = shop.payloads([2])
+        registry.pause()
+        try:
+            shop.send(later)
+            wait_until(lambda: "record retried" in caplog.text)
+        finally:
+            registry.resume()
+        wait_until(lambda: len(shop.cluster.payloads(shop.copies)) == 2)
+    assert shop.copied() == [Order(1), Order(2)]
+    assert app.dead_letter_topic not in shop.cluster.admin.topics() or not shop.cluster.payloads(
+        app.dead_letter_topic
+    )
+
+
+def test_a_start_waits_for_the_registry(shop, registry, caplog):
+    registry.pause()
+    try:
+        with shop.running(shop.app()):
+            wait_until(lambda: "schema registry trouble" in caplog.text)
+            registry.resume()
+            shop.send(shop.payloads([1]))
+            wait_until(lambda: shop.cluster.payloads(shop.copies))
+    finally:
+        registry.resume()
+
+
+def test_a_schema_that_does_not_fit_ends_the_start_with_its_field(shop):
+    source = {"type": "record", "name": "shop.Order", "fields": [{"name": "note", "type": "string"}]}
+    shop.client.register(f"{shop.copies}-value", source)
+    with pytest.raises(SchemaRefused, match="field 'number': is new and has no default"):
+        shop.app().run(broker=shop.cluster.broker, stop=threading.Event())
+
+
+def test_input_that_cannot_be_read_ends_the_start_with_its_field(shop):
+    source = {"type": "record", "name": "shop.Order", "fields": [{"name": "note", "type": "string"}]}
+    shop.client.register(f"{shop.orders}-value", source)
+    with pytest.raises(SchemaRefused, match=r"(?s)cannot be read with Avro.*field 'number': is new"):
+        shop.app().run(broker=shop.cluster.broker, stop=threading.Event())
+
+
+def test_a_topic_that_is_chosen_for_each_record_has_its_own_subject(shop):
+    app = App(shop.name, **shop.settings)
+    stream = app.stream(shop.orders, key=Text(), value=Avro(shop.schema, Order))
+    stream.to(lambda order: shop.copies, value=Avro(shop.schema, Order))
+    shop.send(shop.payloads([7]))
+    with shop.running(app):
+        wait_until(lambda: shop.cluster.payloads(shop.copies))
+    assert shop.client.versions(f"{shop.copies}-value") == [1]
+    assert shop.copied() == [Order(7)]
+
+
+def test_a_table_is_restored_from_a_topic_of_the_registry(shop):
+    shop.send(shop.payloads([3, 4]))
+    app = App(shop.name, **shop.settings)
+    app.table(shop.orders, key=Text(), value=Avro(shop.schema, Order), store="orders")
+    for _ in range(2):
+        with shop.running(app):
+
+            def found() -> Any:
+                try:
+                    return app.query("orders", "k")
+                except Exception:  # noqa: BLE001 - not ready yet
+                    return None
+
+            wait_until(lambda: found() == Order(4))
