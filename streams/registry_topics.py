@@ -12,7 +12,7 @@ from streams.schema_registry import ConfluentRegistry
 from streams.serde import Avro
 from streams.serde.subjects import Subjects
 from streams.serde.topics import connected
-from streams.topology.graph import GlobalSource, SinkNode, SourceNode, Step, Topology
+from streams.topology.graph import GlobalSource, SinkConnectorNode, SinkNode, SourceNode, Step, Topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -107,7 +107,7 @@ class RegistryConnection:
 
     def _schemas(self) -> Iterator[TopicSchema]:
         for node in self.topology.nodes:
-            if isinstance(node, SourceNode) and not node.internal:
+            if isinstance(node, SourceNode) and not node.internal and node.connector is None:
                 for topic in node.topics:
                     if isinstance(topic, str):
                         yield from _of_topic(topic, node.key, node.value, "reads")
@@ -119,7 +119,13 @@ class RegistryConnection:
     def _node(self, node: Node) -> Node:
         if isinstance(node, Step):
             return replace(node, owns=tuple(map(self._store, node.owns)))
-        internal = node.internal if isinstance(node, SourceNode) else node.repartition is not None
+        if isinstance(node, SinkConnectorNode):
+            return node
+        internal = (
+            node.internal or node.connector is not None
+            if isinstance(node, SourceNode)
+            else node.repartition is not None
+        )
         if internal:
             return node
         key, value = self._connected(node.key, "key"), self._connected(node.value, "value")

@@ -129,7 +129,7 @@ class SourceConnector(Protocol, Generic[K, V]):
 
     @property
     def stores(self) -> Mapping[str, tuple[Serde[Any], Serde[Any]]]:
-        """The stores of the processor, with the serdes of their keys and values; names get the source's."""
+        """The stores of the processor, by the names that it uses, with the serdes of their keys and values."""
 
     def check(self, application: str, name: str) -> None:
         """Check, before the worker joins the group, what can be checked. Raises ``ConnectorError``."""

@@ -42,7 +42,7 @@ def read_connector(
         policy=builder.policy(on_error),
         tombstones=True,
         connector=connector,
-        positions=positions,
+        store=kept_as,
     )
     builder.add(source)
     position = Step(
@@ -63,7 +63,7 @@ def read_connector(
     step = Step(
         name=builder.name(None, f"{kept_as}-process"),
         parents=flow.parents,
-        operator=Process(connector.process, tuple(definition.name for definition in stores)),
+        operator=Process(connector.process, tuple(connector.stores), prefix=f"{kept_as}-"),
         policy=builder.policy(on_error),
         owns=stores,
     )

@@ -190,7 +190,7 @@ class SourceFeed:
         self._reader = reader = self._connector.open(
             SourceContext(
                 application=self._application,
-                name=self._node.name,
+                name=self._node.store,
                 task=self._task,
                 position=self._position,
             )

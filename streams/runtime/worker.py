@@ -858,7 +858,7 @@ class Worker:
         for source in self._topology.source_topics.values():
             assert source.connector is not None
             check = source.connector.check
-            self._until_reached(source.name, partial(check, self._application, source.name))
+            self._until_reached(source.name, partial(check, self._application, source.store))
 
     def _until_reached(self, name: str, call: Callable[[], None]) -> None:
         said = ""

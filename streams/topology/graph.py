@@ -71,12 +71,17 @@ class SourceNode:
     """What its records come from, if not from a topic. Its topic is an empty one, whose partitions are the
     tasks that the group distributes.
     """
-    positions: str = ""
-    """The store that has the connector's position."""
+    store: str = ""
+    """Names what the connector keeps."""
 
     parents: tuple[str, ...] = ()
     place: str = field(default="", compare=False)
     """Where the program declares it, as ``file:line``."""
+
+    @property
+    def positions(self) -> str:
+        """The store that has the connector's position."""
+        return f"{self.store}-positions"
 
     @property
     def operator(self) -> Decode:

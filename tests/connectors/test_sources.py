@@ -134,7 +134,7 @@ class Numbering:
     """Counts what it has seen, in a store of the source."""
 
     def process(self, record: Record[Any, Any], context: Context) -> None:
-        store = context.store("feed-seen")
+        store = context.store("seen")
         seen = (store.get("seen") or 0) + 1
         store.put("seen", seen)
         context.forward(record.with_(value=[seen, record.value]))
