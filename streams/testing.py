@@ -326,7 +326,7 @@ class TopologyDriver:
             for source in self._topology.global_tables
         }
         self._serdes = {
-            sink.topic: (sink.key, sink.value) for sink in self._topology.sinks if isinstance(sink.topic, str)
+            topic: (sink.key, sink.value) for sink in self._topology.sinks for topic in sink.topics
         }
 
     # --- the runtime's interface for tasks

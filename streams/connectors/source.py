@@ -131,6 +131,9 @@ class SourceConnector(Protocol, Generic[K, V]):
     def stores(self) -> Mapping[str, tuple[Serde[Any], Serde[Any]]]:
         """The stores of the processor, by the names that it uses, with the serdes of their keys and values."""
 
+    def change_topics(self, prefix: str) -> Sequence[str]:
+        """The topics of its tables, ``<prefix>.<schema>.<table>``; none for a source without tables."""
+
     def check(self, application: str, name: str) -> None:
         """Check, before the worker joins the group, what can be checked. Raises ``ConnectorError``."""
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from streams.connectors.change import change_topic, with_tombstones
+from streams.connectors.change_json import ChangeJson
 from streams.dsl.flow import Flow, plain_json
 from streams.operators.process import Process
 from streams.operators.source_position import SourcePosition
+from streams.operators.stateless import FlatMap
 from streams.serde import Bytes
 from streams.state.definition import StoreDefinition
-from streams.topology.graph import SinkConnectorNode, SourceNode, Step
+from streams.topology.graph import SinkConnectorNode, SinkNode, SourceNode, Step, TableTopics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +72,37 @@ def read_connector(
     )
     builder.add(step)
     return Flow(builder, (step.name,), connector.key, connector.value, rekeyed=True)
+
+
+def write_changes(
+    flow: Flow,
+    prefix: str,
+    *,
+    partitions: int,
+    value: Serde[Any] | None,
+    on_error: ErrorPolicy | None,
+    name: str | None,
+) -> None:
+    """Write each table's changes to its topic; see ``Stream.to_change_topics``."""
+    builder = flow.builder
+    both = flow.then(FlatMap(with_tombstones), on_error, None)
+    names = tuple(
+        topic
+        for node in builder.upstream(flow.parents)
+        if isinstance(node, SourceNode) and node.connector is not None
+        for topic in node.connector.change_topics(prefix)
+    )
+    builder.add(
+        SinkNode(
+            name=builder.name(name, f"to-{prefix}"),
+            parents=both.parents,
+            topic=change_topic(prefix),
+            key=flow.key,
+            value=value or ChangeJson(),
+            policy=builder.policy(on_error),
+            tables=TableTopics(names, partitions),
+        )
+    )
 
 
 def write_connector(

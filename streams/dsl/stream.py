@@ -19,7 +19,7 @@ from streams.dsl.aggregation import (
     aggregate_table_groups,
     aggregate_windows,
 )
-from streams.dsl.connectors import write_connector
+from streams.dsl.connectors import write_changes, write_connector
 from streams.dsl.flow import (
     Flow,
     add_step,
@@ -59,6 +59,7 @@ from streams.topology.graph import SinkNode, Step, function_name
 
 if TYPE_CHECKING:
     from streams.aggregates import Aggregate
+    from streams.connectors.change import Change
     from streams.connectors.sink import SinkConnector
     from streams.dsl.aggregation import WindowResults
     from streams.dsl.flow import TableFlow
@@ -898,6 +899,24 @@ class Stream(Generic[K, V]):
                 columns=SinkColumns.chosen(called, partition, headers, timestamp),
             )
         )
+
+    def to_change_topics(
+        self: Stream[K, Change[Any]],
+        prefix: str,
+        *,
+        partitions: int = 4,
+        value: Serde[Any] | None = None,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Write the changes of each table to the topic ``<prefix>.<schema>.<table>``, by their keys.
+
+        A deletion is followed by a tombstone, so that a compacted topic forgets the key. With the setting
+        ``create_topics``, topics of the source's tables that are missing are created: compacted, with
+        ``partitions`` partitions. ``value`` writes the changes; by default as JSON in Debezium's form,
+        without its schema part.
+        """
+        write_changes(self._flow, prefix, partitions=partitions, value=value, on_error=on_error, name=name)
 
     def sink(
         self,

@@ -71,6 +71,10 @@ def prepare_topics(
         needed_rights(topology, existing, application=application, dead_letter_topic=dead_letter_topic)
     )
     repartitions = topology.repartitions
+    tables = {
+        topic: sink.tables for sink in topology.sinks if sink.tables is not None for topic in sink.topics
+    }
+    to_create = tables.keys() - existing.keys() if create_outputs else set()
     missing = [
         topic
         for topic in (*topology.input_topics, *(table.topic for table in topology.global_tables))
@@ -78,12 +82,14 @@ def prepare_topics(
         and topic not in existing
         and topic not in repartitions
         and topic not in topology.source_topics
+        and topic not in to_create
     ]
     if missing:
         raise TopicError(f"input topics do not exist: {', '.join(missing)}", hint=_creation_hint(missing))
     inputs = input_partitions(topology, existing)
     _note_own_topics(topology, existing)
     inputs |= _source_task_counts(topology, existing)
+    inputs |= {topic: tables[topic].partitions for topic in to_create if topic in topology.input_topics}
     inputs |= _repartition_counts(topology, inputs, existing)
     check_copartitions(topology, inputs)
     _require_inputs_of_stores(topology, inputs)
@@ -99,6 +105,17 @@ def prepare_topics(
     new = [
         NewTopic(name=topic, partitions=partitions, settings={"retention.ms": "-1"}, wished=ANY_TIME)
         for topic in outputs
+        if topic not in tables
+    ]
+    new += [
+        NewTopic(
+            name=topic,
+            partitions=tables[topic].partitions,
+            settings=COMPACTED,
+            wished=ANY_TIME | ANY_RECORD,
+        )
+        for topic in outputs
+        if topic in tables
     ]
     if topology.writes_dead_letters and dead_letter_topic not in existing:
         new.append(

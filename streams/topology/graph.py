@@ -132,6 +132,14 @@ class Repartition:
     """Whether the last record of each key stays, so that a table's target can be filled again."""
 
 
+@dataclass(frozen=True, slots=True)
+class TableTopics:
+    """Topics of tables, created as compacted ones with ``partitions`` partitions."""
+
+    names: tuple[str, ...]
+    partitions: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkNode:
     """Writes to one topic, or to the topic that a function chooses for each value.
@@ -154,6 +162,15 @@ class SinkNode:
     closed: tuple[TopicPattern, ...] = ()
     columns: SinkColumns | None = None
     """Partitions, headers and event times to write, where the program chooses them."""
+    tables: TableTopics | None = None
+    """The topics that the function chooses, where they are known: those of captured tables."""
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The topics that it writes to, as far as they are known in advance."""
+        if isinstance(self.topic, str):
+            return (self.topic,)
+        return () if self.tables is None else self.tables.names
 
     @property
     def operator(self) -> Encode:
@@ -338,8 +355,8 @@ class Topology:
 
     @property
     def output_topics(self) -> tuple[str, ...]:
-        """The output topics known in advance: those of sinks with a fixed topic."""
-        return tuple(dict.fromkeys(sink.topic for sink in self.sinks if isinstance(sink.topic, str)))
+        """The output topics known in advance."""
+        return tuple(dict.fromkeys(topic for sink in self.sinks for topic in sink.topics))
 
     @property
     def writes_dead_letters(self) -> bool:

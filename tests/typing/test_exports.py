@@ -122,7 +122,7 @@ PUBLIC = {
     streams.Stream: (
         *("branch", "filter", "flat_map", "group_by", "group_by_key", "join", "join_global", "key_by"),
         *("left_join", "left_join_global", "map", "map_async", "map_batch", "merge", "outer_join", "peek"),
-        *("process", "repartition", "sink", "to", "to_table"),
+        *("process", "repartition", "sink", "to", "to_change_topics", "to_table"),
         *("filter_records", "flat_map_records", "map_records", "peek_records"),
     ),
     streams.Table: (

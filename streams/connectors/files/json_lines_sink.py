@@ -43,6 +43,11 @@ class JsonLinesSink:
         """The system."""
         return "jsonl"
 
+    @property
+    def target(self) -> str:
+        """What it writes to."""
+        return Path(self.folder).name
+
     def check(self, context: SinkContext) -> None:
         """Create the folder, and check that it is this sink's."""
         check_folder(Path(self.folder), context, SUFFIX)

@@ -75,6 +75,11 @@ class SqliteSink:
         return "sqlite"
 
     @property
+    def target(self) -> str:
+        """What it writes to."""
+        return self.table
+
+    @property
     def key_columns(self) -> tuple[str, ...]:
         """The columns of the key as given; none if the table's primary key is used."""
         return (self.key,) if isinstance(self.key, str) else tuple(self.key or ())
