@@ -8,22 +8,24 @@ import msgspec
 
 from streams.connectors.change import Change, ChangeSource
 from streams.connectors.change_json import ChangeJson
+from streams.connectors.debezium.values import Shape  # noqa: TC001 - as above
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+Kind: TypeAlias = Literal["opened", "complete", "table"]
+
 
 class Control(msgspec.Struct, frozen=True, kw_only=True):
-    """A reader was opened, or a snapshot is complete.
+    """A reader was opened, a snapshot is complete, or the next events of a table have another shape.
 
     ``snapshot`` is its number: rows that an earlier one had and this one has not are gone.
     """
 
-    control: Literal["opened", "complete"]
+    control: Kind
     snapshot: int
     source: ChangeSource
-    full_identity: list[str] = []
-    """The tables whose changes carry the complete row as it was before."""
+    shape: Shape | None = None
 
     def encode(self) -> bytes:
         return msgspec.json.encode(self)

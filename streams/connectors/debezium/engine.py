@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from streams.connectors.debezium import jvm
+from streams.connectors.debezium.values import Column
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,6 +53,8 @@ class Delivery:
     values: list[bytes]
     headers: dict[int, list[tuple[str, bytes | None]]]
     """By row, of the few events that have some."""
+    schemas: list[int]
+    """Of each event, the number of its schema, to be looked up with ``Engine.columns``."""
     offset: Mapping[str, Any]
     """Debezium's own offset after the last event."""
     receipt: Any
@@ -70,7 +73,8 @@ class Engine:
         self._state = _State.RUNNING
         self._ending = threading.Event()
         self._problem = ""
-        self._deliveries: queue.Queue[Delivery | None] = queue.Queue(QUEUED_BATCHES)
+        self._deliveries: queue.Queue[Delivery] = queue.Queue(QUEUED_BATCHES)
+        self._columns: dict[int, dict[str, Column]] = {}
         # Debezium reads its offset from a file and writes the confirmed one there; only the first matters.
         self._folder = Path(tempfile.mkdtemp(prefix="streams-debezium-"))
         file = self._folder / "offsets"
@@ -117,6 +121,10 @@ class Engine:
             return self._deliveries.get(timeout=timeout)
         except queue.Empty:
             return None
+
+    def columns(self, schema: int) -> dict[str, Column]:
+        """The columns of the rows in events with that schema."""
+        return self._columns[schema]
 
     def confirm(self, receipt: Any) -> None:
         """Everything up to this event is committed. Returns at once."""
@@ -175,7 +183,11 @@ class Engine:
             return
         last = records.get(count - 1)
         offset = _plain(last.sourceRecord().sourceOffset())
+        schemas = list(map(int, _column(records, "schema")))
+        for number in set(schemas) - self._columns.keys():
+            self._columns[number] = _columns(records.get(schemas.index(number)).sourceRecord().valueSchema())
         delivery = Delivery(
+            schemas=schemas,
             keys=[None if key == b"null" else key for key in _column(records, "key")],
             values=_column(records, "value"),
             headers=_headers(records),
@@ -251,12 +263,30 @@ def _functions() -> dict[str, Any]:
     as_text = proxies.asInterfaceInstance(
         function, handles.findStatic(text.class_, "valueOf", kind.methodType(text.class_, thing.class_))
     )
-    results = {"key": thing, "value": thing, "headers": java("java.util.List")}
+
+    def method(owner: Any, name: str, result: Any) -> Any:
+        handle = handles.findVirtual(owner.class_, name, kind.methodType(result.class_))
+        return proxies.asInterfaceInstance(function, handle)
+
+    # A table has another schema object whenever its columns change, and the same one otherwise.
+    identity = handles.findStatic(
+        java("java.lang.System").class_,
+        "identityHashCode",
+        kind.methodType(java("java.lang.Integer").TYPE, thing.class_),
+    )
+    record, schema = (
+        java("org.apache.kafka.connect.source.SourceRecord"),
+        java("org.apache.kafka.connect.data.Schema"),
+    )
+    made = java("io.debezium.embedded.EmbeddedEngineChangeEvent")
     return {
-        name: proxies.asInterfaceInstance(
-            function, handles.findVirtual(event.class_, name, kind.methodType(result.class_))
-        ).andThen(as_text)
-        for name, result in results.items()
+        "key": method(event, "key", thing).andThen(as_text),
+        "value": method(event, "value", thing).andThen(as_text),
+        "headers": method(event, "headers", java("java.util.List")).andThen(as_text),
+        "schema": method(made, "sourceRecord", record)
+        .andThen(method(record, "valueSchema", schema))
+        .andThen(proxies.asInterfaceInstance(function, identity))
+        .andThen(as_text),
     }
 
 
@@ -264,6 +294,21 @@ def _column(records: Any, field: str) -> list[bytes]:
     lines = jvm.java_class("java.util.stream.Collectors").joining("\n")
     text = records.stream().map(_functions()[field]).collect(lines)
     return bytes(text.getBytes("UTF-8")).split(b"\n")
+
+
+def _columns(schema: Any) -> dict[str, Column]:
+    """The columns of a table by the schema of its events; none for an event of another kind."""
+    after = None if schema is None else schema.field("after")
+    if after is None:
+        return {}
+    columns = {}
+    for field in after.schema().fields():
+        parameters = field.schema().parameters() or {}
+        columns[str(field.name())] = Column(
+            str(parameters.get("__debezium.source.column.type") or ""),
+            int(str(parameters.get("__debezium.source.column.length") or 0)),
+        )
+    return columns
 
 
 def _headers(records: Any) -> dict[int, list[tuple[str, bytes | None]]]:

@@ -1,4 +1,4 @@
-"""What the processor of a source uses of its task: the part of ``streams.Context`` that connectors may know."""
+"""What a source's processor uses of its task: the part of ``streams.Context`` that connectors may know."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from streams.connectors.change import ChangeSource
-from streams.connectors.debezium.control import Control
+from streams.connectors.debezium.control import Control, Kind
 from streams.connectors.debezium.engine import Engine
 from streams.connectors.debezium.position import (
     EventsMissing,
@@ -20,15 +20,19 @@ from streams.connectors.debezium.position import (
     confirmed_by,
     lsn_text,
 )
+from streams.connectors.debezium.values import Shape
 from streams.connectors.source import SourceBatch, SourceHealth
 from streams.errors import ConnectorError, SourceUnavailable
 from streams.records import FetchedLists
 from streams.redaction import scrub
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from streams.connectors.debezium.engine import Delivery
     from streams.connectors.debezium.settings import Capture
     from streams.connectors.source import SourceContext
+    from streams.records import Headers
 
 INSPECT_SECONDS: Final = 5.0
 SILENT_SECONDS: Final = 30.0
@@ -39,9 +43,10 @@ _LASTING: Final = re.compile(
 
 
 class _Source(msgspec.Struct):
+    schema: str | None = None
+    table: str | None = None
     ts_ms: int | None = None
     sequence: str | None = None
-    snapshot: str | bool | None = None
 
 
 class _Head(msgspec.Struct):
@@ -97,14 +102,19 @@ class PostgresReader:
             own=capture.publication is None,
         )
         self._transactions = Transactions(self._position.lsn, self._position.events)
-        self._opened: Control | None = Control(
-            control="opened",
-            snapshot=self._position.snapshot,
-            source=ChangeSource(db=capture.database, connector="postgresql", name=self._name),
-            full_identity=[str(state.table) for state in states if state.full_identity],
-        )
+        self._opened: Control | None = self._control("opened")
+        self._full = {str(state.table): state.full_identity for state in states}
+        self._shaped: dict[str, int] = {}
+        if offset is None:
+            self._replication.require_readable(states)
         self._engine = Engine(
-            capture.properties(context.application, context.name, resume=offset is not None), offset
+            capture.properties(
+                context.application,
+                context.name,
+                resume=offset is not None,
+                left_out=[(state.table, column) for state in states for column in state.generated],
+            ),
+            offset,
         )
 
     def read(self, timeout: float) -> SourceBatch | None:
@@ -170,7 +180,7 @@ class PostgresReader:
         other = [table for table, oid in tables.items() if before[table] != oid]
         if other:
             raise ConnectorError(
-                f"{', '.join(sorted(other))} was dropped and created again, or another table was renamed to it",
+                f"{', '.join(sorted(other))} was dropped and created again, or replaced by renaming",
                 hint=self._capture.again(self._name),
             )
 
@@ -181,97 +191,118 @@ class PostgresReader:
             raise ConnectorError(f"the replication slot {self._slot} does not exist any more", hint=again)
         if slot.lost:
             raise ConnectorError(f"the replication slot {self._slot} is lost: {slot.lost}", hint=again)
-        if confirmed is not None and slot.confirmed > max(confirmed, self._position_lsn()):
+        if confirmed is not None and slot.confirmed > confirmed:
             raise ConnectorError(
-                f"the replication slot {self._slot} was read by another program up to {lsn_text(slot.confirmed)}, "
-                f"beyond the committed position {lsn_text(confirmed)}",
+                f"the replication slot {self._slot} was read by another program up to "
+                f"{lsn_text(slot.confirmed)}, beyond the committed position {lsn_text(confirmed)}",
                 hint=again,
             )
         return slot
-
-    def _position_lsn(self) -> int:
-        return self._position.lsn if hasattr(self, "_position") else 0
 
     def _batch(self, delivery: Delivery) -> SourceBatch | None:
         heads = [_HEAD.decode(value) for value in delivery.values]
         rows = [row for row, head in enumerate(heads) if head.op in _CHANGES]
         before = self._position
         phase = before.phase
-        chosen: list[int | None] = []
-        try:
-            if phase == "snapshot":
-                snapshot = [row for row in rows if heads[row].op == "r"]
-                chosen += snapshot
-                rows = rows[len(snapshot) :]
-                if rows or not _in_snapshot(delivery.offset):
-                    chosen.append(None)
-                    phase = "stream"
-                    # Nothing is confirmed yet: the slot is where it was made, which is where the snapshot is.
-                    self._transactions = Transactions(self._require_slot(None).confirmed, 0)
-            if phase == "stream":
-                befores = [_before(heads[row].source.sequence) for row in rows]
-                skipped = self._transactions.take(befores) if rows else 0
-                chosen += rows[skipped:]
-                commit = delivery.offset.get("lsn_commit")
-                self._transactions.committed(None if commit is None else int(commit))
-        except EventsMissing as error:
-            raise ConnectorError(
-                f"the replication slot {self._slot} did not continue where it was: {error}",
-                hint=self._capture.again(self._name),
-            ) from error
-        number = before.number + len(chosen)
+        # What is handed over: rows of the delivery, and controls between them.
+        chosen: list[int | Control] = []
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            chosen.append(opened)
+        if phase == "snapshot":
+            read = next((at for at, row in enumerate(rows) if heads[row].op != "r"), len(rows))
+            chosen += self._with_shapes(delivery, heads, rows[:read])
+            rows = rows[read:]
+            if rows or not _in_snapshot(delivery.offset):
+                chosen.append(self._control("complete"))
+                phase = "stream"
+                # Nothing is confirmed yet: the slot is where it was made, which is where the snapshot is.
+                self._transactions = Transactions(self._require_slot(None).confirmed, 0)
+        if phase == "stream":
+            chosen += self._with_shapes(delivery, heads, self._unread(delivery, heads, rows))
         position = msgspec.structs.replace(
             before,
             phase=phase,
             lsn=self._transactions.lsn,
             events=self._transactions.events,
             confirmed=max(before.confirmed, self._transactions.lsn, confirmed_by(delivery.offset)),
-            number=number,
+            number=before.number + len(chosen),
         )
-        opened, self._opened = self._opened, None
-        if position == before and opened is None:
+        if position == before:
             return None
         self._position = position
         encoded = position.encode()
         with self._lock:
             self._receipts.append((encoded, delivery.receipt))
-        return SourceBatch(self._records(delivery, heads, chosen, opened, before.number), encoded)
+        return SourceBatch(self._records(delivery, heads, chosen, before.number), encoded)
+
+    def _unread(self, delivery: Delivery, heads: list[_Head], rows: list[int]) -> list[int]:
+        """The rows without those that were read before the reader was opened."""
+        try:
+            befores = [_before(heads[row].source.sequence) for row in rows]
+            skipped = self._transactions.take(befores) if rows else 0
+            commit = delivery.offset.get("lsn_commit")
+            self._transactions.committed(None if commit is None else int(commit))
+        except EventsMissing as error:
+            raise ConnectorError(
+                f"the replication slot {self._slot} did not continue where it was: {error}",
+                hint=self._capture.again(self._name),
+            ) from error
+        return rows[skipped:]
+
+    def _with_shapes(
+        self, delivery: Delivery, heads: list[_Head], rows: list[int]
+    ) -> Iterator[int | Control]:
+        """The rows, and before the first one of another shape of its table what shape that is."""
+        for row in rows:
+            source = heads[row].source
+            table = f"{source.schema}.{source.table}"
+            schema = delivery.schemas[row]
+            if self._shaped.get(table) != schema:
+                columns = self._engine.columns(schema)
+                if table in self._shaped:
+                    # Of a column that cannot be captured there is no trace in the event.
+                    states = self._replication.tables(self._capture.tables)
+                    self._full = {str(state.table): state.full_identity for state in states}
+                self._shaped[table] = schema
+                yield self._control("table", source, Shape(columns, self._full.get(table, False)))
+            yield row
+
+    def _control(self, kind: Kind, of: _Source | None = None, shape: Shape | None = None) -> Control:
+        source = ChangeSource(
+            db=self._capture.database,
+            connector="postgresql",
+            name=self._name,
+            schema=None if of is None else of.schema,
+            table=None if of is None else of.table,
+        )
+        return Control(control=kind, snapshot=self._position.snapshot, source=source, shape=shape)
 
     def _records(
-        self,
-        delivery: Delivery,
-        heads: list[_Head],
-        chosen: list[int | None],
-        opened: Control | None,
-        number: int,
+        self, delivery: Delivery, heads: list[_Head], chosen: list[int | Control], number: int
     ) -> FetchedLists:
-        keys = [None if row is None else delivery.keys[row] for row in chosen]
-        values = [self._complete() if row is None else delivery.values[row] for row in chosen]
-        times = [-1 if row is None else heads[row].source.ts_ms or -1 for row in chosen]
-        headers = (
-            [None if row is None else delivery.headers.get(row) for row in chosen]
-            if delivery.headers
-            else None
+        keys: list[bytes | None] = []
+        values: list[bytes | None] = []
+        times: list[int] = []
+        headers: list[Headers | None] = []
+        for row in chosen:
+            if isinstance(row, Control):
+                keys.append(None)
+                values.append(row.encode())
+                times.append(times[-1] if times else -1)
+                headers.append(None)
+            else:
+                keys.append(delivery.keys[row])
+                values.append(delivery.values[row])
+                times.append(heads[row].source.ts_ms or -1)
+                headers.append(delivery.headers.get(row))
+        offsets = range(number, number + len(chosen))
+        return FetchedLists(
+            f"{self._name}-changes", 0, keys, values, times, offsets, headers if delivery.headers else None
         )
-        offsets = list(range(number, number + len(chosen)))
-        if opened is not None:
-            keys.insert(0, None)
-            values.insert(0, opened.encode())
-            times.insert(0, -1)
-            offsets.insert(0, max(0, number - 1))
-            if headers is not None:
-                headers.insert(0, None)
-        return FetchedLists(f"{self._name}-changes", 0, keys, values, times, offsets, headers)
-
-    def _complete(self) -> bytes:
-        return Control(
-            control="complete",
-            snapshot=self._position.snapshot,
-            source=ChangeSource(db=self._capture.database, connector="postgresql", name=self._name),
-        ).encode()
 
     def _inspect(self) -> None:
-        """Look at the server while nothing comes: Debezium may wait for a slot that is lost, or be cut off."""
+        """Look at the server while nothing comes: the slot may be lost, or the connection cut."""
         now = time.monotonic()
         if now - self._inspected < INSPECT_SECONDS:
             return

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 from datetime import timedelta
-from hashlib import blake2b
+from hashlib import blake2b, md5
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from uuid import UUID
 
 import msgspec
 
 from streams.connectors.change import Change, ChangeSource
 from streams.connectors.debezium.control import Control
 from streams.connectors.debezium.settings import UNAVAILABLE
+from streams.connectors.debezium.values import Shape, fixed, fixes
 from streams.errors import StateError
 from streams.records import Record
 
@@ -23,17 +25,13 @@ if TYPE_CHECKING:
     from streams.records import Batch
 
 SWEEP_ROWS: Final = 2_000
-"""How many entries are looked at in one go: deleting the rows of a large table takes many, between changes."""
+"""How many entries are looked at in one go: a large table takes many, between its changes."""
 SWEEP_EVERY: Final = timedelta(milliseconds=50)
 LARGE: Final = 256
 """A row whose JSON is shorter has no value that the server stores apart (TOAST) and may leave out."""
 
 _UNAVAILABLE_BYTES: Final = base64.b64encode(UNAVAILABLE.encode()).decode()
-_MARKERS: Final = (
-    UNAVAILABLE.encode(),
-    _UNAVAILABLE_BYTES.encode(),
-    str([*UNAVAILABLE.encode()][:8])[1:-1].replace(" ", "").encode(),
-)
+_UNAVAILABLE_UUID: Final = str(UUID(bytes=md5(UNAVAILABLE.encode()).digest(), version=3))  # noqa: S324 - what Java makes of it
 _STATE: Final = b"\x00"
 _ROWS: Final = b"\x01"
 _encode = msgspec.json.Encoder().encode
@@ -76,6 +74,8 @@ class _State(msgspec.Struct, frozen=True):
     generation: int = 0
     """Increases with each snapshot and each TRUNCATE."""
     sweeps: tuple[Sweep, ...] = ()
+    shapes: dict[str, Shape] = {}
+    """By schema and table."""
 
 
 class Rows:
@@ -91,19 +91,19 @@ class Rows:
         self._store: Store = context.store("rows")
         self._context = context
         found = self._store.get(_STATE)
-        self._state = _State() if found is None else msgspec.json.decode(found, type=_State)
-        self._full: frozenset[str] = frozenset()
+        self._take(_State() if found is None else msgspec.json.decode(found, type=_State))
         self._cursor: bytes | None = None
         context.schedule(SWEEP_EVERY, self._continue, on="wall_clock")
 
-    def process_batch(self, batch: Batch[Any, Any], context: Context) -> None:
+    def process_batch(self, batch: Batch[Any, Any], context: Context) -> None:  # noqa: ARG002 - of the protocol
         """Forward the changes, in their order."""
         state, cursor = self._state, self._cursor
         try:
             self._process(batch)
         except BaseException:
             # The store is rolled back.
-            self._state, self._cursor = state, cursor
+            self._take(state)
+            self._cursor = cursor
             raise
 
     def _process(self, batch: Batch[Any, Any]) -> None:
@@ -129,81 +129,69 @@ class Rows:
         ids = [_id(values[row].source, keys[row] or b"") for row in rows]
         known: dict[bytes, bytes | None] = dict(zip(ids, self._store.get_many(ids), strict=True))
         payloads = batch.fetched.values(batch.rows)
-        whole = b"\n".join(payloads[row] or b"" for row in rows)
-        marked = any(marker in whole for marker in _MARKERS)
-        chosen: list[int] = []
-        changes: list[Change[Row]] = []
+        together = b"".join(payloads[row] or b"" for row in rows)
+        marked = any(marker in together for marker in _MARKERS)
+        forwarded: list[tuple[int, Row, Change[Row]]] = []
         changed: dict[bytes, bytes | None] = {}
-        sweeps = self._state.sweeps
-        generation = self._state.generation
-        for row, key in zip(rows, ids, strict=True):
-            change: Change[Row] = values[row]
-            stored = known[key]
+        sweeps, generation = self._state.sweeps, self._state.generation
+        for row, identity in zip(rows, ids, strict=True):
+            change, key = self._in_shape(values[row], batch.keys[row])
+            stored = known[identity]
             entry = None if stored is None else Entry.unpack(stored)
-            if entry is not None and sweeps and any(sweep.covers(key, entry) for sweep in sweeps):
-                chosen.append(row)
-                changes.append(_deletion(change.source, batch.keys[row]))
+            if entry is not None and sweeps and any(sweep.covers(identity, entry) for sweep in sweeps):
+                forwarded.append((row, key, _deletion(change.source, key)))
                 entry = None
             if change.op == "d":
-                known[key] = changed[key] = None
-                chosen.append(row)
-                changes.append(self._with_sent(change, batch.keys[row]))
+                known[identity] = changed[identity] = None
+                forwarded.append((row, key, change))
                 continue
             after = change.after
             assert after is not None, "only a deletion has no row"
             if marked and (left_out := _left_out(after)):
-                after = self._filled(change, after, left_out, entry, batch.keys[row])
+                after = _filled(change, after, left_out, entry, key)
                 change = msgspec.structs.replace(change, after=after)
             encoded = _encode(after)
             digest = blake2b(encoded, digest_size=8).digest()
             fresh = Entry(generation, digest, encoded if len(encoded) >= LARGE else b"").pack()
-            known[key] = changed[key] = fresh
+            known[identity] = changed[identity] = fresh
             if change.op == "r" and entry is not None:
                 if entry.digest == digest:
                     continue
                 change = msgspec.structs.replace(change, op="u")
-            chosen.append(row)
-            changes.append(change if change.before is None else self._with_sent(change, batch.keys[row]))
+            forwarded.append((row, key, change))
         self._store.put_many(changed)
-        if chosen:
-            self._context.forward(batch.select(chosen).with_values(changes))
+        if forwarded:
+            at, names, changes = zip(*forwarded, strict=True)
+            self._context.forward(batch.select(at).with_keys(names).with_values(changes))
 
-    def _with_sent(self, change: Change[Row], key: Row) -> Change[Row]:
-        """The change whose ``before`` has only what the server sent: null stands for a column that it did not."""
-        before = change.before
-        if before is None or f"{change.source.schema}.{change.source.table}" in self._full:
-            return change
-        sent = {name: value for name, value in before.items() if value is not None or name in key}
-        return msgspec.structs.replace(change, before=sent)
-
-    def _filled(
-        self, change: Change[Row], after: Row, left_out: list[str], entry: Entry | None, key: Row
-    ) -> Row:
-        before = {} if entry is None or not entry.values else _decode(entry.values)
-        if missing := [name for name in left_out if name not in before]:
-            source = change.source
-            raise StateError(
-                f"an update of {source.schema}.{source.table} with the key {key} leaves out the large value of "
-                f"{', '.join(missing)}, which is not known",
-                hint=f'ALTER TABLE "{source.schema}"."{source.table}" REPLICA IDENTITY FULL, '
-                "or take a new snapshot (another snapshot= of the source)",
-            )
-        return {name: before[name] if name in left_out else value for name, value in after.items()}
+    def _in_shape(self, change: Change[Row], key: Row) -> tuple[Change[Row], Row]:
+        """The change and its key with values as Postgres writes them, ``before`` as the server sent it."""
+        table = f"{change.source.schema}.{change.source.table}"
+        different = self._fixes.get(table)
+        before, after = change.before, change.after
+        if before is not None and table not in self._full:
+            # Columns that the server did not send are null in it.
+            before = {name: value for name, value in before.items() if value is not None or name in key}
+        if different:
+            before, after = before and fixed(before, different), after and fixed(after, different)
+            key = fixed(key, different)
+        elif before is change.before:
+            return change, key
+        return msgspec.structs.replace(change, before=before, after=after), key
 
     def _told(self, control: Control) -> None:
         state = self._state
-        if control.control == "opened":
-            self._full = frozenset(control.full_identity)
-            if control.snapshot != state.snapshot:
-                self._remember(
-                    msgspec.structs.replace(state, snapshot=control.snapshot, generation=state.generation + 1)
-                )
-        else:
-            self._remember(
-                msgspec.structs.replace(
-                    state, sweeps=(*state.sweeps, Sweep(_ROWS, state.generation, control.source))
-                )
-            )
+        if control.control == "table":
+            assert control.shape is not None, "a table's events have a shape"
+            table = f"{control.source.schema}.{control.source.table}"
+            if state.shapes.get(table) != control.shape:
+                self._remember(msgspec.structs.replace(state, shapes={**state.shapes, table: control.shape}))
+        elif control.control == "complete":
+            sweep = Sweep(_ROWS, state.generation, control.source)
+            self._remember(msgspec.structs.replace(state, sweeps=(*state.sweeps, sweep)))
+        elif control.snapshot != state.snapshot:
+            generation = state.generation + 1
+            self._remember(msgspec.structs.replace(state, snapshot=control.snapshot, generation=generation))
 
     def _truncated(self, change: Change[Row]) -> None:
         state = self._state
@@ -211,8 +199,13 @@ class Rows:
         sweep = Sweep(_id(change.source, b""), generation, change.source)
         self._remember(msgspec.structs.replace(state, generation=generation, sweeps=(*state.sweeps, sweep)))
 
-    def _remember(self, state: _State) -> None:
+    def _take(self, state: _State) -> None:
         self._state = state
+        self._fixes = {table: fixes(shape) for table, shape in state.shapes.items()}
+        self._full = {table for table, shape in state.shapes.items() if shape.full_identity}
+
+    def _remember(self, state: _State) -> None:
+        self._take(state)
         self._store.put(_STATE, msgspec.json.encode(state))
 
     def _continue(self, _: int) -> None:
@@ -259,6 +252,20 @@ def _deletion(source: ChangeSource, key: Row) -> Change[Row]:
     return Change(op="d", before=key, source=source)
 
 
+def _filled(change: Change[Row], after: Row, left_out: list[str], entry: Entry | None, key: Row) -> Row:
+    """The row with the values that the server did not send, as they were."""
+    known: Row = {} if entry is None or not entry.values else _decode(entry.values)
+    if missing := [name for name in left_out if name not in known]:
+        source = change.source
+        raise StateError(
+            f"an update of {source.schema}.{source.table} with the key {key} leaves out the large value "
+            f"of {', '.join(missing)}, which is not known",
+            hint=f'ALTER TABLE "{source.schema}"."{source.table}" REPLICA IDENTITY FULL, '
+            "or take a new snapshot (another snapshot= of the source)",
+        )
+    return {name: known[name] if name in left_out else value for name, value in after.items()}
+
+
 def _left_out(after: Row) -> list[str]:
     """The columns whose values the server did not send."""
     return [name for name, value in after.items() if _is_marker(value)]
@@ -273,4 +280,6 @@ def _is_marker(value: Any) -> bool:
 
 
 _TEXTS: Final = frozenset({UNAVAILABLE, _UNAVAILABLE_BYTES, _encode({UNAVAILABLE: UNAVAILABLE}).decode()})
-_LISTS: Final = ([UNAVAILABLE], [*UNAVAILABLE.encode()])
+_LISTS: Final = ([UNAVAILABLE], [_UNAVAILABLE_BYTES], [_UNAVAILABLE_UUID], [*UNAVAILABLE.encode()])
+# JSON in JSON has escaped quotes: the text itself is searched for.
+_MARKERS: Final = (UNAVAILABLE.encode(), *(_encode(marker)[1:-1] for marker in _LISTS))

@@ -46,6 +46,10 @@ class TableState:
     oid: int
     full_identity: bool
     """Whether changes carry the complete row as it was before."""
+    generated: tuple[str, ...]
+    """Columns that the server computes: not in the log unless it is told so, so not in a snapshot either."""
+    dates: tuple[str, ...]
+    """Columns with dates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,8 @@ class Replication:
                 _TABLES, ([table.schema for table in tables], [table.name for table in tables])
             )
         }
-        states = []
+        states: list[tuple[Table, int, bool]] = []
+        names = {found[table][0]: table for table in tables if table in found}
         for table in tables:
             if table not in found:
                 raise ConnectorError(
@@ -122,17 +127,34 @@ class Replication:
                 )
             oid, kind, persistence, identity, keyed = found[table]
             _require_capturable(table, kind, persistence, identity, keyed=keyed)
-            states.append(TableState(table, oid, identity == "f"))
-        self._require_types([state.oid for state in states])
-        return states
+            states.append((table, oid, identity == "f"))
+        generated: dict[int, list[str]] = {}
+        dates: dict[int, list[str]] = {}
+        full = {oid: identity for _, oid, identity in states}
+        for oid, column, written, base, kind, computed in self._rows(_COLUMNS, (list(full),)):
+            if computed:
+                generated.setdefault(oid, []).append(column)
+                continue
+            _require_type(names[oid], column, written, base, kind, full=full[oid])
+            if base == "date":
+                dates.setdefault(oid, []).append(column)
+        return [
+            TableState(table, oid, identity, tuple(generated.get(oid, ())), tuple(dates.get(oid, ())))
+            for table, oid, identity in states
+        ]
 
-    def _require_types(self, oids: Sequence[int]) -> None:
-        for schema, name, column, written, base, kind in self._rows(_COLUMNS, (list(oids),)):
-            if kind != "e" and base not in _CONVERTED:
-                raise ConnectorError(
-                    f"column {column} of {schema}.{name} has the type {written}, which cannot be captured",
-                    hint="leave the table out, or store the column as text",
-                )
+    def require_readable(self, states: Sequence[TableState]) -> None:
+        """Check that a snapshot would read all values as they are."""
+        for state in states:
+            for column in state.dates:
+                name = quoted(column)
+                early = f"{name} < '0001-01-01' and {name} <> '-infinity'"
+                if self._rows(f"select from {state.table.quoted} where {early} limit 1", patient=True):  # noqa: S608 - quoted names
+                    raise ConnectorError(
+                        f"column {column} of {state.table} has dates before Christ, which a snapshot would "
+                        "read as dates after it",
+                        hint="leave the table out, or store the column as timestamp",
+                    )
 
     def publication(self, name: str, tables: Sequence[Table], *, own: bool) -> None:
         """Check that the publication has all changes of exactly these tables; create it if it is our own."""
@@ -226,8 +248,12 @@ class Replication:
     def _execute(self, statement: str, values: Collection[Any] = ()) -> None:
         self._rows(statement, values)
 
-    def _rows(self, statement: str, values: Collection[Any] = ()) -> list[tuple[Any, ...]]:
+    def _rows(
+        self, statement: str, values: Collection[Any] = (), *, patient: bool = False
+    ) -> list[tuple[Any, ...]]:
         with connected(self._conninfo) as connection:
+            if patient:
+                connection.execute("set statement_timeout = 0")
             cursor = connection.execute(statement.encode(), list(values) or None)
             return cursor.fetchall() if cursor.description else []
 
@@ -324,6 +350,25 @@ _KINDS: Final = {
     "c": "composite type",
 }
 
+
+def _require_type(table: Table, column: str, written: str, base: str, kind: str, *, full: bool) -> None:
+    """Check that all values of the column arrive, and that those left out by an update can be recognised."""
+    element = base.removeprefix("_") if kind == "array" else None
+    if kind == "e" or (element is None and base in _CONVERTED):
+        return
+    if element is None or element not in _ARRAYS_CONVERTED:
+        raise ConnectorError(
+            f"column {column} of {table} has the type {written}, which cannot be captured",
+            hint="leave the table out, or store the column as text",
+        )
+    if element not in _ARRAYS_MARKED and not full:
+        raise ConnectorError(
+            f"column {column} of {table} has the type {written}: when an update leaves its value as it was, "
+            "a large one could not be told from NULL",
+            hint=f"ALTER TABLE {table.quoted} REPLICA IDENTITY FULL",
+        )
+
+
 _TABLES: Final = """
 select n.nspname, c.relname, c.oid::int8, c.relkind::text, c.relpersistence::text, c.relreplident::text,
        exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary)
@@ -332,22 +377,26 @@ join pg_namespace n on n.nspname = wanted.schema
 join pg_class c on c.relnamespace = n.oid and c.relname = wanted.name
 """
 
-# A domain is what it is based on, an array its elements, a partitioned table's columns are its own.
+# A domain is what it is based on; an array is the type of its elements with an underscore before it.
 _COLUMNS: Final = """
-with recursive types(attrelid, attname, attnum, written, type) as (
-    select attrelid, attname, attnum, format_type(atttypid, atttypmod), atttypid from pg_attribute
-    where attrelid = any(%s::int8[]::oid[]) and attnum > 0 and not attisdropped
+with recursive types(oid, attname, attnum, written, computed, type) as (
+    select attrelid, attname, attnum, format_type(atttypid, atttypmod), attgenerated <> '', atttypid
+    from pg_attribute where attrelid = any(%s::int8[]::oid[]) and attnum > 0 and not attisdropped
     union all
-    select attrelid, attname, attnum, written,
-           case when typtype = 'd' then typbasetype else typelem end
-    from types join pg_type on pg_type.oid = type
-    where typtype = 'd' or (typelem <> 0 and typlen = -1 and typtype = 'b')
+    select types.oid, attname, attnum, written, computed, typbasetype
+    from types join pg_type on pg_type.oid = type where typtype = 'd'
 )
-select n.nspname, c.relname, attname, written, typname, typtype::text
+select types.oid::int8, attname, written,
+       case when e.oid is null then t.typname
+            when e.typtype in ('d', 'c') then '_composite or domain'
+            when e.typtype = 'e' then '_enum'
+            else '_' || e.typname end,
+       case when e.oid is null then t.typtype::text else 'array' end,
+       computed
 from types join pg_type t on t.oid = type
-join pg_class c on c.oid = attrelid join pg_namespace n on n.oid = c.relnamespace
-where not (typtype = 'd' or (typelem <> 0 and typlen = -1 and typtype = 'b'))
-order by 1, 2, attnum
+left join pg_type e on e.oid = t.typelem and t.typlen = -1 and t.typcategory = 'A'
+where t.typtype <> 'd'
+order by types.oid, attnum
 """
 
 _SLOT: Final = """
@@ -357,14 +406,24 @@ from pg_replication_slots s where slot_name = %s
 
 _CONVERTED: Final = frozenset(
     {
-        *("bool", "int2", "int4", "int8", "float4", "float8", "numeric", "money", "oid", "bit", "varbit"),
+        *("bool", "int2", "int4", "int8", "float4", "float8", "numeric", "money", "oid", "bit"),
         *("text", "varchar", "bpchar", "char", "citext", "bytea", "json", "jsonb", "xml", "uuid", "ltree"),
         *("date", "time", "timetz", "timestamp", "timestamptz", "interval", "hstore", "point", "tsvector"),
         *("inet", "cidr", "macaddr", "macaddr8"),
         *("int4range", "int8range", "numrange", "tsrange", "tstzrange", "daterange"),
     }
 )
-"""The types that arrive completely, as tried; any other would be left out silently."""
+"""The types that arrive completely, as tried; any other would be left out, or lose something, silently."""
+
+_ARRAYS_MARKED: Final = frozenset(
+    {"int4", "int8", "text", "varchar", "bpchar", "bytea", "json", "jsonb", "uuid"}
+)
+"""Elements of arrays whose placeholder for a value that was left out arrives."""
+_ARRAYS_CONVERTED: Final = _ARRAYS_MARKED | {
+    *("bool", "int2", "float4", "float8", "numeric", "oid", "char", "citext", "ltree", "hstore", "enum"),
+    *("date", "time", "timestamp", "timestamptz", "inet", "cidr", "macaddr", "macaddr8", "tsvector"),
+    *("int4range", "int8range", "numrange", "tsrange", "tstzrange", "daterange"),
+}
 
 
 def conninfo_values(conninfo: str) -> dict[str, Any]:
