@@ -38,7 +38,7 @@ $(STAMP): .venv/.dependencies pyproject.toml
 demo: $(STAMP)
 	@$(BIN)/python -m apps.log_analysis.demo $(LOG) $(if $(LINES),--lines $(LINES))
 
-# Postgres and Debezium, 300 MB: tests and demo-sync install them, make demo does not need them.
+# Postgres, Debezium and Parquet, 460 MB: tests and demo-sync install them, make demo does not need them.
 .venv/.sync: $(STAMP) requirements/sync.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/sync.txt
 	@touch $@
