@@ -9,7 +9,9 @@ from streams.errors import RegistryUnavailable, SchemaRefused
 from streams.events import Event, get_logger
 from streams.operators.table import StampedSerde, TableEntries
 from streams.schema_registry import ConfluentRegistry
-from streams.serde import Avro
+from streams.serde import Avro, load_schema
+from streams.serde.compatibility import incompatibilities
+from streams.serde.schemas.avro_references import full_name
 from streams.serde.subjects import Subjects
 from streams.serde.topics import connected
 from streams.topology.graph import GlobalSource, SinkConnectorNode, SinkNode, SourceNode, Step, Topology
@@ -34,10 +36,10 @@ class TopicSchema(NamedTuple):
     part: Part
     use: Literal["reads", "writes"]
     serde: Avro[Any]
-    """Connected to the registry."""
 
     @property
     def subject(self) -> str:
+        """Its subject in the registry to which the topology is connected."""
         return self.serde.subject(self.topic)
 
 
@@ -62,7 +64,7 @@ class RegistryConnection:
 
     def schemas(self) -> list[TopicSchema]:
         """The schemas of topics with a fixed name, each once."""
-        return list(dict.fromkeys(self._schemas()))
+        return topic_schemas(self.topology)
 
     def check(self, schema: TopicSchema) -> list[str]:
         """Why a schema cannot be used for its topic, each with its field; writes nothing."""
@@ -105,17 +107,6 @@ class RegistryConnection:
                 "and use their types",
             )
 
-    def _schemas(self) -> Iterator[TopicSchema]:
-        for node in self.topology.nodes:
-            if isinstance(node, SourceNode) and not node.internal and node.connector is None:
-                for topic in node.topics:
-                    if isinstance(topic, str):
-                        yield from _of_topic(topic, node.key, node.value, "reads")
-            elif isinstance(node, SinkNode) and node.repartition is None and isinstance(node.topic, str):
-                yield from _of_topic(node.topic, node.key, node.value, "writes")
-        for table in self.topology.global_tables:
-            yield from _of_topic(table.topic, table.key, table.value, "reads")
-
     def _node(self, node: Node) -> Node:
         if isinstance(node, Step):
             return replace(node, owns=tuple(map(self._store, node.owns)))
@@ -155,6 +146,40 @@ class RegistryConnection:
 
     def _connected(self, serde: Serde[Any], part: Part) -> Serde[Any]:
         return connected(serde, self.subjects, part)
+
+
+def topic_schemas(topology: Topology) -> list[TopicSchema]:
+    """The Avro schemas of an app's inputs and outputs with a fixed name, each once."""
+    return list(dict.fromkeys(_topic_schemas(topology)))
+
+
+def _topic_schemas(topology: Topology) -> Iterator[TopicSchema]:
+    for node in topology.nodes:
+        if isinstance(node, SourceNode) and not node.internal and node.connector is None:
+            for topic in node.topics:
+                if isinstance(topic, str):
+                    yield from _of_topic(topic, node.key, node.value, "reads")
+        elif isinstance(node, SinkNode) and node.repartition is None and isinstance(node.topic, str):
+            yield from _of_topic(node.topic, node.key, node.value, "writes")
+    for table in topology.global_tables:
+        yield from _of_topic(table.topic, table.key, table.value, "reads")
+
+
+def folder_differences(serde: Avro[Any]) -> list[str]:
+    """Why records of other versions in its schema folder cannot be read, each with its field and file."""
+    own = load_schema(serde.path).written
+    record = full_name(own.source)
+    others = [
+        (path.name, load_schema(path).written)
+        for path in sorted(serde.path.parent.glob("*.avsc"))
+        if path.name != serde.path.name
+    ]
+    return [
+        f"{difference} ({name})"
+        for name, other in others
+        if record is not None and full_name(other.source) == record
+        for difference in incompatibilities(other.complete, own.complete, "BACKWARD")
+    ]
 
 
 def _of_topic(

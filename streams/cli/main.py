@@ -15,6 +15,7 @@ from streams.cli.ingest import ingest
 from streams.cli.lag import lag
 from streams.cli.query import query
 from streams.cli.run import run
+from streams.cli.schemas import schemas_cli
 from streams.cli.simulate import simulate
 from streams.cli.topics import topics_cli
 
@@ -29,6 +30,7 @@ for command in (run, describe, ingest, consume, lag, query, simulate):
     cli.command()(command)
 cli.add_typer(broker_cli, name="broker")
 cli.add_typer(topics_cli, name="topics")
+cli.add_typer(schemas_cli, name="schemas")
 
 
 def main() -> NoReturn:

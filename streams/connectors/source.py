@@ -129,7 +129,7 @@ class SourceConnector(Protocol, Generic[K, V]):
 
     @property
     def stores(self) -> Mapping[str, tuple[Serde[Any], Serde[Any]]]:
-        """The stores of the processor, by the names that it uses, with the serdes of their keys and values."""
+        """The stores of the processor by the names that it uses, with the serdes of keys and values."""
 
     def change_topics(self, prefix: str) -> Sequence[str]:
         """The topics of its tables, ``<prefix>.<schema>.<table>``; none for a source without tables."""

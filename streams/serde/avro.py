@@ -10,7 +10,7 @@ import io
 import uuid
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, overload
 
 import fastavro
 import msgspec
@@ -23,9 +23,9 @@ from streams.serde.schema_folder import (
     load_schema,
     schema_id,
 )
-from streams.serde.schemas.avro_compiled import compile_reader
+from streams.serde.schemas.avro_compiled import compile_reader, fits
 from streams.serde.schemas.avro_schema import AvroSchema
-from streams.serde.schemas.avro_types import SchemaError
+from streams.serde.schemas.avro_types import NamedTypes, SchemaError
 from streams.serde.schemas.avro_values import fresh
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ class Avro(Generic[T]):
         max_items: int = MAX_ITEMS,
         max_depth: int = MAX_DEPTH,
     ) -> None:
-        path = Path(schema)
+        self.path = path = Path(schema)
+        """The file of its schema."""
         file = load_schema(path)
         self.written = file.written
         """The schema as its file has it, with the types that it uses from other files."""
@@ -165,15 +166,14 @@ class Avro(Generic[T]):
             yield _as_dict(value)
 
     def deserialize(self, payloads: Sequence[bytes]) -> Iterator[T]:
-        expected, readers, convert = self._type, self._readers, msgspec.convert
+        readers = self._readers
         head: bytes | None = None
         read: Callable[[bytes], Any] = _itself
         for payload in payloads:
             if payload[:5] != head:
                 head = payload[:5]
                 read = readers.get(head) or self._reader(head)
-            value = read(payload)
-            yield cast("T", value if expected is None else convert(value, expected))
+            yield read(payload)
 
     def _reader(self, head: bytes) -> Callable[[bytes], Any]:
         """A function that reads payloads with these first bytes, resolved to the serde's own schema."""
@@ -182,7 +182,7 @@ class Avro(Generic[T]):
             parsed = self._schemas.schema(identifier_of(head))
             if {"avro": described_schema(parsed)} != self.schema:
                 written = self._ready(parsed)
-        read = self._readers[head] = record_reader(written, own, tagged=self._type is not None)
+        read = self._readers[head] = record_reader(written, own, self._type)
         return read
 
 
@@ -214,18 +214,36 @@ def write_records(schema: AvroSchema, prefix: bytes, values: Iterable[Any]) -> I
         yield buffer.getvalue()
 
 
-def record_reader(written: AvroSchema, own: AvroSchema, *, tagged: bool) -> Callable[[bytes], Any]:
-    """A function that decodes payloads written with one schema to values of another (or the same one).
+def record_reader(
+    written: AvroSchema,
+    own: AvroSchema,
+    type: Type[Any] | None = None,  # noqa: A002 - as in Avro
+) -> Callable[[bytes], Any]:
+    """A function that decodes payloads written with one schema to values of another, or the same one."""
+    if not (own.named or written.checks or own.checks):
+        shape = None if type is None else msgspec.inspect.type_info(type)
+        if shape is not None and fits(own.parsed, shape, NamedTypes(own.parsed)):
+            made = compile_reader(written.parsed, own.parsed, shape)
+            if made is not None:
+                return made
+        compiled = compile_reader(written.parsed, own.parsed)
+        if compiled is not None:
+            return compiled if type is None else _converted(compiled, type)
+    tagged = type is not None
+    read = _fastavro_reader(written, own, tagged=tagged)
+    return read if type is None else _converted(read, type)
 
-    With ``tagged``, records of unions have a field ``type`` with their names, as structs need it.
-    """
+
+def _converted(read: Callable[[bytes], Any], type: Type[Any]) -> Callable[[bytes], Any]:  # noqa: A002 - as in Avro
+    convert = msgspec.convert
+    return lambda payload: convert(read(payload), type)
+
+
+def _fastavro_reader(written: AvroSchema, own: AvroSchema, *, tagged: bool) -> Callable[[bytes], Any]:
+    """The same with fastavro; ``tagged`` records of unions have a field ``type`` with their names."""
     read, named, restore, check = fastavro.schemaless_reader, own.named, own.restore, written.check
     source, wanted = written.parsed, None if written is own else own.parsed
     checks, copies = written.checks, written is not own and own.shares_defaults
-    if not (named or checks or own.checks):
-        compiled = compile_reader(source, own.parsed)
-        if compiled is not None:
-            return compiled
 
     def reader(payload: bytes) -> Any:
         buffer = io.BytesIO(payload)

@@ -189,7 +189,7 @@ class DynamicAvro:
     def _reader(self, head: bytes) -> Callable[[bytes], Any]:
         schema = fastavro.parse_schema(self._schemas.schema(identifier_of(head)))
         ready = _ready(schema)
-        read = record_reader(ready, ready, tagged=False)
+        read = record_reader(ready, ready)
         renamed = {field: column for column, field in _columns(schema).items()}
         if not renamed:
             return read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import fastavro
 import msgspec
@@ -205,3 +205,65 @@ def test_a_count_beyond_the_payload_ends_at_once(tmp_path):
     (empty,) = serde.serialize([{"a": []}])
     with pytest.raises(ValueError, match="ends within the record"):
         list(serde.deserialize([empty[:5] + endless + b"abc"]))
+
+
+class Inner(msgspec.Struct):
+    street: str
+
+
+class Plain(msgspec.Struct):
+    second: Inner | None
+    first: int
+    more: list[Inner] = []
+    absent: str = "a default of the struct"
+
+
+class Checked(msgspec.Struct):
+    first: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Initialized(msgspec.Struct):
+    first: int
+
+    def __post_init__(self) -> None:
+        self.first += 1
+
+
+class Renamed(msgspec.Struct, rename="camel", kw_only=True):
+    first_number: int
+
+
+INNER = {"type": "record", "name": "Inner", "fields": [field("street", "string")]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "value"),
+    [
+        (
+            Plain,
+            [
+                field("first", "long"),
+                field("second", ["null", INNER]),
+                field("more", {"type": "array", "items": "Inner"}),
+                field("unknown", "string"),
+            ],
+            {"first": 1, "second": {"street": "A"}, "more": [{"street": "B"}], "unknown": "x"},
+        ),
+        (Checked, [field("first", "int")], {"first": 5}),
+        (Initialized, [field("first", "int")], {"first": 5}),
+        (Renamed, [field("firstNumber", "int")], {"firstNumber": 5}),
+    ],
+)
+def test_records_become_structs_as_msgspec_makes_them(tmp_path, kind, fields, value):
+    path = tmp_path / "r.avsc"
+    path.write_text(json.dumps({"type": "record", "name": "R", "fields": fields}))
+    payloads = list(Avro(path).serialize([value]))
+    assert list(Avro(path, kind).deserialize(payloads)) == [msgspec.convert(value, kind)]
+
+
+def test_a_struct_with_a_constraint_is_validated(tmp_path):
+    path = tmp_path / "r.avsc"
+    path.write_text(json.dumps({"type": "record", "name": "R", "fields": [field("first", "int")]}))
+    payloads = list(Avro(path).serialize([{"first": -1}]))
+    with pytest.raises(msgspec.ValidationError):
+        list(Avro(path, Checked).deserialize(payloads))

@@ -32,6 +32,7 @@ OF_THE_ENGINE = {
     "Batch.tracing": "what the engine writes dead letters from",
     "Batch.rows": "which input rows the engine has in the batch",
     "Batch.of_rows": "which input rows the engine has in the batch",
+    "Avro.connected": "an app with a schema registry connects its serdes",
     "Record.__init__": "headers are written as a list of pairs",
     "ErrorPolicy.__init__": "policies are fail, dead_letter, skip, and what retry makes",
     "StoreDefinition.__init__": "stores are made by key_value_store",

@@ -70,6 +70,11 @@ class PostgresSink:
 
     kind = "postgres"
 
+    @property
+    def target(self) -> str:
+        """What it writes to."""
+        return self.table
+
     def __post_init__(self) -> None:
         try:
             psycopg.conninfo.conninfo_to_dict(self.dsn)

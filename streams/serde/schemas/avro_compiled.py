@@ -7,10 +7,13 @@ apply) is decided once, when the code is generated. fastavro reads the schemas f
 from __future__ import annotations
 
 import struct
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Final
 
 import fastavro.read
+from msgspec import inspect
 
+from streams.serde.schemas.avro_decimals import DECIMAL
 from streams.serde.schemas.avro_types import NAMED, RECORDS, NamedTypes, type_of
 from streams.serde.schemas.avro_values import fresh
 
@@ -35,17 +38,39 @@ _PROMOTED = {
 _SIZES = {"boolean": 1, "float": 4, "double": 8}
 
 
+_EXACT: dict[str, inspect.Type] = {
+    "null": inspect.NoneType(),
+    "boolean": inspect.BoolType(),
+    "int": inspect.IntType(),
+    "long": inspect.IntType(),
+    "float": inspect.FloatType(),
+    "double": inspect.FloatType(),
+    "bytes": inspect.BytesType(),
+    "fixed": inspect.BytesType(),
+    "string": inspect.StrType(),
+    "date": inspect.DateType(),
+    "timestamp-millis": inspect.DateTimeType(),
+    "timestamp-micros": inspect.DateTimeType(),
+    DECIMAL: inspect.DecimalType(),
+    "uuid": inspect.UUIDType(),
+}
+"""The types of values that are taken as they are, without any constraint; by type or logical type."""
+
+
 class _Unsupported(Exception):
     """There is no generated code for these schemas."""
 
 
-def compile_reader(written: Any, wanted: Any) -> Callable[[bytes], Any] | None:
+def compile_reader(
+    written: Any, wanted: Any, shape: inspect.Type | None = None
+) -> Callable[[bytes], Any] | None:
     """A function that decodes the record of a payload, from its sixth byte to its end.
 
     ``written`` and ``wanted`` are parsed schemas, the same for no resolution. They must not be recursive, and
-    values must determine the branches of their unions. ``None`` if the schemas need fastavro: for example, if
-    some values of the one cannot be read with the other. The function raises ``ValueError`` for a payload
-    that is no such record.
+    values must determine the branches of their unions. With ``shape``, records are instances of its structs;
+    values of ``wanted`` must fit it (``fits``). ``None`` if the schemas need fastavro: for example, if some
+    values of the one cannot be read with the other. The function raises ``ValueError`` for a payload that is
+    no such record.
     """
     generator = _Generator(NamedTypes(written), NamedTypes(wanted))
     try:
@@ -53,7 +78,7 @@ def compile_reader(written: Any, wanted: Any) -> Callable[[bytes], Any] | None:
         generator.add(" try:")
         generator.depth = 2
         generator.add("p, e = 5, len(d)")
-        result = generator.value(written, wanted)
+        result = generator.value(written, wanted, shape)
     except _Unsupported:
         return None
     generator.add(f"if p == e: return {result}")
@@ -65,6 +90,60 @@ def compile_reader(written: Any, wanted: Any) -> Callable[[bytes], Any] | None:
     exec("\n".join(generator.lines), generator.names)  # noqa: S102 - generated from checked schemas
     read: Callable[[bytes], Any] = generator.names["read"]
     return read
+
+
+def fits(schema: Any, shape: inspect.Type, types: NamedTypes) -> bool:
+    """Whether values of a schema have the types of ``shape`` already, except that records are dictionaries.
+
+    A struct then needs no validation. It must be one whose fields are all that its constructor does.
+    """
+    schema = types.resolved(schema)
+    kind = type_of(schema)
+    if isinstance(shape, inspect.AnyType):
+        return kind not in RECORDS
+    if kind == "union":
+        return (
+            len(schema) == 2
+            and isinstance(shape, inspect.UnionType)
+            and len(shape.types) == 2
+            and inspect.NoneType() in shape.types
+            and "null" in schema
+            and fits(next(branch for branch in schema if branch != "null"), _not_null(shape), types)
+        )
+    if kind == "array":
+        return (
+            isinstance(shape, inspect.ListType)
+            and shape == inspect.ListType(shape.item_type)
+            and fits(schema["items"], shape.item_type, types)
+        )
+    if kind == "map":
+        return (
+            isinstance(shape, inspect.DictType)
+            and shape == inspect.DictType(inspect.StrType(), shape.value_type)
+            and fits(schema["values"], shape.value_type, types)
+        )
+    if kind in RECORDS:
+        return isinstance(shape, inspect.StructType) and _fits_struct(schema, shape, types)
+    return _EXACT.get(_logical(schema) or kind) == shape
+
+
+def _fits_struct(schema: Any, shape: inspect.StructType, types: NamedTypes) -> bool:
+    fields = {field["name"]: field["type"] for field in schema["fields"]}
+    if shape.tag is not None or shape.array_like or hasattr(shape.cls, "__post_init__"):
+        return False
+    if shape.forbid_unknown_fields and fields.keys() - {field.encode_name for field in shape.fields}:
+        return False
+    return all(
+        fits(fields[field.encode_name], field.type, types)
+        if field.encode_name in fields
+        else not field.required
+        for field in shape.fields
+    )
+
+
+def _not_null(shape: inspect.UnionType) -> inspect.Type:
+    """The other type of a union of two with null."""
+    return next((option for option in shape.types if option != inspect.NoneType()), shape)
 
 
 class _Generator:
@@ -91,20 +170,22 @@ class _Generator:
     def add(self, line: str) -> None:
         self.lines.append(" " * self.depth + line)
 
-    def value(self, written: Any, wanted: Any) -> str:
+    def value(self, written: Any, wanted: Any, shape: inspect.Type | None) -> str:
         """Add the code that reads a value; returns the expression or variable with the result."""
         written, wanted = self._written.resolved(written), self._wanted.resolved(wanted)
         if isinstance(written, list):
-            return self._union(written, wanted if wanted is not written else None)
+            return self._union(written, wanted if wanted is not written else None, shape)
         if isinstance(wanted, list):
             wanted = self._branch(written, wanted)
+        if isinstance(shape, inspect.UnionType):
+            shape = _not_null(shape)
         kind, target = type_of(written), type_of(wanted)
         logical = _logical(written)
         if logical != _logical(wanted):
             raise _Unsupported
         if kind in RECORDS and target in RECORDS:
             self._require_same_name(written, wanted)
-            return self._record(written, wanted)
+            return self._record(written, wanted, shape)
         if kind != target:
             conversion = _PROMOTED.get((kind, target))
             if conversion is None or logical:
@@ -115,7 +196,7 @@ class _Generator:
         if kind in NAMED:
             self._require_same_name(written, wanted)
         if kind in {"array", "map"}:
-            return self._blocks(written, kind, wanted)
+            return self._blocks(written, kind, wanted, shape)
         if kind == "enum":
             return self._enum(written, wanted)
         if kind == "fixed":
@@ -156,7 +237,9 @@ class _Generator:
 
     # --- types
 
-    def _record(self, written: Any, wanted: Any) -> str:
+    def _record(self, written: Any, wanted: Any, shape: inspect.Type | None) -> str:
+        shapes = shape.fields if isinstance(shape, inspect.StructType) else ()
+        inner = {field.encode_name: field.type for field in shapes}
         fields = {field["name"]: field for field in wanted["fields"]}
         by_alias = {alias: field for field in wanted["fields"] for alias in field.get("aliases", ())}
         found: dict[str, str] = {}
@@ -167,26 +250,40 @@ class _Generator:
             elif target["name"] in found:
                 raise _Unsupported
             else:
-                found[target["name"]] = self._kept(self.value(field["type"], target["type"]))
+                found[target["name"]] = self._kept(
+                    self.value(field["type"], target["type"], inner.get(target["name"]))
+                )
         for name, field in fields.items():
             if name not in found:
                 if "default" not in field:
                     raise _Unsupported
                 default = self._constant(field["default"])
                 found[name] = f"fresh({default})" if isinstance(field["default"], dict | list) else default
+        if isinstance(shape, inspect.StructType):
+            return self._struct(shape, found)
         return f"{{{', '.join(f'{name!r}: {value}' for name, value in found.items())}}}"
 
-    def _union(self, written: list[Any], wanted: Any) -> str:
+    def _struct(self, shape: inspect.StructType, found: dict[str, str]) -> str:
+        make = self._constant(shape.cls)
+        named = {field.name: found[field.encode_name] for field in shape.fields if field.encode_name in found}
+        parameters = signature(shape.cls).parameters.values()
+        if len(named) == len(shape.fields) and all(
+            parameter.kind is Parameter.POSITIONAL_OR_KEYWORD for parameter in parameters
+        ):
+            return f"{make}({', '.join(named[parameter.name] for parameter in parameters)})"
+        return f"{make}({', '.join(f'{name}={value}' for name, value in named.items())})"
+
+    def _union(self, written: list[Any], wanted: Any, shape: inspect.Type | None) -> str:
         """A union, read as another type, or with ``None`` as it is."""
         index, result = self._raw_number(), self._name()
         for at, branch in enumerate(written):
             self.add(f"{'el' if at else ''}if {index} == {2 * at}:")
-            self._within(lambda branch=branch: self._set(result, branch, wanted))  # type: ignore[misc]
+            self._within(lambda branch=branch: self._set(result, branch, wanted, shape))  # type: ignore[misc]
         self.add(f"else: no_branch({index}, {len(written)})")
         return result
 
-    def _set(self, result: str, branch: Any, wanted: Any) -> None:
-        self.add(f"{result} = {self.value(branch, branch if wanted is None else wanted)}")
+    def _set(self, result: str, branch: Any, wanted: Any, shape: inspect.Type | None) -> None:
+        self.add(f"{result} = {self.value(branch, branch if wanted is None else wanted, shape)}")
 
     def _branch(self, written: Any, union: list[Any]) -> Any:
         """The branch of a union as which a value is read."""
@@ -210,19 +307,23 @@ class _Generator:
         self.add(f"if {index} & 1 or {index} >= {2 * len(symbols)}: no_symbol({index}, {len(symbols)})")
         return f"{self._constant(symbols)}[{index} >> 1]"
 
-    def _blocks(self, written: Any, kind: str, wanted: Any) -> str:
+    def _blocks(self, written: Any, kind: str, wanted: Any, shape: inspect.Type | None) -> str:
         result = self._name()
+        inner = shape.item_type if isinstance(shape, inspect.ListType) else None
+        inner = shape.value_type if isinstance(shape, inspect.DictType) else inner
         if kind == "array":
             self.add(f"{result} = []")
-            self._loop(lambda: self.add(f"{result}.append({self.value(written['items'], wanted['items'])})"))
+            self._loop(
+                lambda: self.add(f"{result}.append({self.value(written['items'], wanted['items'], inner)})")
+            )
         else:
             self.add(f"{result} = {{}}")
-            self._loop(lambda: self._map_item(written, wanted, result))
+            self._loop(lambda: self._map_item(written, wanted, result, inner))
         return result
 
-    def _map_item(self, written: Any, wanted: Any, result: str) -> None:
+    def _map_item(self, written: Any, wanted: Any, result: str, shape: inspect.Type | None) -> None:
         key = self._kept(self._primitive("string"))
-        self.add(f"{result}[{key}] = {self.value(written['values'], wanted['values'])}")
+        self.add(f"{result}[{key}] = {self.value(written['values'], wanted['values'], shape)}")
 
     def _skip_item(self, schema: Any, kind: str) -> None:
         if kind == "map":
