@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from streams.connectors.sqlite.errors import to_error
+from streams.connectors.sqlite.rebuild import SqliteRebuild
 from streams.connectors.sqlite.table import column_types, create_table, quoted, read_table
 from streams.connectors.sqlite.writer import SqliteWriter
 from streams.errors import ConfigurationError, ConnectorError
@@ -141,6 +142,25 @@ class SqliteSink:
             else {name: name for name in fields},
             positions=self.positions,
         )
+
+    def rebuild(self, context: SinkContext) -> SqliteRebuild:
+        """See ``RebuildableSink``."""
+        connection = self.connect(context)
+        try:
+            table, key = self.read(connection)
+        except BaseException:
+            connection.close()
+            raise
+        writer = SqliteWriter(
+            context,
+            connection,
+            path=str(self.path),
+            table=table,
+            key=key,
+            fields=None,
+            positions=self.positions,
+        )
+        return SqliteRebuild(self, writer, connection, table)
 
     def connect(self, context: SinkContext) -> sqlite3.Connection:
         """A connection on which transactions begin and end only by statements."""

@@ -86,6 +86,16 @@ class SqliteWriter:
             raise
         return found
 
+    def lock(self, partitions: Mapping[TopicPartition, str]) -> dict[TopicPartition, int]:
+        """As ``claim``, in a transaction that stays open: no other connection can write."""
+        assert self._state is WriterState.CLAIMED
+        try:
+            self._begin()
+            return {partition: self._position(partition, topic) for partition, topic in partitions.items()}
+        except Exception as error:
+            self._fail(error, "locking partitions")
+            raise
+
     def release(self, partitions: Collection[TopicPartition]) -> None:
         """Nothing is kept for a partition."""
 
