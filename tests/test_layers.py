@@ -41,6 +41,7 @@ ONLY = {
     "jgo": {"devstack.kafka.download"},
     "prometheus_client": {"monitoring.metrics"},
     "uvicorn": {"queries.http"},
+    "psycopg": {"connectors.postgres"},
     "typer": {"cli"},
 }
 """The only folder or module that may import a library."""

@@ -1,0 +1,1 @@
+"""Postgres: the only folder that imports its client library, psycopg (extra ``postgres``)."""
