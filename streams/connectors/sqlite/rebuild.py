@@ -89,7 +89,7 @@ class SqliteRebuild:
         others = [column for column in written if column not in key]
         run = self._connection.execute
         deleted = run(
-            f"DELETE FROM {target} AS t WHERE NOT EXISTS (SELECT 1 FROM {copy} AS c WHERE {same})"  # noqa: S608 - names are quoted
+            f"DELETE FROM {target} AS t WHERE NOT EXISTS (SELECT 1 FROM {copy} AS c WHERE {same})"
         ).rowcount
         changed = 0
         if others:
@@ -100,11 +100,11 @@ class SqliteRebuild:
                 for column in others
             )
             changed = run(
-                f"UPDATE {target} AS t SET {assignments} FROM {copy} AS c WHERE {same} AND ({differs})"  # noqa: S608 - names are quoted
+                f"UPDATE {target} AS t SET {assignments} FROM {copy} AS c WHERE {same} AND ({differs})"
             ).rowcount
         columns = ", ".join(map(quoted, written))
         added = run(
-            f"INSERT INTO {target} ({columns}) SELECT {columns} FROM {copy} AS c "  # noqa: S608 - names are quoted
+            f"INSERT INTO {target} ({columns}) SELECT {columns} FROM {copy} AS c "
             f"WHERE NOT EXISTS (SELECT 1 FROM {target} AS t WHERE {same})"
         ).rowcount
         return MergeCounts(added, changed, deleted)
@@ -112,8 +112,8 @@ class SqliteRebuild:
     def _replace_all(self) -> MergeCounts:
         name = quoted(self._table.name)
         columns = ", ".join(quoted(column.name) for column in self._table.columns.values())
-        deleted = self._connection.execute(f"DELETE FROM main.{name}").rowcount  # noqa: S608 - names are quoted
+        deleted = self._connection.execute(f"DELETE FROM main.{name}").rowcount
         added = self._connection.execute(
-            f"INSERT INTO main.{name} ({columns}) SELECT {columns} FROM rebuilt.{name} ORDER BY rowid"  # noqa: S608 - names are quoted
+            f"INSERT INTO main.{name} ({columns}) SELECT {columns} FROM rebuilt.{name} ORDER BY rowid"
         ).rowcount
         return MergeCounts(added, 0, deleted)

@@ -158,11 +158,11 @@ class SqliteWriter:
         application, name = self._context.application, self._context.name
         place = (application, name, *partition)
         self._connection.execute(
-            f"INSERT OR IGNORE INTO {self._positions} VALUES (?, ?, ?, ?, ?, 0)",  # noqa: S608 - a quoted name
+            f"INSERT OR IGNORE INTO {self._positions} VALUES (?, ?, ?, ?, ?, 0)",
             (*place, topic_id),
         )
         known, next_offset = self._connection.execute(
-            f"SELECT topic_id, next_offset FROM {self._positions} "  # noqa: S608 - a quoted name
+            f"SELECT topic_id, next_offset FROM {self._positions} "
             "WHERE (application, sink, topic, partition) = (?, ?, ?, ?)",
             place,
         ).fetchone()
@@ -179,7 +179,7 @@ class SqliteWriter:
     def _move(self, part: SinkRows) -> None:
         """Move the position, which must be where these rows begin: no other worker has moved it."""
         moved = self._connection.execute(
-            f"UPDATE {self._positions} SET next_offset = ? WHERE "  # noqa: S608 - a quoted name
+            f"UPDATE {self._positions} SET next_offset = ? WHERE "
             "(application, sink, topic, partition, next_offset) = (?, ?, ?, ?, ?)",
             (
                 part.next_offset,
