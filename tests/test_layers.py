@@ -44,7 +44,6 @@ ONLY = {
     "prometheus_client": {"monitoring.metrics"},
     "pyarrow": {"connectors.files.parquet_encoder"},
     "uvicorn": {"queries.http"},
-    "psycopg": {"connectors.postgres"},
     "typer": {"cli"},
 }
 """The only folder or module that may import a library."""

@@ -152,9 +152,7 @@ def rebuild(
         f"{deleted:,} deleted"
     )
     if done.refused:
-        warn(
-            f"{done.refused:,} records became no row, as when they were processed first: see the dead letters"
-        )
+        warn(f"{done.refused:,} records became no row, as at first: see the dead letters")
 
 
 def _table(address: str, table: str, expressions: Mapping[str, str], query_timeout: float) -> ComparableTable:
