@@ -149,7 +149,7 @@ class Replication:
             for column in state.dates:
                 name = quoted(column)
                 early = f"{name} < '0001-01-01' and {name} <> '-infinity'"
-                if self._rows(f"select from {state.table.quoted} where {early} limit 1", patient=True):  # noqa: S608 - quoted names
+                if self._rows(f"select from {state.table.quoted} where {early} limit 1", patient=True):
                     raise ConnectorError(
                         f"column {column} of {state.table} has dates before Christ, which a snapshot would "
                         "read as dates after it",
