@@ -19,7 +19,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from streams.connectors.change import Change, ChangeSource
+from streams.connectors.change import Change, ChangeSource, Operation
 from streams.connectors.sqlite import SqliteSink
 from streams.errors import (
     ConfigurationError,
@@ -78,7 +78,7 @@ def written(sink, *batches, partition=ORDERS, name="out") -> Written:
     return Written(refused, position)
 
 
-def customers(path, **options):
+def customers(path: Path, **options: Any) -> SqliteSink:
     return SqliteSink(path, table="customers", key="id", create=Customer, **options)
 
 
@@ -108,7 +108,7 @@ def test_a_row_that_lacks_a_required_column_updates_an_existing_row_and_is_refus
 def test_changes_of_rows_are_applied(path, sql):
     source = ChangeSource(table="customers")
 
-    def change(op, **rows):
+    def change(op: Operation, **rows: Any) -> Change[Any]:
         return Change(op=op, source=source, **rows)
 
     batch = [
@@ -140,7 +140,7 @@ class LineKey(msgspec.Struct):
 
 def test_a_key_of_several_columns_comes_from_a_struct_a_mapping_or_a_tuple(path, sql):
     sink = SqliteSink(path, table="lines", key=["order_id", "line"], create=Line)
-    batch = [(None, Line(1, n, "x")) for n in range(5)]
+    batch: list[tuple[Any, Any]] = [(None, Line(1, n, "x")) for n in range(5)]
     batch += [(LineKey(1, 0), None), ({"order_id": 1, "line": 1}, None), ((1, 2), None)]
     assert written(sink, batch, [(LineKey(2, 1), {"text": "by key"})]).refused == []
     assert sql("SELECT * FROM lines") == [(1, 3, "x"), (1, 4, "x"), (2, 1, "by key")]
@@ -197,7 +197,7 @@ def test_bad_rows_are_refused_with_sqlite_s_message_and_the_others_land(path, sq
         "STRICT",
         "CREATE UNIQUE INDEX names ON t (name)",
     )
-    batch = [(n, {"id": n, "name": f"n{n}", "n": n}) for n in range(1000)]
+    batch: list[tuple[int, Any]] = [(n, {"id": n, "name": f"n{n}", "n": n}) for n in range(1000)]
     bad = {
         10: ({"id": 10, "name": "x" * 300, "n": 1}, "SQLITE_CONSTRAINT_CHECK"),
         20: ({"id": 20, "name": None, "n": 1}, "SQLITE_CONSTRAINT_NOTNULL"),
