@@ -34,6 +34,7 @@ Each class is named after what it means to the caller; ``exit_code`` is the exit
     ├── NotCommitted                 13   stopped on request, but could not commit everything processed
     ├── WorkersFailed                 6   workers died more often than the restart limit allows
     ├── LocalKafkaError               7   the local Kafka could not be set up, started or stopped
+    ├── LocalPostgresError            7   … the local Postgres
     ├── StateError                    8   state on disk or in a changelog topic cannot be used as it is
     └── QueryError                    9   a query is invalid: wrong kind of store, key or range
         ├── UnknownStore              9   the app has no such store
@@ -268,6 +269,12 @@ class WorkersFailed(StreamsError):
 
 class LocalKafkaError(StreamsError):
     """The local Kafka could not be set up, started or stopped."""
+
+    exit_code = 7
+
+
+class LocalPostgresError(StreamsError):
+    """The local Postgres could not be set up, started or stopped."""
 
     exit_code = 7
 

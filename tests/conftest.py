@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import uuid
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 from hypothesis import settings
 
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.devstack.development import development_broker
+from streams.devstack.postgres import LocalPostgres
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,3 +76,35 @@ def topic(kafka: KafkaBroker, prefix: str) -> Callable[..., str]:
         return full
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[LocalPostgres]:
+    """The session's real Postgres; a test that stops it must start it again."""
+    with LocalPostgres.create() as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgres: LocalPostgres) -> Iterator[str]:
+    """The connection string of a new, empty database."""
+    with new_database(postgres) as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="module")
+def module_database(postgres: LocalPostgres) -> Iterator[str]:
+    """The connection string of a database of the module's tests, which is cheaper than one for each."""
+    with new_database(postgres) as dsn:
+        yield dsn
+
+
+@contextlib.contextmanager
+def new_database(server: LocalPostgres) -> Iterator[str]:
+    name = f"t{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(f"create database {name}".encode())
+    yield server.dsn(name)
+    # Connections that a failed test left open are ended.
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(f"drop database {name} with (force)".encode())

@@ -34,6 +34,7 @@ LEVEL = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
 ONLY = {
     "confluent_kafka": {"broker.kafka"},
+    "psycopg": {"connectors.postgres"},
     "rocksdict": {"state.rocksdb"},
     "sortedcontainers": {"state.memory"},
     "fastavro": {"serde"},

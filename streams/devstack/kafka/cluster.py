@@ -19,7 +19,7 @@ from streams.devstack.kafka.process import ServerProcess, until
 from streams.devstack.kafka.properties import new_id, server_properties, write_properties
 from streams.devstack.kafka.report import silent
 from streams.devstack.kafka.security import make_certificate
-from streams.devstack.kafka.watcher import Watcher
+from streams.devstack.watcher import Watcher
 from streams.errors import ConfigurationError, LocalKafkaError
 from streams.local_cluster import HOST, ClusterRecord
 

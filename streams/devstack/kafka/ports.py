@@ -10,7 +10,7 @@ from streams.errors import LocalKafkaError
 from streams.local_cluster import HOST, Seat
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from streams.devstack.kafka.plan import Plan
 
@@ -43,7 +43,8 @@ def require_free(port: int) -> None:
         )
 
 
-def _free_ports(count: int, taken: set[int]) -> list[int]:
+def free_ports(count: int, taken: Collection[int] = ()) -> list[int]:
+    """Choose free ports, none of them in ``taken``."""
     found: list[int] = []
     for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
         if len(found) == count:
@@ -67,7 +68,7 @@ def choose_seats(plan: Plan, remembered: Sequence[Seat]) -> list[Seat]:
     if plan.security is not None:
         kinds = 3
         before += [seat.secured_port for seat in remembered if seat.secured_port is not None]
-    ports = _free_ports(kinds * plan.nodes, {*requested, *before})
+    ports = free_ports(kinds * plan.nodes, {*requested, *before})
     for index, port in enumerate(before):
         if port not in requested and _is_free(port):
             ports[index] = port

@@ -1,4 +1,4 @@
-"""A watcher process that ends the nodes if this process is killed and cannot do so itself."""
+"""A watcher process that ends the servers if this process is killed and cannot do so itself."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# Runs in a separate process, which survives a SIGKILL of this one and then ends the nodes. Each line that it
-# reads has the nodes' process ids. It also checks its parent, as a forked child may keep the pipe open.
+# Runs in a separate process, which survives a SIGKILL of this one and then ends the servers. Each line that
+# it reads has their process ids. It also checks its parent, as a forked child may keep the pipe open.
 _PROGRAM = """
 import os, select, signal, sys
 pids = []
