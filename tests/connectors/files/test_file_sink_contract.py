@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import TYPE_CHECKING
 
 import msgspec
 import pyarrow.parquet as pq
@@ -10,6 +11,9 @@ import pytest
 from streams.connectors.files import JsonLinesSink, ParquetSink
 from streams.errors import ConnectorError, SinkFenced
 from streams.testing.sinks import RefusingSinkContract
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Row(msgspec.Struct):
@@ -27,7 +31,7 @@ class _FolderContract(RefusingSinkContract):
     def crash(self, writer):
         """Nothing is cleaned up."""
 
-    def files(self):
+    def files(self) -> list[Path]:
         return [path for path in self.folder.iterdir() if path.is_file()] if self.folder.exists() else []
 
     def test_an_owner_is_fenced_where_a_zombie_was_faster(self):
