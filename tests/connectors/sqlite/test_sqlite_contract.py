@@ -28,9 +28,9 @@ class _Target:
 
 class TestSqliteByKey(_Target, KeyedRefusingSinkContract):
     def connector(self):
-        return SqliteSink(self.path, table="t", key="id", create=COLUMNS)
+        return SqliteSink(self.path, table="t", key="id", row_type=COLUMNS)
 
 
 class TestSqliteAppended(_Target, RefusingSinkContract):
     def connector(self):
-        return SqliteSink(self.path, table="t", mode="append", create=COLUMNS)
+        return SqliteSink(self.path, table="t", mode="append", row_type=COLUMNS)
