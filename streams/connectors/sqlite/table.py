@@ -136,7 +136,7 @@ def column_types(described: type | Mapping[str, str]) -> dict[str, str]:
     try:
         names = field_names(described)
     except TypeError as error:
-        raise ConfigurationError(f"create= needs a class with fields: {error}") from None
+        raise ConfigurationError(f"row_type= needs a class with fields: {error}") from None
     hints = typing.get_type_hints(described)
     return {name: _column_type(hints.get(name, Any)) for name in names}
 

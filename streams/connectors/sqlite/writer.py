@@ -199,7 +199,8 @@ class SqliteWriter:
         rows = rows_of(part.values)
         for run in runs(rows):
             if run.shape is DELETION:
-                self._delete(part, run)
+                if self._key:
+                    self._delete(part, run)
                 continue
             try:
                 plan = self._plans.get(run.shape) or self._planned(run.shape)
@@ -342,8 +343,6 @@ class SqliteWriter:
                 "a TRUNCATE concerns rows of other partitions too, which were not read yet: "
                 "delete the rows in the source instead, or rebuild the table"
             )
-        if not self._key:
-            raise ValueError("mode='append' has no rows to delete: leave deletions out upstream")
         before = value.before if isinstance(value, Change) else None
         if part.keys[row] is None and before is not None:
             return key_fields(before, self._key)
