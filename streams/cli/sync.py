@@ -10,8 +10,8 @@ from streams.app import resources_of_worker
 from streams.cli.apps import load_app
 from streams.cli.options import AsJson, Servers, Target, into_environment, name_and_value
 from streams.cli.output import err, print_line, warn
-from streams.connectors.comparison.compare import compare
-from streams.connectors.sqlite.comparable import SqliteTable
+from streams.connectors.comparison import compare
+from streams.connectors.sqlite import SqliteTable
 from streams.durations import seconds
 from streams.errors import ConfigurationError, ConnectorUnavailable
 from streams.runtime.rebuild import Rebuild
@@ -162,7 +162,7 @@ def _table(address: str, table: str, expressions: Mapping[str, str], query_timeo
             raise ConfigurationError(f"{address!r} names no file", hint="write sqlite:PATH")
         return SqliteTable(path=path, table=table, expressions=expressions)
     # Its driver is optional.
-    from streams.connectors.postgres.comparable import PostgresTable  # noqa: PLC0415
+    from streams.connectors.postgres import PostgresTable  # noqa: PLC0415
 
     return PostgresTable(
         dsn=address, table=table, expressions=expressions, query_timeout=seconds(query_timeout)
