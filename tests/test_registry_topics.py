@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streams import App, Avro, Text
-from streams.errors import SchemaRefused
+from streams.broker import NewTopic
+from streams.errors import SchemaRefused, SchemaRegistryError, StateUnavailable
 from streams.records import Output
 from streams.schema_registry import ConfluentRegistry
 from streams.serde.subjects import Subjects
 from tests.support.avro_schemas import NOTE, NUMBER, Order, write_schema
 from tests.support.cluster import MemoryCluster
+from tests.support.registry_gate import RegistryGate
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -175,17 +177,52 @@ def test_a_topic_that_is_chosen_for_each_record_has_its_own_subject(shop):
     assert shop.copied() == [Order(7)]
 
 
-def test_a_table_is_restored_from_a_topic_of_the_registry(shop):
+def test_a_table_is_restored_once_the_registry_answers(shop, registry):
     shop.send(shop.payloads([3, 4]))
-    app = App(shop.name, **shop.settings)
-    app.table(shop.orders, key=Text(), value=Avro(shop.schema, Order), store="orders")
-    for _ in range(2):
+    with RegistryGate(registry.url).open() as gate:
+        shop.settings["schema_registry_url"] = gate.url
+        app = App(shop.name, **shop.settings)
+        app.table(shop.orders, key=Text(), value=Avro(shop.schema, Order), store="orders")
         with shop.running(app):
+            wait_until(lambda: found(app) == Order(4))
+        # In memory, the store is restored from the topic.
+        gate.refused = "/schemas/ids/"
+        with shop.running(app):
+            wait_until(lambda: gate.refusals > 1)
+            assert found(app) is None
+            gate.refused = None
+            wait_until(lambda: found(app) == Order(4))
 
-            def found() -> Any:
-                try:
-                    return app.query("orders", "k")
-                except Exception:  # noqa: BLE001 - not ready yet
-                    return None
 
-            wait_until(lambda: found() == Order(4))
+def test_a_global_table_is_read_once_the_registry_answers(shop, registry):
+    shop.send(shop.payloads([3, 4]))
+    numbers = f"{shop.name}-numbers"
+    shop.cluster.admin.create_topics([NewTopic(name=numbers, partitions=1)])
+    shop.cluster.write(Output(numbers, [b"k"], [b"1"], [0]))
+    with RegistryGate(registry.url).open() as gate:
+        gate.refused = "/schemas/ids/"
+        shop.settings["schema_registry_url"] = gate.url
+        app = App(shop.name, **shop.settings)
+        orders = app.global_table(shop.orders, key=Text(), value=Avro(shop.schema, Order))
+        stream = app.stream(numbers, key=Text(), value=Text())
+        joined = stream.join_global(orders, lambda _: "k", lambda _, order: order)
+        joined.to(shop.copies, value=Avro(shop.schema, Order))
+        with shop.running(app):
+            wait_until(lambda: gate.refusals > 1)
+            gate.refused = None
+            wait_until(lambda: shop.cluster.payloads(shop.copies))
+    assert shop.copied() == [Order(4)]
+
+
+def test_a_registry_that_denies_access_ends_the_start(shop, registry):
+    shop.settings["schema_registry_url"] = f"{registry.url}-nowhere"
+    with pytest.raises(SchemaRegistryError, match="refused to"):
+        shop.app().run(broker=shop.cluster.broker, stop=threading.Event())
+
+
+def found(app: App) -> Order | None:
+    try:
+        order: Order | None = app.query("orders", "k")
+    except StateUnavailable:
+        return None
+    return order
