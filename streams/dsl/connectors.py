@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from streams.connectors.change import change_topic, with_tombstones
 from streams.connectors.change_json import ChangeJson
+from streams.connectors.source import TableSource
 from streams.dsl.flow import Flow, plain_json
 from streams.operators.process import Process
 from streams.operators.source_position import SourcePosition
@@ -89,7 +90,7 @@ def write_changes(
     names = tuple(
         topic
         for node in builder.upstream(flow.parents)
-        if isinstance(node, SourceNode) and node.connector is not None
+        if isinstance(node, SourceNode) and isinstance(node.connector, TableSource)
         for topic in node.connector.change_topics(prefix)
     )
     builder.add(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streams import App, Json
-from streams.connectors.change import Change
 from streams.connectors.change_json import ChangeJson
 from streams.connectors.debezium import Debezium
 from streams.connectors.postgres import PostgresSink
 from streams.connectors.sqlite import SqliteSink
+
+if TYPE_CHECKING:
+    from streams.connectors.change import Change
 
 SOURCE, TARGET, LITE = (os.environ.get(name, "") for name in ("SYNC_SOURCE", "SYNC_TARGET", "SYNC_LITE"))
 

@@ -1,7 +1,7 @@
 """Faults of workers, the broker and both databases while a table changes, and its copies afterwards.
 
-The source keeps a history of its own by a trigger. Afterwards, the copies by key must equal the table, and the
-history that was appended must have each change exactly once: a row written twice hides in an upsert only.
+The source keeps a history of its own by a trigger. Afterwards, the copies by key must equal the table, and
+the history that was appended must have each change exactly once: a row written twice hides in an upsert only.
 """
 
 from __future__ import annotations
@@ -332,9 +332,8 @@ class SyncCampaign:
                     self.outcome.recovery.setdefault(after, []).append(time.monotonic() - begun)
                     return
             time.sleep(0.1)
-        raise AssertionError(
-            f"after {after}: a row is not in all targets after {RECOVERY_SECONDS:.0f} s\n{self._logs_of(self._workers[0])[-3000:]}"
-        )
+        log = self._logs_of(self._workers[0])[-3000:]
+        raise AssertionError(f"after {after}: no copy of a row after {RECOVERY_SECONDS:.0f} s\n{log}")
 
     def _has(self, marker: int) -> list[bool]:
         with psycopg.connect(self.target.dsn(), connect_timeout=5) as target:

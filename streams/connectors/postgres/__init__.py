@@ -16,8 +16,4 @@ from streams.connectors.postgres.column_types import postgres_types
 from streams.connectors.postgres.comparable import PostgresTable
 from streams.connectors.postgres.sink import PostgresSink
 
-__all__ = ["PostgresSink", "PostgresTable", "postgres_types"]``postgres``)."""
-
-from streams.connectors.postgres.comparable import PostgresTable
-
-__all__ = ["PostgresTable"]
+__all__ = ["PostgresSink", "PostgresTable", "postgres_types"]

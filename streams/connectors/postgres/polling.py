@@ -7,38 +7,19 @@ reads only up to what was there at that moment, and only after those transaction
 
 from __future__ import annotations
 
-import threading
-import time
-from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-import msgspec
-import psycopg
-
-from streams.connectors.postgres.connection import DeadlinePassed, beginning, connect
-from streams.connectors.postgres.polling_statements import PollingStatements
-from streams.connectors.postgres.server_errors import to_error
-from streams.connectors.sink import SinkContext
-from streams.connectors.source import SourceBatch, SourceHealth
 from streams.durations import seconds, to_milliseconds
 from streams.errors import (
     ConfigurationError,
-    ConnectorError,
-    ConnectorUnavailable,
-    SourceUnavailable,
-    StreamsError,
 )
-from streams.records import FetchedLists
 from streams.serde import Json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import timedelta
 
-    from streams.connectors.postgres.connection import Connection
-    from streams.connectors.source import SourceContext
     from streams.serde import Serde
 
 V = TypeVar("V")

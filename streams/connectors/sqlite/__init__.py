@@ -3,8 +3,4 @@
 from streams.connectors.sqlite.comparable import SqliteTable
 from streams.connectors.sqlite.connector import SqliteSink
 
-__all__ = ["SqliteSink", "SqliteTable"]library."""
-
-from streams.connectors.sqlite.comparable import SqliteTable
-
-__all__ = ["SqliteTable"]
+__all__ = ["SqliteSink", "SqliteTable"]

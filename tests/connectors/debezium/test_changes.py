@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 import pytest
 
 from tests.support.waiting import wait_until
-
-if TYPE_CHECKING:
-    from tests.connectors.debezium.conftest import Database
-
 
 SMALL_BATCHES = {"max.batch.size": "7", "max.queue.size": "20"}
 
