@@ -87,10 +87,11 @@ def write_changes(
     """Write each table's changes to its topic; see ``Stream.to_change_topics``."""
     builder = flow.builder
     both = flow.then(FlatMap(with_tombstones), on_error, None)
+    sources = [node for node in builder.upstream(flow.parents) if isinstance(node, SourceNode)]
     names = tuple(
         topic
-        for node in builder.upstream(flow.parents)
-        if isinstance(node, SourceNode) and isinstance(node.connector, TableSource)
+        for node in sources
+        if isinstance(node.connector, TableSource)
         for topic in node.connector.change_topics(prefix)
     )
     builder.add(

@@ -98,6 +98,7 @@ class SyncCampaign:
             self._prepare()
             try:
                 self._workers = [self._start() for _ in range(WORKERS)]
+                self._begin_history()
                 writer = threading.Thread(target=self._write)
                 writer.start()
                 try:
@@ -125,7 +126,6 @@ class SyncCampaign:
                 "insert into items select g, 0, g, repeat('x', 3000) "
                 f"from generate_series(1, {self._snapshot_rows}) g".encode()
             )
-            connection.execute(TRIGGER)
         with psycopg.connect(self.target.dsn(), autocommit=True) as connection:
             connection.execute(TABLE)
             connection.execute("create table history (op text, id bigint, version bigint)")
@@ -134,6 +134,16 @@ class SyncCampaign:
             lite.execute(
                 "create table items (id integer primary key, version integer, amount text, note text)"
             )
+
+    def _begin_history(self) -> None:
+        """Wait until the snapshot is copied: its rows are not changes, which the trigger notes from then on."""
+        deadline = time.monotonic() + RECOVERY_SECONDS
+        with psycopg.connect(self.target.dsn(), autocommit=True) as target:
+            while target.execute("select count(*) from items").fetchone() != (self._snapshot_rows,):
+                assert time.monotonic() < deadline, f"no snapshot: {self._logs_of(self._workers[0])[-3000:]}"
+                time.sleep(0.1)
+        with psycopg.connect(self.source.dsn(), autocommit=True) as connection:
+            connection.execute(TRIGGER)
 
     def _start(self) -> Worker:
         log = self._folder / f"worker-{len(self._logs)}.log"

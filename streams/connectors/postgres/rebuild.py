@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -14,13 +13,12 @@ from streams.connectors.postgres.table import quoted, quoted_list
 from streams.connectors.sink import MergeCounts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from streams.connectors.postgres.connection import Connection
     from streams.connectors.postgres.positions import Positions
-    from streams.connectors.postgres.sink import PostgresSink
     from streams.connectors.postgres.table import Table
-    from streams.connectors.sink import SinkContext
+    from streams.connectors.sink import SinkConnector, SinkContext
     from streams.records import TopicPartition
 
 SUFFIX = "__rebuild"
@@ -33,18 +31,21 @@ MERGE_SECONDS = 4 * 3600.0
 
 
 class PostgresRebuild:
-    """The copy of a sink's table, in the same schema. ``key`` has no columns where rows are only appended."""
+    """The copy of a sink's table, in the same schema. ``key`` has no columns where rows are only appended.
+
+    ``sink_for`` returns the sink for another table.
+    """
 
     def __init__(
         self,
-        sink: PostgresSink,
+        sink_for: Callable[[str], SinkConnector],
         context: SinkContext,
         connection: Connection,
         positions: Positions,
         table: Table,
         key: tuple[str, ...],
     ) -> None:
-        self._sink = sink
+        self._sink_for = sink_for
         self._context = context
         self._connection = connection
         self._positions = positions
@@ -54,14 +55,14 @@ class PostgresRebuild:
         self._copy = f"{quoted(table.schema)}.{quoted(name + SUFFIX)}"
         connection.patience = MERGE_SECONDS
 
-    def copy(self) -> PostgresSink:
+    def copy(self) -> SinkConnector:
         with self._translated("creating the copy"):
             self._remove()
             # Without its foreign keys and triggers: the copy is compared, and never read by anyone else.
             self._connection.run(
                 f"create table {self._copy} (like {self._table.identifier} including all)".encode()
             )
-        return replace(self._sink, table=self._copy, create=False, alter=False, row_type=None)
+        return self._sink_for(self._copy)
 
     def positions(self, partitions: Mapping[TopicPartition, str]) -> dict[TopicPartition, int]:
         with self._translated("reading positions"):

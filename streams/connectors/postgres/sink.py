@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -144,7 +144,14 @@ class PostgresSink:
                 raise
         except (psycopg.Error, DeadlinePassed) as error:
             raise to_error(error, "opening the sink") from error
-        return PostgresRebuild(self, context, connection, self._positions(context), target.table, target.key)
+        return PostgresRebuild(
+            lambda table: replace(self, table=table, create=False, alter=False, row_type=None),
+            context,
+            connection,
+            self._positions(context),
+            target.table,
+            target.key,
+        )
 
     def _options(self) -> TargetOptions:
         return TargetOptions(
