@@ -87,12 +87,14 @@ def write_changes(
     """Write each table's changes to its topic; see ``Stream.to_change_topics``."""
     builder = flow.builder
     both = flow.then(FlatMap(with_tombstones), on_error, None)
-    sources = [node for node in builder.upstream(flow.parents) if isinstance(node, SourceNode)]
+    connectors: list[object] = [
+        node.connector for node in builder.upstream(flow.parents) if isinstance(node, SourceNode)
+    ]
     names = tuple(
         topic
-        for node in sources
-        if isinstance(node.connector, TableSource)
-        for topic in node.connector.change_topics(prefix)
+        for connector in connectors
+        if isinstance(connector, TableSource)
+        for topic in connector.change_topics(prefix)
     )
     builder.add(
         SinkNode(

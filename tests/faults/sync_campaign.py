@@ -136,11 +136,12 @@ class SyncCampaign:
             )
 
     def _begin_history(self) -> None:
-        """Wait until the snapshot is copied: its rows are not changes, which the trigger notes from then on."""
+        """Wait until the snapshot is copied; the trigger notes the changes from then on."""
         deadline = time.monotonic() + RECOVERY_SECONDS
         with psycopg.connect(self.target.dsn(), autocommit=True) as target:
             while target.execute("select count(*) from items").fetchone() != (self._snapshot_rows,):
-                assert time.monotonic() < deadline, f"no snapshot: {self._logs_of(self._workers[0])[-3000:]}"
+                log = self._logs_of(self._workers[0])[-3000:]
+                assert time.monotonic() < deadline, f"no snapshot: {log}"
                 time.sleep(0.1)
         with psycopg.connect(self.source.dsn(), autocommit=True) as connection:
             connection.execute(TRIGGER)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -171,9 +171,16 @@ class SqliteSink:
             table=table,
             key=key,
             fields=None,
-            positions=self.positions,
+            positions=self.positions_table,
         )
-        return SqliteRebuild(self, writer, connection, table)
+        return SqliteRebuild(
+            str(self.path),
+            key,
+            lambda path: replace(self, path=path, create=False, alter=False, row_type=None),
+            writer,
+            connection,
+            table,
+        )
 
     def connect(self, context: SinkContext) -> sqlite3.Connection:
         """A connection on which transactions begin and end only by statements."""

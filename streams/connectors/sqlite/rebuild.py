@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +12,9 @@ from streams.connectors.sqlite.errors import to_error
 from streams.connectors.sqlite.table import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from streams.connectors.sqlite.connector import SqliteSink
+    from streams.connectors.sink import SinkConnector
     from streams.connectors.sqlite.table import Table
     from streams.connectors.sqlite.writer import SqliteWriter
     from streams.records import TopicPartition
@@ -24,19 +23,30 @@ SUFFIX = "-rebuild"
 
 
 class SqliteRebuild:
-    """The copy of a sink's table, in a file beside its own. ``key`` is empty where rows are appended."""
+    """The copy of a sink's table, in a file beside its own. ``key`` is empty where rows are appended.
+
+    ``sink_for`` returns the sink for another file.
+    """
 
     def __init__(
-        self, sink: SqliteSink, writer: SqliteWriter, connection: sqlite3.Connection, table: Table
+        self,
+        path: str,
+        key: tuple[str, ...],
+        sink_for: Callable[[Path], SinkConnector],
+        writer: SqliteWriter,
+        connection: sqlite3.Connection,
+        table: Table,
     ) -> None:
-        self._sink = sink
+        self._path = path
+        self._key = key
+        self._sink_for = sink_for
         self._writer = writer
         self._connection = connection
         self._table = table
-        self._copy = Path(f"{sink.path}{SUFFIX}")
+        self._copy = Path(f"{path}{SUFFIX}")
         self._attached = False
 
-    def copy(self) -> SqliteSink:
+    def copy(self) -> SinkConnector:
         self._remove()
         statements = self._connection.execute(
             "SELECT sql FROM sqlite_master WHERE tbl_name = ? COLLATE NOCASE AND sql IS NOT NULL "
@@ -47,7 +57,7 @@ class SqliteRebuild:
             for (statement,) in statements:
                 connection.execute(statement)
             connection.commit()
-        return replace(self._sink, path=self._copy, create=None, alter=False)
+        return self._sink_for(self._copy)
 
     def positions(self, partitions: Mapping[TopicPartition, str]) -> dict[TopicPartition, int]:
         return self._writer.claim(partitions)
@@ -60,11 +70,10 @@ class SqliteRebuild:
 
     def merge(self) -> MergeCounts:
         try:
-            key = self._sink.read(self._connection)[1]
-            counts = self._merge_by_key(key) if key else self._replace_all()
+            counts = self._merge_by_key(self._key) if self._key else self._replace_all()
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
-            raise to_error(error, str(self._sink.path), f"merging table {self._table.name!r}") from error
+            raise to_error(error, self._path, f"merging table {self._table.name!r}") from error
         return counts
 
     def close(self) -> None:
