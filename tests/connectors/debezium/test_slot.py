@@ -104,6 +104,8 @@ def vars_of(position):
 
 
 def test_a_connection_that_is_cut_is_opened_again_at_the_position(db, source):
+    db.execute("insert into t values (3)")
+    source.count(3)
     db.execute(
         "select pg_terminate_backend(active_pid) from pg_replication_slots"
         " where database = current_database()"
