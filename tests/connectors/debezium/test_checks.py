@@ -11,9 +11,9 @@ from streams.devstack.postgres import LocalPostgres
 from streams.errors import ConfigurationError, ConnectorError, SourceUnavailable
 
 
-def refused(database, *tables, **options):
+def refused(database: str, *tables: str, publication: str | None = None) -> str:
     with pytest.raises(ConnectorError) as caught:
-        Debezium.postgres(database, tables or ("t",), **options).check("refused", "src")
+        Debezium.postgres(database, tables or ("t",), publication=publication).check("refused", "src")
     return str(caught.value)
 
 
