@@ -25,6 +25,7 @@ from benchmarks.data import (
     make_topic,
     write_input,
 )
+from benchmarks.decoding import Decoding
 from benchmarks.jobs import COUNT_KEYS, COUNT_WINDOWS, JOIN, JSON, Job
 from benchmarks.measure import (
     MeasurementFailed,
@@ -425,6 +426,8 @@ WORKS: tuple[Work, ...] = (
         table=attrgetter("teams"),
     ),
     Restore("restore", build=_COUNT_KEYS),
+    Decoding("avro, own schema", "own"),
+    Decoding("avro, earlier schema", "earlier"),
     Latency("latency 1k"),
     Latency("latency 10k", systems=(THIS_RUNTIME, RAW_CLIENT, JAVA), rate=10_000),
 )

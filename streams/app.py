@@ -7,7 +7,8 @@ import os
 import socket
 import textwrap
 import threading
-from contextlib import ExitStack, nullcontext
+import time
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
@@ -18,6 +19,7 @@ from streams.broker.kafka import KafkaBroker
 from streams.config import load_settings
 from streams.coroutines.awaitables import is_asynchronous, location
 from streams.dsl.builder import TopologyBuilder
+from streams.dsl.connectors import read_connector
 from streams.dsl.flow import is_untyped
 from streams.dsl.sources import read_global_table, read_stream, read_table
 from streams.dsl.stream import GlobalTable, Stream, Table
@@ -35,6 +37,7 @@ from streams.queries.directory import Replica, Replicas
 from streams.queries.endpoints import StoreRoutes
 from streams.queries.http import HttpServer, Response, Tls, client_tls
 from streams.queries.query import Queries
+from streams.registry_topics import connect_registry
 from streams.runtime.commit import AtLeastOnce, ExactlyOnce
 from streams.runtime.dead_letters import dead_letter_topic
 from streams.runtime.key_placement import check_key_placement
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
 
     from streams.broker import Broker
     from streams.config import Settings, SettingsArguments
+    from streams.connectors.source import SourceConnector
     from streams.eventtime.windows import Windowed
     from streams.monitoring.watchdog import Stall
     from streams.queries.directory import Trouble
@@ -246,6 +250,29 @@ class App:
                 tombstones=tombstones,
                 on_error=on_error,
                 name=name,
+            )
+        )
+
+    def source(
+        self,
+        connector: SourceConnector[K, V],
+        *,
+        store: str | None = None,
+        timestamp: Callable[[V], int] | None = None,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> Stream[K, V]:
+        """Read another system, e.g. the changes of a database's tables.
+
+        Its records, and the position that they reach, are committed in one transaction; after a failure it
+        continues from the last committed position. ``store`` (default: the kind of the connector) names the
+        positions: with another one, it begins anew. One worker of the group reads each of the connector's
+        tasks, and another takes over when it ends. Records are in one task: aggregations by key send them
+        through an internal topic first.
+        """
+        return Stream(
+            read_connector(
+                self._builder, connector, store=store, timestamp=timestamp, on_error=on_error, name=name
             )
         )
 
@@ -492,6 +519,11 @@ class App:
         finally:
             admin.close()
         with ExitStack() as stack:
+            if settings.schema_registry_url is not None:
+                connection = stack.enter_context(closing(connect_registry(topology, settings)))
+                if not connection.register(time.sleep if stop is None else stop.wait):
+                    return
+                topology = connection.topology
             slot = stack.enter_context(Slot(self.name, _state_dir(settings)))
             worker_id = f"{settings.worker_id}-{slot.number}" if settings.worker_id else slot.worker_id
             if settings.group_instance_id is not None:
@@ -517,6 +549,7 @@ class App:
                 guarantee,
                 settings,
                 application=self.name,
+                worker=worker_id,
                 partitions=partitions,
                 databases=databases,
                 members=lambda: replicas.members,
@@ -719,6 +752,10 @@ def _routes(
     def ready() -> Response:
         if worker.state.value != "running":
             return Response(503, f"{worker.state.value}\n".encode())
+        problems = worker.problems
+        if problems:
+            lines = [f"{name}: {text if reasons else 'not available'}\n" for name, text in problems.items()]
+            return Response(503, "".join(lines).encode())
         if not worker.ready:
             return Response(503, b"restoring stores\n")
         return health(list(watchdog.stalls), replicas.trouble)

@@ -19,8 +19,8 @@ PREFIX = "STREAMS_"
 
 Seconds = Annotated[float, Meta(gt=0)]
 
-CLIENT_SETTINGS = ("client", "consumer", "producer")
-"""The settings whose values are librdkafka's own settings."""
+CLIENT_SETTINGS = ("client", "consumer", "producer", "schema_registry")
+"""The settings whose values are a client's own settings."""
 
 # Environment variables of other parts of this library; they are not settings of an app.
 _ELSEWHERE = {"STREAMS_CACHE_DIR", "STREAMS_LOCAL_KAFKA_DIR", "STREAMS_SHARED_DATA"}
@@ -34,7 +34,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     Each setting is a keyword argument of ``App``, or the environment variable ``STREAMS_`` + its upper-case
     name. The environment overrides the argument, so that an operator need not change the program. ``client``,
     ``consumer`` and ``producer`` are librdkafka's own settings (in the environment: a JSON object), for all
-    clients, for consumers and for producers.
+    clients, for consumers and for producers; ``schema_registry`` are those of the registry's client.
     """
 
     bootstrap_servers: str | None = None
@@ -151,6 +151,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The lowest level that ``streams run`` logs."""
 
+    schema_registry_url: str | None = None
+    """The schema registry (several URLs separated by commas); default: the schema folder serves."""
+
+    schema_registry: dict[str, Any] = {}
+    """Settings of the schema registry's client: TLS (``ssl.…``) and authentication."""
+
+    schema_subjects: Literal["topic", "record", "topic-record"] = "topic"
+    """The subject of a topic's schema: ``<topic>-value``, the record's name, or both."""
+
+    register_schemas: bool = True
+    """Register the schemas of output topics at the start; without it, they must be registered."""
+
+    schema_compatibility: Literal[
+        "registry",
+        "NONE",
+        "BACKWARD",
+        "BACKWARD_TRANSITIVE",
+        "FORWARD",
+        "FORWARD_TRANSITIVE",
+        "FULL",
+        "FULL_TRANSITIVE",
+    ] = "registry"
+    """The level that a new schema is checked at, in addition to the registry's own check."""
+
     client: dict[str, Any] = {}
     consumer: dict[str, Any] = {}
     producer: dict[str, Any] = {}
@@ -204,6 +228,20 @@ class SettingsArguments(TypedDict, total=False):
     shutdown_timeout: float
     log_format: Literal["auto", "console", "json"]
     log_level: Literal["debug", "info", "warning", "error"]
+    schema_registry_url: str | None
+    schema_registry: dict[str, Any]
+    schema_subjects: Literal["topic", "record", "topic-record"]
+    register_schemas: bool
+    schema_compatibility: Literal[
+        "registry",
+        "NONE",
+        "BACKWARD",
+        "BACKWARD_TRANSITIVE",
+        "FORWARD",
+        "FORWARD_TRANSITIVE",
+        "FULL",
+        "FULL_TRANSITIVE",
+    ]
     client: dict[str, Any]
     consumer: dict[str, Any]
     producer: dict[str, Any]

@@ -24,9 +24,12 @@ Each class is named after what it means to the caller; ``exit_code`` is the exit
     │   ├── SinkUnavailable           3   … a sink: nothing was committed
     │   │   ├── SinkFenced            3   … because another worker has moved the sink's position
     │   │   └── SinkOutcomeUnknown    3   … or its commit may have happened: read its position back
-    │   └── SourceUnavailable         3   … a source
+    │   ├── SourceUnavailable         3   … a source
+    │   └── RegistryUnavailable       3   … a schema registry
     ├── ConnectorError               14   another system does not fit, or lost what was to be read
-    │   └── SinkMismatch             14   the sink's position belongs to another topic of that name
+    │   ├── SinkMismatch             14   the sink's position belongs to another topic of that name
+    │   └── SchemaRegistryError      14   the schema registry rejected a request
+    │       └── SchemaRefused        14   … or a schema, which does not fit the others of its subject
     ├── ProcessingError               4   user code or a serde failed on a record, under policy ``fail``
     ├── DeadLetterLimitExceeded       5   too large a share of the input became dead letters
     ├── OffsetOutOfRange             11   records were deleted before they were processed
@@ -232,6 +235,18 @@ class ConnectorError(StreamsError):
 
 class SinkMismatch(ConnectorError):
     """A position in the sink belongs to another topic of that name, which was deleted and created again."""
+
+
+class RegistryUnavailable(ConnectorUnavailable):
+    """The schema registry did not answer, or could not: the same request may succeed later."""
+
+
+class SchemaRegistryError(ConnectorError):
+    """The schema registry rejected a request, e.g. because of its credentials, or a schema as invalid."""
+
+
+class SchemaRefused(SchemaRegistryError):
+    """A schema is not compatible with the registered versions of its subject, or is not registered."""
 
 
 class DeadLetterLimitExceeded(StreamsError):

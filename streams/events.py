@@ -47,6 +47,8 @@ class Event(StrEnum):
     """WARNING: a new producer was created; input is read again from the offsets that the broker has."""
     BROKER_TROUBLE = "broker trouble"
     """WARNING: a call that may be repeated failed; the worker keeps trying."""
+    REGISTRY_TROUBLE = "schema registry trouble"
+    """WARNING: the schema registry did not answer a request at the start; it is repeated each second."""
     RECORD_REFUSED = "record refused"
     """WARNING: the broker rejects a record; the transaction is repeated, and the step's policy applied."""
     DEAD_LETTERS = "dead letters"
@@ -117,6 +119,14 @@ class Event(StrEnum):
     """WARNING: a changelog deletes records before their windows have expired: a restore misses these.
 
     ``retention`` is the ``retention.ms`` that its topic needs. It was created when windows were shorter."""
+    SINK_UNAVAILABLE = "sink unavailable"
+    """WARNING: a sink connector cannot be written to; its input waits, and it is tried again."""
+    SINK_AVAILABLE = "sink available"
+    """INFO: a sink connector that was unavailable has been opened again."""
+    SOURCE_UNAVAILABLE = "source unavailable"
+    """WARNING: a source connector cannot be read; it is opened again at its position."""
+    SOURCE_AVAILABLE = "source available"
+    """INFO: a source connector that was unavailable is read again."""
     SUPERVISOR_STARTED = "supervisor started"
     """INFO: workers are being started."""
     PROCESS_STARTED = "worker process started"

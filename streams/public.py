@@ -20,6 +20,15 @@ from streams.aggregates import (
 from streams.app import App
 from streams.broker import Broker
 from streams.config import Settings, SettingsArguments
+from streams.connectors.change import Change
+from streams.connectors.sink import RefusedRow, SinkConnector, SinkContext, SinkRows, SinkWriter
+from streams.connectors.source import (
+    SourceBatch,
+    SourceConnector,
+    SourceContext,
+    SourceHealth,
+    SourceReader,
+)
 from streams.dsl.stores import key_value_store
 from streams.dsl.stream import (
     Branches,
@@ -38,6 +47,8 @@ from streams.errors import (
     BrokerError,
     BrokerUnreachable,
     ConfigurationError,
+    ConnectorError,
+    ConnectorUnavailable,
     DeadLetterLimitExceeded,
     HeldElsewhere,
     NotAuthenticated,
@@ -46,6 +57,14 @@ from streams.errors import (
     OffsetOutOfRange,
     ProcessingError,
     QueryError,
+    RegistryUnavailable,
+    SchemaRefused,
+    SchemaRegistryError,
+    SinkFenced,
+    SinkMismatch,
+    SinkOutcomeUnknown,
+    SinkUnavailable,
+    SourceUnavailable,
     Stalled,
     StateError,
     StateUnavailable,
@@ -66,7 +85,7 @@ from streams.eventtime.windows import (
 from streams.monitoring.program_metrics import Counter, Gauge, Metrics
 from streams.operators.processor import BatchProcessor, Cancel, Context, KeyValueStore, Processor
 from streams.policy import ErrorPolicy, dead_letter, fail, retry, skip
-from streams.records import Batch, Headers, Record
+from streams.records import Batch, Headers, Record, TopicPartition
 from streams.runtime.resources import Resource
 from streams.serde import Avro, Bytes, Json, Serde, Text
 from streams.state.definition import StoreDefinition
@@ -85,8 +104,11 @@ __all__ = [
     "BrokerUnreachable",
     "Bytes",
     "Cancel",
+    "Change",
     "ClosedWindow",
     "ConfigurationError",
+    "ConnectorError",
+    "ConnectorUnavailable",
     "Context",
     "Counter",
     "DeadLetterLimitExceeded",
@@ -111,12 +133,30 @@ __all__ = [
     "Processor",
     "QueryError",
     "Record",
+    "RefusedRow",
+    "RegistryUnavailable",
     "Resource",
+    "SchemaRefused",
+    "SchemaRegistryError",
     "Serde",
     "Session",
     "Settings",
     "SettingsArguments",
+    "SinkConnector",
+    "SinkContext",
+    "SinkFenced",
+    "SinkMismatch",
+    "SinkOutcomeUnknown",
+    "SinkRows",
+    "SinkUnavailable",
+    "SinkWriter",
     "Sliding",
+    "SourceBatch",
+    "SourceConnector",
+    "SourceContext",
+    "SourceHealth",
+    "SourceReader",
+    "SourceUnavailable",
     "Stalled",
     "StateError",
     "StateUnavailable",
@@ -126,6 +166,7 @@ __all__ = [
     "Table",
     "Text",
     "TopicError",
+    "TopicPartition",
     "Topology",
     "TopologyError",
     "Tumbling",

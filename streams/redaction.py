@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 HIDDEN = "***"
 """The replacement for a secret."""
 
-_SECRET = re.compile(r"password|passphrase|secret|key\.pem$|^http_token$|^sasl\.oauthbearer\.config$")
+_SECRET = re.compile(
+    r"password|passphrase|secret|key\.pem$|^http_token$|^sasl\.oauthbearer\.config$|user\.info$|auth\.token$"
+)
 _USER_INFO = re.compile(r"(?<=://)[^/@\s\"']+@")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import uuid
@@ -13,6 +14,8 @@ from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.devstack.development import development_broker
 from streams.devstack.postgres import LocalPostgres
+from streams.devstack.registry import LocalRegistry
+from streams.errors import LocalKafkaError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,6 +55,17 @@ def kafka_bootstrap(request: pytest.FixtureRequest) -> Iterator[str]:
         yield servers
 
 
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRegistry]:
+    """The session's real schema registry."""
+    try:
+        started = LocalRegistry.start(tmp_path_factory.mktemp("registry"))
+    except LocalKafkaError as error:
+        pytest.skip(f"no schema registry: {error}")
+    with started:
+        yield started
+
+
 @pytest.fixture
 def kafka(kafka_bootstrap: str) -> KafkaBroker:
     return KafkaBroker({"bootstrap.servers": kafka_bootstrap})
@@ -87,10 +101,23 @@ def postgres() -> Iterator[LocalPostgres]:
 @pytest.fixture
 def database(postgres: LocalPostgres) -> Iterator[str]:
     """The connection string of a new, empty database."""
+    with new_database(postgres) as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="module")
+def module_database(postgres: LocalPostgres) -> Iterator[str]:
+    """The connection string of a database of the module's tests, which is cheaper than one for each."""
+    with new_database(postgres) as dsn:
+        yield dsn
+
+
+@contextlib.contextmanager
+def new_database(server: LocalPostgres) -> Iterator[str]:
     name = f"t{uuid.uuid4().hex[:8]}"
-    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(f"create database {name}".encode())
-    yield postgres.dsn(name)
+    yield server.dsn(name)
     # Connections that a failed test left open are ended.
-    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(f"drop database {name} with (force)".encode())

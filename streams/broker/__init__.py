@@ -275,6 +275,12 @@ class Admin(Protocol):
     def topics(self) -> dict[str, TopicDescription]:
         """All topics that this client may see, by name, including internal ones."""
 
+    def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
+        """The ids of these topics, which a topic that is deleted and created again does not keep.
+
+        Topics that do not exist are left out.
+        """
+
     def create_topics(self, topics: Collection[NewTopic]) -> set[str]:
         """Create the topics that do not exist, wait until they are usable, and return the created names."""
 

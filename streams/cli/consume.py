@@ -13,6 +13,7 @@ from streams.cli.options import Servers, connected_cluster, into_environment
 from streams.cli.record_lines import RecordLines, parse_condition, parse_offset, parse_pattern, starts
 from streams.errors import TopicError
 from streams.process.stop_request import stop_request
+from streams.registry_topics import connect_registry
 from streams.topology.topic_format import TopicFormat, topic_format
 
 if TYPE_CHECKING:
@@ -72,7 +73,10 @@ def consume(
         if bootstrap_servers is not None:
             into_environment([f"bootstrap_servers={bootstrap_servers}"])
         app = load_app(target)
-        broker, form = app.broker(), topic_format(app.topology, app.name, topic)
+        topology = app.topology
+        if app.settings.schema_registry_url is not None:
+            topology = connect_registry(topology, app.settings).topology
+        broker, form = app.broker(), topic_format(topology, app.name, topic)
     isolation: Isolation = "read_uncommitted" if uncommitted else "read_committed"
     places = find_partitions(broker, [topic])
     unknown = sorted(set(partitions or ()) - {place.partition for place in places})

@@ -7,12 +7,14 @@ position continues there. What the system sends again is left out by the reader,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
+
+from streams.records import FetchedLists
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from streams.records import Fetched
+    from streams.records import Fetched, Headers
     from streams.serde import Serde
 
 K = TypeVar("K")
@@ -31,6 +33,22 @@ class SourceBatch:
     records: Fetched
     position: bytes
     """Opaque to the engine. The empty position is the beginning."""
+
+    @classmethod
+    def of(
+        cls,
+        label: str,
+        first: int,
+        position: bytes,
+        *,
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        timestamps: Sequence[int],
+        headers: Sequence[Headers | None] | None = None,
+    ) -> SourceBatch:
+        """A batch of these columns. Errors call its records ``label``, with numbers from ``first`` on."""
+        numbers = range(first, first + len(values))
+        return cls(FetchedLists(label, 0, keys, values, timestamps, numbers, headers), position)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +129,18 @@ class SourceConnector(Protocol, Generic[K, V]):
 
     @property
     def stores(self) -> Mapping[str, tuple[Serde[Any], Serde[Any]]]:
-        """The stores of the processor, with the serdes of their keys and values; names get the source's."""
+        """The stores of the processor by the names that it uses, with the serdes of keys and values."""
 
     def check(self, application: str, name: str) -> None:
         """Check, before the worker joins the group, what can be checked. Raises ``ConnectorError``."""
 
     def open(self, context: SourceContext) -> SourceReader:
         """Connect and begin to read at the context's position. Raises as ``SourceReader.read``."""
+
+
+@runtime_checkable
+class TableSource(Protocol):
+    """What a source connector has that captures tables, beside the contract."""
+
+    def change_topics(self, prefix: str) -> Sequence[str]:
+        """The topics of its tables, ``<prefix>.<schema>.<table>``."""

@@ -12,6 +12,7 @@ from streams.policy import dead_letter
 from streams.topology.graph import (
     GlobalSource,
     Node,
+    SinkConnectorNode,
     SinkNode,
     SourceNode,
     Step,
@@ -19,6 +20,7 @@ from streams.topology.graph import (
     two_steps,
     unique_name,
 )
+from streams.topology.sink_separation import separated
 from streams.topology.topic_pattern import OwnTopics, TopicPattern
 
 if TYPE_CHECKING:
@@ -52,9 +54,7 @@ class TopologyBuilder:
 
     def build(self, dead_letter_topic: str | None = None) -> Topology:
         """Validate and return the topology; patterns exclude topics it writes. Raises ``TopologyError``."""
-        written = {
-            node.topic for node in self._nodes if isinstance(node, SinkNode) and isinstance(node.topic, str)
-        }
+        written = {topic for node in self._nodes if isinstance(node, SinkNode) for topic in node.topics}
         if dead_letter_topic is not None:
             written.add(dead_letter_topic)
         own = OwnTopics(self.application, frozenset(written))
@@ -83,7 +83,21 @@ class TopologyBuilder:
             else node
             for node in sources
         )
+        if any(isinstance(node, SinkConnectorNode) for node in nodes):
+            nodes = separated(nodes, self.application, self._on_error)
         return Topology(nodes, tuple(self._global_tables))
+
+    def upstream(self, names: Iterable[str]) -> list[Node]:
+        """The nodes of these names, and all upstream of them."""
+        found: dict[str, Node] = {}
+        waiting = list(names)
+        by_name = {node.name: node for node in self._nodes}
+        while waiting:
+            node = by_name[waiting.pop()]
+            if node.name not in found:
+                found[node.name] = node
+                waiting += node.parents
+        return list(found.values())
 
     def name(self, wanted: str | None, generated: str) -> str:
         """The name that the user chose, or a unique one generated from what the node does."""

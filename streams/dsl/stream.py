@@ -19,6 +19,7 @@ from streams.dsl.aggregation import (
     aggregate_table_groups,
     aggregate_windows,
 )
+from streams.dsl.connectors import write_changes, write_connector
 from streams.dsl.flow import (
     Flow,
     add_step,
@@ -58,6 +59,8 @@ from streams.topology.graph import SinkNode, Step, function_name
 
 if TYPE_CHECKING:
     from streams.aggregates import Aggregate
+    from streams.connectors.change import Change
+    from streams.connectors.sink import SinkConnector
     from streams.dsl.aggregation import WindowResults
     from streams.dsl.flow import TableFlow
     from streams.dsl.joins import LateRecords
@@ -897,6 +900,51 @@ class Stream(Generic[K, V]):
             )
         )
 
+    def to_change_topics(
+        self: Stream[K, Change[Any]],
+        prefix: str,
+        *,
+        partitions: int = 4,
+        value: Serde[Any] | None = None,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Write the changes of each table to the topic ``<prefix>.<schema>.<table>``, by their keys.
+
+        A deletion is followed by a tombstone, so that a compacted topic forgets the key. With the setting
+        ``create_topics``, topics of the source's tables that are missing are created: compacted, with
+        ``partitions`` partitions. ``value`` writes the changes; by default as JSON in Debezium's form,
+        without its schema part.
+        """
+        write_changes(self._flow, prefix, partitions=partitions, value=value, on_error=on_error, name=name)
+
+    def sink(
+        self,
+        connector: SinkConnector,
+        *,
+        store: str | None = None,
+        key: Serde[K] | None = None,
+        value: Serde[Any] | None = None,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Write the records to another system, exactly once where it supports transactions.
+
+        The sink keeps the position of each input partition itself, in the transaction that writes the rows,
+        under the app's name and ``store`` (default: what the connector writes to, e.g. the table's name).
+        With another ``store``, all input is written again. Null values delete, where the sink writes by key.
+
+        ``on_error`` applies to a row that the system refuses for what is in it: by default it becomes a dead
+        letter with the system's message, and the other rows are written. While the system is not available,
+        the sink's input waits and other steps continue.
+
+        Records downstream of a store, or of a stream that is written to topics too, go through an internal
+        topic, ``<app>-<store>-sink``: ``key`` and ``value`` are its serdes where they are not known.
+        """
+        write_connector(
+            self._flow, connector, key=key, value=value, store=store, on_error=on_error, name=name
+        )
+
     def _then(
         self, operator: Operator, policy: ErrorPolicy | None, name: str | None, **known: Any
     ) -> Stream[Any, Any]:
@@ -1369,6 +1417,31 @@ class Table(Generic[K, V]):
             timestamp=timestamp,
             on_error=on_error,
             name=name,
+        )
+
+    def sink(
+        self,
+        connector: SinkConnector,
+        *,
+        store: str | None = None,
+        key: Serde[K] | None = None,
+        value: Serde[Any] | None = None,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Write the changes to another system: ``to_stream(tombstones=True).sink(…)``.
+
+        Its internal topic is compacted, so that the target can be filled from it at any time.
+        """
+        write_connector(
+            self.to_stream(tombstones=True)._flow,
+            connector,
+            key=key,
+            value=value,
+            store=store,
+            on_error=on_error,
+            name=name,
+            table=True,
         )
 
     def _join(

@@ -68,6 +68,7 @@ class WorkerMetrics:
             ("bytes_out", "Bytes of values written.", sum(count.bytes_out for count in counts)),
         ):
             yield CounterMetricFamily(f"streams_{name}", text, value=value)
+        yield from self._connectors()
         for name, text, by_step in (
             ("dead_letters", "Records written as dead letters.", [count.dead_letters for count in counts]),
             ("skipped", "Records skipped by policy.", [count.skipped for count in counts]),
@@ -121,6 +122,30 @@ class WorkerMetrics:
             value=0 if self._replicas is None else self._replicas.seconds_behind,
         )
         yield from self._programs_own()
+
+    def _connectors(self) -> Iterator[Metric]:
+        """What connectors report: those that cannot be used, and numbers of the systems that are read."""
+        problems = self._worker.problems
+        if problems:
+            unavailable = GaugeMetricFamily(
+                "streams_connector_unavailable",
+                "1 for each connector that cannot be used now.",
+                labels=["connector"],
+            )
+            for name in problems:
+                unavailable.add_metric([name], 1)
+            yield unavailable
+        families: dict[str, GaugeMetricFamily] = {}
+        for source, health in self._worker.source_health.items():
+            for name, value in health.metrics.items():
+                family = families.setdefault(
+                    name,
+                    GaugeMetricFamily(
+                        f"streams_source_{name}", f"{name} as the source reports it.", labels=["source"]
+                    ),
+                )
+                family.add_metric([source], value)
+        yield from families.values()
 
     def _programs_own(self) -> Iterator[Metric]:
         for metric in samples(self._program) if self._program is not None else ():

@@ -146,6 +146,9 @@ class Binding(Protocol):
     def emit(self, output: Output) -> None:
         """Hand encoded rows to the task, to be written once the slice is complete."""
 
+    def deliver(self, batch: Batch[Any, Any]) -> None:
+        """Hand rows for a sink connector to the task, to be written at the next commit."""
+
     @property
     def subtopology(self) -> int: ...
 

@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from streams.coroutines.awaitables import any_awaitable, is_awaitable, unawaited
-from streams.errors import ProcessingError, RecordRefused, StateError, TopologyError, error_text
+from streams.errors import (
+    ProcessingError,
+    RecordRefused,
+    RegistryUnavailable,
+    SchemaRegistryError,
+    StateError,
+    TopologyError,
+    error_text,
+)
 from streams.origin import described, place_read
 from streams.records import Column
 from streams.serde import nullable
@@ -31,6 +39,12 @@ PIECE_SECONDS = 0.1
 
 LARGEST_PIECE = 1024
 """So many slow records may follow fast ones before anybody notices."""
+
+REGISTRY_SECONDS = 1.0
+"""How long a step waits before it repeats a request that the schema registry did not answer."""
+
+_NOT_THE_RECORDS = (StateError, SchemaRegistryError)
+"""Errors that would happen for the next record too: the worker stops, whatever the policy."""
 
 
 class Interrupted(BaseException):
@@ -152,8 +166,7 @@ class Guard:
             try:
                 # On an exception the list has the results before it, which gives the failing position.
                 results.extend(transform(column if stop - at == total else column[at:stop]))
-            except StateError:
-                # Not the record's fault: it would happen for the next one too.
+            except _NOT_THE_RECORDS:
                 raise
             except Exception as raised:  # noqa: BLE001 - user code may raise anything; the policy decides
                 error = raised
@@ -193,7 +206,7 @@ class Guard:
         """
         try:
             return [function(batch)]
-        except StateError:
+        except _NOT_THE_RECORDS:
             raise
         except Exception:  # noqa: BLE001 - raised again below, for the row that causes it
             results, _ = self.each(
@@ -246,7 +259,7 @@ class Guard:
             results = transform(column)
             if not isinstance(results, Sequence):
                 results = list(results)
-        except StateError:
+        except _NOT_THE_RECORDS:
             raise
         except Exception:  # noqa: BLE001 - raised again for the row that causes it
             return None
@@ -274,11 +287,18 @@ class Guard:
         if error is None:
             # A function that raises StopIteration ends ``map`` silently; it must not end the batch.
             error = RuntimeError("ended without a result for this record; did it raise StopIteration?")
-        for attempt in range(0 if isinstance(error, TopologyError) else self._policy.retries):
-            self._runtime.wait(self._policy.delay(attempt), self.step, error)
+        attempt = 0
+        allowed = 0 if isinstance(error, TopologyError) else self._policy.retries
+        while isinstance(error, RegistryUnavailable) or attempt < allowed:
+            if isinstance(error, RegistryUnavailable):
+                # Nothing is wrong with the record: it waits for as long as the registry does not answer.
+                self._runtime.wait(REGISTRY_SECONDS, self.step, error)
+            else:
+                self._runtime.wait(self._policy.delay(attempt), self.step, error)
+                attempt += 1
             try:
                 results = list(transform(column[at : at + 1]))
-            except StateError:
+            except _NOT_THE_RECORDS:
                 raise
             except Exception as raised:  # noqa: BLE001 - as above
                 error = raised

@@ -51,6 +51,8 @@ class Process(Operator):
     stores: tuple[str, ...] = ()
     """The stores that the processor can get from its context."""
     kept_keys: KeptKeys | None = None
+    prefix: str = ""
+    """What the stores' names begin with, which the processor does not know."""
 
     @property
     def code(self) -> object:
@@ -58,7 +60,7 @@ class Process(Operator):
 
     def bind(self, step: Binding, children: Children) -> Forward:
         processor = settled(self.factory())
-        context = _Context(step, children, self.stores, self.kept_keys)
+        context = _Context(step, children, self.stores, self.kept_keys, self.prefix)
         guard = step.guard
         process_batch = getattr(processor, "process_batch", None)
         process = getattr(processor, "process", None)
@@ -99,13 +101,18 @@ class _Context:
     """Collects what a processor forwards, and releases it only once the processor's call has returned."""
 
     def __init__(
-        self, step: Binding, children: Children, stores: Collection[str], kept_keys: KeptKeys | None
+        self,
+        step: Binding,
+        children: Children,
+        stores: Collection[str],
+        kept_keys: KeptKeys | None,
+        prefix: str,
     ) -> None:
         self._binding = step
         self._kept_keys = kept_keys
         # Requested here, because the task tracks stream time only from the first request on.
         self._clock = step.clock
-        self._stores = {name: self._state(name) for name in stores}
+        self._stores = {name: self._state(f"{prefix}{name}") for name in stores}
         self.step = step.guard.step
         self.subtopology = step.subtopology
         self.partition = step.partition

@@ -13,12 +13,13 @@ from streams.operators.guard import column_transform
 from streams.operators.keys import readable_keys
 from streams.origin import with_origins
 from streams.records import Output, take
+from streams.serde.topics import serde_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from streams.operators import Binding, Children, Forward, Refusals
-    from streams.operators.guard import Guard
+    from streams.operators.guard import Guard, Transform
     from streams.operators.sink_columns import SinkColumns
     from streams.records import Batch, RowOwner, Rows
     from streams.serde import Serde
@@ -47,12 +48,22 @@ class Encode(Operator):
         guard, internal, refused = step.guard, self.internal, step.refused
         columns = self.columns
         # Keys of an internal topic are read again; one that cannot be fails here, with its record.
-        serialize_key = column_transform(
-            self.key, readable_keys(self.key) if internal else self.key.serialize
-        )
-        serialize_value = column_transform(self.value, self.value.serialize)
+        internal_key = column_transform(self.key, readable_keys(self.key)) if internal else None
+        transforms: dict[str, tuple[Transform, Transform]] = {}
+
+        def transforms_for(topic: str) -> tuple[Transform, Transform]:
+            value = serde_for(self.value, topic)
+            transform = column_transform(value, value.serialize)
+            if internal_key is not None:
+                return internal_key, transform
+            key = serde_for(self.key, topic)
+            return column_transform(key, key.serialize), transform
 
         def encode(batch: Batch[Any, Any], topic: str) -> None:
+            found = transforms.get(topic)
+            if found is None:
+                found = transforms[topic] = transforms_for(topic)
+            serialize_key, serialize_value = found
             partitions: Sequence[int] | None = None
             if columns is not None:
                 batch, partitions = columns.apply(guard, batch)

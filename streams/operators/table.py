@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.coroutines.awaitables import settled
-from streams.errors import error_text
+from streams.errors import RegistryUnavailable, SchemaRegistryError, error_text
 from streams.operators import Operator, fan_out
 from streams.operators.aggregate import Folding, Reduce
 from streams.operators.change import (
@@ -22,6 +22,7 @@ from streams.operators.change import (
 from streams.operators.keys import ImpliedText, held_keys
 from streams.operators.origins import LastChanges
 from streams.serde import nullable
+from streams.serde.topics import connected
 from streams.state.definition import SourceEntries, schema_of
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from streams.records import Batch, Fetched, Headers
     from streams.serde import Serde
     from streams.serde.round_trip import RoundTrip
+    from streams.serde.subjects import Subjects
     from streams.state.buffered import KeyValueState
 
 _TIME = struct.Struct(">q")
@@ -55,6 +57,10 @@ class StampedSerde:
         self.schema = {"stamped": schema_of(inner)}
         self.learn = getattr(inner, "learn", None)
         self.reads_as_written = getattr(inner, "reads_as_written", False)
+
+    def connected(self, subjects: Subjects) -> StampedSerde:
+        """The same for a store that a topic of a schema registry fills."""
+        return StampedSerde(connected(self._inner, subjects, "value", stored=True))
 
     def serialize(self, values: Sequence[tuple[Any, int]]) -> Iterable[bytes]:
         payloads = self._inner.serialize([value for value, _ in values])
@@ -84,6 +90,14 @@ class TableEntries:
         self._value = value
         self._timestamp = timestamp
 
+    def connected(self, subjects: Subjects) -> TableEntries:
+        """The same for a topic of a schema registry."""
+        return TableEntries(
+            connected(self._key, subjects, "key", stored=True),
+            connected(self._value, subjects, "value"),
+            self._timestamp,
+        )
+
     def __call__(self, fetched: Fetched) -> SourceEntries:
         columns = fetched.keys(), fetched.values(), fetched.timestamps()
         with suppress(Exception):
@@ -93,6 +107,9 @@ class TableEntries:
         for row, (key, payload, time) in enumerate(zip(*columns, strict=True)):
             try:
                 entries |= self._entries([key], [payload], [time])
+            except (RegistryUnavailable, SchemaRegistryError):
+                # Not the record's fault: the records are read again.
+                raise
             except Exception as error:  # noqa: BLE001 - serdes and user code may raise anything
                 refused.append((row, f"{type(error).__name__}: {error_text(error)}"))
         return SourceEntries(entries, refused)

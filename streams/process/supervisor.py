@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from streams.errors import (
     AccessDenied,
     ConfigurationError,
+    ConnectorError,
     DeadLetterLimitExceeded,
     NotCommitted,
     OffsetOutOfRange,
@@ -35,6 +36,7 @@ FINAL_CODES = {
         AccessDenied,
         OffsetOutOfRange,
         StateError,
+        ConnectorError,
     )
 }
 

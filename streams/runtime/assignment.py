@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from streams.runtime.pacing import Pacing
     from streams.runtime.pending import PendingTasks
     from streams.runtime.restore import Restoration
+    from streams.runtime.sinks import Sinks
     from streams.runtime.slice import Slice
     from streams.runtime.transaction import Transaction
     from streams.topology.graph import Topology
@@ -78,6 +79,7 @@ class Assignment:
         topology: Topology,
         *,
         pending: PendingTasks,
+        sinks: Sinks,
         lives: TaskLives,
         lost: LostOffsets,
         cleanup: Cleanup,
@@ -111,6 +113,8 @@ class Assignment:
         self._state = RebalanceState.NONE
         self._error: StreamsError | None = None
 
+        self.sinks = sinks
+        """The sinks of the topology; their partitions wait for the positions that these have."""
         self.pending = pending
         """The tasks that wait for their stores, and the partitions assigned to these tasks."""
         self.tasks: dict[TaskId, Task] = {}
@@ -157,6 +161,7 @@ class Assignment:
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:
         """Create tasks for added partitions; those with stores begin when these are restored."""
         now = self._clock()
+        claimed: list[TopicPartition] = []
         for partition in partitions:
             subtopology, _ = self._topology.source_of(partition.topic)
             identifier = TaskId(subtopology.number, partition.partition)
@@ -177,7 +182,13 @@ class Assignment:
                 self._lives.create(identifier)
                 self._lives.become(identifier, TaskState.RUNNING)
             self.held[partition] = task
+            if task.delivers:
+                self.sinks.assigned(task, partition)
+                claimed.append(partition)
+                continue
             self._unstarted.add(partition)
+        if claimed:
+            self._consumer().pause(claimed)
         self.note_starts()
         if self._notes_beginnings:
             self._note_beginnings(partitions)
@@ -221,6 +232,8 @@ class Assignment:
 
     def _release(self, partitions: Iterable[TopicPartition]) -> None:
         self._transaction.refused.clear()
+        partitions = list(partitions)
+        self.sinks.release(partitions)
         for partition in partitions:
             task = self.held.pop(partition, None)
             self.progress.pop(partition, None)
@@ -253,6 +266,38 @@ class Assignment:
             task.close()
         except ProcessingError as error:
             self._log.error(Event.CLOSE_FAILED, task=str(task.id), error=str(error))
+
+    # --- tasks with sink connectors
+
+    def hold(self, task: Task) -> None:
+        """Discard what a task with sinks has not committed; its partitions wait until they are claimed."""
+        now = self._clock()
+        own = [partition for partition, holder in self.held.items() if holder is task]
+        task.drop({})
+        task.starts.clear()
+        for partition in own:
+            self.reached.pop(partition, None)
+            self._polled.pop(partition, None)
+            self._lost.discard(partition)
+            self.progress[partition] = Progress(since=now, idle_until=now)
+        self._consumer().pause(own)
+
+    def begin_from_sink(self, partition: TopicPartition, position: int) -> None:
+        """Read a partition from the position that its sink has; 0 where it has none yet."""
+        task = self.held[partition]
+        start = position
+        if position == 0:
+            # With ``latest``, the group's start was committed before the worker joined.
+            own = self._consumer().positions([partition]) if self._notes_beginnings else {}
+            start = own.get(partition, BEGINNING)
+        self._consumer().seek({partition: start})
+        for known in (self.committed, task.positions, task.starts):
+            known.pop(partition, None)
+        if start >= 0:
+            task.starts[partition] = self.committed[partition] = start
+        progress = self.progress[partition]
+        progress.position, progress.at_end, progress.since = max(0, start), False, self._clock()
+        self._consumer().resume([partition])
 
     # --- tasks with stores
 
@@ -379,9 +424,10 @@ class Assignment:
                     f"{task.positions.get(partition)}: records between are skipped"  # I6
                 )
         self._polled |= polled_now
+        waiting = self.sinks.waiting_partitions()
         for partition, end in polled.ends.items():
             task = self.held.get(partition)
-            if task is not None:
+            if task is not None and partition not in waiting:
                 # An end is reported once: remember it as the start for a rewind without any record.
                 task.starts.setdefault(partition, end)
         for partition, found in polled.out_of_range.items():
@@ -416,6 +462,8 @@ class Assignment:
         for partition, end in ends.items():
             progress = assignments.get(partition, self.progress.get(partition))
             if progress is None or not self.holds(partition, progress):
+                continue
+            if partition in self.sinks.waiting_partitions():
                 continue
             task = self.held[partition]
             queue_here = self.queues.get(task.id)
@@ -538,7 +586,9 @@ class Assignment:
 
     def read_committed(self) -> dict[TopicPartition, int]:
         """Read the committed offsets from the broker. Raises ``BrokerError``."""
-        return self._consumer().committed({*self.held, *self.pending.resume_at})
+        # The positions of partitions with sinks are those of the sinks.
+        own = {partition for partition, task in self.held.items() if not task.delivers}
+        return self._consumer().committed(own | self.pending.resume_at.keys())
 
     def take_committed(self, committed: Mapping[TopicPartition, int]) -> None:
         """Take over offsets that were read back after a commit of unknown outcome."""

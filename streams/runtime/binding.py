@@ -15,6 +15,7 @@ from streams.operators.guard import Guard
 from streams.operators.origins import TimedChanges
 from streams.records import Batch, SyntheticBatch, total_bytes
 from streams.runtime.hooks import TurnKind
+from streams.runtime.outbox import Delivery
 from streams.runtime.schedule import Schedule
 from streams.state.buffered import KeyValueState, WindowState
 from streams.state.changelog import changelog_topic
@@ -77,6 +78,9 @@ class Binding:
 
     def emit(self, output: Output) -> None:
         self._outbox.emit(output)
+
+    def deliver(self, batch: Batch[Any, Any]) -> None:
+        self._outbox.deliver(Delivery(self._node.name, self.guard, batch))
 
     @property
     def log(self) -> BoundLogger:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 from streams.errors import BrokerError, TopicError
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
 
 PURGE_SECONDS = 30.0
 """How often consumed records of repartition topics are deleted."""
+
+KEPT_SECONDS = 7 * 24 * 3600.0
+"""How long records of an internal topic before a sink are kept after they reached it.
+
+A target that is restored from a backup continues from its older position.
+"""
+
+SAMPLE_SECONDS = 3600.0
+"""How often the positions of these topics are noted, to delete what is before them later."""
 
 TIDY_SECONDS = 1.0
 """Shortest time between searches for state of tasks that moved to other workers."""
@@ -41,7 +51,10 @@ class Cleanup:
         clock: Callable[[], float],
     ) -> None:
         self._inputs = {topic for topic in topology.input_topics if isinstance(topic, str)}
-        self._repartitions = set(topology.repartitions)
+        self._repartitions = {
+            topic for topic, kind in topology.repartitions.items() if not kind.kept and not kind.compacted
+        }
+        self._kept = {topic for topic, kind in topology.repartitions.items() if kind.kept}
         self._broker = broker
         self._databases = databases
         self._settings = settings
@@ -49,6 +62,8 @@ class Cleanup:
         self._log = get_logger()
         self._admin: Admin | None = None
         self._consumed: dict[TopicPartition, int] = {}
+        self._reached: deque[tuple[float, dict[TopicPartition, int]]] = deque()
+        """Positions in the topics before sinks, and when these were reached."""
         self._purged = clock()
         # Tasks may come back after a restart: wait before their state is considered unused.
         self._tidy_at = clock() + settings.state_cleanup_delay
@@ -61,6 +76,8 @@ class Cleanup:
             if partition.topic in self._repartitions:
                 self._consumed[partition] = offset
         now = self._clock()
+        if self._kept:
+            self._keep_for_a_while(offsets, now)
         if not self._consumed or now - self._purged < PURGE_SECONDS:
             return
         self._purged = now
@@ -70,6 +87,15 @@ class Cleanup:
         except BrokerError as error:
             # The next purge deletes these too.
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
+
+    def _keep_for_a_while(self, offsets: Mapping[TopicPartition, int], now: float) -> None:
+        own = {partition: offset for partition, offset in offsets.items() if partition.topic in self._kept}
+        if own:
+            if not self._reached or now - self._reached[-1][0] >= SAMPLE_SECONDS:
+                self._reached.append((now, {}))
+            self._reached[-1][1].update(own)
+        while self._reached and now - self._reached[0][0] >= KEPT_SECONDS:
+            self._consumed |= self._reached.popleft()[1]
 
     def revoked(self) -> None:
         """Note a revocation: the topic may have been deleted, which is checked later."""

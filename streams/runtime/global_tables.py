@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from streams.broker import GroupSettings
+from streams.errors import RegistryUnavailable
 from streams.events import Event, get_logger
 from streams.records import TopicPartition
 from streams.runtime.restore import CHUNK_RECORDS, OLDEST_CHECKPOINT
@@ -156,6 +157,7 @@ class GlobalTables:
         self._application = application
         self._wall_clock = wall_clock or (lambda: time.time_ns() // 1_000_000)
         self._consumer: Consumer | None = None
+        self._partitions: list[TopicPartition] = []
         self._tables: dict[str, GlobalTable] = {}
         """By topic."""
 
@@ -201,6 +203,7 @@ class GlobalTables:
             self._consumer = self._broker.consumer(
                 GroupSettings(group=f"{self._application}-global", protocol="classic")
             )
+        self._partitions = partitions
         self._consumer.assign(
             {place: self._tables[place.topic].position(place.partition) for place in partitions}
         )
@@ -211,12 +214,22 @@ class GlobalTables:
             self.poll(WAIT_SECONDS)
 
     def poll(self, timeout: float = 0.0) -> None:
-        """Apply the records that arrived since the last call. Raises ``BrokerError``."""
+        """Apply the records that arrived since the last call.
+
+        Raises ``BrokerError`` and ``RegistryUnavailable``.
+        """
         if self._consumer is None:
             return
         polled = self._consumer.poll(CHUNK_RECORDS, timeout)
-        for fetched in polled.fetched:
-            self._tables[fetched.topic].apply(fetched)
+        try:
+            for fetched in polled.fetched:
+                self._tables[fetched.topic].apply(fetched)
+        except RegistryUnavailable:
+            # What was not applied is fetched again.
+            self._consumer.assign(
+                {place: self._tables[place.topic].position(place.partition) for place in self._partitions}
+            )
+            raise
         for partition, end in polled.ends.items():
             self._tables[partition.topic].move(partition.partition, end)
 

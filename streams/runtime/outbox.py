@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.records import Batch, total_bytes
 from streams.runtime.dead_letter_rows import DeadLetter, DeadLetterRows, dead_letter_output
@@ -11,6 +11,7 @@ from streams.runtime.dead_letter_rows import DeadLetter, DeadLetterRows, dead_le
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
+    from streams.operators.guard import Guard
     from streams.operators.runtime import Runtime
     from streams.policy import Action
     from streams.records import Fetched, Output, Trace
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from streams.runtime.dead_letters import FirstFailures
     from streams.runtime.refused_rows import RefusedRows
     from streams.topology.graph import Node
+
+
+class Delivery(NamedTuple):
+    """Rows of one batch for a sink connector, and the guard that applies the sink's policy."""
+
+    sink: str
+    guard: Guard
+    batch: Batch[Any, Any]
 
 
 class Outbox:
@@ -49,14 +58,15 @@ class Outbox:
         self._dead_letter_topic = dead_letter_topic
         self._outputs: list[Output] = []
         self._dead_letters: list[DeadLetter] = []
-        self._before_slice = 0, 0
-        """The numbers of outputs and dead letters before the open slice."""
+        self._deliveries: list[Delivery] = []
+        self._before_slice = 0, 0, 0
+        """The numbers of outputs, dead letters and deliveries before the open slice."""
         self._sent: dict[tuple[str, str], list[Batch[Any, Any]]] = {}
         """The batches that each sink has written in the open slice, by sink and topic."""
 
     def begin_slice(self) -> None:
         """Open a slice."""
-        self._before_slice = len(self._outputs), len(self._dead_letters)
+        self._before_slice = len(self._outputs), len(self._dead_letters), len(self._deliveries)
 
     def end_slice(self) -> None:
         """Close the slice, complete or abandoned."""
@@ -65,16 +75,30 @@ class Outbox:
 
     def drop_slice(self) -> None:
         """Discard what the open slice has produced."""
-        outputs, letters = self._before_slice
-        del self._outputs[outputs:], self._dead_letters[letters:]
+        outputs, letters, deliveries = self._before_slice
+        del self._outputs[outputs:], self._dead_letters[letters:], self._deliveries[deliveries:]
 
     def drop(self) -> None:
         """Discard everything."""
-        self._outputs, self._dead_letters = [], []
+        self._outputs, self._dead_letters, self._deliveries = [], [], []
 
     def emit(self, output: Output) -> None:
         """Add encoded rows of a sink."""
         self._outputs.append(output)
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Add rows for a sink connector."""
+        self._deliveries.append(delivery)
+
+    @property
+    def undelivered(self) -> int:
+        """The number of rows for sink connectors."""
+        return sum(len(delivery.batch) for delivery in self._deliveries)
+
+    def take_deliveries(self) -> list[Delivery]:
+        """Take the rows for sink connectors since the last call. Not while a slice is open."""
+        deliveries, self._deliveries = self._deliveries, []
+        return deliveries
 
     def sent_before(self, sink: str, topic: str, batch: Batch[Any, Any]) -> Sequence[Batch[Any, Any]]:
         """Add a batch that the sink writes to the topic; return the earlier ones of the open slice."""

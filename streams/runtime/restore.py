@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from streams.broker import GroupSettings
-from streams.errors import BrokerError, StateError, StreamsError
+from streams.errors import BrokerError, RegistryUnavailable, StateError, StreamsError
 from streams.events import Event, get_logger
 from streams.records import TopicPartition
 from streams.state.changelog import (
@@ -372,7 +372,7 @@ class Changelogs:
     def read(self, restorations: Collection[Restoration], timeout: float) -> bool:
         """Read some of the missing records of these, waiting up to ``timeout`` seconds for the first.
 
-        Returns whether there were any. Raises ``BrokerError``.
+        Returns whether there were any. Raises ``BrokerError`` and ``RegistryUnavailable``.
         """
         wanted: dict[TopicPartition, int] = {}
         for restoration in restorations:
@@ -388,10 +388,15 @@ class Changelogs:
             self._assigned = set(wanted)
         polled = self._consumer.poll(CHUNK_RECORDS, timeout)
         owners = {partition: restoration for restoration in restorations for partition in restoration.targets}
-        for fetched in polled.fetched:
-            partition = TopicPartition(fetched.topic, fetched.partition)
-            if partition in owners:
-                self._apply(owners[partition], partition, fetched)
+        try:
+            for fetched in polled.fetched:
+                partition = TopicPartition(fetched.topic, fetched.partition)
+                if partition in owners:
+                    self._apply(owners[partition], partition, fetched)
+        except RegistryUnavailable:
+            # What was not applied is fetched again.
+            self._assigned = set()
+            raise
         for partition, end in polled.ends.items():
             if partition in owners:
                 restoration = owners[partition]

@@ -78,8 +78,12 @@ class Slice:
 
     @property
     def holds_back_commits(self) -> bool:
-        """Whether no commit is possible, as the task's steps would forward in the middle of the slice."""
-        return self._state is SliceState.OPEN and self.task is not None and self.task.stateful
+        """Whether no commit is possible in the middle of the slice.
+
+        The task's steps would forward, or rows that its sink refuses become dead letters.
+        """
+        task = self.task
+        return self._state is SliceState.OPEN and task is not None and (task.stateful or task.delivers)
 
     def open(self, task: Task, source: tuple[TopicPartition, Progress] | None = None) -> None:
         """Begin a slice of a task, on input or on work without input (timers, idle windows)."""

@@ -70,6 +70,8 @@ def predicted_partitions(position: int, members: int, partitions: int, failures:
 @dataclass(slots=True)
 class _Replica:
     restoration: Restoration
+    ends: dict[TopicPartition, int]
+    """The ends of its changelogs when it began. Those that the client knows may be of an earlier replica."""
     began: float
     lag: int
     complete: bool = False
@@ -229,10 +231,11 @@ class Standbys:
                 self._abandon(task, error)
                 continue
             missing = restoration.progress.total
+            ends = dict(restoration.targets)
             for partition, store in restoration.definitions.items():
                 if not store.source_topic:
                     restoration.targets[partition] = _NO_END
-            self._replicas[task] = _Replica(restoration, self._clock(), lag=missing)
+            self._replicas[task] = _Replica(restoration, ends, self._clock(), lag=missing)
             self._log.info(Event.STANDBY_STARTED, task=str(task), records=missing)
             if self._clock() - self._placed >= OPEN_SECONDS:
                 # Continue in the next round of the loop.
@@ -256,7 +259,10 @@ class Standbys:
         for task, replica in list(self._replicas.items()):
             left = replica.restoration.left
             ends = self._changelogs.known_ends(left)
-            replica.lag = sum(max(0, end - left[partition]) for partition, end in ends.items())
+            replica.lag = sum(
+                max(0, end - left[partition], replica.ends[partition] - left[partition])
+                for partition, end in ends.items()
+            )
             if replica.lag or ends.keys() != left.keys():
                 continue
             try:

@@ -9,6 +9,7 @@ from structlog.contextvars import bound_contextvars
 
 from streams.errors import ProcessingError, error_text
 from streams.operators import fan_out
+from streams.operators.source_position import POSITION
 from streams.records import TopicPartition
 from streams.runtime.binding import Binding, guard_of
 from streams.runtime.clocks import Clocks
@@ -18,17 +19,20 @@ from streams.runtime.hooks import Hooks, TurnKind
 from streams.runtime.outbox import Outbox
 from streams.runtime.refused_rows import RefusedRows
 from streams.runtime.task_stores import TaskStores
+from streams.state.buffered import KeyValueState
 from streams.topology.graph import Node, SourceNode, Subtopology, matches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from streams.connectors.source import SourceBatch
     from streams.operators import Forward, Receive
     from streams.operators.origins import TimedChanges
     from streams.operators.runtime import Runtime
     from streams.operators.source import Decode
     from streams.records import Fetched, Output
     from streams.runtime.binding import Lookup
+    from streams.runtime.outbox import Delivery
     from streams.runtime.task_stores import BegunAggregates, State
     from streams.state.changelog import Checkpoint
     from streams.state.committed import CommittedStore
@@ -118,6 +122,8 @@ class Task:
         self.least_slice = max(node.operator.least_slice for node in subtopology.nodes)
         """The slice size that its steps need to have as many calls in flight as they may."""
         self.stateful = bool(self._stores.states or self._hooks.schedules)
+        self.delivers = bool(subtopology.sink_connectors)
+        """Whether it has sink connectors."""
 
     def _bind_nodes(self) -> None:
         bound: dict[str, Forward] = {}
@@ -193,6 +199,39 @@ class Task:
         seconds = counts.seconds
         seconds["process"] += time.perf_counter() - begun - (seconds["decode"] - decoding)
 
+    def process_source(self, batch: SourceBatch) -> None:
+        """Process a batch of the source connector, and put the position after it, as one slice.
+
+        Raises as ``process`` does.
+        """
+        source = self._subtopology.source_connector
+        assert source is not None, f"task {self.id} has no source connector"
+        begun = time.perf_counter()
+        decoding = self.counts.seconds["decode"]
+        receive = self._receivers[source.name]
+        positions = self._stores.states[source.positions]
+        assert isinstance(positions, KeyValueState)
+
+        def run() -> None:
+            if len(batch.records):
+                receive(batch.records)
+            positions.put(POSITION, batch.position)
+
+        self._as_slice(run)
+        counts = self.counts
+        counts.records_in += len(batch.records)
+        seconds = counts.seconds
+        seconds["process"] += time.perf_counter() - begun - (seconds["decode"] - decoding)
+
+    @property
+    def source_position(self) -> bytes:
+        """The committed position of its source connector; empty at the beginning."""
+        source = self._subtopology.source_connector
+        assert source is not None, f"task {self.id} has no source connector"
+        positions = self._stores.states[source.positions]
+        assert isinstance(positions, KeyValueState)
+        return positions.committed_many([POSITION])[0] or b""
+
     def timed(self, fetched: Fetched) -> Iterable[Fetched]:
         """The records in pieces whose ``event_times`` can be read before they are processed.
 
@@ -258,6 +297,15 @@ class Task:
         Raises ``ProcessingError`` for a dead letter that its topic does not accept in any form.
         """
         return self._outbox.take()
+
+    @property
+    def undelivered(self) -> int:
+        """The number of rows that ``take_deliveries`` would return."""
+        return self._outbox.undelivered
+
+    def take_deliveries(self) -> list[Delivery]:
+        """Take the rows for sink connectors of the slices since the last call."""
+        return self._outbox.take_deliveries()
 
     def take_changelog(self) -> list[Output]:
         """Take the changelog records that ``prepare`` has encoded."""

@@ -45,6 +45,13 @@ CHANGELOG_SETTINGS = {
     "delete.retention.ms": str(2 * 24 * 3600 * 1000),
 }
 
+COMPACTED = {
+    "cleanup.policy": "compact",
+    # A sink that was away for less than this has not missed a tombstone.
+    "delete.retention.ms": str(7 * 24 * 3600 * 1000),
+}
+"""For internal topics from which a table's target can be filled again."""
+
 WINDOW_MARGIN = 7 * 24 * 3600 * 1000
 """Added to a windowed store's retention for its changelog (milliseconds), for streams that pause."""
 
@@ -64,15 +71,25 @@ def prepare_topics(
         needed_rights(topology, existing, application=application, dead_letter_topic=dead_letter_topic)
     )
     repartitions = topology.repartitions
+    tables = {
+        topic: sink.tables for sink in topology.sinks if sink.tables is not None for topic in sink.topics
+    }
+    to_create = tables.keys() - existing.keys() if create_outputs else set()
     missing = [
         topic
         for topic in (*topology.input_topics, *(table.topic for table in topology.global_tables))
-        if isinstance(topic, str) and topic not in existing and topic not in repartitions
+        if isinstance(topic, str)
+        and topic not in existing
+        and topic not in repartitions
+        and topic not in topology.source_topics
+        and topic not in to_create
     ]
     if missing:
         raise TopicError(f"input topics do not exist: {', '.join(missing)}", hint=_creation_hint(missing))
     inputs = input_partitions(topology, existing)
     _note_own_topics(topology, existing)
+    inputs |= _source_task_counts(topology, existing)
+    inputs |= {topic: tables[topic].partitions for topic in to_create if topic in topology.input_topics}
     inputs |= _repartition_counts(topology, inputs, existing)
     check_copartitions(topology, inputs)
     _require_inputs_of_stores(topology, inputs)
@@ -88,6 +105,17 @@ def prepare_topics(
     new = [
         NewTopic(name=topic, partitions=partitions, settings={"retention.ms": "-1"}, wished=ANY_TIME)
         for topic in outputs
+        if topic not in tables
+    ]
+    new += [
+        NewTopic(
+            name=topic,
+            partitions=tables[topic].partitions,
+            settings=COMPACTED,
+            wished=ANY_TIME | ANY_RECORD,
+        )
+        for topic in outputs
+        if topic in tables
     ]
     if topology.writes_dead_letters and dead_letter_topic not in existing:
         new.append(
@@ -102,10 +130,15 @@ def prepare_topics(
         NewTopic(
             name=topic,
             partitions=inputs[topic],
-            settings={"retention.ms": "-1"},
+            settings=COMPACTED if kind.compacted else {"retention.ms": "-1"},
             wished=ANY_TIME | ANY_RECORD,
         )
-        for topic in repartitions
+        for topic, kind in repartitions.items()
+        if topic not in existing
+    ]
+    new += [
+        NewTopic(name=topic, partitions=inputs[topic])
+        for topic in topology.source_topics
         if topic not in existing
     ]
     changelogs = _changelogs(topology, inputs, existing, application)
@@ -144,7 +177,7 @@ def needed_rights(
         known += [operation for operation in operations if operation not in known]
 
     for source in topology.input_topics:
-        if isinstance(source, str) and source not in internal:
+        if isinstance(source, str) and source not in internal and source not in topology.source_topics:
             need(source, "READ")
         elif not isinstance(source, str):
             for name in existing:
@@ -156,6 +189,7 @@ def needed_rights(
         if topic not in internal:
             need(topic, "WRITE")
     own: dict[str, list[str]] = {topic: ["READ", "WRITE", "DELETE"] for topic in internal}
+    own |= {topic: ["READ"] for topic in topology.source_topics}
     if topology.writes_dead_letters:
         own[dead_letter_topic] = ["WRITE"]
     for subtopology in topology.subtopologies:
@@ -225,6 +259,21 @@ def _note_own_topics(topology: Topology, existing: Collection[str]) -> None:
             topics=left_out,
             hint="patterns do not read topics that the app writes itself; to read one, give its name",
         )
+
+
+def _source_task_counts(topology: Topology, existing: Mapping[str, TopicDescription]) -> dict[str, int]:
+    """The internal topics of source connectors, with the numbers of their tasks. Raises ``TopicError``."""
+    counts = {}
+    for topic, source in topology.source_topics.items():
+        assert source.connector is not None
+        counts[topic] = source.connector.tasks
+        if topic in existing and existing[topic].partitions != source.connector.tasks:
+            raise TopicError(
+                f"source {source.name!r}: {topic} has {existing[topic].partitions} partitions, but the "
+                f"connector has {source.connector.tasks} tasks",
+                hint="their positions belong to the old number of tasks: give the source another store=",
+            )
+    return counts
 
 
 def check_copartitions(topology: Topology, inputs: Mapping[str, int]) -> None:

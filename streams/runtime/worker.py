@@ -12,9 +12,12 @@ from streams.broker import GroupSettings
 from streams.errors import (
     BrokerError,
     BrokerUnreachable,
+    ConnectorUnavailable,
     NotCommitted,
     ProcessingError,
+    RegistryUnavailable,
     Retriable,
+    SinkUnavailable,
     StreamsError,
     TransactionAborted,
     error_text,
@@ -30,10 +33,12 @@ from streams.runtime.global_tables import GlobalTables
 from streams.runtime.group_start import commit_group_start
 from streams.runtime.lost_offsets import LostOffsets
 from streams.runtime.originals import Originals
-from streams.runtime.pacing import Pacing
+from streams.runtime.pacing import SLICE_SECONDS, Pacing
 from streams.runtime.pending import PendingTasks
 from streams.runtime.restore import Restorer
+from streams.runtime.sinks import Sinks
 from streams.runtime.slice import Slice
+from streams.runtime.sources import Sources
 from streams.runtime.standby import Standbys
 from streams.runtime.status import Progress, Stages, State, WorkerStatus
 from streams.runtime.task import Task, TaskId
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
 
     from streams.broker import Broker, Consumer, Polled
     from streams.config import Settings
+    from streams.connectors.source import SourceHealth
     from streams.coroutines.event_loop import Calls
     from streams.eventtime.merge import InputQueue
     from streams.origin import Origin
@@ -73,10 +79,16 @@ IDLE_SECONDS = 0.25
 OPEN_SECONDS = 5.0
 """Longest time of one attempt to open a producer, before the group is polled again."""
 
+SOURCE_SECONDS = 0.01
+"""How often a worker looks whether its source connectors have read anything, while it has no input."""
+
+CONNECT_SECONDS = 1.0
+"""Wait between attempts to reach another system before the worker joins the group."""
+
 CAREFUL_SLICE = 1_000
 """Largest slice while the broker refuses records."""
 
-_TRANSIENT = (Retriable, BrokerUnreachable, TransactionAborted)
+_TRANSIENT = (Retriable, BrokerUnreachable, RegistryUnavailable, TransactionAborted)
 """Errors that may have passed by the next round of the loop."""
 
 
@@ -85,10 +97,10 @@ class Worker:
 
     ``run`` returns after ``request_stop``, or raises the error that ended the worker. Everything happens
     in the thread that calls it, user code included; ``request_stop`` and the properties may be used from
-    other threads. ``partitions`` are the input topics with their partition counts, ``databases`` hold the
-    tasks' stores. ``members`` returns the known members of the group, for ``standby_replicas``, see
-    ``member``. ``clock`` returns seconds, ``pause`` waits for at most the given seconds, and
-    ``wall_clock`` returns the time in milliseconds since the epoch.
+    other threads. ``worker`` names it in other systems. ``partitions`` are the input topics with their
+    partition counts, ``databases`` hold the tasks' stores. ``members`` returns the known members of the
+    group, for ``standby_replicas``, see ``member``. ``clock`` returns seconds, ``pause`` waits for at most
+    the given seconds, and ``wall_clock`` returns the time in milliseconds since the epoch.
     """
 
     def __init__(
@@ -99,6 +111,7 @@ class Worker:
         settings: Settings,
         *,
         application: str,
+        worker: str = "",
         partitions: Mapping[str, int] | None = None,
         databases: Databases | None = None,
         members: Callable[[], Sequence[str]] | None = None,
@@ -160,6 +173,18 @@ class Worker:
         self._failures = FirstFailures(self._dead_letter_topic)
         self._cleanup = Cleanup(topology, broker, self._databases, settings, clock)
         self._slice = Slice()
+        self._sinks = Sinks(
+            topology,
+            broker,
+            application=application,
+            worker=worker,
+            lock_timeout=settings.transaction_timeout,
+            waiting=self._wait_to_write,
+            clock=clock,
+        )
+        self._sources = Sources(topology, application, clock)
+        self._unreached: dict[str, str] = {}
+        """The systems that do not answer before the worker joins the group."""
         self._lives = TaskLives()
         self._assignment = Assignment(
             topology,
@@ -173,6 +198,7 @@ class Worker:
                 lives=self._lives,
                 clock=clock,
             ),
+            sinks=self._sinks,
             lives=self._lives,
             lost=self._lost,
             cleanup=self._cleanup,
@@ -254,8 +280,18 @@ class Worker:
 
     @property
     def ready(self) -> bool:
-        """Whether it is running with all its stores restored."""
-        return self._state is State.RUNNING and not self._assignment.pending
+        """Whether it is running with all its stores restored, and its connectors can be used."""
+        return self._state is State.RUNNING and not self._assignment.pending and not self.problems
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """The connectors that cannot be used now, or report a problem, and why; from any thread."""
+        return {**self._unreached, **self._sinks.problems, **self._sources.problems}
+
+    @property
+    def source_health(self) -> dict[str, SourceHealth]:
+        """What the source connectors reported last, by source and task; from any thread."""
+        return self._sources.health
 
     @property
     def tasks(self) -> dict[TaskId, Task]:
@@ -314,6 +350,7 @@ class Worker:
         self._thread = threading.get_ident()
         self._last_served = self._clock()
         self._enter(State.RUNNING)
+        self._check_connectors()
         self._opened_consumer = self._broker.consumer(
             GroupSettings(
                 group=self._application,
@@ -343,6 +380,7 @@ class Worker:
                 self._keep_standbys(self._standbys)
             self._cleanup.delete_unused_state()
         self._follow_global_tables()
+        self._claim_partitions()
         polled = self._poll()
         self._assignment.forget_deleted_topics()
         assignments = {partition: self._assignment.progress.get(partition) for partition in polled.ends}
@@ -355,8 +393,9 @@ class Worker:
                 self._handle_lost_offsets()
         if not self._transaction.must_rewind:
             self._punctuate()
-            if self._commit_due():
-                self._commit()
+            self._process_sources()
+        if not self._transaction.must_rewind and self._commit_due():
+            self._commit()
         if self._transaction.must_rewind:
             self._rewind()
 
@@ -507,6 +546,8 @@ class Worker:
         timeout = 0.1
         if self._pacing.dirty:
             timeout = min(timeout, max(0.0, self._pacing.next_commit() - begun))
+        if self._sources:
+            timeout = 0.0 if self._sources.backlog else min(timeout, SOURCE_SECONDS)
         if self._assignment.pending:
             timeout = 0.0 if self._assignment.tasks else min(timeout, 0.02)
         if rest := self._pacing.rest():
@@ -618,7 +659,9 @@ class Worker:
         self._assignment.processed(partition, task)
         self._pacing.measured(task.id, len(fetched), written - begun)
         try:
-            self._write(task)
+            # Dead letters of a task with sinks wait for the rows that the sink refuses.
+            if not task.delivers:
+                self._write(task)
         except UNFINISHED as error:
             self._transaction.failed(error)
             return
@@ -685,15 +728,20 @@ class Worker:
     def _overdue(self) -> bool:
         if not self._pacing.dirty:
             return False
-        return self._transaction.careful or self._pacing.overdue(
-            sum(task.dirty for task in self._assignment.tasks.values())
+        tasks = self._assignment.tasks.values()
+        return (
+            self._transaction.careful
+            or self._pacing.overdue(sum(task.dirty for task in tasks))
+            or (bool(self._sinks) and self._sinks.full(tasks))
         )
 
     def _commit_due(self) -> bool:
         if not self._pacing.dirty:
             return False
         return self._overdue() or (
-            self._clock() >= self._pacing.next_commit() and self._assignment.caught_up()
+            self._clock() >= self._pacing.next_commit()
+            and self._assignment.caught_up()
+            and not self._sources.backlog
         )
 
     def _commit(self) -> None:
@@ -705,9 +753,11 @@ class Worker:
         self._transaction.begin_commit()
         try:
             self._prepare()
+            self._write_to_sinks()
             offsets = self._assignment.offsets()
             metadata = self._assignment.offset_metadata(offsets)
             self._transaction.commit(offsets, self._consumer, metadata)
+            self._commit_sinks(offsets)
         except UNFINISHED as error:
             self._transaction.failed(error)
         except Interrupted:
@@ -717,12 +767,14 @@ class Worker:
             self._assignment.committed |= offsets
             for task in self._assignment.tasks.values():
                 task.committed()
+            self._sources.committed()
             self._cleanup.committed(offsets)
             if offsets:
                 now = self._clock()
                 self.stages.commit += now - begun
                 self.observe_commit(now - begun)
         finally:
+            self._sinks.rollback()
             self._transaction.end_commit()
         self._pacing.committed(begun, transaction=self._guarantee.undoes)
 
@@ -738,6 +790,96 @@ class Worker:
             self._write(task)
             for output in task.take_changelog():
                 self._transaction.write_changes(output)
+
+    def _write_to_sinks(self) -> None:
+        """Write the rows of completed slices to the sinks, and the dead letters of tasks with sinks to Kafka.
+
+        The partitions of a sink that cannot be written to wait; other tasks are committed without them.
+        """
+        if not self._sinks:
+            return
+        self._sinks.write(self._assignment.tasks.values())
+        self._hold_waiting()
+        if self._transaction.must_rewind:
+            raise Interrupted
+        for task in list(self._assignment.tasks.values()):
+            if task.delivers:
+                self._write(task)
+
+    def _commit_sinks(self, offsets: dict[TopicPartition, int]) -> None:
+        """Commit what was written to sinks; take the partitions for which this failed out of ``offsets``."""
+        if self._sinks and self._sinks.commit():
+            self._hold_waiting()
+            for partition in self._sinks.waiting_partitions():
+                offsets.pop(partition, None)
+
+    def _hold_waiting(self) -> None:
+        """Discard the uncommitted work of tasks whose partitions wait for their sink again."""
+        waiting = self._sinks.waiting_partitions()
+        held = self._assignment.held
+        for task in {held[partition] for partition in waiting if partition in held}:
+            if task.positions or task.undelivered:
+                self._assignment.hold(task)
+
+    def _claim_partitions(self) -> None:
+        """Begin partitions whose positions in their sinks are known by now."""
+        if not self._sinks or self._transaction.must_rewind:
+            return
+        try:
+            claimed = self._sinks.claim(self._assignment.held)
+        except _TRANSIENT as error:
+            self._log.warning(Event.BROKER_TROUBLE, error=str(error))
+            return
+        self._hold_waiting()
+        for partition, position in claimed.items():
+            self._assignment.begin_from_sink(partition, position)
+
+    def _process_sources(self) -> None:
+        """Process what the source connectors have read, for about as long as a slice takes."""
+        if not self._sources:
+            return
+        until = self._clock() + SLICE_SECONDS
+        for task, feed in self._sources.feeds(self._assignment.tasks, self._lives.tasks()):
+            while not self._stop.is_set() and (batch := feed.peek()) is not None:
+                if self._pacing.would_time_out():
+                    self._commit()
+                if not self._without_input(task, partial(_true, partial(task.process_source, batch))):
+                    return
+                feed.processed()
+                if self._clock() - self._last_served >= SERVE_SECONDS:
+                    self._serve()
+                if self._overdue():
+                    self._commit()
+                if self._clock() >= until:
+                    return
+
+    def _check_connectors(self) -> None:
+        """Check the other systems before joining the group, waiting for those that do not answer."""
+        for node in self._topology.sink_connectors:
+            self._until_reached(node.name, partial(node.connector.check, self._sinks.contexts[node.name]))
+        for source in self._topology.source_topics.values():
+            assert source.connector is not None
+            check = source.connector.check
+            self._until_reached(source.name, partial(check, self._application, source.store))
+
+    def _until_reached(self, name: str, call: Callable[[], None]) -> None:
+        while not self._stop.is_set():
+            try:
+                call()
+            except ConnectorUnavailable as error:
+                text = str(error).partition("\n")[0]
+                if text != self._unreached.get(name):
+                    self._unreached = {name: text}
+                    event = (
+                        Event.SINK_UNAVAILABLE
+                        if isinstance(error, SinkUnavailable)
+                        else Event.SOURCE_UNAVAILABLE
+                    )
+                    self._log.warning(event, name=name, error=text, seconds=CONNECT_SECONDS)
+                self._pause(CONNECT_SECONDS)
+            else:
+                break
+        self._unreached = {}
 
     def _rewind(self) -> None:
         """Discard the uncommitted work and read the input again from the committed offsets."""
@@ -756,6 +898,7 @@ class Worker:
             self._transaction.read_back()
         positions = self._assignment.drop(states_unknown=unknown)
         self._transaction.rewound()
+        self._sources.rewind()
         if self._guarantee.undoes:
             # The transaction undid all outputs: the records count as not processed.
             self._assignment.reached.clear()
@@ -776,7 +919,7 @@ class Worker:
         while True:
             try:
                 return call()
-            except (*UNFINISHED, BrokerUnreachable) as error:
+            except (*UNFINISHED, BrokerUnreachable, RegistryUnavailable) as error:
                 self._log.warning(Event.BROKER_TROUBLE, error=str(error))
             self._pause(0.1)
             if self._stop.is_set():
@@ -885,6 +1028,8 @@ class Worker:
             self._assignment.close_task(task)
         self._originals.close()
         self._assignment.pending.close()
+        self._sinks.close()
+        self._sources.close()
         if self._standbys is not None:
             self._standbys.close()
         self._globals.close()
@@ -915,3 +1060,9 @@ class Worker:
 
 def _ignore(_: float) -> None:
     return
+
+
+def _true(call: Callable[[], None]) -> bool:
+    """Call, and say that there was work."""
+    call()
+    return True

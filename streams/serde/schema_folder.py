@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import fastavro
 import fastavro.schema
 
 from streams.errors import ConfigurationError
+from streams.serde.schemas.avro_references import complete, used_names
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+_INVALID = (ValueError, fastavro.schema.SchemaParseException, fastavro.schema.UnknownType)
+
+
+class WrittenSchema(NamedTuple):
+    """A schema with which records are written.
+
+    ``source`` is its JSON, which may use named types of ``uses``, by their full names; ``complete`` has them
+    in it.
+    """
+
+    source: Any
+    complete: Any
+    uses: Mapping[str, WrittenSchema] = {}
+
+
+class SchemaFile(NamedTuple):
+    """A ``.avsc`` file: ``parsed`` by fastavro, and its id in a ``SchemaFolder``."""
+
+    written: WrittenSchema
+    parsed: Any
+    identifier: int
 
 
 class SchemaFolder:
@@ -19,7 +44,8 @@ class SchemaFolder:
 
     A schema's id is the low 31 bits of its Rabin fingerprint (Avro specification, "Schema Fingerprints"), so
     it is the same in every process with the file. To change a record, keep its old file in the folder under
-    another name, e.g. ``shop.Order.1.avsc``: payloads written with it stay readable.
+    another name, e.g. ``shop.Order.1.avsc``: payloads written with it stay readable. A file may use a type
+    that another one defines, ``shop.Address`` in ``shop.Address.avsc``.
 
     Raises ``ConfigurationError`` for a folder or schema that cannot be read, or two schemas with the same id.
     """
@@ -30,12 +56,12 @@ class SchemaFolder:
         self._folder = folder
         self._schemas: dict[int, Any] = {}
         for path in sorted(folder.glob("*.avsc")):
-            schema, identifier = load_schema(path)
-            known = self._schemas.setdefault(identifier, schema)
+            file = load_schema(path)
+            known = self._schemas.setdefault(file.identifier, file.parsed)
             # Files that only differ in documentation and the like decode payloads in the same way.
-            if _canonical(known) != _canonical(schema):
+            if _canonical(known) != _canonical(file.parsed):
                 raise ConfigurationError(
-                    f"{path}: another schema in {folder} has the same id {identifier}",
+                    f"{path}: another schema in {folder} has the same id {file.identifier}",
                     hint="rename one of the records or its fields: the id is a hash of the schema",
                 )
 
@@ -55,15 +81,80 @@ class SchemaFolder:
         self._schemas.setdefault(schema_id(parsed), parsed)
 
 
-def load_schema(path: Path) -> tuple[Any, int]:
-    """Load a ``.avsc`` file: fastavro's parsed schema, and its id in a ``SchemaFolder``."""
+class RegisteredSchemas:
+    """The schemas of a registry; a folder's where the registry does not know the id.
+
+    So records that were written before there was a registry stay readable.
+    """
+
+    def __init__(self, schema: Callable[[int], Any], folder: SchemaFolder) -> None:
+        self._schema = schema
+        self._folder = folder
+
+    def schema(self, identifier: int) -> Any:
+        """The parsed schema with that id. Raises ``LookupError`` if there is none."""
+        try:
+            return fastavro.parse_schema(self._schema(identifier))
+        except LookupError as error:
+            with suppress(LookupError):
+                return self._folder.schema(identifier)
+            raise LookupError(f"{error.args[0]}, and no file of the schema folder has it") from None
+        except _INVALID as error:
+            raise ValueError(f"the schema with id {identifier} is not valid: {error}") from error
+
+    def add(self, schema: Any) -> None:
+        """Add a schema for which neither may know the id."""
+        self._folder.add(schema)
+
+
+def load_schema(path: Path) -> SchemaFile:
+    """Load a ``.avsc`` file, and those in its folder that it uses. Raises ``ConfigurationError``."""
+    written = _load(path, ())
     try:
-        parsed = fastavro.parse_schema(json.loads(path.read_bytes()))
+        parsed = fastavro.parse_schema(written.complete)
+    except _INVALID as error:
+        raise ConfigurationError(
+            f"{path} is not a valid Avro schema: {error}",
+            hint="a type that another file of the folder defines is found by its name: shop.Address in "
+            "shop.Address.avsc"
+            if isinstance(error, fastavro.schema.UnknownType)
+            else None,
+        ) from error
+    return SchemaFile(written, parsed, schema_id(parsed))
+
+
+def _load(path: Path, within: tuple[str, ...]) -> WrittenSchema:
+    try:
+        source = json.loads(path.read_bytes())
     except OSError as error:
         raise ConfigurationError(f"schema {path} cannot be read: {error}") from error
-    except (ValueError, fastavro.schema.SchemaParseException, fastavro.schema.UnknownType) as error:
+    except ValueError as error:
         raise ConfigurationError(f"{path} is not a valid Avro schema: {error}") from error
-    return parsed, schema_id(parsed)
+    uses: dict[str, WrittenSchema] = {}
+    for name in used_names(source):
+        other = path.parent / f"{name}.avsc"
+        if not other.exists():
+            continue
+        if name in within:
+            raise ConfigurationError(
+                f"{path} uses {name}, and {other} uses it in turn",
+                hint="define types that contain each other in one file",
+            )
+        uses[name] = _load(other, (*within, name))
+    return written_schema(source, uses)
+
+
+def written_schema(source: Any, uses: Mapping[str, WrittenSchema] | None = None) -> WrittenSchema:
+    """A schema with the types that it uses."""
+    uses = uses or {}
+
+    def find(name: str, among: Mapping[str, WrittenSchema]) -> Any:
+        if name in among:
+            return among[name].source
+        found = (find(name, used.uses) for used in among.values())
+        return next((definition for definition in found if definition is not None), None)
+
+    return WrittenSchema(source, complete(source, lambda name: find(name, uses)), uses)
 
 
 def schema_id(schema: Any) -> int:

@@ -130,6 +130,14 @@ class Simulator:
     ) -> None:
         self._app = app
         self._topology = app.topology
+        connectors = [node.name for node in self._topology.sink_connectors]
+        connectors += [node.name for node in self._topology.source_topics.values()]
+        if connectors:
+            raise ConfigurationError(
+                f"app {app.name!r} has connectors, which a simulation cannot run: {', '.join(connectors)}",
+                hint="simulate the part between topics as an app of its own, and test the connectors' steps "
+                "with TopologyDriver (send_source, rows)",
+            )
         self._input = Input(
             {topic: [InputRecord(*record) for record in records] for topic, records in inputs.items()},
             partitions,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias,
 import msgspec
 
 from streams.errors import ConfigurationError, TopologyError
+from streams.operators.deliver import Deliver
 from streams.operators.sink import Encode
 from streams.operators.source import Decode
 from streams.policy import ErrorPolicy, dead_letter
@@ -24,6 +25,8 @@ from streams.topology.topic_pattern import TopicPattern
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from streams.connectors.sink import SinkConnector
+    from streams.connectors.source import SourceConnector
     from streams.operators import Operator
     from streams.operators.sink_columns import SinkColumns
     from streams.serde import Serde
@@ -64,9 +67,21 @@ class SourceNode:
     internal: bool = False
     """Whether it reads an internal topic that another subtopology writes."""
 
+    connector: SourceConnector[Any, Any] | None = None
+    """What its records come from, if not from a topic. Its topic is an empty one, whose partitions are the
+    tasks that the group distributes.
+    """
+    store: str = ""
+    """Names what the connector keeps."""
+
     parents: tuple[str, ...] = ()
     place: str = field(default="", compare=False)
     """Where the program declares it, as ``file:line``."""
+
+    @property
+    def positions(self) -> str:
+        """The store that has the connector's position."""
+        return f"{self.store}-positions"
 
     @property
     def operator(self) -> Decode:
@@ -107,10 +122,22 @@ class Repartition:
     """Makes a sink's topic an internal one, between two subtopologies, with ``partitions`` partitions.
 
     Without a number it has as many as the topics with which it is joined, else as the largest that feeds it.
-    Its records are deleted after they are processed and committed.
+    Its records are deleted after they are processed and committed; with ``kept``, not before a week later, so
+    that a target that was restored from a backup can continue from its older position.
     """
 
     partitions: int | None = None
+    kept: bool = False
+    compacted: bool = False
+    """Whether the last record of each key stays, so that a table's target can be filled again."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableTopics:
+    """Topics of tables, created as compacted ones with ``partitions`` partitions."""
+
+    names: tuple[str, ...]
+    partitions: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +162,15 @@ class SinkNode:
     closed: tuple[TopicPattern, ...] = ()
     columns: SinkColumns | None = None
     """Partitions, headers and event times to write, where the program chooses them."""
+    tables: TableTopics | None = None
+    """The topics that the function chooses, where they are known: those of captured tables."""
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The topics that it writes to, as far as they are known in advance."""
+        if isinstance(self.topic, str):
+            return (self.topic,)
+        return () if self.tables is None else self.tables.names
 
     @property
     def operator(self) -> Encode:
@@ -161,7 +197,38 @@ class SinkNode:
                 )
 
 
-Node: TypeAlias = "SourceNode | Step | SinkNode"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkConnectorNode:
+    """Writes to another system, which keeps the positions of the input partitions itself.
+
+    ``key`` and ``value`` write the records to an internal topic, where one has to be put before it; they are
+    ``None`` where that is not known.
+    """
+
+    role: ClassVar[str] = "sink"
+
+    name: str
+    parents: tuple[str, ...]
+    connector: SinkConnector
+    store: str
+    """Names its positions in the other system."""
+    key: Serde[Any]
+    value: Serde[Any] | None
+    as_read: bool = False
+    """Whether values are unchanged since ``value`` deserialized them."""
+    table: bool = False
+    """Whether the rows are the changes of a table."""
+    policy: ErrorPolicy = dead_letter
+    place: str = field(default="", compare=False)
+    """Where the program declares it, as ``file:line``."""
+
+    @property
+    def operator(self) -> Deliver:
+        """What it does with its batches."""
+        return Deliver(self.connector.kind)
+
+
+Node: TypeAlias = "SourceNode | Step | SinkNode | SinkConnectorNode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +241,15 @@ class Subtopology:
     @property
     def sources(self) -> tuple[SourceNode, ...]:
         return tuple(node for node in self.nodes if isinstance(node, SourceNode))
+
+    @property
+    def sink_connectors(self) -> tuple[SinkConnectorNode, ...]:
+        return tuple(node for node in self.nodes if isinstance(node, SinkConnectorNode))
+
+    @property
+    def source_connector(self) -> SourceNode | None:
+        """Its source that is a connector, if it has one."""
+        return next((source for source in self.sources if source.connector is not None), None)
 
     @property
     def stores(self) -> tuple[StoreDefinition, ...]:
@@ -249,6 +325,25 @@ class Topology:
         return tuple(node for node in self.nodes if isinstance(node, SinkNode))
 
     @property
+    def sink_connectors(self) -> tuple[SinkConnectorNode, ...]:
+        return tuple(node for node in self.nodes if isinstance(node, SinkConnectorNode))
+
+    def sink_connector(self, name: str) -> SinkConnectorNode:
+        """The sink connector of that name."""
+        return next(node for node in self.sink_connectors if node.name == name)
+
+    @property
+    def source_topics(self) -> dict[str, SourceNode]:
+        """The internal topics whose partitions are the tasks of source connectors."""
+        return {
+            topic: source
+            for source in self.sources
+            if source.connector is not None
+            for topic in source.topics
+            if isinstance(topic, str)
+        }
+
+    @property
     def input_topics(self) -> tuple[SourceTopic, ...]:
         """The topics and patterns to subscribe to."""
         return tuple(topic for source in self.sources for topic in source.topics)
@@ -260,8 +355,8 @@ class Topology:
 
     @property
     def output_topics(self) -> tuple[str, ...]:
-        """The output topics known in advance: those of sinks with a fixed topic."""
-        return tuple(dict.fromkeys(sink.topic for sink in self.sinks if isinstance(sink.topic, str)))
+        """The output topics known in advance."""
+        return tuple(dict.fromkeys(topic for sink in self.sinks for topic in sink.topics))
 
     @property
     def writes_dead_letters(self) -> bool:
@@ -379,7 +474,7 @@ class Topology:
 
     def _validate_topics(self) -> None:
         for node in self.nodes:
-            if isinstance(node, Step):
+            if isinstance(node, Step | SinkConnectorNode):
                 continue
             for topic in node.topics if isinstance(node, SourceNode) else (node.topic,):
                 _check_topic_name(topic, f"step {node.name!r}{_at(node.place)}")
@@ -502,6 +597,10 @@ def written_at(code: object) -> str:
 
 
 def _detail(node: Node) -> str:
+    if isinstance(node, SinkConnectorNode):
+        return f"{node.connector.kind} connector"
+    if isinstance(node, SourceNode) and node.connector is not None:
+        return f"{node.connector.kind} connector (key {node.key.name}, value {node.value.name})"
     if isinstance(node, SourceNode):
         return f"{', '.join(map(_topic_text, node.topics))} (key {node.key.name}, value {node.value.name})"
     if isinstance(node, SinkNode):
@@ -577,6 +676,10 @@ def _node_json(node: Node) -> dict[str, Any]:
         common |= {"operator": node.operator.kind, "code": None if code is None else function_name(code)}
         stores = [store.name for store in node.owns] + list(node.uses)
         return common | ({"stores": stores} if stores else {})
+    if isinstance(node, SinkConnectorNode):
+        return common | {"connector": node.connector.kind}
+    if isinstance(node, SourceNode) and node.connector is not None:
+        common["connector"] = node.connector.kind
     common |= {"key": node.key.name, "value": node.value.name}
     if isinstance(node, SourceNode):
         return common | {"topics": list(map(_topic_text, node.topics))}

@@ -63,7 +63,7 @@ def topic_format(topology: Topology, application: str, topic: str) -> TopicForma
         if any(matches(wanted, topic) for wanted in source.topics):
             return TopicFormat(source.key, source.value, relayed=source.internal)
     for sink in topology.sinks:
-        if sink.topic == topic:
+        if topic in sink.topics:
             return TopicFormat(sink.key, sink.value)
     for node in topology.nodes:
         for store in node.owns if isinstance(node, Step) else ():

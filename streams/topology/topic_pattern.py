@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import re
 
-INTERNAL_SUFFIXES = ("-changelog", "-repartition")
+INTERNAL_SUFFIXES = ("-changelog", "-repartition", "-sink", "-source")
 """Suffixes of internal topics, whose names begin with the app's name."""
 
 

@@ -41,10 +41,10 @@ class WorkerProcess:
                 stderr=file,
             )
 
-    def events(self, name: str) -> list[dict[str, Any]]:
-        """The log lines so far with that event name."""
+    def events(self, *names: str) -> list[dict[str, Any]]:
+        """The log lines so far with one of these event names, in order."""
         lines = [line for line in self.log.read_text().splitlines() if line.startswith("{")]
-        return [event for line in lines if (event := json.loads(line))["event"] == name]
+        return [event for line in lines if (event := json.loads(line))["event"] in names]
 
     def kill(self) -> None:
         self.process.kill()

@@ -16,6 +16,7 @@ from streams.runtime.lost_offsets import LostOffsets
 from streams.runtime.pacing import Pacing
 from streams.runtime.pending import PendingTasks
 from streams.runtime.restore import Restorer
+from streams.runtime.sinks import Sinks
 from streams.runtime.slice import Slice
 from streams.runtime.task import Task, TaskId
 from streams.runtime.task_life import TaskLives, TaskState
@@ -59,6 +60,15 @@ class Site(MemoryCluster):
             topology,
             pending=PendingTasks(
                 topology, restorer, None, partitions={"in": 1}, lives=self.lives, clock=clock
+            ),
+            sinks=Sinks(
+                topology,
+                broker,
+                application="app",
+                worker="worker",
+                lock_timeout=10,
+                waiting=lambda: None,
+                clock=clock,
             ),
             lives=self.lives,
             lost=LostOffsets(settings, "app"),

@@ -11,15 +11,19 @@ from hypothesis import given, strategies as st
 
 from streams import App, Json, Text
 from streams.broker import Polled
+from streams.broker.memory import MemoryConsumer
 from streams.events import Event
 from streams.runtime.standby import assigned_range, predicted_partitions
 from streams.state.memory import MemoryDatabases
 from tests.runtime.test_worker_state import PARTITIONS, SIZE, Cluster, Sent, counting
+from tests.support.cluster import Broker
 from tests.support.logs import capture_logs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, MutableMapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 
+    from streams.broker import GroupSettings
+    from streams.records import TopicPartition
     from streams.runtime.worker import Worker
 
 KEYS = [f"key {number}" for number in range(12)]
@@ -49,8 +53,8 @@ def test_predicted_partitions_are_those_that_any_failures_bring(data, members, p
 class Crew:
     """Workers that know each other, and may die."""
 
-    def __init__(self, app: App) -> None:
-        self.cluster = Cluster(app)
+    def __init__(self, app: App, cluster: Callable[[App], Cluster] = Cluster) -> None:
+        self.cluster = cluster(app)
         self.alive: dict[int, Worker] = {}
         self.databases: dict[int, MemoryDatabases] = {}
         self._random = random.Random(7)
@@ -124,6 +128,62 @@ def test_a_task_continues_from_its_copy():
     assert survivor.standby_lag == {}
     crew.cluster.check()
     survivor.close()
+
+
+class RemoteConsumer(MemoryConsumer):
+    """As over a network: records come after the first poll of an assignment, and ends are as last fetched."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._requested = False
+        self._ends: dict[TopicPartition, int] = {}
+
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        super().assign(positions)
+        self._requested = False
+
+    def poll(self, max_records: int, timeout: float) -> Polled:
+        if not self._requested:
+            self._requested = True
+            return Polled([], {})
+        self._ends |= super().known_ends(self.assignment())
+        return super().poll(max_records, timeout)
+
+    def known_ends(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        return {place: self._ends[place] for place in partitions if place in self._ends}
+
+
+class RemoteBroker(Broker):
+    def consumer(self, settings: GroupSettings) -> MemoryConsumer:
+        if settings.group.endswith("-standby"):
+            return RemoteConsumer(self._cluster, settings)
+        return super().consumer(settings)
+
+
+class RemoteCluster(Cluster):
+    def make_broker(self, **options: Any) -> Broker:
+        return RemoteBroker(**options)
+
+
+def test_a_copy_that_begins_again_is_ready_when_it_has_read_what_was_missing():
+    crew = Crew(counting(standby_replicas=1), RemoteCluster)
+    crew.start(0)
+    crew.start(1)
+    with capture_logs() as logs:
+        for _ in range(3):
+            crew.send(200)
+            crew.settle()
+            crew.start(2)
+            crew.send(200)
+            crew.settle()
+            crew.kill(2)
+    missing: dict[str, int] = {}
+    for log in logs:
+        if log["event"] == Event.STANDBY_STARTED:
+            missing[log["task"]] = log["records"]
+        elif log["event"] == Event.STANDBY_READY:
+            assert log["records"] >= missing[log["task"]]
+    assert any(missing.values())
 
 
 def test_without_copies_everything_is_restored():

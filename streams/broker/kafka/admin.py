@@ -99,6 +99,21 @@ class KafkaAdmin:
             if topic.error is None or topic.error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART
         }
 
+    def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
+        if not topics:
+            return {}
+        names = TopicCollection(list(topics))
+        asked = self._ask(lambda timeout: self._client.describe_topics(names, request_timeout=timeout))
+        found = {}
+        for name, future in asked.items():
+            try:
+                found[name] = str(future.result().topic_id)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    right = Right("DESCRIBE", "topic", name)
+                    raise self._failure(error, f"reading the id of topic {name}", right) from error
+        return found
+
     def create_topics(self, topics: Collection[NewTopic]) -> set[str]:
         created = set()
         refused = []

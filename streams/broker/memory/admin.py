@@ -30,6 +30,14 @@ class MemoryAdmin:
         with self._cluster.locked():
             return {name: topic.description for name, topic in self._cluster.topics.items()}
 
+    def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
+        with self._cluster.locked():
+            return {
+                name: topic.identifier
+                for name in topics
+                if (topic := self._cluster.topics.get(name)) is not None
+            }
+
     def create_topics(self, topics: Collection[NewTopic]) -> set[str]:
         for topic in topics:
             if not _LEGAL_TOPIC.fullmatch(topic.name) or topic.partitions < 1:
@@ -50,7 +58,10 @@ class MemoryAdmin:
                 description = TopicDescription(topic.name, topic.partitions, replication)
                 logs = [Log() for _ in range(topic.partitions)]
                 self._cluster.topics[topic.name] = MemoryTopic(
-                    description, wished | dict(topic.settings), logs
+                    description,
+                    wished | dict(topic.settings),
+                    logs,
+                    identifier=f"topic-{next(self._cluster.topic_numbers)}",
                 )
                 created.add(topic.name)
             self._cluster.topics_changed()

@@ -111,7 +111,9 @@ class MemoryBroker:
             before = self._cluster.topics[topic]
             logs = [*before.logs, *(Log() for _ in range(total - len(before.logs)))]
             description = replace(before.description, partitions=len(logs))
-            self._cluster.topics[topic] = MemoryTopic(description, before.settings, logs)
+            self._cluster.topics[topic] = MemoryTopic(
+                description, before.settings, logs, identifier=before.identifier
+            )
             self._cluster.topics_changed()
 
     def topic_settings(self, topic: str) -> dict[str, str]:

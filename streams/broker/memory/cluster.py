@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from threading import Condition
@@ -68,6 +69,8 @@ class Cluster:
         self.first = first
         self.before: Callable[[Step], None] | None = None
         self.topics: dict[str, MemoryTopic] = {}
+        self.topic_numbers = itertools.count(1)
+        """For the ids of topics that are created."""
         self.known: set[str] = set()
         """Topics that have rejected records: from then on, producers apply their limits in ``produce``."""
         self.groups: dict[str, Group] = {}

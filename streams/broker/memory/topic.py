@@ -68,6 +68,8 @@ class MemoryTopic:
     description: TopicDescription
     settings: dict[str, str]
     logs: list[Log]
+    identifier: str = ""
+    """The id that no other topic has, not even one of the same name."""
 
     def refused(self, output: Output, wall_clock: Callable[[], int] | None) -> list[Refusal]:
         """The rows that the topic rejects, and the reasons."""

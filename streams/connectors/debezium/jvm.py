@@ -34,6 +34,8 @@ def start() -> None:
         if not jpype.isJVMStarted():
             jpype.startJVM(
                 str(_libjvm()),
+                # The process handles signals itself.
+                "-Xrs",
                 "-Xms32m",
                 f"-Xmx{HEAP_MB}m",
                 "-XX:+UseSerialGC",

@@ -104,6 +104,9 @@ class Debezium:
     def stores(self) -> Mapping[str, tuple[Serde[Any], Serde[Any]]]:
         return {"rows": (Bytes(), Bytes())}
 
+    def change_topics(self, prefix: str) -> list[str]:
+        return [topic_of(prefix, *table) for table in self._capture.tables]
+
     def check(self, application: str, name: str) -> None:  # noqa: ARG002 - of the contract
         """Check the server and the tables, and start the Java runtime in the thread of the caller."""
         replication = self._capture.replication

@@ -44,7 +44,7 @@ def require_free(port: int) -> None:
 
 
 def free_ports(count: int, taken: Collection[int] = ()) -> list[int]:
-    """Choose free ports, none of them in ``taken``."""
+    """Choose free ports at random, none of them in ``taken``. Raises ``LocalKafkaError``."""
     found: list[int] = []
     for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
         if len(found) == count:

@@ -23,17 +23,20 @@ _LOGICAL = ("logicalType", "precision", "scale")
 _Pair = tuple[str, str]
 
 
-def avro_differences(stored: Any, wanted: Any, where: str) -> Iterator[str]:
+def avro_differences(stored: Any, wanted: Any, where: str, *, strict: bool = True) -> Iterator[str]:
     """Why values written with ``stored`` cannot be read with ``wanted``, both as in ``Avro.schema``.
 
-    It is stricter than the specification in two cases: bytes are not read as string, and a different logical
-    type is a different type.
+    If it is ``strict``, it is stricter than the specification in two cases: bytes are not read as string, and
+    a different logical type is a different type. Otherwise decimals may have another precision and scale, and
+    times another unit, as each record is read with those of its own schema.
     """
-    yield from _Resolution(stored, wanted, where).differences(stored, wanted, "", frozenset())
+    resolution = _Resolution(stored, wanted, where, strict=strict)
+    yield from resolution.differences(stored, wanted, "", frozenset())
 
 
 class _Resolution:
-    def __init__(self, stored: Any, wanted: Any, where: str) -> None:
+    def __init__(self, stored: Any, wanted: Any, where: str, *, strict: bool) -> None:
+        self._strict = strict
         self._stored = _named_types(stored)
         self._wanted = _named_types(wanted)
         self._where = where
@@ -68,9 +71,9 @@ class _Resolution:
 
     def _single(self, before: Any, now: Any, path: str, within: frozenset[_Pair]) -> Iterator[str]:
         kind = _type(before)
-        if not self._fits(before, now) or (kind, _type(now)) == ("bytes", "string"):
+        if not self._fits(before, now) or (self._strict and (kind, _type(now)) == ("bytes", "string")):
             yield self._changed(before, now, path)
-        elif _logical(before) != _logical(now):
+        elif _logical(before) != _logical(now) and (self._strict or _family(before) != _family(now)):
             yield f"{self._place(path)}: was {_described(before)}, is {_described(now)}"
         elif kind == "array":
             yield from self.differences(before["items"], now["items"], f"{path}[]", within)
@@ -175,6 +178,12 @@ def _logical(schema: Any) -> list[Any]:
         return []
     # The scale of a decimal defaults to 0.
     return [schema.get(word) or 0 for word in _LOGICAL]
+
+
+def _family(schema: Any) -> str:
+    """What values of a logical type are, whatever their precision."""
+    logical = schema.get("logicalType", "") if isinstance(schema, dict) else ""
+    return str(logical).removesuffix("-millis").removesuffix("-micros").removesuffix("-nanos")
 
 
 def _described(schema: Any) -> str:

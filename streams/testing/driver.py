@@ -25,7 +25,7 @@ from streams.runtime.task import Task, TaskId
 from streams.serde import Bytes
 from streams.state.changelog import Checkpoint, decode_metadata
 from streams.state.memory import MemoryDatabases
-from streams.topology.graph import matches
+from streams.topology.graph import closest, matches
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -72,6 +72,7 @@ class TopologyDriver:
         self._tasks: dict[TaskId, Task] = {}
         self._next_offsets: dict[TopicPartition, int] = {}
         self._written: dict[str, deque[Record[Any, Any]]] = {}
+        self._delivered: dict[str, list[Record[Any, Any]]] = {}
         self._counts: dict[str, int] = {}
         self._databases = MemoryDatabases()
         self._idle_since: dict[TaskId, int] = {}
@@ -124,6 +125,33 @@ class TopologyDriver:
             for record in records
         ]
         self._feed(topic, encoded, partition)
+
+    def send_source(
+        self,
+        store: str,
+        value: Any,
+        *,
+        key: Any = None,
+        timestamp: int | None = None,
+        headers: Headers | None = None,
+        task: int = 0,
+    ) -> None:
+        """Send one record as if the source connector of that ``store`` had read it, in one of its tasks.
+
+        It is encoded with the connector's serdes. Raises what the app raises.
+        """
+        self.send(
+            self._source_topic(store), value, key=key, timestamp=timestamp, headers=headers, partition=task
+        )
+
+    def rows(self, store: str) -> list[Record[Any, Any]]:
+        """Take the rows for the sink connector of that ``store`` since the last call, in their order."""
+        known = {sink.store for sink in self._topology.sink_connectors}
+        if store not in known:
+            raise TopologyError(
+                f"the app has no sink connector with store {store!r}", hint=closest(store, known)
+            )
+        return list(self._delivered.pop(store, ()))
 
     def read(
         self, topic: str, *, key: Serde[Any] | None = None, value: Serde[Any] | None = None
@@ -298,7 +326,7 @@ class TopologyDriver:
             for source in self._topology.global_tables
         }
         self._serdes = {
-            sink.topic: (sink.key, sink.value) for sink in self._topology.sinks if isinstance(sink.topic, str)
+            topic: (sink.key, sink.value) for sink in self._topology.sinks for topic in sink.topics
         }
 
     # --- the runtime's interface for tasks
@@ -377,7 +405,20 @@ class TopologyDriver:
             self._idle_since[task.id] = self.clock
             self._commit(task)
 
+    def _source_topic(self, store: str) -> str:
+        topics = self._topology.source_topics
+        topic = f"{self._app.name}-{store}-source"
+        if topic not in topics:
+            known = [name.removeprefix(f"{self._app.name}-").removesuffix("-source") for name in topics]
+            raise TopologyError(
+                f"the app has no source connector with store {store!r}", hint=closest(store, known)
+            )
+        return topic
+
     def _commit(self, task: Task) -> None:
+        for delivery in task.take_deliveries():
+            node = self._topology.sink_connector(delivery.sink)
+            self._delivered.setdefault(node.store, []).extend(delivery.batch.records())
         written = task.take()
         task.prepare()
         written += task.take()
