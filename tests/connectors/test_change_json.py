@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -51,7 +53,7 @@ def test_what_is_written_is_read_again():
     assert list(serde.deserialize(list(serde.serialize(changes)))) == changes
 
 
-def deleted(table: str = "t", schema: str | None = "public") -> Change[object]:
+def deleted(table: str = "t", schema: str | None = "public") -> Change[Any]:
     return Change(op="d", before={"id": 1}, source=ChangeSource(schema=schema, table=table))
 
 
