@@ -13,14 +13,13 @@ import msgspec
 from streams.connectors.change import Change, ChangeSource
 from streams.connectors.debezium.control import Control
 from streams.connectors.debezium.settings import UNAVAILABLE
-from streams.connectors.debezium.values import Shape, fixed, fixes
+from streams.connectors.debezium.values import Row, Shape, fixed, fixes
 from streams.errors import StateError
 from streams.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from streams.connectors.debezium.control import Row
     from streams.connectors.debezium.processing import Context, Store
     from streams.records import Batch
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from streams.connectors.debezium.control import Row
+
+Row: TypeAlias = dict[str, Any]
+"""The columns of a row by their names."""
 
 
 class Column(msgspec.Struct, frozen=True):
