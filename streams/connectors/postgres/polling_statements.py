@@ -74,9 +74,9 @@ class PollingStatements:
         begun = f" and {first} < now()" if types[order_by[0]] == TIMESTAMPTZ else ""
         fields = ", ".join(_field(name, oid) for name, oid in types.items())
         keys = ", ".join(f"streams_row.{quoted(name)}" for name in key)
-        key_json = (
-            f"(select row_to_json(streams_key)::text from (select {keys}) as streams_key)" if key else "null"
-        )
+        key_json = "null"
+        if key:
+            key_json = f"(select row_to_json(streams_key)::text from (select {keys}) as streams_key)"
         texts = ", ".join(f"q.{quoted(name)}::text" for name in order_by)
 
         def bound(condition: str) -> bytes:
@@ -90,7 +90,8 @@ class PollingStatements:
             return (
                 f"select row_to_json(streams_row)::text, {key_json}, {texts} "
                 f"from (select * from {rows} where {present}{condition} and {first} <= %s::{kinds[0]} "
-                f"order by {ordered} limit {limit + 1}) as q cross join lateral (select {fields}) as streams_row "
+                f"order by {ordered} limit {limit + 1}) as q "
+                f"cross join lateral (select {fields}) as streams_row "
                 f"order by {ordered}"
             ).encode()
 
