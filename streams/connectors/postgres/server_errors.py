@@ -79,6 +79,8 @@ def _hint(code: str) -> str:
         return (
             "compare the table with the fields of the values; the worker reads its columns again when started"
         )
-    if code.startswith(("28", "3D", "3F")):
+    if code.startswith("3F"):
+        return 'name the schema, and grant the sink\'s role USAGE on it: table="public.customers"'
+    if code.startswith(("28", "3D")):
         return "check the user, the password and the database in the dsn"
     return "see the SQLSTATE in the appendix of PostgreSQL's documentation"

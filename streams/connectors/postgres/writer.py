@@ -62,9 +62,11 @@ class PostgresWriter:
     def claim(self, partitions: Mapping[TopicPartition, str]) -> dict[TopicPartition, int]:
         assert self._state is _State.IDLE, f"claim while {self._state.value}"
         with self._transaction("claiming positions"):
+            self._connection.run(self._begin)
             found = self._positions.lock(self._connection, partitions)
-            self._connection.run(b"commit")
-        return found
+            # Without new partitions there is nothing to commit: a commit may wait for a standby.
+            self._connection.run(b"commit" if found.added else b"rollback")
+        return found.positions
 
     def release(self, partitions: Collection[TopicPartition]) -> None:
         """Nothing is kept for them: the positions are in the database."""

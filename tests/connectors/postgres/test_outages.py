@@ -1,4 +1,4 @@
-"""Connections that end in a commit, servers that hang or refuse for now, and writers that wait for each other."""
+"""Connections that end in a commit, servers that hang or refuse for now, writers that wait for each other."""
 
 from __future__ import annotations
 
@@ -74,10 +74,11 @@ def test_the_server_ends_in_the_middle_of_a_transaction(appended, postgres):
     postgres.stop("immediate")
     with pytest.raises(SinkUnavailable):
         feed.write([record(4)])
-    with pytest.raises(SinkUnavailable, match="connecting|opening"):
+    with pytest.raises(SinkUnavailable, match="opening"):
         feed.open()
     postgres.start()
     finish(feed, 5)
+    appended.connection.close()
     appended.connection = psycopg.connect(appended.dsn, autocommit=True)
     assert ids(appended) == [0, 1, 2, 3, 4]
 
@@ -175,7 +176,7 @@ def test_refusals_that_pass_are_no_dead_letters(target):
     with pytest.raises(SinkUnavailable, match="too many connections"):
         target.feed(dsn=target.dsn.replace("user=postgres", "user=small"))
     target.sql(f"alter database {database} connection limit -1")
-    with pytest.raises(ConnectorError, match=r"(?s)small|lacks|permission"):
+    with pytest.raises(ConnectorError, match=r"(?s)3F000.*USAGE"):
         target.feed(dsn=target.dsn.replace("user=postgres", "user=small"))
     target.sql("drop role small")
     feed.put(record(2))
