@@ -55,13 +55,13 @@ def to_error(error: psycopg.Error | DeadlinePassed, doing: str) -> StreamsError:
     """The error that tells the worker whether to repeat the transaction or to end."""
     text = scrub(str(error)).strip()
     if isinstance(error, DeadlinePassed):
-        return SinkUnavailable(f"Postgres did not answer while {doing}: {text}")
+        return SinkUnavailable(f"while {doing}, Postgres did not answer: {text}")
     code = error.sqlstate
     if code is None:
         if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
-            return SinkUnavailable(f"no connection to Postgres while {doing}: {text}")
-        return ConnectorError(f"Postgres could not be used while {doing}: {text}")
-    message = f"Postgres refused {doing}: SQLSTATE {code}: {text}"
+            return SinkUnavailable(f"while {doing}, there was no connection to Postgres: {text}")
+        return ConnectorError(f"while {doing}, Postgres could not be used: {text}")
+    message = f"while {doing}, Postgres refused: SQLSTATE {code}: {text}"
     if code.startswith(_FOR_NOW):
         return SinkUnavailable(message)
     return ConnectorError(message, hint=_hint(code))

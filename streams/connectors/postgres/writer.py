@@ -80,7 +80,7 @@ class PostgresWriter:
             self._positions.move(self._connection, rows)
             Application(self._connection, self._target.statements, changes).run()
         self._state = _State.WRITTEN
-        return refused_rows(changes, rows)
+        return refused_rows(changes.refused, rows)
 
     def commit(self) -> None:
         assert self._state is _State.WRITTEN, f"commit while {self._state.value}"
@@ -94,7 +94,7 @@ class PostgresWriter:
                 raise SinkOutcomeUnknown(
                     f"the connection to Postgres ended in a commit, which may have happened: {error}"
                 ) from error
-            raise to_error(error, "the commit") from error
+            raise to_error(error, "committing") from error
         if done.statusmessage != "COMMIT":
             raise SinkUnavailable(f"Postgres answered {done.statusmessage} to a commit: it was rolled back")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -119,11 +121,28 @@ def test_the_lock_of_an_owner_that_hangs_is_released(appended):
     assert ids(appended) == [0, 1]
 
 
-def test_a_server_that_is_frozen_does_not_hold_the_worker(appended):
-    feed = appended.feed(mode="append", lock_timeout=0.5, statement_timeout=milliseconds(200))
-    appended.sql("create function hang() returns trigger language plpgsql as $$ begin "
-                 "perform pg_sleep(60); return new; end $$")  # fmt: skip
+def test_a_server_that_is_frozen_in_a_commit_does_not_hold_the_worker(appended):
+    feed = appended.feed(mode="append", lock_timeout=0.5)
     feed.put(record(0))
+    feed.write([record(1)])
+    ((pid,),) = appended.sql("select pid from pg_stat_activity where state = 'idle in transaction'")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(SinkOutcomeUnknown, match="no answer"):
+            feed.commit()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    finish(feed, 3)
+    assert ids(appended) == [0, 1, 2]
+
+
+def test_a_statement_that_takes_too_long_is_repeated(appended):
+    feed = appended.feed(mode="append", statement_timeout=milliseconds(200))
+    feed.put(record(0))
+    appended.sql(
+        "create function hang() returns trigger language plpgsql as "
+        "$$ begin perform pg_sleep(60); return new; end $$"
+    )
     appended.sql("create trigger hang before insert on t for each row execute function hang()")
     with pytest.raises(SinkUnavailable, match="57014"):
         feed.write([record(1)])

@@ -48,8 +48,9 @@ def test_rows_without_a_key_or_of_another_kind(target):
         (5, "text"),
         (6, {"v": "good"}),
         (None, None),
+        (7, {1: "a"}),
     )
-    assert sorted(refused) == [0, 1, 2, 3, 4, 6]
+    assert sorted(refused) == [0, 1, 2, 3, 4, 6, 7]
     assert "the key needs the columns id" in str(refused[1])
     assert "22P02" in str(refused[3])
     assert "a str has no columns" in str(refused[4])
