@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from streams.connectors.postgres.changes import Action, ChangeReader, Changes, UnknownFields
 from streams.connectors.postgres.column_types import type_of_value
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from streams.connectors.postgres.table import Table
     from streams.connectors.sink import SinkRows
 
-OnTruncate = Literal["fail", "delete", "ignore"]
+OnTruncate: TypeAlias = Literal["fail", "delete", "ignore"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,7 @@ def test_a_table_that_does_not_fit_is_refused(target, declaration, options, expe
         ({"create": True}, "row_type"),
         ({"mode": "append", "key": ("id",)}, "no key="),
         ({"max_rows": 0}, "at least 1"),
+        ({"mode": "insert"}, "'insert' is none of upsert, append"),
     ],
 )
 def test_options_that_make_no_sense(options, expected):
