@@ -38,8 +38,9 @@ $(STAMP): .venv/.dependencies pyproject.toml
 demo: $(STAMP)
 	@$(BIN)/python -m apps.log_analysis.demo $(LOG) $(if $(LINES),--lines $(LINES))
 
+# Tests start some hundred processes. Each takes half a second more where images or editors forbid bytecode files.
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # pyright brings Node, so it is installed here only: demo and tests do not need it.
 .venv/.check: $(STAMP) requirements/check.txt
