@@ -39,12 +39,13 @@ demo: $(STAMP)
 	@$(BIN)/python -m apps.log_analysis.demo $(LOG) $(if $(LINES),--lines $(LINES))
 
 # Postgres, Debezium and Parquet, 460 MB: tests and demo-sync install them, make demo does not need them.
-.venv/.sync: $(STAMP) requirements/sync.txt
+.venv/.sync:Tests start some hundred processes. Each takes half a second more where images or editors forbid bytecode files.
+test: $(STAMP) requirements/sync.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/sync.txt
 	@touch $@
 
 test: .venv/.sync
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # pyright brings Node, so it is installed here only: demo and tests do not need it.
 .venv/.check: $(STAMP) requirements/check.txt

@@ -31,6 +31,17 @@ QUICK_GROUPS = {
 }
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files that need a broker first: they take up to minutes, and a late one leaves a process idle.
+
+    pytest-xdist keeps this order with ``--no-loadscope-reorder``; by itself it starts with the files that
+    have the most tests.
+    """
+    with_broker = {item.path for item in items if item.get_closest_marker("kafka")}
+    items.sort(key=lambda item: item.path not in with_broker)
+
+
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     """Restore logging: running an app in the test's process sends logs to the current standard error."""

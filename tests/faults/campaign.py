@@ -195,8 +195,7 @@ class Run:
         """Close the windows, let the workers finish and stop."""
         self.traffic.end_windows(PARTITIONS)
         self.wait(lambda: self.lag() == 0, "all readings are processed")
-        for worker in self.crew.members:
-            self.crew.stop(worker)
+        self.crew.stop(*self.crew.members)
         self.wait(self._no_open_transaction, "no transaction is left open")
 
     def judge(self, *, without: Sequence[str] = ()) -> Outcome:
