@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from apps.data_sync.rows import Customer
+if TYPE_CHECKING:
+    from apps.data_sync.rows import Customer
 
 ADDRESS = re.compile(r"[^@\s]+@[^@\s]+")
 NOT_DIGITS = re.compile(r"[^0-9]")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime  # noqa: TC003 - msgspec reads the types of fields at run time
 from decimal import Decimal
 
 import msgspec
@@ -100,9 +100,7 @@ def as_lines(line: OrderLine) -> Lines:
 
 def add_lines(lines: Lines, more: Lines) -> Lines:
     """All of the lines; a line of ``more`` replaces the one with its number."""
-    return Lines(
-        tuple(sorted((*remove_numbers(lines, more), *more.lines), key=lambda line: line.line))
-    )
+    return Lines(tuple(sorted((*remove_numbers(lines, more), *more.lines), key=lambda line: line.line)))
 
 
 def remove_lines(lines: Lines, gone: Lines) -> Lines | None:

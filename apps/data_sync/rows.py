@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from decimal import Decimal
+from datetime import datetime  # noqa: TC003 - msgspec reads the types of fields at run time
+from decimal import Decimal  # noqa: TC003 - as above
 
 import msgspec
 
