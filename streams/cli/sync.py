@@ -6,24 +6,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streams.cli.options import AsJson, name_and_value
+from streams.app import resources_of_worker
+from streams.cli.apps import load_app
+from streams.cli.options import AsJson, Servers, Target, into_environment, name_and_value
 from streams.cli.output import err, print_line, warn
-from streams.connectors.comparison.compare import compare
-from streams.connectors.sqlite.comparable import SqliteTable
+from streams.connectors.comparison import compare
+from streams.connectors.sqlite import SqliteTable
 from streams.durations import seconds
 from streams.errors import ConfigurationError, ConnectorUnavailable
+from streams.runtime.rebuild import Rebuild
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from streams.connectors.comparison.table import ComparableTable
 
-sync_cli = typer.Typer(help="Check copies of tables in other databases.", no_args_is_help=True)
+sync_cli = typer.Typer(help="Check and rebuild copies of tables in other databases.", no_args_is_help=True)
 
 
 @sync_cli.callback()
 def sync() -> None:
-    """Check copies of tables in other databases."""
+    """Check and rebuild copies of tables in other databases."""
 
 
 @sync_cli.command("verify")
@@ -113,6 +116,45 @@ def verify(
         )
 
 
+@sync_cli.command("rebuild")
+def rebuild(
+    target: Target,
+    sink: Annotated[
+        str, typer.Argument(metavar="STORE", help="The sink's store: what it writes to, unless it was named.")
+    ],
+    *,
+    bootstrap_servers: Servers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fill a sink's target again from its topics, while the app goes on, and remove what should not be there.
+
+    The rows are written to a copy first, which then replaces the target's content in one transaction; the
+    sink waits for that transaction only.
+    """
+    if bootstrap_servers is not None:
+        into_environment([f"bootstrap_servers={bootstrap_servers}"])
+    app = load_app(target)
+    resources = resources_of_worker(app)
+    resources.open()
+    try:
+        with resources.active():
+            work = Rebuild(app.topology, app.broker(), application=app.name, store=sink)
+            done = work.run(lambda records, left: err.print(f"{records:,} records, {left:,} left", end="\r"))
+    finally:
+        resources.close()
+    added, changed, deleted = done.counts
+    if as_json:
+        fields = {"records": done.records, "refused": done.refused}
+        print_line({**fields, "added": added, "changed": changed, "deleted": deleted})
+        return
+    typer.echo(
+        f"{done.records:,} records read; rows of {sink}: {added:,} added, {changed:,} changed, "
+        f"{deleted:,} deleted"
+    )
+    if done.refused:
+        warn(f"{done.refused:,} records became no row, as at first: see the dead letters")
+
+
 def _table(address: str, table: str, expressions: Mapping[str, str], query_timeout: float) -> ComparableTable:
     scheme, colon, path = address.partition(":")
     if scheme == "sqlite":
@@ -120,7 +162,7 @@ def _table(address: str, table: str, expressions: Mapping[str, str], query_timeo
             raise ConfigurationError(f"{address!r} names no file", hint="write sqlite:PATH")
         return SqliteTable(path=path, table=table, expressions=expressions)
     # Its driver is optional.
-    from streams.connectors.postgres.comparable import PostgresTable  # noqa: PLC0415
+    from streams.connectors.postgres import PostgresTable  # noqa: PLC0415
 
     return PostgresTable(
         dsn=address, table=table, expressions=expressions, query_timeout=seconds(query_timeout)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from streams.connectors.change import change_topic, with_tombstones
 from streams.connectors.change_json import ChangeJson
+from streams.connectors.source import TableSource
 from streams.dsl.flow import Flow, plain_json
 from streams.operators.process import Process
 from streams.operators.source_position import SourcePosition
@@ -86,11 +87,14 @@ def write_changes(
     """Write each table's changes to its topic; see ``Stream.to_change_topics``."""
     builder = flow.builder
     both = flow.then(FlatMap(with_tombstones), on_error, None)
+    connectors: list[object] = [
+        node.connector for node in builder.upstream(flow.parents) if isinstance(node, SourceNode)
+    ]
     names = tuple(
         topic
-        for node in builder.upstream(flow.parents)
-        if isinstance(node, SourceNode) and node.connector is not None
-        for topic in node.connector.change_topics(prefix)
+        for connector in connectors
+        if isinstance(connector, TableSource)
+        for topic in connector.change_topics(prefix)
     )
     builder.add(
         SinkNode(

@@ -6,8 +6,8 @@ import psycopg
 import pytest
 
 from streams import ConfigurationError, seconds
-from streams.connectors.comparison.compare import compare
-from streams.connectors.postgres.comparable import PostgresTable
+from streams.connectors.comparison import compare
+from streams.connectors.postgres import PostgresTable
 from streams.errors import ConnectorError, ConnectorUnavailable
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from streams import ConfigurationError, seconds
-from streams.connectors.comparison.compare import compare
-from streams.connectors.postgres.comparable import PostgresTable
-from streams.connectors.sqlite.comparable import SqliteTable
+from streams.connectors.comparison import compare
+from streams.connectors.postgres import PostgresTable
+from streams.connectors.sqlite import SqliteTable
 from streams.errors import ConnectorError, ConnectorUnavailable
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import psycopg
 import pytest
 
 from streams import milliseconds, seconds
-from streams.connectors.comparison.compare import compare
-from streams.connectors.postgres.comparable import PostgresTable
+from streams.connectors.comparison import compare
+from streams.connectors.postgres import PostgresTable
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
