@@ -26,11 +26,11 @@ class _Marker(NamedTuple):
 class Markers:
     """A thread that measures from the end of COMMIT in the shop to the row's being visible in the warehouse.
 
-    Latencies, in seconds, are collected by ``phase``, which the program sets.
+    Latencies, in seconds, are collected by ``phase``, which the program sets; without one nothing is done.
     """
 
     def __init__(self, shop: str, warehouse: str) -> None:
-        self.phase = ""
+        self.phase: str | None = None
         self.latencies: defaultdict[str, list[float]] = defaultdict(list)
         self._shop, self._warehouse = shop, warehouse
         self._pending: deque[_Marker] = deque()
@@ -57,7 +57,7 @@ class Markers:
         with contextlib.ExitStack() as stack:
             warehouse = stack.enter_context(psycopg.connect(self._warehouse, autocommit=True))
             while not self._ended.wait(LOOK_SECONDS):
-                if time.monotonic() >= due:
+                if (phase := self.phase) is not None and time.monotonic() >= due:
                     number += 1
                     due = time.monotonic() + EVERY_SECONDS
                     # The shop is restarted meanwhile: then there is no marker.
@@ -66,7 +66,6 @@ class Markers:
                             shop = stack.enter_context(
                                 psycopg.connect(self._shop, autocommit=True, connect_timeout=2)
                             )
-                        phase = self.phase
                         shop.execute(
                             "update customers set name = %s, updated_at = %s where id = %s",
                             (f"marker {number}", datetime.now(UTC), MARKER),
