@@ -42,14 +42,15 @@ demo: $(STAMP)
 	@$(BIN)/python -m apps.log_analysis.demo $(LOG) $(if $(LINES),--lines $(LINES))
 
 # Postgres, Debezium and Parquet, 460 MB: tests and demo-sync install them, make demo does not need them.
-.venv/.sync:Tests start some hundred processes. Each takes half a second more where images or editors forbid bytecode files.
-test: $(STAMP) requirements/sync.txt
+.venv/.sync: $(STAMP) requirements/sync.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/sync.txt
 	@touch $@
 
 demo-sync: .venv/.sync
 	@$(BIN)/python -m apps.data_sync.demo $(if $(OPERATIONS),--operations $(OPERATIONS)) $(if $(SEED),--seed $(SEED))
 
+# Tests start some hundred processes. Each takes half a second more where images or editors forbid bytecode
+# files.
 test: .venv/.sync
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 """Change events as JSON, with and without Kafka Connect's schema part, and tombstones in topics."""
 
 from __future__ import annotations
@@ -18,19 +17,6 @@ CREATED = (
     b'"name":"s","ts_ms":5,"snapshot":null,"db":"d","sequence":"[null,\\"7\\"]","ts_us":5000,"schema":"public",'
     b'"table":"t","txId":9,"lsn":7,"xmin":null},"transaction":null,"op":"c","ts_ms":6,"ts_us":6000}'
 )
-=======
-"""Change events as JSON, with rows of a type."""
-
-from __future__ import annotations
-
-import msgspec
-import pytest
-
-from streams.connectors.change import Change, ChangeSource
-from streams.connectors.change_json import ChangeJson
-
-SOURCE = b'"source":{"db":"shop","schema":"public","table":"customers"}'
->>>>>>> h-demo
 
 
 class Customer(msgspec.Struct):
@@ -38,7 +24,6 @@ class Customer(msgspec.Struct):
     name: str
 
 
-<<<<<<< HEAD
 def test_an_event_without_a_schema_part_is_read():
     (change,) = ChangeJson().deserialize([CREATED])
     assert change.op == "c"
@@ -103,29 +88,3 @@ def test_changes_reach_their_tables_topics_with_tombstones():
     assert [record.key for record in records] == [b'{"id":1}'] * 3
     assert [record.value is None for record in records] == [False, False, True]
     driver.close()
-=======
-def read(payload: bytes) -> Change[Customer]:
-    return next(iter(ChangeJson(Customer).deserialize([payload])))
-
-
-def test_a_deletion_of_which_only_the_key_is_known_is_read_with_a_type_of_complete_rows():
-    change = read(b'{"op":"d","before":{"id":7},"after":null,"ts_ms":5,' + SOURCE + b"}")
-    assert (change.op, change.before, change.row, change.ts_ms) == ("d", None, None, 5)
-    assert change.source == ChangeSource(db="shop", schema="public", table="customers")
-
-
-def test_columns_that_kafka_connect_fills_with_null_in_before_do_not_matter():
-    change = read(b'{"op":"u","before":{"id":7,"name":null},"after":{"id":7,"name":"Ann"},' + SOURCE + b"}")
-    assert (change.before, change.after) == (None, Customer(7, "Ann"))
-
-
-def test_a_complete_before_is_read():
-    change = read(b'{"op":"d","before":{"id":7,"name":"Ann"},' + SOURCE + b"}")
-    assert change.before == Customer(7, "Ann")
-
-
-@pytest.mark.parametrize("before", [b"null", b'{"id":7}'])
-def test_an_incomplete_row_afterwards_is_refused(before):
-    with pytest.raises(msgspec.ValidationError, match=r"`name` - at `\$.after`"):
-        read(b'{"op":"u","before":' + before + b',"after":{"id":7},' + SOURCE + b"}")
->>>>>>> h-demo

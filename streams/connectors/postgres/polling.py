@@ -14,9 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
-
-TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar, overload
 
 import msgspec
 import psycopg
@@ -27,14 +25,16 @@ from streams.connectors.postgres.server_errors import to_error
 from streams.connectors.sink import SinkContext
 from streams.connectors.source import SourceBatch, SourceHealth
 from streams.durations import seconds, to_milliseconds
-from streams.errors import ConfigurationError,
-) ConnectorError, ConnectorUnavailable, SourceUnavailable
+from streams.errors import ConfigurationError, ConnectorError, ConnectorUnavailable, SourceUnavailable
+from streams.records import FetchedLists
 from streams.serde import Json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import timedelta
 
+    from streams.connectors.postgres.connection import Connection
+    from streams.connectors.source import SourceContext
     from streams.serde import Serde
 
 V = TypeVar("V")
