@@ -14,7 +14,7 @@ from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.devstack.development import development_broker
 from streams.devstack.postgres import LocalPostgres
-from streams.devstack.registry import LocalRegistry
+from streams.devstack.registry import LocalRegistry, installed_registry
 from streams.errors import LocalKafkaError
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ def kafka_bootstrap(request: pytest.FixtureRequest) -> Iterator[str]:
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRegistry]:
     """The session's real schema registry."""
     try:
-        started = LocalRegistry.start(tmp_path_factory.mktemp("registry"))
+        installed_registry()
     except LocalKafkaError as error:
         pytest.skip(f"no schema registry: {error}")
-    with started:
+    with LocalRegistry.start(tmp_path_factory.mktemp("registry")) as started:
         yield started
 
 
