@@ -195,7 +195,8 @@ class Run:
         """Close the windows, let the workers finish and stop."""
         self.traffic.end_windows(PARTITIONS)
         self.wait(lambda: self.lag() == 0, "all readings are processed")
-        self.crew.stop(*self.crew.members)
+        for worker in self.crew.members:
+            self.crew.stop(worker)
         self.wait(self._no_open_transaction, "no transaction is left open")
 
     def judge(self, *, without: Sequence[str] = ()) -> Outcome:

@@ -107,19 +107,14 @@ class Crew:
             worker.wait()
         self.look_at_checkpoints()
 
-    def stop(self, *workers: Worker) -> None:
-        """Send SIGTERM to workers. Each must stop within ten seconds, with exit code 0."""
-        for worker in workers:
-            # Earlier, no signal handler is installed yet.
-            self.wait_for_log(worker, '"worker started"')
-        running = [worker for worker in workers if worker.poll() is None]
+    def stop(self, worker: Worker) -> None:
+        """Send SIGTERM. A worker must stop within ten seconds, with exit code 0."""
+        # Earlier, no signal handler is installed yet.
+        self.wait_for_log(worker, '"worker started"')
+        if worker.poll() is not None:
+            return
         begun = time.monotonic()
-        for worker in running:
-            worker.terminate()
-        for worker in running:
-            self._wait_for_stop(worker, begun)
-
-    def _wait_for_stop(self, worker: Worker, begun: float) -> None:
+        worker.terminate()
         try:
             code = worker.wait(3 * STOP_SECONDS)
         except subprocess.TimeoutExpired:
