@@ -15,6 +15,7 @@ HEAP_MB: Final = 512
 
 _LOG = logging.getLogger("streams.debezium")
 _LEVELS: Final = {"WARN": logging.WARNING, "ERROR": logging.ERROR, "FATAL": logging.CRITICAL}
+_APPENDER: Final = "python"
 _INSTALL: Final = "pip install 'streams[debezium]'"
 
 _starting = threading.Lock()
@@ -25,8 +26,8 @@ _engines: set[Any] = set()
 def start() -> None:
     """Start the Java runtime unless it is running.
 
-    To be called in the main thread where possible: at its end, the runtime waits for the thread that started
-    it. Raises ``ConnectorError`` when the packages are missing.
+    To be called in the main thread, which outlives all others: the runtime may use the stack of the thread
+    that started it. Raises ``ConnectorError`` when the packages are missing.
     """
     with _starting:
         jpype = _jpype()
@@ -39,9 +40,15 @@ def start() -> None:
                 f"-Xmx{HEAP_MB}m",
                 "-XX:+UseSerialGC",
                 "-Dlog4j2.level=WARN",
+                # It would call Python's appender while the interpreter ends.
+                "-Dlog4j2.shutdownHookEnabled=false",
                 "--enable-native-access=ALL-UNNAMED",
                 classpath=[str(jar) for jar in _jars()],
             )
+            # Java ends with the process. JPype would wait for its threads, then unload code that they run.
+            from jpype import config  # noqa: PLC0415 - part of an extra
+
+            config.onexit = False
             _route_logs(jpype)
             atexit.register(_close_all)
 
@@ -69,11 +76,8 @@ def closed(engine: Any) -> None:
 def _close_all() -> None:
     for engine in list(_engines):
         engine.close()
-    if _engines:
-        # A Java thread that does not end would keep the process for ever.
-        import jpype.config  # noqa: PLC0415 - part of an extra
-
-        jpype.config.destroy_jvm = False
+    # What Java threads still log must not reach an interpreter that ends.
+    _root_logger(_jpype()).removeAppender(_APPENDER)
 
 
 def _jpype() -> Any:
@@ -126,7 +130,7 @@ def _route_logs(jpype: Any) -> None:
         "org.apache.logging.log4j.core.Appender",
         dict={
             "append": append,
-            "getName": lambda: "python",
+            "getName": lambda: _APPENDER,
             "getLayout": lambda: None,
             "ignoreExceptions": lambda: True,
             "getHandler": lambda: None,
@@ -139,12 +143,14 @@ def _route_logs(jpype: Any) -> None:
             "isStopped": lambda: False,
         },
     )
-    context = jpype.JClass("org.apache.logging.log4j.LogManager").getContext(
-        jpype.JClass("java.lang.ClassLoader").getSystemClassLoader(), False
-    )
-    root = context.getConfiguration().getRootLogger()
+    root = _root_logger(jpype)
     for name in list(root.getAppenders().keySet()):
         root.removeAppender(name)
     root.setLevel(level.WARN)
     root.addAppender(appender, level.WARN, None)
-    context.updateLoggers()
+
+
+def _root_logger(jpype: Any) -> Any:
+    loader = jpype.JClass("java.lang.ClassLoader").getSystemClassLoader()
+    context = jpype.JClass("org.apache.logging.log4j.LogManager").getContext(loader, False)
+    return context.getConfiguration().getRootLogger()
