@@ -32,6 +32,7 @@ class Captured:
         self.position = b""
         self.changes: list[Change[Any]] = []
         """What came out downstream, in order."""
+        self.keys_seen: list[Any] = []
         self.reader: SourceReader | None = None
         self._name = name
         self.use(source)
@@ -124,4 +125,6 @@ class Captured:
         return [change.op for change in self.changes if change.source.table == name]
 
     def _take(self) -> None:
-        self.changes += [record.value for record in self._driver.read("out", value=ChangeJson())]
+        records = self._driver.read("out", value=ChangeJson())
+        self.changes += [record.value for record in records]
+        self.keys_seen += [record.key for record in records]

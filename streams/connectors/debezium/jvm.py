@@ -77,7 +77,9 @@ def _close_all() -> None:
     for engine in list(_engines):
         engine.close()
     # What Java threads still log must not reach an interpreter that ends.
-    _root_logger(_jpype()).removeAppender(_APPENDER)
+    context = _log_context(_jpype())
+    context.getConfiguration().getRootLogger().removeAppender(_APPENDER)
+    context.updateLoggers()
 
 
 def _jpype() -> Any:
@@ -143,14 +145,15 @@ def _route_logs(jpype: Any) -> None:
             "isStopped": lambda: False,
         },
     )
-    root = _root_logger(jpype)
+    context = _log_context(jpype)
+    root = context.getConfiguration().getRootLogger()
     for name in list(root.getAppenders().keySet()):
         root.removeAppender(name)
     root.setLevel(level.WARN)
     root.addAppender(appender, level.WARN, None)
+    context.updateLoggers()
 
 
-def _root_logger(jpype: Any) -> Any:
+def _log_context(jpype: Any) -> Any:
     loader = jpype.JClass("java.lang.ClassLoader").getSystemClassLoader()
-    context = jpype.JClass("org.apache.logging.log4j.LogManager").getContext(loader, False)
-    return context.getConfiguration().getRootLogger()
+    return jpype.JClass("org.apache.logging.log4j.LogManager").getContext(loader, False)

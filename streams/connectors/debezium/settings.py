@@ -103,6 +103,8 @@ class Capture:
             "hstore.handling.mode": "json",
             "column.propagate.source.type": ".*",
             "column.exclude.list": ",".join(_pattern(f"{table}.{column}") for table, column in left_out),
+            # A value that cannot be converted would arrive as null, with a warning.
+            "event.converting.failure.handling.mode": "fail",
             "skipped.operations": "none",
             "tombstones.on.delete": "false",
             "unavailable.value.placeholder": UNAVAILABLE,

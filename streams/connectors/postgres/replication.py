@@ -148,11 +148,13 @@ class Replication:
         for state in states:
             for column in state.dates:
                 name = quoted(column)
+                shifted = f"{name} between '1582-10-05' and '1582-10-14'"
                 early = f"{name} < '0001-01-01' and {name} <> '-infinity'"
-                if self._rows(f"select from {state.table.quoted} where {early} limit 1", patient=True):
+                query = f"select 1 from {state.table.quoted} where {early} or {shifted} limit 1"  # noqa: S608 - quoted names
+                if self._rows(query, patient=True):
                     raise ConnectorError(
-                        f"column {column} of {state.table} has dates before Christ, which a snapshot would "
-                        "read as dates after it",
+                        f"column {column} of {state.table} has dates that a snapshot would read as others: "
+                        "before Christ, or of the days that the calendar left out in October 1582",
                         hint="leave the table out, or store the column as timestamp",
                     )
 
@@ -268,6 +270,7 @@ class connected:  # noqa: N801 - used as a function: a context manager
         self._errors = list(_translated())
         import psycopg  # noqa: PLC0415 - part of an extra
 
+        conninfo_values(self._conninfo)
         try:
             self._connection = psycopg.connect(
                 self._conninfo,

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 import pytest
 
 from tests.support.waiting import wait_until
-
-if TYPE_CHECKING:
-    from tests.connectors.debezium.conftest import Database
-
 
 SMALL_BATCHES = {"max.batch.size": "7", "max.queue.size": "20"}
 
@@ -157,9 +153,10 @@ def test_truncate_deletes_each_row(db, capture):
 
 
 LARGE_TABLE = """
-create table doc(id int primary key, n int, body text, tags int[], names text[], j jsonb, b bytea, d numeric);
-alter table doc alter body set storage external, alter tags set storage external, alter j set storage external,
-  alter b set storage external, alter names set storage external, alter d set storage external;
+create table doc(id int primary key, n int, body text, tags int[], names text[], j jsonb, b bytea,
+  d numeric);
+alter table doc alter body set storage external, alter tags set storage external,
+  alter j set storage external, alter b set storage external, alter names set storage external, alter d set storage external;
 insert into doc select 1, 0, repeat('x', 9000), array_agg(g), array_agg(g::text),
   jsonb_build_object('k', repeat('y', 9000)), decode(repeat('ab', 9000), 'hex'), repeat('7', 9000)::numeric
   from generate_series(1, 4000) g
@@ -185,8 +182,8 @@ def test_large_values_that_an_update_leaves_as_they_were_are_filled_in(db, captu
 
 def test_names_are_as_in_the_catalog(db, capture):
     db.execute(
-        'create table "Order Items"("select" int primary key, "a-b" text, "a_b" text, "1st" int, "Übung" text,'
-        ' "x""y" text, "c,d" text)'
+        'create table "Order Items"("select" int primary key, "a-b" text, "a_b" text, "1st" int,'
+        ' "Übung" text, "x""y" text, "c,d" text)'
     )
     db.execute("""insert into "Order Items" values (1, 'a', 'b', 2, 'ü', '"', ',')""")
     source = capture("public.Order Items")
