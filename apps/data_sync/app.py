@@ -92,6 +92,7 @@ complete_orders = orders.join_foreign_key(
 order_view = complete_orders.map(as_view)
 order_view.sink(PostgresSink(WAREHOUSE_URL, "order_view"))
 order_view.sink(
-    SqliteSink(ORDERS_FILE, table="order_view", key="id", create=OrderView), store="order-view-file"
+    SqliteSink(ORDERS_FILE, table="order_view", key="id", row_type=OrderView, create=True),
+    store="order-view-file",
 )
 complete_orders.map(as_document).to(ORDER_DOCUMENTS)

@@ -72,7 +72,7 @@ def test_customers_are_cleaned_and_deleted(shop):
             id=1,
             name="Ann",
             email="ann@example.org",
-            phone="*****456",
+            phone="*******456",
             notes="x" * 10_000,
             updated_at=AT_EIGHT,
         )
