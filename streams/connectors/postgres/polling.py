@@ -140,8 +140,8 @@ class PollingQuery(_Polling[V]):
         lag: timedelta = FIVE_SECONDS,
         max_rows: int = 2_000,
     ) -> None:
-        columns = [(names,) if isinstance(names, str) else tuple(names) for names in (order_by, key_columns)]
-        super().__init__(dsn, query, Json(type), *columns, interval, lag, max_rows)
+        order, key = _names(order_by), _names(key_columns)
+        super().__init__(dsn, query, Json(type), order, key, interval, lag, max_rows)
 
     @property
     def kind(self) -> str:
@@ -171,6 +171,10 @@ class PollingQuery(_Polling[V]):
     def open(self, context: SourceContext) -> PollingReader:
         """Connect, and continue at the context's position."""
         return PollingReader(self, context.application, context.name, context.position)
+
+
+def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
+    return (columns,) if isinstance(columns, str) else tuple(columns)
 
 
 class Position(msgspec.Struct, frozen=True):

@@ -65,19 +65,19 @@ class PollingStatements:
             [[types[name] for name in order_by]],
         ).fetchall()
         kinds = [kind for (kind,) in names]
-        first = f"q.{quoted(order_by[0])}"
-        ordered = ", ".join(f"q.{quoted(name)}" for name in order_by)
-        present = " and ".join(f"q.{quoted(name)} is not null" for name in order_by)
+        first = f"q.{_quoted(order_by[0])}"
+        ordered = ", ".join(f"q.{_quoted(name)}" for name in order_by)
+        present = " and ".join(f"q.{_quoted(name)} is not null" for name in order_by)
         rows = f"({query}\n) as q".replace("%", "%%")
         beyond = f" and ({ordered}) > ({', '.join(f'%s::{kind}' for kind in kinds)})"
         # A later time may be in a row that is written only then; infinity is one as well.
         begun = f" and {first} < now()" if types[order_by[0]] == TIMESTAMPTZ else ""
         fields = ", ".join(_field(name, oid) for name, oid in types.items())
-        keys = ", ".join(f"streams_row.{quoted(name)}" for name in key)
+        keys = ", ".join(f"streams_row.{_quoted(name)}" for name in key)
         key_json = "null"
         if key:
             key_json = f"(select row_to_json(streams_key)::text from (select {keys}) as streams_key)"
-        texts = ", ".join(f"q.{quoted(name)}::text" for name in order_by)
+        texts = ", ".join(f"q.{_quoted(name)}::text" for name in order_by)
 
         def bound(condition: str) -> bytes:
             last = (
@@ -105,10 +105,15 @@ class PollingStatements:
 
 
 def _field(name: str, oid: int) -> str:
-    column = quoted(name)
+    column = _quoted(name)
     if oid in AS_JSON:
         return f"q.{column}"
     return f"q.{column}::text{'[]' * (oid == NUMERIC_ARRAY)} as {column}"
+
+
+def _quoted(name: str) -> str:
+    """A name in a statement with parameters."""
+    return quoted(name).replace("%", "%%")
 
 
 def read_only(beginning: bytes) -> bytes:

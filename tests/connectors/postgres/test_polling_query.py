@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 import psycopg
@@ -48,7 +49,7 @@ class Row(msgspec.Struct):
     n: Decimal | None = None
 
 
-def ids(values):
+def ids(values: list[dict[str, Any]]) -> list[int]:
     return [value["id"] for value in values]
 
 
