@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import uuid
@@ -87,10 +88,23 @@ def postgres() -> Iterator[LocalPostgres]:
 @pytest.fixture
 def database(postgres: LocalPostgres) -> Iterator[str]:
     """The connection string of a new, empty database."""
+    with new_database(postgres) as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="module")
+def module_database(postgres: LocalPostgres) -> Iterator[str]:
+    """The connection string of a database of the module's tests, which is cheaper than one for each."""
+    with new_database(postgres) as dsn:
+        yield dsn
+
+
+@contextlib.contextmanager
+def new_database(server: LocalPostgres) -> Iterator[str]:
     name = f"t{uuid.uuid4().hex[:8]}"
-    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(f"create database {name}".encode())
-    yield postgres.dsn(name)
+    yield server.dsn(name)
     # Connections that a failed test left open are ended.
-    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(f"drop database {name} with (force)".encode())

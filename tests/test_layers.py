@@ -34,6 +34,7 @@ LEVEL = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
 ONLY = {
     "confluent_kafka": {"broker.kafka"},
+    "psycopg": {"connectors.postgres"},
     "rocksdict": {"state.rocksdb"},
     "sortedcontainers": {"state.memory"},
     "fastavro": {"serde"},
@@ -41,7 +42,6 @@ ONLY = {
     "jgo": {"devstack.kafka.download"},
     "prometheus_client": {"monitoring.metrics"},
     "uvicorn": {"queries.http"},
-    "psycopg": {"connectors.postgres"},
     "typer": {"cli"},
 }
 """The only folder or module that may import a library."""

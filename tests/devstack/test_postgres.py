@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psycopg
@@ -74,18 +74,16 @@ def test_a_paused_server_accepts_no_connection_until_it_is_resumed(server):
     psycopg.connect(server.dsn()).close()
 
 
-def test_a_folder_keeps_the_data_for_a_later_server(tmp_path_factory):
-    # The server's account must be able to enter the folder, which pytest closes.
-    folder = tmp_path_factory.getbasetemp() / "kept-postgres"
-    for closed in (folder.parent, *folder.parent.parents):
-        if closed.stat().st_uid == os.getuid() and not closed.stat().st_mode & 0o001:
-            closed.chmod(closed.stat().st_mode | 0o011)
-    with LocalPostgres.create(folder) as first, psycopg.connect(first.dsn()) as connection:
-        connection.execute("create table kept (id int)")
-    with LocalPostgres.create(folder, port=first.port) as second:
-        assert count(second) == 0
-        with pytest.raises(LocalPostgresError, match=f"(?s)port {second.port} .*in use.*hint: end that"):
-            LocalPostgres.create(port=second.port)
+def test_a_folder_keeps_the_data_for_a_later_server():
+    # The server's account, if it is another one, cannot enter the folders that pytest makes.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        with LocalPostgres.create(folder) as first, psycopg.connect(first.dsn()) as connection:
+            connection.execute("create table kept (id int)")
+        with LocalPostgres.create(folder, port=first.port) as second:
+            assert count(second) == 0
+            with pytest.raises(LocalPostgresError, match=f"(?s)port {second.port} .*in use.*hint: end that"):
+                LocalPostgres.create(port=second.port)
 
 
 def test_it_ends_with_the_process_that_started_it():

@@ -1,0 +1,251 @@
+"""Apply changes to the table, such that the result is that of one change after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from streams.connectors.postgres.changes import Action
+from streams.connectors.postgres.server_errors import is_of_the_data, row_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from streams.connectors.postgres.changes import Changes
+    from streams.connectors.postgres.connection import Connection
+    from streams.connectors.postgres.statements import Statements
+
+PIECE_BYTES = 16 * 1024 * 1024
+"""About how much one statement sends at most."""
+
+_SAVE = b"savepoint streams_rows"
+_UNDO = b"rollback to savepoint streams_rows; release savepoint streams_rows"
+_KEEP = b"release savepoint streams_rows"
+_CHECK = b"set constraints all immediate"
+
+
+class Application:
+    """Applies the changes of one transaction.
+
+    There are three ways, and a refusal leads from the first two to the last:
+
+    * only the last state of each key, sorted, where nothing else can be visible: see ``Table.is_plain``. The
+      states in between are tried in a temporary table, so that a bad one is still refused;
+    * runs of changes with different keys, in order;
+    * the same, but after each refusal in halves, down to the rows that are refused.
+    """
+
+    def __init__(self, connection: Connection, statements: Statements, changes: Changes) -> None:
+        self._run = connection.run
+        self._statements = statements
+        self._changes = changes
+        self._deferred = statements.table.deferred
+
+    def run(self) -> None:
+        """Apply the changes; the ones that are refused are added to ``Changes.refused``."""
+        rows = self._changes.live()
+        if not rows:
+            return
+        try:
+            self._run(_SAVE)
+            fold = fold_of(self._changes, self._statements, rows)
+            if fold is None:
+                self._in_order(rows)
+            else:
+                self._folded(fold)
+            if self._deferred:
+                self._run(_CHECK)
+            self._run(_KEEP)
+        except psycopg.Error as error:
+            if not is_of_the_data(error):
+                raise
+            self._run(_UNDO)
+            self._exactly(rows)
+
+    def _folded(self, fold: Fold) -> None:
+        if fold.superseded:
+            self._run(self._statements.create_stage)
+            for rows in self._by_shape(fold.superseded):
+                self._send(rows, self._statements.stage(self._columns_of(rows)), self._changes.columns)
+        if fold.deletes:
+            self._send(fold.deletes, self._statements.delete, self._changes.key_columns)
+        for rows in self._by_shape(fold.upserts):
+            self._put(rows)
+
+    def _in_order(self, rows: Sequence[int]) -> None:
+        for run in self._runs(rows):
+            action = self._changes.actions[run[0]]
+            if action is Action.UPSERT:
+                self._put(run)
+            elif action is Action.DELETE:
+                self._send(run, self._statements.delete, self._changes.key_columns)
+            else:
+                self._run(self._statements.truncate)
+
+    def _exactly(self, rows: list[int]) -> None:
+        """Apply all changes but those that are refused where they stand."""
+        if self._deferred:
+            # What is refused at once may be right at the end of the transaction, which is tried first.
+            refused = dict(self._changes.refused)
+            self._run(b"savepoint streams_all")
+            try:
+                self._in_halves(rows, check=False)
+                self._run(_CHECK)
+            except psycopg.Error as error:
+                if not is_of_the_data(error):
+                    raise
+                self._run(b"rollback to savepoint streams_all")
+                self._changes.refused = refused
+            else:
+                return
+        self._in_halves(rows, check=self._deferred)
+
+    def _in_halves(self, rows: list[int], *, check: bool) -> None:
+        waiting = [rows]
+        while waiting:
+            part = waiting.pop()
+            self._run(_SAVE)
+            try:
+                self._in_order(part)
+                if check:
+                    self._run(_CHECK)
+                self._run(_KEEP)
+            except psycopg.Error as error:
+                if not is_of_the_data(error):
+                    raise
+                self._run(_UNDO)
+                if len(part) == 1:
+                    self._changes.refused[part[0]] = row_error(error)
+                else:
+                    middle = len(part) // 2
+                    waiting += part[middle:], part[:middle]
+
+    def _runs(self, rows: Sequence[int]) -> Iterator[list[int]]:
+        """Consecutive changes that one statement can apply: of one kind and of different keys."""
+        changes = self._changes
+        run: list[int] = []
+        seen: set[Any] = set()
+        kind: tuple[Action, int] | None = None
+        for row in rows:
+            action, shape = changes.actions[row], changes.shape_of[row]
+            own = (action, shape if action is Action.UPSERT else 0)
+            key = changes.keys[row] if changes.keys else row
+            if run and (own != kind or key in seen or self._is_alone(*own)):
+                yield run
+                run, seen = [], set()
+            run.append(row)
+            seen.add(key)
+            kind = own
+        if run:
+            yield run
+
+    def _is_alone(self, action: Action, shape: int) -> bool:
+        """Whether each change needs its own statement.
+
+        An update of two rows with one key takes any of them, and says nothing. Where rows are proposed for
+        insertion, the server refuses the statement.
+        """
+        if action is not Action.UPSERT:
+            return action is Action.TRUNCATE
+        columns = self._changes.shapes[shape].columns
+        return bool(self._statements.key) and not (
+            self._changes.certain or self._statements.inserts_first(columns)
+        )
+
+    def _by_shape(self, rows: Sequence[int]) -> Iterator[list[int]]:
+        if rows and len(self._changes.shapes) == 1:
+            yield list(rows)
+            return
+        found: dict[int, list[int]] = {}
+        for row in rows:
+            found.setdefault(self._changes.shape_of[row], []).append(row)
+        yield from found.values()
+
+    def _columns_of(self, rows: Sequence[int]) -> tuple[str, ...]:
+        return self._changes.shapes[self._changes.shape_of[rows[0]]].columns
+
+    def _put(self, rows: list[int]) -> None:
+        make = self._statements.upsert if self._statements.key else self._statements.insert
+        self._send(rows, make(self._columns_of(rows)), self._changes.columns)
+
+    def _send(
+        self,
+        rows: Sequence[int],
+        statement: bytes,
+        columns_of: Callable[[Sequence[int]], list[list[str]]],
+    ) -> None:
+        columns = columns_of(rows)
+        size = sum(sum(map(len, column)) for column in columns)
+        if size <= PIECE_BYTES or len(rows) == 1:
+            self._run(statement, ["{" + ",".join(column) + "}" for column in columns])
+            return
+        step = max(1, len(rows) * PIECE_BYTES // size)
+        for start in range(0, len(rows), step):
+            piece = [column[start : start + step] for column in columns]
+            self._run(statement, ["{" + ",".join(column) + "}" for column in piece])
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """What changes of a plain table come to: deletions, then the last state of each key that is left."""
+
+    deletes: list[int]
+    upserts: list[int]
+    superseded: list[int]
+    """Upserts that a later change of their key makes invisible."""
+
+
+def fold_of(changes: Changes, statements: Statements, rows: list[int]) -> Fold | None:
+    """Reduce changes to one for each key, ``None`` where this could be noticed."""
+    table = statements.table
+    if not statements.key or not changes.certain or not table.is_plain(statements.key):
+        return None
+    actions, keys = changes.actions, changes.keys
+    if len({keys[row] for row in rows}) == len(rows):
+        if any(actions[row] is Action.TRUNCATE for row in rows):
+            return None
+        deletes = [row for row in rows if actions[row] is Action.DELETE]
+        upserts = [row for row in rows if actions[row] is Action.UPSERT] if deletes else rows
+        return Fold(_sorted(deletes, keys), _sorted(upserts, keys), [])
+    chains: dict[Any, list[int]] = {}
+    for row in rows:
+        chains.setdefault(keys[row], []).append(row)
+    fold = Fold([], [], [])
+    for chain in chains.values():
+        if not _add_chain(fold, chain, changes, statements):
+            return None
+    if fold.superseded and not table.can_stage:
+        return None
+    return Fold(_sorted(fold.deletes, keys), _sorted(fold.upserts, keys), fold.superseded)
+
+
+def _add_chain(fold: Fold, chain: list[int], changes: Changes, statements: Statements) -> bool:
+    """Add the changes of one key; ``False`` if its last row has not all that the earlier ones have."""
+    actions = changes.actions
+    last = chain[-1]
+    covered = set(changes.shapes[changes.shape_of[last]].columns) if actions[last] is Action.UPSERT else None
+    for row in reversed(chain):
+        if actions[row] is Action.DELETE:
+            if covered is not None or row == last:
+                covered = None
+                fold.deletes.append(row)
+            continue
+        if actions[row] is Action.TRUNCATE:
+            return False
+        columns = changes.shapes[changes.shape_of[row]].columns
+        if covered is not None and not covered.issuperset(columns):
+            return False
+        if row == last:
+            fold.upserts.append(row)
+        elif statements.is_complete(columns):
+            fold.superseded.append(row)
+        else:
+            return False
+    return True
+
+
+def _sorted(rows: list[int], keys: Sequence[Any]) -> list[int]:
+    """Rows by key: two transactions that lock the same rows in one order cannot wait for each other."""
+    return sorted(rows, key=keys.__getitem__)

@@ -1,0 +1,185 @@
+"""Values to the text of array elements: a column becomes one parameter, which the server casts by its type.
+
+The server reads the text of every type, so also values that Python has no type for (``infinity``, years BC)
+are written as they are.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import enum
+import ipaddress
+import json
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from streams.connectors.postgres.table import Column
+
+_NULL = "NULL"
+_NUMBERS: dict[type, Callable[[Any], str]] = {int: str, float: repr, bool: lambda value: "tf"[not value]}
+"""Types whose text needs no quotes in an array."""
+
+
+def encode(column: Column, values: Sequence[Any], refused: dict[int, Exception]) -> list[str]:
+    """The array elements of a column's values. What cannot be written is added to ``refused``, by row."""
+    kinds = set(map(type, values))
+    nullable = type(None) in kinds
+    kinds.discard(type(None))
+    if len(kinds) == 1 and not column.is_array and column.base != "bytea":
+        (kind,) = kinds
+        if kind in _NUMBERS:
+            text = _NUMBERS[kind]
+            if kind is not float or column.base not in {"json", "jsonb"}:
+                if nullable:
+                    return [_NULL if value is None else text(value) for value in values]
+                return list(map(text, values))
+    texts: Sequence[Any] = values
+    if kinds != {str}:
+        texts = _texts(column, values, kinds, refused)
+        nullable = nullable or bool(refused)
+    if not nullable:
+        return _quoted(texts, refused)
+    elements = _quoted(["" if text is None else text for text in texts], refused)
+    return [_NULL if text is None else element for text, element in zip(texts, elements, strict=True)]
+
+
+def _texts(
+    column: Column, values: Sequence[Any], kinds: Iterable[type], refused: dict[int, Exception]
+) -> list[str | None]:
+    writers = {kind: _writer(column, kind) for kind in kinds}
+    texts: list[str | None] = []
+    for row, value in enumerate(values):
+        if value is None:
+            texts.append(None)
+            continue
+        try:
+            texts.append(writers[type(value)](value))
+        except Exception as error:  # noqa: BLE001 - whatever a value's own code raises concerns its row
+            texts.append(None)
+            refused.setdefault(row, error)
+    return texts
+
+
+def _quoted(texts: Sequence[str], refused: dict[int, Exception]) -> list[str]:
+    """Quote texts, all at once: a NUL cannot be part of the server's text, so it separates them here."""
+    if not texts:
+        return []
+    together = "\0".join(texts)
+    if together.count("\0") >= len(texts) or not (together.isascii() or _is_valid(together)):
+        texts = list(texts)
+        for row, text in enumerate(texts):
+            if "\0" in text:
+                refused.setdefault(row, ValueError("text of Postgres cannot contain a NUL character (0x00)"))
+            elif not _is_valid(text):
+                refused.setdefault(row, ValueError("the text has a lone surrogate, which UTF-8 cannot hold"))
+            else:
+                continue
+            texts[row] = ""
+        together = "\0".join(texts)
+    escaped = together.replace("\\", "\\\\").replace('"', '\\"').replace("\0", '"\0"')
+    return f'"{escaped}"'.split("\0")
+
+
+def _is_valid(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _writer(column: Column, kind: type) -> Callable[[Any], str]:
+    """The function that makes the text of values of one type."""
+    if column.is_array:
+        return _array_writer(column) if issubclass(kind, list | tuple) else _scalar_writer(column, kind)
+    return _scalar_writer(column, kind)
+
+
+def _scalar_writer(column: Column, kind: type) -> Callable[[Any], str]:
+    if issubclass(kind, str) and not issubclass(kind, enum.Enum):
+        return str
+    if column.base in {"json", "jsonb"} and not column.is_array:
+        return _json
+    if issubclass(kind, bytes | bytearray | memoryview):
+        if column.base == "bytea":
+            return lambda value: "\\x" + bytes(value).hex()
+        if column.base == "uuid":
+            return lambda value: str(uuid.UUID(bytes=bytes(value)))
+    elif issubclass(kind, enum.Enum):
+        return lambda value: _scalar_writer(column, type(value.value))(value.value)
+    elif column.base != "bytea" and (text := _text_of(kind)) is not None:
+        return text
+    return _unfit(column)
+
+
+def _text_of(kind: type) -> Callable[[Any], str] | None:
+    if issubclass(kind, bool):
+        return _NUMBERS[bool]
+    if issubclass(kind, int):
+        return lambda value: str(int(value))
+    if issubclass(kind, float):
+        return lambda value: repr(float(value))
+    if issubclass(kind, dt.date | dt.time):
+        return lambda value: str(value.isoformat())
+    if issubclass(kind, dt.timedelta):
+        return _interval
+    if issubclass(kind, decimal.Decimal | uuid.UUID | _ADDRESSES):
+        return str
+    return None
+
+
+_ADDRESSES = (
+    ipaddress.IPv4Address
+    | ipaddress.IPv6Address
+    | ipaddress.IPv4Network
+    | ipaddress.IPv6Network
+    | ipaddress.IPv4Interface
+    | ipaddress.IPv6Interface
+)
+
+
+def _interval(value: dt.timedelta) -> str:
+    return f"{value.days} days {value.seconds} seconds {value.microseconds} microseconds"
+
+
+def _json(value: Any) -> str:
+    text = msgspec.json.encode(value)
+    if b"null" in text:
+        # msgspec writes null for NaN and infinity, which JSON has not: they must not become another value.
+        json.dumps(msgspec.to_builtins(value), allow_nan=False)
+    return text.decode()
+
+
+def _unfit(column: Column) -> Callable[[Any], str]:
+    def refuse(value: Any) -> str:
+        raise TypeError(
+            f"column {column.name!r} is of type {column.declared}: it takes no {type(value).__name__}"
+        )
+
+    return refuse
+
+
+def _array_writer(column: Column) -> Callable[[Any], str]:
+    as_json = column.base in {"json", "jsonb"}
+
+    def element(value: Any) -> str:
+        if value is None:
+            return _NULL
+        if as_json and not isinstance(value, str):
+            text = _json(value)
+        elif isinstance(value, list | tuple):
+            return write(value)
+        else:
+            text = _scalar_writer(column, type(value))(value)
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+    def write(value: Sequence[Any]) -> str:
+        return "{" + ",".join(map(element, value)) + "}"
+
+    return write
