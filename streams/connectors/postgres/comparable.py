@@ -6,20 +6,15 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import psycopg
+from psycopg import errors as refusals
+
 from streams.connectors.comparison.table import Checksum, Row, Value
 from streams.connectors.postgres import canonical
 from streams.connectors.postgres.comparison_queries import ComparisonQueries, Query, Relation, TableColumn
 from streams.durations import seconds, to_milliseconds
-from streams.errors import ConfigurationError, ConnectorError, ConnectorUnavailable
+from streams.errors import ConnectorError, ConnectorUnavailable
 from streams.redaction import scrub
-
-try:
-    import psycopg
-    from psycopg import errors as refusals
-except ImportError as error:
-    raise ConfigurationError(
-        "Postgres needs the package psycopg, which is not installed", hint="pip install 'streams[postgres]'"
-    ) from error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
