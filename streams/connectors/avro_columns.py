@@ -1,7 +1,7 @@
 """Columns of captured tables as Avro types, and their values between Avro's form and that of changes.
 
-Values of changes are text where JSON has no type for them, as the database writes it. A value that its column's
-Avro type cannot hold (``infinity``, years before 1 and after 9999, ``NaN``, 24:00) stays that text: such a
+Values of changes are text where JSON has no type for them, as the database writes it. A value that the Avro
+type of its column cannot hold (``infinity``, years before 1 and after 9999, ``NaN``) stays that text: such a
 column is a union with ``string``.
 """
 
@@ -39,11 +39,11 @@ _KEY_TYPES: Final[dict[ColumnKind, Any]] = {
     "double": "double",
     "bytes": "bytes",
 }
-"""In keys, where all else is text: the key of a row stays the same bytes when its column gets a larger type."""
+"""In keys, where all else is text: a key keeps its bytes when its column gets a larger type."""
 
 
 def avro_branches(column: Column) -> list[Any]:
-    """The types of a column's values that are not null; with ``string`` where it may have any other value."""
+    """The types of a column's values, without null; with ``string`` where it may have others."""
     kind: Any = (
         {"type": "bytes", "logicalType": "decimal", "precision": column.precision, "scale": column.scale}
         if column.kind == "decimal"

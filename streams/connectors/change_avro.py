@@ -125,9 +125,9 @@ class _TableAvro:
 
     def _lost(self, row: Any) -> NoReturn:
         raise TopologyError(
-            f"{self.name} writes the changes of a source connector, whose rows know the columns of their table: "
-            f"got {'another change' if row is None else type(row).__name__}, which does not",
-            hint="write them directly downstream of the source, before steps that make other rows; or use another "
+            f"{self.name} writes what a source connector captured, whose rows know the columns of their "
+            f"table, got {'no row' if row is None else type(row).__name__}",
+            hint="write directly downstream of the source, before steps that make other rows; or use another "
             "serde, e.g. ChangeJson()",
         )
 
@@ -135,12 +135,12 @@ class _TableAvro:
 class ChangeAvro(_TableAvro, Generic[T]):
     """``Change[T]`` as Avro, where ``T`` is the type of the table's rows; dictionaries unless given.
 
-    It writes what a source connector captured, with ``to_change_topics``: each version of a table gets its own
-    schema, in the schema registry of the app's settings, or without one in the folder ``schemas``. Records
-    are in Debezium's form. A ``Tombstone`` is written as a null value.
+    It writes what a source connector captured, with ``to_change_topics``: each version of a table gets its
+    own schema, in the schema registry of the app's settings, or without one in the folder ``schemas``.
+    Records are in Debezium's form. A ``Tombstone`` is written as a null value.
 
-    Dictionaries have the values that ``ChangeJson`` reads, except for bytes, which are ``bytes``. ``before`` of
-    a type whose fields the database did not all send is ``None``.
+    Dictionaries have the values that ``ChangeJson`` reads, except for bytes, which are ``bytes``. With a
+    type, ``before`` is ``None`` where the database did not send all columns that the type needs.
     """
 
     _part: Part = "value"
@@ -251,8 +251,8 @@ class ChangeAvro(_TableAvro, Generic[T]):
 class ChangeKeyAvro(_TableAvro):
     """The keys of captured rows as Avro: dictionaries of the columns of the primary key.
 
-    The bytes of a key begin with its schema's id. All whole numbers are ``long``, and types that Avro has only as
-    logical ones are text, so that a column which gets a larger type leaves the key as it is.
+    The bytes of a key begin with its schema's id. All whole numbers are ``long``, and types that Avro has
+    only as logical ones are text, so that a column which gets a larger type leaves the key as it is.
     """
 
     _part: Part = "key"

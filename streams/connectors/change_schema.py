@@ -33,8 +33,8 @@ def record_name(table: TableColumns, what: str) -> str:
 def change_schema(table: TableColumns) -> dict[str, Any]:
     """The schema of a table's changes.
 
-    Columns are nullable, with the default null, unless they belong to the key: a database does not send all of
-    them in ``before``, and a new one does not make the schema incompatible.
+    Columns are nullable, with the default null, unless they belong to the key: a database does not send all
+    of them in ``before``, and a new one does not make the schema incompatible.
     """
     row = record_name(table, "Value")
     names = avro_names((column.name for column in table.columns), "columns")

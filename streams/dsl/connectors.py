@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from streams.connectors.change import change_topic, with_tombstones
+from streams.connectors.change_avro import ChangeAvro, ChangeKeyAvro
 from streams.connectors.change_json import ChangeJson
 from streams.dsl.flow import Flow, plain_json
+from streams.errors import TopologyError
 from streams.operators.process import Process
 from streams.operators.source_position import SourcePosition
 from streams.operators.stateless import FlatMap
@@ -86,11 +88,23 @@ def write_changes(
 ) -> None:
     """Write each table's changes to its topic; see ``Stream.to_change_topics``."""
     builder = flow.builder
+    sources = [
+        node
+        for node in builder.upstream(flow.parents)
+        if isinstance(node, SourceNode) and node.connector is not None
+    ]
+    for serde in (key, value):
+        if isinstance(serde, ChangeAvro | ChangeKeyAvro) and not sources:
+            raise TopologyError(
+                f"to_change_topics({prefix!r}): {serde.name} needs the tables' columns, which only "
+                "changes of a source connector have with them",
+                hint="write directly downstream of app.source(…), or use another serde, e.g. ChangeJson()",
+            )
     both = flow.then(FlatMap(with_tombstones), on_error, None)
     names = tuple(
         topic
-        for node in builder.upstream(flow.parents)
-        if isinstance(node, SourceNode) and node.connector is not None
+        for node in sources
+        if node.connector is not None
         for topic in node.connector.change_topics(prefix)
     )
     builder.add(
