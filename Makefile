@@ -15,7 +15,7 @@ help:
 	@echo "make check         format, lint, types, layering: what CI checks before the tests"
 	@echo "make bench         this library, a raw client loop, Kafka Streams and Quix Streams on one broker (ONLY=json for one workload)"
 	@echo "make bench-recovery  how long tasks are interrupted when workers are killed and join, with and without standby replicas"
-	@echo "make faults        inject faults into workers, brokers, disks and topics for MINUTES=10, and verify the results (SEED=1, SOAK=1)"
+	@echo "make faults        inject faults into workers, brokers, disks and topics for MINUTES=10, and verify the results (SEED=1, SOAK=1, ONLY=sync for data sync)"
 	@echo "make docs          build the documentation site in build/site, and check it"
 	@echo "make format        format the code and apply ruff's automatic fixes"
 	@echo "make lock          resolve the dependencies again and pin them"
@@ -80,7 +80,7 @@ bench: $(STAMP)
 bench-recovery: $(STAMP)
 	@$(BIN)/python -m benchmarks.recovery
 
-faults: $(STAMP)
+faults: .venv/.sync
 	@$(BIN)/python -m tests.faults.run
 
 # With hashes but without index URLs, so that the files work with any package index.

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streams import App, Avro, Text
-from streams.errors import SchemaRefused
-from streams.records import Output
+from streams.broker import NewTopic
+from streams.errors import SchemaRefused, SchemaRegistryError, StateUnavailable
+from streams.records import Output, TopicPartition
 from streams.schema_registry import ConfluentRegistry
+from streams.serde.dynamic_avro import Column, Row, RowSerde, table_schema
 from streams.serde.subjects import Subjects
 from tests.support.avro_schemas import NOTE, NUMBER, Order, write_schema
 from tests.support.cluster import MemoryCluster
+from tests.support.registry_gate import RegistryGate
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -69,7 +72,7 @@ class Shop:
             except BaseException as error:  # noqa: BLE001 - the test raises it
                 raised.append(error)
 
-        thread = threading.Thread(target=run)
+        thread = threading.Thread(target=run, name="shop")
         thread.start()
         try:
             yield
@@ -175,17 +178,100 @@ def test_a_topic_that_is_chosen_for_each_record_has_its_own_subject(shop):
     assert shop.copied() == [Order(7)]
 
 
-def test_a_table_is_restored_from_a_topic_of_the_registry(shop):
-    shop.send(shop.payloads([3, 4]))
+def rows_of(app: App, shop: Shop, folder: Path, second: Column) -> None:
+    """Order 1 as a row of one column, all others as rows of two."""
+    first = [Column("order no", "long", nullable=False)]
+    schemas = [table_schema(["shop", "orders"], first), table_schema(["shop", "orders"], [*first, second])]
+
+    def row(order: Order) -> Row:
+        values = {"order no": order.number} | ({} if order.number == 1 else {second.name: order.number})
+        return Row(schemas[order.number > 1], values)
+
+    stream = app.stream(shop.orders, key=Text(), value=Avro(shop.schema, Order))
+    stream.map(row).to(lambda _: shop.copies, value=RowSerde(folder))
+
+
+def test_rows_bring_their_schema_which_becomes_a_version_of_the_subject(shop, tmp_path):
     app = App(shop.name, **shop.settings)
-    app.table(shop.orders, key=Text(), value=Avro(shop.schema, Order), store="orders")
-    for _ in range(2):
+    rows_of(app, shop, tmp_path / "rows", Column("added", "int"))
+    shop.send(shop.payloads([1, 2, 1]))
+    with shop.running(app):
+        wait_until(lambda: len(shop.cluster.payloads(shop.copies)) == 3)
+    assert shop.client.versions(f"{shop.copies}-value") == [1, 2]
+    serde = RowSerde(tmp_path / "rows").connected(Subjects(shop.client), "value")
+    read = list(serde.deserialize(shop.cluster.payloads(shop.copies)))
+    assert [row.values for row in read] == [{"order no": 1}, {"order no": 2, "added": 2}, {"order no": 1}]
+    assert not list((tmp_path / "rows").glob("*.avsc"))
+
+
+def test_a_refused_change_of_a_table_ends_the_worker_and_skips_nothing(shop, tmp_path):
+    app = App(shop.name, **shop.settings)
+    rows_of(app, shop, tmp_path / "rows", Column("added", "int", nullable=False))
+    shop.send(shop.payloads([1, 2, 1]))
+    with pytest.raises(SchemaRefused, match="field 'added': is new and has no default"), shop.running(app):
+        wait_until(lambda: not any(thread.name == "shop" for thread in threading.enumerate()))
+    assert shop.cluster.admin.committed_offsets(app.name).get(TopicPartition(shop.orders, 0), 0) <= 1
+    assert app.dead_letter_topic not in shop.cluster.admin.topics() or not shop.cluster.payloads(
+        app.dead_letter_topic
+    )
+
+
+def test_rows_without_a_registry_have_their_schemas_in_the_folder(tmp_path):
+    serde = RowSerde(tmp_path)
+    schema = table_schema(["orders"], [Column("a-b", "int")])
+    payloads = list(serde.for_topic("orders").serialize([Row(schema, {"a-b": 1}), Row(dict(schema), {})]))
+    assert list(RowSerde(tmp_path).deserialize(payloads)) == [
+        Row(schema, {"a-b": 1}),
+        Row(schema, {"a-b": None}),
+    ]
+
+
+def test_a_table_is_restored_once_the_registry_answers(shop, registry):
+    shop.send(shop.payloads([3, 4]))
+    with RegistryGate(registry.url).open() as gate:
+        shop.settings["schema_registry_url"] = gate.url
+        app = App(shop.name, **shop.settings)
+        app.table(shop.orders, key=Text(), value=Avro(shop.schema, Order), store="orders")
         with shop.running(app):
+            wait_until(lambda: found(app) == Order(4))
+        # In memory, the store is restored from the topic.
+        gate.refused = "/schemas/ids/"
+        with shop.running(app):
+            wait_until(lambda: gate.refusals > 1)
+            assert found(app) is None
+            gate.refused = None
+            wait_until(lambda: found(app) == Order(4))
 
-            def found() -> Any:
-                try:
-                    return app.query("orders", "k")
-                except Exception:  # noqa: BLE001 - not ready yet
-                    return None
 
-            wait_until(lambda: found() == Order(4))
+def test_a_global_table_is_read_once_the_registry_answers(shop, registry):
+    shop.send(shop.payloads([3, 4]))
+    numbers = f"{shop.name}-numbers"
+    shop.cluster.admin.create_topics([NewTopic(name=numbers, partitions=1)])
+    shop.cluster.write(Output(numbers, [b"k"], [b"1"], [0]))
+    with RegistryGate(registry.url).open() as gate:
+        gate.refused = "/schemas/ids/"
+        shop.settings["schema_registry_url"] = gate.url
+        app = App(shop.name, **shop.settings)
+        orders = app.global_table(shop.orders, key=Text(), value=Avro(shop.schema, Order))
+        stream = app.stream(numbers, key=Text(), value=Text())
+        joined = stream.join_global(orders, lambda _: "k", lambda _, order: order)
+        joined.to(shop.copies, value=Avro(shop.schema, Order))
+        with shop.running(app):
+            wait_until(lambda: gate.refusals > 1)
+            gate.refused = None
+            wait_until(lambda: shop.cluster.payloads(shop.copies))
+    assert shop.copied() == [Order(4)]
+
+
+def test_a_registry_that_denies_access_ends_the_start(shop, registry):
+    shop.settings["schema_registry_url"] = f"{registry.url}-nowhere"
+    with pytest.raises(SchemaRegistryError, match="refused to"):
+        shop.app().run(broker=shop.cluster.broker, stop=threading.Event())
+
+
+def found(app: App) -> Order | None:
+    try:
+        order: Order | None = app.query("orders", "k")
+    except StateUnavailable:
+        return None
+    return order

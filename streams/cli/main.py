@@ -17,6 +17,7 @@ from streams.cli.query import query
 from streams.cli.run import run
 from streams.cli.schemas import schemas_cli
 from streams.cli.simulate import simulate
+from streams.cli.sync import sync_cli
 from streams.cli.topics import topics_cli
 
 cli = typer.Typer(
@@ -31,6 +32,7 @@ for command in (run, describe, ingest, consume, lag, query, simulate):
 cli.add_typer(broker_cli, name="broker")
 cli.add_typer(topics_cli, name="topics")
 cli.add_typer(schemas_cli, name="schemas")
+cli.add_typer(sync_cli, name="sync")
 
 
 def main() -> NoReturn:

@@ -30,7 +30,7 @@ RegistryUrl = Annotated[
 
 @schemas_cli.command("check")
 def check_schemas(target: Target, *, registry: RegistryUrl = None, as_json: AsJson = False) -> None:
-    """Check, without changing anything, whether the app could start with its schemas.
+    """Check, without changing anything, whether the registry would accept the app's schemas.
 
     Without a registry, they are compared with the other versions in their folder. The exit code is 14 if a
     schema does not fit; the fields are named.

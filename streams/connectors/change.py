@@ -72,7 +72,7 @@ class Tombstone(Change[Any], frozen=True, kw_only=True):
 
 
 def with_tombstones(change: Change[T]) -> list[Change[T]]:
-    """The change, and a tombstone after it if it is a deletion: for ``flat_map_values`` before a topic."""
+    """The change, and a tombstone after it if it is a deletion: for ``flat_map`` before a topic."""
     if change.op != "d":
         return [change]
     return [change, Tombstone(op="d", source=change.source, ts_ms=change.ts_ms)]

@@ -126,3 +126,37 @@ class SinkConnector(Protocol):
 
     def open(self, context: SinkContext) -> SinkWriter:
         """Connect. Raises ``SinkUnavailable``."""
+
+
+class MergeCounts(NamedTuple):
+    """What a rebuild changed in a target."""
+
+    added: int
+    changed: int
+    deleted: int
+
+
+class SinkRebuild(Protocol):
+    """A copy of a sink's target, filled beside it, which then replaces its content in one transaction."""
+
+    def copy(self) -> SinkConnector:
+        """Create the copy, empty, and return the sink that writes to it, with positions of its own."""
+
+    def positions(self, partitions: Mapping[TopicPartition, str]) -> dict[TopicPartition, int]:
+        """The positions of the target itself; as ``SinkWriter.claim``."""
+
+    def lock(self, partitions: Mapping[TopicPartition, str]) -> dict[TopicPartition, int]:
+        """As ``positions``, and keep them from moving until ``merge`` or ``close``."""
+
+    def merge(self) -> MergeCounts:
+        """Make the target equal to the copy, row by row, and release the positions."""
+
+    def close(self) -> None:
+        """Remove the copy; what is not merged has no effect. May be called twice."""
+
+
+class RebuildableSink(SinkConnector, Protocol):
+    """A sink whose target can be filled again from its input, while it is written to and read."""
+
+    def rebuild(self, context: SinkContext) -> SinkRebuild:
+        """Connect. Raises ``SinkUnavailable``."""

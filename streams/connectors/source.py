@@ -7,7 +7,7 @@ position continues there. What the system sends again is left out by the reader,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from streams.records import FetchedLists
 
@@ -131,11 +131,16 @@ class SourceConnector(Protocol, Generic[K, V]):
     def stores(self) -> Mapping[str, tuple[Serde[Any], Serde[Any]]]:
         """The stores of the processor by the names that it uses, with the serdes of keys and values."""
 
-    def change_topics(self, prefix: str) -> Sequence[str]:
-        """The topics of its tables, ``<prefix>.<schema>.<table>``; none for a source without tables."""
-
     def check(self, application: str, name: str) -> None:
         """Check, before the worker joins the group, what can be checked. Raises ``ConnectorError``."""
 
     def open(self, context: SourceContext) -> SourceReader:
         """Connect and begin to read at the context's position. Raises as ``SourceReader.read``."""
+
+
+@runtime_checkable
+class TableSource(Protocol):
+    """What a source connector has that captures tables, beside the contract."""
+
+    def change_topics(self, prefix: str) -> Sequence[str]:
+        """The topics of its tables, ``<prefix>.<schema>.<table>``."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from streams.connectors.change import change_topic, with_tombstones
 from streams.connectors.change_avro import ChangeAvro, ChangeKeyAvro
 from streams.connectors.change_json import ChangeJson
+from streams.connectors.source import TableSource
 from streams.dsl.flow import Flow, plain_json
 from streams.errors import TopologyError
 from streams.operators.process import Process
@@ -88,13 +89,11 @@ def write_changes(
 ) -> None:
     """Write each table's changes to its topic; see ``Stream.to_change_topics``."""
     builder = flow.builder
-    sources = [
-        node
-        for node in builder.upstream(flow.parents)
-        if isinstance(node, SourceNode) and node.connector is not None
+    connectors: list[object] = [
+        node.connector for node in builder.upstream(flow.parents) if isinstance(node, SourceNode)
     ]
     for serde in (key, value):
-        if isinstance(serde, ChangeAvro | ChangeKeyAvro) and not sources:
+        if isinstance(serde, ChangeAvro | ChangeKeyAvro) and not any(connectors):
             raise TopologyError(
                 f"to_change_topics({prefix!r}): {serde.name} needs the tables' columns, which only "
                 "changes of a source connector have with them",
@@ -103,9 +102,9 @@ def write_changes(
     both = flow.then(FlatMap(with_tombstones), on_error, None)
     names = tuple(
         topic
-        for node in sources
-        if node.connector is not None
-        for topic in node.connector.change_topics(prefix)
+        for connector in connectors
+        if isinstance(connector, TableSource)
+        for topic in connector.change_topics(prefix)
     )
     builder.add(
         SinkNode(

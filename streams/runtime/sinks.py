@@ -125,13 +125,13 @@ class Sinks:
         Returns the errors of the sinks that could not be written to; their partitions wait again.
         """
         delivering = [task for task in tasks if task.delivers]
-        rows: dict[str, list[_PartitionRows]] = {name: [] for name in self._sessions}
+        rows: dict[str, list[PartitionRows]] = {name: [] for name in self._sessions}
         for task in delivering:
             by_sink: dict[str, list[Delivery]] = {}
             for delivery in task.take_deliveries():
                 by_sink.setdefault(delivery.sink, []).append(delivery)
             for session in self._used_by(task):
-                rows[session.node.name] += _rows_of(
+                rows[session.node.name] += rows_of(
                     task.positions, session.positions, by_sink.get(session.node.name, ())
                 )
         errors: list[SinkUnavailable] = []
@@ -176,7 +176,7 @@ class Sinks:
             self._admin.close()
 
 
-class _PartitionRows(NamedTuple):
+class PartitionRows(NamedTuple):
     """The rows of a partition for a sink, and the batches that they come from."""
 
     rows: SinkRows
@@ -185,11 +185,11 @@ class _PartitionRows(NamedTuple):
     """How many rows there are up to each batch and with it."""
 
 
-def _rows_of(
+def rows_of(
     positions: Mapping[TopicPartition, int],
     starts: Mapping[TopicPartition, int],
     deliveries: Iterable[Delivery],
-) -> list[_PartitionRows]:
+) -> list[PartitionRows]:
     """The rows of each partition whose position has moved, without those that the sink has already."""
     by_partition: dict[TopicPartition, list[Delivery]] = {
         partition: []
@@ -215,7 +215,7 @@ def _rows_of(
 
 def _joined(
     partition: TopicPartition, start: int, next_offset: int, deliveries: Sequence[Delivery]
-) -> _PartitionRows:
+) -> PartitionRows:
     keys: list[Any] = []
     values: list[Any] = []
     timestamps: list[int] = []
@@ -240,10 +240,10 @@ def _joined(
         headers=headers,
         offsets=offsets,
     )
-    return _PartitionRows(rows, deliveries, ends)
+    return PartitionRows(rows, deliveries, ends)
 
 
-def _refuse(written: Iterable[_PartitionRows], refused: Iterable[RefusedRow]) -> None:
+def _refuse(written: Iterable[PartitionRows], refused: Iterable[RefusedRow]) -> None:
     """Apply the policy of each row's sink to the refused rows."""
     by_partition = {item.rows.partition: item for item in written}
     for partition, row, error in refused:

@@ -183,6 +183,8 @@ class Worker:
             clock=clock,
         )
         self._sources = Sources(topology, application, clock)
+        self._unreached: dict[str, str] = {}
+        """The systems that do not answer before the worker joins the group."""
         self._lives = TaskLives()
         self._assignment = Assignment(
             topology,
@@ -284,7 +286,7 @@ class Worker:
     @property
     def problems(self) -> dict[str, str]:
         """The connectors that cannot be used now, or report a problem, and why; from any thread."""
-        return {**self._sinks.problems, **self._sources.problems}
+        return {**self._unreached, **self._sinks.problems, **self._sources.problems}
 
     @property
     def source_health(self) -> dict[str, SourceHealth]:
@@ -861,24 +863,23 @@ class Worker:
             self._until_reached(source.name, partial(check, self._application, source.store))
 
     def _until_reached(self, name: str, call: Callable[[], None]) -> None:
-        said = ""
         while not self._stop.is_set():
             try:
                 call()
             except ConnectorUnavailable as error:
-                if str(error) != said:
-                    said = str(error)
+                text = str(error).partition("\n")[0]
+                if text != self._unreached.get(name):
+                    self._unreached = {name: text}
                     event = (
                         Event.SINK_UNAVAILABLE
                         if isinstance(error, SinkUnavailable)
                         else Event.SOURCE_UNAVAILABLE
                     )
-                    self._log.warning(
-                        event, name=name, error=said.partition("\n")[0], seconds=CONNECT_SECONDS
-                    )
+                    self._log.warning(event, name=name, error=text, seconds=CONNECT_SECONDS)
                 self._pause(CONNECT_SECONDS)
             else:
-                return
+                break
+        self._unreached = {}
 
     def _rewind(self) -> None:
         """Discard the uncommitted work and read the input again from the committed offsets."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import tempfile
+from contextlib import suppress
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -25,12 +29,13 @@ from streams.serde.avro import (
 from streams.serde.schema_folder import SchemaFolder, schema_id
 from streams.serde.schemas.avro_names import avro_name, avro_names
 from streams.serde.schemas.avro_schema import AvroSchema
-from streams.serde.schemas.avro_types import SchemaError
+from streams.serde.schemas.avro_types import SchemaError, without_marks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from streams.serde.registry import Part
+    from streams.serde.subjects import Subjects
 
 COLUMN: Final = "column"
 """The attribute of a field with the name of its column, where that is no Avro name."""
@@ -100,28 +105,28 @@ class FolderSchemas:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._known = SchemaFolder(folder)
+        self._known: SchemaFolder | None = None
 
     def identify(self, topic: str, part: Part, schema: Any) -> int:  # noqa: ARG002 - the same for all topics
         parsed = fastavro.parse_schema(schema)
         identifier = schema_id(parsed)
         try:
-            self._known.schema(identifier)
+            self.schema(identifier)
         except LookupError:
             name = parsed.get("name", "schema") if isinstance(parsed, dict) else "schema"
             self._write(self._folder / f"{name}.{identifier}.avsc", schema)
-            self._known = SchemaFolder(self._folder)
+            self._known = None
         return identifier
 
     def schema(self, identifier: int) -> Any:
-        try:
-            return self._known.schema(identifier)
-        except LookupError:
-            # Another program may have written it since.
-            self._known = SchemaFolder(self._folder)
-            return self._known.schema(identifier)
+        if self._known is not None:
+            with suppress(LookupError):
+                return without_marks(self._known.schema(identifier))
+        # Another program may have written it since.
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._known = SchemaFolder(self._folder)
+        return without_marks(self._known.schema(identifier))
 
     def _write(self, path: Path, schema: Any) -> None:
         with tempfile.NamedTemporaryFile("w", dir=self._folder, suffix=".new", delete=False) as file:
@@ -148,10 +153,10 @@ class DynamicAvro:
     def __init__(self, schemas: SchemaStore) -> None:
         self._schemas = schemas
         self._writers: dict[tuple[str, Part, bytes], _Writer] = {}
-        self._readers: dict[bytes, Callable[[bytes], Any]] = {}
+        self._readers: dict[bytes, _Reader] = {}
 
     def serialize(
-        self, topic: str, part: Part, schema: dict[str, Any], rows: Sequence[Mapping[str, Any]]
+        self, topic: str, part: Part, schema: dict[str, Any], rows: Iterable[Mapping[str, Any]]
     ) -> Iterator[bytes]:
         """Encode rows in the registries' wire format, lazily: it raises at a row that cannot be written.
 
@@ -167,12 +172,16 @@ class DynamicAvro:
 
     def deserialize(self, payloads: Sequence[bytes]) -> Iterator[dict[str, Any]]:
         """Decode records with their own schemas, lazily, to dictionaries by the columns' own names."""
+        return (row.values for row in self.rows(payloads))
+
+    def rows(self, payloads: Sequence[bytes]) -> Iterator[Row]:
+        """The same with the schemas."""
         for payload in payloads:
             head = payload[:5]
-            read = self._readers.get(head)
-            if read is None:
-                read = self._readers[head] = self._reader(head)
-            yield read(payload)
+            reader = self._readers.get(head)
+            if reader is None:
+                reader = self._readers[head] = self._reader(head)
+            yield Row(reader.schema, reader.read(payload))
 
     def _writer(self, topic: str, part: Part, schema: dict[str, Any]) -> _Writer:
         try:
@@ -186,14 +195,95 @@ class DynamicAvro:
             raise SchemaRefused(f"topic {topic!r}: the {part}'s schema is not valid: {error}") from error
         return _Writer(ready, registry_prefix(self._schemas.identify(topic, part, schema)), _columns(schema))
 
-    def _reader(self, head: bytes) -> Callable[[bytes], Any]:
-        schema = fastavro.parse_schema(self._schemas.schema(identifier_of(head)))
-        ready = _ready(schema)
+    def _reader(self, head: bytes) -> _Reader:
+        schema = self._schemas.schema(identifier_of(head))
+        ready = _ready(fastavro.parse_schema(schema))
         read = record_reader(ready, ready)
         renamed = {field: column for column, field in _columns(schema).items()}
         if not renamed:
-            return read
-        return lambda payload: {renamed.get(name, name): value for name, value in read(payload).items()}
+            return _Reader(schema, read)
+        return _Reader(
+            schema,
+            lambda payload: {renamed.get(name, name): value for name, value in read(payload).items()},
+        )
+
+
+class Row(NamedTuple):
+    """A row of a table, and the schema of the table when it was written."""
+
+    schema: dict[str, Any]
+    values: dict[str, Any]
+
+
+class RowSerde:
+    """A serde of ``Row``s: ``stream.to(lambda row: …, value=RowSerde("schemas"))``.
+
+    Without a registry, schemas become files of the folder; with one, they are registered under the topic's
+    subject with their first row. A schema that the registry refuses ends the worker, with the fields: rows
+    are not left out.
+    """
+
+    reads_as_written = True
+    name = "Avro(rows)"
+    schema = "Avro rows"
+    value_type = Row
+
+    def __init__(self, folder: str | Path) -> None:
+        self._store: SchemaStore = FolderSchemas(Path(folder))
+        self._avro = DynamicAvro(self._store)
+        self._part: Part = "value"
+        self._topic = ""
+
+    def connected(self, subjects: Subjects, part: Part, *, stored: bool = False) -> RowSerde:
+        """The same serde for topics of a registry; with ``stored``, for a store that is filled from one."""
+        store = _RegistryFirst(subjects, self._store, writes_there=not stored)
+        return self._with(_store=store, _avro=DynamicAvro(store), _part=part)
+
+    def for_topic(self, topic: str) -> RowSerde:
+        """The same serde, writing to a topic."""
+        return self._with(_topic=topic)
+
+    def serialize(self, values: Sequence[Row]) -> Iterator[bytes]:
+        # Rows of one change of a table share its schema: the same object, and if not, an equal one.
+        for schema, rows in groupby(values, key=attrgetter("schema")):
+            yield from self._avro.serialize(self._topic, self._part, schema, (row.values for row in rows))
+
+    def deserialize(self, payloads: Sequence[bytes]) -> Iterator[Row]:
+        return self._avro.rows(payloads)
+
+    def _with(self, **attributes: object) -> RowSerde:
+        made = copy.copy(self)
+        vars(made).update(attributes)
+        return made
+
+
+class _RegistryFirst:
+    """A registry's subjects, with a folder for ids that they do not know."""
+
+    def __init__(self, subjects: Subjects, folder: SchemaStore, *, writes_there: bool) -> None:
+        self._subjects = subjects
+        self._folder = folder
+        self._writes_there = writes_there
+
+    def identify(self, topic: str, part: Part, schema: Any) -> int:
+        store = self._subjects if self._writes_there else self._folder
+        return store.identify(topic, part, schema)
+
+    def schema(self, identifier: int) -> Any:
+        try:
+            return self._subjects.schema(identifier)
+        except LookupError as error:
+            try:
+                return self._folder.schema(identifier)
+            except LookupError:
+                raise error from None
+
+
+class _Reader(NamedTuple):
+    """Reads records of one schema."""
+
+    schema: dict[str, Any]
+    read: Callable[[bytes], dict[str, Any]]
 
 
 class _Writer:
@@ -204,7 +294,7 @@ class _Writer:
         self._prefix = prefix
         self._fields = fields
 
-    def write(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
         fields = self._fields
         if not fields:
             return write_records(self._schema, self._prefix, rows)

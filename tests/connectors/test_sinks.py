@@ -426,3 +426,21 @@ def test_the_driver_returns_the_rows_for_a_sink():
 def test_a_simulation_refuses_connectors():
     with pytest.raises(ConfigurationError, match="a simulation cannot run: memory-rows"):
         Simulator(delivering(Database()), {})
+
+
+def test_a_worker_waits_for_a_sink_before_it_joins_the_group():
+    database = Database(down=True)
+    site = Site(delivering(database))
+    site.produce(texts(0, 10))
+    seen = []
+
+    def pause(seconds: float) -> None:
+        site.clock.advance(seconds)
+        seen.append((worker.ready, dict(worker.problems)))
+        database.down = len(seen) < 3
+
+    worker = site.make_worker(site.app, "worker", partitions=site.counts, pause=pause)
+    worker.start()
+    assert seen[0] == (False, {"memory-rows": "rows is down"})
+    site.run(worker, until=lambda: len(database.rows) == 10)
+    worker.close()

@@ -2,14 +2,16 @@
 
 Environment variables: ``MINUTES`` (10) is the duration of all campaigns together and ``SEED`` (1) the first
 seed; a seed gives the same plan again, but timing depends on the machine. ``ONLY`` selects a guarantee, a
-group protocol, or both, or ``campaigns`` or ``scenarios``; ``SOAK=1`` adds ten minutes (or the given number,
-if more than one) of even traffic, after a warm-up of twelve.
+group protocol, or both, or ``campaigns``, ``scenarios`` or ``sync`` (data sync, with databases). Without it,
+all three follow each other, and ``sync`` has each of its faults once. ``SOAK=1`` adds ten minutes (or the
+given number, if more than one) of even traffic, after a warm-up of twelve.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import random
 import shutil
 import statistics
 import sys
@@ -27,11 +29,14 @@ from tests.conftest import QUICK_GROUPS
 from tests.faults.campaign import BROKER_FAULTS, WORKER_FAULTS, Campaign, Outcome, plan
 from tests.faults.scenarios import SCENARIOS, play
 from tests.faults.soak import soak
+from tests.faults.sync_campaign import FAULTS as SYNC_FAULTS, SyncCampaign
 
 FOLDER = Path("build/faults").absolute()
 RESULTS = Path("build/faults.json")
+SYNC_RESULTS = Path("build/faults-sync.json")
 BALLAST = 50_000
 SOAK_MINUTES = 10.0
+PARTS = {"campaigns", "scenarios", "sync"}
 KINDS = (
     ("exactly_once", "consumer"),
     ("exactly_once", "classic"),
@@ -46,7 +51,7 @@ def main() -> int:
     seed = int(os.environ.get("SEED") or "1")
     only = (os.environ.get("ONLY") or "").split()
     soak_minutes = float(os.environ.get("SOAK") or "0")
-    parts = {"campaigns", "scenarios"}.intersection(only) or {"campaigns", "scenarios"}
+    parts = PARTS.intersection(only) or PARTS
     wanted = set(only) - parts
     kinds = [kind for kind in KINDS if wanted <= set(kind)]
     if not kinds:
@@ -57,6 +62,8 @@ def main() -> int:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     outcomes: list[Outcome] = []
+    if parts == {"sync"}:
+        return _sync(seed, minutes * 60)
     with LocalKafka.start(FOLDER / "kafka", nodes=3, heap_mb=512, properties=QUICK_GROUPS) as kafka:
         try:
             if "campaigns" in parts:
@@ -72,7 +79,42 @@ def main() -> int:
             outcomes.append(Outcome(seed, *kinds[0], name="given up"))
             outcomes[-1].verdict.add("L", str(error))
     _report(outcomes, seed)
-    return 1 if any(outcome.verdict.violations for outcome in outcomes) else 0
+    failed = any(outcome.verdict.violations for outcome in outcomes)
+    if "sync" in parts:
+        failed = bool(_sync(seed, 0.0)) or failed
+    return 1 if failed else 0
+
+
+def _sync(seed: int, seconds: float) -> int:
+    """Run the campaign of data sync for so long, at least with each fault once; return the exit code."""
+    _say(f"[bold]data sync, seed {seed}[/]")
+    faults = list(SYNC_FAULTS)
+    random.Random(seed).shuffle(faults)
+    campaign = SyncCampaign(FOLDER / "sync", seed, _dim)
+    try:
+        outcome = campaign.run(faults, seconds)
+    except (AssertionError, StreamsError) as error:
+        outcome = campaign.outcome
+        outcome.violations.append(str(error))
+    table = Table(title=f"Data sync, seed {seed}")
+    for column in ("fault", "injected", "copied again, median s", "longest s"):
+        table.add_column(column, justify="left" if column == "fault" else "right")
+    for fault, number in sorted(outcome.faults.items()):
+        times = outcome.recovery.get(fault) or [0.0]
+        table.add_row(fault, str(number), f"{statistics.median(times):.1f}", f"{max(times):.1f}")
+    console.print(table)
+    for violation in outcome.violations:
+        console.print(violation, markup=False, style="red")
+    console.print(
+        f"{outcome.faults.total()} faults, {outcome.operations:,} operations, {outcome.rows:,} rows equal in "
+        f"two targets, {outcome.history:,} changes exactly once in the third, "
+        f"[bold]{len(outcome.violations)} violations[/]"
+    )
+    SYNC_RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(outcome), indent=2))
+    console.print(
+        f"All figures: {SYNC_RESULTS}. To repeat: make faults ONLY=sync SEED={seed}. Logs: {FOLDER}"
+    )
+    return 1 if outcome.violations else 0
 
 
 def _campaigns(

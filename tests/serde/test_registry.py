@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import ssl
 import uuid
+from contextlib import closing
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 
-from streams.errors import RegistryUnavailable, SchemaRefused
+from streams.errors import (
+    ConfigurationError,
+    RegistryUnavailable,
+    SchemaRefused,
+    SchemaRegistryError,
+)
 from streams.schema_registry import ConfluentRegistry
 from streams.serde import Avro
 from streams.serde.registry import Reference
 from streams.serde.subjects import Subjects
 from tests.support.avro_schemas import NOTE, NUMBER, Order, write_schema
+from tests.support.registry_gate import RegistryGate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,6 +187,59 @@ def test_the_error_of_a_registry_shows_no_credentials(tmp_path):
     with pytest.raises(RegistryUnavailable) as caught:
         away.versions("orders-value")
     assert "hush" not in str(caught.value)
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def served_by(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+def test_a_registry_with_tls_and_credentials_is_used(registry, authority, tmp_path):
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    settings = {"ssl.ca.location": str(tmp_path / "ca.pem"), "basic.auth.user.info": "reader:hush-hush"}
+    gate = RegistryGate(registry.url, credentials="reader:hush-hush", tls=served_by(authority))
+    with gate.open(), closing(ConfluentRegistry(gate.url, settings)) as client:
+        assert client.versions("no-such-subject") == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"basic.auth.user.info": "reader:wrong-one"}, "ssl.ca.location"),
+        ({"basic.auth.user.info": "reader:wrong-one", "ssl.ca.location": "ca.pem"}, "credentials"),
+    ],
+)
+def test_wrong_tls_or_credentials_are_errors_with_advice(
+    registry, authority, tmp_path, monkeypatch, settings, says
+):
+    monkeypatch.chdir(tmp_path)
+    authority.cert_pem.write_to_path("ca.pem")
+    gate = RegistryGate(registry.url, credentials="reader:hush-hush", tls=served_by(authority))
+    with gate.open(), closing(ConfluentRegistry(gate.url, settings)) as client:
+        with pytest.raises(SchemaRegistryError) as caught:
+            client.versions("no-such-subject")
+        assert says in (caught.value.hint or "")
+        assert "wrong-one" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "settings"),
+    [
+        ("localhost", {}),
+        ("http://localhost", {"no.such.setting": 1}),
+        ("http://localhost", {"ssl.ca.location": "none.pem"}),
+        ("http://localhost", {"basic.auth.user.info": "no-colon"}),
+    ],
+)
+def test_settings_that_the_client_does_not_accept_are_refused_at_once(url, settings):
+    with pytest.raises(ConfigurationError, match="the client of the schema registry"):
+        ConfluentRegistry(url, settings)
 
 
 def test_records_of_a_column_whose_scale_changed_keep_their_own_numbers(client, topic, tmp_path):

@@ -176,9 +176,6 @@ class MemorySource:
     def check(self, application: str, name: str) -> None:
         pass
 
-    def change_topics(self, prefix: str) -> list[str]:
-        return []
-
     def open(self, context: SourceContext) -> MemoryReader:
         return MemoryReader(self.feed, int(context.position or b"0"))
 

@@ -51,6 +51,9 @@ UNPLACED: Final = END
 If it requests the committed offsets itself, librdkafka 2.16 does not repeat the request when the group's
 coordinator moves, and then never releases a partition in any later rebalance."""
 
+LEADER_SECONDS: Final = 1.0
+"""How long an assignment waits for the leaders of a topic that the client does not know yet."""
+
 ASK_SECONDS: Final = 0.1, 2.0
 """The time-out of a poll's request for committed offsets: its initial and its maximum value."""
 
@@ -92,6 +95,8 @@ class KafkaConsumer:
         """The start of partitions without a committed offset."""
         self._partitions: dict[TopicPartition, PartitionState] = {}
         """The assigned partitions."""
+        self._located: set[str] = set()
+        """Topics whose leaders ``assign`` has asked for."""
         self._ask_at = 0.0
         """When to request the committed offsets of unplaced partitions again."""
         self._ask_seconds = ASK_SECONDS[0]
@@ -156,7 +161,18 @@ class KafkaConsumer:
             place: PartitionState(offset, before[place].delivery if place in before else Delivery.RUNNING)
             for place, offset in positions.items()
         }
+        self._locate({place.topic for place in positions} - self._located)
         self._call("assigning", lambda: self._client.assign(with_offsets(positions)))
+
+    def _locate(self, topics: set[str]) -> None:
+        """Let the client ask for the leaders of topics, which it does half a second after an assignment."""
+        for topic in sorted(topics):
+            self._located.add(topic)
+            try:
+                self._client.list_topics(topic, timeout=LEADER_SECONDS)
+            except KafkaException:
+                # No broker answers: the client finds the leaders later.
+                return
 
     def poll(self, max_records: int, timeout: float) -> Polled:
         waits = any(state.waits for state in self._partitions.values())

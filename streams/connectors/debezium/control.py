@@ -8,7 +8,7 @@ import msgspec
 
 from streams.connectors.change import Change, ChangeSource
 from streams.connectors.change_json import ChangeJson
-from streams.connectors.debezium.values import Shape  # noqa: TC001 - as above
+from streams.connectors.debezium.values import Row, Shape  # noqa: TC001 - as above
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,7 +31,6 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.encode(self)
 
 
-Row: TypeAlias = dict[str, Any]
 Event: TypeAlias = "Change[Row] | Control"
 
 _CONTROL: Final = b'{"control":'

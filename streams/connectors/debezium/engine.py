@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
+import logging
 import queue
 import shutil
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,8 +22,10 @@ from streams.connectors.debezium.values import Column
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_LOG: Final = logging.getLogger("streams.debezium")
 QUEUED_BATCHES: Final = 2
-CLOSE_SECONDS: Final = 20.0
+CLOSE_SECONDS: Final = 10.0
+"""After this time an engine that does not end is left alone: its connection is dead."""
 
 
 class _State(enum.Enum):
@@ -138,11 +142,11 @@ class Engine:
             self._enter(_State.CLOSED)
         self._ending.set()
         self._receipts.put(None)
-        self._confirming.join(CLOSE_SECONDS)
+        deadline = time.monotonic() + CLOSE_SECONDS
         closing = threading.Thread(target=self._stop, name="debezium-close", daemon=True)
         closing.start()
-        closing.join(CLOSE_SECONDS)
-        self._thread.join(CLOSE_SECONDS)
+        for thread in (closing, self._confirming, self._thread):
+            thread.join(max(0.0, deadline - time.monotonic()))
         if not self._thread.is_alive():
             jvm.closed(self)
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -162,8 +166,8 @@ class Engine:
     def _stop(self) -> None:
         try:
             self._engine.close()
-        except Exception:  # noqa: BLE001 - it had ended already, or has not started yet
-            self._thread.join(CLOSE_SECONDS)
+        except Exception as error:  # noqa: BLE001 - it has ended already, or is about to
+            _LOG.debug("Debezium was not running when it was closed: %s", error)
 
     def _ended(self, success: bool, message: Any, error: Any) -> None:
         with self._lock:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from streams.records import Headers
 
 INSPECT_SECONDS: Final = 5.0
-SILENT_SECONDS: Final = 30.0
+SILENT_SECONDS: Final = 15.0
 """After how long without a reader of its slot the source is taken as cut off."""
 _LASTING: Final = re.compile(
     r"can no longer get changes|has been invalidated|does not exist|permission denied"

@@ -13,7 +13,7 @@ import msgspec
 from streams.connectors.change import Change, ChangeSource
 from streams.connectors.debezium.control import Control
 from streams.connectors.debezium.settings import UNAVAILABLE
-from streams.connectors.debezium.values import Shape, fixed, fixes
+from streams.connectors.debezium.values import Row, Shape, fixed, fixes
 from streams.connectors.table_row import table_row
 from streams.errors import StateError
 from streams.records import Record
@@ -21,7 +21,6 @@ from streams.records import Record
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from streams.connectors.debezium.control import Row
     from streams.connectors.debezium.processing import Context, Store
     from streams.connectors.table_row import TableColumns
     from streams.records import Batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from streams.connectors.postgres.replication import Replication, Table, conninfo_values
@@ -12,12 +13,12 @@ from streams.connectors.postgres.replication import Replication, Table, conninfo
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-TOPIC_PREFIX: Final = "streams"
 UNAVAILABLE: Final = "__streams_unavailable_value_4c1b7e"
 """Debezium's text for a value that the server did not send: unlikely to be anybody's own."""
 HEARTBEAT_MS: Final = 5_000
 MESSAGE_PREFIX: Final = "streams-heartbeat"
 
+_ENGINES: Final = count(1)
 _NAME: Final = re.compile(r"[^a-z0-9_]+")
 
 
@@ -74,7 +75,9 @@ class Capture:
             **dict(self.properties_given),
             "name": server_name(application, name),
             "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
-            "topic.prefix": TOPIC_PREFIX,
+            "topic.prefix": server_name(application, name),
+            # Engines of one process, also one that is still ending, register their metrics apart.
+            "custom.metric.tags": f"engine={next(_ENGINES)}",
             "database.hostname": str(values["host"]),
             "database.port": str(values["port"]),
             "database.user": str(values["user"]),
@@ -92,6 +95,9 @@ class Capture:
             "snapshot.mode": "no_data" if resume else "initial",
             # Nobody else reads the slot, and it is confirmed only up to the committed position.
             "lsn.flush.mode": "connector",
+            # On a connection that is cut, an engine that ends would wait for this.
+            "lsn.flush.timeout.ms": "3000",
+            "lsn.flush.timeout.action": "warn",
             # A failed engine is opened again at the committed position: Debezium would continue at its own.
             "errors.max.retries": "0",
             "heartbeat.action.query": f"select pg_logical_emit_message(true, '{MESSAGE_PREFIX}', '')",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from streams.connectors.change import ChangeSource
-    from streams.connectors.debezium.control import Row
     from streams.connectors.table_row import ColumnKind
+
+Row: TypeAlias = dict[str, Any]
+"""The columns of a row by their names."""
 
 
 class Column(msgspec.Struct, frozen=True):

@@ -144,10 +144,14 @@ class FolderWriter:
         committed = False
         try:
             for claimed, end, prepared in self._uncommitted:
-                if prepared is not None:
+                if prepared is None:
+                    claimed.move(end)
+                else:
                     claimed.publish(prepared)
                     committed = True
-                claimed.move(end)
+                    # A new owner has read the position in the name, and records it itself.
+                    with suppress(SinkFenced):
+                        claimed.move(end)
                 committed = True
             self._uncommitted.clear()
         except (SinkFenced, OSError) as error:

@@ -13,6 +13,7 @@ except ImportError as error:
     ) from error
 
 from streams.connectors.postgres.column_types import postgres_types
+from streams.connectors.postgres.comparable import PostgresTable
 from streams.connectors.postgres.sink import PostgresSink
 
-__all__ = ["PostgresSink", "postgres_types"]
+__all__ = ["PostgresSink", "PostgresTable", "postgres_types"]

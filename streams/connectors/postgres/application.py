@@ -155,7 +155,7 @@ class Application:
         )
 
     def _by_shape(self, rows: Sequence[int]) -> Iterator[list[int]]:
-        if len(self._changes.shapes) == 1:
+        if rows and len(self._changes.shapes) == 1:
             yield list(rows)
             return
         found: dict[int, list[int]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,7 @@ from streams.connectors.postgres.column_checks import require_columns
 from streams.connectors.postgres.column_types import postgres_types
 from streams.connectors.postgres.connection import DeadlinePassed, connect
 from streams.connectors.postgres.positions import DDL_LOCK, Positions
+from streams.connectors.postgres.rebuild import PostgresRebuild
 from streams.connectors.postgres.server_errors import to_error
 from streams.connectors.postgres.table import parse_name, quoted, quoted_list, read_table
 from streams.connectors.postgres.target import OnTruncate, Target, TargetOptions, add_columns
@@ -131,6 +132,26 @@ class PostgresSink:
             raise to_error(error, "opening the sink") from error
         seconds = self.statement_timeout.total_seconds()
         return PostgresWriter(connection, context, self._positions(context), target, seconds)
+
+    def rebuild(self, context: SinkContext) -> PostgresRebuild:
+        """See ``RebuildableSink``."""
+        try:
+            connection = connect(self.dsn, context)
+            try:
+                target = Target.find(connection, self._options())
+            except BaseException:
+                connection.close()
+                raise
+        except (psycopg.Error, DeadlinePassed) as error:
+            raise to_error(error, "opening the sink") from error
+        return PostgresRebuild(
+            lambda table: replace(self, table=table, create=False, alter=False, row_type=None),
+            context,
+            connection,
+            self._positions(context),
+            target.table,
+            target.key,
+        )
 
     def _options(self) -> TargetOptions:
         return TargetOptions(

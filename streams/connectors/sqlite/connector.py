@@ -5,11 +5,12 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from streams.connectors.sqlite.errors import to_error
+from streams.connectors.sqlite.rebuild import SqliteRebuild
 from streams.connectors.sqlite.table import column_types, create_table, quoted, read_table
 from streams.connectors.sqlite.writer import SqliteWriter
 from streams.errors import ConfigurationError, ConnectorError
@@ -32,21 +33,22 @@ class SqliteSink:
     A value is a mapping, a ``msgspec.Struct``, a dataclass or a named tuple with the columns by name, or a
     ``Change`` of one of these. With ``mode="upsert"`` a row replaces the one with its ``key`` (unless given,
     the table's primary key), and ``None`` deletes it; columns that a value lacks stay as they are. With
-    ``mode="append"`` each value becomes a new row.
+    ``mode="append"`` each value becomes a new row, and deletions add nothing.
 
-    ``columns`` chooses fields, or renames them (field to column). ``create`` describes the table, which is
-    created if it does not exist: a class with annotated fields, or SQLite's types by column; with ``alter``
-    columns that an existing table lacks are added.
+    ``columns`` chooses fields, or renames them (field to column). ``row_type`` describes the table, by a
+    class with annotated fields or by SQLite's types of columns: with ``create`` a missing table is created,
+    with ``alter`` missing columns are added, and otherwise they are an error.
     """
 
     path: str | os.PathLike[str]
-    table: str = field(kw_only=True)
+    table: str
     key: str | Sequence[str] | None = field(default=None, kw_only=True)
     mode: Literal["upsert", "append"] = field(default="upsert", kw_only=True)
     columns: Mapping[str, str] | Sequence[str] | None = field(default=None, kw_only=True)
-    create: type | Mapping[str, str] | None = field(default=None, kw_only=True)
+    row_type: type | Mapping[str, str] | None = field(default=None, kw_only=True)
+    create: bool = field(default=True, kw_only=True)
     alter: bool = field(default=False, kw_only=True)
-    positions: str = field(default="streams_positions", kw_only=True)
+    positions_table: str = field(default="streams_positions", kw_only=True)
     """The table that holds the positions of the input, in the same file."""
     max_rows: int = field(default=10_000, kw_only=True)
 
@@ -60,14 +62,14 @@ class SqliteSink:
             )
         if self.mode == "append" and self.key is not None:
             raise ConfigurationError("mode='append' takes no key=: each value becomes a new row")
-        if self.create is not None:
-            described = column_types(self.create)
-            if self.mode == "upsert" and not self.key_columns:
-                raise ConfigurationError("create= needs key=, the columns of the primary key")
+        if self.row_type is not None:
+            described = column_types(self.row_type)
+            if self.create and self.mode == "upsert" and not self.key_columns:
+                raise ConfigurationError("row_type= needs key=, the columns of the primary key")
             if missing := [name for name in self.key_columns if name not in described]:
-                raise ConfigurationError(f"create= has no key column {', '.join(map(repr, missing))}")
+                raise ConfigurationError(f"row_type= has no key column {', '.join(map(repr, missing))}")
         elif self.alter:
-            raise ConfigurationError("alter= needs create=, which describes the columns")
+            raise ConfigurationError("alter=True needs row_type=, which describes the columns")
 
     @property
     def kind(self) -> str:
@@ -101,25 +103,37 @@ class SqliteSink:
             self.read(connection)
 
     def _create(self, connection: sqlite3.Connection) -> None:
-        described = {} if self.create is None else column_types(self.create)
+        described = {} if self.row_type is None else column_types(self.row_type)
         if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
             # In a new file: readers, which might wait for each transaction otherwise, need not.
             connection.execute("PRAGMA journal_mode = WAL")
         # Several workers check at the same time: the lock makes them do so one after the other.
         connection.execute("BEGIN IMMEDIATE")
-        if described:
+        if described and self.create:
             connection.execute(create_table(self.table, described, self.key_columns))
         table = read_table(connection, self.table)
-        if self.alter and table is not None:
-            for name, kind in described.items():
-                if name.lower() not in table.columns and name.lower() not in table.generated:
-                    connection.execute(f"ALTER TABLE {quoted(table.name)} ADD COLUMN {quoted(name)} {kind}")
+        if table is not None:
+            self._add_columns(connection, table, described)
         connection.execute(
-            f"CREATE TABLE IF NOT EXISTS {quoted(self.positions)} (application TEXT NOT NULL, "
+            f"CREATE TABLE IF NOT EXISTS {quoted(self.positions_table)} (application TEXT NOT NULL, "
             "sink TEXT NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL, topic_id TEXT NOT NULL, "
             "next_offset INTEGER NOT NULL, PRIMARY KEY (application, sink, topic, partition))"
         )
         connection.execute("COMMIT")
+
+    def _add_columns(
+        self, connection: sqlite3.Connection, table: Table, described: Mapping[str, str]
+    ) -> None:
+        for name, kind in described.items():
+            if name.lower() in table.columns or name.lower() in table.generated:
+                continue
+            addition = f"ALTER TABLE {quoted(table.name)} ADD COLUMN {quoted(name)} {kind}"
+            if not self.alter:
+                raise ConnectorError(
+                    f"SQLite database {self.path}: table {table.name!r} has no column {name!r}",
+                    hint=f"{addition}, or alter=True",
+                )
+            connection.execute(addition)
 
     def open(self, context: SinkContext) -> SqliteWriter:
         """Open the file. Raises ``SinkUnavailable``."""
@@ -139,7 +153,33 @@ class SqliteSink:
             fields=fields
             if fields is None or isinstance(fields, Mapping)
             else {name: name for name in fields},
-            positions=self.positions,
+            positions=self.positions_table,
+        )
+
+    def rebuild(self, context: SinkContext) -> SqliteRebuild:
+        """See ``RebuildableSink``."""
+        connection = self.connect(context)
+        try:
+            table, key = self.read(connection)
+        except BaseException:
+            connection.close()
+            raise
+        writer = SqliteWriter(
+            context,
+            connection,
+            path=str(self.path),
+            table=table,
+            key=key,
+            fields=None,
+            positions=self.positions_table,
+        )
+        return SqliteRebuild(
+            str(self.path),
+            key,
+            lambda path: replace(self, path=path, create=False, alter=False, row_type=None),
+            writer,
+            connection,
+            table,
         )
 
     def connect(self, context: SinkContext) -> sqlite3.Connection:
@@ -158,7 +198,7 @@ class SqliteSink:
             if table is None:
                 raise ConnectorError(
                     f"SQLite database {self.path} has no table {self.table!r}",
-                    hint="create it, or describe it by create=",
+                    hint="create it, or describe it by row_type=",
                 )
             key = self.key_columns or (table.primary_key if self.mode == "upsert" else ())
             if self.mode == "append":

@@ -65,7 +65,7 @@ class Table:
         if not columns:
             return f"INSERT INTO {quoted(self.name)} DEFAULT VALUES"
         marks = ", ".join("?" * len(columns))
-        return f"INSERT INTO {quoted(self.name)} ({_listed(columns)}) VALUES ({marks})"  # noqa: S608 - names are quoted
+        return f"INSERT INTO {quoted(self.name)} ({_listed(columns)}) VALUES ({marks})"
 
     def upsert(self, columns: Sequence[str], key: Sequence[str]) -> str:
         """Insert a row, or update the one that has its key."""
@@ -77,11 +77,11 @@ class Table:
     def update(self, columns: Sequence[str], key: Sequence[str]) -> str:
         """Update the row of a key; the parameters are the columns' and then the key's."""
         changes = ", ".join(f"{quoted(name)} = ?" for name in columns)
-        return f"UPDATE {quoted(self.name)} SET {changes} WHERE {_matching(key)}"  # noqa: S608 - names are quoted
+        return f"UPDATE {quoted(self.name)} SET {changes} WHERE {_matching(key)}"
 
     def delete(self, key: Sequence[str]) -> str:
         """Delete the row of a key."""
-        return f"DELETE FROM {quoted(self.name)} WHERE {_matching(key)}"  # noqa: S608 - names are quoted
+        return f"DELETE FROM {quoted(self.name)} WHERE {_matching(key)}"
 
 
 def quoted(name: str) -> str:
@@ -136,7 +136,7 @@ def column_types(described: type | Mapping[str, str]) -> dict[str, str]:
     try:
         names = field_names(described)
     except TypeError as error:
-        raise ConfigurationError(f"create= needs a class with fields: {error}") from None
+        raise ConfigurationError(f"row_type= needs a class with fields: {error}") from None
     hints = typing.get_type_hints(described)
     return {name: _column_type(hints.get(name, Any)) for name in names}
 

@@ -86,6 +86,16 @@ class SqliteWriter:
             raise
         return found
 
+    def lock(self, partitions: Mapping[TopicPartition, str]) -> dict[TopicPartition, int]:
+        """As ``claim``, in a transaction that stays open: no other connection can write."""
+        assert self._state is WriterState.CLAIMED
+        try:
+            self._begin()
+            return {partition: self._position(partition, topic) for partition, topic in partitions.items()}
+        except Exception as error:
+            self._fail(error, "locking partitions")
+            raise
+
     def release(self, partitions: Collection[TopicPartition]) -> None:
         """Nothing is kept for a partition."""
 
@@ -148,11 +158,11 @@ class SqliteWriter:
         application, name = self._context.application, self._context.name
         place = (application, name, *partition)
         self._connection.execute(
-            f"INSERT OR IGNORE INTO {self._positions} VALUES (?, ?, ?, ?, ?, 0)",  # noqa: S608 - a quoted name
+            f"INSERT OR IGNORE INTO {self._positions} VALUES (?, ?, ?, ?, ?, 0)",
             (*place, topic_id),
         )
         known, next_offset = self._connection.execute(
-            f"SELECT topic_id, next_offset FROM {self._positions} "  # noqa: S608 - a quoted name
+            f"SELECT topic_id, next_offset FROM {self._positions} "
             "WHERE (application, sink, topic, partition) = (?, ?, ?, ?)",
             place,
         ).fetchone()
@@ -169,7 +179,7 @@ class SqliteWriter:
     def _move(self, part: SinkRows) -> None:
         """Move the position, which must be where these rows begin: no other worker has moved it."""
         moved = self._connection.execute(
-            f"UPDATE {self._positions} SET next_offset = ? WHERE "  # noqa: S608 - a quoted name
+            f"UPDATE {self._positions} SET next_offset = ? WHERE "
             "(application, sink, topic, partition, next_offset) = (?, ?, ?, ?, ?)",
             (
                 part.next_offset,
@@ -189,7 +199,8 @@ class SqliteWriter:
         rows = rows_of(part.values)
         for run in runs(rows):
             if run.shape is DELETION:
-                self._delete(part, run)
+                if self._key:
+                    self._delete(part, run)
                 continue
             try:
                 plan = self._plans.get(run.shape) or self._planned(run.shape)
@@ -332,8 +343,6 @@ class SqliteWriter:
                 "a TRUNCATE concerns rows of other partitions too, which were not read yet: "
                 "delete the rows in the source instead, or rebuild the table"
             )
-        if not self._key:
-            raise ValueError("mode='append' has no rows to delete: leave deletions out upstream")
         before = value.before if isinstance(value, Change) else None
         if part.keys[row] is None and before is not None:
             return key_fields(before, self._key)

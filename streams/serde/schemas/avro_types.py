@@ -71,14 +71,15 @@ class SchemaError(ValueError):
 
 def copied(schema: Any) -> Any:
     """Parse a copy of the schema, so that each named type is the same object wherever it is used."""
-    plain = _without_marks(schema)
+    plain = without_marks(schema)
     return fastavro.parse_schema(plain)
 
 
-def _without_marks(schema: Any) -> Any:
+def without_marks(schema: Any) -> Any:
+    """A parsed schema as plain JSON, without what fastavro notes in it."""
     if isinstance(schema, dict):
-        return {name: _without_marks(inner) for name, inner in schema.items() if not name.startswith("__")}
-    return list(map(_without_marks, schema)) if isinstance(schema, list) else schema
+        return {name: without_marks(inner) for name, inner in schema.items() if not name.startswith("__")}
+    return list(map(without_marks, schema)) if isinstance(schema, list) else schema
 
 
 def parts(schema: Any, *, below: bool = False) -> Iterator[Any]:

@@ -156,7 +156,8 @@ LARGE_TABLE = """
 create table doc(id int primary key, n int, body text, tags int[], names text[], j jsonb, b bytea,
   d numeric);
 alter table doc alter body set storage external, alter tags set storage external,
-  alter j set storage external, alter b set storage external, alter names set storage external, alter d set storage external;
+  alter j set storage external, alter b set storage external,
+  alter names set storage external, alter d set storage external;
 insert into doc select 1, 0, repeat('x', 9000), array_agg(g), array_agg(g::text),
   jsonb_build_object('k', repeat('y', 9000)), decode(repeat('ab', 9000), 'hex'), repeat('7', 9000)::numeric
   from generate_series(1, 4000) g

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -17,6 +17,7 @@ from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from streams.connectors.source import SourceBatch
+    from tests.connectors.debezium.conftest import Database
 
 
 def refusal(source: Captured, seconds: float = 30) -> str:
@@ -41,7 +42,7 @@ def source(db, capture):
     return captured
 
 
-def drop_slot(db):
+def drop_slot(db: Database) -> None:
     db.execute(
         "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
         " where database = current_database()"
@@ -99,11 +100,13 @@ def test_the_position_of_another_cluster_is_refused(source):
     assert "another database cluster" in refusal(source)
 
 
-def vars_of(position):
+def vars_of(position: Position) -> dict[str, Any]:
     return {name: getattr(position, name) for name in position.__struct_fields__}
 
 
 def test_a_connection_that_is_cut_is_opened_again_at_the_position(db, source):
+    db.execute("insert into t values (3)")
+    source.count(3)
     db.execute(
         "select pg_terminate_backend(active_pid) from pg_replication_slots"
         " where database = current_database()"
@@ -134,7 +137,7 @@ def test_a_quiet_table_does_not_hold_the_log_back(db, source):
         batch: SourceBatch | None = source.read()
         if batch is not None:
             source.commit(batch)
-        return source.open().health().metrics["lag_bytes"]
+        return float(source.open().health().metrics["lag_bytes"])
 
     assert lag() > 5_000_000
     wait_until(lambda: lag() < 100_000, what="the slot to follow")

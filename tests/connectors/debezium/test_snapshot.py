@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from streams.connectors.debezium import Debezium
 from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from tests.support.captured import Captured
 
 SMALL_BATCHES = {"max.batch.size": "10", "max.queue.size": "20"}
 
 
-def half(source, rows):
+def half(source: Captured, rows: int) -> None:
     """Commit about half of a snapshot, and lose what was read beyond it."""
     source.until(lambda: len(source.changes) >= rows)
     wait_until(source.read, what="a batch to lose")

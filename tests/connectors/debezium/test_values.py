@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from streams.connectors.change import Change
 
 COLUMNS = {
     "n": ("numeric", ["NaN", "Infinity", "-Infinity", "12345678901234567890.123456789000", "1e-20"]),
@@ -58,12 +63,12 @@ ARRAYS = {
 SETUP = "create type mood as enum('ok', 'so so'); create domain positive as int check (value > 0)"
 
 
-def literal(name, value):
+def literal(name: str, value: Any) -> str | None:
     """A captured value as the text that the column's type reads."""
     if value is None:
         return None
     if name == "b":
-        return value and f"\\x{__import__('base64').b64decode(value).hex()}"
+        return f"\\x{base64.b64decode(value).hex()}"
     if isinstance(value, list):
         return "{" + ",".join("NULL" if item is None else json.dumps(item) for item in value) + "}"
     return str(value)
@@ -85,10 +90,11 @@ def test_values_cast_back_are_the_same(db, capture, columns):
     db.execute("update t set id = id + 100")
     source.count(3 * count)
 
-    def back(changes):
+    def back(changes: list[Change[Any]]) -> list[str]:
         db.execute("truncate back")
         for change in changes:
             row = change.after
+            assert row is not None
             casts = ", ".join(f"%s::text::{kind}" for kind, _ in columns.values())
             fields = [literal(name, row[name]) for name in columns]
             db.execute(f"insert into back values (%s, {casts})".encode(), [row["id"], *fields])

@@ -101,7 +101,8 @@ def test_a_transaction_that_is_rolled_back_leaves_nothing(sink, folder):
     writer.write([sink_rows([3])])
     writer.close()
     writer.close()
-    assert names(folder) == temporary(folder) == []
+    assert names(folder) == []
+    assert temporary(folder) == []
 
 
 def test_ranges_without_rows_move_the_position_without_a_file(sink, folder):
@@ -260,7 +261,7 @@ def test_parquet_files_have_the_schema_of_a_class(folder):
     refused, position = write(sink.open(context()), values)
     assert [row for row, _ in refused] == list(range(3, 12))
     assert "field 'id' of type int64" in dict(refused)[7]
-    empty = {"name": None, "parts": [], "at": None, "ref": None}
+    empty: dict[str, Any] = {"name": None, "parts": [], "at": None, "ref": None}
     assert table(folder) == [
         {"id": 1, "name": "a", "parts": [{"n": 1}, {"n": 2}], "at": at, "ref": str(ref)},
         {"id": 2, **empty},
@@ -364,7 +365,7 @@ def test_a_worker_killed_before_any_change_of_the_folder_loses_and_repeats_nothi
     program = [sys.executable, "-c", textwrap.dedent(CRASHING)]
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
 
-    def run(folder, crash):
+    def run(folder: Path, crash: int) -> subprocess.CompletedProcess[str]:
         arguments = [str(folder), str(crash)]
         return subprocess.run(
             program + arguments, env=environment, check=False, capture_output=True, text=True

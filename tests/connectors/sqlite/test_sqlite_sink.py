@@ -19,7 +19,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from streams.connectors.change import Change, ChangeSource
+from streams.connectors.change import Change, ChangeSource, Operation
 from streams.connectors.sqlite import SqliteSink
 from streams.errors import (
     ConfigurationError,
@@ -78,8 +78,8 @@ def written(sink, *batches, partition=ORDERS, name="out") -> Written:
     return Written(refused, position)
 
 
-def customers(path, **options):
-    return SqliteSink(path, table="customers", key="id", create=Customer, **options)
+def customers(path: Path, **options: Any) -> SqliteSink:
+    return SqliteSink(path, table="customers", key="id", row_type=Customer, **options)
 
 
 def test_rows_are_written_by_key_and_deleted_by_none(path, sql):
@@ -108,7 +108,7 @@ def test_a_row_that_lacks_a_required_column_updates_an_existing_row_and_is_refus
 def test_changes_of_rows_are_applied(path, sql):
     source = ChangeSource(table="customers")
 
-    def change(op, **rows):
+    def change(op: Operation, **rows: Any) -> Change[Any]:
         return Change(op=op, source=source, **rows)
 
     batch = [
@@ -139,8 +139,8 @@ class LineKey(msgspec.Struct):
 
 
 def test_a_key_of_several_columns_comes_from_a_struct_a_mapping_or_a_tuple(path, sql):
-    sink = SqliteSink(path, table="lines", key=["order_id", "line"], create=Line)
-    batch = [(None, Line(1, n, "x")) for n in range(5)]
+    sink = SqliteSink(path, table="lines", key=["order_id", "line"], row_type=Line)
+    batch: list[tuple[Any, Any]] = [(None, Line(1, n, "x")) for n in range(5)]
     batch += [(LineKey(1, 0), None), ({"order_id": 1, "line": 1}, None), ((1, 2), None)]
     assert written(sink, batch, [(LineKey(2, 1), {"text": "by key"})]).refused == []
     assert sql("SELECT * FROM lines") == [(1, 3, "x"), (1, 4, "x"), (2, 1, "by key")]
@@ -176,18 +176,18 @@ def test_columns_choose_and_rename_fields(path, sql):
         path,
         table="c",
         key="id",
-        create={"id": "INTEGER", "title": "TEXT"},
+        row_type={"id": "INTEGER", "title": "TEXT"},
         columns={"id": "id", "name": "title"},
     )
     written(sink, [(1, Customer(1, "a", "secret"))])
     assert sql("SELECT * FROM c") == [(1, "a")]
 
 
-def test_append_writes_each_value_and_refuses_deletions(path, sql):
-    sink = SqliteSink(path, table="log", mode="append", create={"id": "INTEGER", "name": "TEXT"})
+def test_append_writes_each_value_and_nothing_for_deletions(path, sql):
+    sink = SqliteSink(path, table="log", mode="append", row_type={"id": "INTEGER", "name": "TEXT"})
     refused, position = written(sink, [(1, {"id": 1, "name": "a"})] * 3 + [(1, None)], [(1, {})])
     assert position == 5
-    assert [row for row, _ in refused] == [3]
+    assert refused == []
     assert sql("SELECT * FROM log") == [(1, "a")] * 3 + [(None, None)]
 
 
@@ -197,7 +197,7 @@ def test_bad_rows_are_refused_with_sqlite_s_message_and_the_others_land(path, sq
         "STRICT",
         "CREATE UNIQUE INDEX names ON t (name)",
     )
-    batch = [(n, {"id": n, "name": f"n{n}", "n": n}) for n in range(1000)]
+    batch: list[tuple[int, Any]] = [(n, {"id": n, "name": f"n{n}", "n": n}) for n in range(1000)]
     bad = {
         10: ({"id": 10, "name": "x" * 300, "n": 1}, "SQLITE_CONSTRAINT_CHECK"),
         20: ({"id": 20, "name": None, "n": 1}, "SQLITE_CONSTRAINT_NOTNULL"),
@@ -283,8 +283,11 @@ def test_a_missing_column_stops_with_the_statement_that_adds_it(path):
     assert 'ALTER TABLE "customers" ADD COLUMN "phone"' in str(raised.value)
 
 
-def test_alter_adds_columns(path, sql):
+def test_missing_columns_of_the_row_type_are_an_error_or_added(path, sql):
     sql("CREATE TABLE customers (id INTEGER PRIMARY KEY)")
+    with pytest.raises(ConnectorError, match="no column 'name'") as raised:
+        customers(path).check(context())
+    assert 'ADD COLUMN "name" TEXT' in str(raised.value)
     written(customers(path, alter=True), [(1, Customer(1, "a", "e"))])
     assert sql("SELECT * FROM customers") == [(1, "a", "e")]
 
@@ -318,9 +321,9 @@ def test_a_key_without_a_unique_index_is_refused_with_the_index_it_needs(path, s
     [
         {"mode": "merge"},
         {"mode": "append", "key": "id"},
-        {"create": Customer},
-        {"create": Customer, "key": "nr"},
-        {"create": int, "key": "id"},
+        {"row_type": Customer},
+        {"row_type": Customer, "key": "nr"},
+        {"row_type": int, "key": "id"},
         {"alter": True},
     ],
 )
@@ -418,7 +421,7 @@ def test_wide_rows_and_many_of_them(path, sql):
     names = [f"c{n}" for n in range(300)]
     create = {"id": "INTEGER", **dict.fromkeys(names, "INTEGER")}
     batch = [(k, {"id": k, **dict.fromkeys(names, k)}) for k in range(1000)]
-    written(SqliteSink(path, table="wide", key="id", create=create), batch)
+    written(SqliteSink(path, table="wide", key="id", row_type=create), batch)
     assert sql("SELECT count(*), sum(c299) FROM wide") == [(1000, sum(range(1000)))]
 
 
@@ -435,7 +438,7 @@ def fold_path(tmp_path_factory):
 @settings(max_examples=60)
 @given(st.lists(STEPS, max_size=12), st.lists(st.integers(0, 12), max_size=4), st.data())
 def test_the_table_is_the_fold_however_changes_are_cut_into_batches(fold_path, steps, cuts, data):
-    sink = SqliteSink(fold_path, table="t", key="id", create={"id": "INTEGER", "v": "INTEGER", "w": "TEXT"})
+    sink = SqliteSink(fold_path, table="t", key="id", row_type={"id": "INTEGER", "v": "INTEGER", "w": "TEXT"})
     source = ChangeSource()
     records: list[tuple[int, Any]] = []
     fold: dict[int, tuple[Any, Any]] = {}
@@ -478,7 +481,7 @@ CRASHING = """
     from tests.support.sink_rows import ORDERS, TOPIC_ID, context, sink_rows
 
     path, crash = sys.argv[1:]
-    sink = SqliteSink(path, table="log", mode="append", create={"id": "INTEGER"})
+    sink = SqliteSink(path, table="log", mode="append", row_type={"id": "INTEGER"})
     sink.check(context())
     writer = sink.open(context())
     steps = iter(range(100))

@@ -1,0 +1,62 @@
+"""A source in a process of its own: killed at any moment, and ended without closing anything."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from streams.connectors.debezium import Debezium
+from tests.support.captured import Captured
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+READER = """
+import sys
+from streams.connectors.debezium import Debezium
+from streams.connectors.source import SourceContext
+
+source = Debezium.postgres(sys.argv[1], ["t"])
+source.check("captured", "src")
+reader = source.open(SourceContext(application="captured", name="src", task=0, position=b""))
+while True:
+    batch = reader.read(0.2)
+    if batch is not None:
+        print(len(batch.records), batch.position.decode(), sep="\\t", flush=True)
+        reader.confirm(batch.position)
+        if len(sys.argv) > 2:
+            break
+"""
+
+
+def started(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", READER, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def committed(process: subprocess.Popen[str]) -> Iterator[str]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        yield line.rstrip("\n").rpartition("\t")[2]
+
+
+def test_a_process_that_is_killed_is_continued_by_another(database, db):
+    db.execute("create table t(id int primary key)")
+    db.execute("insert into t select generate_series(1, 10)")
+    with started(database) as process:
+        position = next(position for position in committed(process) if '"stream"' in position)
+        db.execute("insert into t select generate_series(11, 20)")
+        process.send_signal(signal.SIGKILL)
+    source = Captured(Debezium.postgres(database, ["t"]))
+    source.position = position.encode()
+    source.count(10)
+    assert list(source.table()) == list(range(11, 21))
+    source.close()
+
+
+def test_a_process_ends_although_its_source_is_open(database, db):
+    db.execute("create table t(id int primary key)")
+    with started(database, "once") as process:
+        process.communicate(timeout=60)
+    assert process.returncode == 0
