@@ -1235,7 +1235,11 @@ class Table(Generic[K, V]):
         return Table(flow.then(FilterTable(predicate), view, flow.value, on_error, name, flow.value_type))
 
     def map(
-        self, function: Callable[[V], V2], *, on_error: ErrorPolicy | None = None, name: str | None = None
+        self,
+        function: Callable[[V], V2 | None],
+        *,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> Table[K, V2]:
         """Replace each value by ``function(value)``; keys for which it is ``None`` are not in the result."""
         view = self._flow.view.then("map", function)

@@ -159,6 +159,17 @@ def test_text_keys_delete_rows_of_an_integer_column(path, sql):
     assert sql("SELECT * FROM customers") == []
 
 
+class Renamed(msgspec.Struct, rename="camel"):
+    id: int
+    full_name: str
+
+
+def test_structs_have_the_names_of_their_json(path, sql):
+    sink = SqliteSink(path, "renamed", key="id", row_type=Renamed)
+    assert written(sink, [(1, Renamed(1, "a")), (2, {"id": 2, "fullName": "b"})]).refused == []
+    assert sql("SELECT id, fullName FROM renamed") == [(1, "a"), (2, "b")]
+
+
 def test_only_key_columns_quoted_names_and_generated_columns(path, sql):
     sql(
         'CREATE TABLE "Order Items" ("select" INT, "a-b" TEXT, "x""y" TEXT, '
