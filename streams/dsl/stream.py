@@ -905,6 +905,7 @@ class Stream(Generic[K, V]):
         prefix: str,
         *,
         partitions: int = 4,
+        key: Serde[K] | None = None,
         value: Serde[Any] | None = None,
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
@@ -914,9 +915,12 @@ class Stream(Generic[K, V]):
         A deletion is followed by a tombstone, so that a compacted topic forgets the key. With the setting
         ``create_topics``, topics of the source's tables that are missing are created: compacted, with
         ``partitions`` partitions. ``value`` writes the changes; by default as JSON in Debezium's form,
-        without its schema part.
+        without its schema part. ``key`` writes the keys, which decide the partition; by default as JSON, also
+        if the changes are Avro: its bytes do not depend on the ids of schemas.
         """
-        write_changes(self._flow, prefix, partitions=partitions, value=value, on_error=on_error, name=name)
+        write_changes(
+            self._flow, prefix, partitions=partitions, key=key, value=value, on_error=on_error, name=name
+        )
 
     def sink(
         self,

@@ -14,6 +14,7 @@ from streams.connectors.change import Change, ChangeSource
 from streams.connectors.debezium.control import Control
 from streams.connectors.debezium.settings import UNAVAILABLE
 from streams.connectors.debezium.values import Row, Shape, fixed, fixes
+from streams.connectors.table_row import table_row
 from streams.errors import StateError
 from streams.records import Record
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from streams.connectors.debezium.processing import Context, Store
+    from streams.connectors.table_row import TableColumns
     from streams.records import Batch
 
 SWEEP_ROWS: Final = 2_000
@@ -89,6 +91,8 @@ class Rows:
     def open(self, context: Context) -> None:
         self._store: Store = context.store("rows")
         self._context = context
+        self._state = _State()
+        self._tables: dict[tuple[str, ...], TableColumns] = {}
         found = self._store.get(_STATE)
         self._take(_State() if found is None else msgspec.json.decode(found, type=_State))
         self._cursor: bytes | None = None
@@ -160,8 +164,27 @@ class Rows:
             forwarded.append((row, key, change))
         self._store.put_many(changed)
         if forwarded:
-            at, names, changes = zip(*forwarded, strict=True)
+            at, names, changes = zip(*(self._with_table(*each) for each in forwarded), strict=True)
             self._context.forward(batch.select(at).with_keys(names).with_values(changes))
+
+    def _with_table(self, at: int, key: Row, change: Change[Row]) -> tuple[int, Row, Change[Row]]:
+        """The same, where the key and the rows have the table's columns with them."""
+        source = change.source
+        name = f"{source.schema}.{source.table}"
+        identity = (name, *key)
+        table = self._tables.get(identity)
+        if table is None:
+            shape = self._state.shapes.get(name)
+            if shape is None:
+                return at, key, change
+            table = self._tables[identity] = shape.table(source, tuple(key))
+        before, after = change.before, change.after
+        change = msgspec.structs.replace(
+            change,
+            before=None if before is None else table_row(before, table),
+            after=None if after is None else table_row(after, table),
+        )
+        return at, table_row(key, table), change
 
     def _in_shape(self, change: Change[Row], key: Row) -> tuple[Change[Row], Row]:
         """The change and its key with values as Postgres writes them, ``before`` as the server sent it."""
@@ -199,8 +222,14 @@ class Rows:
         self._remember(msgspec.structs.replace(state, generation=generation, sweeps=(*state.sweeps, sweep)))
 
     def _take(self, state: _State) -> None:
-        self._state = state
+        before, self._state = self._state, state
         self._fixes = {table: fixes(shape) for table, shape in state.shapes.items()}
+        # A table's rows have the same columns with them until it changes.
+        self._tables = {
+            identity: table
+            for identity, table in self._tables.items()
+            if state.shapes.get(identity[0]) == before.shapes.get(identity[0])
+        }
         self._full = {table for table, shape in state.shapes.items() if shape.full_identity}
 
     def _remember(self, state: _State) -> None:
@@ -230,7 +259,7 @@ class Rows:
             schema, table, written = key[1:].split(b"\x00", 2)
             source = msgspec.structs.replace(sweep.source, schema=schema.decode(), table=table.decode())
             names = _decode(written)
-            change = _deletion(source, names)
+            _, names, change = self._with_table(0, names, _deletion(source, names))
             if record is None:
                 self._context.forward(Record(names, change, source.ts_ms or 0))
             else:
