@@ -33,6 +33,8 @@ LARGE: Final = 256
 
 _UNAVAILABLE_BYTES: Final = base64.b64encode(UNAVAILABLE.encode()).decode()
 _UNAVAILABLE_UUID: Final = str(UUID(bytes=md5(UNAVAILABLE.encode()).digest(), version=3))  # noqa: S324 - what Java makes of it
+_NEW_KEY: Final = "__debezium.newkey"
+"""The header of the deletion that an update of the key begins with."""
 _STATE: Final = b"\x00"
 _ROWS: Final = b"\x01"
 _encode = msgspec.json.Encoder().encode
@@ -84,7 +86,8 @@ class Rows:
 
     * A snapshot that is taken again forwards only what differs, and deletes what is gone.
     * TRUNCATE becomes the deletion of each row, as its event has no key.
-    * A large value that an update leaves out is filled in.
+    * A large value that an update leaves out is filled in. Where the update changes the key, its deletion
+      names the new key, under which the values are kept for the creation that follows.
     * ``before`` has the columns that the server sent, and no others.
     """
 
@@ -134,6 +137,7 @@ class Rows:
         payloads = batch.fetched.values(batch.rows)
         together = b"".join(payloads[row] or b"" for row in rows)
         marked = any(marker in together for marker in _MARKERS)
+        headers = batch.headers
         forwarded: list[tuple[int, Row, Change[Row]]] = []
         changed: dict[bytes, bytes | None] = {}
         sweeps, generation = self._state.sweeps, self._state.generation
@@ -146,6 +150,11 @@ class Rows:
                 entry = None
             if change.op == "d":
                 known[identity] = changed[identity] = None
+                if headers is not None and entry is not None and entry.values:
+                    new_key = dict(headers[row] or ()).get(_NEW_KEY)
+                    if new_key is not None:
+                        moved = _id(change.source, new_key)
+                        known[moved] = changed[moved] = entry._replace(generation=generation).pack()
                 forwarded.append((row, key, change))
                 continue
             after = change.after
