@@ -179,6 +179,7 @@ class SqliteSink:
             key=key,
             fields=None,
             positions=self.positions_table,
+            on_truncate=self.on_truncate,
         )
         return SqliteRebuild(
             str(self.path),

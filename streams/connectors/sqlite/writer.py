@@ -351,7 +351,7 @@ class SqliteWriter:
                 "or use on_truncate='ignore'",
             )
         if self._on_truncate == "delete":
-            self._connection.execute(f"DELETE FROM {quoted(self._table.name)}")  # noqa: S608 - a quoted name
+            self._connection.execute(f"DELETE FROM {quoted(self._table.name)}")
 
     def _deleted_key(self, part: SinkRows, row: int) -> tuple[Any, ...]:
         value = part.values[row]
