@@ -59,7 +59,7 @@ class Entry(NamedTuple):
 
 
 class Sweep(msgspec.Struct, frozen=True):
-    """Rows of a table, or of all tables, that are gone: those of an earlier generation.
+    """CapturedRows of a table, or of all tables, that are gone: those of an earlier generation.
 
     They are deleted piece by piece. One that is written before its turn is deleted first.
     """
@@ -81,7 +81,7 @@ class _State(msgspec.Struct, frozen=True):
     """By schema and table."""
 
 
-class Rows:
+class CapturedRows:
     """The processor of a source's task. Its store ``rows`` has an entry for each live row.
 
     * A snapshot that is taken again forwards only what differs, and deletes what is gone.
