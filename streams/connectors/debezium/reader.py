@@ -27,10 +27,11 @@ from streams.records import FetchedLists
 from streams.redaction import scrub
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from streams.connectors.debezium.engine import Delivery
     from streams.connectors.debezium.settings import Capture
+    from streams.connectors.postgres.replication import TableState
     from streams.connectors.source import SourceContext
     from streams.records import Headers
 
@@ -68,6 +69,7 @@ class PostgresReader:
         self._capture = capture
         self._name = context.name
         self._slot = capture.slot_of(context.application, context.name)
+        self._publication = capture.publication_of(context.application, context.name)
         self._replication = capture.replication
         self._lock = threading.Lock()
         self._receipts: deque[tuple[bytes, Any]] = deque()
@@ -77,7 +79,7 @@ class PostgresReader:
         self._replication.require_logical()
         states = self._replication.tables(capture.tables)
         system, end = self._replication.system()
-        tables = {str(state.table): state.oid for state in states}
+        tables = identities(states)
         offset: dict[str, Any] | None = None
         if (
             committed.phase == "stream"
@@ -85,6 +87,7 @@ class PostgresReader:
             and set(committed.tables) == set(tables)
         ):
             self._require_same(committed, system, end, tables)
+            self._require_published()
             offset = {"lsn": committed.lsn, "lsn_commit": committed.lsn, "ts_usec": 0}
             self._position = committed
         else:
@@ -96,11 +99,7 @@ class PostgresReader:
                 system=system,
                 tables=tables,
             )
-        self._replication.publication(
-            capture.publication_of(context.application, context.name),
-            capture.tables,
-            own=capture.publication is None,
-        )
+        self._replication.publication(self._publication, capture.tables, own=capture.publication is None)
         self._transactions = Transactions(self._position.lsn, self._position.events)
         self._opened: Control | None = self._control("opened")
         self._full = {str(state.table): state.full_identity for state in states}
@@ -158,7 +157,7 @@ class PostgresReader:
     def close(self) -> None:
         self._engine.close()
 
-    def _require_same(self, committed: Position, system: str, end: int, tables: dict[str, int]) -> None:
+    def _require_same(self, committed: Position, system: str, end: int, tables: dict[str, str]) -> None:
         """Check that the server still has what follows the committed position."""
         again = self._capture.again(self._name)
         if system != committed.system:
@@ -176,11 +175,22 @@ class PostgresReader:
         self._require_tables(tables, committed.tables)
         self._require_slot(committed.confirmed)
 
-    def _require_tables(self, tables: dict[str, int], before: dict[str, int]) -> None:
-        other = [table for table, oid in tables.items() if before[table] != oid]
+    def _require_tables(self, tables: dict[str, str], before: dict[str, str]) -> None:
+        other = [table for table, identity in tables.items() if before[table] != identity]
         if other:
             raise ConnectorError(
-                f"{', '.join(sorted(other))} was dropped and created again, or replaced by renaming",
+                f"{', '.join(sorted(other))} was dropped and created again, replaced by "
+                "renaming, or has another key",
+                hint=self._capture.again(self._name),
+            )
+
+    def _require_published(self) -> None:
+        """Check that no table was taken out of the publication: what changed meanwhile is in no slot."""
+        missing = set(map(str, self._capture.tables)) - self._replication.published(self._publication)
+        if missing:
+            raise ConnectorError(
+                f"the publication {self._publication} does not have {', '.join(sorted(missing))} any more, "
+                "whose changes may be lost",
                 hint=self._capture.again(self._name),
             )
 
@@ -263,6 +273,7 @@ class PostgresReader:
                 if table in self._shaped:
                     # Of a column that cannot be captured there is no trace in the event.
                     states = self._replication.tables(self._capture.tables)
+                    self._require_tables(identities(states), self._position.tables)
                     self._full = {str(state.table): state.full_identity for state in states}
                 self._shaped[table] = schema
                 yield self._control("table", source, Shape(columns, self._full.get(table, False)))
@@ -276,7 +287,10 @@ class PostgresReader:
             schema=None if of is None else of.schema,
             table=None if of is None else of.table,
         )
-        return Control(control=kind, snapshot=self._position.snapshot, source=source, shape=shape)
+        tables = [(table.schema, table.name) for table in self._capture.tables if kind == "complete"]
+        return Control(
+            control=kind, snapshot=self._position.snapshot, source=source, shape=shape, tables=tables
+        )
 
     def _records(
         self, delivery: Delivery, heads: list[_Head], chosen: list[int | Control], number: int
@@ -310,7 +324,9 @@ class PostgresReader:
         self._look()
         if self._position.phase == "stream":
             tables = self._replication.tables(self._capture.tables)
-            self._require_tables({str(state.table): state.oid for state in tables}, self._position.tables)
+            self._require_tables(
+                {str(state.table): state.identity for state in tables}, self._position.tables
+            )
         if time.monotonic() - self._attached > SILENT_SECONDS:
             raise SourceUnavailable(
                 f"nothing has read the replication slot {self._slot} for {SILENT_SECONDS:.0f} s"
@@ -332,14 +348,23 @@ class PostgresReader:
     def _failure(self, problem: str) -> ConnectorError | SourceUnavailable:
         text = self._scrubbed(problem)
         if self._position.phase == "stream":
-            # A lost slot has its own error, which says what to do.
+            # A lost slot, or another key, has an error of its own, which says what to do.
             self._require_slot(None)
+            self._require_tables(
+                identities(self._replication.tables(self._capture.tables)), self._position.tables
+            )
+            self._require_published()
         if _LASTING.search(text):
             return ConnectorError(f"Debezium ended: {text}")
         return SourceUnavailable(f"Debezium ended: {text}")
 
     def _scrubbed(self, text: str) -> str:
         return scrub(text, self._capture.secrets)
+
+
+def identities(states: Sequence[TableState]) -> dict[str, str]:
+    """The captured tables, with what tells each from another one of that name."""
+    return {str(state.table): state.identity for state in states}
 
 
 def _in_snapshot(offset: Any) -> bool:
