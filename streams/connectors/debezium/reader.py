@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 INSPECT_SECONDS: Final = 5.0
 SILENT_SECONDS: Final = 15.0
 """After how long without a reader of its slot the source is taken as cut off."""
+START_SECONDS: Final = 60.0
+"""The same before Debezium has begun to read the slot: it reads the catalog first."""
 _LASTING: Final = re.compile(
     r"can no longer get changes|has been invalidated|does not exist|permission denied"
 )
@@ -73,7 +75,9 @@ class PostgresReader:
         self._replication = capture.replication
         self._lock = threading.Lock()
         self._receipts: deque[tuple[bytes, Any]] = deque()
-        self._attached = self._inspected = time.monotonic()
+        self._inspected = time.monotonic()
+        self._silent_from = self._inspected + START_SECONDS
+        """When the source is taken as cut off, unless something reads its slot."""
         self._health = SourceHealth("", {})
         committed = Position.decode(context.position)
         self._replication.require_logical()
@@ -121,7 +125,7 @@ class PostgresReader:
         while True:
             delivery = self._engine.poll(max(0.0, min(deadline - time.monotonic(), 1.0)))
             if delivery is not None:
-                self._attached = time.monotonic()
+                self._heard()
                 batch = self._batch(delivery)
                 if batch is not None:
                     return batch
@@ -327,20 +331,23 @@ class PostgresReader:
             self._require_tables(
                 {str(state.table): state.identity for state in tables}, self._position.tables
             )
-        if time.monotonic() - self._attached > SILENT_SECONDS:
+        if time.monotonic() > self._silent_from:
             raise SourceUnavailable(
-                f"nothing has read the replication slot {self._slot} for {SILENT_SECONDS:.0f} s"
+                f"nothing reads the replication slot {self._slot}, while Debezium seems to run"
             )
+
+    def _heard(self) -> None:
+        self._silent_from = time.monotonic() + SILENT_SECONDS
 
     def _look(self) -> tuple[str, dict[str, float]]:
         if self._position.phase == "snapshot":
             # The slot may be about to be created; the snapshot reads the tables through another connection.
-            self._attached = time.monotonic()
+            self._silent_from = time.monotonic() + START_SECONDS
             return "", {}
         slot = self._require_slot(None)
         problem = ""
         if slot.active:
-            self._attached = time.monotonic()
+            self._heard()
         else:
             problem = f"nothing reads the replication slot {self._slot}"
         return problem, {"lag_bytes": slot.lag_bytes, "retained_bytes": slot.retained_bytes}
