@@ -230,6 +230,7 @@ class PostgresReader:
             if rows or not _in_snapshot(delivery.offset):
                 chosen.append(self._control("complete"))
                 phase = "stream"
+                self._silent_from = time.monotonic() + START_SECONDS
                 # Nothing is confirmed yet: the slot is where it was made, which is where the snapshot is.
                 self._transactions = Transactions(self._require_slot(None).confirmed, 0)
         if phase == "stream":
@@ -332,9 +333,7 @@ class PostgresReader:
                 {str(state.table): state.identity for state in tables}, self._position.tables
             )
         if time.monotonic() > self._silent_from:
-            raise SourceUnavailable(
-                f"nothing reads the replication slot {self._slot}, while Debezium seems to run"
-            )
+            raise SourceUnavailable(f"nothing reads the replication slot {self._slot}: Debezium hangs")
 
     def _heard(self) -> None:
         self._silent_from = time.monotonic() + SILENT_SECONDS
