@@ -4,16 +4,19 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 LOG ?=
 LINES ?=
+OPERATIONS ?=
+SEED ?=
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs format bench bench-recovery faults lock clean
+.PHONY: help demo demo-sync test check docs format bench bench-recovery faults lock clean
 
 help:
 	@echo "make demo          run the log-analysis job on a real Kafka, LINES=200000 of a generated log, or LOG=/path/to/access.log"
+	@echo "make demo-sync     synchronise a Postgres with another one while workers and servers fail (OPERATIONS=100000, SEED=1)"
 	@echo "make test          all tests, those on a real broker included"
 	@echo "make check         format, lint, types, layering: what CI checks before the tests"
-	@echo "make bench         this library, a raw client loop, Kafka Streams and Quix Streams on one broker (ONLY=json for one workload)"
+	@echo "make bench         this library, a raw client loop, Kafka Streams and Quix Streams on one broker (ONLY=json for one workload, ONLY=sync for data sync)"
 	@echo "make bench-recovery  how long tasks are interrupted when workers are killed and join, with and without standby replicas"
 	@echo "make faults        inject faults into workers, brokers, disks and topics for MINUTES=10, and verify the results (SEED=1, SOAK=1, ONLY=sync for data sync)"
 	@echo "make docs          build the documentation site in build/site, and check it"
@@ -43,8 +46,13 @@ demo: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/sync.txt
 	@touch $@
 
+demo-sync: .venv/.sync
+	@$(BIN)/python -m apps.data_sync.demo $(if $(OPERATIONS),--operations $(OPERATIONS)) $(if $(SEED),--seed $(SEED))
+
+# Tests start some hundred processes. Each takes half a second more where images or editors forbid bytecode
+# files.
 test: .venv/.sync
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # pyright brings Node, so it is installed here only: demo and tests do not need it.
 .venv/.check: $(STAMP) requirements/check.txt
@@ -74,7 +82,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)
+bench: $(if $(filter sync,$(ONLY)),.venv/.sync,$(STAMP))
 	@$(BIN)/python -m benchmarks.run $(ONLY)
 
 bench-recovery: $(STAMP)

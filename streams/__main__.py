@@ -30,7 +30,7 @@ from streams.process.early_signals import EarlySignals  # noqa: E402 - the packa
 
 def main() -> NoReturn:
     """Handle signals, then run the command line and exit."""
-    a_worker = sys.argv[1:2] == ["run"]
+    a_worker = sys.argv[1:2] in (["run"], ["source"])
     early = EarlySignals(a_worker=a_worker)
     from streams.cli.main import main as run_command_line  # noqa: PLC0415 - this import takes long
 

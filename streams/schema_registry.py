@@ -23,6 +23,9 @@ T = TypeVar("T")
 REQUEST_SECONDS = 5.0
 """The time-out of a request; the group is not polled meanwhile."""
 
+_NETWORK = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "authlib"})
+"""The libraries whose errors mean that there was no answer."""
+
 _NOT_FOUND = 404
 _NO_LEVEL = 40408
 """The error code of a subject without a level of its own."""
@@ -70,23 +73,21 @@ class ConfluentRegistry:
         self._client.close()
 
     def schema(self, identifier: int) -> RegisteredSchema:
-        def get() -> RegisteredSchema:
-            return _read(identifier, self._client.get_schema(identifier), None)
-
-        found = self._unless_missing(get, f"read the schema with id {identifier}")
+        found = self._unless_missing(
+            lambda: self._client.get_schema(identifier), f"read the schema with id {identifier}"
+        )
         if found is None:
             raise LookupError(f"the schema registry {self.url} has no schema with id {identifier}")
-        return found
+        return _read(identifier, found, None)
 
     def version(self, subject: str, version: int) -> RegisteredSchema:
-        def get() -> RegisteredSchema:
-            found = self._client.get_version(subject, version)
-            return _read(found.schema_id, found.schema, version)
-
-        registered = self._unless_missing(get, f"read version {version} of subject {subject!r}")
-        if registered is None:
+        found = self._unless_missing(
+            lambda: self._client.get_version(subject, version),
+            f"read version {version} of subject {subject!r}",
+        )
+        if found is None:
             raise LookupError(f"the schema registry {self.url} has no version {version} of {subject!r}")
-        return registered
+        return _read(found.schema_id, found.schema, version)
 
     def versions(self, subject: str) -> list[int]:
         found = self._unless_missing(
@@ -97,11 +98,13 @@ class ConfluentRegistry:
     def find(
         self, subject: str, source: Any, references: Sequence[Reference] = ()
     ) -> RegisteredSchema | None:
-        def get() -> RegisteredSchema:
-            found = self._client.lookup_schema(subject, self._schema(source, references))
-            return RegisteredSchema(_present(found.schema_id), source, tuple(references), found.version)
-
-        return self._unless_missing(get, f"look a schema up in subject {subject!r}")
+        schema = self._schema(source, references)
+        found = self._unless_missing(
+            lambda: self._client.lookup_schema(subject, schema), f"look a schema up in subject {subject!r}"
+        )
+        if found is None:
+            return None
+        return RegisteredSchema(_present(found.schema_id), source, tuple(references), found.version)
 
     def register(self, subject: str, source: Any, references: Sequence[Reference] = ()) -> RegisteredSchema:
         schema = self._schema(source, references)
@@ -153,21 +156,23 @@ class ConfluentRegistry:
     def _attempt(self, call: Callable[[], T], doing: str) -> T:
         try:
             return call()
-        except (self._rejected, LookupError):
+        except self._rejected:
             raise
-        except self._no_token as error:
-            raise self._unavailable(doing, error) from None
-        except Exception as error:
-            # The HTTP library is the client's choice; certificates are the only permanent cause among them.
+        except Exception as error:  # noqa: BLE001 - an error of a kind that is not known is one of the registry
+            # The client passes the errors of its HTTP library on, whichever that is.
             if _certificate_failed(error):
                 raise SchemaRegistryError(
                     f"could not {doing}: {self._text(error)}",
                     hint="set ssl.ca.location in schema_registry to the authority of the registry's "
                     "certificate",
                 ) from None
-            if type(error).__module__.partition(".")[0] in {"httpx", "httpx2", "httpcore", "authlib"}:
+            if isinstance(error, OSError | self._no_token) or _library(error) in _NETWORK:
                 raise self._unavailable(doing, error) from None
-            raise
+            raise SchemaRegistryError(
+                f"the schema registry {self.url} gave an unexpected answer to a request to {doing}: "
+                f"{type(error).__name__}: {self._text(error)}",
+                hint="check schema_registry_url: is this a schema registry?",
+            ) from None
 
     def _error(self, error: Any, doing: str) -> SchemaRegistryError | RegistryUnavailable:
         status, text = error.http_status_code, self._text(error.error_message)
@@ -212,6 +217,10 @@ def _read(identifier: int | None, schema: Schema, version: int | None) -> Regist
 def _present(identifier: int | None) -> int:
     assert identifier is not None, "a registered schema has an id"
     return identifier
+
+
+def _library(error: Exception) -> str:
+    return type(error).__module__.partition(".")[0]
 
 
 def _certificate_failed(error: BaseException | None) -> bool:

@@ -14,7 +14,7 @@ from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.devstack.development import development_broker
 from streams.devstack.postgres import LocalPostgres
-from streams.devstack.registry import LocalRegistry
+from streams.devstack.registry import LocalRegistry, installed_registry
 from streams.errors import LocalKafkaError
 
 if TYPE_CHECKING:
@@ -29,6 +29,17 @@ QUICK_GROUPS = {
     "group.consumer.heartbeat.interval.ms": "500",
     "group.consumer.session.timeout.ms": "6000",
 }
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files that need a broker first: they take up to minutes, and a late one leaves a process idle.
+
+    pytest-xdist keeps this order with ``--no-loadscope-reorder``; by itself it starts with the files that
+    have the most tests.
+    """
+    with_broker = {item.path for item in items if item.get_closest_marker("kafka")}
+    items.sort(key=lambda item: item.path not in with_broker)
 
 
 @pytest.fixture(autouse=True)
@@ -59,10 +70,10 @@ def kafka_bootstrap(request: pytest.FixtureRequest) -> Iterator[str]:
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRegistry]:
     """The session's real schema registry."""
     try:
-        started = LocalRegistry.start(tmp_path_factory.mktemp("registry"))
+        installed_registry()
     except LocalKafkaError as error:
         pytest.skip(f"no schema registry: {error}")
-    with started:
+    with LocalRegistry.start(tmp_path_factory.mktemp("registry")) as started:
         yield started
 
 

@@ -17,6 +17,7 @@ from streams.cli.query import query
 from streams.cli.run import run
 from streams.cli.schemas import schemas_cli
 from streams.cli.simulate import simulate
+from streams.cli.source import source
 from streams.cli.sync import sync_cli
 from streams.cli.topics import topics_cli
 
@@ -27,7 +28,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (run, describe, ingest, consume, lag, query, simulate):
+for command in (run, source, describe, ingest, consume, lag, query, simulate):
     cli.command()(command)
 cli.add_typer(broker_cli, name="broker")
 cli.add_typer(topics_cli, name="topics")

@@ -18,7 +18,7 @@ from streams.process.supervisor import Supervisor, follow_supervisor
 from streams.runtime.topics import prepare_topics
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from streams.app import App
 
@@ -46,27 +46,52 @@ def run(
     Settings come from the program, the environment (STREAMS_…) and --set; later ones override earlier ones.
     """
     chosen = list(settings or [])
-    if bootstrap_servers is not None:
-        chosen.append(f"bootstrap_servers={bootstrap_servers}")
     if create_topics:
         chosen.append("create_topics=true")
+    run_app(
+        lambda: load_app(target),
+        ["run", target],
+        settings=chosen,
+        bootstrap_servers=bootstrap_servers,
+        workers=workers,
+        supervised_by=supervised_by,
+    )
+
+
+def run_app(
+    make: Callable[[], App],
+    arguments: Sequence[str],
+    *,
+    settings: Sequence[str],
+    bootstrap_servers: str | None,
+    workers: int | None,
+    supervised_by: int | None,
+) -> None:
+    """Run the app that ``make`` returns, or workers under a supervisor: ``streams`` with ``arguments``.
+
+    Exits with the code of the workers.
+    """
+    chosen = list(settings)
+    if bootstrap_servers is not None:
+        chosen.append(f"bootstrap_servers={bootstrap_servers}")
     codes: list[int] = []
     # Signals are handled before the app's module is imported, which may take long.
     with StopSignals(STOP_SECONDS) as signals:
-        signals.call(lambda: codes.append(_run(target, chosen, workers, supervised_by, signals)))
+        signals.call(lambda: codes.append(_run(make, arguments, chosen, workers, supervised_by, signals)))
     if any(codes):
         raise typer.Exit(codes[0])
 
 
 def _run(
-    target: str,
+    make: Callable[[], App],
+    arguments: Sequence[str],
     settings: Sequence[str],
     workers: int | None,
     supervised_by: int | None,
     signals: StopSignals,
 ) -> int:
     into_environment(settings)
-    app = load_app(target)
+    app = make()
     if workers is None or supervised_by is not None:
         if supervised_by is not None:
             follow_supervisor(supervised_by)
@@ -75,7 +100,7 @@ def _run(
     own_process(app.settings.log_format, app.settings.log_level)
     _check_workers(app, workers)
     # The workers inherit the settings given here through the environment.
-    command = [sys.executable, "-P", str(Path(__file__).parents[1] / "__main__.py"), "run", target]
+    command = [sys.executable, "-P", str(Path(__file__).parents[1] / "__main__.py"), *arguments]
     supervisor = Supervisor(command, workers, stop_timeout=app.settings.shutdown_timeout + 5)
     # The supervisor itself kills workers that exceed the time limit.
     signals.running(supervisor.request_stop, limited=False)
@@ -93,7 +118,8 @@ def _check_workers(app: App, workers: int) -> None:
         dead_letter_topic=app.dead_letter_topic,
         create_outputs=app.settings.create_topics,
     )
-    if workers > max(inputs.values(), default=workers):
+    # Further workers stand by to take over a source.
+    if not topology.source_topics and workers > max(inputs.values(), default=workers):
         largest = max(inputs, key=lambda name: inputs[name])
         raise TopicError(
             f"{workers} workers, but the largest input topic, {largest}, has {inputs[largest]} partitions",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 
 import msgspec
 
-from streams.connectors.change import Change, Tombstone
+from streams.connectors.change import Change, ChangeSource, Operation, Tombstone, TransactionBlock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,6 +22,9 @@ class ChangeJson(Generic[T]):
 
     Reads events with and without Kafka Connect's schema part, and writes them without. A ``Tombstone`` is
     written as a null value.
+
+    ``before`` is ``None`` where it is not a complete row: unless the table's REPLICA IDENTITY is FULL, the
+    database sends only the key of a row that was deleted.
     """
 
     @overload
@@ -35,6 +38,8 @@ class ChangeJson(Generic[T]):
         kind: Any = dict[str, Any] if row is None else row
         self.value_type: Any = Change[kind]
         self._decode = msgspec.json.Decoder(self.value_type).decode
+        without: Any = _WithoutBefore[kind]
+        self._decode_without_before = msgspec.json.Decoder(without).decode
         self._unwrap = msgspec.json.Decoder(_Wrapped).decode
         self._encode = msgspec.json.Encoder().encode
 
@@ -56,8 +61,23 @@ class ChangeJson(Generic[T]):
     def deserialize(self, payloads: Sequence[bytes]) -> Iterable[Change[T]]:
         decode, unwrap = self._decode, self._unwrap
         for payload in payloads:
-            yield decode(unwrap(payload).payload if payload.startswith(_WITH_SCHEMA) else payload)
+            event = unwrap(payload).payload if payload.startswith(_WITH_SCHEMA) else payload
+            try:
+                change = decode(event)
+            except msgspec.ValidationError as error:
+                if "`$.before" not in str(error):
+                    raise
+                change = Change(**msgspec.structs.asdict(self._decode_without_before(event)))
+            yield change
 
 
 class _Wrapped(msgspec.Struct):
     payload: msgspec.Raw
+
+
+class _WithoutBefore(msgspec.Struct, Generic[T], kw_only=True):
+    op: Operation
+    after: T | None = None
+    source: ChangeSource
+    transaction: TransactionBlock | None = None
+    ts_ms: int | None = None

@@ -64,19 +64,22 @@ def present(row: Any) -> Mapping[str, Any]:
     if isinstance(row, Mapping):
         return row
     kind: type = type(row)
-    names = field_names(kind)
-    return {name: value for name in names if (value := getattr(row, name)) is not msgspec.UNSET}
+    found = {name: getattr(row, attribute) for name, attribute in attributes(kind).items()}
+    return {name: value for name, value in found.items() if value is not msgspec.UNSET}
 
 
 @cache
-def field_names(kind: type) -> tuple[str, ...]:
-    """The names of a class's fields; raises ``TypeError`` for a class that has no fields."""
+def attributes(kind: type) -> Mapping[str, str]:
+    """The names of a class's fields (of a struct those in JSON), with the attributes that have them.
+
+    Raises ``TypeError`` for a class that has no fields.
+    """
     if issubclass(kind, msgspec.Struct):
-        return kind.__struct_fields__
+        return dict(zip(kind.__struct_encode_fields__, kind.__struct_fields__, strict=True))
     if dataclasses.is_dataclass(kind):
-        return tuple(field.name for field in dataclasses.fields(kind))
+        return {field.name: field.name for field in dataclasses.fields(kind)}
     if issubclass(kind, tuple) and hasattr(kind, "_fields"):
-        return tuple(kind._fields)
+        return {name: name for name in kind._fields}
     raise TypeError(
         f"a row is a mapping, a msgspec.Struct, a dataclass or a named tuple, got {kind.__name__}: "
         "convert values upstream, e.g. with map"
@@ -84,16 +87,19 @@ def field_names(kind: type) -> tuple[str, ...]:
 
 
 def names_of(shape: Shape) -> tuple[str, ...]:
-    """The names of the fields of rows of this shape; raises ``TypeError`` as ``field_names``."""
-    return shape if isinstance(shape, tuple) else field_names(shape)
+    """The names of the fields of rows of this shape; raises ``TypeError`` as ``attributes``."""
+    return shape if isinstance(shape, tuple) else tuple(attributes(shape))
 
 
 def reader(shape: Shape, names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
     """A function that takes these fields of a row of this shape, as a tuple."""
     if not names:
         return lambda _: ()
-    by_name = isinstance(shape, tuple)
-    take: Callable[[Any], Any] = itemgetter(*names) if by_name else attrgetter(*names)
+    take: Callable[[Any], Any]
+    if isinstance(shape, tuple):
+        take = itemgetter(*names)
+    else:
+        take = attrgetter(*(attributes(shape)[name] for name in names))
     # Of a single name they return the field, not a tuple.
     return take if len(names) > 1 else lambda row: (take(row),)
 

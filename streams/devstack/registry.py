@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 VERSION = "3.3.3"
 _ARCHIVE_SHA256 = "8bc6751c76d963734224b01d5e7f84ccb3cb61c87d3bd77c36c35f10a5cbed63"
-_READY_SECONDS = 90.0
+_READY_SECONDS = 180.0
+"""It is ready after five seconds, or on a very busy machine after some minutes."""
 
 
 class LocalRegistry:
@@ -109,6 +110,12 @@ class LocalRegistry:
         if not until(lambda: process.status() is None, 10):
             process.signal(signal.SIGKILL)
             until(lambda: process.status() is None, 10)
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, ``None`` while it is stopped."""
+        process = self._process
+        return None if process is None or process.status() is None else process.identity.pid
 
     def pause(self) -> None:
         """Freeze it (SIGSTOP): requests get no answer."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from streams.connectors.change import change_topic, with_tombstones
+from streams.connectors.change_avro import ChangeAvro, ChangeKeyAvro
 from streams.connectors.change_json import ChangeJson
 from streams.connectors.source import TableSource
 from streams.dsl.flow import Flow, plain_json
+from streams.errors import TopologyError
 from streams.operators.process import Process
 from streams.operators.source_position import SourcePosition
 from streams.operators.stateless import FlatMap
@@ -80,16 +82,24 @@ def write_changes(
     prefix: str,
     *,
     partitions: int,
+    key: Serde[Any] | None,
     value: Serde[Any] | None,
     on_error: ErrorPolicy | None,
     name: str | None,
 ) -> None:
     """Write each table's changes to its topic; see ``Stream.to_change_topics``."""
     builder = flow.builder
-    both = flow.then(FlatMap(with_tombstones), on_error, None)
     connectors: list[object] = [
         node.connector for node in builder.upstream(flow.parents) if isinstance(node, SourceNode)
     ]
+    for serde in (key, value):
+        if isinstance(serde, ChangeAvro | ChangeKeyAvro) and not any(connectors):
+            raise TopologyError(
+                f"to_change_topics({prefix!r}): {serde.name} needs the tables' columns, which only "
+                "changes of a source connector have with them",
+                hint="write directly downstream of app.source(…), or use another serde, e.g. ChangeJson()",
+            )
+    both = flow.then(FlatMap(with_tombstones), on_error, None)
     names = tuple(
         topic
         for connector in connectors
@@ -101,7 +111,7 @@ def write_changes(
             name=builder.name(name, f"to-{prefix}"),
             parents=both.parents,
             topic=change_topic(prefix),
-            key=flow.key,
+            key=key or flow.key,
             value=value or ChangeJson(),
             policy=builder.policy(on_error),
             tables=TableTopics(names, partitions),

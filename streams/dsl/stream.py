@@ -905,6 +905,7 @@ class Stream(Generic[K, V]):
         prefix: str,
         *,
         partitions: int = 4,
+        key: Serde[K] | None = None,
         value: Serde[Any] | None = None,
         on_error: ErrorPolicy | None = None,
         name: str | None = None,
@@ -914,9 +915,12 @@ class Stream(Generic[K, V]):
         A deletion is followed by a tombstone, so that a compacted topic forgets the key. With the setting
         ``create_topics``, topics of the source's tables that are missing are created: compacted, with
         ``partitions`` partitions. ``value`` writes the changes; by default as JSON in Debezium's form,
-        without its schema part.
+        without its schema part. ``key`` writes the keys, which decide the partition; by default as JSON, also
+        if the changes are Avro: its bytes do not depend on the ids of schemas.
         """
-        write_changes(self._flow, prefix, partitions=partitions, value=value, on_error=on_error, name=name)
+        write_changes(
+            self._flow, prefix, partitions=partitions, key=key, value=value, on_error=on_error, name=name
+        )
 
     def sink(
         self,
@@ -1231,7 +1235,11 @@ class Table(Generic[K, V]):
         return Table(flow.then(FilterTable(predicate), view, flow.value, on_error, name, flow.value_type))
 
     def map(
-        self, function: Callable[[V], V2], *, on_error: ErrorPolicy | None = None, name: str | None = None
+        self,
+        function: Callable[[V], V2 | None],
+        *,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
     ) -> Table[K, V2]:
         """Replace each value by ``function(value)``; keys for which it is ``None`` are not in the result."""
         view = self._flow.view.then("map", function)

@@ -52,7 +52,8 @@ class Encode(Operator):
         transforms: dict[str, tuple[Transform, Transform]] = {}
 
         def transforms_for(topic: str) -> tuple[Transform, Transform]:
-            value = serde_for(self.value, topic)
+            # Only the app reads an internal topic: its records need no schema in a registry.
+            value = self.value if internal else serde_for(self.value, topic)
             transform = column_transform(value, value.serialize)
             if internal_key is not None:
                 return internal_key, transform

@@ -178,7 +178,8 @@ class Worker:
             broker,
             application=application,
             worker=worker,
-            lock_timeout=settings.transaction_timeout,
+            # A transaction in Kafka is open while a sink is waited for.
+            lock_timeout=settings.transaction_timeout / 2,
             waiting=self._wait_to_write,
             clock=clock,
         )

@@ -9,7 +9,7 @@ from contextlib import closing
 
 import psycopg
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from streams.cli.main import cli
 from streams.errors import ConfigurationError
@@ -36,7 +36,7 @@ def tables(tmp_path):
     return options, change
 
 
-def verify(options, *more):
+def verify(options: list[str], *more: str) -> Result:
     return CliRunner().invoke(cli, ["sync", "verify", *options, *more])
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streams import App, Json, Text
-from streams.errors import TopicError, TopologyError, TransactionAborted
+from streams.errors import OutcomeUnknown, TopicError, TopologyError, TransactionAborted
 from streams.monitoring.metrics import WorkerMetrics
 from streams.testing import TopologyDriver
 from tests.support.cluster import MemoryCluster
@@ -208,6 +208,34 @@ def test_health_of_a_source_is_in_metrics_and_readiness():
     assert 'streams_source_next{source="feed-0"} 1.0' in shown
     assert 'streams_connector_unavailable{connector="feed-0"} 1.0' in shown
     worker.close()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_record_once_whatever_is_known_of_commits(seed):
+    choose = random.Random(seed)
+    feed = Feed(batch=choose.randrange(1, 12))
+    app = App("capture")
+    app.source(MemorySource(feed, process=Numbering, stores={"seen": (Text(), Json(int))}), store="feed").to(
+        "out"
+    )
+    site = Site(app)
+    worker = site.worker()
+
+    def before(step: str) -> None:
+        if step in {"send_offsets", "commit.before", "commit.after"} and choose.random() < 0.3:
+            raise choose.choice([OutcomeUnknown, TransactionAborted])("the broker is gone")
+
+    for _ in range(12):
+        feed.values += range(len(feed.values), len(feed.values) + 25)
+        site.broker.before = before
+        for _ in range(choose.randrange(100)):
+            worker.run_once()
+        site.broker.before = None
+        for _ in range(choose.randrange(10)):
+            worker.run_once()
+    site.run(worker, until=lambda: len(site.payloads("out")) >= len(feed.values))
+    worker.close()
+    assert site.payloads("out") == [b"[%d,%d]" % (number + 1, number) for number in range(len(feed.values))]
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -22,6 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psycopg
 
+from streams.broker.kafka import KafkaBroker
+from streams.broker.reading import read_to_end
+from streams.connectors.change_json import ChangeJson
 from streams.devstack.kafka import LocalKafka
 from streams.devstack.postgres import LocalPostgres
 from tests.conftest import QUICK_GROUPS
@@ -93,7 +96,9 @@ class SyncCampaign:
         with (
             LocalPostgres.create() as self.source,
             LocalPostgres.create() as self.target,
-            LocalKafka.start(self._folder / "kafka", heap_mb=384, properties=properties) as self.kafka,
+            LocalKafka.start(
+                self._folder / "kafka", nodes=3, heap_mb=384, properties=properties
+            ) as self.kafka,
         ):
             self._prepare()
             try:
@@ -278,14 +283,14 @@ class SyncCampaign:
         self._replace(place)
 
     def _broker_killed(self) -> None:
-        node = self.kafka.node(1)
+        node = self.kafka.node(self._choose.randint(1, 3))
         node.kill()
         time.sleep(self._choose.uniform(0.1, 3))
         node.start()
         self.kafka.wait()
 
     def _broker_frozen(self) -> None:
-        node = self.kafka.node(1)
+        node = self.kafka.node(self._choose.randint(1, 3))
         node.pause()
         time.sleep(self._choose.uniform(2, 8))
         node.resume()
@@ -376,12 +381,26 @@ class SyncCampaign:
                 self.outcome.violations.append(
                     f"the copy in {name} differs: missing or old {missing}, additional or new {more}"
                 )
-        if history != audit:
-            lost, repeated = audit - history, history - audit
-            self.outcome.violations.append(
-                f"the history has lost {lost.total()} changes, e.g. {list(lost)[:3]}, and has "
-                f"{repeated.total()} too many, e.g. {list(repeated)[:3]}"
-            )
+        for name, counted in (("topic", self._captured()), ("history", history)):
+            lost, repeated = audit - counted, counted - audit
+            if lost or repeated:
+                self.outcome.violations.append(
+                    f"the {name} has lost {lost.total()} changes, e.g. {list(lost)[:3]}, and has "
+                    f"{repeated.total()} too many, e.g. {list(repeated)[:3]}"
+                )
+
+    def _captured(self) -> Counter[tuple[str, int, int | None]]:
+        """The changes in the topic."""
+        found: Counter[tuple[str, int, int | None]] = Counter()
+        read = ChangeJson()
+        for fetched in read_to_end(
+            KafkaBroker({"bootstrap.servers": self.kafka.bootstrap_servers}), ["shop.public.items"]
+        ):
+            for change in read.deserialize([value for value in fetched.values() if value is not None]):
+                if change.op in {"c", "u", "d"}:
+                    row = change.after or change.before or {}
+                    found[change.op, row["id"], row["version"] if change.after else None] += 1
+        return found
 
 
 FAULTS = {

@@ -25,7 +25,7 @@ def cluster(tmp_path_factory):
         (
             "exactly_once",
             "consumer",
-            ("worker killed", "worker killed and its disk damaged", "rebalance during a restore"),
+            ("worker killed and its disk damaged", "rebalance during a restore"),
         ),
         ("exactly_once", "classic", ("transaction coordinator killed during a commit",)),
         ("at_least_once", "consumer", ("worker killed", "worker stopped")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,17 +22,25 @@ pytestmark = pytest.mark.kafka
 def test_whichever_broker_hangs_the_others_answer(tmp_path: Path):
     with LocalKafka.start(tmp_path, nodes=3, heap_mb=384, properties=QUICK_GROUPS) as cluster:
         broker = KafkaBroker({"bootstrap.servers": cluster.bootstrap_servers})
-        admin = broker.admin()
-        admin.create_topics([NewTopic(name="first", partitions=1, settings={"retention.ms": "77777"})])
+        # A client for each request, as those to a broker that hangs take seconds.
+        admins = [broker.admin() for _ in range(3)]
+        admins[0].create_topics([NewTopic(name="first", partitions=1, settings={"retention.ms": "77777"})])
+        for admin in admins:
+            admin.topics()
         for number in (1, 2, 3):
             # The client considers one of the three the controller, and it is not known which.
             node = cluster.node(number)
             node.pause()
-            assert admin.settings(["first"])["first"]["retention.ms"] == "77777"
-            assert "consumer" in admin.broker_setting("group.coordinator.rebalance.protocols")
-            admin.require_rights({"first": {"READ"}})
+            with ThreadPoolExecutor(len(admins)) as pool:
+                settings = pool.submit(admins[0].settings, ["first"])
+                setting = pool.submit(admins[1].broker_setting, "group.coordinator.rebalance.protocols")
+                rights = pool.submit(admins[2].require_rights, {"first": {"READ"}})
+                assert settings.result()["first"]["retention.ms"] == "77777"
+                assert "consumer" in setting.result()
+                rights.result()
             node.resume()
-        admin.close()
+        for admin in admins:
+            admin.close()
 
 
 def test_topics_are_made_on_a_broker_that_stood_still(tmp_path: Path):

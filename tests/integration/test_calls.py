@@ -38,7 +38,7 @@ def test_calls_come_through_a_kill_once_and_dead_letters_are_the_input_records(c
     def written() -> int:
         return sum(map(len, read_to_end(calls.broker, [calls.output])))
 
-    worker = calls.start()
+    worker = calls.start(transaction_timeout=3)
     words = [f"good{number}" for number in range(1_000)] + [f"bad{number}" for number in range(20)]
     producer = calls.broker.producer()
     for number in range(4):

@@ -51,6 +51,7 @@ class Asked:
             # Short enough that a killed worker is removed from the group within a test.
             "STREAMS_GROUP_PROTOCOL": "classic",
             "STREAMS_SESSION_TIMEOUT": "6",
+            "STREAMS_TRANSACTION_TIMEOUT": "3",
         }
         self.process = self._run()
 

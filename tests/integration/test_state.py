@@ -23,7 +23,7 @@ from streams.state.changelog import COMMIT, RESERVED, SCHEMA_KEY, TIME_KEY
 
 pytestmark = pytest.mark.kafka
 
-SETTINGS: dict[str, Any] = {"group_protocol": "classic", "session_timeout": 6, "transaction_timeout": 5}
+SETTINGS: dict[str, Any] = {"group_protocol": "classic", "session_timeout": 6, "transaction_timeout": 3}
 FAR = 10_000_000
 
 
@@ -52,13 +52,13 @@ def restored(worker) -> int:
 
 def test_each_record_is_counted_once_while_workers_are_killed_stopped_and_started(count):
     count.environment["COUNT_SLOW_SECONDS"] = "0.0005"
-    sent = records(0, 16_000, keys=50)
+    sent = records(0, 10_000, keys=50)
     count.send(sent)
     workers = [count.start(**SETTINGS) for _ in range(3)]
     count.wait_for(lambda: all(worker.events("restored") for worker in workers), 30, "all three are running")
-    count.wait_for(lambda: count.lag() < 15_000, 30, "under way")
+    count.wait_for(lambda: count.lag() < 9_000, 30, "under way")
     workers[0].kill()
-    more = records(16_000, 20_000, keys=50)
+    more = records(10_000, 12_000, keys=50)
     count.send(more)
     assert workers[1].stop() == 0
     last = count.start(**SETTINGS)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kafka
 
-# Short enough that a killed worker's partitions move within a test.
-SESSION = {"group_protocol": "classic", "session_timeout": 6}
+# Short enough that a killed worker's partitions move within a test, and its transaction ends before.
+SESSION = {"group_protocol": "classic", "session_timeout": 6, "transaction_timeout": 3}
 TWO_SECONDS = (
     "streams.retry({}, backoff=streams.seconds(2), longest_backoff=streams.seconds(2), then=streams.skip)"
 )
@@ -71,23 +71,23 @@ def test_replicas_share_the_partitions_and_a_third_joins_and_leaves(copy, protoc
 @pytest.mark.parametrize("protocol", ["consumer", "classic"])
 def test_exactly_once_holds_when_a_worker_is_killed_in_mid_stream(copy, protocol):
     copy.environment["COPY_SLOW_SECONDS"] = "0.0005"
-    copy.produce(numbered(0, 20_000))
-    workers = [copy.start(group_protocol=protocol, session_timeout=6) for _ in range(3)]
-    copy.wait_for(lambda: copy.lag() < 16_000, 60, "under way")
+    copy.produce(numbered(0, 16_000))
+    workers = [copy.start(**SESSION | {"group_protocol": protocol}) for _ in range(3)]
+    copy.wait_for(lambda: copy.lag() < 13_000, 60, "under way")
     workers[0].kill()
-    copy.produce(numbered(20_000, 24_000))
+    copy.produce(numbered(16_000, 18_000))
     copy.wait_until_consumed()
-    assert copy.outputs() == Counter(numbered(0, 24_000))
+    assert copy.outputs() == Counter(numbered(0, 18_000))
 
 
 def test_at_least_once_loses_nothing_when_a_worker_is_killed(copy):
     copy.environment["COPY_SLOW_SECONDS"] = "0.0005"
-    copy.produce(numbered(0, 12_000))
+    copy.produce(numbered(0, 8_000))
     workers = [copy.start(guarantee="at_least_once", **SESSION) for _ in range(2)]
-    copy.wait_for(lambda: copy.lag() < 9_000, 60, "under way")
+    copy.wait_for(lambda: copy.lag() < 6_000, 60, "under way")
     workers[0].kill()
     copy.wait_until_consumed()
-    assert set(copy.outputs()) == set(numbered(0, 12_000))
+    assert set(copy.outputs()) == set(numbered(0, 8_000))
 
 
 def test_a_stop_signal_commits_what_was_processed_and_leaves_within_ten_seconds(copy):
@@ -104,6 +104,7 @@ def test_a_stop_signal_commits_what_was_processed_and_leaves_within_ten_seconds(
     done = 20_000 - copy.lag()
     assert 0 < done < 20_000
     assert copy.outputs().total() == done
+    copy.environment.clear()
     again = copy.start()
     copy.wait_until_consumed()
     assert copy.outputs() == Counter(numbered(0, 20_000))
@@ -112,10 +113,10 @@ def test_a_stop_signal_commits_what_was_processed_and_leaves_within_ten_seconds(
 
 def test_a_function_slower_in_sum_than_the_poll_deadline_is_not_evicted(copy):
     copy.environment["COPY_SLOW_SECONDS"] = "0.2"
-    copy.produce(numbered(0, 40))
+    copy.produce(numbered(0, 24))
     worker = copy.start(poll_deadline=2, group_protocol="consumer")
     copy.wait_until_consumed()
-    assert copy.outputs() == Counter(numbered(0, 40))
+    assert copy.outputs() == Counter(numbered(0, 24))
     assert len(worker.events("partitions assigned")) == 1
     assert not worker.events("partitions lost")
     assert worker.stop() == 0
@@ -123,14 +124,14 @@ def test_a_function_slower_in_sum_than_the_poll_deadline_is_not_evicted(copy):
 
 def test_retries_that_wait_longer_than_the_poll_deadline_keep_the_membership(copy):
     copy.environment["COPY_ON_ERROR"] = (
-        "streams.retry(4, backoff=streams.seconds(1.5), longest_backoff=streams.seconds(1.5), "
+        "streams.retry(2, backoff=streams.seconds(1.5), longest_backoff=streams.seconds(1.5), "
         "then=streams.skip)"
     )
     copy.produce(["before", "poison", "after"])
     worker = copy.start(poll_deadline=2, group_protocol="consumer")
     copy.wait_until_consumed()
     assert copy.outputs() == Counter(["before", "after"])
-    assert len(worker.events("record retried")) == 4
+    assert len(worker.events("record retried")) == 2
     assert len(worker.events("partitions assigned")) == 1
     assert not worker.events("partitions lost")
     assert worker.stop() == 0
@@ -293,7 +294,7 @@ def test_a_pattern_reads_several_topics(copy, topic):
 
 
 def test_health_turns_bad_while_a_partition_with_lag_makes_no_progress(copy):
-    copy.environment["COPY_ON_ERROR"] = TWO_SECONDS.format(5)
+    copy.environment["COPY_ON_ERROR"] = TWO_SECONDS.format(3)
     worker = copy.start(http_port=0, stall_timeout=1)
     copy.wait_for(lambda: worker.events("http listening"), 60, "listening")
     url = worker.events("http listening")[0]["url"]
@@ -329,14 +330,14 @@ def test_the_broker_restarts_while_workers_run(make_copy, tmp_path: Path):
         copy = make_copy(kafka.bootstrap_servers)
         copy.create_topics()
         copy.environment["COPY_SLOW_SECONDS"] = "0.001"
-        worker = copy.start()
-        copy.produce(numbered(0, 5_000))
-        copy.wait_for(lambda: copy.lag() < 5_000, 60, "under way")
+        worker = copy.start(transaction_timeout=3)
+        copy.produce(numbered(0, 4_000))
+        copy.wait_for(lambda: copy.lag() < 4_000, 60, "under way")
         kafka.node(1).kill()
         kafka.node(1).start()
-        copy.produce(numbered(5_000, 6_000))
+        copy.produce(numbered(4_000, 5_000))
         copy.wait_until_consumed()
-        assert copy.outputs() == Counter(numbered(0, 6_000))
+        assert copy.outputs() == Counter(numbered(0, 5_000))
         assert worker.stop() == 0
 
 

@@ -228,6 +228,15 @@ def test_wrong_tls_or_credentials_are_errors_with_advice(
         assert "wrong-one" not in str(caught.value)
 
 
+def test_a_web_server_that_is_no_registry_is_not_the_records_error(registry):
+    gate = RegistryGate(registry.url)
+    gate.nonsense = True
+    with gate.open(), closing(ConfluentRegistry(gate.url)) as client:
+        for request in (lambda: client.schema(1), lambda: client.versions("orders-value")):
+            with pytest.raises(SchemaRegistryError, match="unexpected answer"):
+                request()
+
+
 @pytest.mark.parametrize(
     ("url", "settings"),
     [

@@ -26,6 +26,8 @@ class RegistryGate:
     ) -> None:
         wanted = None if credentials is None else b64encode(credentials.encode()).decode()
         self.refused: str | None = None
+        self.nonsense = False
+        """Whether it answers with a web page, as a wrong address does."""
         self.refusals = 0
         gate = self
 
@@ -55,6 +57,8 @@ class RegistryGate:
         if self.refused is not None and self.refused in url:
             self.refusals += 1
             return 503, b'{"error_code": 503, "message": "not now"}'
+        if self.nonsense:
+            return 200, b"<html>hello</html>"
         request = urllib.request.Request(
             url, data=body, method=method, headers={"Content-Type": "application/json"}
         )

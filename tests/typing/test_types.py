@@ -210,6 +210,7 @@ def test_joins_know_the_values_of_both_sides():
     )
     titles = pages.map(lambda page: page.title)
     assert_type(titles, Table[str, str])
+    assert_type(pages.map(lambda page: page.title or None), Table[str, str])
     assert_type(titles.join(pages, lambda name, page: name + page.title), Table[str, str])
 
 

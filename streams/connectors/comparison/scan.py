@@ -78,15 +78,17 @@ class Scan:
     def _parts(self) -> Iterator[KeyRange]:
         """Ranges that cover all keys, none with many more rows than ``rows_per_query`` in either table."""
         source, target = self._pair.source, self._pair.target
-        if not (source.indexed and target.indexed):
+        # More columns would let each query of a range read all rows with the same first ones.
+        width = min(source.indexed, target.indexed)
+        if not width:
             # To find a boundary such a table is sorted, which costs more than to read all of it once.
             yield EVERYTHING
             return
         after: Key | None = None
         while True:
-            upto = source.boundary(KeyRange(after, None), self._rows)
+            upto = source.boundary(KeyRange(after, None), self._rows, width)
             # Rows that only the target has may lie between two keys of the source, in any number.
-            upto = target.boundary(KeyRange(after, upto), self._rows) or upto
+            upto = target.boundary(KeyRange(after, upto), self._rows, width) or upto
             yield KeyRange(after, upto)
             if upto is None:
                 return

@@ -82,7 +82,10 @@ class Layout:
 
 
 class KeyRange(NamedTuple):
-    """The keys greater than ``after``, up to and including ``upto``; ``None`` is no bound."""
+    """The keys greater than ``after``, up to and including ``upto``; ``None`` is no bound.
+
+    A bound may be the beginning of keys: all keys that begin with it are then equal to it.
+    """
 
     after: Key | None
     upto: Key | None
@@ -130,8 +133,8 @@ class TableReader(Protocol):
         """The table and its database, without secrets."""
 
     @property
-    def indexed(self) -> bool:
-        """Whether a range of keys, as the layout orders them, is read without reading the whole table."""
+    def indexed(self) -> int:
+        """How many of the first key columns an index has, in the order of the layout."""
 
     def columns(self) -> Mapping[str, ColumnType]:
         """The table's columns, in their order, and the expressions that stand for columns."""
@@ -139,8 +142,11 @@ class TableReader(Protocol):
     def begin(self, layout: Layout) -> None:
         """Set what the following calls read. Refuses a key with null values."""
 
-    def boundary(self, part: KeyRange, rows: int) -> Key | None:
-        """The key of the range's row of that number, counted from 1, ``None`` if it has fewer."""
+    def boundary(self, part: KeyRange, rows: int, width: int) -> Key | None:
+        """The key of the range's row of that number, counted from 1, ``None`` if it has fewer.
+
+        Rows are ordered by the first ``width`` key columns, which are returned.
+        """
 
     def cuts(self, part: KeyRange, step: int) -> list[Key]:
         """Every ``step``-th key of the range."""

@@ -308,9 +308,15 @@ def _columns(schema: Any) -> dict[str, Column]:
     columns = {}
     for field in after.schema().fields():
         parameters = field.schema().parameters() or {}
+        scale = parameters.get("__debezium.source.column.scale")
+        stored = field.schema()
+        if str(stored.type()) == "ARRAY":
+            stored = stored.valueSchema()
         columns[str(field.name())] = Column(
             str(parameters.get("__debezium.source.column.type") or ""),
             int(str(parameters.get("__debezium.source.column.length") or 0)),
+            None if scale is None else int(str(scale)),
+            str(stored.type()),
         )
     return columns
 

@@ -14,6 +14,7 @@ from streams.connectors.change import Change, ChangeSource
 from streams.connectors.debezium.control import Control
 from streams.connectors.debezium.settings import UNAVAILABLE
 from streams.connectors.debezium.values import Row, Shape, fixed, fixes
+from streams.connectors.table_row import table_row
 from streams.errors import StateError
 from streams.records import Record
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from streams.connectors.debezium.processing import Context, Store
+    from streams.connectors.table_row import TableColumns
     from streams.records import Batch
 
 SWEEP_ROWS: Final = 2_000
@@ -31,6 +33,8 @@ LARGE: Final = 256
 
 _UNAVAILABLE_BYTES: Final = base64.b64encode(UNAVAILABLE.encode()).decode()
 _UNAVAILABLE_UUID: Final = str(UUID(bytes=md5(UNAVAILABLE.encode()).digest(), version=3))  # noqa: S324 - what Java makes of it
+_NEW_KEY: Final = "__debezium.newkey"
+"""The header of the deletion that an update of the key begins with."""
 _STATE: Final = b"\x00"
 _ROWS: Final = b"\x01"
 _encode = msgspec.json.Encoder().encode
@@ -77,18 +81,21 @@ class _State(msgspec.Struct, frozen=True):
     """By schema and table."""
 
 
-class Rows:
+class CapturedRows:
     """The processor of a source's task. Its store ``rows`` has an entry for each live row.
 
     * A snapshot that is taken again forwards only what differs, and deletes what is gone.
     * TRUNCATE becomes the deletion of each row, as its event has no key.
-    * A large value that an update leaves out is filled in.
+    * A large value that an update leaves out is filled in. Where the update changes the key, its deletion
+      names the new key, under which the values are kept for the creation that follows.
     * ``before`` has the columns that the server sent, and no others.
     """
 
     def open(self, context: Context) -> None:
         self._store: Store = context.store("rows")
         self._context = context
+        self._state = _State()
+        self._tables: dict[tuple[str, ...], TableColumns] = {}
         found = self._store.get(_STATE)
         self._take(_State() if found is None else msgspec.json.decode(found, type=_State))
         self._cursor: bytes | None = None
@@ -132,6 +139,7 @@ class Rows:
         payloads = batch.fetched.values(batch.rows)
         together = b"".join(payloads[row] or b"" for row in rows)
         marked = any(marker in together for marker in _MARKERS)
+        headers = batch.headers
         forwarded: list[tuple[int, Row, Change[Row]]] = []
         changed: dict[bytes, bytes | None] = {}
         sweeps, generation = self._state.sweeps, self._state.generation
@@ -144,6 +152,11 @@ class Rows:
                 entry = None
             if change.op == "d":
                 known[identity] = changed[identity] = None
+                if headers is not None and entry is not None and entry.values:
+                    new_key = dict(headers[row] or ()).get(_NEW_KEY)
+                    if new_key is not None:
+                        moved = _id(change.source, new_key)
+                        known[moved] = changed[moved] = entry._replace(generation=generation).pack()
                 forwarded.append((row, key, change))
                 continue
             after = change.after
@@ -162,8 +175,27 @@ class Rows:
             forwarded.append((row, key, change))
         self._store.put_many(changed)
         if forwarded:
-            at, names, changes = zip(*forwarded, strict=True)
+            at, names, changes = zip(*(self._with_table(*each) for each in forwarded), strict=True)
             self._context.forward(batch.select(at).with_keys(names).with_values(changes))
+
+    def _with_table(self, at: int, key: Row, change: Change[Row]) -> tuple[int, Row, Change[Row]]:
+        """The same, where the key and the rows have the table's columns with them."""
+        source = change.source
+        name = f"{source.schema}.{source.table}"
+        identity = (name, *key)
+        table = self._tables.get(identity)
+        if table is None:
+            shape = self._state.shapes.get(name)
+            if shape is None:
+                return at, key, change
+            table = self._tables[identity] = shape.table(source, tuple(key))
+        before, after = change.before, change.after
+        change = msgspec.structs.replace(
+            change,
+            before=None if before is None else table_row(before, table),
+            after=None if after is None else table_row(after, table),
+        )
+        return at, table_row(key, table), change
 
     def _in_shape(self, change: Change[Row], key: Row) -> tuple[Change[Row], Row]:
         """The change and its key with values as Postgres writes them, ``before`` as the server sent it."""
@@ -205,8 +237,14 @@ class Rows:
         self._remember(msgspec.structs.replace(state, generation=generation, sweeps=(*state.sweeps, sweep)))
 
     def _take(self, state: _State) -> None:
-        self._state = state
+        before, self._state = self._state, state
         self._fixes = {table: fixes(shape) for table, shape in state.shapes.items()}
+        # A table's rows have the same columns with them until it changes.
+        self._tables = {
+            identity: table
+            for identity, table in self._tables.items()
+            if state.shapes.get(identity[0]) == before.shapes.get(identity[0])
+        }
         self._full = {table for table, shape in state.shapes.items() if shape.full_identity}
 
     def _remember(self, state: _State) -> None:
@@ -239,7 +277,7 @@ class Rows:
         self._store.put_many(gone)
         for key in gone:
             names = self._key_of(sweep, key)
-            change = _deletion(sweep.source, names)
+            _, names, change = self._with_table(0, names, _deletion(sweep.source, names))
             if record is None:
                 self._context.forward(Record(names, change, sweep.source.ts_ms or 0))
             else:

@@ -9,7 +9,7 @@ from streams.connectors.change import Change, topic_of
 from streams.connectors.debezium import jvm
 from streams.connectors.debezium.control import EventJson
 from streams.connectors.debezium.reader import PostgresReader
-from streams.connectors.debezium.rows import Rows
+from streams.connectors.debezium.rows import CapturedRows
 from streams.connectors.debezium.settings import Capture
 from streams.connectors.postgres.replication import Table
 from streams.errors import ConfigurationError, ConnectorError
@@ -98,7 +98,7 @@ class Debezium:
 
     @property
     def process(self) -> Callable[[], Any]:
-        return Rows
+        return CapturedRows
 
     @property
     def stores(self) -> Mapping[str, tuple[Serde[Any], Serde[Any]]]:

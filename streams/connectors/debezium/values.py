@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
+from streams.connectors.table_row import Column as TableColumn, TableColumns
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from streams.connectors.change import ChangeSource
+    from streams.connectors.table_row import ColumnKind
 
 Row: TypeAlias = dict[str, Any]
 """The columns of a row by their names."""
@@ -21,6 +25,9 @@ class Column(msgspec.Struct, frozen=True):
 
     type: str
     length: int = 0
+    scale: int | None = None
+    stored: str = ""
+    """The type of its values in Kafka Connect, e.g. ``INT32``; of an array, that of its elements."""
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -29,6 +36,41 @@ class Shape(msgspec.Struct, frozen=True):
     columns: dict[str, Column]
     full_identity: bool
     """Whether changes carry the complete row as it was before."""
+
+    def table(self, source: ChangeSource, key: tuple[str, ...]) -> TableColumns:
+        """The columns as rows with this key have them with them."""
+        columns = tuple(_described(name, column) for name, column in self.columns.items())
+        return TableColumns((source.db, source.schema or "", source.table or ""), columns, key)
+
+
+def _described(name: str, column: Column) -> TableColumn:
+    kind = column.type.removeprefix("_")
+    array, length, scale = column.type.startswith("_"), column.length, column.scale
+    if kind == "NUMERIC" and scale is not None and 0 <= scale <= length <= LARGEST_PRECISION:
+        return TableColumn(name, "decimal", array, length, scale)
+    known = _KINDS_BY_NAME.get(kind) or _KINDS_BY_STORED.get(column.stored, "text")
+    return TableColumn(name, known, array)
+
+
+LARGEST_PRECISION: Final = 1000
+"""Of a declared precision; without one the server gives another number."""
+_KINDS_BY_NAME: Final[dict[str, ColumnKind]] = {
+    "DATE": "date",
+    "TIME": "time",
+    "TIMESTAMP": "timestamp",
+    "TIMESTAMPTZ": "timestamptz",
+    "UUID": "uuid",
+    "BIT": "text",
+}
+_KINDS_BY_STORED: Final[dict[str, ColumnKind]] = {
+    "BOOLEAN": "boolean",
+    "INT16": "int",
+    "INT32": "int",
+    "INT64": "long",
+    "FLOAT32": "double",
+    "FLOAT64": "double",
+    "BYTES": "bytes",
+}
 
 
 def fixes(shape: Shape) -> dict[str, Callable[[Any], Any]]:
@@ -83,6 +125,10 @@ def _time(value: str) -> str:
     return value.removesuffix("Z")
 
 
+def _point(value: Any) -> str:
+    return f"({value['x']},{value['y']})"
+
+
 def _number(value: Any) -> Any:
     return _NUMBERS.get(value, value)
 
@@ -114,4 +160,5 @@ _FIXES: Final[dict[str, Callable[[Any], Any]]] = {
     "timestamp": _timestamp,
     "timestamptz": _timestamptz,
     "numeric": _number,
+    "point": _point,
 }

@@ -16,7 +16,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streams.connectors.mapped_rows import DELETION, field_names, names_of, reader, rows_of, runs
+from streams.connectors.mapped_rows import DELETION, attributes, names_of, reader, rows_of, runs
 from streams.connectors.sink import RefusedRow
 from streams.errors import ConfigurationError
 
@@ -191,7 +191,7 @@ def _fields(kind: Any) -> list[Any]:
     if not isinstance(kind, type):
         raise TypeError(f"got {kind!r:.80}")
     hints = typing.get_type_hints(kind, include_extras=False)
-    return [_field(name, hints.get(name, Any)) for name in field_names(kind)]
+    return [_field(name, hints.get(attribute, Any)) for name, attribute in attributes(kind).items()]
 
 
 def _field(name: str, hint: Any) -> Any:

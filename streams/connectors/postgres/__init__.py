@@ -1,5 +1,7 @@
 """Postgres as a sink of data: upserts and deletes by key, or rows that are only appended, exactly once.
 
+A table can also be compared with its copy (``PostgresTable``).
+
 Needs the extra ``postgres``.
 """
 

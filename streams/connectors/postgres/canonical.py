@@ -26,6 +26,9 @@ SETTINGS = {
 
 BPCHAR, INET, UUID = 1042, 869, 2950
 
+C_COLLATION = 950
+"""The number of the collation ``C``, in all versions."""
+
 _TYPES: dict[int, ColumnType] = {
     16: ColumnType("boolean", "boolean", "boolean"),
     17: ColumnType("bytes", "text", "bytea"),

@@ -284,11 +284,11 @@ def _comparable(column: Column, values: list[Any]) -> list[Any] | None:
     return values if kinds <= set(_SAME[column.base]) else None
 
 
-def refused_rows(changes: Changes, parts: Sequence[SinkRows]) -> list[RefusedRow]:
-    """The refused changes as rows of their partitions."""
+def refused_rows(refused: Mapping[int, Exception], parts: Sequence[SinkRows]) -> list[RefusedRow]:
+    """Refused changes, by their numbers, as rows of their partitions."""
     starts = list(itertools.accumulate((len(part) for part in parts), initial=0))
     found = []
-    for row, error in sorted(changes.refused.items()):
+    for row, error in sorted(refused.items()):
         number = bisect_right(starts, row) - 1
         found.append(RefusedRow(parts[number].partition, row - starts[number], error))
     return found

@@ -6,20 +6,15 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import psycopg
+from psycopg import errors as refusals
+
 from streams.connectors.comparison.table import Checksum, Row, Value
 from streams.connectors.postgres import canonical
 from streams.connectors.postgres.comparison_queries import ComparisonQueries, Query, Relation, TableColumn
 from streams.durations import seconds, to_milliseconds
-from streams.errors import ConfigurationError, ConnectorError, ConnectorUnavailable
+from streams.errors import ConnectorError, ConnectorUnavailable
 from streams.redaction import scrub
-
-try:
-    import psycopg
-    from psycopg import errors as refusals
-except ImportError as error:
-    raise ConfigurationError(
-        "Postgres needs the package psycopg, which is not installed", hint="pip install 'streams[postgres]'"
-    ) from error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -46,18 +41,23 @@ WITH used AS (
          OR coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') = 'b'
          AND to_jsonb(d) ->> 'datlocale' IN ('C', 'C.UTF-8') AS bytewise
   FROM pg_database AS d WHERE datname = current_database()
-), described AS (
-  SELECT a.*, a.attcollation = 950 OR a.attcollation = 100 AND used.bytewise AS bytewise
-  FROM pg_attribute AS a, used
-  WHERE a.attrelid = %s::bigint::oid AND a.attnum > 0 AND NOT a.attisdropped
 )
-SELECT a.attname, a.bytewise,
-       EXISTS (
-         SELECT FROM pg_index AS i
-         WHERE i.indrelid = a.attrelid AND i.indisvalid AND i.indpred IS NULL AND i.indkey[0] = a.attnum
-           AND i.indcollation[0] = CASE WHEN a.bytewise OR a.attcollation = 0 THEN a.attcollation ELSE 950 END
-       )
-FROM described AS a
+SELECT a.attname, a.attcollation = 950 OR a.attcollation = 100 AND used.bytewise, a.attcollation::bigint
+FROM pg_attribute AS a, used
+WHERE a.attrelid = %s::bigint::oid AND a.attnum > 0 AND NOT a.attisdropped
+"""
+
+_FIND_INDEXES = """
+SELECT i.indexrelid::bigint,
+       CASE WHEN i.indoption[k.place] & 1 = i.indoption[0] & 1 THEN a.attname END,
+       i.indcollation[k.place]::bigint
+FROM pg_index AS i
+JOIN pg_class AS c ON c.oid = i.indexrelid
+JOIN pg_am AS m ON m.oid = c.relam AND m.amname = 'btree'
+CROSS JOIN generate_series(0, i.indnkeyatts - 1) AS k(place)
+LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[k.place] AND a.attnum > 0
+WHERE i.indrelid = %s::bigint::oid AND i.indisvalid AND i.indpred IS NULL
+ORDER BY i.indexrelid, k.place
 """
 
 _NAME_TYPES = """
@@ -115,7 +115,7 @@ class _Reader:
         self._begun: ComparisonQueries | None = None
 
     @property
-    def indexed(self) -> bool:
+    def indexed(self) -> int:
         return self._queries.indexed
 
     def columns(self) -> dict[str, ColumnType]:
@@ -132,8 +132,8 @@ class _Reader:
                 hint="choose columns that identify each row",
             )
 
-    def boundary(self, part: KeyRange, rows: int) -> Key | None:
-        found = self._read(self._queries.boundary(part, rows))
+    def boundary(self, part: KeyRange, rows: int, width: int) -> Key | None:
+        found = self._read(self._queries.boundary(part, rows, width))
         return found[0] if found else None
 
     def cuts(self, part: KeyRange, step: int) -> list[Key]:
@@ -184,8 +184,15 @@ class _Reader:
                         quoted.replace("%", "%%"),
                         oid,
                         "xmin::text || ctid::text" if kind in {"r", "m"} else "''",
+                        self._indexes(oid),
                     )
         raise ConnectorError(f"there is no table {self.name}", hint="write its schema too: public.customers")
+
+    def _indexes(self, table: int) -> list[list[tuple[str | None, int]]]:
+        found: dict[int, list[tuple[str | None, int]]] = {}
+        for index, column, collation in self._read(Query(_FIND_INDEXES, [table])):
+            found.setdefault(index, []).append((column, collation))
+        return list(found.values())
 
     def _describe(self) -> dict[str, TableColumn]:
         expressions = self._table.expressions
@@ -198,7 +205,8 @@ class _Reader:
         oids = self._types(list(sqls.values()))
         names = dict(self._read(Query(_NAME_TYPES, [oids])))
         return {
-            name: TableColumn(sql, oid, names[oid], *([False, False] if name in expressions else plain[name]))
+            # No index column has the number -1 for its collation.
+            name: TableColumn(sql, oid, names[oid], *((False, -1) if name in expressions else plain[name]))
             for (name, sql), oid in zip(sqls.items(), oids, strict=True)
         }
 

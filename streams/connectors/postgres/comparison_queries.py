@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.connectors.postgres import canonical
@@ -21,16 +22,20 @@ class TableColumn(NamedTuple):
     """As a cast takes it."""
     bytewise: bool
     """Whether its own order is that of the bytes of its text."""
-    indexed: bool
-    """Whether an index begins with it, in the order of its bytes if it is text."""
+    collation: int
+    """The number of its own collation, 0 for what is no text."""
 
 
 class Relation(NamedTuple):
-    """A table as queries name it, with the expression of its rows' versions."""
+    """A table as queries name it, with the expression of its rows' versions.
+
+    ``indexes`` have the column and the collation of each place that has the direction of the first.
+    """
 
     name: str
     oid: int
     version: str
+    indexes: Sequence[Sequence[tuple[str | None, int]]]
 
 
 class Query(NamedTuple):
@@ -54,31 +59,42 @@ class ComparisonQueries:
         texts = [self._text(columns[column.name], column) for column in layout.columns]
         self._texts = ", ".join(f"{text} AS {name}" for text, name in zip(texts, self._names, strict=True))
         size = len(layout.key)
-        self._key_texts = ", ".join(
+        self._key_texts = [
             f"{text} AS {name}" for text, name in zip(texts[:size], self._names[:size], strict=True)
-        )
+        ]
         self._orders = [
             canonical.order_of(own.sql, own.oid, column, bytewise=own.bytewise, exact=layout.exact)
             for own, column in self._keys
         ]
 
     @property
-    def indexed(self) -> bool:
-        """Whether an index has the order of the keys."""
-        first = self._keys[0][0]
-        return first.indexed and self._orders[0] in {first.sql, canonical.by_bytes(first.sql)}
+    def indexed(self) -> int:
+        """How many of the first key columns an index has, in the order of the layout."""
+        wanted: list[tuple[str, int]] = []
+        for (own, column), order in zip(self._keys, self._orders, strict=True):
+            if order == own.sql:
+                wanted.append((column.name, own.collation))
+            elif order == canonical.by_bytes(own.sql):
+                wanted.append((column.name, canonical.C_COLLATION))
+            else:
+                break
+        lengths = [
+            sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(index, wanted, strict=False)))
+            for index in self._relation.indexes
+        ]
+        return max(lengths, default=0)
 
     def null_keys(self) -> Query:
         """A row if any key is null."""
         nulls = " OR ".join(f"{own.sql} IS NULL" for own, _ in self._keys)
         return Query(f"SELECT 1 FROM {self._relation.name} WHERE {nulls} LIMIT 1", ())
 
-    def boundary(self, part: KeyRange, rows: int) -> Query:
-        """The key of the range's row of that number."""
+    def boundary(self, part: KeyRange, rows: int, width: int) -> Query:
+        """The beginning of the key of the range's row of that number."""
         where, values = self._within(part)
         return Query(
-            f"SELECT {self._key_texts} FROM {self._relation.name} WHERE {where} "
-            f"ORDER BY {', '.join(self._orders)} LIMIT 1 OFFSET %s",
+            f"SELECT {', '.join(self._key_texts[:width])} FROM {self._relation.name} WHERE {where} "
+            f"ORDER BY {', '.join(self._orders[:width])} LIMIT 1 OFFSET %s",
             [*values, rows - 1],
         )
 
@@ -86,7 +102,7 @@ class ComparisonQueries:
         """Every ``step``-th key of the range."""
         where, values = self._within(part)
         return Query(
-            f"SELECT {', '.join(self._names[: len(self._keys)])} FROM (SELECT {self._key_texts}, "
+            f"SELECT {', '.join(self._names[: len(self._keys)])} FROM (SELECT {', '.join(self._key_texts)}, "
             f"row_number() OVER (ORDER BY {', '.join(self._orders)}) AS number "
             f"FROM {self._relation.name} WHERE {where}) AS numbered WHERE number %% %s = 0 ORDER BY number",
             [*values, step],
@@ -137,7 +153,7 @@ class ComparisonQueries:
         for key, sign in ((part.after, ">"), (part.upto, "<=")):
             if key is not None:
                 bounds = ", ".join(map(self._bound, range(len(key))))
-                conditions.append(f"({', '.join(self._orders)}) {sign} ({bounds})")
+                conditions.append(f"({', '.join(self._orders[: len(key)])}) {sign} ({bounds})")
                 values += key
         return " AND ".join(conditions) or "true", values
 

@@ -66,7 +66,7 @@ def split_by_fields(
             columns = [list(map(attrgetter(attribute), chosen)) for attribute in names.values()]
             groups.append(Fields(tuple(names), numbers, columns))
         elif issubclass(kind, Mapping):
-            groups += _of_mappings(numbers, chosen)
+            groups += _of_mappings(numbers, chosen, refused)
         else:
             error = TypeError(
                 f"a row is a mapping, a Struct or a dataclass: a {kind.__name__} has no columns"
@@ -78,10 +78,15 @@ def split_by_fields(
     return found
 
 
-def _of_mappings(rows: list[int], values: list[Mapping[str, Any]]) -> list[Fields]:
+def _of_mappings(
+    rows: list[int], values: list[Mapping[str, Any]], refused: dict[int, Exception]
+) -> list[Fields]:
     by_names: dict[tuple[str, ...], list[int]] = {}
     for position, names in enumerate(map(tuple, values)):
         by_names.setdefault(names, []).append(position)
+    for names in [names for names in by_names if not all(isinstance(name, str) for name in names)]:
+        error = TypeError(f"the fields of a row are named by text, not {', '.join(map(repr, names))}")
+        refused.update(dict.fromkeys((rows[position] for position in by_names.pop(names)), error))
     return [
         Fields(
             names,
@@ -183,7 +188,7 @@ def key_reader(kind: type, columns: Sequence[str]) -> Callable[[Any], tuple[Any,
 def _read_key(fields: Mapping[str, Any], columns: Sequence[str]) -> tuple[Any, ...]:
     missing = [name for name in columns if name not in fields]
     if missing:
-        raise KeyError(
+        raise ValueError(
             f"the key needs the columns {', '.join(columns)}: {', '.join(missing)} is missing, there are "
             f"{', '.join(map(str, fields))}"
         )

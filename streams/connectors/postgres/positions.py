@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg
 
@@ -21,6 +21,13 @@ _COLUMNS = ("application", "sink", "topic", "partition", "topic_id", "next_offse
 
 # Serialises workers that start at the same time and create tables or columns.
 DDL_LOCK = "select pg_advisory_xact_lock(5066120, 1)"
+
+
+class Locked(NamedTuple):
+    """Positions that are locked until the transaction ends, and whether some were added."""
+
+    positions: dict[TopicPartition, int]
+    added: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,31 +62,42 @@ class Positions:
                 hint=f"its columns are {', '.join(_COLUMNS)}; name another one with positions_table=",
             ) from error
 
-    def lock(
+    def lock(self, connection: Connection, partitions: Mapping[TopicPartition, str]) -> Locked:
+        """Read positions in a transaction that locks them: a commit that is still under way is waited for."""
+        positions = self._read_locked(connection, partitions)
+        new = sorted(partitions.keys() - positions.keys())
+        if new:
+            connection.run(
+                f"insert into {self._escaped} (application, sink, topic, partition, topic_id, next_offset) "
+                "select %s, %s, r.topic, r.partition, r.topic_id, 0 "
+                "from unnest(%s::text[], %s::int[], %s::text[]) as r(topic, partition, topic_id) "
+                "on conflict do nothing".encode(),
+                [
+                    self.context.application,
+                    self.context.name,
+                    [partition.topic for partition in new],
+                    [partition.partition for partition in new],
+                    [partitions[partition] for partition in new],
+                ],
+            )
+            # Another worker may have been faster, and be beyond 0.
+            positions = self._read_locked(connection, partitions)
+        return Locked(positions, bool(new))
+
+    def _read_locked(
         self, connection: Connection, partitions: Mapping[TopicPartition, str]
     ) -> dict[TopicPartition, int]:
-        """Read positions in a transaction that locks them: a commit that is still under way is waited for."""
-        ordered = sorted(partitions)
-        parameters = [
-            self.context.application,
-            self.context.name,
-            [partition.topic for partition in ordered],
-            [partition.partition for partition in ordered],
-        ]
-        ids = [partitions[partition] for partition in ordered]
-        connection.run(
-            f"insert into {self._escaped} (application, sink, topic, partition, topic_id, next_offset) "
-            "select %s, %s, r.topic, r.partition, r.topic_id, 0 "
-            "from unnest(%s::text[], %s::int[], %s::text[]) as r(topic, partition, topic_id) "
-            "on conflict do nothing".encode(),
-            [*parameters, ids],
-        )
         found = connection.run(
             "select p.topic, p.partition, p.topic_id, p.next_offset "
             f"from {self._escaped} p where p.application = %s and p.sink = %s and (p.topic, p.partition) in "
             "(select * from unnest(%s::text[], %s::int[])) order by p.topic, p.partition for update".encode(),
-            parameters,
-        ).fetchall()
+            [
+                self.context.application,
+                self.context.name,
+                [partition.topic for partition in partitions],
+                [partition.partition for partition in partitions],
+            ],
+        )
         positions = {}
         for topic, number, topic_id, next_offset in found:
             partition = TopicPartition(topic, number)

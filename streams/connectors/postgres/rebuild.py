@@ -75,7 +75,7 @@ class PostgresRebuild:
             # Waits for a worker's transaction as long as a claim does; the merge itself may take long.
             self._connection.run(beginning(self._context, MERGE_SECONDS))
             self._connection.run(b"set local idle_in_transaction_session_timeout = 0")
-            return self._positions.lock(self._connection, partitions)
+            return self._positions.lock(self._connection, partitions).positions
 
     def merge(self) -> MergeCounts:
         with self._translated("merging the copy"):

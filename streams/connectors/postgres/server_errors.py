@@ -55,13 +55,13 @@ def to_error(error: psycopg.Error | DeadlinePassed, doing: str) -> StreamsError:
     """The error that tells the worker whether to repeat the transaction or to end."""
     text = scrub(str(error)).strip()
     if isinstance(error, DeadlinePassed):
-        return SinkUnavailable(f"Postgres did not answer while {doing}: {text}")
+        return SinkUnavailable(f"while {doing}, Postgres did not answer: {text}")
     code = error.sqlstate
     if code is None:
         if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
-            return SinkUnavailable(f"no connection to Postgres while {doing}: {text}")
-        return ConnectorError(f"Postgres could not be used while {doing}: {text}")
-    message = f"Postgres refused {doing}: SQLSTATE {code}: {text}"
+            return SinkUnavailable(f"while {doing}, there was no connection to Postgres: {text}")
+        return ConnectorError(f"while {doing}, Postgres could not be used: {text}")
+    message = f"while {doing}, Postgres refused: SQLSTATE {code}: {text}"
     if code.startswith(_FOR_NOW):
         return SinkUnavailable(message)
     return ConnectorError(message, hint=_hint(code))
@@ -79,6 +79,8 @@ def _hint(code: str) -> str:
         return (
             "compare the table with the fields of the values; the worker reads its columns again when started"
         )
-    if code.startswith(("28", "3D", "3F")):
+    if code.startswith("3F"):
+        return 'name the schema, and grant the sink\'s role USAGE on it: table="public.customers"'
+    if code.startswith(("28", "3D")):
         return "check the user, the password and the database in the dsn"
     return "see the SQLSTATE in the appendix of PostgreSQL's documentation"

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import psycopg
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from streams.connectors.postgres.connection import Connection
     from streams.connectors.sink import SinkContext
+
+Mode: TypeAlias = Literal["upsert", "append"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class PostgresSink:
     dsn: str = field(repr=False)
     table: str
     _: KW_ONLY
-    mode: Literal["upsert", "append"] = "upsert"
+    mode: Mode = "upsert"
     key: tuple[str, ...] | None = None
     columns: Mapping[str, str] | Sequence[str] | None = None
     row_type: Any = None
@@ -88,6 +90,14 @@ class PostgresSink:
         parse_name(self.table)
         parse_name(self.positions_table)
         to_milliseconds(self.statement_timeout, "statement_timeout", least=1)
+        for option, value, allowed in (
+            ("mode", self.mode, get_args(Mode)),
+            ("on_truncate", self.on_truncate, get_args(OnTruncate)),
+        ):
+            if value not in allowed:
+                raise ConfigurationError(
+                    f"PostgresSink({self.table!r}): {option}={value!r} is none of {', '.join(allowed)}"
+                )
         if self.max_rows < 1:
             raise ConfigurationError(f"PostgresSink(max_rows={self.max_rows}): at least 1 is needed")
         for option, names in (("key", self.key), ("columns", self.columns)):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from streams.connectors.postgres.changes import Action, ChangeReader, Changes, UnknownFields, refused_rows
+from streams.connectors.postgres.changes import Action, ChangeReader, Changes, UnknownFields
 from streams.connectors.postgres.column_types import type_of_value
 from streams.connectors.postgres.positions import DDL_LOCK
 from streams.connectors.postgres.statements import Statements
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from streams.connectors.postgres.table import Table
     from streams.connectors.sink import SinkRows
 
-OnTruncate = Literal["fail", "delete", "ignore"]
+OnTruncate: TypeAlias = Literal["fail", "delete", "ignore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +95,10 @@ class Target:
             return
         rows = [row for row, action in enumerate(changes.actions) if action is Action.TRUNCATE]
         if self.options.on_truncate == "fail":
-            first = Changes([], [], False, [], [], [], [], dict.fromkeys(rows[:1], ValueError()))
-            place = refused_rows(first, parts)[0]
-            offset = next(part for part in parts if part.partition == place.partition).offsets[place.row]
+            partitions = [part.partition for part in parts for _ in part.offsets]
+            offsets = [offset for part in parts for offset in part.offsets]
             raise ConnectorError(
-                f"the source's table was truncated ({place.partition}, offset {offset}); "
+                f"the source's table was truncated ({partitions[rows[0]]}, offset {offsets[rows[0]]}); "
                 f"{self.table.identifier} still has its rows",
                 hint='empty it and set on_truncate="ignore" once the sink is past this offset, or set '
                 'on_truncate="delete", which is exact for a topic of one partition',
@@ -111,7 +110,9 @@ class Target:
 def add_columns(connection: Connection, table: Table, types: Mapping[str, str]) -> None:
     """Add columns, unless another worker has done so. Raises ``psycopg.Error``."""
     columns = ", ".join(f"add column if not exists {quoted(name)} {kind}" for name, kind in types.items())
-    connection.run(f"begin; {DDL_LOCK}; alter table {table.identifier} {columns}; commit".encode())
+    # Who waits for this lock makes all others wait.
+    begin = f"begin; set local lock_timeout = '5s'; {DDL_LOCK}"
+    connection.run(f"{begin}; alter table {table.identifier} {columns}; commit".encode())
 
 
 def _existing(connection: Connection, name: str) -> Table:

@@ -62,9 +62,11 @@ class PostgresWriter:
     def claim(self, partitions: Mapping[TopicPartition, str]) -> dict[TopicPartition, int]:
         assert self._state is _State.IDLE, f"claim while {self._state.value}"
         with self._transaction("claiming positions"):
+            self._connection.run(self._begin)
             found = self._positions.lock(self._connection, partitions)
-            self._connection.run(b"commit")
-        return found
+            # Without new partitions there is nothing to commit: a commit may wait for a standby.
+            self._connection.run(b"commit" if found.added else b"rollback")
+        return found.positions
 
     def release(self, partitions: Collection[TopicPartition]) -> None:
         """Nothing is kept for them: the positions are in the database."""
@@ -78,7 +80,7 @@ class PostgresWriter:
             self._positions.move(self._connection, rows)
             Application(self._connection, self._target.statements, changes).run()
         self._state = _State.WRITTEN
-        return refused_rows(changes, rows)
+        return refused_rows(changes.refused, rows)
 
     def commit(self) -> None:
         assert self._state is _State.WRITTEN, f"commit while {self._state.value}"
@@ -92,7 +94,7 @@ class PostgresWriter:
                 raise SinkOutcomeUnknown(
                     f"the connection to Postgres ended in a commit, which may have happened: {error}"
                 ) from error
-            raise to_error(error, "the commit") from error
+            raise to_error(error, "committing") from error
         if done.statusmessage != "COMMIT":
             raise SinkUnavailable(f"Postgres answered {done.statusmessage} to a commit: it was rolled back")
 

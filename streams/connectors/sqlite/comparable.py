@@ -70,11 +70,19 @@ class _Reader:
         self._begun: _Plan | None = None
 
     @property
-    def indexed(self) -> bool:
-        """Whether SQLite itself plans to search by the key."""
-        where, values = self._plan.within(KeyRange(("0",) * self._plan.size, None))
-        plan = self._read(f"EXPLAIN QUERY PLAN SELECT 1 FROM {self._table} WHERE {where}", values)
-        return any("SEARCH" in row[-1] for row in plan)
+    def indexed(self) -> int:
+        """How many of the first key columns SQLite itself uses to search."""
+        return max((width for width in range(1, self._plan.size + 1) if self._searches(width)), default=0)
+
+    def _searches(self, width: int) -> bool:
+        # With equal values before it, a column is searched by only if the index has all of them.
+        *equal, last = range(width)
+        conditions = [f"{self._plan.orders[number]} = {self._plan.bounds[number]}" for number in equal]
+        conditions.append(f"{self._plan.orders[last]} > {self._plan.bounds[last]}")
+        plan = self._read(
+            f"EXPLAIN QUERY PLAN SELECT 1 FROM {self._table} WHERE {' AND '.join(conditions)}", ["0"] * width
+        )
+        return any("SEARCH" in row[-1] and row[-1].count("?") == width for row in plan)
 
     def columns(self) -> dict[str, ColumnType]:
         return {name: kind for name, (_, kind) in self._columns.items()}
@@ -88,11 +96,11 @@ class _Reader:
                 hint="choose columns that identify each row",
             )
 
-    def boundary(self, part: KeyRange, rows: int) -> Key | None:
+    def boundary(self, part: KeyRange, rows: int, width: int) -> Key | None:
         where, values = self._plan.within(part)
         found = self._read(
-            f"SELECT {', '.join(self._plan.key)} FROM {self._table} WHERE {where} "
-            f"ORDER BY {', '.join(self._plan.orders)} LIMIT 1 OFFSET ?",
+            f"SELECT {', '.join(self._plan.key[:width])} FROM {self._table} WHERE {where} "
+            f"ORDER BY {', '.join(self._plan.orders[:width])} LIMIT 1 OFFSET ?",
             [*values, rows - 1],
         )
         return self._plan.key_of(found[0]) if found else None
@@ -220,7 +228,8 @@ class _Plan:
         conditions, values = [], list[str]()
         for key, sign in ((part.after, ">"), (part.upto, "<=")):
             if key is not None:
-                conditions.append(f"({', '.join(self.orders)}) {sign} ({', '.join(self.bounds)})")
+                orders, bounds = self.orders[: len(key)], self.bounds[: len(key)]
+                conditions.append(f"({', '.join(orders)}) {sign} ({', '.join(bounds)})")
                 values += key
         return " AND ".join(conditions) or "1", values
 

@@ -48,6 +48,8 @@ class SqliteSink:
     row_type: type | Mapping[str, str] | None = field(default=None, kw_only=True)
     create: bool = field(default=True, kw_only=True)
     alter: bool = field(default=False, kw_only=True)
+    on_truncate: Literal["fail", "delete", "ignore"] = field(default="fail", kw_only=True)
+    """What a ``Change`` with ``op="t"`` does; it is not told which partitions' rows it concerns."""
     positions_table: str = field(default="streams_positions", kw_only=True)
     """The table that holds the positions of the input, in the same file."""
     max_rows: int = field(default=10_000, kw_only=True)
@@ -59,6 +61,10 @@ class SqliteSink:
             raise ConfigurationError(
                 f"a sink needs a database file, got {str(self.path)!r}: "
                 "positions and rows must still be there when it is opened again"
+            )
+        if self.on_truncate not in {"fail", "delete", "ignore"}:
+            raise ConfigurationError(
+                f"on_truncate is 'fail', 'delete' or 'ignore', got {self.on_truncate!r:.80}"
             )
         if self.mode == "append" and self.key is not None:
             raise ConfigurationError("mode='append' takes no key=: each value becomes a new row")
@@ -154,6 +160,7 @@ class SqliteSink:
             if fields is None or isinstance(fields, Mapping)
             else {name: name for name in fields},
             positions=self.positions_table,
+            on_truncate=self.on_truncate,
         )
 
     def rebuild(self, context: SinkContext) -> SqliteRebuild:
@@ -172,6 +179,7 @@ class SqliteSink:
             key=key,
             fields=None,
             positions=self.positions_table,
+            on_truncate=self.on_truncate,
         )
         return SqliteRebuild(
             str(self.path),

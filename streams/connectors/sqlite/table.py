@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Union
 
 import msgspec
 
-from streams.connectors.mapped_rows import field_names
+from streams.connectors.mapped_rows import attributes
 from streams.connectors.sqlite.values import affinity
 from streams.errors import ConfigurationError, ConnectorError
 
@@ -134,11 +134,11 @@ def column_types(described: type | Mapping[str, str]) -> dict[str, str]:
     if not isinstance(described, type):
         return dict(described)
     try:
-        names = field_names(described)
+        fields = attributes(described)
     except TypeError as error:
         raise ConfigurationError(f"row_type= needs a class with fields: {error}") from None
     hints = typing.get_type_hints(described)
-    return {name: _column_type(hints.get(name, Any)) for name in names}
+    return {name: _column_type(hints.get(attribute, Any)) for name, attribute in fields.items()}
 
 
 def _column_type(hint: Any) -> str:

@@ -63,6 +63,7 @@ class SqliteWriter:
         key: tuple[str, ...],
         fields: Mapping[str, str] | None,
         positions: str,
+        on_truncate: str,
     ) -> None:
         self._context = context
         self._connection = connection
@@ -71,6 +72,7 @@ class SqliteWriter:
         self._key = key
         self._fields = fields
         self._positions = quoted(positions)
+        self._on_truncate = on_truncate
         self._plans: dict[Shape, _Plan] = {}
         self._refused: list[RefusedRow] = []
         self._state = WriterState.CLAIMED
@@ -324,6 +326,10 @@ class SqliteWriter:
         statement = self._table.delete(self._key)
         kinds = [self._table.columns[name.lower()].affinity for name in self._key]
         for row in range(run.start, run.stop):
+            value = part.values[row]
+            if isinstance(value, Change) and value.op == "t":
+                self._truncate(part, row)
+                continue
             try:
                 key = self._deleted_key(part, row)
                 if any(
@@ -336,13 +342,19 @@ class SqliteWriter:
             except Exception as error:  # noqa: BLE001 - what is not about the row is raised again
                 self._refuse_failed(part, row, error)
 
+    def _truncate(self, part: SinkRows, row: int) -> None:
+        if self._on_truncate == "fail":
+            raise ConnectorError(
+                f"table {self._table.name!r}: the source's table was truncated (offset {part.offsets[row]} "
+                f"of {part.partition}), which concerns rows of all partitions",
+                hint="for a topic of one partition, use on_truncate='delete'; otherwise rebuild the table, "
+                "or use on_truncate='ignore'",
+            )
+        if self._on_truncate == "delete":
+            self._connection.execute(f"DELETE FROM {quoted(self._table.name)}")
+
     def _deleted_key(self, part: SinkRows, row: int) -> tuple[Any, ...]:
         value = part.values[row]
-        if isinstance(value, Change) and value.op == "t":
-            raise ValueError(
-                "a TRUNCATE concerns rows of other partitions too, which were not read yet: "
-                "delete the rows in the source instead, or rebuild the table"
-            )
         before = value.before if isinstance(value, Change) else None
         if part.keys[row] is None and before is not None:
             return key_fields(before, self._key)

@@ -342,6 +342,35 @@ def test_a_database_that_does_not_answer(target):
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "index",
+    [
+        "(a, b)",
+        "(a)",
+        '(a, b collate "C")',
+        "(a, b desc)",
+        "(b)",
+        "(a) where a > 5",
+        "using hash (a)",
+        "(a, (b || ''))",
+    ],
+)
+def test_any_index_or_none_gives_the_same(source, target, both, compared, index):
+    # Citext has an order of its own, so only the first column can be read by an index of both.
+    both("create extension citext")
+    both("create table t(a int, b citext, v int)")
+    both("insert into t select g % 20, chr(65 + g % 50) || g, g from generate_series(1, 3000) g")
+    target.run("alter table t alter b type text")
+    both(f"create index on t {index}")
+    assert compared("t", key=("a", "b"), rows_per_query=100).equal
+    target.run("delete from t where v = 60; update t set v = 0 where v in (1, 3000)")
+    assert found(compared("t", key=("a", "b"), rows_per_query=100)) == [
+        ("different", "0", "A3000"),
+        ("different", "1", "B1"),
+        ("missing", "0", "K60"),
+    ]
+
+
 def test_a_range_is_read_by_the_index(source, target, both, compared):
     both(
         "create table t(id text primary key, v int);"

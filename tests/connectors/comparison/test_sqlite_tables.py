@@ -134,6 +134,21 @@ def test_keys_of_many_rows(source, file, compared, ours, theirs):
     assert sorted(item.kind for item in found) == ["different", "different", "different", "missing"]
 
 
+@pytest.mark.parametrize("index", ["(a, b)", "(a)", "(b, a)", "(a, b collate nocase)", "(a) where a > 5"])
+def test_any_index_or_none_gives_the_same(source, file, compared, index):
+    source.run(
+        "create table t(a int, b text, v int, primary key(a, b));"
+        "insert into t select g % 20, chr(65 + g % 50) || g, g from generate_series(1, 3000) g"
+    )
+    rows = [(g % 20, f"{chr(65 + g % 50)}{g}", g) for g in range(1, 3001)]
+    fill(file, "create table t(a integer, b text, v integer)", f"create index i on t {index}", rows=rows)
+    assert compared(key=("a", "b"), rows_per_query=100).equal
+    fill(file, "delete from t where v = 60", "update t set v = 0 where v in (1, 3000)")
+    assert differing(compared(key=("a", "b"), rows_per_query=100)) == {
+        ("different", "0", "A3000", "v"), ("different", "1", "B1", "v"), ("missing", "0", "K60")
+    }  # fmt: skip
+
+
 def test_composite_keys_and_duplicates(source, file, compared):
     source.run(
         "create table t(a text, b int, v text, primary key(a, b));"

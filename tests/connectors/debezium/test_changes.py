@@ -182,6 +182,26 @@ def test_large_values_that_an_update_leaves_as_they_were_are_filled_in(db, captu
     assert source.changes[2].after == {**before, "n": 1, "j": None}
 
 
+def test_large_values_follow_a_change_of_the_key(db, capture):
+    db.execute("create table doc(id int, part int, body text, primary key (id, part))")
+    db.execute("alter table doc alter body set storage external")
+    db.execute("insert into doc values (1, 1, repeat('x', 9000)), (2, 1, repeat('y', 9000))")
+    source = capture("doc")
+    source.streaming()
+    with db.transaction():
+        db.execute("update doc set id = 3 where id = 1")
+        db.execute("update doc set part = 2 where id = 3")
+        db.execute("update doc set id = 1 where id = 2")
+    source.count(8)
+    source.kill()
+    db.execute("update doc set part = 5 where id = 1")
+    source.count(10)
+    assert source.table("doc") == {
+        3: {"id": 3, "part": 2, "body": "x" * 9000},
+        1: {"id": 1, "part": 5, "body": "y" * 9000},
+    }
+
+
 def test_names_are_as_in_the_catalog(db, capture):
     db.execute(
         'create table "Order Items"("select" int primary key, "a-b" text, "a_b" text, "1st" int,'

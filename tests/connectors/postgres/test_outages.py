@@ -1,7 +1,9 @@
-"""Connections that end in a commit, servers that hang or refuse for now, and writers that wait for each other."""
+"""Connections that end in a commit, servers that hang or refuse for now, writers that wait for each other."""
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -74,10 +76,11 @@ def test_the_server_ends_in_the_middle_of_a_transaction(appended, postgres):
     postgres.stop("immediate")
     with pytest.raises(SinkUnavailable):
         feed.write([record(4)])
-    with pytest.raises(SinkUnavailable, match="connecting|opening"):
+    with pytest.raises(SinkUnavailable, match="opening"):
         feed.open()
     postgres.start()
     finish(feed, 5)
+    appended.connection.close()
     appended.connection = psycopg.connect(appended.dsn, autocommit=True)
     assert ids(appended) == [0, 1, 2, 3, 4]
 
@@ -118,11 +121,28 @@ def test_the_lock_of_an_owner_that_hangs_is_released(appended):
     assert ids(appended) == [0, 1]
 
 
-def test_a_server_that_is_frozen_does_not_hold_the_worker(appended):
-    feed = appended.feed(mode="append", lock_timeout=0.5, statement_timeout=milliseconds(200))
-    appended.sql("create function hang() returns trigger language plpgsql as $$ begin "
-                 "perform pg_sleep(60); return new; end $$")  # fmt: skip
+def test_a_server_that_is_frozen_in_a_commit_does_not_hold_the_worker(appended):
+    feed = appended.feed(mode="append", lock_timeout=0.5)
     feed.put(record(0))
+    feed.write([record(1)])
+    ((pid,),) = appended.sql("select pid from pg_stat_activity where state = 'idle in transaction'")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(SinkOutcomeUnknown, match="no answer"):
+            feed.commit()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    finish(feed, 3)
+    assert ids(appended) == [0, 1, 2]
+
+
+def test_a_statement_that_takes_too_long_is_repeated(appended):
+    feed = appended.feed(mode="append", statement_timeout=milliseconds(200))
+    feed.put(record(0))
+    appended.sql(
+        "create function hang() returns trigger language plpgsql as "
+        "$$ begin perform pg_sleep(60); return new; end $$"
+    )
     appended.sql("create trigger hang before insert on t for each row execute function hang()")
     with pytest.raises(SinkUnavailable, match="57014"):
         feed.write([record(1)])
@@ -175,7 +195,7 @@ def test_refusals_that_pass_are_no_dead_letters(target):
     with pytest.raises(SinkUnavailable, match="too many connections"):
         target.feed(dsn=target.dsn.replace("user=postgres", "user=small"))
     target.sql(f"alter database {database} connection limit -1")
-    with pytest.raises(ConnectorError, match=r"(?s)small|lacks|permission"):
+    with pytest.raises(ConnectorError, match=r"(?s)3F000.*USAGE"):
         target.feed(dsn=target.dsn.replace("user=postgres", "user=small"))
     target.sql("drop role small")
     feed.put(record(2))

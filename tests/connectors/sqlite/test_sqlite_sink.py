@@ -121,9 +121,13 @@ def test_changes_of_rows_are_applied(path, sql):
     ]
     assert written(customers(path), batch).refused == []
     assert sql("SELECT id, name FROM customers") == [(1, "b")]
-    [(row, error)] = written(customers(path), [(None, change("t"))]).refused
-    assert row == 0
-    assert "TRUNCATE" in error
+    truncation = [(None, change("t")), (3, Customer(3, "c"))]
+    with pytest.raises(ConnectorError, match=r"was truncated .offset 6 of orders-0"):
+        written(customers(path), truncation)
+    written(customers(path, on_truncate="ignore"), truncation)
+    assert sql("SELECT id, name FROM customers") == [(1, "b"), (3, "c")]
+    written(customers(path, on_truncate="delete"), truncation)
+    assert sql("SELECT id, name FROM customers") == [(3, "c")]
 
 
 @dataclass
@@ -157,6 +161,17 @@ def test_a_deletion_whose_key_is_not_the_table_s_is_refused(path, sql, key):
 def test_text_keys_delete_rows_of_an_integer_column(path, sql):
     written(customers(path), [("1", Customer(1, "a")), ("1", None)])
     assert sql("SELECT * FROM customers") == []
+
+
+class Renamed(msgspec.Struct, rename="camel"):
+    id: int
+    full_name: str
+
+
+def test_structs_have_the_names_of_their_json(path, sql):
+    sink = SqliteSink(path, "renamed", key="id", row_type=Renamed)
+    assert written(sink, [(1, Renamed(1, "a")), (2, {"id": 2, "fullName": "b"})]).refused == []
+    assert sql("SELECT id, fullName FROM renamed") == [(1, "a"), (2, "b")]
 
 
 def test_only_key_columns_quoted_names_and_generated_columns(path, sql):
@@ -325,6 +340,7 @@ def test_a_key_without_a_unique_index_is_refused_with_the_index_it_needs(path, s
         {"row_type": Customer, "key": "nr"},
         {"row_type": int, "key": "id"},
         {"alter": True},
+        {"on_truncate": "cascade"},
     ],
 )
 def test_options_that_contradict_each_other_are_refused(path, options):

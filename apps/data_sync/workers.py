@@ -1,0 +1,97 @@
+"""The app's worker processes in the demonstration."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+STOP_SECONDS = 60.0
+COMMAND = (sys.executable, "-m", "streams", "run", "apps.data_sync.app:app")
+
+
+class WorkerFailed(Exception):
+    """A worker ended by itself, or not as it should; the message says with what error."""
+
+
+class Workers:
+    """Workers with numbers, each with a log file in ``folder``."""
+
+    def __init__(self, count: int, environment: Mapping[str, str], folder: Path) -> None:
+        self._count = count
+        self._environment = {**environment, "STREAMS_LOG_FORMAT": "json"}
+        self._folder = folder
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        for number in range(self._count):
+            self._log(number).unlink(missing_ok=True)
+            self.start(number)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        codes = self._stop()
+        if error is None and (failed := {number: code for number, code in codes.items() if code}):
+            number, code = next(iter(failed.items()))
+            raise WorkerFailed(self._reason(number, f"stopped with exit code {code}"))
+
+    def start(self, number: int) -> None:
+        """Start the worker with this number, whose log continues."""
+        with self._log(number).open("ab") as log:
+            self._processes[number] = subprocess.Popen(
+                COMMAND, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def kill(self, number: int) -> None:
+        """End a worker at once (SIGKILL)."""
+        self._processes[number].kill()
+        self._processes.pop(number).wait()
+
+    def require(self) -> None:
+        """Raise ``WorkerFailed`` for a worker that has ended by itself."""
+        for number, process in self._processes.items():
+            if (code := process.poll()) is not None:
+                raise WorkerFailed(self._reason(number, f"ended early, with exit code {code}"))
+
+    def holder(self, partition: str) -> int:
+        """The number of the worker that was assigned a partition last; 0 if none was yet."""
+        latest = ("", 0)
+        for number in range(self._count):
+            for line in self._log(number).read_text(encoding="utf-8", errors="replace").splitlines():
+                if partition not in line or not line.startswith("{"):
+                    continue
+                entry = json.loads(line)
+                if entry.get("event") == "partitions assigned" and partition in entry["partitions"]:
+                    latest = max(latest, (str(entry["timestamp"]), number))
+        return latest[1]
+
+    def _stop(self) -> dict[int, int]:
+        for process in self._processes.values():
+            process.send_signal(signal.SIGTERM)
+        codes = {}
+        for number, process in self._processes.items():
+            try:
+                codes[number] = process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                codes[number] = process.wait()
+        self._processes.clear()
+        return codes
+
+    def _log(self, number: int) -> Path:
+        return self._folder / f"demo-sync-worker-{number}.log"
+
+    def _reason(self, number: int, what: str) -> str:
+        log = self._log(number).read_text(encoding="utf-8", errors="replace").splitlines()
+        at = max((place for place, line in enumerate(log) if line.startswith("error:")), default=len(log))
+        reason = [line for place, line in enumerate(log[at:]) if place == 0 or line.startswith("  ")]
+        return "\n".join([f"worker {number} {what}: see {self._log(number)}", *reason])
