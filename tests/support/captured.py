@@ -33,6 +33,7 @@ class Captured:
         self.changes: list[Change[Any]] = []
         """What came out downstream, in order."""
         self.keys_seen: list[Any] = []
+        self.headers: list[dict[str, bytes | None]] = []
         self.reader: SourceReader | None = None
         self._name = name
         self.use(source)
@@ -128,3 +129,4 @@ class Captured:
         records = self._driver.read("out", value=ChangeJson())
         self.changes += [record.value for record in records]
         self.keys_seen += [record.key for record in records]
+        self.headers += [dict(record.headers or ()) for record in records]

@@ -26,6 +26,8 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: int
     source: ChangeSource
     shape: Shape | None = None
+    tables: list[tuple[str, str]] = []
+    """The tables of a snapshot, by schema and name."""
 
     def encode(self) -> bytes:
         return msgspec.json.encode(self)

@@ -38,7 +38,7 @@ class Position(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How many records the source has read in all."""
     system: str = ""
     """The identifier of the database cluster."""
-    tables: dict[str, int] = {}
+    tables: dict[str, str] = {}
     """The captured tables, with the identity that each has until it is dropped."""
     offset: dict[str, Any] | None = None
     """Debezium's own offset, for systems whose position is opaque."""

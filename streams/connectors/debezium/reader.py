@@ -27,16 +27,19 @@ from streams.records import FetchedLists
 from streams.redaction import scrub
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from streams.connectors.debezium.engine import Delivery
     from streams.connectors.debezium.settings import Capture
+    from streams.connectors.postgres.replication import TableState
     from streams.connectors.source import SourceContext
     from streams.records import Headers
 
 INSPECT_SECONDS: Final = 5.0
 SILENT_SECONDS: Final = 15.0
 """After how long without a reader of its slot the source is taken as cut off."""
+START_SECONDS: Final = 60.0
+"""The same before Debezium has begun to read the slot: it reads the catalog first."""
 _LASTING: Final = re.compile(
     r"can no longer get changes|has been invalidated|does not exist|permission denied"
 )
@@ -68,16 +71,19 @@ class PostgresReader:
         self._capture = capture
         self._name = context.name
         self._slot = capture.slot_of(context.application, context.name)
+        self._publication = capture.publication_of(context.application, context.name)
         self._replication = capture.replication
         self._lock = threading.Lock()
         self._receipts: deque[tuple[bytes, Any]] = deque()
-        self._attached = self._inspected = time.monotonic()
+        self._inspected = time.monotonic()
+        self._silent_from = self._inspected + START_SECONDS
+        """When the source is taken as cut off, unless something reads its slot."""
         self._health = SourceHealth("", {})
         committed = Position.decode(context.position)
         self._replication.require_logical()
         states = self._replication.tables(capture.tables)
         system, end = self._replication.system()
-        tables = {str(state.table): state.oid for state in states}
+        tables = identities(states)
         offset: dict[str, Any] | None = None
         if (
             committed.phase == "stream"
@@ -85,6 +91,7 @@ class PostgresReader:
             and set(committed.tables) == set(tables)
         ):
             self._require_same(committed, system, end, tables)
+            self._require_published()
             offset = {"lsn": committed.lsn, "lsn_commit": committed.lsn, "ts_usec": 0}
             self._position = committed
         else:
@@ -96,11 +103,7 @@ class PostgresReader:
                 system=system,
                 tables=tables,
             )
-        self._replication.publication(
-            capture.publication_of(context.application, context.name),
-            capture.tables,
-            own=capture.publication is None,
-        )
+        self._replication.publication(self._publication, capture.tables, own=capture.publication is None)
         self._transactions = Transactions(self._position.lsn, self._position.events)
         self._opened: Control | None = self._control("opened")
         self._full = {str(state.table): state.full_identity for state in states}
@@ -122,7 +125,7 @@ class PostgresReader:
         while True:
             delivery = self._engine.poll(max(0.0, min(deadline - time.monotonic(), 1.0)))
             if delivery is not None:
-                self._attached = time.monotonic()
+                self._heard()
                 batch = self._batch(delivery)
                 if batch is not None:
                     return batch
@@ -158,7 +161,7 @@ class PostgresReader:
     def close(self) -> None:
         self._engine.close()
 
-    def _require_same(self, committed: Position, system: str, end: int, tables: dict[str, int]) -> None:
+    def _require_same(self, committed: Position, system: str, end: int, tables: dict[str, str]) -> None:
         """Check that the server still has what follows the committed position."""
         again = self._capture.again(self._name)
         if system != committed.system:
@@ -176,11 +179,22 @@ class PostgresReader:
         self._require_tables(tables, committed.tables)
         self._require_slot(committed.confirmed)
 
-    def _require_tables(self, tables: dict[str, int], before: dict[str, int]) -> None:
-        other = [table for table, oid in tables.items() if before[table] != oid]
+    def _require_tables(self, tables: dict[str, str], before: dict[str, str]) -> None:
+        other = [table for table, identity in tables.items() if before[table] != identity]
         if other:
             raise ConnectorError(
-                f"{', '.join(sorted(other))} was dropped and created again, or replaced by renaming",
+                f"{', '.join(sorted(other))} was dropped and created again, replaced by "
+                "renaming, or has another key",
+                hint=self._capture.again(self._name),
+            )
+
+    def _require_published(self) -> None:
+        """Check that no table was taken out of the publication: what changed meanwhile is in no slot."""
+        missing = set(map(str, self._capture.tables)) - self._replication.published(self._publication)
+        if missing:
+            raise ConnectorError(
+                f"the publication {self._publication} does not have {', '.join(sorted(missing))} any more, "
+                "whose changes may be lost",
                 hint=self._capture.again(self._name),
             )
 
@@ -216,6 +230,7 @@ class PostgresReader:
             if rows or not _in_snapshot(delivery.offset):
                 chosen.append(self._control("complete"))
                 phase = "stream"
+                self._silent_from = time.monotonic() + START_SECONDS
                 # Nothing is confirmed yet: the slot is where it was made, which is where the snapshot is.
                 self._transactions = Transactions(self._require_slot(None).confirmed, 0)
         if phase == "stream":
@@ -263,6 +278,7 @@ class PostgresReader:
                 if table in self._shaped:
                     # Of a column that cannot be captured there is no trace in the event.
                     states = self._replication.tables(self._capture.tables)
+                    self._require_tables(identities(states), self._position.tables)
                     self._full = {str(state.table): state.full_identity for state in states}
                 self._shaped[table] = schema
                 yield self._control("table", source, Shape(columns, self._full.get(table, False)))
@@ -276,7 +292,10 @@ class PostgresReader:
             schema=None if of is None else of.schema,
             table=None if of is None else of.table,
         )
-        return Control(control=kind, snapshot=self._position.snapshot, source=source, shape=shape)
+        tables = [(table.schema, table.name) for table in self._capture.tables if kind == "complete"]
+        return Control(
+            control=kind, snapshot=self._position.snapshot, source=source, shape=shape, tables=tables
+        )
 
     def _records(
         self, delivery: Delivery, heads: list[_Head], chosen: list[int | Control], number: int
@@ -310,21 +329,24 @@ class PostgresReader:
         self._look()
         if self._position.phase == "stream":
             tables = self._replication.tables(self._capture.tables)
-            self._require_tables({str(state.table): state.oid for state in tables}, self._position.tables)
-        if time.monotonic() - self._attached > SILENT_SECONDS:
-            raise SourceUnavailable(
-                f"nothing has read the replication slot {self._slot} for {SILENT_SECONDS:.0f} s"
+            self._require_tables(
+                {str(state.table): state.identity for state in tables}, self._position.tables
             )
+        if time.monotonic() > self._silent_from:
+            raise SourceUnavailable(f"nothing reads the replication slot {self._slot}: Debezium hangs")
+
+    def _heard(self) -> None:
+        self._silent_from = time.monotonic() + SILENT_SECONDS
 
     def _look(self) -> tuple[str, dict[str, float]]:
         if self._position.phase == "snapshot":
             # The slot may be about to be created; the snapshot reads the tables through another connection.
-            self._attached = time.monotonic()
+            self._silent_from = time.monotonic() + START_SECONDS
             return "", {}
         slot = self._require_slot(None)
         problem = ""
         if slot.active:
-            self._attached = time.monotonic()
+            self._heard()
         else:
             problem = f"nothing reads the replication slot {self._slot}"
         return problem, {"lag_bytes": slot.lag_bytes, "retained_bytes": slot.retained_bytes}
@@ -332,14 +354,23 @@ class PostgresReader:
     def _failure(self, problem: str) -> ConnectorError | SourceUnavailable:
         text = self._scrubbed(problem)
         if self._position.phase == "stream":
-            # A lost slot has its own error, which says what to do.
+            # A lost slot, or another key, has an error of its own, which says what to do.
             self._require_slot(None)
+            self._require_tables(
+                identities(self._replication.tables(self._capture.tables)), self._position.tables
+            )
+            self._require_published()
         if _LASTING.search(text):
             return ConnectorError(f"Debezium ended: {text}")
         return SourceUnavailable(f"Debezium ended: {text}")
 
     def _scrubbed(self, text: str) -> str:
         return scrub(text, self._capture.secrets)
+
+
+def identities(states: Sequence[TableState]) -> dict[str, str]:
+    """The captured tables, with what tells each from another one of that name."""
+    return {str(state.table): state.identity for state in states}
 
 
 def _in_snapshot(offset: Any) -> bool:

@@ -59,7 +59,7 @@ class Entry(NamedTuple):
 
 
 class Sweep(msgspec.Struct, frozen=True):
-    """CapturedRows of a table, or of all tables, that are gone: those of an earlier generation.
+    """Rows of a table that are gone: those of an earlier generation.
 
     They are deleted piece by piece. One that is written before its turn is deleted first.
     """
@@ -125,7 +125,9 @@ class CapturedRows:
                 else:
                     self._truncated(value)
         self._changes(batch, keys, range(start, len(values)))
-        if self._state.sweeps:
+        for _ in self._state.sweeps:
+            if self._cursor is not None:
+                break
             self._sweep(next(iter(batch.select([0]).records())))
 
     def _changes(self, batch: Batch[Any, Any], keys: Sequence[bytes | None], rows: range) -> None:
@@ -218,8 +220,12 @@ class CapturedRows:
             if state.shapes.get(table) != control.shape:
                 self._remember(msgspec.structs.replace(state, shapes={**state.shapes, table: control.shape}))
         elif control.control == "complete":
-            sweep = Sweep(_ROWS, state.generation, control.source)
-            self._remember(msgspec.structs.replace(state, sweeps=(*state.sweeps, sweep)))
+            sources = [
+                msgspec.structs.replace(control.source, schema=schema, table=table)
+                for schema, table in control.tables
+            ]
+            sweeps = [Sweep(_id(source, b""), state.generation, source) for source in sources]
+            self._remember(msgspec.structs.replace(state, sweeps=(*state.sweeps, *sweeps)))
         elif control.snapshot != state.snapshot:
             generation = state.generation + 1
             self._remember(msgspec.structs.replace(state, snapshot=control.snapshot, generation=generation))
@@ -249,6 +255,11 @@ class CapturedRows:
         if self._state.sweeps:
             self._sweep(None)
 
+    def _key_of(self, sweep: Sweep, identity: bytes) -> Row:
+        """The key of an entry, in the form that the row's changes have."""
+        key: Row = _decode(identity[len(sweep.prefix) :])
+        return fixed(key, self._fixes.get(f"{sweep.source.schema}.{sweep.source.table}") or {})
+
     def _sweep(self, record: Record[Any, Any] | None) -> None:
         """Look at the next entries of the first sweep, and delete the rows that are gone."""
         sweep = self._state.sweeps[0]
@@ -265,12 +276,10 @@ class CapturedRows:
                 break
         self._store.put_many(gone)
         for key in gone:
-            schema, table, written = key[1:].split(b"\x00", 2)
-            source = msgspec.structs.replace(sweep.source, schema=schema.decode(), table=table.decode())
-            names = _decode(written)
-            _, names, change = self._with_table(0, names, _deletion(source, names))
+            names = self._key_of(sweep, key)
+            _, names, change = self._with_table(0, names, _deletion(sweep.source, names))
             if record is None:
-                self._context.forward(Record(names, change, source.ts_ms or 0))
+                self._context.forward(Record(names, change, sweep.source.ts_ms or 0))
             else:
                 self._context.forward(record.with_(key=names, value=change, headers=None))
         if looked < SWEEP_ROWS:

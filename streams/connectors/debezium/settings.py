@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
@@ -125,8 +126,15 @@ class Capture:
 
 
 def server_name(application: str, name: str) -> str:
-    """The name of a source's slot and publication: what a slot may be called, in 63 characters."""
-    return _NAME.sub("_", f"{application}_{name}".lower())[:63]
+    """The name of a source's slot and publication: what a slot may be called, in 63 characters.
+
+    Another source never has the same one: it would drop this one's slot.
+    """
+    text = f"{application}_{name}"
+    allowed = _NAME.sub("_", text.lower())[:63]
+    if allowed == text and application.count("_") + name.count("_") == 0:
+        return text
+    return f"{allowed[:54]}_{blake2b(repr((application, name)).encode(), digest_size=4).hexdigest()}"
 
 
 _TLS: Final = {

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import psycopg
+
+from streams.connectors.postgres.connection import Connection, DeadlinePassed
 from streams.errors import ConfigurationError, ConnectorError, SourceUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
-
-    import psycopg
 
 CONNECT_SECONDS: Final = 5
 STATEMENT_SECONDS: Final = 10
@@ -44,12 +47,19 @@ class TableState:
 
     table: Table
     oid: int
+    key: tuple[str, ...]
+    """The columns of the primary key."""
     full_identity: bool
     """Whether changes carry the complete row as it was before."""
     generated: tuple[str, ...]
     """Columns that the server computes: not in the log unless it is told so, so not in a snapshot either."""
     dates: tuple[str, ...]
     """Columns with dates."""
+
+    @property
+    def identity(self) -> str:
+        """Another one for a table that was created again, or whose rows have other keys."""
+        return f"{self.oid} ({', '.join(self.key)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,24 +123,24 @@ class Replication:
     def tables(self, tables: Sequence[Table]) -> list[TableState]:
         """The tables' state. Raises ``ConnectorError`` naming one that is missing or cannot be captured."""
         found = {
-            Table(schema, name): (oid, kind, persistence, identity, keyed)
-            for schema, name, oid, kind, persistence, identity, keyed in self._rows(
+            Table(schema, name): (oid, kind, persistence, identity, key)
+            for schema, name, oid, kind, persistence, identity, key in self._rows(
                 _TABLES, ([table.schema for table in tables], [table.name for table in tables])
             )
         }
-        states: list[tuple[Table, int, bool]] = []
+        states: list[tuple[Table, int, tuple[str, ...], bool]] = []
         names = {found[table][0]: table for table in tables if table in found}
         for table in tables:
             if table not in found:
                 raise ConnectorError(
                     f"there is no table {table} (dropped, renamed, or not visible to this user)"
                 )
-            oid, kind, persistence, identity, keyed = found[table]
-            _require_capturable(table, kind, persistence, identity, keyed=keyed)
-            states.append((table, oid, identity == "f"))
+            oid, kind, persistence, identity, key = found[table]
+            _require_capturable(table, kind, persistence, identity, keyed=bool(key))
+            states.append((table, oid, tuple(key), identity == "f"))
         generated: dict[int, list[str]] = {}
         dates: dict[int, list[str]] = {}
-        full = {oid: identity for _, oid, identity in states}
+        full = {oid: identity for _, oid, _, identity in states}
         for oid, column, written, base, kind, computed in self._rows(_COLUMNS, (list(full),)):
             if computed:
                 generated.setdefault(oid, []).append(column)
@@ -139,8 +149,8 @@ class Replication:
             if base == "date":
                 dates.setdefault(oid, []).append(column)
         return [
-            TableState(table, oid, identity, tuple(generated.get(oid, ())), tuple(dates.get(oid, ())))
-            for table, oid, identity in states
+            TableState(table, oid, key, identity, tuple(generated.get(oid, ())), tuple(dates.get(oid, ())))
+            for table, oid, key, identity in states
         ]
 
     def require_readable(self, states: Sequence[TableState]) -> None:
@@ -232,13 +242,15 @@ class Replication:
                     hint="give the source another slot",
                 )
             if reader is None:
-                self._execute("select pg_drop_replication_slot(%s)", (name,))
-                return
+                # A reader that is just starting may take it in between: then it is ended below.
+                with suppress(SourceUnavailable):
+                    self._execute("select pg_drop_replication_slot(%s)", (name,))
+                    return
             if time.monotonic() - begin > timeout:
                 raise SourceUnavailable(
                     f"the replication slot {name} is in use by the server process {reader}"
                 )
-            if time.monotonic() - begin > 5:
+            if reader is not None and time.monotonic() - begin > 5:
                 # A worker that was replaced: its connection may outlive it until the server notices.
                 self._execute("select pg_terminate_backend(%s)", (reader,))
             time.sleep(0.2)
@@ -253,60 +265,40 @@ class Replication:
     def _rows(
         self, statement: str, values: Collection[Any] = (), *, patient: bool = False
     ) -> list[tuple[Any, ...]]:
-        with connected(self._conninfo) as connection:
-            if patient:
-                connection.execute("set statement_timeout = 0")
+        with connected(self._conninfo, patient=patient) as connection:
             cursor = connection.execute(statement.encode(), list(values) or None)
             return cursor.fetchall() if cursor.description else []
 
 
-class connected:  # noqa: N801 - used as a function: a context manager
-    """A short connection whose errors are those of source connectors."""
-
-    def __init__(self, conninfo: str) -> None:
-        self._conninfo = conninfo
-
-    def __enter__(self) -> psycopg.Connection[tuple[Any, ...]]:
-        self._errors = list(_translated())
-        import psycopg  # noqa: PLC0415 - part of an extra
-
-        conninfo_values(self._conninfo)
-        try:
-            self._connection = psycopg.connect(
-                self._conninfo,
-                autocommit=True,
-                connect_timeout=CONNECT_SECONDS,
-                options=f"-c statement_timeout={STATEMENT_SECONDS * 1000} -c search_path=pg_catalog",
-                application_name="streams",
-                prepare_threshold=None,
-            )
-        except psycopg.Error as error:
-            raise self._error(error) from None
-        return self._connection
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._connection.close()
-        if error is not None and isinstance(error, tuple(self._errors)):
-            raise self._error(error) from None
-
-    @staticmethod
-    def _error(error: BaseException) -> Exception:
-        """As ``SourceUnavailable`` if it may pass, else as ``ConnectorError``."""
-        code = getattr(error, "sqlstate", None)
-        text = str(error).strip()
-        if (code is None and _LASTING.search(text)) or (code and not code.startswith(_PASSING)):
-            return ConnectorError(f"Postgres refuses: {text}" + (f" (SQLSTATE {code})" if code else ""))
-        return SourceUnavailable(f"Postgres does not answer: {text}")
-
-
-def _translated() -> Iterator[type[Exception]]:
+@contextmanager
+def connected(conninfo: str, *, patient: bool = False) -> Iterator[Connection]:
+    """A short connection whose errors are those of source connectors. ``patient``: for a long statement."""
+    conninfo_values(conninfo)
+    seconds = 0 if patient else STATEMENT_SECONDS
     try:
-        import psycopg  # noqa: PLC0415 - part of an extra
-    except ImportError as error:
-        raise ConnectorError(
-            "a Postgres connector needs the package psycopg", hint="pip install 'streams[postgres]'"
-        ) from error
-    yield psycopg.Error
+        connection = Connection.connect(
+            conninfo,
+            autocommit=True,
+            connect_timeout=CONNECT_SECONDS,
+            options=f"-c statement_timeout={seconds}s -c search_path=pg_catalog",
+            application_name="streams",
+            prepare_threshold=None,
+        )
+        # A server that is frozen answers nothing, not even that a statement took too long.
+        connection.patience = math.inf if patient else STATEMENT_SECONDS + CONNECT_SECONDS
+        with closing(connection):
+            yield connection
+    except (psycopg.Error, DeadlinePassed) as error:
+        raise _to_error(error) from None
+
+
+def _to_error(error: psycopg.Error | DeadlinePassed) -> ConnectorError | SourceUnavailable:
+    """As ``SourceUnavailable`` if it may pass, else as ``ConnectorError``."""
+    code = getattr(error, "sqlstate", None)
+    text = str(error).strip()
+    if (code is None and _LASTING.search(text)) or (code and not code.startswith(_PASSING)):
+        return ConnectorError(f"Postgres refuses: {text}" + (f" (SQLSTATE {code})" if code else ""))
+    return SourceUnavailable(f"Postgres does not answer: {text}")
 
 
 _PASSING: Final = ("08", "53", "55", "57", "40", "25006", "XX")
@@ -374,7 +366,9 @@ def _require_type(table: Table, column: str, written: str, base: str, kind: str,
 
 _TABLES: Final = """
 select n.nspname, c.relname, c.oid::int8, c.relkind::text, c.relpersistence::text, c.relreplident::text,
-       exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary)
+       array(select a.attname::text from pg_index i, unnest(i.indkey) with ordinality k(attnum, at)
+             join pg_attribute a using (attnum)
+             where i.indrelid = c.oid and i.indisprimary and a.attrelid = c.oid order by k.at)
 from unnest(%s::text[], %s::text[]) wanted(schema, name)
 join pg_namespace n on n.nspname = wanted.schema
 join pg_class c on c.relnamespace = n.oid and c.relname = wanted.name
@@ -431,9 +425,6 @@ _ARRAYS_CONVERTED: Final = _ARRAYS_MARKED | {
 
 def conninfo_values(conninfo: str) -> dict[str, Any]:
     """The settings of a connection string or URL, with libpq's defaults and its environment variables."""
-    list(_translated())
-    import psycopg  # noqa: PLC0415 - part of an extra
-
     try:
         given = psycopg.conninfo.conninfo_to_dict(conninfo)
     except psycopg.Error as error:

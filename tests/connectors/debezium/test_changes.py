@@ -121,6 +121,7 @@ def test_a_change_of_the_key_is_a_deletion_and_a_creation(db, capture):
     source.count(3)
     assert source.operations() == ["r", "d", "c"]
     assert source.table() == {2: {"id": 2, "v": "a"}}
+    assert source.headers[1:] == [{"__debezium.newkey": b'{"id":2}'}, {"__debezium.oldkey": b'{"id":1}'}]
 
 
 def test_null_in_a_column_that_has_a_default_is_null(db, capture):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, strategies as st
 
 from streams.connectors.debezium.position import EventsMissing, Position, Transactions, lsn_number, lsn_text
+from streams.connectors.debezium.settings import server_name
 from streams.errors import ConnectorError
 
 transactions = st.lists(st.integers(1, 5), min_size=1, max_size=8)
@@ -94,7 +97,7 @@ def test_a_position_is_read_as_it_was_written():
         confirmed=4,
         number=9,
         system="7",
-        tables={"p.t": 1},
+        tables={"p.t": "1 (id)"},
     )
     assert Position.decode(position.encode()) == position
     assert Position.decode(b"") == Position()
@@ -113,3 +116,19 @@ def test_log_sequence_numbers_are_written_as_the_server_does(number):
 
 def test_a_log_sequence_number_in_text():
     assert lsn_text(24281712) == "0/1728270"
+
+
+def test_sources_with_similar_names_have_slots_of_their_own():
+    names = [
+        ("a", "b"),
+        ("a-b", "c"),
+        ("a_b", "c"),
+        ("a", "b_c"),
+        ("A", "b"),
+        ("x" * 70, "y"),
+        ("x" * 70, "z"),
+    ]
+    slots = [server_name(*name) for name in names]
+    assert slots[0] == "a_b"
+    assert len(set(slots)) == len(slots)
+    assert all(re.fullmatch(r"[a-z0-9_]{1,63}", slot) for slot in slots)

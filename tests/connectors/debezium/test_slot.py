@@ -77,7 +77,33 @@ def test_tables_that_are_swapped_end_the_source(db, source):
     with db.transaction():
         db.execute("alter table t rename to old")
         db.execute("alter table u rename to t")
-    assert "public.t was dropped and created again, or replaced by renaming" in refusal(source)
+    assert "public.t was dropped and created again, replaced by renaming" in refusal(source)
+
+
+@pytest.mark.parametrize(
+    "statement", ["alter publication captured_src set table u", "drop publication captured_src"]
+)
+def test_a_table_that_is_taken_out_of_the_publication_ends_the_source(db, source, statement):
+    db.execute("create table u(id int primary key)")
+    source.kill()
+    db.execute(statement)
+    assert "the publication captured_src does not have public.t any more" in refusal(source)
+
+
+def test_another_key_ends_the_source_and_a_new_snapshot_continues(database, db, source):
+    db.execute("alter table t add column v int not null default 7")
+    db.execute("alter table t drop constraint t_pkey, add primary key (v, id)")
+    db.execute("insert into t values (3, 8)")
+    assert "or has another key" in refusal(source)
+    source.kill()
+    source.use(Debezium.postgres(database, ["t"], snapshot="new key"))
+    source.until(lambda: source.operations().count("d") == 2)
+    assert [change.before for change in source.changes if change.op == "d"] == [{"id": 1}, {"id": 2}]
+    assert [change.after for change in source.changes if change.op == "r"][2:] == [
+        {"id": 1, "v": 7},
+        {"id": 2, "v": 7},
+        {"id": 3, "v": 8},
+    ]
 
 
 def test_a_column_that_cannot_be_captured_ends_the_source(db, source):
@@ -130,7 +156,9 @@ def test_a_reader_that_was_replaced_is_cut_off_by_the_next_snapshot(database, db
     other.close()
 
 
-def test_a_quiet_table_does_not_hold_the_log_back(db, source):
+def test_a_quiet_table_does_not_hold_the_log_back(database, db, source):
+    source.kill()
+    source.use(Debezium.postgres(database, ["t"], properties={"heartbeat.interval.ms": "500"}))
     db.execute("create table other as select g, repeat('x', 300) v from generate_series(1, 20000) g")
 
     def lag() -> float:

@@ -102,3 +102,18 @@ def test_many_rows_that_are_gone_are_deleted_bit_by_bit(db, capture):
         source.sweep()
     assert source.table() == {4999: {"id": 4999}}
     assert source.operations().count("d") == 5000
+
+
+def test_a_table_that_is_left_out_later_keeps_its_rows_downstream(database, db, capture):
+    db.execute("create table t(id int primary key)")
+    db.execute("create table u(id int primary key)")
+    db.execute("insert into t values (1)")
+    db.execute("insert into u values (1), (2)")
+    source = capture("t", "u")
+    source.streaming()
+    source.kill()
+    db.execute("delete from t")
+    source.use(Debezium.postgres(database, ["t"]))
+    source.until(lambda: source.table() == {})
+    source.sweep()
+    assert source.table("u") == {1: {"id": 1}, 2: {"id": 2}}
