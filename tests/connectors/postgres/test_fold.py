@@ -65,7 +65,7 @@ def shared(module_database):
 @pytest.mark.parametrize("kind", TABLES)
 @given(log=operations)
 @example(log=[(1, {"v": "a", "w": "x"}, "same transaction"), (1, None, "same transaction")])
-@settings(max_examples=15)
+@settings(max_examples=10)
 def test_the_table_is_the_fold(shared, kind, log):
     shared.sql("drop table if exists t")
     shared.sql(TABLES[kind])
