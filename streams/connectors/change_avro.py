@@ -108,7 +108,9 @@ class _TableAvro:
         write = self._writers[table] = self._write(table, self._topic)
         return write
 
-    def _encoder(self, topic: str, make: Callable[[TableColumns], Any], table: TableColumns) -> Convert:
+    def _encoder(
+        self, topic: str, make: Callable[[TableColumns], Any], table: TableColumns
+    ) -> Callable[[Any], bytes]:
         what = f"topic {topic!r}: the {self._part} of table {'.'.join(filter(None, table.path))}"
         try:
             schema = make(table)
