@@ -17,7 +17,7 @@ from streams.connectors.change import (
     Tombstone,
     TransactionBlock,
 )
-from streams.connectors.change_schema import COMPLETE_BEFORE, change_schema, key_schema, record_name
+from streams.connectors.change_schema import COMPLETE_BEFORE, change_schema, key_schema
 from streams.connectors.table_row import TableRow
 from streams.errors import SchemaRefused, TopologyError
 from streams.serde.avro import identifier_of
@@ -108,7 +108,9 @@ class _TableAvro:
         write = self._writers[table] = self._write(table, self._topic)
         return write
 
-    def _encoder(self, topic: str, make: Callable[[TableColumns], Any], table: TableColumns) -> Convert:
+    def _encoder(
+        self, topic: str, make: Callable[[TableColumns], Any], table: TableColumns
+    ) -> Callable[[Any], bytes]:
         what = f"topic {topic!r}: the {self._part} of table {'.'.join(filter(None, table.path))}"
         try:
             schema = make(table)
@@ -196,7 +198,6 @@ class ChangeAvro(_TableAvro, Generic[T]):
     def _write(self, table: TableColumns, topic: str) -> Callable[[Any], bytes]:
         encode = self._encoder(topic, change_schema, table)
         encoded = _row_encoder(table.columns, to_avro)
-        row_name, block_name = record_name(table, "Value"), record_name(table, "Block")
         width = len(table.columns)
         as_dict = msgspec.structs.asdict
 
@@ -205,15 +206,14 @@ class ChangeAvro(_TableAvro, Generic[T]):
             source = as_dict(change.source)
             if type(source["snapshot"]) is bool:
                 source["snapshot"] = "true" if source["snapshot"] else "false"
-            # A pair names the branch of a union, which is then not searched for.
             return encode(
                 {
-                    "before": None if before is None else (row_name, encoded(before, complete=False)),
-                    "after": None if after is None else (row_name, encoded(after, complete=True)),
+                    "before": None if before is None else encoded(before, complete=False),
+                    "after": None if after is None else encoded(after, complete=True),
                     "source": source,
                     "op": change.op,
                     "ts_ms": change.ts_ms,
-                    "transaction": None if block is None else (block_name, as_dict(block)),
+                    "transaction": None if block is None else as_dict(block),
                     COMPLETE_BEFORE: before is not None and len(before) == width,
                 }
             )

@@ -5,8 +5,18 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 ColumnKind: TypeAlias = Literal[
-    *("boolean", "int", "long", "double", "decimal", "bytes", "uuid", "text"),
-    *("date", "time", "timestamp", "timestamptz"),
+    "boolean",
+    "int",
+    "long",
+    "double",
+    "decimal",
+    "bytes",
+    "uuid",
+    "text",
+    "date",
+    "time",
+    "timestamp",
+    "timestamptz",
 ]
 """What values of a column are. ``text`` is any other type, as the database writes it."""
 

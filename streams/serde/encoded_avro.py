@@ -5,7 +5,6 @@ Where the caller converts the values of a schema itself, this is several times a
 
 from __future__ import annotations
 
-import io
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from streams.errors import SchemaRefused
 from streams.serde.avro import MAX_DEPTH, MAX_ITEMS, record_reader, registry_prefix
 from streams.serde.schemas.avro_schema import AvroSchema
 from streams.serde.schemas.avro_types import SchemaError, copied
+from streams.serde.schemas.avro_writer import compile_writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,20 +33,8 @@ def parsed_schema(schema: Any, what: str) -> Any:
 
 
 def encoded_writer(schema: Any, identifier: int) -> Callable[[Any], bytes]:
-    """A function that encodes a record of a parsed schema with its id, in the registries' wire format.
-
-    Values of unions that could belong to more than one branch are pairs of the branch's name and the value.
-    """
-    parsed = copied(_without_logical_types(schema))
-    write, prefix = fastavro.schemaless_writer, registry_prefix(identifier)
-
-    def encode(record: Any) -> bytes:
-        buffer = io.BytesIO()
-        buffer.write(prefix)
-        write(buffer, parsed, record)
-        return buffer.getvalue()
-
-    return encode
+    """A function that encodes a record of a parsed schema with its id, in the registries' wire format."""
+    return compile_writer(copied(_without_logical_types(schema)), registry_prefix(identifier))
 
 
 def encoded_reader(schema: Any) -> Callable[[bytes], Any]:

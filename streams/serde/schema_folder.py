@@ -11,6 +11,7 @@ import fastavro.schema
 
 from streams.errors import ConfigurationError
 from streams.serde.schemas.avro_references import complete, used_names
+from streams.serde.schemas.avro_types import parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,10 +43,10 @@ class SchemaFile(NamedTuple):
 class SchemaFolder:
     """A folder of ``.avsc`` files, one record each: a schema registry without a server.
 
-    A schema's id is the low 31 bits of its Rabin fingerprint (Avro specification, "Schema Fingerprints"), so
-    it is the same in every process with the file. To change a record, keep its old file in the folder under
-    another name, e.g. ``shop.Order.1.avsc``: payloads written with it stay readable. A file may use a type
-    that another one defines, ``shop.Address`` in ``shop.Address.avsc``.
+    A schema's id is the low 31 bits of its Rabin fingerprint (Avro specification, "Schema Fingerprints"), of
+    logical types too, so it is the same in every process with the file. To change a record, keep its old file
+    in the folder under another name, e.g. ``shop.Order.1.avsc``: payloads written with it stay readable. A
+    file may use a type that another one defines, ``shop.Address`` in ``shop.Address.avsc``.
 
     Raises ``ConfigurationError`` for a folder or schema that cannot be read, or two schemas with the same id.
     """
@@ -159,9 +160,19 @@ def written_schema(source: Any, uses: Mapping[str, WrittenSchema] | None = None)
 
 def schema_id(schema: Any) -> int:
     """The schema's id in a ``SchemaFolder``."""
-    fingerprint = bytes.fromhex(fastavro.schema.fingerprint(_canonical(schema), "CRC-64-AVRO"))
+    fingerprint = bytes.fromhex(fastavro.schema.fingerprint(_identifying(schema), "CRC-64-AVRO"))
     # The specification writes the fingerprint little-endian.
     return int.from_bytes(fingerprint, "little") & 0x7FFFFFFF
+
+
+def _identifying(schema: Any) -> str:
+    """The parsing canonical form, and the logical types, which it omits: a value depends on them too."""
+    logical = [
+        [part.get(word) for word in ("logicalType", "precision", "scale")]
+        for part in parts(schema)
+        if isinstance(part, dict) and "logicalType" in part
+    ]
+    return _canonical(schema) + (json.dumps(logical) if logical else "")
 
 
 def _canonical(schema: Any) -> str:

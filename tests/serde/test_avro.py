@@ -23,6 +23,7 @@ from hypothesis import given, settings, strategies as st
 from streams.errors import ConfigurationError
 from streams.serde import Avro
 from streams.serde.round_trip import RoundTrip
+from streams.serde.schema_folder import schema_id
 
 # --- bytes by the specification
 
@@ -294,9 +295,7 @@ def payloads(draw: Any) -> tuple[Any, bytes]:
 
 def head_of(schema: Any) -> bytes:
     """The prefix of payloads of the schema: a zero byte, and an id that is derived from it."""
-    canonical = fastavro.schema.to_parsing_canonical_form(schema)
-    fingerprint = bytes.fromhex(fastavro.schema.fingerprint(canonical, "CRC-64-AVRO"))
-    return b"\0" + (int.from_bytes(fingerprint, "little") & 0x7FFFFFFF).to_bytes(4, "big")
+    return b"\0" + schema_id(fastavro.parse_schema(schema)).to_bytes(4, "big")
 
 
 def serde_of(schema: Any, folder: str, kind: Any = None, name: str = "Top.avsc", **bounds: Any) -> Avro[Any]:
