@@ -17,19 +17,24 @@ T = TypeVar("T")
 
 
 class Version(msgspec.Struct, Generic[T], frozen=True):
-    """A row as of a position in the source's log; ``None`` if it was deleted there."""
+    """A row as of a position in the source's log; ``None`` if it was deleted there.
 
-    position: int
+    The deletion of a row that a new snapshot does not have any more has no position.
+    """
+
+    position: int | None
     row: T | None
 
 
 def newest(known: Version[T], version: Version[T]) -> Version[T]:
-    """The later of two versions of a row.
+    """The later of two versions of a row, of which ``version`` arrived later.
 
     An older one may arrive after a newer one where a topic has two writers, e.g. while one capture takes over
     from another. A deleted row keeps its version, so that an older change does not bring the row back.
     """
-    return known if known.position > version.position else version
+    if version.position is None:
+        return Version(known.position, version.row)
+    return known if known.position is not None and known.position > version.position else version
 
 
 def row_of(version: Version[T]) -> T | None:
@@ -46,10 +51,8 @@ def versions(prepare: Callable[[T], T] | None) -> Callable[[Change[T] | None], l
     def of(change: Change[T] | None) -> list[Version[T]]:
         if change is None:
             return []
-        position, row = change.source.lsn, change.after
-        if position is None:
-            raise ValueError("the change has no position (source.lsn): is it from a Postgres database?")
-        return [Version(position, row if row is None or prepare is None else prepare(row))]
+        row = change.after
+        return [Version(change.source.lsn, row if row is None or prepare is None else prepare(row))]
 
     return of
 

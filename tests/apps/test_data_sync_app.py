@@ -27,12 +27,12 @@ class Shop:
         self.position = 0
 
     def change(
-        self, table: str, key: dict[str, Any], row: dict[str, Any] | None, *, position: int | None = None
+        self, table: str, key: dict[str, Any], row: dict[str, Any] | None, *, position: int | None = -1
     ) -> None:
         """Write a row, or delete it; at an earlier position for a change that arrives late."""
         self.position += 10
         source = ChangeSource(
-            db="shop", schema="public", table=table, lsn=self.position if position is None else position
+            db="shop", schema="public", table=table, lsn=self.position if position == -1 else position
         )
         change = Change(
             op="d" if row is None else "u",
@@ -42,7 +42,7 @@ class Shop:
         )
         self.driver.send_source("shop", change, key=key)
 
-    def customer(self, number: int, name: str | None, *, position: int | None = None, **fields: Any) -> None:
+    def customer(self, number: int, name: str | None, *, position: int | None = -1, **fields: Any) -> None:
         row = None if name is None else {"name": name, "updated_at": TIME, **fields}
         self.change("customers", {"id": number}, row, position=position)
 
@@ -94,6 +94,16 @@ def test_a_change_that_arrives_after_a_later_one_has_no_effect(shop):
     shop.customer(1, "Anna", position=600)
     assert set(shop.written("customers").values()) == {None}
     shop.customer(1, "Anja", position=800)
+    assert shop.written("customers")[1].name == "Anja"
+
+
+def test_a_row_that_a_new_snapshot_does_not_have_is_deleted(shop):
+    shop.customer(1, "Ann", position=500)
+    shop.customer(1, None, position=None)
+    assert shop.written("customers") == {1: None}
+    shop.customer(1, "Anne", position=400)
+    assert not any(shop.written("customers").values())
+    shop.customer(1, "Anja", position=600)
     assert shop.written("customers")[1].name == "Anja"
 
 
