@@ -73,13 +73,13 @@ def test_rows_and_changes_are_captured_once_over_a_restart(
         db.execute("create table orders(id integer primary key)")
         db.execute("insert into customers values (1, 'Ann')")
         with capturing(tmp_path, kafka_bootstrap, *arguments, "--partitions=1", "--workers=2"):
-            wait_until(lambda: changes(kafka, topics[0]), what="the snapshot")
+            wait_until(lambda: changes(kafka, topics[0]), 120, what="the snapshot")
             db.execute("update customers set name = 'Anne'")
             wait_until(lambda: len(changes(kafka, topics[0])) == 2, what="the change")
         db.execute("delete from customers")
         db.execute("insert into orders values (5)")
         with capturing(tmp_path, kafka_bootstrap, *arguments):
-            wait_until(lambda: changes(kafka, topics[1]), what="the order")
+            wait_until(lambda: changes(kafka, topics[1]), 120, what="the order")
         assert changes(kafka, topics[0]) == [
             ("r", {"id": 1, "name": "Ann"}),
             ("u", {"id": 1, "name": "Anne"}),
