@@ -287,7 +287,8 @@ class Traffic:
 
     def _price(self) -> Decimal:
         places = 4 if self.evolved else 2
-        return Decimal(self._random.randrange(1, 10**5)).scaleb(-places) * 10 ** (places - 2)
+        factor = Decimal(10) ** (places - 2)
+        return Decimal(self._random.randrange(1, 10**5)).scaleb(-places) * factor
 
 
 EVOLUTION = (

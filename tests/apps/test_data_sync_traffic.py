@@ -10,7 +10,7 @@ def statements(seed: int, *, evolve_after: int = 10_000) -> list[tuple[str, tupl
     found: list[tuple[str, tuple[object, ...]]] = []
     while len(found) < 4_000:
         traffic.evolved = len(found) >= evolve_after
-        found += map(tuple, traffic.transaction(4_000 - len(found)))
+        found += [(item[0], tuple(item[1])) for item in traffic.transaction(4_000 - len(found))]
     return found
 
 

@@ -80,7 +80,7 @@ def test_the_table_is_the_fold(shared, kind, log):
         batch.clear()
 
     for key, value, then in log:
-        batch.append((key * Decimal(next(spelled)) if "sorted" in kind else key, value))
+        batch.append((key * Decimal(str(next(spelled))) if "sorted" in kind else key, value))
         if then != "same transaction":
             flush()
         if then == "restart":
