@@ -269,8 +269,24 @@ class Assignment:
 
     # --- tasks with sink connectors
 
-    def hold(self, task: Task) -> None:
-        """Discard what a task with sinks has not committed; its partitions wait until they are claimed."""
+    def claim_from_sinks(self) -> None:
+        """Begin partitions whose positions in their sinks are known by now.
+
+        Raises ``ConnectorError`` and ``BrokerError``.
+        """
+        claimed = self.sinks.claim(self.held)
+        self.hold_waiting()
+        for partition, position in claimed.items():
+            self._begin_from_sink(partition, position)
+
+    def hold_waiting(self) -> None:
+        """Discard the uncommitted work of tasks whose partitions wait for their sink again."""
+        waiting = self.sinks.waiting_partitions()
+        for task in {self.held[partition] for partition in waiting if partition in self.held}:
+            if task.positions or task.undelivered:
+                self._hold(task)
+
+    def _hold(self, task: Task) -> None:
         now = self._clock()
         own = [partition for partition, holder in self.held.items() if holder is task]
         task.drop({})
@@ -282,7 +298,7 @@ class Assignment:
             self.progress[partition] = Progress(since=now, idle_until=now)
         self._consumer().pause(own)
 
-    def begin_from_sink(self, partition: TopicPartition, position: int) -> None:
+    def _begin_from_sink(self, partition: TopicPartition, position: int) -> None:
         """Read a partition from the position that its sink has; 0 where it has none yet."""
         task = self.held[partition]
         start = position

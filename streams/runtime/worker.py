@@ -12,12 +12,10 @@ from streams.broker import GroupSettings
 from streams.errors import (
     BrokerError,
     BrokerUnreachable,
-    ConnectorUnavailable,
     NotCommitted,
     ProcessingError,
     RegistryUnavailable,
     Retriable,
-    SinkUnavailable,
     StreamsError,
     TransactionAborted,
     error_text,
@@ -27,6 +25,7 @@ from streams.operators.guard import Interrupted
 from streams.records import TopicPartition
 from streams.runtime.assignment import Assignment
 from streams.runtime.cleanup import Cleanup
+from streams.runtime.connector_check import ConnectorCheck
 from streams.runtime.counts import Counts
 from streams.runtime.dead_letters import DeadLetterWatch, FirstFailures, dead_letter_topic
 from streams.runtime.global_tables import GlobalTables
@@ -81,9 +80,6 @@ OPEN_SECONDS = 5.0
 
 SOURCE_SECONDS = 0.01
 """How often a worker looks whether its source connectors have read anything, while it has no input."""
-
-CONNECT_SECONDS = 1.0
-"""Wait between attempts to reach another system before the worker joins the group."""
 
 CAREFUL_SLICE = 1_000
 """Largest slice while the broker refuses records."""
@@ -184,8 +180,7 @@ class Worker:
             clock=clock,
         )
         self._sources = Sources(topology, application, clock)
-        self._unreached: dict[str, str] = {}
-        """The systems that do not answer before the worker joins the group."""
+        self._connector_check = ConnectorCheck(topology, application, self._sinks.contexts, self._pause)
         self._lives = TaskLives()
         self._assignment = Assignment(
             topology,
@@ -287,7 +282,7 @@ class Worker:
     @property
     def problems(self) -> dict[str, str]:
         """The connectors that cannot be used now, or report a problem, and why; from any thread."""
-        return {**self._unreached, **self._sinks.problems, **self._sources.problems}
+        return {**self._connector_check.problems, **self._sinks.problems, **self._sources.problems}
 
     @property
     def source_health(self) -> dict[str, SourceHealth]:
@@ -351,7 +346,7 @@ class Worker:
         self._thread = threading.get_ident()
         self._last_served = self._clock()
         self._enter(State.RUNNING)
-        self._check_connectors()
+        self._connector_check.run(self._stop.is_set)
         self._opened_consumer = self._broker.consumer(
             GroupSettings(
                 group=self._application,
@@ -800,7 +795,7 @@ class Worker:
         if not self._sinks:
             return
         self._sinks.write(self._assignment.tasks.values())
-        self._hold_waiting()
+        self._assignment.hold_waiting()
         if self._transaction.must_rewind:
             raise Interrupted
         for task in list(self._assignment.tasks.values()):
@@ -810,30 +805,18 @@ class Worker:
     def _commit_sinks(self, offsets: dict[TopicPartition, int]) -> None:
         """Commit what was written to sinks; take the partitions for which this failed out of ``offsets``."""
         if self._sinks and self._sinks.commit():
-            self._hold_waiting()
+            self._assignment.hold_waiting()
             for partition in self._sinks.waiting_partitions():
                 offsets.pop(partition, None)
-
-    def _hold_waiting(self) -> None:
-        """Discard the uncommitted work of tasks whose partitions wait for their sink again."""
-        waiting = self._sinks.waiting_partitions()
-        held = self._assignment.held
-        for task in {held[partition] for partition in waiting if partition in held}:
-            if task.positions or task.undelivered:
-                self._assignment.hold(task)
 
     def _claim_partitions(self) -> None:
         """Begin partitions whose positions in their sinks are known by now."""
         if not self._sinks or self._transaction.must_rewind:
             return
         try:
-            claimed = self._sinks.claim(self._assignment.held)
+            self._assignment.claim_from_sinks()
         except _TRANSIENT as error:
             self._log.warning(Event.BROKER_TROUBLE, error=str(error))
-            return
-        self._hold_waiting()
-        for partition, position in claimed.items():
-            self._assignment.begin_from_sink(partition, position)
 
     def _process_sources(self) -> None:
         """Process what the source connectors have read, for about as long as a slice takes."""
@@ -853,34 +836,6 @@ class Worker:
                     self._commit()
                 if self._clock() >= until:
                     return
-
-    def _check_connectors(self) -> None:
-        """Check the other systems before joining the group, waiting for those that do not answer."""
-        for node in self._topology.sink_connectors:
-            self._until_reached(node.name, partial(node.connector.check, self._sinks.contexts[node.name]))
-        for source in self._topology.source_topics.values():
-            assert source.connector is not None
-            check = source.connector.check
-            self._until_reached(source.name, partial(check, self._application, source.store))
-
-    def _until_reached(self, name: str, call: Callable[[], None]) -> None:
-        while not self._stop.is_set():
-            try:
-                call()
-            except ConnectorUnavailable as error:
-                text = str(error).partition("\n")[0]
-                if text != self._unreached.get(name):
-                    self._unreached = {name: text}
-                    event = (
-                        Event.SINK_UNAVAILABLE
-                        if isinstance(error, SinkUnavailable)
-                        else Event.SOURCE_UNAVAILABLE
-                    )
-                    self._log.warning(event, name=name, error=text, seconds=CONNECT_SECONDS)
-                self._pause(CONNECT_SECONDS)
-            else:
-                break
-        self._unreached = {}
 
     def _rewind(self) -> None:
         """Discard the uncommitted work and read the input again from the committed offsets."""

@@ -131,29 +131,13 @@ class PostgresSink:
                 require_columns(target.table, target.key, wanted, bounded_integers=bounded)
 
     def open(self, context: SinkContext) -> PostgresWriter:
-        try:
-            connection = connect(self.dsn, context)
-            try:
-                target = Target.find(connection, self._options())
-            except BaseException:
-                connection.close()
-                raise
-        except (psycopg.Error, DeadlinePassed) as error:
-            raise to_error(error, "opening the sink") from error
+        connection, target = self._open_target(context)
         seconds = self.statement_timeout.total_seconds()
         return PostgresWriter(connection, context, self._positions(context), target, seconds)
 
     def rebuild(self, context: SinkContext) -> PostgresRebuild:
         """See ``RebuildableSink``."""
-        try:
-            connection = connect(self.dsn, context)
-            try:
-                target = Target.find(connection, self._options())
-            except BaseException:
-                connection.close()
-                raise
-        except (psycopg.Error, DeadlinePassed) as error:
-            raise to_error(error, "opening the sink") from error
+        connection, target = self._open_target(context)
         return PostgresRebuild(
             lambda table: replace(self, table=table, create=False, alter=False, row_type=None),
             context,
@@ -162,6 +146,17 @@ class PostgresSink:
             target.table,
             target.key,
         )
+
+    def _open_target(self, context: SinkContext) -> tuple[Connection, Target]:
+        try:
+            connection = connect(self.dsn, context)
+            try:
+                return connection, Target.find(connection, self._options())
+            except BaseException:
+                connection.close()
+                raise
+        except (psycopg.Error, DeadlinePassed) as error:
+            raise to_error(error, "opening the sink") from error
 
     def _options(self) -> TargetOptions:
         return TargetOptions(
