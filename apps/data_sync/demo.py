@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 WORKERS = 2
-STALL_SECONDS = 90.0
+STALL_SECONDS = 120.0
 """After this time without a change in the warehouse, the demonstration fails."""
 QUIET_SECONDS = 3.0
 """How long latencies are measured when all is caught up."""

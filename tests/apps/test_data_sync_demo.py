@@ -22,7 +22,7 @@ def test_source_and_targets_are_equal_whatever_fails(tmp_path, kafka_bootstrap):
         env=os.environ | {"KAFKA_BOOTSTRAP_SERVERS": kafka_bootstrap, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
