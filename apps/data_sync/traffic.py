@@ -302,4 +302,4 @@ def write(shop: psycopg.Connection[Any], statements: list[Statement]) -> None:
     """Run a transaction. Its statements are sent without a wait for the answer to each."""
     with shop.transaction(), shop.pipeline():
         for statement in statements:
-            shop.execute(statement.sql, statement.parameters)
+            shop.execute(statement.sql.encode(), statement.parameters)

@@ -77,7 +77,7 @@ class Workers:
     def _stop(self) -> dict[int, int]:
         for process in self._processes.values():
             process.send_signal(signal.SIGTERM)
-        codes = {}
+        codes: dict[int, int] = {}
         for number, process in self._processes.items():
             try:
                 codes[number] = process.wait(STOP_SECONDS)
