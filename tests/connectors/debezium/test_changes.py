@@ -276,3 +276,13 @@ def test_a_message_in_the_log_is_no_change(db, capture):
     source.kill()
     source.count(2)
     assert source.operations() == ["c", "c"]
+
+
+def test_a_large_value_of_a_row_whose_key_changes_is_kept(db, capture):
+    db.execute(LARGE_TABLE)
+    source = capture("doc")
+    source.streaming()
+    before = source.table("doc")[1]
+    db.execute("update doc set id = 2 where id = 1")
+    source.count(3)
+    assert source.table("doc") == {2: {**before, "id": 2}}
