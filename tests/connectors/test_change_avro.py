@@ -76,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def client(registry):
-    client = ConfluentRegistry(registry.url)
+    client = ConfluentRegistry(registry.url, {"timeout": 60})
     yield client
     client.close()
 
