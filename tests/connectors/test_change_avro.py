@@ -14,10 +14,13 @@ import psycopg
 import pytest
 from hypothesis import given, strategies as st
 
-from streams import App, Json, Text
+from streams import App, Json, Text, key_value_store
 from streams.connectors.change import Change, ChangeSource, Tombstone, TransactionBlock
 from streams.connectors.change_avro import ChangeAvro, ChangeKeyAvro
 from streams.connectors.change_json import ChangeJson
+from streams.connectors.debezium import Debezium
+from streams.connectors.debezium.control import Control
+from streams.connectors.debezium.values import Column as CapturedColumn, Shape
 from streams.connectors.postgres import PostgresSink
 from streams.connectors.sqlite import SqliteSink
 from streams.connectors.table_row import Column, TableColumns, table_row
@@ -73,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def client(registry):
-    client = ConfluentRegistry(registry.url)
+    client = ConfluentRegistry(registry.url, {"timeout": 60})
     yield client
     client.close()
 
@@ -329,3 +332,45 @@ def test_a_stream_of_changes_keeps_them_in_its_internal_topics(folder):
     with TopologyDriver(app) as driver:
         driver.send_all("in", [Record({"id": 1}, next(iter(read(folder, [payload]))), 0)])
         assert [record.value["price"] for record in driver.read("out", value=Json())] == ["1.10"]
+
+
+def test_rows_before_and_after_ddl_in_one_batch_have_their_own_columns(folder):
+    """Through the processor of a source, which is told a table's columns between the rows."""
+    source = Debezium.postgres("postgresql://user@db/shop", ["orders"])
+    key, value = ChangeKeyAvro(schemas=folder), ChangeAvro(schemas=folder)
+    app = App("captured")
+    stores = [key_value_store(name, key=k, value=v) for name, (k, v) in source.stores.items()]
+    records = app.stream("in", key=source.key, value=source.value)
+    records.process(source.process, stores=stores).to("out", key=key, value=value)
+    at = ChangeSource(db="shop", schema="public", table="orders")
+    text = CapturedColumn("TEXT", 0, 0, "STRING")
+
+    def columns(**named: CapturedColumn) -> Record[Any, Any]:
+        shape = Shape(named, full_identity=False)
+        return Record(None, Control(control="table", snapshot=1, source=at, shape=shape), 0)
+
+    def change(op: Any, number: int, **rows: Any) -> Record[Any, Any]:
+        return Record({"id": number}, Change(op=op, source=at, **rows), 0)
+
+    batch = [
+        Record(None, Control(control="opened", snapshot=1, source=at), 0),
+        columns(
+            id=CapturedColumn("INT4", 10, 0, "INT32"), a=text, n=CapturedColumn("NUMERIC", 10, 2, "STRING")
+        ),
+        change("r", 1, after={"id": 1, "a": "A", "n": "1.10"}),
+        columns(
+            id=CapturedColumn("INT8", 19, 0, "INT64"), n=CapturedColumn("NUMERIC", 12, 4, "STRING"), c=text
+        ),
+        change("u", 1, after={"id": 1, "n": "1.1000", "c": None}),
+        change("d", 1, before={"id": 1, "n": None, "c": None}),
+    ]
+    with TopologyDriver(app) as driver:
+        driver.send_all("in", batch, partition=0)
+        read = driver.read("out", key=key, value=value)
+    assert [record.key for record in read] == [{"id": 1}] * 3
+    assert [record.value.row for record in read] == [
+        {"id": 1, "a": "A", "n": "1.10"},
+        {"id": 1, "n": "1.1000", "c": None},
+        None,
+    ]
+    assert read[2].value.before == {"id": 1}, "what the server did not send is no null"
