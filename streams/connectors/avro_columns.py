@@ -7,7 +7,6 @@ column is a union with ``string``.
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
 import re
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -224,7 +223,11 @@ _SECONDS: Final = len("1970-01-01T00:00:00")
 
 
 def _bytes(value: str | bytes) -> bytes:
-    return base64.b64decode(value, validate=True) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if not value.startswith("\\x"):
+        raise ValueError(f"bytes are written as \\x and hexadecimal digits, got {value!r:.40}")
+    return bytes.fromhex(value[2:])
 
 
 _TO_AVRO: Final[dict[ColumnKind, Convert]] = {

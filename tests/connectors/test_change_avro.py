@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
 import sqlite3
 import uuid
@@ -63,7 +62,7 @@ VALUES: dict[str, Any] = {
     "price": "1.10",
     "day": "2026-11-30",
     "at": "2026-11-30T01:02:03.5",
-    "raw": base64.b64encode(b"\x00\xff").decode(),
+    "raw": "\\x00ff",
     "code": CODE,
     "names": ["a", None, "b"],
 }

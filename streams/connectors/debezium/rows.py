@@ -13,7 +13,7 @@ import msgspec
 from streams.connectors.change import Change, ChangeSource
 from streams.connectors.debezium.control import Control
 from streams.connectors.debezium.settings import UNAVAILABLE
-from streams.connectors.debezium.values import Row, Shape, fixed, fixes
+from streams.connectors.debezium.values import Row, Shape, fixed, fixes, hexadecimal
 from streams.connectors.table_row import table_row
 from streams.errors import StateError
 from streams.records import Record
@@ -325,7 +325,12 @@ def _is_marker(value: Any) -> bool:
     return False
 
 
-_TEXTS: Final = frozenset({UNAVAILABLE, _UNAVAILABLE_BYTES, _encode({UNAVAILABLE: UNAVAILABLE}).decode()})
-_LISTS: Final = ([UNAVAILABLE], [_UNAVAILABLE_BYTES], [_UNAVAILABLE_UUID], [*UNAVAILABLE.encode()])
+_UNAVAILABLE_HEX: Final = hexadecimal(_UNAVAILABLE_BYTES)
+_TEXTS: Final = frozenset({UNAVAILABLE, _UNAVAILABLE_HEX, _encode({UNAVAILABLE: UNAVAILABLE}).decode()})
+_LISTS: Final = ([UNAVAILABLE], [_UNAVAILABLE_HEX], [_UNAVAILABLE_UUID], [*UNAVAILABLE.encode()])
 # JSON in JSON has escaped quotes: the text itself is searched for.
-_MARKERS: Final = (UNAVAILABLE.encode(), *(_encode(marker)[1:-1] for marker in _LISTS))
+_MARKERS: Final = (
+    UNAVAILABLE.encode(),
+    _UNAVAILABLE_BYTES.encode(),
+    *(_encode(marker)[1:-1] for marker in _LISTS),
+)

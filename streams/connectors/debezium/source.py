@@ -11,7 +11,7 @@ from streams.connectors.debezium.control import EventJson
 from streams.connectors.debezium.reader import PostgresReader
 from streams.connectors.debezium.rows import CapturedRows
 from streams.connectors.debezium.settings import Capture
-from streams.connectors.postgres.replication import Table
+from streams.connectors.postgres.replication import Table, conninfo_values
 from streams.errors import ConfigurationError, ConnectorError
 from streams.redaction import HIDDEN
 from streams.serde.basic import Bytes
@@ -64,6 +64,7 @@ class Debezium:
         """
         if isinstance(tables, str) or not tables:
             raise ConfigurationError('tables= needs a list of names, e.g. ["public.customers"]')
+        conninfo_values(url)
         names = tuple(dict.fromkeys(Table.parse(text) for text in tables))
         topics: dict[str, Table] = {}
         for name in names:

@@ -154,7 +154,13 @@ def _bits(length: int) -> Callable[[Any], Any]:
     return fix
 
 
+def hexadecimal(value: str) -> str:
+    """Bytes as Postgres writes them; Debezium gives them in base64."""
+    return "\\x" + base64.b64decode(value).hex()
+
+
 _FIXES: Final[dict[str, Callable[[Any], Any]]] = {
+    "bytea": hexadecimal,
     "date": _date,
     "time": _time,
     "timestamp": _timestamp,
