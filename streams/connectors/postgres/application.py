@@ -29,7 +29,8 @@ _CHECK = b"set constraints all immediate"
 class Application:
     """Applies the changes of one transaction.
 
-    There are three ways, and a refusal leads from the first two to the last:
+    There are three ways, and a refusal leads from the first two to the last, in a new transaction (savepoints
+    would be two round trips more in every one):
 
     * only the last state of each key, sorted, where nothing else can be visible: see ``Table.is_plain``. The
       states in between are tried in a temporary table, so that a bad one is still refused;
@@ -43,26 +44,22 @@ class Application:
         self._changes = changes
         self._deferred = statements.table.deferred
 
-    def run(self) -> None:
-        """Apply the changes; the ones that are refused are added to ``Changes.refused``."""
+    def at_once(self) -> bool:
+        """Apply the changes; ``False`` if the server refused some, which ends the transaction."""
         rows = self._changes.live()
-        if not rows:
-            return
+        fold = fold_of(self._changes, self._statements, rows)
         try:
-            self._run(_SAVE)
-            fold = fold_of(self._changes, self._statements, rows)
             if fold is None:
                 self._in_order(rows)
             else:
                 self._folded(fold)
             if self._deferred:
                 self._run(_CHECK)
-            self._run(_KEEP)
         except psycopg.Error as error:
             if not is_of_the_data(error):
                 raise
-            self._run(_UNDO)
-            self._exactly(rows)
+            return False
+        return True
 
     def _folded(self, fold: Fold) -> None:
         if fold.superseded:
@@ -84,8 +81,9 @@ class Application:
             else:
                 self._run(self._statements.truncate)
 
-    def _exactly(self, rows: list[int]) -> None:
-        """Apply all changes but those that are refused where they stand."""
+    def exactly(self) -> None:
+        """Apply all changes but those that are refused where they stand, which ``Changes.refused`` gets."""
+        rows = self._changes.live()
         if self._deferred:
             # What is refused at once may be right at the end of the transaction, which is tried first.
             refused = dict(self._changes.refused)
@@ -203,16 +201,23 @@ def fold_of(changes: Changes, statements: Statements, rows: list[int]) -> Fold |
     if not statements.key or not changes.certain or not table.is_plain(statements.key):
         return None
     actions, keys = changes.actions, changes.keys
-    if len({keys[row] for row in rows}) == len(rows):
-        if any(actions[row] is Action.TRUNCATE for row in rows):
-            return None
-        deletes = [row for row in rows if actions[row] is Action.DELETE]
-        upserts = [row for row in rows if actions[row] is Action.UPSERT] if deletes else rows
-        return Fold(_sorted(deletes, keys), _sorted(upserts, keys), [])
-    chains: dict[Any, list[int]] = {}
-    for row in rows:
-        chains.setdefault(keys[row], []).append(row)
-    fold = Fold([], [], [])
+    if Action.TRUNCATE in actions:
+        return None
+    last = {keys[row]: row for row in rows}
+    repeated: set[Any] = set()
+    if len(last) < len(rows):
+        repeated = {keys[row] for row in rows if last[keys[row]] != row}
+    alone = [row for row in rows if keys[row] not in repeated] if repeated else rows
+    fold = Fold(
+        [row for row in alone if actions[row] is Action.DELETE],
+        [row for row in alone if actions[row] is Action.UPSERT],
+        [],
+    )
+    chains: dict[Any, list[int]] = {key: [] for key in repeated}
+    if repeated:
+        for row in rows:
+            if keys[row] in repeated:
+                chains[keys[row]].append(row)
     for chain in chains.values():
         if not _add_chain(fold, chain, changes, statements):
             return None
@@ -232,8 +237,6 @@ def _add_chain(fold: Fold, chain: list[int], changes: Changes, statements: State
                 covered = None
                 fold.deletes.append(row)
             continue
-        if actions[row] is Action.TRUNCATE:
-            return False
         columns = changes.shapes[changes.shape_of[row]].columns
         if covered is not None and not covered.issuperset(columns):
             return False

@@ -99,12 +99,6 @@ def beginning(context: SinkContext, statement_timeout: float) -> bytes:
         "intervalstyle": "postgres",
         "standard_conforming_strings": "on",
     }
-    return statements(
-        "begin isolation level read committed",
-        *(f"set local {name} = '{value}'" for name, value in settings.items()),
-    )
-
-
-def statements(*parts: str) -> bytes:
-    """Several statements that are sent at once."""
-    return "; ".join(parts).encode()
+    # One call for all of them: each SET would be an answer of its own.
+    local = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
+    return f"begin isolation level read committed; select {local}".encode()

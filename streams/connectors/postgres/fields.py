@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from operator import attrgetter, itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+H = TypeVar("H", bound=Hashable)
 
 _MARKER = "__debezium_unavailable_value"
 """What Debezium writes in place of a large value that an update did not change."""
@@ -55,10 +57,7 @@ def split_by_fields(
     Not there are: a mapping's missing key, ``msgspec.UNSET``, and in change events Debezium's placeholder.
     """
     groups = []
-    by_type: dict[type, list[int]] = {}
-    for position, kind in enumerate(map(type, values)):
-        by_type.setdefault(kind, []).append(position)
-    for kind, positions in by_type.items():
+    for kind, positions in _positions(list(map(type, values))).items():
         numbers = [rows[position] for position in positions]
         chosen = [values[position] for position in positions]
         names = field_names(kind)
@@ -78,12 +77,21 @@ def split_by_fields(
     return found
 
 
+def _positions(labels: list[H]) -> dict[H, list[int]]:
+    """Where each of the labels is."""
+    kinds = dict.fromkeys(labels)
+    if len(kinds) == 1:
+        return {next(iter(kinds)): list(range(len(labels)))}
+    found: dict[H, list[int]] = {label: [] for label in kinds}
+    for position, label in enumerate(labels):
+        found[label].append(position)
+    return found
+
+
 def _of_mappings(
     rows: list[int], values: list[Mapping[str, Any]], refused: dict[int, Exception]
 ) -> list[Fields]:
-    by_names: dict[tuple[str, ...], list[int]] = {}
-    for position, names in enumerate(map(tuple, values)):
-        by_names.setdefault(names, []).append(position)
+    by_names = _positions(list(map(tuple, values)))
     for names in [names for names in by_names if not all(isinstance(name, str) for name in names)]:
         error = TypeError(f"the fields of a row are named by text, not {', '.join(map(repr, names))}")
         refused.update(dict.fromkeys((rows[position] for position in by_names.pop(names)), error))

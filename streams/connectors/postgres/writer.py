@@ -76,11 +76,18 @@ class PostgresWriter:
         with self._transaction("reading the table's columns"):
             changes = self._target.read(self._connection, rows)
         with self._transaction("writing rows"):
-            self._connection.run(self._begin)
-            self._positions.move(self._connection, rows)
-            Application(self._connection, self._target.statements, changes).run()
+            application = Application(self._connection, self._target.statements, changes)
+            self._begin_at(rows)
+            if not application.at_once():
+                self._connection.run(b"rollback")
+                self._begin_at(rows)
+                application.exactly()
         self._state = _State.WRITTEN
         return refused_rows(changes.refused, rows)
+
+    def _begin_at(self, rows: Sequence[SinkRows]) -> None:
+        self._connection.run(self._begin)
+        self._positions.move(self._connection, rows)
 
     def commit(self) -> None:
         assert self._state is _State.WRITTEN, f"commit while {self._state.value}"
