@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from streams.connectors.postgres.connection import statements
 from streams.connectors.postgres.table import quoted
 from streams.errors import ConnectorError
 
@@ -118,4 +117,4 @@ def _quoted(name: str) -> str:
 
 def read_only(beginning: bytes) -> bytes:
     """The statements that begin a transaction in which nothing is written."""
-    return statements(beginning.decode(), "set transaction read only")
+    return beginning + b"; set transaction read only"

@@ -85,14 +85,25 @@ def test_the_server_ends_in_the_middle_of_a_transaction(appended, postgres):
     assert ids(appended) == [0, 1, 2, 3, 4]
 
 
+def commit_until(ended: threading.Event, dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        while not ended.is_set():
+            connection.execute("create table something ()")
+            connection.execute("drop table something")
+
+
 def test_a_commit_that_hangs_and_happens_after_all(appended):
     feed = appended.feed(mode="append", lock_timeout=0.5)
     feed.put(record(0))
     feed.write([record(1), record(2)])
     appended.sql("alter system set synchronous_standby_names = 'nobody'")
     appended.sql("select pg_reload_conf()")
+    # The server knows of it once a commit of another session waits.
+    ended = threading.Event()
+    committing = threading.Thread(target=commit_until, args=(ended, appended.dsn))
+    committing.start()
     try:
-        wait_until(lambda: appended.sql("show synchronous_standby_names") == [("nobody",)])
+        wait_until(lambda: appended.sql("select 1 from pg_stat_activity where wait_event = 'SyncRep'"))
         with pytest.raises(SinkOutcomeUnknown):
             feed.commit()
         feed.close()
@@ -103,6 +114,8 @@ def test_a_commit_that_hangs_and_happens_after_all(appended):
     finally:
         appended.sql("alter system reset synchronous_standby_names")
         appended.sql("select pg_reload_conf()")
+        ended.set()
+        committing.join(20)
     wait_until(lambda: len(ids(appended)) == 3)
     finish(feed, 4)
     assert ids(appended) == [0, 1, 2, 3]
