@@ -73,15 +73,25 @@ class SyncOutcome:
 
 
 class SyncCampaign:
-    """Servers, workers and traffic of one campaign. ``report`` is called with a line for each fault."""
+    """Servers, workers and traffic of one campaign. ``report`` is called with a line for each fault.
+
+    Faults of brokers need several ``nodes``.
+    """
 
     def __init__(
-        self, folder: Path, seed: int, report: Callable[[str], None] = lambda _: None, *, rows: int = 2_000
+        self,
+        folder: Path,
+        seed: int,
+        report: Callable[[str], None] = lambda _: None,
+        *,
+        rows: int = 2_000,
+        nodes: int = 3,
     ) -> None:
         self._folder = folder
         self._choose = random.Random(seed)
         self._report = report
         self._snapshot_rows = rows
+        self._nodes = nodes
         self.outcome = SyncOutcome(seed)
         self._workers: list[Worker] = []
         self._logs: list[Path] = []
@@ -97,7 +107,7 @@ class SyncCampaign:
             LocalPostgres.create() as self.source,
             LocalPostgres.create() as self.target,
             LocalKafka.start(
-                self._folder / "kafka", nodes=3, heap_mb=384, properties=properties
+                self._folder / "kafka", nodes=self._nodes, heap_mb=384, properties=properties
             ) as self.kafka,
         ):
             self._prepare()
@@ -283,7 +293,7 @@ class SyncCampaign:
         self._replace(place)
 
     def _broker_killed(self) -> None:
-        node = self.kafka.node(self._choose.randint(1, 3))
+        node = self.kafka.node(self._choose.randint(1, self._nodes))
         node.kill()
         time.sleep(self._choose.uniform(0.1, 3))
         node.start()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import pytest
-from hypothesis import given, settings as hypothesis_settings, strategies as st
+from hypothesis import example, given, settings as hypothesis_settings, strategies as st
 
 from streams import App, Json, Record, Session, Sliding, Text, Tumbling, dead_letter, key_value_store
 from streams.durations import milliseconds
@@ -196,7 +196,14 @@ def outcome(crew: Crew) -> dict[str, Any]:
             else:
                 # The last result of each window, without its event time, which depends on commits and
                 # restarts, like earlier results.
-                found[topic] = {window_of(item.value): item.value for item in records}
+                last = {window_of(item.value): item.value or b"" for item in records}
+                # A session that was merged into another one is only known, and deleted, if there was a commit
+                # before.
+                found[topic] = {
+                    window: value
+                    for window, value in last.items()
+                    if msgspec.json.decode(value)["value"] is not None
+                }
         else:
             keyed = [item for item in records if item.key is not None]
             found[topic] = [(item.partition, item.key, item.value, item.timestamp) for item in keyed]
@@ -224,6 +231,19 @@ def outcome(crew: Crew) -> dict[str, Any]:
 
 
 @hypothesis_settings(max_examples=25)
+@example(
+    [
+        Sent("events", b"a", b"0", 87, "take over"),
+        Sent("events", b"a", b"0", 87, ""),
+        Sent("events", b"a", b"0", 123, "lose"),
+        Sent("events", b"a", b"0", 122, ""),
+        Sent("events", b"c", b"0", 123, ""),
+        Sent("events", b"a", b"0", 138, ""),
+        Sent("events", b"a", b"0", 123, ""),
+        Sent("events", b"c", b"0", 138, ""),
+        Sent("people", b"a", b"0", 147, "kill"),
+    ]
+)
 @given(inputs())
 def test_results_and_answers_do_not_depend_on_where_state_comes_from(records):
     calm, faulty = (Crew(program(), INPUTS, PARTITIONS) for _ in range(2))
