@@ -123,8 +123,8 @@ class Replication:
     def tables(self, tables: Sequence[Table]) -> list[TableState]:
         """The tables' state. Raises ``ConnectorError`` naming one that is missing or cannot be captured."""
         found = {
-            Table(schema, name): (oid, kind, persistence, identity, key)
-            for schema, name, oid, kind, persistence, identity, key in self._rows(
+            Table(schema, name): (oid, kind, persistence, identities, key, deferrable)
+            for schema, name, oid, kind, persistence, identities, key, deferrable in self._rows(
                 _TABLES, ([table.schema for table in tables], [table.name for table in tables])
             )
         }
@@ -135,9 +135,13 @@ class Replication:
                 raise ConnectorError(
                     f"there is no table {table} (dropped, renamed, or not visible to this user)"
                 )
-            oid, kind, persistence, identity, key = found[table]
-            _require_capturable(table, kind, persistence, identity, keyed=bool(key))
-            states.append((table, oid, tuple(key), identity == "f"))
+            oid, kind, persistence, identities, key, deferrable = found[table]
+            _require_capturable(table, kind, persistence)
+            _require_key(table, key, deferrable=deferrable)
+            for relation, identity in identities:
+                _require_identity(relation, identity)
+            complete = bool(identities) and all(identity == "f" for _, identity in identities)
+            states.append((table, oid, tuple(key), complete))
         generated: dict[int, list[str]] = {}
         dates: dict[int, list[str]] = {}
         full = {oid: identity for _, oid, _, identity in states}
@@ -315,7 +319,7 @@ def _number(text: str | None) -> int:
     return (int(high, 16) << 32) + int(low, 16)
 
 
-def _require_capturable(table: Table, kind: str, persistence: str, identity: str, *, keyed: bool) -> None:
+def _require_capturable(table: Table, kind: str, persistence: str) -> None:
     if kind not in {"r", "p"}:
         raise ConnectorError(f"{table} is a {_KINDS.get(kind, 'relation')}, whose changes are not in the log")
     if persistence != "p":
@@ -324,16 +328,33 @@ def _require_capturable(table: Table, kind: str, persistence: str, identity: str
             "whose changes are not in the log",
             hint=f"ALTER TABLE {table.quoted} SET LOGGED" if persistence == "u" else None,
         )
-    if not keyed:
+
+
+def _require_key(table: Table, key: Sequence[str], *, deferrable: bool) -> None:
+    if not key:
         raise ConnectorError(
             f"{table} has no primary key, by which its changes could be told apart",
             hint=f"ALTER TABLE {table.quoted} ADD PRIMARY KEY (…)",
         )
-    if identity == "n":
+    if deferrable:
         raise ConnectorError(
-            f"{table} has REPLICA IDENTITY NOTHING: publishing it would make its updates and deletes fail",
-            hint=f"ALTER TABLE {table.quoted} REPLICA IDENTITY DEFAULT",
+            f"the primary key of {table} is deferrable: a key may be given to a second row before the first "
+            "one loses it, so the order of their changes does not tell which row remains; and without "
+            "REPLICA IDENTITY FULL, publishing the table would make its updates and deletes fail",
+            hint="make the primary key NOT DEFERRABLE",
         )
+
+
+def _require_identity(relation: str, identity: str) -> None:
+    """Check the replica identity of a table, or of one partition: each has its own."""
+    if identity in {"d", "f"}:
+        return
+    reason = (
+        "has REPLICA IDENTITY NOTHING: publishing it would make its updates and deletes fail"
+        if identity == "n"
+        else "has another REPLICA IDENTITY than its primary key: its deletions would not have the key"
+    )
+    raise ConnectorError(f"{relation} {reason}", hint=f"ALTER TABLE {relation} REPLICA IDENTITY DEFAULT")
 
 
 _KINDS: Final = {
@@ -364,11 +385,23 @@ def _require_type(table: Table, column: str, written: str, base: str, kind: str,
         )
 
 
+# The identity of a partitioned table is that of its partitions. An index that is the primary key is as good
+# as the default.
 _TABLES: Final = """
-select n.nspname, c.relname, c.oid::int8, c.relkind::text, c.relpersistence::text, c.relreplident::text,
+select n.nspname, c.relname, c.oid::int8, c.relkind::text, c.relpersistence::text,
+       array(select array[leaf.oid::regclass::text,
+                          case when leaf.relreplident = 'i' and exists (
+                                   select from pg_index i
+                                   where i.indrelid = leaf.oid and i.indisreplident and i.indisprimary)
+                               then 'd' else leaf.relreplident::text end]
+             from pg_class leaf
+             where leaf.oid = c.oid and c.relkind <> 'p'
+                or c.relkind = 'p' and leaf.oid in (select relid from pg_partition_tree(c.oid) where isleaf)
+             order by leaf.oid),
        array(select a.attname::text from pg_index i, unnest(i.indkey) with ordinality k(attnum, at)
              join pg_attribute a using (attnum)
-             where i.indrelid = c.oid and i.indisprimary and a.attrelid = c.oid order by k.at)
+             where i.indrelid = c.oid and i.indisprimary and a.attrelid = c.oid order by k.at),
+       exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary and not i.indimmediate)
 from unnest(%s::text[], %s::text[]) wanted(schema, name)
 join pg_namespace n on n.nspname = wanted.schema
 join pg_class c on c.relnamespace = n.oid and c.relname = wanted.name

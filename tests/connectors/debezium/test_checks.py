@@ -31,6 +31,46 @@ def refused(database: str, *tables: str, publication: str | None = None) -> str:
             "REPLICA IDENTITY DEFAULT",
         ),
         (
+            "create table t(id int primary key deferrable)",
+            "the primary key of public.t is deferrable",
+            "NOT DEFERRABLE",
+        ),
+        (
+            (
+                "create table t(id int primary key deferrable initially deferred);"
+                " alter table t replica identity full"
+            ),
+            "the primary key of public.t is deferrable",
+            "NOT DEFERRABLE",
+        ),
+        (
+            (
+                "create table t(id int primary key, code int unique not null);"
+                " alter table t replica identity using index t_code_key"
+            ),
+            "public.t has another REPLICA IDENTITY than its primary key",
+            "REPLICA IDENTITY DEFAULT",
+        ),
+        (
+            (
+                "create table t(id int primary key) partition by range (id);"
+                " create table early partition of t for values from (0) to (9);"
+                " create table late partition of t for values from (9) to (99);"
+                " alter table late replica identity nothing"
+            ),
+            "public.late has REPLICA IDENTITY NOTHING",
+            "ALTER TABLE public.late REPLICA IDENTITY DEFAULT",
+        ),
+        (
+            (
+                "create table t(id int primary key, v numeric[]) partition by range (id);"
+                " create table early partition of t for values from (0) to (9);"
+                " alter table t replica identity full"
+            ),
+            "a large one could not be told from NULL",
+            "REPLICA IDENTITY FULL",
+        ),
+        (
             "create type pair as (a int, b int); create table t(id int primary key, v pair)",
             "column v of public.t has the type public.pair",
             "leave the table out",
@@ -79,7 +119,12 @@ def test_all_types_that_arrive_completely_are_accepted(database, db):
     )
     db.execute("create table u(id int primary key, v numeric[], w mood[])")
     db.execute("alter table u replica identity full")
-    Debezium.postgres(database, ["t", "u"]).check("accepted", "src")
+    db.execute("create table v(id int primary key, w numeric[]) partition by range (id)")
+    db.execute("create table early partition of v for values from (0) to (9)")
+    db.execute("alter table early replica identity full")
+    db.execute("create table x(id int primary key)")
+    db.execute("alter table x replica identity using index x_pkey")
+    Debezium.postgres(database, ["t", "u", "v", "x"]).check("accepted", "src")
 
 
 def test_a_publication_that_leaves_something_out_is_refused(database, db):
