@@ -36,6 +36,10 @@ def start() -> None:
                 str(_libjvm()),
                 # The process handles signals itself.
                 "-Xrs",
+                # Java would put guard pages 1 MB below the top of the main thread's stack: C code of Python
+                # that recurses deeper (its limit is beyond that since 3.12) would end the process.
+                "-XX:+UnlockExperimentalVMOptions",
+                "-XX:+DisablePrimordialThreadGuardPages",
                 "-Xms32m",
                 f"-Xmx{HEAP_MB}m",
                 "-XX:+UseSerialGC",
@@ -80,6 +84,8 @@ def _close_all() -> None:
     context = _log_context(_jpype())
     context.getConfiguration().getRootLogger().removeAppender(_APPENDER)
     context.updateLoggers()
+    # JPype's thread that releases Python's objects would call an interpreter that ends, and abort the process.
+    java_class("org.jpype.ref.JPypeReferenceQueue").getInstance().stop()
 
 
 def _jpype() -> Any:

@@ -60,3 +60,20 @@ def test_a_process_ends_although_its_source_is_open(database, db):
     with started(database, "once") as process:
         process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+NESTED = """
+import json
+from streams.connectors.debezium import jvm
+
+jvm.start()
+try:
+    json.loads("[" * 100_000 + "]" * 100_000)
+except RecursionError:
+    print("RecursionError")
+"""
+
+
+def test_deep_recursion_in_the_main_thread_is_an_error_and_not_the_end_of_the_process():
+    process = subprocess.run([sys.executable, "-c", NESTED], stdout=subprocess.PIPE, text=True, check=False)
+    assert (process.returncode, process.stdout) == (0, "RecursionError\n")
