@@ -84,7 +84,7 @@ def _close_all() -> None:
     context = _log_context(_jpype())
     context.getConfiguration().getRootLogger().removeAppender(_APPENDER)
     context.updateLoggers()
-    # JPype's thread that releases Python's objects would call an interpreter that ends, and abort the process.
+    # JPype's thread that releases Python's objects would call an interpreter that ends: it would abort.
     java_class("org.jpype.ref.JPypeReferenceQueue").getInstance().stop()
 
 
