@@ -123,38 +123,41 @@ class Replication:
     def tables(self, tables: Sequence[Table]) -> list[TableState]:
         """The tables' state. Raises ``ConnectorError`` naming one that is missing or cannot be captured."""
         found = {
-            Table(schema, name): (oid, kind, persistence, identities, key, deferrable)
-            for schema, name, oid, kind, persistence, identities, key, deferrable in self._rows(
+            Table(schema, name): (oid, relations, key, deferrable)
+            for schema, name, oid, relations, key, deferrable in self._rows(
                 _TABLES, ([table.schema for table in tables], [table.name for table in tables])
             )
         }
-        states: list[tuple[Table, int, tuple[str, ...], bool]] = []
+        states: list[tuple[Table, int, tuple[str, ...]]] = []
+        partial: dict[int, list[str]] = {}
         names = {found[table][0]: table for table in tables if table in found}
         for table in tables:
             if table not in found:
                 raise ConnectorError(
                     f"there is no table {table} (dropped, renamed, or not visible to this user)"
                 )
-            oid, kind, persistence, identities, key, deferrable = found[table]
-            _require_capturable(table, kind, persistence)
+            oid, relations, key, deferrable = found[table]
+            for relation, kind, persistence, _ in relations:
+                _require_capturable(relation, kind, persistence)
             _require_key(table, key, deferrable=deferrable)
-            for relation, identity in identities:
+            for relation, _, _, identity in relations:
                 _require_identity(relation, identity)
-            complete = bool(identities) and all(identity == "f" for _, identity in identities)
-            states.append((table, oid, tuple(key), complete))
+            states.append((table, oid, tuple(key)))
+            partial[oid] = [relation for relation, _, _, identity in relations if identity != "f"]
         generated: dict[int, list[str]] = {}
         dates: dict[int, list[str]] = {}
-        full = {oid: identity for _, oid, _, identity in states}
-        for oid, column, written, base, kind, computed in self._rows(_COLUMNS, (list(full),)):
+        for oid, column, written, base, kind, computed in self._rows(_COLUMNS, (list(partial),)):
             if computed:
                 generated.setdefault(oid, []).append(column)
                 continue
-            _require_type(names[oid], column, written, base, kind, full=full[oid])
+            _require_type(names[oid], column, written, base, kind, partial[oid])
             if base == "date":
                 dates.setdefault(oid, []).append(column)
         return [
-            TableState(table, oid, key, identity, tuple(generated.get(oid, ())), tuple(dates.get(oid, ())))
-            for table, oid, key, identity in states
+            TableState(
+                table, oid, key, not partial[oid], tuple(generated.get(oid, ())), tuple(dates.get(oid, ()))
+            )
+            for table, oid, key in states
         ]
 
     def require_readable(self, states: Sequence[TableState]) -> None:
@@ -319,14 +322,17 @@ def _number(text: str | None) -> int:
     return (int(high, 16) << 32) + int(low, 16)
 
 
-def _require_capturable(table: Table, kind: str, persistence: str) -> None:
+def _require_capturable(relation: str, kind: str, persistence: str) -> None:
+    """Check that the changes of a table, or of one partition, are in the log."""
     if kind not in {"r", "p"}:
-        raise ConnectorError(f"{table} is a {_KINDS.get(kind, 'relation')}, whose changes are not in the log")
+        raise ConnectorError(
+            f"{relation} is a {_KINDS.get(kind, 'relation')}, whose changes are not in the log"
+        )
     if persistence != "p":
         raise ConnectorError(
-            f"{table} is {'an unlogged' if persistence == 'u' else 'a temporary'} table, "
+            f"{relation} is {'an unlogged' if persistence == 'u' else 'a temporary'} table, "
             "whose changes are not in the log",
-            hint=f"ALTER TABLE {table.quoted} SET LOGGED" if persistence == "u" else None,
+            hint=f"ALTER TABLE {relation} SET LOGGED" if persistence == "u" else None,
         )
 
 
@@ -367,8 +373,13 @@ _KINDS: Final = {
 }
 
 
-def _require_type(table: Table, column: str, written: str, base: str, kind: str, *, full: bool) -> None:
-    """Check that all values of the column arrive, and that those left out by an update can be recognised."""
+def _require_type(
+    table: Table, column: str, written: str, base: str, kind: str, partial: Sequence[str]
+) -> None:
+    """Check that all values of the column arrive, and that those left out by an update can be recognised.
+
+    ``partial`` are the table, or those of its partitions, without REPLICA IDENTITY FULL.
+    """
     element = base.removeprefix("_") if kind == "array" else None
     if kind == "e" or (element is None and base in _CONVERTED):
         return
@@ -377,26 +388,27 @@ def _require_type(table: Table, column: str, written: str, base: str, kind: str,
             f"column {column} of {table} has the type {written}, which cannot be captured",
             hint="leave the table out, or store the column as text",
         )
-    if element not in _ARRAYS_MARKED and not full:
+    if element not in _ARRAYS_MARKED and partial:
         raise ConnectorError(
             f"column {column} of {table} has the type {written}: when an update leaves its value as it was, "
             "a large one could not be told from NULL",
-            hint=f"ALTER TABLE {table.quoted} REPLICA IDENTITY FULL",
+            hint="; ".join(f"ALTER TABLE {relation} REPLICA IDENTITY FULL" for relation in partial),
         )
 
 
-# The identity of a partitioned table is that of its partitions. An index that is the primary key is as good
-# as the default.
+# What is in the log depends on each partition of a partitioned table, where it has some. An index that is the
+# primary key is as good an identity as the default.
 _TABLES: Final = """
-select n.nspname, c.relname, c.oid::int8, c.relkind::text, c.relpersistence::text,
-       array(select array[leaf.oid::regclass::text,
+select n.nspname, c.relname, c.oid::int8,
+       array(select array[leaf.oid::regclass::text, leaf.relkind::text, leaf.relpersistence::text,
                           case when leaf.relreplident = 'i' and exists (
                                    select from pg_index i
                                    where i.indrelid = leaf.oid and i.indisreplident and i.indisprimary)
                                then 'd' else leaf.relreplident::text end]
              from pg_class leaf
-             where leaf.oid = c.oid and c.relkind <> 'p'
-                or c.relkind = 'p' and leaf.oid in (select relid from pg_partition_tree(c.oid) where isleaf)
+             where leaf.oid in (select relid from pg_partition_tree(c.oid) where isleaf)
+                or leaf.oid = c.oid and not exists (
+                       select from pg_partition_tree(c.oid) where isleaf and relid <> c.oid)
              order by leaf.oid),
        array(select a.attname::text from pg_index i, unnest(i.indkey) with ordinality k(attnum, at)
              join pg_attribute a using (attnum)

@@ -68,7 +68,24 @@ def refused(database: str, *tables: str, publication: str | None = None) -> str:
                 " alter table t replica identity full"
             ),
             "a large one could not be told from NULL",
-            "REPLICA IDENTITY FULL",
+            "ALTER TABLE public.early REPLICA IDENTITY FULL",
+        ),
+        (
+            (
+                "create table t(id int primary key) partition by range (id);"
+                " create unlogged table early partition of t for values from (0) to (9)"
+            ),
+            "public.early is an unlogged table",
+            "ALTER TABLE public.early SET LOGGED",
+        ),
+        (
+            (
+                "create table t(id int not null) partition by range (id);"
+                " create foreign data wrapper elsewhere; create server other foreign data wrapper elsewhere;"
+                " create foreign table early partition of t for values from (0) to (9) server other"
+            ),
+            "public.early is a foreign table",
+            "",
         ),
         (
             "create type pair as (a int, b int); create table t(id int primary key, v pair)",
