@@ -160,7 +160,7 @@ def insert_one(dsn: str, number: int) -> None:
 
 
 def to_topic(dsn: str, kafka: LocalKafka, events: int) -> float:
-    """A worker that captures into a topic; the rows are there before it goes on, as for Debezium alone."""
+    """A worker that captures into a topic; all rows are written before it captures, as for Debezium alone."""
     name = f"bench-{time.time_ns()}"
     worker = start_worker(kafka, BENCH_NAME=name, BENCH_SOURCE=dsn)
     admin = KafkaBroker({"bootstrap.servers": kafka.bootstrap_servers}).admin()

@@ -266,9 +266,9 @@ class App:
 
         Its records, and the position that they reach, are committed in one transaction; after a failure it
         continues from the last committed position. ``store`` (default: the kind of the connector) names the
-        positions: with another one, it begins anew. One worker of the group reads each of the connector's
-        tasks, and another takes over when it ends. Records are in one task: aggregations by key send them
-        through an internal topic first.
+        positions: with another one, it reads from the beginning. One worker of the group reads each of the
+        connector's tasks, and another takes over when it ends. Records are in one task: aggregations by key
+        send them through an internal topic first.
         """
         return Stream(
             read_connector(

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from streams.errors import ConfigurationError
 from streams.redaction import HIDDEN, is_secret, without_secrets
+from streams.serde.schemas.subject_options import CompatibilityLevel, SubjectStrategy  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -157,22 +158,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     schema_registry: dict[str, Any] = {}
     """Settings of the schema registry's client: TLS (``ssl.…``) and authentication."""
 
-    schema_subjects: Literal["topic", "record", "topic-record"] = "topic"
+    schema_subjects: SubjectStrategy = "topic"
     """The subject of a topic's schema: ``<topic>-value``, the record's name, or both."""
 
     register_schemas: bool = True
     """Register the schemas of output topics at the start; without it, they must be registered."""
 
-    schema_compatibility: Literal[
-        "registry",
-        "NONE",
-        "BACKWARD",
-        "BACKWARD_TRANSITIVE",
-        "FORWARD",
-        "FORWARD_TRANSITIVE",
-        "FULL",
-        "FULL_TRANSITIVE",
-    ] = "registry"
+    schema_compatibility: Literal["registry", CompatibilityLevel] = "registry"
     """The level that a new schema is checked at, in addition to the registry's own check."""
 
     client: dict[str, Any] = {}
@@ -230,18 +222,9 @@ class SettingsArguments(TypedDict, total=False):
     log_level: Literal["debug", "info", "warning", "error"]
     schema_registry_url: str | None
     schema_registry: dict[str, Any]
-    schema_subjects: Literal["topic", "record", "topic-record"]
+    schema_subjects: SubjectStrategy
     register_schemas: bool
-    schema_compatibility: Literal[
-        "registry",
-        "NONE",
-        "BACKWARD",
-        "BACKWARD_TRANSITIVE",
-        "FORWARD",
-        "FORWARD_TRANSITIVE",
-        "FULL",
-        "FULL_TRANSITIVE",
-    ]
+    schema_compatibility: Literal["registry", CompatibilityLevel]
     client: dict[str, Any]
     consumer: dict[str, Any]
     producer: dict[str, Any]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from streams.errors import ConfigurationError, RegistryUnavailable, SchemaRefused, SchemaRegistryError
 from streams.redaction import scrub, secrets_in
-from streams.serde.registry import Level, Reference, RegisteredSchema
+from streams.serde.registry import Reference, RegisteredSchema
+from streams.serde.schemas.subject_options import CompatibilityLevel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -120,7 +121,7 @@ class ConfluentRegistry:
             lambda: self._client.test_compatibility(subject, schema), f"test a schema under {subject!r}"
         )
 
-    def level(self, subject: str) -> Level:
+    def level(self, subject: str) -> CompatibilityLevel:
         doing = "read the compatibility level"
         own = self._unless_missing(
             lambda: self._client.get_compatibility(subject), f"{doing} of subject {subject!r}"
@@ -128,7 +129,7 @@ class ConfluentRegistry:
         if own is None or own == "NONE":
             # Apicurio reports NONE for subjects without a level of their own.
             own = self._call(self._client.get_compatibility, doing) or own
-        return cast("Level", own) if own in get_args(Level) else "NONE"
+        return cast("CompatibilityLevel", own) if own in get_args(CompatibilityLevel) else "NONE"
 
     def _schema(self, source: Any, references: Sequence[Reference]) -> Schema:
         made: Schema = self._library.Schema(

@@ -126,7 +126,7 @@ def rebuild(
     bootstrap_servers: Servers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fill a sink's target again from its topics, while the app goes on, and remove what should not be there.
+    """Fill a sink's target again from its topics, while the app runs, and remove what should not be there.
 
     The rows are written to a copy first, which then replaces the target's content in one transaction; the
     sink waits for that transaction only.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, TypeVar, get_args, overload
 
@@ -43,7 +44,7 @@ _MAP: Final = frozenset({*range(0x80, 0x90), 0xDE, 0xDF})
 """How a value of an internal topic or a store begins: with a map of MessagePack."""
 
 
-class _TableAvro:
+class _TableAvro(ABC):
     """What the two serdes have in common: where the schemas are, and a function for each of them.
 
     Without a topic they write MessagePack: for stores and internal topics, which only the app reads.
@@ -119,11 +120,13 @@ class _TableAvro:
         parsed = parsed_schema(schema, what)
         return encoded_writer(parsed, self._store().identify(topic, self._part, schema))
 
+    @abstractmethod
     def _read(self, schema: Any) -> Callable[[bytes], Any]:
-        raise NotImplementedError
+        """Make the function that decodes payloads of this schema."""
 
+    @abstractmethod
     def _write(self, table: TableColumns, topic: str) -> Callable[[Any], bytes]:
-        raise NotImplementedError
+        """Make the function that encodes the table's values for a topic."""
 
     def _lost(self, row: Any) -> NoReturn:
         raise TopologyError(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _WITH_SCHEMA: Final = b'{"schema":'
-"""How Kafka Connect's converter begins, unless it is told to leave the schema out."""
+"""The first bytes that Kafka Connect's converter writes with ``schemas.enable=true``, its default."""
 
 
 class ChangeJson(Generic[T]):

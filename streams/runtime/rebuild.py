@@ -1,4 +1,4 @@
-"""Fills a sink's target again from its topics, while the sink goes on: no row is missing, none is left over.
+"""Fills a sink's target again from its topics, while the sink keeps running: no row is missing or left over.
 
 The sink's steps read the input from the beginning and write to a copy of the target. When the copy has
 reached the target's positions, these are locked, the last records are read, and the target is made equal to

@@ -7,19 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Level: TypeAlias = Literal[
-    "NONE",
-    "BACKWARD",
-    "BACKWARD_TRANSITIVE",
-    "FORWARD",
-    "FORWARD_TRANSITIVE",
-    "FULL",
-    "FULL_TRANSITIVE",
-]
-"""Which versions of a subject a new one must be compatible with, and in which direction."""
-
-SubjectStrategy: TypeAlias = Literal["topic", "record", "topic-record"]
-"""How the subject of a topic's schema is named."""
+    from streams.serde.schemas.subject_options import CompatibilityLevel
 
 Part: TypeAlias = Literal["key", "value"]
 """Which part of a topic's records has a schema."""
@@ -70,7 +58,7 @@ class SchemaRegistry(Protocol):
     def accepts(self, subject: str, source: Any, references: Sequence[Reference] = ()) -> bool:
         """Whether the registry would register a schema as the next version of an existing subject."""
 
-    def level(self, subject: str) -> Level:
+    def level(self, subject: str) -> CompatibilityLevel:
         """The compatibility level of a subject."""
 
     def close(self) -> None:

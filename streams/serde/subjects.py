@@ -15,14 +15,9 @@ from streams.serde.schemas.avro_references import complete, full_name
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streams.serde.registry import (
-        Level,
-        Part,
-        RegisteredSchema,
-        SchemaRegistry,
-        SubjectStrategy,
-    )
+    from streams.serde.registry import Part, RegisteredSchema, SchemaRegistry
     from streams.serde.schema_folder import WrittenSchema
+    from streams.serde.schemas.subject_options import CompatibilityLevel, SubjectStrategy
 
 UNKNOWN_SECONDS = 10.0
 """An id that the registry does not know is not requested again for this long."""
@@ -41,7 +36,7 @@ class Subjects:
         *,
         strategy: SubjectStrategy = "topic",
         register: bool = True,
-        level: Level | None = None,
+        level: CompatibilityLevel | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.registry = registry
@@ -146,7 +141,7 @@ class Subjects:
             found.append(Reference(name, name, registered.version or 1))
         return found
 
-    def differences(self, subject: str, schema: WrittenSchema, level: Level) -> list[str]:
+    def differences(self, subject: str, schema: WrittenSchema, level: CompatibilityLevel) -> list[str]:
         """Why a schema is not compatible with the versions of a subject, each with its field."""
         if level == "NONE":
             return []
@@ -194,7 +189,9 @@ class Subjects:
         found = self.registry.find(subject, schema.source, references)
         return None if found is None else found.version
 
-    def _refused(self, subject: str, level: Level, differences: list[str], message: str) -> SchemaRefused:
+    def _refused(
+        self, subject: str, level: CompatibilityLevel, differences: list[str], message: str
+    ) -> SchemaRefused:
         lines = "".join(f"\n  {line}" for line in differences)
         said = f"\n  {message}" if message else ""
         return SchemaRefused(
@@ -204,7 +201,7 @@ class Subjects:
         )
 
 
-def _way_out(level: Level) -> str:
+def _way_out(level: CompatibilityLevel) -> str:
     backward = "give new fields a default, and keep the types of the others"
     forward = "remove only fields that have a default, and keep the types of the others"
     advice = {"BACKWARD": backward, "FORWARD": forward}.get(

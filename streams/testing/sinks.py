@@ -20,6 +20,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Self
 
 from streams.connectors.sink import RefusedRow, SinkContext, SinkRows
@@ -36,7 +37,7 @@ WAIT_SECONDS = 60.0
 """How long a call may take that waits for another writer."""
 
 
-class SinkContract:
+class SinkContract(ABC):
     """What every sink keeps that says of its positions that they are in its transactions.
 
     Each test has a new target, to which each connector that :meth:`connector` returns in that test leads.
@@ -46,13 +47,13 @@ class SinkContract:
     topic_id = "topic-id-1"
     lock_timeout = 5.0
 
+    @abstractmethod
     def connector(self) -> SinkConnector:
         """Return the connector to the test's target, which is empty at first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows(self) -> Iterable[tuple[int, str]]:
         """Read the target's committed rows back: number and text of each, in any order, repeats included."""
-        raise NotImplementedError
 
     def key(self, number: int) -> Any:
         """Return a record's key."""
@@ -405,9 +406,9 @@ class KeyedSinkContract(SinkContract):
 class RefusingSinkContract(SinkContract):
     """Also for sinks whose system refuses rows: those become dead letters, and the others are written."""
 
+    @abstractmethod
     def refused_value(self, number: int) -> Any:
         """Return a value that the system refuses, with that number."""
-        raise NotImplementedError
 
     def batch_with_refused(
         self, log: Sequence[tuple[int, str | None]], start: int, *refused: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -16,43 +15,25 @@ from streams.records import Output, TopicPartition
 from streams.runtime.cleanup import KEPT_SECONDS, PURGE_SECONDS
 from streams.simulation.simulator import Simulator
 from streams.testing import TopologyDriver
-from tests.support.cluster import MemoryCluster
+from tests.support.cluster import AppCluster
 from tests.support.connectors import Database, MemorySink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from streams.runtime.worker import Worker
 
 PARTITIONS = 3
 
 
-class Site(MemoryCluster):
+class Site(AppCluster):
     """A topic, and workers of an app that reads it."""
 
     def __init__(self, app: App, *, topics: Sequence[str] = ("in",)) -> None:
-        super().__init__(dict.fromkeys(topics, PARTITIONS))
-        self.app = app
-        self.counts = self.prepare(app, create_outputs=True)
-        self.workers = 0
-
-    def worker(self) -> Worker:
-        self.workers += 1
-        worker = self.make_worker(self.app, f"worker-{self.workers}", partitions=self.counts)
-        worker.start()
-        return worker
+        super().__init__(app, dict.fromkeys(topics, PARTITIONS))
 
     def produce(self, values: Sequence[Any], topic: str = "in") -> None:
         encoded = [str(value).encode() for value in values]
         self.write(Output(topic, encoded, encoded, [0] * len(encoded)))
-
-    def run(self, *workers: Worker, until: Callable[[], object], seconds: float = 20) -> None:
-        """Let workers take turns until a condition holds."""
-        deadline = time.monotonic() + seconds
-        while not until():
-            for worker in workers:
-                worker.run_once()
-            assert time.monotonic() < deadline, f"not done after {seconds} s"
 
     def dead_letters(self) -> list[bytes]:
         return self.payloads(self.app.dead_letter_topic)

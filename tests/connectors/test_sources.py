@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,38 +11,16 @@ from streams import App, Json, Text
 from streams.errors import OutcomeUnknown, TopicError, TopologyError, TransactionAborted
 from streams.monitoring.metrics import WorkerMetrics
 from streams.testing import TopologyDriver
-from tests.support.cluster import MemoryCluster
+from tests.support.cluster import AppCluster
 from tests.support.connectors import Feed, MemorySource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from streams.operators.processor import Context
     from streams.records import Record
-    from streams.runtime.worker import Worker
 
 
-class Site(MemoryCluster):
+class Site(AppCluster):
     """A feed, and workers of an app that reads it."""
-
-    def __init__(self, app: App) -> None:
-        super().__init__({})
-        self.app = app
-        self.counts = self.prepare(app, create_outputs=True)
-        self.workers = 0
-
-    def worker(self) -> Worker:
-        self.workers += 1
-        worker = self.make_worker(self.app, f"worker-{self.workers}", partitions=self.counts)
-        worker.start()
-        return worker
-
-    def run(self, *workers: Worker, until: Callable[[], object], seconds: float = 20) -> None:
-        deadline = time.monotonic() + seconds
-        while not until():
-            for worker in workers:
-                worker.run_once()
-            assert time.monotonic() < deadline, f"not done after {seconds} s"
 
     def out(self) -> list[int]:
         return [int(value) for value in self.payloads("out")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from streams.broker import GroupSettings, NewTopic
@@ -14,7 +15,7 @@ from streams.runtime.worker import Worker
 from tests.support.clock import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from streams import App
     from streams.broker import NamePattern, RebalanceListener
@@ -146,3 +147,28 @@ class MemoryCluster:
 def places_of(partitions: Mapping[str, int]) -> list[TopicPartition]:
     """The partitions of topics, by the number that each has."""
     return [TopicPartition(topic, number) for topic, count in partitions.items() for number in range(count)]
+
+
+class AppCluster(MemoryCluster):
+    """A cluster with the topics of one app, beside ``topics``, and workers of it."""
+
+    def __init__(self, app: App, topics: Mapping[str, int] | None = None) -> None:
+        super().__init__(topics or {})
+        self.app = app
+        self.counts = self.prepare(app, create_outputs=True)
+        self.workers = 0
+
+    def worker(self) -> Worker:
+        """Start another worker."""
+        self.workers += 1
+        worker = self.make_worker(self.app, f"worker-{self.workers}", partitions=self.counts)
+        worker.start()
+        return worker
+
+    def run(self, *workers: Worker, until: Callable[[], object], seconds: float = 20) -> None:
+        """Let workers take turns until a condition holds."""
+        deadline = time.monotonic() + seconds
+        while not until():
+            for worker in workers:
+                worker.run_once()
+            assert time.monotonic() < deadline, f"not done after {seconds} s"

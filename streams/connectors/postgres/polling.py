@@ -41,7 +41,7 @@ V = TypeVar("V")
 Type: TypeAlias = builtins.type[V]
 
 LOOK_SECONDS: Final = 0.1
-"""How often it is asked whether transactions have ended."""
+"""The interval of checks whether transactions have ended."""
 
 SLOW_SECONDS: Final = 60.0
 """After how long a wait for transactions is reported as a problem."""
@@ -91,7 +91,7 @@ class PollingQuery(_Polling[V]):
     ``order_by`` names the columns that together are unique, and increase with every new row (a number from a
     sequence) or with every change too (the time of the change, then the key). ``key_columns`` are the
     records' keys, as mappings. Values are mappings, or of ``type``; numerics are text, unless the type says
-    ``Decimal``. The query is asked every ``interval``, and a row is read after ``lag`` at the earliest.
+    ``Decimal``. The query is run every ``interval``, and a row is read after ``lag`` at the earliest.
 
     It never sees deletions; states that a row had between two polls; rows whose ``order_by`` is null, or a
     time that is not over; rows of a transaction that takes its number or time, then writes nothing for longer

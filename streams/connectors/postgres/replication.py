@@ -52,7 +52,7 @@ class TableState:
     full_identity: bool
     """Whether changes carry the complete row as it was before."""
     generated: tuple[str, ...]
-    """Columns that the server computes: not in the log unless it is told so, so not in a snapshot either."""
+    """Columns that the server computes: by default not in the log, and therefore not in a snapshot either."""
     dates: tuple[str, ...]
     """Columns with dates."""
 

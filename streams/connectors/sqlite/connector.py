@@ -49,7 +49,7 @@ class SqliteSink:
     create: bool = field(default=True, kw_only=True)
     alter: bool = field(default=False, kw_only=True)
     on_truncate: Literal["fail", "delete", "ignore"] = field(default="fail", kw_only=True)
-    """What a ``Change`` with ``op="t"`` does; it is not told which partitions' rows it concerns."""
+    """What a ``Change`` with ``op="t"`` does. The event does not say which partitions' rows it concerns."""
     positions_table: str = field(default="streams_positions", kw_only=True)
     """The table that holds the positions of the input, in the same file."""
     max_rows: int = field(default=10_000, kw_only=True)
