@@ -164,10 +164,15 @@ class Engine:
             self._ended(True, "", None)
 
     def _stop(self) -> None:
-        try:
-            self._engine.close()
-        except Exception as error:  # noqa: BLE001 - it has ended already, or is about to
-            _LOG.debug("Debezium was not running when it was closed: %s", error)
+        while self._thread.is_alive():
+            try:
+                self._engine.close()
+            except Exception as error:  # noqa: BLE001 - it has ended already, or is about to
+                # Debezium refuses to stop while it starts, and would then go on reading the slot.
+                _LOG.debug("Debezium cannot be closed now: %s", error)
+                self._thread.join(0.1)
+            else:
+                return
 
     def _ended(self, success: bool, message: Any, error: Any) -> None:
         with self._lock:

@@ -92,6 +92,7 @@ class PostgresReader:
         ):
             self._require_same(committed, system, end, tables)
             self._require_published()
+            self._replication.free_slot(self._slot)
             offset = {"lsn": committed.lsn, "lsn_commit": committed.lsn, "ts_usec": 0}
             self._position = committed
         else:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS: Final = 5
 STATEMENT_SECONDS: Final = 10
+READER_SECONDS: Final = 5.0
+"""How long another connection may still read a slot before it is ended."""
 
 
 class Table(NamedTuple):
@@ -231,34 +233,46 @@ class Replication:
             retained_bytes=int(retained or 0),
         )
 
-    def drop_slot(self, name: str, timeout: float = 30.0) -> None:
-        """Drop the slot if there is one. A connection that still reads it is ended after some seconds."""
+    def drop_slot(self, name: str) -> None:
+        """Drop the slot if there is one, after ending a connection that still reads it.
+
+        Raises ``ConnectorError`` if it is another program's, and ``SourceUnavailable`` if it stays in use.
+        """
+        while self.free_slot(name):
+            # A reader that is just starting may take it in between.
+            with suppress(SourceUnavailable):
+                self._execute("select pg_drop_replication_slot(%s)", (name,))
+                return
+
+    def free_slot(self, name: str, timeout: float = 30.0) -> bool:
+        """Wait until nothing reads the slot; return whether there is one.
+
+        A connection that reads it for ``READER_SECONDS`` more is ended: it is that of a worker that was
+        replaced, and may outlive it until the server notices. Raises as ``drop_slot``.
+        """
         begin = time.monotonic()
         while True:
             rows = self._rows(
-                "select active_pid, plugin, database = current_database(), pg_is_in_recovery()"
+                "select active_pid, plugin, database = current_database()"
                 " from pg_replication_slots where slot_name = %s",
                 (name,),
             )
             if not rows:
-                return
-            ((reader, plugin, here, _),) = rows
+                return False
+            ((reader, plugin, here),) = rows
             if plugin != "pgoutput" or not here:
                 raise ConnectorError(
                     f"the replication slot {name} belongs to another program (plugin {plugin})",
                     hint="give the source another slot",
                 )
             if reader is None:
-                # A reader that is just starting may take it in between: then it is ended below.
-                with suppress(SourceUnavailable):
-                    self._execute("select pg_drop_replication_slot(%s)", (name,))
-                    return
-            if time.monotonic() - begin > timeout:
+                return True
+            waited = time.monotonic() - begin
+            if waited > timeout:
                 raise SourceUnavailable(
                     f"the replication slot {name} is in use by the server process {reader}"
                 )
-            if reader is not None and time.monotonic() - begin > 5:
-                # A worker that was replaced: its connection may outlive it until the server notices.
+            if waited > READER_SECONDS:
                 self._execute("select pg_terminate_backend(%s)", (reader,))
             time.sleep(0.2)
 

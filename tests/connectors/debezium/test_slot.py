@@ -156,6 +156,26 @@ def test_a_reader_that_was_replaced_is_cut_off_by_the_next_snapshot(database, db
     other.close()
 
 
+def test_a_reader_that_was_replaced_is_cut_off_by_one_that_continues(database, db, source):
+    other = Captured(Debezium.postgres(database, ["t"]))
+    other.position = source.position
+    # The first reader still runs, and would read its slot for ever.
+    db.execute("insert into t values (3)")
+    other.until(lambda: 3 in other.table())
+    other.close()
+
+
+def test_a_reader_that_is_closed_at_once_leaves_its_slot_free(db, source):
+    active = "select count(*) from pg_replication_slots where database = current_database() and active"
+    for number in range(10, 16):
+        source.kill()
+        source.open()
+        source.kill()
+        wait_until(lambda: db.execute(active).fetchone() == (0,), 4, what="the slot is free")
+        db.execute("insert into t values (%s)", (number,))
+    source.until(lambda: 15 in source.table())
+
+
 def test_a_quiet_table_does_not_hold_the_log_back(database, db, source):
     source.kill()
     source.use(Debezium.postgres(database, ["t"], properties={"heartbeat.interval.ms": "500"}))
