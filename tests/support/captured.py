@@ -9,6 +9,7 @@ from streams import App, Record, key_value_store
 from streams.connectors.change_json import ChangeJson
 from streams.connectors.source import SourceContext
 from streams.durations import seconds
+from streams.errors import SourceUnavailable
 from streams.serde.basic import nullable
 from streams.testing import TopologyDriver
 
@@ -89,12 +90,28 @@ class Captured:
         self._driver.advance(seconds(1))
         self._take()
 
-    def until(self, reached: Callable[[], Any], *, confirm: bool = True, deadline: float = DEADLINE) -> None:
-        """Read and commit until a condition holds."""
+    def until(
+        self,
+        reached: Callable[[], Any],
+        *,
+        confirm: bool = True,
+        deadline: float = DEADLINE,
+        reopen: bool = False,
+    ) -> None:
+        """Read and commit until a condition holds.
+
+        ``reopen``: as a worker does, open the source again at the committed position when it is unavailable.
+        """
         end = time.monotonic() + deadline
         while not reached():
             assert time.monotonic() < end, f"not reached; {len(self.changes)} changes, {self.changes[-3:]}"
-            batch = self.read()
+            try:
+                batch = self.read()
+            except SourceUnavailable:
+                if not reopen:
+                    raise
+                self.kill()
+                continue
             if batch is not None:
                 self.commit(batch, confirm=confirm)
 
