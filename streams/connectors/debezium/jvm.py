@@ -96,9 +96,9 @@ def _close_all() -> None:
 def _separate_collectors() -> None:
     """Have Java's garbage collector run without Python's.
 
-    JPype follows each collection of Java, some ten a second under load, with a complete one of Python: it took
-    two thirds of a worker's time. It notices them by an object that nothing holds; one that is held takes its
-    place. Python's own collector runs as always.
+    JPype follows each collection of Java, some ten a second under load, with a complete one of Python: that
+    took two thirds of a worker's time. It notices them by an object that nothing holds; one that is held
+    takes its place. Python's own collector runs as always.
     """
     objects = java_class("org.jpype.ref.JPypeReferenceQueue")
     queue = objects.getInstance()

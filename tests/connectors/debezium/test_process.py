@@ -77,3 +77,26 @@ except RecursionError:
 def test_deep_recursion_in_the_main_thread_is_an_error_and_not_the_end_of_the_process():
     process = subprocess.run([sys.executable, "-c", NESTED], stdout=subprocess.PIPE, text=True, check=False)
     assert (process.returncode, process.stdout) == (0, "RecursionError\n")
+
+
+COLLECTED = """
+import gc
+import threading
+from streams.connectors.debezium import jvm
+
+jvm.start()
+complete = []
+gc.callbacks.append(lambda phase, info: phase == "start" and info["generation"] == 2 and complete.append(1))
+java = jvm.java_class("java.lang.System")
+for _ in range(20):
+    java.gc()
+    # Longer than the queue's thread waits for an object.
+    threading.Event().wait(0.02)
+threading.Event().wait(0.5)
+print(len(complete))
+"""
+
+
+def test_collections_of_java_are_not_followed_by_complete_ones_of_python():
+    process = subprocess.run([sys.executable, "-c", COLLECTED], stdout=subprocess.PIPE, text=True, check=True)
+    assert int(process.stdout) < 5, "20 of Java"
