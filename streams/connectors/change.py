@@ -43,6 +43,11 @@ class ChangeSource(msgspec.Struct, frozen=True, kw_only=True):
     txId: int | None = None  # noqa: N815 - the name in the envelope
     lsn: int | None = None
 
+    @property
+    def namespace(self) -> str:
+        """What the table's name is in: its schema, or its database where that has no schemas."""
+        return self.db if self.schema is None else self.schema
+
 
 class Change(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """A change of one row: ``before`` where the database sends it, ``after`` unless it was deleted.
@@ -81,18 +86,21 @@ def with_tombstones(change: Change[T]) -> list[Change[T]]:
 _NOT_IN_TOPICS = re.compile(r"[^a-zA-Z0-9._-]")
 
 
-def topic_of(prefix: str, schema: str | None, table: str | None) -> str:
+def topic_of(prefix: str, namespace: str, table: str | None) -> str:
     """The topic of a table as Debezium names it: characters that a topic cannot have become ``_``."""
-    return ".".join(_NOT_IN_TOPICS.sub("_", part) for part in (prefix, schema, table) if part)
+    return ".".join(_NOT_IN_TOPICS.sub("_", part) for part in (prefix, namespace, table) if part)
 
 
 def change_topic(prefix: str) -> Callable[[Change[Any]], str]:
-    """A function that returns the topic of a change: ``<prefix>.<schema>.<table>``."""
-    topics: dict[tuple[str | None, str | None], str] = {}
+    """A function that returns the topic of a change: ``<prefix>.<schema>.<table>``.
+
+    Where a database has no schemas, its name takes their place.
+    """
+    topics: dict[tuple[str, str | None], str] = {}
 
     def topic(change: Change[Any]) -> str:
         source = change.source
-        table = (source.schema, source.table)
+        table = (source.namespace, source.table)
         found = topics.get(table)
         if found is None:
             found = topics[table] = topic_of(prefix, *table)

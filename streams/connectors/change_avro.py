@@ -188,14 +188,14 @@ class ChangeAvro(_TableAvro, Generic[T]):
         source = change.source
         if type(row) is TableRow:
             table = row.table
-        elif row is None and (source.schema, source.table) in self._latest:
-            table = self._latest[source.schema, source.table]
+        elif row is None and (source.namespace, source.table) in self._latest:
+            table = self._latest[source.namespace, source.table]
         else:
             self._lost(row)
         write = self._writers.get(table)
         if write is None:
             write = self._writer(table)
-            self._latest[source.schema, source.table] = table
+            self._latest[source.namespace, source.table] = table
         return write(change)
 
     def _write(self, table: TableColumns, topic: str) -> Callable[[Any], bytes]:

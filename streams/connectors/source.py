@@ -33,6 +33,9 @@ class SourceBatch:
     records: Fetched
     position: bytes
     """Opaque to the engine. The empty position is the beginning."""
+    state: bytes | None = None
+    """What a reader needs beside the position and what rarely changes, as it is stored with the position only
+    when it does: ``None`` for as before. At most some 100 kB."""
 
     @classmethod
     def of(
@@ -63,6 +66,8 @@ class SourceContext:
     task: int
     position: bytes
     """The last committed position, or the empty one."""
+    state: bytes = b""
+    """What was last committed as the state of a batch."""
 
 
 @dataclass(frozen=True, slots=True)

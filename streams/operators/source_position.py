@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 
 POSITION = b"position"
 """The key of the position in its store."""
+STATE = b"state"
+"""The key of the source's own state there."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourcePosition(Operator):
-    """Forwards batches unchanged. Its store has the position, which the task puts with each batch."""
+    """Forwards batches unchanged. The task puts the position and the source's state into its store."""
 
     kind: ClassVar[str] = "position"
     terminal: ClassVar[bool] = True

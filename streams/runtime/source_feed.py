@@ -61,14 +61,21 @@ _NEXT = {
 
 
 class SourceFeed:
-    """The batches of one task's source, from ``position`` on.
+    """The batches of one task's source, from ``position`` and the source's own ``state`` on.
 
     Those that were processed and are not committed are kept, so that a rewind does not need the source.
     ``clock`` returns seconds.
     """
 
     def __init__(
-        self, node: SourceNode, application: str, task: int, position: bytes, *, clock: Callable[[], float]
+        self,
+        node: SourceNode,
+        application: str,
+        task: int,
+        position: bytes,
+        state: bytes,
+        *,
+        clock: Callable[[], float],
     ) -> None:
         assert node.connector is not None
         self._node = node
@@ -79,6 +86,8 @@ class SourceFeed:
         self._log = get_logger()
         self._position = position
         """After the last batch that was read."""
+        self._source_state = state
+        """The same, of the source."""
         self._confirmed = position
         self._processed: deque[SourceBatch] = deque()
         """Processed and not committed."""
@@ -193,6 +202,7 @@ class SourceFeed:
                 name=self._node.store,
                 task=self._task,
                 position=self._position,
+                state=self._source_state,
             )
         )
         self._become(FeedState.READING)
@@ -212,6 +222,8 @@ class SourceFeed:
             except queue.Full:
                 continue
             self._position = batch.position
+            if batch.state is not None:
+                self._source_state = batch.state
             return
 
     def _unavailable(self, error: SourceUnavailable) -> None:

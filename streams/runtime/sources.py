@@ -73,13 +73,13 @@ class Sources:
         return found
 
     def _feed(self, node: SourceNode, task: Task, known: tuple[Task, SourceFeed] | None) -> SourceFeed:
-        position = task.source_position
+        position, state = task.source_position
         if known is not None:
             # The task was restored after a commit of unknown outcome: its position says what was committed.
             if known[1].continue_at(position):
                 return known[1]
             known[1].close()
-        return SourceFeed(node, self._application, task.id.partition, position, clock=self._clock)
+        return SourceFeed(node, self._application, task.id.partition, position, state, clock=self._clock)
 
     def committed(self) -> None:
         """Everything processed is committed."""

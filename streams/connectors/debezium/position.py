@@ -42,6 +42,8 @@ class Position(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The captured tables, with the identity that each has until it is dropped."""
     offset: dict[str, Any] | None = None
     """Debezium's own offset, for systems whose position is opaque."""
+    partition: dict[str, Any] = {}
+    """Debezium's own name of what that is an offset in."""
 
     @classmethod
     def decode(cls, data: bytes) -> Position:

@@ -13,7 +13,7 @@ import msgspec
 from streams.connectors.change import Change, ChangeSource
 from streams.connectors.debezium.control import Control
 from streams.connectors.debezium.settings import UNAVAILABLE
-from streams.connectors.debezium.values import Row, Shape, fixed, fixes, hexadecimal
+from streams.connectors.debezium.values import POSTGRES, Row, Shape, fixed, fixes, hexadecimal
 from streams.connectors.table_row import table_row
 from streams.errors import StateError
 from streams.records import Record
@@ -85,7 +85,7 @@ class CapturedRows:
     """The processor of a source's task. Its store ``rows`` has an entry for each live row.
 
     * A snapshot that is taken again forwards only what differs, and deletes what is gone.
-    * TRUNCATE becomes the deletion of each row, as its event has no key.
+    * TRUNCATE becomes the deletion of each row, as it has no key; so does DROP TABLE, where it is told.
     * A large value that an update leaves out is filled in. Where the update changes the key, its deletion
       names the new key, under which the values are kept for the creation that follows.
     * ``before`` has the columns that the server sent, and no others.
@@ -123,7 +123,7 @@ class CapturedRows:
                 if type(value) is Control:
                     self._told(value)
                 else:
-                    self._truncated(value)
+                    self._emptied(value.source)
         self._changes(batch, keys, range(start, len(values)))
         for _ in self._state.sweeps:
             if self._cursor is not None:
@@ -181,7 +181,7 @@ class CapturedRows:
     def _with_table(self, at: int, key: Row, change: Change[Row]) -> tuple[int, Row, Change[Row]]:
         """The same, where the key and the rows have the table's columns with them."""
         source = change.source
-        name = f"{source.schema}.{source.table}"
+        name = f"{source.namespace}.{source.table}"
         identity = (name, *key)
         table = self._tables.get(identity)
         if table is None:
@@ -199,7 +199,7 @@ class CapturedRows:
 
     def _in_shape(self, change: Change[Row], key: Row) -> tuple[Change[Row], Row]:
         """The change and its key with values as Postgres writes them, ``before`` as the server sent it."""
-        table = f"{change.source.schema}.{change.source.table}"
+        table = f"{change.source.namespace}.{change.source.table}"
         different = self._fixes.get(table)
         before, after = change.before, change.after
         if before is not None and table not in self._full:
@@ -216,24 +216,22 @@ class CapturedRows:
         state = self._state
         if control.control == "table":
             assert control.shape is not None, "a table's events have a shape"
-            table = f"{control.source.schema}.{control.source.table}"
+            table = f"{control.source.namespace}.{control.source.table}"
             if state.shapes.get(table) != control.shape:
                 self._remember(msgspec.structs.replace(state, shapes={**state.shapes, table: control.shape}))
         elif control.control == "complete":
-            sources = [
-                msgspec.structs.replace(control.source, schema=schema, table=table)
-                for schema, table in control.tables
-            ]
-            sweeps = [Sweep(_id(source, b""), state.generation, source) for source in sources]
+            sweeps = [Sweep(_id(source, b""), state.generation, source) for source in control.tables]
             self._remember(msgspec.structs.replace(state, sweeps=(*state.sweeps, *sweeps)))
+        elif control.control == "dropped":
+            self._emptied(control.source)
         elif control.snapshot != state.snapshot:
             generation = state.generation + 1
             self._remember(msgspec.structs.replace(state, snapshot=control.snapshot, generation=generation))
 
-    def _truncated(self, change: Change[Row]) -> None:
+    def _emptied(self, source: ChangeSource) -> None:
         state = self._state
         generation = state.generation + 1
-        sweep = Sweep(_id(change.source, b""), generation, change.source)
+        sweep = Sweep(_id(source, b""), generation, source)
         self._remember(msgspec.structs.replace(state, generation=generation, sweeps=(*state.sweeps, sweep)))
 
     def _take(self, state: _State) -> None:
@@ -258,7 +256,7 @@ class CapturedRows:
     def _key_of(self, sweep: Sweep, identity: bytes) -> Row:
         """The key of an entry, in the form that the row's changes have."""
         key: Row = _decode(identity[len(sweep.prefix) :])
-        return fixed(key, self._fixes.get(f"{sweep.source.schema}.{sweep.source.table}") or {})
+        return fixed(key, self._fixes.get(f"{sweep.source.namespace}.{sweep.source.table}") or {})
 
     def _sweep(self, record: Record[Any, Any] | None) -> None:
         """Look at the next entries of the first sweep, and delete the rows that are gone."""
@@ -291,7 +289,7 @@ class CapturedRows:
 
 def _id(source: ChangeSource, key: bytes) -> bytes:
     """The store's key of a row: all rows of a table are together."""
-    return b"%s%s\x00%s\x00%s" % (_ROWS, (source.schema or "").encode(), (source.table or "").encode(), key)
+    return b"%s%s\x00%s\x00%s" % (_ROWS, source.namespace.encode(), (source.table or "").encode(), key)
 
 
 def _deletion(source: ChangeSource, key: Row) -> Change[Row]:
@@ -304,10 +302,14 @@ def _filled(change: Change[Row], after: Row, left_out: list[str], entry: Entry |
     if missing := [name for name in left_out if name not in known]:
         source = change.source
         raise StateError(
-            f"an update of {source.schema}.{source.table} with the key {key} leaves out the large value "
+            f"an update of {source.namespace}.{source.table} with the key {key} leaves out the large value "
             f"of {', '.join(missing)}, which is not known",
-            hint=f'ALTER TABLE "{source.schema}"."{source.table}" REPLICA IDENTITY FULL, '
-            "or take a new snapshot (another snapshot= of the source)",
+            hint=(
+                f'ALTER TABLE "{source.schema}"."{source.table}" REPLICA IDENTITY FULL, or '
+                if source.connector == POSTGRES
+                else ""
+            )
+            + "take a new snapshot (another snapshot= of the source)",
         )
     return {name: known[name] if name in left_out else value for name, value in after.items()}
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streams.connectors.change import Change, topic_of
-from streams.connectors.debezium import jvm
+from streams.connectors.debezium.connector_capture import ConnectorCapture, as_text
+from streams.connectors.debezium.connector_reader import ConnectorReader
 from streams.connectors.debezium.control import EventJson
-from streams.connectors.debezium.reader import PostgresReader
 from streams.connectors.debezium.rows import CapturedRows
-from streams.connectors.debezium.settings import Capture
-from streams.connectors.postgres.replication import Table, conninfo_values
+from streams.connectors.table_name import TableName
 from streams.errors import ConfigurationError, ConnectorError
-from streams.redaction import HIDDEN
 from streams.serde.basic import Bytes
 from streams.serde.json_serde import Json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from streams.connectors.debezium.settings import Capture
     from streams.connectors.source import SourceContext, SourceReader
     from streams.serde import Serde
 
@@ -28,14 +28,16 @@ if TYPE_CHECKING:
 class Debezium:
     """The changes of a database's tables, each exactly once: first all rows, then every change.
 
-    Make one with ``Debezium.postgres``. Its values are ``Change[dict]``, its keys the columns of the primary
-    key as a dictionary. Needs the extras ``debezium`` and ``postgres``.
+    Make one with ``Debezium.postgres``, ``mysql``, ``mariadb``, ``sqlserver`` or ``oracle``. Its values are
+    ``Change[dict]``, its keys the columns of the primary key as a dictionary. Needs the extra ``debezium``,
+    for Postgres also ``postgres``.
     """
 
     kind = "debezium"
     tasks = 1
 
     _capture: Capture = field(repr=False)
+    _reader: Callable[[Any, SourceContext], SourceReader] = field(repr=False)
     _key: Json[dict[str, Any]] = field(
         default_factory=lambda: Json(dict[str, Any]), repr=False, compare=False
     )
@@ -62,32 +64,101 @@ class Debezium:
         downstream, and what is the same is not sent again. ``properties`` are Debezium's own, for how values
         are represented; those that keep the position are not changed by them.
         """
-        if isinstance(tables, str) or not tables:
-            raise ConfigurationError('tables= needs a list of names, e.g. ["public.customers"]')
+        # Its packages are an extra of their own.
+        from streams.connectors.debezium.postgres_capture import PostgresCapture  # noqa: PLC0415
+        from streams.connectors.debezium.postgres_reader import PostgresReader  # noqa: PLC0415
+        from streams.connectors.postgres.replication import conninfo_values  # noqa: PLC0415
+
+        names = _names(tables, "public.customers")
         conninfo_values(url)
-        names = tuple(dict.fromkeys(Table.parse(text) for text in tables))
-        topics: dict[str, Table] = {}
-        for name in names:
-            other = topics.setdefault(topic_of("", *name), name)
-            if other != name:
-                raise ConfigurationError(
-                    f"the tables {other} and {name} would have the same topic name, {topic_of('', *name)}",
-                    hint="capture one of them with a source of its own",
-                )
-        return cls(
-            Capture(
-                conninfo=url,
-                tables=names,
-                slot=slot,
-                publication=publication,
-                snapshot=snapshot,
-                properties_given=tuple(sorted((properties or {}).items())),
-            )
+        capture = PostgresCapture(
+            conninfo=url,
+            tables=names,
+            slot=slot,
+            publication=publication,
+            snapshot=snapshot,
+            properties_given=as_text(properties or {}),
         )
+        return cls(capture, PostgresReader)
+
+    @classmethod
+    def mysql(
+        cls,
+        properties: Mapping[str, object],
+        tables: Sequence[str],
+        *,
+        snapshot: str = "",
+        jars: str | Path | None = None,
+    ) -> Debezium:
+        """Capture tables of a MySQL server from its binary log.
+
+        ``properties`` are those of Debezium's connector: ``database.hostname``, ``database.user``, …; without
+        those that say what is captured and where it continues, which are the source's. ``tables`` are
+        ``database.table``. ``snapshot`` as for Postgres. ``jars`` is a folder with all of Debezium's and
+        Log4j's jars, to be used instead of those of the extra.
+
+        Raises ``ConfigurationError`` for properties that are not the program's.
+        """
+        return cls._of("mysql", properties, tables, snapshot, jars)
+
+    @classmethod
+    def mariadb(
+        cls,
+        properties: Mapping[str, object],
+        tables: Sequence[str],
+        *,
+        snapshot: str = "",
+        jars: str | Path | None = None,
+    ) -> Debezium:
+        """Capture tables of a MariaDB server, as ``mysql``. ``jars`` is needed: the extra has none for it."""
+        return cls._of("mariadb", properties, tables, snapshot, jars)
+
+    @classmethod
+    def sqlserver(
+        cls,
+        properties: Mapping[str, object],
+        tables: Sequence[str],
+        *,
+        snapshot: str = "",
+        jars: str | Path | None = None,
+    ) -> Debezium:
+        """Capture tables of one database of a SQL Server, as ``mysql``. ``tables`` are ``schema.table``."""
+        return cls._of("sqlserver", properties, tables, snapshot, jars)
+
+    @classmethod
+    def oracle(
+        cls,
+        properties: Mapping[str, object],
+        tables: Sequence[str],
+        *,
+        snapshot: str = "",
+        jars: str | Path | None = None,
+    ) -> Debezium:
+        """Capture tables of an Oracle database, as ``mysql``. ``tables`` are ``SCHEMA.TABLE``."""
+        return cls._of("oracle", properties, tables, snapshot, jars)
+
+    @classmethod
+    def _of(
+        cls,
+        system: str,
+        properties: Mapping[str, object],
+        tables: Sequence[str],
+        snapshot: str,
+        jars: str | Path | None,
+    ) -> Debezium:
+        example = "shop.customers" if system in {"mysql", "mariadb"} else "dbo.customers"
+        capture = ConnectorCapture(
+            system=system,
+            tables=_names(tables, example),
+            snapshot=snapshot,
+            given=as_text(properties),
+            jars=None if jars is None else Path(jars).absolute(),
+        )
+        capture.require_properties()
+        return cls(capture, ConnectorReader)
 
     def __repr__(self) -> str:
-        tables = ", ".join(map(str, self._capture.tables))
-        return f"Debezium.postgres({HIDDEN!r}, tables=[{tables}])"
+        return self._capture.described()
 
     @property
     def key(self) -> Serde[dict[str, Any]]:
@@ -108,16 +179,27 @@ class Debezium:
     def change_topics(self, prefix: str) -> list[str]:
         return [topic_of(prefix, *table) for table in self._capture.tables]
 
-    def check(self, application: str, name: str) -> None:  # noqa: ARG002 - of the contract
+    def check(self, application: str, name: str) -> None:
         """Check the server and the tables, and start the Java runtime in the thread of the caller."""
-        replication = self._capture.replication
-        replication.require_logical()
-        replication.tables(self._capture.tables)
-        if self._capture.publication is not None:
-            replication.publication(self._capture.publication, self._capture.tables, own=False)
-        jvm.start()
+        self._capture.check(application, name)
 
     def open(self, context: SourceContext) -> SourceReader:
         if context.task != 0:
             raise ConnectorError(f"a Debezium source has one task, and task {context.task} was asked for")
-        return PostgresReader(self._capture, context)
+        return self._reader(self._capture, context)
+
+
+def _names(tables: Sequence[str], example: str) -> tuple[TableName, ...]:
+    """The names of tables. Raises ``ConfigurationError`` if two of them have the same topic."""
+    if isinstance(tables, str) or not tables:
+        raise ConfigurationError(f'tables= needs a list of names, e.g. ["{example}"]')
+    names = tuple(dict.fromkeys(TableName.parse(text) for text in tables))
+    topics: dict[str, TableName] = {}
+    for name in names:
+        other = topics.setdefault(topic_of("", *name), name)
+        if other != name:
+            raise ConfigurationError(
+                f"the tables {other} and {name} would have the same topic name, {topic_of('', *name)}",
+                hint="capture one of them with a source of its own",
+            )
+    return names

@@ -1,9 +1,13 @@
-"""Values in the form in which Postgres writes and reads them, from the form that Debezium gives them."""
+"""Values in the form in which Postgres writes and reads them, from the form that Debezium gives them.
+
+What Postgres has is recognised by its types' own names; of other databases, by what Debezium made of them.
+"""
 
 from __future__ import annotations
 
 import base64
 import re
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from streams.connectors.change import ChangeSource
     from streams.connectors.table_row import ColumnKind
 
+POSTGRES: Final = "postgresql"
 Row: TypeAlias = dict[str, Any]
 """The columns of a row by their names."""
 
@@ -28,6 +33,8 @@ class Column(msgspec.Struct, frozen=True):
     scale: int | None = None
     stored: str = ""
     """The type of its values in Kafka Connect, e.g. ``INT32``; of an array, that of its elements."""
+    meaning: str = ""
+    """The name of that type where it has one, e.g. ``io.debezium.time.IsoDate``."""
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -36,18 +43,28 @@ class Shape(msgspec.Struct, frozen=True):
     columns: dict[str, Column]
     full_identity: bool
     """Whether changes carry the complete row as it was before."""
+    connector: str = POSTGRES
+    """Debezium's name of the database system."""
 
     def table(self, source: ChangeSource, key: tuple[str, ...]) -> TableColumns:
         """The columns as rows with this key have them with them."""
+        path = tuple(filter(None, (source.db, source.schema, source.table)))
         columns = tuple(_described(name, column) for name, column in self.columns.items())
-        return TableColumns((source.db, source.schema or "", source.table or ""), columns, key)
+        return TableColumns(path, columns, key)
 
 
 def _described(name: str, column: Column) -> TableColumn:
-    kind = column.type.removeprefix("_")
+    kind = _KINDS_BY_MEANING.get(column.meaning) or column.type.removeprefix("_")
     array, length, scale = column.type.startswith("_"), column.length, column.scale
-    if kind == "NUMERIC" and scale is not None and 0 <= scale <= length <= LARGEST_PRECISION:
+    if (
+        kind in _DECIMALS
+        and column.stored == "STRING"
+        and scale is not None
+        and 0 <= scale <= length <= LARGEST_PRECISION
+    ):
         return TableColumn(name, "decimal", array, length, scale)
+    if column.meaning == _WHOLE:
+        return TableColumn(name, "long")
     known = _KINDS_BY_NAME.get(kind) or _KINDS_BY_STORED.get(column.stored, "text")
     return TableColumn(name, known, array)
 
@@ -62,6 +79,21 @@ _KINDS_BY_NAME: Final[dict[str, ColumnKind]] = {
     "UUID": "uuid",
     "BIT": "text",
 }
+_WHOLE: Final = "org.apache.kafka.connect.data.Decimal"
+"""Of numbers that may be above 2^63; those with digits after the point are asked for as text."""
+_DECIMALS: Final = frozenset({"NUMERIC", "DECIMAL", "NUMBER"})
+_KINDS_BY_MEANING: Final = {
+    "io.debezium.time.Date": "DATE",
+    "io.debezium.time.Timestamp": "TIMESTAMP",
+    "io.debezium.time.MicroTimestamp": "TIMESTAMP",
+    # A period of up to 838 hours.
+    "io.debezium.time.MicroTime": "BIT",
+    "io.debezium.time.IsoDate": "DATE",
+    "io.debezium.time.IsoTime": "TIME",
+    "io.debezium.time.IsoTimestamp": "TIMESTAMP",
+    "io.debezium.time.ZonedTimestamp": "TIMESTAMPTZ",
+    "io.debezium.data.Bits": "BIT",
+}
 _KINDS_BY_STORED: Final[dict[str, ColumnKind]] = {
     "BOOLEAN": "boolean",
     "INT16": "int",
@@ -75,6 +107,12 @@ _KINDS_BY_STORED: Final[dict[str, ColumnKind]] = {
 
 def fixes(shape: Shape) -> dict[str, Callable[[Any], Any]]:
     """The columns whose values have another form, with what changes it."""
+    if shape.connector != POSTGRES:
+        return {
+            name: fix
+            for name, column in shape.columns.items()
+            if (fix := _fix_by_meaning(column)) is not None
+        }
     found = {}
     for name, column in shape.columns.items():
         array, kind = column.type.startswith("_"), column.type.removeprefix("_").lower()
@@ -82,6 +120,16 @@ def fixes(shape: Shape) -> dict[str, Callable[[Any], Any]]:
         if fix is not None:
             found[name] = _each(fix) if array else fix
     return found
+
+
+def _fix_by_meaning(column: Column) -> Callable[[Any], Any] | None:
+    if column.meaning == "io.debezium.data.Bits":
+        return _bits(column.length)
+    if column.stored == "BYTES" and not column.meaning:
+        return hexadecimal
+    if column.meaning == _WHOLE:
+        return _whole
+    return _LOCAL.get(column.meaning)
 
 
 def fixed(row: Row, changes: Mapping[str, Callable[[Any], Any]]) -> Row:
@@ -168,3 +216,41 @@ _FIXES: Final[dict[str, Callable[[Any], Any]]] = {
     "numeric": _number,
     "point": _point,
 }
+
+
+def _whole(value: str) -> int:
+    return int.from_bytes(base64.b64decode(value), "big", signed=True)
+
+
+def _days(value: int) -> str:
+    return (_EPOCH + timedelta(days=value)).date().isoformat()
+
+
+def _milliseconds(value: int) -> str:
+    return (_EPOCH + timedelta(milliseconds=value)).isoformat()
+
+
+def _microseconds(value: int) -> str:
+    return (_EPOCH + timedelta(microseconds=value)).isoformat()
+
+
+def _period(value: int) -> str:
+    """Microseconds as hours, which may be more than 24, minutes and seconds."""
+    seconds, fraction = divmod(abs(value), 1_000_000)
+    hours, seconds = divmod(seconds, 3600)
+    text = f"{'-' if value < 0 else ''}{hours:02}:{seconds // 60:02}:{seconds % 60:02}"
+    return f"{text}.{fraction:06}" if fraction else text
+
+
+_EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - a local time, as the columns are
+_LOCAL: Final[dict[str, Callable[[Any], Any]]] = {
+    "io.debezium.time.Date": _days,
+    "io.debezium.time.Timestamp": _milliseconds,
+    "io.debezium.time.MicroTimestamp": _microseconds,
+    "io.debezium.time.MicroTime": _period,
+    # Without a time zone: the Z is not the database's.
+    "io.debezium.time.IsoDate": _time,
+    "io.debezium.time.IsoTime": _time,
+    "io.debezium.time.IsoTimestamp": _time,
+}
+"""By what Debezium made of a column."""

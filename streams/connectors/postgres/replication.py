@@ -7,11 +7,12 @@ import re
 import time
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
 from streams.connectors.postgres.connection import Connection, DeadlinePassed
+from streams.connectors.table_name import TableName, quoted
 from streams.errors import ConfigurationError, ConnectorError, SourceUnavailable
 
 if TYPE_CHECKING:
@@ -23,31 +24,11 @@ READER_SECONDS: Final = 5.0
 """How long another connection may still read a slot before it is ended."""
 
 
-class Table(NamedTuple):
-    """A table by its names, as they are: not quoted, not folded to lower case."""
-
-    schema: str
-    name: str
-
-    @classmethod
-    def parse(cls, text: str) -> Table:
-        """``schema.name``, or a name in the schema ``public``."""
-        schema, dot, name = text.partition(".")
-        return cls(schema, name) if dot else cls("public", text)
-
-    def __str__(self) -> str:
-        return f"{self.schema}.{self.name}"
-
-    @property
-    def quoted(self) -> str:
-        return f"{quoted(self.schema)}.{quoted(self.name)}"
-
-
 @dataclass(frozen=True, slots=True)
 class TableState:
     """A table as the server's catalog has it."""
 
-    table: Table
+    table: TableName
     oid: int
     key: tuple[str, ...]
     """The columns of the primary key."""
@@ -80,11 +61,6 @@ class SlotState:
     @property
     def lag_bytes(self) -> int:
         return max(0, self.current - self.confirmed)
-
-
-def quoted(name: str) -> str:
-    """An identifier in SQL."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 class Replication:
@@ -122,15 +98,15 @@ class Replication:
                 f"the user {user} may not replicate", hint=f"ALTER ROLE {quoted(user)} REPLICATION"
             )
 
-    def tables(self, tables: Sequence[Table]) -> list[TableState]:
+    def tables(self, tables: Sequence[TableName]) -> list[TableState]:
         """The tables' state. Raises ``ConnectorError`` naming one that is missing or cannot be captured."""
         found = {
-            Table(schema, name): (oid, relations, key, deferrable)
+            TableName(schema, name): (oid, relations, key, deferrable)
             for schema, name, oid, relations, key, deferrable in self._rows(
                 _TABLES, ([table.schema for table in tables], [table.name for table in tables])
             )
         }
-        states: list[tuple[Table, int, tuple[str, ...]]] = []
+        states: list[tuple[TableName, int, tuple[str, ...]]] = []
         partial: dict[int, list[str]] = {}
         names = {found[table][0]: table for table in tables if table in found}
         for table in tables:
@@ -177,7 +153,7 @@ class Replication:
                         hint="leave the table out, or store the column as timestamp",
                     )
 
-    def publication(self, name: str, tables: Sequence[Table], *, own: bool) -> None:
+    def publication(self, name: str, tables: Sequence[TableName], *, own: bool) -> None:
         """Check that the publication has all changes of exactly these tables; create it if it is our own."""
         wanted = {str(table) for table in tables}
         options = self._rows(
@@ -350,7 +326,7 @@ def _require_capturable(relation: str, kind: str, persistence: str) -> None:
         )
 
 
-def _require_key(table: Table, key: Sequence[str], *, deferrable: bool) -> None:
+def _require_key(table: TableName, key: Sequence[str], *, deferrable: bool) -> None:
     if not key:
         raise ConnectorError(
             f"{table} has no primary key, by which its changes could be told apart",
@@ -388,7 +364,7 @@ _KINDS: Final = {
 
 
 def _require_type(
-    table: Table, column: str, written: str, base: str, kind: str, partial: Sequence[str]
+    table: TableName, column: str, written: str, base: str, kind: str, partial: Sequence[str]
 ) -> None:
     """Check that all values of the column arrive, and that those left out by an update can be recognised.
 

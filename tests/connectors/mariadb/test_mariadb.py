@@ -1,0 +1,61 @@
+"""Debezium with another database than Postgres, by its properties: a real MariaDB."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from streams.connectors.debezium import Debezium
+from streams.errors import ConfigurationError
+from tests.support.mariadb import connector_jars, programs
+
+PROPERTIES = {"database.hostname": "db1", "database.user": "sync", "database.password": "secret"}
+
+
+def test_the_cases_with_a_real_server():
+    """In a process of their own: the Java runtime of this one has other jars."""
+    if programs() is None:
+        pytest.skip("MariaDB is not installed (Debian's package mariadb-server)")
+    try:
+        connector_jars()
+    except (OSError, RuntimeError) as error:
+        pytest.skip(f"Debezium's jars for MariaDB cannot be downloaded: {error}")
+    cases = Path(__file__).with_name("cases.py")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--quiet",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:cacheprovider",
+        str(cases),
+    ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["snapshot.mode", "table.include.list", "offset.storage", "topic.prefix", "time.precision.mode"]
+)
+def test_a_property_on_which_the_position_or_the_form_of_values_depends_is_refused(name):
+    with pytest.raises(ConfigurationError, match=f"the properties {name} are set by the source"):
+        Debezium.mysql({**PROPERTIES, name: "x"}, ["shop.orders"])
+
+
+def test_a_source_of_sql_server_has_one_database():
+    with pytest.raises(ConfigurationError, match="needs one database"):
+        Debezium.sqlserver(PROPERTIES, ["dbo.orders"])
+    with pytest.raises(ConfigurationError, match="needs one database"):
+        Debezium.sqlserver({**PROPERTIES, "database.names": "a,b"}, ["dbo.orders"])
+    source = Debezium.sqlserver({**PROPERTIES, "database.names": "shop"}, ["dbo.orders"])
+    assert source.change_topics("s") == ["s.dbo.orders"]
+
+
+def test_the_description_has_no_secrets():
+    source = Debezium.mysql(PROPERTIES, ["shop.orders"])
+    assert repr(source) == "Debezium.mysql(…, tables=[shop.orders])"
