@@ -31,7 +31,6 @@ _PASSING: Final = re.compile(
     r"Communications link failure|Unable to connect|Connection refused|Socket fail|timed? ?out|Unknown host",
     re.IGNORECASE,
 )
-
 _LASTING: Final = re.compile(r"denied|login failed|ORA-01017", re.IGNORECASE)
 
 
@@ -98,7 +97,7 @@ class ConnectorCapture:
             **common(application, name),
             "connector.class": self._class,
             "table.include.list": ",".join(pattern(str(table)) for table in self.tables),
-            # It begins anew without a position, and continues where there is one.
+            # All rows are read only where there is no position yet.
             "snapshot.mode": "initial",
             # They tell that a table was dropped.
             "include.schema.changes": "true",

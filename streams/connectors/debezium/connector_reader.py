@@ -73,7 +73,6 @@ class ConnectorReader(DebeziumReader):
     def __init__(self, capture: ConnectorCapture, context: SourceContext) -> None:
         super().__init__(capture, context.name)
         self._capture = capture
-        self._server = capture.properties(context.application, context.name)["topic.prefix"]
         self._inspected = time.monotonic()
         self._cut: Delivery | None = None
         """Ends with the deletion of a changed key: its creation, with the same offset, is in the next one."""
@@ -95,7 +94,7 @@ class ConnectorReader(DebeziumReader):
             )
         )
         properties = capture.properties(context.application, context.name)
-        self._tags = properties["custom.metric.tags"]
+        self._server, self._tags = properties["topic.prefix"], properties["custom.metric.tags"]
         self._engine = Engine(
             properties,
             committed.offset if resumes else None,
@@ -147,7 +146,7 @@ class ConnectorReader(DebeziumReader):
                 yield from self._altered(_SCHEMA_CHANGE.decode(delivery.values[row]))
 
     def _altered(self, change: _SchemaChange) -> Iterator[Control]:
-        """What follows of a table's new columns: of its rows, only their own changes are told."""
+        """What follows from DDL: a table that was dropped has no rows, and another key or name is refused."""
         if change.source.snapshot not in {None, "false", False}:
             return
         self._require_not_renamed(change)

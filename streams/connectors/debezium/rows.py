@@ -85,7 +85,7 @@ class CapturedRows:
     """The processor of a source's task. Its store ``rows`` has an entry for each live row.
 
     * A snapshot that is taken again forwards only what differs, and deletes what is gone.
-    * TRUNCATE becomes the deletion of each row, as it has no key; so does DROP TABLE, where it is told.
+    * TRUNCATE becomes the deletion of each row, as it has no key; so does DROP TABLE, where the log has it.
     * A large value that an update leaves out is filled in. Where the update changes the key, its deletion
       names the new key, under which the values are kept for the creation that follows.
     * ``before`` has the columns that the server sent, and no others.

@@ -97,7 +97,7 @@ class Debezium:
         ``database.table``. ``snapshot`` as for Postgres. ``jars`` is a folder with all of Debezium's and
         Log4j's jars, to be used instead of those of the extra.
 
-        Raises ``ConfigurationError`` for properties that are not the program's.
+        Raises ``ConfigurationError`` for properties that are not the program's, and names without a database.
         """
         return cls._of("mysql", properties, tables, snapshot, jars)
 
@@ -147,6 +147,10 @@ class Debezium:
         jars: str | Path | None,
     ) -> Debezium:
         example = "shop.customers" if system in {"mysql", "mariadb"} else "dbo.customers"
+        if bare := [table for table in tables if "." not in table] if not isinstance(tables, str) else []:
+            raise ConfigurationError(
+                f"the tables {', '.join(bare)} need the name of what they are in, e.g. {example}"
+            )
         capture = ConnectorCapture(
             system=system,
             tables=_names(tables, example),

@@ -33,7 +33,7 @@ class Column(msgspec.Struct, frozen=True):
     scale: int | None = None
     stored: str = ""
     """The type of its values in Kafka Connect, e.g. ``INT32``; of an array, that of its elements."""
-    meaning: str = ""
+    semantic_type: str = ""
     """The name of that type where it has one, e.g. ``io.debezium.time.IsoDate``."""
 
 
@@ -54,7 +54,7 @@ class Shape(msgspec.Struct, frozen=True):
 
 
 def _described(name: str, column: Column) -> TableColumn:
-    kind = _KINDS_BY_MEANING.get(column.meaning) or column.type.removeprefix("_")
+    kind = _KINDS_BY_SEMANTIC_TYPE.get(column.semantic_type) or column.type.removeprefix("_")
     array, length, scale = column.type.startswith("_"), column.length, column.scale
     if (
         kind in _DECIMALS
@@ -63,7 +63,7 @@ def _described(name: str, column: Column) -> TableColumn:
         and 0 <= scale <= length <= LARGEST_PRECISION
     ):
         return TableColumn(name, "decimal", array, length, scale)
-    if column.meaning == _WHOLE:
+    if column.semantic_type == _WHOLE:
         return TableColumn(name, "long")
     known = _KINDS_BY_NAME.get(kind) or _KINDS_BY_STORED.get(column.stored, "text")
     return TableColumn(name, known, array)
@@ -78,16 +78,17 @@ _KINDS_BY_NAME: Final[dict[str, ColumnKind]] = {
     "TIMESTAMPTZ": "timestamptz",
     "UUID": "uuid",
     "BIT": "text",
+    "PERIOD": "text",
 }
 _WHOLE: Final = "org.apache.kafka.connect.data.Decimal"
 """Of numbers that may be above 2^63; those with digits after the point are asked for as text."""
 _DECIMALS: Final = frozenset({"NUMERIC", "DECIMAL", "NUMBER"})
-_KINDS_BY_MEANING: Final = {
+_KINDS_BY_SEMANTIC_TYPE: Final = {
     "io.debezium.time.Date": "DATE",
     "io.debezium.time.Timestamp": "TIMESTAMP",
     "io.debezium.time.MicroTimestamp": "TIMESTAMP",
     # A period of up to 838 hours.
-    "io.debezium.time.MicroTime": "BIT",
+    "io.debezium.time.MicroTime": "PERIOD",
     "io.debezium.time.IsoDate": "DATE",
     "io.debezium.time.IsoTime": "TIME",
     "io.debezium.time.IsoTimestamp": "TIMESTAMP",
@@ -111,7 +112,7 @@ def fixes(shape: Shape) -> dict[str, Callable[[Any], Any]]:
         return {
             name: fix
             for name, column in shape.columns.items()
-            if (fix := _fix_by_meaning(column)) is not None
+            if (fix := _fix_by_semantic_type(column)) is not None
         }
     found = {}
     for name, column in shape.columns.items():
@@ -122,14 +123,14 @@ def fixes(shape: Shape) -> dict[str, Callable[[Any], Any]]:
     return found
 
 
-def _fix_by_meaning(column: Column) -> Callable[[Any], Any] | None:
-    if column.meaning == "io.debezium.data.Bits":
+def _fix_by_semantic_type(column: Column) -> Callable[[Any], Any] | None:
+    if column.semantic_type == "io.debezium.data.Bits":
         return _bits(column.length)
-    if column.stored == "BYTES" and not column.meaning:
+    if column.stored == "BYTES" and not column.semantic_type:
         return hexadecimal
-    if column.meaning == _WHOLE:
+    if column.semantic_type == _WHOLE:
         return _whole
-    return _LOCAL.get(column.meaning)
+    return _LOCAL.get(column.semantic_type)
 
 
 def fixed(row: Row, changes: Mapping[str, Callable[[Any], Any]]) -> Row:

@@ -90,7 +90,7 @@ gc.callbacks.append(lambda phase, info: phase == "start" and info["generation"] 
 java = jvm.java_class("java.lang.System")
 for _ in range(20):
     java.gc()
-    # Longer than the queue's thread waits for an object.
+    # The thread that would notice it needs a moment.
     threading.Event().wait(0.02)
 threading.Event().wait(0.5)
 print(len(complete))

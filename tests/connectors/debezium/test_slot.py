@@ -148,7 +148,7 @@ def test_a_connection_that_is_cut_is_opened_again_at_the_position(db, source):
 
 def test_a_reader_that_was_replaced_is_cut_off_by_the_next_snapshot(database, db, source):
     other = Captured(Debezium.postgres(database, ["t"]))
-    # The first reader still runs: the second begins anew, as nothing was committed for it. The first one may
+    # The first reader still runs: the second reads all rows again, as it has no position. The first one may
     # be just about to stream, and take the slot that the second one made; it is cut off when that one opens
     # again.
     other.until(lambda: len(other.table()) == 2, reopen=True)

@@ -59,3 +59,8 @@ def test_a_source_of_sql_server_has_one_database():
 def test_the_description_has_no_secrets():
     source = Debezium.mysql(PROPERTIES, ["shop.orders"])
     assert repr(source) == "Debezium.mysql(…, tables=[shop.orders])"
+
+
+def test_a_table_needs_the_name_of_its_database():
+    with pytest.raises(ConfigurationError, match="the tables orders need the name of what they are in"):
+        Debezium.mysql(PROPERTIES, ["shop.customers", "orders"])
