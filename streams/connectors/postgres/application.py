@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from streams.connectors.postgres.changes import Action
+from streams.connectors.postgres.encoding import UnwritableValues
 from streams.connectors.postgres.server_errors import is_of_the_data, row_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from streams.connectors.postgres.changes import Changes
-    from streams.connectors.postgres.connection import Connection
+    from streams.connectors.postgres.pipeline import Pipeline
     from streams.connectors.postgres.statements import Statements
+
+PIECE_ROWS = 1_000
+"""How many rows one statement sends at most: the server writes them while the next ones become text."""
 
 PIECE_BYTES = 16 * 1024 * 1024
 """About how much one statement sends at most."""
 
 _SAVE = b"savepoint streams_rows"
-_UNDO = b"rollback to savepoint streams_rows; release savepoint streams_rows"
+_UNDO = b"rollback to savepoint streams_rows"
 _KEEP = b"release savepoint streams_rows"
 _CHECK = b"set constraints all immediate"
 
@@ -38,14 +42,19 @@ class Application:
     * the same, but after each refusal in halves, down to the rows that are refused.
     """
 
-    def __init__(self, connection: Connection, statements: Statements, changes: Changes) -> None:
-        self._run = connection.run
+    def __init__(self, pipeline: Pipeline, statements: Statements, changes: Changes) -> None:
+        self._pipeline = pipeline
         self._statements = statements
         self._changes = changes
         self._deferred = statements.table.deferred
 
     def at_once(self) -> bool:
-        """Apply the changes; ``False`` if the server refused some, which ends the transaction."""
+        """Apply the changes, after what was sent before; ``False`` if that did not succeed.
+
+        Then the server has refused some, or they have values that cannot be sent, which are refused now: the
+        transaction is to be rolled back. Raises the errors of statements that were sent before.
+        """
+        before = self._pipeline.sent
         rows = self._changes.live()
         fold = fold_of(self._changes, self._statements, rows)
         try:
@@ -54,20 +63,25 @@ class Application:
             else:
                 self._folded(fold)
             if self._deferred:
-                self._run(_CHECK)
+                self._pipeline.send(_CHECK)
+            self._pipeline.finish()
+        except UnwritableValues:
+            self._pipeline.discard()
+            self._changes.refuse_unwritable()
+            return False
         except psycopg.Error as error:
-            if not is_of_the_data(error):
+            if not is_of_the_data(error) or self._pipeline.failed < before:
                 raise
             return False
         return True
 
     def _folded(self, fold: Fold) -> None:
         if fold.superseded:
-            self._run(self._statements.create_stage)
+            self._pipeline.send(self._statements.create_stage)
             for rows in self._by_shape(fold.superseded):
-                self._send(rows, self._statements.stage(self._columns_of(rows)), self._changes.columns)
+                self._send(rows, self._statements.stage(self._columns_of(rows)), self._changes.literals)
         if fold.deletes:
-            self._send(fold.deletes, self._statements.delete, self._changes.key_columns)
+            self._send(fold.deletes, self._statements.delete, self._changes.key_literals)
         for rows in self._by_shape(fold.upserts):
             self._put(rows)
 
@@ -77,24 +91,29 @@ class Application:
             if action is Action.UPSERT:
                 self._put(run)
             elif action is Action.DELETE:
-                self._send(run, self._statements.delete, self._changes.key_columns)
+                self._send(run, self._statements.delete, self._changes.key_literals)
             else:
-                self._run(self._statements.truncate)
+                self._pipeline.send(self._statements.truncate)
 
     def exactly(self) -> None:
-        """Apply all changes but those that are refused where they stand, which ``Changes.refused`` gets."""
+        """Apply all changes but those that are refused where they stand, which ``Changes.refused`` gets.
+
+        All values can be sent.
+        """
+        self._pipeline.finish()
         rows = self._changes.live()
         if self._deferred:
             # What is refused at once may be right at the end of the transaction, which is tried first.
             refused = dict(self._changes.refused)
-            self._run(b"savepoint streams_all")
+            self._pipeline.send(b"savepoint streams_all")
             try:
                 self._in_halves(rows, check=False)
-                self._run(_CHECK)
+                self._pipeline.send(_CHECK)
+                self._pipeline.finish()
             except psycopg.Error as error:
                 if not is_of_the_data(error):
                     raise
-                self._run(b"rollback to savepoint streams_all")
+                self._pipeline.send(b"rollback to savepoint streams_all")
                 self._changes.refused = refused
             else:
                 return
@@ -104,21 +123,24 @@ class Application:
         waiting = [rows]
         while waiting:
             part = waiting.pop()
-            self._run(_SAVE)
+            self._pipeline.send(_SAVE)
             try:
                 self._in_order(part)
                 if check:
-                    self._run(_CHECK)
-                self._run(_KEEP)
+                    self._pipeline.send(_CHECK)
+                self._pipeline.send(_KEEP)
+                self._pipeline.finish()
             except psycopg.Error as error:
                 if not is_of_the_data(error):
                     raise
-                self._run(_UNDO)
+                self._pipeline.send(_UNDO)
+                self._pipeline.send(_KEEP)
                 if len(part) == 1:
                     self._changes.refused[part[0]] = row_error(error)
                 else:
                     middle = len(part) // 2
                     waiting += part[middle:], part[:middle]
+        self._pipeline.finish()
 
     def _runs(self, rows: Sequence[int]) -> Iterator[list[int]]:
         """Consecutive changes that one statement can apply: of one kind and of different keys."""
@@ -166,23 +188,23 @@ class Application:
 
     def _put(self, rows: list[int]) -> None:
         make = self._statements.upsert if self._statements.key else self._statements.insert
-        self._send(rows, make(self._columns_of(rows)), self._changes.columns)
+        self._send(rows, make(self._columns_of(rows)), self._changes.literals)
 
     def _send(
         self,
         rows: Sequence[int],
         statement: bytes,
-        columns_of: Callable[[Sequence[int]], list[list[str]]],
+        literals_of: Callable[[Sequence[int]], list[bytes]],
+        step: int = PIECE_ROWS,
     ) -> None:
-        columns = columns_of(rows)
-        size = sum(sum(map(len, column)) for column in columns)
-        if size <= PIECE_BYTES or len(rows) == 1:
-            self._run(statement, ["{" + ",".join(column) + "}" for column in columns])
-            return
-        step = max(1, len(rows) * PIECE_BYTES // size)
         for start in range(0, len(rows), step):
-            piece = [column[start : start + step] for column in columns]
-            self._run(statement, ["{" + ",".join(column) + "}" for column in piece])
+            piece = rows[start : start + step]
+            literals = literals_of(piece)
+            size = sum(map(len, literals))
+            if size <= PIECE_BYTES or len(piece) == 1:
+                self._pipeline.send(statement, literals)
+            else:
+                self._send(piece, statement, literals_of, max(1, len(piece) * PIECE_BYTES // size))
 
 
 @dataclass(frozen=True, slots=True)

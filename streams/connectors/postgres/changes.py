@@ -8,10 +8,11 @@ import itertools
 import uuid
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.connectors.change import Change
-from streams.connectors.postgres.encoding import encode
+from streams.connectors.postgres.encoding import encode, literal
 from streams.connectors.postgres.fields import key_reader, quick_key_columns, split_by_fields
 from streams.connectors.sink import RefusedRow
 
@@ -34,10 +35,11 @@ class Action(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Rows with the same columns: the columns beside the key, and their values as array elements."""
+    """Rows with the same columns: their numbers, the columns beside the key, and the values of these."""
 
     columns: tuple[str, ...]
-    elements: list[list[str]]
+    rows: list[int]
+    values: list[list[Any]]
 
 
 class UnknownFields(Exception):
@@ -53,14 +55,19 @@ class UnknownFields(Exception):
 
 @dataclass(slots=True)
 class Changes:
-    """Changes in order; the columns below have one entry for each."""
+    """Changes in order; the columns below have one entry for each.
 
+    Values become text when they are sent, so that the server works meanwhile.
+    """
+
+    table: Table
+    key: tuple[str, ...]
     actions: list[Action]
     keys: list[Any]
     """Hashable; equal for equal keys if ``certain``."""
     certain: bool
     """Whether keys are equal here exactly when they are for the server."""
-    key_elements: list[list[str]]
+    key_values: list[list[Any]]
     shapes: list[Shape]
     shape_of: list[int]
     slots: list[int]
@@ -71,15 +78,35 @@ class Changes:
         """The changes that are to be applied, in order."""
         return [row for row, action in enumerate(self.actions) if action and row not in self.refused]
 
-    def key_columns(self, rows: Sequence[int]) -> list[list[str]]:
-        """The key columns' elements of some changes."""
-        return [[column[row] for row in rows] for column in self.key_elements]
+    def key_literals(self, rows: Sequence[int]) -> list[bytes]:
+        """The key columns of some changes, as arrays. Raises ``UnwritableValues``."""
+        chosen = _chooser(rows)
+        columns = self.table.columns
+        return [
+            literal(columns[name], chosen(values))
+            for name, values in zip(self.key, self.key_values, strict=True)
+        ]
 
-    def columns(self, rows: Sequence[int]) -> list[list[str]]:
-        """The key columns' elements and then those of the other columns, of changes of one shape."""
+    def literals(self, rows: Sequence[int]) -> list[bytes]:
+        """The key columns and then the others, of changes of one shape. Raises ``UnwritableValues``."""
         shape = self.shapes[self.shape_of[rows[0]]]
-        slots = [self.slots[row] for row in rows]
-        return self.key_columns(rows) + [[column[slot] for slot in slots] for column in shape.elements]
+        chosen = _chooser(_chooser(rows)(self.slots))
+        columns = self.table.columns
+        return self.key_literals(rows) + [
+            literal(columns[name], chosen(values))
+            for name, values in zip(shape.columns, shape.values, strict=True)
+        ]
+
+    def refuse_unwritable(self) -> None:
+        """Refuse the changes that have values which cannot be sent."""
+        for name, values in zip(self.key, self.key_values, strict=True):
+            encode(self.table.columns[name], values, self.refused)
+        for shape in self.shapes:
+            wrong: dict[int, Exception] = {}
+            for name, values in zip(shape.columns, shape.values, strict=True):
+                encode(self.table.columns[name], values, wrong)
+            for slot, error in wrong.items():
+                self.refused.setdefault(shape.rows[slot], error)
 
 
 class _KeySources(NamedTuple):
@@ -120,10 +147,12 @@ class ChangeReader:
                 refused.update(dict.fromkeys(group.rows, ValueError("the row has no field that is a column")))
         sources = _KeySources(actions, record_keys, values, befores)
         changes = Changes(
+            table=self.table,
+            key=self.key,
             actions=actions,
             keys=[],
             certain=False,
-            key_elements=[],
+            key_values=[],
             shapes=[],
             shape_of=[0] * len(values),
             slots=[0] * len(values),
@@ -131,10 +160,17 @@ class ChangeReader:
         )
         if self.key:
             columns = self._quick_key_columns(sources, refused) or self._key_columns(sources, refused)
-            for name, column in zip(self.key, columns, strict=True):
-                changes.key_elements.append(encode(self.table.columns[name], column, refused))
-            changes.keys, changes.certain = self._comparable(columns, changes)
-        self._add_shapes(changes, groups)
+            changes.key_values = columns
+            changes.keys, changes.certain = self._comparable(columns, refused)
+        for number, group in enumerate(groups):
+            changes.shapes.append(Shape(group.names, group.rows, group.columns))
+            if len(group.rows) == len(values):
+                # All rows have the same columns.
+                changes.slots = group.rows
+                break
+            for slot, row in enumerate(group.rows):
+                changes.shape_of[row] = number
+                changes.slots[row] = slot
         return changes
 
     def _actions(self, values: list[Any]) -> tuple[list[Action], dict[int, Any], bool]:
@@ -228,7 +264,7 @@ class ChangeReader:
                 found.append(nothing)
         return [list(column) for column in zip(*found, strict=True)] or [[] for _ in self.key]
 
-    def _comparable(self, columns: list[list[Any]], changes: Changes) -> tuple[list[Any], bool]:
+    def _comparable(self, columns: list[list[Any]], refused: dict[int, Exception]) -> tuple[list[Any], bool]:
         """Keys by which changes are compared, and whether the server compares them in the same way."""
         comparable, certain = [], True
         for name, column in zip(self.key, columns, strict=True):
@@ -237,22 +273,20 @@ class ChangeReader:
             comparable.append(column if own is None else own)
         if not certain:
             # The text is hashable whatever the values are.
-            return list(zip(*changes.key_elements, strict=True)), False
+            texts = [
+                encode(self.table.columns[name], column, refused)
+                for name, column in zip(self.key, columns, strict=True)
+            ]
+            return list(zip(*texts, strict=True)), False
         return (comparable[0] if len(comparable) == 1 else list(zip(*comparable, strict=True))), True
 
-    def _add_shapes(self, changes: Changes, groups: list[Fields]) -> None:
-        for number, group in enumerate(groups):
-            wrong: dict[int, Exception] = {}
-            elements = [
-                encode(self.table.columns[name], column, wrong)
-                for name, column in zip(group.names, group.columns, strict=True)
-            ]
-            for slot, error in wrong.items():
-                changes.refused.setdefault(group.rows[slot], error)
-            changes.shapes.append(Shape(group.names, elements))
-            for slot, row in enumerate(group.rows):
-                changes.shape_of[row] = number
-                changes.slots[row] = slot
+
+def _chooser(rows: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """The function that selects the values at ``rows`` of a column."""
+    if len(rows) == 1:
+        (row,) = rows
+        return lambda values: (values[row],)
+    return itemgetter(*rows)
 
 
 _SAME: dict[str, tuple[type, ...]] = {

@@ -47,7 +47,10 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             while True:
                 # psycopg resumes it ten times a second, also while nothing arrives.
                 ready = yield wanted
-                if not ready and time.monotonic() > deadline:
+                if ready:
+                    # One of several statements is answered, or a part of a large one is taken.
+                    deadline = time.monotonic() + self.patience
+                elif time.monotonic() > deadline:
                     self.pgconn.finish()
                     raise DeadlinePassed(f"no answer in {self.patience:.0f} s")
                 wanted = gen.send(ready)
@@ -77,8 +80,16 @@ def connect(dsn: str, context: SinkContext) -> Connection:
     )
 
 
-def beginning(context: SinkContext, statement_timeout: float) -> bytes:
-    """The statements that begin a transaction, with the settings that hold in it only.
+def is_own_session(connection: Connection) -> bool:
+    """Whether the server at the other end is Postgres itself, and not a pooler, which names no process of it.
+
+    Raises ``psycopg.Error``.
+    """
+    return connection.run(b"select pg_backend_pid()").fetchone() == (connection.info.backend_pid,)
+
+
+def beginning(context: SinkContext, statement_timeout: float) -> tuple[bytes, bytes]:
+    """The statements that begin a transaction, and set what holds in it only.
 
     An owner that hangs loses its locks: in the middle of a transaction (``idle_in_transaction_…``), in a
     statement, or when its machine is gone (``tcp_…``).
@@ -101,4 +112,4 @@ def beginning(context: SinkContext, statement_timeout: float) -> bytes:
     }
     # One call for all of them: each SET would be an answer of its own.
     local = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
-    return f"begin isolation level read committed; select {local}".encode()
+    return b"begin isolation level read committed", f"select {local}".encode()

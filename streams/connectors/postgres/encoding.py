@@ -22,8 +22,63 @@ if TYPE_CHECKING:
     from streams.connectors.postgres.table import Column
 
 _NULL = "NULL"
+_MARK = "\x1a"
+"""Stands for a null while texts are quoted together, where no text contains it."""
+
 _NUMBERS: dict[type, Callable[[Any], str]] = {int: str, float: repr, bool: lambda value: "tf"[not value]}
 """Types whose text needs no quotes in an array."""
+
+
+class UnwritableValues(Exception):
+    """Some values of a column have no text that Postgres takes; ``encode`` says which."""
+
+
+def number_array(numbers: Sequence[int]) -> bytes:
+    """Numbers as the text of an array, in which spaces do not matter."""
+    return f"{{{repr(list(numbers))[1:-1]}}}".encode()
+
+
+def text_array(texts: Sequence[str]) -> bytes:
+    """Texts without NUL characters as the text of an array."""
+    return f"{{{','.join(_quoted(texts, {}))}}}".encode()
+
+
+def literal(column: Column, values: Sequence[Any]) -> bytes:
+    """The values of a column as the text of an array. Raises ``UnwritableValues``."""
+    kinds = set(map(type, values))
+    nulls = type(None) in kinds
+    kinds.discard(type(None))
+    text = None
+    if len(kinds) == 1 and not column.is_array:
+        (kind,) = kinds
+        if kind is str:
+            text = _text_literal(values, nulls=nulls)
+        elif kind in {int, float} and column.base not in {"bytea", "json", "jsonb"}:
+            # Numbers are written as Python's lists are.
+            text = f"{{{repr(list(values))[1:-1]}}}"
+            text = text.replace("None", _NULL) if nulls else text
+    try:
+        if text is not None:
+            return text.encode()
+    except UnicodeEncodeError:
+        # A lone surrogate.
+        pass
+    refused: dict[int, Exception] = {}
+    elements = encode(column, values, refused)
+    if refused:
+        raise UnwritableValues
+    return f"{{{','.join(elements)}}}".encode()
+
+
+def _text_literal(texts: Sequence[str | None], *, nulls: bool) -> str | None:
+    """Texts as an array, all at once; ``None`` if one has a character that stands for something else here."""
+    count = texts.count(None) if nulls else 0
+    together = "\0".join([_MARK if text is None else text for text in texts] if nulls else texts)  # type: ignore[arg-type]  # without nulls, all are texts
+    if together.count("\0") >= len(texts) or (nulls and together.count(_MARK) != count):
+        return None
+    escaped = together.replace("\\", "\\\\").replace('"', '\\"').replace("\0", '","')
+    quoted = f'{{"{escaped}"}}'
+    return quoted.replace(f'"{_MARK}"', _NULL) if nulls else quoted
 
 
 def encode(column: Column, values: Sequence[Any], refused: dict[int, Exception]) -> list[str]:

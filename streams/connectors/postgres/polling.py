@@ -360,7 +360,7 @@ class PollingReader:
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
         """A transaction that writes nothing, with settings that make texts mean the same everywhere."""
-        self._connection.run(read_only(beginning(self._context, STATEMENT_SECONDS)))
+        self._connection.run(read_only(*beginning(self._context, STATEMENT_SECONDS)))
         yield self._connection
         self._connection.run(b"commit")
 

@@ -115,6 +115,6 @@ def _quoted(name: str) -> str:
     return quoted(name).replace("%", "%%")
 
 
-def read_only(beginning: bytes) -> bytes:
+def read_only(*beginning: bytes) -> bytes:
     """The statements that begin a transaction in which nothing is written."""
-    return beginning + b"; set transaction read only"
+    return b"; ".join([*beginning, b"set transaction read only"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg
 
+from streams.connectors.postgres.encoding import number_array, text_array
 from streams.connectors.postgres.table import parse_name, quoted
 from streams.errors import ConnectorError, SinkFenced, SinkMismatch
 from streams.records import TopicPartition
@@ -15,9 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from streams.connectors.postgres.connection import Connection
+    from streams.connectors.postgres.pipeline import Pipeline
     from streams.connectors.sink import SinkContext, SinkRows
 
 _COLUMNS = ("application", "sink", "topic", "partition", "topic_id", "next_offset")
+
+_FENCED = "streams.position_was_moved_by_another_worker"
 
 # Serialises workers that start at the same time and create tables or columns.
 DDL_LOCK = "select pg_advisory_xact_lock(5066120, 1)"
@@ -30,7 +35,7 @@ class Locked(NamedTuple):
     added: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Positions:
     """The positions of one sink of one application."""
 
@@ -111,31 +116,48 @@ class Positions:
             positions[partition] = next_offset
         return positions
 
-    def move(self, connection: Connection, parts: Sequence[SinkRows]) -> None:
-        """Move positions from ``start`` to ``next_offset``, or raise ``SinkFenced``. Locks their rows."""
-        ordered = sorted(parts, key=lambda part: part.partition)
-        moved = connection.run(
-            f"update {self._escaped} p set next_offset = r.next_offset "
-            "from unnest(%s::text[], %s::int[], %s::bigint[], %s::bigint[]) "
+    @cached_property
+    def _move(self) -> bytes:
+        """Fails where a position is not ``start``, so that the statements after it have no effect.
+
+        SQL has no statement that raises an error: it is that of a setting which does not exist.
+        """
+        return (
+            f"with moved as (update {self.identifier} p set next_offset = r.next_offset "
+            "from unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[]) "
             "as r(topic, partition, start, next_offset) "
-            "where p.application = %s and p.sink = %s and p.topic = r.topic and p.partition = r.partition "
-            "and p.next_offset = r.start returning p.topic, p.partition".encode(),
+            "where p.application = $5 and p.sink = $6 and p.topic = r.topic and p.partition = r.partition "
+            "and p.next_offset = r.start returning 1) "
+            f"select case when count(*) <> $7::int then current_setting('{_FENCED}') end from moved"
+        ).encode()
+
+    def move(self, pipeline: Pipeline, parts: Sequence[SinkRows]) -> None:
+        """Send the statement that moves positions from ``start`` to ``next_offset``, and locks their rows.
+
+        It fails where a position is another one: see ``fenced``.
+        """
+        ordered = sorted(parts, key=lambda part: part.partition)
+        pipeline.send(
+            self._move,
             [
-                [part.partition.topic for part in ordered],
-                [part.partition.partition for part in ordered],
-                [part.start for part in ordered],
-                [part.next_offset for part in ordered],
-                self.context.application,
-                self.context.name,
+                text_array([part.partition.topic for part in ordered]),
+                number_array([part.partition.partition for part in ordered]),
+                number_array([part.start for part in ordered]),
+                number_array([part.next_offset for part in ordered]),
+                self.context.application.encode(),
+                self.context.name.encode(),
+                b"%d" % len(ordered),
             ],
-        ).fetchall()
-        done = {TopicPartition(*row) for row in moved}
-        for part in ordered:
-            if part.partition not in done:
-                raise SinkFenced(
-                    f"sink {self.context.name!r}: the position of {part.partition} in {self.identifier} is "
-                    f"not {part.start} any more: another worker has moved it"
-                )
+        )
+
+    def fenced(self, parts: Sequence[SinkRows]) -> SinkFenced:
+        """The error for positions that could not be moved."""
+        expected = ", ".join(f"{part.start} of {part.partition}" for part in parts)
+        which = "the position" if len(parts) == 1 else "one of the positions"
+        return SinkFenced(
+            f"sink {self.context.name!r}: {which} {expected} in {self.identifier} is another one by now: "
+            "another worker has moved it"
+        )
 
     @property
     def _escaped(self) -> str:

@@ -73,7 +73,7 @@ class PostgresRebuild:
     def lock(self, partitions: Mapping[TopicPartition, str]) -> dict[TopicPartition, int]:
         with self._translated("locking positions"):
             # Waits for a worker's transaction as long as a claim does; the merge itself may take long.
-            self._connection.run(beginning(self._context, MERGE_SECONDS))
+            self._connection.run(b"; ".join(beginning(self._context, MERGE_SECONDS)))
             self._connection.run(b"set local idle_in_transaction_session_timeout = 0")
             return self._positions.lock(self._connection, partitions).positions
 

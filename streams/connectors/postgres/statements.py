@@ -1,7 +1,6 @@
 """The SQL that writes rows: one parameter for each column, an array of the rows' values.
 
-Statements of many rows need no session state and no temporary table, so they work through PgBouncer, and a
-small transaction is one round trip.
+Statements of many rows need no session state and no temporary table, so they work through PgBouncer.
 """
 
 from __future__ import annotations
@@ -157,5 +156,6 @@ def _cast(column: Column, expression: str) -> str:
 
 
 def _parameterised(statement: str) -> bytes:
-    """The statement for the driver, for which a percent sign begins a parameter."""
-    return statement.replace("%", "%%").replace(_PARAMETER, "%s").encode()
+    """The statement with numbered parameters, in the order in which they occur."""
+    first, *others = statement.split(_PARAMETER)
+    return (first + "".join(f"${number}{part}" for number, part in enumerate(others, 1))).encode()

@@ -58,17 +58,18 @@ class Target:
             return ()
         return self.table.primary_key if self.options.key is None else self.options.key
 
-    def read(self, connection: Connection, parts: Sequence[SinkRows]) -> Changes:
-        """Make changes of rows; columns that the table has got since are known then."""
-        try:
-            changes = self.reader.read(parts)
-        except UnknownFields as error:
-            changes = self._read_again(connection, parts, error)
+    def read(self, parts: Sequence[SinkRows]) -> Changes:
+        """Make changes of rows. Raises ``UnknownFields``, after which ``learn`` may help."""
+        changes = self.reader.read(parts)
         if Action.TRUNCATE in changes.actions:
             self._decide_truncate(changes, parts)
         return changes
 
-    def _read_again(self, connection: Connection, parts: Sequence[SinkRows], error: UnknownFields) -> Changes:
+    def learn(self, connection: Connection, error: UnknownFields) -> None:
+        """Read the columns that the table has got since, and add those that are missing if it is allowed to.
+
+        Raises ``ConnectorError`` if there is none for a field.
+        """
         table = _existing(connection, self.options.table)
         missing = {name: value for name, value in error.samples.items() if name not in table.columns}
         if missing and self.options.alter:
@@ -80,7 +81,6 @@ class Target:
                 hint="add the column, let the sink add it (alter=True), or choose the fields with columns=",
             ) from error
         self._know(table)
-        return self.reader.read(parts)
 
     def _know(self, table: Table) -> None:
         self.table = table

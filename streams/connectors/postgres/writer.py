@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import psycopg
 
 from streams.connectors.postgres.application import Application
-from streams.connectors.postgres.changes import refused_rows
-from streams.connectors.postgres.connection import ROUND_TRIP_SECONDS, DeadlinePassed, beginning
+from streams.connectors.postgres.changes import UnknownFields, refused_rows
+from streams.connectors.postgres.connection import (
+    ROUND_TRIP_SECONDS,
+    DeadlinePassed,
+    beginning,
+    is_own_session,
+)
+from streams.connectors.postgres.pipeline import Pipeline
 from streams.connectors.postgres.server_errors import ends_connection, to_error
 from streams.errors import SinkOutcomeUnknown, SinkUnavailable, StreamsError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+    from streams.connectors.postgres.changes import Changes
     from streams.connectors.postgres.connection import Connection
     from streams.connectors.postgres.positions import Positions
     from streams.connectors.postgres.target import Target
     from streams.connectors.sink import RefusedRow, SinkContext, SinkRows
     from streams.records import TopicPartition
+
+T = TypeVar("T")
 
 
 class _State(enum.Enum):
@@ -56,13 +65,14 @@ class PostgresWriter:
         self._positions = positions
         self._target = target
         self._begin = beginning(context, statement_timeout)
+        self._pipeline = Pipeline(connection, prepares=is_own_session(connection))
         self._patience = statement_timeout + ROUND_TRIP_SECONDS
         self._state = _State.IDLE
 
     def claim(self, partitions: Mapping[TopicPartition, str]) -> dict[TopicPartition, int]:
         assert self._state is _State.IDLE, f"claim while {self._state.value}"
         with self._transaction("claiming positions"):
-            self._connection.run(self._begin)
+            self._connection.run(b"; ".join(self._begin))
             found = self._positions.lock(self._connection, partitions)
             # Without new partitions there is nothing to commit: a commit may wait for a standby.
             self._connection.run(b"commit" if found.added else b"rollback")
@@ -73,21 +83,50 @@ class PostgresWriter:
 
     def write(self, rows: Sequence[SinkRows]) -> list[RefusedRow]:
         assert self._state is _State.IDLE, f"write while {self._state.value}"
-        with self._transaction("reading the table's columns"):
-            changes = self._target.read(self._connection, rows)
         with self._transaction("writing rows"):
-            application = Application(self._connection, self._target.statements, changes)
+            # The server moves the positions while the rows are read.
             self._begin_at(rows)
-            if not application.at_once():
-                self._connection.run(b"rollback")
-                self._begin_at(rows)
-                application.exactly()
+            changes = self._read(rows)
+            application = Application(self._pipeline, self._target.statements, changes)
+            unwritable = len(changes.refused)
+            done = self._moved(rows, application.at_once)
+            if not done and len(changes.refused) > unwritable:
+                self._begin_again(rows)
+                done = self._moved(rows, application.at_once)
+            if not done:
+                self._begin_again(rows)
+                self._moved(rows, application.exactly)
         self._state = _State.WRITTEN
         return refused_rows(changes.refused, rows)
 
+    def _read(self, rows: Sequence[SinkRows]) -> Changes:
+        """Read rows in a transaction that has begun, or in the next one."""
+        while True:
+            try:
+                return self._target.read(rows)
+            except UnknownFields as error:
+                self._moved(rows, self._pipeline.finish)
+                self._connection.run(b"rollback")
+                self._target.learn(self._connection, error)
+                self._begin_at(rows)
+
     def _begin_at(self, rows: Sequence[SinkRows]) -> None:
-        self._connection.run(self._begin)
-        self._positions.move(self._connection, rows)
+        for statement in self._begin:
+            self._pipeline.send(statement)
+        self._positions.move(self._pipeline, rows)
+
+    def _begin_again(self, rows: Sequence[SinkRows]) -> None:
+        self._connection.run(b"rollback")
+        self._begin_at(rows)
+
+    def _moved(self, rows: Sequence[SinkRows], call: Callable[[], T]) -> T:
+        """Call what waits for the statements of ``_begin_at``. Raises ``SinkFenced``."""
+        try:
+            return call()
+        except psycopg.errors.UndefinedObject as error:
+            if self._pipeline.failed == len(self._begin):
+                raise self._positions.fenced(rows) from error
+            raise
 
     def commit(self) -> None:
         assert self._state is _State.WRITTEN, f"commit while {self._state.value}"
@@ -133,4 +172,5 @@ class PostgresWriter:
         self._connection.patience = ROUND_TRIP_SECONDS
         with contextlib.suppress(psycopg.Error, DeadlinePassed):
             if not self._connection.closed:
+                self._pipeline.discard()
                 self._connection.run(b"rollback")
