@@ -225,21 +225,24 @@ def fold_of(changes: Changes, statements: Statements, rows: list[int]) -> Fold |
     actions, keys = changes.actions, changes.keys
     if Action.TRUNCATE in actions:
         return None
-    last = {keys[row]: row for row in rows}
+    own = keys if len(rows) == len(keys) else [keys[row] for row in rows]
+    last = dict(zip(own, rows, strict=True))
     repeated: set[Any] = set()
+    alone = rows
     if len(last) < len(rows):
-        repeated = {keys[row] for row in rows if last[keys[row]] != row}
-    alone = [row for row in rows if keys[row] not in repeated] if repeated else rows
+        repeated = {key for key, row in zip(own, rows, strict=True) if last[key] != row}
+        alone = [row for key, row in zip(own, rows, strict=True) if key not in repeated]
+    deleting = Action.DELETE in actions
     fold = Fold(
-        [row for row in alone if actions[row] is Action.DELETE],
-        [row for row in alone if actions[row] is Action.UPSERT],
+        [row for row in alone if actions[row] is Action.DELETE] if deleting else [],
+        [row for row in alone if actions[row] is Action.UPSERT] if deleting else list(alone),
         [],
     )
     chains: dict[Any, list[int]] = {key: [] for key in repeated}
     if repeated:
-        for row in rows:
-            if keys[row] in repeated:
-                chains[keys[row]].append(row)
+        for key, row in zip(own, rows, strict=True):
+            if key in repeated:
+                chains[key].append(row)
     for chain in chains.values():
         if not _add_chain(fold, chain, changes, statements):
             return None

@@ -76,6 +76,8 @@ class Changes:
 
     def live(self) -> list[int]:
         """The changes that are to be applied, in order."""
+        if not self.refused and Action.NOTHING not in self.actions:
+            return list(range(len(self.actions)))
         return [row for row, action in enumerate(self.actions) if action and row not in self.refused]
 
     def key_literals(self, rows: Sequence[int]) -> list[bytes]:
@@ -136,8 +138,12 @@ class ChangeReader:
         record_keys = list(itertools.chain.from_iterable(part.keys for part in parts))
         refused: dict[int, Exception] = {}
         actions, befores, is_change = self._actions(values)
-        written = [row for row, action in enumerate(actions) if action is Action.UPSERT]
-        groups = split_by_fields(written, [values[row] for row in written], refused, changes=is_change)
+        if set(actions) == {Action.UPSERT}:
+            written, rows = list(range(len(values))), values
+        else:
+            written = [row for row, action in enumerate(actions) if action is Action.UPSERT]
+            rows = [values[row] for row in written]
+        groups = split_by_fields(written, rows, refused, changes=is_change)
         unknown: dict[str, Any] = {}
         groups = [self._to_columns(group, unknown) for group in groups]
         if unknown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Hashable, Mapping
 from operator import attrgetter, itemgetter
@@ -91,6 +92,11 @@ def _positions(labels: list[H]) -> dict[H, list[int]]:
 def _of_mappings(
     rows: list[int], values: list[Mapping[str, Any]], refused: dict[int, Exception]
 ) -> list[Fields]:
+    names = tuple(values[0])
+    if set(map(type, names)) == {str} and set(map(len, values)) == {len(names)}:
+        # As they usually do, all have as many fields as the first: these are its fields if there is no other.
+        with contextlib.suppress(KeyError):
+            return [Fields(names, rows, [list(map(itemgetter(name), values)) for name in names])]
     by_names = _positions(list(map(tuple, values)))
     for names in [names for names in by_names if not all(isinstance(name, str) for name in names)]:
         error = TypeError(f"the fields of a row are named by text, not {', '.join(map(repr, names))}")
