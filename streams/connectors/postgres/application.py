@@ -187,8 +187,7 @@ class Application:
         return self._changes.shapes[self._changes.shape_of[rows[0]]].columns
 
     def _put(self, rows: list[int]) -> None:
-        make = self._statements.upsert if self._statements.key else self._statements.insert
-        self._send(rows, make(self._columns_of(rows)), self._changes.literals)
+        self._send(rows, self._statements.put(self._columns_of(rows)), self._changes.literals)
 
     def _send(
         self,

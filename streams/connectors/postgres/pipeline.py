@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from streams.connectors.postgres.connection import Connection
 
+FLUSH_BYTES = 8 * 1024
+"""Smaller statements wait for the next ones, as each call of the network costs more than they do."""
+
 MOST_PREPARED = 100
 """How many statements are prepared in a session; rows may have any number of combinations of columns."""
 
@@ -39,6 +42,7 @@ class Pipeline:
         self._prepared = 0
         self.sent = 0
         """How many statements were sent since the last ``finish``."""
+        self._unsent = 0
         self._expected: list[int] = []
         """For each answer that is still to come, the number of its statement."""
         self._new: dict[int, bytes] = {}
@@ -58,8 +62,11 @@ class Pipeline:
             pgconn.send_query_prepared(name, parameters)
         self._expected.append(self.sent)
         self.sent += 1
-        # As much as the network takes now; the rest follows with the next one, or in ``finish``.
-        pgconn.flush()
+        self._unsent += sum(map(len, parameters))
+        if self._unsent >= FLUSH_BYTES:
+            # As much as the network takes now; the rest follows with the next one, or in ``finish``.
+            pgconn.flush()
+            self._unsent = 0
 
     def _name(self, statement: bytes, pgconn: PGconn) -> bytes | None:
         """The name under which a statement is prepared: one that was sent before."""
@@ -93,7 +100,7 @@ class Pipeline:
             raise
         finally:
             expected, new = self._expected, self._new
-            self._expected, self._new, self.sent = [], {}, 0
+            self._expected, self._new, self.sent, self._unsent = [], {}, 0, 0
         for number, result in zip(expected, answers, strict=False):
             if result.status not in _DONE:
                 for later, statement in new.items():

@@ -5,7 +5,7 @@ Statements of many rows need no session state and no temporary table, so they wo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 STAGE = "streams_superseded_rows"
 
+MOST_KNOWN = 1_000
+"""How many statements are kept; rows may have any number of combinations of columns."""
+
 _PARAMETER = "\0"
 """Where a parameter is, until the statement is complete: no name can have this character."""
 
@@ -28,12 +31,22 @@ class Statements:
 
     table: Table
     key: tuple[str, ...]
+    _known: dict[tuple[str, ...], bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def insert(self, columns: Sequence[str]) -> bytes:
+    def put(self, columns: tuple[str, ...]) -> bytes:
+        """Write rows: by key, if there is one."""
+        statement = self._known.get(columns)
+        if statement is None:
+            statement = self._upsert(columns) if self.key else self._insert(columns)
+            if len(self._known) < MOST_KNOWN:
+                self._known[columns] = statement
+        return statement
+
+    def _insert(self, columns: Sequence[str]) -> bytes:
         """Append rows."""
         return _parameterised(f"insert into {self._into(columns)} select {self._values(columns)}")
 
-    def upsert(self, columns: Sequence[str]) -> bytes:
+    def _upsert(self, columns: Sequence[str]) -> bytes:
         """Insert rows, or update the row that has their key."""
         if not self.inserts_first(columns):
             return self._upsert_of_parts(columns)
