@@ -52,10 +52,11 @@ class PostgresCapture:
 
     def check(self, application: str, name: str) -> None:  # noqa: ARG002 - of the contract
         """Check the server and the tables, and start the Java runtime in the thread of the caller."""
-        self.replication.require_logical()
-        self.replication.tables(self.tables)
+        replication = Replication(self.conninfo, starting=True)
+        replication.require_logical()
+        replication.tables(self.tables)
         if self.publication is not None:
-            self.replication.publication(self.publication, self.tables, own=False)
+            replication.publication(self.publication, self.tables, own=False)
         jvm.start()
 
     def slot_of(self, application: str, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +13,7 @@ from psycopg import errors as refusals
 from streams.connectors.comparison.table import Checksum, Row, Value
 from streams.connectors.postgres import canonical
 from streams.connectors.postgres.comparison_queries import ComparisonQueries, Query, Relation, TableColumn
+from streams.connectors.postgres.connection import LoginRefused, log_in
 from streams.durations import seconds, to_milliseconds
 from streams.errors import ConnectorError, ConnectorUnavailable
 from streams.redaction import scrub
@@ -98,9 +100,10 @@ class _Reader:
         self._timeout = to_milliseconds(table.query_timeout, "query_timeout", least=1)
         self.name = table.table
         try:
-            self._connection = psycopg.connect(
-                table.dsn, prepare_threshold=None, client_encoding="utf8", application_name="streams compare"
-            )
+            self._connection = log_in(table.dsn, client_encoding="utf8", application_name="streams compare")
+            self._connection.autocommit = False
+            # The server's own limit is the query_timeout.
+            self._connection.patience = math.inf
         except psycopg.Error as error:
             raise self._failure(error) from error
         try:
@@ -261,6 +264,8 @@ class _Reader:
                 hint="allow a longer query_timeout, or create an index in the order of the key's bytes: "
                 f'CREATE INDEX ON {self._table.table} (column COLLATE "C")',
             )
+        if isinstance(error, LoginRefused):
+            return ConnectorError(text, hint="check the user, the password and the database in the dsn")
         if isinstance(error, psycopg.OperationalError):
             return ConnectorUnavailable(text)
         return ConnectorError(text, hint="check the table's columns and their expressions")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
+from streams.connectors.postgres.refused_login import lasts, refusal
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 
@@ -23,8 +25,19 @@ ROUND_TRIP_SECONDS = 5.0
 """Added to the server's own time-outs, so that it reports them before the connection is abandoned."""
 
 
+CONNECT_SECONDS = 10
+
+
 class DeadlinePassed(Exception):
     """The server did not answer in time. The connection was abandoned."""
+
+
+class LoginRefused(psycopg.OperationalError):
+    """The server refuses the user, the password or the database."""
+
+    def __init__(self, error: psycopg.OperationalError, code: str) -> None:
+        super().__init__(str(error))
+        self.sqlstate = code
 
 
 class Connection(psycopg.Connection[tuple[Any, ...]]):
@@ -59,22 +72,37 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
             return result
 
 
+def log_in(conninfo: str, **options: Any) -> Connection:
+    """Connect with further options of libpq and psycopg. Raises ``psycopg.Error``, also ``LoginRefused``."""
+    try:
+        return Connection.connect(conninfo, autocommit=True, prepare_threshold=None, **options)
+    except psycopg.OperationalError as error:
+        own = {name: value for name, value in options.items() if name in _OF_LIBPQ}
+        code = refusal(error, psycopg.conninfo.make_conninfo(conninfo, **own), CONNECT_SECONDS)
+        if code is not None and lasts(code):
+            raise LoginRefused(error, code) from error
+        error.sqlstate = code
+        raise
+
+
+_OF_LIBPQ = {"application_name", "options"}
+"""Options that a server, or a pooler, may refuse."""
+
+
 def connect(dsn: str, context: SinkContext) -> Connection:
-    """Connect as the worker. Raises ``psycopg.Error``."""
+    """Connect as the worker. Raises ``psycopg.Error``, also ``LoginRefused``."""
     given = psycopg.conninfo.conninfo_to_dict(dsn)
     seconds = max(1, round(context.lock_timeout))
     defaults: dict[str, Any] = {
         "application_name": f"streams {context.application} {context.name} {context.worker}"[:63],
-        "connect_timeout": 10,
+        "connect_timeout": CONNECT_SECONDS,
         "keepalives_idle": seconds,
         "keepalives_interval": max(1, seconds // 3),
         "keepalives_count": 3,
         "tcp_user_timeout": seconds * 1000,
     }
-    return Connection.connect(
+    return log_in(
         dsn,
-        autocommit=True,
-        prepare_threshold=None,
         client_encoding="utf8",
         **{name: value for name, value in defaults.items() if name not in given},
     )

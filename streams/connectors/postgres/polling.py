@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar, overl
 import msgspec
 import psycopg
 
-from streams.connectors.postgres.connection import DeadlinePassed, beginning, connect
+from streams.connectors.postgres.connection import DeadlinePassed, LoginRefused, beginning, connect
 from streams.connectors.postgres.polling_statements import PollingStatements, read_only
 from streams.connectors.postgres.server_errors import to_error
 from streams.connectors.sink import SinkContext
@@ -166,7 +166,7 @@ class PollingQuery(_Polling[V]):
 
     def check(self, application: str, name: str) -> None:
         """Check that the query can be executed and has the columns."""
-        PollingReader(self, application, name, b"").close()
+        PollingReader(self, application, name, b"", starting=True).close()
 
     def open(self, context: SourceContext) -> PollingReader:
         """Connect, and continue at the context's position."""
@@ -205,7 +205,15 @@ class PollState(Enum):
 class PollingReader:
     """A ``SourceReader`` of a query."""
 
-    def __init__(self, polling: _Polling[Any], application: str, name: str, position: bytes) -> None:
+    def __init__(
+        self,
+        polling: _Polling[Any],
+        application: str,
+        name: str,
+        position: bytes,
+        *,
+        starting: bool = False,
+    ) -> None:
         self._polling = polling
         self._closed = threading.Event()
         self._using_connection = threading.Lock()
@@ -221,7 +229,7 @@ class PollingReader:
         self._noted_at = 0.0
         self._read_rows = 0
         self._polled_at = time.monotonic()
-        with self._errors("connecting"):
+        with self._errors("connecting", starting=starting):
             self._connection = connect(polling.dsn, self._context)
         try:
             with self._errors("describing the query"), self._reading() as connection:
@@ -365,13 +373,15 @@ class PollingReader:
         self._connection.run(b"commit")
 
     @contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
+    def _errors(self, doing: str, *, starting: bool = False) -> Iterator[None]:
         try:
             yield
         except (psycopg.Error, DeadlinePassed) as error:
-            known = to_error(error, doing)
+            known = to_error(error, doing, starting=starting)
             if isinstance(known, ConnectorUnavailable):
                 raise SourceUnavailable(known.message) from error
+            if isinstance(error, LoginRefused):
+                raise known from error
             raise ConnectorError(
                 known.message, hint="correct the query, or grant its user the right to execute it"
             ) from error

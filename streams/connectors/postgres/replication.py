@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -11,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from streams.connectors.postgres.connection import Connection, DeadlinePassed
+from streams.connectors.postgres.connection import DeadlinePassed, LoginRefused, log_in
 from streams.connectors.table_name import TableName, quoted
 from streams.errors import ConfigurationError, ConnectorError, SourceUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
+
+    from streams.connectors.postgres.connection import Connection
 
 CONNECT_SECONDS: Final = 5
 STATEMENT_SECONDS: Final = 10
@@ -67,11 +68,13 @@ class Replication:
     """What a source asks and orders of a Postgres server, over one connection at a time.
 
     Every call raises ``SourceUnavailable`` when the server does not answer, and ``ConnectorError`` when it
-    refuses.
+    refuses. A refused login is such an error only while ``starting``: later it is waited out, as the password
+    may have been changed, or the database is being restored.
     """
 
-    def __init__(self, conninfo: str) -> None:
+    def __init__(self, conninfo: str, *, starting: bool = False) -> None:
         self._conninfo = conninfo
+        self._starting = starting
 
     def system(self) -> tuple[str, int]:
         """The identifier of the database cluster, and the end of its log."""
@@ -262,47 +265,43 @@ class Replication:
     def _rows(
         self, statement: str, values: Collection[Any] = (), *, patient: bool = False
     ) -> list[tuple[Any, ...]]:
-        with connected(self._conninfo, patient=patient) as connection:
+        with connected(self._conninfo, patient=patient, starting=self._starting) as connection:
             cursor = connection.execute(statement.encode(), list(values) or None)
             return cursor.fetchall() if cursor.description else []
 
 
 @contextmanager
-def connected(conninfo: str, *, patient: bool = False) -> Iterator[Connection]:
+def connected(conninfo: str, *, patient: bool = False, starting: bool = False) -> Iterator[Connection]:
     """A short connection whose errors are those of source connectors. ``patient``: for a long statement."""
     conninfo_values(conninfo)
     seconds = 0 if patient else STATEMENT_SECONDS
     try:
-        connection = Connection.connect(
+        connection = log_in(
             conninfo,
-            autocommit=True,
             connect_timeout=CONNECT_SECONDS,
             options=f"-c statement_timeout={seconds}s -c search_path=pg_catalog",
             application_name="streams",
-            prepare_threshold=None,
         )
         # A server that is frozen answers nothing, not even that a statement took too long.
         connection.patience = math.inf if patient else STATEMENT_SECONDS + CONNECT_SECONDS
         with closing(connection):
             yield connection
     except (psycopg.Error, DeadlinePassed) as error:
-        raise _to_error(error) from None
+        raise _to_error(error, starting=starting) from None
 
 
-def _to_error(error: psycopg.Error | DeadlinePassed) -> ConnectorError | SourceUnavailable:
+def _to_error(error: psycopg.Error | DeadlinePassed, *, starting: bool) -> ConnectorError | SourceUnavailable:
     """As ``SourceUnavailable`` if it may pass, else as ``ConnectorError``."""
     code = getattr(error, "sqlstate", None)
     text = str(error).strip()
-    if (code is None and _LASTING.search(text)) or (code and not code.startswith(_PASSING)):
+    passes = not starting if isinstance(error, LoginRefused) else not code or code.startswith(_PASSING)
+    if not passes:
         return ConnectorError(f"Postgres refuses: {text}" + (f" (SQLSTATE {code})" if code else ""))
     return SourceUnavailable(f"Postgres does not answer: {text}")
 
 
 _PASSING: Final = ("08", "53", "55", "57", "40", "25006", "XX")
 """Classes of SQLSTATE: connection, resources, object in use, shutdown, rollback, read-only, internal."""
-_LASTING: Final = re.compile(
-    r"authentication failed|does not exist|no pg_hba.conf entry|no password supplied"
-)
 
 
 def _number(text: str | None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from streams.connectors.postgres.connection import DeadlinePassed
+from streams.connectors.postgres.connection import DeadlinePassed, LoginRefused
 from streams.errors import ConnectorError, SinkUnavailable, StreamsError
 from streams.redaction import scrub
 
@@ -51,8 +51,12 @@ def row_error(error: psycopg.Error) -> RowError:
     return RowError(code + "; ".join(parts), error.sqlstate)
 
 
-def to_error(error: psycopg.Error | DeadlinePassed, doing: str) -> StreamsError:
-    """The error that tells the worker whether to repeat the transaction or to end."""
+def to_error(error: psycopg.Error | DeadlinePassed, doing: str, *, starting: bool = False) -> StreamsError:
+    """The error that tells the worker whether to repeat the transaction or to end.
+
+    ``starting`` says that there was no connection yet. Later, a password is refused because it was changed,
+    or a database while it is restored: that is waited out, as other outages are.
+    """
     text = scrub(str(error)).strip()
     if isinstance(error, DeadlinePassed):
         return SinkUnavailable(f"while {doing}, Postgres did not answer: {text}")
@@ -62,9 +66,9 @@ def to_error(error: psycopg.Error | DeadlinePassed, doing: str) -> StreamsError:
             return SinkUnavailable(f"while {doing}, there was no connection to Postgres: {text}")
         return ConnectorError(f"while {doing}, Postgres could not be used: {text}")
     message = f"while {doing}, Postgres refused: SQLSTATE {code}: {text}"
-    if code.startswith(_FOR_NOW):
+    if code.startswith(_FOR_NOW) or (isinstance(error, LoginRefused) and not starting):
         return SinkUnavailable(message)
-    return ConnectorError(message, hint=_hint(code))
+    return ConnectorError(message, hint=_hint(error, code))
 
 
 def ends_connection(error: psycopg.Error) -> bool:
@@ -72,7 +76,9 @@ def ends_connection(error: psycopg.Error) -> bool:
     return error.sqlstate is None or error.sqlstate in _SERVER_GONE or error.sqlstate.startswith("08")
 
 
-def _hint(code: str) -> str:
+def _hint(error: psycopg.Error, code: str) -> str:
+    if isinstance(error, LoginRefused):
+        return "check the user, the password and the database in the dsn, and the user's right to CONNECT"
     if code == "42501":
         return "grant the sink's role SELECT, INSERT, UPDATE and DELETE on the table and on the positions"
     if code.startswith("42"):
@@ -81,6 +87,4 @@ def _hint(code: str) -> str:
         )
     if code.startswith("3F"):
         return 'name the schema, and grant the sink\'s role USAGE on it: table="public.customers"'
-    if code.startswith(("28", "3D")):
-        return "check the user, the password and the database in the dsn"
     return "see the SQLSTATE in the appendix of PostgreSQL's documentation"

@@ -215,4 +215,4 @@ class PostgresSink:
             finally:
                 connection.close()
         except (psycopg.Error, DeadlinePassed) as error:
-            raise to_error(error, doing) from error
+            raise to_error(error, doing, starting=True) from error
