@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
-from streams.connectors.postgres.refused_login import lasts, refusal
+from streams.connectors.postgres.refused_login import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -33,9 +33,9 @@ class DeadlinePassed(Exception):
 
 
 class LoginRefused(psycopg.OperationalError):
-    """The server refuses the user, the password or the database."""
+    """The server refuses the user, the password or the database, or a pooler refuses a parameter."""
 
-    def __init__(self, error: psycopg.OperationalError, code: str) -> None:
+    def __init__(self, error: psycopg.OperationalError, code: str | None) -> None:
         super().__init__(str(error))
         self.sqlstate = code
 
@@ -78,8 +78,8 @@ def log_in(conninfo: str, **options: Any) -> Connection:
         return Connection.connect(conninfo, autocommit=True, prepare_threshold=None, **options)
     except psycopg.OperationalError as error:
         own = {name: value for name, value in options.items() if name in _OF_LIBPQ}
-        code = refusal(error, psycopg.conninfo.make_conninfo(conninfo, **own), CONNECT_SECONDS)
-        if code is not None and lasts(code):
+        code, lasts = refusal(error, psycopg.conninfo.make_conninfo(conninfo, **own), CONNECT_SECONDS)
+        if lasts:
             raise LoginRefused(error, code) from error
         error.sqlstate = code
         raise

@@ -11,7 +11,7 @@ import re
 import select
 import tempfile
 import time
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import psycopg
 from psycopg.pq import ConnStatus, PGconn, PollingStatus
@@ -19,7 +19,7 @@ from psycopg.pq import ConnStatus, PGconn, PollingStatus
 if TYPE_CHECKING:
     from psycopg.pq import abc
 
-LASTING = ("28", "3D000", "42501")
+_LASTING = ("28", "3D000", "42501")
 """Wrong password, no entry in pg_hba.conf; no such database; no right to connect."""
 
 _NO_PASSWORD = "28P01"  # noqa: S105 - an SQLSTATE
@@ -27,30 +27,30 @@ _NO_PASSWORD = "28P01"  # noqa: S105 - an SQLSTATE
 
 _CODE = re.compile(rb"\tErrorResponse\t.*? C \"(\w{5})\"")
 
-_ENGLISH = (
-    (re.compile(r"authentication failed|no pg_hba\.conf entry|no password supplied"), "28000"),
-    (re.compile(r'database ".*" does not exist'), "3D000"),
+_OF_POOLERS = "08P01"
+"""The only code of PgBouncer before version 1.21, whatever the reason."""
+
+_LASTING_TEXT = re.compile(
+    r"authentication failed|no pg_hba\.conf entry|no password supplied|no such (user|database)|"
+    r'database ".*" does not exist|unsupported startup parameter'
 )
-"""For a libpq before version 18, whose trace begins after the login."""
+"""Of PgBouncer; and for a libpq before version 18, whose trace begins after the login."""
 
 
-def refusal(error: psycopg.OperationalError, conninfo: str, seconds: float) -> str | None:
-    """The SQLSTATE with which the server refuses a connection, for the error of an attempt.
+class Refusal(NamedTuple):
+    """Why there is no connection. ``code`` is ``None`` if the server did not answer."""
 
-    Tries once more. ``None`` if there was no answer.
-    """
-    if error.sqlstate is not None:
-        return error.sqlstate
-    traced = _traced(conninfo, seconds)
-    if traced is not None:
-        return traced
-    text = str(error)
-    return next((code for pattern, code in _ENGLISH if pattern.search(text)), None)
+    code: str | None
+    lasts: bool
+    """Whether it stays so until somebody changes the program or the server."""
 
 
-def lasts(code: str | None) -> bool:
-    """Whether a refusal stays until somebody changes the program or the server."""
-    return code is not None and code.startswith(LASTING)
+def refusal(error: psycopg.OperationalError, conninfo: str, seconds: float) -> Refusal:
+    """Why an attempt to connect failed with this error. Tries once more."""
+    code = error.sqlstate or _traced(conninfo, seconds)
+    if code is None or code == _OF_POOLERS:
+        return Refusal(code, bool(_LASTING_TEXT.search(str(error))))
+    return Refusal(code, code.startswith(_LASTING))
 
 
 def _traced(conninfo: str, seconds: float) -> str | None:

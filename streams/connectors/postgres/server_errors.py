@@ -17,6 +17,9 @@ _FOR_NOW = ("08", "25", "40", "53", "55", "57", "58", "XX")
 _SAME_ROW_TWICE = "21000"
 """Two rows of a statement have keys that differ here and are equal for the server (1 and 1.0, citext)."""
 
+_STATEMENT_MODE = "not allowed in statement pooling mode"
+"""Of PgBouncer, whose errors are not translated."""
+
 _SERVER_GONE = {"57P01", "57P02", "57P03", "25P03", "25P04"}
 
 
@@ -61,14 +64,22 @@ def to_error(error: psycopg.Error | DeadlinePassed, doing: str, *, starting: boo
     if isinstance(error, DeadlinePassed):
         return SinkUnavailable(f"while {doing}, Postgres did not answer: {text}")
     code = error.sqlstate
+    if isinstance(error, LoginRefused):
+        refused = f"while {doing}, Postgres refused: {f'SQLSTATE {code}: ' if code else ''}{text}"
+        return ConnectorError(refused, hint=_login_hint(text)) if starting else SinkUnavailable(refused)
+    if _STATEMENT_MODE in text:
+        return ConnectorError(
+            f"while {doing}: {text}",
+            hint="the sink needs transactions: connect to a pool of PgBouncer with pool_mode = transaction",
+        )
     if code is None:
         if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
             return SinkUnavailable(f"while {doing}, there was no connection to Postgres: {text}")
         return ConnectorError(f"while {doing}, Postgres could not be used: {text}")
     message = f"while {doing}, Postgres refused: SQLSTATE {code}: {text}"
-    if code.startswith(_FOR_NOW) or (isinstance(error, LoginRefused) and not starting):
+    if code.startswith(_FOR_NOW):
         return SinkUnavailable(message)
-    return ConnectorError(message, hint=_hint(error, code))
+    return ConnectorError(message, hint=_hint(code))
 
 
 def ends_connection(error: psycopg.Error) -> bool:
@@ -76,9 +87,16 @@ def ends_connection(error: psycopg.Error) -> bool:
     return error.sqlstate is None or error.sqlstate in _SERVER_GONE or error.sqlstate.startswith("08")
 
 
-def _hint(error: psycopg.Error, code: str) -> str:
-    if isinstance(error, LoginRefused):
-        return "check the user, the password and the database in the dsn, and the user's right to CONNECT"
+def _login_hint(text: str) -> str:
+    if "unsupported startup parameter" in text:
+        return (
+            "PgBouncer does not pass it on: take it out of the dsn, and set it with ALTER ROLE … SET on the "
+            "server, or connect to the server itself"
+        )
+    return "check the user, the password and the database in the dsn, and the user's right to CONNECT"
+
+
+def _hint(code: str) -> str:
     if code == "42501":
         return "grant the sink's role SELECT, INSERT, UPDATE and DELETE on the table and on the positions"
     if code.startswith("42"):
