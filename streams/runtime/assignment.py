@@ -276,17 +276,24 @@ class Assignment:
         """
         claimed = self.sinks.claim(self.held)
         self.hold_waiting()
+        for task in {self.held[partition] for partition in claimed}:
+            if task.positions or task.undelivered:
+                self._hold(task)
         for partition, position in claimed.items():
             self._begin_from_sink(partition, position)
 
     def hold_waiting(self) -> None:
         """Discard the uncommitted work of tasks whose partitions wait for their sink again."""
         waiting = self.sinks.waiting_partitions()
-        for task in {self.held[partition] for partition in waiting if partition in self.held}:
-            if task.positions or task.undelivered:
-                self._hold(task)
+        # A partition that was just added waits beside those of its task that are read.
+        read = {partition for partition in waiting if partition in self.held}
+        for task in {
+            self.held[partition] for partition in read if partition in self.held[partition].positions
+        }:
+            self.sinks.hold(self._hold(task))
 
-    def _hold(self, task: Task) -> None:
+    def _hold(self, task: Task) -> list[TopicPartition]:
+        """Pause a task and discard its uncommitted work; return its partitions."""
         now = self._clock()
         own = [partition for partition, holder in self.held.items() if holder is task]
         task.drop({})
@@ -297,6 +304,7 @@ class Assignment:
             self._lost.discard(partition)
             self.progress[partition] = Progress(since=now, idle_until=now)
         self._consumer().pause(own)
+        return own
 
     def _begin_from_sink(self, partition: TopicPartition, position: int) -> None:
         """Read a partition from the position that its sink has; 0 where it has none yet."""

@@ -1,4 +1,4 @@
-"""Checks the systems of connectors before the worker joins the group, and waits until they answer."""
+"""Checks the systems of connectors before the worker joins the group, and waits until sources answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ CONNECT_SECONDS = 1.0
 class ConnectorCheck:
     """The check of one worker. ``pause`` waits for at most the given seconds.
 
-    ``contexts`` are those of the sinks, by the names of their nodes.
+    ``contexts`` are those of the sinks, by the names of their nodes. ``unreachable`` is told of a sink that
+    does not answer, which holds only the partitions that are read for it.
     """
 
     def __init__(
@@ -29,8 +30,10 @@ class ConnectorCheck:
         topology: Topology,
         application: str,
         contexts: Mapping[str, SinkContext],
+        unreachable: Callable[[str, SinkUnavailable], None],
         pause: Callable[[float], object],
     ) -> None:
+        self._unreachable = unreachable
         self._pause = pause
         self._log = get_logger()
         self._checks: dict[str, Callable[[], None]] = {
@@ -51,13 +54,16 @@ class ConnectorCheck:
         while not stopped():
             try:
                 check()
+            except SinkUnavailable as error:
+                self._unreachable(name, error)
+                break
             except ConnectorUnavailable as error:
                 text = str(error).partition("\n")[0]
                 if text != self.problems.get(name):
                     self.problems = {name: text}
-                    sink = isinstance(error, SinkUnavailable)
-                    event = Event.SINK_UNAVAILABLE if sink else Event.SOURCE_UNAVAILABLE
-                    self._log.warning(event, name=name, error=text, seconds=CONNECT_SECONDS)
+                    self._log.warning(
+                        Event.SOURCE_UNAVAILABLE, name=name, error=text, seconds=CONNECT_SECONDS
+                    )
                 self._pause(CONNECT_SECONDS)
             else:
                 break

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from streams.records import Batch, total_bytes
+from streams.records import Batch, TopicPartition, total_bytes
 from streams.runtime.dead_letter_rows import DeadLetter, DeadLetterRows, dead_letter_output
 
 if TYPE_CHECKING:
@@ -99,6 +99,16 @@ class Outbox:
         """Take the rows for sink connectors since the last call. Not while a slice is open."""
         deliveries, self._deliveries = self._deliveries, []
         return deliveries
+
+    def drop_dead_letters(self, known: Callable[[TopicPartition, int], bool]) -> None:
+        """Discard dead letters of input records that ``known`` says were written before."""
+        self._dead_letters = [
+            letter
+            for letter in self._dead_letters
+            if not known(
+                TopicPartition(letter.batch.topic, letter.batch.partition), letter.batch.offset(letter.row)
+            )
+        ]
 
     def sent_before(self, sink: str, topic: str, batch: Batch[Any, Any]) -> Sequence[Batch[Any, Any]]:
         """Add a batch that the sink writes to the topic; return the earlier ones of the open slice."""

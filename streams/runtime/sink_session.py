@@ -95,6 +95,10 @@ class SinkSession:
         self._moves: dict[TopicPartition, int] = {}
         self._backoff = Backoff(FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
         self._retry_at = -float("inf")
+        self.must_check = False
+        """Whether the connector's check, which comes first, could not be made."""
+        self.losses = 0
+        """How often the session was closed and its partitions have to be claimed again."""
         self.problem = ""
         """Why the sink cannot be written to; empty while it can."""
 
@@ -157,6 +161,9 @@ class SinkSession:
         self._claim = self._thread.submit(lambda: self._open_and_claim(wanted))
 
     def _open_and_claim(self, wanted: Mapping[TopicPartition, str]) -> dict[TopicPartition, int]:
+        if self.must_check:
+            self.node.connector.check(self._context)
+            self.must_check = False
         if self._writer is None:
             self._writer = self.node.connector.open(self._context)
         return self._writer.claim(wanted)
@@ -173,7 +180,6 @@ class SinkSession:
         if self.problem:
             self._log.info(Event.SINK_AVAILABLE, sink=self.node.name, store=self.node.store)
         self.problem = ""
-        self._backoff.succeeded()
         claimed = {item: position for item, position in found.items() if item in self._claimed_now}
         self.unclaimed.difference_update(claimed)
         self.positions |= claimed
@@ -206,6 +212,8 @@ class SinkSession:
 
         self._call(writer.commit, in_time)
         self._become(SinkState.OPEN)
+        # Not after a claim: a sink whose positions can be read may still refuse every row.
+        self._backoff.succeeded()
         self.positions |= self._moves
 
     def rollback(self) -> None:
@@ -225,6 +233,7 @@ class SinkSession:
 
     def abandon(self) -> None:
         """Close the session without waiting for a call: its partitions have to be claimed again."""
+        self.losses += 1
         self.unclaimed.update(self.positions)
         self.positions.clear()
         self._fresh.clear()

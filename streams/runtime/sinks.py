@@ -9,7 +9,6 @@ from the sink's positions, nothing is lost, and a row that is refused again is a
 from __future__ import annotations
 
 from bisect import bisect_right
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.connectors.sink import SinkContext, SinkRows
@@ -57,6 +56,19 @@ class Sinks:
             node.name: SinkSession(node, self.contexts[node.name], waiting=waiting, clock=clock)
             for node in topology.sink_connectors
         }
+        self._sinks_of: dict[TopicPartition, list[SinkSession]] = {}
+        """The sinks of each partition that is held."""
+        self._read_for: dict[TopicPartition, frozenset[str]] = {}
+        """The sinks for which a partition is being read: those that could be reached when it began."""
+        self._settled: dict[TopicPartition, int] = {}
+        """The next offset of a partition before which all dead letters of its steps are committed."""
+        self._waiting: set[TopicPartition] = set()
+        self._lost_a_sink: set[TopicPartition] = set()
+        """Partitions that are read for fewer sinks than before, since ``claim`` looked last."""
+        self._losses = 0
+        """How often sessions had been abandoned when ``_drop_lost`` looked last."""
+        self._changed = False
+        """Whether positions were read, or a sink cannot be reached any more, since ``claim`` looked last."""
         self._of_subtopology = {
             part.number: tuple(node.name for node in part.sink_connectors)
             for part in topology.subtopologies
@@ -78,30 +90,112 @@ class Sinks:
 
     def assigned(self, task: Task, partition: TopicPartition) -> None:
         """A partition of a task with sinks was assigned: it waits for its position."""
-        for session in self._used_by(task):
+        self._read_for.pop(partition, None)
+        self._waiting.add(partition)
+        self._sinks_of[partition] = sessions = self._used_by(task)
+        for session in sessions:
             session.add(partition)
 
     def release(self, partitions: Collection[TopicPartition]) -> None:
         """Partitions are no longer held."""
         for session in self._sessions.values():
             session.release(partitions)
+        self._waiting.difference_update(partitions)
+        for partition in partitions:
+            for known in (self._sinks_of, self._read_for, self._settled):
+                known.pop(partition, None)
 
     def claim(self, held: Mapping[TopicPartition, Task]) -> dict[TopicPartition, int]:
-        """Continue to read positions, and return those of partitions that all their sinks have by now.
+        """Continue to read positions, and return where partitions are to be read from now.
 
-        A sink that cannot be reached is tried again later. Raises ``ConnectorError`` and ``BrokerError``.
+        A partition begins when each of its sinks has a position or cannot be reached. One that can be reached
+        later is read for from its own position: then the partitions of its task begin again, and the other
+        sinks leave out what they have. Raises ``ConnectorError`` and ``BrokerError``.
         """
-        found: set[TopicPartition] = set()
+        self._drop_lost()
         for session in self._sessions.values():
-            with suppress(SinkUnavailable):
-                found |= session.claim(self._topic_ids).keys()
-        return {
-            partition: min(session.positions[partition] for session in sessions)
-            for partition in found
-            if (task := held.get(partition)) is not None
-            and (sessions := self._used_by(task))
-            and all(partition in session.positions for session in sessions)
+            try:
+                self._changed = bool(session.claim(self._topic_ids)) or self._changed
+            except SinkUnavailable:
+                self._drop_lost()
+        if not self._changed:
+            return {}
+        ready = self._ready_positions(held)
+        tasks = {
+            held[partition]
+            for partition, positions in ready.items()
+            if self._begins(partition, positions, held[partition])
         }
+        self._changed = False
+        self._lost_a_sink.clear()
+        for partition in self._sinks_of:
+            if held.get(partition) not in tasks:
+                continue
+            if partition in ready:
+                positions = ready[partition]
+                self._read_for[partition] = frozenset(positions)
+                self._waiting.discard(partition)
+                self._settled[partition] = max(*positions.values(), self._settled.get(partition, 0))
+            else:
+                self._read_for.pop(partition, None)
+                self._waiting.add(partition)
+        return {
+            partition: min(positions.values())
+            for partition, positions in ready.items()
+            if held[partition] in tasks
+        }
+
+    def _ready_positions(self, held: Mapping[TopicPartition, Task]) -> dict[TopicPartition, dict[str, int]]:
+        """The positions of partitions in each of their sinks, without those that were just tried in vain."""
+        ready = {}
+        for partition, sessions in self._sinks_of.items():
+            untried = any(partition not in item.positions and not item.problem for item in sessions)
+            positions = {
+                item.node.name: item.positions[partition] for item in sessions if partition in item.positions
+            }
+            if partition in held and positions and not untried:
+                ready[partition] = positions
+        return ready
+
+    def _begins(self, partition: TopicPartition, positions: Mapping[str, int], task: Task) -> bool:
+        """Whether a partition is to be read from another position than the next one."""
+        before = self._read_for.get(partition)
+        if before is None or positions.keys() - before:
+            return True
+        # What was read for a sink that is gone again: the others have it.
+        return partition in self._lost_a_sink and task.positions.get(partition, 0) < min(positions.values())
+
+    def hold(self, partitions: Iterable[TopicPartition]) -> None:
+        """Partitions were paused, and what was read of them is discarded: they begin again."""
+        for partition in partitions:
+            self._read_for.pop(partition, None)
+            self._waiting.add(partition)
+        self._changed = True
+
+    def unreachable(self, name: str, error: SinkUnavailable) -> None:
+        """A sink did not answer before the worker joined its group: it is checked when it does."""
+        self._sessions[name].must_check = True
+        self._sessions[name].failed(error)
+
+    def _drop_lost(self) -> None:
+        """Read no longer for sinks that cannot be reached; a partition without any other one waits."""
+        losses = sum(session.losses for session in self._sessions.values())
+        if losses == self._losses:
+            return
+        self._losses = losses
+        self._changed = True
+        for partition, names in list(self._read_for.items()):
+            left = frozenset(
+                session.node.name
+                for session in self._sinks_of[partition]
+                if session.node.name in names and partition in session.positions
+            )
+            if left != names:
+                self._lost_a_sink.add(partition)
+            self._read_for[partition] = left
+            if not left:
+                del self._read_for[partition]
+                self._waiting.add(partition)
 
     def _topic_ids(self, topics: Collection[str]) -> Mapping[str, str]:
         if self._admin is None:
@@ -124,9 +218,11 @@ class Sinks:
 
         Returns the errors of the sinks that could not be written to; their partitions wait again.
         """
+        self._drop_lost()
         delivering = [task for task in tasks if task.delivers]
         rows: dict[str, list[PartitionRows]] = {name: [] for name in self._sessions}
         for task in delivering:
+            task.drop_dead_letters(self._is_settled)
             by_sink: dict[str, list[Delivery]] = {}
             for delivery in task.take_deliveries():
                 by_sink.setdefault(delivery.sink, []).append(delivery)
@@ -148,6 +244,9 @@ class Sinks:
             _refuse(own, refused)
         return errors
 
+    def _is_settled(self, partition: TopicPartition, offset: int) -> bool:
+        return offset < self._settled.get(partition, 0)
+
     def commit(self) -> list[SinkUnavailable]:
         """Commit what was written, after Kafka's commit. Returns the errors of sinks whose commit failed."""
         errors = []
@@ -165,8 +264,9 @@ class Sinks:
             session.rollback()
 
     def waiting_partitions(self) -> set[TopicPartition]:
-        """The partitions that wait for their positions in any sink."""
-        return set().union(*(session.unclaimed for session in self._sessions.values()))
+        """The partitions that are not read: no sink of theirs can be reached, or one was not tried yet."""
+        self._drop_lost()
+        return self._waiting
 
     def close(self) -> None:
         """Release the connections."""

@@ -310,6 +310,10 @@ class Task:
         """Take the rows for sink connectors of the slices since the last call."""
         return self._outbox.take_deliveries()
 
+    def drop_dead_letters(self, known: Callable[[TopicPartition, int], bool]) -> None:
+        """Discard dead letters of input records that ``known`` says were written before."""
+        self._outbox.drop_dead_letters(known)
+
     def take_changelog(self) -> list[Output]:
         """Take the changelog records that ``prepare`` has encoded."""
         return self._stores.take_changelog()

@@ -180,7 +180,9 @@ class Worker:
             clock=clock,
         )
         self._sources = Sources(topology, application, clock)
-        self._connector_check = ConnectorCheck(topology, application, self._sinks.contexts, self._pause)
+        self._connector_check = ConnectorCheck(
+            topology, application, self._sinks.contexts, self._sinks.unreachable, self._pause
+        )
         self._lives = TaskLives()
         self._assignment = Assignment(
             topology,

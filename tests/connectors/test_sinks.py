@@ -10,7 +10,7 @@ import pytest
 
 from streams import App, Json, Text, fail, skip
 from streams.broker import NewTopic
-from streams.errors import ConfigurationError, ProcessingError, SinkMismatch, TopologyError
+from streams.errors import ConfigurationError, ConnectorError, ProcessingError, SinkMismatch, TopologyError
 from streams.records import Output, TopicPartition
 from streams.runtime.cleanup import KEPT_SECONDS, PURGE_SECONDS
 from streams.simulation.simulator import Simulator
@@ -270,6 +270,89 @@ def test_two_sinks_of_one_stream_have_positions_of_their_own():
     assert values(other) == sorted(text for text in texts(0, 60) if not text.endswith("3"))
 
 
+def two_sinks(one: Database, other: Database) -> App:
+    app = App("copy")
+    stream = app.stream("in", key=Text(), value=Text())
+    stream.sink(MemorySink(one, "one"))
+    stream.filter(lambda value: not value.endswith("3")).sink(MemorySink(other, "other"))
+    return app
+
+
+def test_an_outage_of_one_sink_does_not_hold_the_others_of_the_stream():
+    one, other = Database(), Database()
+    site = Site(two_sinks(one, other))
+    worker = site.worker()
+    site.produce(texts(0, 40))
+    site.run(worker, until=lambda: len(one.rows) + len(other.rows) == 40 + 36)
+    other.down = True
+    for start in range(40, 100, 20):
+        site.produce(texts(start, start + 20))
+        site.run(worker, until=lambda: len(one.rows) == start + 20)  # noqa: B023 - called at once
+    assert not worker.ready
+    assert set(worker.problems) == {"memory-other"}
+    assert len(other.rows) == 36
+    other.down = False
+    site.produce(texts(100, 110))
+    site.run(worker, until=lambda: len(one.rows) == 110 and len(other.rows) == 99 and worker.ready)
+    worker.close()
+    assert values(one) == sorted(texts(0, 110))
+    assert values(other) == sorted(text for text in texts(0, 110) if not text.endswith("3"))
+
+
+def test_a_restart_in_the_outage_of_one_sink_continues_for_the_others():
+    one, other = Database(), Database()
+    app = two_sinks(one, other)
+    site = Site(app)
+    worker = site.worker()
+    site.produce(texts(0, 40))
+    site.run(worker, until=lambda: len(one.rows) + len(other.rows) == 40 + 36)
+    other.down = True
+    site.freeze(worker)
+    second = site.worker()
+    site.produce(texts(40, 60))
+    site.run(second, until=lambda: len(one.rows) == 60)
+    other.down = False
+    site.run(second, until=lambda: len(other.rows) == 54)
+    second.close()
+    assert values(one) == sorted(texts(0, 60))
+
+
+def test_a_sink_whose_writes_fail_for_long_is_read_for_again_and_again():
+    """Its positions can be read, so it is read for from them each time: the other sink must not starve."""
+    one, other = Database(), Database()
+    site = Site(two_sinks(one, other))
+    worker = site.worker()
+    other.faults["write"] = ["unavailable"] * 12
+    for start in range(0, 400, 20):
+        site.produce(texts(start, start + 20))
+        site.run(worker, until=lambda: len(one.rows) == start + 20)  # noqa: B023 - called at once
+    site.run(worker, until=lambda: len(other.rows) == 360)
+    worker.close()
+    assert not other.faults["write"]
+    assert values(one) == sorted(texts(0, 400))
+
+
+def test_dead_letters_of_steps_are_written_once_although_records_are_read_again():
+    one, other = Database(), Database(refuses=lambda value: value.endswith("5"))
+    app = App("copy")
+    stream = app.stream("in", key=Text(), value=Text()).filter(lambda value: 1 / int(value[-1]) > 0)
+    stream.sink(MemorySink(one, "one"))
+    stream.sink(MemorySink(other, "other"))
+    site = Site(app)
+    worker = site.worker()
+    other.down = True
+    site.produce(texts(0, 40))
+    site.run(worker, until=lambda: len(one.rows) == 36)
+    assert len(site.dead_letters()) == 4
+    other.down = False
+    site.run(worker, until=lambda: len(other.rows) == 32)
+    worker.close()
+    # Those of the sink that was away are added to the ones that the step refused.
+    assert sorted(site.dead_letters()) == sorted(
+        text.encode() for text in texts(0, 40) if text[-1] in {"0", "5"}
+    )
+
+
 def test_results_of_state_reach_a_sink_through_an_internal_topic():
     database = Database()
     app = App("counting")
@@ -379,6 +462,59 @@ def test_every_row_once_under_random_faults(seed, guarantee):
     assert set(site.dead_letters()) == bad
 
 
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize("seed", range(8))
+def test_every_row_of_two_sinks_once_under_random_faults(seed, guarantee):
+    choose = random.Random(seed)
+    databases = Database(refuses=lambda value: value.endswith("9")), Database()
+    app = App("copy", guarantee=guarantee)
+    stream = app.stream("in", key=Text(), value=Text())
+    for number, database in enumerate(databases):
+        stream.sink(MemorySink(database, f"rows{number}"))
+    site = Site(app)
+    workers = [site.worker(), site.worker()]
+    produced = 0
+    for _ in range(16):
+        step = choose.randrange(8)
+        site.produce(texts(produced, produced + 25))
+        produced += 25
+        database = choose.choice(databases)
+        if step < 4:
+            call = ("open", "claim", "write", "commit")[step]
+            fault = choose.choice(["unavailable", "lost answer"]) if call == "commit" else "unavailable"
+            database.faults[call] = [fault] * choose.randrange(1, 3)
+        elif step < 6:
+            database.down = not database.down
+        elif step == 6:
+            victim = workers.pop(choose.randrange(2))
+            site.freeze(victim)
+            for item in databases:
+                with item.lock:
+                    item.owner = None
+            workers.append(site.worker())
+        else:
+            site.expire(choose.choice(workers))
+        for _ in range(choose.randrange(200)):
+            for worker in workers:
+                worker.run_once()
+    for database in databases:
+        database.faults.clear()
+        database.down = False
+    expected = [
+        sorted(text for text in texts(0, produced) if not database.refuses(text)) for database in databases
+    ]
+    site.run(
+        *workers,
+        until=lambda: all(
+            len(item.rows) >= len(rows) for item, rows in zip(databases, expected, strict=True)
+        ),
+    )
+    for worker in workers:
+        worker.close()
+    assert [values(database) for database in databases] == expected
+    assert set(site.dead_letters()) == {text.encode() for text in texts(0, produced) if text.endswith("9")}
+
+
 def test_the_group_is_served_while_a_sink_does_not_answer():
     database = Database()
     site = Site(delivering(database))
@@ -409,19 +545,25 @@ def test_a_simulation_refuses_connectors():
         Simulator(delivering(Database()), {})
 
 
-def test_a_worker_waits_for_a_sink_before_it_joins_the_group():
+def test_a_sink_that_does_not_answer_at_the_start_holds_its_own_partitions():
     database = Database(down=True)
     site = Site(delivering(database))
     site.produce(texts(0, 10))
-    seen = []
+    worker = site.worker()
+    site.run(worker, until=lambda: len(worker.tasks) == PARTITIONS)
+    assert not worker.ready
+    assert worker.problems == {"memory-rows": "rows is down"}
+    database.down = False
+    site.run(worker, until=lambda: len(database.rows) == 10 and worker.ready)
+    worker.close()
 
-    def pause(seconds: float) -> None:
-        site.clock.advance(seconds)
-        seen.append((worker.ready, dict(worker.problems)))
-        database.down = len(seen) < 3
 
-    worker = site.make_worker(site.app, "worker", partitions=site.counts, pause=pause)
-    worker.start()
-    assert seen[0] == (False, {"memory-rows": "rows is down"})
-    site.run(worker, until=lambda: len(database.rows) == 10)
+def test_a_sink_is_checked_when_it_answers_later():
+    database = Database(down=True)
+    site = Site(delivering(database))
+    worker = site.worker()
+    site.run(worker, until=lambda: len(worker.tasks) == PARTITIONS)
+    database.unfit, database.down = True, False
+    with pytest.raises(ConnectorError, match="rows does not fit"):
+        site.run(worker, until=lambda: False)
     worker.close()

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from streams import Json
 from streams.connectors.sink import RefusedRow
 from streams.connectors.source import SourceBatch, SourceHealth
-from streams.errors import SinkFenced, SinkMismatch, SinkOutcomeUnknown, SinkUnavailable, SourceUnavailable
+from streams.errors import (
+    ConnectorError,
+    SinkFenced,
+    SinkMismatch,
+    SinkOutcomeUnknown,
+    SinkUnavailable,
+    SourceUnavailable,
+)
 from streams.records import FetchedLists, TopicPartition
 
 if TYPE_CHECKING:
@@ -38,6 +45,7 @@ class Database:
     lock: threading.RLock = field(default_factory=threading.RLock)
     owner: MemoryWriter | None = None
     down: bool = False
+    unfit: bool = False
 
     def fault(self, call: str) -> str | None:
         if self.down:
@@ -59,6 +67,8 @@ class MemorySink:
     def check(self, context: SinkContext) -> None:
         if self.database.down:
             raise SinkUnavailable(f"{context.name} is down")
+        if self.database.unfit:
+            raise ConnectorError(f"{context.name} does not fit")
 
     def open(self, context: SinkContext) -> MemoryWriter:
         if self.database.fault("open"):
