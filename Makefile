@@ -16,7 +16,7 @@ help:
 	@echo "make demo-sync     synchronise a Postgres with another one while workers and servers fail (OPERATIONS=100000, SEED=1)"
 	@echo "make test          all tests, those on a real broker included"
 	@echo "make check         format, lint, types, layering: what CI checks before the tests"
-	@echo "make bench         this library, a raw client loop, Kafka Streams and Quix Streams on one broker (ONLY=json for one workload, ONLY=sync for data sync)"
+	@echo "make bench         this library, a raw client loop, Kafka Streams and Quix Streams on one broker (ONLY=json for one workload, ONLY=sync for data sync, ONLY=sync-sink for the Postgres sink alone)"
 	@echo "make bench-recovery  how long tasks are interrupted when workers are killed and join, with and without standby replicas"
 	@echo "make faults        inject faults into workers, brokers, disks and topics for MINUTES=10, and verify the results (SEED=1, SOAK=1, ONLY=sync for data sync)"
 	@echo "make docs          build the documentation site in build/site, and check it"
@@ -82,7 +82,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(if $(filter sync,$(ONLY)),.venv/.sync,$(STAMP))
+bench: $(if $(filter sync sync-sink,$(ONLY)),.venv/.sync,$(STAMP))
 	@$(BIN)/python -m benchmarks.run $(ONLY)
 
 bench-recovery: $(STAMP)

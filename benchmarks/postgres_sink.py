@@ -1,9 +1,11 @@
-"""How many rows a second the Postgres sink writes: ``python -m benchmarks.postgres_sink``.
+"""How many rows a second the Postgres sink writes: ``make bench ONLY=sync-sink``.
 
 The sink's writer alone, without Kafka, into a local Postgres: upserts of random keys into a table that they
 half fill, inserts into a table without a key, and one row for each transaction. Beside it psycopg does the
-same work with ``executemany``, in transactions of the same size, but keeps no positions. Each figure is the
-middle one of three runs. The environment variable ``RECORDS`` is the number of rows of a run.
+same work with ``executemany``, in transactions of the same size, but keeps no positions. The two take turns,
+so that a busy minute of the machine affects both. Each figure is the middle one of the runs; on a busy
+machine those of CPU seconds say more. The environment variable ``RECORDS`` is the number of rows of a run,
+``RUNS`` the number of runs.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path("build/postgres-sink.json")
 COLUMNS = ("id", "name", "amount", "note", "changed")
-RUNS = 3
+TICKS = os.sysconf("SC_CLK_TCK")
 
 Row = dict[str, Any]
 
@@ -119,41 +121,85 @@ SYSTEMS: dict[str, Callable[[str, Work, Sequence[Row]], None]] = {
 }
 
 
-def measure(dsn: str, work: Work, system: str, count: int) -> dict[str, float]:
-    """Rows a second, and rows for each second of this process's CPU."""
-    rates, cpu_rates = [], []
-    for run in range(RUNS):
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            connection.execute("drop table if exists target, streams_positions")
-            key = " primary key" if work.keyed else ""
-            connection.execute(
-                f"create table target (id bigint{key}, name text, amount float8, note text, "
-                "changed timestamptz)".encode()
-            )
-        rows = make_rows(work, count, run)
-        begun, cpu_begun = time.perf_counter(), time.process_time()
-        SYSTEMS[system](dsn, work, rows)
-        rates.append(count / (time.perf_counter() - begun))
-        cpu_rates.append(count / max(time.process_time() - cpu_begun, 0.001))
-        with psycopg.connect(dsn) as connection:
-            found = connection.execute("select count(*) from target").fetchone()
-        expected = len({row["id"] for row in rows}) if work.keyed else count
-        if found != (expected,):
-            raise AssertionError(f"{system}, {work.name}: {found} rows instead of {expected}")
-    return {"rows_per_second": statistics.median(rates), "rows_per_cpu_second": statistics.median(cpu_rates)}
+class Figures(NamedTuple):
+    """Of one run, or the middle ones of several. All count rows."""
+
+    per_second: float
+    per_client_cpu_second: float
+    per_server_cpu_second: float
+
+
+def measure(server: LocalPostgres, work: Work, system: str, count: int, run: int) -> Figures:
+    """One run, into a new table."""
+    dsn = server.dsn()
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("drop table if exists target, streams_positions")
+        key = " primary key" if work.keyed else ""
+        connection.execute(
+            f"create table target (id bigint{key}, name text, amount float8, note text, "
+            "changed timestamptz)".encode()
+        )
+    rows = make_rows(work, count, run)
+    of_server, begun, of_client = server_cpu(server), time.perf_counter(), time.process_time()
+    SYSTEMS[system](dsn, work, rows)
+    seconds, of_client = time.perf_counter() - begun, time.process_time() - of_client
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        # The CPU time of a session counts once its process has ended.
+        while connection.execute(
+            "select 1 from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()"
+        ).fetchone():
+            time.sleep(0.01)
+        of_server = server_cpu(server) - of_server
+        found = connection.execute("select count(*) from target").fetchone()
+    expected = len({row["id"] for row in rows}) if work.keyed else count
+    if found != (expected,):
+        raise AssertionError(f"{system}, {work.name}: {found} rows instead of {expected}")
+    return Figures(*(count / max(figure, 0.001) for figure in (seconds, of_client, of_server)))
+
+
+def server_cpu(server: LocalPostgres) -> float:
+    """The CPU seconds of all processes that the server has had."""
+    ticks = 0
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(status.parent.name) == server.pid:
+            # With those that have ended.
+            ticks += sum(map(int, fields[11:15]))
+        elif int(fields[1]) == server.pid:
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / TICKS
 
 
 def main() -> int:
-    console = Console(width=110)
-    records = int(os.environ.get("RECORDS", "200000"))
+    console = Console(width=130)
+    records, runs = int(os.environ.get("RECORDS") or "200000"), int(os.environ.get("RUNS") or "3")
     results = []
-    table = Table("workload", "system", "rows/s", "rows per client CPU-second")
+    table = Table("workload", "system", "rows/s", "of psycopg's", "rows per client CPU-s", "per server CPU-s")
     with LocalPostgres.create(settings={"shared_buffers": "256MB", "max_wal_size": "2GB"}) as server:
         for work in WORKS:
-            for system in SYSTEMS:
-                figures = measure(server.dsn(), work, system, max(1, int(records * work.share)))
-                results.append({"work": work.name, "system": system, **figures})
-                table.add_row(work.name, system, *(f"{figure:,.0f}" for figure in figures.values()))
+            count = max(1, int(records * work.share))
+            found: dict[str, list[Figures]] = {system: [] for system in SYSTEMS}
+            for run in range(runs):
+                for system in SYSTEMS:
+                    found[system].append(measure(server, work, system, count, run))
+            ratio = statistics.median(
+                ours.per_second / theirs.per_second for ours, theirs in zip(*found.values(), strict=True)
+            )
+            for system, own in found.items():
+                figures = Figures(*map(statistics.median, zip(*own, strict=True)))
+                results.append({"work": work.name, "system": system, **figures._asdict()})
+                share = f"{ratio:.2f}" if system == next(iter(SYSTEMS)) else ""
+                table.add_row(
+                    work.name,
+                    system,
+                    f"{figures.per_second:,.0f}",
+                    share,
+                    f"{figures.per_client_cpu_second:,.0f}",
+                    f"{figures.per_server_cpu_second:,.0f}",
+                )
     console.print(table)
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")

@@ -24,6 +24,9 @@ PIECE_ROWS = 1_000
 PIECE_BYTES = 16 * 1024 * 1024
 """About how much one statement sends at most."""
 
+SMALL_SHARE = 0.1
+"""Superseded rows up to this share of the others are written too, and overwritten."""
+
 _SAVE = b"savepoint streams_rows"
 _UNDO = b"rollback to savepoint streams_rows"
 _KEEP = b"release savepoint streams_rows"
@@ -37,7 +40,8 @@ class Application:
     would be two round trips more in every one):
 
     * only the last state of each key, sorted, where nothing else can be visible: see ``Table.is_plain``. The
-      states in between are tried in a temporary table, so that a bad one is still refused;
+      states in between are written before it if they are few, else tried in a temporary table, so that a bad
+      one is still refused;
     * runs of changes with different keys, in order;
     * the same, but after each refusal in halves, down to the rows that are refused.
     """
@@ -76,7 +80,10 @@ class Application:
         return True
 
     def _folded(self, fold: Fold) -> None:
-        if fold.superseded:
+        if not fold.stages:
+            # They are few: a temporary table would cost more than to write them.
+            self._in_order(sorted(fold.superseded))
+        else:
             self._pipeline.send(self._statements.create_stage)
             for rows in self._by_shape(fold.superseded):
                 self._send(rows, self._statements.stage(self._columns_of(rows)), self._changes.literals)
@@ -215,6 +222,11 @@ class Fold:
     superseded: list[int]
     """Upserts that a later change of their key makes invisible."""
 
+    @property
+    def stages(self) -> bool:
+        """Whether the superseded rows are tried in a temporary table, and not written."""
+        return len(self.superseded) > SMALL_SHARE * (len(self.deletes) + len(self.upserts))
+
 
 def fold_of(changes: Changes, statements: Statements, rows: list[int]) -> Fold | None:
     """Reduce changes to one for each key, ``None`` where this could be noticed."""
@@ -245,7 +257,7 @@ def fold_of(changes: Changes, statements: Statements, rows: list[int]) -> Fold |
     for chain in chains.values():
         if not _add_chain(fold, chain, changes, statements):
             return None
-    if fold.superseded and not table.can_stage:
+    if fold.stages and not table.can_stage:
         return None
     return Fold(_sorted(fold.deletes, keys), _sorted(fold.upserts, keys), fold.superseded)
 

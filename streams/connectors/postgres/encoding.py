@@ -1,18 +1,21 @@
 """Values to the text of array elements: a column becomes one parameter, which the server casts by its type.
 
 The server reads the text of every type, so also values that Python has no type for (``infinity``, years BC)
-are written as they are.
+are written as they are. Only numbers are sent in their binary form, which is several times as fast.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import decimal
 import enum
 import ipaddress
 import json
+import struct
 import uuid
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -27,6 +30,28 @@ _MARK = "\x1a"
 
 _NUMBERS: dict[type, Callable[[Any], str]] = {int: str, float: repr, bool: lambda value: "tf"[not value]}
 """Types whose text needs no quotes in an array."""
+
+
+class BinaryArray(bytes):
+    """An array in the server's binary form, and not as text."""
+
+
+class _Number(NamedTuple):
+    """How the binary form has a number: its Python type, its format for ``struct``, and its type's id."""
+
+    kind: type
+    code: str
+    size: int
+    oid: int
+
+
+_BINARY = {
+    "smallint": _Number(int, "h", 2, 21),
+    "integer": _Number(int, "i", 4, 23),
+    "bigint": _Number(int, "q", 8, 20),
+    "double precision": _Number(float, "d", 8, 701),
+}
+"""Of columns with exactly these types: the array of a domain has elements of the domain's own."""
 
 
 class UnwritableValues(Exception):
@@ -44,13 +69,18 @@ def text_array(texts: Sequence[str]) -> bytes:
 
 
 def literal(column: Column, values: Sequence[Any]) -> bytes:
-    """The values of a column as the text of an array. Raises ``UnwritableValues``."""
+    """The values of a column as an array: text, or a ``BinaryArray``. Raises ``UnwritableValues``."""
     kinds = set(map(type, values))
     nulls = type(None) in kinds
     kinds.discard(type(None))
     text = None
     if len(kinds) == 1 and not column.is_array:
         (kind,) = kinds
+        number = _BINARY.get(column.type)
+        if number is not None and number.kind is kind and not nulls:
+            # What is too large for the type is left to the server, which says so.
+            with contextlib.suppress(struct.error):
+                return _binary(number, values)
         if kind is str:
             text = _text_literal(values, nulls=nulls)
         elif kind in {int, float} and column.base not in {"bytea", "json", "jsonb"}:
@@ -68,6 +98,21 @@ def literal(column: Column, values: Sequence[Any]) -> bytes:
     if refused:
         raise UnwritableValues
     return f"{{{','.join(elements)}}}".encode()
+
+
+def _binary(number: _Number, values: Sequence[Any]) -> BinaryArray:
+    pieces = [number.size] * (2 * len(values))
+    pieces[1::2] = values
+    # One dimension without nulls, from index 1 on; then each element with its length before it.
+    return BinaryArray(
+        struct.pack("!5i", 1, 0, number.oid, len(values), 1)
+        + _elements(number.code, len(values)).pack(*pieces)
+    )
+
+
+@lru_cache(maxsize=64)
+def _elements(code: str, count: int) -> struct.Struct:
+    return struct.Struct("!" + f"i{code}" * count)
 
 
 def _text_literal(texts: Sequence[str | None], *, nulls: bool) -> str | None:

@@ -12,6 +12,8 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus
 from psycopg.waiting import Ready, Wait
 
+from streams.connectors.postgres.encoding import BinaryArray
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -51,15 +53,19 @@ class Pipeline:
         """The number of the statement, from 0, whose error ``finish`` raised."""
 
     def send(self, statement: bytes, parameters: Sequence[bytes] = ()) -> None:
-        """Send a statement with ``$1``, … for parameters, which are text. Raises ``psycopg.Error``."""
+        """Send a statement with ``$1``, … for its parameters: text, or ``BinaryArray``.
+
+        Raises ``psycopg.Error``.
+        """
         pgconn = self._connection.pgconn
         if not self._expected:
             pgconn.enter_pipeline_mode()
         name = self._name(statement, pgconn) if self._prepares else None
+        formats = [int(type(parameter) is BinaryArray) for parameter in parameters]
         if name is None:
-            pgconn.send_query_params(statement, parameters)
+            pgconn.send_query_params(statement, parameters, None, formats)
         else:
-            pgconn.send_query_prepared(name, parameters)
+            pgconn.send_query_prepared(name, parameters, formats)
         self._expected.append(self.sent)
         self.sent += 1
         self._unsent += sum(map(len, parameters))

@@ -246,3 +246,44 @@ def test_partitioned_tables(target):
     refused = feed.put((1, {"v": "a"}), (500, {"v": "b"}), (2, {"v": "c"}), (1, {"v": "d"}))
     assert {row: str(error).split(":")[0] for row, error in refused.items()} == {1: "SQLSTATE 23514"}
     assert target.sql("select * from t order by id") == [(1, "d"), (2, "c")]
+
+
+def test_numbers_of_every_size(target):
+    """Columns of numbers have a form of their own on the wire, if all of a transaction's are such numbers."""
+    target.sql("create domain small as int check (value < 1000)")
+    target.sql(
+        "create table t (id bigint primary key, s smallint, i int, f float8, r real, d small, n numeric, "
+        "o oid)"
+    )
+    feed = target.feed()
+    edges: list[dict[str, Any]] = [
+        {"s": -(2**15), "i": -(2**31), "f": float("-inf"), "r": 0.5, "d": 1, "n": 2**70, "o": 2**32 - 1},
+        {"s": 2**15 - 1, "i": 2**31 - 1, "f": -0.0, "r": -0.5, "d": 999, "n": -1, "o": 0},
+        {"s": 0, "i": 0, "f": 5e-324, "r": float("inf"), "d": -1, "n": 0, "o": 7},
+    ]
+    keys = [-(2**63), 0, 2**63 - 1]
+    assert feed.put(*zip(keys, edges, strict=True)) == {}
+    assert target.sql("select s, i, f, r, d, n, o from t order by id") == [
+        tuple(row.values()) for row in edges
+    ]
+    assert target.sql("select f::text from t where id = 0") == [("-0",)]
+    refused = feed.put(
+        (1, {"s": 2**15, "i": 1, "f": 1.0}),
+        (2, {"s": 1, "i": 2**31, "f": 1.0}),
+        (2**63, {"s": 1, "i": 1, "f": 1.0}),
+        (3, {"s": 1, "i": 1, "f": float("nan")}),
+        (4, {"s": True, "i": 1, "f": 1}),
+        (5, {"s": None, "i": 1, "f": None}),
+        (6, {"d": 1000}),
+    )
+    assert {row: str(error).partition(":")[0] for row, error in refused.items()} == {
+        0: "SQLSTATE 22003",
+        1: "SQLSTATE 22003",
+        2: "SQLSTATE 22003",
+        4: "SQLSTATE 22P02",
+        6: "SQLSTATE 23514",
+    }
+    assert target.sql("select id, s, i, f::text from t where id in (3, 5) order by id") == [
+        (3, 1, 1, "NaN"),
+        (5, None, 1, None),
+    ]
