@@ -94,17 +94,36 @@ def validate(connector: str, properties: Mapping[str, str]) -> list[str]:
     Raises ``ConnectorError`` if there is no such connector.
     """
     jpype = _jpype()
+    made = _connector(connector)()
     try:
-        checked = java_class(connector)().validate(java_map(properties))
-    except TypeError as error:
-        raise ConnectorError(
-            f"the Java runtime has no {connector}", hint="give a folder with its jars as jars="
-        ) from error
+        checked = made.validate(java_map(properties))
     except jpype.JException as error:
         return [str(error)]
     return [
         f"{value.name()}: {message}" for value in checked.configValues() for message in value.errorMessages()
     ]
+
+
+def property_names(connector: str) -> frozenset[str]:
+    """The properties that a connector of Debezium and its engine know.
+
+    Raises ``ConnectorError`` if there is no such connector.
+    """
+    field = java_class("io.debezium.config.Field").class_
+    constants = _connector(f"{connector}Config").class_.getFields()
+    fields = [constant.get(None) for constant in constants if constant.getType() == field]
+    fields += java_class("io.debezium.embedded.async.AsyncEngineConfig").ALL_FIELDS
+    documented = _connector(connector)().config().names()
+    return frozenset([*map(str, documented), *(str(known.name()) for known in fields)])
+
+
+def _connector(name: str) -> Any:
+    try:
+        return java_class(name)
+    except TypeError as error:
+        raise ConnectorError(
+            f"the Java runtime has no {name}", hint="give a folder with its jars as jars="
+        ) from error
 
 
 def java_map(values: Mapping[str, str]) -> Any:
