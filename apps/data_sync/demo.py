@@ -130,6 +130,8 @@ class _Demo:
             "STREAMS_SESSION_TIMEOUT": "6",
             "STREAMS_TRANSACTION_TIMEOUT": "6",
         }
+        # The versions of schemas are compared in the folder.
+        os.environ.pop("STREAMS_SCHEMA_REGISTRY_URL", None)
         self._broker = KafkaBroker({"bootstrap.servers": servers})
         shutil.rmtree(STATE, ignore_errors=True)
         stack.callback(shutil.rmtree, STATE, ignore_errors=True)

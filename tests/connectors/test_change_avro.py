@@ -96,6 +96,14 @@ def test_a_row_that_is_read_equals_the_one_that_was_written(folder, after, op, c
     assert read(folder, written(folder, change)) == [change]
 
 
+def test_a_schema_in_the_folder_can_be_read_by_other_users(tmp_path):
+    written(tmp_path, created(row(FIELDS, **VALUES)))
+    (path,) = tmp_path.iterdir()
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
 @given(every_row)
 def test_stores_and_internal_topics_keep_changes_without_a_schema(after):
     serde = ChangeAvro()
