@@ -92,8 +92,8 @@ class CapturedRows:
       names the new key, under which the values are kept for the creation that follows.
     * ``before`` has the columns that the server sent, and no others.
 
-    All that it remembers is in its store, and read from there again when the store was rolled back: changes of
-    an aborted transaction are processed again, and nobody tells the processor.
+    All that it remembers is in its store, and read from there again when the store was rolled back: changes
+    of an aborted transaction are processed again, and nobody tells the processor.
     """
 
     def open(self, context: Context) -> None:
