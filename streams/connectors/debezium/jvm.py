@@ -53,6 +53,8 @@ def start(jars: Path | None = None) -> None:
                 "-Xms32m",
                 f"-Xmx{HEAP_MB}m",
                 "-XX:+UseSerialGC",
+                # Drivers read dates and times without a zone in that of the process: not all exist there.
+                "-Duser.timezone=UTC",
                 "-Dlog4j2.level=WARN",
                 # It would call Python's appender while the interpreter ends.
                 "-Dlog4j2.shutdownHookEnabled=false",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
+from streams.connectors.postgres.captured_types import EXCLUDED, require_type
 from streams.connectors.postgres.connection import Connection, DeadlinePassed
 from streams.connectors.table_name import TableName, quoted
 from streams.errors import ConfigurationError, ConnectorError, SourceUnavailable
@@ -124,19 +125,40 @@ class Replication:
             partial[oid] = [relation for relation, _, _, identity in relations if identity != "f"]
         generated: dict[int, list[str]] = {}
         dates: dict[int, list[str]] = {}
+        limited: list[tuple[TableName, int, str, str, str]] = []
         for oid, column, written, base, kind, computed in self._rows(_COLUMNS, (list(partial),)):
             if computed:
                 generated.setdefault(oid, []).append(column)
                 continue
-            _require_type(names[oid], column, written, base, kind, partial[oid])
+            require_type(names[oid], column, written, base, kind, partial[oid])
             if base == "date":
                 dates.setdefault(oid, []).append(column)
+            if base in EXCLUDED:
+                limited.append((names[oid], oid, column, written, base))
+        if limited:
+            self._require_constraints(limited)
         return [
             TableState(
                 table, oid, key, not partial[oid], tuple(generated.get(oid, ())), tuple(dates.get(oid, ()))
             )
             for table, oid, key in states
         ]
+
+    def _require_constraints(self, columns: Sequence[tuple[TableName, int, str, str, str]]) -> None:
+        """Check that constraints exclude the values that would not arrive, in the columns' order."""
+        names = [column for _, _, column, _, _ in columns]
+        ((version, identifiers),) = self._rows(_IDENTIFIERS, (names,))
+        checks = set(self._rows(_CHECKS, ([oid for _, oid, *_ in columns],)))
+        for (table, oid, column, written, base), identifier in zip(columns, identifiers, strict=True):
+            excluded = EXCLUDED[base]
+            conditions = excluded.conditions(identifier)
+            if version >= excluded.since and not any((oid, condition) in checks for condition in conditions):
+                raise ConnectorError(
+                    f"column {column} of {table} has the type {written}, of which {excluded.values} would "
+                    "arrive as others, or not at all",
+                    hint=f"exclude them: ALTER TABLE {table.quoted} ADD CHECK ({conditions[0]}); "
+                    "or leave the table out, or store the column as text",
+                )
 
     def require_readable(self, states: Sequence[TableState]) -> None:
         """Check that a snapshot would read all values as they are."""
@@ -277,7 +299,8 @@ def connected(conninfo: str, *, patient: bool = False) -> Iterator[Connection]:
             conninfo,
             autocommit=True,
             connect_timeout=CONNECT_SECONDS,
-            options=f"-c statement_timeout={seconds}s -c search_path=pg_catalog",
+            options=f"-c statement_timeout={seconds}s -c search_path=pg_catalog -c timezone=UTC"
+            " -c datestyle=ISO,MDY",
             application_name="streams",
             prepare_threshold=None,
         )
@@ -363,29 +386,6 @@ _KINDS: Final = {
 }
 
 
-def _require_type(
-    table: TableName, column: str, written: str, base: str, kind: str, partial: Sequence[str]
-) -> None:
-    """Check that all values of the column arrive, and that those left out by an update can be recognised.
-
-    ``partial`` are the table, or those of its partitions, without REPLICA IDENTITY FULL.
-    """
-    element = base.removeprefix("_") if kind == "array" else None
-    if kind == "e" or (element is None and base in _CONVERTED):
-        return
-    if element is None or element not in _ARRAYS_CONVERTED:
-        raise ConnectorError(
-            f"column {column} of {table} has the type {written}, which cannot be captured",
-            hint="leave the table out, or store the column as text",
-        )
-    if element not in _ARRAYS_MARKED and partial:
-        raise ConnectorError(
-            f"column {column} of {table} has the type {written}: when an update leaves its value as it was, "
-            "a large one could not be told from NULL",
-            hint="; ".join(f"ALTER TABLE {relation} REPLICA IDENTITY FULL" for relation in partial),
-        )
-
-
 # What is in the log depends on each partition of a partitioned table, where it has some. An index that is the
 # primary key is as good an identity as the default.
 _TABLES: Final = """
@@ -431,31 +431,20 @@ where t.typtype <> 'd'
 order by types.oid, attnum
 """
 
+_IDENTIFIERS: Final = """
+select current_setting('server_version_num')::int,
+       array(select quote_ident(name) from unnest(%s::text[]) with ordinality given(name, at) order by at)
+"""
+
+_CHECKS: Final = """
+select conrelid::int8, pg_get_expr(conbin, conrelid)
+from pg_constraint where conrelid = any(%s::int8[]::oid[]) and contype = 'c' and convalidated
+"""
+
 _SLOT: Final = """
 select to_json(s), (pg_current_wal_lsn() - '0/0')::text, (pg_current_wal_lsn() - s.restart_lsn)::text
 from pg_replication_slots s where slot_name = %s
 """
-
-_CONVERTED: Final = frozenset(
-    {
-        *("bool", "int2", "int4", "int8", "float4", "float8", "numeric", "money", "oid", "bit"),
-        *("text", "varchar", "bpchar", "char", "citext", "bytea", "json", "jsonb", "xml", "uuid", "ltree"),
-        *("date", "time", "timetz", "timestamp", "timestamptz", "interval", "hstore", "point", "tsvector"),
-        *("inet", "cidr", "macaddr", "macaddr8"),
-        *("int4range", "int8range", "numrange", "tsrange", "tstzrange", "daterange"),
-    }
-)
-"""The types that arrive completely, as tried; any other would be left out, or lose something, silently."""
-
-_ARRAYS_MARKED: Final = frozenset(
-    {"int4", "int8", "text", "varchar", "bpchar", "bytea", "json", "jsonb", "uuid"}
-)
-"""Elements of arrays whose placeholder for a value that was left out arrives."""
-_ARRAYS_CONVERTED: Final = _ARRAYS_MARKED | {
-    *("bool", "int2", "float4", "float8", "numeric", "oid", "char", "citext", "ltree", "hstore", "enum"),
-    *("date", "time", "timestamp", "timestamptz", "inet", "cidr", "macaddr", "macaddr8", "tsvector"),
-    *("int4range", "int8range", "numrange", "tsrange", "tstzrange", "daterange"),
-}
 
 
 def conninfo_values(conninfo: str) -> dict[str, Any]:
