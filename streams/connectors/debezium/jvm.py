@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import importlib.util
 import logging
+import re
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,9 @@ _LOG = logging.getLogger("streams.debezium")
 _LEVELS: Final = {"WARN": logging.WARNING, "ERROR": logging.ERROR, "FATAL": logging.CRITICAL}
 _APPENDER: Final = "python"
 _INSTALL: Final = "pip install 'streams[debezium]'"
+
+_ELEMENT_LOST: Final = re.compile(r"Unexpected .*value for .*-element\b")
+"""What Debezium says when it gives null for an element of an array; it is no failure to it."""
 
 _starting = threading.Lock()
 _engines: set[Any] = set()
@@ -230,11 +234,16 @@ def _route_logs(jpype: Any) -> None:
 
     def append(event: Any) -> None:
         error = event.getThrown()
+        message = str(event.getMessage().getFormattedMessage())
+        if _ELEMENT_LOST.match(message):
+            thread = str(event.getThreadName())
+            for engine in list(_engines):
+                engine.element_lost(thread, message)
         _LOG.log(
             _LEVELS.get(str(event.getLevel()), logging.WARNING),
             "%s: %s%s",
             str(event.getLoggerName()).rpartition(".")[2],
-            event.getMessage().getFormattedMessage(),
+            message,
             f" ({error})" if error is not None else "",
         )
 

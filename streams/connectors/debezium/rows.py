@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from datetime import timedelta
 from hashlib import blake2b, md5
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -136,6 +137,7 @@ class CapturedRows:
         payloads = batch.fetched.values(batch.rows)
         together = b"".join(payloads[row] or b"" for row in rows)
         marked = any(marker in together for marker in _MARKERS)
+        nested = _NESTED in together
         headers = batch.headers
         forwarded: list[tuple[int, Row, Change[Row]]] = []
         changed: dict[bytes, bytes | None] = {}
@@ -158,6 +160,8 @@ class CapturedRows:
                 continue
             after = change.after
             assert after is not None, "only a deletion has no row"
+            if nested:
+                _require_flat(change.source, after)
             if marked and (left_out := _left_out(after)):
                 after = _filled(change, after, left_out, entry, key)
                 change = msgspec.structs.replace(change, after=after)
@@ -323,6 +327,17 @@ def _filled(change: Change[Row], after: Row, left_out: list[str], entry: Entry |
     return {name: known[name] if name in left_out else value for name, value in after.items()}
 
 
+def _require_flat(source: ChangeSource, row: Row) -> None:
+    """Check that no element of an array is an array, for which Debezium gives Java's name of an object."""
+    for name, value in row.items():
+        if isinstance(value, list) and any(isinstance(item, str) and _OBJECT(item) for item in value):
+            raise StateError(
+                f"the array {name} of a row of {source.namespace}.{source.table} has several "
+                "dimensions, which cannot be captured",
+                hint=f"exclude them: CHECK (array_ndims({name}) = 1); or store text",
+            )
+
+
 def _left_out(after: Row) -> list[str]:
     """The columns whose values the server did not send."""
     return [name for name, value in after.items() if _is_marker(value)]
@@ -336,6 +351,8 @@ def _is_marker(value: Any) -> bool:
     return False
 
 
+_NESTED: Final = b'"[L'
+_OBJECT: Final = re.compile(r"\[L[\w.$]+;@[0-9a-f]+").fullmatch
 _UNAVAILABLE_HEX: Final = hexadecimal(_UNAVAILABLE_BYTES)
 _TEXTS: Final = frozenset({UNAVAILABLE, _UNAVAILABLE_HEX, _encode({UNAVAILABLE: UNAVAILABLE}).decode()})
 _LISTS: Final = ([UNAVAILABLE], [_UNAVAILABLE_HEX], [_UNAVAILABLE_UUID], [*UNAVAILABLE.encode()])

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 def require_type(
-    table: TableName, column: str, written: str, base: str, kind: str, partial: Sequence[str]
+    table: TableName, column: str, written: str, base: str, kind: str, partial: Sequence[str], *, flat: bool
 ) -> None:
     """Check that all values of the column arrive, and that those left out by an update can be recognised.
 
-    ``partial`` are the table, or those of its partitions, without REPLICA IDENTITY FULL.
+    ``partial`` are the table, or those of its partitions, without REPLICA IDENTITY FULL. An array is ``flat``
+    unless it is declared with several dimensions.
     """
     element = base.removeprefix("_") if kind == "array" else None
     if kind == "e" or (element is None and base in _CONVERTED):
@@ -27,6 +28,11 @@ def require_type(
         raise ConnectorError(
             f"column {column} of {table} has the type {written}, which cannot be captured{reason}",
             hint="leave the table out, or store the column as text",
+        )
+    if not flat:
+        raise ConnectorError(
+            f"column {column} of {table} is an array with several dimensions, which cannot be captured",
+            hint="leave the table out, or store the column as JSON",
         )
     if element not in _ARRAYS_MARKED and partial:
         raise ConnectorError(

@@ -126,11 +126,11 @@ class Replication:
         generated: dict[int, list[str]] = {}
         dates: dict[int, list[str]] = {}
         limited: list[tuple[TableName, int, str, str, str]] = []
-        for oid, column, written, base, kind, computed in self._rows(_COLUMNS, (list(partial),)):
+        for oid, column, written, base, kind, computed, flat in self._rows(_COLUMNS, (list(partial),)):
             if computed:
                 generated.setdefault(oid, []).append(column)
                 continue
-            require_type(names[oid], column, written, base, kind, partial[oid])
+            require_type(names[oid], column, written, base, kind, partial[oid], flat=flat)
             if base == "date":
                 dates.setdefault(oid, []).append(column)
             if base in EXCLUDED:
@@ -411,11 +411,12 @@ join pg_class c on c.relnamespace = n.oid and c.relname = wanted.name
 
 # A domain is what it is based on; an array is the type of its elements with an underscore before it.
 _COLUMNS: Final = """
-with recursive types(oid, attname, attnum, written, computed, type) as (
-    select attrelid, attname, attnum, format_type(atttypid, atttypmod), attgenerated <> '', atttypid
+with recursive types(oid, attname, attnum, written, computed, flat, type) as (
+    select attrelid, attname, attnum, format_type(atttypid, atttypmod), attgenerated <> '', attndims < 2,
+           atttypid
     from pg_attribute where attrelid = any(%s::int8[]::oid[]) and attnum > 0 and not attisdropped
     union all
-    select types.oid, attname, attnum, written, computed, typbasetype
+    select types.oid, attname, attnum, written, computed, flat and typndims < 2, typbasetype
     from types join pg_type on pg_type.oid = type where typtype = 'd'
 )
 select types.oid::int8, attname, written,
@@ -424,7 +425,7 @@ select types.oid::int8, attname, written,
             when e.typtype = 'e' then '_enum'
             else '_' || e.typname end,
        case when e.oid is null then t.typtype::text else 'array' end,
-       computed
+       computed, flat
 from types join pg_type t on t.oid = type
 left join pg_type e on e.oid = t.typelem and t.typlen = -1 and t.typcategory = 'A'
 where t.typtype <> 'd'

@@ -203,6 +203,31 @@ def test_times_with_a_zone_and_arrays_of_times_are_refused(db, capture, kind):
         capture().open()
 
 
+@pytest.mark.parametrize("kind", ["int[]", "text[]", "bytea[]", "mood[]"])
+@pytest.mark.parametrize("phase", ["snapshot", "stream"])
+def test_an_array_with_several_dimensions_stops_the_source(db, capture, kind, phase):
+    db.execute(SETUP)
+    db.execute(f"create table t(id int primary key, v {kind}); alter table t replica identity full".encode())
+    element = "ok" if kind == "mood[]" else "1"
+    insert = f"insert into t values (1, '{{{element}}}'), (2, '{{{{{element}}}}}')".encode()
+    if phase == "snapshot":
+        db.execute(insert)
+    source = capture()
+    if phase == "stream":
+        source.streaming()
+        db.execute(insert)
+    with pytest.raises((ConnectorError, StateError), match="several dimensions"):
+        source.until(lambda: len(source.changes) > 1, deadline=15)
+    assert len(source.changes) < 2
+
+
+@pytest.mark.parametrize("kind", ["int[][]", "text[3][3]"])
+def test_arrays_declared_with_several_dimensions_are_refused(db, capture, kind):
+    db.execute(f"create table t(id int primary key, v {kind})".encode())
+    with pytest.raises(ConnectorError, match=r"column v of public\.t is an array with several dimensions"):
+        capture().open()
+
+
 def test_a_domain_of_intervals_is_captured_with_the_constraint(db, capture):
     db.execute("create domain span as interval")
     db.execute("create table t(id int primary key, v span, check (isfinite(v)))")
