@@ -2,6 +2,8 @@
 
 ``SHOP_URL`` and ``WAREHOUSE_URL`` are connection strings of Postgres databases, with the tables in
 ``shop.sql`` and ``warehouse.sql``; ``ORDERS_FILE`` is an SQLite file for the order view, which is created.
+The topics of changes are Avro, with a schema for each version of each table: in the folder ``SCHEMAS``, which
+all workers share, or in a registry (``STREAMS_SCHEMA_REGISTRY_URL``).
 ``DATA_SYNC_PREFIX`` precedes the names of the app and of all topics.
 """
 
@@ -26,7 +28,7 @@ from apps.data_sync.order_view import (
 from apps.data_sync.rows import Customer, CustomerKey, Order, OrderKey, OrderLine, OrderLineKey
 from apps.data_sync.versions import newest, row_of, version_serde, versions
 from streams import App, Json
-from streams.connectors.change_json import ChangeJson
+from streams.connectors.change_avro import ChangeAvro
 from streams.connectors.debezium import Debezium
 from streams.connectors.postgres import PostgresSink
 from streams.connectors.sqlite import SqliteSink
@@ -43,6 +45,7 @@ PREFIX = os.environ.get("DATA_SYNC_PREFIX", "")
 SHOP_URL = os.environ.get("SHOP_URL", "postgresql://localhost/shop")
 WAREHOUSE_URL = os.environ.get("WAREHOUSE_URL", "postgresql://localhost/warehouse")
 ORDERS_FILE = os.environ.get("ORDERS_FILE", "orders.db")
+SCHEMAS = os.environ.get("SCHEMAS", "schemas")
 
 SHOP = f"{PREFIX}shop"
 CUSTOMERS = f"{SHOP}.public.customers"
@@ -56,14 +59,14 @@ app = App(f"{PREFIX}data-sync", create_topics=True)
 
 app.source(
     Debezium.postgres(SHOP_URL, ["public.customers", "public.orders", "public.order_lines"]), store="shop"
-).to_change_topics(SHOP, partitions=PARTITIONS)
+).to_change_topics(SHOP, partitions=PARTITIONS, value=ChangeAvro(schemas=SCHEMAS))
 
 
 def table_of(
     topic: str, store: str, key: type[K], row: type[T], prepare: Callable[[T], T] | None = None
 ) -> Table[K, T]:
     """The rows of a captured table, from the topic of its changes, each as ``prepare`` returns it."""
-    changes = app.stream(topic, key=Json(key), value=ChangeJson(row), tombstones=True)
+    changes = app.stream(topic, key=Json(key), value=ChangeAvro(row, schemas=SCHEMAS), tombstones=True)
     rows = changes.flat_map(versions(prepare)).group_by_key()
     return rows.reduce(store, newest, value=version_serde(row)).map(row_of)
 

@@ -19,7 +19,7 @@ import psycopg
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from apps.data_sync.equality import TABLES, checks, dump, require_views, same_dumps
+from apps.data_sync.equality import TABLES, checks, dump, require_views, same_dumps, schema_check
 from apps.data_sync.markers import Markers
 from apps.data_sync.report import Report, show
 from apps.data_sync.traffic import EVOLUTION, Traffic, write
@@ -44,6 +44,7 @@ SNAPSHOT_SHARE = 10
 BUILD = Path("build")
 STATE = BUILD / "demo-sync-state"
 ORDERS_FILE = BUILD / "demo-sync-orders.db"
+SCHEMAS = BUILD / "demo-sync-schemas"
 REPORT = BUILD / "demo-sync-report.json"
 
 # A killed worker's partitions move after this time.
@@ -122,15 +123,19 @@ class _Demo:
             "SHOP_URL": self._shop.dsn(),
             "WAREHOUSE_URL": self._warehouse.dsn(),
             "ORDERS_FILE": str(ORDERS_FILE),
+            "SCHEMAS": str(SCHEMAS),
             "STREAMS_BOOTSTRAP_SERVERS": servers,
             "STREAMS_STATE_DIR": str(STATE),
             # A killed worker's partitions and open transaction are free after these times.
             "STREAMS_SESSION_TIMEOUT": "6",
             "STREAMS_TRANSACTION_TIMEOUT": "6",
         }
+        # The versions of schemas are compared in the folder.
+        os.environ.pop("STREAMS_SCHEMA_REGISTRY_URL", None)
         self._broker = KafkaBroker({"bootstrap.servers": servers})
         shutil.rmtree(STATE, ignore_errors=True)
         stack.callback(shutil.rmtree, STATE, ignore_errors=True)
+        shutil.rmtree(SCHEMAS, ignore_errors=True)
         for end in ("", "-wal", "-shm"):
             ORDERS_FILE.with_name(ORDERS_FILE.name + end).unlink(missing_ok=True)
         self._workers = Workers(WORKERS, os.environ, BUILD)
@@ -181,6 +186,10 @@ class _Demo:
         found, differences = checks(
             self._shop.dsn(), self._warehouse.dsn(), ORDERS_FILE, self._broker, data_sync.ORDER_DOCUMENTS
         )
+        found += [
+            schema_check(SCHEMAS, table, versions)
+            for table, versions in (("customers", 2), ("orders", 1), ("order_lines", 2))
+        ]
         self._seconds["compare"] = time.monotonic() - begun
         changes, dead_letters = self._counts(
             [data_sync.CUSTOMERS, data_sync.ORDERS, data_sync.ORDER_LINES], data_sync.app.dead_letter_topic

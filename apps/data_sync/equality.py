@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 from contextlib import closing
 from datetime import datetime
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +20,7 @@ from streams.broker.reading import read_to_end
 from streams.connectors.comparison.compare import compare
 from streams.connectors.postgres.comparable import PostgresTable
 from streams.durations import seconds
+from streams.serde.compatibility import incompatibilities
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,6 +116,19 @@ def checks(
         Check(f"{len(indexed):,} documents in the topic {documents}, one for each order", indexed == live)
     )
     return found, examples
+
+
+def schema_check(folder: Path, table: str, versions: int) -> Check:
+    """Whether each version of a table in the shop has its schema, which reads the records before it."""
+    files = folder.glob(f"*.public.{table}.Envelope.*.avsc")
+    found = [
+        json.loads(path.read_bytes()) for path in sorted(files, key=lambda path: path.stat().st_mtime_ns)
+    ]
+    differences = [line for old, new in pairwise(found) for line in incompatibilities(old, new, "BACKWARD")]
+    return Check(
+        f"{len(found)} of {versions} versions of {table} have a schema in {folder}, compatible (BACKWARD)",
+        len(found) == versions and not differences,
+    )
 
 
 def _rows_of_file(path: Path) -> list[tuple[Any, ...]]:

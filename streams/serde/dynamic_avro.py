@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-import tempfile
+import threading
 from contextlib import suppress
 from functools import partial
 from itertools import groupby
@@ -129,12 +129,13 @@ class FolderSchemas:
         return without_marks(self._known.schema(identifier))
 
     def _write(self, path: Path, schema: Any) -> None:
-        with tempfile.NamedTemporaryFile("w", dir=self._folder, suffix=".new", delete=False) as file:
+        # Complete or not at all, for programs that read the folder at this moment, also as other users.
+        new = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.new")
+        with new.open("w", encoding="utf-8") as file:
             json.dump(schema, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
-        # Complete or not at all, for programs that read the folder at this moment.
-        Path(file.name).replace(path)
+        new.replace(path)
 
 
 class DynamicAvro:

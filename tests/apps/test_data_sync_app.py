@@ -4,47 +4,69 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from apps.data_sync.app import ORDER_DOCUMENTS, app
+from apps.data_sync.app import CUSTOMERS, ORDER_DOCUMENTS, ORDER_LINES, SCHEMAS, app
 from apps.data_sync.cleaning import clean_email, mask_phone
 from apps.data_sync.order_view import OrderDocument, OrderView
 from apps.data_sync.rows import Customer
-from streams.connectors.change import Change, ChangeSource
+from streams.connectors.change_avro import ChangeAvro
 from streams.testing import TopologyDriver
+from streams.testing.tables import CapturedTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TIME = "2026-01-01T08:00:00Z"
 AT_EIGHT = datetime(2026, 1, 1, 8, tzinfo=UTC)
+TABLES = {
+    "customers": {
+        "id": "bigint",
+        "name": "text",
+        "email": "text",
+        "phone": "text",
+        "notes": "text",
+        "updated_at": "timestamptz",
+    },
+    "orders": {"id": "bigint", "customer_id": "bigint", "status": "text", "placed_at": "timestamptz"},
+    "order_lines": {
+        "order_id": "bigint",
+        "line": "integer",
+        "product": "text",
+        "quantity": "integer",
+        "price": "numeric(10, 2)",
+    },
+}
+KEYS = {"customers": ["id"], "orders": ["id"], "order_lines": ["order_id", "line"]}
 
 
 class Shop:
-    """The app, and a shop whose log grows with each change."""
+    """The app, and the tables of ``shop.sql``, whose changes are captured."""
 
     def __init__(self) -> None:
         self.driver = TopologyDriver(app, partitions=2)
-        self.position = 0
+        self.tables = {
+            name: CapturedTable(self.driver, "shop", name, columns, key=KEYS[name], database="shop")
+            for name, columns in TABLES.items()
+        }
 
-    def change(
-        self, table: str, key: dict[str, Any], row: dict[str, Any] | None, *, position: int | None = -1
-    ) -> None:
+    def alter(self, table: str, **columns: str) -> None:
+        """Add columns, or give them other types."""
+        self.tables[table].alter(TABLES[table] | columns)
+
+    def change(self, table: str, key: dict[str, Any], row: dict[str, Any] | None, **options: Any) -> None:
         """Write a row, or delete it; at an earlier position for a change that arrives late."""
-        self.position += 10
-        source = ChangeSource(
-            db="shop", schema="public", table=table, lsn=self.position if position == -1 else position
-        )
-        change = Change(
-            op="d" if row is None else "u",
-            before=key if row is None else None,
-            after=None if row is None else key | row,
-            source=source,
-        )
-        self.driver.send_source("shop", change, key=key)
+        if row is None:
+            self.tables[table].delete(key, **options)
+        else:
+            self.tables[table].update(key | row, **options)
 
-    def customer(self, number: int, name: str | None, *, position: int | None = -1, **fields: Any) -> None:
+    def customer(self, number: int, name: str | None, **fields: Any) -> None:
+        options = {"position": fields.pop("position")} if "position" in fields else {}
         row = None if name is None else {"name": name, "updated_at": TIME, **fields}
-        self.change("customers", {"id": number}, row, position=position)
+        self.change("customers", {"id": number}, row, **options)
 
     def order(self, number: int, customer: int | None, status: str = "placed") -> None:
         self.change("orders", {"id": number}, {"customer_id": customer, "status": status, "placed_at": TIME})
@@ -58,8 +80,16 @@ class Shop:
         return {record.key.id: record.value for record in self.driver.rows(sink)}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The working folder, in which the app of this process keeps schemas."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("data-sync"))
+        yield
+
+
 @pytest.fixture
-def shop():
+def shop() -> Iterator[Shop]:
     opened = Shop()
     with opened.driver:
         yield opened
@@ -82,8 +112,27 @@ def test_customers_are_cleaned_and_deleted(shop):
 
 
 def test_a_column_that_the_shop_adds_arrives(shop):
-    shop.customer(1, "Ann", tier="gold", unknown=1)
-    assert shop.written("customers")[1].tier == "gold"
+    shop.customer(1, "Ann")
+    shop.alter("customers", tier="text", unknown="jsonb")
+    shop.customer(1, "Ann", tier="gold", unknown="{}")
+    shop.customer(2, "Bob")
+    found = shop.written("customers")
+    assert (found[1].tier, found[2].tier) == ("gold", None)
+
+
+def test_the_topics_are_avro_with_the_columns_of_each_moment(shop):
+    shop.customer(1, "Ann")
+    shop.line(7, 1, 2, "9.9")
+    shop.alter("order_lines", price="numeric(14, 4)")
+    shop.line(7, 1, 2, "9.9")
+    shop.line(7, 1, None)
+    rows: Any = ChangeAvro(schemas=SCHEMAS)
+    (customer,) = shop.driver.read(CUSTOMERS, value=rows)
+    assert customer.key == {"id": 1}
+    assert customer.value.after["updated_at"] == "2026-01-01T08:00:00.000000Z"
+    *lines, deleted, tombstone = (record.value for record in shop.driver.read(ORDER_LINES, value=rows))
+    assert [line.after["price"] for line in lines] == ["9.90", "9.9000"]
+    assert (deleted.op, deleted.before, tombstone) == ("d", {"order_id": 7, "line": 1}, None)
 
 
 def test_a_change_that_arrives_after_a_later_one_has_no_effect(shop):
@@ -110,6 +159,8 @@ def test_a_row_that_a_new_snapshot_does_not_have_is_deleted(shop):
 def test_an_order_has_its_customer_and_the_sum_of_its_lines(shop):
     shop.order(7, 1)
     shop.line(7, 1, 2, "9.90")
+    shop.alter("order_lines", price="numeric(14, 4)")
+    shop.alter("customers", tier="text")
     shop.line(7, 2, 1, "0.0005")
     shop.customer(1, "Ann", email="ANN@example.org", tier="gold")
     view = OrderView(

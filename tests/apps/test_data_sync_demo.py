@@ -32,7 +32,7 @@ def test_source_and_targets_are_equal_whatever_fails(tmp_path, kafka_bootstrap):
     assert (report["operations"], report["dead_letters"], report["differences"]) == (2_200, 0, [])
     assert report["changes"] >= 2_200
     assert len(report["survived"]) == 3
-    assert len(report["checks"]) == 5
+    assert len(report["checks"]) == 8
     assert all(report["checks"].values())
     assert report["rows"]["customers"] > 50
     assert report["rows"]["order_view"] > 50

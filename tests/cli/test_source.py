@@ -1,4 +1,4 @@
-"""``streams source``: changes of tables in topics, on a real Postgres and a real Kafka."""
+"""``streams source``: changes of tables in topics, on a real Postgres, a real MariaDB and a real Kafka."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from streams.broker.reading import read_to_end
 from streams.cli.main import cli
 from streams.errors import ConfigurationError
+from tests.support.mariadb import LocalMariaDB, required_jars
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -92,15 +93,60 @@ def test_rows_and_changes_are_captured_once_over_a_restart(
         )
 
 
+@pytest.mark.kafka
+def test_another_database_is_captured_by_the_properties_in_a_file(
+    tmp_path, kafka, kafka_bootstrap, prefix, monkeypatch
+):
+    jars = required_jars()
+    topic = f"{prefix}.shop.customers"
+    monkeypatch.setenv("SHOP_PASSWORD", "secret")
+    with LocalMariaDB(tmp_path) as server:
+        server.sql("create database shop; create table shop.customers(id int primary key, name text)")
+        server.sql("insert into shop.customers values (1, 'Ann')")
+        given = {**server.properties(), "database.password": "${env:SHOP_PASSWORD}"}
+        file = tmp_path / "shop.properties"
+        file.write_text("# The shop\n" + "".join(f"{name} = {value}\n" for name, value in given.items()))
+        arguments = ["mariadb", "--tables=shop.customers", f"--prefix={prefix}", "--partitions=1"]
+        arguments += [f"--properties={file}", f"--jars={jars}"]
+        with capturing(tmp_path, kafka_bootstrap, *arguments, "--workers=2"):
+            wait_until(lambda: changes(kafka, topic), 120, what="the snapshot")
+        server.sql("insert into shop.customers values (2, 'Bob'); delete from shop.customers where id = 1")
+        with capturing(tmp_path, kafka_bootstrap, *arguments):
+            wait_until(lambda: len(changes(kafka, topic)) == 3, 120, what="the changes")
+    assert changes(kafka, topic) == [
+        ("r", {"id": 1, "name": "Ann"}),
+        ("c", {"id": 2, "name": "Bob"}),
+        ("d", None),
+    ]
+
+
+OPTIONS = ["--tables=shop.a", "--prefix=shop"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([URL, "--tables=", "--prefix=shop"], "tables= needs a list of names"),
         ([URL, "--tables=a", "--prefix=my shop"], "--prefix 'my shop' cannot begin the names of topics"),
-        (["mysql://shop", "--tables=a", "--prefix=shop"], "cannot be read"),
+        (["host", *OPTIONS], "'host' is no system that can be captured"),
+        (["mongodb", *OPTIONS], "'mongodb' is no system that can be captured"),
+        (["mysql://shop", *OPTIONS], "'mysql' is captured without a URL"),
+        (["postgres", *OPTIONS], "'postgres' says no database"),
+        (["postgres://[", *OPTIONS], "cannot be read"),
+        (["mysql", *OPTIONS], "mysql needs --properties FILE"),
+        (["mysql", *OPTIONS, "--properties=f", "--slot=s"], "--slot is not for mysql"),
+        ([URL, *OPTIONS, "--properties=f"], "--properties is not for Postgres"),
+        (["mysql", *OPTIONS, "--properties=missing"], "missing cannot be read: No such file"),
+        (["mysql", *OPTIONS, "--properties=good"], "the properties snapshot.mode are set by the source"),
+        (["mariadb", *OPTIONS, "--properties=empty"], "Debezium.mariadb needs jars="),
+        (["mysql", *OPTIONS, "--properties=bad"], "bad, line 3: oops is no property: write NAME=VALUE"),
+        (["sqlserver", *OPTIONS, "--properties=empty"], "needs one database"),
     ],
 )
-def test_what_cannot_be_captured_is_refused(arguments, message):
+def test_what_cannot_be_captured_is_refused(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"empty": "", "good": "snapshot.mode: never", "bad": "a=1\n# b\n  oops\n"}.items():
+        (tmp_path / name).write_text(text)
     result = CliRunner().invoke(cli, ["source", *arguments])
     assert isinstance(result.exception, ConfigurationError)
     assert message in str(result.exception)

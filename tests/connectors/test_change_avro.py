@@ -96,6 +96,14 @@ def test_a_row_that_is_read_equals_the_one_that_was_written(folder, after, op, c
     assert read(folder, written(folder, change)) == [change]
 
 
+def test_a_schema_in_the_folder_can_be_read_by_other_users(tmp_path):
+    written(tmp_path, created(row(FIELDS, **VALUES)))
+    (path,) = tmp_path.iterdir()
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
 @given(every_row)
 def test_stores_and_internal_topics_keep_changes_without_a_schema(after):
     serde = ChangeAvro()
@@ -262,9 +270,10 @@ def test_changes_in_debeziums_own_avro_are_read(folder):
     assert read(folder, payloads) == [Change(op="c", after={"id": 1, "day": 3}, source=ChangeSource(db="d"))]
 
 
-def test_a_changed_table_is_a_new_version_in_the_registry_unless_it_is_refused(client):
+@pytest.mark.parametrize("level", [None, "BACKWARD"], ids=["registry", "setting"])
+def test_a_changed_table_is_a_new_version_in_the_registry_unless_it_is_refused(client, level):
     topic = f"orders-{uuid.uuid4().hex[:8]}"
-    value = ChangeAvro().connected(Subjects(client), "value").for_topic(topic)
+    value = ChangeAvro().connected(Subjects(client, level=level), "value").for_topic(topic)
     first = table(ID, Column("n", "decimal", precision=10, scale=2), Column("k", "int"))
     second = table(
         ID, Column("n", "decimal", precision=12, scale=4), Column("k", "long"), Column("m", "text")

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from streams import App, Record, key_value_store
+from streams.connectors.change_avro import ChangeAvro
 from streams.connectors.change_json import ChangeJson
 from streams.connectors.source import SourceContext
 from streams.durations import seconds
@@ -15,6 +16,7 @@ from streams.testing import TopologyDriver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from streams.connectors.change import Change
     from streams.connectors.debezium import Debezium
@@ -29,7 +31,7 @@ class Captured:
     ``kill`` loses what was read and not committed, as a process that dies does.
     """
 
-    def __init__(self, source: Debezium, name: str = "src") -> None:
+    def __init__(self, source: Debezium, name: str = "src", *, schemas: Path | None = None) -> None:
         self.position = b""
         self.state = b""
         self.changes: list[Change[Any]] = []
@@ -42,7 +44,13 @@ class Captured:
         app = App("captured")
         records = app.stream("in", key=source.key, value=source.value)
         stores = [key_value_store(store, key=k, value=v) for store, (k, v) in source.stores.items()]
-        records.process(source.process, stores=stores).to("out", key=source.key, value=source.value)
+        changes = records.process(source.process, stores=stores)
+        changes.to("out", key=source.key, value=source.value)
+        self.from_avro: list[Change[Any]] = []
+        """The changes as they are read again from Avro, with ``schemas``."""
+        self._avro = None if schemas is None else ChangeAvro(schemas=schemas)
+        if self._avro is not None:
+            changes.to("avro", key=source.key, value=self._avro)
         self._driver = TopologyDriver(app)
 
     def use(self, source: Debezium) -> None:
@@ -148,6 +156,8 @@ class Captured:
         return [change.op for change in self.changes if change.source.table == name]
 
     def _take(self) -> None:
+        if self._avro is not None:
+            self.from_avro += [record.value for record in self._driver.read("avro", value=self._avro)]
         records = self._driver.read("out", value=ChangeJson())
         self.changes += [record.value for record in records]
         self.keys_seen += [record.key for record in records]

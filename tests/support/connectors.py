@@ -168,6 +168,8 @@ class Feed:
     """The next reads that fail with ``unavailable``."""
     batch: int = 10
     problem: str = ""
+    key: Callable[[int, Any], Any] = lambda number, _: number
+    """Of the value with a number."""
 
 
 @dataclass(frozen=True)
@@ -206,11 +208,12 @@ class MemoryReader:
                 return None
         numbers = range(self._next, min(len(self._feed.values), self._next + self._feed.batch))
         payloads = [json.dumps(self._feed.values[number]).encode() for number in numbers]
+        keys = [self._feed.key(number, self._feed.values[number]) for number in numbers]
         self._next = numbers.stop
         records = FetchedLists(
             "feed",
             0,
-            [json.dumps(number).encode() for number in numbers],
+            [None if key is None else json.dumps(key).encode() for key in keys],
             payloads,
             [0] * len(numbers),
             list(numbers),

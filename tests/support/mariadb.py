@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import pytest
+
 from streams.devstack.kafka.folders import cache_folder, last_lines, locked
 from streams.devstack.kafka.ports import free_ports
 from streams.devstack.kafka.process import ServerProcess, until
@@ -45,6 +47,16 @@ def programs() -> dict[str, str] | None:
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
     found = {name: shutil.which(name, path=path) for name in (SERVER, INSTALL, CLIENT)}
     return {name: place for name, place in found.items() if place} if all(found.values()) else None
+
+
+def required_jars() -> Path:
+    """The jars of ``connector_jars``; the test is skipped where they or the server's programs are missing."""
+    if programs() is None:
+        pytest.skip("MariaDB is not installed (Debian's package mariadb-server)")
+    try:
+        return connector_jars()
+    except (OSError, RuntimeError) as error:
+        pytest.skip(f"Debezium's jars for MariaDB cannot be downloaded: {error}")
 
 
 def connector_jars() -> Path:

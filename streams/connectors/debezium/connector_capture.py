@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -32,6 +33,22 @@ _PASSING: Final = re.compile(
     re.IGNORECASE,
 )
 _LASTING: Final = re.compile(r"denied|login failed|ORA-01017", re.IGNORECASE)
+_PASSED_ON: Final = (
+    *("column.", "database.", "driver.", "internal.", "signal.", "snapshot.select.statement.overrides."),
+    "schema.history.internal.",
+)
+"""How properties begin that Debezium hands to something else, or that contain names of columns."""
+_NAMING: Final = ("converters", "post.processors")
+"""Properties with names that others begin with."""
+_FOREIGN: Final = frozenset(
+    {"offset.storage", "predicates", "schema.history.internal", "tasks.max", "transforms"}
+)
+_FOREIGN_PREFIXES: Final = (
+    *("header.converter", "key.converter", "value.converter"),
+    *("offset.storage.", "predicates.", "transforms."),
+    *("schema.history.internal.file.", "schema.history.internal.kafka."),
+)
+"""Of properties that a program may not give, those that the source does not set either."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +93,7 @@ class ConnectorCapture:
         Raises ``ConnectorError``, or ``SourceUnavailable`` when the database does not answer.
         """
         jvm.start(self.jars)
+        self._require_known()
         problems = jvm.validate(self._class, self.properties(application, name))
         if not problems:
             return
@@ -83,6 +101,21 @@ class ConnectorCapture:
         if _PASSING.search(text) and not _LASTING.search(text):
             raise SourceUnavailable(f"{self.system} does not answer: {text}")
         raise ConnectorError(f"Debezium refuses the properties of {self.system}: {text}")
+
+    def _require_known(self) -> None:
+        """Check that Debezium knows the properties: it ignores others. Raises ``ConnectorError``."""
+        given = dict(self.given)
+        own = [
+            f"{item.strip()}." for name in _NAMING if name in given for item in given[name].split(",") if item
+        ]
+        known = jvm.property_names(self._class)
+        unknown = [name for name in given if name not in known and not name.startswith((*_PASSED_ON, *own))]
+        if unknown:
+            near = [match for name in unknown for match in get_close_matches(name, known, 1)]
+            raise ConnectorError(
+                f"Debezium's connector for {self.system} has no properties {', '.join(unknown)}",
+                hint=f"did you mean {', '.join(near)}?" if near else "leave them out",
+            )
 
     @property
     def _class(self) -> str:
@@ -120,12 +153,8 @@ class ConnectorCapture:
 
     def require_properties(self) -> None:
         """Check that the program gives no property that is not its own. Raises ``ConfigurationError``."""
-        fixed = {*self._fixed("app", "source"), "offset.storage", "schema.history.internal"}
-        taken = sorted(
-            name
-            for name, _ in self.given
-            if name in fixed or name.startswith(("offset.storage.", "schema.history.internal.file."))
-        )
+        fixed = {*self._fixed("app", "source"), *_FOREIGN}
+        taken = sorted(name for name, _ in self.given if name in fixed or name.startswith(_FOREIGN_PREFIXES))
         if taken:
             raise ConfigurationError(
                 f"the properties {', '.join(taken)} are set by the source: its position, or the form of "

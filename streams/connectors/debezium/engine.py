@@ -82,6 +82,9 @@ class Delivery:
         )
 
 
+LOST: Final = "an element of an array cannot be captured, maybe as the array has several dimensions"
+
+
 class Engine:
     """Runs Debezium in threads of its own from when it is made until ``close``.
 
@@ -101,6 +104,7 @@ class Engine:
     ) -> None:
         jvm.start(jars)
         self._lock = threading.Lock()
+        self._server = properties["topic.prefix"]
         self._state = _State.RUNNING
         self._ending = threading.Event()
         self._problem = ""
@@ -177,6 +181,12 @@ class Engine:
         if not found:
             return {}
         return {each: float(beans.getAttribute(found[0], each)) for each in _METRICS}
+
+    def element_lost(self, thread: str, message: str) -> None:
+        """End, if a thread of this engine could not convert an element: its event is not handed over."""
+        # The threads of a snapshot have no names of their own: it may be another engine's.
+        if f"-{self._server}-" in thread or not thread.startswith("debezium-"):
+            self._ended(False, f"{LOST}: {message}", None)
 
     def confirm(self, receipt: Any) -> None:
         """Everything up to this event is committed. Returns at once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import importlib.util
 import logging
+import re
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,9 @@ _LOG = logging.getLogger("streams.debezium")
 _LEVELS: Final = {"WARN": logging.WARNING, "ERROR": logging.ERROR, "FATAL": logging.CRITICAL}
 _APPENDER: Final = "python"
 _INSTALL: Final = "pip install 'streams[debezium]'"
+
+_ELEMENT_LOST: Final = re.compile(r"Unexpected .*value for .*-element\b")
+"""What Debezium says when it gives null for an element of an array; it is no failure to it."""
 
 _starting = threading.Lock()
 _engines: set[Any] = set()
@@ -53,6 +57,8 @@ def start(jars: Path | None = None) -> None:
                 "-Xms32m",
                 f"-Xmx{HEAP_MB}m",
                 "-XX:+UseSerialGC",
+                # Drivers read dates and times without a zone in that of the process: not all exist there.
+                "-Duser.timezone=UTC",
                 "-Dlog4j2.level=WARN",
                 # It would call Python's appender while the interpreter ends.
                 "-Dlog4j2.shutdownHookEnabled=false",
@@ -94,17 +100,36 @@ def validate(connector: str, properties: Mapping[str, str]) -> list[str]:
     Raises ``ConnectorError`` if there is no such connector.
     """
     jpype = _jpype()
+    made = _connector(connector)()
     try:
-        checked = java_class(connector)().validate(java_map(properties))
-    except TypeError as error:
-        raise ConnectorError(
-            f"the Java runtime has no {connector}", hint="give a folder with its jars as jars="
-        ) from error
+        checked = made.validate(java_map(properties))
     except jpype.JException as error:
         return [str(error)]
     return [
         f"{value.name()}: {message}" for value in checked.configValues() for message in value.errorMessages()
     ]
+
+
+def property_names(connector: str) -> frozenset[str]:
+    """The properties that a connector of Debezium and its engine know.
+
+    Raises ``ConnectorError`` if there is no such connector.
+    """
+    field = java_class("io.debezium.config.Field").class_
+    constants = _connector(f"{connector}Config").class_.getFields()
+    fields = [constant.get(None) for constant in constants if constant.getType() == field]
+    fields += java_class("io.debezium.embedded.async.AsyncEngineConfig").ALL_FIELDS
+    documented = _connector(connector)().config().names()
+    return frozenset([*map(str, documented), *(str(known.name()) for known in fields)])
+
+
+def _connector(name: str) -> Any:
+    try:
+        return java_class(name)
+    except TypeError as error:
+        raise ConnectorError(
+            f"the Java runtime has no {name}", hint="give a folder with its jars as jars="
+        ) from error
 
 
 def java_map(values: Mapping[str, str]) -> Any:
@@ -209,11 +234,16 @@ def _route_logs(jpype: Any) -> None:
 
     def append(event: Any) -> None:
         error = event.getThrown()
+        message = str(event.getMessage().getFormattedMessage())
+        if _ELEMENT_LOST.match(message):
+            thread = str(event.getThreadName())
+            for engine in list(_engines):
+                engine.element_lost(thread, message)
         _LOG.log(
             _LEVELS.get(str(event.getLevel()), logging.WARNING),
             "%s: %s%s",
             str(event.getLoggerName()).rpartition(".")[2],
-            event.getMessage().getFormattedMessage(),
+            message,
             f" ({error})" if error is not None else "",
         )
 

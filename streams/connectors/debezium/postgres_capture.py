@@ -100,6 +100,8 @@ class PostgresCapture:
             "lsn.flush.timeout.action": "warn",
             "heartbeat.action.query": f"select pg_logical_emit_message(true, '{MESSAGE_PREFIX}', '')",
             "interval.handling.mode": "string",
+            # As text, 24:00 would be 00:00.
+            "time.precision.mode": "microseconds",
             "hstore.handling.mode": "json",
             "column.exclude.list": ",".join(pattern(f"{table}.{column}") for table, column in left_out),
         }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from streams.connectors.debezium.engine import Engine
+from streams.connectors.debezium.engine import LOST, Engine
 from streams.connectors.debezium.position import (
     EventsMissing,
     Position,
@@ -33,7 +33,7 @@ INSPECT_SECONDS: Final = 5.0
 SILENT_SECONDS: Final = 15.0
 """After how long without a reader of its slot the source is taken as cut off."""
 _LASTING: Final = re.compile(
-    r"can no longer get changes|has been invalidated|does not exist|permission denied"
+    rf"can no longer get changes|has been invalidated|does not exist|permission denied|{LOST}"
 )
 _SEQUENCE: Final = msgspec.json.Decoder(list[str | None])
 

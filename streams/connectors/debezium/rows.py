@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from datetime import timedelta
 from hashlib import blake2b, md5
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -77,6 +78,8 @@ class _State(msgspec.Struct, frozen=True):
     generation: int = 0
     """Increases with each snapshot and each TRUNCATE."""
     sweeps: tuple[Sweep, ...] = ()
+    cursor: bytes | None = None
+    """Where the first sweep continues."""
     shapes: dict[str, Shape] = {}
     """By schema and table."""
 
@@ -89,30 +92,25 @@ class CapturedRows:
     * A large value that an update leaves out is filled in. Where the update changes the key, its deletion
       names the new key, under which the values are kept for the creation that follows.
     * ``before`` has the columns that the server sent, and no others.
+
+    All that it remembers is in its store, and read from there again when the store was rolled back: changes
+    of an aborted transaction are processed again, and nobody tells the processor.
     """
 
     def open(self, context: Context) -> None:
         self._store: Store = context.store("rows")
         self._context = context
         self._state = _State()
+        self._stored: bytes | None = None
+        """What the store has of the state."""
         self._tables: dict[tuple[str, ...], TableColumns] = {}
-        found = self._store.get(_STATE)
-        self._take(_State() if found is None else msgspec.json.decode(found, type=_State))
-        self._cursor: bytes | None = None
+        self._take(_State())
+        self._follow_store()
         context.schedule(SWEEP_EVERY, self._continue, on="wall_clock")
 
     def process_batch(self, batch: Batch[Any, Any], context: Context) -> None:  # noqa: ARG002 - of the protocol
         """Forward the changes, in their order."""
-        state, cursor = self._state, self._cursor
-        try:
-            self._process(batch)
-        except BaseException:
-            # The store is rolled back.
-            self._take(state)
-            self._cursor = cursor
-            raise
-
-    def _process(self, batch: Batch[Any, Any]) -> None:
+        self._follow_store()
         values: Sequence[Any] = batch.values
         keys = batch.fetched.keys(batch.rows)
         start = 0
@@ -126,7 +124,7 @@ class CapturedRows:
                     self._emptied(value.source)
         self._changes(batch, keys, range(start, len(values)))
         for _ in self._state.sweeps:
-            if self._cursor is not None:
+            if self._state.cursor is not None:
                 break
             self._sweep(next(iter(batch.select([0]).records())))
 
@@ -139,6 +137,7 @@ class CapturedRows:
         payloads = batch.fetched.values(batch.rows)
         together = b"".join(payloads[row] or b"" for row in rows)
         marked = any(marker in together for marker in _MARKERS)
+        nested = _NESTED in together
         headers = batch.headers
         forwarded: list[tuple[int, Row, Change[Row]]] = []
         changed: dict[bytes, bytes | None] = {}
@@ -161,6 +160,8 @@ class CapturedRows:
                 continue
             after = change.after
             assert after is not None, "only a deletion has no row"
+            if nested:
+                _require_flat(change.source, after)
             if marked and (left_out := _left_out(after)):
                 after = _filled(change, after, left_out, entry, key)
                 change = msgspec.structs.replace(change, after=after)
@@ -234,6 +235,13 @@ class CapturedRows:
         sweep = Sweep(_id(source, b""), generation, source)
         self._remember(msgspec.structs.replace(state, generation=generation, sweeps=(*state.sweeps, sweep)))
 
+    def _follow_store(self) -> None:
+        """Take the state that the store has, unless it is the one that was put last."""
+        stored = self._store.get(_STATE)
+        if stored != self._stored:
+            self._stored = stored
+            self._take(_State() if stored is None else msgspec.json.decode(stored, type=_State))
+
     def _take(self, state: _State) -> None:
         before, self._state = self._state, state
         self._fixes = {table: fixes(shape) for table, shape in state.shapes.items()}
@@ -247,9 +255,11 @@ class CapturedRows:
 
     def _remember(self, state: _State) -> None:
         self._take(state)
-        self._store.put(_STATE, msgspec.json.encode(state))
+        self._stored = msgspec.json.encode(state)
+        self._store.put(_STATE, self._stored)
 
     def _continue(self, _: int) -> None:
+        self._follow_store()
         if self._state.sweeps:
             self._sweep(None)
 
@@ -261,7 +271,7 @@ class CapturedRows:
     def _sweep(self, record: Record[Any, Any] | None) -> None:
         """Look at the next entries of the first sweep, and delete the rows that are gone."""
         sweep = self._state.sweeps[0]
-        begin = self._cursor or sweep.prefix
+        begin = self._state.cursor or sweep.prefix
         gone: dict[bytes, None] = {}
         looked = 0
         last = begin
@@ -280,11 +290,14 @@ class CapturedRows:
                 self._context.forward(Record(names, change, sweep.source.ts_ms or 0))
             else:
                 self._context.forward(record.with_(key=names, value=change, headers=None))
-        if looked < SWEEP_ROWS:
-            self._cursor = None
-            self._remember(msgspec.structs.replace(self._state, sweeps=self._state.sweeps[1:]))
-        else:
-            self._cursor = last + b"\x00"
+        done = looked < SWEEP_ROWS
+        self._remember(
+            msgspec.structs.replace(
+                self._state,
+                sweeps=self._state.sweeps[1:] if done else self._state.sweeps,
+                cursor=None if done else last + b"\x00",
+            )
+        )
 
 
 def _id(source: ChangeSource, key: bytes) -> bytes:
@@ -314,6 +327,17 @@ def _filled(change: Change[Row], after: Row, left_out: list[str], entry: Entry |
     return {name: known[name] if name in left_out else value for name, value in after.items()}
 
 
+def _require_flat(source: ChangeSource, row: Row) -> None:
+    """Check that no element of an array is an array, for which Debezium gives Java's name of an object."""
+    for name, value in row.items():
+        if isinstance(value, list) and any(isinstance(item, str) and _OBJECT(item) for item in value):
+            raise StateError(
+                f"the array {name} of a row of {source.namespace}.{source.table} has several "
+                "dimensions, which cannot be captured",
+                hint=f"exclude them: CHECK (array_ndims({name}) = 1); or store text",
+            )
+
+
 def _left_out(after: Row) -> list[str]:
     """The columns whose values the server did not send."""
     return [name for name, value in after.items() if _is_marker(value)]
@@ -327,6 +351,8 @@ def _is_marker(value: Any) -> bool:
     return False
 
 
+_NESTED: Final = b'"[L'
+_OBJECT: Final = re.compile(r"\[L[\w.$]+;@[0-9a-f]+").fullmatch
 _UNAVAILABLE_HEX: Final = hexadecimal(_UNAVAILABLE_BYTES)
 _TEXTS: Final = frozenset({UNAVAILABLE, _UNAVAILABLE_HEX, _encode({UNAVAILABLE: UNAVAILABLE}).decode()})
 _LISTS: Final = ([UNAVAILABLE], [_UNAVAILABLE_HEX], [_UNAVAILABLE_UUID], [*UNAVAILABLE.encode()])

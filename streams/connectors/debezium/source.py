@@ -98,6 +98,7 @@ class Debezium:
         Log4j's jars, to be used instead of those of the extra.
 
         Raises ``ConfigurationError`` for properties that are not the program's, and names without a database.
+        Properties that Debezium does not know are refused when the worker starts.
         """
         return cls._of("mysql", properties, tables, snapshot, jars)
 
@@ -150,6 +151,11 @@ class Debezium:
         if bare := [table for table in tables if "." not in table] if not isinstance(tables, str) else []:
             raise ConfigurationError(
                 f"the tables {', '.join(bare)} need the name of what they are in, e.g. {example}"
+            )
+        if system == "mariadb" and jars is None:
+            raise ConfigurationError(
+                "Debezium.mariadb needs jars=: the extra debezium has no connector for it",
+                hint="give a folder with all of Debezium's jars, as the documentation of data sync says",
             )
         capture = ConnectorCapture(
             system=system,

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import base64
 import re
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
 from streams.connectors.table_row import Column as TableColumn, TableColumns
+from streams.errors import StateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,12 +50,16 @@ class Shape(msgspec.Struct, frozen=True):
     def table(self, source: ChangeSource, key: tuple[str, ...]) -> TableColumns:
         """The columns as rows with this key have them with them."""
         path = tuple(filter(None, (source.db, source.schema, source.table)))
-        columns = tuple(_described(name, column) for name, column in self.columns.items())
+        columns = tuple(
+            _described(name, column, postgres=self.connector == POSTGRES)
+            for name, column in self.columns.items()
+        )
         return TableColumns(path, columns, key)
 
 
-def _described(name: str, column: Column) -> TableColumn:
-    kind = _KINDS_BY_SEMANTIC_TYPE.get(column.semantic_type) or column.type.removeprefix("_")
+def _described(name: str, column: Column, *, postgres: bool) -> TableColumn:
+    by_value = None if postgres else _KINDS_BY_SEMANTIC_TYPE.get(column.semantic_type)
+    kind = by_value or column.type.removeprefix("_")
     array, length, scale = column.type.startswith("_"), column.length, column.scale
     if (
         kind in _DECIMALS
@@ -110,14 +115,20 @@ def fixes(shape: Shape) -> dict[str, Callable[[Any], Any]]:
     """The columns whose values have another form, with what changes it."""
     if shape.connector != POSTGRES:
         return {
-            name: fix
+            name: change
             for name, column in shape.columns.items()
-            if (fix := _fix_by_semantic_type(column)) is not None
+            if (change := _fix_by_semantic_type(column)) is not None
         }
     found = {}
+    fix: Callable[[Any], Any] | None
     for name, column in shape.columns.items():
         array, kind = column.type.startswith("_"), column.type.removeprefix("_").lower()
-        fix = _bits(column.length) if kind == "bit" else _FIXES.get(kind)
+        if kind == "bit":
+            fix = _bits(column.length)
+        elif column.stored in _NUMBERS_OF_TIME:
+            fix = _TIMES.get(kind)
+        else:
+            fix = _FIXES.get(kind)
         if fix is not None:
             found[name] = _each(fix) if array else fix
     return found
@@ -142,36 +153,71 @@ def _each(fix: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda values: [None if value is None else fix(value) for value in values]
 
 
-# What Debezium makes of infinity: the snapshot and the log differ. No Postgres has dates like these.
-_INFINITE_DATES: Final = {
-    "+292278994-08-16Z": "infinity",
-    "-5877611-06-21Z": "infinity",
-    "+292269055-12-02Z": "-infinity",
-    "-5877611-06-22Z": "-infinity",
+# What Debezium makes of infinity: the snapshot and the log differ. No Postgres has days and times like these.
+_INFINITE_DAYS: Final = {
+    -622191234: "infinity",
+    -2147472692: "infinity",
+    -625821272: "-infinity",
+    -2147472691: "-infinity",
 }
-_INFINITE_TIMES: Final = {"+294247-01-10T04:00:25.2Z": "infinity", "-290308-12-21T19:59:27.6Z": "-infinity"}
+_INFINITE_TIMES: Final = {9223372036825200000: "infinity", -9223372036832400000: "-infinity"}
+LAST_MICROSECOND: Final = 2**63 - 1
+"""What Debezium makes of any later one."""
+_INFINITE_INSTANTS: Final = {"+292269055-12-02T23:00:00.000000Z": "-infinity"}
 _NUMBERS: Final = {"NAN": "NaN", "POSITIVE_INFINITY": "Infinity", "NEGATIVE_INFINITY": "-Infinity"}
 _YEAR: Final = re.compile(r"([+-]?)(\d+)(.*)", re.DOTALL)
+_NUMBERS_OF_TIME: Final = frozenset({"INT32", "INT64"})
+"""How days and microseconds are stored."""
+_DAY: Final = 86_400_000_000
+_FIRST_DAY, _LAST_DAY = date.min.toordinal(), date.max.toordinal()
+_CYCLE: Final = 146_097
+"""After so many days, which are 400 years, the calendar repeats itself."""
 
 
-def _date(value: str) -> str:
-    if value[0] in "+-":
-        return _INFINITE_DATES.get(value) or _era(value.removesuffix("Z"))
-    return value.removesuffix("Z")
+def _date(days: int) -> str:
+    """Days since 1970 as Postgres writes them, in the calendar that has no gap in 1582."""
+    if days in _INFINITE_DAYS:
+        return _INFINITE_DAYS[days]
+    day, era = _day(days)
+    return f"{day}{era}"
 
 
-def _timestamp(value: str) -> str:
-    if value[0] in "+-":
-        return _INFINITE_TIMES.get(value) or _era(value.removesuffix("Z"))
-    return value.removesuffix("Z")
+def _timestamp(microseconds: int) -> str:
+    if microseconds in _INFINITE_TIMES:
+        return _INFINITE_TIMES[microseconds]
+    if microseconds == LAST_MICROSECOND:
+        raise StateError(
+            "a timestamp in or after the year 294247 cannot be captured", hint="store the column as text"
+        )
+    days, rest = divmod(microseconds, _DAY)
+    day, era = _day(days)
+    return f"{day}T{_time_of_day(rest)}{era}"
+
+
+def _day(days: int) -> tuple[str, str]:
+    """The day, and `` BC`` before the year 1."""
+    ordinal = days + _EPOCH_DAY
+    if _FIRST_DAY <= ordinal <= _LAST_DAY:
+        return date.fromordinal(ordinal).isoformat(), ""
+    cycles, rest = divmod(ordinal - 1, _CYCLE)
+    within = date.fromordinal(rest + 1)
+    year = within.year + 400 * cycles
+    of_year = f"{within.month:02}-{within.day:02}"
+    return (f"{year}-{of_year}", "") if year > 0 else (f"{1 - year:04}-{of_year}", " BC")
+
+
+def _time_of_day(microseconds: int) -> str:
+    """With as many digits as are needed. The end of a day is ``24:00:00``."""
+    seconds, fraction = divmod(microseconds, 1_000_000)
+    minutes, second = divmod(seconds, 60)
+    text = f"{minutes // 60:02}:{minutes % 60:02}:{second:02}"
+    return f"{text}.{fraction:06}".rstrip("0") if fraction else text
 
 
 def _timestamptz(value: str) -> str:
-    return _era(value) if value[0] in "+-" and value != "-infinity" else value
-
-
-def _time(value: str) -> str:
-    return value.removesuffix("Z")
+    if value[0] not in "+-" and value[:5] != "0000-":
+        return value
+    return value if value == "-infinity" else _INFINITE_INSTANTS.get(value) or _era(value)
 
 
 def _point(value: Any) -> str:
@@ -188,7 +234,7 @@ def _era(value: str) -> str:
     if found is None:
         return value
     sign, year, rest = found.groups()
-    return f"{1 + int(year):04}{rest} BC" if sign == "-" else f"{year}{rest}"
+    return f"{1 + int(year):04}{rest} BC" if sign == "-" or not int(year) else f"{year}{rest}"
 
 
 def _bits(length: int) -> Callable[[Any], Any]:
@@ -210,13 +256,16 @@ def hexadecimal(value: str) -> str:
 
 _FIXES: Final[dict[str, Callable[[Any], Any]]] = {
     "bytea": hexadecimal,
-    "date": _date,
-    "time": _time,
-    "timestamp": _timestamp,
     "timestamptz": _timestamptz,
     "numeric": _number,
     "point": _point,
 }
+_TIMES: Final[dict[str, Callable[[Any], Any]]] = {
+    "date": _date,
+    "time": _time_of_day,
+    "timestamp": _timestamp,
+}
+"""Of columns that are stored as numbers; text is as Postgres writes it."""
 
 
 def _whole(value: str) -> int:
@@ -243,6 +292,11 @@ def _period(value: int) -> str:
     return f"{text}.{fraction:06}" if fraction else text
 
 
+def _without_zone(value: str) -> str:
+    return value.removesuffix("Z")
+
+
+_EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 _EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - a local time, as the columns are
 _LOCAL: Final[dict[str, Callable[[Any], Any]]] = {
     "io.debezium.time.Date": _days,
@@ -250,8 +304,8 @@ _LOCAL: Final[dict[str, Callable[[Any], Any]]] = {
     "io.debezium.time.MicroTimestamp": _microseconds,
     "io.debezium.time.MicroTime": _period,
     # Without a time zone: the Z is not the database's.
-    "io.debezium.time.IsoDate": _time,
-    "io.debezium.time.IsoTime": _time,
-    "io.debezium.time.IsoTimestamp": _time,
+    "io.debezium.time.IsoDate": _without_zone,
+    "io.debezium.time.IsoTime": _without_zone,
+    "io.debezium.time.IsoTimestamp": _without_zone,
 }
 """By what Debezium made of a column."""

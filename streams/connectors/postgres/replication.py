@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
+from streams.connectors.postgres.captured_types import EXCLUDED, require_type
 from streams.connectors.postgres.connection import DeadlinePassed, LoginRefused, log_in
 from streams.connectors.table_name import TableName, quoted
 from streams.errors import ConfigurationError, ConnectorError, SourceUnavailable
@@ -127,19 +128,40 @@ class Replication:
             partial[oid] = [relation for relation, _, _, identity in relations if identity != "f"]
         generated: dict[int, list[str]] = {}
         dates: dict[int, list[str]] = {}
-        for oid, column, written, base, kind, computed in self._rows(_COLUMNS, (list(partial),)):
+        limited: list[tuple[TableName, int, str, str, str]] = []
+        for oid, column, written, base, kind, computed, flat in self._rows(_COLUMNS, (list(partial),)):
             if computed:
                 generated.setdefault(oid, []).append(column)
                 continue
-            _require_type(names[oid], column, written, base, kind, partial[oid])
+            require_type(names[oid], column, written, base, kind, partial[oid], flat=flat)
             if base == "date":
                 dates.setdefault(oid, []).append(column)
+            if base in EXCLUDED:
+                limited.append((names[oid], oid, column, written, base))
+        if limited:
+            self._require_constraints(limited)
         return [
             TableState(
                 table, oid, key, not partial[oid], tuple(generated.get(oid, ())), tuple(dates.get(oid, ()))
             )
             for table, oid, key in states
         ]
+
+    def _require_constraints(self, columns: Sequence[tuple[TableName, int, str, str, str]]) -> None:
+        """Check that constraints exclude the values that would not arrive, in the columns' order."""
+        names = [column for _, _, column, _, _ in columns]
+        ((version, identifiers),) = self._rows(_IDENTIFIERS, (names,))
+        checks = set(self._rows(_CHECKS, ([oid for _, oid, *_ in columns],)))
+        for (table, oid, column, written, base), identifier in zip(columns, identifiers, strict=True):
+            excluded = EXCLUDED[base]
+            conditions = excluded.conditions(identifier)
+            if version >= excluded.since and not any((oid, condition) in checks for condition in conditions):
+                raise ConnectorError(
+                    f"column {column} of {table} has the type {written}, of which {excluded.values} would "
+                    "arrive as others, or not at all",
+                    hint=f"exclude them: ALTER TABLE {table.quoted} ADD CHECK ({conditions[0]}); "
+                    "or leave the table out, or store the column as text",
+                )
 
     def require_readable(self, states: Sequence[TableState]) -> None:
         """Check that a snapshot would read all values as they are."""
@@ -279,7 +301,8 @@ def connected(conninfo: str, *, patient: bool = False, starting: bool = False) -
         connection = log_in(
             conninfo,
             connect_timeout=CONNECT_SECONDS,
-            options=f"-c statement_timeout={seconds}s -c search_path=pg_catalog",
+            options=f"-c statement_timeout={seconds}s -c search_path=pg_catalog -c timezone=UTC"
+            " -c datestyle=ISO,MDY",
             application_name="streams",
         )
         # A server that is frozen answers nothing, not even that a statement took too long.
@@ -362,29 +385,6 @@ _KINDS: Final = {
 }
 
 
-def _require_type(
-    table: TableName, column: str, written: str, base: str, kind: str, partial: Sequence[str]
-) -> None:
-    """Check that all values of the column arrive, and that those left out by an update can be recognised.
-
-    ``partial`` are the table, or those of its partitions, without REPLICA IDENTITY FULL.
-    """
-    element = base.removeprefix("_") if kind == "array" else None
-    if kind == "e" or (element is None and base in _CONVERTED):
-        return
-    if element is None or element not in _ARRAYS_CONVERTED:
-        raise ConnectorError(
-            f"column {column} of {table} has the type {written}, which cannot be captured",
-            hint="leave the table out, or store the column as text",
-        )
-    if element not in _ARRAYS_MARKED and partial:
-        raise ConnectorError(
-            f"column {column} of {table} has the type {written}: when an update leaves its value as it was, "
-            "a large one could not be told from NULL",
-            hint="; ".join(f"ALTER TABLE {relation} REPLICA IDENTITY FULL" for relation in partial),
-        )
-
-
 # What is in the log depends on each partition of a partitioned table, where it has some. An index that is the
 # primary key is as good an identity as the default.
 _TABLES: Final = """
@@ -410,11 +410,12 @@ join pg_class c on c.relnamespace = n.oid and c.relname = wanted.name
 
 # A domain is what it is based on; an array is the type of its elements with an underscore before it.
 _COLUMNS: Final = """
-with recursive types(oid, attname, attnum, written, computed, type) as (
-    select attrelid, attname, attnum, format_type(atttypid, atttypmod), attgenerated <> '', atttypid
+with recursive types(oid, attname, attnum, written, computed, flat, type) as (
+    select attrelid, attname, attnum, format_type(atttypid, atttypmod), attgenerated <> '', attndims < 2,
+           atttypid
     from pg_attribute where attrelid = any(%s::int8[]::oid[]) and attnum > 0 and not attisdropped
     union all
-    select types.oid, attname, attnum, written, computed, typbasetype
+    select types.oid, attname, attnum, written, computed, flat and typndims < 2, typbasetype
     from types join pg_type on pg_type.oid = type where typtype = 'd'
 )
 select types.oid::int8, attname, written,
@@ -423,38 +424,27 @@ select types.oid::int8, attname, written,
             when e.typtype = 'e' then '_enum'
             else '_' || e.typname end,
        case when e.oid is null then t.typtype::text else 'array' end,
-       computed
+       computed, flat
 from types join pg_type t on t.oid = type
 left join pg_type e on e.oid = t.typelem and t.typlen = -1 and t.typcategory = 'A'
 where t.typtype <> 'd'
 order by types.oid, attnum
 """
 
+_IDENTIFIERS: Final = """
+select current_setting('server_version_num')::int,
+       array(select quote_ident(name) from unnest(%s::text[]) with ordinality given(name, at) order by at)
+"""
+
+_CHECKS: Final = """
+select conrelid::int8, pg_get_expr(conbin, conrelid)
+from pg_constraint where conrelid = any(%s::int8[]::oid[]) and contype = 'c' and convalidated
+"""
+
 _SLOT: Final = """
 select to_json(s), (pg_current_wal_lsn() - '0/0')::text, (pg_current_wal_lsn() - s.restart_lsn)::text
 from pg_replication_slots s where slot_name = %s
 """
-
-_CONVERTED: Final = frozenset(
-    {
-        *("bool", "int2", "int4", "int8", "float4", "float8", "numeric", "money", "oid", "bit"),
-        *("text", "varchar", "bpchar", "char", "citext", "bytea", "json", "jsonb", "xml", "uuid", "ltree"),
-        *("date", "time", "timetz", "timestamp", "timestamptz", "interval", "hstore", "point", "tsvector"),
-        *("inet", "cidr", "macaddr", "macaddr8"),
-        *("int4range", "int8range", "numrange", "tsrange", "tstzrange", "daterange"),
-    }
-)
-"""The types that arrive completely, as tried; any other would be left out, or lose something, silently."""
-
-_ARRAYS_MARKED: Final = frozenset(
-    {"int4", "int8", "text", "varchar", "bpchar", "bytea", "json", "jsonb", "uuid"}
-)
-"""Elements of arrays whose placeholder for a value that was left out arrives."""
-_ARRAYS_CONVERTED: Final = _ARRAYS_MARKED | {
-    *("bool", "int2", "float4", "float8", "numeric", "oid", "char", "citext", "ltree", "hstore", "enum"),
-    *("date", "time", "timestamp", "timestamptz", "inet", "cidr", "macaddr", "macaddr8", "tsvector"),
-    *("int4range", "int8range", "numrange", "tsrange", "tstzrange", "daterange"),
-}
 
 
 def conninfo_values(conninfo: str) -> dict[str, Any]:

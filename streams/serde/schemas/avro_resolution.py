@@ -47,7 +47,11 @@ class _Resolution:
             options = wanted if isinstance(wanted, list) else [wanted]
             for branch in stored if isinstance(stored, list) else [stored]:
                 # The first branch that matches is the one used for reading, even if its fields do not match.
-                chosen = next((option for option in options if self._fits(branch, option)), None)
+                fitting = [option for option in options if self._fits(branch, option)]
+                if not self._strict:
+                    # Where records are read with their own schema, text does not become a decimal's bytes.
+                    fitting.sort(key=lambda option: not self._has_type(option, branch))
+                chosen = fitting[0] if fitting else None
                 if chosen is None:
                     yield self._changed(stored, wanted, path)
                 elif (
@@ -133,6 +137,10 @@ class _Resolution:
         name = _unqualified(before["name"])
         aliases = now.get("aliases", [])
         return name == _unqualified(now["name"]) or before["name"] in aliases or name in aliases
+
+    def _has_type(self, wanted: Any, stored: Any) -> bool:
+        before, now = self._resolved(stored, wanted)
+        return _type(before) == _type(now)
 
     def _changed(self, before: Any, now: Any, path: str) -> str:
         before, now = self._resolved(before, now)

@@ -10,6 +10,7 @@ from tests.support.captured import Captured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     Database = psycopg.Connection[tuple[Any, ...]]
 
@@ -45,8 +46,8 @@ def capture(database: str, db: Database) -> Iterator[Callable[..., Captured]]:
     """Captures tables of the test's database, ``t`` unless others are named."""
     opened = []
 
-    def make(*tables: str, **options: Any) -> Captured:
-        captured = Captured(Debezium.postgres(database, tables or ("t",), **options))
+    def make(*tables: str, schemas: Path | None = None, **options: Any) -> Captured:
+        captured = Captured(Debezium.postgres(database, tables or ("t",), **options), schemas=schemas)
         opened.append(captured)
         return captured
 

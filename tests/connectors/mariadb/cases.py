@@ -317,6 +317,14 @@ def test_what_the_server_refuses_is_said_before_the_worker_runs(make):
         make(database_port=1).check("captured", "src")
 
 
+def test_properties_that_debezium_does_not_know_are_refused_before_the_worker_runs(make):
+    with pytest.raises(ConnectorError, match=r"mariadb has no properties snapshot\.fetch\.sise") as caught:
+        make(snapshot_fetch_sise=5).check("captured", "src")
+    assert caught.value.hint == "did you mean snapshot.fetch.size?"
+    known = {"snapshot_fetch_size": 5, "driver_connectTimeout": 5000, "converters": "a", "a_type": "x.Y"}
+    make(**known).check("captured", "src")
+
+
 @pytest.mark.kafka
 def test_an_app_continues_where_it_was_with_the_columns_of_then(server, database, make, kafka, prefix):
     def run(until: Callable[[], bool]) -> None:

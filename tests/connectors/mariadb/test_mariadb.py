@@ -10,19 +10,14 @@ import pytest
 
 from streams.connectors.debezium import Debezium
 from streams.errors import ConfigurationError
-from tests.support.mariadb import connector_jars, programs
+from tests.support.mariadb import required_jars
 
 PROPERTIES = {"database.hostname": "db1", "database.user": "sync", "database.password": "secret"}
 
 
 def test_the_cases_with_a_real_server():
     """In a process of their own: the Java runtime of this one has other jars."""
-    if programs() is None:
-        pytest.skip("MariaDB is not installed (Debian's package mariadb-server)")
-    try:
-        connector_jars()
-    except (OSError, RuntimeError) as error:
-        pytest.skip(f"Debezium's jars for MariaDB cannot be downloaded: {error}")
+    required_jars()
     cases = Path(__file__).with_name("cases.py")
     command = [
         sys.executable,
@@ -40,7 +35,11 @@ def test_the_cases_with_a_real_server():
 
 
 @pytest.mark.parametrize(
-    "name", ["snapshot.mode", "table.include.list", "offset.storage", "topic.prefix", "time.precision.mode"]
+    "name",
+    [
+        *("snapshot.mode", "table.include.list", "offset.storage", "topic.prefix", "time.precision.mode"),
+        *("transforms", "value.converter", "schema.history.internal.kafka.topic"),
+    ],
 )
 def test_a_property_on_which_the_position_or_the_form_of_values_depends_is_refused(name):
     with pytest.raises(ConfigurationError, match=f"the properties {name} are set by the source"):
@@ -64,3 +63,8 @@ def test_the_description_has_no_secrets():
 def test_a_table_needs_the_name_of_its_database():
     with pytest.raises(ConfigurationError, match="the tables orders need the name of what they are in"):
         Debezium.mysql(PROPERTIES, ["shop.customers", "orders"])
+
+
+def test_the_jars_of_mariadb_are_needed():
+    with pytest.raises(ConfigurationError, match=r"Debezium\.mariadb needs jars="):
+        Debezium.mariadb(PROPERTIES, ["shop.orders"])
