@@ -38,6 +38,8 @@ class TableState:
     """Columns that the server computes: by default not in the log, and therefore not in a snapshot either."""
     dates: tuple[str, ...]
     """Columns with dates."""
+    columns: tuple[str, ...]
+    """All others than those that the server computes."""
 
     @property
     def identity(self) -> str:
@@ -124,28 +126,38 @@ class Replication:
             partial[oid] = [relation for relation, _, _, identity in relations if identity != "f"]
         generated: dict[int, list[str]] = {}
         dates: dict[int, list[str]] = {}
+        columns: dict[int, list[str]] = {}
         for oid, column, written, base, kind, computed in self._rows(_COLUMNS, (list(partial),)):
             if computed:
                 generated.setdefault(oid, []).append(column)
                 continue
             _require_type(names[oid], column, written, base, kind, partial[oid])
+            columns.setdefault(oid, []).append(column)
             if base == "date":
                 dates.setdefault(oid, []).append(column)
         return [
             TableState(
-                table, oid, key, not partial[oid], tuple(generated.get(oid, ())), tuple(dates.get(oid, ()))
+                table,
+                oid,
+                key,
+                not partial[oid],
+                tuple(generated.get(oid, ())),
+                tuple(dates.get(oid, ())),
+                tuple(columns.get(oid, ())),
             )
             for table, oid, key in states
         ]
 
-    def require_readable(self, states: Sequence[TableState]) -> None:
-        """Check that a snapshot would read all values as they are."""
+    def require_readable(self, states: Sequence[TableState], within: str = "true") -> None:
+        """Check that a snapshot would read all values as they are. ``within`` is a condition in SQL."""
         for state in states:
             for column in state.dates:
                 name = quoted(column)
                 shifted = f"{name} between '1582-10-05' and '1582-10-14'"
                 early = f"{name} < '0001-01-01' and {name} <> '-infinity'"
-                query = f"select 1 from {state.table.quoted} where {early} or {shifted} limit 1"
+                query = (
+                    f"select 1 from {state.table.quoted} where ({early} or {shifted}) and {within} limit 1"
+                )
                 if self._rows(query, patient=True):
                     raise ConnectorError(
                         f"column {column} of {state.table} has dates that a snapshot would read as others: "
@@ -252,6 +264,13 @@ class Replication:
                 self._execute("select pg_terminate_backend(%s)", (reader,))
             time.sleep(0.2)
 
+    def mark(self, prefix: str) -> int:
+        """The end of the log now, and two messages after it: with the second one, the first has been read."""
+        ((end,),) = self._rows("select (pg_current_wal_insert_lsn() - '0/0')::text")
+        self.emit(prefix)
+        self.emit(prefix)
+        return int(end)
+
     def emit(self, prefix: str) -> None:
         """Write a message into the log, so that a slot can move while none of its tables changes."""
         self._execute("select pg_logical_emit_message(true, %s, '')", (prefix,))
@@ -267,6 +286,10 @@ class Replication:
             return cursor.fetchall() if cursor.description else []
 
 
+_FORMS: Final = "-c datestyle=iso -c intervalstyle=postgres -c timezone=utc -c extra_float_digits=1"
+"""Values as text that any session reads as the same values."""
+
+
 @contextmanager
 def connected(conninfo: str, *, patient: bool = False) -> Iterator[Connection]:
     """A short connection whose errors are those of source connectors. ``patient``: for a long statement."""
@@ -277,7 +300,7 @@ def connected(conninfo: str, *, patient: bool = False) -> Iterator[Connection]:
             conninfo,
             autocommit=True,
             connect_timeout=CONNECT_SECONDS,
-            options=f"-c statement_timeout={seconds}s -c search_path=pg_catalog",
+            options=f"-c statement_timeout={seconds}s -c search_path=pg_catalog {_FORMS}",
             application_name="streams",
             prepare_threshold=None,
         )
