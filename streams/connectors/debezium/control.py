@@ -21,8 +21,8 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
 
     A reader was ``opened``; ``tables`` are read again from now on (``reading``); a snapshot is ``complete``,
     of all tables or of some; the ``table`` has another shape in what follows; it was ``dropped``.
-    ``snapshot`` is the number of the last one of all tables: rows that an earlier one had and this one has not
-    are gone.
+    ``snapshot`` is the number of the last one of all tables: rows that an earlier one had and this one has
+    not are gone.
     """
 
     control: Kind

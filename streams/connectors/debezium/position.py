@@ -31,6 +31,10 @@ class TableReading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """The key of the last row of what was read completely, as the server writes it."""
     rows: int = 0
     """How many rows were read."""
+    moved: bool = False
+    """Whether a row got another key, and its values were not sent: it may have been left out."""
+    second: bool = False
+    """Whether it is read a second time for that reason."""
 
 
 class Position(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

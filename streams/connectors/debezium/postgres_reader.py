@@ -19,8 +19,17 @@ from streams.connectors.debezium.position import (
 )
 from streams.connectors.debezium.postgres_capture import MESSAGE_PREFIX
 from streams.connectors.debezium.reader import START_SECONDS, DebeziumReader
+from streams.connectors.debezium.rows import NEW_KEY, may_leave_out
 from streams.connectors.debezium.table_chunks import TableChunks
-from streams.connectors.debezium.table_readings import begun, complete, first_position, not_begun, read_to
+from streams.connectors.debezium.table_readings import (
+    begun,
+    complete,
+    first_position,
+    moved,
+    not_begun,
+    read_to,
+    read_to_end,
+)
 from streams.connectors.debezium.values import POSTGRES, Shape
 from streams.connectors.postgres.key_ranges import KeyRanges
 from streams.connectors.table_name import TableName
@@ -58,6 +67,8 @@ class PostgresReader(DebeziumReader):
         self._replication = capture.replication
         self._inspected = time.monotonic()
         self._application = context.application
+        self._later: Position | None = None
+        """With the tables that are captured from the next transaction on; ``None`` when they are now."""
         committed = Position.decode(context.position)
         self._replication.require_logical()
         states = self._replication.tables(capture.tables)
@@ -86,8 +97,6 @@ class PostgresReader(DebeziumReader):
         """By table, those that were looked at last."""
         self._chunks: TableChunks | None = None
         self._chunk: Chunk | None = None
-        self._boundary: int | None = None
-        """The end of the commit after which another list of tables is captured; ``None`` when it is now."""
         self._begin_from = 0
         """Where in the log the tables that have still to be read may begin."""
         self._layouts: dict[str, str] = {}
@@ -97,7 +106,7 @@ class PostgresReader(DebeziumReader):
                 self._begin_from = self._replication.mark(MESSAGE_PREFIX)
             if committed.events and committed.tables.keys() != tables.keys():
                 # A transaction that was read in part must be sent again with the same events.
-                self._boundary = committed.lsn
+                self._later, self._position = self._position, committed
                 self._open_engine(list(committed.tables))
                 return
         else:
@@ -164,7 +173,7 @@ class PostgresReader(DebeziumReader):
 
     def _require_tables(self, tables: dict[str, str]) -> None:
         """Check that each table is the one that it was; one that has still to be read may be another one."""
-        before = self._position.tables
+        before = (self._later or self._position).tables
         other = [table for table, identity in tables.items() if before[table] != identity]
         if other:
             raise ConnectorError(
@@ -232,8 +241,8 @@ class PostgresReader(DebeziumReader):
         """The rows without those that were read before the reader was opened."""
         try:
             befores = [_before(heads[row].source.sequence) for row in rows]
-            if self._boundary is not None:
-                return self._unread_before_boundary(delivery, rows, befores)
+            if self._later is not None:
+                return self._unread_of_first(delivery, rows, befores, self._later.lsn)
             skipped = self._transactions.take(befores) if rows else 0
             commit = delivery.offset.get("lsn_commit")
             self._transactions.committed(None if commit is None else int(commit))
@@ -242,14 +251,24 @@ class PostgresReader(DebeziumReader):
                 f"the replication slot {self._slot} did not continue where it was: {error}",
                 hint=self._capture.again(self._name),
             ) from error
+        self._note_moved(delivery, heads, rows[skipped:])
         return rows[skipped:]
 
-    def _unread_before_boundary(
-        self, delivery: Delivery, rows: list[int], befores: list[int | None]
+    def _note_moved(self, delivery: Delivery, heads: list[Head], rows: list[int]) -> None:
+        """Remember tables of which a row may be read under neither key, while the log has not all of it."""
+        for row in delivery.headers.keys() & rows:
+            reading = self._position.reading.get(heads[row].source.name)
+            if reading is None or not reading.begun or NEW_KEY not in dict(delivery.headers[row]):
+                continue
+            # Its creation follows, in this delivery or in the next one.
+            if row == len(heads) - 1 or may_leave_out(delivery.values):
+                self._position = moved(self._position, heads[row].source.name)
+
+    def _unread_of_first(
+        self, delivery: Delivery, rows: list[int], befores: list[int | None], lsn: int
     ) -> list[int]:
-        """The rows of the transaction that was read in part; what follows is read with the other tables."""
-        assert self._boundary is not None, "the list of tables changes"
-        rest = next((at for at, before in enumerate(befores) if (before or 0) > self._boundary), len(rows))
+        """The rows of the transaction after ``lsn``, which was read in part; the rest is sent again later."""
+        rest = next((at for at, before in enumerate(befores) if (before or 0) > lsn), len(rows))
         skipped = self._transactions.take(befores[:rest]) if rest else 0
         commit = befores[rest] if rest < len(rows) else delivery.offset.get("lsn_commit")
         self._transactions.committed(None if commit is None else int(commit))
@@ -257,8 +276,13 @@ class PostgresReader(DebeziumReader):
 
     def _batch(self, delivery: Delivery) -> SourceBatch | None:
         batch = super()._batch(delivery)
-        if self._boundary is not None and self._transactions.lsn > self._boundary:
-            self._boundary = None
+        if self._later is not None and self._transactions.lsn > self._later.lsn:
+            later, self._later = self._later, None
+            self._position = msgspec.structs.replace(
+                self._position, tables=later.tables, labels=later.labels, reading=later.reading
+            )
+            # The processor has to be told of tables that are read.
+            self._opened = True
             self._engine.close()
             with self._lock:
                 # They are the closed engine's, and the last one is of events that are read again.
@@ -295,13 +319,13 @@ class PostgresReader(DebeziumReader):
 
     def _beside(self) -> SourceBatch | None:
         position = self._position
-        if not position.reading or self._opened or self._boundary is not None or position.phase != "stream":
+        if not position.reading or self._opened or position.phase != "stream":
             return None
         if waiting := not_begun(position):
             if position.lsn < self._begin_from:
                 return None
             return self._beside_batch([self._reading(waiting)], begun(position))
-        if self._chunks is None:
+        if self._chunks is None or (self._chunk is None and self._chunks.ended):
             self._chunks = TableChunks(
                 self._capture,
                 self._application,
@@ -325,7 +349,11 @@ class PostgresReader(DebeziumReader):
             position = read_to(self._position, table, chunk.upto, 0)
             if chunk.upto is not None:
                 return self._beside_batch([], position)
-            return self._beside_batch([self._complete(chunk.table)], complete(position, table))
+            position = read_to_end(position, table)
+            if table not in position.reading:
+                return self._beside_batch([self._complete(chunk.table)], position)
+            self._begin_from = self._replication.mark(MESSAGE_PREFIX)
+            return self._beside_batch([], position)
         piece = chunk.pieces.popleft()
         taken: list[int | Control] = []
         schema: int | None = None
@@ -389,7 +417,7 @@ class PostgresReader(DebeziumReader):
             self._heard()
         else:
             problem = f"nothing reads the replication slot {self._slot}"
-        reading = self._position.reading
+        reading = (self._later or self._position).reading
         if self._chunks is not None and self._chunks.problem:
             problem = problem or f"tables cannot be read: {self._chunks.problem}"
         return problem, {

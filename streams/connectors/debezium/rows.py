@@ -33,7 +33,7 @@ LARGE: Final = 256
 
 _UNAVAILABLE_BYTES: Final = base64.b64encode(UNAVAILABLE.encode()).decode()
 _UNAVAILABLE_UUID: Final = str(UUID(bytes=md5(UNAVAILABLE.encode()).digest(), version=3))  # noqa: S324 - what Java makes of it
-_NEW_KEY: Final = "__debezium.newkey"
+NEW_KEY: Final = "__debezium.newkey"
 """The header of the deletion that an update of the key begins with."""
 _STATE: Final = b"\x00"
 _ROWS: Final = b"\x01"
@@ -155,8 +155,7 @@ class CapturedRows:
         ids = [_id(values[row].source, keys[row] or b"") for row in rows]
         known: dict[bytes, bytes | None] = dict(zip(ids, self._store.get_many(ids), strict=True))
         payloads = batch.fetched.values(batch.rows)
-        together = b"".join(payloads[row] or b"" for row in rows)
-        marked = any(marker in together for marker in _MARKERS)
+        marked = may_leave_out([payloads[row] for row in rows])
         headers = batch.headers
         forwarded: list[tuple[int, Row, Change[Row]]] = []
         changed: dict[bytes, bytes | None] = {}
@@ -181,7 +180,7 @@ class CapturedRows:
                 gone = None if since is None else Entry(generation, _GONE, b"").pack()
                 known[identity] = changed[identity] = gone
                 if headers is not None and entry is not None and entry.values:
-                    new_key = dict(headers[row] or ()).get(_NEW_KEY)
+                    new_key = dict(headers[row] or ()).get(NEW_KEY)
                     if new_key is not None:
                         moved = _id(change.source, new_key)
                         known[moved] = changed[moved] = entry._replace(generation=generation).pack()
@@ -395,6 +394,12 @@ def _is_marker(value: Any) -> bool:
     if isinstance(value, list):
         return value in _LISTS
     return False
+
+
+def may_leave_out(payloads: Sequence[bytes | None]) -> bool:
+    """Whether there may be a row of which the server did not send all values."""
+    together = b"".join(payload or b"" for payload in payloads)
+    return any(marker in together for marker in _MARKERS)
 
 
 _UNAVAILABLE_HEX: Final = hexadecimal(_UNAVAILABLE_BYTES)

@@ -130,6 +130,11 @@ class TableChunks:
                 raise self._problem from None
             return None
 
+    @property
+    def ended(self) -> bool:
+        """Whether all has been read and polled, without a problem."""
+        return self._state is _State.ENDED and self._problem is None and self._chunks.empty()
+
     def skip(self, table: TableName) -> None:
         """Nothing more of this table is needed."""
         self._skipped.add(table)

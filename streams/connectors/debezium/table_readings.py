@@ -68,6 +68,21 @@ def read_to(position: Position, table: str, key: list[str] | None, rows: int) ->
     return msgspec.structs.replace(position, reading={**position.reading, table: reading})
 
 
+def moved(position: Position, table: str) -> Position:
+    """The position after a row of the table got a key that may have been read, from one that was not yet."""
+    reading = msgspec.structs.replace(position.reading[table], moved=True)
+    return msgspec.structs.replace(position, reading={**position.reading, table: reading})
+
+
+def read_to_end(position: Position, table: str) -> Position:
+    """The position after the last row of a table: it is complete, or to be read a second time."""
+    reading = position.reading[table]
+    if reading.second or not reading.moved:
+        return complete(position, table)
+    reading = TableReading(label=reading.label, second=True)
+    return msgspec.structs.replace(position, reading={**position.reading, table: reading})
+
+
 def complete(position: Position, table: str) -> Position:
     """The position after a table is read completely."""
     label = position.reading[table].label
