@@ -13,7 +13,7 @@ from streams.errors import ConfigurationError
 from streams.topology.topic_names import topic_name_fault
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 def source(
@@ -50,6 +50,14 @@ def source(
     snapshot: Annotated[
         str, typer.Option(metavar="TEXT", help="Another text than before reads all rows again.")
     ] = "",
+    table_snapshots: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--table-snapshot",
+            metavar="TABLE=TEXT",
+            help="Another text than before reads this table again, while all changes flow on. Repeatable.",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Number of worker processes: one captures, the others stand by."),
@@ -71,9 +79,11 @@ def source(
     arguments += [f"--partitions={partitions}", f"--snapshot={snapshot}"]
     arguments += [] if slot is None else [f"--slot={slot}"]
     arguments += [] if publication is None else [f"--publication={publication}"]
+    arguments += [f"--table-snapshot={each}" for each in table_snapshots or ()]
+    texts = dict(_table_snapshot(each) for each in table_snapshots or ())
 
     def capture() -> App:
-        return _capture(url, chosen, prefix, name, partitions, slot, publication, snapshot)
+        return _capture(url, chosen, prefix, name, partitions, slot, publication, snapshot, texts)
 
     run_app(
         capture,
@@ -85,6 +95,13 @@ def source(
     )
 
 
+def _table_snapshot(text: str) -> tuple[str, str]:
+    table, given, label = text.rpartition("=")
+    if not given:
+        raise ConfigurationError(f"--table-snapshot {text!r} has no text for the table", hint="TABLE=TEXT")
+    return table, label
+
+
 def _capture(
     url: str,
     tables: Sequence[str],
@@ -94,6 +111,7 @@ def _capture(
     slot: str | None,
     publication: str | None,
     snapshot: str,
+    table_snapshots: Mapping[str, str],
 ) -> App:
     if fault := topic_name_fault(prefix):
         raise ConfigurationError(f"--prefix {prefix!r} cannot begin the names of topics: {fault}")
@@ -101,6 +119,13 @@ def _capture(
     from streams.connectors.debezium import Debezium  # noqa: PLC0415
 
     app = App(name, create_topics=True)
-    connector = Debezium.postgres(url, tables, slot=slot, publication=publication, snapshot=snapshot)
+    connector = Debezium.postgres(
+        url,
+        tables,
+        slot=slot,
+        publication=publication,
+        snapshot=snapshot,
+        table_snapshots=table_snapshots,
+    )
     app.source(connector).to_change_topics(prefix, partitions=partitions)
     return app

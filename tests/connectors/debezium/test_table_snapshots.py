@@ -35,7 +35,7 @@ def remaining(source: Captured) -> float:
 
 def finish(source: Captured) -> None:
     """Read until all tables are complete, and everything that follows from it."""
-    source.until(lambda: not remaining(source))
+    source.until(lambda: not remaining(source), deadline=120)
     for _ in range(20):
         source.sweep()
 
@@ -265,6 +265,7 @@ def final(source: Captured) -> dict[tuple[str, int], dict[str, Any]]:
     newest: dict[tuple[str, int], int] = {}
     for change in source.changes:
         row = change.before if change.op == "d" else change.after
+        assert row is not None
         key = (row["a"], row["b"])
         if change.op == "d":
             found.pop(key, None)
@@ -442,8 +443,8 @@ def test_a_chunk_has_few_rows_where_they_are_large(database, db, source, monkeyp
 
 def test_a_reading_that_fails_is_tried_again(database, db, source, monkeypatch):
     """Its reason is the health of the source, and the changes of others flow on."""
-    monkeypatch.setattr(table_chunks, "FIRST_CHUNK_ROWS", 5)
-    monkeypatch.setattr(table_chunks, "CHUNK_ROWS", 5)
+    monkeypatch.setattr(table_chunks, "FIRST_CHUNK_ROWS", 10)
+    monkeypatch.setattr(table_chunks, "CHUNK_ROWS", 10)
     again(source, database, "t", "u", of=("t",))
     source.until(lambda: source.open().health().metrics["snapshot_rows"])
     waiting = """
