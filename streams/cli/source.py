@@ -17,7 +17,7 @@ from streams.errors import ConfigurationError
 from streams.topology.topic_names import topic_name_fault
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from streams.connectors.debezium import Debezium
 
@@ -78,6 +78,14 @@ def source(
     snapshot: Annotated[
         str, typer.Option(metavar="TEXT", help="Another text than before reads all rows again.")
     ] = "",
+    table_snapshots: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--table-snapshot",
+            metavar="TABLE=TEXT",
+            help="Another text than before reads this table again, while all changes flow on. Repeatable.",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Number of worker processes: one captures, the others stand by."),
@@ -99,12 +107,14 @@ def source(
     options = {"properties": properties, "jars": jars, "slot": slot, "publication": publication}
     given = {option: str(value) for option, value in options.items() if value is not None}
     arguments += [f"--{option}={value}" for option, value in given.items()]
+    arguments += [f"--table-snapshot={each}" for each in table_snapshots or ()]
+    texts = dict(map(_table_snapshot, table_snapshots or ()))
 
     def capture() -> App:
         if fault := topic_name_fault(prefix):
             raise ConfigurationError(f"--prefix {prefix!r} cannot begin the names of topics: {fault}")
         made = App(name, create_topics=True)
-        connector = _connector(database, _names(tables), snapshot, given)
+        connector = _connector(database, _names(tables), snapshot, texts, given)
         made.source(connector).to_change_topics(prefix, partitions=partitions)
         return made
 
@@ -118,11 +128,24 @@ def source(
     )
 
 
+def _table_snapshot(text: str) -> tuple[str, str]:
+    table, given, label = text.rpartition("=")
+    if not given:
+        raise ConfigurationError(f"--table-snapshot {text!r} has no text for the table", hint="TABLE=TEXT")
+    return table, label
+
+
 def _names(tables: str) -> list[str]:
     return [table for each in tables.split(",") if (table := each.strip())]
 
 
-def _connector(database: str, tables: list[str], snapshot: str, given: Mapping[str, str]) -> Debezium:
+def _connector(
+    database: str,
+    tables: list[str],
+    snapshot: str,
+    table_snapshots: Mapping[str, str],
+    given: Mapping[str, str],
+) -> Debezium:
     # Its packages are optional.
     from streams.connectors.debezium import Debezium  # noqa: PLC0415
 
@@ -140,6 +163,12 @@ def _connector(database: str, tables: list[str], snapshot: str, given: Mapping[s
             slot=given.get("slot"),
             publication=given.get("publication"),
             snapshot=snapshot,
+            table_snapshots=table_snapshots,
+        )
+    if table_snapshots:
+        raise ConfigurationError(
+            f"--table-snapshot is not for {system}: tables are read again beside their changes in Postgres",
+            hint="another --snapshot reads all tables again",
         )
     if "properties" not in given:
         raise ConfigurationError(

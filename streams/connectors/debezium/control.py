@@ -13,13 +13,16 @@ from streams.connectors.debezium.values import Row, Shape  # noqa: TC001 - as ab
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-Kind: TypeAlias = Literal["opened", "complete", "table", "dropped"]
+Kind: TypeAlias = Literal["opened", "reading", "complete", "table", "dropped"]
 
 
 class Control(msgspec.Struct, frozen=True, kw_only=True):
-    """A reader was opened, a snapshot is complete, a table is gone, or its next events have another shape.
+    """What happened between two changes, as ``control`` says.
 
-    ``snapshot`` is its number: rows that an earlier one had and this one has not are gone.
+    A reader was ``opened``; ``tables`` are read again from now on (``reading``); a snapshot is ``complete``,
+    of all tables or of some; the ``table`` has another shape in what follows; it was ``dropped``.
+    ``snapshot`` is the number of the last one of all tables: rows that an earlier one had and this one has
+    not are gone.
     """
 
     control: Kind
@@ -27,7 +30,7 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
     source: ChangeSource
     shape: Shape | None = None
     tables: list[ChangeSource] = []
-    """The tables of a snapshot."""
+    """The tables that are read again, or completely read."""
 
     def encode(self) -> bytes:
         return msgspec.json.encode(self)

@@ -20,6 +20,23 @@ if TYPE_CHECKING:
 Phase: TypeAlias = Literal["snapshot", "stream"]
 
 
+class TableReading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far a table has been read again beside its changes."""
+
+    label: str = ""
+    """The program's own name of this reading; another one begins it again."""
+    begun: bool = False
+    """Whether its changes are told apart from those before it."""
+    after: list[str] | None = None
+    """The key of the last row of what was read completely, as the server writes it."""
+    rows: int = 0
+    """How many rows were read."""
+    moved: bool = False
+    """Whether a row got another key, and its values were not sent: it may have been left out."""
+    second: bool = False
+    """Whether it is read a second time for that reason."""
+
+
 class Position(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where a source has got to. ``Position()`` is the beginning."""
 
@@ -40,6 +57,10 @@ class Position(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The identifier of the database cluster."""
     tables: dict[str, str] = {}
     """The captured tables, with the identity that each has until it is dropped."""
+    labels: dict[str, str] = {}
+    """By table, the program's own name of its last complete reading, where it has one."""
+    reading: dict[str, TableReading] = {}
+    """The tables that are read again, or for the first time, beside the changes."""
     offset: dict[str, Any] | None = None
     """Debezium's own offset, for systems whose position is opaque."""
     partition: dict[str, Any] = {}

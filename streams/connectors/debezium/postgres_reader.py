@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -16,18 +17,35 @@ from streams.connectors.debezium.position import (
     confirmed_by,
     lsn_text,
 )
+from streams.connectors.debezium.postgres_capture import MESSAGE_PREFIX
 from streams.connectors.debezium.reader import START_SECONDS, DebeziumReader
+from streams.connectors.debezium.rows import NEW_KEY, may_leave_out
+from streams.connectors.debezium.table_chunks import TableChunks
+from streams.connectors.debezium.table_readings import (
+    begun,
+    complete,
+    first_position,
+    moved,
+    not_begun,
+    read_to,
+    read_to_end,
+)
 from streams.connectors.debezium.values import POSTGRES, Shape
+from streams.connectors.postgres.key_ranges import KeyRanges
+from streams.connectors.table_name import TableName
 from streams.errors import ConnectorError, SourceUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from streams.connectors.debezium.control import Control
     from streams.connectors.debezium.engine import Delivery
     from streams.connectors.debezium.postgres_capture import PostgresCapture
     from streams.connectors.debezium.reader import EventSource, Head
+    from streams.connectors.debezium.table_chunks import Chunk, Piece
+    from streams.connectors.debezium.values import Column
     from streams.connectors.postgres.replication import TableState
-    from streams.connectors.source import SourceContext
+    from streams.connectors.source import SourceBatch, SourceContext
 
 INSPECT_SECONDS: Final = 5.0
 SILENT_SECONDS: Final = 15.0
@@ -48,22 +66,20 @@ class PostgresReader(DebeziumReader):
         self._publication = capture.publication_of(context.application, context.name)
         self._replication = capture.replication
         self._inspected = time.monotonic()
+        self._application = context.application
+        self._later: Position | None = None
+        """With the tables that are captured from the next transaction on; ``None`` when they are now."""
         committed = Position.decode(context.position)
         self._replication.require_logical()
         states = self._replication.tables(capture.tables)
         system, end = self._replication.system()
         tables = identities(states)
-        offset: dict[str, Any] | None = None
-        if (
-            committed.phase == "stream"
-            and committed.label == capture.snapshot
-            and set(committed.tables) == set(tables)
-        ):
+        self._resumes = committed.phase == "stream" and committed.label == capture.snapshot
+        labels = {str(table): text for table, text in capture.table_snapshots}
+        if self._resumes:
+            self._position = first_position(committed, tables, labels)
             self._require_same(committed, system, end, tables)
-            self._require_published()
             self._replication.free_slot(self._slot)
-            offset = {"lsn": committed.lsn, "lsn_commit": committed.lsn, "ts_usec": 0}
-            self._position = committed
         else:
             self._replication.drop_slot(self._slot)
             self._position = Position(
@@ -72,21 +88,53 @@ class PostgresReader(DebeziumReader):
                 number=committed.number,
                 system=system,
                 tables=tables,
+                labels={table: text for table, text in labels.items() if text},
             )
         self._replication.publication(self._publication, capture.tables, own=capture.publication is None)
         self._transactions = Transactions(self._position.lsn, self._position.events)
-        self._full = {str(state.table): state.full_identity for state in states}
-        if offset is None:
+        self._take(states)
+        self._columns: dict[str, dict[str, Column]] = {}
+        """By table, those that were looked at last."""
+        self._chunks: TableChunks | None = None
+        self._chunk: Chunk | None = None
+        self._begin_from = 0
+        """Where in the log the tables that have still to be read may begin."""
+        self._layouts: dict[str, str] = {}
+        if self._resumes:
+            if not_begun(self._position):
+                # From here on, all changes of these tables are in the log, and of no others of that name.
+                self._begin_from = self._replication.mark(MESSAGE_PREFIX)
+            if committed.events and committed.tables.keys() != tables.keys():
+                # A transaction that was read in part must be sent again with the same events.
+                self._later, self._position = self._position, committed
+                self._open_engine(list(committed.tables))
+                return
+        else:
             self._replication.require_readable(states)
+            self._layouts = self._layouts_now()
+        self._open_engine(list(tables))
+
+    def _take(self, states: Sequence[TableState]) -> None:
+        self._full = {str(state.table): state.full_identity for state in states}
+        self._left_out = [(state.table, column) for state in states for column in state.generated]
+
+    def _open_engine(self, tables: list[str]) -> None:
+        lsn = self._transactions.lsn
         self._engine = Engine(
-            capture.properties(
-                context.application,
-                context.name,
-                resume=offset is not None,
-                left_out=[(state.table, column) for state in states for column in state.generated],
+            self._capture.properties(
+                self._application,
+                self._name,
+                resume=self._resumes,
+                tables=tables,
+                left_out=self._left_out,
             ),
-            offset,
+            {"lsn": lsn, "lsn_commit": lsn, "ts_usec": 0} if self._resumes else None,
         )
+
+    def close(self) -> None:
+        if self._chunks is not None:
+            self._chunks.close()
+        super().close()
 
     @property
     def _connector(self) -> str:
@@ -111,26 +159,38 @@ class PostgresReader(DebeziumReader):
                 f"({lsn_text(end)}): it was restored, or failed over to a standby that had not received all",
                 hint=again,
             )
-        self._require_tables(tables, committed.tables)
+        self._require_tables(tables)
+        self._require_published()
+        # Changes of what was there before may be in the log still, under the name of this one.
+        rekeyed = [
+            table
+            for table, identity in tables.items()
+            if table in committed.tables and key_of(committed.tables[table]) != key_of(identity)
+        ]
+        if rekeyed:
+            raise ConnectorError(f"{', '.join(sorted(rekeyed))} has another key", hint=again)
         self._require_slot(committed.confirmed)
 
-    def _require_tables(self, tables: dict[str, str], before: dict[str, str]) -> None:
+    def _require_tables(self, tables: dict[str, str]) -> None:
+        """Check that each table is the one that it was; one that has still to be read may be another one."""
+        before = (self._later or self._position).tables
         other = [table for table, identity in tables.items() if before[table] != identity]
         if other:
             raise ConnectorError(
                 f"{', '.join(sorted(other))} was dropped and created again, replaced by "
                 "renaming, or has another key",
-                hint=self._capture.again(self._name),
+                hint=self._capture.again(self._name, *other),
             )
 
     def _require_published(self) -> None:
         """Check that no table was taken out of the publication: what changed meanwhile is in no slot."""
-        missing = set(map(str, self._capture.tables)) - self._replication.published(self._publication)
+        captured = set(map(str, self._capture.tables)) - set(not_begun(self._position))
+        missing = captured - self._replication.published(self._publication)
         if missing:
             raise ConnectorError(
                 f"the publication {self._publication} does not have {', '.join(sorted(missing))} any more, "
                 "whose changes may be lost",
-                hint=self._capture.again(self._name),
+                hint=self._capture.again(self._name, *missing),
             )
 
     def _require_slot(self, confirmed: int | None) -> Any:
@@ -148,8 +208,20 @@ class PostgresReader(DebeziumReader):
             )
         return slot
 
-    def _before_snapshot_ends(self, delivery: Delivery, heads: list[Head]) -> None:
-        """Nothing: the catalog was read before."""
+    def _before_snapshot_ends(self, delivery: Delivery, heads: list[Head]) -> None:  # noqa: ARG002 - of the contract
+        """Check that the snapshot read the tables' rows: all tables are locked when the first ones come."""
+        before, self._layouts = self._layouts, {}
+        if before and (other := {each for each, now in self._layouts_now().items() if now != before[each]}):
+            raise SourceUnavailable(
+                f"{', '.join(sorted(other))} was altered or truncated just when the snapshot began: "
+                "it begins again"
+            )
+
+    def _layouts_now(self) -> dict[str, str]:
+        return {
+            str(state.table): KeyRanges(self._capture.conninfo, state).layout()
+            for state in self._replication.tables(self._capture.tables)
+        }
 
     def _streaming(self) -> None:
         self._silent_from = time.monotonic() + START_SECONDS
@@ -169,6 +241,8 @@ class PostgresReader(DebeziumReader):
         """The rows without those that were read before the reader was opened."""
         try:
             befores = [_before(heads[row].source.sequence) for row in rows]
+            if self._later is not None:
+                return self._unread_of_first(delivery, rows, befores, self._later.lsn)
             skipped = self._transactions.take(befores) if rows else 0
             commit = delivery.offset.get("lsn_commit")
             self._transactions.committed(None if commit is None else int(commit))
@@ -177,16 +251,144 @@ class PostgresReader(DebeziumReader):
                 f"the replication slot {self._slot} did not continue where it was: {error}",
                 hint=self._capture.again(self._name),
             ) from error
+        self._note_moved(delivery, heads, rows[skipped:])
         return rows[skipped:]
 
+    def _note_moved(self, delivery: Delivery, heads: list[Head], rows: list[int]) -> None:
+        """Remember tables of which a row may be read under neither key, while the log has not all of it."""
+        for row in delivery.headers.keys() & rows:
+            reading = self._position.reading.get(heads[row].source.name)
+            if reading is None or not reading.begun or NEW_KEY not in dict(delivery.headers[row]):
+                continue
+            # Its creation follows, in this delivery or in the next one.
+            if row == len(heads) - 1 or may_leave_out(delivery.values):
+                self._position = moved(self._position, heads[row].source.name)
+
+    def _unread_of_first(
+        self, delivery: Delivery, rows: list[int], befores: list[int | None], lsn: int
+    ) -> list[int]:
+        """The rows of the transaction after ``lsn``, which was read in part; the rest is sent again later."""
+        rest = next((at for at, before in enumerate(befores) if (before or 0) > lsn), len(rows))
+        skipped = self._transactions.take(befores[:rest]) if rest else 0
+        commit = befores[rest] if rest < len(rows) else delivery.offset.get("lsn_commit")
+        self._transactions.committed(None if commit is None else int(commit))
+        return rows[skipped:rest]
+
+    def _batch(self, delivery: Delivery) -> SourceBatch | None:
+        batch = super()._batch(delivery)
+        if self._later is not None and self._transactions.lsn > self._later.lsn:
+            later, self._later = self._later, None
+            self._position = msgspec.structs.replace(
+                self._position, tables=later.tables, labels=later.labels, reading=later.reading
+            )
+            # The processor has to be told of tables that are read.
+            self._opened = True
+            self._engine.close()
+            with self._lock:
+                # They are the closed engine's, and the last one is of events that are read again.
+                self._receipts = deque((at, None) for at, _ in self._receipts)
+            self._replication.free_slot(self._slot)
+            self._silent_from = time.monotonic() + START_SECONDS
+            self._open_engine(list(self._position.tables))
+        return batch
+
     def _shape(self, source: EventSource, schema: int) -> Shape:
-        columns = self._engine.columns(schema)
-        if source.name in self._shaped:
+        return self._shape_of(source.name, self._engine.columns(schema))
+
+    def _shape_of(self, table: str, columns: dict[str, Column]) -> Shape:
+        if self._columns.setdefault(table, columns) != columns:
             # Of a column that cannot be captured there is no trace in the event.
             states = self._replication.tables(self._capture.tables)
-            self._require_tables(identities(states), self._position.tables)
-            self._full = {str(state.table): state.full_identity for state in states}
-        return Shape(columns, self._full.get(source.name, False))
+            self._require_tables(identities(states))
+            self._take(states)
+            self._columns[table] = columns
+        return Shape(columns, self._full.get(table, False))
+
+    # --- tables that are read beside the changes
+
+    def _opening(self) -> list[Control]:
+        waiting = not_begun(self._position)
+        return super()._opening() + ([self._reading(waiting)] if waiting else [])
+
+    def _reading(self, tables: list[str]) -> Control:
+        return self._control("reading", of_tables=[TableName.parse(table) for table in tables])
+
+    @property
+    def _patience(self) -> float:
+        return 0.05 if self._position.reading else 1.0
+
+    def _beside(self) -> SourceBatch | None:
+        position = self._position
+        if not position.reading or self._opened or position.phase != "stream":
+            return None
+        if waiting := not_begun(position):
+            if position.lsn < self._begin_from:
+                return None
+            return self._beside_batch([self._reading(waiting)], begun(position))
+        if self._chunks is None or (self._chunk is None and self._chunks.ended):
+            self._chunks = TableChunks(
+                self._capture,
+                self._application,
+                self._name,
+                position.tables,
+                {TableName.parse(table): reading for table, reading in position.reading.items()},
+            )
+        if self._chunk is None:
+            self._chunk = self._chunks.poll()
+            if self._chunk is not None and str(self._chunk.table) not in position.reading:
+                self._chunk = None
+        if self._chunk is None or position.lsn < self._chunk.lsn:
+            return None
+        return self._next_piece(self._chunk)
+
+    def _next_piece(self, chunk: Chunk) -> SourceBatch:
+        """Rows whose changes up to when they were read have been handed over before."""
+        table = str(chunk.table)
+        if not chunk.pieces:
+            self._chunk = None
+            position = read_to(self._position, table, chunk.upto, 0)
+            if chunk.upto is not None:
+                return self._beside_batch([], position)
+            position = read_to_end(position, table)
+            if table not in position.reading:
+                return self._beside_batch([self._complete(chunk.table)], position)
+            self._begin_from = self._replication.mark(MESSAGE_PREFIX)
+            return self._beside_batch([], position)
+        piece = chunk.pieces.popleft()
+        taken: list[int | Control] = []
+        schema: int | None = None
+        for row in piece.rows:
+            if piece.delivery.schemas[row] != schema:
+                schema = piece.delivery.schemas[row]
+                shape = self._shape_of(table, chunk.columns[schema])
+                taken.append(self._control("table", piece.heads[row].source, shape))
+            taken.append(row)
+        # Changes may have another one.
+        self._shaped.pop(table, None)
+        return self._beside_batch(taken, read_to(self._position, table, None, len(piece.rows)), piece)
+
+    def _beside_batch(
+        self, taken: Sequence[int | Control], position: Position, piece: Piece | None = None
+    ) -> SourceBatch:
+        position = msgspec.structs.replace(position, number=position.number + len(taken))
+        delivery, heads = (None, []) if piece is None else (piece.delivery, piece.heads)
+        return self._batch_of(delivery, heads, list(taken), position, None)
+
+    def _complete(self, table: TableName) -> Control:
+        return self._control("complete", of_tables=[table])
+
+    def _truncated(self, source: EventSource) -> Iterator[Control]:
+        """All rows that the table has now are in the log: there is no more to read."""
+        reading = self._position.reading.get(source.name)
+        if reading is None or not reading.begun:
+            return
+        table = TableName.parse(source.name)
+        if self._chunks is not None:
+            self._chunks.skip(table)
+        if self._chunk is not None and self._chunk.table == table:
+            self._chunk = None
+        self._position = complete(self._position, source.name)
+        yield self._complete(table)
 
     def _inspect(self) -> None:
         """Look at the server while nothing comes: the slot may be lost, or the connection cut."""
@@ -197,9 +399,7 @@ class PostgresReader(DebeziumReader):
         self._look()
         if self._position.phase == "stream":
             tables = self._replication.tables(self._capture.tables)
-            self._require_tables(
-                {str(state.table): state.identity for state in tables}, self._position.tables
-            )
+            self._require_tables(identities(tables))
         if time.monotonic() > self._silent_from:
             raise SourceUnavailable(f"nothing reads the replication slot {self._slot}: Debezium hangs")
 
@@ -217,15 +417,21 @@ class PostgresReader(DebeziumReader):
             self._heard()
         else:
             problem = f"nothing reads the replication slot {self._slot}"
-        return problem, {"lag_bytes": slot.lag_bytes, "retained_bytes": slot.retained_bytes}
+        reading = (self._later or self._position).reading
+        if self._chunks is not None and self._chunks.problem:
+            problem = problem or f"tables cannot be read: {self._chunks.problem}"
+        return problem, {
+            "lag_bytes": slot.lag_bytes,
+            "retained_bytes": slot.retained_bytes,
+            "snapshot_tables": len(reading),
+            "snapshot_rows": sum(each.rows for each in reading.values()),
+        }
 
     def _failure(self, problem: str) -> ConnectorError | SourceUnavailable:
         if self._position.phase == "stream":
             # A lost slot, or another key, has an error of its own, which says what to do.
             self._require_slot(None)
-            self._require_tables(
-                identities(self._replication.tables(self._capture.tables)), self._position.tables
-            )
+            self._require_tables(identities(self._replication.tables(self._capture.tables)))
             self._require_published()
         if _LASTING.search(problem):
             return ConnectorError(f"Debezium ended: {problem}")
@@ -235,6 +441,11 @@ class PostgresReader(DebeziumReader):
 def identities(states: Sequence[TableState]) -> dict[str, str]:
     """The captured tables, with what tells each from another one of that name."""
     return {str(state.table): state.identity for state in states}
+
+
+def key_of(identity: str) -> str:
+    """What of a table's identity says which columns its key has."""
+    return identity.partition(" ")[2]
 
 
 def _before(sequence: str | None) -> int | None:

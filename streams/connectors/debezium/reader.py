@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from streams.connectors.debezium.position import Position
     from streams.connectors.debezium.settings import Capture
     from streams.connectors.debezium.values import Shape
+    from streams.connectors.table_name import TableName
     from streams.records import Headers
 
 START_SECONDS: Final = 60.0
@@ -59,6 +60,16 @@ class Head(msgspec.Struct):
 _HEAD: Final = msgspec.json.Decoder(Head)
 
 
+def decode_heads(delivery: Delivery) -> list[Head]:
+    """What decides where each event goes."""
+    return [_HEAD.decode(value) for value in delivery.values]
+
+
+def in_snapshot(offset: Mapping[str, Any]) -> bool:
+    """Whether the snapshot goes on after the event with this offset."""
+    return "snapshot" in offset and not offset.get("snapshot_completed")
+
+
 class DebeziumReader(ABC):
     """An open source. See ``streams.connectors.source.SourceReader`` for the contract."""
 
@@ -75,26 +86,33 @@ class DebeziumReader(ABC):
         self._silent_from = time.monotonic() + START_SECONDS
         """When the source is taken as cut off, unless something is heard of it."""
         self._health = SourceHealth("", {})
+        self._changes_last = False
+        """Whether what was read last were changes, and not what is read beside them."""
         self._opened = True
         """Whether the processor has still to be told that the reader was opened."""
         self._shaped: dict[str, int] = {}
-        """By table, the schema of the events that the processor was told of last."""
+        """By table, the schema of the events that the processor was told of last; or that it has to be."""
 
     def read(self, timeout: float) -> SourceBatch | None:
         deadline = time.monotonic() + timeout
         while True:
-            delivery = self._engine.poll(max(0.0, min(deadline - time.monotonic(), 1.0)))
-            if delivery is not None:
-                self._heard()
-                batch = self._batch(delivery)
-                if batch is not None:
-                    return batch
-            elif problem := self._engine.problem:
-                raise self._failure(self._scrubbed(problem))
-            else:
-                self._inspect()
-            if time.monotonic() >= deadline:
-                return None
+            # In turn, so that neither waits for the other.
+            changes, self._changes_last = not self._changes_last, False
+            batch = self._read_changes(deadline) if changes else None
+            self._changes_last = batch is not None
+            batch = batch or self._beside()
+            if batch is not None or time.monotonic() >= deadline:
+                return batch
+
+    def _read_changes(self, deadline: float) -> SourceBatch | None:
+        delivery = self._engine.poll(max(0.0, min(deadline - time.monotonic(), self._patience)))
+        if delivery is not None:
+            self._heard()
+            return self._batch(delivery)
+        if problem := self._engine.problem:
+            raise self._failure(self._scrubbed(problem))
+        self._inspect()
+        return None
 
     def confirm(self, position: bytes) -> None:
         receipt = None
@@ -102,7 +120,9 @@ class DebeziumReader(ABC):
             if any(at == position for at, _ in self._receipts):
                 at = b""
                 while at != position:
-                    at, receipt = self._receipts.popleft()
+                    at, found = self._receipts.popleft()
+                    # What is read beside the changes has none.
+                    receipt = found or receipt
         if receipt is not None:
             self._engine.confirm(receipt)
 
@@ -169,10 +189,29 @@ class DebeziumReader(ABC):
     def _failure(self, problem: str) -> ConnectorError | SourceUnavailable:
         """What to raise for what ended Debezium."""
 
+    # --- what is read beside the changes: nothing, unless a subclass does
+
+    def _opening(self) -> list[Control]:
+        """What the processor is told before the first changes of a reader."""
+        return [self._control("opened")]
+
+    @property
+    def _patience(self) -> float:
+        """How long to wait for changes before looking for what is read beside them."""
+        return 1.0
+
+    def _beside(self) -> SourceBatch | None:
+        """What is read beside the changes, where something is ready."""
+        return None
+
+    def _truncated(self, source: EventSource) -> Iterator[Control]:  # noqa: ARG002 - for subclasses
+        """What follows from a TRUNCATE beside its event."""
+        return iter(())
+
     # --- from Debezium's events to records
 
     def _batch(self, delivery: Delivery) -> SourceBatch | None:
-        heads = [_HEAD.decode(value) for value in delivery.values]
+        heads = decode_heads(delivery)
         rows = [row for row, head in enumerate(heads) if head.op in _CHANGES]
         before = self._position
         phase = before.phase
@@ -180,13 +219,13 @@ class DebeziumReader(ABC):
         taken: list[int | Control] = []
         if self._opened:
             self._opened = False
-            taken.append(self._control("opened"))
+            taken += self._opening()
         if phase == "snapshot":
             self._before_snapshot_ends(delivery, heads)
             read = next((at for at, row in enumerate(rows) if heads[row].op != "r"), len(rows))
             taken += self._with_shapes(delivery, heads, rows[:read])
             rows = rows[read:]
-            if rows or not _in_snapshot(delivery.offset):
+            if rows or not in_snapshot(delivery.offset):
                 taken.append(self._control("complete"))
                 phase = "stream"
                 self._streaming()
@@ -198,12 +237,23 @@ class DebeziumReader(ABC):
         )
         if position == before and delivery.history is None:
             return None
-        self._position = position
+        return self._batch_of(delivery, heads, taken, position, delivery.receipt)
+
+    def _batch_of(
+        self,
+        delivery: Delivery | None,
+        heads: list[Head],
+        taken: list[int | Control],
+        position: Position,
+        receipt: Any,
+    ) -> SourceBatch:
+        """The records and the position after them, which is the reader's from now on."""
+        number, self._position = self._position.number, position
         encoded = position.encode()
         with self._lock:
-            self._receipts.append((encoded, delivery.receipt))
-        records = self._records(delivery, heads, taken, before.number)
-        history = delivery.history
+            self._receipts.append((encoded, receipt))
+        records = self._records(delivery, heads, taken, number)
+        history = None if delivery is None else delivery.history
         return SourceBatch(records, encoded, None if history is None else zlib.compress(history))
 
     def _with_shapes(
@@ -218,10 +268,22 @@ class DebeziumReader(ABC):
                     shape = self._shape(source, schema)
                     self._shaped[source.name] = schema
                     yield self._control("table", source, shape)
-            yield row
+                yield row
+                if heads[row].op == "t":
+                    yield from self._truncated(source)
+            else:
+                yield row
 
-    def _control(self, kind: Kind, of: EventSource | None = None, shape: Shape | None = None) -> Control:
-        tables = [self._source(*table) for table in self._tables] if kind == "complete" else []
+    def _control(
+        self,
+        kind: Kind,
+        of: EventSource | None = None,
+        shape: Shape | None = None,
+        of_tables: Sequence[TableName] | None = None,
+    ) -> Control:
+        if of_tables is None:
+            of_tables = self._tables if kind == "complete" else ()
+        tables = [self._source(*table) for table in of_tables]
         source = (
             self._source(None, None)
             if of is None
@@ -242,7 +304,7 @@ class DebeziumReader(ABC):
         )
 
     def _records(
-        self, delivery: Delivery, heads: list[Head], taken: list[int | Control], number: int
+        self, delivery: Delivery | None, heads: list[Head], taken: list[int | Control], number: int
     ) -> FetchedLists:
         keys: list[bytes | None] = []
         values: list[bytes | None] = []
@@ -255,18 +317,16 @@ class DebeziumReader(ABC):
                 times.append(times[-1] if times else -1)
                 headers.append(None)
             else:
+                assert delivery is not None, "rows are of a delivery"
                 keys.append(delivery.keys[row])
                 values.append(delivery.values[row])
                 times.append(heads[row].source.ts_ms or -1)
                 headers.append(delivery.headers.get(row))
         offsets = range(number, number + len(taken))
+        with_headers = delivery is not None and bool(delivery.headers)
         return FetchedLists(
-            f"{self._name}-changes", 0, keys, values, times, offsets, headers if delivery.headers else None
+            f"{self._name}-changes", 0, keys, values, times, offsets, headers if with_headers else None
         )
 
     def _scrubbed(self, text: str) -> str:
         return scrub(text, self._secrets)
-
-
-def _in_snapshot(offset: Mapping[str, Any]) -> bool:
-    return "snapshot" in offset and not offset.get("snapshot_completed")

@@ -34,7 +34,7 @@ LARGE: Final = 256
 
 _UNAVAILABLE_BYTES: Final = base64.b64encode(UNAVAILABLE.encode()).decode()
 _UNAVAILABLE_UUID: Final = str(UUID(bytes=md5(UNAVAILABLE.encode()).digest(), version=3))  # noqa: S324 - what Java makes of it
-_NEW_KEY: Final = "__debezium.newkey"
+NEW_KEY: Final = "__debezium.newkey"
 """The header of the deletion that an update of the key begins with."""
 _STATE: Final = b"\x00"
 _ROWS: Final = b"\x01"
@@ -42,14 +42,28 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 
+_GONE: Final = b"\x00" * 8
+_INCOMPLETE: Final = b"\xff" * 8
+
+
 class Entry(NamedTuple):
-    """What is stored of a live row."""
+    """What is stored of a live row; while its table is read again, also of one that is gone."""
 
     generation: int
     digest: bytes
     """Of the row's values, to recognise in a new snapshot what has not changed."""
     values: bytes
     """The row's JSON if an update may leave out some of it, else empty."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether the row was deleted: what a snapshot read of it before is old."""
+        return self.digest == _GONE
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether values are missing that an update left out, and that the snapshot has still to bring."""
+        return self.digest == _INCOMPLETE
 
     @classmethod
     def unpack(cls, data: bytes) -> Entry:
@@ -82,12 +96,16 @@ class _State(msgspec.Struct, frozen=True):
     """Where the first sweep continues."""
     shapes: dict[str, Shape] = {}
     """By schema and table."""
+    reading: dict[str, int] = {}
+    """The tables that are read again beside their changes, with the generation since when."""
 
 
 class CapturedRows:
     """The processor of a source's task. Its store ``rows`` has an entry for each live row.
 
     * A snapshot that is taken again forwards only what differs, and deletes what is gone.
+    * Of a table that is read again beside its changes, a row that changed since then is left to the changes:
+      the snapshot may have read it before. Deletions leave an entry until the snapshot is complete.
     * TRUNCATE becomes the deletion of each row, as it has no key; so does DROP TABLE, where the log has it.
     * A large value that an update leaves out is filled in. Where the update changes the key, its deletion
       names the new key, under which the values are kept for the creation that follows.
@@ -135,24 +153,34 @@ class CapturedRows:
         ids = [_id(values[row].source, keys[row] or b"") for row in rows]
         known: dict[bytes, bytes | None] = dict(zip(ids, self._store.get_many(ids), strict=True))
         payloads = batch.fetched.values(batch.rows)
-        together = b"".join(payloads[row] or b"" for row in rows)
-        marked = any(marker in together for marker in _MARKERS)
-        nested = _NESTED in together
+        own = [payloads[row] for row in rows]
+        marked = may_leave_out(own)
+        nested = any(_NESTED in payload for payload in own if payload)
         headers = batch.headers
         forwarded: list[tuple[int, Row, Change[Row]]] = []
         changed: dict[bytes, bytes | None] = {}
-        sweeps, generation = self._state.sweeps, self._state.generation
+        sweeps, generation, reading = self._state.sweeps, self._state.generation, self._state.reading
         for row, identity in zip(rows, ids, strict=True):
             change, key = self._in_shape(values[row], batch.keys[row])
             stored = known[identity]
             entry = None if stored is None else Entry.unpack(stored)
+            since = reading.get(_name(change.source)) if reading else None
+            if since is not None and change.op == "r" and entry is not None and entry.generation >= since:
+                if not entry.incomplete:
+                    continue
+                assert change.after is not None, "a row that was read has values"
+                change = msgspec.structs.replace(change, after=_completed(entry, change.after))
+            if entry is not None and (entry.gone or (entry.incomplete and change.op == "r")):
+                # There is no row downstream.
+                entry = None
             if entry is not None and sweeps and any(sweep.covers(identity, entry) for sweep in sweeps):
                 forwarded.append((row, key, _deletion(change.source, key)))
                 entry = None
             if change.op == "d":
-                known[identity] = changed[identity] = None
+                gone = None if since is None else Entry(generation, _GONE, b"").pack()
+                known[identity] = changed[identity] = gone
                 if headers is not None and entry is not None and entry.values:
-                    new_key = dict(headers[row] or ()).get(_NEW_KEY)
+                    new_key = dict(headers[row] or ()).get(NEW_KEY)
                     if new_key is not None:
                         moved = _id(change.source, new_key)
                         known[moved] = changed[moved] = entry._replace(generation=generation).pack()
@@ -163,7 +191,14 @@ class CapturedRows:
             if nested:
                 _require_flat(change.source, after)
             if marked and (left_out := _left_out(after)):
-                after = _filled(change, after, left_out, entry, key)
+                after = _filled(after, left_out, entry)
+                if missing := _left_out(after):
+                    if since is None:
+                        raise _unknown(change.source, key, missing)
+                    # The snapshot brings them, and then the row is forwarded.
+                    fresh = Entry(generation, _INCOMPLETE, _encode(after)).pack()
+                    known[identity] = changed[identity] = fresh
+                    continue
                 change = msgspec.structs.replace(change, after=after)
             encoded = _encode(after)
             digest = blake2b(encoded, digest_size=8).digest()
@@ -182,7 +217,7 @@ class CapturedRows:
     def _with_table(self, at: int, key: Row, change: Change[Row]) -> tuple[int, Row, Change[Row]]:
         """The same, where the key and the rows have the table's columns with them."""
         source = change.source
-        name = f"{source.namespace}.{source.table}"
+        name = _name(source)
         identity = (name, *key)
         table = self._tables.get(identity)
         if table is None:
@@ -200,7 +235,7 @@ class CapturedRows:
 
     def _in_shape(self, change: Change[Row], key: Row) -> tuple[Change[Row], Row]:
         """The change and its key with values as Postgres writes them, ``before`` as the server sent it."""
-        table = f"{change.source.namespace}.{change.source.table}"
+        table = _name(change.source)
         different = self._fixes.get(table)
         before, after = change.before, change.after
         if before is not None and table not in self._full:
@@ -217,17 +252,29 @@ class CapturedRows:
         state = self._state
         if control.control == "table":
             assert control.shape is not None, "a table's events have a shape"
-            table = f"{control.source.namespace}.{control.source.table}"
+            table = _name(control.source)
             if state.shapes.get(table) != control.shape:
                 self._remember(msgspec.structs.replace(state, shapes={**state.shapes, table: control.shape}))
+        elif control.control == "reading":
+            generation = state.generation + 1
+            reading = {**state.reading, **{_name(source): generation for source in control.tables}}
+            self._remember(msgspec.structs.replace(state, generation=generation, reading=reading))
         elif control.control == "complete":
-            sweeps = [Sweep(_id(source, b""), state.generation, source) for source in control.tables]
-            self._remember(msgspec.structs.replace(state, sweeps=(*state.sweeps, *sweeps)))
+            sweeps = [
+                Sweep(_id(source, b""), state.reading.get(_name(source), state.generation), source)
+                for source in control.tables
+            ]
+            complete = {_name(source) for source in control.tables}
+            reading = {table: since for table, since in state.reading.items() if table not in complete}
+            self._remember(msgspec.structs.replace(state, sweeps=(*state.sweeps, *sweeps), reading=reading))
         elif control.control == "dropped":
             self._emptied(control.source)
         elif control.snapshot != state.snapshot:
-            generation = state.generation + 1
-            self._remember(msgspec.structs.replace(state, snapshot=control.snapshot, generation=generation))
+            self._remember(
+                msgspec.structs.replace(
+                    state, snapshot=control.snapshot, generation=state.generation + 1, reading={}
+                )
+            )
 
     def _emptied(self, source: ChangeSource) -> None:
         state = self._state
@@ -266,23 +313,31 @@ class CapturedRows:
     def _key_of(self, sweep: Sweep, identity: bytes) -> Row:
         """The key of an entry, in the form that the row's changes have."""
         key: Row = _decode(identity[len(sweep.prefix) :])
-        return fixed(key, self._fixes.get(f"{sweep.source.namespace}.{sweep.source.table}") or {})
+        return fixed(key, self._fixes.get(_name(sweep.source)) or {})
 
     def _sweep(self, record: Record[Any, Any] | None) -> None:
         """Look at the next entries of the first sweep, and delete the rows that are gone."""
         sweep = self._state.sweeps[0]
         begin = self._state.cursor or sweep.prefix
+        since = self._state.reading.get(_name(sweep.source))
         gone: dict[bytes, None] = {}
+        forgotten: dict[bytes, None] = {}
         looked = 0
         last = begin
         for key, data in self._store.scan(begin, sweep.prefix[:-1] + bytes([sweep.prefix[-1] + 1])):
             last = key
             looked += 1
-            if sweep.covers(key, Entry.unpack(data)):
+            entry = Entry.unpack(data)
+            if entry.gone:
+                if since is None or entry.generation < since:
+                    forgotten[key] = None
+            elif sweep.covers(key, entry):
                 gone[key] = None
+            elif entry.incomplete and since is None:
+                raise _unknown(sweep.source, self._key_of(sweep, key), _left_out(_decode(entry.values)))
             if looked >= SWEEP_ROWS:
                 break
-        self._store.put_many(gone)
+        self._store.put_many(gone | forgotten)
         for key in gone:
             names = self._key_of(sweep, key)
             _, names, change = self._with_table(0, names, _deletion(sweep.source, names))
@@ -305,26 +360,41 @@ def _id(source: ChangeSource, key: bytes) -> bytes:
     return b"%s%s\x00%s\x00%s" % (_ROWS, source.namespace.encode(), (source.table or "").encode(), key)
 
 
+def _name(source: ChangeSource) -> str:
+    return f"{source.namespace}.{source.table}"
+
+
 def _deletion(source: ChangeSource, key: Row) -> Change[Row]:
     return Change(op="d", before=key, source=source)
 
 
-def _filled(change: Change[Row], after: Row, left_out: list[str], entry: Entry | None, key: Row) -> Row:
-    """The row with the values that the server did not send, as they were."""
+def _filled(after: Row, left_out: list[str], entry: Entry | None) -> Row:
+    """The row with the values that the server did not send, as they were, where they are known."""
     known: Row = {} if entry is None or not entry.values else _decode(entry.values)
-    if missing := [name for name in left_out if name not in known]:
-        source = change.source
-        raise StateError(
-            f"an update of {source.namespace}.{source.table} with the key {key} leaves out the large value "
-            f"of {', '.join(missing)}, which is not known",
-            hint=(
-                f'ALTER TABLE "{source.schema}"."{source.table}" REPLICA IDENTITY FULL, or '
-                if source.connector == POSTGRES
-                else ""
-            )
-            + "take a new snapshot (another snapshot= of the source)",
-        )
-    return {name: known[name] if name in left_out else value for name, value in after.items()}
+    return {name: known.get(name, value) if name in left_out else value for name, value in after.items()}
+
+
+def _completed(entry: Entry, read: Row) -> Row:
+    """A row as its changes left it, with the values that they left out as the snapshot read them."""
+    row: Row = _decode(entry.values)
+    return {
+        name: read[name] if _is_marker(value) else value
+        for name, value in row.items()
+        if name in read or not _is_marker(value)
+    }
+
+
+def _unknown(source: ChangeSource, key: Row, missing: list[str]) -> StateError:
+    return StateError(
+        f"an update of {source.namespace}.{source.table} with the key {key} leaves out the large value "
+        f"of {', '.join(missing)}, which is not known",
+        hint=(
+            f'ALTER TABLE "{source.schema}"."{source.table}" REPLICA IDENTITY FULL, or read the table again '
+            "(another text for it in table_snapshots= of the source)"
+            if source.connector == POSTGRES
+            else "take a new snapshot (another snapshot= of the source)"
+        ),
+    )
 
 
 def _require_flat(source: ChangeSource, row: Row) -> None:
@@ -353,6 +423,14 @@ def _is_marker(value: Any) -> bool:
 
 _NESTED: Final = b'"[L'
 _OBJECT: Final = re.compile(r"\[L[\w.$]+;@[0-9a-f]+").fullmatch
+
+
+def may_leave_out(payloads: Sequence[bytes | None]) -> bool:
+    """Whether there may be a row of which the server did not send all values."""
+    together = b"".join(payload or b"" for payload in payloads)
+    return any(marker in together for marker in _MARKERS)
+
+
 _UNAVAILABLE_HEX: Final = hexadecimal(_UNAVAILABLE_BYTES)
 _TEXTS: Final = frozenset({UNAVAILABLE, _UNAVAILABLE_HEX, _encode({UNAVAILABLE: UNAVAILABLE}).decode()})
 _LISTS: Final = ([UNAVAILABLE], [_UNAVAILABLE_HEX], [_UNAVAILABLE_UUID], [*UNAVAILABLE.encode()])

@@ -8,7 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from streams.connectors.table_name import TableName
 
@@ -81,10 +81,21 @@ def common(application: str, name: str) -> dict[str, str]:
 
 def again(name: str, snapshot: str) -> str:
     """What to do when changes were lost. ``snapshot`` is the present one."""
+    return f"take a new snapshot: give the source {name} another snapshot= than {snapshot!r}; {_RESULT}"
+
+
+def table_again(name: str, tables: Iterable[str]) -> str:
+    """What to do when changes of some tables were lost."""
+    texts = ", ".join(f"{table!r}: …" for table in tables)
     return (
-        f"take a new snapshot: give the source {name} another snapshot= than {snapshot!r}; "
-        "rows that are gone are then deleted downstream, and rows that are the same are not sent again"
+        f"read again what changed: give the source {name} table_snapshots={{{texts}}} with another text than "
+        f"before; with another primary key, another snapshot=. {_RESULT[0].upper()}{_RESULT[1:]}"
     )
+
+
+_RESULT: Final = (
+    "rows that are gone are then deleted downstream, and rows that are the same are not sent again"
+)
 
 
 def secrets_of(values: Mapping[str, Any]) -> frozenset[str]:

@@ -52,6 +52,7 @@ class Debezium:
         slot: str | None = None,
         publication: str | None = None,
         snapshot: str = "",
+        table_snapshots: Mapping[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
     ) -> Debezium:
         """Capture tables of a Postgres database by logical replication.
@@ -61,8 +62,13 @@ class Debezium:
         source, which creates and drops it. A given publication is checked and never changed.
 
         Another ``snapshot`` than before, whatever its text, reads all rows again: what is gone is deleted
-        downstream, and what is the same is not sent again. ``properties`` are Debezium's own, for how values
-        are represented; those that keep the position are not changed by them.
+        downstream, and what is the same is not sent again. ``table_snapshots`` does so for single tables,
+        with a text for each, while the changes of all tables flow on: ``{"public.orders": "2026-11-30"}``.
+        Tables that are added to the list later are read in the same way. ``properties`` are Debezium's own,
+        for how values are represented; those that keep the position are not changed by them.
+
+        Raises ``ConfigurationError`` for names that cannot be captured together, a text for another table,
+        and a connection string that cannot be read.
         """
         # Its packages are an extra of their own.
         from streams.connectors.debezium.postgres_capture import PostgresCapture  # noqa: PLC0415
@@ -70,6 +76,12 @@ class Debezium:
         from streams.connectors.postgres.replication import conninfo_values  # noqa: PLC0415
 
         names = _names(tables, "public.customers")
+        texts = tuple((TableName.parse(table), text) for table, text in (table_snapshots or {}).items())
+        if unknown := [str(table) for table, _ in texts if table not in names]:
+            raise ConfigurationError(
+                f"table_snapshots= names {', '.join(unknown)}, which tables= does not have",
+                hint=f"it has {', '.join(map(str, names))}",
+            )
         conninfo_values(url)
         capture = PostgresCapture(
             conninfo=url,
@@ -77,6 +89,7 @@ class Debezium:
             slot=slot,
             publication=publication,
             snapshot=snapshot,
+            table_snapshots=texts,
             properties_given=as_text(properties or {}),
         )
         return cls(capture, PostgresReader)

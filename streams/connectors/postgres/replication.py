@@ -40,6 +40,8 @@ class TableState:
     """Columns that the server computes: by default not in the log, and therefore not in a snapshot either."""
     dates: tuple[str, ...]
     """Columns with dates."""
+    columns: tuple[str, ...]
+    """All others than those that the server computes."""
 
     @property
     def identity(self) -> str:
@@ -128,12 +130,14 @@ class Replication:
             partial[oid] = [relation for relation, _, _, identity in relations if identity != "f"]
         generated: dict[int, list[str]] = {}
         dates: dict[int, list[str]] = {}
+        columns: dict[int, list[str]] = {}
         limited: list[tuple[TableName, int, str, str, str]] = []
         for oid, column, written, base, kind, computed, flat in self._rows(_COLUMNS, (list(partial),)):
             if computed:
                 generated.setdefault(oid, []).append(column)
                 continue
             require_type(names[oid], column, written, base, kind, partial[oid], flat=flat)
+            columns.setdefault(oid, []).append(column)
             if base == "date":
                 dates.setdefault(oid, []).append(column)
             if base in EXCLUDED:
@@ -142,7 +146,13 @@ class Replication:
             self._require_constraints(limited)
         return [
             TableState(
-                table, oid, key, not partial[oid], tuple(generated.get(oid, ())), tuple(dates.get(oid, ()))
+                table,
+                oid,
+                key,
+                not partial[oid],
+                tuple(generated.get(oid, ())),
+                tuple(dates.get(oid, ())),
+                tuple(columns.get(oid, ())),
             )
             for table, oid, key in states
         ]
@@ -163,14 +173,16 @@ class Replication:
                     "or leave the table out, or store the column as text",
                 )
 
-    def require_readable(self, states: Sequence[TableState]) -> None:
-        """Check that a snapshot would read all values as they are."""
+    def require_readable(self, states: Sequence[TableState], within: str = "true") -> None:
+        """Check that a snapshot would read all values as they are. ``within`` is a condition in SQL."""
         for state in states:
             for column in state.dates:
                 name = quoted(column)
                 shifted = f"{name} between '1582-10-05' and '1582-10-14'"
                 early = f"{name} < '0001-01-01' and {name} <> '-infinity'"
-                query = f"select 1 from {state.table.quoted} where {early} or {shifted} limit 1"
+                query = (
+                    f"select 1 from {state.table.quoted} where ({early} or {shifted}) and {within} limit 1"
+                )
                 if self._rows(query, patient=True):
                     raise ConnectorError(
                         f"column {column} of {state.table} has dates that a snapshot would read as others: "
@@ -277,6 +289,13 @@ class Replication:
                 self._execute("select pg_terminate_backend(%s)", (reader,))
             time.sleep(0.2)
 
+    def mark(self, prefix: str) -> int:
+        """The end of the log now, and two messages after it: with the second one, the first has been read."""
+        ((end,),) = self._rows("select (pg_current_wal_insert_lsn() - '0/0')::text")
+        self.emit(prefix)
+        self.emit(prefix)
+        return int(end)
+
     def emit(self, prefix: str) -> None:
         """Write a message into the log, so that a slot can move while none of its tables changes."""
         self._execute("select pg_logical_emit_message(true, %s, '')", (prefix,))
@@ -292,6 +311,10 @@ class Replication:
             return cursor.fetchall() if cursor.description else []
 
 
+_FORMS: Final = "-c datestyle=iso -c intervalstyle=postgres -c timezone=utc -c extra_float_digits=1"
+"""Values as text that any session reads as the same values."""
+
+
 @contextmanager
 def connected(conninfo: str, *, patient: bool = False, starting: bool = False) -> Iterator[Connection]:
     """A short connection whose errors are those of source connectors. ``patient``: for a long statement."""
@@ -301,8 +324,7 @@ def connected(conninfo: str, *, patient: bool = False, starting: bool = False) -
         connection = log_in(
             conninfo,
             connect_timeout=CONNECT_SECONDS,
-            options=f"-c statement_timeout={seconds}s -c search_path=pg_catalog -c timezone=UTC"
-            " -c datestyle=ISO,MDY",
+            options=f"-c statement_timeout={seconds}s -c search_path=pg_catalog {_FORMS}",
             application_name="streams",
         )
         # A server that is frozen answers nothing, not even that a statement took too long.
