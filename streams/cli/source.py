@@ -17,7 +17,7 @@ from streams.errors import ConfigurationError
 from streams.topology.topic_names import topic_name_fault
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from streams.connectors.debezium import Debezium
 
