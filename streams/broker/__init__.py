@@ -295,6 +295,15 @@ class Admin(Protocol):
     def beginning_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         """The offset of the oldest record that exists in each partition."""
 
+    def offsets_for_times(
+        self, times: Mapping[TopicPartition, int], isolation: Isolation = "read_committed"
+    ) -> dict[TopicPartition, int]:
+        """The offset of each partition's first record with this timestamp or a later one, in one request.
+
+        Timestamps are milliseconds since the epoch, as the topic has them (event times, unless the topic uses
+        the time of writing). First means by offset. Without such a record it is the partition's end.
+        """
+
     def delete_records(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Delete the records of each partition before the offset."""
 

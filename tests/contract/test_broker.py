@@ -190,6 +190,47 @@ class TestTopics:
         assert clients.admin.beginning_offsets([place]) == {place: 0}
         assert clients.admin.end_offsets([place]) == {place: 0}
 
+    def test_an_offset_for_a_time_is_that_of_the_first_record_then_or_later(self, clients):
+        name = clients.topic(partitions=3, settings={"retention.ms": "-1"})
+        places = [TopicPartition(name, number) for number in range(3)]
+        producer = clients.producer()
+        times = [1000, 3000, 2000, 4000]
+        producer.produce(Output(name, [None] * 4, [b"v"] * 4, times, partition=0))
+        producer.produce(Output(name, [None], [b"v"], [1500], partition=1))
+        producer.flush(PATIENCE)
+
+        def at(time: int) -> list[int]:
+            found = clients.admin.offsets_for_times(dict.fromkeys(places, time))
+            return [found[place] for place in places]
+
+        assert at(0) == [0, 0, 0]
+        assert at(1000) == [0, 0, 0]
+        assert at(1001) == [1, 0, 0]
+        assert at(1501) == [1, 1, 0]
+        assert at(2500) == [1, 1, 0]
+        assert at(3001) == [3, 1, 0]
+        assert at(4001) == [4, 1, 0]
+        assert at(-5) == [0, 0, 0]
+        assert clients.admin.offsets_for_times({places[0]: 3500, places[1]: 1}) == {
+            places[0]: 3,
+            places[1]: 0,
+        }
+        clients.admin.delete_records({places[0]: 2})
+        assert at(1000) == [2, 0, 0]
+
+    def test_an_offset_for_a_time_is_one_that_can_be_read(self, clients):
+        place = TopicPartition(clients.topic(settings={"retention.ms": "-1"}), 0)
+        writer = clients.transactional_producer()
+        writer.begin()
+        writer.produce(Output(place.topic, [None] * 2, [b"v"] * 2, [1000, 2000]))
+        writer.flush(PATIENCE)
+        assert clients.admin.offsets_for_times({place: 2000}) == {place: 0}
+        assert clients.admin.offsets_for_times({place: 2000}, "read_uncommitted") == {place: 1}
+        writer.commit(PATIENCE)
+        soon(lambda: clients.admin.offsets_for_times({place: 2000}) == {place: 1})
+        # Behind the transaction's marker.
+        assert clients.admin.offsets_for_times({place: 2**62}) == {place: 3}
+
 
 class TestRecords:
     def test_records_come_back_as_they_were_written(self, clients):

@@ -57,6 +57,9 @@ _LATEST: Final = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # untyped
 
 _EARLIEST: Final = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # untyped in the library
 
+NO_RECORD: Final = -1
+"""The broker's answer if no record has the requested timestamp or a later one."""
+
 _OUTDATED = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
@@ -258,10 +261,19 @@ class KafkaAdmin:
     def end_offsets(
         self, partitions: Collection[TopicPartition], isolation: Isolation = "read_committed"
     ) -> dict[TopicPartition, int]:
-        return self._offsets(partitions, _LATEST, isolation)
+        return self._offsets(dict.fromkeys(partitions, _LATEST), isolation)
 
     def beginning_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        return self._offsets(partitions, _EARLIEST, "read_uncommitted")
+        return self._offsets(dict.fromkeys(partitions, _EARLIEST), "read_uncommitted")
+
+    def offsets_for_times(
+        self, times: Mapping[TopicPartition, int], isolation: Isolation = "read_committed"
+    ) -> dict[TopicPartition, int]:
+        specs = {place: OffsetSpec.for_timestamp(max(0, time)) for place, time in times.items()}
+        found = self._offsets(specs, isolation, least=NO_RECORD)
+        # A partition without a record at that time or later.
+        after = [place for place, offset in found.items() if offset == NO_RECORD]
+        return found | self.end_offsets(after, isolation)
 
     def committed_offsets(
         self, group: str, partitions: Collection[TopicPartition] | None = None
@@ -375,16 +387,17 @@ class KafkaAdmin:
         )
 
     def _offsets(
-        self, partitions: Collection[TopicPartition], spec: OffsetSpec, isolation: Isolation
+        self, specs: Mapping[TopicPartition, OffsetSpec], isolation: Isolation, *, least: int = 0
     ) -> dict[TopicPartition, int]:
-        if not partitions:
+        """One request to each broker that leads any of the partitions."""
+        if not specs:
             return {}
         level = (
             IsolationLevel.READ_COMMITTED
             if isolation == "read_committed"
             else IsolationLevel.READ_UNCOMMITTED
         )
-        wanted = {ClientPartition(*partition): spec for partition in partitions}
+        wanted = {ClientPartition(*partition): spec for partition, spec in specs.items()}
         deadline = time.monotonic() + OUTDATED_SECONDS
         while True:
             asked = self._client.list_offsets(wanted, isolation_level=level, request_timeout=REQUEST_SECONDS)
@@ -401,7 +414,7 @@ class KafkaAdmin:
                     unknown = f"{doing}: {error.args[0].str()}"
                 else:
                     offsets[TopicPartition(place.topic, place.partition)] = offset
-                    if offset < 0:
+                    if offset < least:
                         # If a broker does not answer in time, the client only reports a negative offset.
                         unknown = f"{doing}: no answer"
             if not unknown:

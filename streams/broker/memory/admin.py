@@ -101,6 +101,12 @@ class MemoryAdmin:
         with self._cluster.locked():
             return {p: self._cluster.existing_log(p).start for p in partitions}
 
+    def offsets_for_times(
+        self, times: Mapping[TopicPartition, int], isolation: Isolation = "read_committed"
+    ) -> dict[TopicPartition, int]:
+        with self._cluster.locked():
+            return {p: self._cluster.existing_log(p).first_at(time, isolation) for p, time in times.items()}
+
     def committed_offsets(
         self, group: str, partitions: Collection[TopicPartition] | None = None
     ) -> dict[TopicPartition, int]:
