@@ -276,6 +276,31 @@ def _source_task_counts(topology: Topology, existing: Mapping[str, TopicDescript
     return counts
 
 
+def known_partitions(
+    topology: Topology, existing: Mapping[str, TopicDescription], *, application: str
+) -> dict[str, int]:
+    """The partition counts of all input topics, of internal ones as they are or would be created.
+
+    Raises ``TopicError`` for input topics that do not exist, and for counts that do not fit together.
+    """
+    inputs = input_partitions(topology, dict(existing)) | _source_task_counts(topology, existing)
+    missing = [
+        topic
+        for topic in (*topology.input_topics, *(table.topic for table in topology.global_tables))
+        if isinstance(topic, str)
+        and topic not in existing
+        and topic not in topology.repartitions
+        and topic not in topology.source_topics
+    ]
+    if missing:
+        raise TopicError(
+            f"input topics of {application} do not exist: {', '.join(missing)}", hint=_creation_hint(missing)
+        )
+    inputs |= _repartition_counts(topology, inputs, existing)
+    check_copartitions(topology, inputs)
+    return inputs
+
+
 def check_copartitions(topology: Topology, inputs: Mapping[str, int]) -> None:
     """Check that topics which a step joins have the same number of partitions. Raises ``TopicError``."""
     for step, wanted in topology.copartitions:

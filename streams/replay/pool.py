@@ -1,0 +1,105 @@
+"""Runs the units of a bounded run in several processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from streams.errors import StreamsError, error_text
+from streams.replay.bounded_run import RunParts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from streams.app import App
+    from streams.replay.run_plan import RunCounts, RunPlan
+    from streams.replay.stages import Stage
+    from streams.runtime.task import TaskId
+
+
+LOOK_SECONDS: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a process needs to begin."""
+
+    load: Callable[[], App]
+    plan: RunPlan
+    read: Any
+    """A shared number: how many records all processes have read."""
+
+
+class _Child:
+    """What a process creates once and uses for all its units."""
+
+    parts: ClassVar[RunParts | None] = None
+
+
+class Pool:
+    """Processes that share the units of a run. ``load`` is called in each of them, to make the app.
+
+    All use the same ``PYTHONHASHSEED``: sets then have the same order in each of them.
+    """
+
+    def __init__(self, load: Callable[[], App], plan: RunPlan, processes: int) -> None:
+        context = get_context("spawn")
+        self._read = context.Value("Q", 0)
+        # Without PYTHONSAFEPATH, a file in the current folder could shadow a module of the standard library.
+        chosen = {"PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1"}
+        self._before = {name: os.environ.get(name) for name in chosen}
+        os.environ.update(chosen)
+        self._pool = ProcessPoolExecutor(
+            processes, context, initializer=_begin, initargs=(_Work(load, plan, self._read),)
+        )
+
+    def run(
+        self, stage: Stage, units: Sequence[tuple[TaskId, ...]], progress: Callable[[int], None]
+    ) -> Iterator[RunCounts]:
+        """Run the units of a stage; yield what each has done. Raises what the first one that fails raises.
+
+        ``progress`` is called with the number of records that all processes have read so far.
+        """
+        waiting = {self._pool.submit(_run, stage.parts[0].number, unit) for unit in units}
+        while waiting:
+            done, waiting = wait(waiting, LOOK_SECONDS, FIRST_COMPLETED)
+            progress(int(self._read.value))
+            for each in done:
+                yield each.result()
+
+    def close(self) -> None:
+        """End the processes; units that have not begun are left out."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for name, value in self._before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
+
+
+def _begin(work: _Work) -> None:
+    # Ctrl-C goes to the whole process group, and is handled by the parent process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def progress(records: int) -> None:
+        with work.read.get_lock():
+            work.read.value += records
+
+    app = work.load()
+    _Child.parts = RunParts(app, app.broker(), work.plan, progress)
+
+
+def _run(first: int, unit: tuple[TaskId, ...]) -> RunCounts:
+    parts = _Child.parts
+    assert parts is not None, "the process has begun"
+    try:
+        return parts.run(parts.stage_of(first), unit)
+    except StreamsError:
+        raise
+    except Exception as error:  # noqa: BLE001 - not every exception can be sent to another process
+        raise StreamsError(
+            f"a process of the replay failed: {type(error).__name__}: {error_text(error)}"
+        ) from None
