@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from streams.cli.replay_runs import delete_run, list_runs, run_range
+from streams.cli.replay_shadow import shadow
 
 replay_cli = typer.Typer(help="Reprocess topics, beside production or in place.", no_args_is_help=True)
 
@@ -15,5 +16,6 @@ def replay() -> None:
 
 
 replay_cli.command("run")(run_range)
+replay_cli.command("shadow")(shadow)
 replay_cli.command("list")(list_runs)
 replay_cli.command("delete")(delete_run)

@@ -116,7 +116,7 @@ class RunParts:
                     inputs = PhaseInputs(
                         self._plan, self._broker, self._topology, within, phase, self._throttle
                     )
-                    results = PhaseResults(self._plan, phase)
+                    results = PhaseResults(self._plan, self._topology, phase)
                     try:
                         work.run(inputs, results)
                     finally:

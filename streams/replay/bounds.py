@@ -81,11 +81,13 @@ def find_bounds(
     end: Position,
     warmup: int | None,
     now: int,
+    pinned: Mapping[TopicPartition, PartitionBounds] | None = None,
 ) -> Bounds:
     """Resolve a range of all input topics, of which ``partitions`` are the partition counts.
 
     Without ``warmup``, it is the longest window with its grace, or everything before ``begin`` if a store
-    keeps entries for ever. Tables are read from their beginning. Raises ``TopicError`` for a range that the
+    keeps entries for ever. Tables are read from their beginning. ``pinned`` are partitions whose range is
+    known already. Raises ``TopicError`` for a range that the
     log no longer has, and ``ConfigurationError`` for one that ends before it begins.
     """
     parts = replayed(topology)
@@ -101,6 +103,9 @@ def find_bounds(
     # Records of transactions that are still open lie before the end: the run waits for them.
     written = admin.end_offsets(places, "read_uncommitted")
     ends = _offsets(end, admin, places, now, default=written)
+    for place, item in (pinned or {}).items():
+        if place in begins:
+            begins[place], ends[place] = item.begin, item.end
     for place in places:
         if begins[place] > ends[place]:
             raise ConfigurationError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from streams.records import TopicPartition
+from streams.records import Output, TopicPartition
 from streams.replay.merged import merged
+from streams.replay.plain_values import PlainValues
 from streams.replay.range_reader import read_range
 from streams.replay.spool import SpoolFile, read_spool, spooled
 from streams.replay.unit import SLICE_RECORDS, as_slices
@@ -16,12 +17,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streams.broker import Broker
-    from streams.records import FetchedLists, Output
+    from streams.records import FetchedLists
     from streams.replay.run_plan import RunPlan
     from streams.replay.spool import Phase
     from streams.replay.throttle import Throttle
     from streams.runtime.task import Task, TaskId
     from streams.topology.graph import Topology
+
+
+_ROWS: Final = PlainValues()
+
+
+def sink_rows(store: str) -> str:
+    """What stands for a topic where rows for a sink connector are kept; no topic has such a name."""
+    return f"sink:{store}"
 
 
 class PhaseInputs:
@@ -76,8 +85,9 @@ class PhaseInputs:
 class PhaseResults:
     """Keeps what a unit writes in one phase."""
 
-    def __init__(self, plan: RunPlan, phase: Phase) -> None:
+    def __init__(self, plan: RunPlan, topology: Topology, phase: Phase) -> None:
         self._plan = plan
+        self._topology = topology
         self._phase = phase
         self._files: dict[Path, SpoolFile] = {}
         self.muted: Counter[str] = Counter()
@@ -103,10 +113,17 @@ class PhaseResults:
         self.written[output.topic] += len(output)
 
     def delivered(self, task: Task) -> None:
-        """Drop the rows for sink connectors, and count them."""
+        """Count the rows for sink connectors; a shadow run keeps them, to compare them."""
         for delivery in task.take_deliveries():
-            if self._phase == "range":
-                self.muted[delivery.sink] += len(delivery.batch)
+            if self._phase == "warmup":
+                continue
+            batch, store = delivery.batch, self._topology.sink_connector(delivery.sink).store
+            self.muted[store] += len(batch)
+            if self._plan.replay.kind == "shadow":
+                keys, values = (_ROWS.serialize(column) for column in (batch.keys, batch.values))
+                rows = Output(sink_rows(store), list(keys), list(values), list(batch.timestamps))
+                self._file(self._plan.spool.results(rows.topic), task.id).append(rows)
+                self.written[rows.topic] += len(rows)
 
     def close(self) -> None:
         """Write everything."""

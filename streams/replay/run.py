@@ -25,10 +25,12 @@ from streams.replaying import Replay
 from streams.runtime.topics import known_partitions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from streams.app import App
     from streams.broker import Broker
+    from streams.records import TopicPartition
+    from streams.replay.bounds import PartitionBounds
     from streams.replay.positions import Position
     from streams.replaying import ReplayKind
 
@@ -49,6 +51,8 @@ class RunRequest:
     max_bytes: float | None = None
     effects: bool = False
     kind: ReplayKind = "bounded"
+    pinned: Mapping[TopicPartition, PartitionBounds] | None = None
+    """The ranges of partitions that another run reads too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +142,7 @@ class BoundedRun:
                 end=request.end,
                 warmup=request.warmup,
                 now=_now(),
+                pinned=request.pinned,
             )
             most = max(partitions.values(), default=1)
             outputs = {
@@ -145,7 +150,8 @@ class BoundedRun:
                 for topic in (*topology.output_topics, app.dead_letter_topic)
                 if topic not in topology.repartitions
             }
-            check_free(admin, outputs, request.name, self._log.read().get(request.name))
+            if request.kind == "bounded":
+                check_free(admin, outputs, request.name, self._log.read().get(request.name))
         finally:
             admin.close()
         share = 1 / request.workers

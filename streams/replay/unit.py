@@ -58,9 +58,7 @@ class UnitCounts:
     """What a unit has done."""
 
     records: int = 0
-    """Read in the range, and before it."""
-    warmup: int = 0
-    """Read before the range."""
+    """Read from input topics, in the range and before it."""
     late: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     dead_letters: int = 0
@@ -153,8 +151,9 @@ class Unit:
                 del lanes[identifier]
                 continue
             self._process(self._tasks[identifier], fetched, results)
-            self.counts.records += len(fetched)
-            self._progress(len(fetched))
+            if fetched.topic not in self._internal:
+                self.counts.records += len(fetched)
+                self._progress(len(fetched))
         for task in self._tasks.values():
             self._commit(task, results)
 
