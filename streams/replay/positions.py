@@ -245,7 +245,9 @@ def within(wanted: Mapping[TopicPartition, int], admin: Admin, isolation: Isolat
 def as_time(milliseconds: int) -> str:
     """A timestamp as ISO 8601 in UTC; the number itself where a calendar has no such day."""
     try:
-        return (_EPOCH + timedelta(milliseconds=milliseconds)).isoformat().replace("+00:00", "Z")
+        precision = "milliseconds" if milliseconds % 1000 else "seconds"
+        when = _EPOCH + timedelta(milliseconds=milliseconds)
+        return when.isoformat(timespec=precision).replace("+00:00", "Z")
     except OverflowError:
         return str(milliseconds)
 

@@ -106,7 +106,7 @@ def _topic(topic: TopicDiff) -> str:
         rows = [[_code(path), f"{count:,}"] for path, count in topic.changed_fields.most_common()]
         parts += ["<h3>Fields that differ</h3>", _table(["field", "records"], rows, numbers={1})]
     parts.append("<h3>Examples</h3>")
-    parts += [_sample(sample) for sample in topic.samples]
+    parts += [_sample(sample, opened=not at) for at, sample in enumerate(topic.samples)]
     return f"<section>{''.join(parts)}</section>"
 
 
@@ -130,7 +130,7 @@ def _bar(topic: TopicDiff) -> str:
     return f'<div class="bar">{spans}</div>'
 
 
-def _sample(sample: Difference) -> str:
+def _sample(sample: Difference, *, opened: bool) -> str:
     color = "warn" if sample.kind == "changed" else "bad"
     head = (
         f'<span class="{color}">{sample.kind}</span> {_code(_text(sample.key))} '
@@ -139,7 +139,8 @@ def _sample(sample: Difference) -> str:
     rows = [
         [_code(change.path), _code(_text(change.old)), _code(_text(change.new))] for change in sample.fields
     ]
-    return f"<details><summary>{head}</summary>{_table(['field', 'before', 'now'], rows)}</details>"
+    table = _table(["field", "before", "now"], rows)
+    return f"<details{' open' if opened else ''}><summary>{head}</summary>{table}</details>"
 
 
 def _table(names: Sequence[str], rows: Iterable[Sequence[str]], numbers: set[int] | None = None) -> str:

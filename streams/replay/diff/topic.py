@@ -188,13 +188,13 @@ def _changed(before: _Entry, after: _Entry, sides: tuple[Side, Side], rules: Rul
 
 
 def _shown(entry: _Entry, side: Side) -> Any:
-    return plain(_decoded(side.serdes.value, entry.value))
+    return _text(plain(_decoded(side.serdes.value, entry.value)))
 
 
 def _note(found: TopicDiff, kind: Any, entry: _Entry, side: Side, fields: list[FieldChange]) -> None:
     found.kinds[kind] += 1
     if sum(sample.kind == kind for sample in found.samples) < SAMPLES:
-        key = plain(_decoded(side.serdes.key, entry.key))
+        key = _text(plain(_decoded(side.serdes.key, entry.key)))
         when = (
             as_time(entry.timestamp)
             if entry.window is None
