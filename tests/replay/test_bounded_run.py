@@ -80,12 +80,9 @@ TOPICS = ("seen", "priced", "final", "updates", "divided", "shop-dead-letters")
 def test_the_same_range_gives_the_same_bytes_however_it_is_polled(tmp_path: Path, seed: int, polled: int):
     broker = filled(seed)
     run(broker, tmp_path, name="one")
-    before = range_reader.POLL_RECORDS
-    range_reader.POLL_RECORDS = polled
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(range_reader, "POLL_RECORDS", polled)
         run(broker, tmp_path, name="two")
-    finally:
-        range_reader.POLL_RECORDS = before
     for topic in TOPICS:
         one, two = written(broker, f"{topic}-one"), written(broker, f"{topic}-two")
         assert one == two

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import given, strategies as st
 
 from streams.records import Output
@@ -15,8 +16,6 @@ from streams.replay.spool import SpoolFile, read_spool
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 TIMES = st.lists(st.lists(st.integers(-1, 9), max_size=30), min_size=1, max_size=4)
 
@@ -40,7 +39,7 @@ def pieces(number: int, times: list[int], seed: int) -> list[Rows]:
     while start < len(times):
         stop = min(len(times), start + chance.randint(1, 5))
         names = [f"{number}:{row}".encode() for row in range(start, stop)]
-        headers = [[("number", b"%d" % number)] for _ in names] if number % 2 else None
+        headers: Any = [[("number", b"%d" % number)] for _ in names] if number % 2 else None
         found.append(Rows(list(names), list(names), times[start:stop], headers, None))
         start = stop
     return found
@@ -50,16 +49,14 @@ def pieces(number: int, times: list[int], seed: int) -> list[Rows]:
 def test_the_lowest_first_record_comes_first_however_the_records_are_cut(
     streams: list[list[int]], seed: int, waiting: int
 ):
-    before = merging.LANE_ROWS
-    merging.LANE_ROWS = waiting
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(merging, "LANE_ROWS", waiting)
         found = [*merged([iter(pieces(number, times, seed)) for number, times in enumerate(streams)])]
-    finally:
-        merging.LANE_ROWS = before
     values = [value for rows in found for value in rows.values]
     assert values == [f"{number}:{row}".encode() for number, row in by_lowest_head(streams)]
     headers = [header for rows in found for header in rows.headers or [None] * len(rows)]
     for value, header in zip(values, headers, strict=True):
+        assert value is not None
         number = int(value.split(b":")[0])
         assert (header is not None) == bool(number % 2)
 
