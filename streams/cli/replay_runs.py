@@ -16,6 +16,7 @@ from streams.cli.apps import load_app
 from streams.cli.options import AsJson, Servers, Target, into_environment
 from streams.cli.output import err, out, print_line, warn
 from streams.errors import ConfigurationError
+from streams.replay.bounds import EVERYTHING
 from streams.replay.effects import differences_by_design, muted
 from streams.replay.positions import parse_duration, parse_position
 from streams.replay.publish import delete_results
@@ -42,8 +43,8 @@ Warmup = Annotated[
     str | None,
     typer.Option(
         metavar="DURATION",
-        help="How much before the range is read without results, e.g. 2h; default: the longest window with "
-        "its grace, or everything where a store keeps entries for ever.",
+        help="How much before the range is read without results, e.g. 2h or all; default: twice the longest window "
+        "with its grace, or everything where a store keeps entries for ever.",
     ),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Number of processes.")]
@@ -86,7 +87,7 @@ def run_range(
         name=name,
         begin=parse_position(begin),
         end=parse_position(end),
-        warmup=None if warmup is None else parse_duration(warmup),
+        warmup=parse_warmup(warmup),
         workers=workers,
         max_records=max_rate,
         max_bytes=None if max_bytes is None else parse_bytes(max_bytes),
@@ -182,6 +183,13 @@ def delete_run(
         print_line({"name": name, "deleted": deleted})
     else:
         typer.echo(f"deleted: {', '.join(deleted) or 'no topics'}")
+
+
+def parse_warmup(text: str | None) -> int | None:
+    """A warm-up in milliseconds: a duration, or ``all``. Raises ``ConfigurationError``."""
+    if text is None:
+        return None
+    return EVERYTHING if text == "all" else parse_duration(text)
 
 
 def parse_bytes(text: str) -> float:

@@ -15,7 +15,7 @@ from rich.table import Table
 from streams.cli.apps import load_app
 from streams.cli.options import AsJson, Servers, Target, into_environment
 from streams.cli.output import err, out, print_line, warn
-from streams.cli.replay_runs import From, MaxBytes, MaxRate, To, Warmup, Workers, parse_bytes
+from streams.cli.replay_runs import From, MaxBytes, MaxRate, To, Warmup, Workers, parse_bytes, parse_warmup
 from streams.errors import ConfigurationError
 from streams.replay.diff.fields import Rules
 from streams.replay.diff.page import page
@@ -82,7 +82,7 @@ def shadow(
         name="shadow",
         begin=parse_position(begin),
         end=parse_position(end),
-        warmup=None if warmup is None else parse_duration(warmup),
+        warmup=parse_warmup(warmup),
         workers=workers,
         max_records=max_rate,
         max_bytes=None if max_bytes is None else parse_bytes(max_bytes),

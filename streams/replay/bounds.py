@@ -6,9 +6,9 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from streams.broker import GroupSettings
-from streams.errors import ConfigurationError, TopicError
+from streams.errors import BrokerError, ConfigurationError, TopicError
 from streams.records import TopicPartition
-from streams.replay.positions import Ago, AtTime, Earliest, resolve
+from streams.replay.positions import Earliest, resolve
 from streams.replay.stages import replayed
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 TIMEOUT_SECONDS: Final = 10.0
 POLL_SECONDS: Final = 0.2
+EVERYTHING: Final = 2**62
+"""As a warm-up: from the oldest records on."""
+LOOK_BACK: Final = 200
+"""How many offsets before the range are read to learn the time up to which the log has come."""
 
 
 class PartitionBounds(NamedTuple):
@@ -85,10 +89,10 @@ def find_bounds(
 ) -> Bounds:
     """Resolve a range of all input topics, of which ``partitions`` are the partition counts.
 
-    Without ``warmup``, it is the longest window with its grace, or everything before ``begin`` if a store
-    keeps entries for ever. Tables are read from their beginning. ``pinned`` are partitions whose range is
-    known already. Raises ``TopicError`` for a range that the
-    log no longer has, and ``ConfigurationError`` for one that ends before it begins.
+    Without ``warmup``, it is twice the longest window with its grace, or everything before ``begin`` if a
+    store keeps entries for ever. Tables are read from their beginning. ``pinned`` are partitions whose range
+    is known already. Raises ``TopicError`` for a range that the log no longer has, and ``ConfigurationError``
+    for one that ends before it begins.
     """
     parts = replayed(topology)
     places = [
@@ -115,7 +119,7 @@ def find_bounds(
     if isinstance(begin, Earliest):
         starts, words = dict(beginnings), "none: the range begins with the oldest records"
     else:
-        starts, words = _warmup(topology, broker, admin, begins, ends, beginnings, warmup, begin, now)
+        starts, words = _warmup(topology, broker, admin, begins, beginnings, warmup)
     lookups = [
         TopicPartition(table.topic, number)
         for table in topology.global_tables
@@ -171,56 +175,81 @@ def _warmup(
     broker: Broker,
     admin: Admin,
     begins: Mapping[TopicPartition, int],
-    ends: Mapping[TopicPartition, int],
     beginnings: Mapping[TopicPartition, int],
     warmup: int | None,
-    begin: Position,
-    now: int,
 ) -> tuple[dict[TopicPartition, int], str]:
-    """Where reading starts, and the reason in words."""
-    span = longest_window(topology) if warmup is None else warmup
-    if span is None:
+    """Where reading starts, and the reason in words.
+
+    It is measured from the last records before the range: a window stays open until a later record comes.
+    """
+    span = longest_window(topology)
+    if warmup is not None:
+        span = warmup
+        words = "everything before the range" if warmup >= EVERYTHING else duration_text(warmup)
+    elif span is None:
         return dict(beginnings), "everything before the range, as a store keeps entries for ever"
+    else:
+        # Stream time of a task downstream of others may lag behind that of the input.
+        span *= 2
+        words = f"{duration_text(span)}, twice the longest window with its grace"
     if span == 0:
         return dict(begins), "none"
-    words = f"{span:,} ms" if warmup is not None else f"{span:,} ms, the longest window with its grace"
-    match begin:
-        case AtTime(milliseconds):
-            first = milliseconds
-        case Ago(milliseconds):
-            first = now - milliseconds
-        case _:
-            times = first_times(broker, begins, ends)
-            if not times:
-                return dict(begins), "none: the range has no records"
-            first = min(times.values())
-    start = resolve(AtTime(max(0, first - span)), admin, list(begins), now=now, isolation="read_uncommitted")
-    return dict(begins) | start.offsets, words
+    starts = {place: max(0, time - span) for place, time in newest_before(broker, begins, beginnings).items()}
+    return dict(begins) | admin.offsets_for_times(starts, "read_uncommitted"), words
 
 
-def first_times(
-    broker: Broker, begins: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]
+def newest_before(
+    broker: Broker, begins: Mapping[TopicPartition, int], beginnings: Mapping[TopicPartition, int]
 ) -> dict[TopicPartition, int]:
-    """The timestamps of the first records of these ranges, of those that have any."""
-    waiting = {place: offset for place, offset in begins.items() if offset < ends[place]}
+    """The highest timestamp among the last records before these offsets, of partitions that have any.
+
+    Of records, the last ``LOOK_BACK`` are read. A partition of which only markers are there is left out.
+    """
+    starts = {
+        place: max(beginnings[place], offset - LOOK_BACK)
+        for place, offset in begins.items()
+        if offset > beginnings[place]
+    }
     found: dict[TopicPartition, int] = {}
-    if not waiting:
+    if not starts:
         return found
+    waiting = set(starts)
     consumer = broker.consumer(
         GroupSettings(group="streams-replay", isolation="read_committed", protocol="classic")
     )
     deadline = time.monotonic() + TIMEOUT_SECONDS
     try:
-        consumer.assign(waiting)
-        while waiting and time.monotonic() < deadline:
-            polled = consumer.poll(len(waiting), POLL_SECONDS)
+        consumer.assign(starts)
+        while waiting:
+            polled = consumer.poll(LOOK_BACK * len(starts), POLL_SECONDS)
+            reached = dict(polled.ends)
             for fetched in polled.fetched:
                 place = TopicPartition(fetched.topic, fetched.partition)
-                if waiting.pop(place, None) is not None and fetched.offsets()[0] < ends[place]:
-                    found[place] = fetched.timestamps()[0]
-                    consumer.pause([place])
-            for place in polled.ends:
-                waiting.pop(place, None)
+                times = [
+                    stamp
+                    for offset, stamp in zip(fetched.offsets(), fetched.timestamps(), strict=True)
+                    if offset < begins[place]
+                ]
+                found[place] = max([*times, found.get(place, 0)])
+                reached[place] = fetched.next_offset
+            done = {place for place, offset in reached.items() if offset >= begins[place]}
+            consumer.pause(done & waiting)
+            waiting -= done
+            if waiting and time.monotonic() > deadline:
+                raise BrokerError(
+                    f"the records before the range did not arrive within {TIMEOUT_SECONDS:.0f} s: "
+                    f"{', '.join(map(str, sorted(waiting)))}"
+                )
     finally:
         consumer.close()
     return found
+
+
+def duration_text(milliseconds: int) -> str:
+    """A duration as it is written on the command line, e.g. ``1h30m``."""
+    parts = []
+    for unit, length in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)):
+        count, milliseconds = divmod(milliseconds, length)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0ms"

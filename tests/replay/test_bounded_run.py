@@ -75,7 +75,7 @@ TOPICS = ("seen", "priced", "final", "updates", "divided", "shop-dead-letters")
 
 @given(seed=st.integers(0, 999), polled=st.integers(1, 50))
 @hypothesis_settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_the_same_range_gives_the_same_bytes_however_it_is_polled(tmp_path: Path, seed: int, polled: int):
     broker = filled(seed)
@@ -97,7 +97,7 @@ def every(found: dict[int, list[Row]]) -> list[Any]:
 
 @given(seed=st.integers(0, 999), cut=st.integers(1_000, 4_000))
 @hypothesis_settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_two_ranges_that_follow_each_other_have_the_results_of_both(tmp_path: Path, seed: int, cut: int):
     """So windows that began before a range, and tables, are as they were: the warm-up has been read."""
