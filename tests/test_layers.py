@@ -12,7 +12,16 @@ PACKAGE = Path(__file__).parents[1] / "streams"
 
 LAYERS = (
     ("errors",),
-    ("durations", "records", "partitioning", "redaction", "events", "replaying", "coroutines", "serde.schemas"),
+    (
+        "durations",
+        "records",
+        "partitioning",
+        "redaction",
+        "events",
+        "replaying",
+        "coroutines",
+        "serde.schemas",
+    ),
     ("origin", "policy", "config", "process", "serde", "eventtime", "broker"),
     ("connectors",),
     ("broker.kafka", "ingest", "aggregates", "local_cluster", "schema_registry"),

@@ -43,8 +43,8 @@ Warmup = Annotated[
     str | None,
     typer.Option(
         metavar="DURATION",
-        help="How much before the range is read without results, e.g. 2h or all; default: twice the longest window "
-        "with its grace, or everything where a store keeps entries for ever.",
+        help="How much before the range is read without results, e.g. 2h or all; default: twice the "
+        "longest window with its grace, or everything where a store keeps entries for ever.",
     ),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Number of processes.")]
