@@ -65,7 +65,13 @@ def marked(text: str, epoch: int, notes: str = "") -> str:
     ``notes`` is text without spaces, for the command itself.
     """
     pieces = [f"{_RESET}{epoch:x}", *([f"{_NOTES}{notes}"] if notes else [])]
-    return _joined(pieces + [piece for piece in _pieces(text) if not piece.startswith((_RESET, _NOTES))])
+    return _joined(pieces + _pieces(unmarked(text)))
+
+
+def unmarked(text: str) -> str:
+    """The text without what ``marked`` has added."""
+    pieces = [piece for piece in _pieces(text) if not piece.startswith((_RESET, _NOTES))]
+    return _joined(pieces) if pieces else ""
 
 
 def reset_notes(text: str) -> str:

@@ -150,7 +150,7 @@ def prepare_topics(
         for topic in topology.source_topics
         if topic not in existing
     ]
-    changelogs = _changelogs(topology, inputs, existing, application)
+    changelogs = missing_changelogs(topology, inputs, existing, application)
     new += changelogs
     _check_compaction(topology, admin, existing, application)
     counts = {topic.name: topic.partitions for topic in new}
@@ -350,12 +350,13 @@ def _derived_count(topology: Topology, topic: str, counts: Mapping[str, int]) ->
     return max((count for name, count in counts.items() if feeding.reads(name)), default=None)
 
 
-def _changelogs(
+def missing_changelogs(
     topology: Topology,
     inputs: Mapping[str, int],
     existing: Mapping[str, TopicDescription],
     application: str,
 ) -> list[NewTopic]:
+    """The changelog topics that do not exist. Raises ``TopicError`` for one with another partition count."""
     new = []
     for subtopology in topology.subtopologies:
         partitions = max((count for topic, count in inputs.items() if subtopology.reads(topic)), default=1)
