@@ -269,6 +269,25 @@ class NewTopic:
     wished: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """A member of a consumer group, as its coordinator describes it."""
+
+    name: str
+    """Its id in the group."""
+    client: str
+    """The client id that it was given."""
+    host: str
+    """The address from which it is connected."""
+    instance: str | None = None
+    """The instance id of a static member."""
+    partitions: tuple[TopicPartition, ...] = ()
+
+    def __str__(self) -> str:
+        instance = f" (instance {self.instance})" if self.instance else ""
+        return f"{self.name}{instance}, client {self.client}, host {self.host}"
+
+
 class Admin(Protocol):
     """Reads and changes topics and groups. Raises ``BrokerUnreachable`` if no broker answers."""
 
@@ -318,10 +337,28 @@ class Admin(Protocol):
     def settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
         """The settings of these topics, including those with default values."""
 
+    def own_settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
+        """The settings that were made for these topics themselves, without default values."""
+
     def committed_offsets(
         self, group: str, partitions: Collection[TopicPartition] | None = None
     ) -> dict[TopicPartition, int]:
         """The group's committed next offsets, of these partitions or of all that have one."""
+
+    def committed_metadata(
+        self, group: str, partitions: Collection[TopicPartition]
+    ) -> dict[TopicPartition, str]:
+        """The texts beside the group's committed offsets, where there are any.
+
+        A transaction that is open may commit others.
+        """
+
+    def group_members(self, group: str) -> list[GroupMember]:
+        """The members of a group as its coordinator has them; none if there is no such group.
+
+        A member that was killed stays until its session ends. Raises ``Retriable`` while the coordinator does
+        not answer.
+        """
 
     def close(self) -> None:
         """Close the connection."""

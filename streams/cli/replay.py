@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from streams.cli.replay_reset import reset
 from streams.cli.replay_runs import delete_run, list_runs, run_range
 from streams.cli.replay_shadow import shadow
 
@@ -15,6 +16,7 @@ def replay() -> None:
     """Reprocess topics, beside production or in place."""
 
 
+replay_cli.command("reset")(reset)
 replay_cli.command("run")(run_range)
 replay_cli.command("shadow")(shadow)
 replay_cli.command("list")(list_runs)

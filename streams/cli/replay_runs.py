@@ -16,18 +16,18 @@ from streams.cli.apps import load_app
 from streams.cli.options import AsJson, Servers, Target, into_environment
 from streams.cli.output import err, out, print_line, warn
 from streams.errors import ConfigurationError
-from streams.replay.bounds import EVERYTHING
-from streams.replay.effects import differences_by_design, muted
+from streams.replay.bounded.bounds import EVERYTHING
+from streams.replay.bounded.effects import differences_by_design, muted
+from streams.replay.bounded.publish import delete_results
+from streams.replay.bounded.run import BoundedRun, RunReport, RunRequest
+from streams.replay.bounded.run_log import RunLog
 from streams.replay.positions import parse_duration, parse_position
-from streams.replay.publish import delete_results
-from streams.replay.run import BoundedRun, RunReport, RunRequest
-from streams.replay.run_log import RunLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from streams.replay.run_log import RunRecord
-    from streams.replay.run_plan import RunPlan
+    from streams.replay.bounded.run_log import RunRecord
+    from streams.replay.bounded.run_plan import RunPlan
 
 _BYTES: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB)?", re.IGNORECASE)
 _UNITS: Final = {"B": 1, "KB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}

@@ -17,10 +17,10 @@ from streams.cli.options import AsJson, Servers, Target, into_environment
 from streams.cli.output import err, out, print_line, warn
 from streams.cli.replay_runs import From, MaxBytes, MaxRate, To, Warmup, Workers, parse_bytes, parse_warmup
 from streams.errors import ConfigurationError
+from streams.replay.bounded.run import RunRequest
 from streams.replay.diff.fields import Rules
 from streams.replay.diff.page import page
 from streams.replay.positions import Latest, parse_duration, parse_position
-from streams.replay.run import RunRequest
 from streams.replay.shadow import Program, Shadow
 
 if TYPE_CHECKING:

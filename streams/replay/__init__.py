@@ -1,1 +1,1 @@
-"""Processing records again: from which positions, and resetting a group with the state that belongs to it."""
+"""Reprocessing: resets, bounded runs beside production and their comparison."""

@@ -7,22 +7,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from streams.replay.bounded.phase import sink_rows
+from streams.replay.bounded.run import BoundedRun
 from streams.replay.diff.forwarding import forwarded_at_commits
 from streams.replay.diff.result import Diff
 from streams.replay.diff.topic import Serdes, Side, diff_topic
-from streams.replay.phase import sink_rows
 from streams.replay.plain_values import PlainValues
-from streams.replay.run import BoundedRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from streams.app import App
     from streams.broker import Broker
+    from streams.replay.bounded.run import RunReport, RunRequest
+    from streams.replay.bounded.run_plan import RunPlan
     from streams.replay.diff.fields import Rules
     from streams.replay.diff.result import TopicDiff
-    from streams.replay.run import RunReport, RunRequest
-    from streams.replay.run_plan import RunPlan
 
 DEAD_LETTERS: Final = "dead letters"
 """What stands for the dead-letter topics of both programs, which may have different names."""

@@ -12,11 +12,11 @@ import pytest
 
 from streams import App, Json, Record, Text, Tumbling
 from streams.durations import milliseconds
+from streams.replay.bounded.run import RunRequest
 from streams.replay.diff import topic as topic_diffs
 from streams.replay.diff.fields import Rules, changes
 from streams.replay.diff.page import page
 from streams.replay.positions import AtTime, Earliest, Latest
-from streams.replay.run import RunRequest
 from streams.replay.shadow import Program, Shadow, ShadowReport
 from tests.replay.inputs import memory_broker, readings, send
 

@@ -17,14 +17,16 @@ from confluent_kafka import (
 from confluent_kafka.admin import (
     AdminClient,
     ConfigResource,
+    ConfigSource,
     NewTopic as ClientTopic,
     OffsetSpec,
     ResourceType,
 )
 
-from streams.broker import Isolation, NewTopic, TopicDescription
+from streams.broker import GroupMember, Isolation, NewTopic, TopicDescription
 from streams.broker.kafka.client_factory import REQUEST_SECONDS, ClientFactory, LastError, Settings, log
 from streams.broker.kafka.errors import FORBIDDEN, TRANSIENT, UNREACHABLE
+from streams.broker.kafka.group_description import group_members
 from streams.broker.kafka.partitions import to_client, with_offsets
 from streams.errors import (
     BrokerError,
@@ -235,6 +237,23 @@ class KafkaAdmin:
             raise NotAuthorized("checked before joining", missing, principal=self._factory.principal)
 
     def settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
+        return {
+            topic: {name: entry.value or "" for name, entry in entries.items()}
+            for topic, entries in self._described(topics).items()
+        }
+
+    def own_settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
+        return {
+            topic: {
+                name: entry.value or ""
+                for name, entry in entries.items()
+                if entry.source == ConfigSource.DYNAMIC_TOPIC_CONFIG.value
+            }
+            for topic, entries in self._described(topics).items()
+        }
+
+    def _described(self, topics: Collection[str]) -> dict[str, Any]:
+        """The entries of each topic's settings, by name."""
         if not topics:
             return {}
         resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
@@ -255,7 +274,7 @@ class KafkaAdmin:
             except KafkaException as error:
                 right = Right("DESCRIBE_CONFIGS", "topic", resource.name)
                 raise self._failure(error, f"settings of topic {resource.name}", right) from error
-            found[resource.name] = {name: entry.value or "" for name, entry in entries.items()}
+            found[resource.name] = entries
         return found
 
     def end_offsets(
@@ -285,8 +304,27 @@ class KafkaAdmin:
                 if not name.startswith("__")
                 for number in topic.partitions
             ]
+        return {
+            TopicPartition(item.topic, item.partition): item.offset
+            for item in self._committed(group, partitions)
+        }
+
+    def committed_metadata(
+        self, group: str, partitions: Collection[TopicPartition]
+    ) -> dict[TopicPartition, str]:
+        return {
+            TopicPartition(item.topic, item.partition): item.metadata
+            for item in self._committed(group, partitions)
+            if item.metadata
+        }
+
+    def group_members(self, group: str) -> list[GroupMember]:
+        return group_members(group, self._settings, self._factory)
+
+    def _committed(self, group: str, partitions: Collection[TopicPartition]) -> list[ClientPartition]:
+        """The partitions that have a committed offset, with it and its metadata."""
         if not partitions:
-            return {}
+            return []
         asked = to_client(partitions)
         if group not in self._groups:
             # The admin client's request for this crashes the process while the group's coordinator is loading
@@ -307,11 +345,7 @@ class KafkaAdmin:
                 time.sleep(0.05)
             else:
                 break
-        return {
-            TopicPartition(item.topic, item.partition): item.offset
-            for item in found
-            if item.error is None and item.offset >= 0
-        }
+        return [item for item in found if item.error is None and item.offset >= 0]
 
     def broker_setting(self, name: str) -> str:
         """A setting of any broker; empty if it is unknown or may not be read."""

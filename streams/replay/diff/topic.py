@@ -9,17 +9,17 @@ from zlib import crc32
 
 from streams.eventtime.windows import Windowed
 from streams.records import Output
+from streams.replay.bounded.spool import SpoolFile, read_spool
 from streams.replay.diff.fields import FieldChange, Rules, changes
 from streams.replay.diff.result import Difference, TopicDiff
 from streams.replay.plain_values import plain
 from streams.replay.positions import as_time
-from streams.replay.spool import SpoolFile, read_spool
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from streams.replay.rows import Rows
+    from streams.replay.bounded.rows import Rows
     from streams.serde import Serde
 
 BUCKET_ROWS: Final = 100_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from streams import App, Json, Text
-from streams.replay.stages import stages
+from streams.replay.bounded.stages import stages
 
 
 def numbers(app: App) -> list[tuple[int, ...]]:

@@ -14,13 +14,19 @@ import msgspec
 
 from streams.errors import ConfigurationError
 from streams.process.slot import default_state_dir
-from streams.replay.bounded_run import RunParts, run_stages
-from streams.replay.bounds import find_bounds
-from streams.replay.effects import differences_by_design, muted
-from streams.replay.pool import Pool
-from streams.replay.publish import check_free, create_results, delete_results, result_topic, write_results
-from streams.replay.run_log import ResultTopic, RunLog, RunRecord
-from streams.replay.run_plan import RunCounts, RunPlan
+from streams.replay.bounded.bounded_run import RunParts, run_stages
+from streams.replay.bounded.bounds import find_bounds
+from streams.replay.bounded.effects import differences_by_design, muted
+from streams.replay.bounded.pool import Pool
+from streams.replay.bounded.publish import (
+    check_free,
+    create_results,
+    delete_results,
+    result_topic,
+    write_results,
+)
+from streams.replay.bounded.run_log import ResultTopic, RunLog, RunRecord
+from streams.replay.bounded.run_plan import RunCounts, RunPlan
 from streams.replaying import Replay
 from streams.runtime.topics import known_partitions
 
@@ -30,7 +36,7 @@ if TYPE_CHECKING:
     from streams.app import App
     from streams.broker import Broker
     from streams.records import TopicPartition
-    from streams.replay.bounds import PartitionBounds
+    from streams.replay.bounded.bounds import PartitionBounds
     from streams.replay.positions import Position
     from streams.replaying import ReplayKind
 

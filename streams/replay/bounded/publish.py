@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from streams.broker import Admin, Broker
-    from streams.replay.rows import Rows
-    from streams.replay.run_log import RunRecord
-    from streams.replay.spool import Spool
+    from streams.replay.bounded.rows import Rows
+    from streams.replay.bounded.run_log import RunRecord
+    from streams.replay.bounded.spool import Spool
 
 FLUSH_SECONDS: Final = 60.0
 DELETE_SECONDS: Final = 30.0

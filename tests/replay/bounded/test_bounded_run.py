@@ -13,10 +13,10 @@ from streams.broker import NewTopic
 from streams.durations import milliseconds
 from streams.errors import BrokerError, ConfigurationError, TopicError
 from streams.records import Output
-from streams.replay import range_reader
+from streams.replay.bounded import range_reader
+from streams.replay.bounded.run import BoundedRun, RunReport, RunRequest
+from streams.replay.bounded.run_log import RunLog
 from streams.replay.positions import AtOffsets, AtTime, Earliest, Latest
-from streams.replay.run import BoundedRun, RunReport, RunRequest
-from streams.replay.run_log import RunLog
 from streams.testing import TopologyDriver
 from tests.replay.inputs import Row, memory_broker, readings, send, written
 

@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Final
 
-from streams.replay.rows import Rows
+from streams.replay.bounded.rows import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from streams.coroutines.event_loop import Calls
     from streams.origin import Origin
     from streams.records import Fetched, Record
-    from streams.replay.rows import Rows
+    from streams.replay.bounded.rows import Rows
     from streams.runtime.binding import Lookup
     from streams.state.store import Databases
     from streams.topology.graph import Subtopology

@@ -6,11 +6,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from streams.records import Output, TopicPartition
-from streams.replay.merged import merged
+from streams.replay.bounded.merged import merged
+from streams.replay.bounded.range_reader import read_range
+from streams.replay.bounded.spool import SpoolFile, read_spool, spooled
+from streams.replay.bounded.unit import SLICE_RECORDS, as_slices
 from streams.replay.plain_values import PlainValues
-from streams.replay.range_reader import read_range
-from streams.replay.spool import SpoolFile, read_spool, spooled
-from streams.replay.unit import SLICE_RECORDS, as_slices
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from streams.broker import Broker
     from streams.records import FetchedLists
-    from streams.replay.run_plan import RunPlan
-    from streams.replay.spool import Phase
-    from streams.replay.throttle import Throttle
+    from streams.replay.bounded.run_plan import RunPlan
+    from streams.replay.bounded.spool import Phase
+    from streams.replay.bounded.throttle import Throttle
     from streams.runtime.task import Task, TaskId
     from streams.topology.graph import Topology
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from streams.broker import Broker, Consumer
     from streams.records import Fetched, Headers
-    from streams.replay.throttle import Throttle
+    from streams.replay.bounded.throttle import Throttle
 
 POLL_RECORDS: Final = 5_000
 POLL_SECONDS: Final = 0.2

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from streams.broker import GroupSettings
 from streams.errors import BrokerError, ConfigurationError, TopicError
 from streams.records import TopicPartition
+from streams.replay.bounded.stages import replayed
 from streams.replay.positions import Earliest, resolve
-from streams.replay.stages import replayed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

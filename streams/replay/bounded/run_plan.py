@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streams.replay.spool import Spool
+from streams.replay.bounded.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from streams.replay.bounds import Bounds
+    from streams.replay.bounded.bounds import Bounds
     from streams.replaying import Replay
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from streams.records import Output
-from streams.replay import merged as merging
-from streams.replay.merged import merged
-from streams.replay.rows import Rows
-from streams.replay.spool import SpoolFile, read_spool
+from streams.replay.bounded import merged as merging
+from streams.replay.bounded.merged import merged
+from streams.replay.bounded.rows import Rows
+from streams.replay.bounded.spool import SpoolFile, read_spool
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,7 +62,7 @@ def test_the_lowest_first_record_comes_first_however_the_records_are_cut(
 
 
 def test_a_file_has_what_was_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("streams.replay.spool.FRAME_ROWS", 3)
+    monkeypatch.setattr("streams.replay.bounded.spool.FRAME_ROWS", 3)
     file = SpoolFile(tmp_path / "topic" / "0")
     file.append(Output("t", [b"a", None], [b"1", None], [5, -1], [None, [("h", None)]]), keyless=2)
     file.append(Output("t", [None, b"b"], [b"", b"2"], [6, 7], partitions=[4, 5]), keyless=2)

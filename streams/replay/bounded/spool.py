@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from streams.replay.merged import merged
-from streams.replay.rows import Rows
+from streams.replay.bounded.merged import merged
+from streams.replay.bounded.rows import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

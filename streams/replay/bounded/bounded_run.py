@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 from streams.app import resources_of_worker
 from streams.broker import BEGINNING
 from streams.registry_topics import connect_registry
-from streams.replay.effects import muted
-from streams.replay.phase import PhaseInputs, PhaseResults
-from streams.replay.range_reader import read_range
-from streams.replay.run_plan import RunCounts
-from streams.replay.stages import internal_outputs, stages
-from streams.replay.throttle import Throttle
-from streams.replay.unit import SLICE_RECORDS, Unit, UnitCounts
+from streams.replay.bounded.effects import muted
+from streams.replay.bounded.phase import PhaseInputs, PhaseResults
+from streams.replay.bounded.range_reader import read_range
+from streams.replay.bounded.run_plan import RunCounts
+from streams.replay.bounded.stages import internal_outputs, stages
+from streams.replay.bounded.throttle import Throttle
+from streams.replay.bounded.unit import SLICE_RECORDS, Unit, UnitCounts
 from streams.replaying import running_in
 from streams.runtime.global_tables import GlobalTable
 from streams.state.memory import MemoryDatabases
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     from streams.app import App
     from streams.broker import Broker
-    from streams.replay.run_plan import RunPlan
-    from streams.replay.spool import Phase
-    from streams.replay.stages import Stage
+    from streams.replay.bounded.run_plan import RunPlan
+    from streams.replay.bounded.spool import Phase
+    from streams.replay.bounded.stages import Stage
     from streams.runtime.task import TaskId
     from streams.state.store import Databases
 
