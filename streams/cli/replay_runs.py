@@ -18,16 +18,16 @@ from streams.cli.output import err, out, print_line, warn
 from streams.errors import ConfigurationError
 from streams.replay.bounded.bounds import EVERYTHING
 from streams.replay.bounded.effects import differences_by_design, muted
+from streams.replay.bounded.log import RunLog
 from streams.replay.bounded.publish import delete_results
 from streams.replay.bounded.run import BoundedRun, RunReport, RunRequest
-from streams.replay.bounded.run_log import RunLog
 from streams.replay.positions import parse_duration, parse_position
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from streams.replay.bounded.run_log import RunRecord
-    from streams.replay.bounded.run_plan import RunPlan
+    from streams.replay.bounded.log import RunRecord
+    from streams.replay.bounded.plan import RunPlan
 
 _BYTES: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB)?", re.IGNORECASE)
 _UNITS: Final = {"B": 1, "KB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
@@ -69,7 +69,7 @@ def run_range(
     max_rate: MaxRate = None,
     max_bytes: MaxBytes = None,
     effects: Annotated[
-        bool, typer.Option("--effects", help="Call the functions of peek, as a worker does.")
+        bool, typer.Option("--effects", help="Call the functions of peek, and write to the sinks.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and do nothing.")] = False,
     bootstrap_servers: Servers = None,

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from streams.app import App
     from streams.broker import Broker
+    from streams.replay.bounded.plan import RunPlan
     from streams.replay.bounded.run import RunReport, RunRequest
-    from streams.replay.bounded.run_plan import RunPlan
     from streams.replay.diff.fields import Rules
     from streams.replay.diff.result import TopicDiff
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from streams.broker import Broker
     from streams.records import FetchedLists
-    from streams.replay.bounded.run_plan import RunPlan
+    from streams.replay.bounded.plan import RunPlan
+    from streams.replay.bounded.sink_effects import SinkEffects
     from streams.replay.bounded.spool import Phase
     from streams.replay.bounded.throttle import Throttle
     from streams.runtime.task import Task, TaskId
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 
 _ROWS: Final = PlainValues()
+
+RANGE_OFFSET: Final = 2**40
+"""The first offset of a repartition topic's records that come from the range and not from before it."""
 
 
 def sink_rows(store: str) -> str:
@@ -79,14 +83,18 @@ class PhaseInputs:
 
     def _from_spool(self, place: TopicPartition) -> Iterator[FetchedLists]:
         folder = self._plan.spool.internal(self._phase, place)
-        yield from as_slices(merged([read_spool(path) for path in spooled(folder)]), place)
+        rows = merged([read_spool(path) for path in spooled(folder)])
+        yield from as_slices(rows, place, RANGE_OFFSET if self._phase == "range" else 0)
 
 
 class PhaseResults:
     """Keeps what a unit writes in one phase."""
 
-    def __init__(self, plan: RunPlan, topology: Topology, phase: Phase) -> None:
+    def __init__(
+        self, plan: RunPlan, topology: Topology, phase: Phase, effects: SinkEffects | None = None
+    ) -> None:
         self._plan = plan
+        self._effects = effects
         self._topology = topology
         self._phase = phase
         self._files: dict[Path, SpoolFile] = {}
@@ -113,10 +121,17 @@ class PhaseResults:
         self.written[output.topic] += len(output)
 
     def delivered(self, task: Task) -> None:
-        """Count the rows for sink connectors; a shadow run keeps them, to compare them."""
-        for delivery in task.take_deliveries():
-            if self._phase == "warmup":
-                continue
+        """Take the rows for sink connectors: they are written where effects are wanted, else counted.
+
+        A shadow run keeps them, to compare them.
+        """
+        deliveries = task.take_deliveries()
+        if self._phase == "warmup":
+            return
+        if self._effects is not None:
+            self._effects.write(task, deliveries)
+            return
+        for delivery in deliveries:
             batch, store = delivery.batch, self._topology.sink_connector(delivery.sink).store
             self.muted[store] += len(batch)
             if self._plan.replay.kind == "shadow":

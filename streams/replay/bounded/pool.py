@@ -10,13 +10,13 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from streams.errors import StreamsError, error_text
-from streams.replay.bounded.bounded_run import RunParts
+from streams.replay.bounded.parts import RunParts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from streams.app import App
-    from streams.replay.bounded.run_plan import RunCounts, RunPlan
+    from streams.replay.bounded.plan import RunCounts, RunPlan
     from streams.replay.bounded.stages import Stage
     from streams.runtime.task import TaskId
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from streams.broker import Admin, Broker
+    from streams.replay.bounded.log import RunRecord
     from streams.replay.bounded.rows import Rows
-    from streams.replay.bounded.run_log import RunRecord
     from streams.replay.bounded.spool import Spool
 
 FLUSH_SECONDS: Final = 60.0

@@ -14,9 +14,11 @@ import msgspec
 
 from streams.errors import ConfigurationError
 from streams.process.slot import default_state_dir
-from streams.replay.bounded.bounded_run import RunParts, run_stages
 from streams.replay.bounded.bounds import find_bounds
 from streams.replay.bounded.effects import differences_by_design, muted
+from streams.replay.bounded.log import ResultTopic, RunLog, RunRecord
+from streams.replay.bounded.parts import RunParts, run_stages
+from streams.replay.bounded.plan import RunCounts, RunPlan
 from streams.replay.bounded.pool import Pool
 from streams.replay.bounded.publish import (
     check_free,
@@ -25,8 +27,6 @@ from streams.replay.bounded.publish import (
     result_topic,
     write_results,
 )
-from streams.replay.bounded.run_log import ResultTopic, RunLog, RunRecord
-from streams.replay.bounded.run_plan import RunCounts, RunPlan
 from streams.replaying import Replay
 from streams.runtime.topics import known_partitions
 

@@ -301,9 +301,8 @@ def _first(lanes: Mapping[TaskId, _Lanes]) -> TaskId:
     return min(lanes, key=lambda identifier: (lanes[identifier].head(), identifier))
 
 
-def as_slices(rows: Iterator[Rows], place: TopicPartition) -> Iterator[FetchedLists]:
-    """Spooled rows as records of a partition, in pieces of ``SLICE_RECORDS`` at most."""
-    offset = 0
+def as_slices(rows: Iterator[Rows], place: TopicPartition, offset: int) -> Iterator[FetchedLists]:
+    """Spooled rows as records of a partition, in pieces of ``SLICE_RECORDS`` at most, from an offset on."""
     for piece in rows:
         for start in range(0, len(piece), SLICE_RECORDS):
             stop = min(start + SLICE_RECORDS, len(piece))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,13 @@ from hypothesis import HealthCheck, given, settings as hypothesis_settings, stra
 
 from streams import App, Json, Text, TopicPartition, Tumbling, current_replay
 from streams.broker import NewTopic
+from streams.connectors.sqlite import SqliteSink
 from streams.durations import milliseconds
 from streams.errors import BrokerError, ConfigurationError, TopicError
 from streams.records import Output
 from streams.replay.bounded import range_reader
+from streams.replay.bounded.log import RunLog
 from streams.replay.bounded.run import BoundedRun, RunReport, RunRequest
-from streams.replay.bounded.run_log import RunLog
 from streams.replay.positions import AtOffsets, AtTime, Earliest, Latest
 from streams.testing import TopologyDriver
 from tests.replay.inputs import Row, memory_broker, readings, send, written
@@ -273,3 +275,23 @@ def test_records_without_a_key_go_to_the_same_partitions_in_each_run(tmp_path: P
 def test_a_name_that_cannot_be_part_of_a_topics_name_is_refused(tmp_path: Path):
     with pytest.raises(ConfigurationError, match="'a b' cannot name a replay"):
         run(filled(1), tmp_path, name="a b")
+
+
+def test_rows_reach_a_sink_once_where_effects_are_wanted_although_the_run_is_repeated(tmp_path: Path):
+    app = App("effects", state_store="memory")
+    sales = app.stream("sales", key=Text(), value=Json(dict[str, Any]))
+    target = tmp_path / "target.db"
+    sales.group_by_key().window(Tumbling(milliseconds=500)).count("counts").final().map_records(
+        lambda record: record.with_(value={"place": record.key, "start": record.value.start})
+    ).sink(SqliteSink(target, "windows", mode="append"), value=Json(dict[str, Any]))
+    broker = memory_broker({"sales": 2})
+    send(broker, "sales", readings(1, 300))
+    with closing(sqlite3.connect(target)) as connection:
+        connection.execute("create table windows (place text, start integer)")
+        muted = run(broker, tmp_path, app=app)
+        assert connection.execute("select count(*) from windows").fetchone() == (0,)
+        assert muted.counts.muted["windows"] > 10
+        for _ in range(2):
+            run(broker, tmp_path, app=app, effects=True)
+            rows = connection.execute("select count(*) from windows").fetchone()
+            assert rows == (muted.counts.muted["windows"],)

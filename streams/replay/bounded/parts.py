@@ -17,8 +17,9 @@ from streams.broker import BEGINNING
 from streams.registry_topics import connect_registry
 from streams.replay.bounded.effects import muted
 from streams.replay.bounded.phase import PhaseInputs, PhaseResults
+from streams.replay.bounded.plan import RunCounts
 from streams.replay.bounded.range_reader import read_range
-from streams.replay.bounded.run_plan import RunCounts
+from streams.replay.bounded.sink_effects import SinkEffects
 from streams.replay.bounded.stages import internal_outputs, stages
 from streams.replay.bounded.throttle import Throttle
 from streams.replay.bounded.unit import SLICE_RECORDS, Unit, UnitCounts
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from streams.app import App
     from streams.broker import Broker
-    from streams.replay.bounded.run_plan import RunPlan
+    from streams.replay.bounded.plan import RunPlan
     from streams.replay.bounded.spool import Phase
     from streams.replay.bounded.stages import Stage
     from streams.runtime.task import TaskId
@@ -111,12 +112,15 @@ class RunParts:
                 internal=self._topology.repartitions,
                 progress=self._progress,
             )
+            effects = (
+                SinkEffects(self._app.name, self._topology, self._plan) if self._plan.replay.effects else None
+            )
             try:
                 for phase in PHASES:
                     inputs = PhaseInputs(
                         self._plan, self._broker, self._topology, within, phase, self._throttle
                     )
-                    results = PhaseResults(self._plan, self._topology, phase)
+                    results = PhaseResults(self._plan, self._topology, phase, effects)
                     try:
                         work.run(inputs, results)
                     finally:
@@ -125,6 +129,8 @@ class RunParts:
                     counts.results += results.written
                     counts.muted += results.muted
             finally:
+                if effects is not None:
+                    effects.close()
                 work.close()
         counts.add(_of_unit(work.counts))
         return counts
