@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given, strategies as st
 
 from streams import App, Text, Tumbling
 from streams.broker import GroupSettings, NewTopic
@@ -13,7 +14,14 @@ from streams.events import Event
 from streams.records import Output, Record, TopicPartition
 from streams.replay.positions import AtOffsets, AtTime, Earliest, Latest
 from streams.replay.reset import Reset
-from streams.replay.reset_plan import ResetPlan, ShiftBy, ToOffset, plan_reset
+from streams.replay.reset_plan import (
+    ResetPlan,
+    ShiftBy,
+    ToOffset,
+    decode_topics,
+    encode_topics,
+    plan_reset,
+)
 from streams.runtime import commit_numbers
 from streams.state.rocksdb import RocksDatabases
 from tests.support.crew import Crew
@@ -560,3 +568,61 @@ def test_a_transaction_that_is_left_open_is_waited_for(monkeypatch):
     with pytest.raises(BrokerError, match=r"a transaction is open in app-counts-changelog-0, for more than"):
         stage.reset()
     assert stage.texts() == texts
+
+
+NUMBERS = st.dictionaries(st.text(max_size=20), st.integers(1, 2**62), max_size=400)
+
+
+@given(NUMBERS, st.integers(1, 2**62), st.integers(1, 2**62), st.text("abc=-_", max_size=3_000))
+def test_the_mark_of_a_reset_keeps_what_the_metadata_says(numbers, epoch, next_epoch, notes):
+    text = commit_numbers.encode(numbers, epoch)
+    assert commit_numbers.epoch([text]) == epoch
+    assert commit_numbers.reset_begun(text) is None
+    marked = commit_numbers.marked(text, next_epoch, notes)
+    assert len(marked.encode()) <= commit_numbers.LARGEST_TEXT
+    assert commit_numbers.reset_begun(marked) == next_epoch
+    assert commit_numbers.reset_notes(marked) == notes
+    assert commit_numbers.epoch([marked]) == epoch
+    # The numbers that still fit are unchanged.
+    before, after = (commit_numbers.decode([item], numbers) for item in (text, marked))
+    assert after.items() <= before.items()
+    if len(numbers) < 20:
+        assert after == before
+        assert commit_numbers.unmarked(marked) == text
+    again = commit_numbers.marked(marked, next_epoch + 1, "")
+    assert commit_numbers.reset_begun(again) == next_epoch + 1
+    assert commit_numbers.reset_notes(again) == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["v2 e=5 reset=5", "e=5 reset=5", "v1 e= reset=", "v1 e=-5 reset=g", "", "v1"]
+)
+def test_metadata_of_other_programs_is_neither_an_epoch_nor_a_mark(text):
+    assert commit_numbers.epoch([text]) == 0
+    assert commit_numbers.reset_begun(text) is None
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda name, partitions, replication, settings: NewTopic(
+                name=name, partitions=partitions, replication_factor=replication, settings=settings
+            ),
+            st.text(max_size=20),
+            st.integers(1, 1000),
+            st.none() | st.integers(1, 5),
+            st.dictionaries(st.text(max_size=20), st.text(max_size=20), max_size=4),
+        ),
+        max_size=5,
+        unique_by=lambda topic: topic.name,
+    )
+)
+def test_topics_are_remembered_as_they_were(topics):
+    text = encode_topics(topics)
+    assert " " not in text
+    assert decode_topics(text) == {topic.name: topic for topic in topics}
+
+
+def test_what_is_no_memory_of_topics_is_none():
+    for text in ("", "x", "eA==", encode_topics([])[:-3]):
+        assert decode_topics(text) == {}
