@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from streams.broker import GroupMember
 
-
 def reset(
     target: Target,
     *,
@@ -179,6 +178,11 @@ def _show(plan: ResetPlan, rate: float | None, *, as_json: bool) -> None:
         _listed("repartition topics that are emptied", affected.repartitions),
         _listed("own results as input, continued at the end", affected.intermediate),
         _listed("results are written again to", affected.outputs),
+        *(
+            f"note: {topic} deletes records {timedelta(milliseconds=retention)} after their event time, "
+            "older ones at once"
+            for topic, retention in plan.retention.items()
+        ),
         _listed("and to topics that these steps choose", affected.choosing),
         _listed("and to the targets of sinks", affected.sinks),
         *(

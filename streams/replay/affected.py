@@ -203,35 +203,48 @@ class _Search:
     ) -> None:
         """Raise ``ConfigurationError`` where the state of a subtopology would miss a part of its input."""
         for part in parts.values():
-            source = part.source_connector
-            stores = [store.name for store in part.stores if source is None or store.name != source.positions]
+            stores = [store.name for store in _stores_besides_positions(part)]
             if not stores:
                 continue
             named = f"store{'s' * (len(stores) > 1)} {', '.join(stores)}"
-            if source is not None:
+            connectors, topics = self._missing_inputs(part, selected, intermediate)
+            if connectors:
                 raise ConfigurationError(
-                    f"{named}: made of source connector {source.name!r} too, whose position is not reset: "
+                    f"{named}: made of source connector {connectors[0]!r} too, whose position is not reset: "
                     "without its records the state would be incomplete",
                     hint="give the steps' stores and the source other names (store=): they begin again then",
                 )
-            for topic, reader in self._readers.items():
-                if reader.number != part.number or topic in selected or topic in intermediate:
-                    continue
-                missing = [number for number in self._writers.get(topic, ()) if number not in parts]
-                if topic in self._internal and not missing:
-                    continue
-                feeding = [
-                    name
-                    for name, other in self._readers.items()
-                    if other.number in missing and name not in self._internal
-                ]
-                through = f", which feeds {topic}" if topic in self._internal else ""
-                wanted = ", ".join(feeding) if topic in self._internal else topic
+            if topics:
                 raise ConfigurationError(
-                    f"{named}: made of topic {wanted} too{through}, which is not selected: it is emptied, "
+                    f"{named}: made of topic {', '.join(topics)} too, which is not selected: it is emptied, "
                     "and would be incomplete without that topic's records",
-                    hint=f"select it too: --topic {' --topic '.join([*selected, *(feeding or [topic])])}",
+                    hint=f"select it too: --topic {' --topic '.join([*selected, *topics])}",
                 )
+
+    def _missing_inputs(
+        self, part: Subtopology, selected: Collection[str], intermediate: Collection[str]
+    ) -> tuple[list[str], list[str]]:
+        """The source connectors and the topics that are not read again, of all that leads to a part."""
+        connectors: list[str] = []
+        topics: list[str] = []
+        seen = {part.number}
+        waiting = [part]
+        while waiting:
+            part = waiting.pop()
+            if part.source_connector is not None:
+                connectors.append(part.source_connector.name)
+            for topic, reader in self._readers.items():
+                if reader.number != part.number or topic in self._topology.source_topics:
+                    continue
+                if topic in selected:
+                    continue
+                if topic not in self._internal and topic not in intermediate:
+                    topics.append(topic)
+                    continue
+                for number in self._writers.get(topic, set()) - seen:
+                    seen.add(number)
+                    waiting.append(self._topology.subtopologies[number])
+        return connectors, topics
 
     def _found(
         self,
@@ -243,10 +256,7 @@ class _Search:
         ordered = [part for number, part in sorted(parts.items())]
         written = dict.fromkeys(topic for part in ordered for topic in _written(part))
         stores: dict[str, StoreDefinition] = {
-            store.name: store
-            for part in ordered
-            for store in part.stores
-            if part.source_connector is None or store.name != part.source_connector.positions
+            store.name: store for part in ordered for store in _stores_besides_positions(part)
         }
         sinks: dict[str, None] = {}
         for topic in written:
@@ -278,6 +288,12 @@ class _Search:
             sinks=tuple(sinks),
             left_out=left_out,
         )
+
+
+def _stores_besides_positions(part: Subtopology) -> list[StoreDefinition]:
+    """The stores of a part, without that of a source connector's position."""
+    source = part.source_connector
+    return [store for store in part.stores if source is None or store.name != source.positions]
 
 
 def _written(part: Subtopology) -> Iterator[str]:

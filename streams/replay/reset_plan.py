@@ -89,7 +89,7 @@ class PartitionReset(NamedTuple):
         return self.end - self.new
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResetPlan:
     """What a reset does, complete: executing it makes no further choice."""
 
@@ -102,6 +102,8 @@ class ResetPlan:
     """The changelog topics that are emptied, as they are created again."""
     committed: Committed
     """Of all input partitions of the app, when the plan was made."""
+    retention: Mapping[str, int]
+    """Output topics that delete records by event time, and after how many milliseconds."""
     resumes: bool = False
     """Whether an interrupted reset is continued."""
 
@@ -132,6 +134,7 @@ class ResetPlan:
             "emptied_repartition_topics": list(affected.repartitions),
             "continued_at_end": list(affected.intermediate),
             "written_again": list(affected.outputs),
+            "deleted_by_event_time": dict(self.retention),
             "written_again_chosen_by": list(affected.choosing),
             "written_again_sinks": list(affected.sinks),
             "not_reset": dict(affected.left_out),
@@ -212,10 +215,21 @@ def plan_reset(
             affected=affected,
             changelogs=_changelogs(topology, admin, affected, inputs, existing, application, committed),
             committed=committed,
+            retention=_retention(admin, [topic for topic in affected.outputs if topic in existing]),
             resumes=interrupted,
         )
     finally:
         admin.close()
+
+
+def _retention(admin: Admin, topics: Collection[str]) -> dict[str, int]:
+    return {
+        topic: retention
+        for topic, settings in admin.settings(topics).items()
+        if "delete" in settings.get("cleanup.policy", "delete")
+        and settings.get("message.timestamp.type", "CreateTime") == "CreateTime"
+        and (retention := int(settings.get("retention.ms", "-1"))) >= 0
+    }
 
 
 def places_of(topics: Collection[str], counts: Mapping[str, int]) -> list[TopicPartition]:

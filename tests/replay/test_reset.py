@@ -1,19 +1,27 @@
-"""Resets on the memory broker: what a fresh run counts, whatever disks, guarantee and interruptions there are."""
+"""Resets on the memory broker: the results are those of a fresh run, whatever disks and interruptions."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given, strategies as st
 
 from streams import App, Text, Tumbling
-from streams.broker import GroupSettings
+from streams.broker import GroupSettings, NewTopic
 from streams.errors import BrokerError, ConfigurationError, GroupActive, StateError, TopicError
 from streams.events import Event
-from streams.records import Record, TopicPartition
+from streams.records import Output, Record, TopicPartition
 from streams.replay.positions import AtOffsets, AtTime, Earliest, Latest
 from streams.replay.reset import Reset
-from streams.replay.reset_plan import ResetPlan, ShiftBy, ToOffset, plan_reset
+from streams.replay.reset_plan import (
+    ResetPlan,
+    ShiftBy,
+    ToOffset,
+    decode_topics,
+    encode_topics,
+    plan_reset,
+)
 from streams.runtime import commit_numbers
 from streams.state.rocksdb import RocksDatabases
 from tests.support.crew import Crew
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streams.replay.reset_plan import ResetPosition
+    from streams.runtime.worker import Worker
 
 GUARANTEES = ["exactly_once", "at_least_once"]
 
@@ -269,11 +278,11 @@ def test_a_reset_that_is_killed_after_any_step_is_loud_and_can_be_completed(last
         Reset(stage.crew.broker, stage.plan(), done=kill).run()
     finished = last == STEPS - 1
     if not finished:
-        with pytest.raises(StateError, match="a reset .* was begun and not finished"):
+        with pytest.raises(StateError, match=r"a reset .* was begun and not finished"):
             stage.crew.cluster.prepare(stage.crew.app, create_outputs=True)
         # A worker that had checked that just before the reset began.
         worker = stage.crew.worker(0)
-        with pytest.raises(StateError, match="a reset .* was begun and not finished"):
+        with pytest.raises(StateError, match=r"a reset .* was begun and not finished"):
             worker.run()
         plan = stage.plan()
         assert plan.resumes
@@ -293,9 +302,11 @@ def test_changelogs_are_created_again_with_the_settings_that_they_had():
     stage = staged()
     first_run(stage, 0)
     admin = stage.crew.admin
-    topic = stage.crew.cluster.broker._cluster.topics["app-counts-changelog"]
-    topic.settings["segment.bytes"] = "1234567"
-    before, ids = admin.own_settings(["app-counts-changelog"]), admin.topic_ids(["app-counts-changelog"])
+    # As an operator might have changed it.
+    before = admin.own_settings(["app-counts-changelog"])["app-counts-changelog"] | {"segment.bytes": "12345"}
+    admin.delete_topics(["app-counts-changelog"])
+    admin.create_topics([NewTopic(name="app-counts-changelog", partitions=2, settings=before)])
+    ids = admin.topic_ids(["app-counts-changelog"])
 
     def kill(step: str) -> None:
         if step == "app-counts-changelog: deleted":
@@ -305,7 +316,7 @@ def test_changelogs_are_created_again_with_the_settings_that_they_had():
         Reset(stage.crew.broker, stage.plan(), done=kill).run()
     assert "app-counts-changelog" not in admin.topics()
     stage.reset()
-    assert admin.own_settings(["app-counts-changelog"]) == before
+    assert admin.own_settings(["app-counts-changelog"]) == {"app-counts-changelog": before}
     assert admin.topic_ids(["app-counts-changelog"]) != ids
 
 
@@ -349,6 +360,11 @@ def test_a_group_with_members_is_refused_and_they_are_named():
     stage.crew.stop(0)
 
 
+def turn_for_ever(worker: Worker) -> None:
+    for _ in range(1_000):
+        worker.run_once()
+
+
 def test_a_worker_that_joins_during_a_reset_ends_it_and_fails_itself():
     stage = staged()
     first_run(stage, 0)
@@ -363,8 +379,7 @@ def test_a_worker_that_joins_during_a_reset_ends_it_and_fails_itself():
     with pytest.raises(GroupActive):
         Reset(stage.crew.broker, stage.plan(), done=join).run()
     with pytest.raises(StateError, match="not finished"):
-        for _ in range(100):
-            worker.run_once()
+        turn_for_ever(worker)
     stage.crew.cluster.freeze(worker)
     stage.crew.disks[0].close()
     stage.reset()
@@ -537,8 +552,6 @@ def test_a_transaction_that_is_left_open_is_waited_for(monkeypatch):
     producer = stage.crew.broker.producer(transactional_id="killed", transaction_timeout=3600)
     producer.init_transactions(1)
     producer.begin()
-    from streams.records import Output
-
     producer.produce(Output("app-counts-changelog", [b"k"], [b"v"], [0], partition=0))
     plan, waited = stage.plan(), list[str]()
 
@@ -555,3 +568,61 @@ def test_a_transaction_that_is_left_open_is_waited_for(monkeypatch):
     with pytest.raises(BrokerError, match=r"a transaction is open in app-counts-changelog-0, for more than"):
         stage.reset()
     assert stage.texts() == texts
+
+
+NUMBERS = st.dictionaries(st.text(max_size=20), st.integers(1, 2**62), max_size=400)
+
+
+@given(NUMBERS, st.integers(1, 2**62), st.integers(1, 2**62), st.text("abc=-_", max_size=3_000))
+def test_the_mark_of_a_reset_keeps_what_the_metadata_says(numbers, epoch, next_epoch, notes):
+    text = commit_numbers.encode(numbers, epoch)
+    assert commit_numbers.epoch([text]) == epoch
+    assert commit_numbers.reset_begun(text) is None
+    marked = commit_numbers.marked(text, next_epoch, notes)
+    assert len(marked.encode()) <= commit_numbers.LARGEST_TEXT
+    assert commit_numbers.reset_begun(marked) == next_epoch
+    assert commit_numbers.reset_notes(marked) == notes
+    assert commit_numbers.epoch([marked]) == epoch
+    # The numbers that still fit are unchanged.
+    before, after = (commit_numbers.decode([item], numbers) for item in (text, marked))
+    assert after.items() <= before.items()
+    if len(numbers) < 20:
+        assert after == before
+        assert commit_numbers.unmarked(marked) == text
+    again = commit_numbers.marked(marked, next_epoch + 1, "")
+    assert commit_numbers.reset_begun(again) == next_epoch + 1
+    assert commit_numbers.reset_notes(again) == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["v2 e=5 reset=5", "e=5 reset=5", "v1 e= reset=", "v1 e=-5 reset=g", "", "v1"]
+)
+def test_metadata_of_other_programs_is_neither_an_epoch_nor_a_mark(text):
+    assert commit_numbers.epoch([text]) == 0
+    assert commit_numbers.reset_begun(text) is None
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda name, partitions, replication, settings: NewTopic(
+                name=name, partitions=partitions, replication_factor=replication, settings=settings
+            ),
+            st.text(max_size=20),
+            st.integers(1, 1000),
+            st.none() | st.integers(1, 5),
+            st.dictionaries(st.text(max_size=20), st.text(max_size=20), max_size=4),
+        ),
+        max_size=5,
+        unique_by=lambda topic: topic.name,
+    )
+)
+def test_topics_are_remembered_as_they_were(topics):
+    text = encode_topics(topics)
+    assert " " not in text
+    assert decode_topics(text) == {topic.name: topic for topic in topics}
+
+
+def test_what_is_no_memory_of_topics_is_none():
+    for text in ("", "x", "eA==", encode_topics([])[:-3]):
+        assert decode_topics(text) == {}
