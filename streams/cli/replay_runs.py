@@ -16,6 +16,8 @@ from streams.cli.apps import load_app
 from streams.cli.options import AsJson, Servers, Target, into_environment
 from streams.cli.output import err, out, print_line, warn
 from streams.errors import ConfigurationError
+from streams.process.ownership import own_process, rare_garbage_collections
+from streams.process.stop_request import stop_request
 from streams.replay.bounded.bounds import EVERYTHING
 from streams.replay.bounded.effects import differences_by_design, muted
 from streams.replay.bounded.log import RunLog
@@ -26,6 +28,7 @@ from streams.replay.positions import parse_duration, parse_position
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from streams.process.stop_request import StopRequest
     from streams.replay.bounded.log import RunRecord
     from streams.replay.bounded.plan import RunPlan
 
@@ -102,17 +105,12 @@ def run_range(
         if as_json:
             print_line(plan_fields(plan) | {"left_out": left_out})
         return
-    with progress_bar("replay", plan.bounds.records, quiet=as_json) as show:
-        report = run.process(plan, show)
-    with progress_bar("write", report.counts.results.total(), quiet=as_json) as show:
-        written = 0
-
-        def more(records: int) -> None:
-            nonlocal written
-            written += records
-            show(written)
-
-        record = run.publish(report, more)
+    own_process(app.settings.log_format, app.settings.log_level)
+    with stop_request() as stop, rare_garbage_collections():
+        with progress_bar("replay", plan.bounds.records, stop, quiet=as_json) as show:
+            report = run.process(plan, show)
+        with progress_bar("write", report.counts.results.total(), stop, quiet=as_json) as show:
+            record = run.publish(report, show)
     if as_json:
         print_line(report.fields())
     else:
@@ -230,8 +228,11 @@ def plan_fields(plan: RunPlan) -> dict[str, Any]:
 
 
 @contextmanager
-def progress_bar(what: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and remaining time; the function that it gives takes the number that is done."""
+def progress_bar(what: str, total: int, stop: StopRequest, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar with the remaining time; the function that it yields takes the number that is done.
+
+    That function raises ``KeyboardInterrupt`` once a stop was requested.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -241,7 +242,13 @@ def progress_bar(what: str, total: int, *, quiet: bool) -> Iterator[Callable[[in
     )
     with Progress(*columns, console=err, disable=quiet or not err.is_terminal) as progress:
         task = progress.add_task(what, total=total)
-        yield lambda done: progress.update(task, completed=done)
+
+        def show(done: int) -> None:
+            if stop:
+                raise KeyboardInterrupt
+            progress.update(task, completed=done)
+
+        yield show
 
 
 def show_report(report: RunReport, record: RunRecord) -> None:

@@ -17,6 +17,8 @@ from streams.cli.options import AsJson, Servers, Target, into_environment
 from streams.cli.output import err, out, print_line, warn
 from streams.cli.replay_runs import From, MaxBytes, MaxRate, To, Warmup, Workers, parse_bytes, parse_warmup
 from streams.errors import ConfigurationError
+from streams.process.ownership import own_process, rare_garbage_collections
+from streams.process.stop_request import stop_request
 from streams.replay.bounded.run import RunRequest
 from streams.replay.diff.fields import Rules
 from streams.replay.diff.page import page
@@ -26,6 +28,7 @@ from streams.replay.shadow import Program, Shadow
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from streams.process.stop_request import StopRequest
     from streams.replay.shadow import ShadowReport
 
 LOOK_SECONDS: Final = 0.5
@@ -88,7 +91,8 @@ def shadow(
         max_bytes=None if max_bytes is None else parse_bytes(max_bytes),
     )
     rules = Rules(absolute=absolute, relative=relative, ignore=frozenset(ignore or ()))
-    with _bars(quiet=as_json) as show:
+    own_process(new.app.settings.log_format, new.app.settings.log_level)
+    with stop_request() as stop, rare_garbage_collections(), _bars(stop, quiet=as_json) as show:
         if live is not None:
             _wait(request, live, show)
         found = Shadow(new, old, request, rules=rules).run(show)
@@ -117,7 +121,7 @@ def _wait(request: RunRequest, live: str, show: Callable[[str, int, int], None])
 
 
 @contextmanager
-def _bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+def _bars(stop: StopRequest, *, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -129,6 +133,8 @@ def _bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=err, disable=quiet or not err.is_terminal) as progress:
 
         def show(what: str, done: int, total: int) -> None:
+            if stop:
+                raise KeyboardInterrupt
             if what not in tasks:
                 tasks[what] = progress.add_task(what, total=total)
             progress.update(tasks[what], completed=done)

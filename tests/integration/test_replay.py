@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from streams.broker import NewTopic
 from tests.replay.inputs import readings, send, written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from streams.broker.kafka import KafkaBroker
 
@@ -28,9 +29,7 @@ RECORDS = 6_000
 
 
 @pytest.fixture
-def streams(
-    kafka: KafkaBroker, kafka_bootstrap: str, prefix: str, tmp_path: Path
-) -> Callable[..., subprocess.CompletedProcess[str]]:
+def environment(kafka: KafkaBroker, kafka_bootstrap: str, prefix: str, tmp_path: Path) -> dict[str, str]:
     with closing(kafka.admin()) as admin:
         admin.create_topics(
             [
@@ -40,13 +39,16 @@ def streams(
             ]
         )
     send(kafka, f"{prefix}-in", readings(1, RECORDS, keys=50))
-    environment = {
+    return {
         **os.environ,
         "REPLAY_PREFIX": prefix,
         "STREAMS_BOOTSTRAP_SERVERS": kafka_bootstrap,
         "STREAMS_STATE_DIR": str(tmp_path / "state"),
     }
 
+
+@pytest.fixture
+def streams(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
     def call(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "streams", *arguments],
@@ -61,6 +63,22 @@ def streams(
         return done
 
     return call
+
+
+@pytest.fixture
+def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start the command in the background."""
+    started = []
+
+    def call(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "streams", *arguments]
+        started.append(subprocess.Popen(command, cwd=HERE, env=environment, text=True))
+        return started[-1]
+
+    yield call
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def test_one_and_three_workers_write_equal_bytes_beside_the_app(
@@ -135,3 +153,36 @@ def test_the_rate_is_limited(
     begun = time.monotonic()
     streams("replay", "run", "replay_app:app", "--from", "earliest", "--as", "slow", "--max-rate", "3000")
     assert time.monotonic() - begun > RECORDS / 3000 * 0.9
+
+
+@pytest.mark.parametrize(
+    ("workers", "number"), [("1", signal.SIGINT), ("2", signal.SIGTERM), ("2", signal.SIGKILL)]
+)
+def test_a_run_that_is_ended_leaves_no_process_and_can_be_repeated(
+    start: Callable[..., subprocess.Popen[str]],
+    streams: Callable[..., subprocess.CompletedProcess[str]],
+    kafka: KafkaBroker,
+    prefix: str,
+    tmp_path: Path,
+    workers: str,
+    number: signal.Signals,
+):
+    arguments = ["replay", "run", "replay_app:app", "--from", "earliest", "--as", "x", "--workers", workers]
+    process = start(*arguments, "--max-rate", "2000")
+    spooled = tmp_path / "state" / f"{prefix}-app-replay" / "x"
+    deadline = time.monotonic() + 60
+    while not spooled.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(number)
+    code = process.wait(30)
+    assert code == (-signal.SIGKILL if number is signal.SIGKILL else 130)
+    while any(Path(f"/proc/{child}/cmdline").exists() for child in children):
+        assert time.monotonic() < deadline, "a process is left"
+        time.sleep(0.05)
+    with closing(kafka.admin()) as admin:
+        assert not [topic for topic in admin.topics() if topic.startswith(prefix) and topic.endswith("-x")]
+    streams(*arguments)
+    assert sum(map(len, written(kafka, f"{prefix}-alerts-x").values()))

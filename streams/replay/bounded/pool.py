@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import threading
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait as wait_for
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from streams.errors import StreamsError, error_text
+from streams.errors import StreamsError, WorkersFailed, error_text
+from streams.process.ownership import GARBAGE_THRESHOLD, own_process
 from streams.replay.bounded.parts import RunParts
 
 if TYPE_CHECKING:
@@ -32,6 +37,8 @@ class _Work:
     plan: RunPlan
     read: Any
     """A shared number: how many records all processes have read."""
+    stopped: Any
+    """Set when the units that run are to end."""
 
 
 class _Child:
@@ -49,12 +56,13 @@ class Pool:
     def __init__(self, load: Callable[[], App], plan: RunPlan, processes: int) -> None:
         context = get_context("spawn")
         self._read = context.Value("Q", 0)
+        self._stopped = context.Event()
         # Without PYTHONSAFEPATH, a file in the current folder could shadow a module of the standard library.
         chosen = {"PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1"}
         self._before = {name: os.environ.get(name) for name in chosen}
         os.environ.update(chosen)
         self._pool = ProcessPoolExecutor(
-            processes, context, initializer=_begin, initargs=(_Work(load, plan, self._read),)
+            processes, context, initializer=_begin, initargs=(_Work(load, plan, self._read, self._stopped),)
         )
 
     def run(
@@ -62,17 +70,24 @@ class Pool:
     ) -> Iterator[RunCounts]:
         """Run the units of a stage; yield what each has done. Raises what the first one that fails raises.
 
-        ``progress`` is called with the number of records that all processes have read so far.
+        ``progress`` is called with the number of records that all processes have read so far. A process that
+        is killed is a ``WorkersFailed``.
         """
         waiting = {self._pool.submit(_run, stage.parts[0].number, unit) for unit in units}
         while waiting:
             done, waiting = wait(waiting, LOOK_SECONDS, FIRST_COMPLETED)
             progress(int(self._read.value))
             for each in done:
-                yield each.result()
+                try:
+                    yield each.result()
+                except BrokenProcessPool as error:
+                    raise WorkersFailed(
+                        "a process of the replay was ended from outside", hint="repeat the command"
+                    ) from error
 
     def close(self) -> None:
-        """End the processes; units that have not begun are left out."""
+        """End the processes, and the units that run, soon."""
+        self._stopped.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         for name, value in self._before.items():
             del os.environ[name]
@@ -83,13 +98,25 @@ class Pool:
 def _begin(work: _Work) -> None:
     # Ctrl-C goes to the whole process group, and is handled by the parent process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="streams-parent", daemon=True).start()
 
     def progress(records: int) -> None:
         with work.read.get_lock():
             work.read.value += records
+        if work.stopped.is_set():
+            raise StreamsError("the replay was stopped")
 
     app = work.load()
+    own_process(app.settings.log_format, app.settings.log_level)
+    gc.set_threshold(GARBAGE_THRESHOLD)
     _Child.parts = RunParts(app, app.broker(), work.plan, progress)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None, "it was started by the command"
+    wait_for([parent.sentinel])
+    os._exit(1)
 
 
 def _run(first: int, unit: tuple[TaskId, ...]) -> RunCounts:

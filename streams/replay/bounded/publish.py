@@ -88,7 +88,8 @@ def write_results(
     """Write what the run has for these topics, of which the partition counts are given.
 
     Rows of all tasks come by event time, so that each partition has the same records in the same order
-    whenever the run is repeated. Returns the numbers of records by topic.
+    whenever the run is repeated. ``progress`` gets the number written so far. Returns the numbers of records
+    by topic.
     """
     written = dict.fromkeys(topics, 0)
     producer = broker.producer()
@@ -99,7 +100,7 @@ def write_results(
                 producer.produce(_output(rows, result_topic(topic, run), count))
                 written[topic] += len(rows)
                 since += len(rows)
-                progress(len(rows))
+                progress(sum(written.values()))
                 if since >= FLUSH_ROWS:
                     producer.flush(FLUSH_SECONDS)
                     since = 0

@@ -189,7 +189,10 @@ class BoundedRun:
         )
 
     def publish(self, report: RunReport, progress: Callable[[int], None] = lambda _: None) -> RunRecord:
-        """Write the results to topics of their own, which replace those of an earlier run of the name."""
+        """Write the results to topics of their own, which replace those of an earlier run of the name.
+
+        ``progress`` gets the number of records written so far.
+        """
         plan, name = report.plan, self._request.name
         topics = {
             topic: plan.outputs.get(topic) or max(plan.outputs.values(), default=1)
