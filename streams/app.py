@@ -450,12 +450,17 @@ class App:
         """The topic for dead letters."""
         return dead_letter_topic(self.settings, self.name)
 
-    def broker(self) -> Broker:
-        """The cluster of the settings, else ``KAFKA_BOOTSTRAP_SERVERS``, else a running local Kafka."""
+    def broker(self, *, client_id: str | None = None) -> Broker:
+        """The cluster of the settings, else ``KAFKA_BOOTSTRAP_SERVERS``, else a running local Kafka.
+
+        The cluster's quotas apply to the clients of a ``client_id``, by default that of the settings or the
+        app's name.
+        """
         settings = self.settings
         servers = settings.bootstrap_servers or find_bootstrap_servers()
         return KafkaBroker(
-            {"client.id": self.name, **settings.client},
+            {"client.id": self.name, **settings.client}
+            | ({} if client_id is None else {"client.id": client_id}),
             servers=servers,
             consumer=settings.consumer,
             producer=settings.producer,

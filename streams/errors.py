@@ -10,6 +10,7 @@ Each class is named after what it means to the caller; ``exit_code`` is the exit
     ├── BrokerError                   3   the broker rejected a call, or did not answer
     │   ├── BrokerUnreachable         3   no broker answered before the time-out
     │   ├── TopicError                3   a topic is missing, or does not fit the topology
+    │   ├── GroupActive               3   the group has members, so its offsets cannot be replaced
     │   ├── Retriable                 3   the call had no effect and may be repeated
     │   ├── TransactionAborted        3   the transaction cannot commit: abort, rewind, continue
     │   ├── OutcomeUnknown            3   fenced, or commit unknown: new producer, read back, rewind
@@ -98,6 +99,10 @@ class BrokerUnreachable(BrokerError):
 
 class TopicError(BrokerError):
     """A topic is missing, or does not fit the topology, e.g. by its number of partitions."""
+
+
+class GroupActive(BrokerError):
+    """The group has members: only these may commit its offsets."""
 
 
 class Retriable(BrokerError):

@@ -29,6 +29,8 @@ class Event(StrEnum):
     """INFO: everything processed is committed, and the worker has left the group."""
     CLOSE_FAILED = "close failed"
     """ERROR: the ``close`` of a ``step``'s processor, or of a ``resource``, raised."""
+    REPLAY_WAITS = "replay waits for a transaction"
+    """INFO: an open transaction before the ``end`` of a replay's range hides records from ``offset`` on."""
     WORKER_FAILED = "worker failed"
     """ERROR: the worker ends because of ``error``; see the exit codes."""
     STOP_REQUESTED = "stop requested"

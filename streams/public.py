@@ -86,6 +86,7 @@ from streams.monitoring.program_metrics import Counter, Gauge, Metrics
 from streams.operators.processor import BatchProcessor, Cancel, Context, KeyValueStore, Processor
 from streams.policy import ErrorPolicy, dead_letter, fail, retry, skip
 from streams.records import Batch, Headers, Record, TopicPartition
+from streams.replaying import Replay, current_replay
 from streams.runtime.resources import Resource
 from streams.serde import Avro, Bytes, Json, Serde, Text
 from streams.state.definition import StoreDefinition
@@ -135,6 +136,7 @@ __all__ = [
     "Record",
     "RefusedRow",
     "RegistryUnavailable",
+    "Replay",
     "Resource",
     "SchemaRefused",
     "SchemaRegistryError",
@@ -176,6 +178,7 @@ __all__ = [
     "WindowedResults",
     "collect",
     "count",
+    "current_replay",
     "custom",
     "days",
     "dead_letter",

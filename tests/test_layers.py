@@ -12,7 +12,16 @@ PACKAGE = Path(__file__).parents[1] / "streams"
 
 LAYERS = (
     ("errors",),
-    ("durations", "records", "partitioning", "redaction", "events", "coroutines", "serde.schemas"),
+    (
+        "durations",
+        "records",
+        "partitioning",
+        "redaction",
+        "events",
+        "replaying",
+        "coroutines",
+        "serde.schemas",
+    ),
     ("origin", "policy", "config", "process", "serde", "eventtime", "broker"),
     ("connectors",),
     ("broker.kafka", "ingest", "aggregates", "local_cluster", "schema_registry"),
@@ -24,7 +33,7 @@ LAYERS = (
     ("monitoring",),
     ("app",),
     ("public",),
-    ("testing", "simulation", "__init__"),
+    ("testing", "simulation", "replay", "__init__"),
     ("cli",),
     ("__main__",),
 )

@@ -269,6 +269,25 @@ class NewTopic:
     wished: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """A member of a consumer group, as its coordinator describes it."""
+
+    name: str
+    """Its id in the group."""
+    client: str
+    """The client id that it was given."""
+    host: str
+    """The address from which it is connected."""
+    instance: str | None = None
+    """The instance id of a static member."""
+    partitions: tuple[TopicPartition, ...] = ()
+
+    def __str__(self) -> str:
+        instance = f" (instance {self.instance})" if self.instance else ""
+        return f"{self.name}{instance}, client {self.client}, host {self.host}"
+
+
 class Admin(Protocol):
     """Reads and changes topics and groups. Raises ``BrokerUnreachable`` if no broker answers."""
 
@@ -295,6 +314,15 @@ class Admin(Protocol):
     def beginning_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         """The offset of the oldest record that exists in each partition."""
 
+    def offsets_for_times(
+        self, times: Mapping[TopicPartition, int], isolation: Isolation = "read_committed"
+    ) -> dict[TopicPartition, int]:
+        """The offset of each partition's first record with this timestamp or a later one, in one request.
+
+        Timestamps are milliseconds since the epoch, as the topic has them (event times, unless the topic uses
+        the time of writing). First means by offset. Without such a record it is the partition's end.
+        """
+
     def delete_records(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Delete the records of each partition before the offset."""
 
@@ -309,10 +337,28 @@ class Admin(Protocol):
     def settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
         """The settings of these topics, including those with default values."""
 
+    def own_settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
+        """The settings that were made for these topics themselves, without default values."""
+
     def committed_offsets(
         self, group: str, partitions: Collection[TopicPartition] | None = None
     ) -> dict[TopicPartition, int]:
         """The group's committed next offsets, of these partitions or of all that have one."""
+
+    def committed_metadata(
+        self, group: str, partitions: Collection[TopicPartition]
+    ) -> dict[TopicPartition, str]:
+        """The texts beside the group's committed offsets, where there are any.
+
+        A transaction that is open may commit others.
+        """
+
+    def group_members(self, group: str) -> list[GroupMember]:
+        """The members of a group as its coordinator has them; none if there is no such group.
+
+        A member that was killed stays until its session ends. Raises ``Retriable`` while the coordinator does
+        not answer.
+        """
 
     def close(self) -> None:
         """Close the connection."""

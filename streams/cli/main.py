@@ -14,6 +14,7 @@ from streams.cli.failures import run_command
 from streams.cli.ingest import ingest
 from streams.cli.lag import lag
 from streams.cli.query import query
+from streams.cli.replay import replay_cli
 from streams.cli.run import run
 from streams.cli.schemas import schemas_cli
 from streams.cli.simulate import simulate
@@ -34,6 +35,7 @@ cli.add_typer(broker_cli, name="broker")
 cli.add_typer(topics_cli, name="topics")
 cli.add_typer(schemas_cli, name="schemas")
 cli.add_typer(sync_cli, name="sync")
+cli.add_typer(replay_cli, name="replay")
 
 
 def main() -> NoReturn:

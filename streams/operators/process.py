@@ -17,6 +17,7 @@ from streams.operators.processor_store import ProcessorStore
 from streams.operators.snapshot import snapshot
 from streams.operators.user_code import check_call, check_processor
 from streams.records import Batch, Record, take
+from streams.replaying import current_replay
 from streams.state.deadlines import Deadlines, deadlines_name
 from streams.state.expiring import ExpiringState
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from streams.operators.keys import KeptKeys
     from streams.operators.processor import Cancel, KeyValueStore, ProcessorFactory, TimeKind
     from streams.records import Headers, Rows
+    from streams.replaying import Replay
 
 _Forwarded: TypeAlias = "tuple[str | None, int, Batch[Any, Any] | _Columns]"
 """The child to forward to (``None`` for all), the input row (-1 for a batch), and what was forwarded."""
@@ -129,6 +131,10 @@ class _Context:
         self._collecting = False
         self._headers: Sequence[Headers | None] | None = None
         self._times: Sequence[int] | None = None
+
+    @property
+    def replay(self) -> Replay | None:
+        return current_replay()
 
     @property
     def stream_time(self) -> int:

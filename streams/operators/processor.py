@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
     from streams.records import Batch, Record
+    from streams.replaying import Replay
 
 TimeKind: TypeAlias = Literal["stream_time", "wall_clock"]
 """What a schedule follows."""
@@ -73,6 +74,10 @@ class Context(Protocol):
     @property
     def stream_time(self) -> int:
         """The highest event time so far, in milliseconds since the epoch; -1 before the first record."""
+
+    @property
+    def replay(self) -> Replay | None:
+        """The replay in which the processor runs; ``None`` in a worker. As ``streams.current_replay``."""
 
     def store(self, name: str) -> KeyValueStore:
         """Return a store that the step names in ``stores=``. Raises ``TopologyError`` for another name."""

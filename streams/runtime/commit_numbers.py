@@ -1,7 +1,8 @@
-"""Commit numbers in offset metadata: the commits of its stores to which a task's offsets belong.
+"""Commit numbers and epochs in offset metadata: to which state a task's committed offsets belong.
 
-The text has a version, then for each store a hash of its name and the number, both in
-hexadecimal digits.
+The text has a version, then the epoch, then for each store a hash of its name and the number of its last
+commit, all in hexadecimal digits. A reset of the offsets (``streams.replay``) begins an epoch: state of
+another epoch is not that of these offsets. While a reset is not finished, the text says so in addition.
 """
 
 from __future__ import annotations
@@ -17,21 +18,22 @@ LARGEST_TEXT = 4000
 """In bytes. Brokers accept 4096 by default; stores that do not fit are not checked."""
 
 _VERSION = "v1"
+_EPOCH, _RESET, _NOTES = "e=", "reset=", "notes="
+_HEXADECIMAL = re.compile("[0-9a-f]{1,16}")
 _NUMBER = re.compile("([0-9a-f]{8})=([0-9a-f]{1,16})")
 
 
-def encode(numbers: Mapping[str, int]) -> str:
-    """The text for stores of these names; empty if none of them was ever changed."""
+def encode(numbers: Mapping[str, int], epoch: int = 0) -> str:
+    """The text for stores of these names; empty without an epoch if none of them was ever changed."""
     found: dict[str, int] = {}
     for store, number in numbers.items():
         if number > 0:
             name = _hashed(store)
             # For two stores with the same hash, the lower number, so that neither fails the check.
             found[name] = min(number, found.get(name, number))
-    if not found:
-        return ""
-    text = " ".join([_VERSION, *(f"{name}={number:x}" for name, number in found.items())])
-    return text if len(text) <= LARGEST_TEXT else text[: text.rindex(" ", 0, LARGEST_TEXT + 1)]
+    pieces = [f"{_EPOCH}{epoch:x}"] if epoch else []
+    pieces += [f"{name}={number:x}" for name, number in found.items()]
+    return _joined(pieces) if pieces else ""
 
 
 def decode(texts: Iterable[str], stores: Iterable[str]) -> dict[str, int]:
@@ -41,13 +43,57 @@ def decode(texts: Iterable[str], stores: Iterable[str]) -> dict[str, int]:
     """
     highest: dict[str, int] = {}
     for text in texts:
-        version, *found = text.split(" ")
-        if version != _VERSION:
-            continue
-        for name, number in filter(None, map(_parsed, found)):
+        for name, number in filter(None, map(_parsed, _pieces(text))):
             highest[name] = max(number, highest.get(name, 0))
     names = {store: _hashed(store) for store in stores}
     return {store: highest[name] for store, name in names.items() if name in highest}
+
+
+def epoch(texts: Iterable[str]) -> int:
+    """The highest epoch in any of the texts; 0 if there was no reset, or its traces are gone."""
+    return max((_after(_EPOCH, text) or 0 for text in texts), default=0)
+
+
+def reset_begun(text: str) -> int | None:
+    """The epoch that a reset which is not finished has begun to prepare; ``None`` if there is none."""
+    return _after(_RESET, text)
+
+
+def marked(text: str, epoch: int, notes: str = "") -> str:
+    """The text of an offset that a reset is about to replace, of which earlier versions see the numbers.
+
+    ``notes`` is text without spaces, for the command itself.
+    """
+    pieces = [f"{_RESET}{epoch:x}", *([f"{_NOTES}{notes}"] if notes else [])]
+    return _joined(pieces + _pieces(unmarked(text)))
+
+
+def unmarked(text: str) -> str:
+    """The text without what ``marked`` has added."""
+    pieces = [piece for piece in _pieces(text) if not piece.startswith((_RESET, _NOTES))]
+    return _joined(pieces) if pieces else ""
+
+
+def reset_notes(text: str) -> str:
+    """The notes of a reset that is not finished."""
+    return next((piece.removeprefix(_NOTES) for piece in _pieces(text) if piece.startswith(_NOTES)), "")
+
+
+def _pieces(text: str) -> list[str]:
+    version, *pieces = text.split(" ")
+    return pieces if version == _VERSION else []
+
+
+def _joined(pieces: list[str]) -> str:
+    text = " ".join([_VERSION, *pieces])
+    return text if len(text) <= LARGEST_TEXT else text[: text.rindex(" ", 0, LARGEST_TEXT + 1)]
+
+
+def _after(name: str, text: str) -> int | None:
+    for piece in _pieces(text):
+        if piece.startswith(name) and _HEXADECIMAL.fullmatch(piece, len(name)):
+            return int(piece[len(name) :], 16)
+    return None
 
 
 def _hashed(store: str) -> str:

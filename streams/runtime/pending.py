@@ -8,6 +8,7 @@ from streams.errors import TopicError
 from streams.records import TopicPartition
 from streams.runtime import commit_numbers
 from streams.runtime.task_life import TaskLives, TaskState
+from streams.runtime.unfinished_reset import check_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -92,7 +93,8 @@ class PendingTasks:
     def poll(self, consumer: Consumer, *, busy: bool, stopped: Callable[[], bool]) -> list[Restoration]:
         """Restore for a while and return the restored tasks, to be started with ``take``.
 
-        It takes less time when the worker is ``busy`` with other tasks. Raises ``BrokerError``.
+        It takes less time when the worker is ``busy`` with other tasks. Raises ``BrokerError``, and
+        ``StateError`` where a reset is not finished.
         """
         complete = [
             task
@@ -140,6 +142,8 @@ class PendingTasks:
         offset_metadata: Iterable[str],
         consumer: Consumer,
     ) -> None:
+        texts = list(offset_metadata)
+        check_texts(texts, f"task {task}")
         known = {partition: start for partition, start in starts.items() if start >= 0}
         stores = self._topology.subtopologies[task.subtopology].stores
         database = None if self._standbys is None else self._standbys.release(task)
@@ -149,7 +153,8 @@ class PendingTasks:
                 stores,
                 {partition.topic: start for partition, start in known.items()},
                 database,
-                numbers=commit_numbers.decode(offset_metadata, [store.name for store in stores]),
+                numbers=commit_numbers.decode(texts, [store.name for store in stores]),
+                epoch=commit_numbers.epoch(texts),
                 begun=lambda: any(consumer.committed(self._expected(task)).values()),
             )
         except BaseException:

@@ -13,6 +13,7 @@ from streams.broker import GroupSettings
 from streams.errors import BrokerError, RegistryUnavailable, StateError, StreamsError
 from streams.events import Event, get_logger
 from streams.records import TopicPartition
+from streams.runtime import commit_numbers
 from streams.state.changelog import (
     Checkpoint,
     SavedCheckpoint,
@@ -284,13 +285,15 @@ class Changelogs:
         database: Database | None = None,
         *,
         numbers: Mapping[str, int] | None = None,
+        epoch: int = 0,
         begun: Callable[[], bool] = lambda: False,
     ) -> Restoration:
         """Determine which part of a task's database is usable, and how much is missing.
 
-        ``committed`` are the committed offsets of topics that are tables' changelogs, ``numbers`` the commits
-        of stores to which the committed offsets belong. ``database`` is the task's if it is already open, and
-        ``begun`` returns whether any of the task's input was processed before.
+        ``committed`` are the committed offsets of topics that are tables' changelogs; ``numbers`` are the
+        commits of stores, and ``epoch`` is the epoch, to which the committed offsets belong. ``database`` is
+        the task's if it is already open, and ``begun`` returns whether any of the task's input was processed
+        before.
 
         Raises ``BrokerError`` when the broker does not answer, with nothing changed; ``StateError`` when the
         database cannot be opened, or when its changelog was deleted although the group is in the middle of
@@ -319,14 +322,14 @@ class Changelogs:
         names = [store.name for store in definitions]
         given, database = database, database or self._databases.open(names, task.partition)
         try:
-            saved, ahead = self._usable(task, database, by_partition, beginnings, targets, begun)
+            saved, ahead = self._usable(task, database, by_partition, beginnings, targets, epoch, begun)
         except StreamsError:
             if given is None:
                 database.close()
             raise
         checkpoints, positions = {}, {}
         for partition, store in by_partition.items():
-            checkpoint = checkpoints[store.name] = Checkpoint(store.schema)
+            checkpoint = checkpoints[store.name] = Checkpoint(store.schema, epoch=epoch)
             known = saved.get(store.name)
             if known is not None:
                 checkpoint.follow(known)
@@ -359,6 +362,15 @@ class Changelogs:
                 if store.changelog_retention is not None and beginnings[partition] > 0
             },
         )
+
+    def committed_epoch(self, partitions: Collection[TopicPartition]) -> int:
+        """The epoch of a task's committed offsets, also while a transaction may still commit others.
+
+        Raises ``BrokerError``.
+        """
+        if self._admin is None:
+            self._admin = self._broker.admin()
+        return commit_numbers.epoch(self._admin.committed_metadata(self._application, partitions).values())
 
     def ask_again(self, partitions: Mapping[TopicPartition, Restoration]) -> None:
         """Ask for the ends of partitions once more. Raises ``BrokerError``."""
@@ -428,6 +440,7 @@ class Changelogs:
         by_partition: Mapping[TopicPartition, StoreDefinition],
         beginnings: Mapping[TopicPartition, int],
         targets: Mapping[TopicPartition, int],
+        epoch: int,
         begun: Callable[[], bool],
     ) -> tuple[dict[str, SavedCheckpoint], set[TopicPartition]]:
         """The checkpoints from which to continue, and the changelogs whose reported end is before theirs."""
@@ -440,6 +453,10 @@ class Changelogs:
         for partition, store in by_partition.items():
             checkpoint = saved.get(store.name)
             if checkpoint is None or checkpoint.offset < 0:
+                continue
+            if checkpoint.epoch != epoch:
+                reason = f"it belongs to epoch {checkpoint.epoch}, the committed offsets to {epoch}: a reset"
+                self._log.warning(Event.STATE_REBUILT, task=str(task), store=store.name, reason=reason)
                 continue
             target = targets[partition]
             age = self._wall_clock() - checkpoint.saved_at
@@ -543,11 +560,12 @@ class Restorer:
         database: Database | None = None,
         *,
         numbers: Mapping[str, int] | None = None,
+        epoch: int = 0,
         begun: Callable[[], bool] = lambda: False,
     ) -> None:
         """Start on a task; see ``Changelogs.open`` for the arguments and what is raised."""
         restoration = self._changelogs.open(
-            task, definitions, committed, database, numbers=numbers, begun=begun
+            task, definitions, committed, database, numbers=numbers, epoch=epoch, begun=begun
         )
         if not self._restorations:
             self._reported = self._clock()

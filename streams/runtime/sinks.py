@@ -241,7 +241,7 @@ class Sinks:
             except SinkUnavailable as error:
                 errors.append(error)
                 continue
-            _refuse(own, refused)
+            refuse_rows(own, refused)
         return errors
 
     def _is_settled(self, partition: TopicPartition, offset: int) -> bool:
@@ -343,7 +343,7 @@ def _joined(
     return PartitionRows(rows, deliveries, ends)
 
 
-def _refuse(written: Iterable[PartitionRows], refused: Iterable[RefusedRow]) -> None:
+def refuse_rows(written: Iterable[PartitionRows], refused: Iterable[RefusedRow]) -> None:
     """Apply the policy of each row's sink to the refused rows."""
     by_partition = {item.rows.partition: item for item in written}
     for partition, row, error in refused:

@@ -99,6 +99,8 @@ class Standbys:
         clock: Callable[[], float],
         wall_clock: Callable[[], int],
     ) -> None:
+        self._topology = topology
+        self._partitions = partitions
         self._stores = {part.number: part.stores for part in topology.subtopologies if part.stores}
         self._counts = {
             number: max(
@@ -225,7 +227,10 @@ class Standbys:
             offsets = committed(sources) if sources else {}
             try:
                 restoration = self._changelogs.open(
-                    task, stores, {partition.topic: offset for partition, offset in offsets.items()}
+                    task,
+                    stores,
+                    {partition.topic: offset for partition, offset in offsets.items()},
+                    epoch=self._changelogs.committed_epoch(self._inputs(task)),
                 )
             except StateError as error:
                 self._abandon(task, error)
@@ -241,6 +246,14 @@ class Standbys:
                 # Continue in the next round of the loop.
                 self._placed = -float("inf")
                 return
+
+    def _inputs(self, task: TaskId) -> list[TopicPartition]:
+        subtopology = self._topology.subtopologies[task.subtopology]
+        return [
+            TopicPartition(topic, task.partition)
+            for topic, count in self._partitions.items()
+            if task.partition < count and subtopology.reads(topic)
+        ]
 
     def _follow_tables(
         self, committed: Callable[[Collection[TopicPartition]], Mapping[TopicPartition, int]]

@@ -320,7 +320,7 @@ class Task:
 
     @property
     def offset_metadata(self) -> str:
-        """The metadata of its input offsets: the numbers of its stores' last commits."""
+        """The metadata of its input offsets: its epoch, the numbers of its stores' last commits."""
         return self._stores.offset_metadata
 
     def committed(self) -> None:

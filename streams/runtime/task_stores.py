@@ -123,8 +123,11 @@ class TaskStores:
 
     @property
     def offset_metadata(self) -> str:
-        """The metadata of the task's input offsets: the numbers of its stores' last commits."""
-        return commit_numbers.encode({name: item.number or 0 for name, item in self.checkpoints.items()})
+        """The metadata of the task's input offsets: its epoch, the numbers of its stores' last commits."""
+        return commit_numbers.encode(
+            {name: item.number or 0 for name, item in self.checkpoints.items()},
+            max((item.epoch for item in self.checkpoints.values()), default=0),
+        )
 
     def committed(self, positions: Mapping[TopicPartition, int]) -> None:
         """All that was taken is committed: write the changes and their checkpoints to the database."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from streams.broker import NewTopic
 from streams.errors import TopicError
 from streams.events import Event, get_logger
+from streams.records import TopicPartition
+from streams.runtime.unfinished_reset import check_group
 from streams.state.changelog import changelog_topic
 from streams.topology.graph import SinkNode, matches
 
@@ -64,7 +66,7 @@ def prepare_topics(
     The app's own are its changelog and repartition topics, and the dead-letter topic. Raises ``TopicError``
     naming every topic that is missing or whose partition count is wrong, ``NotAuthorized`` naming every right
     that the app lacks on its topics, ``TopologyError`` for a topic that two sources would read,
-    ``BrokerUnreachable``.
+    ``BrokerUnreachable``, ``StateError`` while a reset of the app is not finished.
     """
     existing = admin.topics()
     admin.require_rights(
@@ -91,6 +93,13 @@ def prepare_topics(
     inputs |= _source_task_counts(topology, existing)
     inputs |= {topic: tables[topic].partitions for topic in to_create if topic in topology.input_topics}
     inputs |= _repartition_counts(topology, inputs, existing)
+    places = [
+        TopicPartition(topic, number)
+        for topic, count in inputs.items()
+        if topic in existing
+        for number in range(count)
+    ]
+    check_group(admin, application, places)
     check_copartitions(topology, inputs)
     _require_inputs_of_stores(topology, inputs)
     outputs = [
@@ -141,7 +150,7 @@ def prepare_topics(
         for topic in topology.source_topics
         if topic not in existing
     ]
-    changelogs = _changelogs(topology, inputs, existing, application)
+    changelogs = missing_changelogs(topology, inputs, existing, application)
     new += changelogs
     _check_compaction(topology, admin, existing, application)
     counts = {topic.name: topic.partitions for topic in new}
@@ -276,6 +285,31 @@ def _source_task_counts(topology: Topology, existing: Mapping[str, TopicDescript
     return counts
 
 
+def known_partitions(
+    topology: Topology, existing: Mapping[str, TopicDescription], *, application: str
+) -> dict[str, int]:
+    """The partition counts of all input topics, of internal ones as they are or would be created.
+
+    Raises ``TopicError`` for input topics that do not exist, and for counts that do not fit together.
+    """
+    inputs = input_partitions(topology, dict(existing)) | _source_task_counts(topology, existing)
+    missing = [
+        topic
+        for topic in (*topology.input_topics, *(table.topic for table in topology.global_tables))
+        if isinstance(topic, str)
+        and topic not in existing
+        and topic not in topology.repartitions
+        and topic not in topology.source_topics
+    ]
+    if missing:
+        raise TopicError(
+            f"input topics of {application} do not exist: {', '.join(missing)}", hint=_creation_hint(missing)
+        )
+    inputs |= _repartition_counts(topology, inputs, existing)
+    check_copartitions(topology, inputs)
+    return inputs
+
+
 def check_copartitions(topology: Topology, inputs: Mapping[str, int]) -> None:
     """Check that topics which a step joins have the same number of partitions. Raises ``TopicError``."""
     for step, wanted in topology.copartitions:
@@ -341,12 +375,13 @@ def _derived_count(topology: Topology, topic: str, counts: Mapping[str, int]) ->
     return max((count for name, count in counts.items() if feeding.reads(name)), default=None)
 
 
-def _changelogs(
+def missing_changelogs(
     topology: Topology,
     inputs: Mapping[str, int],
     existing: Mapping[str, TopicDescription],
     application: str,
 ) -> list[NewTopic]:
+    """The changelog topics that do not exist. Raises ``TopicError`` for one with another partition count."""
     new = []
     for subtopology in topology.subtopologies:
         partitions = max((count for topic, count in inputs.items() if subtopology.reads(topic)), default=1)

@@ -119,6 +119,8 @@ class Checkpoint:
     number: int | None = 0
     """Of the last commit that changed the store; ``None`` where the version that made it did not count."""
     number_written: int | None = 0
+    epoch: int = 0
+    """Of the committed offsets to which the store belongs; see ``streams.runtime.commit_numbers``."""
     _added: int = field(default=0)
 
     def unwritten(self) -> list[tuple[bytes, bytes]]:
@@ -163,6 +165,7 @@ class Checkpoint:
         self.time = self.time_written = saved.time
         self.observed = self.observed_written = saved.time if saved.observed is None else saved.observed
         self.number = self.number_written = saved.number
+        self.epoch = saved.epoch
 
     def read(self, key: bytes, value: bytes | None, headers: Headers | None = None) -> None:
         """Apply a record of metadata. Raises ``ValueError`` if its value is invalid.
@@ -210,6 +213,7 @@ class SavedCheckpoint(msgspec.Struct):
     observed: int | None = None
     """``None`` in databases of earlier versions: the same as ``time``."""
     number: int | None = None
+    epoch: int = 0
 
 
 def encode_metadata(checkpoints: Mapping[str, Checkpoint], now: int) -> dict[str, bytes]:
@@ -223,6 +227,7 @@ def encode_metadata(checkpoints: Mapping[str, Checkpoint], now: int) -> dict[str
                 now,
                 checkpoint.observed_written,
                 checkpoint.number_written,
+                checkpoint.epoch,
             )
         )
         for name, checkpoint in checkpoints.items()

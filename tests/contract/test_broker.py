@@ -190,6 +190,54 @@ class TestTopics:
         assert clients.admin.beginning_offsets([place]) == {place: 0}
         assert clients.admin.end_offsets([place]) == {place: 0}
 
+    def test_own_settings_are_those_that_were_made_for_the_topic(self, clients):
+        own = {"retention.ms": "1234567", "cleanup.policy": "compact"}
+        made, plain = clients.topic(settings=own), clients.topic("plain")
+        assert clients.admin.own_settings([made, plain]) == {made: own, plain: {}}
+        with pytest.raises(BrokerError):
+            clients.admin.own_settings([clients.name("missing")])
+
+    def test_an_offset_for_a_time_is_that_of_the_first_record_then_or_later(self, clients):
+        name = clients.topic(partitions=3, settings={"retention.ms": "-1"})
+        places = [TopicPartition(name, number) for number in range(3)]
+        producer = clients.producer()
+        times = [1000, 3000, 2000, 4000]
+        producer.produce(Output(name, [None] * 4, [b"v"] * 4, times, partition=0))
+        producer.produce(Output(name, [None], [b"v"], [1500], partition=1))
+        producer.flush(PATIENCE)
+
+        def at(time: int) -> list[int]:
+            found = clients.admin.offsets_for_times(dict.fromkeys(places, time))
+            return [found[place] for place in places]
+
+        assert at(0) == [0, 0, 0]
+        assert at(1000) == [0, 0, 0]
+        assert at(1001) == [1, 0, 0]
+        assert at(1501) == [1, 1, 0]
+        assert at(2500) == [1, 1, 0]
+        assert at(3001) == [3, 1, 0]
+        assert at(4001) == [4, 1, 0]
+        assert at(-5) == [0, 0, 0]
+        assert clients.admin.offsets_for_times({places[0]: 3500, places[1]: 1}) == {
+            places[0]: 3,
+            places[1]: 0,
+        }
+        clients.admin.delete_records({places[0]: 2})
+        assert at(1000) == [2, 0, 0]
+
+    def test_an_offset_for_a_time_is_one_that_can_be_read(self, clients):
+        place = TopicPartition(clients.topic(settings={"retention.ms": "-1"}), 0)
+        writer = clients.transactional_producer()
+        writer.begin()
+        writer.produce(Output(place.topic, [None] * 2, [b"v"] * 2, [1000, 2000]))
+        writer.flush(PATIENCE)
+        assert clients.admin.offsets_for_times({place: 2000}) == {place: 0}
+        assert clients.admin.offsets_for_times({place: 2000}, "read_uncommitted") == {place: 1}
+        writer.commit(PATIENCE)
+        soon(lambda: clients.admin.offsets_for_times({place: 2000}) == {place: 1})
+        # Behind the transaction's marker.
+        assert clients.admin.offsets_for_times({place: 2**62}) == {place: 3}
+
 
 class TestRecords:
     def test_records_come_back_as_they_were_written(self, clients):
@@ -639,6 +687,38 @@ class TestGroup:
         first.consumer.close()
         # Who is no member of the group may ask too.
         assert clients.consumer().committed_metadata(places[1:]) == {places[1]: "é" * 2_000}
+
+    def test_the_metadata_of_committed_offsets_is_also_read_without_a_member(self, clients):
+        places = [TopicPartition(clients.topic(partitions=3), number) for number in range(3)]
+        member = clients.consumer()
+        member.commit(dict.fromkeys(places[:2], 0), {places[0]: "note"})
+        group = clients.name("group")
+        soon(lambda: clients.admin.committed_metadata(group, places) == {places[0]: "note"})
+        assert clients.admin.committed_metadata(clients.name("other"), places) == {}
+        assert clients.admin.committed_metadata(group, []) == {}
+
+    @pytest.mark.parametrize("protocol", ["consumer", "classic"])
+    def test_the_members_of_a_group_are_known_until_they_leave(self, clients, protocol):
+        topic, group = clients.topic(partitions=2), clients.name("group")
+        assert clients.admin.group_members(group) == []
+        readers = [Reader(clients.consumer(protocol=protocol, instance_id=name)) for name in ("a", "b")]
+        for reader in readers:
+            reader.subscribe(topic)
+
+        def described() -> bool:
+            for reader in readers:
+                reader.poll()
+            found = clients.admin.group_members(group)
+            return sorted(member.partitions for member in found) == [
+                (TopicPartition(topic, 0),),
+                (TopicPartition(topic, 1),),
+            ]
+
+        soon(described)
+        found = clients.admin.group_members(group)
+        assert sorted(str(member.instance) for member in found) == ["a", "b"]
+        assert all(member.name and member.client and "127.0.0.1" in member.host for member in found)
+        assert all(member.host in str(member) and member.name in str(member) for member in found)
 
     def test_positions_are_known_before_anything_is_read(self, clients):
         topic = clients.topic()

@@ -17,14 +17,16 @@ from confluent_kafka import (
 from confluent_kafka.admin import (
     AdminClient,
     ConfigResource,
+    ConfigSource,
     NewTopic as ClientTopic,
     OffsetSpec,
     ResourceType,
 )
 
-from streams.broker import Isolation, NewTopic, TopicDescription
+from streams.broker import GroupMember, Isolation, NewTopic, TopicDescription
 from streams.broker.kafka.client_factory import REQUEST_SECONDS, ClientFactory, LastError, Settings, log
 from streams.broker.kafka.errors import FORBIDDEN, TRANSIENT, UNREACHABLE
+from streams.broker.kafka.group_description import group_members
 from streams.broker.kafka.partitions import to_client, with_offsets
 from streams.errors import (
     BrokerError,
@@ -56,6 +58,9 @@ LEADER_SECONDS: Final = 0.05
 _LATEST: Final = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # untyped in the library
 
 _EARLIEST: Final = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # untyped in the library
+
+NO_RECORD: Final = -1
+"""The broker's answer if no record has the requested timestamp or a later one."""
 
 _OUTDATED = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
@@ -232,6 +237,23 @@ class KafkaAdmin:
             raise NotAuthorized("checked before joining", missing, principal=self._factory.principal)
 
     def settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
+        return {
+            topic: {name: entry.value or "" for name, entry in entries.items()}
+            for topic, entries in self._described(topics).items()
+        }
+
+    def own_settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
+        return {
+            topic: {
+                name: entry.value or ""
+                for name, entry in entries.items()
+                if entry.source == ConfigSource.DYNAMIC_TOPIC_CONFIG.value
+            }
+            for topic, entries in self._described(topics).items()
+        }
+
+    def _described(self, topics: Collection[str]) -> dict[str, Any]:
+        """The entries of each topic's settings, by name."""
         if not topics:
             return {}
         resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
@@ -252,16 +274,25 @@ class KafkaAdmin:
             except KafkaException as error:
                 right = Right("DESCRIBE_CONFIGS", "topic", resource.name)
                 raise self._failure(error, f"settings of topic {resource.name}", right) from error
-            found[resource.name] = {name: entry.value or "" for name, entry in entries.items()}
+            found[resource.name] = entries
         return found
 
     def end_offsets(
         self, partitions: Collection[TopicPartition], isolation: Isolation = "read_committed"
     ) -> dict[TopicPartition, int]:
-        return self._offsets(partitions, _LATEST, isolation)
+        return self._offsets(dict.fromkeys(partitions, _LATEST), isolation)
 
     def beginning_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        return self._offsets(partitions, _EARLIEST, "read_uncommitted")
+        return self._offsets(dict.fromkeys(partitions, _EARLIEST), "read_uncommitted")
+
+    def offsets_for_times(
+        self, times: Mapping[TopicPartition, int], isolation: Isolation = "read_committed"
+    ) -> dict[TopicPartition, int]:
+        specs = {place: OffsetSpec.for_timestamp(max(0, time)) for place, time in times.items()}
+        found = self._offsets(specs, isolation, least=NO_RECORD)
+        # A partition without a record at that time or later.
+        after = [place for place, offset in found.items() if offset == NO_RECORD]
+        return found | self.end_offsets(after, isolation)
 
     def committed_offsets(
         self, group: str, partitions: Collection[TopicPartition] | None = None
@@ -273,8 +304,27 @@ class KafkaAdmin:
                 if not name.startswith("__")
                 for number in topic.partitions
             ]
+        return {
+            TopicPartition(item.topic, item.partition): item.offset
+            for item in self._committed(group, partitions)
+        }
+
+    def committed_metadata(
+        self, group: str, partitions: Collection[TopicPartition]
+    ) -> dict[TopicPartition, str]:
+        return {
+            TopicPartition(item.topic, item.partition): item.metadata
+            for item in self._committed(group, partitions)
+            if item.metadata
+        }
+
+    def group_members(self, group: str) -> list[GroupMember]:
+        return group_members(group, self._settings, self._factory)
+
+    def _committed(self, group: str, partitions: Collection[TopicPartition]) -> list[ClientPartition]:
+        """The partitions that have a committed offset, with it and its metadata."""
         if not partitions:
-            return {}
+            return []
         asked = to_client(partitions)
         if group not in self._groups:
             # The admin client's request for this crashes the process while the group's coordinator is loading
@@ -295,11 +345,7 @@ class KafkaAdmin:
                 time.sleep(0.05)
             else:
                 break
-        return {
-            TopicPartition(item.topic, item.partition): item.offset
-            for item in found
-            if item.error is None and item.offset >= 0
-        }
+        return [item for item in found if item.error is None and item.offset >= 0]
 
     def broker_setting(self, name: str) -> str:
         """A setting of any broker; empty if it is unknown or may not be read."""
@@ -375,16 +421,17 @@ class KafkaAdmin:
         )
 
     def _offsets(
-        self, partitions: Collection[TopicPartition], spec: OffsetSpec, isolation: Isolation
+        self, specs: Mapping[TopicPartition, OffsetSpec], isolation: Isolation, *, least: int = 0
     ) -> dict[TopicPartition, int]:
-        if not partitions:
+        """One request to each broker that leads any of the partitions."""
+        if not specs:
             return {}
         level = (
             IsolationLevel.READ_COMMITTED
             if isolation == "read_committed"
             else IsolationLevel.READ_UNCOMMITTED
         )
-        wanted = {ClientPartition(*partition): spec for partition in partitions}
+        wanted = {ClientPartition(*partition): spec for partition, spec in specs.items()}
         deadline = time.monotonic() + OUTDATED_SECONDS
         while True:
             asked = self._client.list_offsets(wanted, isolation_level=level, request_timeout=REQUEST_SECONDS)
@@ -401,7 +448,7 @@ class KafkaAdmin:
                     unknown = f"{doing}: {error.args[0].str()}"
                 else:
                     offsets[TopicPartition(place.topic, place.partition)] = offset
-                    if offset < 0:
+                    if offset < least:
                         # If a broker does not answer in time, the client only reports a negative offset.
                         unknown = f"{doing}: no answer"
             if not unknown:

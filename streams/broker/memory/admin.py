@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from streams.broker import TopicDescription
+from streams.broker import GroupMember, TopicDescription
 from streams.broker.memory.log import Log
 from streams.broker.memory.topic import KNOWN_SETTINGS, MemoryTopic
 from streams.errors import TopicError
@@ -73,6 +73,7 @@ class MemoryAdmin:
                 self._cluster.topics.pop(name, None)
             for group in self._cluster.groups.values():
                 group.offsets = {p: offset for p, offset in group.offsets.items() if p.topic not in names}
+                group.metadata = {p: text for p, text in group.metadata.items() if p.topic not in names}
             self._cluster.topics_changed()
 
     def delete_records(self, offsets: Mapping[TopicPartition, int]) -> None:
@@ -101,6 +102,12 @@ class MemoryAdmin:
         with self._cluster.locked():
             return {p: self._cluster.existing_log(p).start for p in partitions}
 
+    def offsets_for_times(
+        self, times: Mapping[TopicPartition, int], isolation: Isolation = "read_committed"
+    ) -> dict[TopicPartition, int]:
+        with self._cluster.locked():
+            return {p: self._cluster.existing_log(p).first_at(time, isolation) for p, time in times.items()}
+
     def committed_offsets(
         self, group: str, partitions: Collection[TopicPartition] | None = None
     ) -> dict[TopicPartition, int]:
@@ -111,6 +118,30 @@ class MemoryAdmin:
                 for place, offset in offsets.items()
                 if partitions is None or place in partitions
             }
+
+    def own_settings(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
+        return self.settings(topics)
+
+    def committed_metadata(
+        self, group: str, partitions: Collection[TopicPartition]
+    ) -> dict[TopicPartition, str]:
+        with self._cluster.locked():
+            metadata = self._cluster.group(group).metadata
+            return {place: text for place in partitions if (text := metadata.get(place))}
+
+    def group_members(self, group: str) -> list[GroupMember]:
+        with self._cluster.locked():
+            found = self._cluster.group(group)
+            return [
+                GroupMember(
+                    member.name,
+                    "memory",
+                    "/127.0.0.1",
+                    member.settings.instance_id,
+                    tuple(sorted(place for place, owner in found.owners.items() if owner is member)),
+                )
+                for member in found.members.values()
+            ]
 
     def close(self) -> None:
         """Do nothing: there is no connection."""

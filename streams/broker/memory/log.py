@@ -89,6 +89,13 @@ class Log:
             return min(self._open.values())
         return self.next_offset
 
+    def first_at(self, time: int, isolation: Isolation) -> int:
+        """The offset of the first record with this timestamp or a later one; the end if there is none."""
+        end = self.end(isolation)
+        first, last = (bisect_left(self._offsets, offset) for offset in (self.start, end))
+        rows = range(first, last)
+        return next((self._offsets[row] for row in rows if self._timestamps[row] >= time), end)
+
     def readable(self, offset: int, isolation: Isolation, limit: int) -> tuple[Ranges, int]:
         """Up to ``limit`` rows from ``offset`` on, and the offset to continue from."""
         end = self.end(isolation)

@@ -1,0 +1,1 @@
+"""Reprocessing: resets, bounded runs beside production and their comparison."""

@@ -1,0 +1,1 @@
+"""Bounded runs: a range of the app's input, processed beside production."""

@@ -1,0 +1,98 @@
+"""Merges what several tasks wrote to one partition, in an order that depends on the records alone."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING, Final
+
+from streams.replay.bounded.rows import Rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+LANE_ROWS: Final = 10_000
+"""How many records of each task wait in memory, about."""
+
+
+class _Lane:
+    """The records of one task that wait, with the highest event time so far of each.
+
+    The lowest of the first records comes first, and records of one task keep their order: so a late record
+    follows its predecessor, just as if it had its time.
+    """
+
+    def __init__(self, rank: int, pieces: Iterator[Rows]) -> None:
+        self.rank = rank
+        self._pieces = pieces
+        self._highest = -1
+        self.exhausted = False
+        self.rows: list[Rows] = []
+        self.times: list[int] = []
+
+    def fill(self) -> None:
+        while not self.exhausted and len(self.times) < LANE_ROWS:
+            piece = next(self._pieces, None)
+            if piece is None:
+                self.exhausted = True
+            else:
+                self.rows.append(piece)
+                self.times += list(accumulate(piece.timestamps, max, initial=self._highest))[1:]
+                self._highest = self.times[-1]
+
+    def take(self, count: int) -> Rows:
+        """Remove the first records."""
+        together = _joined(self.rows)
+        taken, left = _cut(together, 0, count), _cut(together, count, len(together))
+        self.rows = [left] if len(left) else []
+        self.times = self.times[count:]
+        return taken
+
+
+def merged(streams: Sequence[Iterator[Rows]]) -> Iterator[Rows]:
+    """The records of all streams by event time; at equal times in the order of the streams."""
+    if len(streams) == 1:
+        yield from streams[0]
+        return
+    lanes = [_Lane(rank, pieces) for rank, pieces in enumerate(streams)]
+    while True:
+        for lane in lanes:
+            lane.fill()
+        lanes = [lane for lane in lanes if lane.times]
+        if not lanes:
+            return
+        bound = min(((lane.times[-1], lane.rank) for lane in lanes if not lane.exhausted), default=None)
+        pieces, times = [], []
+        for lane in lanes:
+            count = len(lane.times) if bound is None else _until(lane, *bound)
+            times.append(lane.times[:count])
+            pieces.append(lane.take(count))
+        together, order = _joined(pieces), list(chain.from_iterable(times))
+        yield _at(together, sorted(range(len(order)), key=order.__getitem__))
+
+
+def _until(lane: _Lane, time: int, rank: int) -> int:
+    """How many of its records are not after that time in the stream of that rank."""
+    return (bisect_right if lane.rank <= rank else bisect_left)(lane.times, time)
+
+
+def _joined(pieces: Sequence[Rows]) -> Rows:
+    if len(pieces) == 1:
+        return pieces[0]
+    headers = [piece.headers or [None] * len(piece) for piece in pieces]
+    partitions = [piece.partitions or [None] * len(piece) for piece in pieces]
+    return Rows(
+        [*chain.from_iterable(piece.keys for piece in pieces)],
+        [*chain.from_iterable(piece.values for piece in pieces)],
+        [*chain.from_iterable(piece.timestamps for piece in pieces)],
+        [*chain.from_iterable(headers)] if any(piece.headers for piece in pieces) else None,
+        [*chain.from_iterable(partitions)] if any(piece.partitions for piece in pieces) else None,
+    )
+
+
+def _cut(rows: Rows, start: int, stop: int) -> Rows:
+    return Rows(*(None if column is None else column[start:stop] for column in rows))  # type: ignore[arg-type]  # columns stay columns
+
+
+def _at(rows: Rows, order: Sequence[int]) -> Rows:
+    return Rows(*(None if column is None else [column[row] for row in order] for column in rows))  # type: ignore[arg-type]  # columns stay columns

@@ -1,0 +1,1 @@
+"""Compares the results of two bounded runs: by topic, key and window, and field by field."""
