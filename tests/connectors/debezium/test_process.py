@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pytest
 
 from streams.connectors.debezium import Debezium
 from tests.support.captured import Captured
@@ -60,6 +64,43 @@ def test_a_process_ends_although_its_source_is_open(database, db):
     with started(database, "once") as process:
         process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+ZONED = """
+import sys
+from streams.connectors.debezium import Debezium, jvm
+from tests.support.captured import Captured
+
+jvm.start()
+source = Captured(Debezium.postgres(sys.argv[1], ["t"]))
+source.count(1)
+print(list(source.changes[0].after.values()))
+source.close()
+"""
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_the_time_zone_of_the_process_changes_no_value(database, db, zone):
+    db.execute(
+        "create table t(id int primary key, d date, n date, ts timestamp, tz timestamptz, h time,"
+        " ats timestamp[] check ('1582-10-15' <= all (ats))); alter table t replica identity full"
+    )
+    # New York had no such time, and Tokyo's midnight is another day in UTC.
+    gap = "2026-03-08T02:30:00"
+    db.execute(
+        "insert into t values (1, 'infinity', '2026-03-08', %s, '2026-03-08 00:00+00', '24:00', %s)",
+        [gap, f"{{{gap}}}"],
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", ZONED, database],
+        cwd=Path(__file__).parents[3],
+        env=os.environ | {"TZ": zone},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    expected = [1, "infinity", "2026-03-08", gap, "2026-03-08T00:00:00.000000Z", "24:00:00", [gap]]
+    assert process.stdout == f"{expected}\n"
 
 
 NESTED = """
