@@ -5,21 +5,22 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from streams.connectors.debezium.engine import LOST, Engine
+from streams.connectors.debezium.left_out import may_leave_out
 from streams.connectors.debezium.position import (
     EventsMissing,
     Position,
     Transactions,
     confirmed_by,
-    lsn_text,
 )
 from streams.connectors.debezium.postgres_capture import MESSAGE_PREFIX
+from streams.connectors.debezium.postgres_checks import PostgresChecks
 from streams.connectors.debezium.reader import START_SECONDS, DebeziumReader
-from streams.connectors.debezium.rows import NEW_KEY, may_leave_out
+from streams.connectors.debezium.rows import NEW_KEY
 from streams.connectors.debezium.table_chunks import TableChunks
 from streams.connectors.debezium.table_readings import (
     begun,
@@ -69,16 +70,16 @@ class PostgresReader(DebeziumReader):
         self._application = context.application
         self._later: Position | None = None
         """With the tables that are captured from the next transaction on; ``None`` when they are now."""
+        self._checks = PostgresChecks(capture, context.name, self._slot, self._publication)
         committed = Position.decode(context.position)
         self._replication.require_logical()
         states = self._replication.tables(capture.tables)
-        system, end = self._replication.system()
         tables = identities(states)
         self._resumes = committed.phase == "stream" and committed.label == capture.snapshot
         labels = {str(table): text for table, text in capture.table_snapshots}
         if self._resumes:
             self._position = first_position(committed, tables, labels)
-            self._require_same(committed, system, end, tables)
+            self._checks.require_same(committed, self._position, states)
             self._replication.free_slot(self._slot)
         else:
             self._replication.drop_slot(self._slot)
@@ -86,7 +87,7 @@ class PostgresReader(DebeziumReader):
                 snapshot=committed.snapshot + 1,
                 label=capture.snapshot,
                 number=committed.number,
-                system=system,
+                system=self._replication.system()[0],
                 tables=tables,
                 labels={table: text for table, text in labels.items() if text},
             )
@@ -144,69 +145,8 @@ class PostgresReader(DebeziumReader):
     def _database(self) -> str:
         return self._capture.database
 
-    def _require_same(self, committed: Position, system: str, end: int, tables: dict[str, str]) -> None:
-        """Check that the server still has what follows the committed position."""
-        again = self._capture.again(self._name)
-        if system != committed.system:
-            raise ConnectorError(
-                f"the server is another database cluster ({system}) than the one of the committed position "
-                f"({committed.system})",
-                hint=again,
-            )
-        if committed.lsn > end:
-            raise ConnectorError(
-                f"the committed position {lsn_text(committed.lsn)} is beyond the end of the server's log "
-                f"({lsn_text(end)}): it was restored, or failed over to a standby that had not received all",
-                hint=again,
-            )
-        self._require_tables(tables)
-        self._require_published()
-        # Changes of what was there before may be in the log still, under the name of this one.
-        rekeyed = [
-            table
-            for table, identity in tables.items()
-            if table in committed.tables and key_of(committed.tables[table]) != key_of(identity)
-        ]
-        if rekeyed:
-            raise ConnectorError(f"{', '.join(sorted(rekeyed))} has another key", hint=again)
-        self._require_slot(committed.confirmed)
-
-    def _require_tables(self, tables: dict[str, str]) -> None:
-        """Check that each table is the one that it was; one that has still to be read may be another one."""
-        before = (self._later or self._position).tables
-        other = [table for table, identity in tables.items() if before[table] != identity]
-        if other:
-            raise ConnectorError(
-                f"{', '.join(sorted(other))} was dropped and created again, replaced by "
-                "renaming, or has another key",
-                hint=self._capture.again(self._name, *other),
-            )
-
-    def _require_published(self) -> None:
-        """Check that no table was taken out of the publication: what changed meanwhile is in no slot."""
-        captured = set(map(str, self._capture.tables)) - set(not_begun(self._position))
-        missing = captured - self._replication.published(self._publication)
-        if missing:
-            raise ConnectorError(
-                f"the publication {self._publication} does not have {', '.join(sorted(missing))} any more, "
-                "whose changes may be lost",
-                hint=self._capture.again(self._name, *missing),
-            )
-
-    def _require_slot(self, confirmed: int | None) -> Any:
-        again = self._capture.again(self._name)
-        slot = self._replication.slot(self._slot)
-        if slot is None:
-            raise ConnectorError(f"the replication slot {self._slot} does not exist any more", hint=again)
-        if slot.lost:
-            raise ConnectorError(f"the replication slot {self._slot} is lost: {slot.lost}", hint=again)
-        if confirmed is not None and slot.confirmed > confirmed:
-            raise ConnectorError(
-                f"the replication slot {self._slot} was read by another program up to "
-                f"{lsn_text(slot.confirmed)}, beyond the committed position {lsn_text(confirmed)}",
-                hint=again,
-            )
-        return slot
+    def _require_tables(self, states: Sequence[TableState]) -> None:
+        self._checks.require_tables(self._later or self._position, states)
 
     def _before_snapshot_ends(self, delivery: Delivery, heads: list[Head]) -> None:  # noqa: ARG002 - of the contract
         """Check that the snapshot read the tables' rows: all tables are locked when the first ones come."""
@@ -226,7 +166,7 @@ class PostgresReader(DebeziumReader):
     def _streaming(self) -> None:
         self._silent_from = time.monotonic() + START_SECONDS
         # Nothing is confirmed yet: the slot is where it was made, which is where the snapshot is.
-        self._transactions = Transactions(self._require_slot(None).confirmed, 0)
+        self._transactions = Transactions(self._checks.require_slot(None).confirmed, 0)
 
     def _reached(self, delivery: Delivery, position: Position) -> Position:
         lsn = self._transactions.lsn
@@ -299,7 +239,7 @@ class PostgresReader(DebeziumReader):
         if self._columns.setdefault(table, columns) != columns:
             # Of a column that cannot be captured there is no trace in the event.
             states = self._replication.tables(self._capture.tables)
-            self._require_tables(identities(states))
+            self._require_tables(states)
             self._take(states)
             self._columns[table] = columns
         return Shape(columns, self._full.get(table, False))
@@ -399,7 +339,7 @@ class PostgresReader(DebeziumReader):
         self._look()
         if self._position.phase == "stream":
             tables = self._replication.tables(self._capture.tables)
-            self._require_tables(identities(tables))
+            self._require_tables(tables)
         if time.monotonic() > self._silent_from:
             raise SourceUnavailable(f"nothing reads the replication slot {self._slot}: Debezium hangs")
 
@@ -411,7 +351,7 @@ class PostgresReader(DebeziumReader):
             # The slot may be about to be created; the snapshot reads the tables through another connection.
             self._silent_from = time.monotonic() + START_SECONDS
             return "", {}
-        slot = self._require_slot(None)
+        slot = self._checks.require_slot(None)
         problem = ""
         if slot.active:
             self._heard()
@@ -430,9 +370,9 @@ class PostgresReader(DebeziumReader):
     def _failure(self, problem: str) -> ConnectorError | SourceUnavailable:
         if self._position.phase == "stream":
             # A lost slot, or another key, has an error of its own, which says what to do.
-            self._require_slot(None)
-            self._require_tables(identities(self._replication.tables(self._capture.tables)))
-            self._require_published()
+            self._checks.require_slot(None)
+            self._require_tables(self._replication.tables(self._capture.tables))
+            self._checks.require_published(self._position)
         if _LASTING.search(problem):
             return ConnectorError(f"Debezium ended: {problem}")
         return SourceUnavailable(f"Debezium ended: {problem}")
@@ -441,11 +381,6 @@ class PostgresReader(DebeziumReader):
 def identities(states: Sequence[TableState]) -> dict[str, str]:
     """The captured tables, with what tells each from another one of that name."""
     return {str(state.table): state.identity for state in states}
-
-
-def key_of(identity: str) -> str:
-    """What of a table's identity says which columns its key has."""
-    return identity.partition(" ")[2]
 
 
 def _before(sequence: str | None) -> int | None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from datetime import timedelta
-from hashlib import blake2b, md5
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from uuid import UUID
 
 import msgspec
 
 from streams.connectors.change import Change, ChangeSource
 from streams.connectors.debezium.control import Control
-from streams.connectors.debezium.settings import UNAVAILABLE
-from streams.connectors.debezium.values import POSTGRES, Row, Shape, fixed, fixes, hexadecimal
+from streams.connectors.debezium.left_out import completed, filled, left_out, may_leave_out
+from streams.connectors.debezium.values import POSTGRES, Row, Shape, fixed, fixes
 from streams.connectors.table_row import table_row
 from streams.errors import StateError
 from streams.records import Record
@@ -32,8 +30,6 @@ SWEEP_EVERY: Final = timedelta(milliseconds=50)
 LARGE: Final = 256
 """A row whose JSON is shorter has no value that the server stores apart (TOAST) and may leave out."""
 
-_UNAVAILABLE_BYTES: Final = base64.b64encode(UNAVAILABLE.encode()).decode()
-_UNAVAILABLE_UUID: Final = str(UUID(bytes=md5(UNAVAILABLE.encode()).digest(), version=3))  # noqa: S324 - what Java makes of it
 NEW_KEY: Final = "__debezium.newkey"
 """The header of the deletion that an update of the key begins with."""
 _STATE: Final = b"\x00"
@@ -169,7 +165,7 @@ class CapturedRows:
                 if not entry.incomplete:
                     continue
                 assert change.after is not None, "a row that was read has values"
-                change = msgspec.structs.replace(change, after=_completed(entry, change.after))
+                change = msgspec.structs.replace(change, after=completed(_decode(entry.values), change.after))
             if entry is not None and (entry.gone or (entry.incomplete and change.op == "r")):
                 # There is no row downstream.
                 entry = None
@@ -190,9 +186,9 @@ class CapturedRows:
             assert after is not None, "only a deletion has no row"
             if nested:
                 _require_flat(change.source, after)
-            if marked and (left_out := _left_out(after)):
-                after = _filled(after, left_out, entry)
-                if missing := _left_out(after):
+            if marked and left_out(after):
+                after = filled(after, {} if entry is None or not entry.values else _decode(entry.values))
+                if missing := left_out(after):
                     if since is None:
                         raise _unknown(change.source, key, missing)
                     # The snapshot brings them, and then the row is forwarded.
@@ -334,7 +330,7 @@ class CapturedRows:
             elif sweep.covers(key, entry):
                 gone[key] = None
             elif entry.incomplete and since is None:
-                raise _unknown(sweep.source, self._key_of(sweep, key), _left_out(_decode(entry.values)))
+                raise _unknown(sweep.source, self._key_of(sweep, key), left_out(_decode(entry.values)))
             if looked >= SWEEP_ROWS:
                 break
         self._store.put_many(gone | forgotten)
@@ -368,22 +364,6 @@ def _deletion(source: ChangeSource, key: Row) -> Change[Row]:
     return Change(op="d", before=key, source=source)
 
 
-def _filled(after: Row, left_out: list[str], entry: Entry | None) -> Row:
-    """The row with the values that the server did not send, as they were, where they are known."""
-    known: Row = {} if entry is None or not entry.values else _decode(entry.values)
-    return {name: known.get(name, value) if name in left_out else value for name, value in after.items()}
-
-
-def _completed(entry: Entry, read: Row) -> Row:
-    """A row as its changes left it, with the values that they left out as the snapshot read them."""
-    row: Row = _decode(entry.values)
-    return {
-        name: read[name] if _is_marker(value) else value
-        for name, value in row.items()
-        if name in read or not _is_marker(value)
-    }
-
-
 def _unknown(source: ChangeSource, key: Row, missing: list[str]) -> StateError:
     return StateError(
         f"an update of {source.namespace}.{source.table} with the key {key} leaves out the large value "
@@ -408,35 +388,5 @@ def _require_flat(source: ChangeSource, row: Row) -> None:
             )
 
 
-def _left_out(after: Row) -> list[str]:
-    """The columns whose values the server did not send."""
-    return [name for name, value in after.items() if _is_marker(value)]
-
-
-def _is_marker(value: Any) -> bool:
-    if isinstance(value, str):
-        return value in _TEXTS
-    if isinstance(value, list):
-        return value in _LISTS
-    return False
-
-
 _NESTED: Final = b'"[L'
 _OBJECT: Final = re.compile(r"\[L[\w.$]+;@[0-9a-f]+").fullmatch
-
-
-def may_leave_out(payloads: Sequence[bytes | None]) -> bool:
-    """Whether there may be a row of which the server did not send all values."""
-    together = b"".join(payload or b"" for payload in payloads)
-    return any(marker in together for marker in _MARKERS)
-
-
-_UNAVAILABLE_HEX: Final = hexadecimal(_UNAVAILABLE_BYTES)
-_TEXTS: Final = frozenset({UNAVAILABLE, _UNAVAILABLE_HEX, _encode({UNAVAILABLE: UNAVAILABLE}).decode()})
-_LISTS: Final = ([UNAVAILABLE], [_UNAVAILABLE_HEX], [_UNAVAILABLE_UUID], [*UNAVAILABLE.encode()])
-# JSON in JSON has escaped quotes: the text itself is searched for.
-_MARKERS: Final = (
-    UNAVAILABLE.encode(),
-    _UNAVAILABLE_BYTES.encode(),
-    *(_encode(marker)[1:-1] for marker in _LISTS),
-)

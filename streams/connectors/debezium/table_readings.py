@@ -85,9 +85,9 @@ def read_to_end(position: Position, table: str) -> Position:
 
 def complete(position: Position, table: str) -> Position:
     """The position after a table is read completely."""
-    label = position.reading[table].label
+    labels = {**position.labels, table: position.reading[table].label}
     return msgspec.structs.replace(
         position,
-        labels={**position.labels, table: label} if label else position.labels,
+        labels={name: label for name, label in labels.items() if label},
         reading={name: reading for name, reading in position.reading.items() if name != table},
     )

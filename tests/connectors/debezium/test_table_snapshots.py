@@ -10,7 +10,9 @@ import psycopg
 import pytest
 
 from streams.connectors.debezium import Debezium, table_chunks
+from streams.connectors.postgres.key_ranges import KeyRanges
 from streams.errors import ConfigurationError, ConnectorError
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.connectors.debezium.conftest import Database
@@ -105,15 +107,77 @@ def test_changes_of_all_tables_flow_on_while_a_table_cannot_be_read(database, db
     assert source.operations() == ["r"] * 100 + ["u"]
 
 
-def test_a_transaction_that_writes_to_the_table_delays_its_reading_alone(database, db, source):
+def test_a_transaction_that_wrote_to_the_table_before_is_waited_for(
+    database, db, capture, caplog, monkeypatch
+):
+    """The publication did not have the table then: what it wrote is in no log."""
+    caplog.set_level("INFO", "streams.debezium")
+    monkeypatch.setattr(table_chunks, "LOG_EVERY", 0)
+    db.execute("create table t(id int primary key, v text)")
+    db.execute("create table u(id int primary key)")
+    db.execute("insert into t values (1, 'a')")
+    source = capture("u")
+    source.streaming()
     with psycopg.connect(database) as other:
-        other.execute("update t set v = 'new' where id = 7")
-        again(source, database, "t", "u", of=("t",))
-        db.execute("insert into u values (1), (2)")
-        source.until(lambda: len(source.table("u")) == 2)
-        assert source.open().health().metrics["snapshot_rows"] == 0
+        other.execute("insert into t values (2, 'b')")
+        other.execute("update t set v = 'c' where id = 1")
+        source.kill()
+        source.use(Debezium.postgres(database, ["t", "u"]))
+        db.execute("insert into u values (1)")
+        source.until(lambda: "waits for a transaction that has written to it" in caplog.text)
+        source.until(lambda: source.table("u"))
     finish(source)
     assert source.table() == rows(db)
+
+
+def test_what_was_read_before_a_truncate_is_not_handed_over_after_it(
+    database, db, capture, caplog, monkeypatch
+):
+    monkeypatch.setattr(table_chunks, "FIRST_CHUNK_ROWS", 200)
+    caplog.set_level("INFO", "streams.debezium")
+    small = {"max.batch.size": "10", "max.queue.size": "20"}
+    db.execute("create table t(id int primary key, v text)")
+    db.execute("create table u(id int primary key)")
+    db.execute("insert into t select g, 'old' from generate_series(1, 100) g")
+    source = capture("u", properties=small)
+    source.streaming()
+    source.kill()
+    source.use(Debezium.postgres(database, ["t", "u"], properties=small))
+    with psycopg.connect(database) as other:
+        other.execute("insert into t values (200, 'old')")
+        source.until(lambda: b'"begun"' in source.position)
+        # The first read after this one starts to read the table.
+        source.read()
+        db.execute("insert into u select generate_series(1, 500)")
+    wait_until(lambda: "read the table public.t: 101 rows" in caplog.text, what="the rows are read")
+    db.execute("truncate t")
+    db.execute("insert into t values (7, 'new')")
+    finish(source)
+    source.until(lambda: 7 in source.table())
+    source.sweep()
+    assert source.table() == rows(db)
+    assert source.operations("u") == ["c"] * 500
+
+
+def test_a_table_that_is_rewritten_when_a_chunk_begins(database, db, source, monkeypatch):
+    """Its transaction is older than the new files of the table, and reads no rows."""
+    again(source, database, "t", "u", of=("t",))
+    select = KeyRanges.select
+    with psycopg.connect(database) as other:
+
+        def altered(self: KeyRanges, *bounds: Any) -> str:
+            monkeypatch.setattr(KeyRanges, "select", select)
+            other.execute("alter table t alter id type bigint")
+            return select(self, *bounds)
+
+        monkeypatch.setattr(KeyRanges, "select", altered)
+        waiting = (
+            "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        )
+        source.until(lambda: db.execute(waiting).fetchall())
+    finish(source)
+    assert source.table() == rows(db)
+    assert "d" not in source.operations()
 
 
 def test_a_table_that_is_truncated_meanwhile_has_only_what_was_written_later(database, db, source):
@@ -475,3 +539,37 @@ def test_a_table_that_is_rewritten_when_the_first_snapshot_begins(db, capture):
     source.until(lambda: b'"phase":"stream"' in source.position, reopen=True)
     source.sweep()
     assert {key: row["v"] for key, row in source.table().items()} == {n: n + 1 for n in range(1, 101)}
+
+
+def test_rows_that_were_read_wait_for_the_changes_that_they_contain(database, db, capture):
+    """The log is far behind: a row that is read has what many of its changes still bring."""
+    db.execute("create table t(a int, b int, n int, primary key (a, b))")
+    db.execute("create table u(id int primary key)")
+    db.execute("insert into t select g, 0, 0 from generate_series(1, 100) g")
+    small = {"max.batch.size": "10", "max.queue.size": "20"}
+    source = capture("u", properties=small)
+    source.streaming()
+    source.kill()
+    source.use(Debezium.postgres(database, ["t", "u"], properties=small))
+    with psycopg.connect(database) as other:
+        other.execute("insert into t values (0, 0, 0)")
+        source.until(lambda: b'"begun"' in source.position)
+        for number in range(1, 21):
+            db.execute("update t set n = %s", (number,))
+    finish(source)
+    db.execute("insert into u values (1)")
+    source.until(lambda: source.table("u"))
+    source.changes = [change for change in source.changes if change.source.table == "t"]
+    assert final(source) == {
+        (a, b): {"a": a, "b": b, "n": n} for a, b, n in db.execute("select * from t").fetchall()
+    }
+
+
+def test_a_text_that_is_empty_is_one_as_well(database, source):
+    again(source, database, "t", "u", of=("t",), text="2")
+    finish(source)
+    again(source, database, "t", "u", of=("t",), text="")
+    assert remaining(source) == 1
+    finish(source)
+    again(source, database, "t", "u", of=("t",), text="")
+    assert not remaining(source)
