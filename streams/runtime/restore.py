@@ -56,7 +56,7 @@ ACCEPT_SECONDS = 60.0
 """After this time, a reported end before what was committed is accepted."""
 
 LEFT_OVER_HINT = (
-    "give the store another name and replay the input to rebuild it; or, to continue with the remaining "
+    "rebuild the state from the input with streams replay reset; or, to continue with the remaining "
     "state, stop the app, delete its workers' folders in state_dir, and commit its offsets unchanged with "
     "Kafka's own tool, which removes the number: kafka-consumer-groups.sh --group <app> --all-topics "
     "--reset-offsets --to-current --execute"
@@ -466,7 +466,7 @@ class Changelogs:
                     f"the state of store {store.name!r} includes {partition} up to offset "
                     f"{checkpoint.offset}, but that partition now begins at {beginnings[partition]}: "
                     "entries in between were deleted",
-                    hint="give the store another name and replay the input to rebuild it; or, to "
+                    hint="rebuild the state from the input with streams replay reset; or, to "
                     "continue with the remaining entries, delete this worker's folder in state_dir",
                 )
             if checkpoint.offset > target:
