@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -641,3 +642,64 @@ def test_many_topics_with_settings_of_their_own_are_remembered_in_several_texts(
 def test_what_is_no_memory_of_topics_is_none():
     for text in ("", "x", "eA==", encode_topics([NewTopic(name="a", partitions=1)])[0][:-3]):
         assert decode_topics(text) == {}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_happens_between_resets_the_counts_are_those_since_the_last_one(seed):
+    """Machines come and go, die, lose disks and stay away, and resets are interrupted, in any order."""
+    choose = random.Random(seed)
+    stage = staged(
+        guarantee=choose.choice(GUARANTEES), standby_replicas=choose.choice([0, 1]), commit_interval=0.05
+    )
+    crew = stage.crew
+    starts = {TopicPartition("in", number): 0 for number in range(2)}
+    crew.send("names", *NAMES)
+    history: list[str] = []
+
+    def reset() -> None:
+        for slot in list(crew.alive):
+            crew.stop(slot)
+        position = choose.choice([Earliest(), Latest(), ToOffset(choose.randrange(30)), ShiftBy(-5)])
+        for last in choose.choice([[], [choose.randrange(STEPS - 1)]]):
+            done: list[str] = []
+
+            def kill(step: str, done: list[str] = done, last: int = last) -> None:
+                done.append(step)
+                if len(done) == last + 1:
+                    raise Killed
+
+            with pytest.raises(Killed):
+                Reset(crew.broker, stage.plan(position), done=kill).run()
+        plan = stage.plan(position)
+        Reset(crew.broker, plan).run()
+        starts.update({item.partition: item.new for item in plan.partitions if item.partition in starts})
+        history.append(f"reset to {position}")
+
+    for _ in range(25):
+        away = [slot for slot in range(3) if slot not in crew.alive]
+        event = choose.choices(["start", "stop", "kill", "lose", "send", "reset"], [6, 2, 2, 1, 6, 3])[0]
+        if event == "start" and away:
+            crew.start(choose.choice(away))
+        elif event in ("stop", "kill") and crew.alive:
+            getattr(crew, event)(choose.choice(list(crew.alive)))
+        elif event == "lose" and (disks := [slot for slot in away if slot in crew.disks]):
+            crew.lose_disk(choose.choice(disks))
+        elif event == "reset" and crew.admin.committed_offsets("app").keys() >= starts.keys():
+            reset()
+        else:
+            event = "send"
+            crew.send("in", *(record(choose.choice("abc"), choose.choice("xyz")) for _ in range(7)))
+        history.append(event)
+        if crew.alive and choose.random() < 0.7:
+            crew.settle()
+        else:
+            crew.turn(choose.randrange(20))
+    if not crew.alive:
+        crew.start()
+    crew.settle()
+    records = [
+        item for item in crew.read("in") if item.offset >= starts[TopicPartition("in", item.partition)]
+    ]
+    assert stage.counts() == expected(*records), history
+    for slot in list(crew.alive):
+        crew.stop(slot)
