@@ -26,7 +26,14 @@ from streams.replay.positions import (
     read_offsets,
 )
 from streams.replay.reset import Reset, wait_for_members
-from streams.replay.reset_plan import ResetPlan, ResetPosition, ShiftBy, ToOffset, plan_reset
+from streams.replay.reset_plan import (
+    TRANSACTION_SECONDS,
+    ResetPlan,
+    ResetPosition,
+    ShiftBy,
+    ToOffset,
+    plan_reset,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -103,6 +110,8 @@ def reset(
     )
     if bootstrap_servers is not None:
         into_environment([f"bootstrap_servers={bootstrap_servers}"])
+    # Of a killed worker, a transaction may be left too.
+    patience = max(TRANSACTION_SECONDS, wait)
     app = load_app(target)
     broker = app.broker()
     admin = broker.admin()
@@ -116,6 +125,7 @@ def reset(
             position=position,
             topics=topics or (),
             waiting=_waiting(),
+            patience=patience,
         )
         _show(plan, rate, as_json=as_json)
         if dry_run:
@@ -127,7 +137,7 @@ def reset(
         admin.close()
     _confirm(plan, yes=yes, as_json=as_json)
     begun = time.monotonic()
-    work = Reset(broker, plan, done=warn, waiting=_waiting())
+    work = Reset(broker, plan, done=warn, waiting=_waiting(), patience=patience)
     work.run()
     seconds = round(time.monotonic() - begun, 3)
     if as_json:

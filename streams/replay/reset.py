@@ -53,6 +53,9 @@ def active(group: str, members: Sequence[GroupMember]) -> GroupActive:
 class Reset:
     """Executes a plan. Each step is reported to ``done`` when it is over.
 
+    ``waiting`` is called with the reason while something has to end first; for transactions, that is
+    ``patience`` seconds at most.
+
     Before anything is emptied, the offsets to be replaced are marked. From then on no worker begins (see
     ``streams.runtime.unfinished_reset``), until the last step replaces the marked offsets by the new ones,
     all at once. If it is interrupted in between, planning and executing it again completes it.
@@ -65,7 +68,9 @@ class Reset:
         *,
         done: Callable[[str], None] = lambda _: None,
         waiting: Callable[[str], None] = lambda _: None,
+        patience: float = TRANSACTION_SECONDS,
     ) -> None:
+        self._patience = patience
         self._broker = broker
         self._plan = plan
         self._done = done
@@ -111,7 +116,7 @@ class Reset:
     def _require_unchanged(self) -> None:
         known = self._plan.committed
         places = sorted({*known.offsets, *(item.partition for item in self._plan.partitions)})
-        now = read_committed(self._broker, self._plan.group, places, self._waiting)
+        now = read_committed(self._broker, self._plan.group, places, self._waiting, self._patience)
         if now.offsets != known.offsets:
             raise BrokerError(
                 f"group {self._plan.group} has committed other offsets since the plan was made",
@@ -127,7 +132,7 @@ class Reset:
         topics = [*self._plan.affected.repartitions, *(topic.name for topic in self._plan.changelogs)]
         counts = {topic: existing[topic].partitions for topic in topics if topic in existing}
         left = places_of(counts, counts)
-        deadline = time.monotonic() + TRANSACTION_SECONDS
+        deadline = time.monotonic() + self._patience
         while True:
             stable = self._admin.end_offsets(left, "read_committed")
             ends = self._admin.end_offsets(left, "read_uncommitted")
@@ -137,7 +142,7 @@ class Reset:
             reason = f"a transaction is open in {', '.join(map(str, left))}"
             if time.monotonic() > deadline:
                 raise Retriable(
-                    f"{reason}, for more than {TRANSACTION_SECONDS:g} s",
+                    f"{reason}, for more than {self._patience:g} s",
                     hint="nothing was changed; find and abort it with Kafka's kafka-transactions.sh",
                 )
             self._waiting(reason)
@@ -150,9 +155,8 @@ class Reset:
             # Nothing was committed in what is affected, so there is no state either.
             return
         texts = {place: commit_numbers.marked(committed.texts.get(place, ""), self.epoch) for place in places}
-        first = min(places)
-        notes = encode_topics(self._plan.changelogs)
-        texts[first] = commit_numbers.marked(committed.texts.get(first, ""), self.epoch, notes)
+        for place, notes in zip(sorted(places), encode_topics(self._plan.changelogs), strict=False):
+            texts[place] = commit_numbers.marked(committed.texts.get(place, ""), self.epoch, notes)
         self._commit({place: committed.offsets[place] for place in places}, texts)
         self._done("reset begun: no worker starts until it is finished")
 

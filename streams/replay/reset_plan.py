@@ -165,12 +165,14 @@ def plan_reset(
     topics: Collection[str] = (),
     now: int | None = None,
     waiting: Callable[[str], None] = lambda _: None,
+    patience: float = TRANSACTION_SECONDS,
 ) -> ResetPlan:
     """Plan a reset of an app's committed offsets to a position in these input topics, default: in all.
 
     ``now`` is in milliseconds since the epoch; ``waiting`` is called with the reason while a transaction has
-    to end first. Raises ``ConfigurationError`` for what cannot be reset or is not a position here,
-    ``TopicError`` for an app that never committed or topics that do not exist, and errors of the clients.
+    to end first, for ``patience`` seconds at most. Raises ``ConfigurationError`` for what cannot be reset or
+    is not a position here, ``TopicError`` for an app that never committed or topics that do not exist, and
+    errors of the clients.
     """
     admin = broker.admin()
     try:
@@ -186,7 +188,7 @@ def plan_reset(
             topics = topics or tuple(dict.fromkeys(place.topic for place in position.offsets))
         affected = find_affected(topology, inputs, application, topics)
         places = places_of(inputs, inputs)
-        committed = read_committed(broker, application, places, waiting)
+        committed = read_committed(broker, application, places, waiting, patience)
         if not committed.offsets:
             raise TopicError(
                 f"group {application!r} has no committed offsets in {', '.join(sorted(inputs))}",
@@ -238,14 +240,18 @@ def places_of(topics: Collection[str], counts: Mapping[str, int]) -> list[TopicP
 
 
 def read_committed(
-    broker: Broker, group: str, places: Sequence[TopicPartition], waiting: Callable[[str], None]
+    broker: Broker,
+    group: str,
+    places: Sequence[TopicPartition],
+    waiting: Callable[[str], None],
+    patience: float,
 ) -> Committed:
     """The group's offsets and the texts beside them, when no transaction may still commit others.
 
     Raises ``Retriable`` if such a transaction does not end.
     """
     consumer = broker.consumer(GroupSettings(group=group, protocol="classic"))
-    deadline = time.monotonic() + TRANSACTION_SECONDS
+    deadline = time.monotonic() + patience
     try:
         while True:
             try:
@@ -259,11 +265,19 @@ def read_committed(
         consumer.close()
 
 
-def encode_topics(topics: Collection[NewTopic]) -> str:
-    """Text without spaces from which ``decode_topics`` makes the topics again; empty if it is too long."""
+def encode_topics(topics: Sequence[NewTopic]) -> list[str]:
+    """Texts without spaces from which ``decode_topics`` makes the topics again, each short enough for a note.
+
+    A topic that is too long for itself is left out.
+    """
+    if not topics:
+        return []
     described = [(topic.name, topic.partitions, topic.replication_factor, topic.settings) for topic in topics]
     text = base64.urlsafe_b64encode(zlib.compress(msgspec.json.encode(described), 9)).decode()
-    return text if len(text) <= LARGEST_NOTES else ""
+    if len(text) <= LARGEST_NOTES:
+        return [text]
+    half = len(topics) // 2
+    return encode_topics(topics[:half]) + encode_topics(topics[half:]) if half else []
 
 
 def decode_topics(text: str) -> dict[str, NewTopic]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from streams.state.store import Changes, window_range
 from streams.state.unreadable import UnreadableRecords
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from streams.broker import Admin, Broker, Consumer
     from streams.records import Fetched
@@ -56,7 +57,7 @@ ACCEPT_SECONDS = 60.0
 """After this time, a reported end before what was committed is accepted."""
 
 LEFT_OVER_HINT = (
-    "give the store another name and replay the input to rebuild it; or, to continue with the remaining "
+    "rebuild the state from the input with streams replay reset; or, to continue with the remaining "
     "state, stop the app, delete its workers' folders in state_dir, and commit its offsets unchanged with "
     "Kafka's own tool, which removes the number: kafka-consumer-groups.sh --group <app> --all-topics "
     "--reset-offsets --to-current --execute"
@@ -299,20 +300,13 @@ class Changelogs:
         database cannot be opened, or when its changelog was deleted although the group is in the middle of
         its input.
         """
-        if self._admin is None:
-            self._admin = self._broker.admin()
         by_partition = {
             TopicPartition(changelog_topic(self._application, store), task.partition): store
             for store in definitions
         }
-        try:
-            ends = self._admin.end_offsets(list(by_partition), "read_uncommitted")
-            beginnings = self._admin.beginning_offsets(list(by_partition))
-        except BrokerError:
-            # A client that waits for a hanging broker keeps waiting: the next attempt uses a new one.
-            self._admin.close()
-            self._admin = None
-            raise
+        with self._asking() as admin:
+            ends = admin.end_offsets(list(by_partition), "read_uncommitted")
+            beginnings = admin.beginning_offsets(list(by_partition))
         targets = {
             partition: min(committed.get(partition.topic, 0), ends[partition])
             if store.source_topic
@@ -368,9 +362,20 @@ class Changelogs:
 
         Raises ``BrokerError``.
         """
+        with self._asking() as admin:
+            return commit_numbers.epoch(admin.committed_metadata(self._application, partitions).values())
+
+    @contextmanager
+    def _asking(self) -> Iterator[Admin]:
+        """The admin client. A client that waits for a hanging broker keeps waiting: it is replaced then."""
         if self._admin is None:
             self._admin = self._broker.admin()
-        return commit_numbers.epoch(self._admin.committed_metadata(self._application, partitions).values())
+        try:
+            yield self._admin
+        except BrokerError:
+            self._admin.close()
+            self._admin = None
+            raise
 
     def ask_again(self, partitions: Mapping[TopicPartition, Restoration]) -> None:
         """Ask for the ends of partitions once more. Raises ``BrokerError``."""
@@ -466,7 +471,7 @@ class Changelogs:
                     f"the state of store {store.name!r} includes {partition} up to offset "
                     f"{checkpoint.offset}, but that partition now begins at {beginnings[partition]}: "
                     "entries in between were deleted",
-                    hint="give the store another name and replay the input to rebuild it; or, to "
+                    hint="rebuild the state from the input with streams replay reset; or, to "
                     "continue with the remaining entries, delete this worker's folder in state_dir",
                 )
             if checkpoint.offset > target:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -52,12 +53,12 @@ class Resets:
             "STREAMS_BOOTSTRAP_SERVERS": count.servers,
         }
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "streams", "replay", "reset", "count_app:app", *arguments],
             cwd=HERE,
             env=self.environment,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -67,6 +68,18 @@ class Resets:
         with self.start(*arguments) as process:
             out, error = process.communicate(timeout=120)
         return process.returncode, out, error
+
+    def answer(self, text: str, *arguments: str) -> tuple[int, str, str]:
+        """Run it on a terminal, and answer its question."""
+        ours, theirs = pty.openpty()
+        try:
+            os.write(ours, f"{text}\n".encode())
+            with self.start(*arguments, stdin=theirs) as process:
+                out, error = process.communicate(timeout=120)
+            return process.returncode, out, error
+        finally:
+            os.close(ours)
+            os.close(theirs)
 
     def committed(self) -> tuple[dict[TopicPartition, int], dict[TopicPartition, str]]:
         with closing(self.count.broker.admin()) as admin:
@@ -277,7 +290,11 @@ def test_reset_to_a_time_and_by_a_file_in_the_words_of_kafkas_tool(
         plan = json.loads(out)["partitions"]
         found = {item["partition"]: item["new"] for item in plan if item["topic"] == count.input}
         assert found == {place.partition: offset for place, offset in at.items()}
-    code, out, error = resets.run("--to", "5001", "--yes", "--rate", "1000")
+    before = resets.committed(), resets.topics()
+    code, out, error = resets.answer("n", "--to", "5001")
+    assert (code, "nothing was changed: not confirmed" in error) == (2, True), error
+    assert (resets.committed(), resets.topics()) == before
+    code, out, error = resets.answer("y", "--to", "5001", "--rate", "1000")
     assert code == 0, error
     assert "at 1,000 a second" in out
     assert "is reset; its workers can be started" in out

@@ -319,6 +319,9 @@ class KafkaAdmin:
         }
 
     def group_members(self, group: str) -> list[GroupMember]:
+        if not self._factory.has_answered:
+            # If no broker answers at all, this says so, and soon.
+            self._metadata()
         return group_members(group, self._settings, self._factory)
 
     def _committed(self, group: str, partitions: Collection[TopicPartition]) -> list[ClientPartition]:
