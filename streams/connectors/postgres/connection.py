@@ -44,6 +44,8 @@ class Connection(psycopg.Connection[tuple[Any, ...]]):
     """A connection in autocommit mode, whose statements must be answered within ``patience`` seconds."""
 
     patience = 30.0
+    own_session = False
+    """Whether it is known that one session of the server executes all statements."""
 
     def wait(self, gen: PQGen[T], *arguments: Any, **keywords: Any) -> T:
         """Wait for the server, as psycopg does for every call, but not for ever."""
@@ -108,12 +110,13 @@ def connect(dsn: str, context: SinkContext) -> Connection:
     )
 
 
-def is_own_session(connection: Connection) -> bool:
-    """Whether the server at the other end is Postgres itself, and not a pooler, which names no process of it.
+def recognise_session(connection: Connection) -> None:
+    """Find out whether the server at the other end is Postgres itself: a pooler names no process of it.
 
     Raises ``psycopg.Error``.
     """
-    return connection.run(b"select pg_backend_pid()").fetchone() == (connection.info.backend_pid,)
+    process = connection.run(b"select pg_backend_pid()").fetchone()
+    connection.own_session = process == (connection.info.backend_pid,)
 
 
 def beginning(context: SinkContext, statement_timeout: float) -> tuple[bytes, bytes]:

@@ -12,7 +12,7 @@ import psycopg
 
 from streams.connectors.postgres.column_checks import require_columns
 from streams.connectors.postgres.column_types import postgres_types
-from streams.connectors.postgres.connection import DeadlinePassed, connect
+from streams.connectors.postgres.connection import DeadlinePassed, connect, recognise_session
 from streams.connectors.postgres.positions import DDL_LOCK, Positions
 from streams.connectors.postgres.rebuild import PostgresRebuild
 from streams.connectors.postgres.server_errors import to_error
@@ -151,6 +151,7 @@ class PostgresSink:
         try:
             connection = connect(self.dsn, context)
             try:
+                recognise_session(connection)
                 return connection, Target.find(connection, self._options())
             except BaseException:
                 connection.close()

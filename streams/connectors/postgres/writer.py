@@ -14,7 +14,6 @@ from streams.connectors.postgres.connection import (
     ROUND_TRIP_SECONDS,
     DeadlinePassed,
     beginning,
-    is_own_session,
 )
 from streams.connectors.postgres.pipeline import Pipeline
 from streams.connectors.postgres.server_errors import ends_connection, to_error
@@ -65,7 +64,7 @@ class PostgresWriter:
         self._positions = positions
         self._target = target
         self._begin = beginning(context, statement_timeout)
-        self._pipeline = Pipeline(connection, prepares=is_own_session(connection))
+        self._pipeline = Pipeline(connection, prepares=connection.own_session)
         self._patience = statement_timeout + ROUND_TRIP_SECONDS
         self._state = _State.IDLE
 
