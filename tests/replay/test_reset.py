@@ -99,10 +99,15 @@ class Stage:
         return found
 
 
+KEYS = "adef"
+"""In both partitions."""
+
 FIRST = [
-    record(key, value, time) for time in range(1_000, 40_000, 3_000) for key, value in ("ax", "bx", "cy")
+    record(key, value, time)
+    for time in range(1_000, 40_000, 3_000)
+    for key, value in ("ax", "dx", "ey", "fz")
 ]
-NAMES = [record(key, f"{key}-") for key in "abc"]
+NAMES = [record(key, f"{key}-") for key in KEYS]
 
 
 def first_run(stage: Stage, *slots: int) -> None:
@@ -150,7 +155,7 @@ def test_after_a_reset_the_counts_are_those_of_a_fresh_run(disks, guarantee):
         stage.crew.settle()
     assert stage.counts() == expected(*FIRST)
     assert len(stage.crew.read("final")) == 2 * finals
-    assert stage.crew.latest("out") == {key.encode(): b"13" for key in "abc"}
+    assert stage.crew.latest("out") == {key.encode(): b"13" for key in KEYS}
     rebuilt = {(entry["task"], entry["store"]) for entry in logs if entry["event"] == Event.STATE_REBUILT}
     assert {store for _, store in rebuilt} == {"counts", "named", "names", "windows"}
     assert {commit_numbers.epoch([text]) for text in stage.texts().values()} == {epoch}
@@ -451,10 +456,8 @@ def test_only_the_part_that_reads_the_topic_is_affected():
         stage.crew.settle()
     assert {entry["store"] for entry in logs if entry["event"] == Event.STATE_REBUILT} == {"named"}
     found = stage.counts()
-    assert {k: v for k, v in found.items() if k.startswith("counts")} == {
-        f"counts:{key}": 13 for key in "abc"
-    }
-    assert {k: v for k, v in found.items() if k.startswith("named")} == {f"named:{key}-": 1 for key in "abc"}
+    assert {k: v for k, v in found.items() if k.startswith("counts")} == {f"counts:{key}": 13 for key in KEYS}
+    assert {k: v for k, v in found.items() if k.startswith("named")} == {f"named:{key}-": 1 for key in KEYS}
     stage.crew.stop(0)
 
 
@@ -535,14 +538,14 @@ def test_offsets_outside_of_the_log_are_replaced_as_kafkas_tool_does_and_the_pla
 
 def test_shifting_needs_committed_offsets():
     stage = staged()
-    stage.crew.start(0)
-    stage.crew.send("names", *NAMES)
-    stage.crew.until(lambda: stage.crew.admin.committed_offsets("app"))
-    stage.crew.stop(0)
-    stage.crew.admin.delete_topics(["in"])
-    stage.crew.cluster.admin.create_topics([])
-    with pytest.raises(BrokerError):
-        stage.plan(ShiftBy(-1), "in")
+    stage.crew.send("in", *FIRST)
+    reader = stage.crew.broker.consumer(GroupSettings(group="app"))
+    reader.commit({TopicPartition("in", 0): 5})
+    reader.close()
+    with pytest.raises(ConfigurationError, match="in-1 has no committed offset that could be shifted"):
+        stage.plan(ShiftBy(-1))
+    new = {item.partition: item.new for item in stage.plan(ToOffset(2)).partitions}
+    assert new[TopicPartition("in", 0)] == new[TopicPartition("in", 1)] == 2
 
 
 def test_a_transaction_that_is_left_open_is_waited_for():
@@ -688,7 +691,7 @@ def test_whatever_happens_between_resets_the_counts_are_those_since_the_last_one
             reset()
         else:
             event = "send"
-            crew.send("in", *(record(choose.choice("abc"), choose.choice("xyz")) for _ in range(7)))
+            crew.send("in", *(record(choose.choice(KEYS), choose.choice("xyz")) for _ in range(7)))
         history.append(event)
         if crew.alive and choose.random() < 0.7:
             crew.settle()
