@@ -35,6 +35,14 @@ def remaining(source: Captured) -> float:
     return source.open().health().metrics["snapshot_tables"]
 
 
+def begin_to_read(source: Captured) -> None:
+    """Have the reader's thread begin with the first table, and read no more of the stream."""
+    source.until(lambda: b'"begun"' in source.position)
+    batch = source.read()
+    if batch is not None:
+        source.commit(batch)
+
+
 def finish(source: Captured) -> None:
     """Read until all tables are complete, and everything that follows from it."""
     source.until(lambda: not remaining(source), deadline=120)
@@ -145,9 +153,7 @@ def test_what_was_read_before_a_truncate_is_not_handed_over_after_it(
     source.use(Debezium.postgres(database, ["t", "u"], properties=small))
     with psycopg.connect(database) as other:
         other.execute("insert into t values (200, 'old')")
-        source.until(lambda: b'"begun"' in source.position)
-        # The first read after this one starts to read the table.
-        source.read()
+        begin_to_read(source)
         db.execute("insert into u select generate_series(1, 500)")
     wait_until(lambda: "read the table public.t: 101 rows" in caplog.text, what="the rows are read")
     db.execute("truncate t")
@@ -171,10 +177,12 @@ def test_a_table_that_is_rewritten_when_a_chunk_begins(database, db, source, mon
             return select(self, *bounds)
 
         monkeypatch.setattr(KeyRanges, "select", altered)
-        waiting = (
-            "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
-        )
-        source.until(lambda: db.execute(waiting).fetchall())
+        begin_to_read(source)
+        waiting = """
+            select from pg_stat_activity where datname = current_database()
+            and wait_event_type = 'Lock' and query ilike '%lock table%'
+        """
+        wait_until(lambda: db.execute(waiting).fetchall(), what="the chunk waits for its lock")
     finish(source)
     assert source.table() == rows(db)
     assert "d" not in source.operations()
@@ -541,8 +549,12 @@ def test_a_table_that_is_rewritten_when_the_first_snapshot_begins(db, capture):
     assert {key: row["v"] for key, row in source.table().items()} == {n: n + 1 for n in range(1, 101)}
 
 
-def test_rows_that_were_read_wait_for_the_changes_that_they_contain(database, db, capture):
-    """The log is far behind: a row that is read has what many of its changes still bring."""
+def test_rows_that_were_read_wait_for_the_changes_that_they_contain(
+    database, db, capture, caplog, monkeypatch
+):
+    """The stream is far behind: a row that is read has what many of its changes still bring."""
+    monkeypatch.setattr(table_chunks, "FIRST_CHUNK_ROWS", 200)
+    caplog.set_level("INFO", "streams.debezium")
     db.execute("create table t(a int, b int, n int, primary key (a, b))")
     db.execute("create table u(id int primary key)")
     db.execute("insert into t select g, 0, 0 from generate_series(1, 100) g")
@@ -553,9 +565,11 @@ def test_rows_that_were_read_wait_for_the_changes_that_they_contain(database, db
     source.use(Debezium.postgres(database, ["t", "u"], properties=small))
     with psycopg.connect(database) as other:
         other.execute("insert into t values (0, 0, 0)")
-        source.until(lambda: b'"begun"' in source.position)
-        for number in range(1, 21):
-            db.execute("update t set n = %s", (number,))
+        begin_to_read(source)
+        # The rows that are read first change last.
+        for number in range(1, 401):
+            db.execute("update t set n = %s where a = 100 - %s %% 100", (number, number))
+    wait_until(lambda: "read the table public.t: 101 rows" in caplog.text, what="the rows are read")
     finish(source)
     db.execute("insert into u values (1)")
     source.until(lambda: source.table("u"))
