@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -156,8 +157,9 @@ class CapturedRows:
         forwarded: list[tuple[int, Row, Change[Row]]] = []
         changed: dict[bytes, bytes | None] = {}
         sweeps, generation, reading = self._state.sweeps, self._state.generation, self._state.reading
+        of_generation, names = Entry(generation, b"", b"").pack(), batch.keys
         for row, identity in zip(rows, ids, strict=True):
-            change, key = self._in_shape(values[row], batch.keys[row])
+            change, key = self._in_shape(values[row], names[row])
             stored = known[identity]
             entry = None if stored is None else Entry.unpack(stored)
             since = reading.get(_name(change.source)) if reading else None
@@ -198,7 +200,7 @@ class CapturedRows:
                 change = msgspec.structs.replace(change, after=after)
             encoded = _encode(after)
             digest = blake2b(encoded, digest_size=8).digest()
-            fresh = Entry(generation, digest, encoded if len(encoded) >= LARGE else b"").pack()
+            fresh = of_generation + digest + (encoded if len(encoded) >= LARGE else b"")
             known[identity] = changed[identity] = fresh
             if change.op == "r" and entry is not None:
                 if entry.digest == digest:
@@ -207,8 +209,8 @@ class CapturedRows:
             forwarded.append((row, key, change))
         self._store.put_many(changed)
         if forwarded:
-            at, names, changes = zip(*(self._with_table(*each) for each in forwarded), strict=True)
-            self._context.forward(batch.select(at).with_keys(names).with_values(changes))
+            at, own_keys, changes = zip(*(self._with_table(*each) for each in forwarded), strict=True)
+            self._context.forward(batch.select(at).with_keys(own_keys).with_values(changes))
 
     def _with_table(self, at: int, key: Row, change: Change[Row]) -> tuple[int, Row, Change[Row]]:
         """The same, where the key and the rows have the table's columns with them."""
@@ -353,11 +355,19 @@ class CapturedRows:
 
 def _id(source: ChangeSource, key: bytes) -> bytes:
     """The store's key of a row: all rows of a table are together."""
-    return b"%s%s\x00%s\x00%s" % (_ROWS, source.namespace.encode(), (source.table or "").encode(), key)
+    return _table(source.db, source.schema, source.table)[0] + key
 
 
 def _name(source: ChangeSource) -> str:
-    return f"{source.namespace}.{source.table}"
+    return _table(source.db, source.schema, source.table)[1]
+
+
+@lru_cache(1_000)
+def _table(db: str, schema: str | None, table: str | None) -> tuple[bytes, str]:
+    """How the store's keys of a table's rows begin, and its name."""
+    namespace = db if schema is None else schema
+    prefix = b"%s%s\x00%s\x00" % (_ROWS, namespace.encode(), (table or "").encode())
+    return prefix, f"{namespace}.{table}"
 
 
 def _deletion(source: ChangeSource, key: Row) -> Change[Row]:
