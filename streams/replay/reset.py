@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from streams.broker import GroupSettings
 from streams.errors import BrokerError, GroupActive, Retriable, TopicError, TransactionAborted
-from streams.replay.reset_plan import TRANSACTION_SECONDS, encode_topics, places_of, read_committed
+from streams.replay.reset_plan import TRANSACTION_SECONDS, places_of, read_committed
+from streams.replay.topic_notes import encode_topics
 from streams.runtime import commit_numbers
 
 if TYPE_CHECKING:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import time
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
-
-import msgspec
 
 from streams.broker import GroupSettings, NewTopic
 from streams.errors import ConfigurationError, Retriable, TopicError
 from streams.records import TopicPartition
 from streams.replay.affected import Affected, derived_stores, find_affected
 from streams.replay.positions import AtOffsets, AtTime, Position, Resolved, resolve, within
+from streams.replay.topic_notes import decode_topics
 from streams.runtime import commit_numbers
 from streams.runtime.topics import input_partitions, missing_changelogs
 
@@ -28,9 +25,6 @@ TRANSACTION_SECONDS: Final = 60.0
 """How long to wait for a transaction that a worker left open, which may still commit offsets."""
 
 PAUSE_SECONDS: Final = 0.2
-
-LARGEST_NOTES: Final = 3000
-"""In bytes, beside the rest of an offset's metadata."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,38 +257,6 @@ def read_committed(
             time.sleep(PAUSE_SECONDS)
     finally:
         consumer.close()
-
-
-def encode_topics(topics: Sequence[NewTopic]) -> list[str]:
-    """Texts without spaces from which ``decode_topics`` makes the topics again, each short enough for a note.
-
-    A topic that is too long for itself is left out.
-    """
-    if not topics:
-        return []
-    described = [(topic.name, topic.partitions, topic.replication_factor, topic.settings) for topic in topics]
-    text = base64.urlsafe_b64encode(zlib.compress(msgspec.json.encode(described), 9)).decode()
-    if len(text) <= LARGEST_NOTES:
-        return [text]
-    half = len(topics) // 2
-    return encode_topics(topics[:half]) + encode_topics(topics[half:]) if half else []
-
-
-def decode_topics(text: str) -> dict[str, NewTopic]:
-    """The topics that were encoded, by name; none if the text is not what ``encode_topics`` makes."""
-    if not text:
-        return {}
-    try:
-        found = msgspec.json.decode(
-            zlib.decompress(base64.urlsafe_b64decode(text)),
-            type=list[tuple[str, int, int | None, dict[str, str]]],
-        )
-    except (ValueError, zlib.error):
-        return {}
-    return {
-        name: NewTopic(name=name, partitions=partitions, replication_factor=replication, settings=settings)
-        for name, partitions, replication, settings in found
-    }
 
 
 def _interrupted(committed: Committed, affected: Affected) -> bool:

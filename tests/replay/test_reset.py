@@ -17,14 +17,12 @@ from streams.records import Output, Record, TopicPartition
 from streams.replay.positions import AtOffsets, AtTime, Earliest, Latest
 from streams.replay.reset import Reset
 from streams.replay.reset_plan import (
-    LARGEST_NOTES,
     ResetPlan,
     ShiftBy,
     ToOffset,
-    decode_topics,
-    encode_topics,
     plan_reset,
 )
+from streams.replay.topic_notes import LARGEST_NOTES, decode_topics, encode_topics
 from streams.runtime import commit_numbers
 from streams.state.rocksdb import RocksDatabases
 from tests.support.crew import Crew
@@ -662,7 +660,13 @@ def test_whatever_happens_between_resets_the_counts_are_those_since_the_last_one
     def reset() -> None:
         for slot in list(crew.alive):
             crew.stop(slot)
-        position = choose.choice([Earliest(), Latest(), ToOffset(choose.randrange(30)), ShiftBy(-5)])
+        positions: list[ResetPosition] = [
+            Earliest(),
+            Latest(),
+            ToOffset(choose.randrange(30)),
+            ShiftBy(-5),
+        ]
+        position = choose.choice(positions)
         for last in choose.choice([[], [choose.randrange(STEPS - 1)]]):
             done: list[str] = []
 
