@@ -43,6 +43,7 @@ from streams.runtime.dead_letters import dead_letter_topic
 from streams.runtime.key_placement import check_key_placement
 from streams.runtime.resources import Resource, Resources
 from streams.runtime.task import TaskId
+from streams.runtime.retry_requests import RetryRequests
 from streams.runtime.topics import most_tasks_with_stores, prepare_topics
 from streams.runtime.worker import Worker
 from streams.serde import Bytes, Json, Serde
@@ -553,6 +554,9 @@ class App:
                 partitions=partitions,
                 databases=databases,
                 members=lambda: replicas.members,
+                retries=RetryRequests(cluster, self.name, time.monotonic)
+                if topology.writes_dead_letters
+                else None,
             )
             elsewhere = check_key_placement(topology, cluster, partitions)
             self._queries = queries = Queries(topology, worker, partitions, elsewhere=elsewhere)

@@ -35,6 +35,9 @@ from streams.runtime.originals import Originals
 from streams.runtime.pacing import SLICE_SECONDS, Pacing
 from streams.runtime.pending import PendingTasks
 from streams.runtime.restore import Restorer
+from streams.runtime.retried import Retried
+from streams.runtime.retry_log import retry_topic
+from streams.runtime.retry_path import request_refusal
 from streams.runtime.sinks import Sinks
 from streams.runtime.slice import Slice
 from streams.runtime.sources import Sources
@@ -58,6 +61,8 @@ if TYPE_CHECKING:
     from streams.records import Fetched, Record
     from streams.runtime.commit import Guarantee
     from streams.runtime.restore import Restoration, RestoreProgress
+    from streams.runtime.retried import Ordered
+    from streams.runtime.retry_requests import RetryRequests
     from streams.state.store import Databases
     from streams.topology.graph import Topology
 
@@ -95,7 +100,8 @@ class Worker:
     in the thread that calls it, user code included; ``request_stop`` and the properties may be used from
     other threads. ``worker`` names it in other systems. ``partitions`` are the input topics with their
     partition counts, ``databases`` hold the tasks' stores. ``members`` returns the known members of the
-    group, for ``standby_replicas``, see ``member``. ``clock`` returns seconds, ``pause`` waits for at most
+    group, for ``standby_replicas``, see ``member``. ``retries`` reads the requests to retry dead letters;
+    without it none is processed. ``clock`` returns seconds, ``pause`` waits for at most
     the given seconds, and ``wall_clock`` returns the time in milliseconds since the epoch.
     """
 
@@ -111,6 +117,7 @@ class Worker:
         partitions: Mapping[str, int] | None = None,
         databases: Databases | None = None,
         members: Callable[[], Sequence[str]] | None = None,
+        retries: RetryRequests | None = None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] | None = None,
         wall_clock: Callable[[], int] | None = None,
@@ -159,7 +166,7 @@ class Worker:
         self._transaction = Transaction(
             guarantee,
             self._pacing,
-            own_topics={*topology.output_topics, self._dead_letter_topic},
+            own_topics={*topology.output_topics, self._dead_letter_topic, retry_topic(application).topic},
             waiting=self._wait_to_write,
             clock=clock,
             pause=self._pause,
@@ -180,6 +187,7 @@ class Worker:
             clock=clock,
         )
         self._sources = Sources(topology, application, clock)
+        self._retries = retries
         self._connector_check = ConnectorCheck(topology, application, self._sinks.contexts, self._pause)
         self._lives = TaskLives()
         self._assignment = Assignment(
@@ -390,6 +398,7 @@ class Worker:
         if not self._transaction.must_rewind:
             self._punctuate()
             self._process_sources()
+            self._retry_dead_letters()
         if not self._transaction.must_rewind and self._commit_due():
             self._commit()
         if self._transaction.must_rewind:
@@ -750,6 +759,7 @@ class Worker:
         try:
             self._prepare()
             self._write_to_sinks()
+            retried = self._write_retry_outcomes()
             offsets = self._assignment.offsets()
             metadata = self._assignment.offset_metadata(offsets)
             self._transaction.commit(offsets, self._consumer, metadata)
@@ -763,6 +773,7 @@ class Worker:
             self._assignment.committed |= offsets
             for task in self._assignment.tasks.values():
                 task.committed()
+            self._note_retried(retried)
             self._sources.committed()
             self._cleanup.committed(offsets)
             if offsets:
@@ -837,6 +848,115 @@ class Worker:
                 if self._clock() >= until:
                     return
 
+    # --- dead letters that are retried
+
+    def _retry_dead_letters(self) -> None:
+        """Process dead letters again as requested, for about as long as a slice takes."""
+        retries, assignment = self._retries, self._assignment
+        if retries is None or self._stop.is_set():
+            return
+        # A partition without a position may have a predecessor whose commit is not decided.
+        settled = {
+            partition: progress
+            for partition, progress in assignment.progress.items()
+            if (task := assignment.held.get(partition)) is not None and partition in task.positions
+        }
+        retries.poll(settled)
+        until = self._clock() + SLICE_SECONDS
+        while not self._transaction.must_rewind and (ordered := retries.take(settled)):
+            partition = ordered[0].request.source
+            if not self._retry(partition, settled[partition], ordered):
+                return
+            if self._overdue():
+                self._commit()
+            if self._clock() >= until or self._stop.is_set():
+                return
+
+    def _retry(self, partition: TopicPartition, progress: Progress, ordered: Sequence[Ordered]) -> bool:
+        """Retry dead letters of one partition and step as a slice. Returns whether that is complete."""
+        assert self._retries is not None
+        if self._pacing.would_time_out():
+            self._commit()
+        if self._transaction.must_rewind or not self._assignment.holds(partition, progress):
+            self._retries.give_back(ordered)
+            return False
+        task = self._assignment.held[partition]
+        reason = request_refusal(self._topology.subtopologies[task.id.subtopology], ordered[0].request)
+        if reason is not None:
+            refused = Retried(ordered, (), internal=False)
+            for row in range(len(ordered)):
+                refused.refuse(row, reason)
+            task.retried.append(refused)
+            self._transaction.processed()
+            return True
+        self._slice.open(task, (partition, progress))
+        try:
+            task.retry(ordered)
+            error = None
+        except Interrupted:
+            self._retries.give_back(ordered)
+            return False
+        except ProcessingError as raised:
+            error = raised
+        finally:
+            self._slice.close()
+            if self._slice.commit_first:
+                self._commit()
+        if error is not None:
+            return self._retry_each(partition, progress, task, ordered, error)
+        try:
+            self._write(task)
+        except UNFINISHED as failure:
+            self._transaction.failed(failure)
+            return False
+        except Interrupted:
+            return False
+        self._transaction.processed()
+        return True
+
+    def _retry_each(
+        self,
+        partition: TopicPartition,
+        progress: Progress,
+        task: Task,
+        ordered: Sequence[Ordered],
+        error: ProcessingError,
+    ) -> bool:
+        """Retry dead letters one by one, as one of them fails in a step that stops workers.
+
+        It stays a dead letter: what is retried must not stop the worker again and again.
+        """
+        assert self._retries is not None
+        if len(ordered) == 1:
+            step = ordered[0].request.step
+            failed = Retried(ordered, (step,), internal=False)
+            cause = error.__cause__
+            failed.fail(0, step, cause if isinstance(cause, Exception) else error)
+            task.retried.append(failed)
+            self._transaction.processed()
+            return True
+        for number, item in enumerate(ordered):
+            if not self._retry(partition, progress, [item]):
+                self._retries.give_back(ordered[number + 1 :])
+                return False
+        return True
+
+    def _write_retry_outcomes(self) -> list[Retried]:
+        """Write the outcomes of dead letters that were retried since the last commit."""
+        if self._retries is None:
+            return []
+        retried = [records for task in self._assignment.tasks.values() for records in task.retried]
+        for output in self._retries.outcomes(retried, self.wall_clock()):
+            self._transaction.write_changes(output)
+        return retried
+
+    def _note_retried(self, retried: Sequence[Retried]) -> None:
+        """The outcomes of dead letters that were retried are committed."""
+        if self._retries is not None and retried:
+            self._retries.handled(retried)
+            results = Counter(str(outcome.result) for records in retried for _, outcome in records.outcomes(0))
+            self._log.info(Event.DEAD_LETTERS_RETRIED, results=dict(results))
+
     def _rewind(self) -> None:
         """Discard the uncommitted work and read the input again from the committed offsets."""
         self._wait_for_retry()
@@ -855,6 +975,8 @@ class Worker:
         positions = self._assignment.drop(states_unknown=unknown)
         self._transaction.rewound()
         self._sources.rewind()
+        if self._retries is not None:
+            self._retries.dropped(unknown=unknown)
         if self._guarantee.undoes:
             # The transaction undid all outputs: the records count as not processed.
             self._assignment.reached.clear()
@@ -986,6 +1108,8 @@ class Worker:
         self._assignment.pending.close()
         self._sinks.close()
         self._sources.close()
+        if self._retries is not None:
+            self._retries.close()
         if self._standbys is not None:
             self._standbys.close()
         self._globals.close()

@@ -1,0 +1,1 @@
+"""Replay: what was processed is processed again, in full or in part."""
