@@ -42,8 +42,8 @@ from streams.runtime.commit import AtLeastOnce, ExactlyOnce
 from streams.runtime.dead_letters import dead_letter_topic
 from streams.runtime.key_placement import check_key_placement
 from streams.runtime.resources import Resource, Resources
-from streams.runtime.task import TaskId
 from streams.runtime.retry_requests import RetryRequests
+from streams.runtime.task import TaskId
 from streams.runtime.topics import most_tasks_with_stores, prepare_topics
 from streams.runtime.worker import Worker
 from streams.serde import Bytes, Json, Serde

@@ -24,7 +24,7 @@ LAYERS = (
     ("monitoring",),
     ("app",),
     ("public",),
-    ("testing", "simulation", "__init__"),
+    ("testing", "simulation", "replay", "__init__"),
     ("cli",),
     ("__main__",),
 )

@@ -48,11 +48,7 @@ def downstream(subtopology: Subtopology, name: str) -> tuple[Node, ...]:
 def source_in(subtopology: Subtopology, topic: str) -> SourceNode | None:
     """The source of the subtopology that reads a topic."""
     return next(
-        (
-            source
-            for source in subtopology.sources
-            if any(matches(wanted, topic) for wanted in source.topics)
-        ),
+        (source for source in subtopology.sources if any(matches(wanted, topic) for wanted in source.topics)),
         None,
     )
 
@@ -73,7 +69,9 @@ def step_refusal(topology: Topology, topic: str, step: str) -> str | None:
     known = [node.name for node in topology.nodes]
     if step not in known:
         return f"the program has no step {step!r}: {closest(step, known)}"
-    subtopology = next(part for part in topology.subtopologies if any(node.name == step for node in part.nodes))
+    subtopology = next(
+        part for part in topology.subtopologies if any(node.name == step for node in part.nodes)
+    )
     return refusal(subtopology, topic, step)
 
 
@@ -97,7 +95,9 @@ def refusal(subtopology: Subtopology, topic: str, step: str) -> str | None:
     if tables:
         return f"{tables} is a copy of its topic: write the record to {topic} again instead"
     if any(isinstance(node, SinkConnectorNode) for node in after):
-        return "sink connectors take rows at the positions of their input only: write the record again instead"
+        return (
+            "sink connectors take rows at the positions of their input only: write the record again instead"
+        )
     return None
 
 

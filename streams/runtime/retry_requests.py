@@ -222,9 +222,7 @@ class RetryRequests:
     def _note_ready(self, settled: Mapping[TopicPartition, object]) -> None:
         """Find the partitions for which every outcome is known that an earlier owner may have committed."""
         self._ready = {
-            place: assignment
-            for place, assignment in self._ready.items()
-            if settled.get(place) is assignment
+            place: assignment for place, assignment in self._ready.items() if settled.get(place) is assignment
         }
         if self._barrier is None:
             new = {place: item for place, item in settled.items() if place not in self._ready}
@@ -243,9 +241,9 @@ class RetryRequests:
     # --- processing
 
     def take(self, waiting_for: Iterable[TopicPartition]) -> list[Ordered]:
-        """Take the next requests of one of these partitions for one step, in their order; empty if none is due.
+        """Take the next requests of one of these partitions for one step, in their order.
 
-        They are taken again after ``dropped``.
+        Empty if none is due. They are taken again after ``dropped``.
         """
         for place in waiting_for:
             if place not in self._ready:
@@ -281,7 +279,9 @@ class RetryRequests:
             # Contents of other workers' partitions.
             kept = self._contents.keys() & self._taken
             self._contents = {at: self._contents[at] for at in kept}
-            self._bytes = sum(item.size for own in self._open.values() for at, item in own.items() if at in kept)
+            self._bytes = sum(
+                item.size for own in self._open.values() for at, item in own.items() if at in kept
+            )
         self._consumer.seek({self.topic: offset})
 
     def _found_wanted(self, offset: int) -> None:

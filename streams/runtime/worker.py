@@ -954,7 +954,9 @@ class Worker:
         """The outcomes of dead letters that were retried are committed."""
         if self._retries is not None and retried:
             self._retries.handled(retried)
-            results = Counter(str(outcome.result) for records in retried for _, outcome in records.outcomes(0))
+            results = Counter(
+                str(outcome.result) for records in retried for _, outcome in records.outcomes(0)
+            )
             self._log.info(Event.DEAD_LETTERS_RETRIED, results=dict(results))
 
     def _rewind(self) -> None:

@@ -95,11 +95,7 @@ def test_the_same_request_twice_is_processed_once(guarantee):
 
 STEPS = ("produce", "begin", "send_offsets", "commit.before", "commit.after", "abort")
 FAULTS = [
-    *(
-        (step, kind, "exactly_once")
-        for step in STEPS
-        for kind in (TransactionAborted, OutcomeUnknown)
-    ),
+    *((step, kind, "exactly_once") for step in STEPS for kind in (TransactionAborted, OutcomeUnknown)),
     *(
         (step, kind, "at_least_once")
         for step in ("send_offsets", "commit.before", "commit.after")
@@ -238,7 +234,7 @@ def test_letters_of_a_key_are_retried_in_their_original_order():
     for key, value in site.rows("out"):
         keyed.setdefault(key, []).append(value)
     assert len(keyed) == 3
-    assert all(values == sorted(values, key=bytes) for values in keyed.values())
+    assert all(values == sorted(filter(None, values)) for values in keyed.values())
 
 
 def test_later_records_of_the_key_are_noticed():
@@ -326,9 +322,7 @@ def test_a_record_that_no_longer_makes_the_same_rows_is_refused_and_stays_a_dead
     site.run(again, until=lambda: not site.selected(states=["waiting"]))
     (row,) = site.selected()
     assert (row.state, row.history.tries) == ("open", 1)
-    assert row.note == (
-        "6 rows are made of the record for step 'work', and the dead letter is row 2 of 3"
-    )
+    assert row.note == ("6 rows are made of the record for step 'work', and the dead letter is row 2 of 3")
     assert sorted(site.values("out")) == ['"X"', '"Y"']
 
 
@@ -366,7 +360,7 @@ def test_a_record_that_could_not_be_read_runs_all_of_its_topics_steps():
     assert site.values("out") == ["9"]
     worker.close()
     app = site.app = App("shop", dead_letter_limit=1.0)
-    lines = app.stream("in", value=Json(int | str))
+    lines = app.stream("in", value=Json())
     lines.map(lambda value: int(value) + 1, name="more").to("out")
     lines.map(lambda value: int(value) - 1, name="less").to("copy")
     site.retry()
@@ -536,7 +530,7 @@ def test_requests_that_do_not_fit_into_memory_are_read_again_in_their_order(monk
     assert len(site.values("out")) == 100
     for key in (b"one", b"two"):
         values = [value for own, value in site.rows("out") if own == key]
-        assert values == sorted(values, key=bytes)
+        assert values == sorted(filter(None, values))
 
 
 class Adding:

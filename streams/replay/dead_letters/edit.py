@@ -19,8 +19,8 @@ def edit_letter(
 ) -> None:
     """Replace key and value with which a dead letter's record is retried; it keeps its identity and headers.
 
-    ``at`` is the time in milliseconds since the epoch. Raises ``ConfigurationError`` for a dead letter that is
-    not open, and for content that the source of the failing step cannot read; ``BrokerError``.
+    ``at`` is the time in milliseconds since the epoch. Raises ``ConfigurationError`` for a dead letter that
+    is not open, and for content that the source of the failing step cannot read; ``BrokerError``.
     """
     place = row.letter.id.place
     if row.state is not LetterState.OPEN:

@@ -167,5 +167,3 @@ class Ledger:
             admin.create_topics([topic])
         finally:
             admin.close()
-
-

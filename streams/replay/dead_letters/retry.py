@@ -42,9 +42,7 @@ class RetryPlan:
     """The partition counts of the topics from which the steps read."""
 
 
-def plan_retry(
-    letters: DeadLetters, selection: Selection, *, only_if_newest: bool = False
-) -> RetryPlan:
+def plan_retry(letters: DeadLetters, selection: Selection, *, only_if_newest: bool = False) -> RetryPlan:
     """Find out what a retry of the selected dead letters would do; nothing is changed.
 
     With ``only_if_newest``, dead letters for whose key there are later records are left out. Raises
@@ -185,7 +183,8 @@ def _later_records(
         letter.id: found
         for place, own in by_place.items()
         for letter in own
-        if letter.key is not None and (found := last.get((place, letter.key, letter.step), -1)) > letter.offset
+        if letter.key is not None
+        and (found := last.get((place, letter.key, letter.step), -1)) > letter.offset
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -17,11 +16,13 @@ from streams.runtime.retry_log import Result
 from streams.topology.topic_format import TopicFormat, topic_format
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterator
 
     from streams.app import App
     from streams.broker import Broker
     from streams.records import Headers
+    from streams.topology.graph import Topology
 
 
 class Content(NamedTuple):
@@ -98,7 +99,7 @@ class Selection:
     """Which dead letters are meant. What is ``None`` or empty does not restrict.
 
     ``since`` and ``until`` are in milliseconds since the epoch, and compared with the time of the last
-    failure; ``key`` is the record's key as bytes. ``places`` are written ``partition:offset``.
+    failure; ``places`` are written ``partition:offset``.
     """
 
     states: Collection[LetterState] = (LetterState.OPEN, LetterState.WAITING)
@@ -109,7 +110,6 @@ class Selection:
     message: re.Pattern[str] | None = None
     since: int | None = None
     until: int | None = None
-    key: bytes | None = None
     predicate: Predicate | None = None
 
     def selects(self, row: LetterRow) -> bool:
@@ -124,18 +124,17 @@ class Selection:
             and (self.message is None or self.message.search(row.message) is not None)
             and (self.since is None or row.failed_at >= self.since)
             and (self.until is None or row.failed_at < self.until)
-            and self.key in (None, letter.key)
             and (self.predicate is None or self.predicate(row))
         )
 
 
 class DeadLetters:
-    """The dead letters of one app on one cluster."""
+    """The dead letters of one app on one cluster. ``topology`` is the app's, connected to its registry."""
 
-    def __init__(self, app: App, broker: Broker) -> None:
+    def __init__(self, app: App, broker: Broker, topology: Topology | None = None) -> None:
         self.app = app
         self.broker = broker
-        self.topology = app.topology
+        self.topology = topology or app.topology
         self.ledger = Ledger(broker, app.name)
         self.topic = app.dead_letter_topic
         self._formats: dict[str, TopicFormat] = {}
