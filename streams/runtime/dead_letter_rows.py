@@ -141,7 +141,7 @@ def _input_records(
             if not letter.cut:
                 # What the step is given when the dead letter is retried.
                 received = Received(record.key, record.value, record.timestamp, record.headers)
-                note.append((f"{PREFIX}received", msgspec.msgpack.encode(received)))
+                note.append((f"{PREFIX}received", msgspec.json.encode(received)))
             record = found[origin]
         elif origin in wanted:
             gone = f"{UNREAD}{record.topic}: {origin} could not be read again"

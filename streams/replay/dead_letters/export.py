@@ -33,7 +33,7 @@ class ExportedLetter(msgspec.Struct, frozen=True, kw_only=True):
     via: str | None
     payload: str
     received: bytes | None
-    """The record of the internal topic as the step's task has read it, in MessagePack."""
+    """The record of the internal topic as the step's task has read it, in JSON."""
     left_out: str
     row: int
     rows: int

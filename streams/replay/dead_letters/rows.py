@@ -87,7 +87,7 @@ class LetterRow:
         letter = self.letter
         if letter.received is None:
             return Content(letter.key, letter.value, letter.timestamp, letter.headers)
-        received = msgspec.msgpack.decode(letter.received, type=Received)
+        received = msgspec.json.decode(letter.received, type=Received)
         return Content(received.key, received.value, received.timestamp, received.headers or [])
 
 
