@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streams.broker import NewTopic
+from streams.broker.reading import read_to_end
 from tests.integration.conftest import HERE, Copy
 
 if TYPE_CHECKING:
@@ -61,8 +62,6 @@ class Letters(Copy):
         )
 
     def latest_counts(self) -> dict[str, int]:
-        from streams.broker.reading import read_to_end
-
         self.wait_until_settled(self.counts)
         return {
             (key or b"").decode(): int(value or b"0")

@@ -84,11 +84,17 @@ def test_the_same_request_twice_is_processed_once(guarantee):
     site.settle(worker)
     broken.prefixes = ()
     # Two operators at the same time: each has seen the letters as open.
-    plans = [(letters, plan_retry(letters, Selection())) for letters in (site.letters, site.letters)]
-    for letters, plan in plans:
+    plans = [(letters, plan_retry(letters, Selection())) for letters in [site.letters] * 3]
+    for letters, plan in plans[:2]:
         order_retry(letters, plan, 0)
     site.run(worker, until=lambda: not site.selected(states=["waiting"]))
     site.let(worker)
+    # The third one is slow.
+    order_retry(*plans[2], 0)
+    site.let(worker)
+    worker.close()
+    again = site.worker()
+    site.let(again)
     assert sorted(site.values("out")) == ["A1", "A2", "X"]
     assert sorted(site.values("copy")) == ["a1", "a2", "x"]
 
@@ -105,7 +111,9 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("step", "kind", "guarantee"), FAULTS)
-def test_a_retry_is_exact_whatever_fails_in_its_commit(step, kind, guarantee):
+def test_a_retry_is_exact_whatever_fails_in_its_commit(step, kind, guarantee, monkeypatch):
+    # Outcomes are not read at once, so that a worker has to know what it has not read.
+    monkeypatch.setattr(retry_requests, "POLL_SECONDS", 1.0)
     broken = Broken("a")
     app = two_steps(broken, guarantee=guarantee)
     app.stream("in2", key=Text(), value=Text()).map(broken, name="count-up").group_by_key().count(
@@ -181,6 +189,57 @@ def test_a_worker_killed_in_the_middle_of_a_retry_leaves_the_rest_to_the_next(gu
     assert set(out) == {f"A{number}" for number in range(300)}
     if guarantee == "exactly_once":
         assert set(out.values()) == {1}
+
+
+def test_a_worker_begins_with_requests_when_it_has_read_all_outcomes(monkeypatch):
+    broken = Broken("a")
+    site = Retrying(two_steps(broken))
+    first = site.worker()
+    site.send([f"a{number}" for number in range(100)])
+    site.settle(first)
+    broken.prefixes = ()
+    site.retry()
+    site.run(first, until=lambda: not site.selected(states=["waiting"]))
+    first.close()
+    monkeypatch.setattr(retry_requests, "CHUNK_RECORDS", 5)
+    second = site.worker()
+    site.let(second, rounds=200)
+    second.close()
+    assert len(site.values("out")) == 100
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+def test_a_worker_that_was_replaced_in_the_middle_of_a_retry_commits_no_outcome(guarantee):
+    broken = Broken("a")
+    app = App("shop", dead_letter_limit=1.0, guarantee=guarantee)
+    app.stream("in", key=Text(), value=Text()).map(broken, name="work").to("out", value=Text())
+    site = Retrying(app)
+    first = site.worker()
+    site.send([f"a{number}" for number in range(100)])
+    site.settle(first)
+    broken.prefixes = ()
+    site.retry()
+    taken_over = False
+
+    def replace(reached: str) -> None:
+        nonlocal taken_over
+        if reached == "produce" and not taken_over:
+            # The first one hangs before it writes; the other one does its work.
+            taken_over = True
+            site.broker.before = None
+            other = site.worker()
+            site.expire(first)
+            site.run(other, until=lambda: not site.selected(states=["waiting"]))
+            other.close()
+            site.done = {row.letter.id: row.history.outcome for row in site.selected()}
+
+    site.broker.before = replace
+    site.let(first)
+    assert taken_over
+    assert {row.letter.id: row.history.outcome for row in site.selected()} == site.done
+    first.close()
+    if guarantee == "exactly_once":
+        assert Counter(site.values("out")) == Counter(f"A{number}" for number in range(100))
 
 
 def test_retries_move_with_their_partitions():

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from streams import App
     from streams.records import Headers
     from streams.replay.dead_letters.retry import RetryPlan
+    from streams.runtime.letter import LetterId
+    from streams.runtime.retry_log import RetryOutcome
     from streams.runtime.worker import Worker
     from streams.state.store import Databases
 
@@ -38,6 +40,8 @@ class Retrying(AppCluster):
 
     def __init__(self, app: App, topics: dict[str, int] | None = None) -> None:
         super().__init__(app, topics or {"in": 2})
+        self.done: dict[LetterId, RetryOutcome | None] = {}
+        """Outcomes at some time of a test."""
 
     def worker(self, databases: Databases | None = None) -> Worker:
         self.workers += 1
