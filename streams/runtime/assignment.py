@@ -571,7 +571,7 @@ class Assignment:
                     f"{partition} would go back from {self.committed[partition]} to {offset}"  # I4
                 )
             # Only offsets fence, so changes of state must never be committed without them, nor outcomes.
-            fenced = task.staged or task.retried
+            fenced = task.staged or task.retried or task.delivered
             assert not fenced or task.positions, f"task {task.id} has changes and no offsets"  # I5
             offsets |= task.positions if fenced else moved
         return offsets

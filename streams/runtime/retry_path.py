@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from streams.connectors.sink import takes_retries
 from streams.topology.graph import SinkConnectorNode, Step, closest, matches
 
 if TYPE_CHECKING:
@@ -94,10 +95,11 @@ def refusal(subtopology: Subtopology, topic: str, step: str) -> str | None:
     )
     if tables:
         return f"{tables} is a copy of its topic: write the record to {topic} again instead"
-    if any(isinstance(node, SinkConnectorNode) for node in after):
-        return (
-            "sink connectors take rows at the positions of their input only: write the record again instead"
-        )
+    appending = _names(
+        node for node in after if isinstance(node, SinkConnectorNode) and not takes_retries(node.connector)
+    )
+    if appending:
+        return f"{appending} does not write by key, so that a crash might add the row twice"
     return None
 
 

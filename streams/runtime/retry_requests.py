@@ -28,7 +28,7 @@ from streams.runtime.retry_log import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Container, Iterable, Mapping
     from concurrent.futures import Future
 
     from streams.broker import Admin, Broker, Consumer
@@ -116,8 +116,6 @@ class RetryRequests:
         self._contents: dict[int, RetryRequest] = {}
         """The requests themselves by their offset, as far as they are in memory."""
         self._bytes = 0
-        self._taken: set[int] = set()
-        """Requests that are processed and not committed."""
         self._wanted: int | None = None
         """The offset of a request that is being read again."""
         self._barrier: _Barrier | None = None
@@ -217,7 +215,6 @@ class RetryRequests:
             del self._open[place]
         if self._contents.pop(offset, None) is not None:
             self._bytes -= found.size
-        self._taken.discard(offset)
 
     def _note_ready(self, settled: Mapping[TopicPartition, object]) -> None:
         """Find the partitions for which every outcome is known that an earlier owner may have committed."""
@@ -240,17 +237,17 @@ class RetryRequests:
 
     # --- processing
 
-    def take(self, waiting_for: Iterable[TopicPartition]) -> list[Ordered]:
+    def take(self, waiting_for: Iterable[TopicPartition], taken: Container[int]) -> list[Ordered]:
         """Take the next requests of one of these partitions for one step, in their order.
 
-        Empty if none is due. They are taken again after ``dropped``.
+        Empty if none is due. ``taken`` are the offsets of those whose outcome is not committed yet.
         """
         for place in waiting_for:
             if place not in self._ready:
                 continue
             chosen: list[Ordered] = []
             for offset, item in self._open.get(place, {}).items():
-                if offset in self._taken:
+                if offset in taken:
                     continue
                 request = self._contents.get(offset)
                 if request is None:
@@ -262,26 +259,17 @@ class RetryRequests:
                 known = self._known.get(item.letter)
                 chosen.append(Ordered(item.letter, request, 1 if known is None else known.tries, offset))
             if chosen:
-                self._taken.update(item.offset for item in chosen)
                 return chosen
         return []
-
-    def give_back(self, ordered: Iterable[Ordered]) -> None:
-        """Return requests that were not processed."""
-        self._taken.difference_update(item.offset for item in ordered)
 
     def _read_again(self, offset: int) -> None:
         """Read requests again whose contents are not in memory."""
         if self._consumer is None or self._wanted == offset:
             return
         self._wanted = offset
-        if self._bytes > MOST_BYTES // 2:
-            # Contents of other workers' partitions.
-            kept = self._contents.keys() & self._taken
-            self._contents = {at: self._contents[at] for at in kept}
-            self._bytes = sum(
-                item.size for own in self._open.values() for at, item in own.items() if at in kept
-            )
+        # What is left is of other workers' partitions, or processed.
+        self._contents.clear()
+        self._bytes = 0
         self._consumer.seek({self.topic: offset})
 
     def _found_wanted(self, offset: int) -> None:
@@ -310,12 +298,10 @@ class RetryRequests:
             for letter, outcome in item.outcomes(0):
                 self._note(letter, outcome)
 
-    def dropped(self, *, unknown: bool) -> None:
-        """What was taken was not committed; ``unknown``: or may have been."""
-        self._taken.clear()
-        if unknown:
-            self._ready.clear()
-            self._barrier = None
+    def doubt(self) -> None:
+        """It is not known whether outcomes were committed: they have to be read first."""
+        self._ready.clear()
+        self._barrier = None
 
     # --- clients
 
@@ -331,10 +317,9 @@ class RetryRequests:
         if consumer is not None:
             consumer.close()
         self._look = None
-        # Requests that are processed stay taken until their outcome is known.
-        taken, known = self._taken, self._known
+        known = self._known
         self._clear()
-        self._taken, self._known = taken, known
+        self._known = known
         if self._admin is not None:
             admin, self._admin = self._admin, None
             # In the thread that uses it.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from streams.connectors.sink import SinkContext, SinkRows
 from streams.errors import SinkUnavailable
 from streams.records import TopicPartition
+from streams.runtime.retried import retried_from
 from streams.runtime.sink_session import SinkSession, SinkState
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class Sinks:
                 rows[session.node.name] += rows_of(
                     task.positions, session.positions, by_sink.get(session.node.name, ())
                 )
-        errors: list[SinkUnavailable] = []
+        errors: dict[str, SinkUnavailable] = {}
         for name, own in rows.items():
             session = self._sessions[name]
             if not own:
@@ -143,10 +144,15 @@ class Sinks:
                 session.finish_claim()
                 refused = session.write([item.rows for item in own])
             except SinkUnavailable as error:
-                errors.append(error)
+                errors[name] = error
                 continue
             _refuse(own, refused)
-        return errors
+        for names in self._of_subtopology.values():
+            if errors.keys() & names:
+                # Their tasks read the input again, and with it the dead letters of refused rows are dropped.
+                for name in names:
+                    self._sessions[name].rollback()
+        return list(errors.values())
 
     def commit(self) -> list[SinkUnavailable]:
         """Commit what was written, after Kafka's commit. Returns the errors of sinks whose commit failed."""
@@ -190,7 +196,10 @@ def rows_of(
     starts: Mapping[TopicPartition, int],
     deliveries: Iterable[Delivery],
 ) -> list[PartitionRows]:
-    """The rows of each partition whose position has moved, without those that the sink has already."""
+    """The rows of each partition whose position has moved, without those that the sink has already.
+
+    Dead letters that are retried are beside the positions: they are written in any case.
+    """
     by_partition: dict[TopicPartition, list[Delivery]] = {
         partition: []
         for partition, position in positions.items()
@@ -200,6 +209,9 @@ def rows_of(
         batch = delivery.batch
         partition = TopicPartition(batch.topic, batch.partition)
         start = starts.get(partition)
+        if retried_from(batch.fetched) is not None and start is not None:
+            by_partition.setdefault(partition, []).append(delivery)
+            continue
         if start is None or partition not in by_partition:
             continue
         if batch.offset(0) < start:
@@ -208,7 +220,7 @@ def rows_of(
         if len(batch):
             by_partition[partition].append(delivery._replace(batch=batch))
     return [
-        _joined(partition, starts[partition], positions[partition], own)
+        _joined(partition, starts[partition], max(starts[partition], positions[partition]), own)
         for partition, own in sorted(by_partition.items())
     ]
 

@@ -114,6 +114,8 @@ class Task:
         self._gates = RetryGates(subtopology)
         self.retried: list[Retried] = []
         """Dead letters that were processed again since the last commit."""
+        self.delivered: list[Retried] = []
+        """Those of them whose rows the last commit wrote to a sink: their outcomes are committed next."""
         self._timed_changes: dict[str, TimedChanges] = {}
         self._decoders: dict[str, Decode] = {}
         self._receivers: dict[str, Receive] = {}
@@ -361,6 +363,7 @@ class Task:
         self._stores.committed(self.positions)
         for records in self.retried:
             self.counts.retried.update(outcome.result for _, outcome in records.outcomes(0))
+        self.delivered = self.retried if self.delivers else []
         self.retried = []
 
     def entries(self, name: str) -> list[tuple[Any, Any]]:

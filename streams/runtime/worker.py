@@ -784,6 +784,7 @@ class Worker:
             self._sinks.rollback()
             self._transaction.end_commit()
         self._pacing.committed(begun, transaction=self._guarantee.undoes)
+        self._commit_delivered()
 
     def _prepare(self) -> None:
         """Let tasks forward and encode their changes, and write these."""
@@ -863,7 +864,7 @@ class Worker:
         }
         retries.poll(settled)
         until = self._clock() + SLICE_SECONDS
-        while not self._transaction.must_rewind and (ordered := retries.take(settled)):
+        while not self._transaction.must_rewind and (ordered := retries.take(settled, self._retrying())):
             partition = ordered[0].request.source
             if not self._retry(partition, settled[partition], ordered):
                 return
@@ -872,13 +873,20 @@ class Worker:
             if self._clock() >= until or self._stop.is_set():
                 return
 
+    def _retrying(self) -> set[int]:
+        """The requests that are processed, and whose outcomes are not committed yet."""
+        return {
+            item.offset
+            for task in self._assignment.tasks.values()
+            for records in (*task.retried, *task.delivered)
+            for item in records.ordered
+        }
+
     def _retry(self, partition: TopicPartition, progress: Progress, ordered: Sequence[Ordered]) -> bool:
         """Retry dead letters of one partition and step as a slice. Returns whether that is complete."""
-        assert self._retries is not None
         if self._pacing.would_time_out():
             self._commit()
         if self._transaction.must_rewind or not self._assignment.holds(partition, progress):
-            self._retries.give_back(ordered)
             return False
         task = self._assignment.held[partition]
         reason = request_refusal(self._topology.subtopologies[task.id.subtopology], ordered[0].request)
@@ -894,7 +902,6 @@ class Worker:
             task.retry(ordered)
             error = None
         except Interrupted:
-            self._retries.give_back(ordered)
             return False
         except ProcessingError as raised:
             error = raised
@@ -905,7 +912,8 @@ class Worker:
         if error is not None:
             return self._retry_each(partition, progress, task, ordered, error)
         try:
-            self._write(task)
+            if not task.delivers:
+                self._write(task)
         except UNFINISHED as failure:
             self._transaction.failed(failure)
             return False
@@ -926,7 +934,6 @@ class Worker:
 
         It stays a dead letter: what is retried must not stop the worker again and again.
         """
-        assert self._retries is not None
         if len(ordered) == 1:
             step = ordered[0].request.step
             failed = Retried(ordered, (step,), internal=False)
@@ -935,17 +942,33 @@ class Worker:
             task.retried.append(failed)
             self._transaction.processed()
             return True
-        for number, item in enumerate(ordered):
-            if not self._retry(partition, progress, [item]):
-                self._retries.give_back(ordered[number + 1 :])
-                return False
-        return True
+        return all(self._retry(partition, progress, [item]) for item in ordered)
+
+    def _commit_delivered(self) -> None:
+        """Commit the outcomes of dead letters whose rows a sink has committed.
+
+        Soon, as after a crash these would be written again.
+        """
+        if (
+            any(task.delivered for task in self._assignment.tasks.values())
+            and not self._transaction.must_rewind
+        ):
+            self._transaction.processed()
+            self._commit()
 
     def _write_retry_outcomes(self) -> list[Retried]:
-        """Write the outcomes of dead letters that were retried since the last commit."""
+        """Write the outcomes of dead letters that were retried since the last commit.
+
+        Those that go to a sink have theirs in the next commit, as this one's transaction in Kafka comes
+        before that of the sink.
+        """
         if self._retries is None:
             return []
-        retried = [records for task in self._assignment.tasks.values() for records in task.retried]
+        retried = [
+            records
+            for task in self._assignment.tasks.values()
+            for records in (task.delivered if task.delivers else task.retried)
+        ]
         for output in self._retries.outcomes(retried, self.wall_clock()):
             self._transaction.write_changes(output)
         return retried
@@ -977,8 +1000,8 @@ class Worker:
         positions = self._assignment.drop(states_unknown=unknown)
         self._transaction.rewound()
         self._sources.rewind()
-        if self._retries is not None:
-            self._retries.dropped(unknown=unknown)
+        if self._retries is not None and unknown:
+            self._retries.doubt()
         if self._guarantee.undoes:
             # The transaction undid all outputs: the records count as not processed.
             self._assignment.reached.clear()

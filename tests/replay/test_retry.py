@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
@@ -17,7 +17,11 @@ from streams.replay.dead_letters.retry import order_retry, plan_retry
 from streams.replay.dead_letters.rows import Selection
 from streams.runtime import retry_requests
 from streams.state.memory import MemoryDatabases
+from tests.support.connectors import Database, MemorySink
 from tests.support.retrying import Retrying
+
+if TYPE_CHECKING:
+    from streams.runtime.worker import Worker
 
 GUARANTEES = ("exactly_once", "at_least_once")
 
@@ -644,3 +648,84 @@ def test_a_step_that_the_program_no_longer_has_is_refused_by_command_and_worker(
     assert row.note == "the program has no step 'work' that reads in"
     ((_, reason),) = site.retry().refused
     assert reason == "the program has no step 'work': did you mean 'works'?"
+
+
+def delivering(database: Database, other: Database, **settings: Any) -> App:
+    app = App("shop", dead_letter_limit=1.0, **settings)
+    lines = app.stream("in", key=Text(), value=Text())
+    lines.sink(MemorySink(database), name="rows")
+    lines.filter(lambda value: value.startswith("x"), name="other").sink(
+        MemorySink(other, target="others"), name="others"
+    )
+    return app
+
+
+def deliver(site: Retrying, worker: Worker, rows: int) -> None:
+    """Send the input, and let it reach the sinks."""
+    site.send(["a1", "a2", "b1", "x1", "x2"])
+    site.run(worker, until=lambda: len(site.selected()) == rows)
+
+
+def retried(site: Retrying, *workers: Worker) -> None:
+    """Let workers take turns until all requests have outcomes."""
+
+    def done() -> bool:
+        site.clock.advance(0.05)
+        return not site.selected(states=["waiting"])
+
+    site.run(*workers, until=done)
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+@pytest.mark.parametrize(
+    "faults", [{}, {"write": ["unavailable"]}, {"commit": ["unavailable"]}, {"open": ["unavailable"] * 2}]
+)
+def test_rows_that_a_sink_has_refused_are_written_to_that_sink_alone(guarantee, faults):
+    database = Database(refuses=lambda value: value.startswith(("a", "x1")), takes_retries=True)
+    other = Database(refuses=lambda value: value == "x1", takes_retries=True)
+    site = Retrying(delivering(database, other, guarantee=guarantee))
+    worker = site.worker()
+    deliver(site, worker, 4)
+    assert Counter(row.letter.step for row in site.selected()) == {"rows": 3, "others": 1}
+    database.refuses = lambda value: value == "a2"
+    database.faults = {call: list(found) for call, found in faults.items()}
+    site.retry(step="rows")
+    retried(site, worker)
+    worker.close()
+    assert database.retried
+    assert Counter(value for _, value in database.rows) == Counter(["a1", "b1", "x1", "x2"])
+    assert [value for _, value in other.rows] == ["x2"]
+    tries = {
+        (row.letter.step, row.letter.value): (str(row.state), row.history.tries) for row in site.selected()
+    }
+    assert tries == {
+        ("rows", b"a1"): ("retried", 2),
+        ("rows", b"a2"): ("open", 2),
+        ("rows", b"x1"): ("retried", 2),
+        ("others", b"x1"): ("open", 1),
+    }
+
+
+def test_an_answer_that_a_sink_has_lost_may_write_a_row_again_but_never_loses_one():
+    database = Database(refuses=lambda value: value.startswith("a"), takes_retries=True)
+    site = Retrying(delivering(database, Database(takes_retries=True)))
+    worker = site.worker()
+    deliver(site, worker, 2)
+    database.refuses = lambda _: False
+    database.faults = {"commit": ["lost answer"]}
+    site.retry()
+    retried(site, worker)
+    worker.close()
+    assert {value for _, value in database.rows} == {"a1", "a2", "b1", "x1", "x2"}
+    assert {state for state, _ in site.states().values()} == {"retried"}
+
+
+def test_a_sink_that_only_appends_is_refused():
+    database = Database(refuses=lambda value: value.startswith("a"))
+    site = Retrying(delivering(database, Database()))
+    worker = site.worker()
+    deliver(site, worker, 2)
+    assert {reason for _, reason in site.retry().refused} == {
+        "'rows' does not write by key, so that a crash might add the row twice"
+    }
+    worker.close()
