@@ -216,10 +216,10 @@ def edit(
     """
     letters = _open(target, bootstrap_servers)
     row = _one(letters, place)
-    content = row.content
+    record = row.record
     if value_file == key_file == "-":
         raise ConfigurationError("key and value cannot both come from standard input")
-    key, value = content.key, content.value
+    key, value = record.key, record.value
     if value_file is None and key_file is None:
         value = _in_editor(value)
         if value is None:

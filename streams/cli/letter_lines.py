@@ -135,7 +135,7 @@ def parse_time(text: str, now: float) -> int:
 
 def letter_fields(letters: DeadLetters, row: LetterRow) -> dict[str, Any]:
     """The fields of a dead letter for a line of JSON; its record as a retry would process it."""
-    letter, content = row.letter, row.content
+    letter, record = row.letter, row.record
     form = TopicFormat() if letter.is_result and letter.via is None else letters.format(letter)
     errors: list[str] = []
     fields: dict[str, Any] = {
@@ -150,9 +150,9 @@ def letter_fields(letters: DeadLetters, row: LetterRow) -> dict[str, Any]:
         "partition": letter.partition,
         "offset": letter.offset,
         "timestamp": None if letter.timestamp < 0 else letter.timestamp,
-        **key_as_json(form, content.key, None, errors),
-        **value_as_json(form, content.value, errors),
-        "headers": headers_as_json(content.headers),
+        **key_as_json(form, record.key, None, errors),
+        **value_as_json(form, record.value, errors),
+        "headers": headers_as_json(record.headers or []),
     }
     optional = {
         "via": letter.via and str(letter.via),
@@ -172,10 +172,10 @@ def letter_line(letters: DeadLetters, row: LetterRow) -> bytes:
 
 def raw_fields(row: LetterRow) -> dict[str, str]:
     """The record's bytes, in base64."""
-    content = row.content
+    record = row.record
     return {
-        **({} if content.key is None else as_base64("key", content.key)),
-        **({} if content.value is None else as_base64("value", content.value)),
+        **({} if record.key is None else as_base64("key", record.key)),
+        **({} if record.value is None else as_base64("value", record.value)),
     }
 
 

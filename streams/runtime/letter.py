@@ -44,8 +44,8 @@ class LetterId(NamedTuple):
         return cls(topic_id, int(partition), int(offset))
 
 
-class Received(msgspec.Struct, array_like=True):
-    """A record of an internal topic as the failing task has read it, without its origin."""
+class Received(msgspec.Struct, array_like=True, frozen=True):
+    """A record as a failing task has read it; one of an internal topic without its origin."""
 
     key: bytes | None
     value: bytes | None
@@ -80,13 +80,20 @@ class Letter:
     payload: str
     """Why key and value are not those of the input record; empty where they are."""
     received: bytes | None
-    """The record of the internal topic, as ``Received``; ``None`` where key and value are what was read."""
+    """The record of the internal topic, ``Received`` as JSON; ``None`` where key and value were read."""
     left_out: str
     """What the broker did not accept in the dead letter; empty if it is complete."""
     row: int
     """Which of the rows that were made of the record has failed, from 0."""
     rows: int
     """How many rows were made of the record, in the batch of the failing step."""
+
+    @property
+    def record(self) -> Received:
+        """The record as the failing task has read it."""
+        if self.received is None:
+            return Received(self.key, self.value, self.timestamp, self.headers)
+        return msgspec.json.decode(self.received, type=Received)
 
     @property
     def is_result(self) -> bool:

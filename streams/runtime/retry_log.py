@@ -8,12 +8,15 @@ in the transaction that has the results of the retry.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
 from streams.records import TopicPartition
 from streams.runtime.letter import LetterId
+
+if TYPE_CHECKING:
+    from streams.runtime.letter import Letter, Received
 
 SETTINGS: Final = {
     "cleanup.policy": "compact",
@@ -64,6 +67,24 @@ class RetryRequest(msgspec.Struct, frozen=True, kw_only=True):
     def source(self) -> TopicPartition:
         """The partition from which the step's task reads."""
         return TopicPartition(self.topic, self.partition)
+
+
+def request_for(letter: Letter, record: Received, *, number: int, partition: int) -> RetryRequest:
+    """The request to retry a dead letter with this record, in that partition of what its step reads."""
+    return RetryRequest(
+        number=number,
+        step=letter.step,
+        topic=letter.source.topic,
+        partition=partition,
+        key=record.key,
+        value=record.value,
+        timestamp=record.timestamp,
+        headers=record.headers or None,
+        origin=(letter.topic, letter.partition, letter.offset),
+        is_result=letter.is_result,
+        row=letter.row,
+        rows=letter.rows,
+    )
 
 
 class Result(StrEnum):

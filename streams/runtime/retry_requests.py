@@ -103,6 +103,8 @@ class RetryRequests:
         self._consumer: Consumer | None = None
         self._look: Future[bool] | None = None
         self._next_look = self._next_poll = -float("inf")
+        self._trouble = ""
+        """The last error that was logged."""
         self._clear()
 
     def _clear(self) -> None:
@@ -140,7 +142,9 @@ class RetryRequests:
                 self._read(self._consumer)
                 self._note_ready(settled)
         except BrokerError as error:
-            self._log.warning(Event.RETRIES_UNREAD, topic=self.topic.topic, error=str(error))
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                self._log.warning(Event.RETRIES_UNREAD, topic=self.topic.topic, error=self._trouble)
             self._next_poll = now + TROUBLE_SECONDS
             self._release()
 
@@ -148,7 +152,7 @@ class RetryRequests:
         if self._look is None:
             if now >= self._next_look:
                 self._next_look = now + LOOK_SECONDS
-                self._look = self._call(lambda: self.topic.topic in self._admin_topics())
+                self._look = self._call(self._can_be_read)
         elif self._look.done():
             look, self._look = self._look, None
             if look.result():
@@ -325,8 +329,13 @@ class RetryRequests:
             # In the thread that uses it.
             self._call(admin.close)
 
-    def _admin_topics(self) -> Mapping[str, object]:
-        return self._opened_admin().topic_ids([self.topic.topic])
+    def _can_be_read(self) -> bool:
+        """Whether the topic exists. Raises ``NotAuthorized``: without WRITE, a retry would end the worker."""
+        admin, name = self._opened_admin(), self.topic.topic
+        if not admin.topic_ids([name]):
+            return False
+        admin.require_rights({name: ["READ", "WRITE"]})
+        return True
 
     def _opened_admin(self) -> Admin:
         if self._admin is None:

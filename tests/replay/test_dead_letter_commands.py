@@ -15,6 +15,7 @@ from streams.errors import ConfigurationError, TopicError
 from streams.records import Output
 from streams.replay.dead_letters.edit import edit_letter
 from streams.replay.dead_letters.export import exported
+from streams.replay.dead_letters.ledger import LetterState
 from streams.replay.dead_letters.purge import purge_letters
 from streams.replay.dead_letters.retry import plan_retry
 from streams.replay.dead_letters.rows import Selection
@@ -61,9 +62,9 @@ def fill(site: Retrying) -> Worker:
 def options(site: Retrying, **given: object) -> list[str]:
     """The keys of the dead letters that options of a command select."""
     names = ("places", "step", "topic", "exception", "message", "since", "until", "key", "where")
-    chosen = SelectionOptions(**dict.fromkeys(names) | given)  # type: ignore[arg-type]  # by name
+    chosen = SelectionOptions(**dict.fromkeys(names) | given)
     letters = site.letters
-    selection = chosen.selection(letters, ["open", "waiting"])  # type: ignore[list-item]  # equal to the states
+    selection = chosen.selection(letters, [LetterState.OPEN, LetterState.WAITING])
     return sorted((row.letter.key or b"").decode() for row in letters.rows(selection))
 
 
@@ -201,7 +202,7 @@ def test_a_purge_deletes_nothing_before_a_letter_of_another_app(site):
 
 
 def test_a_letter_that_was_cut_needs_an_edit_first(site):
-    headers = [
+    headers: list[tuple[str, bytes | None]] = [
         (f"__streams.errors.{name}", text)
         for name, text in (
             ("topic", b"in"),

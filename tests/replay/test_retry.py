@@ -11,12 +11,13 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from streams import App, Json, Record, Text, fail, skip
 from streams.broker import NewTopic
-from streams.errors import OutcomeUnknown, TransactionAborted
+from streams.errors import OutcomeUnknown, ProcessingError, TransactionAborted
 from streams.records import Output
 from streams.replay.dead_letters.retry import order_retry, plan_retry
 from streams.replay.dead_letters.rows import Selection
 from streams.runtime import retry_requests
 from streams.state.memory import MemoryDatabases
+from streams.testing import TopologyDriver
 from tests.support.connectors import Database, MemorySink
 from tests.support.retrying import Retrying
 
@@ -729,3 +730,52 @@ def test_a_sink_that_only_appends_is_refused():
         "'rows' does not write by key, so that a crash might add the row twice"
     }
     worker.close()
+
+
+def test_the_driver_retries_a_dead_letter_with_the_fixed_program():
+    driver = TopologyDriver(two_steps(Broken("a", "b")))
+    driver.send("in", "a1", key="k")
+    driver.send("in", "b1", key="k")
+    first, second = driver.dead_letters()
+    driver.restart(two_steps(Broken("b")))
+    driver.retry(first)
+    with pytest.raises(ProcessingError, match=r"step 'work' has failed again .*KeyError: 'b is not"):
+        driver.retry(second)
+    assert driver.values("out") == ["A1"]
+    assert driver.values("copy") == ["a1", "b1"]
+    assert driver.dead_letters() == []
+    with pytest.raises(ProcessingError, match="is no dead letter"):
+        driver.retry(Record(b"k", b"v", 0))
+    driver.close()
+
+
+def test_the_driver_refuses_what_cannot_be_retried():
+    driver = TopologyDriver(refusing_app(Broken("a")))
+    driver.send("in", "a1", key="k")
+    letters = driver.dead_letters()
+    assert len(letters) == 2
+    for letter in letters:
+        with pytest.raises(ProcessingError, match="cannot be retried: it"):
+            driver.retry(letter)
+    driver.close()
+
+
+def test_the_driver_retries_downstream_of_an_internal_topic():
+    broken = Broken("a")
+    app = App("shop")
+    (
+        app.stream("in", key=Text(), value=Text())
+        .repartition("again", value=Text())
+        .map(broken, name="work")
+        .group_by_key()
+        .count("counted")
+        .to("counts")
+    )
+    driver = TopologyDriver(app)
+    for value in ("a1", "b1"):
+        driver.send("in", value, key="k")
+    (letter,) = driver.dead_letters()
+    broken.prefixes = ()
+    driver.retry(letter)
+    assert driver.values("counts")[-1] == 2
+    driver.close()

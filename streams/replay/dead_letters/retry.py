@@ -11,7 +11,7 @@ from streams.broker.reading import read_from
 from streams.partitioning import partition_for
 from streams.records import TopicPartition
 from streams.replay.dead_letters.ledger import LetterState
-from streams.runtime.retry_log import Result, RetryRequest
+from streams.runtime.retry_log import Result, RetryRequest, request_for
 from streams.runtime.retry_path import letter_refusal
 
 if TYPE_CHECKING:
@@ -114,20 +114,11 @@ def outcomes(letters: DeadLetters, ordered: Mapping[LetterId, int]) -> Counter[R
 
 def request_of(row: LetterRow, partitions: Mapping[str, int]) -> RetryRequest:
     """The request to retry a dead letter. ``partitions`` are the partition counts of topics."""
-    letter, content, history = row.letter, row.content, row.history
-    return RetryRequest(
-        number=max(history.handled, history.request) + 1,
-        step=letter.step,
-        topic=letter.source.topic,
-        partition=_partition(row, partitions.get(letter.source.topic)),
-        key=content.key,
-        value=content.value,
-        timestamp=content.timestamp,
-        headers=content.headers or None,
-        origin=(letter.topic, letter.partition, letter.offset),
-        is_result=letter.is_result,
-        row=letter.row,
-        rows=letter.rows,
+    return request_for(
+        row.letter,
+        row.record,
+        number=max(row.history.handled, row.history.request) + 1,
+        partition=_partition(row, partitions.get(row.letter.source.topic)),
     )
 
 
@@ -136,7 +127,7 @@ def _partition(row: LetterRow, count: int | None) -> int:
     edit, own = row.history.edit, row.letter.source.partition
     if edit is None or edit.key is None or count is None:
         return own
-    before = row.unedited.key
+    before = row.letter.record.key
     if edit.key == before or (before is not None and partition_for(before, count) != own):
         # The topic was written with another partitioner.
         return own

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import msgspec
+from msgspec.structs import replace
 
 from streams.broker.reading import read_to_end
 from streams.errors import TopicError
@@ -21,17 +21,7 @@ if TYPE_CHECKING:
 
     from streams.app import App
     from streams.broker import Broker
-    from streams.records import Headers
     from streams.topology.graph import Topology
-
-
-class Content(NamedTuple):
-    """The record that a retry gives to the failing task, as bytes."""
-
-    key: bytes | None
-    value: bytes | None
-    timestamp: int
-    headers: Headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +66,10 @@ class LetterRow:
         return outcome.message if outcome is not None and outcome.result is Result.REFUSED else ""
 
     @property
-    def content(self) -> Content:
-        """The record that a retry processes, as edited."""
-        edit, own = self.history.edit, self.unedited
-        return own if edit is None else own._replace(key=edit.key, value=edit.value)
-
-    @property
-    def unedited(self) -> Content:
-        """The record as the failing task has read it."""
-        letter = self.letter
-        if letter.received is None:
-            return Content(letter.key, letter.value, letter.timestamp, letter.headers)
-        received = msgspec.json.decode(letter.received, type=Received)
-        return Content(received.key, received.value, received.timestamp, received.headers or [])
+    def record(self) -> Received:
+        """The record that a retry gives to the failing task, as edited."""
+        record, edit = self.letter.record, self.history.edit
+        return record if edit is None else replace(record, key=edit.key, value=edit.value)
 
 
 Predicate: TypeAlias = Callable[[LetterRow], bool]
