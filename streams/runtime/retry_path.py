@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from streams.runtime.letter import Letter
-    from streams.runtime.retry_log import RetryRequest
     from streams.topology.graph import Node, SourceNode, Subtopology, Topology
 
 
@@ -101,11 +100,6 @@ def refusal(subtopology: Subtopology, topic: str, step: str) -> str | None:
     if appending:
         return f"{appending} does not write by key, so that a crash might add the row twice"
     return None
-
-
-def request_refusal(subtopology: Subtopology, request: RetryRequest) -> str | None:
-    """Why the program that runs cannot process a request; ``None`` if it can."""
-    return refusal(subtopology, request.topic, request.step)
 
 
 def _keeps_state(step: Step) -> bool:

@@ -27,6 +27,7 @@ from streams.runtime.assignment import Assignment
 from streams.runtime.cleanup import Cleanup
 from streams.runtime.connector_check import ConnectorCheck
 from streams.runtime.counts import Counts
+from streams.runtime.dead_letter_retries import DeadLetterRetries
 from streams.runtime.dead_letters import DeadLetterWatch, FirstFailures, dead_letter_topic
 from streams.runtime.global_tables import GlobalTables
 from streams.runtime.group_start import commit_group_start
@@ -35,9 +36,7 @@ from streams.runtime.originals import Originals
 from streams.runtime.pacing import SLICE_SECONDS, Pacing
 from streams.runtime.pending import PendingTasks
 from streams.runtime.restore import Restorer
-from streams.runtime.retried import Retried
 from streams.runtime.retry_log import retry_topic
-from streams.runtime.retry_path import request_refusal
 from streams.runtime.sinks import Sinks
 from streams.runtime.slice import Slice
 from streams.runtime.sources import Sources
@@ -61,7 +60,6 @@ if TYPE_CHECKING:
     from streams.records import Fetched, Record
     from streams.runtime.commit import Guarantee
     from streams.runtime.restore import Restoration, RestoreProgress
-    from streams.runtime.retried import Ordered
     from streams.runtime.retry_requests import RetryRequests
     from streams.state.store import Databases
     from streams.topology.graph import Topology
@@ -187,7 +185,6 @@ class Worker:
             clock=clock,
         )
         self._sources = Sources(topology, application, clock)
-        self._retries = retries
         self._connector_check = ConnectorCheck(topology, application, self._sinks.contexts, self._pause)
         self._lives = TaskLives()
         self._assignment = Assignment(
@@ -218,6 +215,23 @@ class Worker:
             notes_beginnings=settings.offset_reset == "latest",
             clock=clock,
         )
+
+        self._retries: DeadLetterRetries | None = None
+        if retries is not None:
+            self._retries = DeadLetterRetries(
+                retries,
+                topology,
+                self._assignment,
+                self._transaction,
+                self._pacing,
+                self._slice,
+                commit=self._commit,
+                commit_if_overdue=self._commit_if_overdue,
+                write=self._write,
+                stopping=self._stop.is_set,
+                clock=clock,
+                wall_clock=self.wall_clock,
+            )
 
         self._state = State.CREATED
         self._thread: int | None = None
@@ -398,7 +412,8 @@ class Worker:
         if not self._transaction.must_rewind:
             self._punctuate()
             self._process_sources()
-            self._retry_dead_letters()
+            if self._retries is not None:
+                self._retries.run()
         if not self._transaction.must_rewind and self._commit_due():
             self._commit()
         if self._transaction.must_rewind:
@@ -740,6 +755,10 @@ class Worker:
             or (bool(self._sinks) and self._sinks.full(tasks))
         )
 
+    def _commit_if_overdue(self) -> None:
+        if self._overdue():
+            self._commit()
+
     def _commit_due(self) -> bool:
         if not self._pacing.dirty:
             return False
@@ -759,7 +778,7 @@ class Worker:
         try:
             self._prepare()
             self._write_to_sinks()
-            retried = self._write_retry_outcomes()
+            retried = [] if self._retries is None else self._retries.write_outcomes()
             offsets = self._assignment.offsets()
             metadata = self._assignment.offset_metadata(offsets)
             self._transaction.commit(offsets, self._consumer, metadata)
@@ -773,7 +792,8 @@ class Worker:
             self._assignment.committed |= offsets
             for task in self._assignment.tasks.values():
                 task.committed()
-            self._note_retried(retried)
+            if self._retries is not None:
+                self._retries.committed(retried)
             self._sources.committed()
             self._cleanup.committed(offsets)
             if offsets:
@@ -784,7 +804,8 @@ class Worker:
             self._sinks.rollback()
             self._transaction.end_commit()
         self._pacing.committed(begun, transaction=self._guarantee.undoes)
-        self._commit_delivered()
+        if self._retries is not None:
+            self._retries.commit_delivered()
 
     def _prepare(self) -> None:
         """Let tasks forward and encode their changes, and write these."""
@@ -848,139 +869,6 @@ class Worker:
                     self._commit()
                 if self._clock() >= until:
                     return
-
-    # --- dead letters that are retried
-
-    def _retry_dead_letters(self) -> None:
-        """Process dead letters again as requested, for about as long as a slice takes."""
-        retries, assignment = self._retries, self._assignment
-        if retries is None or self._stop.is_set():
-            return
-        # A partition without a position may have a predecessor whose commit is not decided.
-        settled = {
-            partition: progress
-            for partition, progress in assignment.progress.items()
-            if (task := assignment.held.get(partition)) is not None and partition in task.positions
-        }
-        retries.poll(settled)
-        until = self._clock() + SLICE_SECONDS
-        while not self._transaction.must_rewind and (ordered := retries.take(settled, self._retrying())):
-            partition = ordered[0].request.source
-            if not self._retry(partition, settled[partition], ordered):
-                return
-            if self._overdue():
-                self._commit()
-            if self._clock() >= until or self._stop.is_set():
-                return
-
-    def _retrying(self) -> set[int]:
-        """The requests that are processed, and whose outcomes are not committed yet."""
-        return {
-            item.offset
-            for task in self._assignment.tasks.values()
-            for records in (*task.retried, *task.delivered)
-            for item in records.ordered
-        }
-
-    def _retry(self, partition: TopicPartition, progress: Progress, ordered: Sequence[Ordered]) -> bool:
-        """Retry dead letters of one partition and step as a slice. Returns whether that is complete."""
-        if self._pacing.would_time_out():
-            self._commit()
-        if self._transaction.must_rewind or not self._assignment.holds(partition, progress):
-            return False
-        task = self._assignment.held[partition]
-        reason = request_refusal(self._topology.subtopologies[task.id.subtopology], ordered[0].request)
-        if reason is not None:
-            refused = Retried(ordered, (), internal=False)
-            for row in range(len(ordered)):
-                refused.refuse(row, reason)
-            task.retried.append(refused)
-            self._transaction.processed()
-            return True
-        self._slice.open(task, (partition, progress))
-        try:
-            task.retry(ordered)
-            error = None
-        except Interrupted:
-            return False
-        except ProcessingError as raised:
-            error = raised
-        finally:
-            self._slice.close()
-            if self._slice.commit_first:
-                self._commit()
-        if error is not None:
-            return self._retry_each(partition, progress, task, ordered, error)
-        try:
-            if not task.delivers:
-                self._write(task)
-        except UNFINISHED as failure:
-            self._transaction.failed(failure)
-            return False
-        except Interrupted:
-            return False
-        self._transaction.processed()
-        return True
-
-    def _retry_each(
-        self,
-        partition: TopicPartition,
-        progress: Progress,
-        task: Task,
-        ordered: Sequence[Ordered],
-        error: ProcessingError,
-    ) -> bool:
-        """Retry dead letters one by one, as one of them fails in a step that stops workers.
-
-        It stays a dead letter: what is retried must not stop the worker again and again.
-        """
-        if len(ordered) == 1:
-            step = ordered[0].request.step
-            failed = Retried(ordered, (step,), internal=False)
-            cause = error.__cause__
-            failed.fail(0, step, cause if isinstance(cause, Exception) else error)
-            task.retried.append(failed)
-            self._transaction.processed()
-            return True
-        return all(self._retry(partition, progress, [item]) for item in ordered)
-
-    def _commit_delivered(self) -> None:
-        """Commit the outcomes of dead letters whose rows a sink has committed.
-
-        Soon, as after a crash these would be written again.
-        """
-        if (
-            any(task.delivered for task in self._assignment.tasks.values())
-            and not self._transaction.must_rewind
-        ):
-            self._transaction.processed()
-            self._commit()
-
-    def _write_retry_outcomes(self) -> list[Retried]:
-        """Write the outcomes of dead letters that were retried since the last commit.
-
-        Those that go to a sink have theirs in the next commit, as this one's transaction in Kafka comes
-        before that of the sink.
-        """
-        if self._retries is None:
-            return []
-        retried = [
-            records
-            for task in self._assignment.tasks.values()
-            for records in (task.delivered if task.delivers else task.retried)
-        ]
-        for output in self._retries.outcomes(retried, self.wall_clock()):
-            self._transaction.write_changes(output)
-        return retried
-
-    def _note_retried(self, retried: Sequence[Retried]) -> None:
-        """The outcomes of dead letters that were retried are committed."""
-        if self._retries is not None and retried:
-            self._retries.handled(retried)
-            results = Counter(
-                str(outcome.result) for records in retried for _, outcome in records.outcomes(0)
-            )
-            self._log.info(Event.DEAD_LETTERS_RETRIED, results=dict(results))
 
     def _rewind(self) -> None:
         """Discard the uncommitted work and read the input again from the committed offsets."""
