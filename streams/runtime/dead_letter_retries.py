@@ -70,7 +70,7 @@ class DeadLetterRetries:
 
     def run(self) -> None:
         """Process dead letters again as requested, for about as long as a slice takes."""
-        if self._stopping():
+        if self._stopping() or not self._requests.due:
             return
         assignment = self._assignment
         # A partition without a position may have a predecessor whose commit is not decided.

@@ -124,6 +124,11 @@ class RetryRequests:
         self._ready: dict[TopicPartition, object] = {}
         """Partitions for which all earlier outcomes are known, by their assignment."""
 
+    @property
+    def due(self) -> bool:
+        """Whether there is anything to read or to process."""
+        return bool(self._open) or self._clock() >= self._next_poll
+
     # --- reading
 
     def poll(self, settled: Mapping[TopicPartition, object]) -> None:

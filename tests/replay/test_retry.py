@@ -11,8 +11,9 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from streams import App, Json, Record, Text, fail, skip
 from streams.broker import NewTopic
-from streams.errors import OutcomeUnknown, ProcessingError, TransactionAborted
+from streams.errors import BrokerError, OutcomeUnknown, ProcessingError, TransactionAborted
 from streams.records import Output
+from streams.replay.dead_letters import ledger
 from streams.replay.dead_letters.retry import order_retry, plan_retry
 from streams.replay.dead_letters.rows import Selection
 from streams.runtime import retry_requests
@@ -245,6 +246,33 @@ def test_a_worker_that_was_replaced_in_the_middle_of_a_retry_commits_no_outcome(
     first.close()
     if guarantee == "exactly_once":
         assert Counter(site.values("out")) == Counter(f"A{number}" for number in range(100))
+
+
+def test_a_command_that_ends_in_the_middle_is_repeated(monkeypatch):
+    monkeypatch.setattr(ledger, "CHUNK_ENTRIES", 10)
+    broken = Broken("a")
+    site = Retrying(two_steps(broken))
+    worker = site.worker()
+    site.send([f"a{number}" for number in range(55)])
+    site.settle(worker)
+    broken.prefixes = ()
+    chunks = 0
+
+    def end(reached: str) -> None:
+        nonlocal chunks
+        chunks += reached == "produce"
+        if chunks == 3:
+            raise BrokerError("the command ends here")
+
+    site.broker.before = end
+    with pytest.raises(BrokerError, match="ends here"):
+        site.retry()
+    site.broker.before = None
+    assert len(site.selected(states=["waiting"])) == 20
+    plan = site.retry()
+    assert (len(plan.ready), plan.waiting) == (35, 20)
+    site.run(worker, until=lambda: not site.selected(states=["waiting"]))
+    assert Counter(site.values("out")) == Counter(f"A{number}" for number in range(55))
 
 
 def test_retries_move_with_their_partitions():
