@@ -42,6 +42,7 @@ from streams.runtime.commit import AtLeastOnce, ExactlyOnce
 from streams.runtime.dead_letters import dead_letter_topic
 from streams.runtime.key_placement import check_key_placement
 from streams.runtime.resources import Resource, Resources
+from streams.runtime.retry_requests import RetryRequests
 from streams.runtime.task import TaskId
 from streams.runtime.topics import most_tasks_with_stores, prepare_topics
 from streams.runtime.worker import Worker
@@ -558,6 +559,9 @@ class App:
                 partitions=partitions,
                 databases=databases,
                 members=lambda: replicas.members,
+                retries=RetryRequests(cluster, self.name, time.monotonic)
+                if topology.writes_dead_letters
+                else None,
             )
             elsewhere = check_key_placement(topology, cluster, partitions)
             self._queries = queries = Queries(topology, worker, partitions, elsewhere=elsewhere)

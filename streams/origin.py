@@ -130,6 +130,12 @@ def with_origins(values: Sequence[bytes | None], batch: Batch[object, object]) -
     ]
 
 
+def with_origin(value: bytes | None, origin: tuple[str, int, int], *, is_result: bool) -> bytes:
+    """A value as written to an internal topic: with the topic, partition and offset of its input record."""
+    trace = _encoded(origin, is_result=is_result)
+    return MAGIC_NULL + trace if value is None else MAGIC + trace + value
+
+
 def without_origin(value: bytes | None) -> bytes | None:
     """A value of an internal topic without the origin before it."""
     length = 0 if value is None else _length(value)
@@ -166,6 +172,11 @@ class Relayed:
             self._values: list[bytes | None] = list(map(itemgetter(slice(self._length, None)), column))
         else:
             self._values = list(map(without_origin, self._payloads))
+
+    @property
+    def read(self) -> Fetched:
+        """The records as they were read, with origins."""
+        return self._fetched
 
     @property
     def next_offset(self) -> int:

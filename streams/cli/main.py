@@ -9,6 +9,7 @@ import typer
 
 from streams.cli.broker import broker_cli
 from streams.cli.consume import consume
+from streams.cli.dead_letters import dead_letters_cli
 from streams.cli.describe import describe
 from streams.cli.failures import run_command
 from streams.cli.ingest import ingest
@@ -33,6 +34,7 @@ for command in (run, source, describe, ingest, consume, lag, query, simulate):
     cli.command()(command)
 cli.add_typer(broker_cli, name="broker")
 cli.add_typer(topics_cli, name="topics")
+cli.add_typer(dead_letters_cli, name="dead-letters")
 cli.add_typer(schemas_cli, name="schemas")
 cli.add_typer(sync_cli, name="sync")
 cli.add_typer(replay_cli, name="replay")

@@ -114,9 +114,9 @@ class RecordLines:
                 "partition": fetched.partition,
                 "offset": offset,
                 "timestamp": None if time < 0 else time,
-                **_key_as_json(form, key, own, errors),
-                **_value_as_json(form, value, errors),
-                **({"headers": _headers_as_json(own)} if own else {}),
+                **key_as_json(form, key, own, errors),
+                **value_as_json(form, value, errors),
+                **({"headers": headers_as_json(own)} if own else {}),
                 **({"error": "; ".join(errors)} if errors else {}),
             }
             line = msgspec.json.encode(fields, enc_hook=str)
@@ -126,9 +126,10 @@ class RecordLines:
                     yield text
 
 
-def _key_as_json(
+def key_as_json(
     form: TopicFormat, key: bytes | None, headers: Headers | None, errors: list[str]
 ) -> Mapping[str, Any]:
+    """The decoded key, or its bytes in base64 and the reason among ``errors``."""
     if key is None:
         return {"key": None}
     try:
@@ -139,7 +140,8 @@ def _key_as_json(
         return as_base64("key", key)
 
 
-def _value_as_json(form: TopicFormat, value: bytes | None, errors: list[str]) -> Mapping[str, Any]:
+def value_as_json(form: TopicFormat, value: bytes | None, errors: list[str]) -> Mapping[str, Any]:
+    """The decoded value, or its bytes in base64 and the reason among ``errors``."""
     if value is None:
         return {"value": None}
     try:
@@ -173,7 +175,8 @@ def as_base64(name: str, payload: bytes) -> dict[str, str]:
     return {f"{name}_base64": base64.b64encode(payload).decode()}
 
 
-def _headers_as_json(headers: Headers) -> dict[str, str | None]:
+def headers_as_json(headers: Headers) -> dict[str, str | None]:
+    """Headers as text."""
     return {
         name: None if content is None else content.decode(errors="backslashreplace")
         for name, content in headers

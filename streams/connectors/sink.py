@@ -23,6 +23,9 @@ class SinkRows:
     ``start`` is the position that the sink must have, ``next_offset`` the one that it has afterwards. There
     may be no row at all between them (all were filtered out). ``offsets`` are those of each row's input
     record: equal for several rows that were made of one record.
+
+    A connector that ``takes_retries`` is also given rows of dead letters that are retried: their offsets are
+    before ``start``, and ``next_offset`` may be equal to it.
     """
 
     partition: TopicPartition
@@ -126,6 +129,15 @@ class SinkConnector(Protocol):
 
     def open(self, context: SinkContext) -> SinkWriter:
         """Connect. Raises ``SinkUnavailable``."""
+
+
+def takes_retries(connector: SinkConnector) -> bool:
+    """Whether a connector has a true attribute of this name: writing a row twice changes nothing there.
+
+    Dead letters that are retried are written to such sinks. They are beside the positions, so after a crash
+    some are written again.
+    """
+    return bool(getattr(connector, "takes_retries", False))
 
 
 class MergeCounts(NamedTuple):

@@ -78,6 +78,12 @@ class WorkerMetrics:
             for step, value in sum((Counter(item) for item in by_step), Counter[str]()).items():
                 family.add_metric([step], value)
             yield family
+        retried = CounterMetricFamily(
+            "streams_dead_letters_retried", "Dead letters that were retried, by result.", labels=["result"]
+        )
+        for result, value in sum((count.retried for count in counts), Counter[str]()).items():
+            retried.add_metric([result], value)
+        yield retried
         skipped = CounterMetricFamily(
             "streams_out_of_range_skipped",
             "Offsets skipped by out_of_range_reset: mostly records that were deleted before they were read.",

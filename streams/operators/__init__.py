@@ -65,6 +65,9 @@ class NodeOperator(ABC):
     order_depends_on_slices: ClassVar[bool] = False
     """Whether the order of its output depends on how the input is divided into slices."""
 
+    one_to_one: ClassVar[bool] = False
+    """Whether it forwards at most one row for each row that it is given."""
+
     @property
     @abstractmethod
     def kind(self) -> str:

@@ -43,6 +43,7 @@ class JoinTable(Operator):
     """
 
     kind: ClassVar[str] = "join"
+    one_to_one: ClassVar[bool] = True
 
     function: Callable[[Any, Any], Any]
     table: AnyView
@@ -76,6 +77,7 @@ class JoinGlobal(Operator):
     """As ``JoinTable``, with a global table: ``key`` computes the table's key from a value."""
 
     kind: ClassVar[str] = "join_global"
+    one_to_one: ClassVar[bool] = True
 
     function: Callable[[Any, Any], Any]
     table: str

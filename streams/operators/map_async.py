@@ -29,6 +29,7 @@ class MapAsync(Operator):
     """
 
     kind: ClassVar[str] = "map_async"
+    one_to_one: ClassVar[bool] = True
     awaits: ClassVar[bool] = True
 
     function: Callable[[Any], Awaitable[Any]]

@@ -29,6 +29,7 @@ class MapRecords(Operator):
     """Replaces each record by the result of the function."""
 
     kind: ClassVar[str] = "map_records"
+    one_to_one: ClassVar[bool] = True
     stamps: ClassVar[bool] = True
 
     function: Callable[[Record[Any, Any]], Record[Any, Any]]
@@ -94,6 +95,7 @@ class FilterRecords(Operator):
     """Keeps the records that satisfy the predicate."""
 
     kind: ClassVar[str] = "filter_records"
+    one_to_one: ClassVar[bool] = True
 
     predicate: Callable[[Record[Any, Any]], object]
 
@@ -123,6 +125,7 @@ class PeekRecords(Operator):
     """Calls a function with each record and forwards the record unchanged."""
 
     kind: ClassVar[str] = "peek_records"
+    one_to_one: ClassVar[bool] = True
     terminal: ClassVar[bool] = True
 
     function: Callable[[Record[Any, Any]], object]

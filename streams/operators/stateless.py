@@ -32,6 +32,7 @@ class Map(Operator):
     """Replaces each value, and the event time by ``timestamp`` of the new value."""
 
     kind: ClassVar[str] = "map"
+    one_to_one: ClassVar[bool] = True
 
     function: Function
     timestamp: Callable[[Any], int] | None = None
@@ -101,6 +102,7 @@ class Filter(Operator):
     """Keeps the records whose value satisfies the predicate."""
 
     kind: ClassVar[str] = "filter"
+    one_to_one: ClassVar[bool] = True
 
     predicate: Function
 
@@ -170,6 +172,7 @@ class KeyBy(Operator):
     """Replaces each key by the function's result for the value."""
 
     kind: ClassVar[str] = "key_by"
+    one_to_one: ClassVar[bool] = True
 
     function: Function
     implied_text: bool = False
@@ -198,6 +201,7 @@ class Peek(Operator):
     """Calls a function with each value and forwards the record unchanged."""
 
     kind: ClassVar[str] = "peek"
+    one_to_one: ClassVar[bool] = True
     terminal: ClassVar[bool] = True
 
     function: Function
@@ -223,6 +227,7 @@ class Merge(Operator):
     """Forwards the records of several parents unchanged; also the first step of a branch."""
 
     kind: ClassVar[str] = "merge"
+    one_to_one: ClassVar[bool] = True
 
     def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - the binding is not used
         return fan_out(children)
@@ -237,6 +242,7 @@ class Branch(Operator):
     """
 
     kind: ClassVar[str] = "branch"
+    one_to_one: ClassVar[bool] = True
 
     routes: tuple[tuple[str, Function], ...]
     otherwise: str | None = None

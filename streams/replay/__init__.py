@@ -1,1 +1,1 @@
-"""Reprocessing: resets, bounded runs beside production and their comparison."""
+"""Processing records again: resets, bounded runs beside production and their comparison, dead letters."""

@@ -578,9 +578,10 @@ class Assignment:
                 assert offset >= self.committed.get(partition, 0), (
                     f"{partition} would go back from {self.committed[partition]} to {offset}"  # I4
                 )
-            # Only offsets fence, so changes of state must never be committed without them.
-            assert not task.staged or task.positions, f"task {task.id} has changes and no offsets"  # I5
-            offsets |= task.positions if task.staged else moved
+            # Only offsets fence, so changes of state must never be committed without them, nor outcomes.
+            fenced = task.staged or task.retried or task.delivered
+            assert not fenced or task.positions, f"task {task.id} has changes and no offsets"  # I5
+            offsets |= task.positions if fenced else moved
         return offsets
 
     def offset_metadata(self, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, str]:

@@ -20,6 +20,8 @@ class Counts:
     """Records skipped by policy ``skip``, by step."""
     late: Counter[str] = field(default_factory=Counter)
     """Records that were too late for a window or a join, by step."""
+    retried: Counter[str] = field(default_factory=Counter)
+    """Dead letters that were retried, by result (see ``retry_log.Result``)."""
     seconds: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "process": 0.0})
 
     def add(self, other: Counts) -> None:
@@ -31,5 +33,6 @@ class Counts:
         self.dead_letters.update(other.dead_letters)
         self.skipped.update(other.skipped)
         self.late.update(other.late)
+        self.retried.update(other.retried)
         for stage, seconds in other.seconds.items():
             self.seconds[stage] += seconds

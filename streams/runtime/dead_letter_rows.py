@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
+
 from streams.errors import ProcessingError, error_text
 from streams.origin import Relayed, described, origin_of
 from streams.records import Output
+from streams.runtime.letter import PREFIX, UNREAD, Received
+from streams.runtime.retried import retried_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
@@ -129,20 +133,37 @@ def _input_records(
     notes: list[Headers] = []
     for letter, origin in zip(letters, origins, strict=True):
         record = letter.batch.original(letter.row)
-        note: Headers = []
+        note = _position(letter)
         if isinstance(letter.batch.fetched, Relayed):
             # Without the offset in that topic, which differs between runs.
-            note.append(("__streams.errors.via", f"{record.topic}-{record.partition}".encode()))
+            note.append((f"{PREFIX}via", f"{record.topic}-{record.partition}".encode()))
         if origin in found:
+            if not letter.cut:
+                # What the step is given when the dead letter is retried.
+                received = Received(record.key, record.value, record.timestamp, record.headers)
+                note.append((f"{PREFIX}received", msgspec.json.encode(received)))
             record = found[origin]
         elif origin in wanted:
-            gone = f"as in {record.topic}: {origin} could not be read again"
-            note.append(("__streams.errors.payload", gone.encode()))
+            gone = f"{UNREAD}{record.topic}: {origin} could not be read again"
+            note.append((f"{PREFIX}payload", gone.encode()))
         elif origin.is_result:
-            note.append(("__streams.errors.payload", described(letter.batch, letter.row).encode()))
+            note.append((f"{PREFIX}payload", described(letter.batch, letter.row).encode()))
         records.append(replace(record, topic=origin.topic, partition=origin.partition, offset=origin.offset))
         notes.append(note)
     return records, notes
+
+
+def _position(letter: DeadLetter) -> Headers:
+    """Which of the rows made of one record has failed, and the dead letter that was being retried."""
+    found: Headers = []
+    rows = letter.batch.rows
+    if not isinstance(rows, range) and (count := rows.count(rows[letter.row])) > 1:
+        before = rows[: letter.row].count(rows[letter.row])
+        found.append((f"{PREFIX}row", b"%d/%d" % (before, count)))
+    retried = retried_from(letter.batch.fetched)
+    if retried is not None:
+        found.append((f"{PREFIX}retry_of", str(retried.ordered[rows[letter.row]].letter).encode()))
+    return found
 
 
 def _value(value: bytes | None, cut: int) -> bytes | None:
@@ -156,19 +177,19 @@ def _headers(letter: DeadLetter, record: Record[bytes | None, bytes | None], app
     message = error_text(letter.error).encode(errors="replace")
     headers: Headers = [
         *((record.headers or ()) if cut < CUT_ALL else ()),
-        ("__streams.errors.topic", record.topic.encode()),
-        ("__streams.errors.partition", b"%d" % record.partition),
-        ("__streams.errors.offset", b"%d" % record.offset),
-        ("__streams.errors.timestamp", b"%d" % record.timestamp),
-        ("__streams.errors.application", application.encode()),
-        ("__streams.errors.step", letter.step.encode()),
-        ("__streams.errors.exception", type(letter.error).__qualname__.encode()),
-        ("__streams.errors.message", message[: SHORT_MESSAGE_BYTES if cut == CUT_ALL else MESSAGE_BYTES]),
+        (f"{PREFIX}topic", record.topic.encode()),
+        (f"{PREFIX}partition", b"%d" % record.partition),
+        (f"{PREFIX}offset", b"%d" % record.offset),
+        (f"{PREFIX}timestamp", b"%d" % record.timestamp),
+        (f"{PREFIX}application", application.encode()),
+        (f"{PREFIX}step", letter.step.encode()),
+        (f"{PREFIX}exception", type(letter.error).__qualname__.encode()),
+        (f"{PREFIX}message", message[: SHORT_MESSAGE_BYTES if cut == CUT_ALL else MESSAGE_BYTES]),
     ]
     if cut:
         headers += [
-            ("__streams.errors.left_out", LEFT_OUT[cut].encode()),
-            ("__streams.errors.key_bytes", b"%d" % len(record.key or b"")),
-            ("__streams.errors.value_bytes", b"%d" % len(record.value or b"")),
+            (f"{PREFIX}left_out", LEFT_OUT[cut].encode()),
+            (f"{PREFIX}key_bytes", b"%d" % len(record.key or b"")),
+            (f"{PREFIX}value_bytes", b"%d" % len(record.value or b"")),
         ]
     return headers

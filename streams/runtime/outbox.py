@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.records import Batch, TopicPartition, total_bytes
 from streams.runtime.dead_letter_rows import DeadLetter, DeadLetterRows, dead_letter_output
+from streams.runtime.retried import retried_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -118,9 +119,16 @@ class Outbox:
         return before
 
     def failed(self, action: Action, batch: Batch[Any, Any], row: int, step: str, error: Exception) -> None:
-        """Add a dead letter for a record that ``step`` could not process, or count it as skipped."""
+        """Add a dead letter for a record that ``step`` could not process, or count it as skipped.
+
+        A dead letter that is retried is neither: its outcome is.
+        """
         if self._failures.is_first(step, error):
             self._failures.log(action, batch, row, self._node(step), error)
+        retried = retried_from(batch.fetched)
+        if retried is not None and retried.fail(batch.rows[row], step, error):
+            # It is a dead letter already, whatever the policy.
+            return
         if action == "skip":
             self._counts.skipped[step] += 1
             return

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from streams.connectors.sink import SinkContext, SinkRows
 from streams.errors import SinkUnavailable
 from streams.records import TopicPartition
+from streams.runtime.retried import retried_from
 from streams.runtime.sink_session import SinkSession, SinkState
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class Sinks:
         """Partitions that are read for fewer sinks than before, since ``claim`` looked last."""
         self._losses = 0
         """How often sessions had been abandoned when ``_drop_lost`` looked last."""
+        self._delivering: list[Task] = []
+        """The tasks whose rows were written last."""
         self._changed = False
         """Whether positions were read, or a sink cannot be reached any more, since ``claim`` looked last."""
         self._of_subtopology = {
@@ -219,7 +222,7 @@ class Sinks:
         Returns the errors of the sinks that could not be written to; their partitions wait again.
         """
         self._drop_lost()
-        delivering = [task for task in tasks if task.delivers]
+        self._delivering = delivering = [task for task in tasks if task.delivers]
         rows: dict[str, list[PartitionRows]] = {name: [] for name in self._sessions}
         for task in delivering:
             task.drop_dead_letters(self._is_settled)
@@ -230,7 +233,7 @@ class Sinks:
                 rows[session.node.name] += rows_of(
                     task.positions, session.positions, by_sink.get(session.node.name, ())
                 )
-        errors: list[SinkUnavailable] = []
+        errors: dict[str, SinkUnavailable] = {}
         for name, own in rows.items():
             session = self._sessions[name]
             if not own:
@@ -239,24 +242,52 @@ class Sinks:
                 session.finish_claim()
                 refused = session.write([item.rows for item in own])
             except SinkUnavailable as error:
-                errors.append(error)
+                errors[name] = error
                 continue
             refuse_rows(own, refused)
-        return errors
+        self._begin_again(errors)
+        return list(errors.values())
+
+    def _begin_again(self, failed: Collection[str]) -> None:
+        """Undo what was written for tasks with retried dead letters, if one of their sinks is among these.
+
+        What is retried has its results once, in all sinks and topics or in none. All partitions of the
+        subtopology begin again, as their rows are in the transactions that are rolled back.
+        """
+        retrying = {task.id.subtopology for task in self._delivering if task.retried}
+        for number in retrying:
+            names = self._of_subtopology[number]
+            if set(failed).isdisjoint(names):
+                continue
+            for name in names:
+                self._sessions[name].rollback()
+            for partition, sessions in self._sinks_of.items():
+                if any(session.node.name in names for session in sessions):
+                    self._read_for.pop(partition, None)
+                    self._waiting.add(partition)
+            self._changed = True
+
+    def may_retry(self, partition: TopicPartition) -> bool:
+        """Whether rows of retried dead letters would reach each sink of the partition."""
+        return all(partition in session.positions for session in self._sinks_of.get(partition, ()))
 
     def _is_settled(self, partition: TopicPartition, offset: int) -> bool:
         return offset < self._settled.get(partition, 0)
 
     def commit(self) -> list[SinkUnavailable]:
         """Commit what was written, after Kafka's commit. Returns the errors of sinks whose commit failed."""
-        errors = []
-        for session in self._sessions.values():
+        errors: dict[str, SinkUnavailable] = {}
+        for name, session in self._sessions.items():
             if session.state is SinkState.WRITTEN:
                 try:
                     session.commit(self._lock_timeout)
                 except SinkUnavailable as error:
-                    errors.append(error)
-        return errors
+                    errors[name] = error
+        for task in self._delivering:
+            # Their rows may be missing in a sink. What they wrote to topics is committed.
+            if task.retried and not errors.keys().isdisjoint(self._of_subtopology[task.id.subtopology]):
+                task.forget_retried()
+        return list(errors.values())
 
     def rollback(self) -> None:
         """Discard what was written since the last commit."""
@@ -290,7 +321,10 @@ def rows_of(
     starts: Mapping[TopicPartition, int],
     deliveries: Iterable[Delivery],
 ) -> list[PartitionRows]:
-    """The rows of each partition whose position has moved, without those that the sink has already."""
+    """The rows of each partition whose position has moved, without those that the sink has already.
+
+    Dead letters that are retried are beside the positions: they are written in any case.
+    """
     by_partition: dict[TopicPartition, list[Delivery]] = {
         partition: []
         for partition, position in positions.items()
@@ -300,6 +334,9 @@ def rows_of(
         batch = delivery.batch
         partition = TopicPartition(batch.topic, batch.partition)
         start = starts.get(partition)
+        if retried_from(batch.fetched) is not None and start is not None:
+            by_partition.setdefault(partition, []).append(delivery)
+            continue
         if start is None or partition not in by_partition:
             continue
         if batch.offset(0) < start:
@@ -308,7 +345,7 @@ def rows_of(
         if len(batch):
             by_partition[partition].append(delivery._replace(batch=batch))
     return [
-        _joined(partition, starts[partition], positions[partition], own)
+        _joined(partition, starts[partition], max(starts[partition], positions[partition]), own)
         for partition, own in sorted(by_partition.items())
     ]
 

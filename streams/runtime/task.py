@@ -18,6 +18,9 @@ from streams.runtime.dead_letters import FirstFailures
 from streams.runtime.hooks import Hooks, TurnKind
 from streams.runtime.outbox import Outbox
 from streams.runtime.refused_rows import RefusedRows
+from streams.runtime.retried import Retried
+from streams.runtime.retry_gates import RetryGates
+from streams.runtime.retry_path import RetryPath, source_in
 from streams.runtime.task_stores import TaskStores
 from streams.state.buffered import KeyValueState
 from streams.topology.graph import Node, SourceNode, Subtopology, matches
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from streams.records import Fetched, Output
     from streams.runtime.binding import Lookup
     from streams.runtime.outbox import Delivery
+    from streams.runtime.retried import Ordered
     from streams.runtime.task_stores import BegunAggregates, State
     from streams.state.changelog import Checkpoint
     from streams.state.committed import CommittedStore
@@ -107,6 +111,11 @@ class Task:
         )
         self._clocks = Clocks(subtopology, self._stores.checkpoints)
         self._hooks = Hooks()
+        self._gates = RetryGates(subtopology)
+        self.retried: list[Retried] = []
+        """Dead letters that were processed again since the last commit."""
+        self.delivered: list[Retried] = []
+        """Those of them whose rows the last commit wrote to a sink: their outcomes are committed next."""
         self._timed_changes: dict[str, TimedChanges] = {}
         self._decoders: dict[str, Decode] = {}
         self._receivers: dict[str, Receive] = {}
@@ -131,11 +140,13 @@ class Task:
             children = {child.name: bound[child.name] for child in self._subtopology.children(node.name)}
             if isinstance(node, SourceNode):
                 # One observation for all children of a source.
+                children = self._gates.bound(node.name, children)
                 forward = self._clocks.observed(node.name, fan_out(children))
                 decoder = self._decoders[node.name] = node.operator
                 self._receivers[node.name] = decoder.bind(self._binding(node), {node.name: forward})
             else:
                 children = {name: self._clocks.observed(node.name, child) for name, child in children.items()}
+                children = self._gates.bound(node.name, children)
                 bound[node.name] = node.operator.bind(self._binding(node), children)
 
     def _binding(self, node: Node) -> Binding:
@@ -224,6 +235,32 @@ class Task:
         counts.records_in += len(batch.records)
         seconds = counts.seconds
         seconds["process"] += time.perf_counter() - begun - (seconds["decode"] - decoding)
+
+    def retry(self, ordered: Sequence[Ordered]) -> None:
+        """Process records of dead letters again at their step, as one slice.
+
+        They were read from the same partition, and have the same step. What becomes of each is in
+        ``retried``; steps beside the path to the step are not run. Raises as ``process`` does.
+        """
+        request = ordered[0].request
+        source = source_in(self._subtopology, request.topic)
+        assert source is not None, f"task {self.id} does not read {request.topic}"
+        path = RetryPath(self._subtopology, source, request.step)
+        records = Retried(ordered, path.upstream, internal=source.internal)
+        begun = time.perf_counter()
+
+        def run() -> None:
+            self._gates.begin(path)
+            try:
+                self._receivers[source.name](records)
+                self._gates.release(records)
+            finally:
+                # What steps forward at the end of a slice is not the records'.
+                self._gates.end()
+
+        self._as_slice(run, partition=request.source)
+        self.retried.append(records)
+        self.counts.seconds["process"] += time.perf_counter() - begun
 
     @property
     def source_position(self) -> tuple[bytes, bytes]:
@@ -328,6 +365,14 @@ class Task:
         self._clocks.committed()
         self._hooks.committed()
         self._stores.committed(self.positions)
+        for records in self.retried:
+            self.counts.retried.update(outcome.result for _, outcome in records.outcomes(0))
+        self.delivered = self.retried if self.delivers else []
+        self.retried = []
+
+    def forget_retried(self) -> None:
+        """Let the dead letters that were retried since the last commit be retried again."""
+        self.retried = []
 
     def entries(self, name: str) -> list[tuple[Any, Any]]:
         """The content of a store, with uncommitted changes; by start and key for a windowed one."""
@@ -347,6 +392,7 @@ class Task:
     def drop(self, positions: dict[TopicPartition, int]) -> None:
         """Discard outputs and changes since the last commit, and continue from ``positions``."""
         self.positions = dict(positions)
+        self.retried = []
         self._outbox.drop()
         self._clocks.drop()
         self._hooks.drop()

@@ -27,6 +27,7 @@ from streams.runtime.assignment import Assignment
 from streams.runtime.cleanup import Cleanup
 from streams.runtime.connector_check import ConnectorCheck
 from streams.runtime.counts import Counts
+from streams.runtime.dead_letter_retries import DeadLetterRetries
 from streams.runtime.dead_letters import DeadLetterWatch, FirstFailures, dead_letter_topic
 from streams.runtime.global_tables import GlobalTables
 from streams.runtime.group_start import commit_group_start
@@ -35,6 +36,7 @@ from streams.runtime.originals import Originals
 from streams.runtime.pacing import SLICE_SECONDS, Pacing
 from streams.runtime.pending import PendingTasks
 from streams.runtime.restore import Restorer
+from streams.runtime.retry_log import retry_topic
 from streams.runtime.sinks import Sinks
 from streams.runtime.slice import Slice
 from streams.runtime.sources import Sources
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from streams.records import Fetched, Record
     from streams.runtime.commit import Guarantee
     from streams.runtime.restore import Restoration, RestoreProgress
+    from streams.runtime.retry_requests import RetryRequests
     from streams.state.store import Databases
     from streams.topology.graph import Topology
 
@@ -95,7 +98,8 @@ class Worker:
     in the thread that calls it, user code included; ``request_stop`` and the properties may be used from
     other threads. ``worker`` names it in other systems. ``partitions`` are the input topics with their
     partition counts, ``databases`` hold the tasks' stores. ``members`` returns the known members of the
-    group, for ``standby_replicas``, see ``member``. ``clock`` returns seconds, ``pause`` waits for at most
+    group, for ``standby_replicas``, see ``member``. ``retries`` reads the requests to retry dead letters;
+    without it none is processed. ``clock`` returns seconds, ``pause`` waits for at most
     the given seconds, and ``wall_clock`` returns the time in milliseconds since the epoch.
     """
 
@@ -111,6 +115,7 @@ class Worker:
         partitions: Mapping[str, int] | None = None,
         databases: Databases | None = None,
         members: Callable[[], Sequence[str]] | None = None,
+        retries: RetryRequests | None = None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], object] | None = None,
         wall_clock: Callable[[], int] | None = None,
@@ -159,7 +164,7 @@ class Worker:
         self._transaction = Transaction(
             guarantee,
             self._pacing,
-            own_topics={*topology.output_topics, self._dead_letter_topic},
+            own_topics={*topology.output_topics, self._dead_letter_topic, retry_topic(application).topic},
             waiting=self._wait_to_write,
             clock=clock,
             pause=self._pause,
@@ -212,6 +217,24 @@ class Worker:
             notes_beginnings=settings.offset_reset == "latest",
             clock=clock,
         )
+
+        self._retries: DeadLetterRetries | None = None
+        if retries is not None:
+            self._retries = DeadLetterRetries(
+                retries,
+                topology,
+                self._assignment,
+                self._transaction,
+                self._pacing,
+                self._slice,
+                commit=self._commit,
+                commit_if_overdue=self._commit_if_overdue,
+                write=self._write,
+                may_retry=self._sinks.may_retry,
+                stopping=self._stop.is_set,
+                clock=clock,
+                wall_clock=self.wall_clock,
+            )
 
         self._state = State.CREATED
         self._thread: int | None = None
@@ -392,6 +415,8 @@ class Worker:
         if not self._transaction.must_rewind:
             self._punctuate()
             self._process_sources()
+            if self._retries is not None:
+                self._retries.run()
         if not self._transaction.must_rewind and self._commit_due():
             self._commit()
         if self._transaction.must_rewind:
@@ -733,6 +758,10 @@ class Worker:
             or (bool(self._sinks) and self._sinks.full(tasks))
         )
 
+    def _commit_if_overdue(self) -> None:
+        if self._overdue():
+            self._commit()
+
     def _commit_due(self) -> bool:
         if not self._pacing.dirty:
             return False
@@ -752,6 +781,7 @@ class Worker:
         try:
             self._prepare()
             self._write_to_sinks()
+            retried = [] if self._retries is None else self._retries.write_outcomes()
             offsets = self._assignment.offsets()
             metadata = self._assignment.offset_metadata(offsets)
             self._transaction.commit(offsets, self._consumer, metadata)
@@ -765,6 +795,8 @@ class Worker:
             self._assignment.committed |= offsets
             for task in self._assignment.tasks.values():
                 task.committed()
+            if self._retries is not None:
+                self._retries.committed(retried)
             self._sources.committed()
             self._cleanup.committed(offsets)
             if offsets:
@@ -775,6 +807,8 @@ class Worker:
             self._sinks.rollback()
             self._transaction.end_commit()
         self._pacing.committed(begun, transaction=self._guarantee.undoes)
+        if self._retries is not None:
+            self._retries.commit_delivered()
 
     def _prepare(self) -> None:
         """Let tasks forward and encode their changes, and write these."""
@@ -857,6 +891,8 @@ class Worker:
         positions = self._assignment.drop(states_unknown=unknown)
         self._transaction.rewound()
         self._sources.rewind()
+        if self._retries is not None and unknown:
+            self._retries.doubt()
         if self._guarantee.undoes:
             # The transaction undid all outputs: the records count as not processed.
             self._assignment.reached.clear()
@@ -988,6 +1024,8 @@ class Worker:
         self._assignment.pending.close()
         self._sinks.close()
         self._sources.close()
+        if self._retries is not None:
+            self._retries.close()
         if self._standbys is not None:
             self._standbys.close()
         self._globals.close()

@@ -21,6 +21,10 @@ from streams.records import FetchedLists, Headers, Record, TopicPartition
 from streams.runtime.dead_letter_rows import DeadLetterRows
 from streams.runtime.dead_letters import FirstFailures
 from streams.runtime.global_tables import GlobalTable
+from streams.runtime.letter import LetterId, read_letter
+from streams.runtime.retried import Ordered
+from streams.runtime.retry_log import Result, request_for
+from streams.runtime.retry_path import letter_refusal
 from streams.runtime.task import Task, TaskId
 from streams.serde import Bytes
 from streams.state.changelog import Checkpoint, decode_metadata
@@ -187,6 +191,41 @@ class TopologyDriver:
     def dead_letters(self) -> list[Record[Any, Any]]:
         """Take the dead letters since the last call: original bytes, with coordinates in the headers."""
         return self.read(self._app.dead_letter_topic)
+
+    def retry(self, letter: Record[bytes | None, bytes | None]) -> None:
+        """Process a dead letter again at its step, as ``streams dead-letters retry`` does.
+
+        ``letter`` is one that ``dead_letters`` has returned, also from before a ``restart`` with a changed
+        app. Raises ``ProcessingError`` if it fails again, and if it cannot be retried.
+        """
+        found = read_letter(
+            LetterId("", letter.partition, letter.offset),
+            letter.timestamp,
+            letter.key,
+            letter.value,
+            letter.headers or [],
+        )
+        if found is None:
+            raise ProcessingError("the record is no dead letter", hint="take one from driver.dead_letters()")
+        reason = letter_refusal(self._topology, found, edited=False)
+        if reason is not None:
+            raise ProcessingError(f"the dead letter of step {found.step!r} cannot be retried: {reason}")
+        request = request_for(found, found.record, number=1, partition=found.source.partition)
+        self._resources.open()
+        with self._resources.active():
+            task = self._task(request.topic, request.partition)
+            task.retry([Ordered(found.id, request, 1, 0)])
+            for delivery in task.take_deliveries():
+                node = self._topology.sink_connector(delivery.sink)
+                self._delivered.setdefault(node.store, []).extend(delivery.batch.records())
+            ((_, outcome),) = task.retried[0].outcomes(self.clock)
+            self._commit(task)
+        if outcome.result is not Result.DONE:
+            raise ProcessingError(
+                f"step {outcome.step!r} has failed again on the dead letter: "
+                f"{outcome.exception}: {outcome.message}",
+                hint="driver.restart(app) continues with a changed program",
+            )
 
     @property
     def topics(self) -> list[str]:

@@ -28,7 +28,11 @@ class OwnTopics:
         if not isinstance(topic, str):
             return False
         prefix = f"{self.application}-"
-        if topic in self.names or topic in (f"{prefix}dead-letters", f"{prefix}replicas"):
+        if topic in self.names or topic in {
+            f"{prefix}dead-letters",
+            f"{prefix}replicas",
+            f"{prefix}retries",
+        }:
             return True
         # Between prefix and suffix is the name of a store or a step.
         return any(

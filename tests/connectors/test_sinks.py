@@ -250,6 +250,25 @@ def test_latest_begins_at_the_groups_start_and_then_at_the_sinks_position():
     assert values(database) == sorted(texts(30, 60))
 
 
+@pytest.mark.parametrize("last", [True, False])
+def test_dead_letters_of_a_sink_survive_an_outage_of_another_one_in_the_same_task(last):
+    refusing, failing = Database(refuses=lambda value: value.startswith("bad")), Database()
+    app = App("copy")
+    lines = app.stream("in", key=Text(), value=Text())
+    for database, target in [(refusing, "refusing"), (failing, "failing")][:: 1 if last else -1]:
+        lines.sink(MemorySink(database, target=target))
+    site = Site(app)
+    worker = site.worker()
+    site.produce(texts(0, 10))
+    site.run(worker, until=lambda: len(refusing.rows) == len(failing.rows) == 10)
+    failing.faults["write"] = ["unavailable"]
+    site.produce([f"bad {number}" for number in range(20)])
+    site.run(worker, until=lambda: len(failing.rows) == 30)
+    worker.close()
+    assert Counter(site.dead_letters()) == Counter(f"bad {number}".encode() for number in range(20))
+    assert len(refusing.rows) == 10
+
+
 def test_two_sinks_of_one_stream_have_positions_of_their_own():
     one, other = Database(), Database()
     app = App("copy")

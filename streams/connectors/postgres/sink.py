@@ -78,6 +78,11 @@ class PostgresSink:
         """What it writes to."""
         return self.table
 
+    @property
+    def takes_retries(self) -> bool:
+        """Whether a row may be written again: by key that changes nothing."""
+        return self.mode == "upsert"
+
     def __post_init__(self) -> None:
         try:
             psycopg.conninfo.conninfo_to_dict(self.dsn)

@@ -83,6 +83,11 @@ class SqliteSink:
         return "sqlite"
 
     @property
+    def takes_retries(self) -> bool:
+        """Whether a row may be written again: by key that changes nothing."""
+        return self.mode == "upsert"
+
+    @property
     def target(self) -> str:
         """What it writes to."""
         return self.table

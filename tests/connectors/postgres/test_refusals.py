@@ -6,6 +6,10 @@ from typing import Any
 
 import pytest
 
+from streams import App, Json, Text
+from streams.connectors.postgres import PostgresSink
+from tests.support.retrying import Retrying
+
 
 def codes(refused: dict[int, Exception]) -> dict[int, str]:
     """The SQLSTATE of each refused row."""
@@ -113,3 +117,30 @@ def test_all_rows_are_bad(target):
     assert len(feed.put(*((number, {"v": "x"}) for number in range(200)))) == 200
     assert target.sql("select count(*) from t") == [(0,)]
     assert feed.claim() == 200
+
+
+def test_refused_rows_that_are_retried_are_written_beside_the_positions(target):
+    target.sql("create table t (id text primary key, cents int check (cents >= 0))")
+    app = App("bank", dead_letter_limit=1.0)
+    rows = app.stream("in", key=Text(), value=Json(dict[str, object]))
+    rows.sink(PostgresSink(target.dsn, "t", key=("id",)), name="rows")
+    site = Retrying(app)
+    worker = site.worker()
+    site.send([f'{{"id":"{key}","cents":{cents}}}' for key, cents in (("a", -1), ("b", 2), ("c", -30))])
+    site.run(worker, until=lambda: len(site.selected()) == 2)
+    position = target.sql("select sum(next_offset) from streams_positions")
+    target.sql("alter table t drop constraint t_cents_check, add check (cents > -10)")
+    site.retry()
+
+    def done() -> bool:
+        site.clock.advance(0.05)
+        return not site.selected(states=["waiting"])
+
+    site.run(worker, until=done)
+    worker.close()
+    assert target.sql("select id, cents from t order by id") == [("a", -1), ("b", 2)]
+    assert target.sql("select sum(next_offset) from streams_positions") == position
+    assert sorted((str(row.state), row.history.tries) for row in site.selected()) == [
+        ("open", 2),
+        ("retried", 2),
+    ]
