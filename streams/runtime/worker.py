@@ -40,6 +40,7 @@ from streams.runtime.slice import Slice
 from streams.runtime.sources import Sources
 from streams.runtime.standby import Standbys
 from streams.runtime.status import Progress, Stages, State, WorkerStatus
+from streams.runtime.switching import ACTIVE_POLL_SECONDS, Switching
 from streams.runtime.task import Task, TaskId
 from streams.runtime.task_life import TaskLives
 from streams.runtime.transaction import UNFINISHED, Transaction
@@ -115,6 +116,12 @@ class Worker:
         pause: Callable[[float], object] | None = None,
         wall_clock: Callable[[], int] | None = None,
     ) -> None:
+        self._switching: Switching | None = None
+        if settings.blue_green is not None:
+            self._switching = Switching(
+                topology, broker, pair=settings.blue_green, application=application, clock=clock
+            )
+            topology = self._switching.with_muted_effects(topology)
         self._topology = topology
         self._broker = broker
         self._guarantee = guarantee
@@ -285,6 +292,11 @@ class Worker:
         return {**self._connector_check.problems, **self._sinks.problems, **self._sources.problems}
 
     @property
+    def switching(self) -> Switching | None:
+        """Its part in switches of a blue/green pair, if the app belongs to one."""
+        return self._switching
+
+    @property
     def source_health(self) -> dict[str, SourceHealth]:
         """What the source connectors reported last, by source and task; from any thread."""
         return self._sources.health
@@ -347,7 +359,7 @@ class Worker:
         self._last_served = self._clock()
         self._enter(State.RUNNING)
         self._connector_check.run(self._stop.is_set)
-        self._opened_consumer = self._broker.consumer(
+        consumer = self._broker.consumer(
             GroupSettings(
                 group=self._application,
                 # With ``latest`` the start is committed before: a partition without an offset was added
@@ -360,6 +372,9 @@ class Worker:
                 reports_out_of_range=True,
             )
         )
+        self._opened_consumer = consumer if self._switching is None else self._switching.gate(consumer)
+        if self._switching is not None:
+            self._until_answered(self._switching.start)
         self._open_guarantee()
         self._until_answered(lambda: self._globals.start(self._stop.is_set))
         if settings.offset_reset == "latest":
@@ -377,6 +392,8 @@ class Worker:
             self._cleanup.delete_unused_state()
         self._follow_global_tables()
         self._claim_partitions()
+        if self._switching is not None:
+            self._switching.follow(self._assignment, self._transaction, self._commit)
         polled = self._poll()
         self._assignment.forget_deleted_topics()
         assignments = {partition: self._assignment.progress.get(partition) for partition in polled.ends}
@@ -387,7 +404,7 @@ class Worker:
             self._assignment.note_ends(polled, assignments)
             if self._lost:
                 self._handle_lost_offsets()
-        if not self._transaction.must_rewind:
+        if not self._transaction.must_rewind and not self._stopped_for_switch:
             self._punctuate()
             self._process_sources()
         if not self._transaction.must_rewind and self._commit_due():
@@ -457,14 +474,20 @@ class Worker:
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:
         """See ``Assignment.assigned``."""
         self._assignment.assigned(partitions)
+        if self._switching is not None:
+            self._switching.assigned(partitions)
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """See ``Assignment.revoked``."""
         self._assignment.revoked(partitions)
+        if self._switching is not None:
+            self._switching.released(partitions)
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         """See ``Assignment.lost``."""
         self._assignment.lost(partitions)
+        if self._switching is not None:
+            self._switching.released(partitions)
 
     # --- what tasks call while a slice is open
 
@@ -546,6 +569,8 @@ class Worker:
             timeout = 0.0 if self._sources.backlog else min(timeout, SOURCE_SECONDS)
         if self._assignment.pending:
             timeout = 0.0 if self._assignment.tasks else min(timeout, 0.02)
+        if self._stopped_for_switch:
+            timeout = min(timeout, ACTIVE_POLL_SECONDS)
         if rest := self._pacing.rest():
             self._pause(rest)
         least = max((task.least_slice for task in self._assignment.tasks.values()), default=1)
@@ -671,6 +696,8 @@ class Worker:
     def _write(self, task: Task) -> None:
         while outputs := task.take():
             for output in outputs:
+                if self._switching is not None and self._switching.drops(output):
+                    continue
                 if output.topic == self._dead_letter_topic:
                     self._dead_letters.note(output)
                 self._transaction.write(output)
@@ -731,7 +758,17 @@ class Worker:
             or (bool(self._sinks) and self._sinks.full(tasks))
         )
 
+    @property
+    def _stopped_for_switch(self) -> bool:
+        return self._switching is not None and self._switching.stopped
+
     def _commit_due(self) -> bool:
+        if (
+            self._switching is not None
+            and self._clock() >= self._pacing.next_commit()
+            and self._switching.due(self._assignment, self._sinks)
+        ):
+            return True
         if not self._pacing.dirty:
             return False
         return self._overdue() or (
@@ -749,9 +786,16 @@ class Worker:
         self._transaction.begin_commit()
         try:
             self._prepare()
+            stopped = (
+                {}
+                if self._switching is None
+                else self._switching.stopped_partitions(self._assignment, self._sinks)
+            )
             self._write_to_sinks()
-            offsets = self._assignment.offsets()
+            offsets = self._assignment.offsets() | stopped
             metadata = self._assignment.offset_metadata(offsets)
+            if self._switching is not None:
+                metadata = self._switching.add_tokens(metadata, stopped)
             self._transaction.commit(offsets, self._consumer, metadata)
             self._commit_sinks(offsets)
         except UNFINISHED as error:
@@ -761,6 +805,8 @@ class Worker:
             self._transaction.abort()
         else:
             self._assignment.committed |= offsets
+            if self._switching is not None:
+                self._switching.committed(stopped)
             for task in self._assignment.tasks.values():
                 task.committed()
             self._sources.committed()
@@ -794,6 +840,8 @@ class Worker:
         """
         if not self._sinks:
             return
+        if self._switching is not None:
+            self._switching.drop_rows(self._assignment.tasks.values())
         self._sinks.write(self._assignment.tasks.values())
         self._assignment.hold_waiting()
         if self._transaction.must_rewind:
@@ -983,6 +1031,8 @@ class Worker:
             # Tasks that are still open, as leaving the group failed.
             self._assignment.close_task(task)
         self._originals.close()
+        if self._switching is not None:
+            self._switching.close()
         self._assignment.pending.close()
         self._sinks.close()
         self._sources.close()
