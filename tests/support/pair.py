@@ -1,0 +1,338 @@
+"""The apps of a blue/green pair on one memory broker, with workers that take turns and are killed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from contextlib import suppress
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from streams import App, Json, Text, Tumbling, key_value_store
+from streams.broker.reading import find_partitions, read_to_end
+from streams.durations import seconds
+from streams.errors import NotCommitted, SwitchAborted
+from streams.records import Output
+from streams.replay.switch import Switch
+from streams.state.memory import MemoryDatabases
+from tests.support.cluster import MemoryCluster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streams import Context, KeyValueStore, Record
+    from streams.replay.switch import Switched
+    from streams.runtime.worker import Worker
+    from streams.state.store import Databases
+
+PARTITIONS = 2
+KEYS = 6
+WINDOW = 1_000
+GRACE = 6_000
+"""In milliseconds. No record is late unless one partition is 60 ``send``s behind another."""
+
+
+class Numbered:
+    """Numbers the records of each group, so that lost and repeated state shows in the results."""
+
+    def open(self, context: Context) -> None:
+        self.seen: KeyValueStore[str, int] = context.store("numbers")
+
+    def process(self, record: Record[str, Any], context: Context) -> None:
+        number = (self.seen.get(record.key) or 0) + 1
+        self.seen.put(record.key, number)
+        context.forward(record.with_(value={"number": number, **record.value}))
+
+
+def numbering(name: str, **settings: Any) -> App:
+    """Stateless results, numbered results of other keys behind an internal topic, windows behind a second."""
+    app = App(name, **{"blue_green": "pair", "commit_interval": 0.05, "max_poll_records": 7} | settings)
+    orders = app.stream("in", key=Text(), value=Json(dict[str, Any]))
+    orders.filter(lambda order: order["n"] % 3 > 0).peek(lambda order: PEEKED.append((name, order["id"]))).to(
+        "plain"
+    )
+    grouped = orders.key_by(lambda order: order["group"]).process(
+        Numbered, stores=[key_value_store("numbers", value=Json(int))]
+    )
+    grouped.to("numbered")
+    grouped.group_by(lambda value: value["key"]).window(
+        Tumbling(seconds(WINDOW / 1000)), grace=seconds(GRACE / 1000)
+    ).count("windows").final().to("windowed")
+    return app
+
+
+PEEKED: list[tuple[str, str]] = []
+"""The app and record of each call of a function of ``peek``."""
+
+
+class Pair(MemoryCluster):
+    """Apps by name, with the workers that are alive by app and slot."""
+
+    def __init__(
+        self, make: Callable[..., App] = numbering, *, partitions: int = PARTITIONS, **settings: Any
+    ) -> None:
+        super().__init__({"in": partitions})
+        PEEKED.clear()
+        self.partitions = partitions
+        self.apps = {name: make(name, **settings) for name in ("blue", "green")}
+        self.counts = {name: self.prepare(app, create_outputs=True) for name, app in self.apps.items()}
+        self.alive: dict[tuple[str, int], Worker] = {}
+        self.disks: dict[tuple[str, int], Databases] = {}
+        self.sent: Counter[str] = Counter()
+        """How many records of each key there are."""
+        self.windows: Counter[tuple[str, int]] = Counter()
+        """How many records each window of a key has."""
+        self.time = 0
+
+    # --- workers
+
+    def start(self, app: str, slot: int = 0) -> Worker:
+        disk = self.disks.setdefault((app, slot), MemoryDatabases())
+        worker = self.make_worker(
+            self.apps[app],
+            f"{app}-{slot}",
+            partitions=self.counts[app],
+            databases=disk,
+            wall_clock=self.clock.milliseconds,
+        )
+        worker.start()
+        self.alive[app, slot] = worker
+        return worker
+
+    def kill(self, app: str, slot: int = 0) -> None:
+        """The session ends at once; an open transaction stays until it times out."""
+        self.expire(self.alive.pop((app, slot)))
+        self.disks[app, slot].close()
+
+    def stop(self, app: str, slot: int = 0) -> None:
+        self.alive.pop((app, slot)).close()
+
+    def turn(self, rounds: int = 1) -> None:
+        for _ in range(rounds):
+            for worker in list(self.alive.values()):
+                worker.run_once()
+            self.clock.advance(0.01)
+
+    def until(self, condition: Callable[[], object], rounds: int = 3_000) -> None:
+        for _ in range(rounds):
+            if condition():
+                return
+            self.turn()
+        raise AssertionError(f"still not so after {rounds} rounds: {self.command('green').status()}")
+
+    def settle(self) -> None:
+        """Run until all running apps have processed everything."""
+        apps = {app for app, _ in self.alive}
+        self.until(lambda: all(self.uncommitted(app, self.counts[app]) == 0 for app in apps))
+
+    # --- the command
+
+    def command(self, app: str, **options: Any) -> Switch:
+        return Switch(
+            self.broker,
+            pair="pair",
+            app=app,
+            clock=self.clock,
+            pause=self.clock.advance,
+            **options,
+        )
+
+    def switch(self, app: str, **options: Any) -> Switched:
+        """Switch while the workers take turns."""
+        command = self.command(app, **options)
+        try:
+            for _ in range(3_000):
+                if (result := command.step()) is not None:
+                    return result
+                self.turn()
+        finally:
+            command.close()
+        raise AssertionError(f"not switched: {command.missing}")
+
+    # --- records
+
+    def send(self, count: int) -> None:
+        """The next records of all keys, in turns."""
+        for _ in range(count):
+            self.time += 100
+            for number in range(KEYS):
+                key = f"k{number}"
+                n = self.sent[key]
+                self.sent[key] += 1
+                self.windows[key, self.time // WINDOW * WINDOW] += 1
+                value = {"key": key, "n": n, "id": f"{key}-{n}", "group": f"g{n % 2}"}
+                self.write(
+                    Output(
+                        "in",
+                        [key.encode()],
+                        [json.dumps(value).encode()],
+                        [self.time],
+                        partition=number % self.partitions,
+                    )
+                )
+
+    def results(self, topic: str) -> list[tuple[str, Any]]:
+        """Keys and values as committed, partition by partition in order."""
+        return [
+            ((key or b"").decode(), json.loads(value or b"null"))
+            for fetched in read_to_end(self.broker, [topic])
+            for key, value in zip(fetched.keys(), fetched.values(), strict=True)
+        ]
+
+    def check(self) -> None:
+        """All results are those of one app without an interruption: each once, in the order of its key."""
+        self.settle()
+        self.time += 10 * GRACE
+        self.send(1)
+        self.settle()
+        plain: dict[str, list[int]] = defaultdict(list)
+        for key, value in self.results("plain"):
+            plain[key].append(value["n"])
+        assert plain == {key: [n for n in range(count) if n % 3] for key, count in self.sent.items()}
+
+        numbers: dict[str, list[int]] = defaultdict(list)
+        inputs: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for group, value in self.results("numbered"):
+            numbers[group].append(value["number"])
+            inputs[group, value["key"]].append(value["n"])
+        assert all(found == list(range(1, len(found) + 1)) for found in numbers.values()), numbers
+        assert inputs == {
+            (group, key): [n for n in range(count) if f"g{n % 2}" == group]
+            for key, count in self.sent.items()
+            for group in ("g0", "g1")
+        }
+
+        found = [((key, value["start"]), value["value"]) for key, value in self.results("windowed")]
+        last = max(start for _, start in self.windows)
+        assert sorted(found) == sorted(item for item in self.windows.items() if item[0][1] < last)
+
+
+class Killed(BaseException):
+    """The process that makes a broker call is gone."""
+
+
+class Chaos:
+    """Workers and commands that are killed at any broker call, workers that are evicted and go on.
+
+    The pair is switched forth and back meanwhile, ``switches`` times.
+    """
+
+    def __init__(self, pair: Pair, seed: int, *, workers: int = 2) -> None:
+        self.pair = pair
+        self.random = Random(seed)
+        self.workers = workers
+        self.target = "green"
+        self.done = 0
+        self.aborted = 0
+        self.kills: Counter[str] = Counter()
+        """How many processes were killed, by kind and phase."""
+        self._command: Switch | None = None
+        self._calls = 0
+
+    def run(self, switches: int, *, rounds: int = 20_000) -> None:
+        pair, random = self.pair, self.random
+        for slot in range(self.workers):
+            pair.start("blue", slot)
+        pair.send(10)
+        pair.settle()
+        for slot in range(self.workers):
+            pair.start("green", slot)
+        for _ in range(rounds):
+            if self.done == switches:
+                break
+            self._round()
+        assert self.done == switches, f"{self.done} switches; {pair.command('green').status()}"
+        pair.broker.before = None
+        for app in pair.apps:
+            for slot in range(self.workers):
+                if (app, slot) not in pair.alive:
+                    pair.start(app, slot)
+        pair.check()
+
+    def _round(self) -> None:
+        pair, random = self.pair, self.random
+        pair.clock.advance(random.choice([0.001, 0.01, 0.05, 0.2]))
+        if random.random() < 0.08 and self._backlog() < 30:
+            pair.send(random.randint(1, 5))
+        if random.random() < 0.3:
+            self._step_command()
+        for place in list(pair.alive):
+            if random.random() < 0.6:
+                self._run_worker(*place)
+        for app in pair.apps:
+            for slot in range(self.workers):
+                if (app, slot) not in pair.alive and random.random() < 0.05:
+                    self._guarded(f"{app} starting", 0.05, lambda a=app, s=slot: pair.start(a, s))
+        active = self._phase() not in ("?", "running")
+        if random.random() < (0.03 if active else 0.004) and pair.alive:
+            # Evicted, and does not know: it goes on with what it has.
+            self.kills["evicted"] += 1
+            pair.expire(pair.alive[random.choice(list(pair.alive))])
+        if random.random() < 0.003 and pair.alive:
+            place = random.choice(list(pair.alive))
+            with suppress(NotCommitted):
+                pair.alive.pop(place).close()
+            pair.disks[place].close()
+        if random.random() < 0.002:
+            # The command is stopped for longer than the limit.
+            pair.clock.advance(random.choice([5, 31]))
+
+    def _backlog(self) -> int:
+        pair = self.pair
+        committed = pair.admin.committed_offsets("blue")
+        ends = pair.admin.end_offsets(find_partitions(pair.broker, ["in"]))
+        return sum(end - committed.get(place, 0) for place, end in ends.items()) // KEYS
+
+    def _step_command(self) -> None:
+        if self._command is None:
+            self._command = self.pair.command(self.target, max_lag=10_000)
+        command = self._command
+        try:
+            result = self._guarded("command", 0.02, command.step)
+        except SwitchAborted:
+            self.aborted += 1
+            self._command = None
+            return
+        if result is KILLED:
+            self._command = None
+        elif result is not None:
+            self.done += 1
+            self.target = "blue" if self.target == "green" else "green"
+            self._command = None
+            command.close()
+
+    def _run_worker(self, app: str, slot: int) -> None:
+        worker = self.pair.alive[app, slot]
+        if self._guarded(app, 0.002, worker.run_once) is KILLED:
+            self.pair.kill(app, slot)
+
+    def _guarded(self, kind: str, likely: float, call: Callable[[], Any]) -> Any:
+        """Call; with some likelihood the process is killed at one of its broker calls."""
+        if self._phase() not in ("?", "running"):
+            likely *= 8
+        if self.random.random() >= likely:
+            return call()
+        self._calls = self.random.randint(0, 12)
+        self.pair.broker.before = self._kill
+        phase = self._phase()
+        try:
+            return call()
+        except Killed:
+            self.kills[f"{kind}, {phase}"] += 1
+            return KILLED
+        finally:
+            self.pair.broker.before = None
+
+    def _phase(self) -> str:
+        command = self._command
+        if command is None or command._topic.record is None:
+            return "?"
+        return command._topic.record.phase.value
+
+    def _kill(self, _: object) -> None:
+        self._calls -= 1
+        if self._calls < 0:
+            raise Killed
+
+
+KILLED: Any = object()
