@@ -97,7 +97,8 @@ class Switch:
         self._began_at = 0.0
         self._mine = False
         """Whether this command has begun it."""
-        self._phase: SwitchPhase | None = None
+        self.phase: SwitchPhase | None = None
+        """The phase of the switch that is being made, as last read."""
         self._counts: dict[str, int] = {}
         self._first: tuple[float, int] | None = None
         self.missing: list[str] = []
@@ -239,6 +240,7 @@ class Switch:
         return found
 
     def _outside(self, record: SwitchRecord) -> Switched | None:
+        self.phase = None
         if record.emitter == self._app:
             return Switched(record.emitter, record.follower, record.pause, already=self._began is None)
         if self._began is not None:
@@ -294,8 +296,8 @@ class Switch:
         self._check_inputs(record)
 
     def _enter(self, phase: SwitchPhase) -> None:
-        if phase is not self._phase:
-            self._phase = phase
+        if phase is not self.phase:
+            self.phase = phase
             self._entered(phase)
 
     # --- phases
