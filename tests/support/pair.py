@@ -13,10 +13,12 @@ from streams.broker import Polled
 from streams.broker.reading import find_partitions, read_to_end
 from streams.durations import seconds
 from streams.errors import NotCommitted, SwitchAborted
+from streams.partitioning import partition_for
 from streams.records import Output
 from streams.replay.switch import Switch
 from streams.state.memory import MemoryDatabases
 from tests.support.cluster import Broker, MemoryCluster
+from tests.support.connectors import Database, MemorySink
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,10 +90,12 @@ class LateBroker(Broker):
 class Pair(MemoryCluster):
     """Apps by name, with the workers that are alive by app and slot."""
 
+    inputs: tuple[str, ...] = ("in",)
+
     def __init__(
         self, make: Callable[..., App] = numbering, *, partitions: int = PARTITIONS, **settings: Any
     ) -> None:
-        super().__init__({"in": partitions})
+        super().__init__(dict.fromkeys(self.inputs, partitions))
         PEEKED.clear()
         self.partitions = partitions
         self.apps = {name: make(name, **settings) for name in ("blue", "green")}
@@ -185,15 +189,16 @@ class Pair(MemoryCluster):
                 self.sent[key] += 1
                 self.windows[key, self.time // WINDOW * WINDOW] += 1
                 value = {"key": key, "n": n, "id": f"{key}-{n}", "group": f"g{n % 2}"}
-                self.write(
-                    Output(
-                        "in",
-                        [key.encode()],
-                        [json.dumps(value).encode()],
-                        [self.time],
-                        partition=number % self.partitions,
+                for topic in self.inputs:
+                    self.write(
+                        Output(
+                            topic,
+                            [key.encode()],
+                            [json.dumps(value).encode()],
+                            [self.time],
+                            partition=partition_for(key.encode(), self.partitions),
+                        )
                     )
-                )
 
     def results(self, topic: str) -> list[tuple[str, Any]]:
         """Keys and values as committed, partition by partition in order."""
@@ -203,12 +208,16 @@ class Pair(MemoryCluster):
             for key, value in zip(fetched.keys(), fetched.values(), strict=True)
         ]
 
-    def check(self) -> None:
-        """All results are those of one app without an interruption: each once, in the order of its key."""
+    def finish(self) -> None:
+        """Process everything, and close all windows."""
         self.settle()
         self.time += 10 * GRACE
         self.send(1)
         self.settle()
+
+    def check(self) -> None:
+        """All results are those of one app without an interruption: each once, in the order of its key."""
+        self.finish()
         plain: dict[str, list[int]] = defaultdict(list)
         for key, value in self.results("plain"):
             plain[key].append(value["n"])
@@ -229,6 +238,71 @@ class Pair(MemoryCluster):
         found = [((key, value["start"]), value["value"]) for key, value in self.results("windowed")]
         last = max(start for _, start in self.windows)
         assert sorted(found) == sorted(item for item in self.windows.items() if item[0][1] < last)
+
+
+def joining(name: str, **settings: Any) -> App:
+    """Joins the input with itself by way of an internal topic: its tasks merge partitions by event time."""
+    app = App(name, **{"blue_green": "pair", "commit_interval": 0.05, "max_poll_records": 7} | settings)
+    orders = app.stream("in", key=Text(), value=Json(dict[str, Any]))
+    others = app.stream("others", key=Text(), value=Json(dict[str, Any]))
+    orders.join(
+        others,
+        lambda one, two: [one["id"], two["id"]],
+        within=seconds(0),
+        grace=seconds(GRACE / 1000),
+        store="met",
+    ).to("pairs")
+    moved = orders.key_by(lambda order: order["key"]).repartition("moved")
+    moved.join(
+        others,
+        lambda one, two: [one["id"], two["id"]],
+        within=seconds(0),
+        grace=seconds(GRACE / 1000),
+        store="met-again",
+    ).to("pairs-again")
+    return app
+
+
+class JoiningPair(Pair):
+    """Each record of ``in`` has one of the same id, key and time in ``others``."""
+
+    inputs = ("in", "others")
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(joining, **settings)
+
+    def check(self) -> None:
+        self.finish()
+        expected = {key: [f"{key}-{n}" for n in range(count)] for key, count in self.sent.items()}
+        for topic in ("pairs", "pairs-again"):
+            found: dict[str, list[str]] = defaultdict(list)
+            for key, (one, two) in self.results(topic):
+                assert one == two
+                found[key].append(one)
+            assert found == expected, topic
+
+
+class SinkPair(Pair):
+    """Rows for sink connectors; each app keeps positions of its own in the same system."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.databases = {name: Database() for name in ("blue", "green")}
+        self.databases["green"].rows = self.databases["blue"].rows
+
+        def make(name: str, **own: Any) -> App:
+            app = App(name, **{"blue_green": "pair", "commit_interval": 0.05, "max_poll_records": 7} | own)
+            orders = app.stream("in", key=Text(), value=Json(dict[str, Any]))
+            orders.filter(lambda order: order["n"] % 3 > 0).sink(MemorySink(self.databases[name]))
+            return app
+
+        super().__init__(make, **settings)
+
+    def check(self) -> None:
+        self.finish()
+        found: dict[str, list[int]] = defaultdict(list)
+        for key, value in self.databases["blue"].rows:
+            found[key].append(value["n"])
+        assert found == {key: [n for n in range(count) if n % 3] for key, count in self.sent.items()}
 
 
 class Killed(BaseException):
