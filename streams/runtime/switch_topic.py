@@ -206,14 +206,17 @@ class SwitchTopic:
     def create(self) -> None:
         """Create the topic if it does not exist.
 
-        Raises ``TopicError`` if it exists and is not one of these topics, and ``BrokerError``.
+        Raises ``TopicError`` if it exists and is not one of these topics, and other errors of the broker.
         """
         admin = self._opened_admin()
         admin.create_topics([NewTopic(name=self.name, partitions=1, settings=SETTINGS)])
-        count = admin.topics()[self.name].partitions
-        if count != 1:
+        found = admin.topics().get(self.name)
+        if found is None:
+            # Another worker creates it at this moment.
+            raise Retriable(f"{self.name} is not known to all brokers yet")
+        if found.partitions != 1:
             raise TopicError(
-                f"topic {self.name} has {count} partitions, a pair's topic has one",
+                f"topic {self.name} has {found.partitions} partitions, a pair's topic has one",
                 hint="give the pair (setting blue_green) another name",
             )
 
