@@ -206,3 +206,63 @@ def test_there_and_back_under_traffic(pair: Pair, report: Callable[[str], None])
     pair.finish()
     pair.check()
     report("\n".join(figures))
+
+
+def test_kills_in_each_phase(pair: Pair, report: Callable[[str], None]) -> None:
+    for slot in range(2):
+        pair.run("blue", slot)
+    pair.traffic()
+    pair.wait_for(lambda: pair.latest, 60, "blue emits")
+    for slot in range(2):
+        pair.run("green", slot)
+    emitter = "blue"
+    figures: list[str] = []
+    for number, (phase, victim) in enumerate(
+        [
+            ("freezing", "command"),
+            ("advancing", "emitter"),
+            ("sealing", "follower"),
+            ("freezing", "follower"),
+            ("advancing", "command"),
+            ("sealing", "emitter"),
+        ]
+    ):
+        for app in ("blue", "green"):
+            pair.wait_until_caught_up(app, 20 * RATE)
+        other = "green" if emitter == "blue" else "blue"
+        killed = (emitter if victim == "emitter" else other, number % 2)
+        begun = time.time()
+        with pair.command(other) as process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if line.strip().endswith(phase):
+                    if victim == "command":
+                        process.kill()
+                    else:
+                        pair.workers[killed].kill()
+                    break
+            else:
+                pytest.fail(f"the command never was {phase}")
+            process.communicate(timeout=120)
+        if victim != "command":
+            pair.run(*killed)
+            assert process.returncode in (0, 15)
+        # Again: it continues, has nothing to do, or begins anew after an abort.
+        for _ in range(5):
+            with pair.command(other) as process:
+                out, error = process.communicate(timeout=120)
+            if process.returncode != 15:
+                break
+        assert process.returncode == 0, error
+        result = json.loads(out.splitlines()[-1])
+        assert result["emitter"].endswith(other)
+        emitter = other
+        seen = len(pair.latest)
+        pair.wait_for(lambda before=seen: len(pair.latest) > before + 20, 60, "it emits")
+        figures.append(
+            f"{victim} killed while {phase}: pause {result['pause']} s, "
+            f"longest latency {pair.longest(begun):.2f} s"
+        )
+    pair.finish()
+    pair.check()
+    report("\n".join(figures))
