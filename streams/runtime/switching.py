@@ -228,7 +228,7 @@ class Switching:
             commit()
             if transaction.must_rewind:
                 return
-        assert known is None or record.version > known.version, "an older record of a switch is obeyed"
+        assert known is None or record.version > known.version, "an older record of a switch is obeyed"  # I12
         assert not transaction.dirty, "the emitter changes in the middle of uncommitted work"  # I11
         if record.concerns(own) or self.stopped:
             # Queued records may lie beyond a limit, and an end that was queued may have been a limit.
