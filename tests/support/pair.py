@@ -376,10 +376,11 @@ class Chaos:
             pair.clock.advance(random.choice([5, 31]))
 
     def _backlog(self) -> int:
+        """How many ``send``s the app that is further behind has not processed."""
         pair = self.pair
-        committed = pair.admin.committed_offsets("blue")
         ends = pair.admin.end_offsets(find_partitions(pair.broker, ["in"]))
-        return sum(end - committed.get(place, 0) for place, end in ends.items()) // KEYS
+        committed = [pair.admin.committed_offsets(app) for app in pair.apps]
+        return max(sum(end - own.get(place, 0) for place, end in ends.items()) // KEYS for own in committed)
 
     def _step_command(self) -> None:
         if self._command is None:
