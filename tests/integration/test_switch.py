@@ -114,6 +114,10 @@ class Pair(Count):
         for app in {app for app, _ in self.workers}:
             self.wait_until_caught_up(app)
 
+    def wait_for_results(self) -> None:
+        seen = len(self.latest)
+        self.wait_for(lambda: len(self.latest) > seen + 20, 60, "results")
+
     def longest(self, since: float) -> float:
         return max(latency for now, latency in self.latest if now >= since)
 
@@ -200,8 +204,7 @@ def test_there_and_back_under_traffic(pair: Pair, report: Callable[[str], None])
         result = pair.switch(app)
         assert result["emitter"].endswith(app)
         assert result["already"] is False
-        seen = len(pair.latest)
-        pair.wait_for(lambda before=seen: len(pair.latest) > before + 20, 30, "it emits")
+        pair.wait_for_results()
         figures.append(f"to {app}: pause {result['pause']} s, longest latency {pair.longest(begun):.2f} s")
     pair.finish()
     pair.check()
@@ -257,8 +260,7 @@ def test_kills_in_each_phase(pair: Pair, report: Callable[[str], None]) -> None:
         result = json.loads(out.splitlines()[-1])
         assert result["emitter"].endswith(other)
         emitter = other
-        seen = len(pair.latest)
-        pair.wait_for(lambda before=seen: len(pair.latest) > before + 20, 60, "it emits")
+        pair.wait_for_results()
         figures.append(
             f"{victim} killed while {phase}: pause {result['pause']} s, "
             f"longest latency {pair.longest(begun):.2f} s"

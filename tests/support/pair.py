@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from contextlib import suppress
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from streams import App, Json, Text, Tumbling, key_value_store
 from streams.broker import Polled
-from streams.broker.reading import find_partitions, read_to_end
+from streams.broker.reading import read_to_end
 from streams.durations import seconds
 from streams.errors import NotCommitted, SwitchAborted
 from streams.partitioning import partition_for
 from streams.records import Output
 from streams.replay.switch import Switch
 from streams.state.memory import MemoryDatabases
-from tests.support.cluster import Broker, MemoryCluster
+from tests.support.cluster import Broker, MemoryCluster, places_of
 from tests.support.connectors import Database, MemorySink
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from streams.runtime.worker import Worker
     from streams.state.store import Databases
 
+SETTINGS: dict[str, Any] = {"blue_green": "pair", "commit_interval": 0.05, "max_poll_records": 7}
 PARTITIONS = 2
 KEYS = 6
 WINDOW = 1_000
@@ -41,7 +43,7 @@ class Numbered:
     """Numbers the records of each group, so that lost and repeated state shows in the results."""
 
     def open(self, context: Context) -> None:
-        self.seen: KeyValueStore[str, int] = context.store("numbers")
+        self.seen: KeyValueStore = context.store("numbers")
 
     def process(self, record: Record[str, Any], context: Context) -> None:
         number = (self.seen.get(record.key) or 0) + 1
@@ -51,7 +53,7 @@ class Numbered:
 
 def numbering(name: str, **settings: Any) -> App:
     """Stateless results, numbered results of other keys behind an internal topic, windows behind a second."""
-    app = App(name, **{"blue_green": "pair", "commit_interval": 0.05, "max_poll_records": 7} | settings)
+    app = App(name, **(SETTINGS | settings))
     orders = app.stream("in", key=Text(), value=Json(dict[str, Any]))
     orders.filter(lambda order: order["n"] % 3 > 0).peek(lambda order: PEEKED.append((name, order["id"]))).to(
         "plain"
@@ -208,6 +210,9 @@ class Pair(MemoryCluster):
             for key, value in zip(fetched.keys(), fetched.values(), strict=True)
         ]
 
+    def disturb(self, random: Random) -> None:
+        """Let something fail outside of the brokers."""
+
     def finish(self) -> None:
         """Process everything, and close all windows."""
         self.settle()
@@ -242,7 +247,7 @@ class Pair(MemoryCluster):
 
 def joining(name: str, **settings: Any) -> App:
     """Joins the input with itself by way of an internal topic: its tasks merge partitions by event time."""
-    app = App(name, **{"blue_green": "pair", "commit_interval": 0.05, "max_poll_records": 7} | settings)
+    app = App(name, **(SETTINGS | settings))
     orders = app.stream("in", key=Text(), value=Json(dict[str, Any]))
     others = app.stream("others", key=Text(), value=Json(dict[str, Any]))
     orders.join(
@@ -290,12 +295,17 @@ class SinkPair(Pair):
         self.databases["green"].rows = self.databases["blue"].rows
 
         def make(name: str, **own: Any) -> App:
-            app = App(name, **{"blue_green": "pair", "commit_interval": 0.05, "max_poll_records": 7} | own)
+            app = App(name, **(SETTINGS | own))
             orders = app.stream("in", key=Text(), value=Json(dict[str, Any]))
             orders.filter(lambda order: order["n"] % 3 > 0).sink(MemorySink(self.databases[name]))
             return app
 
         super().__init__(make, **settings)
+
+    def disturb(self, random: Random) -> None:
+        faults = self.databases[random.choice(["blue", "green"])].faults.setdefault("commit", [])
+        if not faults:
+            faults.append(random.choice(["unavailable", "lost answer"]))
 
     def check(self) -> None:
         self.finish()
@@ -360,8 +370,10 @@ class Chaos:
         for app in pair.apps:
             for slot in range(self.workers):
                 if (app, slot) not in pair.alive and random.random() < 0.05:
-                    self._guarded(f"{app} starting", 0.05, lambda a=app, s=slot: pair.start(a, s))
+                    self._guarded(f"{app} starting", 0.05, partial(pair.start, app, slot))
         active = self._phase() != "running"
+        if random.random() < (0.1 if active else 0.01):
+            pair.disturb(random)
         if random.random() < (0.03 if active else 0.004) and pair.alive:
             # Evicted, and does not know: it goes on with what it has.
             self.kills["evicted"] += 1
@@ -376,11 +388,17 @@ class Chaos:
             pair.clock.advance(random.choice([5, 31]))
 
     def _backlog(self) -> int:
-        """How many ``send``s the app that is further behind has not processed."""
+        """How many ``send``s the app that is further behind has not processed, about.
+
+        Internal topics count too: otherwise one partition of them gets so far ahead that windows close.
+        """
         pair = self.pair
-        ends = pair.admin.end_offsets(find_partitions(pair.broker, ["in"]))
-        committed = [pair.admin.committed_offsets(app) for app in pair.apps]
-        return max(sum(end - own.get(place, 0) for place, end in ends.items()) // KEYS for own in committed)
+        waiting = []
+        for app, counts in pair.counts.items():
+            places = places_of(counts)
+            ends, committed = pair.admin.end_offsets(places), pair.admin.committed_offsets(app)
+            waiting.append(sum(end - committed.get(place, 0) for place, end in ends.items()))
+        return max(waiting) // KEYS
 
     def _step_command(self) -> None:
         if self._command is None:
