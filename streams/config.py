@@ -85,6 +85,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dead_letter_window: Annotated[int, Meta(gt=0)] = 1_000
     """The minimum number of records over which that share is measured."""
 
+    blue_green: str | None = None
+    """The blue/green pair to which this version of the app belongs, see ``streams replay switch``.
+
+    Of the apps of a pair, which have different names and the same input, one emits; the others are muted."""
+
     create_topics: bool = False
     """Create missing output topics, with the largest input's number of partitions and no retention limit."""
 
@@ -200,6 +205,7 @@ class SettingsArguments(TypedDict, total=False):
     dead_letter_topic: str | None
     dead_letter_limit: float
     dead_letter_window: int
+    blue_green: str | None
     create_topics: bool
     worker_id: str | None
     state_dir: str | None

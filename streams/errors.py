@@ -36,6 +36,7 @@ Each class is named after what it means to the caller; ``exit_code`` is the exit
     ├── OffsetOutOfRange             11   records were deleted before they were processed
     ├── Stalled                      12   a partition made no progress and ``stall_exit`` is set
     ├── NotCommitted                 13   stopped on request, but could not commit everything processed
+    ├── SwitchAborted                15   a blue/green switch was aborted; the emitter continues
     ├── WorkersFailed                 6   workers died more often than the restart limit allows
     ├── LocalKafkaError               7   the local Kafka could not be set up, started or stopped
     ├── LocalPostgresError            7   … the local Postgres
@@ -279,6 +280,12 @@ class NotCommitted(StreamsError):
     """
 
     exit_code = 13
+
+
+class SwitchAborted(StreamsError):
+    """A switch of a blue/green pair was aborted, or another one is being made: the emitter continues."""
+
+    exit_code = 15
 
 
 class WorkersFailed(StreamsError):

@@ -127,7 +127,27 @@ class WorkerMetrics:
             "Seconds since the workers' directory was last read; 0 if it is not used.",
             value=0 if self._replicas is None else self._replicas.seconds_behind,
         )
+        yield from self._switching()
         yield from self._programs_own()
+
+    def _switching(self) -> Iterator[Metric]:
+        """For an app of a blue/green pair."""
+        switching = self._worker.switching
+        if switching is None:
+            return
+        yield GaugeMetricFamily(
+            "streams_muted",
+            "1 while the results of this app are dropped, as another app of its blue/green pair emits.",
+            value=int(switching.muted),
+        )
+        yield GaugeMetricFamily(
+            "streams_stopped_for_switch",
+            "1 while input is held back for a switch.",
+            value=int(switching.stopped),
+        )
+        yield CounterMetricFamily(
+            "streams_muted_dropped", "Records and rows dropped while muted.", value=switching.dropped
+        )
 
     def _connectors(self) -> Iterator[Metric]:
         """What connectors report: those that cannot be used, and numbers of the systems that are read."""

@@ -129,15 +129,20 @@ class PeekRecords(Operator):
     terminal: ClassVar[bool] = True
 
     function: Callable[[Record[Any, Any]], object]
+    muted: Callable[[], bool] | None = None
+    """Whether the function is not to be called now; asked for each batch."""
 
     @property
     def code(self) -> object:
         return self.function
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        forward, guard, function = fan_out(children), step.guard, self.function
+        forward, guard, function, muted = fan_out(children), step.guard, self.function, self.muted
 
         def run(batch: Batch[Any, Any]) -> None:
+            if muted is not None and muted():
+                forward(batch)
+                return
             record_at = records_of(batch)
 
             def call(row: int) -> object:

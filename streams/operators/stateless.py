@@ -205,16 +205,21 @@ class Peek(Operator):
     terminal: ClassVar[bool] = True
 
     function: Function
+    muted: Callable[[], bool] | None = None
+    """Whether the function is not to be called now; asked for each batch."""
 
     @property
     def code(self) -> object:
         return self.function
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        forward, guard = fan_out(children), step.guard
+        forward, guard, muted = fan_out(children), step.guard, self.muted
         transform = partial(map, self.function)
 
         def run(batch: Batch[Any, Any]) -> None:
+            if muted is not None and muted():
+                forward(batch)
+                return
             seen, _ = guard.apply(transform, batch.values, batch)
             if len(seen):
                 forward(seen)

@@ -562,6 +562,20 @@ class Assignment:
                 return False
         return True
 
+    def position(self, partition: TopicPartition) -> int | None:
+        """The next offset to process of a partition, as far as its task knows it."""
+        task = self.held.get(partition)
+        return None if task is None else task.positions.get(partition, task.starts.get(partition))
+
+    def read_queued_again(self) -> None:
+        """Discard polled records that wait to be merged, and poll them again."""
+        for identifier, queue in self.queues.items():
+            queue.clear()
+            own = [partition for partition, task in self.held.items() if task.id == identifier]
+            known = {item: position for item in own if (position := self.position(item)) is not None}
+            if known:
+                self.seek(known)
+
     # --- committed offsets
 
     def offsets(self) -> dict[TopicPartition, int]:

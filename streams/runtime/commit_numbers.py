@@ -2,7 +2,8 @@
 
 The text has a version, then the epoch, then for each store a hash of its name and the number of its last
 commit, all in hexadecimal digits. A reset of the offsets (``streams.replay``) begins an epoch: state of
-another epoch is not that of these offsets. While a reset is not finished, the text says so in addition.
+another epoch is not that of these offsets. While a reset is not finished, the text says so in addition. So it
+does where a partition has stopped for a switch (``streams.runtime.switching``).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ LARGEST_TEXT = 4000
 """In bytes. Brokers accept 4096 by default; stores that do not fit are not checked."""
 
 _VERSION = "v1"
-_EPOCH, _RESET, _NOTES = "e=", "reset=", "notes="
+_EPOCH, _RESET, _NOTES, _TOKEN = "e=", "reset=", "notes=", "switch="
 _HEXADECIMAL = re.compile("[0-9a-f]{1,16}")
 _NUMBER = re.compile("([0-9a-f]{8})=([0-9a-f]{1,16})")
 
@@ -77,6 +78,16 @@ def unmarked(text: str) -> str:
 def reset_notes(text: str) -> str:
     """The notes of a reset that is not finished."""
     return next((piece.removeprefix(_NOTES) for piece in _pieces(text) if piece.startswith(_NOTES)), "")
+
+
+def with_token(text: str, token: str) -> str:
+    """The text of an offset at which a partition has stopped for a switch (``runtime.switching``)."""
+    return _joined([f"{_TOKEN}{token}", *_pieces(text)])
+
+
+def token(text: str) -> str:
+    """The token of the switch for which a partition has stopped at the offset; empty if there is none."""
+    return next((piece.removeprefix(_TOKEN) for piece in _pieces(text) if piece.startswith(_TOKEN)), "")
 
 
 def _pieces(text: str) -> list[str]:

@@ -205,6 +205,10 @@ class Sinks:
             self._admin = self._broker.admin()
         return self._admin.topic_ids(topics)
 
+    def position(self, task: Task, partition: TopicPartition) -> int:
+        """The lowest position that the task's sinks have committed for a partition; -1 if unknown."""
+        return min(session.positions.get(partition, -1) for session in self._used_by(task))
+
     # --- commits
 
     def full(self, tasks: Iterable[Task]) -> bool:

@@ -151,6 +151,11 @@ class Transaction:
         return self._state is TransactionState.IN_DOUBT
 
     @property
+    def dirty(self) -> bool:
+        """Whether there is work that is not committed."""
+        return self._state is not TransactionState.EMPTY
+
+    @property
     def committing(self) -> bool:
         return self._state is TransactionState.COMMITTING
 

@@ -42,6 +42,7 @@ from streams.runtime.slice import Slice
 from streams.runtime.sources import Sources
 from streams.runtime.standby import Standbys
 from streams.runtime.status import Progress, Stages, State, WorkerStatus
+from streams.runtime.switching import ACTIVE_POLL_SECONDS, Switching
 from streams.runtime.task import Task, TaskId
 from streams.runtime.task_life import TaskLives
 from streams.runtime.transaction import UNFINISHED, Transaction
@@ -120,6 +121,12 @@ class Worker:
         pause: Callable[[float], object] | None = None,
         wall_clock: Callable[[], int] | None = None,
     ) -> None:
+        self._switching: Switching | None = None
+        if settings.blue_green is not None:
+            self._switching = Switching(
+                topology, broker, pair=settings.blue_green, application=application, clock=clock
+            )
+            topology = self._switching.with_muted_effects(topology)
         self._topology = topology
         self._broker = broker
         self._guarantee = guarantee
@@ -310,6 +317,11 @@ class Worker:
         return {**self._connector_check.problems, **self._sinks.problems, **self._sources.problems}
 
     @property
+    def switching(self) -> Switching | None:
+        """Its part in switches of a blue/green pair, if the app belongs to one."""
+        return self._switching
+
+    @property
     def source_health(self) -> dict[str, SourceHealth]:
         """What the source connectors reported last, by source and task; from any thread."""
         return self._sources.health
@@ -372,7 +384,7 @@ class Worker:
         self._last_served = self._clock()
         self._enter(State.RUNNING)
         self._connector_check.run(self._stop.is_set)
-        self._opened_consumer = self._broker.consumer(
+        consumer = self._broker.consumer(
             GroupSettings(
                 group=self._application,
                 # With ``latest`` the start is committed before: a partition without an offset was added
@@ -385,6 +397,9 @@ class Worker:
                 reports_out_of_range=True,
             )
         )
+        self._opened_consumer = consumer if self._switching is None else self._switching.gate(consumer)
+        if self._switching is not None:
+            self._until_answered(self._switching.start)
         self._open_guarantee()
         self._until_answered(lambda: self._globals.start(self._stop.is_set))
         if settings.offset_reset == "latest":
@@ -402,6 +417,8 @@ class Worker:
             self._cleanup.delete_unused_state()
         self._follow_global_tables()
         self._claim_partitions()
+        if self._switching is not None:
+            self._switching.follow(self._assignment, self._transaction, self._commit)
         polled = self._poll()
         self._assignment.forget_deleted_topics()
         assignments = {partition: self._assignment.progress.get(partition) for partition in polled.ends}
@@ -412,10 +429,11 @@ class Worker:
             self._assignment.note_ends(polled, assignments)
             if self._lost:
                 self._handle_lost_offsets()
-        if not self._transaction.must_rewind:
+        if not self._transaction.must_rewind and not self._stopped_for_switch:
             self._punctuate()
             self._process_sources()
-            if self._retries is not None:
+            # A muted app drops its results: its dead letters wait until it emits.
+            if self._retries is not None and not (self._switching is not None and self._switching.muted):
                 self._retries.run()
         if not self._transaction.must_rewind and self._commit_due():
             self._commit()
@@ -484,14 +502,20 @@ class Worker:
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:
         """See ``Assignment.assigned``."""
         self._assignment.assigned(partitions)
+        if self._switching is not None:
+            self._switching.assigned(partitions)
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """See ``Assignment.revoked``."""
         self._assignment.revoked(partitions)
+        if self._switching is not None:
+            self._switching.released(partitions)
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         """See ``Assignment.lost``."""
         self._assignment.lost(partitions)
+        if self._switching is not None:
+            self._switching.released(partitions)
 
     # --- what tasks call while a slice is open
 
@@ -573,6 +597,8 @@ class Worker:
             timeout = 0.0 if self._sources.backlog else min(timeout, SOURCE_SECONDS)
         if self._assignment.pending:
             timeout = 0.0 if self._assignment.tasks else min(timeout, 0.02)
+        if self._stopped_for_switch:
+            timeout = min(timeout, ACTIVE_POLL_SECONDS)
         if rest := self._pacing.rest():
             self._pause(rest)
         least = max((task.least_slice for task in self._assignment.tasks.values()), default=1)
@@ -698,6 +724,8 @@ class Worker:
     def _write(self, task: Task) -> None:
         while outputs := task.take():
             for output in outputs:
+                if self._switching is not None and self._switching.drops(output):
+                    continue
                 if output.topic == self._dead_letter_topic:
                     self._dead_letters.note(output)
                 self._transaction.write(output)
@@ -762,7 +790,17 @@ class Worker:
         if self._overdue():
             self._commit()
 
+    @property
+    def _stopped_for_switch(self) -> bool:
+        return self._switching is not None and self._switching.stopped
+
     def _commit_due(self) -> bool:
+        if (
+            self._switching is not None
+            and self._clock() >= self._pacing.next_commit()
+            and self._switching.due(self._assignment, self._sinks)
+        ):
+            return True
         if not self._pacing.dirty:
             return False
         return self._overdue() or (
@@ -780,10 +818,17 @@ class Worker:
         self._transaction.begin_commit()
         try:
             self._prepare()
+            stopped = (
+                {}
+                if self._switching is None
+                else self._switching.stopped_partitions(self._assignment, self._sinks)
+            )
             self._write_to_sinks()
             retried = [] if self._retries is None else self._retries.write_outcomes()
-            offsets = self._assignment.offsets()
+            offsets = self._assignment.offsets() | stopped
             metadata = self._assignment.offset_metadata(offsets)
+            if self._switching is not None:
+                metadata = self._switching.add_tokens(metadata, stopped)
             self._transaction.commit(offsets, self._consumer, metadata)
             self._commit_sinks(offsets)
         except UNFINISHED as error:
@@ -793,6 +838,8 @@ class Worker:
             self._transaction.abort()
         else:
             self._assignment.committed |= offsets
+            if self._switching is not None:
+                self._switching.committed(stopped)
             for task in self._assignment.tasks.values():
                 task.committed()
             if self._retries is not None:
@@ -830,6 +877,8 @@ class Worker:
         """
         if not self._sinks:
             return
+        if self._switching is not None:
+            self._switching.drop_rows(self._assignment.tasks.values())
         self._sinks.write(self._assignment.tasks.values())
         self._assignment.hold_waiting()
         if self._transaction.must_rewind:
@@ -1021,6 +1070,8 @@ class Worker:
             # Tasks that are still open, as leaving the group failed.
             self._assignment.close_task(task)
         self._originals.close()
+        if self._switching is not None:
+            self._switching.close()
         self._assignment.pending.close()
         self._sinks.close()
         self._sources.close()
