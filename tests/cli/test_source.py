@@ -86,6 +86,13 @@ def test_rows_and_changes_are_captured_once_over_a_restart(
             ("d", None),
         ]
         assert changes(kafka, topics[1]) == [("c", {"id": 5})]
+        # A default is in no log.
+        db.execute("alter table orders add column state text default 'new'")
+        again = [*arguments, "--table-snapshot=orders=2026-11-30"]
+        with capturing(tmp_path, kafka_bootstrap, *again):
+            wait_until(lambda: len(changes(kafka, topics[1])) == 2, 120, what="the order again")
+        assert changes(kafka, topics[1])[1] == ("u", {"id": 5, "state": "new"})
+        assert len(changes(kafka, topics[0])) == 3
         db.execute(
             "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
             " where database = current_database()"
@@ -97,6 +104,8 @@ def test_rows_and_changes_are_captured_once_over_a_restart(
     [
         ([URL, "--tables=", "--prefix=shop"], "tables= needs a list of names"),
         ([URL, "--tables=a", "--prefix=my shop"], "--prefix 'my shop' cannot begin the names of topics"),
+        ([URL, "--tables=a", "--prefix=shop", "--table-snapshot=a"], "'a' has no text for the table"),
+        ([URL, "--tables=a", "--prefix=shop", "--table-snapshot=b=2"], "names public.b, which tables= does"),
         (["mysql://shop", "--tables=a", "--prefix=shop"], "cannot be read"),
     ],
 )
