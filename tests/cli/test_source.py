@@ -87,6 +87,13 @@ def test_rows_and_changes_are_captured_once_over_a_restart(
             ("d", None),
         ]
         assert changes(kafka, topics[1]) == [("c", {"id": 5})]
+        # A default is in no log.
+        db.execute("alter table orders add column state text default 'new'")
+        again = [*arguments, "--table-snapshot=orders=2026-11-30"]
+        with capturing(tmp_path, kafka_bootstrap, *again):
+            wait_until(lambda: len(changes(kafka, topics[1])) == 2, 120, what="the order again")
+        assert changes(kafka, topics[1])[1] == ("u", {"id": 5, "state": "new"})
+        assert len(changes(kafka, topics[0])) == 3
         db.execute(
             "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
             " where database = current_database()"
@@ -141,6 +148,9 @@ OPTIONS = ["--tables=shop.a", "--prefix=shop"]
         (["mariadb", *OPTIONS, "--properties=empty"], "Debezium.mariadb needs jars="),
         (["mysql", *OPTIONS, "--properties=bad"], "bad, line 3: oops is no property: write NAME=VALUE"),
         (["sqlserver", *OPTIONS, "--properties=empty"], "needs one database"),
+        ([URL, "--tables=a", "--prefix=shop", "--table-snapshot=a"], "'a' has no text for the table"),
+        ([URL, "--tables=a", "--prefix=shop", "--table-snapshot=b=2"], "names public.b, which tables= does"),
+        (["mysql", *OPTIONS, "--table-snapshot=shop.a=2"], "--table-snapshot is not for mysql"),
     ],
 )
 def test_what_cannot_be_captured_is_refused(arguments, message, tmp_path, monkeypatch):
