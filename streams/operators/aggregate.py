@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from streams.aggregates import Combined, Count
+from streams.aggregates.traced import TracedAggregate, lineage_of, unpack
 from streams.coroutines.awaitables import settled
 from streams.errors import TopologyError
+from streams.lineage import ancestry_of
 from streams.operators import Operator, fan_out
 from streams.operators.change import Change
 from streams.operators.keys import ImpliedText, held_keys, with_keys
@@ -87,8 +89,8 @@ class AccumulatorSerde:
         return map(encode, map(pack, values))
 
     def deserialize(self, payloads: Sequence[bytes]) -> Iterable[Any]:
-        decode, unpack = msgspec.msgpack.Decoder().decode, self._aggregate.unpack
-        return (unpack(decode(payload)) for payload in payloads)
+        decode, aggregate = msgspec.msgpack.Decoder().decode, self._aggregate
+        return (unpack(aggregate, decode(payload)) for payload in payloads)
 
 
 class TimedAccumulatorSerde:
@@ -109,14 +111,16 @@ class TimedAccumulatorSerde:
         return (encode((pack(value), time)) for value, time in values)
 
     def deserialize(self, payloads: Sequence[bytes]) -> Iterable[tuple[Any, int]]:
-        decode, unpack = msgspec.msgpack.Decoder(tuple[Any, int]).decode, self._aggregate.unpack
+        decode, aggregate = msgspec.msgpack.Decoder(tuple[Any, int]).decode, self._aggregate
         for payload in payloads:
             packed, time = decode(payload)
-            yield unpack(packed), time
+            yield unpack(aggregate, packed), time
 
 
 def reading(aggregate: Aggregate[Any, Any], began: Began, earlier: Earlier) -> Aggregate[Any, Any]:
     """The aggregate for a store that is older than some of its aggregates: see ``Combined.reading``."""
+    if isinstance(aggregate, TracedAggregate):
+        return TracedAggregate(reading(aggregate.inner, began, earlier))
     return aggregate.reading(began, earlier) if isinstance(aggregate, Combined) else aggregate
 
 
@@ -132,6 +136,9 @@ class Folding:
         self._ordered = aggregate.ordered
         self._guard = guard
         self._counts = isinstance(aggregate, Count)
+        self.traced = isinstance(aggregate, TracedAggregate)
+        """Whether accumulators have their lineage."""
+        self._inner_ordered = isinstance(aggregate, TracedAggregate) and aggregate.inner.ordered
 
     def column(self, batch: Batch[Any, Any]) -> tuple[Batch[Any, Any], Sequence[Any]]:
         """The aggregate's input from each value; the policy applies to rows for which it fails."""
@@ -141,7 +148,16 @@ class Folding:
         """The position of each row in the order of events, if the aggregate needs it."""
         if not self._ordered:
             return None
+        if self.traced:
+            return self._traced_places(batch)
         return list(zip(batch.timestamps, repeat(batch.topic), batch.offsets, strict=False))
+
+    def _traced_places(self, batch: Batch[Any, Any]) -> Sequence[Any]:
+        """Pairs of the position, where the aggregate needs it, and what is known of the row."""
+        own: Iterable[Any] = repeat(None)
+        if self._inner_ordered:
+            own = zip(batch.timestamps, repeat(batch.topic), batch.offsets)
+        return list(zip(own, ancestry_of(batch)))  # noqa: B905 - the positions may be endless
 
     def shares(self, keys: Sequence[Any]) -> dict[Any, Any]:
         """The share of each key."""
@@ -353,6 +369,7 @@ class AggregateByKey(Operator):
     ) -> Callable[[], None]:
         state, store, forward = step.state(self.store), self.store, fan_out(children) if children else None
         result, sends_old = self.aggregate.result, step.sends_old
+        traced = isinstance(self.aggregate, TracedAggregate)
         state.defer()
 
         def run() -> None:
@@ -368,7 +385,12 @@ class AggregateByKey(Operator):
                 old = [None if value is None else result(value[0]) for value in before.values()]
             times = [-1 if value is None else value[1] for value in changed.values()]
             state.begin_forwarding(before)
-            forward(step.derive(store, keys, list(map(Change, new, old)), times, changes.finder(keys)))
+            lineage = None
+            if traced:
+                lineage = [None if value is None else lineage_of(value[0]) for value in changed.values()]
+            forward(
+                step.derive(store, keys, list(map(Change, new, old)), times, changes.finder(keys), lineage)
+            )
             state.end_forwarding()
             changes.clear()
 
