@@ -139,6 +139,14 @@ def without_origin(value: bytes | None) -> bytes | None:
     return value[length:]
 
 
+def origin_of_value(value: bytes | None) -> Origin | None:
+    """The origin before a value of an internal topic; ``None`` if it has none."""
+    length = 0 if value is None else _length(value)
+    if value is None or not length:
+        return None
+    return read_trace(value[len(MAGIC) : length])
+
+
 def _length(value: bytes) -> int:
     """The length of a value's origin in bytes; 0 if it has none, e.g. because another program wrote it."""
     if len(value) < _SHORTEST or value[:4] not in {MAGIC, MAGIC_NULL}:
