@@ -109,6 +109,16 @@ def unpack(aggregate: Aggregate[Any, Any], packed: Any) -> Any:
     return aggregate.unpack(packed)
 
 
+def without_lineage(value: Any) -> Any:
+    """A stored value as it is without the setting, whatever accumulators it contains."""
+    if type(value) is Traced:
+        return value.value
+    if isinstance(value, tuple):
+        parts = map(without_lineage, value)
+        return value._make(parts) if hasattr(value, "_make") else tuple(parts)
+    return value
+
+
 def lineage_of(accumulator: Any) -> Lineage | None:
     """The lineage of an accumulator; ``None`` without one."""
     return accumulator.lineage if type(accumulator) is Traced else None

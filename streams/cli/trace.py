@@ -6,6 +6,7 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
@@ -114,7 +115,7 @@ def trace(
         print_line(tree.fields())
     else:
         # Lines of a file are not wrapped.
-        out.print(_drawn(tree), crop=False, width=None if out.is_terminal else _WIDE)
+        (out if out.is_terminal else Console(width=_WIDE)).print(_drawn(tree))
 
 
 def parse_place(text: str, given: str | None = None) -> Place:

@@ -98,7 +98,7 @@ def _searchable(tracer: Tracer, topic: str) -> list[Subtopology]:
         why = _state_of(part)
         if why:
             raise ConfigurationError(
-                f"--search cannot find what made a record of {topic}: {why}, so no input record alone decides",
+                f"--search cannot find what made a record of {topic}: {why}, so no record alone decides",
                 hint="switch lineage on: App(lineage=True) or STREAMS_LINEAGE=true",
             )
     return found
