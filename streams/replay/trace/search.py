@@ -22,7 +22,7 @@ from streams.replay.bounded.unit import SLICE_RECORDS, ReplayRuntime
 from streams.replay.trace.paths import sinks_of
 from streams.replaying import Replay, running_in
 from streams.runtime.task import Task, TaskId
-from streams.topology.graph import SourceNode, Topology
+from streams.topology.graph import SourceNode, Step, Subtopology, Topology
 from streams.topology.lineage import with_lineage
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from streams.replay.trace.node import TraceNode
     from streams.replay.trace.reader import Bytes
     from streams.replay.trace.tracer import Tracer
-    from streams.topology.graph import Subtopology
 
 MOST_CANDIDATES: Final = 20
 """The number of candidates that are shown."""
@@ -93,7 +92,9 @@ def _searchable(tracer: Tracer, topic: str) -> list[Subtopology]:
         tuple(replace(node, policy=skip) for node in with_lineage(quiet.nodes, app.name)),
         quiet.global_tables,
     )
-    found = [part for part in own.subtopologies if any(node.name in names for node in part.nodes)]
+    found = [
+        _only(part, node.name) for part in own.subtopologies for node in part.nodes if node.name in names
+    ]
     for part in found:
         why = _state_of(part)
         if why:
@@ -104,11 +105,18 @@ def _searchable(tracer: Tracer, topic: str) -> list[Subtopology]:
     return found
 
 
+def _only(part: Subtopology, sink: str) -> Subtopology:
+    """The steps of a part by which records reach a sink."""
+    needed = {sink, *(node.name for node in part.ancestors(sink))}
+    return Subtopology(part.number, tuple(node for node in part.nodes if node.name in needed))
+
+
 def _state_of(part: Subtopology) -> str:
     """Why results of a part depend on more than one input record; empty if they do not."""
-    if part.stores:
-        return f"its steps have the store {part.stores[0].name!r}"
     for node in part.nodes:
+        if isinstance(node, Step) and (node.owns or node.uses):
+            store = node.owns[0].name if node.owns else node.uses[0]
+            return f"step {node.name!r} has the store {store!r}"
         if isinstance(node, SourceNode) and node.internal:
             return f"it comes through the internal topic {node.topics[0]}"
         if isinstance(node, SourceNode) and node.connector is not None:
