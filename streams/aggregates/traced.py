@@ -102,6 +102,11 @@ class TracedAggregate:
         return Traced(self.inner.unpack(value), known)
 
 
+def with_lineage(aggregate: Aggregate[Any, Any]) -> TracedAggregate:
+    """The aggregate with lineage."""
+    return aggregate if isinstance(aggregate, TracedAggregate) else TracedAggregate(aggregate)
+
+
 def unpack(aggregate: Aggregate[Any, Any], packed: Any) -> Any:
     """The accumulator that was packed, by the aggregate with lineage or without."""
     if _is_traced(packed) and not isinstance(aggregate, TracedAggregate):

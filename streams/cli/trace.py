@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from streams.replay.trace.node import TraceNode
 
 _WIDE = 1_000_000
+
+_NUMBERS = re.compile(r"[0-9]{1,20}:[0-9]{1,20}")
 
 _STYLES = {"input": "green", "gone": "red", "path": "dim", "candidate": "yellow"}
 
@@ -90,7 +93,7 @@ def trace(
     if store is None and (window is not None or base64):
         raise ConfigurationError("--window and --base64 are for an entry of a --store")
     wanted = None if place is None else parse_place(place)
-    letter = None if dead_letter is None else parse_place(f"x:{dead_letter}", dead_letter)
+    letter = None if dead_letter is None else parse_numbers(dead_letter)
     if bootstrap_servers is not None:
         into_environment([f"bootstrap_servers={bootstrap_servers}"])
     app = load_app(target)
@@ -106,7 +109,7 @@ def trace(
             if records:
                 search(tracer, broker, tree, *wanted, records)
         elif letter is not None:
-            tree = tracer.dead_letter(letter.partition, letter.offset)
+            tree = tracer.dead_letter(*letter)
         else:
             assert store is not None, "checked above"
             assert key is not None, "checked above"
@@ -118,19 +121,26 @@ def trace(
         (out if out.is_terminal else Console(width=_WIDE)).print(_drawn(tree))
 
 
-def parse_place(text: str, given: str | None = None) -> Place:
-    """Parse ``TOPIC:PARTITION:OFFSET``. Raises ``ConfigurationError``, which quotes ``given``."""
-    topic, *numbers = text.rsplit(":", 2)
-    if not topic or len(numbers) != 2 or not all(item.isascii() and item.isdigit() for item in numbers):
-        form = "TOPIC:PARTITION:OFFSET" if given is None else "PARTITION:OFFSET"
+def parse_place(text: str) -> Place:
+    """Parse ``TOPIC:PARTITION:OFFSET``. Raises ``ConfigurationError``."""
+    topic, _, numbers = text.partition(":")
+    if not topic or not _NUMBERS.fullmatch(numbers):
         raise ConfigurationError(
-            f"{given or text!r} is not a record's place",
-            hint=f"write {form}, e.g. {'totals:0:42' if given is None else '0:42'}",
+            f"{text!r} is not a record's place", hint="write TOPIC:PARTITION:OFFSET, e.g. totals:0:42"
         )
-    partition, offset = map(int, numbers)
+    return Place(topic, *parse_numbers(numbers))
+
+
+def parse_numbers(text: str) -> tuple[int, int]:
+    """Parse ``PARTITION:OFFSET``. Raises ``ConfigurationError``."""
+    if not _NUMBERS.fullmatch(text):
+        raise ConfigurationError(
+            f"{text!r} is not a record's place", hint="write PARTITION:OFFSET, e.g. 0:42"
+        )
+    partition, offset = map(int, text.split(":"))
     if partition >= 1 << 31 or offset >= 1 << 63:
-        raise ConfigurationError(f"{given or text!r} has a number that no partition or offset can have")
-    return Place(topic, partition, offset)
+        raise ConfigurationError(f"{text!r} has a number that no partition or offset can have")
+    return partition, offset
 
 
 def _drawn(node: TraceNode, tree: Tree | None = None) -> Tree:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from streams.aggregates import Combined, Count
-from streams.aggregates.traced import TracedAggregate, lineage_of, unpack
+from streams.aggregates.traced import TracedAggregate, lineage_of, unpack, with_lineage
 from streams.coroutines.awaitables import settled
 from streams.errors import TopologyError
 from streams.lineage import ancestry_of
@@ -80,6 +80,10 @@ class AccumulatorSerde:
         self._aggregate = aggregate
         self.schema = {"accumulator": aggregate.schema}
 
+    def traced(self) -> AccumulatorSerde:
+        """The serde that reads accumulators with their lineage."""
+        return AccumulatorSerde(with_lineage(self._aggregate))
+
     def reading(self, began: Began, earlier: Earlier) -> AccumulatorSerde:
         """The serde for a store that is older than some of its aggregates."""
         return AccumulatorSerde(reading(self._aggregate, began, earlier))
@@ -101,6 +105,10 @@ class TimedAccumulatorSerde:
     def __init__(self, aggregate: Aggregate[Any, Any]) -> None:
         self._aggregate = aggregate
         self.schema = {"timed accumulator": aggregate.schema}
+
+    def traced(self) -> TimedAccumulatorSerde:
+        """The serde that reads accumulators with their lineage."""
+        return TimedAccumulatorSerde(with_lineage(self._aggregate))
 
     def reading(self, began: Began, earlier: Earlier) -> TimedAccumulatorSerde:
         """The serde for a store that is older than some of its aggregates."""

@@ -12,7 +12,7 @@ from streams.aggregates.traced import lineage_of
 from streams.broker import BEGINNING
 from streams.broker.reading import read_from
 from streams.errors import ConfigurationError, QueryError, UnknownStore, error_text
-from streams.lineage import combined
+from streams.lineage import UNKNOWN, combined
 from streams.operators.sliding import Panes
 from streams.partitioning import partition_for
 from streams.records import Record, TopicPartition
@@ -176,7 +176,10 @@ def _entry(
         node.children.append(tracer.input(source, ""))
         return [node]
     try:
-        value = next(iter(definition.value.deserialize([record.value or b""])))
+        # Stored lineage is read whatever the setting of the program that is traced.
+        traced = getattr(definition.value, "traced", None)
+        serde = definition.value if traced is None else traced()
+        value = next(iter(serde.deserialize([record.value or b""])))
     except Exception as error:  # noqa: BLE001 - of the serde, for state of another version of the program
         return [TraceNode("entry", "", place, [f"the entry cannot be read: {error_text(error)}"])]
     parts = _windows(definition, start, value, fields.get("value"))
@@ -191,7 +194,7 @@ def _entry(
         )
         content = place | {"value": shown} | ({} if begin is None else {"start": begin, "end": end})
         node = TraceNode("entry", title, content)
-        if lineage is None:
+        if lineage is None or (lineage == UNKNOWN and not tracer.app.settings.lineage):
             node.remarks.append(_unknown(tracer, step, definition))
             node.children += tracer.ways_to(step)
         else:
@@ -229,9 +232,7 @@ def _windows(definition: StoreDefinition, start: int | None, value: Any, shown: 
 
 def _unknown(tracer: Tracer, step: Step, definition: StoreDefinition) -> str:
     if definition.purpose.endswith("aggregate"):
-        return f"it names no input records; this is what the topology knows. To know more, {HOW_TO}" + (
-            ", in the program that is traced too" if not tracer.app.settings.lineage else ""
-        )
+        return f"it names no input records; this is what the topology knows. To know more, {HOW_TO}"
     return (
         f"step {step.name!r} ({step.operator.kind}) does not record which input records made its entries; "
         "this is what the topology knows"
