@@ -195,7 +195,7 @@ def _entry(
         content = place | {"value": shown} | ({} if begin is None else {"start": begin, "end": end})
         node = TraceNode("entry", title, content)
         if lineage is None or (lineage == UNKNOWN and not tracer.app.settings.lineage):
-            node.remarks.append(_unknown(tracer, step, definition))
+            node.remarks.append(_unknown(step, definition))
             node.children += tracer.ways_to(step)
         else:
             node.children.append(tracer.through([step], lineage))
@@ -230,7 +230,7 @@ def _windows(definition: StoreDefinition, start: int | None, value: Any, shown: 
     return [(start, None, shown, lineage_of(accumulator))]
 
 
-def _unknown(tracer: Tracer, step: Step, definition: StoreDefinition) -> str:
+def _unknown(step: Step, definition: StoreDefinition) -> str:
     if definition.purpose.endswith("aggregate"):
         return f"it names no input records; this is what the topology knows. To know more, {HOW_TO}"
     return (
