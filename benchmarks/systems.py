@@ -19,7 +19,7 @@ PEERS = Path(__file__).parent / "peers"
 _QUIX_REQUIREMENTS = Path(__file__).parent / "quix-requirements.txt"
 
 THIS_RUNTIME = "streams"
-WITH_LINEAGE = "streams, lineage"
+WITH_LINEAGE = "streams with lineage"
 RAW_CLIENT = "raw client"
 JAVA = f"Kafka Streams {KAFKA_STREAMS}"
 QUIX = "Quix Streams 3.28"

@@ -429,9 +429,9 @@ WORKS: tuple[Work, ...] = (
     Decoding("avro, own schema", "own"),
     Decoding("avro, earlier schema", "earlier"),
     # What the setting costs, with nothing that other systems have.
-    Throughput("lineage, json eos", JSON, systems=(THIS_RUNTIME, WITH_LINEAGE)),
+    Throughput("lineage json eos", JSON, systems=(THIS_RUNTIME, WITH_LINEAGE)),
     Throughput(
-        "lineage, count eos",
+        "lineage count eos",
         COUNT_WINDOWS,
         systems=(THIS_RUNTIME, WITH_LINEAGE),
         commit_seconds=1.0,

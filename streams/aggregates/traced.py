@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from streams.lineage import UNKNOWN, as_lineage, combined, unpacked
+from streams.lineage import UNKNOWN, as_lineage, combined, united, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,7 +44,10 @@ class Traced:
 
 
 class TracedAggregate:
-    """An aggregate whose accumulators are ``Traced``. ``places`` are pairs: a place, and a row's ancestry."""
+    """An aggregate whose accumulators are ``Traced``.
+
+    ``places`` are the rows' ancestry; for an aggregate that needs their order, pairs of place and ancestry.
+    """
 
     ordered = True
 
@@ -69,17 +72,23 @@ class TracedAggregate:
         return Traced(self.inner.initial(), None)
 
     def add(self, accumulator: Traced, column: Sequence[Any], places: Any = None) -> Traced:
-        inner = self.inner
-        own = [place for place, _ in places] if places is not None and inner.ordered else None
-        added = Traced(inner.add(accumulator.value, column, own), accumulator.lineage)
-        return added if places is None else self.touched(added, [item for _, item in places])
+        if places is None:
+            return Traced(self.inner.add(accumulator.value, column), accumulator.lineage)
+        own, ancestry = None, places
+        if self.inner.ordered:
+            own, ancestry = [place for place, _ in places], [item for _, item in places]
+        lineage, known = combined(ancestry), accumulator.lineage
+        return Traced(
+            self.inner.add(accumulator.value, column, own),
+            lineage if known is None else united(known, lineage),
+        )
 
     def touched(self, accumulator: Traced, ancestry: Sequence[Ancestry]) -> Traced:
         """The same accumulator, which these rows have changed."""
         if not ancestry:
             return accumulator
         lineage, known = combined(ancestry), accumulator.lineage
-        return Traced(accumulator.value, lineage if known is None else combined((known, lineage)))
+        return Traced(accumulator.value, lineage if known is None else united(known, lineage))
 
     def remove(self, accumulator: Traced, column: Sequence[Any]) -> Traced:
         return Traced(self.inner.remove(accumulator.value, column), accumulator.lineage)

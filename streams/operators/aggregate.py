@@ -161,11 +161,11 @@ class Folding:
         return list(zip(batch.timestamps, repeat(batch.topic), batch.offsets, strict=False))
 
     def _traced_places(self, batch: Batch[Any, Any]) -> Sequence[Any]:
-        """Pairs of the position, where the aggregate needs it, and what is known of the row."""
-        own: Iterable[Any] = repeat(None)
-        if self._inner_ordered:
-            own = zip(batch.timestamps, repeat(batch.topic), batch.offsets)
-        return list(zip(own, ancestry_of(batch)))  # noqa: B905 - the positions may be endless
+        """What is known of each row, in a pair with its position if the aggregate needs that."""
+        if not self._inner_ordered:
+            return ancestry_of(batch)
+        own = zip(batch.timestamps, repeat(batch.topic), batch.offsets)
+        return list(zip(own, ancestry_of(batch), strict=True))
 
     def shares(self, keys: Sequence[Any]) -> dict[Any, Any]:
         """The share of each key."""
