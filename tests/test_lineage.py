@@ -240,6 +240,47 @@ def test_a_join_with_a_table_names_the_streams_record():
     assert lineages(driver, "out") == ["in:0:0"]
 
 
+def test_async_functions_and_joins_of_tables_name_the_record_that_they_process():
+    async def slowly(value: dict[str, int]) -> dict[str, int]:
+        return value
+
+    app = App("app", lineage=True)
+    numbers(app).map_async(slowly).to("async")
+    left = app.table("left", key=Text(), value=NUMBERS, store="l")
+    right = app.table("right", key=Text(), value=NUMBERS, store="r")
+    left.join(right, lambda one, other: [one, other]).to("tables", value=Json())
+    left.join_foreign_key(
+        right,
+        lambda value: str(value["n"]),
+        lambda one, other: {"one": one["n"], "other": other["n"]},
+        store="fk",
+    ).to("foreign", value=Json())
+    driver = fed(app, *ROWS)
+    assert lineages(driver, "async") == [f"in:0:{offset}" for offset in range(5)]
+    send(driver, ("7", 7, 1), topic="left")
+    send(driver, ("7", 8, 2), topic="right")
+    assert lineages(driver, "tables") == ["right:0:0"]
+    assert lineages(driver, "foreign") == ["right:0:0"]
+    send(driver, ("8", 7, 3), topic="left")
+    assert lineages(driver, "foreign") == ["left:0:1"]
+
+
+def test_a_grouped_result_of_a_join_has_the_records_of_both_sides():
+    app = App("app", lineage=True)
+    pairs = numbers(app, "left").join(
+        numbers(app, "right"), lambda one, other: one["n"] + other["n"], within=seconds(5), store="pairs"
+    )
+    pairs.group_by(lambda _: "all", store="all", value=Json(int)).aggregate("sum", total()).to(
+        "out", value=Json()
+    )
+    driver = fed(app, ("a", 1, 10), ("b", 1, 11), topic="left")
+    send(driver, ("a", 2, 12), ("b", 2, 13), topic="right")
+    assert lineages(driver, "out") == [
+        "left:0:0@10000 right:0:0@12000 2",
+        "left:0:0@10000 right:0:1@13000 4",
+    ]
+
+
 class Keep:
     """Forwards each record, and what it kept of the one before, on a timer."""
 

@@ -92,6 +92,8 @@ def trace(
         raise ConfigurationError("--store and --key belong together", hint="e.g. --store totals --key alice")
     if store is None and (window is not None or base64):
         raise ConfigurationError("--window and --base64 are for an entry of a --store")
+    if records and place is None:
+        raise ConfigurationError("--search is for a record of an output topic: TOPIC:PARTITION:OFFSET")
     wanted = None if place is None else parse_place(place)
     letter = None if dead_letter is None else parse_numbers(dead_letter)
     if bootstrap_servers is not None:

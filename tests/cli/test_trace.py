@@ -27,6 +27,7 @@ from streams.errors import ConfigurationError
         (["--store", "counts"], "--store and --key belong together"),
         (["out:0:1", "--key", "a"], "--store and --key belong together"),
         (["out:0:1", "--window", "0"], "--window and --base64 are for an entry of a --store"),
+        (["--dead-letter", "0:1", "--search", "5"], "--search is for a record of an output topic"),
         (["out:0:1"], "module 'no_such_module' was not found"),
     ],
 )

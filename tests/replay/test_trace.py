@@ -131,6 +131,17 @@ def test_an_aggregate_behind_a_repartition_topic(stage: Stage):
     assert "from app-teams-repartition through aggregate counts" in everything(tree)
 
 
+def test_another_worker_continues_the_lineage_without_the_disk_of_the_first(stage: Stage):
+    stage.crew.kill()
+    stage.crew.lose_disk()
+    stage.crew.start()
+    stage.send("in", reading("e", 8, "x", 61))
+    tree = stage.last("counts")
+    assert tree.record["value"] == 4
+    assert [value["n"] for value in leaves(tree)] == [1, 8]
+    assert "made of 4 records" in everything(tree)
+
+
 def test_a_record_of_the_repartition_topic_itself(stage: Stage):
     record = stage.crew.read("app-teams-repartition")[0]
     tree = stage.trace(record.topic, record.partition, record.offset)
