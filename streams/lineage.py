@@ -84,6 +84,24 @@ def combined(items: Sequence[Ancestry]) -> Lineage:
     )
 
 
+def grown(known: Lineage | None, items: Sequence[Ancestry]) -> Lineage:
+    """The lineage of a result to which these rows, at least one, were added."""
+    if len(items) == 1:
+        # Most keys of a batch have few records, so this is what costs most.
+        (item,) = items
+        if known is None:
+            return as_lineage(item)
+        first, last, records, complete = known
+        if first is not None and last is not None and not isinstance(item, Lineage):
+            return Lineage(
+                first if first <= item else item,  # noqa: FURB136 - faster than min
+                last if last >= item else item,  # noqa: FURB136 - faster than max
+                records + 1,
+                complete,
+            )
+    return combined(items) if known is None else united(known, combined(items))
+
+
 def united(one: Lineage, other: Lineage) -> Lineage:
     """As ``combined``, of two results."""
     if one.first is None or one.last is None or other.first is None or other.last is None:

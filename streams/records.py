@@ -403,13 +403,13 @@ class Batch(Generic[K, V]):
             lineage=self.lineage,
         )
 
-    def of_rows(self, rows: Rows, values: Sequence[Any]) -> Batch[K, Any]:
-        """A batch of these values, made of the input records at ``rows`` (as ``Batch.rows`` counts them)."""
-        lineage = self.lineage
-        if lineage is not None:
-            # A row that a step upstream has split into several has the lineage of one of them.
-            by_row = dict(zip(self.rows, lineage, strict=True))
-            lineage = [by_row[row] for row in rows]
+    def of_rows(
+        self, rows: Rows, values: Sequence[Any], lineage: Sequence[Any] | None = None
+    ) -> Batch[K, Any]:
+        """A batch of these values, made of the input records at ``rows`` (as ``Batch.rows`` counts them).
+
+        ``lineage`` is as in this batch, for each of them.
+        """
         return Batch(self._fetched, values, rows=rows, number=self._number, lineage=lineage)
 
     def with_values(self, values: Sequence[V2]) -> Batch[K, V2]:

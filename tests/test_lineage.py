@@ -9,6 +9,7 @@ from hypothesis import given, strategies as st
 
 from streams import (
     App,
+    Batch,
     Context,
     Hopping,
     Json,
@@ -263,6 +264,33 @@ def test_async_functions_and_joins_of_tables_name_the_record_that_they_process()
     assert lineages(driver, "foreign") == ["right:0:0"]
     send(driver, ("8", 7, 3), topic="left")
     assert lineages(driver, "foreign") == ["left:0:1"]
+
+
+class Forward:
+    def process(self, record: Record[str, Any], context: Context) -> None:
+        context.forward(record)
+
+
+class ForwardBatch:
+    def process_batch(self, batch: Batch[str, Any], context: Context) -> None:
+        context.forward(batch)
+
+
+@pytest.mark.parametrize("processor", [Forward, ForwardBatch])
+def test_each_pair_of_a_record_with_several_keeps_its_own_lineage_in_steps_downstream(processor):
+    app = App("app", lineage=True)
+    pairs = numbers(app, "left").join(
+        numbers(app, "right"), lambda one, other: [one["n"], other["n"]], within=seconds(5), store="pairs"
+    )
+    pairs.flat_map_records(lambda record: [record, record]).to("split", value=Json())
+    pairs.map_records(lambda record: record).to("mapped", value=Json())
+    pairs.process(processor).to("processed", key=Text(), value=Json())
+    driver = fed(app, ("a", 1, 10), ("a", 2, 11), ("a", 3, 12), topic="right")
+    send(driver, ("a", 9, 13), topic="left")
+    expected = [f"right:0:{at}@{10 + at}000 left:0:0@13000 2" for at in range(3)]
+    assert lineages(driver, "mapped") == expected
+    assert lineages(driver, "processed") == expected
+    assert lineages(driver, "split") == [text for text in expected for _ in range(2)]
 
 
 def test_a_grouped_result_of_a_join_has_the_records_of_both_sides():

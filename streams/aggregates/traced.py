@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from streams.lineage import UNKNOWN, as_lineage, combined, united, unpacked
+from streams.lineage import UNKNOWN, as_lineage, combined, grown, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -77,18 +77,13 @@ class TracedAggregate:
         own, ancestry = None, places
         if self.inner.ordered:
             own, ancestry = [place for place, _ in places], [item for _, item in places]
-        lineage, known = combined(ancestry), accumulator.lineage
-        return Traced(
-            self.inner.add(accumulator.value, column, own),
-            lineage if known is None else united(known, lineage),
-        )
+        return Traced(self.inner.add(accumulator.value, column, own), grown(accumulator.lineage, ancestry))
 
     def touched(self, accumulator: Traced, ancestry: Sequence[Ancestry]) -> Traced:
         """The same accumulator, which these rows have changed."""
         if not ancestry:
             return accumulator
-        lineage, known = combined(ancestry), accumulator.lineage
-        return Traced(accumulator.value, lineage if known is None else united(known, lineage))
+        return Traced(accumulator.value, grown(accumulator.lineage, ancestry))
 
     def remove(self, accumulator: Traced, column: Sequence[Any]) -> Traced:
         return Traced(self.inner.remove(accumulator.value, column), accumulator.lineage)
