@@ -175,13 +175,13 @@ def stamped(application: str, batch: Batch[Any, Any], *, internal: bool) -> Sequ
 
 def _added(column: Sequence[Headers | None], marks: Iterable[bytes | None]) -> list[Headers | None]:
     """The headers with these, instead of those that an app upstream has written."""
-    return [
-        [
-            *((name, value) for name, value in headers or () if name != HEADER),
-            *(() if mark is None else ((HEADER, mark),)),
-        ]
-        for headers, mark in zip(column, marks, strict=True)
-    ]
+    found: list[Headers | None] = []
+    for headers, mark in zip(column, marks, strict=True):
+        kept = [pair for pair in headers or () if pair[0] != HEADER]
+        if mark is not None:
+            kept.append((HEADER, mark))
+        found.append(kept or None)
+    return found
 
 
 def header_text(application: str, ancestry: Ancestry) -> bytes:

@@ -30,6 +30,8 @@ from streams.testing import TopologyDriver
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from streams.records import Headers
+
 NUMBERS = Json(dict[str, int])
 
 
@@ -95,6 +97,24 @@ def test_records_of_a_repartition_topic_have_no_header_for_one_input_record():
     numbers(app).key_by(lambda v: str(v["n"])).repartition(store="again").to("out")
     driver = fed(app, *ROWS)
     assert [record.headers for record in driver.read("app-again-repartition")] == [None] * 5
+
+
+def test_other_headers_pass_through_a_repartition_topic_and_those_of_another_app_do_not():
+    app = App("app", lineage=True)
+    numbers(app).key_by(lambda v: str(v["n"])).repartition(store="again").to("out")
+    driver = TopologyDriver(app)
+    foreign = (HEADER, b"other x:0:1")
+    rows: list[Headers | None] = [[foreign, ("own", b"1")], [foreign], None]
+    for at, headers in enumerate(rows):
+        driver.send_all("in", [Record("a", {"n": at}, at, headers), Record("a", {"n": at}, at)])
+    assert [record.headers for record in driver.read("app-again-repartition")] == [
+        [("own", b"1")],
+        *[None] * 5,
+    ]
+    assert [record.headers for record in driver.read("out")] == [
+        [("own", b"1"), (HEADER, b"app in:0:0")],
+        *([(HEADER, f"app in:0:{offset}".encode())] for offset in range(1, 6)),
+    ]
 
 
 def test_without_the_setting_nothing_has_a_header():
