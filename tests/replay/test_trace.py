@@ -15,6 +15,8 @@ from streams.replay.trace.entries import trace_entry
 from streams.replay.trace.reader import RecordReader
 from streams.replay.trace.search import search
 from streams.replay.trace.tracer import Tracer
+from tests.support.cluster import AppCluster
+from tests.support.connectors import Feed, MemorySource
 from tests.support.crew import Crew
 
 if TYPE_CHECKING:
@@ -351,3 +353,17 @@ def test_values_that_cannot_be_decoded_are_shown_raw(stage: Stage):
     assert tree.record["value"] == "fe"
     assert tree.record["key"] == "ff"
     assert any("cannot be decoded" in error for error in tree.record["errors"])
+
+
+def test_a_result_of_a_source_connector_names_its_record_there():
+    feed = Feed(list(range(10)))
+    app = App("app", lineage=True)
+    app.source(MemorySource(feed), store="feed").to("out")
+    site = AppCluster(app)
+    worker = site.worker()
+    site.run(worker, until=lambda: len(site.payloads("out")) == 10)
+    worker.close()
+    with closing(RecordReader(site.broker)) as reader:
+        tree = Tracer(app, reader).record("out", 0, 3)
+    assert "as a source connector (feed) counts them" in everything(tree)
+    assert "the record is not in a topic" in everything(tree)
