@@ -104,8 +104,8 @@ class App:
                 f"App({name!r}): on_error takes a policy, got {on_error!r:.80}",
                 hint="fail, dead_letter, skip or retry(…)",
             )
-        self._builder = TopologyBuilder(name, on_error)
         self.settings: Settings = load_settings(settings, os.environ)
+        self._builder = TopologyBuilder(name, on_error, lineage=self.settings.lineage)
         _refuse_async_callbacks(self.settings)
         fault = topic_name_fault(self.dead_letter_topic)
         if fault:

@@ -93,6 +93,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     create_topics: bool = False
     """Create missing output topics, with the largest input's number of partitions and no retention limit."""
 
+    lineage: bool = False
+    """Name in each result the input records that made it, in a header, for ``streams trace``."""
+
     worker_id: str | None = None
     """Unique among the app's machines, stable over restarts; default: the host's name.
 
@@ -207,6 +210,7 @@ class SettingsArguments(TypedDict, total=False):
     dead_letter_window: int
     blue_green: str | None
     create_topics: bool
+    lineage: bool
     worker_id: str | None
     state_dir: str | None
     state_store: Literal["rocksdb", "memory"]

@@ -55,7 +55,7 @@ class Origin(NamedTuple):
 def origin_of(batch: Batch[object, object], row: int) -> Origin:
     """The input record from which a row was computed."""
     (trace,) = batch.traces([row])
-    return _decoded(trace, is_result=isinstance(batch.fetched, SyntheticBatch))
+    return read_trace(trace, is_result=isinstance(batch.fetched, SyntheticBatch))
 
 
 def described(batch: Batch[object, object], row: int) -> str:
@@ -84,7 +84,8 @@ def place_read(batch: Batch[object, object], row: int) -> str | None:
     return f"{fetched.topic}-{fetched.partition} offset {batch.offset(row)}"
 
 
-def _decoded(trace: Trace, *, is_result: bool) -> Origin:
+def read_trace(trace: Trace, *, is_result: bool = False) -> Origin:
+    """The input record of a trace."""
     if isinstance(trace, tuple):
         return Origin(*trace, is_result)
     (length,) = _LENGTH.unpack_from(trace)
@@ -142,6 +143,14 @@ def without_origin(value: bytes | None) -> bytes | None:
     if value is None or (length and value[:4] == MAGIC_NULL):
         return None
     return value[length:]
+
+
+def origin_of_value(value: bytes | None) -> Origin | None:
+    """The origin before a value of an internal topic; ``None`` if it has none."""
+    length = 0 if value is None else _length(value)
+    if value is None or not length:
+        return None
+    return read_trace(value[len(MAGIC) : length])
 
 
 def _length(value: bytes) -> int:

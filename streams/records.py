@@ -253,6 +253,7 @@ class Batch(Generic[K, V]):
         "_number",
         "_rows",
         "_timestamps",
+        "lineage",
         "values",
     )
 
@@ -268,6 +269,7 @@ class Batch(Generic[K, V]):
         timestamps: Sequence[int] | None = None,
         headers: Sequence[Headers | None] | None = None,
         number: int = 0,
+        lineage: Sequence[Any] | None = None,
     ) -> None:
         self._fetched = fetched
         self._rows = rows
@@ -277,6 +279,9 @@ class Batch(Generic[K, V]):
         self._timestamps = timestamps
         self._headers = headers
         self._number = number
+        self.lineage = lineage
+        """With the setting ``lineage``, what rows are made of besides their input records, e.g. joined pairs;
+        ``None`` where those say all. See ``streams.lineage``."""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -379,6 +384,7 @@ class Batch(Generic[K, V]):
             timestamps=None if self._timestamps is None else take(self._timestamps, rows),
             headers=None if self._headers is None else take(self._headers, rows),
             number=self._number,
+            lineage=None if self.lineage is None else take(self.lineage, rows),
         )
 
     def copy(self, *, number: int | None = None) -> Batch[K, V]:
@@ -394,11 +400,17 @@ class Batch(Generic[K, V]):
             timestamps=None if self._timestamps is None else take(self._timestamps, None),
             headers=None if self._headers is None else own_headers(self._headers),
             number=self._number if number is None else number,
+            lineage=self.lineage,
         )
 
-    def of_rows(self, rows: Rows, values: Sequence[Any]) -> Batch[K, Any]:
-        """A batch of these values, made of the input records at ``rows`` (as ``Batch.rows`` counts them)."""
-        return Batch(self._fetched, values, rows=rows, number=self._number)
+    def of_rows(
+        self, rows: Rows, values: Sequence[Any], lineage: Sequence[Any] | None = None
+    ) -> Batch[K, Any]:
+        """A batch of these values, made of the input records at ``rows`` (as ``Batch.rows`` counts them).
+
+        ``lineage`` is as in this batch, for each of them.
+        """
+        return Batch(self._fetched, values, rows=rows, number=self._number, lineage=lineage)
 
     def with_values(self, values: Sequence[V2]) -> Batch[K, V2]:
         """The same rows with other values, one per row."""
@@ -416,6 +428,10 @@ class Batch(Generic[K, V]):
         """The same rows with other headers, one entry per row."""
         return self._with(headers=headers)
 
+    def with_lineage(self, lineage: Sequence[Any]) -> Batch[K, V]:
+        """The same rows with what they are made of; see ``streams.lineage``."""
+        return self._with(lineage=lineage)
+
     def _with(self, **columns: Sequence[Any]) -> Batch[Any, Any]:
         for name, column in columns.items():
             if len(column) != len(self.values):
@@ -428,6 +444,7 @@ class Batch(Generic[K, V]):
             timestamps=columns.get("timestamps", self._timestamps),
             headers=columns.get("headers", self._headers),
             number=self._number,
+            lineage=columns.get("lineage", self.lineage),
         )
 
     def records(self) -> Iterator[Record[K, V]]:
@@ -487,6 +504,7 @@ class SyntheticBatch:
     next_offset: int = field(default=-1)
     _window: Callable[[Any], Hashable] | None = field(default=None)
     """Returns the window of a value, if one key may have several results at the same time."""
+    _lineage: Sequence[Any] | None = field(default=None)
 
     def __len__(self) -> int:
         return len(self._values)
@@ -526,7 +544,12 @@ class SyntheticBatch:
             None if self._changed_by is None else partial(self._changed_behind, start),
             self._made_at,
             _window=self._window,
+            _lineage=None if self._lineage is None else self._lineage[start:stop],
         )
+
+    def lineage(self, rows: Rows) -> Sequence[Any] | None:
+        """What these rows are made of, if that is known; see ``streams.lineage``."""
+        return None if self._lineage is None else take(self._lineage, rows)
 
     def tracer(self, rows: Rows) -> Iterable[Trace]:
         """The input records that last changed these rows, else the one at which they were made."""

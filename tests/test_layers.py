@@ -23,7 +23,7 @@ LAYERS = (
         "serde.schemas",
     ),
     ("origin", "policy", "config", "process", "serde", "eventtime", "broker"),
-    ("connectors",),
+    ("connectors", "lineage"),
     ("broker.kafka", "ingest", "aggregates", "local_cluster", "schema_registry"),
     ("state", "devstack", "connectors.sqlite", "connectors.files"),
     ("operators",),

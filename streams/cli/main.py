@@ -22,6 +22,7 @@ from streams.cli.simulate import simulate
 from streams.cli.source import source
 from streams.cli.sync import sync_cli
 from streams.cli.topics import topics_cli
+from streams.cli.trace import trace
 
 cli = typer.Typer(
     name="streams",
@@ -30,7 +31,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (run, source, describe, ingest, consume, lag, query, simulate):
+for command in (run, source, describe, ingest, consume, lag, query, trace, simulate):
     cli.command()(command)
 cli.add_typer(broker_cli, name="broker")
 cli.add_typer(topics_cli, name="topics")

@@ -121,7 +121,7 @@ def aggregate_groups(
 ) -> TableFlow:
     """Aggregate each group of a stream's records; see ``Grouped.aggregate``."""
     flow = groups.source(store)
-    computed = aggregate.typed(flow.value_type)
+    computed = flow.builder.traced(aggregate.typed(flow.value_type))
     return _aggregated(flow, store, computed, AggregateByKey(store, computed), None, on_error, name)
 
 
@@ -141,7 +141,7 @@ def aggregate_table_groups(
             hint="use count(), total(…), mean(…), variance(…), quantile(…) or custom(…, remove=…)",
         )
     flow = groups.source(store)
-    computed = aggregate.typed(flow.value_type)
+    computed = flow.builder.traced(aggregate.typed(flow.value_type))
     return _aggregated(flow, store, computed, AggregateChanges(store, computed), value, on_error, name)
 
 
@@ -228,7 +228,7 @@ def aggregate_windows(
 ) -> WindowResults:
     """Aggregate each group's records of each window; see ``WindowedGrouped.aggregate``."""
     flow = groups.source(store)
-    computed = aggregate.typed(flow.value_type)
+    computed = flow.builder.traced(aggregate.typed(flow.value_type))
     builder = flow.builder
     step = builder.name(name, store)
     replacing = f"{step}.replacing" if isinstance(windows.window, Session) else ""

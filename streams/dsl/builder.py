@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from streams.aggregates.traced import TracedAggregate
 from streams.operators.user_code import check_code
 from streams.policy import dead_letter
 from streams.topology.graph import (
@@ -20,12 +21,14 @@ from streams.topology.graph import (
     two_steps,
     unique_name,
 )
+from streams.topology.lineage import with_lineage
 from streams.topology.sink_separation import separated
 from streams.topology.topic_pattern import OwnTopics, TopicPattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from streams.aggregates import Aggregate
     from streams.policy import ErrorPolicy
 
 _PACKAGE = str(Path(__file__).parents[1])
@@ -43,11 +46,14 @@ class TopologyBuilder:
     """Collects nodes while the user's program runs, and gives them names.
 
     ``application`` is the prefix of the names of the topics between subtopologies. ``on_error`` is the
-    default policy of the steps.
+    default policy of the steps. With ``lineage``, results name the input records that made them.
     """
 
-    def __init__(self, application: str = "app", on_error: ErrorPolicy = dead_letter) -> None:
+    def __init__(
+        self, application: str = "app", on_error: ErrorPolicy = dead_letter, *, lineage: bool = False
+    ) -> None:
         self.application = application
+        self.lineage = lineage
         self._on_error = on_error
         self._nodes: list[Node] = []
         self._global_tables: list[GlobalSource] = []
@@ -85,6 +91,8 @@ class TopologyBuilder:
         )
         if any(isinstance(node, SinkConnectorNode) for node in nodes):
             nodes = separated(nodes, self.application, self._on_error)
+        if self.lineage:
+            nodes = with_lineage(nodes, self.application)
         return Topology(nodes, tuple(self._global_tables))
 
     def upstream(self, names: Iterable[str]) -> list[Node]:
@@ -111,6 +119,10 @@ class TopologyBuilder:
     def policy(self, given: ErrorPolicy | None) -> ErrorPolicy:
         """The policy of a step, by default the app's."""
         return self._on_error if given is None else given
+
+    def traced(self, aggregate: Aggregate[Any, Any]) -> Aggregate[Any, Any]:
+        """The aggregate, with lineage if results have it."""
+        return TracedAggregate(aggregate) if self.lineage else aggregate
 
     def add(self, node: Node) -> None:
         """Append a node, after its parents. Raises ``TopologyError`` for async functions."""

@@ -166,7 +166,7 @@ def join_streams(
         StoreDefinition(
             name=operator.own,
             key=flow.key,
-            value=WaitingSerde(operator.value),
+            value=WaitingSerde(operator.value, lineage=builder.lineage),
             purpose=window.describe(),
             retention=operator.retention,
             changelog_retention=operator.retention,

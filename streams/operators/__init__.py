@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
     from streams.eventtime.clock import StreamClock
+    from streams.lineage import Ancestry
     from streams.operators.guard import Guard
     from streams.operators.origins import TimedChanges
     from streams.operators.processor import Cancel, TimeKind
@@ -216,11 +217,13 @@ class Binding(Protocol):
         values: Sequence[Any],
         timestamps: Sequence[int],
         changed_by: Callable[[Rows], Sequence[Trace | None]] | None = None,
+        lineage: Sequence[Ancestry | None] | None = None,
     ) -> Batch[Any, Any]:
         """A batch of records that come from a store, or from a timer, instead of from the input.
 
         ``changed_by`` returns the input records that last changed rows, as far as known, for error messages.
-        It is called within the slice or the commit, if at all.
+        It is called within the slice or the commit, if at all. ``lineage`` is what each row is made of, with
+        the setting of that name.
         """
 
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from streams.aggregates import Combined, Count
+from streams.aggregates.traced import TracedAggregate, lineage_of, unpack, with_lineage
 from streams.coroutines.awaitables import settled
 from streams.errors import TopologyError
+from streams.lineage import ancestry_of
 from streams.operators import Operator, fan_out
 from streams.operators.change import Change
 from streams.operators.keys import ImpliedText, held_keys, with_keys
@@ -78,6 +80,10 @@ class AccumulatorSerde:
         self._aggregate = aggregate
         self.schema = {"accumulator": aggregate.schema}
 
+    def traced(self) -> AccumulatorSerde:
+        """The serde that reads accumulators with their lineage."""
+        return AccumulatorSerde(with_lineage(self._aggregate))
+
     def reading(self, began: Began, earlier: Earlier) -> AccumulatorSerde:
         """The serde for a store that is older than some of its aggregates."""
         return AccumulatorSerde(reading(self._aggregate, began, earlier))
@@ -87,8 +93,8 @@ class AccumulatorSerde:
         return map(encode, map(pack, values))
 
     def deserialize(self, payloads: Sequence[bytes]) -> Iterable[Any]:
-        decode, unpack = msgspec.msgpack.Decoder().decode, self._aggregate.unpack
-        return (unpack(decode(payload)) for payload in payloads)
+        decode, aggregate = msgspec.msgpack.Decoder().decode, self._aggregate
+        return (unpack(aggregate, decode(payload)) for payload in payloads)
 
 
 class TimedAccumulatorSerde:
@@ -100,6 +106,10 @@ class TimedAccumulatorSerde:
         self._aggregate = aggregate
         self.schema = {"timed accumulator": aggregate.schema}
 
+    def traced(self) -> TimedAccumulatorSerde:
+        """The serde that reads accumulators with their lineage."""
+        return TimedAccumulatorSerde(with_lineage(self._aggregate))
+
     def reading(self, began: Began, earlier: Earlier) -> TimedAccumulatorSerde:
         """The serde for a store that is older than some of its aggregates."""
         return TimedAccumulatorSerde(reading(self._aggregate, began, earlier))
@@ -109,14 +119,16 @@ class TimedAccumulatorSerde:
         return (encode((pack(value), time)) for value, time in values)
 
     def deserialize(self, payloads: Sequence[bytes]) -> Iterable[tuple[Any, int]]:
-        decode, unpack = msgspec.msgpack.Decoder(tuple[Any, int]).decode, self._aggregate.unpack
+        decode, aggregate = msgspec.msgpack.Decoder(tuple[Any, int]).decode, self._aggregate
         for payload in payloads:
             packed, time = decode(payload)
-            yield unpack(packed), time
+            yield unpack(aggregate, packed), time
 
 
 def reading(aggregate: Aggregate[Any, Any], began: Began, earlier: Earlier) -> Aggregate[Any, Any]:
     """The aggregate for a store that is older than some of its aggregates: see ``Combined.reading``."""
+    if isinstance(aggregate, TracedAggregate):
+        return TracedAggregate(reading(aggregate.inner, began, earlier))
     return aggregate.reading(began, earlier) if isinstance(aggregate, Combined) else aggregate
 
 
@@ -132,6 +144,9 @@ class Folding:
         self._ordered = aggregate.ordered
         self._guard = guard
         self._counts = isinstance(aggregate, Count)
+        self.traced = isinstance(aggregate, TracedAggregate)
+        """Whether accumulators have their lineage."""
+        self._inner_ordered = isinstance(aggregate, TracedAggregate) and aggregate.inner.ordered
 
     def column(self, batch: Batch[Any, Any]) -> tuple[Batch[Any, Any], Sequence[Any]]:
         """The aggregate's input from each value; the policy applies to rows for which it fails."""
@@ -141,7 +156,16 @@ class Folding:
         """The position of each row in the order of events, if the aggregate needs it."""
         if not self._ordered:
             return None
+        if self.traced:
+            return self._traced_places(batch)
         return list(zip(batch.timestamps, repeat(batch.topic), batch.offsets, strict=False))
+
+    def _traced_places(self, batch: Batch[Any, Any]) -> Sequence[Any]:
+        """What is known of each row, in a pair with its position if the aggregate needs that."""
+        if not self._inner_ordered:
+            return ancestry_of(batch)
+        own = zip(batch.timestamps, repeat(batch.topic), batch.offsets)
+        return list(zip(own, ancestry_of(batch), strict=True))
 
     def shares(self, keys: Sequence[Any]) -> dict[Any, Any]:
         """The share of each key."""
@@ -353,6 +377,7 @@ class AggregateByKey(Operator):
     ) -> Callable[[], None]:
         state, store, forward = step.state(self.store), self.store, fan_out(children) if children else None
         result, sends_old = self.aggregate.result, step.sends_old
+        traced = isinstance(self.aggregate, TracedAggregate)
         state.defer()
 
         def run() -> None:
@@ -368,7 +393,12 @@ class AggregateByKey(Operator):
                 old = [None if value is None else result(value[0]) for value in before.values()]
             times = [-1 if value is None else value[1] for value in changed.values()]
             state.begin_forwarding(before)
-            forward(step.derive(store, keys, list(map(Change, new, old)), times, changes.finder(keys)))
+            lineage = None
+            if traced:
+                lineage = [None if value is None else lineage_of(value[0]) for value in changed.values()]
+            forward(
+                step.derive(store, keys, list(map(Change, new, old)), times, changes.finder(keys), lineage)
+            )
             state.end_forwarding()
             changes.clear()
 

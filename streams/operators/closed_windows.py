@@ -5,6 +5,7 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from streams.aggregates.traced import unpack
 from streams.operators.packed import PackedSerde
 from streams.state.definition import KeptWindows, StoreDefinition
 
@@ -108,4 +109,4 @@ def _pack(aggregate: Aggregate[Any, Any], windows: tuple[Window, ...]) -> Any:
 
 
 def _unpack(aggregate: Aggregate[Any, Any], packed: Any) -> tuple[Window, ...]:
-    return tuple((start, end, aggregate.unpack(accumulator)) for start, end, accumulator in packed)
+    return tuple((start, end, unpack(aggregate, accumulator)) for start, end, accumulator in packed)

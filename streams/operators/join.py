@@ -11,6 +11,7 @@ import msgspec
 
 from streams.coroutines.awaitables import settled
 from streams.durations import whole_milliseconds
+from streams.lineage import UNKNOWN, ancestry_of, combined, unpacked
 from streams.operators import Operator, fan_out
 from streams.operators.change import bind_view
 from streams.operators.keys import held_keys, with_keys
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from streams.eventtime.windows import JoinWindow
+    from streams.lineage import Ancestry
     from streams.operators import Binding, Children, Forward
     from streams.operators.change import AnyView, JoinKind
     from streams.operators.guard import Guard
@@ -158,20 +160,69 @@ class Waiting(NamedTuple):
     """Stream time at its arrival, including the record itself."""
 
 
+class TracedWaiting(Waiting):
+    """A buffered record with its lineage, for the setting of that name."""
+
+    lineage: Ancestry
+
+    def marked(self) -> TracedWaiting:
+        """The same, with a match."""
+        return traced_waiting((self.time, self.payload, True, self.arrived), self.lineage)
+
+
+def traced_waiting(fields: Sequence[Any], lineage: Ancestry) -> TracedWaiting:
+    """A buffered record of these fields of ``Waiting``."""
+    waiting = TracedWaiting(*fields)
+    waiting.lineage = lineage
+    return waiting
+
+
+def ancestry_of_waiting(item: Waiting) -> Ancestry:
+    """What is known of a buffered record."""
+    return item.lineage if isinstance(item, TracedWaiting) else UNKNOWN
+
+
 class WaitingSerde:
-    """The serde of the buffered records of one side with one key in one bucket of time."""
+    """The serde of the buffered records of one side with one key in one bucket of time.
+
+    It reads records with and without lineage, and writes the lineage only if asked to.
+    """
 
     name = "waiting records"
 
-    def __init__(self, inner: Serde[Any]) -> None:
+    def __init__(self, inner: Serde[Any], *, lineage: bool = False) -> None:
         self.schema = {"waiting": schema_of(inner)}
         self.learn = getattr(inner, "learn", None)
+        self._lineage = lineage
 
     def serialize(self, values: Sequence[list[Waiting]]) -> Iterable[bytes]:
-        return map(msgspec.msgpack.Encoder().encode, values)
+        encode = msgspec.msgpack.Encoder().encode
+        if not self._lineage:
+            return map(encode, values)
+        return (
+            encode([(*item, item.lineage) if isinstance(item, TracedWaiting) else item for item in items])
+            for items in values
+        )
 
     def deserialize(self, payloads: Sequence[bytes]) -> Iterable[list[Waiting]]:
-        return map(msgspec.msgpack.Decoder(list[Waiting]).decode, payloads)
+        decode = msgspec.msgpack.Decoder(list[Waiting]).decode
+        for payload in payloads:
+            try:
+                yield decode(payload)
+            except msgspec.ValidationError:
+                yield _with_lineage(payload)
+
+
+def _with_lineage(payload: bytes) -> list[Waiting]:
+    """Buffered records of which some have a lineage. Raises ``msgspec.ValidationError`` for other data."""
+    found: list[Waiting] = []
+    for fields in msgspec.msgpack.Decoder(list[list[Any]]).decode(payload):
+        time, content, matched, arrived = msgspec.convert(fields[:4], tuple[int, bytes, bool, int])
+        if len(fields) > 4:
+            found.append(traced_waiting((time, content, matched, arrived), unpacked(fields[4])))
+        else:
+            found.append(Waiting(time, content, matched, arrived))
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +258,8 @@ class JoinStreams(Operator):
     joined: str
     late: str
     close_idle_after: int | None = None
+    lineage: bool = False
+    """Whether pairs have the lineage of both records."""
 
     @property
     def code(self) -> object:
@@ -258,6 +311,7 @@ class _Joining:
         self._lasts = operator.lasts
         self._size = bucket_size(operator.window)
         self._is_left = operator.is_left
+        self._lineage = operator.lineage
         self._emits_alone = emits_alone(operator.how, is_left=operator.is_left)
         # Whether the other side's records without a match are joined with None.
         self._marks_other = emits_alone(operator.how, is_left=not operator.is_left)
@@ -394,12 +448,15 @@ class _Joining:
         if self._emits_alone:
             self._origins.note(batch)
         size = self._size
+        ancestry = ancestry_of(batch) if self._lineage else None
         added: dict[int, dict[Any, list[Waiting]]] = {}
         for row, (key, payload, time, now) in enumerate(
             zip(batch.keys, payloads, batch.timestamps, arrived, strict=True)
         ):
             bucket = added.setdefault(time // size * size, {})
             item = Waiting(time, payload, row in met, now)
+            if ancestry is not None:
+                item = traced_waiting(item, ancestry[row])
             if key in bucket:
                 bucket[key].append(item)
             else:
@@ -418,7 +475,11 @@ class _Joining:
         """Mark the records of the other side that have a match."""
         for (start, key), positions in marks.items():
             marked = [
-                item._replace(matched=True) if at in positions else item
+                item
+                if at not in positions
+                else item.marked()
+                if isinstance(item, TracedWaiting)
+                else item._replace(matched=True)
                 for at, item in enumerate(waiting[start][key])
             ]
             self._other.put(start, key, marked)
@@ -458,7 +519,8 @@ class _Joining:
         if items:
             values = list(self._decode_other([item.payload for item in items]))
             times = [item.time for item in items]
-            self._leave_out(self._step.derive(self._stores[1], keys, values, times))
+            lineage = list(map(ancestry_of_waiting, items)) if self._lineage else None
+            self._leave_out(self._step.derive(self._stores[1], keys, values, times, lineage=lineage))
 
     def _pair(self, own: Any, other: Any) -> tuple[Any, Any]:
         return (own, other) if self._is_left else (other, own)
@@ -469,7 +531,15 @@ class _Joining:
         others = self._decode_other([item.payload for item in partners])
         pairs = list(zip(own, others, strict=True) if self._is_left else zip(others, own, strict=True))
         later = [max(times[row], item.time) for row, item in zip(rows, partners, strict=True)]
-        self._forward_joined(batch.select(rows).with_timestamps(later), pairs)
+        paired = batch.select(rows)
+        if self._lineage:
+            paired = paired.with_lineage(
+                [
+                    combined((one, ancestry_of_waiting(item)))
+                    for one, item in zip(ancestry_of(paired), partners, strict=True)
+                ]
+            )
+        self._forward_joined(paired.with_timestamps(later), pairs)
 
     def _forward_joined(self, batch: Batch[Any, Any], pairs: Sequence[tuple[Any, Any]]) -> None:
         joined, results = self._guard.apply(self._transform, pairs, batch)
@@ -512,24 +582,27 @@ class _Joining:
         buckets: dict[int, dict[Any, None]] = {}
         for time, key in leaving:
             buckets.setdefault(time // size * size, {})[key] = None
-        alone: dict[tuple[int, Any], list[tuple[Any, tuple[Any, Any], bool]]] = {}
+        alone: dict[tuple[int, Any], list[tuple[Any, tuple[Any, Any], bool, Ancestry]]] = {}
         for store, is_left, decode in self._alone_sides():
             places: list[tuple[int, Any]] = []
             payloads: list[bytes] = []
+            ancestry: list[Ancestry] = []
             for start, keys in buckets.items():
                 for key, items in zip(keys, store.get_many(start, list(keys)), strict=True):
                     for item in items or ():
                         if not item.matched and earliest <= item.time <= latest:
                             places.append((item.time, key))
                             payloads.append(item.payload)
-            for place, value in zip(places, decode(payloads), strict=True):
+                            ancestry.append(ancestry_of_waiting(item))
+            for place, value, known in zip(places, decode(payloads), ancestry, strict=True):
                 pair = (value, None) if is_left else (None, value)
-                alone.setdefault(place, []).append((value, pair, is_left))
+                alone.setdefault(place, []).append((value, pair, is_left, known))
         found = [(time, key, *each) for time, key in leaving for each in alone.get((time, key), ())]
         if found:
-            times, found_keys, values, pairs, sides = zip(*found, strict=True)
+            times, found_keys, values, pairs, sides, made_of = zip(*found, strict=True)
             changed_by = self._own_records(list(zip(sides, found_keys, times, strict=True)))
-            batch = self._step.derive(self._unmatched_store, found_keys, values, times, changed_by)
+            lineage = made_of if self._lineage else None
+            batch = self._step.derive(self._unmatched_store, found_keys, values, times, changed_by, lineage)
             self._forward_joined(batch, pairs)
 
     def _own_records(self, places: Sequence[tuple[bool, Any, int]]) -> Callable[[Rows], list[Trace | None]]:

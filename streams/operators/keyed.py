@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from streams.aggregates.traced import lineage_of
 from streams.eventtime.windows import Windowed
 from streams.operators import Operator
 from streams.operators.aggregate import Folding, rows_by_key
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from streams.aggregates import Aggregate, Place
+    from streams.lineage import Lineage
     from streams.operators import Binding, Children, Forward
     from streams.operators.closed_windows import Window
     from streams.operators.guard import Guard
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 Event: TypeAlias = "tuple[int, int, int]"
 """Its time; its floor: windows that end before this had closed when it arrived; its index in the column."""
 
-_Result: TypeAlias = "tuple[Any, int, int, Any]"
-"""Key, start, end and the result of that window."""
+_Result: TypeAlias = "tuple[Any, int, int, Any, Lineage | None]"
+"""Key, start, end and the result of that window, and the lineage of that, if accumulators have one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,7 +239,7 @@ class KeyedWindows(ABC):
             self._forward(
                 self._final,
                 [
-                    (key, start, end, result(accumulator))
+                    (key, start, end, result(accumulator), lineage_of(accumulator))
                     for key, windows in closed.items()
                     for start, end, accumulator in windows
                 ],
@@ -269,9 +271,11 @@ class KeyedWindows(ABC):
             known = {(start, end): accumulator for start, end, accumulator in earlier}
             for start, end, accumulator in windows[key]:
                 if replacing and self.replaces:
-                    changes += [(key, *place, None) for place in _inside(known, start, end)]
+                    changes += [
+                        (key, *place, None, lineage_of(known[place])) for place in _inside(known, start, end)
+                    ]
                 if (start, end) not in known or not _same(known[start, end], accumulator):
-                    changes.append((key, start, end, result(accumulator)))
+                    changes.append((key, start, end, result(accumulator), lineage_of(accumulator)))
         return changes
 
     def _forward(self, to: Forward, results: list[_Result], newest: Mapping[Any, int] | None = None) -> None:
@@ -280,16 +284,17 @@ class KeyedWindows(ABC):
             return
         # In the order in which they close, so that none is late for a windowed step downstream.
         results.sort(key=itemgetter(2))
-        times = [end for _, _, end, _ in results]
+        times = [end for _, _, end, _, _ in results]
         if newest is not None:
-            times = [min(end, newest[key]) for key, _, end, _ in results]
-        keys = self._keys.shown(key for key, _, _, _ in results)
+            times = [min(end, newest[key]) for key, _, end, _, _ in results]
+        keys = self._keys.shown(key for key, _, _, _, _ in results)
         values = [
             Windowed(key, start, end, result)
-            for key, (_, start, end, result) in zip(keys, results, strict=True)
+            for key, (_, start, end, result, _) in zip(keys, results, strict=True)
         ]
-        changed_by = self._origins.finder([(key, start, end) for key, start, end, _ in results])
-        to(self._step.derive(self._store, keys, values, times, changed_by))
+        changed_by = self._origins.finder([(key, start, end) for key, start, end, _, _ in results])
+        lineage = [item for _, _, _, _, item in results] if self._folding.traced else None
+        to(self._step.derive(self._store, keys, values, times, changed_by, lineage))
 
 
 def _inside(places: Iterable[tuple[int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:

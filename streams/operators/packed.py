@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from streams.aggregates.traced import with_lineage
 from streams.operators.aggregate import reading
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ class PackedSerde:
         self._aggregate = aggregate
         self._pack = pack
         self._unpack = unpack
+
+    def traced(self) -> PackedSerde:
+        """The serde that reads accumulators with their lineage."""
+        return PackedSerde(self.name, with_lineage(self._aggregate), self._pack, self._unpack)
 
     def reading(self, began: Began, earlier: Earlier) -> PackedSerde:
         """The serde for a store that is older than some of its aggregates."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from streams.coroutines.awaitables import settled
 from streams.durations import to_milliseconds
 from streams.errors import TopologyError
+from streams.lineage import combined
 from streams.operators import Operator, fan_out
 from streams.operators.keys import keys_by_row
 from streams.operators.processor_store import ProcessorStore
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
     from datetime import timedelta
 
+    from streams.lineage import Ancestry
     from streams.operators import Binding, Children, Forward
     from streams.operators.keys import KeptKeys
     from streams.operators.processor import Cancel, KeyValueStore, ProcessorFactory, TimeKind
@@ -34,8 +36,10 @@ if TYPE_CHECKING:
 _Forwarded: TypeAlias = "tuple[str | None, int, Batch[Any, Any] | _Columns]"
 """The child to forward to (``None`` for all), the input row (-1 for a batch), and what was forwarded."""
 
-_Columns: TypeAlias = "tuple[Any, Any, int, Headers | None, tuple[str, int, int] | None]"
-"""Key, value, timestamp and headers of a record when it was forwarded, and its topic-partition-offset."""
+_Columns: TypeAlias = "tuple[Any, Any, int, Headers | None, tuple[str, int, int] | None, Ancestry | None]"
+"""Key, value, timestamp and headers of a record when it was forwarded, its topic-partition-offset, and the
+lineage of its row, where the input batch has a column of it.
+"""
 
 _Joined: TypeAlias = "tuple[str | None, Batch[Any, Any]]"
 
@@ -196,14 +200,15 @@ class _Context:
                 self._forwarded.append((to, -1, output.copy()))
         elif isinstance(output, Record):
             headers = output.headers
+            row = self._row_of(output)
             columns = (
                 output.key,
                 snapshot(output.value),
                 output.timestamp,
                 list(headers) if headers else headers,
                 (output.topic, output.partition, output.offset) if output.offset >= 0 else None,
+                self._ancestry_of(row),
             )
-            row = self._row_of(output)
             if self._kept_keys is not None and self._source is not None:
                 self._kept_keys.check(output.key, *self._keys_of(row))
             self._forwarded.append((to, row, columns))
@@ -274,12 +279,13 @@ class _Context:
                 joined.extend((to, batch) for _, _, batch in group if isinstance(batch, Batch))
                 continue
             rows, records = zip(*((row, columns) for _, row, columns in group), strict=True)
-            keys, values, timestamps, headers, places = map(list, zip(*records, strict=True))
+            keys, values, timestamps, headers, places, ancestry = map(list, zip(*records, strict=True))
             if source is None:
                 # A timer may forward input records that the processor has kept until then.
                 batch = self._binding.derive(None, keys, values, timestamps, partial(take, places))
             else:
-                batch = source.of_rows(rows, values).with_keys(keys).with_timestamps(timestamps)
+                lineage = None if source.lineage is None else ancestry
+                batch = source.of_rows(rows, values, lineage).with_keys(keys).with_timestamps(timestamps)
             if self._headers is not None or any(headers):
                 batch = batch.with_headers(headers)
             joined.append((to, batch))
@@ -321,6 +327,22 @@ class _Context:
         if self._keys_by_row is None:
             self._keys_by_row = keys_by_row(self._source)
         return self._keys_by_row[row]
+
+    def _ancestry_of(self, row: int) -> Ancestry | None:
+        """The lineage of an input row, if the batch has a column of it."""
+        source = self._source
+        if source is None or source.lineage is None:
+            return None
+        if self._row is not None:
+            ancestry: Ancestry = source.lineage[self._row]
+            return ancestry
+        # Of the rows that a step upstream has made of one record, it cannot be told which this is.
+        possible: list[Ancestry] = [
+            item for at, item in zip(source.rows, source.lineage, strict=True) if at == row
+        ]
+        if len(possible) == 1:
+            return possible[0]
+        return combined(possible)._replace(complete=False)
 
     def _row_of(self, record: Record[Any, Any]) -> int:
         """The input row of a forwarded record."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from streams.aggregates.traced import unpack
 from streams.durations import whole_milliseconds
 from streams.eventtime.windows import merge_sessions
 from streams.operators.aggregate import rows_by_key
@@ -177,4 +178,4 @@ def _pack(aggregate: Aggregate[Any, Any], sessions: _Sessions) -> Any:
 
 
 def _unpack(aggregate: Aggregate[Any, Any], packed: Any) -> _Sessions:
-    return tuple((start, end, aggregate.unpack(accumulator)) for start, end, accumulator in packed)
+    return tuple((start, end, unpack(aggregate, accumulator)) for start, end, accumulator in packed)

@@ -50,7 +50,7 @@ class MapRecords(Operator):
 
             kept, made = guard.apply(partial(map, call), range(len(batch)), batch)
             if made:
-                forward(_replaced(kept, kept.rows, made))
+                forward(_replaced(kept, kept.rows, made, kept.lineage))
 
         return run
 
@@ -85,7 +85,11 @@ class FlatMapRecords(Operator):
                 sources = chain.from_iterable(
                     repeat(row, len(own)) for row, own in zip(kept.rows, made, strict=True)
                 )
-                forward(_replaced(kept, list(sources), flat))
+                lineage = None
+                if kept.lineage is not None:
+                    parts = (repeat(item, len(own)) for item, own in zip(kept.lineage, made, strict=True))
+                    lineage = list(chain.from_iterable(parts))
+                forward(_replaced(kept, list(sources), flat, lineage))
 
         return run
 
@@ -234,9 +238,11 @@ def taken_headers(headers: Any) -> Headers | None:
     return list(headers)
 
 
-def _replaced(source: Batch[Any, Any], rows: Sequence[int], made: Sequence[Columns]) -> Batch[Any, Any]:
+def _replaced(
+    source: Batch[Any, Any], rows: Sequence[int], made: Sequence[Columns], lineage: Sequence[Any] | None
+) -> Batch[Any, Any]:
     """A batch of the results for the input records at ``rows``."""
     keys, values, timestamps, headers = map(list, zip(*made, strict=True))
-    batch = source.of_rows(rows, values).with_keys(keys).with_timestamps(timestamps)
+    batch = source.of_rows(rows, values, lineage).with_keys(keys).with_timestamps(timestamps)
     # Without a column of its own, the batch would have the headers of the input.
     return batch.with_headers(headers) if source.headers is not None or any(headers) else batch

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.coroutines.awaitables import settled
+from streams.lineage import stamped
 from streams.operators import Operator
 from streams.operators.guard import column_transform
 from streams.operators.keys import readable_keys
@@ -43,10 +44,12 @@ class Encode(Operator):
     internal: bool
     check_name: Callable[[str], None]
     columns: SinkColumns | None = None
+    lineage: str | None = None
+    """The app's name, to be written into the headers with the rows' lineage; ``None``: no lineage."""
 
     def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - a sink has no children
         guard, internal, refused = step.guard, self.internal, step.refused
-        columns = self.columns
+        columns, application = self.columns, self.lineage
         # Keys of an internal topic are read again; one that cannot be fails here, with its record.
         internal_key = column_transform(self.key, readable_keys(self.key)) if internal else None
         transforms: dict[str, tuple[Transform, Transform]] = {}
@@ -85,7 +88,9 @@ class Encode(Operator):
                     writable.keys,
                     values,
                     writable.timestamps,
-                    writable.headers,
+                    writable.headers
+                    if application is None
+                    else stamped(application, writable, internal=internal),
                     partitions=partitions,
                     owner=owner,
                 )

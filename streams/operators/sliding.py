@@ -7,6 +7,7 @@ from itertools import accumulate
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from streams.aggregates.traced import unpack
 from streams.durations import whole_milliseconds
 from streams.eventtime.windows import sliding_windows
 from streams.operators.keyed import KeyedAggregate, KeyedWindows
@@ -204,4 +205,4 @@ def _pack(aggregate: Aggregate[Any, Any], value: Panes) -> Any:
 
 def _unpack(aggregate: Aggregate[Any, Any], packed: Any) -> Panes:
     closed_before, panes = packed
-    return Panes(closed_before, tuple((time, aggregate.unpack(accumulator)) for time, accumulator in panes))
+    return Panes(closed_before, tuple((time, unpack(aggregate, accumulator)) for time, accumulator in panes))

@@ -7,8 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from streams.aggregates.traced import Traced, TracedAggregate, lineage_of
 from streams.coroutines.awaitables import settled
 from streams.errors import RegistryUnavailable, SchemaRegistryError, error_text
+from streams.lineage import ancestry_of
 from streams.operators import Operator, fan_out
 from streams.operators.aggregate import Folding, Reduce
 from streams.operators.change import (
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from streams.aggregates import Aggregate, Place
+    from streams.lineage import Ancestry
     from streams.operators import Binding, Children, Forward
     from streams.operators.change import AnyView, Found, JoinKind
     from streams.records import Batch, Fetched, Headers
@@ -375,6 +378,7 @@ class _AggregatingChanges:
             rows.setdefault(key, ([], []))[removed].append(entry)
             latest[key] = max(time, latest.get(key, time))
         aggregate = self._aggregate
+        ancestry = self._ancestry(batch)
         keys = list(rows)
         changed: dict[Any, Found] = {}
         for key, known in zip(keys, self._state.get_many(keys), strict=True):
@@ -385,23 +389,37 @@ class _AggregatingChanges:
                 accumulator = aggregate.add(accumulator, added)
             if taken_out:
                 accumulator = aggregate.remove(accumulator, taken_out)
+            if isinstance(aggregate, TracedAggregate):
+                accumulator = aggregate.touched(accumulator, ancestry[key])
             changed[key] = self._entry(key, accumulator, max(before, latest[key]))
         self._state.put_many(changed)
 
     def _add_each(self, batch: Batch[Any, Any]) -> None:
         keys, times, removals = batch.keys, batch.timestamps, _removals(batch)
         aggregate, state = self._aggregate, self._state
+        ancestry = ancestry_of(batch) if self._folding.traced else ()
 
         def change(row: int, entries: Sequence[Any], places: Sequence[Place] | None) -> None:  # noqa: ARG001 - aggregates that can subtract values have no order
             accumulator, before = state.get(keys[row]) or (aggregate.initial(), -1)
             update = aggregate.remove if removals[row] else aggregate.add
             time = max(before, times[row])
-            state.put(keys[row], self._entry(keys[row], update(accumulator, entries), time))
+            updated = update(accumulator, entries)
+            if isinstance(aggregate, TracedAggregate):
+                updated = aggregate.touched(updated, [ancestry[row]])
+            state.put(keys[row], self._entry(keys[row], updated, time))
 
         self._folding.add_each(batch, change)
 
+    def _ancestry(self, batch: Batch[Any, Any]) -> dict[Any, list[Ancestry]]:
+        """What is known of each key's rows, if accumulators have their lineage."""
+        found: dict[Any, list[Ancestry]] = {}
+        if self._folding.traced:
+            for key, item in zip(batch.keys, ancestry_of(batch), strict=True):
+                found.setdefault(key, []).append(item)
+        return found
+
     def _entry(self, key: Any, accumulator: Any, time: int) -> Found:
-        if accumulator is None:
+        if accumulator is None or (type(accumulator) is Traced and accumulator.value is None):
             self._deleted[key] = time
             return None
         return accumulator, time
@@ -422,7 +440,12 @@ class _AggregatingChanges:
         ]
         times = [deleted.get(key, 0) if new is None else new[1] for key, new in changed.items()]
         self._state.begin_forwarding(before)
-        self._forward(self._step.derive(self._store, keys, changes, times, self._changes.finder(keys)))
+        lineage = None
+        if self._folding.traced:
+            lineage = [None if new is None else lineage_of(new[0]) for new in changed.values()]
+        self._forward(
+            self._step.derive(self._store, keys, changes, times, self._changes.finder(keys), lineage)
+        )
         self._state.end_forwarding()
         self._changes.clear()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from streams.aggregates.traced import lineage_of
 from streams.durations import whole_milliseconds
 from streams.eventtime.windows import Hopping, Tumbling, Windowed
 from streams.operators import Operator
@@ -311,6 +312,8 @@ class _Windowing:
         values: list[Windowed[Any, Any]] = []
         times: list[int] = []
         starts: list[int] = []
+        traced = self._folding.traced
+        lineage: list[Any] = []
         own: list[Any] = []
         """The keys in the form in which the step holds them."""
         for start, held in windows:
@@ -328,11 +331,15 @@ class _Windowing:
                 times += map(known.get, held, repeat(else_then))
             starts += [start] * len(held)
             own += held
+            if traced:
+                lineage += map(lineage_of, held.values())
             if len(keys) >= RESULTS_AT_ONCE:
-                to(self._step.derive(self._store, keys, values, times, changes.finder(starts, own)))
-                keys, values, times, starts, own = [], [], [], [], []
+                found = changes.finder(starts, own)
+                to(self._step.derive(self._store, keys, values, times, found, lineage if traced else None))
+                keys, values, times, starts, own, lineage = [], [], [], [], [], []
         if keys:
-            to(self._step.derive(self._store, keys, values, times, changes.finder(starts, own)))
+            found = changes.finder(starts, own)
+            to(self._step.derive(self._store, keys, values, times, found, lineage if traced else None))
 
 
 def with_times(guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
     from streams.eventtime.clock import StreamClock
+    from streams.lineage import Ancestry
     from streams.operators.guard import Failed
     from streams.operators.processor import Cancel, TimeKind
     from streams.operators.runtime import Runtime
@@ -155,6 +156,7 @@ class Binding:
         values: Sequence[Any],
         timestamps: Sequence[int],
         changed_by: Callable[[Rows], Sequence[Trace | None]] | None = None,
+        lineage: Sequence[Ancestry | None] | None = None,
     ) -> Batch[Any, Any]:
         definition = next((item for item in self._within.stores if item.name == store), None)
         step = self._node.name
@@ -172,6 +174,7 @@ class Binding:
             changed_by,
             made_at or (step, self.partition, -1),
             _window=_window,
+            _lineage=lineage,
         )
         return Batch(origin, values, keys=keys, timestamps=timestamps)
 

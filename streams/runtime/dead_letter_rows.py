@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from streams.errors import ProcessingError, error_text
+from streams.lineage import Lineage, ancestry_of, several_text
 from streams.origin import Relayed, described, origin_of
-from streams.records import Output
+from streams.records import Output, SyntheticBatch
 from streams.runtime.letter import PREFIX, UNREAD, Received
 from streams.runtime.retried import retried_from
 
@@ -29,6 +30,9 @@ SHORT_MESSAGE_BYTES: Final = 128
 
 CUT_ALL: Final = 2
 """The highest level of shortening: nothing (0), most of the value (1), or key, value and headers (2)."""
+
+LINEAGE: Final = "__streams.errors.lineage"
+"""The header with the lineage of a result that a step could not process, if it is known."""
 
 LEFT_OUT: Final = ("", "most of the value", "key, value and headers")
 
@@ -186,6 +190,12 @@ def _headers(letter: DeadLetter, record: Record[bytes | None, bytes | None], app
         (f"{PREFIX}exception", type(letter.error).__qualname__.encode()),
         (f"{PREFIX}message", message[: SHORT_MESSAGE_BYTES if cut == CUT_ALL else MESSAGE_BYTES]),
     ]
+    known = letter.batch.select([letter.row])
+    if isinstance(known.fetched, SyntheticBatch | Relayed) or known.lineage is not None:
+        # A result of several records, with the setting ``lineage``.
+        (ancestry,) = ancestry_of(known)
+        if isinstance(ancestry, Lineage) and ancestry.first is not None and ancestry.records > 1:
+            headers.append((LINEAGE, several_text(application, ancestry)))
     if cut:
         headers += [
             (f"{PREFIX}left_out", LEFT_OUT[cut].encode()),

@@ -9,6 +9,7 @@ from heapq import merge
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from streams.aggregates.traced import without_lineage
 from streams.app import resources_of_worker
 from streams.broker.placement import first_misplaced
 from streams.durations import to_milliseconds
@@ -271,7 +272,7 @@ class TopologyDriver:
         found: list[tuple[Any, Any]] = []
         for task in self._tasks.values():
             if name in task.states:
-                found += task.entries(name)
+                found += ((key, without_lineage(value)) for key, value in task.entries(name))
         for table in self._global_tables.values():
             if table.source.store.name == name:
                 found += table.entries()

@@ -164,6 +164,8 @@ class SinkNode:
     """Partitions, headers and event times to write, where the program chooses them."""
     tables: TableTopics | None = None
     """The topics that the function chooses, where they are known: those of captured tables."""
+    lineage: str | None = None
+    """The app's name, if results name the input records that made them."""
 
     @property
     def topics(self) -> tuple[str, ...]:
@@ -182,6 +184,7 @@ class SinkNode:
             internal=self.repartition is not None,
             check_name=self.check_name,
             columns=self.columns,
+            lineage=self.lineage,
         )
 
     def check_name(self, topic: str) -> None:

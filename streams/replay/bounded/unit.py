@@ -64,7 +64,7 @@ class UnitCounts:
     dead_letters: int = 0
 
 
-class _Clock:
+class ReplayRuntime:
     """The runtime of the unit's tasks: their wall clock is the newest record's time, so runs are equal."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class Unit:
         internal: Collection[str],
         progress: Callable[[int], None],
     ) -> None:
-        self._runtime = _Clock()
+        self._runtime = ReplayRuntime()
         self._parts = parts
         self._partitions = partitions
         self._within = within
