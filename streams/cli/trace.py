@@ -31,7 +31,7 @@ _NUMBERS = re.compile(r"[0-9]{1,20}:[0-9]{1,20}")
 _STYLES = {"input": "green", "gone": "red", "path": "dim", "candidate": "yellow"}
 
 
-class Place(NamedTuple):
+class TracedPlace(NamedTuple):
     """A record's coordinates."""
 
     topic: str
@@ -123,14 +123,14 @@ def trace(
         (out if out.is_terminal else Console(width=_WIDE)).print(_drawn(tree))
 
 
-def parse_place(text: str) -> Place:
+def parse_place(text: str) -> TracedPlace:
     """Parse ``TOPIC:PARTITION:OFFSET``. Raises ``ConfigurationError``."""
     topic, _, numbers = text.partition(":")
     if not topic or not _NUMBERS.fullmatch(numbers):
         raise ConfigurationError(
             f"{text!r} is not a record's place", hint="write TOPIC:PARTITION:OFFSET, e.g. totals:0:42"
         )
-    return Place(topic, *parse_numbers(numbers))
+    return TracedPlace(topic, *parse_numbers(numbers))
 
 
 def parse_numbers(text: str) -> tuple[int, int]:

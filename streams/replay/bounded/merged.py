@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Final
 
-from streams.replay.bounded.rows import Rows
+from streams.replay.bounded.rows import SpooledRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,12 +22,12 @@ class _Lane:
     follows its predecessor, just as if it had its time.
     """
 
-    def __init__(self, rank: int, pieces: Iterator[Rows]) -> None:
+    def __init__(self, rank: int, pieces: Iterator[SpooledRows]) -> None:
         self.rank = rank
         self._pieces = pieces
         self._highest = -1
         self.exhausted = False
-        self.rows: list[Rows] = []
+        self.rows: list[SpooledRows] = []
         self.times: list[int] = []
 
     def fill(self) -> None:
@@ -40,7 +40,7 @@ class _Lane:
                 self.times += list(accumulate(piece.timestamps, max, initial=self._highest))[1:]
                 self._highest = self.times[-1]
 
-    def take(self, count: int) -> Rows:
+    def take(self, count: int) -> SpooledRows:
         """Remove the first records."""
         together = _joined(self.rows)
         taken, left = _cut(together, 0, count), _cut(together, count, len(together))
@@ -49,7 +49,7 @@ class _Lane:
         return taken
 
 
-def merged(streams: Sequence[Iterator[Rows]]) -> Iterator[Rows]:
+def merged(streams: Sequence[Iterator[SpooledRows]]) -> Iterator[SpooledRows]:
     """The records of all streams by event time; at equal times in the order of the streams."""
     if len(streams) == 1:
         yield from streams[0]
@@ -76,12 +76,12 @@ def _until(lane: _Lane, time: int, rank: int) -> int:
     return (bisect_right if lane.rank <= rank else bisect_left)(lane.times, time)
 
 
-def _joined(pieces: Sequence[Rows]) -> Rows:
+def _joined(pieces: Sequence[SpooledRows]) -> SpooledRows:
     if len(pieces) == 1:
         return pieces[0]
     headers = [piece.headers or [None] * len(piece) for piece in pieces]
     partitions = [piece.partitions or [None] * len(piece) for piece in pieces]
-    return Rows(
+    return SpooledRows(
         [*chain.from_iterable(piece.keys for piece in pieces)],
         [*chain.from_iterable(piece.values for piece in pieces)],
         [*chain.from_iterable(piece.timestamps for piece in pieces)],
@@ -90,9 +90,9 @@ def _joined(pieces: Sequence[Rows]) -> Rows:
     )
 
 
-def _cut(rows: Rows, start: int, stop: int) -> Rows:
-    return Rows(*(None if column is None else column[start:stop] for column in rows))  # type: ignore[arg-type]  # columns stay columns
+def _cut(rows: SpooledRows, start: int, stop: int) -> SpooledRows:
+    return SpooledRows(*(None if column is None else column[start:stop] for column in rows))  # type: ignore[arg-type]  # columns stay columns
 
 
-def _at(rows: Rows, order: Sequence[int]) -> Rows:
-    return Rows(*(None if column is None else [column[row] for row in order] for column in rows))  # type: ignore[arg-type]  # columns stay columns
+def _at(rows: SpooledRows, order: Sequence[int]) -> SpooledRows:
+    return SpooledRows(*(None if column is None else [column[row] for row in order] for column in rows))  # type: ignore[arg-type]  # columns stay columns

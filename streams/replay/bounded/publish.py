@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from streams.broker import Admin, Broker
     from streams.replay.bounded.log import RunRecord
-    from streams.replay.bounded.rows import Rows
+    from streams.replay.bounded.rows import SpooledRows
     from streams.replay.bounded.spool import Spool
 
 FLUSH_SECONDS: Final = 60.0
@@ -110,7 +110,7 @@ def write_results(
     return written
 
 
-def _output(rows: Rows, topic: str, count: int) -> Output:
+def _output(rows: SpooledRows, topic: str, count: int) -> Output:
     partitions = rows.partitions
     return Output(
         topic,

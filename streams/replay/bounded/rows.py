@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Rows(NamedTuple):
+class SpooledRows(NamedTuple):
     """Records as columns. ``partitions`` has numbers for the records whose partition is not their key's."""
 
     keys: list[bytes | None]

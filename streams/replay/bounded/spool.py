@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import msgspec
 
 from streams.replay.bounded.merged import merged
-from streams.replay.bounded.rows import Rows
+from streams.replay.bounded.rows import SpooledRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ _LENGTH: Final = struct.Struct(">I")
 _encode = msgspec.msgpack.Encoder().encode
 
 
-_decode = msgspec.msgpack.Decoder(Rows).decode
+_decode = msgspec.msgpack.Decoder(SpooledRows).decode
 
 
 class SpoolFile:
@@ -92,7 +92,7 @@ class SpoolFile:
             self._file = None
 
 
-def read_spool(path: Path) -> Iterator[Rows]:
+def read_spool(path: Path) -> Iterator[SpooledRows]:
     """The records of a file in pieces; none if there is no such file."""
     if not path.exists():
         return
@@ -125,7 +125,7 @@ class Spool:
         """The topics that it has results for."""
         return [path.name for path in spooled(self.folder / "results")]
 
-    def read_results(self, topic: str) -> Iterator[Rows]:
+    def read_results(self, topic: str) -> Iterator[SpooledRows]:
         """A topic's results, of all tasks by event time."""
         yield from merged([read_spool(path) for path in spooled(self.results(topic))])
 

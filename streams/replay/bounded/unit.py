@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from streams.coroutines.event_loop import Calls
     from streams.origin import Origin
     from streams.records import Fetched, Record
-    from streams.replay.bounded.rows import Rows
+    from streams.replay.bounded.rows import SpooledRows
     from streams.runtime.binding import Lookup
     from streams.state.store import Databases
     from streams.topology.graph import Subtopology
@@ -301,7 +301,7 @@ def _first(lanes: Mapping[TaskId, _Lanes]) -> TaskId:
     return min(lanes, key=lambda identifier: (lanes[identifier].head(), identifier))
 
 
-def as_slices(rows: Iterator[Rows], place: TopicPartition, offset: int) -> Iterator[FetchedLists]:
+def as_slices(rows: Iterator[SpooledRows], place: TopicPartition, offset: int) -> Iterator[FetchedLists]:
     """Spooled rows as records of a partition, in pieces of ``SLICE_RECORDS`` at most, from an offset on."""
     for piece in rows:
         for start in range(0, len(piece), SLICE_RECORDS):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from streams.replay.bounded.rows import Rows
+    from streams.replay.bounded.rows import SpooledRows
     from streams.serde import Serde
 
 BUCKET_ROWS: Final = 100_000
@@ -43,7 +43,7 @@ class Serdes(NamedTuple):
 class Side:
     """The results of one run for a topic."""
 
-    rows: Iterable[Rows]
+    rows: Iterable[SpooledRows]
     count: int
     serdes: Serdes
 
@@ -81,7 +81,7 @@ def diff_topic(
     return found
 
 
-def _divide(pieces: Iterable[Rows], folder: Path, buckets: int) -> None:
+def _divide(pieces: Iterable[SpooledRows], folder: Path, buckets: int) -> None:
     """Write records into files, those of equal keys into the same one."""
     files = [SpoolFile(folder / str(number)) for number in range(buckets)]
     for rows in pieces:
@@ -104,7 +104,7 @@ def _divide(pieces: Iterable[Rows], folder: Path, buckets: int) -> None:
 
 
 def _entries(
-    pieces: Iterator[Rows], serdes: Serdes, *, last: bool, left_out: frozenset[str]
+    pieces: Iterator[SpooledRows], serdes: Serdes, *, last: bool, left_out: frozenset[str]
 ) -> Iterator[_Entry]:
     for rows in pieces:
         headers = [

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from streams.records import Output
 from streams.replay.bounded import merged as merging
 from streams.replay.bounded.merged import merged
-from streams.replay.bounded.rows import Rows
+from streams.replay.bounded.rows import SpooledRows
 from streams.replay.bounded.spool import SpoolFile, read_spool
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ def by_lowest_head(streams: list[list[int]]) -> list[tuple[int, int]]:
     return order
 
 
-def pieces(number: int, times: list[int], seed: int) -> list[Rows]:
+def pieces(number: int, times: list[int], seed: int) -> list[SpooledRows]:
     chance = random.Random(seed)
     found, start = [], 0
     while start < len(times):
         stop = min(len(times), start + chance.randint(1, 5))
         names = [f"{number}:{row}".encode() for row in range(start, stop)]
         headers: Any = [[("number", b"%d" % number)] for _ in names] if number % 2 else None
-        found.append(Rows(list(names), list(names), times[start:stop], headers, None))
+        found.append(SpooledRows(list(names), list(names), times[start:stop], headers, None))
         start = stop
     return found
 
