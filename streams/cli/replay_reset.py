@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from streams.broker import GroupMember
 
+
 def reset(
     target: Target,
     *,
