@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from typer.testing import CliRunner
 
 from streams.cli.main import cli
 from streams.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -39,3 +44,15 @@ def test_what_is_not_one_position_is_refused(arguments, message):
 def test_numbers_out_of_range_are_refused(arguments):
     result = CliRunner().invoke(cli, ["replay", "reset", "no_such_module:app", *arguments])
     assert result.exit_code == 2
+
+
+def test_switch_of_an_app_without_a_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "alone_app.py").write_text(
+        'from streams import App\n\napp = App("alone")\napp.stream("in").to("out")\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("STREAMS_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    result = CliRunner().invoke(cli, ["replay", "switch", "alone_app:app"])
+    assert isinstance(result.exception, ConfigurationError)
+    assert "app 'alone' belongs to no blue/green pair" in str(result.exception)
