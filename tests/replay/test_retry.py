@@ -52,7 +52,7 @@ def two_steps(broken: Broken, **settings: Any) -> App:
 
 
 def test_a_thousand_letters_of_two_kinds_and_the_fix_of_one():
-    """R4: of 500 letters of kind A, 10 fail again; B is untouched, and a second retry adds nothing."""
+    """Of 500 letters of kind A, 10 fail again; B is untouched, and a second retry adds nothing."""
     broken = Broken("a", "b")
     site = Retrying(two_steps(broken))
     worker = site.worker()
