@@ -71,6 +71,10 @@ class Pair(Count):
 
         self.wait_for(lambda: lag() <= most, 90, f"{app} has caught up", lag)
 
+    def wait_until_begun(self, app: str) -> None:
+        group = f"{self.prefix}-{app}"
+        self.wait_for(lambda: bool(self._admin.committed_offsets(group)), 90, f"{app} reads")
+
     def traffic(self) -> None:
         """Send records, and read the results, until ``finish``."""
         for work in (self._send, self._read):
@@ -218,6 +222,7 @@ def test_kills_in_each_phase(pair: Pair, report: Callable[[str], None]) -> None:
     pair.wait_for(lambda: pair.latest, 60, "blue emits")
     for slot in range(2):
         pair.run("green", slot)
+    pair.wait_until_begun("green")
     emitter = "blue"
     figures: list[str] = []
     for number, (phase, victim) in enumerate(

@@ -209,8 +209,13 @@ class Schemas:
         for _ in range(self._draw(st.integers(1, 4))):
             branch = self.any(depth, in_union=True)
             kind = kind_of(branch)
-            if kind in {"record", "enum", "fixed"} or kind not in unnamed:
-                unnamed.add(kind)
+            # A decimal could be of either branch, as bytes and as a fixed type.
+            logical = branch.get("logicalType") if isinstance(branch, dict) else None
+            kinds = {"decimal"} if logical == "decimal" else set()
+            if kind not in {"record", "enum", "fixed"}:
+                kinds.add(kind)
+            if not kinds & unnamed:
+                unnamed |= kinds
                 branches.append(branch)
         return branches
 
