@@ -33,7 +33,7 @@ from streams.monitoring.lag import measure_lag
 from streams.records import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
 PARTITIONS = 4
 LINES = 60_000
@@ -123,7 +123,7 @@ def _write(broker: KafkaBroker, topic: str, lines: Sequence[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _writing(broker: KafkaBroker, topic: str, lines: Sequence[bytes]) -> Iterator[None]:
+def _writing(broker: KafkaBroker, topic: str, lines: Sequence[bytes]) -> Generator[None, None, None]:
     """Write the lines at a steady rate, and in the end those that are left."""
     ended = threading.Event()
 
@@ -146,7 +146,7 @@ def _writing(broker: KafkaBroker, topic: str, lines: Sequence[bytes]) -> Iterato
 
 
 @contextlib.contextmanager
-def _workers(name: str) -> Iterator[None]:
+def _workers(name: str) -> Generator[None, None, None]:
     """Two worker processes of one version."""
     log = BUILD / f"demo-replay-{name}.log"
     command = [sys.executable, "-m", "streams", "run", f"{VERSIONS}:{name}", "--workers", "2"]
