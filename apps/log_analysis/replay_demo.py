@@ -26,7 +26,7 @@ from apps.log_analysis.generate import generate_lines
 from apps.log_analysis.hit import MalformedLine, configured_parser
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
-from streams.broker.reading import read_to_end
+from streams.broker.reading import find_partitions, read_to_end
 from streams.devstack.development import development_broker
 from streams.errors import StreamsError
 from streams.monitoring.lag import measure_lag
@@ -110,7 +110,7 @@ def _run(count: int) -> dict[str, Any]:
             with _writing(broker, TOPIC, lines[half:]), _workers("changed"):
                 _say("The new version starts beside it, muted, while the rest of the log arrives …")
                 _wait(lambda: _has_begun(broker, changed.name), "the new version has not begun")
-                pauses = [_switch("changed"), _switch("current")]
+                pauses = [_switch(broker, "changed"), _switch(broker, "current")]
             _wait(lambda: _lag(broker, current.name, TOPIC) == 0, "the app has not read the log to its end")
         return _checked(broker, shadow, pauses, len(lines))
 
@@ -188,13 +188,17 @@ def _shadow() -> dict[str, Any]:
     return found
 
 
-def _switch(name: str) -> float:
-    """Switch to a version; return the seconds without results."""
+def _switch(broker: KafkaBroker, name: str) -> float:
+    """Switch to a version, and wait for its first results; return the seconds without results."""
+    from apps.log_analysis.versions import FAILURES  # noqa: PLC0415 - as in _run
+
     done = _command("replay", "switch", f"{VERSIONS}:{name}")
     pause = float(done["pause"])
     _say(f"Switched to {name}: {pause:.2f} s without results.")
-    # The next one comes after some lines were processed by this version.
-    time.sleep(2)
+    places = find_partitions(broker, [FAILURES])
+    with contextlib.closing(broker.admin()) as admin:
+        before = admin.end_offsets(places)
+        _wait(lambda: admin.end_offsets(places) != before, f"{name} has reported no failure")
     return pause
 
 

@@ -19,7 +19,7 @@ from streams.errors import ConfigurationError
 from streams.process.ownership import own_process, rare_garbage_collections
 from streams.process.stop_request import stop_request
 from streams.replay.bounded.bounds import EVERYTHING
-from streams.replay.bounded.effects import differences_by_design, muted
+from streams.replay.bounded.effects import differences_by_design, effects_left_out
 from streams.replay.bounded.log import RunLog
 from streams.replay.bounded.publish import delete_results
 from streams.replay.bounded.run import BoundedRun, RunReport, RunRequest
@@ -98,7 +98,7 @@ def run_range(
     )
     run = BoundedRun(app, request, load=partial(load_app, target))
     plan = run.plan()
-    left_out = [] if effects else muted(app.topology)[1]
+    left_out = [] if effects else effects_left_out(app.topology)
     if not as_json:
         show_plan(plan, [*(f"left out: {item}" for item in left_out), *differences_by_design(app.topology)])
     if dry_run:

@@ -39,7 +39,7 @@ def switch(
         typer.Option(min=0, metavar="NUMBER", help="Begin when the two apps are at most so far apart."),
     ] = 10_000,
     abort: Annotated[
-        bool, typer.Option("--abort", help="Abort the pair's switch; the emitter goes on.")
+        bool, typer.Option("--abort", help="Abort the pair's switch; the emitter continues.")
     ] = False,
     status: Annotated[
         bool, typer.Option("--status", help="Print which app emits, and the lag of all.")
@@ -106,12 +106,12 @@ def _catching_up() -> Callable[[CatchUp], None]:
     shown: list[str] = []
 
     def show(found: CatchUp) -> None:
-        nobody = [group for group, members in found.members.items() if not members]
+        without = [group for group, members in found.members.items() if not members]
         seconds = found.seconds
         eta = "" if seconds is None else f", about {seconds:.0f} s left"
         text = (
-            f"waiting: {', '.join(nobody)} has no running worker"
-            if nobody
+            f"waiting: {', '.join(without)} has no running worker"
+            if without
             else f"{found.apart:,} offsets apart{eta}"
         )
         if shown[-1:] != [text]:

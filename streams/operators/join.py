@@ -205,16 +205,14 @@ class WaitingSerde:
         )
 
     def deserialize(self, payloads: Sequence[bytes]) -> Iterable[list[Waiting]]:
-        decode = msgspec.msgpack.Decoder(list[Waiting]).decode
-        for payload in payloads:
-            try:
-                yield decode(payload)
-            except msgspec.ValidationError:
-                yield _with_lineage(payload)
+        try:
+            return list(map(msgspec.msgpack.Decoder(list[Waiting]).decode, payloads))
+        except msgspec.ValidationError:
+            return map(_with_lineage, payloads)
 
 
 def _with_lineage(payload: bytes) -> list[Waiting]:
-    """Buffered records of which some have a lineage. Raises ``msgspec.ValidationError`` for other data."""
+    """Buffered records, some with a lineage. Raises ``msgspec.ValidationError`` for other data."""
     found: list[Waiting] = []
     for fields in msgspec.msgpack.Decoder(list[list[Any]]).decode(payload):
         time, content, matched, arrived = msgspec.convert(fields[:4], tuple[int, bytes, bool, int])

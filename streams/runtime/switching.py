@@ -12,13 +12,10 @@ fences.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from streams.errors import ConfigurationError
 from streams.events import Event, get_logger
-from streams.operators.single_records import PeekRecords
-from streams.operators.stateless import Peek
 from streams.runtime import commit_numbers
 from streams.runtime.input_gate import InputGate
 from streams.runtime.switch_topic import (
@@ -29,7 +26,7 @@ from streams.runtime.switch_topic import (
     SwitchWriter,
     first_record,
 )
-from streams.topology.graph import Step, Topology
+from streams.topology.effects import with_muted_peeks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,6 +38,7 @@ if TYPE_CHECKING:
     from streams.runtime.switch_topic import SwitchRecord
     from streams.runtime.task import Task
     from streams.runtime.transaction import Transaction
+    from streams.topology.graph import Topology
 
 LOOK_SECONDS: Final = 0.05
 """How often the record is looked at while no switch is made."""
@@ -120,13 +118,7 @@ class Switching:
 
     def with_muted_effects(self, topology: Topology) -> Topology:
         """The topology with functions of ``peek`` that are called only while the app emits."""
-        nodes = [
-            replace(node, operator=replace(node.operator, muted=lambda: self.muted))
-            if isinstance(node, Step) and isinstance(node.operator, Peek | PeekRecords)
-            else node
-            for node in topology.nodes
-        ]
-        return Topology(tuple(nodes), topology.global_tables)
+        return with_muted_peeks(topology, lambda: self.muted)
 
     def gate(self, consumer: Consumer) -> InputGate:
         """The consumer through which the worker reads its input."""

@@ -32,6 +32,7 @@ class OwnTopics:
             f"{prefix}dead-letters",
             f"{prefix}replicas",
             f"{prefix}retries",
+            f"{prefix}replays",
         }:
             return True
         # Between prefix and suffix is the name of a store or a step.

@@ -109,7 +109,7 @@ class CapturedRows:
     * ``before`` has the columns that the server sent, and no others.
 
     All that it remembers is in its store, and read from there again when the store was rolled back: changes
-    of an aborted transaction are processed again, and nobody tells the processor.
+    of an aborted transaction are processed again, and the processor is not notified.
     """
 
     def open(self, context: Context) -> None:

@@ -120,10 +120,11 @@ def find_bounds(
         starts, words = dict(beginnings), "none: the range begins with the oldest records"
     else:
         starts, words = _warmup(topology, broker, admin, begins, beginnings, warmup)
+    existing = admin.topics()
     lookups = [
         TopicPartition(table.topic, number)
         for table in topology.global_tables
-        for number in range(admin.topics()[table.topic].partitions)
+        for number in range(existing[table.topic].partitions)
     ]
     return Bounds(
         {

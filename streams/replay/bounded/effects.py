@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from streams.operators.single_records import PeekRecords
-from streams.operators.stateless import Peek
-from streams.topology.graph import SinkConnectorNode, SourceNode, Step, Topology
+from streams.topology.effects import peeks, with_muted_peeks
+from streams.topology.graph import SourceNode, Step
 
 if TYPE_CHECKING:
-    from streams.topology.graph import Node
+    from streams.topology.graph import Topology
 
 
-def muted(topology: Topology) -> tuple[Topology, list[str]]:
-    """The topology with functions of ``peek`` that do nothing, and what is left out, in words.
+def muted(topology: Topology) -> Topology:
+    """The topology with functions of ``peek`` that are not called.
 
     Rows for sink connectors are still made, and dropped by the run.
     """
-    left_out: list[str] = []
-    nodes: list[Node] = []
-    for node in topology.nodes:
-        if isinstance(node, Step) and isinstance(node.operator, Peek | PeekRecords):
-            left_out.append(f"peek {node.name!r}{_at(node.place)}")
-            nodes.append(replace(node, operator=replace(node.operator, function=_nothing)))
-            continue
-        if isinstance(node, SinkConnectorNode):
-            left_out.append(f"sink {node.store!r} ({node.connector.kind}){_at(node.place)}")
-        nodes.append(node)
-    return Topology(tuple(nodes), topology.global_tables), left_out
+    return with_muted_peeks(topology, lambda: True)
+
+
+def effects_left_out(topology: Topology) -> list[str]:
+    """The effects that a replay leaves out, in words."""
+    found = [f"peek {step.name!r}{_at(step.place)}" for step in peeks(topology)]
+    return found + [
+        f"sink {node.store!r} ({node.connector.kind}){_at(node.place)}" for node in topology.sink_connectors
+    ]
 
 
 def differences_by_design(topology: Topology) -> list[str]:
@@ -46,10 +42,6 @@ def differences_by_design(topology: Topology) -> list[str]:
             if node.operator.awaits:
                 found.append(f"{node.name!r}: its async function is called as in a worker")
     return found
-
-
-def _nothing(_: Any) -> None:
-    return
 
 
 def _at(place: str) -> str:

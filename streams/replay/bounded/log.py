@@ -25,8 +25,12 @@ class ResultTopic(msgspec.Struct, frozen=True, kw_only=True):
     topic: str
     """The app's topic that they are for."""
     id: str
-    """The topic's id, which another topic of its name would not have."""
+    """The topic's id, which another topic of its name would not have; empty while it is created."""
     records: int = 0
+
+    def is_it(self, identifier: str) -> bool:
+        """Whether a topic of its name with this id is the one of the run."""
+        return self.id in ("", identifier)
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ the newest record's time: so results depend on the range alone, however many pro
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -67,14 +68,16 @@ class RunParts:
         if app.settings.schema_registry_url is not None:
             connection = self._stack.enter_context(closing(connect_registry(topology, app.settings)))
             topology = _reading(connection.topology, topology)
-        self._topology = topology if self._plan.replay.effects else muted(topology)[0]
+        self._topology = topology if self._plan.replay.effects else muted(topology)
         resources = resources_of_worker(app)
         self._stack.callback(resources.close)
         resources.open()
         self._stack.enter_context(resources.active())
         self._stack.enter_context(running_in(self._plan.replay))
-        self._memory = MemoryDatabases()
-        self._lookups = self._read_lookups()
+        self._lookups: dict[str, Any] = {}
+        if self._topology.global_tables:
+            name = f"global-tables-{os.getpid()}"
+            self._lookups = self._read_lookups(self._stack.enter_context(self._databases(name)))
         self._parts = {part.number: part for part in self._topology.subtopologies}
 
     def close(self) -> None:
@@ -150,11 +153,10 @@ class RunParts:
             databases.close()
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _read_lookups(self) -> dict[str, Any]:
+    def _read_lookups(self, databases: Databases) -> dict[str, Any]:
         """The global tables as of the plan's ends."""
         tables = {
-            source.topic: GlobalTable(source, self._memory, lambda: 0)
-            for source in self._topology.global_tables
+            source.topic: GlobalTable(source, databases, lambda: 0) for source in self._topology.global_tables
         }
         for place, end in self._plan.bounds.lookups.items():
             for fetched in read_range(

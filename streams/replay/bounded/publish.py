@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from streams.broker import NewTopic
-from streams.errors import BrokerError, TopicError
+from streams.errors import BrokerError, ConfigurationError, TopicError
 from streams.partitioning import partition_for
 from streams.records import Output
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from streams.replay.bounded.log import RunRecord
     from streams.replay.bounded.rows import SpooledRows
     from streams.replay.bounded.spool import Spool
+    from streams.topology.graph import Topology
 
 FLUSH_SECONDS: Final = 60.0
 DELETE_SECONDS: Final = 30.0
@@ -31,12 +32,24 @@ def result_topic(topic: str, run: str) -> str:
     return f"{topic}-{run}"
 
 
+def require_unread(topology: Topology, topics: Collection[str], run: str) -> None:
+    """Check that the app would not read the results. Raises ``ConfigurationError``."""
+    names = [result_topic(topic, run) for topic in topics]
+    for pattern in topology.patterns:
+        if read := list(filter(pattern.fullmatch, names)):
+            raise ConfigurationError(
+                f"the app would read the results of the replay: its pattern /{pattern.pattern}/ matches "
+                f"{', '.join(sorted(read))}",
+                hint="choose a name (--as) that the pattern does not match, or narrow the pattern",
+            )
+
+
 def check_free(admin: Admin, topics: Collection[str], run: str, earlier: RunRecord | None) -> None:
     """Check that results may be written. Raises ``TopicError`` for topics that no run of the name made."""
     names = [result_topic(topic, run) for topic in topics]
     own = {} if earlier is None else earlier.results
     found = admin.topic_ids(names)
-    foreign = [name for name, identifier in found.items() if name not in own or own[name].id != identifier]
+    foreign = [name for name in found if name not in own or not own[name].is_it(found[name])]
     if foreign:
         raise TopicError(
             f"topics for the results exist, and no replay of the name {run!r} made them: "
@@ -48,7 +61,7 @@ def check_free(admin: Admin, topics: Collection[str], run: str, earlier: RunReco
 def delete_results(admin: Admin, record: RunRecord) -> list[str]:
     """Delete the topics that a run made; return their names."""
     found = admin.topic_ids(record.results)
-    names = [name for name, identifier in found.items() if record.results[name].id == identifier]
+    names = [name for name, identifier in found.items() if record.results[name].is_it(identifier)]
     admin.delete_topics(names)
     deadline = time.monotonic() + DELETE_SECONDS
     while any(name in admin.topics() for name in names):

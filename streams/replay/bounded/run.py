@@ -15,7 +15,7 @@ import msgspec
 from streams.errors import ConfigurationError
 from streams.process.slot import default_state_dir
 from streams.replay.bounded.bounds import find_bounds
-from streams.replay.bounded.effects import differences_by_design, muted
+from streams.replay.bounded.effects import differences_by_design, effects_left_out
 from streams.replay.bounded.log import ResultTopic, RunLog, RunRecord
 from streams.replay.bounded.parts import RunParts, run_stages
 from streams.replay.bounded.plan import RunCounts, RunPlan
@@ -24,9 +24,11 @@ from streams.replay.bounded.publish import (
     check_free,
     create_results,
     delete_results,
+    require_unread,
     result_topic,
     write_results,
 )
+from streams.replay.bounded.stages import require_replayable
 from streams.replaying import Replay
 from streams.runtime.topics import known_partitions
 
@@ -135,6 +137,7 @@ class BoundedRun:
         """Resolve the range, and check that results can be written. Changes nothing."""
         request, app = self._request, self._app
         topology = app.topology
+        require_replayable(topology)
         admin = self._broker.admin()
         try:
             existing = admin.topics()
@@ -157,6 +160,7 @@ class BoundedRun:
                 if topic not in topology.repartitions
             }
             if request.kind == "bounded":
+                require_unread(topology, outputs, request.name)
                 check_free(admin, outputs, request.name, self._log.read().get(request.name))
         finally:
             admin.close()
@@ -175,16 +179,21 @@ class BoundedRun:
         """Process the range; results stay in the plan's folder. ``progress`` gets the records read so far."""
         begun = time.monotonic()
         topology = self._app.topology
-        if self._request.workers == 1:
-            counts = self._alone(plan, progress)
-        else:
-            with _processes(self._load, plan, self._request.workers) as pool:
-                counts = run_stages(topology, plan, partial(pool.run, progress=progress))
+        plan.spool.clear()
+        try:
+            if self._request.workers == 1:
+                counts = self._alone(plan, progress)
+            else:
+                with _processes(self._load, plan, self._request.workers) as pool:
+                    counts = run_stages(topology, plan, partial(pool.run, progress=progress))
+        except BaseException:
+            plan.spool.clear()
+            raise
         return RunReport(
             plan=plan,
             counts=counts,
             seconds=time.monotonic() - begun,
-            left_out=[] if plan.replay.effects else muted(topology)[1],
+            left_out=[] if plan.replay.effects else effects_left_out(topology),
             differences=differences_by_design(topology),
         )
 
@@ -212,15 +221,18 @@ class BoundedRun:
             check_free(admin, topics, name, earlier)
             if earlier is not None:
                 delete_results(admin, earlier)
+            # Noted before they are created: a command that is killed in between can be repeated.
+            names = {result_topic(topic, name): topic for topic in topics}
+            record = msgspec.structs.replace(
+                record, results={full: ResultTopic(topic=topic, id="") for full, topic in names.items()}
+            )
+            self._log.write(record)
             ids = create_results(admin, topics, name)
         finally:
             admin.close()
         record = msgspec.structs.replace(
             record,
-            results={
-                result_topic(topic, name): ResultTopic(topic=topic, id=ids[result_topic(topic, name)])
-                for topic in topics
-            },
+            results={full: ResultTopic(topic=topic, id=ids[full]) for full, topic in names.items()},
         )
         self._log.write(record)
         written = write_results(self._broker, plan.spool, topics, name, progress)
@@ -247,7 +259,6 @@ class BoundedRun:
 
         parts: RunParts | None = None
         try:
-            plan.spool.clear()
             parts = RunParts(self._app, self._broker, plan, more)
             own = parts
             return run_stages(
@@ -261,7 +272,6 @@ class BoundedRun:
 @contextmanager
 def _processes(load: Callable[[], App] | None, plan: RunPlan, count: int) -> Iterator[Pool]:
     assert load is not None, "checked at the start"
-    plan.spool.clear()
     pool = Pool(load, plan, count)
     try:
         yield pool

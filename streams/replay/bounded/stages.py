@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING
 
+from streams.errors import ConfigurationError
 from streams.runtime.task import TaskId
 from streams.topology.graph import SinkNode
 
@@ -51,6 +52,22 @@ def internal_outputs(part: Subtopology) -> set[str]:
 def replayed(topology: Topology) -> tuple[Subtopology, ...]:
     """The subtopologies that a replay runs: all but those that begin with a source connector."""
     return tuple(part for part in topology.subtopologies if part.source_connector is None)
+
+
+def require_replayable(topology: Topology) -> None:
+    """Check that all input of what is replayed is in topics.
+
+    Raises ``ConfigurationError`` where a source connector's records reach other subtopologies only through a
+    repartition topic, whose records are gone.
+    """
+    for part in topology.subtopologies:
+        source = part.source_connector
+        if source is not None and (topics := internal_outputs(part)):
+            raise ConfigurationError(
+                f"source {source.store!r} cannot be replayed: its records reach other steps through "
+                f"{', '.join(sorted(topics))}, which keeps none",
+                hint="write what it reads to a topic (.to), and begin the steps at that topic (app.stream)",
+            )
 
 
 def stages(topology: Topology) -> tuple[Stage, ...]:

@@ -166,7 +166,8 @@ class Unit:
             task.close()
 
     def _process(self, task: Task, fetched: Fetched, results: Results) -> None:
-        self._runtime.now = max(self._runtime.now, *fetched.timestamps())
+        newest = max(fetched.timestamps())
+        self._runtime.now = max(self._runtime.now, newest)
         task.process(fetched)
         self._since_commit[task.id] += len(fetched)
         # Tasks that feed each other see each other's results at once, as far as one process can.

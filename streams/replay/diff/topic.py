@@ -86,19 +86,19 @@ def _divide(pieces: Iterable[SpooledRows], folder: Path, buckets: int) -> None:
     files = [SpoolFile(folder / str(number)) for number in range(buckets)]
     for rows in pieces:
         headers = rows.headers or [None] * len(rows)
-        places = [crc32(key or b"") % buckets for key in rows.keys]
-        for number, file in enumerate(files):
-            own = [row for row, place in enumerate(places) if place == number]
-            if own:
-                file.append(
-                    Output(
-                        "",
-                        [rows.keys[row] for row in own],
-                        [rows.values[row] for row in own],
-                        [rows.timestamps[row] for row in own],
-                        [headers[row] for row in own],
-                    )
+        by_bucket: dict[int, list[int]] = {}
+        for row, key in enumerate(rows.keys):
+            by_bucket.setdefault(crc32(key or b"") % buckets, []).append(row)
+        for number, own in by_bucket.items():
+            files[number].append(
+                Output(
+                    "",
+                    [rows.keys[row] for row in own],
+                    [rows.values[row] for row in own],
+                    [rows.timestamps[row] for row in own],
+                    [headers[row] for row in own],
                 )
+            )
     for file in files:
         file.close()
 

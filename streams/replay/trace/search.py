@@ -87,7 +87,7 @@ def _searchable(tracer: Tracer, topic: str) -> list[Subtopology]:
         raise ConfigurationError(
             "--search compares bytes, and results of an app with a schema registry contain the registry's ids"
         )
-    quiet = muted(app.topology)[0]
+    quiet = muted(app.topology)
     own = Topology(
         tuple(replace(node, policy=skip) for node in with_lineage(quiet.nodes, app.name)),
         quiet.global_tables,

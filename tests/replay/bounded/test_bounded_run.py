@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
 
-from streams import App, Json, Text, TopicPartition, Tumbling, current_replay
+from streams import App, Json, Text, TopicPartition, Tumbling, current_replay, fail
 from streams.broker import NewTopic
+from streams.connectors.files import JsonLinesSource
 from streams.connectors.sqlite import SqliteSink
 from streams.durations import milliseconds
-from streams.errors import BrokerError, ConfigurationError, TopicError
+from streams.errors import BrokerError, ConfigurationError, ProcessingError, TopicError
 from streams.records import Output
-from streams.replay.bounded import range_reader
+from streams.replay.bounded import publish as publishing, range_reader, run as running
 from streams.replay.bounded.log import RunLog
 from streams.replay.bounded.run import BoundedRun, RunReport, RunRequest
 from streams.replay.positions import AtOffsets, AtTime, Earliest, Latest
@@ -295,3 +297,51 @@ def test_rows_reach_a_sink_once_where_effects_are_wanted_although_the_run_is_rep
             run(broker, tmp_path, app=app, effects=True)
             rows = connection.execute("select count(*) from windows").fetchone()
             assert rows == (muted.counts.muted["windows"],)
+
+
+def test_results_that_were_interrupted_while_topics_were_created_can_be_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    broker = filled(3)
+    run(broker, tmp_path)
+    first = every(written(broker, "seen-again"))
+    create = publishing.create_results
+
+    def interrupted(*arguments: Any) -> Any:
+        create(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "create_results", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(broker, tmp_path)
+    monkeypatch.undo()
+    run(broker, tmp_path)
+    assert every(written(broker, "seen-again")) == first
+
+
+def test_a_run_that_fails_leaves_no_files(tmp_path: Path):
+    app = App("failing", state_store="memory")
+    sales = app.stream("sales", value=Json(dict[str, Any]))
+    sales.map(lambda sale: 1 // sale["n"], on_error=fail).to("copy", value=Json())
+    broker = memory_broker({"sales": 1})
+    send(broker, "sales", readings(1, 20))
+    with pytest.raises(ProcessingError):
+        run(broker, tmp_path, app=app)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_results_that_the_app_would_read_are_refused(tmp_path: Path):
+    app = App("patterns", state_store="memory")
+    app.stream(re.compile("copy-.*|sales")).to("copy")
+    broker = memory_broker({"sales": 1})
+    with pytest.raises(ConfigurationError, match=r"would read the results of the replay.* copy-again"):
+        run(broker, tmp_path, app=app)
+
+
+def test_steps_behind_a_source_connector_whose_records_are_gone_are_refused(tmp_path: Path):
+    app = App("sourced", state_store="memory")
+    lines = app.source(JsonLinesSource(str(tmp_path / "*.jsonl"), dict[str, Any]), store="lines")
+    lines.group_by(lambda line: line["who"]).count("counts").to("counts", value=Json())
+    broker = memory_broker({"sales": 1})
+    with pytest.raises(ConfigurationError, match="source 'lines' cannot be replayed"):
+        run(broker, tmp_path, app=app)
