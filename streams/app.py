@@ -10,7 +10,7 @@ import threading
 import time
 from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, overload
 
 import msgspec
 import structlog
@@ -25,6 +25,7 @@ from streams.dsl.sources import read_global_table, read_stream, read_table
 from streams.dsl.stream import GlobalTable, Stream, Table
 from streams.errors import ConfigurationError, StateUnavailable, TopologyError
 from streams.events import Event, get_logger, program_logger
+from streams.jobs.declared import Queue
 from streams.local_cluster import running as running_cluster
 from streams.monitoring.metrics import WorkerMetrics
 from streams.monitoring.program_metrics import Metrics
@@ -53,12 +54,14 @@ from streams.state.rocksdb import RocksDatabases
 from streams.topology.topic_names import ADVICE, topic_name_fault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from streams.broker import Broker
     from streams.config import Settings, SettingsArguments
     from streams.connectors.source import SourceConnector
     from streams.eventtime.windows import Windowed
+    from streams.jobs.handle import Handle
+    from streams.jobs.job import AsyncJob, Job, JobDecorator, JobOptions
     from streams.monitoring.watchdog import Stall
     from streams.queries.directory import Trouble
     from streams.runtime.resources import Manager
@@ -68,6 +71,9 @@ if TYPE_CHECKING:
 K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 PUBLIC_ROUTES = ("/healthz", "/readyz")
 """Routes that need no token: probes of orchestrators have none, and the responses reveal only a state."""
@@ -114,6 +120,7 @@ class App:
             )
         self._queries: Queries | None = None
         self._resources: list[Resource[Any]] = []
+        self._queue: Queue | None = None
         self.metrics = Metrics(name)
         """The program's own counters and gauges, served in ``/metrics`` beside those of the library."""
         self.log = program_logger(name)
@@ -392,6 +399,63 @@ class App:
         values = value or Json()
         table = read_global_table(self._builder, topic, key=keys, value=values, store=store)
         return GlobalTable(table, keys, untyped=is_untyped(values, Any))
+
+    @overload
+    def job(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncJob[P, R]: ...
+
+    @overload
+    def job(self, function: Callable[P, R], /) -> Job[P, R]: ...
+
+    @overload
+    def job(self, **options: Unpack[JobOptions]) -> JobDecorator: ...
+
+    def job(self, function: Callable[..., Any] | None = None, /, **options: Unpack[JobOptions]) -> Any:
+        """Make a function a job: calls of it can be put into the app's queue, and workers execute them. ::
+
+            @app.job(retry=Retry(5, backoff=seconds(10)), key=lambda order_id, cents: order_id)
+            def charge(order_id: str, cents: int) -> Receipt: ...
+
+
+            charge.enqueue("o-1", 500)
+
+        It stays a function: ``charge("o-1", 500)`` calls it. Arguments and results are written as JSON, by
+        their annotated types. A job is executed at least once: see ``CurrentJob.idempotency_key``.
+
+        ``name`` (default: module and name of the function) identifies the function in the queue. ``retry``
+        says how often a job that fails is executed; by default once. Jobs with an equal ``key``, a text that is
+        made of the arguments, are executed one after another in their order, also if one waits for
+        its next attempt; with ``on_failure="continue"`` others of its key do not wait for that. ``limit``
+        is how many run, or begin in a time, in all workers. A higher ``priority``, from -100 to 100, is
+        earlier: each step is worth a minute of waiting. A job that has not begun ``expires`` after it was
+        enqueued becomes a dead letter. With ``executor="process"``, it is executed in a process of its own,
+        which ends after ``timeout``; async functions are cancelled then, and threads, which cannot be,
+        reported.
+        """
+        if function is None:
+            return lambda decorated: self._add_job(decorated, options)
+        return self._add_job(function, options)
+
+    def _add_job(self, function: Callable[..., Any], options: JobOptions) -> Any:
+        if self._queue is None:
+            self._queue = Queue(
+                self.name,
+                self.broker,
+                self.resource,
+                concurrency=self.settings.job_concurrency,
+                partitions=self.settings.job_partitions,
+            )
+            for node in self._queue.nodes:
+                self._builder.add(node)
+        return self._queue.add(function, options)
+
+    def job_handle(self, identifier: str) -> Handle[Any]:
+        """The handle of a job by its id, e.g. in another process than the one that has enqueued it.
+
+        Raises ``ConfigurationError`` for a text that is no id, and if the app has no jobs.
+        """
+        if self._queue is None:
+            raise ConfigurationError(f"app {self.name!r} has no jobs", hint="declare one with @app.job")
+        return self._queue.client.handle(identifier)
 
     def resource(self, factory: Callable[[], Manager[T]]) -> Resource[T]:
         """Declare a resource that each worker opens once for the functions of its steps, e.g. a connection.

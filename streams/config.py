@@ -96,6 +96,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     lineage: bool = False
     """Name in each result the input records that made it, in a header, for ``streams trace``."""
 
+    job_concurrency: Annotated[int, Meta(gt=0)] = 16
+    """How many jobs a worker executes at once, in threads or processes, and as many async ones."""
+
+    job_partitions: Annotated[int, Meta(gt=0)] = 12
+    """Partitions of the queue's topic when it is created; the number of workers that can share it."""
+
     worker_id: str | None = None
     """Unique among the app's machines, stable over restarts; default: the host's name.
 
@@ -211,6 +217,8 @@ class SettingsArguments(TypedDict, total=False):
     blue_green: str | None
     create_topics: bool
     lineage: bool
+    job_concurrency: int
+    job_partitions: int
     worker_id: str | None
     state_dir: str | None
     state_store: Literal["rocksdb", "memory"]

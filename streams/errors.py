@@ -330,6 +330,36 @@ class HeldElsewhere(StateUnavailable):
     """The partition of the store is not assigned to this worker."""
 
 
+class JobFailed(StreamsError):
+    """A job has failed for good, has expired or was cancelled.
+
+    ``ending`` says which: ``failed``, ``expired`` or ``cancelled``; ``tries`` is how often it was executed, and
+    ``error_type`` the name of the exception that the last attempt raised.
+    """
+
+    exit_code = 16
+
+    def __init__(
+        self, message: str, *, ending: str, tries: int, error_type: str | None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.ending = ending
+        self.tries = tries
+        self.error_type = error_type
+
+
+class JobPending(StreamsError):
+    """A job has not ended yet."""
+
+    exit_code = 16
+
+
+class JobUnknown(StreamsError):
+    """There is no job with this id."""
+
+    exit_code = 16
+
+
 def error_text(error: Exception) -> str:
     """The message of an error, also if its ``__str__`` raises."""
     try:

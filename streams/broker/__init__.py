@@ -245,6 +245,33 @@ class Producer(Protocol):
         """Close the client: drop queued rows, and leave an open transaction to its time-out. Never raises."""
 
 
+class Appended(NamedTuple):
+    """Where a record was written."""
+
+    partition: int
+    offset: int
+
+
+class Appender(Protocol):
+    """Writes records for a program outside of a worker, and returns where they are. Any thread may use it."""
+
+    def append(self, output: Output, timeout: float) -> list[Appended]:
+        """Write the rows, each for itself; returns once all are acknowledged.
+
+        Raises ``RecordRefused`` for a row that the broker rejects, and ``BrokerError`` if it is not known
+        that all are written.
+        """
+
+    def append_together(self, output: Output, timeout: float) -> list[Appended]:
+        """Write the rows in one transaction; returns once it is committed.
+
+        Raises as ``append``: then none of them was written, unless it is ``OutcomeUnknown``.
+        """
+
+    def close(self) -> None:
+        """Close the client."""
+
+
 @dataclass(frozen=True, slots=True)
 class TopicDescription:
     """The broker's description of a topic."""
@@ -372,6 +399,9 @@ class Broker(Protocol):
 
     def producer(self, *, transactional_id: str | None = None, transaction_timeout: float = 10.0) -> Producer:
         """Create a producer; with an id it is transactional."""
+
+    def appender(self, transactional_id: str) -> Appender:
+        """Create a client for records of other programs; the id is for those written together."""
 
     def admin(self) -> Admin:
         """Create an admin client."""

@@ -41,6 +41,7 @@ from streams.dsl.stores import with_deadlines
 from streams.durations import seconds, to_milliseconds
 from streams.errors import TopologyError
 from streams.eventtime.windows import Hopping, Session, Sliding, Tumbling
+from streams.jobs.enqueue import MakeCalls
 from streams.operators.aggregate import Group
 from streams.operators.change import ToStream
 from streams.operators.join import JoinGlobal
@@ -51,7 +52,7 @@ from streams.operators.single_records import FilterRecords, FlatMapRecords, MapR
 from streams.operators.sink_columns import SinkColumns
 from streams.operators.stateless import Branch, Filter, FlatMap, KeyBy, Map, MapBatch, Merge, Peek
 from streams.operators.table import FilterTable, GroupChanges, MapTable, StampedSerde
-from streams.serde import Json, Serde
+from streams.serde import Bytes, Json, Serde, Text
 from streams.serde.round_trip import RoundTrip
 from streams.serde.value_type import given_type, record_value_type, returned_type
 from streams.state.definition import StoreDefinition
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from streams.dsl.flow import TableFlow
     from streams.dsl.joins import LateRecords
     from streams.eventtime.windows import JoinWindow, Windowed
+    from streams.jobs.job import BaseJob, Call
     from streams.operators import Operator
     from streams.operators.change import JoinKind
     from streams.operators.processor import ProcessorFactory
@@ -897,6 +899,34 @@ class Stream(Generic[K, V]):
                 value=value or flow.value or Json(),
                 policy=flow.builder.policy(on_error),
                 columns=SinkColumns.chosen(called, partition, headers, timestamp),
+            )
+        )
+
+    def enqueue(
+        self,
+        job: BaseJob[Any, Any],
+        call: Callable[[V], Call[Any] | None],
+        *,
+        on_error: ErrorPolicy | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Put calls of a job into its queue, in the transaction of the records that they are made of.
+
+        ``call`` returns what ``job.call(…)`` makes of a value, or ``None`` for no job. So a record enqueues its
+        job once, however often it is processed after a failure. ::
+
+            orders.enqueue(charge, lambda order: charge.call(order.id, order.cents))
+        """
+        flow = self._flow
+        made = flow.then(MakeCalls(job, call), on_error, name, key=Text(), value=Bytes())
+        made.builder.add(
+            SinkNode(
+                name=made.builder.name(None, f"enqueue-to-{job.topic}"),
+                parents=made.parents,
+                topic=job.topic,
+                key=Text(),
+                value=Bytes(),
+                policy=made.builder.policy(on_error),
             )
         )
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from streams.eventtime.clock import StreamClock
     from streams.lineage import Ancestry
+    from streams.operators.background import BackgroundWork
     from streams.operators.guard import Guard
     from streams.operators.origins import TimedChanges
     from streams.operators.processor import Cancel, TimeKind
@@ -203,6 +204,17 @@ class Binding(Protocol):
 
     def schedule(self, every: int, on: TimeKind, call: Callable[[int], None]) -> Cancel:
         """Call ``call(time)`` each time stream time or the wall clock advances by ``every`` milliseconds."""
+
+    @property
+    def wall_clock(self) -> Callable[[], int]:
+        """Returns the time in milliseconds since the epoch."""
+
+    def in_background(self, work: BackgroundWork) -> None:
+        """Register work of the step that continues outside of the worker's thread."""
+
+    @property
+    def inline(self) -> bool:
+        """Whether such work must run in the task's own thread: in tests and simulations."""
 
     def late(self, records: int) -> None:
         """Count records that were too late for the step."""

@@ -18,6 +18,10 @@ class Runtime(Protocol):
     ``Interrupted`` is raised if the open slice must be abandoned meanwhile.
     """
 
+    @property
+    def inline(self) -> bool:
+        """Whether background work must run in the thread that runs the steps: in tests and simulations."""
+
     def wall_clock(self) -> int:
         """Milliseconds since the epoch."""
 

@@ -582,9 +582,10 @@ class Assignment:
         """The next offsets to commit."""
         offsets: dict[TopicPartition, int] = {}
         for task in self.tasks.values():
+            reached = task.offsets
             moved = {
                 partition: offset
-                for partition, offset in task.positions.items()
+                for partition, offset in reached.items()
                 if self.committed.get(partition) != offset
             }
             for partition, offset in moved.items():
@@ -594,8 +595,8 @@ class Assignment:
                 )
             # Only offsets fence, so changes of state must never be committed without them, nor outcomes.
             fenced = task.staged or task.retried or task.delivered
-            assert not fenced or task.positions, f"task {task.id} has changes and no offsets"  # I5
-            offsets |= task.positions if fenced else moved
+            assert not fenced or reached, f"task {task.id} has changes and no offsets"  # I5
+            offsets |= reached if fenced else moved
         return offsets
 
     def offset_metadata(self, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, str]:
@@ -619,8 +620,9 @@ class Assignment:
             task = self.held.get(partition)
             start = 0 if task is None else task.starts.get(partition, 0)
             committed = self.committed.get(partition, start)
-            if committed < reached:
-                found[partition] = committed, reached
+            finished = reached if task is None else min(reached, task.offsets.get(partition, reached))
+            if committed < finished:
+                found[partition] = committed, finished
         return found
 
     def read_committed(self) -> dict[TopicPartition, int]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from streams.eventtime.clock import StreamClock
     from streams.lineage import Ancestry
+    from streams.operators.background import BackgroundWork
     from streams.operators.guard import Failed
     from streams.operators.processor import Cancel, TimeKind
     from streams.operators.runtime import Runtime
@@ -62,6 +63,7 @@ class Binding:
     _counts: Counts
     _wall_clock: Callable[[], int]
     _timed_changes: dict[str, TimedChanges]
+    _inline: bool
 
     @property
     def refused(self) -> RefusedRows:
@@ -142,6 +144,17 @@ class Binding:
             self._hooks.add(self._within.nodes.index(self._node), TurnKind.STREAM_TIME, schedule.follow)
         self._hooks.schedules.append(schedule)
         return schedule.cancel
+
+    @property
+    def wall_clock(self) -> Callable[[], int]:
+        return self._wall_clock
+
+    def in_background(self, work: BackgroundWork) -> None:
+        self._hooks.background.append(work)
+
+    @property
+    def inline(self) -> bool:
+        return self._inline
 
     def late(self, records: int) -> None:
         self._counts.late[self._node.name] += records

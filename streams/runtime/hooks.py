@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streams.eventtime.clock import StreamClock
+    from streams.operators.background import BackgroundWork
     from streams.runtime.schedule import Schedule
 
 
@@ -40,6 +41,7 @@ class Hooks:
     """What to call when the task ends, with the step's name; called in reverse order."""
     idle: list[tuple[int, int, StreamClock]] = field(default_factory=list)
     """The clocks that follow the wall clock: after how many milliseconds without records, how far at most."""
+    background: list[BackgroundWork] = field(default_factory=list)
 
     def add(self, position: int, kind: TurnKind, call: Callable[[], None]) -> None:
         """Register a callback. Upstream steps run first, so the next callback follows what they forward."""
@@ -77,18 +79,26 @@ class Hooks:
         """The open slice is complete."""
         for schedule in self.schedules:
             schedule.end_slice()
+        for work in self.background:
+            work.end_slice()
 
     def drop_slice(self) -> None:
         """Undo the changes of the open slice."""
         for schedule in self.schedules:
             schedule.drop_slice()
+        for work in self.background:
+            work.drop_slice()
 
     def committed(self) -> None:
         """The changes of complete slices are committed."""
         for schedule in self.schedules:
             schedule.committed()
+        for work in self.background:
+            work.committed()
 
     def drop(self) -> None:
         """Undo the changes since the last commit."""
         for schedule in self.schedules:
             schedule.drop()
+        for work in self.background:
+            work.drop()

@@ -60,6 +60,10 @@ class Rebuilt(NamedTuple):
 class _Runtime:
     """The runtime of tasks outside of a group."""
 
+    @property
+    def inline(self) -> bool:
+        return True
+
     def wall_clock(self) -> int:
         return time.time_ns() // 1_000_000
 

@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from streams.state.store import Database
 
 
+BACKGROUND_SECONDS = 0.002
+"""How often a worker looks whether work has finished that runs outside of its thread."""
+
+
 class TaskId(NamedTuple):
     """A subtopology and a partition number."""
 
@@ -166,6 +170,7 @@ class Task:
             _counts=self.counts,
             _wall_clock=self._runtime.wall_clock,
             _timed_changes=self._timed_changes,
+            _inline=self._runtime.inline,
         )
 
     @property
@@ -319,6 +324,60 @@ class Task:
         if offset > self.positions.get(partition, -1):
             self.starts.setdefault(partition, offset)
             self.positions[partition] = offset
+
+    @property
+    def offsets(self) -> dict[TopicPartition, int]:
+        """The next offsets to commit: ``positions``, or before them the first record of unfinished work."""
+        background = self._hooks.background
+        if not background:
+            return self.positions
+        offsets = dict(self.positions)
+        for work in background:
+            for partition, position in offsets.items():
+                first = work.first_unfinished(partition)
+                if first is not None and first < position:
+                    offsets[partition] = first
+        return offsets
+
+    @property
+    def has_background_work(self) -> bool:
+        """Whether work of its steps runs outside of the worker's thread."""
+        return bool(self._hooks.background)
+
+    @property
+    def running_in_background(self) -> bool:
+        """Whether any of that may finish soon."""
+        return any(work.is_running() for work in self._hooks.background)
+
+    @property
+    def background_wait(self) -> float:
+        """How many seconds it can be until any of it has something to do."""
+        if self.running_in_background:
+            return BACKGROUND_SECONDS
+        return min(work.wait_milliseconds() for work in self._hooks.background) / 1000
+
+    @property
+    def full(self) -> bool:
+        """Whether it takes no more input for now, as too much of that is unfinished."""
+        return any(work.is_full() for work in self._hooks.background)
+
+    def collect(self) -> bool:
+        """Take what has finished in the background, as a slice. Returns whether there was anything."""
+        finished = [work for work in self._hooks.background if work.has_finished()]
+        if not finished:
+            return False
+
+        def run() -> None:
+            for work in finished:
+                work.collect()
+
+        self._as_slice(run)
+        return True
+
+    def stop_background_work(self) -> None:
+        """Begin nothing new in the background; what runs may finish."""
+        for work in self._hooks.background:
+            work.stop()
 
     def prepare(self) -> None:
         """Let steps forward what has changed since the last commit, and encode the changes of stores.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from streams.broker import Admin, TopicDescription
-    from streams.topology.graph import Topology
+    from streams.topology.graph import OwnTopic, Topology
 
 DEAD_LETTER_SETTINGS = {
     # Dead letters carry the input's event time, by which old input would be deleted on arrival: the topic
@@ -84,6 +84,7 @@ def prepare_topics(
         and topic not in existing
         and topic not in repartitions
         and topic not in topology.source_topics
+        and topic not in topology.own_topics
         and topic not in to_create
     ]
     if missing:
@@ -91,6 +92,12 @@ def prepare_topics(
     inputs = input_partitions(topology, existing)
     _note_own_topics(topology, existing)
     inputs |= _source_task_counts(topology, existing)
+    own = topology.own_topics
+    inputs |= {
+        topic: own[topic].partitions
+        for topic in topology.input_topics
+        if isinstance(topic, str) and topic in own and topic not in existing
+    }
     inputs |= {topic: tables[topic].partitions for topic in to_create if topic in topology.input_topics}
     inputs |= _repartition_counts(topology, inputs, existing)
     places = [
@@ -103,7 +110,9 @@ def prepare_topics(
     check_copartitions(topology, inputs)
     _require_inputs_of_stores(topology, inputs)
     outputs = [
-        topic for topic in topology.output_topics if topic not in existing and topic not in repartitions
+        topic
+        for topic in topology.output_topics
+        if topic not in existing and topic not in repartitions and topic not in own
     ]
     if outputs and not create_outputs:
         raise TopicError(
@@ -145,6 +154,7 @@ def prepare_topics(
         for topic, kind in repartitions.items()
         if topic not in existing
     ]
+    new += own_new_topics(own, existing)
     new += [
         NewTopic(name=topic, partitions=inputs[topic])
         for topic in topology.source_topics
@@ -170,6 +180,17 @@ def prepare_topics(
     return inputs
 
 
+def own_new_topics(own: Mapping[str, OwnTopic], existing: Collection[str]) -> list[NewTopic]:
+    """Those of an app's own topics that do not exist, to be created."""
+    return [
+        NewTopic(
+            name=topic, partitions=kind.partitions, settings=dict(kind.settings), wished=ANY_TIME | ANY_RECORD
+        )
+        for topic, kind in own.items()
+        if topic not in existing
+    ]
+
+
 def needed_rights(
     topology: Topology, existing: Collection[str], *, application: str, dead_letter_topic: str
 ) -> dict[str, list[str]]:
@@ -185,8 +206,14 @@ def needed_rights(
         known = rights.setdefault(topic, [])
         known += [operation for operation in operations if operation not in known]
 
+    created = topology.own_topics
     for source in topology.input_topics:
-        if isinstance(source, str) and source not in internal and source not in topology.source_topics:
+        if (
+            isinstance(source, str)
+            and source not in internal
+            and source not in topology.source_topics
+            and source not in created
+        ):
             need(source, "READ")
         elif not isinstance(source, str):
             for name in existing:
@@ -195,10 +222,11 @@ def needed_rights(
     for table in topology.global_tables:
         need(table.topic, "READ")
     for topic in topology.output_topics:
-        if topic not in internal:
+        if topic not in internal and topic not in created:
             need(topic, "WRITE")
     own: dict[str, list[str]] = {topic: ["READ", "WRITE", "DELETE"] for topic in internal}
     own |= {topic: ["READ"] for topic in topology.source_topics}
+    own |= {topic: ["READ", "WRITE", *(["DELETE"] if kind.purged else [])] for topic, kind in created.items()}
     if topology.writes_dead_letters:
         own[dead_letter_topic] = ["WRITE"]
     for subtopology in topology.subtopologies:
@@ -300,6 +328,7 @@ def known_partitions(
         and topic not in existing
         and topic not in topology.repartitions
         and topic not in topology.source_topics
+        and topic not in topology.own_topics
     ]
     if missing:
         raise TopicError(

@@ -24,6 +24,7 @@ from streams.events import Event, get_logger
 from streams.operators.guard import Interrupted
 from streams.records import TopicPartition
 from streams.runtime.assignment import Assignment
+from streams.runtime.background import Background
 from streams.runtime.cleanup import Cleanup
 from streams.runtime.connector_check import ConnectorCheck
 from streams.runtime.counts import Counts
@@ -136,6 +137,7 @@ class Worker:
         self._dead_letter_topic = dead_letter_topic(settings, application)
         self._clock = clock
         self.stopwatch = clock
+        self.inline = False
         self.look_seconds: float | None = LOOK_SECONDS
         """As ``LOOK_SECONDS``; ``None`` to check only after all calls have ended."""
         self.wall_clock = wall_clock or (lambda: time.time_ns() // 1_000_000)
@@ -192,6 +194,7 @@ class Worker:
             clock=clock,
         )
         self._sources = Sources(topology, application, clock)
+        self._background = Background()
         self._connector_check = ConnectorCheck(
             topology, application, self._sinks.contexts, self._sinks.unreachable, self._pause
         )
@@ -432,6 +435,7 @@ class Worker:
         if not self._transaction.must_rewind and not self._stopped_for_switch:
             self._punctuate()
             self._process_sources()
+            self._collect_background_work()
             # A muted app drops its results: its dead letters wait until it emits.
             if self._retries is not None and not (self._switching is not None and self._switching.muted):
                 self._retries.run()
@@ -451,6 +455,7 @@ class Worker:
         Raises ``NotCommitted`` if it is not known that everything processed is committed.
         """
         self._enter(State.STOPPING)
+        self._finish_background_work()
         dirty = self._pacing.dirty
         self._commit()
         left = self._assignment.uncommitted()
@@ -595,6 +600,7 @@ class Worker:
             timeout = min(timeout, max(0.0, self._pacing.next_commit() - begun))
         if self._sources:
             timeout = 0.0 if self._sources.backlog else min(timeout, SOURCE_SECONDS)
+        timeout = min(timeout, self._background.poll_seconds(self._assignment.tasks.values()))
         if self._assignment.pending:
             timeout = 0.0 if self._assignment.tasks else min(timeout, 0.02)
         if self._stopped_for_switch:
@@ -921,6 +927,37 @@ class Worker:
                     self._commit()
                 if self._clock() >= until:
                     return
+
+    def _collect_background_work(self) -> None:
+        """Take what steps have finished outside of this thread, and pause the input of those that are full."""
+        for task in self._background.finished(self._assignment.tasks.values()):
+            self._without_input(task, task.collect)
+            if self._overdue():
+                self._commit()
+        held = self._assignment.held
+        pause, resume = self._background.backpressure(held)
+        if pause:
+            self._consumer.pause(pause)
+        if resume:
+            self._consumer.resume(resume)
+
+    def _finish_background_work(self) -> None:
+        """Begin no more work in the background, and wait for what runs, at most half of the time to stop.
+
+        What has not begun, or does not end, is processed by the next owner.
+        """
+        working = [task for task in self._assignment.tasks.values() if task.has_background_work]
+        for task in working:
+            task.stop_background_work()
+        while any(task.running_in_background for task in working) and self._clock() <= self._stop_by:
+            if self._transaction.must_rewind:
+                return
+            time.sleep(SOURCE_SECONDS)
+            self._serve()
+            self._collect_background_work()
+            if self._commit_due():
+                self._commit()
+            working = [task for task in working if self._assignment.tasks.get(task.id) is task]
 
     def _rewind(self) -> None:
         """Discard the uncommitted work and read the input again from the committed offsets."""

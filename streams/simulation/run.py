@@ -290,6 +290,7 @@ class _Process:
         worker.stopwatch = run.stopwatch
         # How often the worker checks asynchronous calls must not depend on how long they take.
         worker.look_seconds = None
+        worker.inline = True
         worker.start()
         self._started = True
 

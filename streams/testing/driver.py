@@ -302,6 +302,7 @@ class TopologyDriver:
                 worked = task.punctuate()
                 if task.idle(self.clock - since, milliseconds) or worked:
                     self._commit(task)
+                self._collect(task)
 
     def restart(self, app: App | None = None) -> None:
         """End all tasks and start them again from the committed state, as after a stop or a crash.
@@ -370,6 +371,10 @@ class TopologyDriver:
         }
 
     # --- the runtime's interface for tasks
+
+    @property
+    def inline(self) -> bool:
+        return True
 
     def wall_clock(self) -> int:
         return self.clock
@@ -444,6 +449,7 @@ class TopologyDriver:
             task.process(fetched)
             self._idle_since[task.id] = self.clock
             self._commit(task)
+            self._collect(task)
 
     def _source_topic(self, store: str) -> str:
         topics = self._topology.source_topics
@@ -469,6 +475,10 @@ class TopologyDriver:
         task.committed()
         for output in written:
             self._write(output)
+
+    def _collect(self, task: Task) -> None:
+        while self._tasks.get(task.id) is task and task.collect():
+            self._commit(task)
 
     def _task(self, topic: str, partition: int) -> Task:
         if not 0 <= partition < self._partitions:

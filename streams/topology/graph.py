@@ -43,6 +43,17 @@ _STORE_NAME = re.compile(r"[A-Za-z0-9._-]{1,150}")
 DescriptionFormat: TypeAlias = Literal["text", "mermaid", "json"]
 
 
+@dataclass(frozen=True, slots=True)
+class OwnTopic:
+    """A topic that the app creates, with these settings, unless it exists."""
+
+    partitions: int
+    settings: tuple[tuple[str, str], ...] = ()
+    """Settings of the topic by their names in Kafka."""
+    purged: bool = False
+    """Whether its records are deleted once they are committed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceNode:
     """Reads topics. ``timestamp`` returns the event time (milliseconds since the epoch) of a value."""
@@ -73,6 +84,8 @@ class SourceNode:
     """
     store: str = ""
     """Names what the connector keeps."""
+    own: OwnTopic | None = None
+    """How its topic is created, if it is one that the app creates: for a queue."""
 
     parents: tuple[str, ...] = ()
     place: str = field(default="", compare=False)
@@ -166,6 +179,8 @@ class SinkNode:
     """The topics that the function chooses, where they are known: those of captured tables."""
     lineage: str | None = None
     """The app's name, if results name the input records that made them."""
+    own: OwnTopic | None = None
+    """How its topic is created, if it is one that the app always creates."""
 
     @property
     def topics(self) -> tuple[str, ...]:
@@ -343,6 +358,17 @@ class Topology:
             for source in self.sources
             if source.connector is not None
             for topic in source.topics
+            if isinstance(topic, str)
+        }
+
+    @property
+    def own_topics(self) -> dict[str, OwnTopic]:
+        """The topics that the app creates itself, besides internal ones: those of its queue."""
+        return {
+            topic: node.own
+            for node in (*self.sources, *self.sinks)
+            if node.own is not None
+            for topic in node.topics
             if isinstance(topic, str)
         }
 

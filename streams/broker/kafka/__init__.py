@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streams.broker import BEGINNING, END, GroupSettings
 from streams.broker.kafka.admin import KafkaAdmin
+from streams.broker.kafka.appender import APPEND_SECONDS, KafkaAppender
 from streams.broker.kafka.assignment_check import AssignmentCheck
 from streams.broker.kafka.client_factory import ClientFactory, Settings
 from streams.broker.kafka.client_settings import check_with_client, permitted
@@ -18,7 +19,7 @@ from streams.errors import BrokerError, ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["KafkaAdmin", "KafkaBroker", "KafkaConsumer", "KafkaProducer", "KafkaWriter"]
+__all__ = ["KafkaAdmin", "KafkaAppender", "KafkaBroker", "KafkaConsumer", "KafkaProducer", "KafkaWriter"]
 
 TRANSACTION_RETRY_MILLISECONDS: Final = 10
 """The client's first backoff before it repeats a request of a transaction; later ones are longer."""
@@ -172,6 +173,17 @@ class KafkaBroker:
         }
         merged = tuning | self._settings | self._producer_settings | fixed
         return KafkaWriter(merged, self._factory, topic)
+
+    def appender(self, transactional_id: str) -> KafkaAppender:
+        return KafkaAppender(
+            {**self._for_appender(None), "linger.ms": 0},
+            self._for_appender(transactional_id),
+            self._factory,
+        )
+
+    def _for_appender(self, transactional_id: str | None) -> Settings:
+        settings = self._for_producer(transactional_id, APPEND_SECONDS)
+        return settings | {"delivery.report.only.error": False, "message.timeout.ms": int(APPEND_SECONDS * 1000)}
 
     def _size_limit(self, topic: str) -> Settings:
         """The topic's size limit, so that the client rejects a large record, and not the broker its batch."""

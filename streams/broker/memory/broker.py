@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from streams.broker.memory.admin import MemoryAdmin
+from streams.broker.memory.appender import MemoryAppender
 from streams.broker.memory.cluster import Cluster, StaleEnd
 from streams.broker.memory.consumer import MemoryConsumer
 from streams.broker.memory.group import Membership
@@ -67,6 +68,9 @@ class MemoryBroker:
         self, *, transactional_id: str | None = None, transaction_timeout: float = 10.0
     ) -> MemoryProducer:
         return MemoryProducer(self._cluster, transactional_id, transaction_timeout)
+
+    def appender(self, transactional_id: str) -> MemoryAppender:
+        return MemoryAppender(self._cluster, transactional_id)
 
     def admin(self) -> MemoryAdmin:
         return MemoryAdmin(self._cluster)

@@ -70,6 +70,10 @@ class ReplayRuntime:
     def __init__(self) -> None:
         self.now = 0
 
+    @property
+    def inline(self) -> bool:
+        return True
+
     def wall_clock(self) -> int:
         return self.now
 

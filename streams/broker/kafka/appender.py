@@ -1,0 +1,178 @@
+"""Writes records for programs outside of a worker, and returns where they are."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from confluent_kafka import KafkaException, Producer
+
+from streams.broker import Appended
+from streams.broker.kafka.client_factory import LastError
+from streams.broker.kafka.errors import REFUSED_BY_BROKER, REFUSED_BY_CLIENT
+from streams.errors import BrokerError, OutcomeUnknown, RecordRefused, Retriable, Right, TransactionAborted
+
+if TYPE_CHECKING:
+    from confluent_kafka import KafkaError, Message
+
+    from streams.broker.kafka.client_factory import ClientFactory, Settings
+    from streams.records import Output
+
+APPEND_SECONDS: Final = 30.0
+"""How long the client tries to write a record, and how long a transaction may take."""
+
+POLL_SECONDS: Final = 0.05
+
+
+class KafkaAppender:
+    """``Appender`` of a ``KafkaBroker``. The clients are created when they are first used."""
+
+    def __init__(self, settings: Settings, transactional: Settings, factory: ClientFactory) -> None:
+        self._settings = settings | {"error_cb": LastError()}
+        self._transactional = transactional | {"error_cb": LastError()}
+        self._factory = factory
+        self._lock = threading.Lock()
+        """Held while a client is created or closed."""
+        self._transaction = threading.Lock()
+        """Held by the thread whose transaction is open."""
+        self._plain: Producer | None = None
+        self._together: Producer | None = None
+
+    def append(self, output: Output, timeout: float) -> list[Appended]:
+        with self._lock:
+            if self._plain is None:
+                self._plain = self._factory.make(Producer, self._settings)
+            client = self._plain
+        rows = _Rows(output)
+        rows.produce(client, self._to_error)
+        if not rows.wait(client, timeout):
+            raise Retriable(
+                f"writing to {output.topic}: not acknowledged within {timeout:g} s; it may still be written"
+            )
+        return rows.places(self._to_error)
+
+    def append_together(self, output: Output, timeout: float) -> list[Appended]:
+        deadline = time.monotonic() + timeout
+        with self._transaction:
+            client = self._opened(deadline)
+            rows = _Rows(output)
+            try:
+                client.begin_transaction()
+                rows.produce(client, self._to_error)
+                if not rows.wait(client, deadline - time.monotonic()):
+                    raise TransactionAborted(f"writing to {output.topic}: not acknowledged within {timeout:g} s")
+                places = rows.places(self._to_error)
+            except BaseException as error:
+                self._abort(client)
+                if isinstance(error, KafkaException):
+                    raise self._to_error(error.args[0], output.topic) from error
+                raise
+            self._commit(client, output.topic, deadline)
+            return places
+
+    def close(self) -> None:
+        with self._lock:
+            clients, self._plain = [self._plain], None
+        with self._transaction:
+            clients.append(self._together)
+            self._together = None
+        for client in clients:
+            if client is not None:
+                client.flush(1.0)
+
+    def _opened(self, deadline: float) -> Producer:
+        if self._together is None:
+            client = self._factory.make(Producer, self._transactional)
+            try:
+                client.init_transactions(max(0.1, deadline - time.monotonic()))
+            except KafkaException as error:
+                raise self._to_error(error.args[0], "transactions") from error
+            self._together = client
+        return self._together
+
+    def _commit(self, client: Producer, topic: str, deadline: float) -> None:
+        try:
+            client.commit_transaction(max(0.1, deadline - time.monotonic()))
+        except KafkaException as error:
+            cause: KafkaError = error.args[0]
+            if cause.txn_requires_abort():
+                self._abort(client)
+                raise TransactionAborted(f"writing to {topic}: {cause.str()}") from error
+            # A new client with the same id completes or aborts the transaction.
+            self._together = None
+            raise OutcomeUnknown(
+                f"writing to {topic}: the transaction may or may not be committed: {cause.str()}"
+            ) from error
+
+    def _abort(self, client: Producer) -> None:
+        try:
+            client.abort_transaction(5.0)
+        except KafkaException:
+            self._together = None
+
+    def _to_error(self, error: KafkaError, topic: str) -> BrokerError:
+        if error.code() in REFUSED_BY_BROKER | REFUSED_BY_CLIENT:
+            return RecordRefused(f"{topic}: {error.str()} ({error.name()})", position=0)
+        return self._factory.to_error(error, f"writing to {topic}", Right("WRITE", "topic", topic))
+
+
+class _Rows:
+    """Rows that were given to the client, and what became of each."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._places: list[Appended | None] = [None] * len(output)
+        self._left = len(output)
+        self._error: KafkaError | None = None
+
+    def produce(self, client: Producer, to_error: Any) -> None:
+        output = self._output
+        headers = output.headers or [None] * len(output)
+        partitions = output.partitions or [-1] * len(output)
+        for row, (key, value, stamp, header, partition) in enumerate(
+            zip(output.keys, output.values, output.timestamps, headers, partitions, strict=True)
+        ):
+            while True:
+                try:
+                    client.produce(
+                        output.topic,
+                        value,
+                        key,
+                        partition,
+                        # Bound to the row: two rows may have equal contents.
+                        lambda error, message, row=row: self._delivered(row, error, message),
+                        None,
+                        max(stamp, 1),
+                        header,
+                    )
+                except BufferError:
+                    client.poll(POLL_SECONDS)
+                except KafkaException as error:
+                    raise to_error(error.args[0], output.topic) from error
+                else:
+                    break
+
+    def wait(self, client: Producer, timeout: float) -> bool:
+        """Wait until the outcome of all rows is known; returns whether it is."""
+        deadline = time.monotonic() + timeout
+        # Another thread may handle the callbacks of these rows, too.
+        while self._left and time.monotonic() < deadline:
+            client.poll(POLL_SECONDS)
+        return not self._left
+
+    def places(self, to_error: Any) -> list[Appended]:
+        """Where all rows are. Raises the error of the first that was not written."""
+        if self._error is not None:
+            raise to_error(self._error, self._output.topic)
+        return [place for place in self._places if place is not None]
+
+    def _delivered(self, row: int, error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            self._places[row] = Appended(message.partition(), message.offset())
+        else:
+            self._error = self._error or error
+        # Callbacks of one client run one after another.
+        self._left -= 1
+
+

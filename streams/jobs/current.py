@@ -1,0 +1,61 @@
+"""The job that runs here, for the code of the function."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from streams.errors import StreamsError
+
+
+class JobCancelled(Exception):  # noqa: N818 - it is no failure
+    """Raised by ``CurrentJob.check_cancelled`` in a job that was cancelled."""
+
+
+@dataclass(slots=True)
+class CurrentJob:
+    """The job that runs here."""
+
+    id: str
+    name: str
+    attempt: int
+    """The number of this attempt, from 1."""
+    scheduled: int
+    """When it was to be executed at the earliest, in milliseconds since the epoch."""
+    idempotency_key: str
+    """The same text for all attempts, and for no other job: the place of its record in Kafka.
+
+    A job may be executed again although it has succeeded, if its worker dies before that is recorded.
+    Another system that knows this key can recognise that.
+    """
+    cancelled: bool = False
+    """Whether it was cancelled since it began: a long function should look at this from time to time."""
+    progress: str = field(default="", compare=False)
+    """What it last reported by ``report``."""
+
+    def report(self, progress: str) -> None:
+        """Say how far it is, in a few words."""
+        self.progress = progress
+
+    def check_cancelled(self) -> None:
+        """Raise ``JobCancelled`` if it was cancelled."""
+        if self.cancelled:
+            raise JobCancelled(f"job {self.id} was cancelled")
+
+
+_CURRENT: ContextVar[CurrentJob | None] = ContextVar("streams_job", default=None)
+
+
+def current_job() -> CurrentJob:
+    """The job that this code is executed for. Raises ``StreamsError`` elsewhere."""
+    job = _CURRENT.get()
+    if job is None:
+        raise StreamsError(
+            "no job runs here", hint="call current_job() in the function of a job, while a worker executes it"
+        )
+    return job
+
+
+def enter_job(job: CurrentJob) -> None:
+    """Let ``current_job`` return this job, in this context."""
+    _CURRENT.set(job)

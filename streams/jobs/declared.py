@@ -1,0 +1,94 @@
+"""The jobs that a program declares, and their queue."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from streams.broker import NewTopic
+from streams.coroutines.awaitables import is_asynchronous
+from streams.errors import TopologyError
+from streams.jobs.executors.choice import Executors
+from streams.jobs.job import AsyncJob, BaseJob, Job, JobOptions
+from streams.jobs.operator import own_topics, queue_nodes
+from streams.jobs.queue_client import QueueClient
+from streams.jobs.record import jobs_topic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from typing import Protocol
+
+    from streams.broker import Broker
+    from streams.topology.graph import Node
+
+    class Opened(Protocol):
+        """What each worker opens once."""
+
+        def get(self) -> Executors:
+            """That of this worker."""
+
+
+class Queue:
+    """The queue of one app. ``resource`` declares what each worker opens once, see ``App.resource``."""
+
+    def __init__(
+        self,
+        application: str,
+        broker: Callable[[], Broker],
+        resource: Callable[[Callable[[], AbstractContextManager[Executors]]], Opened],
+        *,
+        concurrency: int,
+        partitions: int,
+    ) -> None:
+        self._application = application
+        self._jobs: dict[str, BaseJob[Any, Any]] = {}
+        self._partitions = partitions
+        self.client = QueueClient(application, broker, self._prepare)
+
+        @contextmanager
+        def job_executors() -> Iterator[Executors]:
+            executors = Executors(concurrency)
+            try:
+                yield executors
+            finally:
+                executors.close()
+
+        opened = resource(job_executors)
+        self.nodes: tuple[Node, ...] = queue_nodes(
+            application, self._jobs, opened.get, partitions=partitions
+        )
+        """What the app's topology needs for it."""
+
+    def add(self, function: Callable[..., Any], options: JobOptions) -> BaseJob[Any, Any]:
+        """Declare a job. Raises ``TopologyError`` if there is another one of its name."""
+        if isinstance(function, BaseJob):
+            raise TopologyError(f"{function!r} is a job already", hint="use @app.job once")
+        kind = AsyncJob if is_asynchronous(function) else Job
+        job: BaseJob[Any, Any] = kind(
+            function, lambda: self.client, options, topic=jobs_topic(self._application)
+        )
+        known = self._jobs.get(job.name)
+        if known is not None:
+            raise TopologyError(
+                f"two jobs are named {job.name!r}: workers could not tell them apart",
+                hint="give one of them another name=",
+            )
+        self._jobs[job.name] = job
+        return job
+
+    def _prepare(self, broker: Broker) -> None:
+        """Create the queue's topics, where no worker has done so yet."""
+        own = own_topics(self._application, self._partitions)
+        admin = broker.admin()
+        try:
+            existing = admin.topics()
+            new = [
+                NewTopic(name=topic, partitions=kind.partitions, settings=dict(kind.settings))
+                for topic, kind in own.items()
+                if topic not in existing
+            ]
+            if new:
+                admin.create_topics(new)
+        finally:
+            admin.close()

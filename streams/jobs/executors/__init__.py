@@ -1,0 +1,68 @@
+"""What executes jobs beside the worker's thread: threads, processes, the event loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Sequence
+    from contextvars import Context
+
+    from streams.jobs.current import CurrentJob
+    from streams.jobs.job import BaseJob
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One execution of a job, and where its outcome is put."""
+
+    offset: int
+    job: BaseJob[Any, Any]
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    current: CurrentJob
+    context: Context
+    """The context of the worker's thread, so that the app's resources are available."""
+    ended: deque[Attempt]
+    """The outcomes that its task has not taken yet."""
+    begun: int = 0
+    """When it began, in milliseconds since the epoch; 0: not yet."""
+    result: bytes = b""
+    """The result as JSON, if there is no error."""
+    error: BaseException | None = None
+    counted: bool = False
+    """Whether its end was counted for its limit."""
+    finished: bool = False
+
+    def finish(self) -> None:
+        """Report the outcome, in whatever thread."""
+        # In this order: see ``adopt``.
+        self.finished = True
+        self.ended.append(self)
+
+    def adopt(self, ended: deque[Attempt]) -> None:
+        """Let the outcome go to another task. It may be reported there twice."""
+        self.ended = ended
+        if self.finished:
+            ended.append(self)
+
+
+class Executor(Protocol):
+    """Executes attempts, and puts each into its ``ended`` when it has ended.
+
+    Used by the worker's thread only, but for what it executes.
+    """
+
+    @property
+    def free(self) -> int:
+        """How many attempts it takes now."""
+
+    def submit(self, attempts: Sequence[Attempt]) -> None:
+        """Begin these attempts as soon as possible, in this order."""
+
+    def withdraw(self, ended: deque[Attempt]) -> list[Attempt]:
+        """Take back the attempts of one task that have not begun."""
+
+    def close(self) -> None:
+        """Begin nothing more. What runs may continue until the process ends."""

@@ -1,0 +1,60 @@
+"""The executors of one worker, which its tasks share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from streams.jobs.executors.event_loop import EventLoopExecutor
+from streams.jobs.executors.threads import ThreadExecutor
+
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable, Iterable
+
+    from streams.jobs.executors import Attempt, Executor
+    from streams.jobs.job import BaseJob
+
+ExecutorKind: TypeAlias = Literal["thread", "process", "event_loop"]
+
+KINDS: tuple[ExecutorKind, ...] = ("thread", "process", "event_loop")
+
+
+def kind_of(job: BaseJob[Any, Any]) -> ExecutorKind:
+    """What executes a job."""
+    return "event_loop" if job.asynchronous else job.definition.executor
+
+
+class Executors:
+    """One executor of each kind that is used, each for up to ``concurrency`` jobs at once."""
+
+    def __init__(self, concurrency: int) -> None:
+        self._concurrency = concurrency
+        self._made: dict[ExecutorKind, Executor] = {}
+        self._left: dict[str, Attempt] = {}
+        """Attempts that run although their task was closed, by the idempotency keys of their jobs."""
+
+    def of(self, kind: ExecutorKind) -> Executor:
+        """The executor of that kind."""
+        found = self._made.get(kind)
+        if found is None:
+            make: Callable[[int], Executor]
+            make = EventLoopExecutor if kind == "event_loop" else ThreadExecutor
+            found = self._made[kind] = make(self._concurrency)
+        return found
+
+    def leave(self, attempts: Iterable[Attempt]) -> None:
+        """Let attempts run whose task is closed: its partition was given away, and may come back."""
+        for attempt in attempts:
+            self._left[attempt.current.idempotency_key] = attempt
+
+    def adopt(self, idempotency_key: str, ended: deque[Attempt]) -> Attempt | None:
+        """The attempt at a job that was left running here, if there is one, for its task."""
+        attempt = self._left.pop(idempotency_key, None)
+        if attempt is not None:
+            attempt.adopt(ended)
+        return attempt
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        for executor in self._made.values():
+            executor.close()

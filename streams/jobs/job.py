@@ -1,0 +1,365 @@
+"""A function whose calls can be put into the queue."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
+
+import msgspec
+
+from streams.coroutines.awaitables import is_asynchronous
+from streams.durations import to_milliseconds
+from streams.errors import ConfigurationError, TopologyError, error_text
+from streams.jobs.arguments import Arguments, Result
+from streams.jobs.limits import Limit
+from streams.jobs.record import JobRecord
+from streams.jobs.retry import ONCE, Retry, epoch_milliseconds
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+    from streams.jobs.handle import Handle
+    from streams.jobs.queue_client import QueueClient
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+JobExecutor: TypeAlias = Literal["thread", "process"]
+"""What executes a function that is not async: a thread of the worker, or a process of its own."""
+
+FailureOrder: TypeAlias = Literal["wait", "continue"]
+
+_encode = msgspec.json.Encoder().encode
+
+
+class JobOptions(TypedDict, total=False):
+    """The options of ``App.job``."""
+
+    name: str
+    retry: Retry
+    key: Callable[..., str]
+    limit: Limit
+    priority: int
+    timeout: timedelta
+    expires: timedelta
+    executor: JobExecutor
+    on_failure: FailureOrder
+    keep_result: timedelta
+
+
+class CallOptions(TypedDict, total=False):
+    """The options of ``Job.using``."""
+
+    delay: timedelta
+    at: datetime
+    expires: timedelta
+    priority: int
+    unique: bool | str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobDefinition:
+    """How a job's function is executed; see ``App.job``."""
+
+    name: str
+    retry: Retry = ONCE
+    key: Callable[..., str] | None = None
+    limit: Limit | None = None
+    priority: int = 0
+    timeout: timedelta | None = None
+    expires: timedelta | None = None
+    executor: JobExecutor = "thread"
+    on_failure: FailureOrder = "wait"
+    keep_result: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Calling:
+    """How one call is enqueued; see ``Job.using``."""
+
+    delay: timedelta | None = None
+    at: datetime | None = None
+    expires: timedelta | None = None
+    priority: int | None = None
+    unique: bool | str = False
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[R]):
+    """A call of a job that is not enqueued yet, with its arguments encoded."""
+
+    job: Job[Any, R] = field(repr=False)
+    record: JobRecord
+    """What is written, but for the times, which count from when it is."""
+    calling: Calling
+
+    @property
+    def partition_key(self) -> str | None:
+        """The key of its record, which decides the partition."""
+        record = self.record
+        return record.limit or record.key or record.unique
+
+    def payload(self, now: int) -> bytes:
+        """The value of its record, enqueued at ``now``, milliseconds since the epoch."""
+        calling, due = self.calling, None
+        if calling.at is not None:
+            due = epoch_milliseconds(calling.at, f"job {self.record.job!r}: at")
+        elif calling.delay is not None:
+            due = now + to_milliseconds(calling.delay, f"job {self.record.job!r}: delay")
+        lifetime = calling.expires or self.job.definition.expires
+        expires = None if lifetime is None else max(now, due or now) + to_milliseconds(lifetime, "expires")
+        if due is None and expires is None:
+            return _encode(self.record)
+        return _encode(msgspec.structs.replace(self.record, due=due, expires=expires))
+
+
+class BaseJob(Generic[P, R]):
+    """What jobs of plain and of async functions have in common."""
+
+    def __init__(
+        self,
+        function: Callable[P, Any],
+        client: Callable[[], QueueClient],
+        options: JobOptions,
+        *,
+        topic: str,
+    ) -> None:
+        self.definition = definition_of(function, options)
+        self.name = self.definition.name
+        self.function = function
+        self.topic = topic
+        """The topic of its queue."""
+        self.asynchronous = is_asynchronous(function)
+        self.arguments = Arguments(self.name, function)
+        self.result = Result(self.name, function)
+        self._client = client
+        self._calling = Calling()
+        if self.asynchronous and self.definition.executor != "thread":
+            raise TopologyError(
+                f"job {self.name!r} is async: it runs in the worker's event loop, not in a process",
+                hint="leave executor= out, or make the function a plain one",
+            )
+        functools.update_wrapper(self, function)
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """Put a call into the queue; returns once Kafka has acknowledged it.
+
+        Raises ``TypeError`` for arguments that do not fit or cannot be written as JSON, ``BrokerError``.
+        """
+        return self._client().enqueue([self.call(*args, **kwargs)])[0]
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+        """A call with these arguments, for ``enqueue_many`` and ``Stream.enqueue``. Raises ``TypeError``."""
+        definition, calling = self.definition, self._calling
+        arguments = self.arguments.encode(args, kwargs)
+        key = calling.key
+        limit = None
+        if (definition.key is not None and key is None) or definition.limit is not None:
+            bound = self.arguments.decode(arguments)
+            if definition.key is not None and key is None:
+                key = self._key(bound)
+            if definition.limit is not None:
+                limit = definition.limit.key_for(self.name, bound[0])
+        unique = calling.unique
+        return Call(
+            self,
+            JobRecord(
+                self.name,
+                msgspec.Raw(arguments),
+                key=key,
+                limit=limit,
+                priority=definition.priority if calling.priority is None else calling.priority,
+                unique=(f"{self.name}:{unique}" if isinstance(unique, str) else self._identity(arguments))
+                if unique
+                else None,
+            ),
+            calling,
+        )
+
+    def enqueue_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
+        """Put several calls into the queue in one transaction: all of them, or none.
+
+        Raises ``BrokerError``, and ``OutcomeUnknown`` if the broker has not confirmed the transaction.
+        """
+        wanted = list(calls)
+        for each in wanted:
+            if each.job.name != self.name:
+                raise TypeError(f"job {self.name!r} cannot enqueue a call of job {each.job.name!r}")
+        return self._client().enqueue_many(wanted)
+
+    def using(self, **options: Unpack[CallOptions]) -> Any:
+        """The same job with other options for its calls; see the subclasses, which say so to type checkers."""
+        unknown = options.keys() - CallOptions.__annotations__.keys()
+        if unknown:
+            raise TypeError(
+                f"job {self.name!r}: using() has no option {sorted(unknown)[0]!r}; "
+                f"there are: {', '.join(sorted(CallOptions.__annotations__))}"
+            )
+        calling = replace(self._calling, **options)
+        if calling.delay is not None and calling.at is not None:
+            raise ConfigurationError(f"job {self.name!r}: using() takes either delay= or at=")
+        for name in ("delay", "expires"):
+            duration = getattr(calling, name)
+            if duration is not None:
+                to_milliseconds(duration, f"job {self.name!r}: {name}")
+        if calling.at is not None:
+            epoch_milliseconds(calling.at, f"job {self.name!r}: at")
+        if calling.priority is not None:
+            _check_priority(self.name, calling.priority)
+        changed = copy.copy(self)
+        changed._calling = calling
+        return changed
+
+    def _key(self, bound: tuple[tuple[Any, ...], dict[str, Any]]) -> str:
+        assert self.definition.key is not None
+        key: object = self.definition.key(*bound[0], **bound[1])
+        if not isinstance(key, str):
+            raise TypeError(
+                f"job {self.name!r}: its key must be text, got {type(key).__name__}; return str(…)"
+            )
+        return key
+
+    def _identity(self, arguments: bytes) -> str:
+        """What all calls with the same arguments have in common."""
+        fields = msgspec.json.decode(arguments)
+        return f"{self.name}:{msgspec.json.encode(fields, order='deterministic').decode()}"
+
+    def __repr__(self) -> str:
+        return f"<job {self.name}>"
+
+    def __reduce__(self) -> str:
+        # A process executor's child imports the module and finds the job by the function's name.
+        return self.function.__qualname__
+
+
+class Job(BaseJob[P, R]):
+    """A function whose calls can be put into the queue, made by ``App.job``. It can be called as before."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function here and now."""
+        result: R = self.function(*args, **kwargs)
+        return result
+
+    def using(self, **options: Unpack[CallOptions]) -> Job[P, R]:
+        """The same job, enqueued in another way; this one stays as it is.
+
+        ``delay`` is a duration and ``at`` a time with a time zone before which it is not executed; ``expires``
+        is how long after that, or after it is enqueued, it must have begun. A higher ``priority`` is
+        earlier. With ``unique``, a call is left out while another one with the same arguments, or with
+        the same text, is not finished. ``key`` replaces the key of the job's function.
+        """
+        changed: Job[P, R] = super().using(**options)
+        return changed
+
+
+class AsyncJob(BaseJob[P, R]):
+    """As ``Job``, of an async function, which workers execute in their event loop."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Call the function here: a coroutine to be awaited."""
+        coroutine: Coroutine[Any, Any, R] = self.function(*args, **kwargs)
+        return coroutine
+
+    def using(self, **options: Unpack[CallOptions]) -> AsyncJob[P, R]:
+        """The same job, enqueued in another way; see ``Job.using``."""
+        changed: AsyncJob[P, R] = super().using(**options)
+        return changed
+
+
+class JobDecorator(Protocol):
+    """What ``App.job(…)`` returns: it makes a function a job."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncJob[P, R]: ...
+
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Job[P, R]: ...
+
+
+def definition_of(function: Callable[..., Any], options: JobOptions) -> JobDefinition:
+    """The definition of a job. Raises ``TypeError`` for an unknown option, ``ConfigurationError``."""
+    given: dict[str, Any] = dict(options)
+    unknown = given.keys() - JobOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(
+            f"job() has no option {sorted(unknown)[0]!r}; there are: "
+            f"{', '.join(sorted(JobOptions.__annotations__))}"
+        )
+    name = given.pop("name", None) or _name(function)
+    definition = JobDefinition(name, **given)
+    for option in ("timeout", "expires", "keep_result"):
+        duration = getattr(definition, option)
+        if duration is not None:
+            to_milliseconds(duration, f"job {name!r}: {option}", least=1)
+    _check_priority(name, definition.priority)
+    for option, kind in (("retry", Retry), ("limit", Limit)):
+        value = getattr(definition, option)
+        if value is not None and not isinstance(value, kind):
+            raise ConfigurationError(
+                f"job {name!r}: {option} takes a {kind.__name__}, got {value!r:.80}",
+                hint="retry=Retry(5, backoff=seconds(10))"
+                if option == "retry"
+                else "limit=Limit(rate=100, per=minutes(1))",
+            )
+    for option, allowed in (("executor", ("thread", "process")), ("on_failure", ("wait", "continue"))):
+        if getattr(definition, option) not in allowed:
+            raise ConfigurationError(
+                f"job {name!r}: {option} is one of {', '.join(allowed)}, got "
+                f"{getattr(definition, option)!r:.80}"
+            )
+    return definition
+
+
+def _check_priority(name: str, priority: object) -> None:
+    if type(priority) is not int or not -100 <= priority <= 100:
+        raise ConfigurationError(
+            f"job {name!r}: priority is a whole number from -100 to 100, got {priority!r:.80}"
+        )
+
+
+def _name(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__qualname__", "")
+    if not name or "<" in name:
+        raise TopologyError(
+            f"{function!r:.80} cannot be a job: workers find a job by the name of its function, and this one "
+            "has none that is the same in every process",
+            hint="define it with def in a module, or give the job a name: @app.job(name=…)",
+        )
+    return f"{_module(function)}.{name}"
+
+
+def _module(function: Callable[..., Any]) -> str:
+    """The name under which other programs import the function's module."""
+    name = function.__module__
+    if name != "__main__":
+        return name
+    main: Any = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name).removesuffix(".__main__")
+    path = getattr(main, "__file__", None)
+    return name if path is None else Path(path).stem
+
+
+def describe(error: BaseException) -> str:
+    """The message of an error that a job has raised."""
+    return error_text(error) if isinstance(error, Exception) else str(error)

@@ -1,0 +1,178 @@
+"""What a task of the queue stores: jobs that wait in the store, and how far the queue has come."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from struct import Struct
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from streams.state.buffered import KeyValueState
+
+STORE = "jobs"
+
+_OFFSET = Struct(">Q")
+_DUE = Struct(">QQ")
+
+# The first byte of a key says what the entry is.
+_PROGRESS = b"p"
+_STORED = b"s"
+_DELAYED = b"y"
+_DUE_AT = b"d"
+_LIMIT = b"l"
+_UNIQUE = b"u"
+
+
+class StoredState(IntEnum):
+    """What a job in the store waits for."""
+
+    WAITING = 0
+    """Only for its turn."""
+    RETRYING = 1
+    """For the time of its next attempt; its key is closed meanwhile."""
+    DELAYED = 2
+    """For the time before which it must not be executed."""
+
+
+class StoredJob(msgspec.Struct, array_like=True, frozen=True):
+    """A job whose record may be behind the committed offset: what is needed to execute it, and to report it."""
+
+    state: StoredState
+    due: int
+    """When the state ends, in milliseconds since the epoch; 0: not by time."""
+    tries: int
+    key: bytes | None
+    value: bytes
+    timestamp: int
+    headers: list[tuple[str, bytes | None]] | None
+
+
+class Progress(msgspec.Struct, array_like=True, frozen=True):
+    """Which records between the committed offset and ``position`` are unfinished and not in the store."""
+
+    position: int
+    unfinished: list[tuple[int, int]]
+    """Ranges of offsets, the ends excluded."""
+
+
+class StoredLimit(msgspec.Struct, array_like=True, frozen=True):
+    """See ``limits.Bucket``."""
+
+    full_at: float
+    closed_until: int
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_job = msgspec.msgpack.Decoder(StoredJob).decode
+_progress = msgspec.msgpack.Decoder(Progress).decode
+_limit = msgspec.msgpack.Decoder(StoredLimit).decode
+
+
+class JobStore:
+    """The entries of one task's store, by what they are. Changes belong to the open slice."""
+
+    def __init__(self, state: KeyValueState[bytes, bytes]) -> None:
+        self._state = state
+
+    # --- progress
+
+    def progress(self) -> Progress | None:
+        """``None`` where nothing beyond the committed offset is finished."""
+        payload = self._state.get(_PROGRESS)
+        return None if payload is None else _progress(payload)
+
+    def put_progress(self, progress: Progress | None) -> None:
+        """Set it, if it has changed."""
+        payload = None if progress is None else _pack(progress)
+        if payload != self._state.get(_PROGRESS):
+            self._state.put(_PROGRESS, payload)
+
+    # --- jobs
+
+    def job(self, offset: int) -> StoredJob | None:
+        """The job whose record has that offset, unless it is delayed."""
+        payload = self._state.get(_STORED + _OFFSET.pack(offset))
+        return None if payload is None else _job(payload)
+
+    def delayed(self, offset: int) -> StoredJob | None:
+        """The delayed job whose record has that offset."""
+        payload = self._state.get(_DELAYED + _OFFSET.pack(offset))
+        return None if payload is None else _job(payload)
+
+    def jobs(self) -> Iterator[tuple[int, StoredJob]]:
+        """All jobs but the delayed ones, by offset."""
+        for key, payload in self._state.prefix(_STORED):
+            yield _OFFSET.unpack_from(key, 1)[0], _job(payload)
+
+    def all_delayed(self) -> Iterator[tuple[int, StoredJob]]:
+        """The delayed jobs, by offset."""
+        for key, payload in self._state.prefix(_DELAYED):
+            yield _OFFSET.unpack_from(key, 1)[0], _job(payload)
+
+    def put(self, offset: int, job: StoredJob) -> None:
+        """Add a job, or replace it. The states with a time are due then."""
+        kind = _DELAYED if job.state is StoredState.DELAYED else _STORED
+        self._state.put(kind + _OFFSET.pack(offset), _pack(job))
+        if job.due:
+            self._state.put(_DUE_AT + _DUE.pack(job.due, offset), b"")
+
+    def delete(self, offset: int, job: StoredJob) -> None:
+        """Remove a job."""
+        kind = _DELAYED if job.state is StoredState.DELAYED else _STORED
+        self._state.delete(kind + _OFFSET.pack(offset))
+        if job.due:
+            self._state.delete(_DUE_AT + _DUE.pack(job.due, offset))
+
+    def delete_waiting(self, offset: int) -> None:
+        """Remove a job that waits for its turn."""
+        self._state.delete(_STORED + _OFFSET.pack(offset))
+
+    def due(self) -> Iterator[tuple[int, int]]:
+        """The times at which jobs are due, with their offsets, in that order."""
+        for key, _ in self._state.prefix(_DUE_AT):
+            due, offset = _DUE.unpack_from(key, 1)
+            yield due, offset
+
+    # --- limits and uniqueness
+
+    def limit(self, name: str) -> StoredLimit:
+        """What is stored of a limit."""
+        payload = self._state.get(_LIMIT + name.encode())
+        return StoredLimit(0.0, 0) if payload is None else _limit(payload)
+
+    def put_limit(self, name: str, limit: StoredLimit | None) -> None:
+        """Store a limit; ``None``: it is as if nothing had ever begun."""
+        self._state.put(_LIMIT + name.encode(), None if limit is None else _pack(limit))
+
+    def limits(self) -> Iterator[tuple[str, StoredLimit]]:
+        """All limits of which something is stored."""
+        for key, payload in self._state.prefix(_LIMIT):
+            yield key[1:].decode(), _limit(payload)
+
+    def unique(self, text: str) -> int | None:
+        """The offset of the unfinished job with that ``unique``."""
+        payload = self._state.get(_UNIQUE + text.encode())
+        return None if payload is None else _OFFSET.unpack(payload)[0]
+
+    def put_unique(self, text: str, offset: int | None) -> None:
+        """Set it; ``None``: there is none any more."""
+        self._state.put(_UNIQUE + text.encode(), None if offset is None else _OFFSET.pack(offset))
+
+
+def ranges(offsets: Iterable[int]) -> list[tuple[int, int]]:
+    """Ascending offsets as ranges, the ends excluded."""
+    found: list[tuple[int, int]] = []
+    start = stop = -1
+    for offset in offsets:
+        if offset != stop:
+            if stop >= 0:
+                found.append((start, stop))
+            start = offset
+        stop = offset + 1
+    if stop >= 0:
+        found.append((start, stop))
+    return found

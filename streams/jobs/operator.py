@@ -1,0 +1,173 @@
+"""The step that executes the jobs of a queue, and the topics around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from streams.jobs.executors.inline import InlineExecutor
+from streams.jobs.job_store import STORE, JobStore
+from streams.jobs.queue import Job, JobQueue, Outcomes
+from streams.jobs.record import JobEnd, JobRecord, Release, ends_topic, jobs_topic, releases_topic
+from streams.operators import Operator
+from streams.policy import dead_letter
+from streams.records import Batch
+from streams.serde import Bytes, Json, Text
+from streams.state.definition import StoreDefinition
+from streams.topology.graph import OwnTopic, SinkNode, SourceNode, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from streams.jobs.executors.choice import Executors
+    from streams.jobs.job import BaseJob
+    from streams.operators import Binding, Children, Forward
+    from streams.records import FetchedLists, Rows, Trace
+    from streams.topology.graph import Node
+
+SOURCE, STEP, ENDS, RELEASES = "jobs", "run-jobs", "job-results", "job-releases"
+"""The names of the nodes."""
+
+KEPT_DAYS = 7
+"""How long the records of results and releases stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunJobs(Operator):
+    """Executes the jobs of one partition of the queue. ``executors`` returns those of the worker."""
+
+    kind: ClassVar[str] = "jobs"
+    terminal: ClassVar[bool] = True
+    # Which records are unfinished is stored at each commit, as of the last complete slice.
+    forwards_at_commits: ClassVar[bool] = True
+
+    topic: str
+    jobs: Mapping[str, BaseJob[Any, Any]]
+    executors: Callable[[], Executors]
+
+    def bind(self, step: Binding, children: Children) -> Forward:
+        queue = JobQueue(
+            JobStore(step.state(STORE)),
+            self.jobs,
+            InlineExecutor(step.wall_clock) if step.inline else self.executors(),
+            _Outcomes(step, self.topic, children).outcomes,
+            topic=self.topic,
+            partition=step.partition,
+            clock=step.wall_clock,
+        )
+        step.in_background(queue)
+        step.at_commit(queue.store_progress)
+        step.at_close(queue.close)
+
+        def run(batch: Batch[Any, JobRecord]) -> None:
+            fetched, rows = batch.fetched, batch.rows
+            headers = fetched.headers(rows)
+            queue.admit(
+                Job(offset, record, key, value or b"", time, None if headers is None else headers[row], 0, 0, False)
+                for row, (offset, record, key, value, time) in enumerate(
+                    zip(
+                        batch.offsets,
+                        batch.values,
+                        fetched.keys(rows),
+                        fetched.values(rows),
+                        fetched.timestamps(rows),
+                        strict=True,
+                    )
+                )
+            )
+
+        return run
+
+
+class _Outcomes:
+    """Forwards what happened to jobs, as records that are traced to those of the jobs."""
+
+    def __init__(self, step: Binding, topic: str, children: Children) -> None:
+        self._step = step
+        self._topic = topic
+        self._ends = children[ENDS]
+        self._releases = children[RELEASES]
+        self.outcomes = Outcomes(self._ended, self._released, self._failed)
+
+    def _ended(self, ends: list[tuple[JobEnd, int, int]]) -> None:
+        offsets = [offset for _, offset, _ in ends]
+        self._forward(self._ends, [end for end, _, _ in ends], [time for _, _, time in ends], offsets)
+
+    def _released(self, releases: list[Release]) -> None:
+        offsets = [int(release.id.partition("-")[2]) for release in releases]
+        self._forward(self._releases, releases, [release.released for release in releases], offsets)
+
+    def _failed(self, record: FetchedLists, error: BaseException) -> None:
+        batch: Batch[Any, Any] = Batch(record, record.values())
+        self._step.guard.refuse(batch, 0, error if isinstance(error, Exception) else _Ended(repr(error)))
+
+    def _forward(
+        self, forward: Forward, values: Sequence[Any], times: Sequence[int], offsets: Sequence[int]
+    ) -> None:
+        place = self._topic, self._step.partition
+
+        def changed_by(rows: Rows) -> list[Trace | None]:
+            return [(*place, offsets[row]) for row in rows]
+
+        forward(self._step.derive(None, [value.id for value in values], values, times, changed_by))
+
+
+class _Ended(Exception):  # noqa: N818 - it stands for an exit
+    """A job's function has raised something that is no ``Exception``, e.g. ``SystemExit``."""
+
+
+def queue_nodes(
+    application: str,
+    jobs: Mapping[str, BaseJob[Any, Any]],
+    executors: Callable[[], Executors],
+    *,
+    partitions: int,
+) -> tuple[Node, ...]:
+    """The nodes of an app's queue: its topic, the step that executes jobs, and the topics of outcomes."""
+    source = SourceNode(
+        name=SOURCE,
+        topics=(jobs_topic(application),),
+        key=Bytes(),
+        value=Json(JobRecord),
+        policy=dead_letter,
+        own=own_topics(application, partitions)[jobs_topic(application)],
+    )
+    step = Step(
+        name=STEP,
+        parents=(source.name,),
+        operator=RunJobs(jobs_topic(application), jobs, executors),
+        # A job that failed for good must not stop the others.
+        policy=dead_letter,
+        owns=(StoreDefinition(name=STORE, key=Bytes(), value=Bytes(), purpose="jobs", view=None),),
+    )
+    outcomes = (
+        (ENDS, ends_topic(application), JobEnd),
+        (RELEASES, releases_topic(application), Release),
+    )
+    return (
+        source,
+        step,
+        *(
+            SinkNode(
+                name=name,
+                parents=(step.name,),
+                topic=topic,
+                key=Text(),
+                value=Json(kind),
+                policy=dead_letter,
+                own=own_topics(application, partitions)[topic],
+            )
+            for name, topic, kind in outcomes
+        ),
+    )
+
+
+def own_topics(application: str, partitions: int) -> dict[str, OwnTopic]:
+    """The topics of an app's queue, and how they are created."""
+    kept = (("retention.ms", str(KEPT_DAYS * 24 * 3600 * 1000)), ("message.timestamp.type", "LogAppendTime"))
+    return {
+        # A job that waits must never be deleted by age; those that are done are deleted.
+        jobs_topic(application): OwnTopic(partitions, (("retention.ms", "-1"),), purged=True),
+        ends_topic(application): OwnTopic(partitions, kept),
+        releases_topic(application): OwnTopic(partitions, kept),
+    }

@@ -1,0 +1,51 @@
+"""Work of a step that continues outside of the worker's thread, e.g. jobs in a pool of threads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from streams.records import TopicPartition
+
+
+class BackgroundWork(Protocol):
+    """What a task needs to know of its step's work outside of the worker's thread.
+
+    All methods are called in the task's thread. The input records of unfinished work are not committed: the
+    next owner reads them again. What the step keeps in memory must follow the task: ``end_slice`` and
+    ``committed`` confirm what was collected, ``drop_slice`` and ``drop`` undo it, so that it is collected
+    again. Records that are read again may belong to work that still runs.
+    """
+
+    def has_finished(self) -> bool:
+        """Whether ``collect`` has anything to do."""
+
+    def collect(self) -> None:
+        """Take what has finished, as a slice of its own: it may change stores and forward."""
+
+    def is_running(self) -> bool:
+        """Whether anything may finish soon: the worker looks for it more often."""
+
+    def wait_milliseconds(self) -> int:
+        """How long it can be until ``collect`` has something to do although nothing finishes."""
+
+    def is_full(self) -> bool:
+        """Whether it can take no more input for now: the task's partitions are paused."""
+
+    def first_unfinished(self, partition: TopicPartition) -> int | None:
+        """The offset of the first unfinished input record that no store has; commits do not pass it."""
+
+    def stop(self) -> None:
+        """Begin nothing new; what runs may finish."""
+
+    def end_slice(self) -> None:
+        """The open slice is complete."""
+
+    def drop_slice(self) -> None:
+        """The changes of the open slice are undone."""
+
+    def committed(self) -> None:
+        """The changes of complete slices are committed."""
+
+    def drop(self) -> None:
+        """The changes since the last commit are undone: their input is read again."""

@@ -1,0 +1,54 @@
+"""A worker's view of what the steps of its tasks do outside of its thread."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from streams.records import TopicPartition
+    from streams.runtime.task import Task
+
+LONGEST_SECONDS = 0.1
+"""How long a poll may wait without background work."""
+
+
+class Background:
+    """Which tasks have finished work, and whose input is paused because too much is unfinished."""
+
+    def __init__(self) -> None:
+        self._paused: dict[TopicPartition, Task] = {}
+        self._turn = 0
+
+    def poll_seconds(self, tasks: Iterable[Task]) -> float:
+        """How long a poll may wait for records."""
+        return min((task.background_wait for task in tasks if task.has_background_work), default=LONGEST_SECONDS)
+
+    def finished(self, tasks: Collection[Task]) -> list[Task]:
+        """The tasks with background work, each of them first in turn: they share what executes it."""
+        working = [task for task in tasks if task.has_background_work]
+        if not working:
+            return []
+        self._turn = (self._turn + 1) % len(working)
+        return working[self._turn :] + working[: self._turn]
+
+    def backpressure(
+        self, held: Mapping[TopicPartition, Task]
+    ) -> tuple[list[TopicPartition], list[TopicPartition]]:
+        """The partitions to pause and those to resume now."""
+        # A partition that was assigned again is not paused.
+        self._paused = {
+            partition: task for partition, task in self._paused.items() if held.get(partition) is task
+        }
+        pause, resume = [], []
+        for partition, task in held.items():
+            if not task.has_background_work:
+                continue
+            if task.full:
+                if partition not in self._paused:
+                    self._paused[partition] = task
+                    pause.append(partition)
+            elif self._paused.pop(partition, None) is not None:
+                resume.append(partition)
+        return pause, resume
