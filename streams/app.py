@@ -401,16 +401,20 @@ class App:
         return GlobalTable(table, keys, untyped=is_untyped(values, Any))
 
     @overload
-    def job(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncJob[P, R]: ...
+    def job(  # type: ignore[overload-overlap]  # a coroutine function matches both: the first one is meant
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncJob[P, R]: ...
 
     @overload
     def job(self, function: Callable[P, R], /) -> Job[P, R]: ...
 
     @overload
-    def job(self, **options: Unpack[JobOptions]) -> JobDecorator: ...
+    def job(self, function: None = None, /, **options: Unpack[JobOptions]) -> JobDecorator: ...
 
     def job(self, function: Callable[..., Any] | None = None, /, **options: Unpack[JobOptions]) -> Any:
-        """Make a function a job: calls of it can be put into the app's queue, and workers execute them. ::
+        """Make a function a job: calls of it can be put into the app's queue, and workers execute them.
+
+        ::
 
             @app.job(retry=Retry(5, backoff=seconds(10)), key=lambda order_id, cents: order_id)
             def charge(order_id: str, cents: int) -> Receipt: ...
@@ -422,14 +426,13 @@ class App:
         their annotated types. A job is executed at least once: see ``CurrentJob.idempotency_key``.
 
         ``name`` (default: module and name of the function) identifies the function in the queue. ``retry``
-        says how often a job that fails is executed; by default once. Jobs with an equal ``key``, a text that is
-        made of the arguments, are executed one after another in their order, also if one waits for
-        its next attempt; with ``on_failure="continue"`` others of its key do not wait for that. ``limit``
-        is how many run, or begin in a time, in all workers. A higher ``priority``, from -100 to 100, is
-        earlier: each step is worth a minute of waiting. A job that has not begun ``expires`` after it was
-        enqueued becomes a dead letter. With ``executor="process"``, it is executed in a process of its own,
-        which ends after ``timeout``; async functions are cancelled then, and threads, which cannot be,
-        reported.
+        says how often a job that fails is executed; by default once. Jobs with an equal ``key``, a text
+        made of the arguments, are executed one after another in their order, also if one waits for its next
+        attempt; with ``on_failure="continue"`` others of its key do not wait for that. ``limit`` is how
+        many run, or begin in a time, in all workers. A higher ``priority``, from -100 to 100, is earlier:
+        each step is worth a minute of waiting. A job that has not begun ``expires`` after it was enqueued
+        becomes a dead letter. With ``executor="process"``, it is executed in a process of its own, which
+        ends after ``timeout``; async functions are cancelled then, and threads, which cannot be, reported.
         """
         if function is None:
             return lambda decorated: self._add_job(decorated, options)

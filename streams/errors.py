@@ -36,6 +36,9 @@ Each class is named after what it means to the caller; ``exit_code`` is the exit
     ├── OffsetOutOfRange             11   records were deleted before they were processed
     ├── Stalled                      12   a partition made no progress and ``stall_exit`` is set
     ├── NotCommitted                 13   stopped on request, but could not commit everything processed
+    ├── JobFailed                    16   a job has failed for good, has expired or was cancelled
+    ├── JobPending                   16   a job has not ended yet
+    ├── JobUnknown                   16   there is no job with this id
     ├── SwitchAborted                15   a blue/green switch was aborted; the emitter continues
     ├── WorkersFailed                 6   workers died more often than the restart limit allows
     ├── LocalKafkaError               7   the local Kafka could not be set up, started or stopped
@@ -333,8 +336,8 @@ class HeldElsewhere(StateUnavailable):
 class JobFailed(StreamsError):
     """A job has failed for good, has expired or was cancelled.
 
-    ``ending`` says which: ``failed``, ``expired`` or ``cancelled``; ``tries`` is how often it was executed, and
-    ``error_type`` the name of the exception that the last attempt raised.
+    ``ending`` says which: ``failed``, ``expired`` or ``cancelled``; ``tries`` is how often it was executed,
+    and ``error_type`` the name of the exception that the last attempt raised.
     """
 
     exit_code = 16

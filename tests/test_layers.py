@@ -28,6 +28,7 @@ LAYERS = (
     ("state", "devstack", "connectors.sqlite", "connectors.files"),
     ("operators",),
     ("topology",),
+    ("jobs",),
     ("dsl", "runtime", "registry_topics"),
     ("queries",),
     ("monitoring",),

@@ -912,13 +912,13 @@ class Stream(Generic[K, V]):
     ) -> None:
         """Put calls of a job into its queue, in the transaction of the records that they are made of.
 
-        ``call`` returns what ``job.call(…)`` makes of a value, or ``None`` for no job. So a record enqueues its
-        job once, however often it is processed after a failure. ::
+        ``call`` returns what ``job.call(…)`` makes of a value, or ``None`` for no job. So a record enqueues
+        its job once, however often it is processed after a failure. ::
 
             orders.enqueue(charge, lambda order: charge.call(order.id, order.cents))
         """
         flow = self._flow
-        made = flow.then(MakeCalls(job, call), on_error, name, key=Text(), value=Bytes())
+        made = flow.then(MakeCalls(job.name, job.topic, call), on_error, name, key=Text(), value=Bytes())
         made.builder.add(
             SinkNode(
                 name=made.builder.name(None, f"enqueue-to-{job.topic}"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import typing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -70,8 +72,10 @@ class Arguments:
         value = self._struct(**bound.arguments)
         try:
             for payload in self._serde.serialize([value]):
-                return payload if len(bound.arguments) == len(self._struct.__struct_fields__) else _only(
-                    payload, bound.arguments
+                return (
+                    payload
+                    if len(bound.arguments) == len(self._struct.__struct_fields__)
+                    else _only(payload, bound.arguments)
                 )
         except Exception as error:
             raise TypeError(f"job {self._job!r} cannot be enqueued with these arguments: {error}") from error
@@ -83,9 +87,7 @@ class Arguments:
         if not self._keywords:
             return values, {}
         named = dict(zip(self._struct.__struct_fields__, values, strict=True))
-        return tuple(named[name] for name in self._positional), {
-            name: named[name] for name in self._keywords
-        }
+        return tuple(named[name] for name in self._positional), {name: named[name] for name in self._keywords}
 
 
 class Result:
@@ -124,7 +126,7 @@ def _hints(job: str, function: Callable[..., Any]) -> dict[str, Any]:
 def _default(value: Any) -> Any:
     """The default as a field of a struct: a mutable one is made for each job."""
     if isinstance(value, list | dict | set | bytearray):
-        return msgspec.field(default_factory=lambda: type(value)(value))
+        return msgspec.field(default_factory=partial(copy.copy, value))
     return value
 
 

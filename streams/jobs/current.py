@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from streams.errors import StreamsError
 
 
-class JobCancelled(Exception):  # noqa: N818 - it is no failure
+class JobCancelled(Exception):
     """Raised by ``CurrentJob.check_cancelled`` in a job that was cancelled."""
 
 

@@ -55,9 +55,7 @@ class Queue:
                 executors.close()
 
         opened = resource(job_executors)
-        self.nodes: tuple[Node, ...] = queue_nodes(
-            application, self._jobs, opened.get, partitions=partitions
-        )
+        self.nodes: tuple[Node, ...] = queue_nodes(application, self._jobs, opened.get, partitions=partitions)
         """What the app's topology needs for it."""
 
     def add(self, function: Callable[..., Any], options: JobOptions) -> BaseJob[Any, Any]:

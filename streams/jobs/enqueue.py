@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.coroutines.awaitables import settled
-from streams.jobs.job import BaseJob, Call
+from streams.jobs.job import Call
 from streams.operators import Operator, fan_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from streams.operators import Binding, Children, Forward
     from streams.records import Batch
@@ -25,7 +24,10 @@ class MakeCalls(Operator):
     kind: ClassVar[str] = "enqueue"
     one_to_one: ClassVar[bool] = True
 
-    job: BaseJob[Any, Any]
+    job: str
+    """Its name, for errors."""
+    topic: str
+    """The topic of its queue."""
     function: Callable[[Any], Call[Any] | None]
 
     @property
@@ -34,7 +36,7 @@ class MakeCalls(Operator):
 
     def bind(self, step: Binding, children: Children) -> Forward:
         forward, guard, clock = fan_out(children), step.guard, step.wall_clock
-        make = partial(_records, self.job, self.function, clock)
+        make = partial(_records, self, clock)
 
         def run(batch: Batch[Any, Any]) -> None:
             made, records = guard.apply(make, batch.values, batch)
@@ -48,19 +50,19 @@ class MakeCalls(Operator):
 
 
 def _records(
-    job: BaseJob[Any, Any],
-    function: Callable[[Any], Call[Any] | None],
+    step: MakeCalls,
     clock: Callable[[], int],
     values: Sequence[Any],
 ) -> Iterator[tuple[str | None, bytes, int] | None]:
     now = clock()
     for value in values:
-        call: object = settled(function(value))
+        call: object = settled(step.function(value))
         if call is None:
             yield None
             continue
-        if not isinstance(call, Call) or call.job.topic != job.topic:
+        if not isinstance(call, Call) or call.job.topic != step.topic:
             raise TypeError(
-                f"enqueue({job.name}, …): the function must return {job.name}.call(…), or None, got {call!r:.80}"
+                f"enqueue({step.job}, …): the function must return {step.job}.call(…), or None, "
+                f"got {call!r:.80}"
             )
         yield call.partition_key, call.payload(now), now

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from streams.durations import to_milliseconds
 from streams.errors import JobFailed, JobPending, JobUnknown
@@ -12,10 +12,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import timedelta
 
-    from streams.jobs.queue_client import QueueClient
     from streams.jobs.record import JobEnd
 
 R = TypeVar("R")
+
+
+class Ends(Protocol):
+    """Where handles find out about the ends of jobs."""
+
+    @property
+    def topic(self) -> str:
+        """The queue's topic."""
+
+    def wait(self, identifier: str, timeout: float) -> JobEnd | None:
+        """Wait for the end of a job; ``None`` if it has not ended within ``timeout`` seconds."""
+
+    def enqueued(self, identifier: str) -> bool:
+        """Whether a job of this id was enqueued at any time."""
 
 
 class Handle(Generic[R]):
@@ -23,7 +36,7 @@ class Handle(Generic[R]):
 
     __slots__ = ("_client", "_decode", "id", "job")
 
-    def __init__(self, identifier: str, job: str, client: QueueClient, decode: Callable[[Any], R]) -> None:
+    def __init__(self, identifier: str, job: str, client: Ends, decode: Callable[[Any], R]) -> None:
         self.id = identifier
         """Partition and offset of its record in the queue's topic, e.g. ``3-1024``."""
         self.job = job

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import sys
-from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import (
@@ -19,6 +17,7 @@ from typing import (
     TypedDict,
     TypeVar,
     Unpack,
+    cast,
     overload,
 )
 
@@ -33,10 +32,10 @@ from streams.jobs.record import JobRecord
 from streams.jobs.retry import ONCE, Retry, epoch_milliseconds
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
     from datetime import datetime, timedelta
 
     from streams.jobs.handle import Handle
-    from streams.jobs.queue_client import QueueClient
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,6 +74,16 @@ class CallOptions(TypedDict, total=False):
     key: str
 
 
+class Enqueuer(Protocol):
+    """Puts calls into a queue; see ``QueueClient``."""
+
+    def enqueue(self, calls: Sequence[Call[Any]]) -> list[Handle[Any]]:
+        """Each for itself. Raises ``BrokerError``."""
+
+    def enqueue_many(self, calls: Sequence[Call[Any]]) -> list[Handle[Any]]:
+        """In one transaction. Raises ``BrokerError``."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobDefinition:
     """How a job's function is executed; see ``App.job``."""
@@ -107,7 +116,7 @@ class Calling:
 class Call(Generic[R]):
     """A call of a job that is not enqueued yet, with its arguments encoded."""
 
-    job: Job[Any, R] = field(repr=False)
+    job: BaseJob[Any, R] = field(repr=False)
     record: JobRecord
     """What is written, but for the times, which count from when it is."""
     calling: Calling
@@ -138,7 +147,7 @@ class BaseJob(Generic[P, R]):
     def __init__(
         self,
         function: Callable[P, Any],
-        client: Callable[[], QueueClient],
+        client: Callable[[], Enqueuer],
         options: JobOptions,
         *,
         topic: str,
@@ -158,7 +167,7 @@ class BaseJob(Generic[P, R]):
                 f"job {self.name!r} is async: it runs in the worker's event loop, not in a process",
                 hint="leave executor= out, or make the function a plain one",
             )
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(cast("Any", self), function)
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Put a call into the queue; returns once Kafka has acknowledged it.
@@ -207,11 +216,11 @@ class BaseJob(Generic[P, R]):
         return self._client().enqueue_many(wanted)
 
     def using(self, **options: Unpack[CallOptions]) -> Any:
-        """The same job with other options for its calls; see the subclasses, which say so to type checkers."""
+        """The same job with other options for its calls; the subclasses tell type checkers which class."""
         unknown = options.keys() - CallOptions.__annotations__.keys()
         if unknown:
             raise TypeError(
-                f"job {self.name!r}: using() has no option {sorted(unknown)[0]!r}; "
+                f"job {self.name!r}: using() has no option {min(unknown)!r}; "
                 f"there are: {', '.join(sorted(CallOptions.__annotations__))}"
             )
         calling = replace(self._calling, **options)
@@ -225,8 +234,10 @@ class BaseJob(Generic[P, R]):
             epoch_milliseconds(calling.at, f"job {self.name!r}: at")
         if calling.priority is not None:
             _check_priority(self.name, calling.priority)
-        changed = copy.copy(self)
-        changed._calling = calling
+        # Not by copy.copy, which uses __reduce__ and returns this very object.
+        changed = object.__new__(type(self))
+        changed.__dict__.update(self.__dict__)
+        changed.__dict__["_calling"] = calling
         return changed
 
     def _key(self, bound: tuple[tuple[Any, ...], dict[str, Any]]) -> str:
@@ -262,10 +273,10 @@ class Job(BaseJob[P, R]):
     def using(self, **options: Unpack[CallOptions]) -> Job[P, R]:
         """The same job, enqueued in another way; this one stays as it is.
 
-        ``delay`` is a duration and ``at`` a time with a time zone before which it is not executed; ``expires``
-        is how long after that, or after it is enqueued, it must have begun. A higher ``priority`` is
-        earlier. With ``unique``, a call is left out while another one with the same arguments, or with
-        the same text, is not finished. ``key`` replaces the key of the job's function.
+        ``delay`` is a duration and ``at`` a time with a time zone before which it is not executed;
+        ``expires`` is how long after that, or after it is enqueued, it must have begun. A higher
+        ``priority`` is earlier. With ``unique``, a call is left out while another one with the same
+        arguments, or with the same text, is not finished. ``key`` replaces the key of the job's function.
         """
         changed: Job[P, R] = super().using(**options)
         return changed
@@ -289,7 +300,9 @@ class JobDecorator(Protocol):
     """What ``App.job(…)`` returns: it makes a function a job."""
 
     @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncJob[P, R]: ...
+    def __call__(  # type: ignore[overload-overlap]  # a coroutine function matches both: the first is meant
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncJob[P, R]: ...
 
     @overload
     def __call__(self, function: Callable[P, R], /) -> Job[P, R]: ...
@@ -301,7 +314,7 @@ def definition_of(function: Callable[..., Any], options: JobOptions) -> JobDefin
     unknown = given.keys() - JobOptions.__annotations__.keys()
     if unknown:
         raise TypeError(
-            f"job() has no option {sorted(unknown)[0]!r}; there are: "
+            f"job() has no option {min(unknown)!r}; there are: "
             f"{', '.join(sorted(JobOptions.__annotations__))}"
         )
     name = given.pop("name", None) or _name(function)

@@ -39,7 +39,7 @@ class StoredState(IntEnum):
 
 
 class StoredJob(msgspec.Struct, array_like=True, frozen=True):
-    """A job whose record may be behind the committed offset: what is needed to execute it, and to report it."""
+    """A job whose record may be before the committed offset: what is needed to execute and to report it."""
 
     state: StoredState
     due: int

@@ -88,7 +88,7 @@ class Bucket:
         """Whether ``full_at`` means anything."""
         return self._interval > 0
 
-    def opens(self, now: int) -> float | None:
+    def opens(self) -> float | None:
         """When another job may begin: now or earlier, or later; ``None``: when one that runs has ended."""
         if self.most is not None and self.running >= self.most:
             return None

@@ -63,7 +63,17 @@ class RunJobs(Operator):
             fetched, rows = batch.fetched, batch.rows
             headers = fetched.headers(rows)
             queue.admit(
-                Job(offset, record, key, value or b"", time, None if headers is None else headers[row], 0, 0, False)
+                Job(
+                    offset,
+                    record,
+                    key,
+                    value or b"",
+                    time,
+                    None if headers is None else headers[row],
+                    0,
+                    0,
+                    False,
+                )
                 for row, (offset, record, key, value, time) in enumerate(
                     zip(
                         batch.offsets,
@@ -112,7 +122,7 @@ class _Outcomes:
         forward(self._step.derive(None, [value.id for value in values], values, times, changed_by))
 
 
-class _Ended(Exception):  # noqa: N818 - it stands for an exit
+class _Ended(Exception):
     """A job's function has raised something that is no ``Exception``, e.g. ``SystemExit``."""
 
 

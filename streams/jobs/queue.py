@@ -390,11 +390,13 @@ class JobQueue:
         known = self._jobs.get(record.job)
         if known is None:
             names = ", ".join(sorted(self._jobs)) or "none"
-            self._fail(job, LookupError(f"no function is registered as {record.job!r}; there are: {names}"), now)
+            self._fail(
+                job, LookupError(f"no function is registered as {record.job!r}; there are: {names}"), now
+            )
             return None
         bucket = self._bucket(job)
         if bucket is not None:
-            opens = bucket.opens(now)
+            opens = bucket.opens()
             if opens is None or opens > now:
                 assert record.limit is not None
                 self._limited.add(record.limit, place, job.offset, opens)
@@ -433,7 +435,9 @@ class JobQueue:
 
     def _adopt(self, idempotency_key: str) -> Attempt | None:
         executors = self._executors
-        return None if isinstance(executors, InlineExecutor) else executors.adopt(idempotency_key, self._ended)
+        return (
+            None if isinstance(executors, InlineExecutor) else executors.adopt(idempotency_key, self._ended)
+        )
 
     def _settle(self, attempt: Attempt, now: int) -> None:
         """Take the outcome of an attempt."""
@@ -621,7 +625,7 @@ class JobQueue:
                 self._limited.take(name)
                 continue
             bucket = self._bucket(job)
-            opens = 0 if bucket is None else bucket.opens(now)
+            opens = 0 if bucket is None else bucket.opens()
             if opens is None or opens > now:
                 self._limited.wait(name, opens)
                 return

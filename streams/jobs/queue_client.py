@@ -80,8 +80,6 @@ class QueueClient:
             broker = self._opened()
         admin = broker.admin()
         try:
-
-
             partition = TopicPartition(self.topic, job.partition)
             ends = admin.end_offsets([partition], "read_uncommitted")
         finally:
@@ -126,5 +124,3 @@ class QueueClient:
             self._prepare(broker)
             self._broker = broker
         return self._broker
-
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple
 
 import msgspec
@@ -57,7 +57,7 @@ class JobId(NamedTuple):
         return cls(int(partition), int(offset))
 
 
-class Ending(str, Enum):
+class Ending(StrEnum):
     """How a job ended."""
 
     SUCCEEDED = "succeeded"

@@ -38,7 +38,8 @@ class Retry:
             raise ConfigurationError(f"Retry: factor is a number from 1, got {self.factor!r:.80}")
         if not 0 <= self.jitter <= 1:
             raise ConfigurationError(f"Retry: jitter is a share from 0 to 1, got {self.jitter!r:.80}")
-        if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in self.on):
+        kinds: tuple[object, ...] = self.on
+        if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
             raise ConfigurationError(f"Retry: on takes a tuple of exception classes, got {self.on!r:.80}")
 
     def again(self, attempt: int, error: BaseException) -> bool:
@@ -55,7 +56,7 @@ class Retry:
 ONCE = Retry(1)
 
 
-class RetryLater(Exception):  # noqa: N818 - it is no failure
+class RetryLater(Exception):
     """Raised by a job that cannot be done now: it is executed again, which does not count as a failure.
 
     ``after`` is a duration, ``at`` a time with a time zone; one of them is needed. The jobs that share the
@@ -88,7 +89,7 @@ class RetryLater(Exception):  # noqa: N818 - it is no failure
         return _later, (self.after, self.at, self.alone)
 
 
-def _later(after: timedelta | None, at: datetime | None, alone: bool) -> RetryLater:  # noqa: FBT001 - unpickled by position
+def _later(after: timedelta | None, at: datetime | None, alone: bool) -> RetryLater:
     return RetryLater(after=after, at=at, alone=alone)
 
 

@@ -23,7 +23,9 @@ class Background:
 
     def poll_seconds(self, tasks: Iterable[Task]) -> float:
         """How long a poll may wait for records."""
-        return min((task.background_wait for task in tasks if task.has_background_work), default=LONGEST_SECONDS)
+        return min(
+            (task.background_wait for task in tasks if task.has_background_work), default=LONGEST_SECONDS
+        )
 
     def finished(self, tasks: Collection[Task]) -> list[Task]:
         """The tasks with background work, each of them first in turn: they share what executes it."""

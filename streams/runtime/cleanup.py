@@ -53,9 +53,7 @@ class Cleanup:
         self._inputs = {topic for topic in topology.input_topics if isinstance(topic, str)}
         self._repartitions = {
             topic for topic, kind in topology.repartitions.items() if not kind.kept and not kind.compacted
-        } | {
-            topic for topic, kind in topology.own_topics.items() if kind.purged
-        }
+        } | {topic for topic, kind in topology.own_topics.items() if kind.purged}
         self._kept = {topic for topic, kind in topology.repartitions.items() if kind.kept}
         self._broker = broker
         self._databases = databases

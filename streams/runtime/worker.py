@@ -929,7 +929,7 @@ class Worker:
                     return
 
     def _collect_background_work(self) -> None:
-        """Take what steps have finished outside of this thread, and pause the input of those that are full."""
+        """Take what steps have finished outside of this thread, and pause the input of full ones."""
         for task in self._background.finished(self._assignment.tasks.values()):
             self._without_input(task, task.collect)
             if self._overdue():

@@ -75,6 +75,12 @@ class TopologyDriver:
         """Dead letters since the test last read them."""
         self._partitions = partitions
         self._tasks: dict[TaskId, Task] = {}
+        self._queues: set[TopicPartition] = set()
+        """The partitions of the app's queue of jobs that have tasks."""
+        self._unfinished: dict[TopicPartition, list[FetchedLists]] = {}
+        """Records of the queue that are not committed: a task that is created reads them again."""
+        self._finished: dict[TopicPartition, int] = {}
+        """The committed offsets of the queue."""
         self._next_offsets: dict[TopicPartition, int] = {}
         self._written: dict[str, deque[Record[Any, Any]]] = {}
         self._delivered: dict[str, list[Record[Any, Any]]] = {}
@@ -296,7 +302,11 @@ class TopologyDriver:
         """Advance the clock, e.g. by ``minutes(2)``: timers on the wall clock run, and idle windows close."""
         milliseconds = to_milliseconds(duration, "the time to advance by")
         self.clock += milliseconds
+        self._resources.open()
         with self._resources.active():
+            for topic, partition in sorted(self._queues):
+                # As a worker does: a queue works without new records, also after a restart.
+                self._task(topic, partition)
             for task in list(self._tasks.values()):
                 since = self._idle_since.get(task.id, self.clock)
                 worked = task.punctuate()
@@ -446,6 +456,8 @@ class TopologyDriver:
                 for offset, record in enumerate(group, first):
                     self._sent[Origin(topic, number, offset)] = record
             task = self._task(topic, number)
+            if topic in self._topology.own_topics:
+                self._unfinished.setdefault(place, []).append(fetched)
             task.process(fetched)
             self._idle_since[task.id] = self.clock
             self._commit(task)
@@ -473,6 +485,12 @@ class TopologyDriver:
         written += task.take()
         task.take_changelog()
         task.committed()
+        for place, offset in task.offsets.items():
+            if place in self._unfinished:
+                self._unfinished[place] = [
+                    fetched for fetched in self._unfinished[place] if fetched.next_offset > offset
+                ]
+                self._finished[place] = offset
         for output in written:
             self._write(output)
 
@@ -489,6 +507,8 @@ class TopologyDriver:
         subtopology, _ = self._topology.source_of(topic)
         identifier = TaskId(subtopology.number, partition)
         if identifier not in self._tasks:
+            if topic in self._topology.own_topics:
+                self._queues.add(TopicPartition(topic, partition))
             names = [store.name for store in subtopology.stores]
             database = self._databases.open(names, partition) if names else None
             try:
@@ -508,7 +528,16 @@ class TopologyDriver:
                 if database is not None:
                     database.close()
                 raise
+            self._read_again(self._tasks[identifier], TopicPartition(topic, partition))
         return self._tasks[identifier]
+
+    def _read_again(self, task: Task, place: TopicPartition) -> None:
+        """Process the records of a queue that were read before and are not committed."""
+        committed = self._finished.get(place, 0)
+        for fetched in self._unfinished.get(place, ()):
+            offsets = fetched.offsets()
+            start = next(row for row, offset in enumerate(offsets) if offset >= committed)
+            task.process(fetched.slice(start, len(fetched)))
 
     def _checkpoints(self, subtopology: Subtopology, database: Database | None) -> dict[str, Checkpoint]:
         saved = {} if database is None else decode_metadata(database.metadata())

@@ -364,9 +364,10 @@ class Topology:
     @property
     def own_topics(self) -> dict[str, OwnTopic]:
         """The topics that the app creates itself, besides internal ones: those of its queue."""
+        nodes: tuple[SourceNode | SinkNode, ...] = (*self.sources, *self.sinks)
         return {
             topic: node.own
-            for node in (*self.sources, *self.sinks)
+            for node in nodes
             if node.own is not None
             for topic in node.topics
             if isinstance(topic, str)

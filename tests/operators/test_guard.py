@@ -30,6 +30,7 @@ class Notes:
     def __init__(self) -> None:
         self.failed_rows: list[int] = []
         self.waited: list[float] = []
+        self.inline = True
 
     def wall_clock(self) -> int:
         return 0

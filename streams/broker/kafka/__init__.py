@@ -183,7 +183,10 @@ class KafkaBroker:
 
     def _for_appender(self, transactional_id: str | None) -> Settings:
         settings = self._for_producer(transactional_id, APPEND_SECONDS)
-        return settings | {"delivery.report.only.error": False, "message.timeout.ms": int(APPEND_SECONDS * 1000)}
+        return settings | {
+            "delivery.report.only.error": False,
+            "message.timeout.ms": int(APPEND_SECONDS * 1000),
+        }
 
     def _size_limit(self, topic: str) -> Settings:
         """The topic's size limit, so that the client rejects a large record, and not the broker its batch."""

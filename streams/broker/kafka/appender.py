@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from confluent_kafka import KafkaException, Producer
 
@@ -60,14 +61,15 @@ class KafkaAppender:
             try:
                 client.begin_transaction()
                 rows.produce(client, self._to_error)
-                if not rows.wait(client, deadline - time.monotonic()):
-                    raise TransactionAborted(f"writing to {output.topic}: not acknowledged within {timeout:g} s")
-                places = rows.places(self._to_error)
+                places = rows.places(self._to_error) if rows.wait(client, timeout) else None
             except BaseException as error:
                 self._abort(client)
                 if isinstance(error, KafkaException):
                     raise self._to_error(error.args[0], output.topic) from error
                 raise
+            if places is None:
+                self._abort(client)
+                raise TransactionAborted(f"writing to {output.topic}: not acknowledged within {timeout:g} s")
             self._commit(client, output.topic, deadline)
             return places
 
@@ -141,10 +143,10 @@ class _Rows:
                         key,
                         partition,
                         # Bound to the row: two rows may have equal contents.
-                        lambda error, message, row=row: self._delivered(row, error, message),
+                        partial(self._delivered, row),
                         None,
                         max(stamp, 1),
-                        header,
+                        cast("Any", header),
                     )
                 except BufferError:
                     client.poll(POLL_SECONDS)
@@ -169,10 +171,11 @@ class _Rows:
 
     def _delivered(self, row: int, error: KafkaError | None, message: Message) -> None:
         if error is None:
-            self._places[row] = Appended(message.partition(), message.offset())
+            partition, offset = message.partition(), message.offset()
+            assert partition is not None, "a delivered record has a place"
+            assert offset is not None, "a delivered record has a place"
+            self._places[row] = Appended(partition, offset)
         else:
             self._error = self._error or error
         # Callbacks of one client run one after another.
         self._left -= 1
-
-

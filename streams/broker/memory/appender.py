@@ -65,9 +65,7 @@ class MemoryAppender:
             with self._cluster.locked():
                 after = self._ends(output.topic)
             found += [
-                Appended(number, end - 1)
-                for number, end in after.items()
-                if end > before.get(number, 0)
+                Appended(number, end - 1) for number, end in after.items() if end > before.get(number, 0)
             ]
         return found
 

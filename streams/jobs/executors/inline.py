@@ -56,9 +56,7 @@ class InlineExecutor:
 
 
 async def _awaited(attempt: Attempt) -> None:
-    task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(
-        _call(attempt), context=attempt.context
-    )
+    task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(_call(attempt), context=attempt.context)
     try:
         await task
     except BaseException as error:  # noqa: BLE001 - whatever it is, it is the outcome of this job

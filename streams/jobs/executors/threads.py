@@ -60,9 +60,7 @@ class ThreadExecutor:
                 if self._started >= self._threads:
                     break
                 self._started += 1
-                threading.Thread(
-                    target=self._run, name=f"streams-job-{self._started}", daemon=True
-                ).start()
+                threading.Thread(target=self._run, name=f"streams-job-{self._started}", daemon=True).start()
             else:
                 self._wake.put(True)
 
