@@ -127,10 +127,6 @@ class JobStore:
         if job.due:
             self._state.delete(_DUE_AT + _DUE.pack(job.due, offset))
 
-    def delete_waiting(self, offset: int) -> None:
-        """Remove a job that waits for its turn."""
-        self._state.delete(_STORED + _OFFSET.pack(offset))
-
     def due(self) -> Iterator[tuple[int, int]]:
         """The times at which jobs are due, with their offsets, in that order."""
         for key, _ in self._state.prefix(_DUE_AT):

@@ -190,10 +190,11 @@ class JobQueue:
         self._undo_slice = Undo()
         self._undo = Undo()
         self._ends: list[tuple[JobEnd, int, int]] = []
+        self._releases: list[Release] = []
         self._changed = False
         if not self._expected:
-            self._rebuild()
             self._become(QueueState.RUNNING)
+        self._rebuild()
 
     # --- the task's view: see BackgroundWork
 
@@ -521,10 +522,7 @@ class JobQueue:
         duplicate_of: int | None = None,
     ) -> None:
         record = job.record
-        if job.stored:
-            self._store.delete_waiting(job.offset)
-        else:
-            self._undo_slice.opened.append(self._open.pop(job.offset))
+        self._forget(job)
         if record.unique is not None and duplicate_of is None:
             self._store.put_unique(record.unique, None)
         self._leave(job)
@@ -562,19 +560,27 @@ class JobQueue:
 
     def _to_store(self, job: Job, state: StoredState, due: int = 0) -> None:
         """Keep a job in the store, so that its record may be committed."""
-        if job.stored:
-            self._store.delete_waiting(job.offset)
-        else:
-            self._undo_slice.opened.append(self._open.pop(job.offset))
+        self._forget(job)
         self._store.put(job.offset, job.as_stored(state, due))
         if due and self._next_due is not None:
             self._next_due = min(self._next_due, due)
+
+    def _forget(self, job: Job) -> None:
+        """Take a job out of the store, or of the jobs that hold back the committed offset."""
+        if not job.stored:
+            self._undo_slice.opened.append(self._open.pop(job.offset))
+            return
+        stored = self._store.delayed(job.offset) or self._store.job(job.offset)
+        assert stored is not None, f"job {job.offset} should be in the store"
+        if stored.state is StoredState.DELAYED:
+            # It was released and has run, and its release was undone.
+            self._releases.append(Release(self._id(job), job.record.job, stored.due, self._clock()))
+        self._store.delete(job.offset, stored)
 
     def _release_due(self, now: int) -> None:
         """Let jobs whose time has come take their place."""
         if self._next_due is not None and self._next_due > now:
             return
-        released: list[Release] = []
         due_now: list[tuple[int, int]] = []
         self._next_due = None
         for due, offset in self._store.due():
@@ -592,14 +598,16 @@ class JobQueue:
             self._store.put(offset, waiting)
             job = _loaded(offset, stored)
             if stored.state is StoredState.DELAYED:
-                released.append(Release(self._id(job), job.record.job, due, now))
+                self._releases.append(Release(self._id(job), job.record.job, due, now))
+            if offset in self._running:
+                # Its release was undone while it ran: it has its place.
+                continue
+            if stored.state is StoredState.DELAYED:
                 self._enter(job)
             elif job.record.key is not None and self._lines.head(job.record.key) == offset:
                 self._make_ready(job, job.rank)
             else:
                 self._enter(job)
-        if released:
-            self._outcomes.released(released)
 
     # --- limits
 
@@ -673,6 +681,7 @@ class JobQueue:
             self._ended.appendleft(attempt)
         undo.opened, undo.settled = [], []
         self._ends.clear()
+        self._releases.clear()
         # The stores are not as before yet.
         self._changed = True
 
@@ -691,16 +700,27 @@ class JobQueue:
                 running, attempt = self._running[offset]
                 self._running[offset] = running._replace(stored=True), attempt
             found.append((1 if retrying else 2, offset, _loaded(offset, stored)))
+        known = {offset for _, offset, _ in found}
         for offset, job in self._open.items():
             if offset in self._running and self._running[offset][0].stored:
                 self._running[offset] = job, self._running[offset][1]
             found.append((2, offset, job))
+        # Jobs that run although their release was undone are among the delayed ones.
+        found += [
+            (0, offset, job)
+            for offset, (job, _) in self._running.items()
+            if offset not in known and offset not in self._open
+        ]
         ordered = sorted(
             ((0 if offset in self._running else group, offset, job) for group, offset, job in found),
             key=lambda item: item[:2],
         )
+        now = self._clock()
         for group, offset, job in ordered:
-            if group != 1:
+            if not job.stored:
+                # It may have been in the store in what was undone.
+                self._begin(job, now)
+            elif group != 1:
                 self._enter(job)
             elif job.record.key is not None and self._holds_key(job):
                 self._lines.enter(job.record.key, offset, job.rank)
@@ -711,15 +731,17 @@ class JobQueue:
 
     def _recovered(self) -> None:
         self._expected.clear()
+        self._become(QueueState.RUNNING)
         self._rebuild()
-        if self._state is QueueState.RECOVERING:
-            self._become(QueueState.RUNNING)
 
     def _first_read(self) -> int:
         """An offset before which all expected records would have been read again."""
         return max(self._open, default=-1)
 
     def _forward(self) -> None:
+        if self._releases:
+            releases, self._releases = self._releases, []
+            self._outcomes.released(releases)
         if self._ends:
             ends, self._ends = self._ends, []
             self._outcomes.ended(ends)

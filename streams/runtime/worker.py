@@ -320,6 +320,12 @@ class Worker:
         return {**self._connector_check.problems, **self._sinks.problems, **self._sources.problems}
 
     @property
+    def background_wait(self) -> float | None:
+        """How many seconds it can be until background work has something to do; ``None`` without any."""
+        working = [task for task in self._assignment.tasks.values() if task.has_background_work]
+        return min((task.background_wait for task in working), default=None)
+
+    @property
     def switching(self) -> Switching | None:
         """Its part in switches of a blue/green pair, if the app belongs to one."""
         return self._switching

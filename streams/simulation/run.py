@@ -65,6 +65,9 @@ TICK = 0.0001
 ROUNDS = 3_000
 """The maximum number of turns of every worker before the run counts as stuck."""
 
+QUEUE_SECONDS = 3600
+"""For how long jobs may wait for a time, such as that of their next attempt, after the last record."""
+
 QUIET_SECONDS = 60
 """Seconds without input at the end of a run, in addition to what idle windows need to close."""
 
@@ -235,6 +238,11 @@ class _Process:
             return {}
         return {place: item.position for place, item in self._worker.progress.items() if item.at_end}
 
+    @property
+    def queue_wait(self) -> float | None:
+        """How many seconds it can be until its queue of jobs has something to do; ``None`` without one."""
+        return None if self._worker is None else self._worker.background_wait
+
     def turn(self) -> None:
         if self.leaving:
             self.leaving = False
@@ -389,12 +397,14 @@ class Run:
         self._processes += [_Process(self, slot) for slot in range(WORKERS)]
         self.broker.before = self.reach
         self._settle()
+        self._let_queues_work()
         quiet, times = _quiet(self.topology)
         # A fault that has not happened yet may delay the closing of windows to one more round.
         for _ in range(times + len(self._pending)):
             busy = self._busy
             self.clock.advance(quiet)
             self._settle()
+            self._let_queues_work()
             if self._busy == busy:
                 break
         self.broker.before = None
@@ -501,6 +511,17 @@ class Run:
             if busy == self._busy and all(process.ready for process in self._processes) and self._done():
                 return
         raise StreamsError(f"the input was not processed after {ROUNDS} turns of every worker")
+
+    def _let_queues_work(self) -> None:
+        """Let time pass for jobs that wait for one, such as that of their next attempt."""
+        until = self.clock.now + QUEUE_SECONDS
+        while (wait := self._queue_wait()) is not None and self.clock.now + wait <= until:
+            self.clock.advance(wait)
+            self._settle()
+
+    def _queue_wait(self) -> float | None:
+        waits = [process.queue_wait for process in self._processes]
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def _done(self) -> bool:
         """Whether every partition is assigned to a worker that has read it to its end."""
