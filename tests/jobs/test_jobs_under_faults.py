@@ -24,7 +24,18 @@ from streams.simulation.schedule import Pace, Point, Schedule, make_schedule, pa
 KEYS = "abcde"
 ORDERS = 60
 KINDS = parse_kinds(
-    ["crash", "crash and lose the disk", "abort", "unknown", "unavailable", "evict", "freeze", "stall", "leave", "join"]
+    [
+        "crash",
+        "crash and lose the disk",
+        "abort",
+        "unknown",
+        "unavailable",
+        "evict",
+        "freeze",
+        "stall",
+        "leave",
+        "join",
+    ]
 )
 
 
@@ -118,7 +129,8 @@ def check(run: Run) -> None:
         numbers = list(first)
         assert numbers == sorted(numbers), f"key {key}: {numbers}"
     assert {key: sorted(set(numbers)) for key, numbers in PROGRAM.succeeded.items()} == {
-        key: [number for number in range(at, ORDERS, len(KEYS)) if number % 13 != 5] for at, key in enumerate(KEYS)
+        key: [number for number in range(at, ORDERS, len(KEYS)) if number % 13 != 5]
+        for at, key in enumerate(KEYS)
     }
 
 
