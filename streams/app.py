@@ -458,7 +458,7 @@ class App:
         """
         if self._queue is None:
             raise ConfigurationError(f"app {self.name!r} has no jobs", hint="declare one with @app.job")
-        return self._queue.client.handle(identifier)
+        return self._queue.handle(identifier)
 
     def resource(self, factory: Callable[[], Manager[T]]) -> Resource[T]:
         """Declare a resource that each worker opens once for the functions of its steps, e.g. a connection.
@@ -727,6 +727,11 @@ class App:
 
     def _forget_queries(self) -> None:
         self._queries = None
+
+
+def queue_of(app: App) -> Queue | None:
+    """The app's queue of jobs, if it has jobs."""
+    return app._queue  # noqa: SLF001 - programs declare jobs and have no other use for it
 
 
 def resources_of_worker(app: App) -> Resources:

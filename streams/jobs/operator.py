@@ -44,12 +44,14 @@ class RunJobs(Operator):
     topic: str
     jobs: Mapping[str, BaseJob[Any, Any]]
     executors: Callable[[], Executors]
+    failures: dict[str, list[Exception]]
+    """What the next executions raise, by job, in tests."""
 
     def bind(self, step: Binding, children: Children) -> Forward:
         queue = JobQueue(
             JobStore(step.state(STORE)),
             self.jobs,
-            InlineExecutor(step.wall_clock) if step.inline else self.executors(),
+            InlineExecutor(step.wall_clock, self.failures) if step.inline else self.executors(),
             _Outcomes(step, self.topic, children).outcomes,
             topic=self.topic,
             partition=step.partition,
@@ -132,6 +134,7 @@ def queue_nodes(
     executors: Callable[[], Executors],
     *,
     partitions: int,
+    failures: dict[str, list[Exception]],
 ) -> tuple[Node, ...]:
     """The nodes of an app's queue: its topic, the step that executes jobs, and the topics of outcomes."""
     source = SourceNode(
@@ -145,7 +148,7 @@ def queue_nodes(
     step = Step(
         name=STEP,
         parents=(source.name,),
-        operator=RunJobs(jobs_topic(application), jobs, executors),
+        operator=RunJobs(jobs_topic(application), jobs, executors, failures),
         # A job that failed for good must not stop the others.
         policy=dead_letter,
         owns=(StoreDefinition(name=STORE, key=Bytes(), value=Bytes(), purpose="jobs", view=None),),
