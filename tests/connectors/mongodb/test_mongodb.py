@@ -348,3 +348,20 @@ def test_the_description_has_no_secrets():
     text = "mongodb://sync:hidden@db1/?replicaSet=rs0"
     source = Debezium.mongodb({**PROPERTIES, "mongodb.connection.string": text}, ["shop.orders"])
     assert repr(source) == "Debezium.mongodb(…, tables=[shop.orders])"
+
+
+def test_changes_of_a_transaction_say_so_if_asked(server, capture):
+    captured = capture(provide_transaction_metadata=True)
+    captured.streaming()
+    session = {"id": {"$uuid": "00010203-0405-0607-0809-0a0b0c0d0e0f"}}
+    for number in (1, 2):
+        server.put("shop.orders", f'{{"_id": {number}}}', lsid=session, txnNumber={"$numberLong": "7"})
+    server.put("shop.orders", '{"_id": 3}')
+    captured.count(3)
+    blocks = [change.transaction for change in captured.changes]
+    assert [block and block.total_order for block in blocks] == [1, 2, None]
+    assert blocks[0].id == blocks[1].id
+    captured.kill()
+    server.delete("shop.orders", "2")
+    captured.count(4)
+    assert captured.operations("orders") == ["c", "c", "c", "d"]
