@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _QUERY, _REPLY, _MESSAGE = 2004, 1, 2013
 _WAIT_SECONDS = 0.1
-HISTORY_LOST = 286
 
 
 class StandInMongoDB:
@@ -46,6 +45,7 @@ class StandInMongoDB:
         self._numbers = itertools.count(1)
         self._connections: list[socket.socket] = []
         self._before_find: list[Any] = []
+        self._too_large = False
         threading.Thread(target=self._accept, daemon=True).start()
 
     # --- what a test does
@@ -79,6 +79,10 @@ class StandInMongoDB:
     def when_read(self, call: Any) -> None:
         """Have this done once, between the beginning of a snapshot and its reading of a collection."""
         self._before_find.append(call)
+
+    def exceed(self) -> None:
+        """Have the change streams fail as they do with a change that is too large for a message."""
+        self._too_large = True
 
     def forget(self) -> None:
         """Remove all events, as the oplog does with old ones."""
@@ -166,13 +170,11 @@ class StandInMongoDB:
             after = stage.get("resumeAfter")
             position = len(self._events) if after is None else int(after["_data"], 16)
             if position < self._first:
-                return {
-                    "ok": 0,
-                    "code": HISTORY_LOST,
-                    "codeName": "ChangeStreamHistoryLost",
-                    "errmsg": "Resume of change stream was not possible, as the resume point may no longer "
-                    "be in the oplog.",
-                }
+                return _refused(
+                    286,
+                    "ChangeStreamHistoryLost",
+                    "Resume of change stream was not possible, as the point may no longer be in the oplog.",
+                )
             number = next(self._numbers)
             self._cursors[number] = position
             return {
@@ -185,6 +187,8 @@ class StandInMongoDB:
             }
 
     def _more(self, number: int) -> dict[str, Any]:
+        if self._too_large:
+            return _refused(10334, "BSONObjectTooLarge", "BSONObj size: 17000000 (0x1036640) is invalid.")
         deadline = time.monotonic() + _WAIT_SECONDS
         while len(self._events) <= self._cursors[number] and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -254,6 +258,10 @@ class StandInMongoDB:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _refused(code: int, name: str, message: str) -> dict[str, Any]:
+    return {"ok": 0, "code": code, "codeName": name, "errmsg": message}
 
 
 def _cursor(name: str, documents: list[dict[str, Any]]) -> dict[str, Any]:

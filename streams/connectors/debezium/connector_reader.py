@@ -35,7 +35,7 @@ _LOST: Final = re.compile(
 )
 _LASTING: Final = re.compile(
     r"access denied|permission|privilege|not enabled|must be|unknown database|login failed|invalid username|"
-    r"couldn't be parsed|authenticat|not authorized|BSONObjectTooLarge",
+    r"couldn't be parsed|authenticat|not authorized",
     re.IGNORECASE,
 )
 

@@ -81,6 +81,14 @@ class DocumentReader(ConnectorReader):
         self._compare()
         super()._inspect()
 
+    def _failure(self, problem: str) -> ConnectorError | SourceUnavailable:
+        if "BSONObjectTooLarge" in problem:
+            return ConnectorError(
+                f"a change is too large for MongoDB's change streams: {problem}",
+                hint="set the property cursor.oversize.handling.mode=split (MongoDB 6.0.9 or later)",
+            )
+        return super()._failure(problem)
+
     def _compare(self, *, at_once: bool = False) -> None:
         """Compare the collections with those of the snapshot, every few seconds."""
         now = time.monotonic()

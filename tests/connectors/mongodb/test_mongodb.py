@@ -282,6 +282,15 @@ def test_a_position_that_the_server_has_no_longer_ends_the_source(server, make, 
     captured.until(lambda: set(documents(captured)) == {"1"})
 
 
+def test_a_change_that_is_too_large_ends_the_source_with_what_to_do(server, capture):
+    captured = capture()
+    captured.streaming()
+    server.exceed()
+    message = refusal(captured)
+    assert "a change is too large" in message
+    assert "cursor.oversize.handling.mode=split" in message
+
+
 def test_a_server_that_is_gone_is_unavailable(server, make, capture):
     source = make()
     source.check("captured", "src")
