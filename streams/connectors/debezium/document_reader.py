@@ -141,7 +141,9 @@ class Collections:
                 for collection in listed.into(self._list()):
                     name = f"{database}.{collection.getString('name').getValue()}"
                     if name in names and str(collection.getString("type").getValue()) == "collection":
-                        found[name] = str(collection.getDocument("info").get("uuid") or _UNKNOWN)
+                        info = collection.get("info")
+                        uuid = None if info is None else info.asDocument().get("uuid")
+                        found[name] = _UNKNOWN if uuid is None else str(uuid.asBinary().asUuid())
         except self._failure as error:
             raise SourceUnavailable(
                 f"mongodb does not answer: {scrub(str(error.getMessage()), self._secrets)}"
