@@ -52,7 +52,7 @@ ONLY = {
     "jgo": {"devstack.kafka.download", "devstack.registry"},
     "prometheus_client": {"monitoring.metrics"},
     "pyarrow": {"connectors.files.parquet_encoder"},
-    "uvicorn": {"queries.http"},
+    "uvicorn": {"queries.http_server"},
     "typer": {"cli"},
 }
 """The only folder or module that may import a library."""
