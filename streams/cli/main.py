@@ -13,7 +13,7 @@ from typer.main import get_command, get_group
 from streams.cli.failures import run_command
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 COMMANDS: Final[Mapping[str, str]] = {
     "run": "run:run",
@@ -51,8 +51,7 @@ class Commands(TyperGroup):
 
 
 def _load(name: str) -> Any:
-    module, _, attribute = COMMANDS[name].partition(":")
-    found = getattr(import_module(f"streams.cli.{module}"), attribute)
+    found = _imported(name)
     if isinstance(found, typer.Typer):
         group = get_group(found)
         group.name = name
@@ -60,6 +59,18 @@ def _load(name: str) -> Any:
     alone = typer.Typer(add_completion=False)
     alone.command(name)(found)
     return get_command(alone)
+
+
+def _imported(name: str) -> Any:
+    module, _, attribute = COMMANDS[name].partition(":")
+    return getattr(import_module(f"streams.cli.{module}"), attribute)
+
+
+def import_command(arguments: Sequence[str]) -> None:
+    """Import the module of the command that the first of these arguments names, if it names one."""
+    for name in arguments[:1]:
+        if name in COMMANDS:
+            _imported(name)
 
 
 cli = typer.Typer(
