@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,7 +26,7 @@ from tests.integration.conftest import HERE
 from tests.support.commands import run_streams
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from streams.broker.kafka import KafkaBroker
     from tests.integration.conftest import Count
@@ -198,6 +198,18 @@ class Killed(Exception):
     pass
 
 
+@contextmanager
+def stopping(seconds: float = 60) -> Iterator[threading.Event]:
+    """What stops a worker that runs although it should have been refused."""
+    stop = threading.Event()
+    timer = threading.Timer(seconds, stop.set)
+    timer.start()
+    try:
+        yield stop
+    finally:
+        timer.cancel()
+
+
 def test_a_reset_that_is_killed_after_each_step_is_completed_by_the_next(count, resets):
     """Each attempt gets one step further; in between no worker starts. Here it is one of this process."""
     sent = records(0, 1_000) + CLOSING
@@ -232,8 +244,8 @@ def test_a_reset_that_is_killed_after_each_step_is_completed_by_the_next(count, 
                 if what == "deleted":
                     count.wait_for(lambda name=name: name not in admin.topics(), 30, f"{name} is gone")
                 missing = set(names) - admin.topics().keys()
-                with pytest.raises(StateError, match="begun and not finished"):
-                    app.run(broker=count.broker, stop=threading.Event())
+                with stopping() as stop, pytest.raises(StateError, match="begun and not finished"):
+                    app.run(broker=count.broker, stop=stop)
                 # The missing topic, if any, is not created by a worker.
                 assert set(names) - admin.topics().keys() == missing
         else:
