@@ -16,6 +16,7 @@ import pytest
 
 from streams.broker import NewTopic
 from tests.replay.inputs import readings, send, written
+from tests.support.commands import Done, run_streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,6 +67,18 @@ def streams(environment: dict[str, str]) -> Callable[..., subprocess.CompletedPr
 
 
 @pytest.fixture
+def ask(environment: dict[str, str]) -> Callable[..., Done]:
+    """Run a command that processes nothing, in this process."""
+
+    def call(*arguments: str, code: int = 0) -> Done:
+        done = run_streams(*arguments, folder=HERE, environment=environment)
+        assert done.returncode == code, done
+        return done
+
+    return call
+
+
+@pytest.fixture
 def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start the command in the background."""
     started = []
@@ -82,7 +95,11 @@ def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Pope
 
 
 def test_one_and_three_workers_write_equal_bytes_beside_the_app(
-    streams: Callable[..., subprocess.CompletedProcess[str]], kafka: KafkaBroker, prefix: str, tmp_path: Path
+    streams: Callable[..., subprocess.CompletedProcess[str]],
+    ask: Callable[..., Done],
+    kafka: KafkaBroker,
+    prefix: str,
+    tmp_path: Path,
 ):
     app = "replay_app:app"
     one = streams("replay", "run", app, "--from", "earliest", "--as", "one", "--json")
@@ -100,9 +117,9 @@ def test_one_and_three_workers_write_equal_bytes_beside_the_app(
     with closing(kafka.admin()) as admin:
         assert admin.committed_offsets(f"{prefix}-app") == {}
         assert f"{prefix}-final" not in admin.topics()
-    listed = [json.loads(line) for line in streams("replay", "list", app, "--json").stdout.splitlines()]
+    listed = [json.loads(line) for line in ask("replay", "list", app, "--json").stdout.splitlines()]
     assert {item["name"]: item["state"] for item in listed} == {"one": "complete", "three": "complete"}
-    streams("replay", "delete", app, "one")
+    ask("replay", "delete", app, "one")
     with closing(kafka.admin()) as admin:
         assert not [topic for topic in admin.topics() if topic.endswith("-one")]
     assert [path for path in (tmp_path / "state").rglob("*") if path.is_file()] == []
@@ -131,19 +148,19 @@ def test_a_shadow_run_says_what_differs_and_ends_with_1(
 
 
 def test_a_dry_run_prints_the_plan_and_bad_input_is_refused(
-    streams: Callable[..., subprocess.CompletedProcess[str]], kafka: KafkaBroker, prefix: str
+    ask: Callable[..., Done], kafka: KafkaBroker, prefix: str
 ):
     app = "replay_app:app"
-    plan = streams("replay", "run", app, "--from", "earliest", "--as", "x", "--dry-run", "--json")
+    plan = ask("replay", "run", app, "--from", "earliest", "--as", "x", "--dry-run", "--json")
     partitions = json.loads(plan.stdout)["partitions"]
     assert sum(item["end"] - item["begin"] for item in partitions.values()) == RECORDS
     with closing(kafka.admin()) as admin:
         assert f"{prefix}-app-replays" not in admin.topics()
-    wrong = streams("replay", "run", app, "--from", "yesterday", "--as", "x", code=2)
+    wrong = ask("replay", "run", app, "--from", "yesterday", "--as", "x", code=2)
     assert "'yesterday' is not a position" in wrong.stderr
-    wrong = streams("replay", "run", app, "--from", "earliest", "--as", "a/b", code=2)
+    wrong = ask("replay", "run", app, "--from", "earliest", "--as", "a/b", code=2)
     assert "cannot name a replay" in wrong.stderr
-    wrong = streams("replay", "delete", app, "x", code=2)
+    wrong = ask("replay", "delete", app, "x", code=2)
     assert "has no replay of the name 'x'" in wrong.stderr
 
 
