@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from streams.app import App
     from streams.broker import Broker
+    from streams.config import Settings
     from streams.replay.bounded.plan import RunPlan
     from streams.replay.bounded.run import RunReport, RunRequest
     from streams.replay.diff.fields import Rules
@@ -33,10 +34,11 @@ LEFT_OUT: Final = frozenset({"__streams.errors.application"})
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One of the programs. ``load`` makes the app in other processes."""
+    """One of the programs. ``load`` makes the app in other processes; ``settings`` replace the app's."""
 
     app: App
     load: Callable[[], App] | None = None
+    settings: Settings | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +115,7 @@ class Shadow:
             broker=self._broker,
             load=program.load,
             folder=folder,
+            settings=program.settings,
         )
         plan = run.plan()
         total = plan.bounds.records
