@@ -14,11 +14,11 @@ from streams.broker.memory import MemoryBroker
 from streams.durations import to_milliseconds
 from streams.errors import TopologyError
 from streams.partitioning import partition_for
-from streams.records import Output, Record, TopicPartition
+from streams.records import Output, Record
 from streams.replay.bounded.bounds import EVERYTHING
 from streams.replay.bounded.run import BoundedRun, RunRequest
 from streams.replay.diff.fields import Rules
-from streams.replay.positions import AtOffsets, AtTime, parse_position
+from streams.replay.positions import to_position
 from streams.replay.shadow import Program, Shadow
 from streams.serde import Bytes
 from streams.testing.encoding import decode, encode
@@ -34,11 +34,8 @@ if TYPE_CHECKING:
     from streams.replay.bounded.plan import RunPlan
     from streams.replay.bounded.run import RunReport
     from streams.replay.diff.result import Diff
-    from streams.replay.positions import Position
+    from streams.replay.positions import PositionInCode
     from streams.serde import Serde
-
-RangePosition: TypeAlias = "str | int | Mapping[TopicPartition, int]"
-"""``"earliest"``, ``"latest"``, a time (ISO 8601, or milliseconds since the epoch), or offsets."""
 
 RangeInput: TypeAlias = "Mapping[str, Iterable[Record[Any, Any]]] | Broker"
 """Records by topic, or a broker that has them."""
@@ -102,8 +99,8 @@ def replay(
     app: App,
     records: RangeInput,
     *,
-    begin: RangePosition = "earliest",
-    end: RangePosition = "latest",
+    begin: PositionInCode = "earliest",
+    end: PositionInCode = "latest",
     warmup: timedelta | Literal["all"] | None = None,
     partitions: int = 1,
     effects: bool = False,
@@ -112,8 +109,9 @@ def replay(
 
     ``records`` are encoded with the serdes of the sources that read them, in topics of ``partitions``
     partitions; a record's ``partition``, if it has one, is kept. Instead, a broker may be given, such as a
-    ``MemoryBroker`` that a worker has used: nothing is written to it. The range begins at ``begin``, ends
-    before ``end``, and may begin with a ``warmup``, as for the command.
+    ``MemoryBroker`` that a worker has used: nothing is written to it. The range begins at ``begin`` and ends
+    before ``end``: ``"earliest"``, ``"latest"``, a time (ISO 8601, or milliseconds since the epoch), or
+    offsets by partition. ``warmup`` is how much before it is read without results, as for the command.
 
     No schema registry is used. Raises what the app raises, ``ConfigurationError`` for a range that is none,
     ``TopicError`` for offsets that do not exist, and ``TopologyError`` for records of a topic that the app
@@ -132,8 +130,8 @@ def shadow(
     old: App,
     records: RangeInput,
     *,
-    begin: RangePosition = "earliest",
-    end: RangePosition = "latest",
+    begin: PositionInCode = "earliest",
+    end: PositionInCode = "latest",
     warmup: timedelta | Literal["all"] | None = None,
     partitions: int = 1,
     absolute: float = 0.0,
@@ -148,15 +146,15 @@ def shadow(
     ``replay`` raises.
     """
     broker = _broker(records, (old, new), partitions)
-    programs = [Program(app, settings=_settings(app)) for app in (new, old)]
+    after, before = (Program(app, settings=_settings(app)) for app in (new, old))
     rules = Rules(absolute=absolute, relative=relative, ignore=frozenset(ignore))
-    work = Shadow(*programs, _request(begin, end, warmup), rules=rules, broker=broker)
+    work = Shadow(after, before, _request(begin, end, warmup), rules=rules, broker=broker)
     return work.run().diff
 
 
 def _request(
-    begin: RangePosition,
-    end: RangePosition,
+    begin: PositionInCode,
+    end: PositionInCode,
     warmup: timedelta | Literal["all"] | None,
     *,
     effects: bool = False,
@@ -165,14 +163,8 @@ def _request(
         None if warmup is None else EVERYTHING if warmup == "all" else to_milliseconds(warmup, "the warm-up")
     )
     return RunRequest(
-        name="test", begin=_position(begin), end=_position(end), warmup=milliseconds, effects=effects
+        name="test", begin=to_position(begin), end=to_position(end), warmup=milliseconds, effects=effects
     )
-
-
-def _position(given: RangePosition) -> Position:
-    if isinstance(given, str):
-        return parse_position(given)
-    return AtTime(given) if isinstance(given, int) else AtOffsets(given)
 
 
 def _settings(app: App) -> Settings:

@@ -51,7 +51,11 @@ def test_a_replay_of_everything_has_the_results_of_the_driver():
 def test_a_range_has_the_results_of_its_records_with_the_windows_that_began_before_it():
     app = shop()
     complete = replay(app, {"sales": SALES})
-    for begin, end in [(25_000, 40_000), ("1970-01-01T00:00:25Z", "1970-01-01T00:00:40Z")]:
+    ranges: list[tuple[int | str, int | str]] = [
+        (25_000, 40_000),
+        ("1970-01-01T00:00:25Z", "1970-01-01T00:00:40Z"),
+    ]
+    for begin, end in ranges:
         part = replay(app, {"sales": SALES}, begin=begin, end=end)
         times = [record.timestamp for record in part.read("big")]
         assert times == [time for time in range(25_000, 40_000, 1_000) if time // 1_000 % 7 > 3]
@@ -93,7 +97,7 @@ def test_tables_and_lookups_are_read_as_of_the_range():
     sales.join(prices, lambda count, price: count * price).join_global(
         names, lambda _: "n", lambda total, name: f"{name} {total}"
     ).to("out", value=Text())
-    records = {
+    records: dict[str, list[Record[Any, Any]]] = {
         "prices": [Record("a", 5, 0), Record("a", 7, 20_000)],
         "names": [Record("n", "lamp", 0)],
         "sales": [Record("a", 2, 10_000), Record("a", 2, 30_000)],
