@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -168,7 +169,7 @@ def test_a_run_that_is_ended_leaves_no_process_and_can_be_repeated(
     number: signal.Signals,
 ):
     arguments = ["replay", "run", "replay_app:app", "--from", "earliest", "--as", "x", "--workers", workers]
-    process = start(*arguments, "--max-rate", "2000")
+    process = start(*arguments, "--max-rate", "100")
     spooled = tmp_path / "state" / f"{prefix}-app-replay" / "x"
     deadline = time.monotonic() + 60
     while not spooled.exists():
@@ -176,6 +177,9 @@ def test_a_run_that_is_ended_leaves_no_process_and_can_be_repeated(
         assert time.monotonic() < deadline
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    refused = streams(*arguments, code=3)
+    assert f"a replay of the name 'x' is running on host {socket.gethostname()}" in refused.stderr
+    assert f"(process {process.pid}), since 20" in refused.stderr
     process.send_signal(number)
     code = process.wait(30)
     assert code == (-signal.SIGKILL if number is signal.SIGKILL else 130)
