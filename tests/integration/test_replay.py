@@ -181,7 +181,8 @@ def test_a_run_that_is_ended_leaves_no_process_and_can_be_repeated(
     assert f"a replay of the name 'x' is running on host {socket.gethostname()}" in refused.stderr
     assert f"(process {process.pid}), since 20" in refused.stderr
     process.send_signal(number)
-    code = process.wait(30)
+    code = process.wait(60)
+    deadline = time.monotonic() + 60
     assert code == (-signal.SIGKILL if number is signal.SIGKILL else 130)
     while any(Path(f"/proc/{child}/cmdline").exists() for child in children):
         assert time.monotonic() < deadline, "a process is left"
