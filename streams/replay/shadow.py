@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from streams import lineage
 from streams.replay.bounded.phase import sink_rows
 from streams.replay.bounded.run import BoundedRun
 from streams.replay.diff.forwarding import forwarded_at_commits
 from streams.replay.diff.result import Diff
 from streams.replay.diff.topic import Serdes, Side, diff_topic
 from streams.replay.plain_values import PlainValues
+from streams.runtime.dead_letter_rows import LINEAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
 DEAD_LETTERS: Final = "dead letters"
 """What stands for the dead-letter topics of both programs, which may have different names."""
 
-LEFT_OUT: Final = frozenset({"__streams.errors.application"})
-"""Headers that differ between programs of different names."""
+LEFT_OUT: Final = frozenset({"__streams.errors.application", lineage.HEADER, LINEAGE})
+"""Headers that differ between programs of different names or settings."""
 
 
 @dataclass(frozen=True, slots=True)
