@@ -90,6 +90,6 @@ class TargetPair(Pair):
                     own[key].append(n)
                 assert own
                 assert all(numbers == sorted(numbers) for numbers in own.values())
-            found = {key: sorted(numbers) for key, numbers in found.items()}  # type: ignore[assignment]
+            found = {key: sorted(numbers) for key, numbers in found.items()}
         self.close()
         assert found == {key: [n for n in range(count) if n % 3] for key, count in self.sent.items()}
