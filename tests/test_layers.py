@@ -34,7 +34,8 @@ LAYERS = (
     ("monitoring",),
     ("app",),
     ("public",),
-    ("testing", "simulation", "replay", "__init__"),
+    ("replay", "__init__"),
+    ("testing", "simulation"),
     ("cli",),
     ("__main__",),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -180,21 +181,26 @@ def test_a_run_that_is_ended_leaves_no_process_and_can_be_repeated(
     streams: Callable[..., subprocess.CompletedProcess[str]],
     kafka: KafkaBroker,
     prefix: str,
-    tmp_path: Path,
     workers: str,
     number: signal.Signals,
 ):
     arguments = ["replay", "run", "replay_app:app", "--from", "earliest", "--as", "x", "--workers", workers]
-    process = start(*arguments, "--max-rate", "2000")
-    spooled = tmp_path / "state" / f"{prefix}-app-replay" / "x"
-    deadline = time.monotonic() + 60
-    while not spooled.exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process = start(*arguments, "--max-rate", "100")
+    deadline = time.monotonic() + 120
+    children: list[str] = []
+    with closing(kafka.admin()) as admin:
+        # Two processes, and the one that tracks what they share.
+        while not admin.group_members(f"{prefix}-app-replay-x") or len(children) < 3 * (workers == "2"):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    refused = streams(*arguments, code=3)
+    assert f"a replay of the name 'x' is running on host {socket.gethostname()}" in refused.stderr
+    assert f"(process {process.pid}), since 20" in refused.stderr
     process.send_signal(number)
-    code = process.wait(30)
+    code = process.wait(60)
+    deadline = time.monotonic() + 60
     assert code == (-signal.SIGKILL if number is signal.SIGKILL else 130)
     while any(Path(f"/proc/{child}/cmdline").exists() for child in children):
         assert time.monotonic() < deadline, "a process is left"

@@ -17,6 +17,7 @@ from streams.broker import END, NewTopic
 from streams.broker.reading import find_partitions, follow
 from streams.monitoring.lag import measure_lag
 from streams.records import Output
+from streams.runtime.switch_topic import SwitchPhase, SwitchTopic
 from tests.integration.conftest import HERE, Count, WorkerProcess
 
 if TYPE_CHECKING:
@@ -249,3 +250,41 @@ def test_there_and_back_under_traffic_with_a_kill_in_each_phase(
     pair.finish()
     pair.check()
     report("\n".join(figures))
+
+
+def test_a_command_killed_while_sealing_is_continued_by_the_next(pair: Pair) -> None:
+    pair.run("blue", 0)
+    pair.traffic()
+    pair.wait_for(lambda: pair.latest, 60, "blue emits")
+    pair.run("green", 0)
+    pair.wait_until_begun("green")
+    for other in ("green", "blue", "green", "blue", "green"):
+        for app in ("blue", "green"):
+            pair.wait_until_caught_up(app, 20 * RATE)
+        with pair.command(other, "--pause-limit", "120") as process:
+            assert process.stderr is not None
+            assert any(line.strip().endswith("sealing") for line in process.stderr)
+            process.kill()
+            process.communicate(timeout=120)
+        topic = SwitchTopic(pair.broker, f"{pair.prefix}-pair")
+        topic.read(to_end=True)
+        topic.close()
+        assert topic.record is not None
+        # It may have been quicker than the signal.
+        if topic.record.phase is SwitchPhase.SEALING:
+            break
+    else:
+        pytest.fail("the command was never killed while sealing")
+    version = topic.record.version
+    result = pair.switch(other)
+    assert result["emitter"].endswith(other)
+    assert result["already"] is False
+    topic = SwitchTopic(pair.broker, f"{pair.prefix}-pair")
+    topic.read(to_end=True)
+    topic.close()
+    # The same switch was ended, and no other one made.
+    assert topic.record is not None
+    assert (topic.record.version, topic.record.phase) == (version + 1, SwitchPhase.RUNNING)
+    pair.wait_for_results()
+    pair.finish()
+    pair.check()
