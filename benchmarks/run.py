@@ -53,6 +53,10 @@ def main(arguments: Sequence[str]) -> int:
         from benchmarks.postgres_sink import main as sync_sink  # noqa: PLC0415 - as above
 
         return sync_sink()
+    if list(arguments) == ["sync-snapshot"]:
+        from benchmarks.sync_snapshot import main as sync_snapshot  # noqa: PLC0415 - as above
+
+        return sync_snapshot()
     works = choose_works(" ".join(arguments))
     if not works:
         console.print(

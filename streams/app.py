@@ -36,7 +36,7 @@ from streams.process.slot import Slot, default_state_dir
 from streams.process.stop import START_SECONDS, StopSignals
 from streams.queries.directory import Replica, Replicas
 from streams.queries.endpoints import StoreRoutes
-from streams.queries.http import HttpServer, Response, Tls, client_tls
+from streams.queries.http import Response, Tls, client_tls
 from streams.queries.query import Queries
 from streams.registry_topics import connect_registry
 from streams.runtime.commit import AtLeastOnce, ExactlyOnce
@@ -645,6 +645,10 @@ class App:
             address = None
             if settings.http_port is not None:
                 port = settings.http_port + slot.number if settings.http_port else 0
+                from streams.queries.http_server import (  # noqa: PLC0415 - uvicorn takes a tenth of the start
+                    HttpServer,
+                )
+
                 token = settings.http_token
                 tls = _tls(settings)
                 server = stack.enter_context(

@@ -23,11 +23,13 @@ from streams.replay.bounded.effects import differences_by_design, effects_left_o
 from streams.replay.bounded.log import RunLog
 from streams.replay.bounded.publish import delete_results
 from streams.replay.bounded.run import BoundedRun, RunReport, RunRequest
+from streams.replay.bounded.run_lock import RunLock
 from streams.replay.positions import parse_duration, parse_position
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from streams.app import App
     from streams.process.stop_request import StopRequest
     from streams.replay.bounded.log import RunRecord
     from streams.replay.bounded.plan import RunPlan
@@ -97,18 +99,23 @@ def run_range(
         effects=effects,
     )
     run = BoundedRun(app, request, load=partial(load_app, target))
-    plan = run.plan()
     left_out = [] if effects else effects_left_out(app.topology)
-    if not as_json:
-        show_plan(plan, [*(f"left out: {item}" for item in left_out), *differences_by_design(app.topology)])
+    notes = [*(f"left out: {item}" for item in left_out), *differences_by_design(app.topology)]
     if dry_run:
+        plan = run.plan()
         if as_json:
             print_line(plan_fields(plan) | {"left_out": left_out})
+        else:
+            show_plan(plan, notes)
         return
     own_process(app.settings.log_format, app.settings.log_level)
-    with stop_request() as stop, rare_garbage_collections():
+    with stop_request() as stop, rare_garbage_collections(), run_lock(app, name, stop) as lock:
+        plan = run.plan()
+        if not as_json:
+            show_plan(plan, notes)
         with progress_bar("replay", plan.bounds.records, stop, quiet=as_json) as show:
             report = run.process(plan, show)
+        lock.require_held()
         with progress_bar("write", report.counts.results.total(), stop, quiet=as_json) as show:
             record = run.publish(report, show)
     if as_json:
@@ -173,14 +180,30 @@ def delete_run(
         )
     admin = broker.admin()
     try:
-        deleted = delete_results(admin, found[name])
+        with run_lock(app, name):
+            deleted = delete_results(admin, found[name])
+            log.delete(name)
     finally:
         admin.close()
-    log.delete(name)
     if as_json:
         print_line({"name": name, "deleted": deleted})
     else:
         typer.echo(f"deleted: {', '.join(deleted) or 'no topics'}")
+
+
+def run_lock(app: App, name: str, stop: StopRequest | None = None) -> RunLock:
+    """What keeps other commands from the replay of this name. Reasons for waiting are shown once."""
+    shown: set[str] = set()
+
+    def waiting(reason: str) -> None:
+        if stop:
+            raise KeyboardInterrupt
+        if reason not in shown:
+            shown.add(reason)
+            warn(f"waiting: {reason}")
+
+    broker = app.broker()
+    return RunLock(broker, RunLog(broker, app.name), name, waiting=waiting)
 
 
 def parse_warmup(text: str | None) -> int | None:

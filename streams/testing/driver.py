@@ -31,6 +31,7 @@ from streams.runtime.task import Task, TaskId
 from streams.serde import Bytes
 from streams.state.changelog import Checkpoint, decode_metadata
 from streams.state.memory import MemoryDatabases
+from streams.testing.encoding import decode, encode
 from streams.testing.jobs import DriverQueue
 from streams.topology.graph import closest, matches
 
@@ -146,8 +147,8 @@ class TopologyDriver:
         source = table.source if table is not None else self._topology.source_of(topic)[1]
         encoded = [
             Record(
-                _encode(source.key, record.key),
-                _encode(source.value, record.value),
+                encode(source.key, record.key),
+                encode(source.value, record.value),
                 record.timestamp,
                 record.headers,
             )
@@ -198,8 +199,8 @@ class TopologyDriver:
         internal = topic in self._topology.repartitions
         return [
             Record(
-                _decode(key or sink[0], record.key),
-                _decode(value or sink[1], without_origin(record.value) if internal else record.value),
+                decode(key or sink[0], record.key),
+                decode(value or sink[1], without_origin(record.value) if internal else record.value),
                 record.timestamp,
                 record.headers,
                 record.topic,
@@ -693,11 +694,3 @@ def _hashable(key: Any) -> Any:
     if isinstance(key, dict):
         return tuple((name, _hashable(value)) for name, value in key.items())
     return key
-
-
-def _encode(serde: Serde[Any], value: Any) -> bytes | None:
-    return None if value is None else next(iter(serde.serialize([value])))
-
-
-def _decode(serde: Serde[Any], payload: bytes | None) -> Any:
-    return None if payload is None else next(iter(serde.deserialize([payload])))

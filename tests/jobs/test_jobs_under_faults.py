@@ -18,8 +18,9 @@ from streams.jobs.limits import Limit
 from streams.jobs.record import Ending, JobEnd
 from streams.jobs.retry import Retry
 from streams.serde import Json
+from streams.simulation.points import Point
 from streams.simulation.run import Input, InputRecord, Run
-from streams.simulation.schedule import Pace, Point, Schedule, make_schedule, parse_kinds
+from streams.simulation.schedule import Pace, Schedule, make_schedule, parse_kinds
 
 KEYS = "abcde"
 ORDERS = 60

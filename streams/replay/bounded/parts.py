@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from streams.app import App
     from streams.broker import Broker
+    from streams.config import Settings
     from streams.replay.bounded.plan import RunPlan
     from streams.replay.bounded.spool import Phase
     from streams.replay.bounded.stages import Stage
@@ -45,12 +46,22 @@ PHASES: Final[tuple[Phase, ...]] = ("warmup", "range")
 
 
 class RunParts:
-    """Runs the units of a plan in this process, one after the other. Close it in the end."""
+    """Runs the units of a plan in this process, one after the other. Close it in the end.
+
+    ``settings`` replace the app's.
+    """
 
     def __init__(
-        self, app: App, broker: Broker, plan: RunPlan, progress: Callable[[int], None] = lambda _: None
+        self,
+        app: App,
+        broker: Broker,
+        plan: RunPlan,
+        progress: Callable[[int], None] = lambda _: None,
+        *,
+        settings: Settings | None = None,
     ) -> None:
         self._app = app
+        self._settings = settings or app.settings
         self._broker = broker
         self._plan = plan
         self._progress = progress
@@ -65,8 +76,8 @@ class RunParts:
     def _open(self) -> None:
         app = self._app
         topology: Topology = app.topology
-        if app.settings.schema_registry_url is not None:
-            connection = self._stack.enter_context(closing(connect_registry(topology, app.settings)))
+        if self._settings.schema_registry_url is not None:
+            connection = self._stack.enter_context(closing(connect_registry(topology, self._settings)))
             topology = _reading(connection.topology, topology)
         self._topology = topology if self._plan.replay.effects else muted(topology)
         resources = resources_of_worker(app)
@@ -140,13 +151,13 @@ class RunParts:
 
     @contextmanager
     def _databases(self, name: str) -> Iterator[Databases]:
-        if self._app.settings.state_store != "rocksdb":
+        if self._settings.state_store != "rocksdb":
             databases: Databases = MemoryDatabases()
             yield databases
             databases.close()
             return
         folder = self._plan.spool.state(name)
-        databases = RocksDatabases(folder, self._app.settings.state_memory_mb * 1_000_000)
+        databases = RocksDatabases(folder, self._settings.state_memory_mb * 1_000_000)
         try:
             yield databases
         finally:

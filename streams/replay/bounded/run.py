@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from streams.app import App
     from streams.broker import Broker
+    from streams.config import Settings
     from streams.records import TopicPartition
     from streams.replay.bounded.bounds import PartitionBounds
     from streams.replay.positions import Position
@@ -104,8 +105,8 @@ class RunReport:
 class BoundedRun:
     """Runs an app over a range of its input.
 
-    With several workers, ``load`` makes the app in each process. Raises ``ConfigurationError`` for a name
-    that cannot be part of a topic's.
+    With several workers, ``load`` makes the app in each process. With one, ``settings`` replace the app's, as
+    tests do. Raises ``ConfigurationError`` for a name that cannot be part of a topic's.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class BoundedRun:
         broker: Broker | None = None,
         load: Callable[[], App] | None = None,
         folder: Path | None = None,
+        settings: Settings | None = None,
     ) -> None:
         if not _NAME.fullmatch(request.name):
             raise ConfigurationError(
@@ -124,12 +126,14 @@ class BoundedRun:
             )
         if request.workers > 1 and load is None:
             raise ConfigurationError("several workers need load=, which makes the app in each process")
+        assert settings is None or request.workers == 1, "other processes use the app's settings"
         self._app = app
+        self._settings = settings or app.settings
         self._request = request
         self._load = load
         self._broker = broker or app.broker(client_id=f"{app.name}-replay-{request.name}")
         self._log = RunLog(self._broker, app.name)
-        state = app.settings.state_dir
+        state = self._settings.state_dir
         base = folder or (default_state_dir() if state is None else Path(state))
         self._folder = base / f"{app.name}-replay" / request.name
 
@@ -259,7 +263,7 @@ class BoundedRun:
 
         parts: RunParts | None = None
         try:
-            parts = RunParts(self._app, self._broker, plan, more)
+            parts = RunParts(self._app, self._broker, plan, more, settings=self._settings)
             own = parts
             return run_stages(
                 self._app.topology, plan, lambda stage, units: (own.run(stage, unit) for unit in units)
