@@ -427,9 +427,9 @@ def test_counts_are_those_of_the_results_however_input_is_divided(rows, size):
         for record in driver.read(topic):
             read = read_text(dict(record.headers or ())[HEADER])
             assert read is not None
-            first, last, found, complete = read.lineage
-            assert complete
-            assert found == record.value.value
+            first, last = read.lineage.first, read.lineage.last
+            assert read.lineage.complete
+            assert read.lineage.records == record.value.value
             assert first is not None
             assert last is not None
             ends = [records[place[3]] for place in (first, last)]
