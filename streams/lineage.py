@@ -173,7 +173,7 @@ def stamped(application: str, batch: Batch[Any, Any], *, internal: bool) -> Sequ
             return None
         marks = [several_text(application, item) if isinstance(item, Lineage) else None for item in ancestry]
     else:
-        marks = [header_text(application, item) for item in ancestry]
+        marks = _header_texts(application, ancestry)
     if own is None:
         return [None if mark is None else [(HEADER, mark)] for mark in marks]
     return _added(own, marks)
@@ -188,6 +188,31 @@ def _added(column: Sequence[Headers | None], marks: Iterable[bytes | None]) -> l
             kept.append((HEADER, mark))
         found.append(kept or None)
     return found
+
+
+def _header_texts(application: str, column: Sequence[Ancestry]) -> list[bytes]:
+    """The headers' values for results; those of many records inline, as each key of each commit has one."""
+    name, prefix, form = application.encode(), _partition, b"%b %b%d@%d %b%d@%d %d"
+    return [
+        form
+        % (
+            name,
+            prefix(item.first[1], item.first[2]),
+            item.first[3],
+            item.first[0],
+            prefix(item.last[1], item.last[2]),
+            item.last[3],
+            item.last[0],
+            item.records,
+        )
+        if isinstance(item, Lineage)
+        and item.records > 1
+        and item.complete
+        and item.first is not None
+        and item.last is not None
+        else header_text(application, item)
+        for item in column
+    ]
 
 
 def header_text(application: str, ancestry: Ancestry) -> bytes:

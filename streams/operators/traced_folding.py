@@ -79,10 +79,9 @@ class TracedFolding(Folding):
     ) -> list[Any]:
         assert places is not None, "the lineage needs them"
         shares = list(shares)
-        values = [None if accumulator is None else accumulator.value for accumulator in accumulators]
         if shares and type(shares[0]) is tuple:
-            added = self._inner.add(values, map(itemgetter(0), shares), (), None)
-            return _grown_by_parts(accumulators, added, shares)
+            return _counted(accumulators, shares)
+        values = [None if accumulator is None else accumulator.value for accumulator in accumulators]
         own, ancestry = self._split(places)
         if self._inner.counts:
             added = self._inner.add(values, map(len, shares), (), None)
@@ -138,4 +137,20 @@ def _grown_by_parts(
             before.complete,
         )
         for before, value, (count, first, last) in zip(accumulators, values, parts, strict=True)
+    ]
+
+
+def _counted(counts: Sequence[Traced | None], parts: Sequence[_Part]) -> list[Traced]:
+    """As ``_grown_by_parts``, of counts: one pass over the keys, as this is what most apps do."""
+    return [
+        Traced(count, first, last, count)
+        if before is None
+        else Traced(
+            before.value + count,
+            first if before.first is None or first < before.first else before.first,
+            last if before.last is None or last > before.last else before.last,
+            before.records + count,
+            before.complete,
+        )
+        for before, (count, first, last) in zip(counts, parts, strict=True)
     ]
