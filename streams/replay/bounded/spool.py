@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streams.records import Headers, Output, TopicPartition
+    from streams.runtime.task import TaskId
 
 Phase: TypeAlias = Literal["warmup", "range"]
 """Before the range, and in it."""
@@ -85,9 +87,12 @@ class SpoolFile:
         self._headers, self._partitions = [], []
 
     def close(self) -> None:
-        """Write everything and close the file."""
+        """Write everything, to the disk itself, and close the file."""
         self.flush()
         if self._file is not None:
+            # A unit that is noted as complete must be so after a power failure too.
+            self._file.flush()
+            os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
 
@@ -136,6 +141,11 @@ class Spool:
     def clear(self) -> None:
         """Delete everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def task_file(task: TaskId) -> str:
+    """The name of a task's files, by which they sort as tasks do."""
+    return f"{task.subtopology:04d}_{task.partition:06d}"
 
 
 def spooled(folder: Path) -> list[Path]:
