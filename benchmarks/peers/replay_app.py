@@ -1,4 +1,4 @@
-"""This library: an app that a worker runs, and that is replayed. Its job and topics are in the environment."""
+"""This library: an app that a worker runs and a command replays. The environment has its job and topics."""
 
 from __future__ import annotations
 
