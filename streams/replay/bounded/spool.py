@@ -43,6 +43,7 @@ class SpoolFile:
         self._timestamps: list[int] = []
         self._headers: list[Headers | None] = []
         self._partitions: list[int | None] = []
+        self._has_headers = self._has_partitions = False
         self.rows = 0
         """How many records were appended."""
 
@@ -50,7 +51,12 @@ class SpoolFile:
         """Append the output's rows; to those without key and chosen partition, write the one given here."""
         keys = output.keys
         partitions: Sequence[int | None] = output.partitions or [output.partition] * len(output)
+        if output.headers is not None:
+            self._has_headers = True
+        if output.partitions is not None or output.partition is not None:
+            self._has_partitions = True
         if keyless is not None and None in keys:
+            self._has_partitions = True
             partitions = [
                 keyless if key is None and chosen is None else chosen
                 for key, chosen in zip(keys, partitions, strict=True)
@@ -77,14 +83,15 @@ class SpoolFile:
                 self._keys,
                 self._values,
                 self._timestamps,
-                self._headers if any(self._headers) else None,
-                self._partitions if any(number is not None for number in self._partitions) else None,
+                self._headers if self._has_headers and any(self._headers) else None,
+                self._partitions if self._has_partitions else None,
             )
         )
         self._file.write(_LENGTH.pack(len(frame)))
         self._file.write(frame)
         self._keys, self._values, self._timestamps = [], [], []
         self._headers, self._partitions = [], []
+        self._has_headers = self._has_partitions = False
 
     def close(self) -> None:
         """Write everything, to the disk itself, and close the file."""
