@@ -54,8 +54,9 @@ def _sources() -> set[Path]:
     installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     folders = {
         Path(file).resolve().parent
-        for module in list(sys.modules.values())
-        if (file := getattr(module, "__file__", None)) and not module.__name__.startswith("_")
+        # By their dictionaries, as an attribute of a lazy module may import something.
+        for name, module in list(sys.modules.items())
+        if (file := getattr(module, "__dict__", {}).get("__file__")) and not name.startswith("_")
     }
     return {
         path
