@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 from streams.app import resources_of_worker
 from streams.broker import BEGINNING
 from streams.registry_topics import connect_registry
+from streams.replay.bounded.counts import RunCounts
 from streams.replay.bounded.effects import muted
 from streams.replay.bounded.phase import PhaseInputs, PhaseResults
-from streams.replay.bounded.plan import RunCounts
 from streams.replay.bounded.range_reader import read_range
 from streams.replay.bounded.sink_effects import SinkEffects
 from streams.replay.bounded.stages import internal_outputs, stages
@@ -186,12 +186,25 @@ def _reading(connected: Topology, own: Topology) -> Topology:
 def run_stages(
     topology: Topology,
     plan: RunPlan,
-    run: Callable[[Stage, list[tuple[TaskId, ...]]], Iterator[RunCounts]],
+    run: Callable[[Stage, list[tuple[TaskId, ...]]], Iterator[tuple[tuple[TaskId, ...], RunCounts]]],
 ) -> RunCounts:
-    """Run all stages. ``run`` runs the units of one, in any order, and yields what each has done."""
+    """Run all stages. ``run`` runs the units of one, in any order, and yields each with what it has done.
+
+    Units that an interrupted run has completed are not run again.
+    """
     total = RunCounts()
+    journal = plan.journal
     for stage in stages(topology):
-        for counts in run(stage, stage.units(plan.partitions)):
+        units = []
+        for unit in stage.units(plan.partitions):
+            before = journal.counts(unit) if plan.continues else None
+            if before is None:
+                units.append(unit)
+            else:
+                total.add(before)
+        for unit, counts in run(stage, units):
+            if plan.identity is not None:
+                journal.note(unit, counts)
             total.add(counts)
         for topic in topology.repartitions:
             # They were read for the last time.
