@@ -12,6 +12,7 @@ from streams.jobs.record import JobEnd, JobRecord, Release, ends_topic, jobs_top
 from streams.operators import Operator
 from streams.policy import dead_letter
 from streams.records import Batch
+from streams.replaying import current_replay
 from streams.serde import Bytes, Json, Text
 from streams.state.definition import StoreDefinition
 from streams.topology.graph import OwnTopic, SinkNode, SourceNode, Step
@@ -62,6 +63,9 @@ class RunJobs(Operator):
         step.at_close(queue.close)
 
         def run(batch: Batch[Any, JobRecord]) -> None:
+            if current_replay() is not None:
+                # A replay has no effects outside; what it enqueues is in a topic of its own.
+                return
             fetched, rows = batch.fetched, batch.rows
             headers = fetched.headers(rows)
             queue.admit(

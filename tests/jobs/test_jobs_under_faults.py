@@ -7,7 +7,7 @@ transactions and commits of unknown outcome.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -18,9 +18,11 @@ from streams.jobs.limits import Limit
 from streams.jobs.record import Ending, JobEnd
 from streams.jobs.retry import Retry
 from streams.serde import Json
-from streams.simulation.points import Point
 from streams.simulation.run import Input, InputRecord, Run
 from streams.simulation.schedule import Pace, Schedule, make_schedule, parse_kinds
+
+if TYPE_CHECKING:
+    from streams.simulation.points import Point
 
 KEYS = "abcde"
 ORDERS = 60
