@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from streams import App, ConfigurationError, Record
@@ -26,7 +28,7 @@ def program() -> tuple[App, list[str]]:
 
 def test_a_bounded_run_executes_nothing_and_shows_what_it_would_enqueue() -> None:
     app, done = program()
-    records = {
+    records: dict[str, list[Record[Any, Any]]] = {
         "orders": [Record(None, {"id": "a"}, NOON)],
         "sold-jobs": [Record(None, {"job": "charge", "arguments": {"order": "b"}}, NOON)],
     }
