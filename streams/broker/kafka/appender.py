@@ -187,8 +187,7 @@ class _Rows:
             assert partition is not None, "a delivered record has a place"
             assert offset is not None, "a delivered record has a place"
             self._places[row] = Appended(partition, offset)
-        else:
-            # Others fail with it, for no reason of their own.
-            if self._error is None or self._error.code() not in REFUSED_BY_BROKER:
-                self._error = error
+        # Others fail with it, for no reason of their own.
+        elif self._error is None or self._error.code() not in REFUSED_BY_BROKER:
+            self._error = error
         self._settled.append(row)
