@@ -449,6 +449,7 @@ class App:
             )
             for node in self._queue.nodes:
                 self._builder.add(node)
+            self._builder.add_global_table(self._queue.commands)
         return self._queue.add(function, options)
 
     def job_handle(self, identifier: str) -> Handle[Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from streams.broker import NewTopic
 from streams.coroutines.awaitables import is_asynchronous
 from streams.errors import TopologyError
+from streams.jobs.commands import command_table
 from streams.jobs.executors.choice import Executors
 from streams.jobs.job import AsyncJob, BaseJob, Job, JobOptions
 from streams.jobs.operator import own_topics, queue_nodes
@@ -57,6 +58,7 @@ class Queue:
         opened = resource(job_executors)
         self.nodes: tuple[Node, ...] = queue_nodes(application, self._jobs, opened.get, partitions=partitions)
         """What the app's topology needs for it."""
+        self.commands = command_table(application)
 
     def add(self, function: Callable[..., Any], options: JobOptions) -> BaseJob[Any, Any]:
         """Declare a job. Raises ``TopologyError`` if there is another one of its name."""

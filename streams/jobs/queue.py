@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import deque
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from streams.jobs.control import Control
 from streams.jobs.current import CurrentJob, JobCancelled
 from streams.jobs.executors import Attempt
 from streams.jobs.executors.choice import KINDS, ExecutorKind, kind_of
@@ -19,13 +21,14 @@ from streams.jobs.job_store import JobStore, Progress, StoredJob, StoredLimit, S
 from streams.jobs.limits import Bucket
 from streams.jobs.openings import Openings
 from streams.jobs.order import KeyLines, ReadyJobs, rank
-from streams.jobs.record import Ending, JobEnd, JobError, JobId, JobRecord, Release
+from streams.jobs.record import NULL, Ending, JobEnd, JobError, JobId, JobRecord, Release
 from streams.jobs.retry import RetryLater
 from streams.records import FetchedLists
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from streams.jobs.commands import CommandLog, CommandNote
     from streams.jobs.executors import Executor
     from streams.jobs.executors.choice import Executors
     from streams.jobs.job import BaseJob
@@ -98,16 +101,20 @@ class Job(NamedTuple):
         """Its place in the order."""
         return rank(max(self.timestamp, self.due, self.record.due or 0), self.record.priority)
 
-    def as_stored(self, state: StoredState, due: int = 0, tries: int | None = None) -> StoredJob:
+    def as_stored(
+        self, state: StoredState, due: int = 0, error: JobError | None = None, failed_at: int = 0
+    ) -> StoredJob:
         """What is stored of it."""
         return StoredJob(
             state,
             due,
-            self.tries if tries is None else tries,
+            self.tries,
             self.key,
             self.value,
             self.timestamp,
             None if self.headers is None else list(self.headers),
+            error,
+            failed_at,
         )
 
 
@@ -155,8 +162,10 @@ class JobQueue:
         topic: str,
         partition: int,
         clock: Callable[[], int],
+        commands: CommandLog | None = None,
     ) -> None:
         self._store = store
+        self._control = Control(store, commands, partition)
         self._jobs = jobs
         self._executors = executors
         self._outcomes = outcomes
@@ -200,6 +209,8 @@ class JobQueue:
 
     def has_finished(self) -> bool:
         if self._ended or self._changed:
+            return True
+        if self._state is not QueueState.STOPPING and self._control.has_news:
             return True
         if isinstance(self._executors, InlineExecutor) and self._executors.waiting:
             return True
@@ -257,6 +268,8 @@ class JobQueue:
         if self._changed:
             self._rebuild()
         now = self._clock()
+        if self._state is not QueueState.STOPPING:
+            self._control.apply(self, now)
         for job in jobs:
             if self._next is not None and job.offset < self._next:
                 if job.offset not in self._expected:
@@ -287,6 +300,8 @@ class JobQueue:
         if self._state is QueueState.RECOVERING and now - self._began >= RECOVERY_MILLISECONDS:
             self._expected.clear()
             self._recovered()
+        if self._state is not QueueState.STOPPING:
+            self._control.apply(self, now)
         if self._state is QueueState.RUNNING:
             self._release_due(now)
         if now >= self._next_look:
@@ -309,6 +324,8 @@ class JobQueue:
     def _begin(self, job: Job, now: int) -> None:
         """A job was read: it is unique, delayed, or takes its place."""
         record = job.record
+        if self._ends_cancelled(job, now):
+            return
         if record.unique is not None:
             other = self._store.unique(record.unique)
             if other is not None and other != job.offset:
@@ -353,7 +370,8 @@ class JobQueue:
 
     def _pump(self, now: int) -> None:
         """Begin as many jobs as the executors take."""
-        if self._state is not QueueState.RUNNING:
+        if self._state is not QueueState.RUNNING or self._control.has_news:
+            # What was cancelled or paused must not begin.
             return
         for limit in self._limited.open(now):
             self._pump_limit(limit, now)
@@ -380,6 +398,8 @@ class JobQueue:
     def _attempt(self, job: Job, place: int, now: int) -> Attempt | None:
         """Begin a job, unless it has to wait for its limit or cannot be executed."""
         record = job.record
+        if self._ends_cancelled(job, now):
+            return None
         if record.expires is not None and now >= record.expires:
             error = TimeoutError(
                 f"job {self._id(job)} expired at {record.expires} before it began"
@@ -387,6 +407,10 @@ class JobQueue:
                 else f"job {self._id(job)} expired at {record.expires} before attempt {job.tries + 1}"
             )
             self._fail(job, error, now, Ending.EXPIRED)
+            return None
+        paused = self._control.pause_of(record)
+        if paused is not None:
+            self._control.hold(paused, job.offset, place)
             return None
         known = self._jobs.get(record.job)
         if known is None:
@@ -413,7 +437,7 @@ class JobQueue:
             if bucket.has_rate:
                 self._store.put_limit(record.limit, StoredLimit(bucket.full_at, bucket.closed_until))
         identifier = self._id(job)
-        left = self._adopt(f"{self._topic}-{identifier}")
+        left = self._adopt(self._idempotency_key(job))
         if left is not None:
             self._running[job.offset] = job, left
             return None
@@ -426,7 +450,7 @@ class JobQueue:
                 record.job,
                 job.tries + 1,
                 job.due or record.due or job.timestamp,
-                f"{self._topic}-{identifier}",
+                self._idempotency_key(job),
             ),
             self._context,
             self._ended,
@@ -457,8 +481,10 @@ class JobQueue:
         error, retry = attempt.error, attempt.job.definition.retry
         if error is None:
             self._finish(job, Ending.SUCCEEDED, now, result=attempt.result)
-        elif isinstance(error, JobCancelled) or (attempt.current.cancelled and error is not None):
-            self._fail(job, error, now, Ending.CANCELLED, tries=attempt.current.attempt)
+        elif isinstance(error, JobCancelled) or attempt.current.cancelled:
+            note = self._control.cancelled.get(job.offset)
+            why = error if note is None else _cancelled_by(note)
+            self._fail(job, why, now, Ending.CANCELLED, tries=attempt.current.attempt)
         elif isinstance(error, RetryLater):
             self._later(job, error, now)
         elif retry.again(attempt.current.attempt, error):
@@ -469,7 +495,9 @@ class JobQueue:
     def _wait(self, job: Job, attempt: Attempt, due: int) -> None:
         """A job that failed is executed again at ``due``; its key stays closed if its order matters."""
         again = job._replace(tries=attempt.current.attempt)
-        self._to_store(again, StoredState.RETRYING, due)
+        assert attempt.error is not None
+        error = JobError(type(attempt.error).__name__, describe(attempt.error))
+        self._to_store(again, StoredState.RETRYING, due, error)
         if attempt.job.definition.on_failure == "continue":
             self._leave(job)
 
@@ -481,7 +509,7 @@ class JobQueue:
             assert bucket is not None
             bucket.closed_until = max(bucket.closed_until, due)
             self._store.put_limit(limit, StoredLimit(bucket.full_at, bucket.closed_until))
-        self._to_store(job, StoredState.RETRYING, due)
+        self._to_store(job, StoredState.RETRYING, due, JobError(type(error).__name__, describe(error)))
         if error.alone:
             self._leave(job)
 
@@ -520,9 +548,11 @@ class JobQueue:
         error: BaseException | None = None,
         tries: int | None = None,
         duplicate_of: int | None = None,
+        began: bool = True,
     ) -> None:
         record = job.record
-        self._forget(job)
+        self._forget(job, began=began)
+        self._control.note_end(job.offset)
         if record.unique is not None and duplicate_of is None:
             self._store.put_unique(record.unique, None)
         self._leave(job)
@@ -538,41 +568,44 @@ class JobQueue:
             msgspec.Raw(result),
             None if error is None else JobError(type(error).__name__, describe(error)),
             None if duplicate_of is None else str(JobId(self._partition, duplicate_of)),
+            NULL if ending in _UNREPEATED else msgspec.Raw(job.value),
         )
         self._ends.append((end, job.offset, now))
 
     def _leave(self, job: Job) -> None:
         """Give a job's key to the next one."""
-        if job.record.key is None:
+        key, offset = job.record.key, job.offset
+        if key is None:
             return
-        following = self._lines.leave(job.record.key, job.offset)
-        if following is None:
-            return
-        offset, place = following
-        if offset in self._running:
-            return
-        found = self._find(offset)
-        if found is not None:
-            self._make_ready(found, place)
-        elif (stored := self._store.job(offset)) is None or stored.state is not StoredState.RETRYING:
+        while (following := self._lines.leave(key, offset)) is not None:
+            offset, place = following
+            if offset in self._running:
+                return
+            found = self._find(offset)
+            if found is not None:
+                self._make_ready(found, place)
+                return
+            stored = self._store.job(offset)
+            if stored is not None and stored.state is StoredState.RETRYING:
+                return
             # It is finished: whatever waits for it goes on.
-            self._leave(job._replace(offset=offset))
 
-    def _to_store(self, job: Job, state: StoredState, due: int = 0) -> None:
+    def _to_store(self, job: Job, state: StoredState, due: int = 0, error: JobError | None = None) -> None:
         """Keep a job in the store, so that its record may be committed."""
         self._forget(job)
-        self._store.put(job.offset, job.as_stored(state, due))
+        failed_at = 0 if error is None else self._clock()
+        self._store.put(job.offset, job.as_stored(state, due, error, failed_at))
         if due and self._next_due is not None:
             self._next_due = min(self._next_due, due)
 
-    def _forget(self, job: Job) -> None:
+    def _forget(self, job: Job, *, began: bool = True) -> None:
         """Take a job out of the store, or of the jobs that hold back the committed offset."""
         if not job.stored:
             self._undo_slice.opened.append(self._open.pop(job.offset))
             return
         stored = self._store.delayed(job.offset) or self._store.job(job.offset)
         assert stored is not None, f"job {job.offset} should be in the store"
-        if stored.state is StoredState.DELAYED:
+        if stored.state is StoredState.DELAYED and began:
             # It was released and has run, and its release was undone.
             self._releases.append(Release(self._id(job), job.record.job, stored.due, self._clock()))
         self._store.delete(job.offset, stored)
@@ -608,6 +641,53 @@ class JobQueue:
                 self._make_ready(job, job.rank)
             else:
                 self._enter(job)
+
+    # --- commands: see control.Controlled
+
+    def cancel(self, offset: int, note: CommandNote, now: int) -> None:
+        if offset in self._running:
+            self._control.note_cancelled(offset, note)
+            self._ask_to_end(self._running[offset][1])
+            return
+        job = self._open.get(offset)
+        if job is None:
+            stored = self._store.job(offset) or self._store.delayed(offset)
+            if stored is None:
+                if self._next is None or offset >= self._next or offset in self._expected:
+                    # Its record is read later.
+                    self._control.note_cancelled(offset, note)
+                return
+            job = _loaded(offset, stored)
+        self._finish(job, Ending.CANCELLED, now, error=_cancelled_by(note), began=False)
+
+    def retry_now(self, offset: int, now: int) -> None:
+        stored = self._store.job(offset)
+        if stored is not None and stored.state is StoredState.RETRYING and offset not in self._running:
+            self._store.delete(offset, stored)
+            self._store.put(offset, msgspec.structs.replace(stored, due=now))
+            self._next_due = now if self._next_due is None else min(self._next_due, now)
+
+    def ready_again(self, offset: int, rank: int) -> None:
+        job = self._find(offset)
+        if job is not None:
+            self._make_ready(job, rank)
+
+    def _ends_cancelled(self, job: Job, now: int) -> bool:
+        """End a job that was cancelled, unless it runs here."""
+        note = self._control.cancelled.get(job.offset)
+        if note is None or job.offset in self._running:
+            return False
+        left = self._adopt(self._idempotency_key(job))
+        if left is not None:
+            self._running[job.offset] = job, left
+            self._ask_to_end(left)
+            return False
+        self._finish(job, Ending.CANCELLED, now, error=_cancelled_by(note), began=False)
+        return True
+
+    def _ask_to_end(self, attempt: Attempt) -> None:
+        attempt.current.cancelled = True
+        self._executor(kind_of(attempt.job)).cancel(attempt)
 
     # --- limits
 
@@ -653,7 +733,7 @@ class JobQueue:
         """Put jobs that wait for others into the store where there are too many, so that reading goes on."""
         if len(self._open) < MOST_OPEN or self._state is QueueState.RECOVERING:
             return
-        for offset in [*self._lines.offsets_waiting(), *self._limited.offsets()]:
+        for offset in [*self._lines.offsets_waiting(), *self._limited.offsets(), *self._control.held()]:
             job = self._open.get(offset)
             if job is not None and offset not in self._running:
                 self._to_store(job, StoredState.WAITING)
@@ -688,6 +768,8 @@ class JobQueue:
     def _rebuild(self) -> None:
         """Make the order of jobs of what is in the store, not committed, or running."""
         self._changed = False
+        self._store.reload()
+        self._control.reload()
         for ready in self._ready.values():
             ready.clear()
         self._lines.clear()
@@ -739,6 +821,7 @@ class JobQueue:
         return max(self._open, default=-1)
 
     def _forward(self) -> None:
+        self._store.put_counts()
         if self._releases:
             releases, self._releases = self._releases, []
             self._outcomes.released(releases)
@@ -765,6 +848,9 @@ class JobQueue:
     def _context(self) -> Any:
         return copy_context()
 
+    def _idempotency_key(self, job: Job) -> str:
+        return f"{self._topic}-{self._id(job)}"
+
     def _id(self, job: Job) -> str:
         return str(JobId(self._partition, job.offset))
 
@@ -776,6 +862,14 @@ class JobQueue:
 
 
 _NEVER = 1 << 62
+
+_UNREPEATED = (Ending.SUCCEEDED, Ending.DUPLICATE)
+"""Endings after which nobody wants to enqueue the job again."""
+
+
+def _cancelled_by(note: CommandNote) -> JobCancelled:
+    at = datetime.fromtimestamp(note.at / 1000, UTC).isoformat(timespec="seconds")
+    return JobCancelled(f"cancelled by {note.by} at {at}")
 
 
 def _loaded(offset: int, stored: StoredJob) -> Job:

@@ -10,6 +10,7 @@ import msgspec
 from streams.errors import ConfigurationError
 
 NOTHING = msgspec.Raw(b"{}")
+NULL = msgspec.Raw(b"null")
 
 
 class JobRecord(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -86,9 +87,11 @@ class JobEnd(msgspec.Struct, omit_defaults=True, frozen=True):
     enqueued: int
     """Times are milliseconds since the epoch."""
     ended: int
-    result: msgspec.Raw = msgspec.Raw(b"null")
+    result: msgspec.Raw = NULL
     error: JobError | None = None
     duplicate_of: str | None = None
+    record: msgspec.Raw = NULL
+    """The job's record, unless it has succeeded, to enqueue it again."""
 
 
 class Release(msgspec.Struct, omit_defaults=True, frozen=True):

@@ -451,6 +451,9 @@ class TopologyDriver:
             )
             if topic in self._global_tables:
                 self._global_tables[topic].apply(fetched)
+                for task in list(self._tasks.values()):
+                    # Commands for jobs are such records.
+                    self._collect(task)
                 continue
             if self._topology.repartitions and topic not in self._topology.repartitions:
                 for offset, record in enumerate(group, first):

@@ -40,6 +40,9 @@ class InlineExecutor:
         self._waiting = deque(attempt for attempt in self._waiting if attempt.ended is not ended)
         return withdrawn
 
+    def cancel(self, attempt: Attempt) -> None:
+        """It has not begun: what has begun has ended."""
+
     def run(self) -> None:
         """Execute what is waiting."""
         while self._waiting:
