@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from streams.errors import ConfigurationError
+from streams.jobs.record import JobId
 from streams.operators.table import StampedSerde
 from streams.serde import Bytes, Json, Text
 from streams.state.definition import SourceEntries, StoreDefinition
@@ -129,8 +131,9 @@ def _entries(fetched: Fetched) -> SourceEntries:
     columns = fetched.offsets(), fetched.values(), fetched.timestamps()
     for row, (offset, value, time) in enumerate(zip(*columns, strict=True)):
         try:
-            _command(value or b"")
-        except msgspec.MsgspecError as error:
+            for job in _command(value or b"").jobs:
+                JobId.parse(job)
+        except (msgspec.MsgspecError, ConfigurationError) as error:
             refused.append((row, f"it is no command: {error}"))
             continue
         (entries[_OFFSET.pack(offset)],) = _ENTRY.serialize([(value, time)])

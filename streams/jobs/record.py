@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import NamedTuple
 
 import msgspec
 
 from streams.errors import ConfigurationError
+
+_NUMBER = re.compile("[0-9]{1,18}")
 
 NOTHING = msgspec.Raw(b"{}")
 NULL = msgspec.Raw(b"null")
@@ -51,7 +54,7 @@ class JobId(NamedTuple):
     def parse(cls, text: str) -> JobId:
         """Read ``str(identifier)``. Raises ``ConfigurationError``."""
         partition, dash, offset = text.partition("-")
-        if not (dash and partition.isdecimal() and offset.isdecimal()):
+        if not (dash and _NUMBER.fullmatch(partition) and _NUMBER.fullmatch(offset)):
             raise ConfigurationError(
                 f"{text!r:.80} is no job", hint="a job is named by partition and offset, e.g. 3-1024"
             )

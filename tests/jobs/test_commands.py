@@ -156,10 +156,12 @@ def test_a_record_that_is_no_command_is_skipped(work):
 
     work.begin()
     work.driver.send_bytes("work-job-commands", b"{}")
+    work.command(Action.CANCEL, "0--7")
+    work.command(Action.CANCEL, f"0-{1 << 64}")
     work.command(Action.PAUSE)
     work.send(step.call())
     assert work.done == []
-    assert work.driver.skipped() == {"job-commands": 1}
+    assert work.driver.skipped() == {"job-commands": 3}
 
 
 def test_an_async_job_that_waits_is_cancelled_like_others(work):

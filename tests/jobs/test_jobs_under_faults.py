@@ -70,7 +70,8 @@ class Program:
 
         orders.enqueue(paused, lambda order: paused.call(order["key"]))
         orders.enqueue(cancelled, lambda order: cancelled.call(order["number"]))
-        orders.flat_map(commands).to("shop-job-commands", value=Json(Command))
+        ends = app.stream("shop-job-results", value=Json(JobEnd)).flat_map(later_commands)
+        orders.flat_map(commands).merge(ends).to("shop-job-commands", value=Json(Command))
 
     def run(self, schedule: Schedule) -> Run:
         self.begun.clear()
@@ -102,6 +103,15 @@ def commands(order: dict[str, Any]) -> list[Command]:
     if number == 40:
         found.append(command(Action.RESUME, function="paused"))
     return found
+
+
+def later_commands(end: JobEnd) -> list[Command]:
+    """Commands for jobs of which some wait for their limit, their key, a time or their next attempt."""
+    if end.job != "limited" or end.ending is not Ending.SUCCEEDED:
+        return []
+    partition, _, offset = end.id.partition("-")
+    places = [f"{partition}-{int(offset) + distance}" for distance in (-1, 31) if int(offset) + distance >= 0]
+    return [Command(action, end.ended, "test", places) for action in (Action.RETRY, Action.CANCEL)]
 
 
 PROGRAM = Program()
