@@ -457,9 +457,7 @@ class App:
 
         Raises ``ConfigurationError`` for a text that is no id, and if the app has no jobs.
         """
-        if self._queue is None:
-            raise ConfigurationError(f"app {self.name!r} has no jobs", hint="declare one with @app.job")
-        return self._queue.client.handle(identifier)
+        return queue_of(self).client.handle(identifier)
 
     def resource(self, factory: Callable[[], Manager[T]]) -> Resource[T]:
         """Declare a resource that each worker opens once for the functions of its steps, e.g. a connection.
@@ -733,6 +731,14 @@ class App:
 def resources_of_worker(app: App) -> Resources:
     """The app's resources for one worker, not opened yet."""
     return Resources(tuple(app._resources))  # noqa: SLF001 - programs declare resources and never open them
+
+
+def queue_of(app: App) -> Queue:
+    """The app's queue of jobs. Raises ``ConfigurationError`` if it has none."""
+    queue = app._queue  # noqa: SLF001 - programs declare jobs by app.job
+    if queue is None:
+        raise ConfigurationError(f"app {app.name!r} has no jobs", hint="declare one with @app.job")
+    return queue
 
 
 def check_state_dir(app: App) -> None:

@@ -13,6 +13,7 @@ from streams.cli.dead_letters import dead_letters_cli
 from streams.cli.describe import describe
 from streams.cli.failures import run_command
 from streams.cli.ingest import ingest
+from streams.cli.jobs import jobs_cli
 from streams.cli.lag import lag
 from streams.cli.query import query
 from streams.cli.replay import replay_cli
@@ -35,6 +36,7 @@ for command in (run, source, describe, ingest, consume, lag, query, trace, simul
     cli.command()(command)
 cli.add_typer(broker_cli, name="broker")
 cli.add_typer(topics_cli, name="topics")
+cli.add_typer(jobs_cli, name="jobs")
 cli.add_typer(dead_letters_cli, name="dead-letters")
 cli.add_typer(schemas_cli, name="schemas")
 cli.add_typer(sync_cli, name="sync")

@@ -16,7 +16,7 @@ from streams.jobs.queue_client import QueueClient
 from streams.jobs.record import jobs_topic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
     from typing import Protocol
 
@@ -76,6 +76,11 @@ class Queue:
             )
         self._jobs[job.name] = job
         return job
+
+    @property
+    def jobs(self) -> Mapping[str, BaseJob[Any, Any]]:
+        """The jobs that the program declares, by name."""
+        return self._jobs
 
     def _prepare(self, broker: Broker) -> None:
         """Create the queue's topics, where no worker has done so yet."""
