@@ -37,6 +37,7 @@ from streams.process.stop import START_SECONDS, StopSignals
 from streams.queries.directory import Replica, Replicas
 from streams.queries.endpoints import StoreRoutes
 from streams.queries.http import HttpServer, Response, Tls, client_tls
+from streams.queries.job_routes import DIRECTORY_NAME as JOBS, JobRoutes
 from streams.queries.query import Queries
 from streams.registry_topics import connect_registry
 from streams.runtime.commit import AtLeastOnce, ExactlyOnce
@@ -641,26 +642,33 @@ class App:
             watchdog = Watchdog(worker, cluster, settings)
             stack.callback(watchdog.close)
             watchdog.start()
-            address = None
+            address, jobs = None, None
             if settings.http_port is not None:
                 port = settings.http_port + slot.number if settings.http_port else 0
                 token = settings.http_token
                 tls = _tls(settings)
+                templates = StoreRoutes(
+                    queries, replicas, token, tls and client_tls(settings.http_tls_ca)
+                ).templates
+                if self._queue is not None:
+                    jobs = JobRoutes(
+                        self.name, cluster, worker, replicas, token, tls and client_tls(settings.http_tls_ca)
+                    )
+                    stack.callback(jobs.close)
+                    templates = {**templates, **jobs.templates}
                 server = stack.enter_context(
                     HttpServer(
                         settings.http_host,
                         port,
                         _routes(worker, watchdog, replicas, self.metrics, reasons=token is None),
-                        StoreRoutes(
-                            queries, replicas, token, tls and client_tls(settings.http_tls_ca)
-                        ).templates,
+                        templates,
                         token=token,
                         public=PUBLIC_ROUTES,
                         tls=tls,
                     )
                 )
                 get_logger().info(Event.HTTP_LISTENING, url=server.url)
-                if queries.names:
+                if queries.names or jobs is not None:
                     address = _address(settings, server.port)
             follow = bool(settings.standby_replicas and stores)
             if address is not None or follow:
@@ -668,7 +676,7 @@ class App:
                     lambda: Replica(
                         member=worker.member,
                         tasks=sorted(map(str, worker.held)),
-                        stores=queries.held(),
+                        stores=queries.held() | ({} if jobs is None else {JOBS: jobs.partitions}),
                     ),
                     address=address,
                     follow=follow,

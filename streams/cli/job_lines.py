@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
-from streams.cli.letter_lines import iso_time, parse_time
+from streams.cli.letter_lines import parse_time
 from streams.errors import ConfigurationError
-from streams.jobs.reasons import JobState, error_line
+from streams.jobs.reasons import JobState
 from streams.jobs.record import Ending
 
 if TYPE_CHECKING:
@@ -104,73 +104,6 @@ def select(
         None if since is None else parse_time(since, now),
         None if until is None else parse_time(until, now),
     )
-
-
-def unfinished_fields(item: Surveyed) -> dict[str, Any]:
-    """A job that has not ended, as a line of JSON has it. Times are milliseconds since the epoch."""
-    job, case = item
-    record = job.record
-    fields: dict[str, Any] = {
-        "id": str(job.id),
-        "job": record.job,
-        "state": case.state.value,
-        "why": case.sentence(),
-        "enqueued": job.enqueued,
-        "due": job.due or record.due or job.enqueued,
-        "tries": case.tries,
-        "arguments": msgspec.json.decode(record.arguments),
-    }
-    optional = {
-        "key": record.key,
-        "limit": record.limit,
-        "unique": record.unique,
-        "expires": record.expires,
-        "priority": record.priority or None,
-        "error": None if case.error is None else error_line(case.error),
-        "failed": None if job.stored is None else job.stored.failed_at or None,
-    }
-    return fields | {name: value for name, value in optional.items() if value is not None}
-
-
-def end_fields(end: JobEnd) -> dict[str, Any]:
-    """A job that has ended."""
-    fields: dict[str, Any] = {
-        "id": end.id,
-        "job": end.job,
-        "state": end.ending.value,
-        "why": end_sentence(end),
-        "enqueued": end.enqueued,
-        "ended": end.ended,
-        "tries": end.tries,
-    }
-    if end.ending is Ending.SUCCEEDED:
-        fields["result"] = msgspec.json.decode(end.result)
-    record = msgspec.json.decode(end.record)
-    if record is not None:
-        fields["arguments"] = record.get("arguments", {})
-    if end.error is not None:
-        fields["error"] = error_line(end.error)
-    if end.duplicate_of is not None:
-        fields["duplicate_of"] = end.duplicate_of
-    return fields
-
-
-def end_sentence(end: JobEnd) -> str:
-    """How a job has ended."""
-    at = iso_time(end.ended)
-    if end.ending is Ending.DUPLICATE:
-        return f"it was left out at {at}: job {end.duplicate_of}, which is equal, had not ended"
-    attempts = f"after {end.tries} attempt{'' if end.tries == 1 else 's'}"
-    error = "" if end.error is None else f": {error_line(end.error)}"
-    return f"it {SAID[end.ending]} at {at}, {attempts}{error}"
-
-
-SAID = {
-    Ending.SUCCEEDED: "succeeded",
-    Ending.FAILED: "failed for good",
-    Ending.EXPIRED: "expired",
-    Ending.CANCELLED: "was cancelled",
-}
 
 
 def _key_of(end: JobEnd) -> str | None:

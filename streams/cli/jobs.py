@@ -22,16 +22,14 @@ from streams.cli.job_lines import (
     Since,
     States,
     Until,
-    end_fields,
-    end_sentence,
     select,
-    unfinished_fields,
 )
 from streams.cli.letter_lines import iso_time
 from streams.cli.options import AsJson, Servers, Target, into_environment
 from streams.cli.output import out, print_line, warn
 from streams.errors import ConfigurationError, JobUnknown
 from streams.jobs.commands import MOST_JOBS, Action, Command, scope_text
+from streams.jobs.fields import end_fields, end_sentence
 from streams.jobs.reasons import JobState
 from streams.jobs.record import Ending, JobId, JobRecord
 from streams.jobs.survey import misfits, survey
@@ -77,9 +75,7 @@ def list_jobs(
     app = _app(target, bootstrap_servers)
     selection = select(function=function, states=state, key=key, since=since, until=until)
     broker = app.broker()
-    lines = [
-        unfinished_fields(item) for item in selection.unfinished(survey(broker, app.name, queue_of(app).jobs))
-    ]
+    lines = [item.fields for item in selection.unfinished(survey(broker, app.name, queue_of(app).jobs))]
     if selection.ended:
         lines += [end_fields(end) for end in selection.of_ends(read_ends(broker, app.name))]
         lines.sort(key=lambda fields: fields["enqueued"])
@@ -321,7 +317,7 @@ def _find(app: App, job: JobId) -> dict[str, Any]:
     broker, queue = app.broker(), queue_of(app)
     for item in survey(broker, app.name, queue.jobs):
         if item.job.id == job:
-            return unfinished_fields(item)
+            return item.fields
     end = find_end(broker, app.name, job)
     if end is not None:
         return end_fields(end)

@@ -74,6 +74,8 @@ class StoredJob(msgspec.Struct, array_like=True, frozen=True):
     """Why its last attempt failed."""
     failed_at: int = 0
     """When it did, in milliseconds since the epoch."""
+    released: int = 0
+    """When the time came for which it waited, in milliseconds since the epoch; 0: it did not wait."""
 
 
 class _Named(msgspec.Struct):

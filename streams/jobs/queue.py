@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,11 +17,13 @@ from streams.jobs.current import CurrentJob, JobCancelled
 from streams.jobs.executors import Attempt
 from streams.jobs.executors.choice import KINDS, ExecutorKind, kind_of
 from streams.jobs.executors.inline import InlineExecutor
+from streams.jobs.fields import unfinished_fields
 from streams.jobs.job import describe
 from streams.jobs.job_store import JobStore, Progress, StoredJob, StoredLimit, StoredState, ranges
 from streams.jobs.limits import Bucket
 from streams.jobs.openings import Openings
 from streams.jobs.order import KeyLines, ReadyJobs, rank
+from streams.jobs.reasons import Case, JobState
 from streams.jobs.record import NULL, Ending, JobEnd, JobError, JobId, JobRecord, Release
 from streams.jobs.retry import RetryLater
 from streams.records import FetchedLists
@@ -126,12 +129,15 @@ class Undo:
     """Jobs that were not in the store, and are finished or in the store now."""
     settled: list[tuple[Job, Attempt]] = field(default_factory=list)
     """Attempts whose outcome was taken."""
+    ended: Counter[tuple[str, Ending]] = field(default_factory=Counter)
+    """How many jobs have ended since, by function and ending."""
 
     def extend(self, later: Undo) -> None:
         """Add what was forgotten later."""
         self.opened += later.opened
         self.settled += later.settled
-        later.opened, later.settled = [], []
+        self.ended += later.ended
+        later.opened, later.settled, later.ended = [], [], Counter()
 
 
 class Outcomes(NamedTuple):
@@ -142,6 +148,22 @@ class Outcomes(NamedTuple):
     released: Callable[[list[Release]], None]
     failed: Callable[[FetchedLists, BaseException], None]
     """The record of a job that failed for good, and why."""
+
+
+class QueueNumbers(NamedTuple):
+    """How many jobs one partition's task has, by function."""
+
+    running: Counter[str]
+    waiting: Counter[str]
+    """Those that are not in the store and do not run."""
+    running_stored: Counter[str]
+    """Those that run and are in the store."""
+    stored: dict[str, list[int]]
+    """Those in the store, by ``StoredState``."""
+    oldest: int | None
+    """The time since which a job of ``waiting`` may run, in milliseconds since the epoch."""
+    paused: int
+    """How many of ``waiting`` are paused."""
 
 
 class JobQueue:
@@ -198,6 +220,10 @@ class JobQueue:
 
         self._undo_slice = Undo()
         self._undo = Undo()
+        self._questions: deque[tuple[int, Future[dict[str, Any] | None]]] = deque()
+        """Jobs by their offsets, of which another thread wants to know what they wait for."""
+        self.ended_counts = executors.ended_counts
+        """How many jobs have ended in this worker, by function and ending."""
         self._ends: list[tuple[JobEnd, int, int]] = []
         self._releases: list[Release] = []
         self._changed = False
@@ -208,7 +234,7 @@ class JobQueue:
     # --- the task's view: see BackgroundWork
 
     def has_finished(self) -> bool:
-        if self._ended or self._changed:
+        if self._ended or self._changed or self._questions:
             return True
         if self._state is not QueueState.STOPPING and self._control.has_news:
             return True
@@ -236,6 +262,31 @@ class JobQueue:
             return expected if first is None else min(first, expected)
         return first
 
+    @property
+    def partition(self) -> int:
+        """The partition of the queue that it has."""
+        return self._partition
+
+    def ask(self, offset: int) -> Future[dict[str, Any] | None]:
+        """The fields of a job that has not ended, else ``None``; from any thread. See ``fields``."""
+        answer: Future[dict[str, Any] | None] = Future()
+        self._questions.append((offset, answer))
+        return answer
+
+    def numbers(self) -> QueueNumbers:
+        """How many jobs there are now; from any thread."""
+        running = [job for job, _ in list(self._running.values())]
+        begun = {job.offset for job in running}
+        waiting = [job for job in list(self._open.values()) if job.offset not in begun]
+        return QueueNumbers(
+            Counter(job.record.job for job in running),
+            Counter(job.record.job for job in waiting),
+            Counter(job.record.job for job in running if job.stored),
+            {name: list(counts) for name, counts in list(self._store.counts.items())},
+            min((max(job.timestamp, job.record.due or 0) for job in waiting), default=None),
+            sum(self._control.pause_of(job.record) is not None for job in waiting),
+        )
+
     def stop(self) -> None:
         self._become(QueueState.STOPPING)
         for kind in KINDS:
@@ -252,6 +303,7 @@ class JobQueue:
         self._undo.extend(self._undo_slice)
 
     def committed(self) -> None:
+        self.ended_counts.update(self._undo.ended)
         self._undo = Undo()
 
     def drop_slice(self) -> None:
@@ -306,6 +358,9 @@ class JobQueue:
             self._release_due(now)
         if now >= self._next_look:
             self._look(now)
+        while self._questions:
+            offset, answer = self._questions.popleft()
+            answer.set_result(self._explained(offset, now))
         self._pump(now)
         self._forward()
 
@@ -627,7 +682,7 @@ class JobQueue:
             stored = self._store.delayed(offset) or self._store.job(offset)
             assert stored is not None, f"job {offset} is due and not stored"
             self._store.delete(offset, stored)
-            waiting = msgspec.structs.replace(stored, state=StoredState.WAITING, due=0)
+            waiting = msgspec.structs.replace(stored, state=StoredState.WAITING, due=0, released=due)
             self._store.put(offset, waiting)
             job = _loaded(offset, stored)
             if stored.state is StoredState.DELAYED:
@@ -684,6 +739,55 @@ class JobQueue:
             return False
         self._finish(job, Ending.CANCELLED, now, error=_cancelled_by(note), began=False)
         return True
+
+    def _explained(self, offset: int, now: int) -> dict[str, Any] | None:
+        job = self._known(offset)
+        if job is None:
+            return None
+        return unfinished_fields(self._id(job), job.timestamp, self._case(job, now))
+
+    def _known(self, offset: int) -> Job | None:
+        """A job that has not ended."""
+        running = self._running.get(offset)
+        job = self._open.get(offset) if running is None else running[0]
+        if job is not None:
+            return job
+        stored = self._store.job(offset) or self._store.delayed(offset)
+        return None if stored is None else _loaded(offset, stored)
+
+    def _case(self, job: Job, now: int, *, alone: bool = False) -> Case:
+        """Why a job does not run; with ``alone``, whatever its key says."""
+        record, offset = job.record, job.offset
+        known = self._jobs.get(record.job)
+        case = Case(record, now, JobState.WAITING, tries=job.tries, registered=known is not None)
+        case.most_tries = None if known is None else known.definition.retry.tries
+        case.cancelled = self._control.cancelled.get(offset)
+        stored = self._store.job(offset) or self._store.delayed(offset)
+        if stored is not None:
+            case.error, case.failed_at = stored.error, stored.failed_at
+        if offset in self._running:
+            current = self._running[offset][1]
+            if current.begun:
+                case.stage, case.began = JobState.RUNNING, current.begun
+                case.progress = current.current.progress
+            return case
+        if stored is not None and stored.due:
+            delayed = stored.state is StoredState.DELAYED
+            case.stage, case.due = JobState.DELAYED if delayed else JobState.RETRYING, stored.due
+            return case
+        paused = self._control.pause_of(record)
+        if paused is not None:
+            case.pause = paused, self._control.pauses[paused]
+        bucket = self._bucket(job)
+        if bucket is not None:
+            opens = bucket.opens()
+            case.opens, case.ahead = opens or 0.0, bucket.most if opens is None else None
+        head = None if record.key is None else self._lines.head(record.key)
+        if head is not None and head != offset and not alone:
+            holder = self._known(head)
+            if holder is not None:
+                case.holder = self._id(holder), self._case(holder, now, alone=True).does()
+        return case
 
     def _ask_to_end(self, attempt: Attempt) -> None:
         attempt.current.cancelled = True
@@ -759,7 +863,7 @@ class JobQueue:
         for job, attempt in reversed(undo.settled):
             self._running[job.offset] = job, attempt
             self._ended.appendleft(attempt)
-        undo.opened, undo.settled = [], []
+        undo.opened, undo.settled, undo.ended = [], [], Counter()
         self._ends.clear()
         self._releases.clear()
         # The stores are not as before yet.
@@ -827,6 +931,7 @@ class JobQueue:
             self._outcomes.released(releases)
         if self._ends:
             ends, self._ends = self._ends, []
+            self._undo_slice.ended.update([(end.job, end.ending) for end, _, _ in ends])
             self._outcomes.ended(ends)
 
     def _wakes(self) -> int:

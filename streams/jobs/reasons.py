@@ -50,6 +50,7 @@ class Case:
     most_tries: int | None = None
     error: JobError | None = None
     """Of the last attempt."""
+    failed_at: int = 0
     began: int = 0
     progress: str = ""
     pause: tuple[str, CommandNote] | None = None

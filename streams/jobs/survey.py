@@ -7,6 +7,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.jobs.control import pausing
+from streams.jobs.fields import unfinished_fields
 from streams.jobs.job_store import StoredState
 from streams.jobs.limits import Bucket
 from streams.jobs.order import rank
@@ -26,6 +27,11 @@ class Surveyed(NamedTuple):
 
     job: Found
     case: Case
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The job as the fields of a JSON object."""
+        return unfinished_fields(str(self.job.id), self.job.enqueued, self.case)
 
 
 class Misfit(NamedTuple):
@@ -134,6 +140,7 @@ class _Partition:
             tries=0 if stored is None else stored.tries,
             most_tries=None if known is None else known.definition.retry.tries,
             error=None if stored is None else stored.error,
+            failed_at=0 if stored is None else stored.failed_at,
             cancelled=self._part.cancelled.get(job.id.offset),
             registered=known is not None,
             workers=self._workers,

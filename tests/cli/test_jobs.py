@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
+import msgspec
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from streams import App, days, hours, minutes, seconds
 from streams.broker.memory import MemoryBroker
-from streams.cli import jobs as jobs_module
+from streams.cli import jobs as jobs_module, lag as lag_module
 from streams.cli.main import cli
 from streams.jobs.current import current_job
 from streams.jobs.limits import Limit
@@ -57,7 +62,7 @@ class Shop:
         return app
 
     @contextmanager
-    def worker(self):
+    def worker(self, *, http: bool = False):
         stop = threading.Event()
         failed: list[BaseException] = []
 
@@ -67,8 +72,14 @@ class Shop:
             except BaseException as error:  # noqa: BLE001 - the test reports it
                 failed.append(error)
 
+        if http:
+            with closing(socket.create_server(("127.0.0.1", 0))) as free:
+                self.port = free.getsockname()[1]
+            self.app.settings = msgspec.structs.replace(self.app.settings, http_port=self.port)
         thread = threading.Thread(target=run)
         thread.start()
+        if http:
+            self.until(self.listens)
         try:
             yield
         finally:
@@ -77,6 +88,13 @@ class Shop:
             thread.join(WAIT)
             self.gate.clear()
         assert not failed, failed
+
+    def listens(self) -> bool:
+        try:
+            urlopen(f"http://127.0.0.1:{self.port}/readyz").close()
+        except OSError:
+            return False
+        return True
 
     def call(self, *words: str, code: int = 0) -> str:
         result = CliRunner().invoke(cli, ["jobs", words[0], "shop:app", *words[1:]])
@@ -236,3 +254,82 @@ def test_check_reads_all_arguments_by_the_program_s_signatures(shop):
         ("step", 2, "0-0"),
     ]
     assert "arguments do not fit" in lines[1]["reason"]
+
+
+def test_the_lag_of_a_queue_is_what_could_run(shop, monkeypatch):
+    monkeypatch.setattr(lag_module, "load_app", lambda _target: shop.app)
+
+    def lag() -> int:
+        result = CliRunner().invoke(cli, ["lag", "shop:app", "--json"])
+        assert result.exit_code == 0, result.output
+        (line,) = [
+            line for line in map(json.loads, result.output.splitlines()) if line["topic"] == "shop-jobs"
+        ]
+        return line["lag"]
+
+    def metrics() -> dict[tuple[str, ...], float]:
+        url = f"http://127.0.0.1:{shop.port}/metrics"
+        families = text_string_to_metric_families(urlopen(url).read().decode())
+        return {
+            (
+                sample.name.removeprefix("streams_"),
+                *(sample.labels[name] for name in sorted(sample.labels)),
+            ): sample.value
+            for family in families
+            for sample in family.samples
+        }
+
+    shop.step.using(delay=hours(1)).enqueue("a", 1)
+    running = [shop.wait.enqueue("w") for _ in range(2)]
+    assert lag() == 2
+    with shop.worker(http=True):
+        for number in range(50):
+            shop.step.enqueue("b", number)
+        shop.step.enqueue("k", -1)
+        shop.until(lambda: metrics().get(("jobs_retrying", "step")) == 1)
+        shop.until(lambda: lag() == 2)
+        found = metrics()
+        assert found["jobs_delayed", "step"] == 1
+        assert found["jobs_running", "wait"] == 2
+        assert found["jobs_ended_total", "succeeded", "step"] == 50
+        assert found["lag", "0", "shop-jobs"] == 2
+        assert found["jobs_oldest_due_seconds",] == 0
+        shop.call("pause", "--all")
+        shop.call("purge", "--state", "delayed", "--yes")
+        shop.until(lambda: ("jobs_delayed", "step") not in metrics())
+        shop.mail.enqueue("c.de")
+        shop.until(lambda: metrics().get(("jobs_waiting", "mail")) == 1)
+        assert metrics()["jobs_oldest_due_seconds",] > 0
+        assert metrics()["lag", "0", "shop-jobs"] == 2
+        shop.gate.set()
+        for handle in running:
+            handle.result(timeout=seconds(WAIT))
+        shop.until(lambda: lag() == 0)
+        assert metrics()["lag", "0", "shop-jobs"] == 0
+
+
+def test_a_job_is_asked_for_over_http(shop):
+    def get(path: str) -> tuple[int, dict]:
+        try:
+            with urlopen(f"http://127.0.0.1:{shop.port}{path}") as answer:
+                return answer.status, json.load(answer)
+        except HTTPError as error:
+            return error.code, json.load(error)
+
+    with shop.worker(http=True):
+        done = shop.step.enqueue("a", 7)
+        done.result(timeout=seconds(WAIT))
+        running = shop.wait.enqueue("w")
+        failing = shop.step.enqueue("k", -1)
+        behind = shop.step.enqueue("k", 2)
+        status, fields = get(f"/jobs/{done.id}")
+        assert (status, fields["state"], fields["result"], fields["tries"]) == (200, "succeeded", 7, 1)
+        shop.until(lambda: get(f"/jobs/{running.id}")[1].get("state") == "running")
+        assert get(f"/jobs/{running.id}")[1]["why"].startswith("it runs for ")
+        shop.until(lambda: get(f"/jobs/{failing.id}")[1].get("state") == "retrying")
+        status, fields = get(f"/jobs/{behind.id}")
+        assert (status, fields["state"]) == (200, "held")
+        assert f"is held by job {failing.id}, which waits for its next attempt" in fields["why"]
+        assert get("/jobs/0-9999")[0] == 404
+        assert get("/jobs/7-0")[0] == 404
+        assert get("/jobs/nothing")[0] == 400

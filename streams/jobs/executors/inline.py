@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 from streams.coroutines.event_loop import current_loop
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from streams.jobs.executors import Attempt
+    from streams.jobs.record import Ending
 
 
 class InlineExecutor:
@@ -21,6 +22,7 @@ class InlineExecutor:
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
+        self.ended_counts: Counter[tuple[str, Ending]] = Counter()
         self._waiting: deque[Attempt] = deque()
 
     @property
