@@ -34,6 +34,8 @@ from streams.jobs.reasons import JobState
 from streams.jobs.record import Ending, JobId, JobRecord
 from streams.jobs.survey import misfits, survey
 from streams.jobs.unfinished import find_end, read_ends
+from streams.replay.dead_letters.ledger import LetterState
+from streams.replay.dead_letters.rows import DeadLetters, Selection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +77,7 @@ def list_jobs(
     app = _app(target, bootstrap_servers)
     selection = select(function=function, states=state, key=key, since=since, until=until)
     broker = app.broker()
-    lines = [item.fields for item in selection.unfinished(survey(broker, app.name, queue_of(app).jobs))]
+    lines = [item.fields for item in selection.unfinished(_survey(app))]
     if selection.ended:
         lines += [end_fields(end) for end in selection.of_ends(read_ends(broker, app.name))]
         lines.sort(key=lambda fields: fields["enqueued"])
@@ -211,25 +213,39 @@ def retry(target: Target, identifier: JobPlace, *, bootstrap_servers: Servers = 
     """
     app = _app(target, bootstrap_servers)
     job = JobId.parse(identifier)
-    found = _find(app, job)
     client = queue_of(app).client
     try:
-        if "ended" not in found:
-            if found["state"] != JobState.RETRYING.value:
-                raise ConfigurationError(f"job {job} does not wait for another attempt: {found['why']}")
+        waiting = next((item for item in _survey(app) if item.job.id == job), None)
+        if waiting is not None:
+            if waiting.case.stage is not JobState.RETRYING:
+                raise ConfigurationError(
+                    f"job {job} does not wait for another attempt: {waiting.case.sentence()}"
+                )
             client.command([_command(Action.RETRY, jobs=[str(job)])])
             out.print(f"the next attempt of job {job} begins as soon as a worker is free", highlight=False)
             return
-        end = find_end(app.broker(), app.name, job)
-        assert end is not None, "found a moment ago"
+        again = client.enqueue_again(_ended_record(app, job))
+        out.print(f"job {job} is enqueued again, as job {again}", highlight=False)
+    finally:
+        client.close()
+
+
+def _ended_record(app: App, job: JobId) -> JobRecord:
+    """The record of a job that has ended, from its result or its dead letter."""
+    end = find_end(app.broker(), app.name, job)
+    if end is not None:
         record = msgspec.json.decode(end.record, type=JobRecord | None)
         if record is None:
             raise ConfigurationError(
                 f"job {job} is not retried: {end_sentence(end)}", hint="enqueue another one in the program"
             )
-        out.print(f"job {job} is enqueued again, as job {client.enqueue_again(record)}", highlight=False)
-    finally:
-        client.close()
+        return record
+    letters = DeadLetters(app, app.broker())
+    topic = queue_of(app).client.topic
+    for row in letters.rows(Selection(states=tuple(LetterState), topic=topic)):
+        if (row.letter.partition, row.letter.offset) == job and row.record.value is not None:
+            return msgspec.json.decode(row.record.value, type=JobRecord)
+    raise _unknown(app, job)
 
 
 @jobs_cli.command("purge")
@@ -258,7 +274,7 @@ def purge(
     if selection.ended:
         endings = ", ".join(ending.value for ending in Ending)
         raise ConfigurationError(f"jobs that have ended ({endings}) cannot be cancelled")
-    chosen = list(selection.unfinished(survey(app.broker(), app.name, queue_of(app).jobs)))
+    chosen = list(selection.unfinished(_survey(app)))
     if not as_json:
         for (name, of_state), count in sorted(_counted(chosen).items()):
             out.print(f"{count:,} jobs of {name}: {of_state}", highlight=False, markup=False)
@@ -321,10 +337,19 @@ def _find(app: App, job: JobId) -> dict[str, Any]:
     end = find_end(broker, app.name, job)
     if end is not None:
         return end_fields(end)
-    known = queue.client.enqueued(str(job))
-    queue.client.close()
-    raise JobUnknown(
-        f"there is no job {job} in the queue {queue.client.topic}"
+    raise _unknown(app, job)
+
+
+def _survey(app: App) -> list[Surveyed]:
+    return survey(app.broker(), app.name, queue_of(app).jobs)
+
+
+def _unknown(app: App, job: JobId) -> JobUnknown:
+    client = queue_of(app).client
+    known = client.enqueued(str(job))
+    client.close()
+    return JobUnknown(
+        f"there is no job {job} in the queue {client.topic}"
         + (": it has ended, and its result was deleted, or it never existed" if known else "")
     )
 

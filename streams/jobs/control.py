@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from streams.jobs.commands import MOST_READ, Action, CommandNote, scopes
+from streams.events import Event, get_logger
+from streams.jobs.commands import MOST_READ, Action, CommandNote, scope_text, scopes
 from streams.jobs.record import JobId
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from streams.jobs.commands import CommandLog
+    from streams.jobs.commands import Command, CommandLog
     from streams.jobs.job_store import JobStore
     from streams.jobs.record import JobRecord
 
@@ -69,6 +70,7 @@ class Control:
             return
         for command in self._log.read(self._position, end):
             note = CommandNote(command.at, command.by)
+            self._report(command)
             if command.action is Action.PAUSE:
                 self.pauses[command.scope] = note
                 self._store.put_pause(command.scope, note)
@@ -85,6 +87,17 @@ class Control:
                         queue.retry_now(offset, now)
         self._position = end
         self._store.put_command_position(end)
+
+    def _report(self, command: Command) -> None:
+        jobs = self._own(command.jobs)
+        if command.action in (Action.PAUSE, Action.RESUME) or jobs:
+            get_logger().info(
+                Event.JOBS_COMMAND,
+                action=command.action.value,
+                by=command.by,
+                queue_partition=self._partition,
+                **({"jobs": len(jobs)} if jobs else {"scope": scope_text(command.scope)}),
+            )
 
     def _own(self, identifiers: list[str]) -> list[int]:
         jobs = [JobId.parse(identifier) for identifier in identifiers]
