@@ -37,6 +37,7 @@ from streams.process.stop import START_SECONDS, StopSignals
 from streams.queries.directory import Replica, Replicas
 from streams.queries.endpoints import StoreRoutes
 from streams.queries.http import Response, Tls, client_tls
+from streams.queries.job_routes import DIRECTORY_NAME as JOBS, JobRoutes
 from streams.queries.query import Queries
 from streams.registry_topics import connect_registry
 from streams.runtime.commit import AtLeastOnce, ExactlyOnce
@@ -449,6 +450,7 @@ class App:
             )
             for node in self._queue.nodes:
                 self._builder.add(node)
+            self._builder.add_global_table(self._queue.commands)
         return self._queue.add(function, options)
 
     def job_handle(self, identifier: str) -> Handle[Any]:
@@ -456,9 +458,7 @@ class App:
 
         Raises ``ConfigurationError`` for a text that is no id, and if the app has no jobs.
         """
-        if self._queue is None:
-            raise ConfigurationError(f"app {self.name!r} has no jobs", hint="declare one with @app.job")
-        return self._queue.handle(identifier)
+        return queue_of(self).handle(identifier)
 
     def resource(self, factory: Callable[[], Manager[T]]) -> Resource[T]:
         """Declare a resource that each worker opens once for the functions of its steps, e.g. a connection.
@@ -642,7 +642,7 @@ class App:
             watchdog = Watchdog(worker, cluster, settings)
             stack.callback(watchdog.close)
             watchdog.start()
-            address = None
+            address, jobs = None, None
             if settings.http_port is not None:
                 port = settings.http_port + slot.number if settings.http_port else 0
                 from streams.queries.http_server import (  # noqa: PLC0415 - uvicorn takes a tenth of the start
@@ -651,21 +651,28 @@ class App:
 
                 token = settings.http_token
                 tls = _tls(settings)
+                templates = StoreRoutes(
+                    queries, replicas, token, tls and client_tls(settings.http_tls_ca)
+                ).templates
+                if self._queue is not None:
+                    jobs = JobRoutes(
+                        self.name, cluster, worker, replicas, token, tls and client_tls(settings.http_tls_ca)
+                    )
+                    stack.callback(jobs.close)
+                    templates = {**templates, **jobs.templates}
                 server = stack.enter_context(
                     HttpServer(
                         settings.http_host,
                         port,
                         _routes(worker, watchdog, replicas, self.metrics, reasons=token is None),
-                        StoreRoutes(
-                            queries, replicas, token, tls and client_tls(settings.http_tls_ca)
-                        ).templates,
+                        templates,
                         token=token,
                         public=PUBLIC_ROUTES,
                         tls=tls,
                     )
                 )
                 get_logger().info(Event.HTTP_LISTENING, url=server.url)
-                if queries.names:
+                if queries.names or jobs is not None:
                     address = _address(settings, server.port)
             follow = bool(settings.standby_replicas and stores)
             if address is not None or follow:
@@ -673,7 +680,7 @@ class App:
                     lambda: Replica(
                         member=worker.member,
                         tasks=sorted(map(str, worker.held)),
-                        stores=queries.held(),
+                        stores=queries.held() | ({} if jobs is None else {JOBS: jobs.partitions}),
                     ),
                     address=address,
                     follow=follow,
@@ -733,14 +740,22 @@ class App:
         self._queries = None
 
 
-def queue_of(app: App) -> Queue | None:
+def queue_if_any(app: App) -> Queue | None:
     """The app's queue of jobs, if it has jobs."""
-    return app._queue  # noqa: SLF001 - programs declare jobs and have no other use for it
+    return app._queue  # noqa: SLF001 - programs declare jobs by app.job
 
 
 def resources_of_worker(app: App) -> Resources:
     """The app's resources for one worker, not opened yet."""
     return Resources(tuple(app._resources))  # noqa: SLF001 - programs declare resources and never open them
+
+
+def queue_of(app: App) -> Queue:
+    """The app's queue of jobs. Raises ``ConfigurationError`` if it has none."""
+    queue = queue_if_any(app)
+    if queue is None:
+        raise ConfigurationError(f"app {app.name!r} has no jobs", hint="declare one with @app.job")
+    return queue
 
 
 def check_state_dir(app: App) -> None:

@@ -65,6 +65,8 @@ class Event(StrEnum):
     """WARNING: records of a global table's topic, or of the workers' directory, cannot be read: skipped."""
     ORIGINALS_UNREAD = "originals unread"
     """WARNING: input records could not be read again within five seconds for their dead letters."""
+    JOBS_COMMAND = "jobs command"
+    """INFO: a partition of the queue has applied a command: ``action``, given ``by``, for a scope or jobs."""
     RETRIES_UNREAD = "retries unread"
     """WARNING: the topic with requests to retry dead letters cannot be read; it is tried again."""
     DEAD_LETTERS_RETRIED = "dead letters retried"

@@ -13,11 +13,13 @@ from streams.cli.apps import load_app
 from streams.cli.options import AsJson, Servers, connected_cluster, into_environment
 from streams.cli.output import out, print_line
 from streams.errors import TopicError
-from streams.monitoring.lag import PartitionLag, measure_lag
+from streams.monitoring.lag import PartitionLag, measure_lag, with_jobs
 from streams.runtime.topics import input_partitions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from streams.broker import Broker
 
 
 def lag(
@@ -27,17 +29,27 @@ def lag(
     bootstrap_servers: Servers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how far a group is behind its input."""
+    """Show how far a group is behind its input.
+
+    For an app's queue of jobs, it is the number of jobs that have not ended and could run: neither delayed
+    ones nor those that wait for their next attempt or are paused.
+    """
+    broker: Broker
     if ":" in target:
         if bootstrap_servers is not None:
             into_environment([f"bootstrap_servers={bootstrap_servers}"])
         app = load_app(target)
-        admin, group = app.broker().admin(), app.name
+        broker, group = app.broker(), app.name
+        admin = broker.admin()
         topics = list(input_partitions(app.topology, admin.topics()))
     else:
-        admin, group = connected_cluster(bootstrap_servers).admin(), target
-        topics = None
-    lags = measure_lag(admin, group, topics)
+        broker, group = connected_cluster(bootstrap_servers), target
+        admin, topics = broker.admin(), None
+
+    def measured() -> list[PartitionLag]:
+        return with_jobs(broker, group, measure_lag(admin, group, topics), time.time_ns() // 1_000_000)
+
+    lags = measured()
     if not lags:
         raise TopicError(
             f"group {group!r} has no committed offsets",
@@ -58,14 +70,14 @@ def lag(
             if not watch:
                 return
             time.sleep(1)
-            lags = measure_lag(admin, group, topics)
+            lags = measured()
     if not watch:
         out.print(_lag_table(lags))
         return
     with Live(_lag_table(lags), console=out) as live:
         while True:
             time.sleep(1)
-            live.update(_lag_table(measure_lag(admin, group, topics)))
+            live.update(_lag_table(measured()))
 
 
 def _lag_table(lags: Sequence[PartitionLag]) -> Table:

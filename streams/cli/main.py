@@ -27,6 +27,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "simulate": "simulate:simulate",
     "broker": "broker:broker_cli",
     "topics": "topics:topics_cli",
+    "jobs": "jobs:jobs_cli",
     "dead-letters": "dead_letters:dead_letters_cli",
     "schemas": "schemas:schemas_cli",
     "sync": "sync:sync_cli",

@@ -10,6 +10,7 @@ import msgspec
 from streams.broker import NewTopic
 from streams.coroutines.awaitables import is_asynchronous
 from streams.errors import TopologyError
+from streams.jobs.commands import command_table
 from streams.jobs.executors.choice import Executors
 from streams.jobs.handle import Handle
 from streams.jobs.job import AsyncJob, BaseJob, Job, JobOptions
@@ -18,7 +19,7 @@ from streams.jobs.queue_client import QueueClient
 from streams.jobs.record import JobId, jobs_topic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
     from typing import Protocol
 
@@ -70,6 +71,7 @@ class Queue:
             application, self._jobs, opened.get, partitions=partitions, failures=self.failures
         )
         """What the app's topology needs for it."""
+        self.commands = command_table(application)
 
     def add(self, function: Callable[..., Any], options: JobOptions) -> BaseJob[Any, Any]:
         """Declare a job. Raises ``TopologyError`` if there is another one of its name."""
@@ -95,6 +97,11 @@ class Queue:
     def use(self, client: JobClient | None) -> None:
         """Enqueue with this client, in a test; ``None``: as in production again."""
         self._used = client
+
+    @property
+    def jobs(self) -> Mapping[str, BaseJob[Any, Any]]:
+        """The jobs that the program declares, by name."""
+        return self._jobs
 
     def _prepare(self, broker: Broker) -> None:
         """Create the queue's topics, where no worker has done so yet."""

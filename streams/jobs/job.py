@@ -60,7 +60,6 @@ class JobOptions(TypedDict, total=False):
     expires: timedelta
     executor: JobExecutor
     on_failure: FailureOrder
-    keep_result: timedelta
 
 
 class CallOptions(TypedDict, total=False):
@@ -97,7 +96,6 @@ class JobDefinition:
     expires: timedelta | None = None
     executor: JobExecutor = "thread"
     on_failure: FailureOrder = "wait"
-    keep_result: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +321,7 @@ def definition_of(function: Callable[..., Any], options: JobOptions) -> JobDefin
         )
     name = given.pop("name", None) or _name(function)
     definition = JobDefinition(name, **given)
-    for option in ("timeout", "expires", "keep_result"):
+    for option in ("timeout", "expires"):
         duration = getattr(definition, option)
         if duration is not None:
             to_milliseconds(duration, f"job {name!r}: {option}", least=1)

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
+
+from streams.jobs.commands import CommandNote
+from streams.jobs.record import JobError  # noqa: TC001 - msgspec resolves the annotation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from streams.state.buffered import KeyValueState
+    class Entries(Protocol):
+        """The entries of a store."""
+
+        def get(self, key: bytes) -> bytes | None:
+            """The value of a key."""
+
+        def prefix(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+            """The entries whose keys begin so, in order."""
+
+        def put(self, key: bytes, value: bytes | None) -> None:
+            """Set a value; ``None`` deletes."""
+
+        def delete(self, key: bytes) -> None:
+            """Remove an entry."""
+
 
 STORE = "jobs"
 
@@ -25,6 +42,10 @@ _DELAYED = b"y"
 _DUE_AT = b"d"
 _LIMIT = b"l"
 _UNIQUE = b"u"
+_COMMANDS = b"c"
+_PAUSED = b"h"
+_CANCELLED = b"x"
+_COUNTS = b"n"
 
 
 class StoredState(IntEnum):
@@ -49,6 +70,16 @@ class StoredJob(msgspec.Struct, array_like=True, frozen=True):
     value: bytes
     timestamp: int
     headers: list[tuple[str, bytes | None]] | None
+    error: JobError | None = None
+    """Why its last attempt failed."""
+    failed_at: int = 0
+    """When it did, in milliseconds since the epoch."""
+    released: int = 0
+    """When the time came for which it waited, in milliseconds since the epoch; 0: it did not wait."""
+
+
+class _Named(msgspec.Struct):
+    job: str
 
 
 class Progress(msgspec.Struct, array_like=True, frozen=True):
@@ -70,13 +101,20 @@ _pack = msgspec.msgpack.Encoder().encode
 _job = msgspec.msgpack.Decoder(StoredJob).decode
 _progress = msgspec.msgpack.Decoder(Progress).decode
 _limit = msgspec.msgpack.Decoder(StoredLimit).decode
+_note = msgspec.msgpack.Decoder(CommandNote).decode
+_counts = msgspec.msgpack.Decoder(dict[str, list[int]]).decode
+_named = msgspec.json.Decoder(_Named).decode
 
 
 class JobStore:
     """The entries of one task's store, by what they are. Changes belong to the open slice."""
 
-    def __init__(self, state: KeyValueState[bytes, bytes]) -> None:
+    def __init__(self, state: Entries) -> None:
         self._state = state
+        self.counts: dict[str, list[int]] = {}
+        """By function, how many jobs are stored in each state."""
+        self._counted: bytes | None = None
+        self.reload()
 
     # --- progress
 
@@ -117,6 +155,7 @@ class JobStore:
         """Add a job, or replace it. The states with a time are due then."""
         kind = _DELAYED if job.state is StoredState.DELAYED else _STORED
         self._state.put(kind + _OFFSET.pack(offset), _pack(job))
+        self._count(job, 1)
         if job.due:
             self._state.put(_DUE_AT + _DUE.pack(job.due, offset), b"")
 
@@ -124,6 +163,7 @@ class JobStore:
         """Remove a job."""
         kind = _DELAYED if job.state is StoredState.DELAYED else _STORED
         self._state.delete(kind + _OFFSET.pack(offset))
+        self._count(job, -1)
         if job.due:
             self._state.delete(_DUE_AT + _DUE.pack(job.due, offset))
 
@@ -132,6 +172,56 @@ class JobStore:
         for key, _ in self._state.prefix(_DUE_AT):
             due, offset = _DUE.unpack_from(key, 1)
             yield due, offset
+
+    def _count(self, job: StoredJob, change: int) -> None:
+        name = _named(job.value).job
+        counts = self.counts.get(name)
+        if counts is None:
+            counts = self.counts[name] = [0] * len(StoredState)
+        counts[job.state] += change
+        if not any(counts):
+            del self.counts[name]
+
+    def put_counts(self) -> None:
+        """Store how many jobs are stored, if that has changed, so that it is known without reading them."""
+        payload = _pack(self.counts) if self.counts else None
+        if payload != self._counted:
+            self._state.put(_COUNTS, payload)
+            self._counted = payload
+
+    def reload(self) -> None:
+        """Read again how many jobs are stored, after changes were undone."""
+        self._counted = self._state.get(_COUNTS)
+        self.counts = {} if self._counted is None else _counts(self._counted)
+
+    # --- commands
+
+    def command_position(self) -> int:
+        """One past the offset of the last command that was applied."""
+        payload = self._state.get(_COMMANDS)
+        return 0 if payload is None else int(_OFFSET.unpack(payload)[0])
+
+    def put_command_position(self, position: int) -> None:
+        """Set it."""
+        self._state.put(_COMMANDS, _OFFSET.pack(position))
+
+    def pauses(self) -> Iterator[tuple[str, CommandNote]]:
+        """What is paused: scopes and who paused them."""
+        for key, payload in self._state.prefix(_PAUSED):
+            yield key[1:].decode(), _note(payload)
+
+    def put_pause(self, scope: str, note: CommandNote | None) -> None:
+        """Pause a scope; ``None``: resume it."""
+        self._state.put(_PAUSED + scope.encode(), None if note is None else _pack(note))
+
+    def cancelled(self) -> Iterator[tuple[int, CommandNote]]:
+        """The jobs that are cancelled and have not ended, and those whose records were not read yet."""
+        for key, payload in self._state.prefix(_CANCELLED):
+            yield _OFFSET.unpack_from(key, 1)[0], _note(payload)
+
+    def put_cancelled(self, offset: int, note: CommandNote | None) -> None:
+        """Set who cancelled a job; ``None``: it has ended."""
+        self._state.put(_CANCELLED + _OFFSET.pack(offset), None if note is None else _pack(note))
 
     # --- limits and uniqueness
 

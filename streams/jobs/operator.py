@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from streams.jobs.commands import TABLE, CommandLog, command_table, commands_topic
 from streams.jobs.executors.inline import InlineExecutor
 from streams.jobs.job_store import STORE, JobStore
 from streams.jobs.queue import Job, JobQueue, Outcomes
@@ -57,6 +58,7 @@ class RunJobs(Operator):
             topic=self.topic,
             partition=step.partition,
             clock=step.wall_clock,
+            commands=CommandLog(step.lookup(TABLE)),
         )
         step.in_background(queue)
         step.at_commit(queue.store_progress)
@@ -179,6 +181,12 @@ def queue_nodes(
     )
 
 
+def _commands(application: str) -> OwnTopic:
+    own = command_table(application).own
+    assert own is not None
+    return own
+
+
 def own_topics(application: str, partitions: int) -> dict[str, OwnTopic]:
     """The topics of an app's queue, and how they are created."""
     kept = (("retention.ms", str(KEPT_DAYS * 24 * 3600 * 1000)), ("message.timestamp.type", "LogAppendTime"))
@@ -187,4 +195,5 @@ def own_topics(application: str, partitions: int) -> dict[str, OwnTopic]:
         jobs_topic(application): OwnTopic(partitions, (("retention.ms", "-1"),), purged=True),
         ends_topic(application): OwnTopic(partitions, kept),
         releases_topic(application): OwnTopic(partitions, kept),
+        commands_topic(application): _commands(application),
     }

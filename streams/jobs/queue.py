@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from streams.jobs.control import Control
 from streams.jobs.current import CurrentJob, JobCancelled
 from streams.jobs.executors import Attempt
 from streams.jobs.executors.choice import KINDS, ExecutorKind, kind_of
 from streams.jobs.executors.inline import InlineExecutor
+from streams.jobs.fields import unfinished_fields
 from streams.jobs.job import describe
 from streams.jobs.job_store import JobStore, Progress, StoredJob, StoredLimit, StoredState, ranges
 from streams.jobs.limits import Bucket
 from streams.jobs.openings import Openings
 from streams.jobs.order import KeyLines, ReadyJobs, rank
-from streams.jobs.record import Ending, JobEnd, JobError, JobId, JobRecord, Release
+from streams.jobs.reasons import Case, JobState
+from streams.jobs.record import NULL, Ending, JobEnd, JobError, JobId, JobRecord, Release
 from streams.jobs.retry import RetryLater
 from streams.records import FetchedLists
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from streams.jobs.commands import CommandLog, CommandNote
     from streams.jobs.executors import Executor
     from streams.jobs.executors.choice import Executors
     from streams.jobs.job import BaseJob
@@ -98,16 +104,20 @@ class Job(NamedTuple):
         """Its place in the order."""
         return rank(max(self.timestamp, self.due, self.record.due or 0), self.record.priority)
 
-    def as_stored(self, state: StoredState, due: int = 0, tries: int | None = None) -> StoredJob:
+    def as_stored(
+        self, state: StoredState, due: int = 0, error: JobError | None = None, failed_at: int = 0
+    ) -> StoredJob:
         """What is stored of it."""
         return StoredJob(
             state,
             due,
-            self.tries if tries is None else tries,
+            self.tries,
             self.key,
             self.value,
             self.timestamp,
             None if self.headers is None else list(self.headers),
+            error,
+            failed_at,
         )
 
 
@@ -119,12 +129,15 @@ class Undo:
     """Jobs that were not in the store, and are finished or in the store now."""
     settled: list[tuple[Job, Attempt]] = field(default_factory=list)
     """Attempts whose outcome was taken."""
+    ended: Counter[tuple[str, Ending]] = field(default_factory=Counter)
+    """How many jobs have ended since, by function and ending."""
 
     def extend(self, later: Undo) -> None:
         """Add what was forgotten later."""
         self.opened += later.opened
         self.settled += later.settled
-        later.opened, later.settled = [], []
+        self.ended += later.ended
+        later.opened, later.settled, later.ended = [], [], Counter()
 
 
 class Outcomes(NamedTuple):
@@ -135,6 +148,22 @@ class Outcomes(NamedTuple):
     released: Callable[[list[Release]], None]
     failed: Callable[[FetchedLists, BaseException], None]
     """The record of a job that failed for good, and why."""
+
+
+class QueueNumbers(NamedTuple):
+    """How many jobs one partition's task has, by function."""
+
+    running: Counter[str]
+    waiting: Counter[str]
+    """Those that are not in the store and do not run."""
+    running_stored: Counter[str]
+    """Those that run and are in the store."""
+    stored: dict[str, list[int]]
+    """Those in the store, by ``StoredState``."""
+    oldest: int | None
+    """The time since which a job of ``waiting`` may run, in milliseconds since the epoch."""
+    paused: int
+    """How many of ``waiting`` are paused."""
 
 
 class JobQueue:
@@ -155,8 +184,10 @@ class JobQueue:
         topic: str,
         partition: int,
         clock: Callable[[], int],
+        commands: CommandLog | None = None,
     ) -> None:
         self._store = store
+        self._control = Control(store, commands, partition)
         self._jobs = jobs
         self._executors = executors
         self._outcomes = outcomes
@@ -189,6 +220,10 @@ class JobQueue:
 
         self._undo_slice = Undo()
         self._undo = Undo()
+        self._questions: deque[tuple[int, Future[dict[str, Any] | None]]] = deque()
+        """Jobs by their offsets, of which another thread wants to know what they wait for."""
+        self.ended_counts = executors.ended_counts
+        """How many jobs have ended in this worker, by function and ending."""
         self._ends: list[tuple[JobEnd, int, int]] = []
         self._releases: list[Release] = []
         self._changed = False
@@ -199,7 +234,9 @@ class JobQueue:
     # --- the task's view: see BackgroundWork
 
     def has_finished(self) -> bool:
-        if self._ended or self._changed:
+        if self._ended or self._changed or self._questions:
+            return True
+        if self._state is not QueueState.STOPPING and self._control.has_news:
             return True
         if isinstance(self._executors, InlineExecutor) and self._executors.waiting:
             return True
@@ -225,6 +262,31 @@ class JobQueue:
             return expected if first is None else min(first, expected)
         return first
 
+    @property
+    def partition(self) -> int:
+        """The partition of the queue that it has."""
+        return self._partition
+
+    def ask(self, offset: int) -> Future[dict[str, Any] | None]:
+        """The fields of a job that has not ended, else ``None``; from any thread. See ``fields``."""
+        answer: Future[dict[str, Any] | None] = Future()
+        self._questions.append((offset, answer))
+        return answer
+
+    def numbers(self) -> QueueNumbers:
+        """How many jobs there are now; from any thread."""
+        running = [job for job, _ in list(self._running.values())]
+        begun = {job.offset for job in running}
+        waiting = [job for job in list(self._open.values()) if job.offset not in begun]
+        return QueueNumbers(
+            Counter(job.record.job for job in running),
+            Counter(job.record.job for job in waiting),
+            Counter(job.record.job for job in running if job.stored),
+            {name: list(counts) for name, counts in list(self._store.counts.items())},
+            min((max(job.timestamp, job.record.due or 0) for job in waiting), default=None),
+            sum(self._control.pause_of(job.record) is not None for job in waiting),
+        )
+
     def stop(self) -> None:
         self._become(QueueState.STOPPING)
         for kind in KINDS:
@@ -241,6 +303,7 @@ class JobQueue:
         self._undo.extend(self._undo_slice)
 
     def committed(self) -> None:
+        self.ended_counts.update(self._undo.ended)
         self._undo = Undo()
 
     def drop_slice(self) -> None:
@@ -257,6 +320,8 @@ class JobQueue:
         if self._changed:
             self._rebuild()
         now = self._clock()
+        if self._state is not QueueState.STOPPING:
+            self._control.apply(self, now)
         for job in jobs:
             if self._next is not None and job.offset < self._next:
                 if job.offset not in self._expected:
@@ -287,10 +352,15 @@ class JobQueue:
         if self._state is QueueState.RECOVERING and now - self._began >= RECOVERY_MILLISECONDS:
             self._expected.clear()
             self._recovered()
+        if self._state is not QueueState.STOPPING:
+            self._control.apply(self, now)
         if self._state is QueueState.RUNNING:
             self._release_due(now)
         if now >= self._next_look:
             self._look(now)
+        while self._questions:
+            offset, answer = self._questions.popleft()
+            answer.set_result(self._explained(offset, now))
         self._pump(now)
         self._forward()
 
@@ -309,6 +379,8 @@ class JobQueue:
     def _begin(self, job: Job, now: int) -> None:
         """A job was read: it is unique, delayed, or takes its place."""
         record = job.record
+        if self._ends_cancelled(job, now):
+            return
         if record.unique is not None:
             other = self._store.unique(record.unique)
             if other is not None and other != job.offset:
@@ -353,7 +425,8 @@ class JobQueue:
 
     def _pump(self, now: int) -> None:
         """Begin as many jobs as the executors take."""
-        if self._state is not QueueState.RUNNING:
+        if self._state is not QueueState.RUNNING or self._control.has_news:
+            # What was cancelled or paused must not begin.
             return
         for limit in self._limited.open(now):
             self._pump_limit(limit, now)
@@ -380,6 +453,8 @@ class JobQueue:
     def _attempt(self, job: Job, place: int, now: int) -> Attempt | None:
         """Begin a job, unless it has to wait for its limit or cannot be executed."""
         record = job.record
+        if self._ends_cancelled(job, now):
+            return None
         if record.expires is not None and now >= record.expires:
             error = TimeoutError(
                 f"job {self._id(job)} expired at {record.expires} before it began"
@@ -387,6 +462,10 @@ class JobQueue:
                 else f"job {self._id(job)} expired at {record.expires} before attempt {job.tries + 1}"
             )
             self._fail(job, error, now, Ending.EXPIRED)
+            return None
+        paused = self._control.pause_of(record)
+        if paused is not None:
+            self._control.hold(paused, job.offset, place)
             return None
         known = self._jobs.get(record.job)
         if known is None:
@@ -413,7 +492,7 @@ class JobQueue:
             if bucket.has_rate:
                 self._store.put_limit(record.limit, StoredLimit(bucket.full_at, bucket.closed_until))
         identifier = self._id(job)
-        left = self._adopt(f"{self._topic}-{identifier}")
+        left = self._adopt(self._idempotency_key(job))
         if left is not None:
             self._running[job.offset] = job, left
             return None
@@ -426,7 +505,7 @@ class JobQueue:
                 record.job,
                 job.tries + 1,
                 job.due or record.due or job.timestamp,
-                f"{self._topic}-{identifier}",
+                self._idempotency_key(job),
             ),
             self._context,
             self._ended,
@@ -457,8 +536,10 @@ class JobQueue:
         error, retry = attempt.error, attempt.job.definition.retry
         if error is None:
             self._finish(job, Ending.SUCCEEDED, now, result=attempt.result)
-        elif isinstance(error, JobCancelled) or (attempt.current.cancelled and error is not None):
-            self._fail(job, error, now, Ending.CANCELLED, tries=attempt.current.attempt)
+        elif isinstance(error, JobCancelled) or attempt.current.cancelled:
+            note = self._control.cancelled.get(job.offset)
+            why = error if note is None else _cancelled_by(note)
+            self._fail(job, why, now, Ending.CANCELLED, tries=attempt.current.attempt)
         elif isinstance(error, RetryLater):
             self._later(job, error, now)
         elif retry.again(attempt.current.attempt, error):
@@ -469,7 +550,9 @@ class JobQueue:
     def _wait(self, job: Job, attempt: Attempt, due: int) -> None:
         """A job that failed is executed again at ``due``; its key stays closed if its order matters."""
         again = job._replace(tries=attempt.current.attempt)
-        self._to_store(again, StoredState.RETRYING, due)
+        assert attempt.error is not None
+        error = JobError(type(attempt.error).__name__, describe(attempt.error))
+        self._to_store(again, StoredState.RETRYING, due, error)
         if attempt.job.definition.on_failure == "continue":
             self._leave(job)
 
@@ -481,7 +564,7 @@ class JobQueue:
             assert bucket is not None
             bucket.closed_until = max(bucket.closed_until, due)
             self._store.put_limit(limit, StoredLimit(bucket.full_at, bucket.closed_until))
-        self._to_store(job, StoredState.RETRYING, due)
+        self._to_store(job, StoredState.RETRYING, due, JobError(type(error).__name__, describe(error)))
         if error.alone:
             self._leave(job)
 
@@ -520,9 +603,11 @@ class JobQueue:
         error: BaseException | None = None,
         tries: int | None = None,
         duplicate_of: int | None = None,
+        began: bool = True,
     ) -> None:
         record = job.record
-        self._forget(job)
+        self._forget(job, began=began)
+        self._control.note_end(job.offset)
         if record.unique is not None and duplicate_of is None:
             self._store.put_unique(record.unique, None)
         self._leave(job)
@@ -538,41 +623,44 @@ class JobQueue:
             msgspec.Raw(result),
             None if error is None else JobError(type(error).__name__, describe(error)),
             None if duplicate_of is None else str(JobId(self._partition, duplicate_of)),
+            NULL if ending in _UNREPEATED else msgspec.Raw(job.value),
         )
         self._ends.append((end, job.offset, now))
 
     def _leave(self, job: Job) -> None:
         """Give a job's key to the next one."""
-        if job.record.key is None:
+        key, offset = job.record.key, job.offset
+        if key is None:
             return
-        following = self._lines.leave(job.record.key, job.offset)
-        if following is None:
-            return
-        offset, place = following
-        if offset in self._running:
-            return
-        found = self._find(offset)
-        if found is not None:
-            self._make_ready(found, place)
-        elif (stored := self._store.job(offset)) is None or stored.state is not StoredState.RETRYING:
+        while (following := self._lines.leave(key, offset)) is not None:
+            offset, place = following
+            if offset in self._running:
+                return
+            found = self._find(offset)
+            if found is not None:
+                self._make_ready(found, place)
+                return
+            stored = self._store.job(offset)
+            if stored is not None and stored.state is StoredState.RETRYING:
+                return
             # It is finished: whatever waits for it goes on.
-            self._leave(job._replace(offset=offset))
 
-    def _to_store(self, job: Job, state: StoredState, due: int = 0) -> None:
+    def _to_store(self, job: Job, state: StoredState, due: int = 0, error: JobError | None = None) -> None:
         """Keep a job in the store, so that its record may be committed."""
         self._forget(job)
-        self._store.put(job.offset, job.as_stored(state, due))
+        failed_at = 0 if error is None else self._clock()
+        self._store.put(job.offset, job.as_stored(state, due, error, failed_at))
         if due and self._next_due is not None:
             self._next_due = min(self._next_due, due)
 
-    def _forget(self, job: Job) -> None:
+    def _forget(self, job: Job, *, began: bool = True) -> None:
         """Take a job out of the store, or of the jobs that hold back the committed offset."""
         if not job.stored:
             self._undo_slice.opened.append(self._open.pop(job.offset))
             return
         stored = self._store.delayed(job.offset) or self._store.job(job.offset)
         assert stored is not None, f"job {job.offset} should be in the store"
-        if stored.state is StoredState.DELAYED:
+        if stored.state is StoredState.DELAYED and began:
             # It was released and has run, and its release was undone.
             self._releases.append(Release(self._id(job), job.record.job, stored.due, self._clock()))
         self._store.delete(job.offset, stored)
@@ -594,7 +682,7 @@ class JobQueue:
             stored = self._store.delayed(offset) or self._store.job(offset)
             assert stored is not None, f"job {offset} is due and not stored"
             self._store.delete(offset, stored)
-            waiting = msgspec.structs.replace(stored, state=StoredState.WAITING, due=0)
+            waiting = msgspec.structs.replace(stored, state=StoredState.WAITING, due=0, released=due)
             self._store.put(offset, waiting)
             job = _loaded(offset, stored)
             if stored.state is StoredState.DELAYED:
@@ -608,6 +696,102 @@ class JobQueue:
                 self._make_ready(job, job.rank)
             else:
                 self._enter(job)
+
+    # --- commands: see control.Controlled
+
+    def cancel(self, offset: int, note: CommandNote, now: int) -> None:
+        if offset in self._running:
+            self._control.note_cancelled(offset, note)
+            self._ask_to_end(self._running[offset][1])
+            return
+        job = self._open.get(offset)
+        if job is None:
+            stored = self._store.job(offset) or self._store.delayed(offset)
+            if stored is None:
+                if self._next is None or offset >= self._next or offset in self._expected:
+                    # Its record is read later.
+                    self._control.note_cancelled(offset, note)
+                return
+            job = _loaded(offset, stored)
+        self._finish(job, Ending.CANCELLED, now, error=_cancelled_by(note), began=False)
+
+    def retry_now(self, offset: int, now: int) -> None:
+        stored = self._store.job(offset)
+        if stored is not None and stored.state is StoredState.RETRYING and offset not in self._running:
+            self._store.delete(offset, stored)
+            self._store.put(offset, msgspec.structs.replace(stored, due=now))
+            self._next_due = now if self._next_due is None else min(self._next_due, now)
+
+    def ready_again(self, offset: int, rank: int) -> None:
+        job = self._find(offset)
+        if job is not None:
+            self._make_ready(job, rank)
+
+    def _ends_cancelled(self, job: Job, now: int) -> bool:
+        """End a job that was cancelled, unless it runs here."""
+        note = self._control.cancelled.get(job.offset)
+        if note is None or job.offset in self._running:
+            return False
+        left = self._adopt(self._idempotency_key(job))
+        if left is not None:
+            self._running[job.offset] = job, left
+            self._ask_to_end(left)
+            return False
+        self._finish(job, Ending.CANCELLED, now, error=_cancelled_by(note), began=False)
+        return True
+
+    def _explained(self, offset: int, now: int) -> dict[str, Any] | None:
+        job = self._known(offset)
+        if job is None:
+            return None
+        return unfinished_fields(self._id(job), job.timestamp, self._case(job, now))
+
+    def _known(self, offset: int) -> Job | None:
+        """A job that has not ended."""
+        running = self._running.get(offset)
+        job = self._open.get(offset) if running is None else running[0]
+        if job is not None:
+            return job
+        stored = self._store.job(offset) or self._store.delayed(offset)
+        return None if stored is None else _loaded(offset, stored)
+
+    def _case(self, job: Job, now: int, *, alone: bool = False) -> Case:
+        """Why a job does not run; with ``alone``, whatever its key says."""
+        record, offset = job.record, job.offset
+        known = self._jobs.get(record.job)
+        case = Case(record, now, JobState.WAITING, tries=job.tries, registered=known is not None)
+        case.most_tries = None if known is None else known.definition.retry.tries
+        case.cancelled = self._control.cancelled.get(offset)
+        stored = self._store.job(offset) or self._store.delayed(offset)
+        if stored is not None:
+            case.error, case.failed_at = stored.error, stored.failed_at
+        if offset in self._running:
+            current = self._running[offset][1]
+            if current.begun:
+                case.stage, case.began = JobState.RUNNING, current.begun
+                case.progress = current.current.progress
+            return case
+        if stored is not None and stored.due:
+            delayed = stored.state is StoredState.DELAYED
+            case.stage, case.due = JobState.DELAYED if delayed else JobState.RETRYING, stored.due
+            return case
+        paused = self._control.pause_of(record)
+        if paused is not None:
+            case.pause = paused, self._control.pauses[paused]
+        bucket = self._bucket(job)
+        if bucket is not None:
+            opens = bucket.opens()
+            case.opens, case.ahead = opens or 0.0, bucket.most if opens is None else None
+        head = None if record.key is None else self._lines.head(record.key)
+        if head is not None and head != offset and not alone:
+            holder = self._known(head)
+            if holder is not None:
+                case.holder = self._id(holder), self._case(holder, now, alone=True).does()
+        return case
+
+    def _ask_to_end(self, attempt: Attempt) -> None:
+        attempt.current.cancelled = True
+        self._executor(kind_of(attempt.job)).cancel(attempt)
 
     # --- limits
 
@@ -653,7 +837,7 @@ class JobQueue:
         """Put jobs that wait for others into the store where there are too many, so that reading goes on."""
         if len(self._open) < MOST_OPEN or self._state is QueueState.RECOVERING:
             return
-        for offset in [*self._lines.offsets_waiting(), *self._limited.offsets()]:
+        for offset in [*self._lines.offsets_waiting(), *self._limited.offsets(), *self._control.held()]:
             job = self._open.get(offset)
             if job is not None and offset not in self._running:
                 self._to_store(job, StoredState.WAITING)
@@ -679,7 +863,7 @@ class JobQueue:
         for job, attempt in reversed(undo.settled):
             self._running[job.offset] = job, attempt
             self._ended.appendleft(attempt)
-        undo.opened, undo.settled = [], []
+        undo.opened, undo.settled, undo.ended = [], [], Counter()
         self._ends.clear()
         self._releases.clear()
         # The stores are not as before yet.
@@ -688,6 +872,8 @@ class JobQueue:
     def _rebuild(self) -> None:
         """Make the order of jobs of what is in the store, not committed, or running."""
         self._changed = False
+        self._store.reload()
+        self._control.reload()
         for ready in self._ready.values():
             ready.clear()
         self._lines.clear()
@@ -739,11 +925,13 @@ class JobQueue:
         return max(self._open, default=-1)
 
     def _forward(self) -> None:
+        self._store.put_counts()
         if self._releases:
             releases, self._releases = self._releases, []
             self._outcomes.released(releases)
         if self._ends:
             ends, self._ends = self._ends, []
+            self._undo_slice.ended.update([(end.job, end.ending) for end, _, _ in ends])
             self._outcomes.ended(ends)
 
     def _wakes(self) -> int:
@@ -765,6 +953,9 @@ class JobQueue:
     def _context(self) -> Any:
         return copy_context()
 
+    def _idempotency_key(self, job: Job) -> str:
+        return f"{self._topic}-{self._id(job)}"
+
     def _id(self, job: Job) -> str:
         return str(JobId(self._partition, job.offset))
 
@@ -776,6 +967,14 @@ class JobQueue:
 
 
 _NEVER = 1 << 62
+
+_UNREPEATED = (Ending.SUCCEEDED, Ending.DUPLICATE)
+"""Endings after which nobody wants to enqueue the job again."""
+
+
+def _cancelled_by(note: CommandNote) -> JobCancelled:
+    at = datetime.fromtimestamp(note.at / 1000, UTC).isoformat(timespec="seconds")
+    return JobCancelled(f"cancelled by {note.by} at {at}")
 
 
 def _loaded(offset: int, stored: StoredJob) -> Job:

@@ -7,6 +7,9 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from streams.jobs.commands import commands_topic
 from streams.jobs.ends_reader import EndsReader
 from streams.jobs.handle import Handle
 from streams.jobs.record import JobId, ends_topic, jobs_topic
@@ -16,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from streams.broker import Appender, Broker
+    from streams.jobs.commands import Command
     from streams.jobs.job import Call
-    from streams.jobs.record import JobEnd
+    from streams.jobs.record import JobEnd, JobRecord
 
 ENQUEUE_SECONDS = 30.0
 """How long to wait until Kafka has acknowledged jobs."""
@@ -58,6 +62,32 @@ class QueueClient:
     def enqueue_many(self, calls: Sequence[Call[Any]]) -> list[Handle[Any]]:
         """Put calls into the queue in one transaction. Raises ``BrokerError``."""
         return self._append(calls, together=True) if calls else []
+
+    def enqueue_again(self, record: JobRecord) -> str:
+        """Put a job that has ended into the queue as a new one, due now; return its id.
+
+        Raises ``BrokerError``.
+        """
+        again = msgspec.structs.replace(record, due=None, expires=None)
+        key = record.limit or record.key or record.unique
+        now = self._clock()
+        output = Output(
+            self.topic, [None if key is None else key.encode()], [msgspec.json.encode(again)], [now], None
+        )
+        (place,) = self._opened_appender().append(output, ENQUEUE_SECONDS)
+        return str(JobId(place.partition, place.offset))
+
+    def command(self, commands: Sequence[Command]) -> None:
+        """Give commands to all workers; returns once they are acknowledged. Raises ``BrokerError``."""
+        output = Output(
+            commands_topic(self._application),
+            [None] * len(commands),
+            [msgspec.json.encode(command) for command in commands],
+            [command.at for command in commands],
+            None,
+            partition=0,
+        )
+        self._opened_appender().append(output, ENQUEUE_SECONDS)
 
     def wait(self, identifier: str, timeout: float) -> JobEnd | None:
         """Wait for the end of a job; ``None`` if it has not ended within ``timeout`` seconds."""
@@ -100,17 +130,20 @@ class QueueClient:
             [now] * len(calls),
             None,
         )
-        with self._lock:
-            broker = self._opened()
-            if self._appender is None:
-                self._appender = broker.appender(f"{self._application}-enqueue-{uuid.uuid4()}")
-            appender = self._appender
+        appender = self._opened_appender()
         write = appender.append_together if together else appender.append
         places = write(output, ENQUEUE_SECONDS)
         return [
             Handle(str(JobId(place.partition, place.offset)), call.job.name, self, call.job.result.decode)
             for place, call in zip(places, calls, strict=True)
         ]
+
+    def _opened_appender(self) -> Appender:
+        with self._lock:
+            broker = self._opened()
+            if self._appender is None:
+                self._appender = broker.appender(f"{self._application}-enqueue-{uuid.uuid4()}")
+            return self._appender
 
     def _opened(self) -> Broker:
         if self._broker is None:

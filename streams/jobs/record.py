@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -9,7 +10,10 @@ import msgspec
 
 from streams.errors import ConfigurationError
 
+_NUMBER = re.compile("[0-9]{1,18}")
+
 NOTHING = msgspec.Raw(b"{}")
+NULL = msgspec.Raw(b"null")
 
 
 class JobRecord(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -50,7 +54,7 @@ class JobId(NamedTuple):
     def parse(cls, text: str) -> JobId:
         """Read ``str(identifier)``. Raises ``ConfigurationError``."""
         partition, dash, offset = text.partition("-")
-        if not (dash and partition.isdecimal() and offset.isdecimal()):
+        if not (dash and _NUMBER.fullmatch(partition) and _NUMBER.fullmatch(offset)):
             raise ConfigurationError(
                 f"{text!r:.80} is no job", hint="a job is named by partition and offset, e.g. 3-1024"
             )
@@ -86,9 +90,11 @@ class JobEnd(msgspec.Struct, omit_defaults=True, frozen=True):
     enqueued: int
     """Times are milliseconds since the epoch."""
     ended: int
-    result: msgspec.Raw = msgspec.Raw(b"null")
+    result: msgspec.Raw = NULL
     error: JobError | None = None
     duplicate_of: str | None = None
+    record: msgspec.Raw = NULL
+    """The job's record, unless it has succeeded, to enqueue it again."""
 
 
 class Release(msgspec.Struct, omit_defaults=True, frozen=True):

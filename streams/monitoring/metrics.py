@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 
 from streams.monitoring.program_metrics import samples
+from streams.monitoring.queue_metrics import QueueMetrics, jobs_lag
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +42,7 @@ class WorkerMetrics:
     ) -> None:
         self._worker = worker
         self._program = program
+        self._queue = QueueMetrics(worker)
         self._replicas = replicas
         self._watchdog = watchdog
         self._registry = CollectorRegistry()
@@ -102,12 +104,21 @@ class WorkerMetrics:
         yield spent
         lag = GaugeMetricFamily(
             "streams_lag",
-            "Records between the position and the partition's end.",
+            "Records between the position and the partition's end, and jobs that could run.",
             labels=["topic", "partition"],
         )
+        jobs = {
+            partition: count
+            for task in self._worker.tasks.values()
+            if task.has_background_work and (count := jobs_lag(task))
+            for partition in list(task.positions)
+        }
         for partition, progress in self._worker.progress.items():
-            lag.add_metric([partition.topic, str(partition.partition)], progress.lag)
+            # Records that a queue of jobs has read are not finished yet.
+            unfinished = jobs.get(partition, 0)
+            lag.add_metric([partition.topic, str(partition.partition)], progress.lag + unfinished)
         yield lag
+        yield from self._queue.collect()
         yield from self._restoring()
         yield GaugeMetricFamily("streams_state_bytes", "Memory of stores.", value=self._worker.state_bytes)
         times = GaugeMetricFamily(

@@ -168,7 +168,7 @@ class Watchdog:
                 # Within a slice, pieces of it are being finished.
                 track.moved = track.since = now
             track.pieces = status.pieces
-            if stage == "work" and self._nothing_left(partition, own):
+            if stage == "work" and (partition in status.full or self._nothing_left(partition, own)):
                 track.since = now
         unsettled = status.dirty or any(
             track.stage == "work" and track.since < now for track in self._tracks.values()

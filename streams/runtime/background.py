@@ -21,6 +21,11 @@ class Background:
         self._paused: dict[TopicPartition, Task] = {}
         self._turn = 0
 
+    @property
+    def paused(self) -> frozenset[TopicPartition]:
+        """The partitions whose input is paused; from any thread."""
+        return frozenset(self._paused)
+
     def poll_seconds(self, tasks: Iterable[Task]) -> float:
         """How long a poll may wait for records."""
         return min(

@@ -79,6 +79,8 @@ def refusal(subtopology: Subtopology, topic: str, step: str) -> str | None:
     """As ``step_refusal``, for the subtopology that should have the step."""
     if all(node.name != step for node in subtopology.nodes):
         return f"the program has no step {step!r} that reads {topic}"
+    if subtopology.node(step).operator.kind == "jobs":
+        return "it is a job: enqueue it again with streams jobs retry"
     source = source_in(subtopology, topic)
     before = subtopology.ancestors(step)
     if source is None or (source.name != step and source.name not in {node.name for node in before}):

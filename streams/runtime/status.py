@@ -95,4 +95,6 @@ class WorkerStatus(NamedTuple):
     rewinds: int
     waiting: dict[TopicPartition, TaskId]
     """Partitions whose tasks are still to be restored."""
+    full: frozenset[TopicPartition]
+    """Partitions that are not read now, as enough of their records are unfinished."""
     restoring: dict[TaskId, RestoreProgress]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from streams.connectors.source import SourceBatch
     from streams.operators import Forward, Receive
+    from streams.operators.background import BackgroundWork
     from streams.operators.origins import TimedChanges
     from streams.operators.runtime import Runtime
     from streams.operators.source import Decode
@@ -343,6 +344,11 @@ class Task:
     def has_background_work(self) -> bool:
         """Whether work of its steps runs outside of the worker's thread."""
         return bool(self._hooks.background)
+
+    @property
+    def background_work(self) -> tuple[BackgroundWork, ...]:
+        """The work of its steps that runs outside of the worker's thread."""
+        return tuple(self._hooks.background)
 
     @property
     def running_in_background(self) -> bool:

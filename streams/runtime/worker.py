@@ -354,6 +354,7 @@ class Worker:
             commits=transaction.commits,
             rewinds=transaction.rewinds,
             waiting=self._assignment.pending.partitions,
+            full=self._background.paused,
             writing=transaction.writing,
             aborted_by=transaction.aborted_by,
             restoring=self.restoring,

@@ -60,7 +60,11 @@ def read_inputs(
         raise ConfigurationError(
             f"the app does not read {', '.join(strangers)}", hint=f"it reads {_listed(wanted)}"
         )
-    missing = [topic for topic in wanted if isinstance(topic, str) and topic not in given]
+    # An app's queue and the commands for it may be empty.
+    own = topology.own_topics
+    missing = [
+        topic for topic in wanted if isinstance(topic, str) and topic not in given and topic not in own
+    ]
     if missing or not given:
         first = next(iter(missing), "TOPIC")
         raise ConfigurationError(

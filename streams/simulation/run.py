@@ -397,11 +397,12 @@ class Run:
         self._busy = 0
         self._furthest: dict[tuple[str, int], int] = {}
         self._admin = self.broker.admin()
+        own_tables = {table.topic for table in topology.global_tables if table.own is not None}
         self._admin.create_topics(
             [
                 NewTopic(name=name, partitions=source.partitions)
                 for name in self.topics
-                if name not in topology.repartitions
+                if name not in topology.repartitions and name not in own_tables
             ]
         )
         self.partitions = prepare_topics(

@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from streams.aggregates.traced import without_lineage
-from streams.app import queue_of, resources_of_worker
+from streams.app import queue_if_any, queue_of, resources_of_worker
 from streams.broker.placement import first_misplaced
 from streams.durations import to_milliseconds
 from streams.errors import ProcessingError, TopologyError, error_text
@@ -271,7 +271,6 @@ class TopologyDriver:
     ) -> None:
         """Let the next executions of this job raise ``error`` (an ``OSError``) instead of the function's."""
         queue = queue_of(self._app)
-        assert queue is not None, "an app that has jobs has a queue"
         queue.failures.setdefault(job.name, []).extend([error or OSError("made to fail by the test")] * times)
 
     @property
@@ -387,7 +386,7 @@ class TopologyDriver:
     def _close_tasks(self) -> None:
         tasks = list(self._tasks.values())
         self._tasks.clear()
-        queue = queue_of(self._app)
+        queue = queue_if_any(self._app)
         if queue is not None:
             queue.use(None)
         try:
@@ -420,7 +419,7 @@ class TopologyDriver:
             source.topic: GlobalTable(source, self._databases, self.wall_clock)
             for source in self._topology.global_tables
         }
-        queue = queue_of(app)
+        queue = queue_if_any(app)
         if queue is not None:
             self._client = self._client or DriverQueue(
                 jobs_topic(app.name), self._partitions, self.wall_clock, self._place_job
@@ -501,6 +500,10 @@ class TopologyDriver:
             )
             if topic in self._global_tables:
                 self._global_tables[topic].apply(fetched)
+                if self._run_jobs:
+                    # Commands for jobs are such records.
+                    for task in list(self._tasks.values()):
+                        self._run_queue(task)
                 continue
             if self._topology.repartitions and topic not in self._topology.repartitions:
                 for offset, record in enumerate(group, first):

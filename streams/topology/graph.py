@@ -315,6 +315,8 @@ class GlobalSource:
     key: Serde[Any]
     value: Serde[Any]
     store: StoreDefinition
+    own: OwnTopic | None = None
+    """How the app creates it, if it is the app's own."""
 
 
 class Copartition(NamedTuple):
@@ -371,7 +373,7 @@ class Topology:
             if node.own is not None
             for topic in node.topics
             if isinstance(topic, str)
-        }
+        } | {table.topic: table.own for table in self.global_tables if table.own is not None}
 
     @property
     def input_topics(self) -> tuple[SourceTopic, ...]:

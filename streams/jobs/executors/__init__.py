@@ -64,5 +64,8 @@ class Executor(Protocol):
     def withdraw(self, ended: deque[Attempt]) -> list[Attempt]:
         """Take back the attempts of one task that have not begun."""
 
+    def cancel(self, attempt: Attempt) -> None:
+        """End an attempt whose job was cancelled, where that is possible from outside of its function."""
+
     def close(self) -> None:
         """Begin nothing more. What runs may continue until the process ends."""

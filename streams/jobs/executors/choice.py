@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from streams.jobs.executors.event_loop import EventLoopExecutor
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from streams.jobs.executors import Attempt, Executor
     from streams.jobs.job import BaseJob
+    from streams.jobs.record import Ending
 
 ExecutorKind: TypeAlias = Literal["thread", "process", "event_loop"]
 
@@ -30,6 +32,8 @@ class Executors:
     def __init__(self, concurrency: int) -> None:
         self._concurrency = concurrency
         self._made: dict[ExecutorKind, Executor] = {}
+        self.ended_counts: Counter[tuple[str, Ending]] = Counter()
+        """How many jobs have ended in this worker, by function and ending."""
         self._left: dict[str, Attempt] = {}
         """Attempts that run although their task was closed, by the idempotency keys of their jobs."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 from streams.coroutines.event_loop import current_loop
@@ -23,7 +24,8 @@ class EventLoopExecutor:
         self._concurrency = concurrency
         self._taken = 0
         self._ended: deque[None] = deque()
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[int, asyncio.Task[None]] = {}
+        """By the identity of the attempt, which the task refers to."""
         self._closed = False
 
     @property
@@ -41,6 +43,9 @@ class EventLoopExecutor:
     def withdraw(self, ended: deque[Attempt]) -> list[Attempt]:  # noqa: ARG002 - all have begun
         return []
 
+    def cancel(self, attempt: Attempt) -> None:
+        current_loop().loop.call_soon_threadsafe(self._cancel, attempt)
+
     def close(self) -> None:
         self._closed = True
 
@@ -50,8 +55,16 @@ class EventLoopExecutor:
         for attempt in attempts:
             task = asyncio.get_running_loop().create_task(self._execute(attempt), context=attempt.context)
             # The loop has only weak references to tasks.
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._running[id(attempt)] = task
+            task.add_done_callback(partial(self._discard, id(attempt)))
+
+    def _discard(self, identity: int, _task: asyncio.Task[None]) -> None:
+        del self._running[identity]
+
+    def _cancel(self, attempt: Attempt) -> None:
+        task = self._running.get(id(attempt))
+        if task is not None and not attempt.finished:
+            task.cancel()
 
     async def _execute(self, attempt: Attempt) -> None:
         attempt.begun = time.time_ns() // 1_000_000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 from streams.coroutines.event_loop import current_loop
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from streams.jobs.executors import Attempt
+    from streams.jobs.record import Ending
 
 
 class InlineExecutor:
@@ -25,6 +26,7 @@ class InlineExecutor:
     def __init__(self, clock: Callable[[], int], failures: Mapping[str, list[Exception]]) -> None:
         self._clock = clock
         self._failures = failures
+        self.ended_counts: Counter[tuple[str, Ending]] = Counter()
         self._waiting: deque[Attempt] = deque()
 
     @property
@@ -43,6 +45,9 @@ class InlineExecutor:
         withdrawn = [attempt for attempt in self._waiting if attempt.ended is ended]
         self._waiting = deque(attempt for attempt in self._waiting if attempt.ended is not ended)
         return withdrawn
+
+    def cancel(self, attempt: Attempt) -> None:
+        """It has not begun: what has begun has ended."""
 
     def run(self) -> None:
         """Execute what is waiting."""

@@ -78,6 +78,9 @@ class ThreadExecutor:
             self.submit(kept)
         return withdrawn
 
+    def cancel(self, attempt: Attempt) -> None:
+        """A thread cannot be ended: its function looks at ``CurrentJob.cancelled``."""
+
     def close(self) -> None:
         self._closed = True
         self._waiting.clear()
