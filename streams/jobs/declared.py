@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 from streams.broker import NewTopic
 from streams.coroutines.awaitables import is_asynchronous
 from streams.errors import TopologyError
+from streams.jobs.batch_job import BatchJob
 from streams.jobs.executors.choice import Executors
-from streams.jobs.job import AsyncJob, BaseJob, Job, JobOptions
+from streams.jobs.job import AsyncJob, BaseJob, Job
 from streams.jobs.operator import own_topics, queue_nodes
 from streams.jobs.queue_client import QueueClient
 from streams.jobs.record import jobs_topic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
     from typing import Protocol
 
@@ -58,11 +59,13 @@ class Queue:
         self.nodes: tuple[Node, ...] = queue_nodes(application, self._jobs, opened.get, partitions=partitions)
         """What the app's topology needs for it."""
 
-    def add(self, function: Callable[..., Any], options: JobOptions) -> BaseJob[Any, Any]:
+    def add(self, function: Callable[..., Any], options: Mapping[str, Any]) -> BaseJob[Any, Any]:
         """Declare a job. Raises ``TopologyError`` if there is another one of its name."""
         if isinstance(function, BaseJob):
             raise TopologyError(f"{function!r} is a job already", hint="use @app.job once")
-        kind = AsyncJob if is_asynchronous(function) else Job
+        kind: type[BaseJob[Any, Any]] = AsyncJob if is_asynchronous(function) else Job
+        if "batch" in options:
+            kind = BatchJob
         job: BaseJob[Any, Any] = kind(
             function, lambda: self.client, options, topic=jobs_topic(self._application)
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,8 +13,10 @@ import msgspec
 
 from streams.jobs.current import CurrentJob, JobCancelled
 from streams.jobs.executors import Attempt
+from streams.jobs.executors.batch import BatchAttempt
 from streams.jobs.executors.choice import KINDS, ExecutorKind, kind_of
 from streams.jobs.executors.inline import InlineExecutor
+from streams.jobs.gathering import Gathering
 from streams.jobs.job import describe
 from streams.jobs.job_store import JobStore, Progress, StoredJob, StoredLimit, StoredState, ranges
 from streams.jobs.limits import Bucket
@@ -48,6 +51,9 @@ LOOK_MILLISECONDS = 1_000
 
 MOST_DUE = 1_000
 """How many due jobs are released in one slice."""
+
+
+NO_TIME, MILLISECOND = timedelta(), timedelta(milliseconds=1)
 
 
 class QueueState(Enum):
@@ -180,6 +186,8 @@ class JobQueue:
         self._ended: deque[Attempt] = deque()
 
         self._ready: dict[ExecutorKind, ReadyJobs] = {kind: ReadyJobs() for kind in KINDS}
+        self._gathered: dict[str, Gathering] = {}
+        """Those of functions that take a list, by function."""
         self._lines = KeyLines()
         self._buckets: dict[str, Bucket] = {}
         self._limited = Openings()
@@ -207,7 +215,8 @@ class JobQueue:
             ready and self._executor(kind).free for kind, ready in self._ready.items()
         ):
             return True
-        return self._wakes() <= self._clock()
+        now = self._clock()
+        return self._wakes() <= now or self._together_free(now)
 
     def is_running(self) -> bool:
         return bool(self._running)
@@ -229,7 +238,8 @@ class JobQueue:
         self._become(QueueState.STOPPING)
         for kind in KINDS:
             for attempt in self._executor(kind).withdraw(self._ended):
-                del self._running[attempt.offset]
+                for each in attempt.members:
+                    del self._running[each.offset]
 
     def close(self) -> None:
         """The task ends: what has not begun is begun by the next owner of the partition."""
@@ -341,7 +351,18 @@ class JobQueue:
         if job.offset in self._running:
             return
         known = self._jobs.get(job.record.job)
+        if known is not None and known.definition.batch is not None:
+            self._gathering(known).add(rank, job.offset, self._clock())
+            return
         self._ready["thread" if known is None else kind_of(known)].add(rank, job.offset)
+
+    def _gathering(self, job: BaseJob[Any, Any]) -> Gathering:
+        found = self._gathered.get(job.name)
+        if found is None:
+            batch, within = job.definition.batch, job.definition.within or NO_TIME
+            assert batch is not None
+            found = self._gathered[job.name] = Gathering(batch, within // MILLISECOND)
+        return found
 
     def _find(self, offset: int) -> Job | None:
         """A job that waits for its turn, in memory or in the store."""
@@ -373,6 +394,33 @@ class JobQueue:
                     attempts.append(attempt)
             if attempts:
                 executor.submit(attempts)
+        if self._gathered:
+            self._pump_together(now)
+
+    def _pump_together(self, now: int) -> None:
+        """Begin jobs of functions that take a list, of a key only the first one."""
+        for name, gathering in self._gathered.items():
+            executor = self._executor(kind_of(self._jobs[name]))
+            while (opens := gathering.opens()) is not None and opens <= now and executor.free > 0:
+                attempts = []
+                for place, offset in gathering.take():
+                    job = None if offset in self._running else self._find(offset)
+                    if job is None or not self._is_head(job):
+                        continue
+                    attempt = self._attempt(job, place, now)
+                    if attempt is not None:
+                        attempts.append(attempt)
+                if attempts:
+                    executor.submit([BatchAttempt.of(attempts)])
+
+    def _together_free(self, now: int) -> bool:
+        """Whether jobs of a function that takes a list can begin now."""
+        return self._state is QueueState.RUNNING and any(
+            (opens := gathering.opens()) is not None
+            and opens <= now
+            and self._executor(kind_of(self._jobs[name])).free > 0
+            for name, gathering in self._gathered.items()
+        )
 
     def _is_head(self, job: Job) -> bool:
         return job.record.key is None or self._lines.head(job.record.key) == job.offset
@@ -430,6 +478,7 @@ class JobQueue:
             ),
             self._context,
             self._ended,
+            payload=bytes(record.arguments),
         )
         self._running[job.offset] = job, attempt
         return attempt
@@ -626,6 +675,16 @@ class JobQueue:
 
     def _pump_limit(self, name: str, now: int) -> None:
         """Let jobs that wait for a limit begin, as many as it allows."""
+        together: dict[str, list[Attempt]] = {}
+        self._pump_limited(name, now, together)
+        for job, attempts in together.items():
+            most = self._jobs[job].definition.batch
+            assert most is not None
+            self._executor(kind_of(self._jobs[job])).submit(
+                [BatchAttempt.of(attempts[at : at + most]) for at in range(0, len(attempts), most)]
+            )
+
+    def _pump_limited(self, name: str, now: int, together: dict[str, list[Attempt]]) -> None:
         while (first := self._limited.first(name)) is not None:
             place, offset = first
             job = None if offset in self._running else self._find(offset)
@@ -644,8 +703,12 @@ class JobQueue:
                 return
             self._limited.take(name)
             attempt = self._attempt(job, place, now)
-            if attempt is not None:
+            if attempt is None:
+                continue
+            if attempt.job.definition.batch is None:
                 executor.submit([attempt])
+            else:
+                together.setdefault(attempt.job.name, []).append(attempt)
 
     # --- memory
 
@@ -690,6 +753,8 @@ class JobQueue:
         self._changed = False
         for ready in self._ready.values():
             ready.clear()
+        for gathering in self._gathered.values():
+            gathering.clear()
         self._lines.clear()
         self._limited.clear()
         self._next_due = None
@@ -755,6 +820,11 @@ class JobQueue:
         times = [0 if self._next_due is None else self._next_due, self._limited.next_opening()]
         if self._open:
             times.append(self._next_look)
+        if self._gathered:
+            # Those for which it is time already wait for an executor.
+            now = self._clock()
+            opening = [gathering.opens() for gathering in self._gathered.values()]
+            times += [opens for opens in opening if opens is not None and opens > now]
         return min(times)
 
     def _executor(self, kind: ExecutorKind) -> Executor:

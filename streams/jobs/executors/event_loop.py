@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING
 
 from streams.coroutines.event_loop import current_loop
-from streams.jobs.current import enter_job
+from streams.jobs.executors.time_limit import exceeded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from streams.jobs.executors import Attempt
+
+CANCEL_SECONDS = 1.0
+"""How long cancelled calls may take to end when the worker ends, before they are abandoned."""
 
 
 class EventLoopExecutor:
@@ -33,6 +37,11 @@ class EventLoopExecutor:
             self._taken -= 1
         return 0 if self._closed else self._concurrency - self._taken
 
+    @property
+    def overdue(self) -> int:
+        """None run longer than their limit: they are cancelled."""
+        return 0
+
     def submit(self, attempts: Sequence[Attempt]) -> None:
         assert not self._closed, "the executor is closed"
         self._taken += len(attempts)
@@ -43,6 +52,11 @@ class EventLoopExecutor:
 
     def close(self) -> None:
         self._closed = True
+        if self._taken == len(self._ended):
+            return
+        cancelled = threading.Event()
+        current_loop().loop.call_soon_threadsafe(self._cancel, cancelled)
+        cancelled.wait(CANCEL_SECONDS)
 
     # --- in the event loop
 
@@ -53,15 +67,33 @@ class EventLoopExecutor:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
+    def _cancel(self, cancelled: threading.Event) -> None:
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        if not running:
+            cancelled.set()
+            return
+        ending = asyncio.get_running_loop().create_task(_ended(running, cancelled))
+        self._running.add(ending)
+        ending.add_done_callback(self._running.discard)
+
     async def _execute(self, attempt: Attempt) -> None:
         attempt.begun = time.time_ns() // 1_000_000
-        enter_job(attempt.current)
+        attempt.enter()
         args, kwargs = attempt.arguments
         timeout = attempt.job.definition.timeout
+        limit = asyncio.timeout(None if timeout is None else timeout.total_seconds())
         try:
-            async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
-                attempt.result = attempt.job.result.encode(await attempt.job.function(*args, **kwargs))
+            async with limit:
+                attempt.succeed(await attempt.job.function(*args, **kwargs))
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the outcome of this job
-            attempt.error = error
+            late = limit.expired() and isinstance(error, TimeoutError)
+            attempt.fail(exceeded(attempt.job, "it was cancelled") if late else error)
         attempt.finish()
         self._ended.append(None)
+
+
+async def _ended(tasks: Sequence[asyncio.Task[None]], ended: threading.Event) -> None:
+    await asyncio.wait(tasks)
+    ended.set()
