@@ -24,7 +24,18 @@ from streams.simulation.schedule import Pace, Point, Schedule, make_schedule, pa
 KEYS = "abcde"
 ORDERS = 60
 KINDS = parse_kinds(
-    ["crash", "crash and lose the disk", "abort", "unknown", "unavailable", "evict", "freeze", "stall", "leave", "join"]
+    [
+        "crash",
+        "crash and lose the disk",
+        "abort",
+        "unknown",
+        "unavailable",
+        "evict",
+        "freeze",
+        "stall",
+        "leave",
+        "join",
+    ]
 )
 
 
@@ -54,14 +65,24 @@ class Program:
         @app.job(name="limited", limit=Limit(rate=3, per=seconds(2), key=lambda key, number: key))
         def limited(key: str, number: int) -> None: ...
 
+        self.batches: list[list[int]] = []
+
+        @app.job(name="together", key=lambda number: str(number % len(KEYS)), batch=5, within=seconds(3))
+        def together(numbers: list[int]) -> list[int | Exception]:
+            self.batches.append(numbers)
+            assert len({number % len(KEYS) for number in numbers}) == len(numbers), "two of a key at once"
+            return [ValueError("never") if number % 13 == 5 else number for number in numbers]
+
         orders = app.stream("orders", value=Json(dict[str, Any]))
         orders.enqueue(step, lambda order: step.call(order["key"], order["number"]))
+        orders.enqueue(together, lambda order: together.call(order["number"]))
         orders.enqueue(later, lambda order: later.using(delay=seconds(20)).call(order["number"]))
         orders.enqueue(limited, lambda order: limited.call(order["key"], order["number"]))
 
     def run(self, schedule: Schedule) -> Run:
         self.begun.clear()
         self.succeeded.clear()
+        self.batches.clear()
         records = [
             InputRecord(
                 KEYS[number % len(KEYS)].encode(),
@@ -93,22 +114,31 @@ def check(run: Run) -> None:
         if value is not None
     ]
     assert Counter(end.id for end in rows).most_common(1)[0][1] == 1, "a job has two ends"
-    assert Counter(end.job for end in rows) == {"step": ORDERS, "later": ORDERS, "limited": ORDERS}
+    assert Counter(end.job for end in rows) == {
+        "step": ORDERS,
+        "later": ORDERS,
+        "limited": ORDERS,
+        "together": ORDERS,
+    }
     if enqueued:
-        assert set(enqueued) <= {"step", "later", "limited"}
+        assert set(enqueued) <= {"step", "later", "limited", "together"}
     by_job = defaultdict(list)
     for end in rows:
         by_job[end.job].append(end)
     failed = {msgspec.json.decode(end.result) for end in by_job["step"] if end.ending is Ending.FAILED}
     assert failed == {None}
-    assert sum(end.ending is Ending.FAILED for end in by_job["step"]) == sum(
-        number % 13 == 5 for number in range(ORDERS)
-    )
+    never = sum(number % 13 == 5 for number in range(ORDERS))
+    for name in ("step", "together"):
+        assert sum(end.ending is Ending.FAILED for end in by_job[name]) == never
+    assert max(map(len, PROGRAM.batches)) > 1
+    for key in range(len(KEYS)):
+        numbers = list(dict.fromkeys(n for batch in PROGRAM.batches for n in batch if n % len(KEYS) == key))
+        assert numbers == sorted(numbers), f"batches, key {key}: {numbers}"
     released = [value for fetched in run.read(["shop-job-releases"]) for value in fetched.values()]
     assert len(released) == len(set(released)) == ORDERS
     assert all(end.ended - end.enqueued >= 20_000 for end in by_job["later"])
     letters = [value for fetched in run.read(["shop-dead-letters"]) for value in fetched.values()]
-    assert len(letters) == len(set(letters)) == sum(number % 13 == 5 for number in range(ORDERS))
+    assert len(letters) == len(set(letters)) == 2 * never
     for key, attempts in PROGRAM.begun.items():
         first: dict[int, int] = {}
         last: dict[int, int] = {}
@@ -118,7 +148,8 @@ def check(run: Run) -> None:
         numbers = list(first)
         assert numbers == sorted(numbers), f"key {key}: {numbers}"
     assert {key: sorted(set(numbers)) for key, numbers in PROGRAM.succeeded.items()} == {
-        key: [number for number in range(at, ORDERS, len(KEYS)) if number % 13 != 5] for at, key in enumerate(KEYS)
+        key: [number for number in range(at, ORDERS, len(KEYS)) if number % 13 != 5]
+        for at, key in enumerate(KEYS)
     }
 
 
