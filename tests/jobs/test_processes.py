@@ -14,7 +14,9 @@ import pytest
 
 from streams import App, seconds
 from streams.errors import JobFailed, TopologyError
-from streams.jobs.executors import processes
+from streams.jobs.current import CurrentJob, JobCancelled
+from streams.jobs.executors import Attempt, processes
+from streams.jobs.executors.choice import Executors
 from streams.process.identity import ProcessIdentity
 from tests.jobs import process_app
 
@@ -100,6 +102,22 @@ def test_signals_of_the_terminal_and_of_service_managers_do_not_end_a_job(tmp_pa
         os.kill(pid, number)
     (tmp_path / "go").touch()
     assert handle.result(timeout=TIME) == "done"
+
+
+def test_progress_and_cancellation_reach_the_other_side(tmp_path):
+    executors = Executors(1)
+    current = CurrentJob("0-1", process_app.waits.name, 1, 0, "processes-jobs-0-1")
+    arguments = (str(tmp_path), 60.0)
+    attempt = Attempt(1, process_app.waits, (arguments, {}), current, copy_context(), deque())
+    attempt.payload = process_app.waits.arguments.encode(arguments, {})
+    executors.of("process").submit([attempt])
+    wait_for(lambda: current.progress, "it reports")
+    assert current.progress == f"waiting in {(tmp_path / 'begun').read_text()}"
+    current.cancelled = True
+    wait_for(lambda: attempt.finished, "it ends")
+    assert isinstance(attempt.error, JobCancelled)
+    assert "in check_cancelled" in str(attempt.error.__cause__)
+    executors.close()
 
 
 def test_functions_that_no_other_process_can_find_are_refused():
