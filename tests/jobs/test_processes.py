@@ -9,6 +9,8 @@ import sys
 import textwrap
 import threading
 import time
+from collections import deque
+from contextvars import copy_context
 
 import pytest
 
