@@ -102,7 +102,11 @@ class Job(NamedTuple):
     @property
     def rank(self) -> int:
         """Its place in the order."""
-        return rank(max(self.timestamp, self.due, self.record.due or 0), self.record.priority)
+        record, time = self.record, self.timestamp
+        due = self.due or record.due
+        if due is not None and due > time:
+            time = due
+        return rank(time, record.priority)
 
     def as_stored(self, state: StoredState, due: int = 0, tries: int | None = None) -> StoredJob:
         """What is stored of it."""
@@ -386,8 +390,10 @@ class JobQueue:
             attempts: list[Attempt] = []
             while ready and len(attempts) < free:
                 place, offset = ready.take()
-                job = None if offset in self._running else self._find(offset)
-                if job is None or not self._is_head(job):
+                if offset in self._running:
+                    continue
+                job = self._open.get(offset) or self._find(offset)
+                if job is None or (job.record.key is not None and not self._is_head(job)):
                     continue
                 attempt = self._attempt(job, place, now)
                 if attempt is not None:
@@ -443,7 +449,7 @@ class JobQueue:
                 job, LookupError(f"no function is registered as {record.job!r}; there are: {names}"), now
             )
             return None
-        bucket = self._bucket(job)
+        bucket = None if record.limit is None else self._bucket(job)
         if bucket is not None:
             opens = bucket.opens()
             if opens is None or opens > now:
@@ -461,7 +467,8 @@ class JobQueue:
             if bucket.has_rate:
                 self._store.put_limit(record.limit, StoredLimit(bucket.full_at, bucket.closed_until))
         identifier = self._id(job)
-        left = self._adopt(f"{self._topic}-{identifier}")
+        idempotency_key = f"{self._topic}-{identifier}"
+        left = self._adopt(idempotency_key)
         if left is not None:
             self._running[job.offset] = job, left
             return None
@@ -474,9 +481,9 @@ class JobQueue:
                 record.job,
                 job.tries + 1,
                 job.due or record.due or job.timestamp,
-                f"{self._topic}-{identifier}",
+                idempotency_key,
             ),
-            self._context,
+            copy_context(),
             self._ended,
             payload=bytes(record.arguments),
         )
@@ -497,16 +504,18 @@ class JobQueue:
             return
         job, _ = self._running.pop(attempt.offset)
         self._undo_slice.settled.append((job, attempt))
-        bucket = self._bucket(job)
+        bucket = None if job.record.limit is None else self._bucket(job)
         if bucket is not None and not attempt.counted:
             assert job.record.limit is not None
             bucket.running -= 1
             self._limited.opens(job.record.limit, now)
         attempt.counted = True
-        error, retry = attempt.error, attempt.job.definition.retry
+        error = attempt.error
         if error is None:
             self._finish(job, Ending.SUCCEEDED, now, result=attempt.result)
-        elif isinstance(error, JobCancelled) or (attempt.current.cancelled and error is not None):
+            return
+        retry = attempt.job.definition.retry
+        if isinstance(error, JobCancelled) or attempt.current.cancelled:
             self._fail(job, error, now, Ending.CANCELLED, tries=attempt.current.attempt)
         elif isinstance(error, RetryLater):
             self._later(job, error, now)
@@ -574,7 +583,8 @@ class JobQueue:
         self._forget(job)
         if record.unique is not None and duplicate_of is None:
             self._store.put_unique(record.unique, None)
-        self._leave(job)
+        if record.key is not None:
+            self._leave(job)
         if tries is None:
             tries = job.tries + (ending is Ending.SUCCEEDED)
         end = JobEnd(
@@ -831,12 +841,9 @@ class JobQueue:
         executors = self._executors
         return executors if isinstance(executors, InlineExecutor) else executors.of(kind)
 
-    @property
-    def _context(self) -> Any:
-        return copy_context()
-
     def _id(self, job: Job) -> str:
-        return str(JobId(self._partition, job.offset))
+        # As ``str(JobId(…))``, several times for each job.
+        return f"{self._partition}-{job.offset}"
 
     def _become(self, state: QueueState) -> None:
         assert self._state.may_become(state), (
