@@ -161,8 +161,7 @@ def test_a_stop_lets_short_jobs_finish_ends_long_ones_and_hands_back_the_others(
     worker = jobs.start(shutdown_timeout=8)
     long = [app.separate.enqueue("process", 60), app.nap.enqueue("nap", 60), app.sleep.enqueue("short", 1.5)]
     waiting = [app.sleep.enqueue(f"waiting-{at}", 0) for at in range(5)]
-    for name in ("process", "nap", "short"):
-        jobs.wait_for(lambda name=name: jobs.read_notes(name), 60, f"{name} begins")
+    jobs.wait_for(lambda: all(map(jobs.read_notes, ("process", "nap", "short"))), 60, "they begin")
     child = ProcessIdentity.of(int((jobs.notes / "process.pid").read_text()))
     begun = time.monotonic()
     os.kill(worker.process.pid, number)

@@ -56,7 +56,7 @@ def work():
     return Work()
 
 
-def test_a_batch_begins_when_it_is_full_or_its_first_job_has_waited(work):
+def test_a_batch_begins_when_it_is_full_or_its_first_job_has_waited(work: Work):
     @work.app.job(name="send", batch=3, within=seconds(5))
     def send(mails: list[Mail]) -> list[str]:
         work.batches.append([mail.number for mail in mails])
@@ -73,7 +73,7 @@ def test_a_batch_begins_when_it_is_full_or_its_first_job_has_waited(work):
     assert work.driver.store("jobs") == {}
 
 
-def test_without_within_a_batch_is_what_waits_now(work):
+def test_without_within_a_batch_is_what_waits_now(work: Work):
     @work.app.job(name="send", batch=10)
     def send(mails: list[Mail]) -> None:
         work.batches.append([mail.number for mail in mails])
@@ -87,7 +87,7 @@ def test_without_within_a_batch_is_what_waits_now(work):
     assert work.batches == [[3], [1, 2]]
 
 
-def test_each_item_succeeds_or_fails_alone(work):
+def test_each_item_succeeds_or_fails_alone(work: Work):
     @work.app.job(
         name="send", batch=4, within=seconds(1), retry=Retry(2, backoff=seconds(10), jitter=0, on=(OSError,))
     )
@@ -114,7 +114,7 @@ def test_each_item_succeeds_or_fails_alone(work):
     assert dict(letter.headers)["__streams.errors.message"] == b"wrong"
 
 
-def test_an_exception_or_a_wrong_number_of_results_fails_all_of_them(work):
+def test_an_exception_or_a_wrong_number_of_results_fails_all_of_them(work: Work):
     returned: list[object] = [["one"], "no list", OSError("down")]
 
     @work.app.job(name="send", batch=2, retry=Retry(3, backoff=seconds(1), jitter=0))
@@ -136,7 +136,7 @@ def test_an_exception_or_a_wrong_number_of_results_fails_all_of_them(work):
     assert messages == [b"down", b"down"]
 
 
-def test_of_each_key_a_batch_has_one_job_and_the_others_follow_in_order(work):
+def test_of_each_key_a_batch_has_one_job_and_the_others_follow_in_order(work: Work):
     @work.app.job(name="send", batch=10, within=seconds(1), key=lambda mail: mail.to)
     def send(mails: list[Mail]) -> None:
         work.batches.append([mail.number for mail in mails])
@@ -147,7 +147,7 @@ def test_of_each_key_a_batch_has_one_job_and_the_others_follow_in_order(work):
     assert work.batches == [[0, 2, 4], [1], [3]]
 
 
-def test_limits_count_each_job_of_a_batch(work):
+def test_limits_count_each_job_of_a_batch(work: Work):
     @work.app.job(name="send", batch=10, limit=Limit(rate=3, per=seconds(10), burst=3))
     def send(mails: list[Mail]) -> None:
         work.batches.append([mail.number for mail in mails])
@@ -161,7 +161,7 @@ def test_limits_count_each_job_of_a_batch(work):
     assert sorted(number for batch in work.batches for number in batch) == [0, 1, 2, 3, 4]
 
 
-def test_a_batch_waits_over_a_restart_and_is_not_lost(work):
+def test_a_batch_waits_over_a_restart_and_is_not_lost(work: Work):
     @work.app.job(name="send", batch=10, within=seconds(5))
     def send(mails: list[Mail]) -> None:
         work.batches.append([mail.number for mail in mails])
@@ -176,7 +176,7 @@ def test_a_batch_waits_over_a_restart_and_is_not_lost(work):
     assert work.batches == [[0, 1, 2]]
 
 
-def test_an_async_function_takes_a_list_too(work):
+def test_an_async_function_takes_a_list_too(work: Work):
     @work.app.job(name="send", batch=2)
     async def send(mails: list[Mail]) -> list[int]:
         work.batches.append([mail.number for mail in mails])
@@ -187,7 +187,7 @@ def test_an_async_function_takes_a_list_too(work):
     assert work.ends() == {"0-0": ("succeeded", 1, 1)}
 
 
-def test_the_jobs_of_a_batch_are_known_in_it(work):
+def test_the_jobs_of_a_batch_are_known_in_it(work: Work):
     seen: list[object] = []
 
     @work.app.job(name="send", batch=2, within=seconds(1))
@@ -201,7 +201,7 @@ def test_the_jobs_of_a_batch_are_known_in_it(work):
     assert seen == ["0-0", "0-1"]
 
 
-def test_what_is_no_batch_is_refused(work):
+def test_what_is_no_batch_is_refused(work: Work):
     with pytest.raises(TopologyError, match="given a list of jobs"):
 
         @work.app.job(name="send", batch=2)

@@ -131,9 +131,9 @@ def check(run: Run) -> None:
     for name in ("step", "together"):
         assert sum(end.ending is Ending.FAILED for end in by_job[name]) == never
     assert max(map(len, PROGRAM.batches)) > 1
-    for key in range(len(KEYS)):
-        numbers = list(dict.fromkeys(n for batch in PROGRAM.batches for n in batch if n % len(KEYS) == key))
-        assert numbers == sorted(numbers), f"batches, key {key}: {numbers}"
+    for at, key in enumerate(KEYS):
+        order = list(dict.fromkeys(n for batch in PROGRAM.batches for n in batch if n % len(KEYS) == at))
+        assert order == sorted(order), f"batches, key {key}: {order}"
     released = [value for fetched in run.read(["shop-job-releases"]) for value in fetched.values()]
     assert len(released) == len(set(released)) == ORDERS
     assert all(end.ended - end.enqueued >= 20_000 for end in by_job["later"])
