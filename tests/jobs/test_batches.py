@@ -111,7 +111,7 @@ def test_each_item_succeeds_or_fails_alone(work: Work):
     assert ends["0-2"] == ("failed", 1, None)
     assert ends["0-3"] == ("succeeded", 1, "sent")
     (letter,) = work.driver.dead_letters()
-    assert dict(letter.headers)["__streams.errors.message"] == b"wrong"
+    assert dict(letter.headers or ())["__streams.errors.message"] == b"wrong"
 
 
 def test_an_exception_or_a_wrong_number_of_results_fails_all_of_them(work: Work):
@@ -132,7 +132,9 @@ def test_an_exception_or_a_wrong_number_of_results_fails_all_of_them(work: Work)
     work.wait(10)
     assert work.batches == [[1, 2], [1, 2], [1, 2]]
     assert work.ends() == {"0-0": ("failed", 3, None), "0-1": ("failed", 3, None)}
-    messages = [dict(letter.headers)["__streams.errors.message"] for letter in work.driver.dead_letters()]
+    messages = [
+        dict(letter.headers or ())["__streams.errors.message"] for letter in work.driver.dead_letters()
+    ]
     assert messages == [b"down", b"down"]
 
 
@@ -204,17 +206,17 @@ def test_the_jobs_of_a_batch_are_known_in_it(work: Work):
 def test_what_is_no_batch_is_refused(work: Work):
     with pytest.raises(TopologyError, match="given a list of jobs"):
 
-        @work.app.job(name="send", batch=2)
+        @work.app.job(name="send", batch=2)  # type: ignore[arg-type]
         def send(mail: Mail) -> None: ...
 
     with pytest.raises(TopologyError, match="exactly one parameter"):
 
-        @work.app.job(name="send", batch=2)
+        @work.app.job(name="send", batch=2)  # type: ignore[arg-type]
         def send_two(mails: list[Mail], more: int) -> None: ...
 
     with pytest.raises(StreamsError, match="within needs batch"):
 
-        @work.app.job(name="send", within=milliseconds(2))
+        @work.app.job(name="send", within=milliseconds(2))  # type: ignore[call-overload, untyped-decorator]
         def send_one(mail: Mail) -> None: ...
 
     @work.app.job(name="send", batch=2)
