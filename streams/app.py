@@ -32,6 +32,7 @@ from streams.monitoring.program_metrics import Metrics
 from streams.monitoring.watchdog import Watchdog
 from streams.policy import ErrorPolicy, dead_letter
 from streams.process.ownership import own_process as take_process, rare_garbage_collections
+from streams.process.role import is_job_process
 from streams.process.slot import Slot, default_state_dir
 from streams.process.stop import START_SECONDS, StopSignals
 from streams.queries.directory import Replica, Replicas
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from streams.config import Settings, SettingsArguments
     from streams.connectors.source import SourceConnector
     from streams.eventtime.windows import Windowed
+    from streams.jobs.batch_job import BatchDecorator, BatchOptions
     from streams.jobs.handle import Handle
     from streams.jobs.job import AsyncJob, Job, JobDecorator, JobOptions
     from streams.monitoring.watchdog import Stall
@@ -410,9 +412,12 @@ class App:
     def job(self, function: Callable[P, R], /) -> Job[P, R]: ...
 
     @overload
+    def job(self, function: None = None, /, **options: Unpack[BatchOptions]) -> BatchDecorator: ...
+
+    @overload
     def job(self, function: None = None, /, **options: Unpack[JobOptions]) -> JobDecorator: ...
 
-    def job(self, function: Callable[..., Any] | None = None, /, **options: Unpack[JobOptions]) -> Any:
+    def job(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         """Make a function a job: calls of it can be put into the app's queue, and workers execute them.
 
         ::
@@ -434,12 +439,17 @@ class App:
         each step is worth a minute of waiting. A job that has not begun ``expires`` after it was enqueued
         becomes a dead letter. With ``executor="process"``, it is executed in a process of its own, which
         ends after ``timeout``; async functions are cancelled then, and threads, which cannot be, reported.
+
+        With ``batch``, the function takes a list, whose items are the arguments of up to that many jobs:
+        ``send.enqueue(mail)`` for ``def send(mails: list[Mail])``. It is called once there are so many, or at
+        most ``within`` after the first of them could begin. It returns ``None``, or a list with a result or
+        an exception for each, and each succeeds or fails alone.
         """
         if function is None:
             return lambda decorated: self._add_job(decorated, options)
         return self._add_job(function, options)
 
-    def _add_job(self, function: Callable[..., Any], options: JobOptions) -> Any:
+    def _add_job(self, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
         if self._queue is None:
             self._queue = Queue(
                 self.name,
@@ -561,6 +571,12 @@ class App:
         to standard error according to ``log_format`` and ``log_level``, the garbage collector runs less
         often, which saves a fifth of the CPU time, and the limit of open files is raised to the hard limit.
         """
+        if is_job_process():
+            raise ConfigurationError(
+                f"app {self.name!r} is run in a process that executes its jobs, which has only imported the "
+                "program",
+                hint="""write if __name__ == "__main__": app.run(), so that an import does not run the app""",
+            )
         settings = self.settings
         if own_process:
             take_process(settings.log_format, settings.log_level)

@@ -73,6 +73,8 @@ class Event(StrEnum):
     """INFO: dead letters were processed again on request, and that is committed; with their results."""
     RECORD_RETRIED = "record retried"
     """WARNING: user code failed on a record and is called again after ``seconds``."""
+    JOB_OVERDUE = "job overdue"
+    """WARNING: ``job`` takes longer than its ``timeout`` in a thread, which nothing can end; once each."""
     PARTITION_STALLED = "partition stalled"
     """ERROR: a partition has lag and made no progress for ``stall_timeout``; the cause and all stacks."""
     WATCHDOG_FAILED = "watchdog failed"

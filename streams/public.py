@@ -85,6 +85,7 @@ from streams.eventtime.windows import (
     Tumbling,
     Windowed,
 )
+from streams.jobs.batch_job import BatchDecorator, BatchJob, BatchOptions
 from streams.jobs.current import CurrentJob, JobCancelled, current_job
 from streams.jobs.handle import Handle
 from streams.jobs.job import AsyncJob, Call, CallOptions, Job, JobDecorator, JobOptions
@@ -107,6 +108,9 @@ __all__ = [
     "AsyncJob",
     "Avro",
     "Batch",
+    "BatchDecorator",
+    "BatchJob",
+    "BatchOptions",
     "BatchProcessor",
     "Branches",
     "Broker",

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from streams.dsl.flow import TableFlow
     from streams.dsl.joins import LateRecords
     from streams.eventtime.windows import JoinWindow, Windowed
+    from streams.jobs.batch_job import BatchJob
     from streams.jobs.job import AsyncJob, Call, Job
     from streams.operators import Operator
     from streams.operators.change import JoinKind
@@ -904,7 +905,7 @@ class Stream(Generic[K, V]):
 
     def enqueue(
         self,
-        job: Job[..., Any] | AsyncJob[..., Any],
+        job: Job[..., Any] | AsyncJob[..., Any] | BatchJob[Any, Any],
         call: Callable[[V], Call[Any] | None],
         *,
         on_error: ErrorPolicy | None = None,

@@ -108,6 +108,10 @@ class ChosenArguments:
         known = arguments.signature.parameters
         self._all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
         self._names = [parameter.name for parameter in parameters if parameter.kind in _KINDS]
+        # The only argument needs no name.
+        self._only = len(known) == len(self._names) == 1
+        if self._only:
+            return
         for parameter in parameters:
             if parameter.kind in _KINDS and parameter.name not in known:
                 raise TopologyError(
@@ -118,7 +122,7 @@ class ChosenArguments:
     def text(self, arguments: Mapping[str, Any]) -> str:
         """What the function returns for a job. Raises ``TypeError`` for anything but text."""
         chosen = {name: value for name, value in arguments.items() if self._all or name in self._names}
-        found = self._function(**chosen)
+        found = self._function(*arguments.values()) if self._only else self._function(**chosen)
         if not isinstance(found, str):
             raise TypeError(f"{self._what} must return text, got {type(found).__name__}: return str(…)")
         return found

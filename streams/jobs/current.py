@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from streams.errors import StreamsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class JobCancelled(Exception):
@@ -43,19 +47,34 @@ class CurrentJob:
             raise JobCancelled(f"job {self.id} was cancelled")
 
 
-_CURRENT: ContextVar[CurrentJob | None] = ContextVar("streams_job", default=None)
+_CURRENT: ContextVar[tuple[Sequence[CurrentJob], bool]] = ContextVar("streams_job", default=((), False))
+"""The jobs that run here, and whether they are a batch."""
 
 
 def current_job() -> CurrentJob:
-    """The job that this code is executed for. Raises ``StreamsError`` elsewhere."""
-    job = _CURRENT.get()
-    if job is None:
+    """The job that this code is executed for. Raises ``StreamsError`` elsewhere, and in a batch."""
+    jobs, together = _CURRENT.get()
+    if not jobs:
         raise StreamsError(
             "no job runs here", hint="call current_job() in the function of a job, while a worker executes it"
         )
-    return job
+    if together:
+        raise StreamsError(
+            f"several jobs run here: the {len(jobs)} of a batch",
+            hint="call current_jobs(), a list in the order of the function's list",
+        )
+    return jobs[0]
 
 
-def enter_job(job: CurrentJob) -> None:
-    """Let ``current_job`` return this job, in this context."""
-    _CURRENT.set(job)
+def current_jobs() -> list[CurrentJob]:
+    """The jobs that this code is executed for: those of a batch, in their order, or one.
+
+    Raises ``StreamsError`` where no job runs.
+    """
+    jobs, _ = _CURRENT.get()
+    return list(jobs) or [current_job()]
+
+
+def enter_jobs(jobs: Sequence[CurrentJob], *, together: bool = False) -> None:
+    """Let ``current_job`` return this job, in this context, or ``current_jobs`` these of a batch."""
+    _CURRENT.set((jobs, together))

@@ -10,10 +10,11 @@ import msgspec
 from streams.broker import NewTopic
 from streams.coroutines.awaitables import is_asynchronous
 from streams.errors import TopologyError
+from streams.jobs.batch_job import BatchJob
 from streams.jobs.commands import command_table
 from streams.jobs.executors.choice import Executors
 from streams.jobs.handle import Handle
-from streams.jobs.job import AsyncJob, BaseJob, Job, JobOptions
+from streams.jobs.job import AsyncJob, BaseJob, Job
 from streams.jobs.operator import own_topics, queue_nodes
 from streams.jobs.queue_client import QueueClient
 from streams.jobs.record import JobId, jobs_topic
@@ -73,11 +74,13 @@ class Queue:
         """What the app's topology needs for it."""
         self.commands = command_table(application)
 
-    def add(self, function: Callable[..., Any], options: JobOptions) -> BaseJob[Any, Any]:
+    def add(self, function: Callable[..., Any], options: Mapping[str, Any]) -> BaseJob[Any, Any]:
         """Declare a job. Raises ``TopologyError`` if there is another one of its name."""
         if isinstance(function, BaseJob):
             raise TopologyError(f"{function!r} is a job already", hint="use @app.job once")
-        kind = AsyncJob if is_asynchronous(function) else Job
+        kind: type[BaseJob[Any, Any]] = AsyncJob if is_asynchronous(function) else Job
+        if "batch" in options:
+            kind = BatchJob
         job: BaseJob[Any, Any] = kind(
             function, lambda: self._used or self.client, options, topic=jobs_topic(self._application)
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -32,7 +32,7 @@ from streams.jobs.record import JobRecord
 from streams.jobs.retry import ONCE, Retry, epoch_milliseconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
     from datetime import datetime, timedelta
 
     from streams.jobs.handle import Handle
@@ -96,6 +96,8 @@ class JobDefinition:
     expires: timedelta | None = None
     executor: JobExecutor = "thread"
     on_failure: FailureOrder = "wait"
+    batch: int | None = None
+    within: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ class BaseJob(Generic[P, R]):
         self,
         function: Callable[P, Any],
         client: Callable[[], Enqueuer],
-        options: JobOptions,
+        options: Mapping[str, Any],
         *,
         topic: str,
     ) -> None:
@@ -156,8 +158,9 @@ class BaseJob(Generic[P, R]):
         self.topic = topic
         """The topic of its queue."""
         self.asynchronous = is_asynchronous(function)
-        self.arguments = Arguments(self.name, function)
-        self.result = Result(self.name, function)
+        described = self._described(function)
+        self.arguments = Arguments(self.name, described)
+        self.result = Result(self.name, described)
         definition = self.definition
         self._key = self._chosen("key", definition.key)
         self._limit_key = self._chosen(
@@ -171,6 +174,10 @@ class BaseJob(Generic[P, R]):
                 hint="leave executor= out, or make the function a plain one",
             )
         functools.update_wrapper(cast("Any", self), function)
+
+    def _described(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function with the parameters and the result of one job."""
+        return function
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """Put a call into the queue; returns once Kafka has acknowledged it.
@@ -310,22 +317,27 @@ class JobDecorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> Job[P, R]: ...
 
 
-def definition_of(function: Callable[..., Any], options: JobOptions) -> JobDefinition:
+def definition_of(function: Callable[..., Any], options: Mapping[str, Any]) -> JobDefinition:
     """The definition of a job. Raises ``TypeError`` for an unknown option, ``ConfigurationError``."""
-    given: dict[str, Any] = dict(options)
-    unknown = given.keys() - JobOptions.__annotations__.keys()
+    given = dict(options)
+    known = {option.name for option in fields(JobDefinition)}
+    unknown = given.keys() - known
     if unknown:
-        raise TypeError(
-            f"job() has no option {min(unknown)!r}; there are: "
-            f"{', '.join(sorted(JobOptions.__annotations__))}"
-        )
+        raise TypeError(f"job() has no option {min(unknown)!r}; there are: {', '.join(sorted(known))}")
     name = given.pop("name", None) or _name(function)
     definition = JobDefinition(name, **given)
-    for option in ("timeout", "expires"):
+    for option in ("timeout", "expires", "within"):
         duration = getattr(definition, option)
         if duration is not None:
             to_milliseconds(duration, f"job {name!r}: {option}", least=1)
     _check_priority(name, definition.priority)
+    _check_batch(name, definition)
+    if definition.executor == "process" and "<" in getattr(function, "__qualname__", ""):
+        raise TopologyError(
+            f"job {name!r} cannot run in a process of its own: {function!r:.80} is defined within another "
+            "function, where that process cannot find it",
+            hint="define it with def in a module, or leave executor= out",
+        )
     for option, kind in (("retry", Retry), ("limit", Limit)):
         value = getattr(definition, option)
         if value is not None and not isinstance(value, kind):
@@ -342,6 +354,14 @@ def definition_of(function: Callable[..., Any], options: JobOptions) -> JobDefin
                 f"{getattr(definition, option)!r:.80}"
             )
     return definition
+
+
+def _check_batch(name: str, definition: JobDefinition) -> None:
+    batch: object = definition.batch
+    if batch is not None and (type(batch) is not int or batch < 1):
+        raise ConfigurationError(f"job {name!r}: batch is a whole number from 1, got {batch!r:.80}")
+    if definition.within is not None and batch is None:
+        raise ConfigurationError(f"job {name!r}: within needs batch=", hint="batch=100, within=seconds(1)")
 
 
 def _check_priority(name: str, priority: object) -> None:

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,9 +15,11 @@ import msgspec
 from streams.jobs.control import Control
 from streams.jobs.current import CurrentJob, JobCancelled
 from streams.jobs.executors import Attempt
+from streams.jobs.executors.batch import BatchAttempt
 from streams.jobs.executors.choice import KINDS, ExecutorKind, kind_of
 from streams.jobs.executors.inline import InlineExecutor
 from streams.jobs.fields import unfinished_fields
+from streams.jobs.gathering import Gathering
 from streams.jobs.job import describe
 from streams.jobs.job_store import JobStore, Progress, StoredJob, StoredLimit, StoredState, ranges
 from streams.jobs.limits import Bucket
@@ -54,6 +56,9 @@ LOOK_MILLISECONDS = 1_000
 
 MOST_DUE = 1_000
 """How many due jobs are released in one slice."""
+
+
+NO_TIME, MILLISECOND = timedelta(), timedelta(milliseconds=1)
 
 
 class QueueState(Enum):
@@ -102,7 +107,11 @@ class Job(NamedTuple):
     @property
     def rank(self) -> int:
         """Its place in the order."""
-        return rank(max(self.timestamp, self.due, self.record.due or 0), self.record.priority)
+        record, time = self.record, self.timestamp
+        due = self.due or record.due
+        if due is not None and due > time:
+            time = due
+        return rank(time, record.priority)
 
     def as_stored(
         self, state: StoredState, due: int = 0, error: JobError | None = None, failed_at: int = 0
@@ -211,6 +220,8 @@ class JobQueue:
         self._ended: deque[Attempt] = deque()
 
         self._ready: dict[ExecutorKind, ReadyJobs] = {kind: ReadyJobs() for kind in KINDS}
+        self._gathered: dict[str, Gathering] = {}
+        """Those of functions that take a list, by function."""
         self._lines = KeyLines()
         self._buckets: dict[str, Bucket] = {}
         self._limited = Openings()
@@ -244,7 +255,8 @@ class JobQueue:
             ready and self._executor(kind).free for kind, ready in self._ready.items()
         ):
             return True
-        return self._wakes() <= self._clock()
+        now = self._clock()
+        return self._wakes() <= now or self._together_free(now)
 
     def is_running(self) -> bool:
         return bool(self._running)
@@ -291,7 +303,8 @@ class JobQueue:
         self._become(QueueState.STOPPING)
         for kind in KINDS:
             for attempt in self._executor(kind).withdraw(self._ended):
-                del self._running[attempt.offset]
+                for each in attempt.members:
+                    del self._running[each.offset]
 
     def close(self) -> None:
         """The task ends: what has not begun is begun by the next owner of the partition."""
@@ -413,7 +426,18 @@ class JobQueue:
         if job.offset in self._running:
             return
         known = self._jobs.get(job.record.job)
+        if known is not None and known.definition.batch is not None:
+            self._gathering(known).add(rank, job.offset, self._clock())
+            return
         self._ready["thread" if known is None else kind_of(known)].add(rank, job.offset)
+
+    def _gathering(self, job: BaseJob[Any, Any]) -> Gathering:
+        found = self._gathered.get(job.name)
+        if found is None:
+            batch, within = job.definition.batch, job.definition.within or NO_TIME
+            assert batch is not None
+            found = self._gathered[job.name] = Gathering(batch, within // MILLISECOND)
+        return found
 
     def _find(self, offset: int) -> Job | None:
         """A job that waits for its turn, in memory or in the store."""
@@ -438,14 +462,43 @@ class JobQueue:
             attempts: list[Attempt] = []
             while ready and len(attempts) < free:
                 place, offset = ready.take()
-                job = None if offset in self._running else self._find(offset)
-                if job is None or not self._is_head(job):
+                if offset in self._running:
+                    continue
+                job = self._open.get(offset) or self._find(offset)
+                if job is None or (job.record.key is not None and not self._is_head(job)):
                     continue
                 attempt = self._attempt(job, place, now)
                 if attempt is not None:
                     attempts.append(attempt)
             if attempts:
                 executor.submit(attempts)
+        if self._gathered:
+            self._pump_together(now)
+
+    def _pump_together(self, now: int) -> None:
+        """Begin jobs of functions that take a list, of a key only the first one."""
+        for name, gathering in self._gathered.items():
+            executor = self._executor(kind_of(self._jobs[name]))
+            while (opens := gathering.opens()) is not None and opens <= now and executor.free > 0:
+                attempts = []
+                for place, offset in gathering.take():
+                    job = None if offset in self._running else self._find(offset)
+                    if job is None or not self._is_head(job):
+                        continue
+                    attempt = self._attempt(job, place, now)
+                    if attempt is not None:
+                        attempts.append(attempt)
+                if attempts:
+                    executor.submit([BatchAttempt.of(attempts)])
+
+    def _together_free(self, now: int) -> bool:
+        """Whether jobs of a function that takes a list can begin now."""
+        return self._state is QueueState.RUNNING and any(
+            (opens := gathering.opens()) is not None
+            and opens <= now
+            and self._executor(kind_of(self._jobs[name])).free > 0
+            for name, gathering in self._gathered.items()
+        )
 
     def _is_head(self, job: Job) -> bool:
         return job.record.key is None or self._lines.head(job.record.key) == job.offset
@@ -474,7 +527,7 @@ class JobQueue:
                 job, LookupError(f"no function is registered as {record.job!r}; there are: {names}"), now
             )
             return None
-        bucket = self._bucket(job)
+        bucket = None if record.limit is None else self._bucket(job)
         if bucket is not None:
             opens = bucket.opens()
             if opens is None or opens > now:
@@ -492,7 +545,8 @@ class JobQueue:
             if bucket.has_rate:
                 self._store.put_limit(record.limit, StoredLimit(bucket.full_at, bucket.closed_until))
         identifier = self._id(job)
-        left = self._adopt(self._idempotency_key(job))
+        idempotency_key = self._idempotency_key(job)
+        left = self._adopt(idempotency_key)
         if left is not None:
             self._running[job.offset] = job, left
             return None
@@ -505,10 +559,11 @@ class JobQueue:
                 record.job,
                 job.tries + 1,
                 job.due or record.due or job.timestamp,
-                self._idempotency_key(job),
+                idempotency_key,
             ),
-            self._context,
+            copy_context(),
             self._ended,
+            payload=bytes(record.arguments),
         )
         self._running[job.offset] = job, attempt
         return attempt
@@ -527,16 +582,18 @@ class JobQueue:
             return
         job, _ = self._running.pop(attempt.offset)
         self._undo_slice.settled.append((job, attempt))
-        bucket = self._bucket(job)
+        bucket = None if job.record.limit is None else self._bucket(job)
         if bucket is not None and not attempt.counted:
             assert job.record.limit is not None
             bucket.running -= 1
             self._limited.opens(job.record.limit, now)
         attempt.counted = True
-        error, retry = attempt.error, attempt.job.definition.retry
+        error = attempt.error
         if error is None:
             self._finish(job, Ending.SUCCEEDED, now, result=attempt.result)
-        elif isinstance(error, JobCancelled) or attempt.current.cancelled:
+            return
+        retry = attempt.job.definition.retry
+        if isinstance(error, JobCancelled) or attempt.current.cancelled:
             note = self._control.cancelled.get(job.offset)
             why = error if note is None else _cancelled_by(note)
             self._fail(job, why, now, Ending.CANCELLED, tries=attempt.current.attempt)
@@ -610,7 +667,8 @@ class JobQueue:
         self._control.note_end(job.offset)
         if record.unique is not None and duplicate_of is None:
             self._store.put_unique(record.unique, None)
-        self._leave(job)
+        if record.key is not None:
+            self._leave(job)
         if tries is None:
             tries = job.tries + (ending is Ending.SUCCEEDED)
         end = JobEnd(
@@ -810,6 +868,16 @@ class JobQueue:
 
     def _pump_limit(self, name: str, now: int) -> None:
         """Let jobs that wait for a limit begin, as many as it allows."""
+        together: dict[str, list[Attempt]] = {}
+        self._pump_limited(name, now, together)
+        for job, attempts in together.items():
+            most = self._jobs[job].definition.batch
+            assert most is not None
+            self._executor(kind_of(self._jobs[job])).submit(
+                [BatchAttempt.of(attempts[at : at + most]) for at in range(0, len(attempts), most)]
+            )
+
+    def _pump_limited(self, name: str, now: int, together: dict[str, list[Attempt]]) -> None:
         while (first := self._limited.first(name)) is not None:
             place, offset = first
             job = None if offset in self._running else self._find(offset)
@@ -828,8 +896,12 @@ class JobQueue:
                 return
             self._limited.take(name)
             attempt = self._attempt(job, place, now)
-            if attempt is not None:
+            if attempt is None:
+                continue
+            if attempt.job.definition.batch is None:
                 executor.submit([attempt])
+            else:
+                together.setdefault(attempt.job.name, []).append(attempt)
 
     # --- memory
 
@@ -876,6 +948,8 @@ class JobQueue:
         self._control.reload()
         for ready in self._ready.values():
             ready.clear()
+        for gathering in self._gathered.values():
+            gathering.clear()
         self._lines.clear()
         self._limited.clear()
         self._next_due = None
@@ -943,21 +1017,23 @@ class JobQueue:
         times = [0 if self._next_due is None else self._next_due, self._limited.next_opening()]
         if self._open:
             times.append(self._next_look)
+        if self._gathered:
+            # Those for which it is time already wait for an executor.
+            now = self._clock()
+            opening = [gathering.opens() for gathering in self._gathered.values()]
+            times += [opens for opens in opening if opens is not None and opens > now]
         return min(times)
 
     def _executor(self, kind: ExecutorKind) -> Executor:
         executors = self._executors
         return executors if isinstance(executors, InlineExecutor) else executors.of(kind)
 
-    @property
-    def _context(self) -> Any:
-        return copy_context()
-
     def _idempotency_key(self, job: Job) -> str:
         return f"{self._topic}-{self._id(job)}"
 
     def _id(self, job: Job) -> str:
-        return str(JobId(self._partition, job.offset))
+        # As ``str(JobId(…))``, several times for each job.
+        return f"{self._partition}-{job.offset}"
 
     def _become(self, state: QueueState) -> None:
         assert self._state.may_become(state), (

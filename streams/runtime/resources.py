@@ -12,6 +12,7 @@ from streams.coroutines.awaitables import is_asynchronous
 from streams.coroutines.event_loop import current_loop
 from streams.errors import StreamsError, TopologyError
 from streams.events import Event, get_logger
+from streams.process.role import is_job_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,11 @@ CLOSE_SECONDS = 5.0
 _NO_FACTORY = (
     "give it a function without arguments that returns a context manager: one decorated with "
     "contextlib.contextmanager or asynccontextmanager, or lambda: contextlib.closing(…)"
+)
+
+_IN_JOB_PROCESS = (
+    "resources belong to the worker, and a job with executor='process' runs in a process of its own: open "
+    "what it needs in its function, or leave executor= out"
 )
 
 
@@ -98,7 +104,9 @@ class Resource(Generic[T]):
         except KeyError:
             raise StreamsError(
                 f"resource {self.name!r} of app {self._application!r} is not open here",
-                hint="call get() in functions of steps and in processors that a worker or a TopologyDriver "
+                hint=_IN_JOB_PROCESS
+                if is_job_process()
+                else "call get() in functions of steps and in processors that a worker or a TopologyDriver "
                 "runs: not where the app is described, and not in threads of your own",
             ) from None
         return value

@@ -144,6 +144,8 @@ class Worker:
         self._stop = threading.Event()
         self._pause = pause or self._stop.wait
         self._stop_by = float("inf")
+        self._finishes_by = -float("inf")
+        """Until when a stop that has waited for work in the background is not considered to hang."""
         self._log = get_logger()
 
         counts = dict(partitions or {})
@@ -454,7 +456,12 @@ class Worker:
     @property
     def unfinished(self) -> bool:
         """Whether work is in progress, or not known to be committed; from any thread."""
-        return self._slice.input is not None or self._pacing.dirty or bool(self._assignment.uncommitted())
+        return (
+            self._clock() < self._finishes_by
+            or self._slice.input is not None
+            or self._pacing.dirty
+            or bool(self._assignment.uncommitted())
+        )
 
     def close(self) -> None:
         """Commit and leave the group.
@@ -953,18 +960,22 @@ class Worker:
 
         What has not begun, or does not end, is processed by the next owner.
         """
-        working = [task for task in self._assignment.tasks.values() if task.has_background_work]
-        for task in working:
-            task.stop_background_work()
-        while any(task.running_in_background for task in working) and self._clock() <= self._stop_by:
-            if self._transaction.must_rewind:
-                return
-            time.sleep(SOURCE_SECONDS)
-            self._serve()
+        stopped: set[Task] = set()
+        while not self._transaction.must_rewind:
+            # A rebalance may end tasks meanwhile, and begin others.
+            working = {task for task in self._assignment.tasks.values() if task.has_background_work}
+            for task in working - stopped:
+                task.stop_background_work()
+            stopped = working
             self._collect_background_work()
+            late = self._clock() > self._stop_by
+            if late or not any(task.running_in_background for task in working):
+                return
             if self._commit_due():
                 self._commit()
-            working = [task for task in working if self._assignment.tasks.get(task.id) is task]
+            self._finishes_by = min(self._clock(), self._stop_by) + self._settings.shutdown_timeout / 5
+            time.sleep(SOURCE_SECONDS)
+            self._serve()
 
     def _rewind(self) -> None:
         """Discard the uncommitted work and read the input again from the committed offsets."""

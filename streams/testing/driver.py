@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from streams.app import App
     from streams.coroutines.event_loop import Calls
     from streams.eventtime.windows import Windowed
+    from streams.jobs.batch_job import BatchJob
     from streams.jobs.job import AsyncJob, Job
     from streams.records import Output
     from streams.runtime.dead_letter_rows import DeadLetter
@@ -253,7 +254,7 @@ class TopologyDriver:
                 hint="driver.restart(app) continues with a changed program",
             )
 
-    def enqueued(self, job: Job[..., Any] | AsyncJob[..., Any]) -> list[EnqueuedJob]:
+    def enqueued(self, job: Job[..., Any] | AsyncJob[..., Any] | BatchJob[Any, Any]) -> list[EnqueuedJob]:
         """Take the jobs of this function that were enqueued since the last call, executed or not."""
         return self._queue().take(job.name)
 
@@ -267,7 +268,11 @@ class TopologyDriver:
                 self._run_queue(task)
 
     def fail_next(
-        self, job: Job[..., Any] | AsyncJob[..., Any], *, times: int = 1, error: Exception | None = None
+        self,
+        job: Job[..., Any] | AsyncJob[..., Any] | BatchJob[Any, Any],
+        *,
+        times: int = 1,
+        error: Exception | None = None,
     ) -> None:
         """Let the next executions of this job raise ``error`` (an ``OSError``) instead of the function's."""
         queue = queue_of(self._app)

@@ -1,4 +1,4 @@
-"""An app whose jobs wait until a file appears, or until they are cancelled."""
+"""An app with jobs that the tests run as processes, configured by environment variables."""
 
 from __future__ import annotations
 
@@ -7,34 +7,62 @@ import os
 import time
 from pathlib import Path
 
-from streams import App
+from streams import App, seconds
 from streams.jobs.current import current_job
+from streams.jobs.retry import Retry
 
-PREFIX = os.environ["JOBS_PREFIX"]
-GATE = Path(os.environ["JOBS_GATE"])
+PREFIX = os.environ.get("JOBS_PREFIX", "none")
+FOLDER = Path(os.environ.get("JOBS_FOLDER", "."))
+"""Jobs write there when they begin and end, with their idempotency keys."""
 
-app = App(f"{PREFIX}-jobs", job_partitions=2)
+app = App(f"{PREFIX}-jobs", job_partitions=1, job_concurrency=50)
 
 
-@app.job(name="hold", key=lambda key: key)
-def hold(key: str) -> str:
-    """Ends when the file of its key exists."""
-    GATE.joinpath(f"{key}-began").touch()
-    while not GATE.joinpath(key).exists():
-        current_job().check_cancelled()
-        time.sleep(0.02)
-    return key
+def note(what: str, name: str) -> None:
+    job = current_job()
+    with (FOLDER / name).open("a") as file:
+        file.write(f"{what} {job.idempotency_key} {job.attempt} {time.time()}\n")
 
 
 @app.job(name="sleep")
-async def sleep(key: str) -> None:
-    """Never ends by itself."""
-    GATE.joinpath(f"{key}-began").touch()
-    await asyncio.sleep(3_600)
+def sleep(name: str, duration: float) -> str:
+    note("begun", name)
+    deadline = time.monotonic() + duration
+    while time.monotonic() < deadline:
+        time.sleep(0.02)
+    note("ended", name)
+    return name
 
 
-@app.job(name="note", key=lambda key: key)
-def note(key: str) -> str:
-    """Notes that it was executed."""
-    GATE.joinpath(f"{key}-began").touch()
-    return key
+@app.job(name="nap")
+async def nap(name: str, duration: float) -> str:
+    note("begun", name)
+    try:
+        await asyncio.sleep(duration)
+    except asyncio.CancelledError:
+        note("cancelled", name)
+        raise
+    note("ended", name)
+    return name
+
+
+@app.job(name="separate", executor="process")
+def separate(name: str, duration: float) -> str:
+    note("begun", name)
+    (FOLDER / f"{name}.pid").write_text(str(os.getpid()))
+    time.sleep(duration)
+    note("ended", name)
+    return name
+
+
+@app.job(
+    name="step", key=lambda key, number: str(key), retry=Retry(4, backoff=seconds(1), factor=1, jitter=0)
+)
+def step(key: int, number: int) -> int:
+    note(f"begun {number}", f"key-{key}")
+    time.sleep(0.02)
+    if (key, number) == (3, 10) and current_job().attempt < 4:
+        note(f"failed {number}", f"key-{key}")
+        raise OSError("not now")
+    note(f"ended {number}", f"key-{key}")
+    return number

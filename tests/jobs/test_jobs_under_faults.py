@@ -70,8 +70,17 @@ class Program:
         @app.job(name="limited", limit=Limit(rate=3, per=seconds(2), key=lambda key, number: key))
         def limited(key: str, number: int) -> None: ...
 
+        self.batches: list[list[int]] = []
+
+        @app.job(name="together", key=lambda number: str(number % len(KEYS)), batch=5, within=seconds(3))
+        def together(numbers: list[int]) -> list[int | Exception]:
+            self.batches.append(numbers)
+            assert len({number % len(KEYS) for number in numbers}) == len(numbers), "two of a key at once"
+            return [ValueError("never") if number % 13 == 5 else number for number in numbers]
+
         orders = app.stream("orders", value=Json(dict[str, Any]))
         orders.enqueue(step, lambda order: step.call(order["key"], order["number"]))
+        orders.enqueue(together, lambda order: together.call(order["number"]))
         orders.enqueue(later, lambda order: later.using(delay=seconds(20)).call(order["number"]))
         orders.enqueue(limited, lambda order: limited.call(order["key"], order["number"]))
 
@@ -90,6 +99,7 @@ class Program:
     def run(self, schedule: Schedule) -> Run:
         self.begun.clear()
         self.succeeded.clear()
+        self.batches.clear()
         records = [
             InputRecord(
                 KEYS[number % len(KEYS)].encode(),
@@ -131,6 +141,12 @@ def later_commands(end: JobEnd) -> list[Command]:
 PROGRAM = Program()
 
 
+def number_of(end: JobEnd) -> int:
+    """The number among a job's arguments; -1 without one."""
+    arguments = msgspec.json.decode(end.record)["arguments"]
+    return next((value for value in arguments.values() if isinstance(value, int)), -1)
+
+
 def check(run: Run) -> None:
     """Check what the run has recorded against what was enqueued."""
     enqueued = Counter(
@@ -146,26 +162,23 @@ def check(run: Run) -> None:
         if value is not None
     ]
     assert Counter(end.id for end in rows).most_common(1)[0][1] == 1, "a job has two ends"
-    names = ("step", "later", "limited", "paused", "cancelled")
+    names = ("step", "later", "limited", "together", "paused", "cancelled")
     assert Counter(end.job for end in rows) == dict.fromkeys(names, ORDERS)
     if enqueued:
         assert set(enqueued) <= set(names)
     by_job = defaultdict(list)
     for end in rows:
         by_job[end.job].append(end)
-    stopped = {
-        (end.job, msgspec.json.decode(end.record)["arguments"].get("number"))
-        for end in rows
-        if end.ending is Ending.CANCELLED
-    }
+    stopped = {(end.job, number_of(end)) for end in rows if end.ending is Ending.CANCELLED}
     assert stopped, "nothing was cancelled"
-    failing = {number for number in range(ORDERS) if number % 13 == 5 and ("step", number) not in stopped}
-    failed = [
-        msgspec.json.decode(end.record)["arguments"]["number"]
-        for end in by_job["step"]
-        if end.ending is Ending.FAILED
-    ]
-    assert sorted(failed) == sorted(failing)
+    for name in ("step", "together"):
+        failing = {number for number in range(ORDERS) if number % 13 == 5 and (name, number) not in stopped}
+        failed = [number_of(end) for end in by_job[name] if end.ending is Ending.FAILED]
+        assert sorted(failed) == sorted(failing)
+    assert max(map(len, PROGRAM.batches)) > 1
+    for at, key in enumerate(KEYS):
+        order = list(dict.fromkeys(n for batch in PROGRAM.batches for n in batch if n % len(KEYS) == at))
+        assert order == sorted(order), f"batches, key {key}: {order}"
     released = [key for fetched in run.read(["shop-job-releases"]) for key in list(fetched.keys())]
     assert len(released) == len(set(released)), "a job was released twice"
     later = {end.id.encode(): end for end in by_job["later"]}

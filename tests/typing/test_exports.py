@@ -39,6 +39,7 @@ OF_THE_ENGINE = {
     "SourceBatch.__init__": "users make batches with SourceBatch.of",
     "Job.__init__": "jobs are made by App.job",
     "AsyncJob.__init__": "jobs are made by App.job",
+    "BatchJob.__init__": "jobs are made by App.job",
     "Handle.__init__": "handles are returned by enqueue",
     "Call.__init__": "calls are made by Job.call",
     "Broker": "what a cluster is to the engine: users pass one on",

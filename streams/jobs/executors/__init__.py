@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from streams.jobs.current import enter_jobs
+
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Sequence
@@ -34,6 +36,25 @@ class Attempt:
     counted: bool = False
     """Whether its end was counted for its limit."""
     finished: bool = False
+    payload: bytes = b""
+    """The arguments as JSON, for executors in other processes."""
+
+    @property
+    def members(self) -> Sequence[Attempt]:
+        """The attempts at single jobs: this one, or those of a batch."""
+        return (self,)
+
+    def enter(self) -> None:
+        """Let ``current_job`` return its job, in this context."""
+        enter_jobs([self.current])
+
+    def succeed(self, returned: Any) -> None:
+        """Keep what the function has returned. Raises ``TypeError`` if that cannot be written as JSON."""
+        self.result = self.job.result.encode(returned)
+
+    def fail(self, error: BaseException) -> None:
+        """Keep why it has failed."""
+        self.error = error
 
     def finish(self) -> None:
         """Report the outcome, in whatever thread."""
@@ -58,6 +79,10 @@ class Executor(Protocol):
     def free(self) -> int:
         """How many attempts it takes now."""
 
+    @property
+    def overdue(self) -> int:
+        """How many jobs run longer than their ``timeout``, as nothing can end them; from any thread."""
+
     def submit(self, attempts: Sequence[Attempt]) -> None:
         """Begin these attempts as soon as possible, in this order."""
 
@@ -68,4 +93,4 @@ class Executor(Protocol):
         """End an attempt whose job was cancelled, where that is possible from outside of its function."""
 
     def close(self) -> None:
-        """Begin nothing more. What runs may continue until the process ends."""
+        """Begin nothing more, and end what runs where that is possible: processes and coroutines."""

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from streams.jobs.executors.event_loop import EventLoopExecutor
+from streams.jobs.executors.processes import ProcessExecutor
 from streams.jobs.executors.threads import ThreadExecutor
 
 if TYPE_CHECKING:
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 ExecutorKind: TypeAlias = Literal["thread", "process", "event_loop"]
 
 KINDS: tuple[ExecutorKind, ...] = ("thread", "process", "event_loop")
+
+
+_MAKE: dict[ExecutorKind, Callable[[int], Executor]] = {
+    "thread": ThreadExecutor,
+    "process": ProcessExecutor,
+    "event_loop": EventLoopExecutor,
+}
 
 
 def kind_of(job: BaseJob[Any, Any]) -> ExecutorKind:
@@ -41,9 +49,7 @@ class Executors:
         """The executor of that kind."""
         found = self._made.get(kind)
         if found is None:
-            make: Callable[[int], Executor]
-            make = EventLoopExecutor if kind == "event_loop" else ThreadExecutor
-            found = self._made[kind] = make(self._concurrency)
+            found = self._made[kind] = _MAKE[kind](self._concurrency)
         return found
 
     def leave(self, attempts: Iterable[Attempt]) -> None:
@@ -58,7 +64,12 @@ class Executors:
             attempt.adopt(ended)
         return attempt
 
+    @property
+    def overdue(self) -> int:
+        """How many jobs run longer than their ``timeout``, as nothing can end them; from any thread."""
+        return sum(executor.overdue for executor in list(self._made.values()))
+
     def close(self) -> None:
-        """Begin nothing more."""
+        """Begin nothing more, and end what runs in processes and coroutines."""
         for executor in self._made.values():
             executor.close()

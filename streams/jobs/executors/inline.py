@@ -7,7 +7,6 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 from streams.coroutines.event_loop import current_loop
-from streams.jobs.current import enter_job
 from streams.jobs.executors.threads import execute
 
 if TYPE_CHECKING:
@@ -38,6 +37,11 @@ class InlineExecutor:
     def free(self) -> int:
         return 1_000_000
 
+    @property
+    def overdue(self) -> int:
+        """There is no limit here."""
+        return 0
+
     def submit(self, attempts: Sequence[Attempt]) -> None:
         self._waiting.extend(attempts)
 
@@ -62,7 +66,8 @@ class InlineExecutor:
                 future.result()
             else:
                 execute(attempt)
-            attempt.begun = self._clock()
+            for each in attempt.members:
+                each.begun = self._clock()
 
     def close(self) -> None:
         self._waiting.clear()
@@ -73,11 +78,11 @@ async def _awaited(attempt: Attempt) -> None:
     try:
         await task
     except BaseException as error:  # noqa: BLE001 - whatever it is, it is the outcome of this job
-        attempt.error = error
+        attempt.fail(error)
     attempt.finish()
 
 
 async def _call(attempt: Attempt) -> None:
-    enter_job(attempt.current)
+    attempt.enter()
     args, kwargs = attempt.arguments
-    attempt.result = attempt.job.result.encode(await attempt.job.function(*args, **kwargs))
+    attempt.succeed(await attempt.job.function(*args, **kwargs))

@@ -8,7 +8,7 @@ from collections import deque
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from streams.jobs.current import enter_job
+from streams.jobs.executors.time_limit import OverdueWatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,11 +20,14 @@ LONGEST_QUEUE = 1_000
 
 
 class ThreadExecutor:
-    """Up to ``threads`` threads, which start when they are needed.
+    """Up to ``threads`` threads, which start when they are needed. They cannot be ended.
 
     More attempts than threads are taken where jobs are short: the number that has ended since the last look.
     Otherwise threads would wait for the worker's thread after each job.
     """
+
+    reports_overdue = True
+    """Whether jobs may run longer than their limit, as nothing ends them."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -38,6 +41,12 @@ class ThreadExecutor:
         """An entry for each attempt that has ended since the last look."""
         self._ahead = 0
         self._closed = False
+        self._watch = OverdueWatch()
+
+    @property
+    def overdue(self) -> int:
+        """How many jobs run longer than their ``timeout``; from any thread."""
+        return self._watch.overdue
 
     @property
     def free(self) -> int:
@@ -84,17 +93,25 @@ class ThreadExecutor:
     def close(self) -> None:
         self._closed = True
         self._waiting.clear()
+        self._watch.close()
         for _ in range(self._started):
             self._wake.put(False)
 
     # --- the threads
 
     def _run(self) -> None:
+        seat = self._watch.seat()
         while True:
             attempt = self._next()
             if attempt is None:
                 return
-            self._execute(attempt)
+            if self.reports_overdue and attempt.job.definition.timeout is not None:
+                seat.begun, seat.attempt = time.monotonic(), attempt
+                self._watch.start()
+                self._execute(attempt)
+                seat.attempt = None
+            else:
+                self._execute(attempt)
             self._ended.append(None)
 
     def _next(self) -> Attempt | None:
@@ -130,11 +147,11 @@ def execute(attempt: Attempt) -> None:
     try:
         attempt.context.run(_call, attempt)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it is the outcome of this job
-        attempt.error = error
+        attempt.fail(error)
     attempt.finish()
 
 
 def _call(attempt: Attempt) -> None:
-    enter_job(attempt.current)
+    attempt.enter()
     args, kwargs = attempt.arguments
-    attempt.result = attempt.job.result.encode(attempt.job.function(*args, **kwargs))
+    attempt.succeed(attempt.job.function(*args, **kwargs))

@@ -1,0 +1,148 @@
+"""Commands for jobs, and jobs over HTTP, with workers on the real broker."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import msgspec
+import pytest
+
+from streams.jobs.queue_client import QueueClient
+from streams.jobs.record import JobRecord
+from tests.integration.conftest import HERE, Copy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.kafka
+
+
+class Jobs(Copy):
+    """The app of ``job_operation_app``."""
+
+    name = "jobs"
+
+    def __init__(self, servers: str, prefix: str, folder: Path) -> None:
+        super().__init__(servers, prefix, folder)
+        self.gate = folder / "gate"
+        self.gate.mkdir()
+        self.environment["JOBS_GATE"] = str(self.gate)
+        self.client = QueueClient(self.group, lambda: self.broker, lambda _broker: None)
+
+    def command(self, *words: str) -> str:
+        """``streams jobs`` with these words, for the app."""
+        environment = {
+            **os.environ,
+            "JOBS_PREFIX": self.prefix,
+            "STREAMS_BOOTSTRAP_SERVERS": self.servers,
+            **self.environment,
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "streams", "jobs", words[0], "job_operation_app:app", *words[1:]],
+            cwd=HERE,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def enqueue(self, job: str, key: str) -> str:
+        arguments = msgspec.Raw(json.dumps({"key": key}).encode())
+        return self.client.enqueue_again(JobRecord(job, arguments, key=key))
+
+    def began(self, key: str) -> bool:
+        return self.gate.joinpath(f"{key}-began").exists()
+
+    def ending(self, job: str, timeout: float = 30.0) -> str:
+        end = self.client.wait(job, timeout)
+        assert end is not None, f"job {job} has not ended"
+        return end.ending.value
+
+    def is_in(self, state: str, url: str, job: str) -> bool:
+        return get(f"{url}/jobs/{job}")[1].get("state") == state
+
+    def stop(self) -> None:
+        for worker in self._workers:
+            worker.stop()
+
+    def ports(self) -> list[str]:
+        return [event["url"] for worker in self._workers for event in worker.events("http listening")]
+
+
+def get(url: str) -> tuple[int, dict[str, Any]]:
+    try:
+        with urlopen(url) as answer:
+            return answer.status, json.load(answer)
+    except HTTPError as error:
+        return error.code, json.load(error)
+
+
+@pytest.fixture
+def jobs(kafka_bootstrap: str, prefix: str, tmp_path: Path) -> Iterator[Jobs]:
+    made = Jobs(kafka_bootstrap, prefix, tmp_path)
+    yield made
+    made.client.close()
+    made.end()
+
+
+def test_commands_reach_the_workers_that_have_the_jobs(jobs: Jobs) -> None:
+    for _ in range(2):
+        jobs.start(http_port=0)
+    jobs.wait_for(lambda: len(jobs.ports()) == 2, 60, "two workers listen")
+    jobs.wait_for(
+        lambda: {f"{jobs.group}-jobs", f"{jobs.group}-job-results"} <= jobs.broker.admin().topics().keys(),
+        60,
+        "the topics exist",
+    )
+    running = jobs.enqueue("hold", "a")
+    behind = jobs.enqueue("note", "a")
+    asleep = jobs.enqueue("sleep", "b")
+    jobs.wait_for(lambda: jobs.began("a") and jobs.began("b"), 60, "two jobs run")
+
+    # Both workers know of a job, whichever of them has it.
+    for url in jobs.ports():
+        jobs.wait_for(partial(jobs.is_in, "running", url, running), 30, f"{url} finds it")
+        status, fields = get(f"{url}/jobs/{behind}")
+        assert (status, fields["state"]) == (200, "held")
+        assert fields["why"] == f'key "a" is held by job {running}, which runs'
+    listed = [json.loads(line) for line in jobs.command("list", "--json").splitlines()]
+    assert {line["id"] for line in listed} == {running, behind, asleep}
+
+    # What waits never begins, what runs is asked to end, and a coroutine is cancelled.
+    assert "was cancelled at" in jobs.command("cancel", behind)
+    assert "was cancelled at" in jobs.command("cancel", asleep)
+    assert "was cancelled at" in jobs.command("cancel", running)
+    assert [jobs.ending(job) for job in (behind, asleep, running)] == ["cancelled"] * 3
+    assert json.loads(jobs.command("show", running, "--json"))["tries"] == 1
+    for url in jobs.ports():
+        assert get(f"{url}/jobs/{running}")[1]["state"] == "cancelled"
+        assert get(f"{url}/jobs/0-999999")[0] == 404
+
+    # What is paused does not begin, also after a restart, and others do.
+    jobs.command("pause", "note")
+    paused = [jobs.enqueue("note", f"paused-{number}") for number in range(20)]
+    other = jobs.enqueue("hold", "c")
+    jobs.gate.joinpath("c").touch()
+    assert jobs.ending(other) == "succeeded"
+    jobs.stop()
+    jobs.start()
+    last = jobs.enqueue("hold", "d")
+    jobs.gate.joinpath("d").touch()
+    assert jobs.ending(last, 60) == "succeeded"
+    states = [json.loads(line)["state"] for line in jobs.command("list", "--json").splitlines()]
+    assert states == ["paused"] * 20
+    assert not jobs.began("paused-0")
+    jobs.command("resume", "note")
+    assert [jobs.ending(job) for job in paused] == ["succeeded"] * 20
+    assert not jobs.began(behind)
