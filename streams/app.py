@@ -26,6 +26,7 @@ from streams.dsl.stream import GlobalTable, Stream, Table
 from streams.errors import ConfigurationError, StateUnavailable, TopologyError
 from streams.events import Event, get_logger, program_logger
 from streams.jobs.declared import Queue
+from streams.jobs.job import Call
 from streams.local_cluster import running as running_cluster
 from streams.monitoring.metrics import WorkerMetrics
 from streams.monitoring.program_metrics import Metrics
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from streams.eventtime.windows import Windowed
     from streams.jobs.handle import Handle
     from streams.jobs.job import AsyncJob, Job, JobDecorator, JobOptions
+    from streams.jobs.schedule_rules import Cron, Every
     from streams.monitoring.watchdog import Stall
     from streams.queries.directory import Trouble
     from streams.runtime.resources import Manager
@@ -433,6 +435,7 @@ class App:
         each step is worth a minute of waiting. A job that has not begun ``expires`` after it was enqueued
         becomes a dead letter. With ``executor="process"``, it is executed in a process of its own, which
         ends after ``timeout``; async functions are cancelled then, and threads, which cannot be, reported.
+        ``schedule`` calls it without arguments at the instants of a ``Cron`` or an ``Every``.
         """
         if function is None:
             return lambda decorated: self._add_job(decorated, options)
@@ -450,6 +453,25 @@ class App:
             for node in self._queue.nodes:
                 self._builder.add(node)
         return self._queue.add(function, options)
+
+    def schedule(self, call: Call[Any], rule: Cron | Every, /, *, name: str | None = None) -> None:
+        """Put a call into the queue at each instant of a schedule, exactly once, as long as workers run.
+
+        ::
+
+            app.schedule(report.call("weekly"), Cron("0 7 * * MON", zone="Europe/Berlin"), name="weekly")
+
+        ``name`` (default: that of the job) identifies the schedule: what was decided for its last instant
+        is known by it. It begins when a worker first runs with it. For a function that needs no arguments,
+        ``app.job(schedule=…)`` does the same. Raises ``TopologyError`` for a second schedule of its name.
+        """
+        given: object = call
+        if self._queue is None or not isinstance(given, Call):
+            raise TopologyError(
+                f"schedule() takes a call of a job, got {given!r:.80}",
+                hint="app.schedule(job.call(…), Cron('0 7 * * *'))",
+            )
+        self._queue.schedule(call, rule, name)
 
     def job_handle(self, identifier: str) -> Handle[Any]:
         """The handle of a job by its id, e.g. in another process than the one that has enqueued it.

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from streams.broker import NewTopic
 from streams.coroutines.awaitables import is_asynchronous
-from streams.errors import TopologyError
+from streams.errors import ConfigurationError, TopologyError
 from streams.jobs.executors.choice import Executors
 from streams.jobs.job import AsyncJob, BaseJob, Job, JobOptions
 from streams.jobs.operator import own_topics, queue_nodes
 from streams.jobs.queue_client import QueueClient
 from streams.jobs.record import jobs_topic
+from streams.jobs.schedule import Schedule, schedule_of
+from streams.jobs.schedule_rules import Cron, Every
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from streams.broker import Broker
+    from streams.jobs.job import Call
+    from streams.jobs.schedule_rules import Rule
     from streams.topology.graph import Node
 
     class Opened(Protocol):
@@ -43,6 +47,8 @@ class Queue:
     ) -> None:
         self._application = application
         self._jobs: dict[str, BaseJob[Any, Any]] = {}
+        self.schedules: dict[str, Schedule] = {}
+        """By name."""
         self._partitions = partitions
         self.client = QueueClient(application, broker, self._prepare)
 
@@ -55,7 +61,9 @@ class Queue:
                 executors.close()
 
         opened = resource(job_executors)
-        self.nodes: tuple[Node, ...] = queue_nodes(application, self._jobs, opened.get, partitions=partitions)
+        self.nodes: tuple[Node, ...] = queue_nodes(
+            application, self._jobs, opened.get, self.schedules, partitions=partitions
+        )
         """What the app's topology needs for it."""
 
     def add(self, function: Callable[..., Any], options: JobOptions) -> BaseJob[Any, Any]:
@@ -72,8 +80,31 @@ class Queue:
                 f"two jobs are named {job.name!r}: workers could not tell them apart",
                 hint="give one of them another name=",
             )
+        schedule = job.definition.schedule
+        if schedule is not None:
+            self._schedule(schedule_of(job, schedule))
         self._jobs[job.name] = job
         return job
+
+    def schedule(self, call: Call[Any], rule: Rule, name: str | None) -> None:
+        """Declare a schedule. Raises ``TopologyError``, ``ConfigurationError``."""
+        given: object = rule
+        if not isinstance(given, Cron | Every):
+            raise ConfigurationError(
+                f"schedule() takes a Cron or an Every, got {given!r:.80}",
+                hint="app.schedule(job.call(…), Cron('30 2 * * *', zone='Europe/Berlin'))",
+            )
+        if self._jobs.get(call.job.name) is None or call.job.topic != jobs_topic(self._application):
+            raise TopologyError(f"schedule(): {call.job!r} is a job of another app")
+        self._schedule(Schedule(name or call.job.name, call, rule))
+
+    def _schedule(self, schedule: Schedule) -> None:
+        if schedule.name in self.schedules:
+            raise TopologyError(
+                f"two schedules are named {schedule.name!r}: what they did could not be told apart",
+                hint="give one of them another name: app.schedule(…, name=…)",
+            )
+        self.schedules[schedule.name] = schedule
 
     def _prepare(self, broker: Broker) -> None:
         """Create the queue's topics, where no worker has done so yet."""

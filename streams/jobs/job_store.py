@@ -17,6 +17,8 @@ STORE = "jobs"
 
 _OFFSET = Struct(">Q")
 _DUE = Struct(">QQ")
+_INSTANT = Struct(">q")
+_LENGTH = Struct(">I")
 
 # The first byte of a key says what the entry is.
 _PROGRESS = b"p"
@@ -25,6 +27,8 @@ _DELAYED = b"y"
 _DUE_AT = b"d"
 _LIMIT = b"l"
 _UNIQUE = b"u"
+_SCHEDULE = b"c"
+_OCCURRENCE = b"o"
 
 
 class StoredState(IntEnum):
@@ -157,6 +161,38 @@ class JobStore:
     def put_unique(self, text: str, offset: int | None) -> None:
         """Set it; ``None``: there is none any more."""
         self._state.put(_UNIQUE + text.encode(), None if offset is None else _OFFSET.pack(offset))
+
+    # --- schedules
+
+    def schedules(self) -> list[tuple[str, int]]:
+        """The names of schedules, with their last decided instants in milliseconds since the epoch."""
+        return [
+            (key[1:].decode(), _INSTANT.unpack(payload)[0]) for key, payload in self._state.prefix(_SCHEDULE)
+        ]
+
+    def put_schedule(self, name: str, instant: int | None) -> None:
+        """Set the last decided instant; ``None``: there is no such schedule any more."""
+        self._state.put(_SCHEDULE + name.encode(), None if instant is None else _INSTANT.pack(instant))
+
+    def first_occurrence(self, schedule: str) -> int | None:
+        """The offset of the first unfinished job of a schedule."""
+        prefix = _occurrences(schedule)
+        for key, _ in self._state.prefix(prefix):
+            return int(_OFFSET.unpack_from(key, len(prefix))[0])
+        return None
+
+    def has_occurrence(self, schedule: str, offset: int) -> bool:
+        """Whether the job of that offset is one of a schedule that was released and is not finished."""
+        return self._state.get(_occurrences(schedule) + _OFFSET.pack(offset)) is not None
+
+    def put_occurrence(self, schedule: str, offset: int, *, unfinished: bool) -> None:
+        """Note that a job of a schedule is unfinished, or is so no more."""
+        self._state.put(_occurrences(schedule) + _OFFSET.pack(offset), b"" if unfinished else None)
+
+
+def _occurrences(schedule: str) -> bytes:
+    name = schedule.encode()
+    return _OCCURRENCE + _LENGTH.pack(len(name)) + name
 
 
 def ranges(offsets: Iterable[int]) -> list[tuple[int, int]]:

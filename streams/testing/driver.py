@@ -301,18 +301,29 @@ class TopologyDriver:
     def advance(self, duration: timedelta) -> None:
         """Advance the clock, e.g. by ``minutes(2)``: timers on the wall clock run, and idle windows close."""
         milliseconds = to_milliseconds(duration, "the time to advance by")
-        self.clock += milliseconds
         self._resources.open()
         with self._resources.active():
-            for topic, partition in sorted(self._queues):
-                # As a worker does: a queue works without new records, also after a restart.
-                self._task(topic, partition)
+            self._work_until(self.clock + milliseconds)
             for task in list(self._tasks.values()):
                 since = self._idle_since.get(task.id, self.clock)
                 worked = task.punctuate()
                 if task.idle(self.clock - since, milliseconds) or worked:
                     self._commit(task)
                 self._collect(task)
+
+    def _work_until(self, end: int) -> None:
+        """Advance the clock to ``end``, and on the way to each time at which anything of a queue is due."""
+        while True:
+            # As a worker does: a queue works without new records, also after a restart.
+            tasks = [self._task(topic, partition) for topic, partition in sorted(self._queues)]
+            for task in tasks:
+                self._collect(task)
+            due = [task.background_due for task in tasks]
+            wait = min((each for each in due if each), default=None)
+            if wait is None or self.clock + wait > end:
+                break
+            self.clock += wait
+        self.clock = max(self.clock, end)
 
     def restart(self, app: App | None = None) -> None:
         """End all tasks and start them again from the committed state, as after a stop or a crash.
@@ -372,6 +383,12 @@ class TopologyDriver:
         self._failures = FirstFailures(app.dead_letter_topic)
         self._resources = resources_of_worker(app)
         self._topology = app.topology
+        # Schedules are decided there, also before there is any job.
+        self._queues |= {
+            TopicPartition(topic, 0)
+            for topic in self._topology.own_topics
+            if topic in self._topology.input_topics
+        }
         self._global_tables = {
             source.topic: GlobalTable(source, self._databases, self.wall_clock)
             for source in self._topology.global_tables
