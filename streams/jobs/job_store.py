@@ -174,16 +174,10 @@ class JobStore:
         """Set the last decided instant; ``None``: there is no such schedule any more."""
         self._state.put(_SCHEDULE + name.encode(), None if instant is None else _INSTANT.pack(instant))
 
-    def first_occurrence(self, schedule: str) -> int | None:
-        """The offset of the first unfinished job of a schedule."""
+    def occurrences(self, schedule: str) -> list[int]:
+        """The offsets of the unfinished jobs of a schedule."""
         prefix = _occurrences(schedule)
-        for key, _ in self._state.prefix(prefix):
-            return int(_OFFSET.unpack_from(key, len(prefix))[0])
-        return None
-
-    def has_occurrence(self, schedule: str, offset: int) -> bool:
-        """Whether the job of that offset is one of a schedule that was released and is not finished."""
-        return self._state.get(_occurrences(schedule) + _OFFSET.pack(offset)) is not None
+        return [_OFFSET.unpack_from(key, len(prefix))[0] for key, _ in self._state.prefix(prefix)]
 
     def put_occurrence(self, schedule: str, offset: int, *, unfinished: bool) -> None:
         """Note that a job of a schedule is unfinished, or is so no more."""

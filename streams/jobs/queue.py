@@ -23,6 +23,7 @@ from streams.jobs.order import KeyLines, ReadyJobs, rank
 from streams.jobs.record import Ending, JobEnd, JobError, JobId, JobRecord, Release
 from streams.jobs.retry import RetryLater
 from streams.jobs.scheduler import LATE_MILLISECONDS
+from streams.jobs.unfinished import UnfinishedOccurrences
 from streams.records import FetchedLists
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ class JobQueue:
     ) -> None:
         self._store = store
         self._scheduler = scheduler
+        self._unfinished = UnfinishedOccurrences(store)
         self._jobs = jobs
         self._executors = executors
         self._outcomes = outcomes
@@ -360,9 +362,9 @@ class JobQueue:
 
     def _occurs(self, job: Job, schedule: str, now: int) -> bool:
         """Whether the job of a schedule is executed: it is decided once, and recorded."""
-        if self._store.has_occurrence(schedule, job.offset):
+        if self._unfinished.has(schedule, job.offset):
             return True
-        record, earlier = job.record, self._store.first_occurrence(schedule)
+        record, earlier = job.record, self._unfinished.first(schedule)
         instant = job.timestamp if record.scheduled is None else record.scheduled
         reasons = [f"{said(now - instant)} late"] if now - instant > LATE_MILLISECONDS else []
         overlapped = record.overlap == "skip" and earlier is not None
@@ -382,7 +384,7 @@ class JobQueue:
         if overlapped:
             self._finish(job, Ending.DUPLICATE, now, duplicate_of=earlier)
             return False
-        self._store.put_occurrence(schedule, job.offset, unfinished=True)
+        self._unfinished.add(schedule, job.offset)
         self._undecided.setdefault(job.offset, None)
         return True
 
@@ -594,8 +596,8 @@ class JobQueue:
         self._forget(job)
         if record.unique is not None and self._store.unique(record.unique) == job.offset:
             self._store.put_unique(record.unique, None)
-        if record.schedule is not None and self._store.has_occurrence(record.schedule, job.offset):
-            self._store.put_occurrence(record.schedule, job.offset, unfinished=False)
+        if record.schedule is not None:
+            self._unfinished.remove(record.schedule, job.offset)
         self._leave(job)
         if tries is None:
             tries = job.tries + (ending is Ending.SUCCEEDED)
@@ -766,6 +768,7 @@ class JobQueue:
         self._limited.clear()
         self._next_due = None
         self._undecided = dict.fromkeys(self._undecided)
+        self._unfinished.forget()
         if self._scheduler is not None:
             self._scheduler.forget()
         found: list[tuple[int, int, Job]] = []
