@@ -12,11 +12,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from streams import App, seconds
+from streams import App, minutes, seconds
 from streams.jobs.current import current_job
 from streams.jobs.limits import Limit
+from streams.jobs.occurrence import Decision, Occurrence
 from streams.jobs.record import Ending, JobEnd
 from streams.jobs.retry import Retry
+from streams.jobs.schedule_rules import Cron, Every
 from streams.serde import Json
 from streams.simulation.run import Input, InputRecord, Run
 from streams.simulation.schedule import Pace, Point, Schedule, make_schedule, parse_kinds
@@ -24,7 +26,18 @@ from streams.simulation.schedule import Pace, Point, Schedule, make_schedule, pa
 KEYS = "abcde"
 ORDERS = 60
 KINDS = parse_kinds(
-    ["crash", "crash and lose the disk", "abort", "unknown", "unavailable", "evict", "freeze", "stall", "leave", "join"]
+    [
+        "crash",
+        "crash and lose the disk",
+        "abort",
+        "unknown",
+        "unavailable",
+        "evict",
+        "freeze",
+        "stall",
+        "leave",
+        "join",
+    ]
 )
 
 
@@ -53,6 +66,16 @@ class Program:
 
         @app.job(name="limited", limit=Limit(rate=3, per=seconds(2), key=lambda key, number: key))
         def limited(key: str, number: int) -> None: ...
+
+        @app.job(name="due", schedule=Every(minutes(2), missed="all", overlap="queue"))
+        def due() -> None: ...
+
+        # Every other job is not finished when the next instants come.
+        @app.job(name="slow", schedule=Cron("*/5 * * * *"), retry=Retry(2, backoff=minutes(7)))
+        def slow() -> None:
+            job = current_job()
+            if job.attempt == 1 and job.scheduled // 300_000 % 2:
+                raise OSError("not now")
 
         orders = app.stream("orders", value=Json(dict[str, Any]))
         orders.enqueue(step, lambda order: step.call(order["key"], order["number"]))
@@ -93,9 +116,11 @@ def check(run: Run) -> None:
         if value is not None
     ]
     assert Counter(end.id for end in rows).most_common(1)[0][1] == 1, "a job has two ends"
+    check_schedules(run, {end.id: end for end in rows if end.job in {"due", "slow"}})
+    rows = [end for end in rows if end.job not in {"due", "slow"}]
     assert Counter(end.job for end in rows) == {"step": ORDERS, "later": ORDERS, "limited": ORDERS}
     if enqueued:
-        assert set(enqueued) <= {"step", "later", "limited"}
+        assert set(enqueued) <= {"step", "later", "limited", "due", "slow"}
     by_job = defaultdict(list)
     for end in rows:
         by_job[end.job].append(end)
@@ -118,8 +143,42 @@ def check(run: Run) -> None:
         numbers = list(first)
         assert numbers == sorted(numbers), f"key {key}: {numbers}"
     assert {key: sorted(set(numbers)) for key, numbers in PROGRAM.succeeded.items()} == {
-        key: [number for number in range(at, ORDERS, len(KEYS)) if number % 13 != 5] for at, key in enumerate(KEYS)
+        key: [number for number in range(at, ORDERS, len(KEYS)) if number % 13 != 5]
+        for at, key in enumerate(KEYS)
     }
+
+
+def check_schedules(run: Run, ends: dict[str, JobEnd]) -> None:
+    """Check that each instant was decided once, and by the jobs that were unfinished then."""
+    occurrences = [
+        msgspec.json.decode(value, type=Occurrence)
+        for fetched in run.read(["shop-job-occurrences"])
+        for value in fetched.values()
+        if value is not None
+    ]
+    for schedule, step in (("due", 120_000), ("slow", 300_000)):
+        mine = sorted(
+            (each for each in occurrences if each.schedule == schedule), key=lambda each: each.instant
+        )
+        instants = [each.instant for each in mine]
+        assert len(instants) > 8
+        assert instants == list(range(instants[0], instants[-1] + 1, step)), f"{schedule}: {instants}"
+        assert instants[0] % step == 0
+        jobs = [each.job for each in mine if each.job is not None]
+        assert len(jobs) == len(set(jobs))
+    assert {each.job for each in occurrences if each.job is not None} >= ends.keys()
+    slow = [each for each in occurrences if each.schedule == "slow"]
+    overlapped = {each.job for each in slow if each.decision is Decision.OVERLAPPED}
+    assert overlapped
+    assert overlapped == {end.id for end in ends.values() if end.ending is Ending.DUPLICATE}
+    begun: list[str] = []
+    for each in sorted(slow, key=lambda each: each.decided):
+        if each.job is None:
+            continue
+        unfinished = [job for job in begun if job not in ends or ends[job].ended > each.decided]
+        assert bool(unfinished) == (each.decision is Decision.OVERLAPPED), f"{each}: {unfinished}"
+        if each.decision is Decision.RELEASED:
+            begun.append(each.job)
 
 
 @pytest.mark.parametrize("seed", range(40))
