@@ -112,9 +112,8 @@ def any_numbers(choose: Random, low: int, high: int) -> str:
     items = []
     for _ in range(choose.randint(1, 3)):
         first, last = sorted((choose.randint(low, high), choose.randint(low, high)))
-        items.append(
-            choose.choice([str(first), f"{first}-{last}", f"{first}-{last}/{choose.randint(2, 20)}"])
-        )
+        span = f"{first}-{last}" if first < last else str(first)
+        items.append(choose.choice([str(first), span, f"{span}/{choose.randint(2, 20)}"]))
     return ",".join(items)
 
 
@@ -147,7 +146,7 @@ CHOSEN = (
 def test_a_year_of_instants_is_what_looking_at_each_minute_finds(zone):
     first, last = local_minutes(zone)[0][0], local_minutes(zone)[-1][0]
     choose = Random(zone)
-    for expression in (*CHOSEN, *(any_expression(choose) for _ in range(12))):
+    for expression in (*CHOSEN, *(any_expression(choose) for _ in range(7))):
         instants = list(takewhile(lambda instant: instant <= last, Cron(expression, zone).after(first - 1)))
         wanted = expected(expression, zone)
         assert instants == wanted, expression
