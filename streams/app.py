@@ -27,6 +27,7 @@ from streams.errors import ConfigurationError, StateUnavailable, TopologyError
 from streams.events import Event, get_logger, program_logger
 from streams.jobs.declared import Queue
 from streams.jobs.job import Call
+from streams.jobs.schedule_status import schedule_statuses
 from streams.local_cluster import running as running_cluster
 from streams.monitoring.metrics import WorkerMetrics
 from streams.monitoring.program_metrics import Metrics
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from streams.jobs.handle import Handle
     from streams.jobs.job import AsyncJob, Job, JobDecorator, JobOptions
     from streams.jobs.schedule_rules import Cron, Every
+    from streams.jobs.schedule_status import ScheduleStatus
     from streams.monitoring.watchdog import Stall
     from streams.queries.directory import Trouble
     from streams.runtime.resources import Manager
@@ -754,6 +756,15 @@ class App:
 def resources_of_worker(app: App) -> Resources:
     """The app's resources for one worker, not opened yet."""
     return Resources(tuple(app._resources))  # noqa: SLF001 - programs declare resources and never open them
+
+
+def schedules_of(app: App, *, count: int = 3) -> list[ScheduleStatus]:
+    """The app's schedules: the next ``count`` instants of each, and what it did last. Asks the cluster."""
+    queue = app._queue  # noqa: SLF001 - programs declare schedules, and the command line reads them
+    if queue is None:
+        return []
+    now = time.time_ns() // 1_000_000
+    return schedule_statuses(queue.schedules, app.broker(), app.name, now, count=count)
 
 
 def check_state_dir(app: App) -> None:
