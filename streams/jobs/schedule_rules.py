@@ -43,6 +43,8 @@ _EXAMPLES = "'30 2 * * *' (daily at 02:30), '*/15 9-17 * * MON-FRI', '0 6 1 * *'
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # No change of the time in a zone is longer: a whole day was left out where the date line moved.
 _LONGEST_CHANGE = timedelta(days=2)
+_DAY = timedelta(days=1)
+_SECOND = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +79,15 @@ class Cron:
         """The instants after that one, in milliseconds since the epoch, in order."""
         fields = _five_fields(self.expression)
         zone = _zone(self.zone)
-        start = _EPOCH + timedelta(milliseconds=instant)
-        # The first of two equal local times may be before ``instant``, and so may be the end of a gap: the
-        # fixed times are counted from a local time that is certainly earlier.
-        fixed = not any(field.startswith("*") for field in fields.split()[:2])
+        start = (_EPOCH + timedelta(milliseconds=instant)).replace(microsecond=0)
         last = instant
-        for due in CronSim(fields, (start - _LONGEST_CHANGE if fixed else start).astimezone(zone)):
+        if any(field.startswith("*") for field in fields.split()[:2]):
+            times = _whenever_it_fits(fields, zone, start)
+        else:
+            # The first of two equal local times may be before ``instant``, and so may be the end of a gap:
+            # these times are counted from a local time that is certainly earlier.
+            times = iter(CronSim(fields, (start - _LONGEST_CHANGE).astimezone(zone)))
+        for due in times:
             found = (due.astimezone(UTC) - _EPOCH) // timedelta(milliseconds=1)
             # Several times in one gap are one instant.
             if found > last:
@@ -122,6 +127,46 @@ class Every:
 
 
 Rule: TypeAlias = "Cron | Every"
+
+
+def _whenever_it_fits(fields: str, zone: ZoneInfo, start: datetime) -> Iterator[datetime]:
+    """The times after ``start`` at which what the clocks of the zone show fits the expression.
+
+    Between two changes of the clocks, these are the times of a calendar without changes. (CronSim does this
+    for zones too, but passes over some times in whole hours where clocks are changed by half an hour.)
+    """
+    looked = start
+    while True:
+        offset = _offset(zone, looked + _SECOND)
+        for local in CronSim(fields, (looked + offset).replace(tzinfo=None)):
+            due = local.replace(tzinfo=UTC) - offset
+            # No zone changes its clocks twice in a day.
+            while looked < due and _offset(zone, until := min(due, looked + _DAY)) == offset:
+                looked = until
+            if looked < due:
+                looked = _last_with(zone, offset, looked, until)
+                break
+            yield due
+        else:
+            return
+
+
+def _offset(zone: ZoneInfo, time: datetime) -> timedelta:
+    """What the clocks of the zone are ahead of UTC then."""
+    offset = time.astimezone(zone).utcoffset()
+    assert offset is not None
+    return offset
+
+
+def _last_with(zone: ZoneInfo, offset: timedelta, first: datetime, last: datetime) -> datetime:
+    """The last second with that offset, between one that has it and one that has not."""
+    while last - first > _SECOND:
+        middle = first + (last - first) // (2 * _SECOND) * _SECOND
+        if _offset(zone, middle) == offset:
+            first = middle
+        else:
+            last = middle
+    return first
 
 
 def _check_policies(kind: str, missed: object, overlap: object) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from calendar import monthrange
+from collections import defaultdict
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-from itertools import islice, takewhile
+from itertools import islice, product, takewhile
 from random import Random
 from zoneinfo import ZoneInfo
 
@@ -31,16 +31,26 @@ ZONES = (
 )
 
 
-@lru_cache(1)
-def local_minutes(zone: str) -> list[tuple[int, datetime]]:
-    """Each minute of the year: as an instant, and what the clocks of the zone show then."""
-    start, info = datetime(YEAR, 1, 1, tzinfo=UTC), ZoneInfo(zone)
-    days = (datetime(YEAR + 1, 1, 1, tzinfo=UTC) - start).days
-    first = int(start.timestamp()) * 1000
-    return [
-        (first + number * MINUTE, (start + timedelta(minutes=number)).astimezone(info))
-        for number in range(days * 24 * 60)
-    ]
+class LocalYear:
+    """Each minute of a year, by what the clocks of a zone show."""
+
+    def __init__(self, zone: str) -> None:
+        start, info = datetime(YEAR, 1, 1, tzinfo=UTC), ZoneInfo(zone)
+        self.first = int(start.timestamp()) * 1000
+        self.last = int(datetime(YEAR + 1, 1, 1, tzinfo=UTC).timestamp()) * 1000 - MINUTE
+        self.minutes: dict[tuple[int, int], list[tuple[int, datetime, bool]]] = defaultdict(list)
+        """By hour and minute: the instant, what clocks show, and whether they did so before."""
+        self.gaps: list[tuple[int, list[datetime]]] = []
+        """The first instant after each gap, with the minutes that are left out."""
+        seen = before = datetime(YEAR - 1, 1, 1)  # noqa: DTZ001 - what clocks show
+        for instant in range(self.first, self.last + 1, MINUTE):
+            local = (start + timedelta(milliseconds=instant - self.first)).astimezone(info)
+            shown = local.replace(tzinfo=None, fold=0)
+            self.minutes[shown.hour, shown.minute].append((instant, shown, shown <= seen))
+            left_out = (shown - before) // timedelta(minutes=1)
+            if 1 < left_out < 1_440:
+                self.gaps.append((instant, [before + timedelta(minutes=n) for n in range(1, left_out)]))
+            before, seen = shown, max(seen, shown)
 
 
 class Fields:
@@ -80,30 +90,22 @@ def _numbers(part: str, low: int, high: int) -> set[int]:
     return found
 
 
-def expected(expression: str, zone: str) -> list[int]:
-    """The instants of the year by the documented rules, by looking at each minute.
+def expected(expression: str, year: LocalYear) -> list[int]:
+    """The instants of the year by the documented rules.
 
     Expressions with a wildcard in minutes or hours: all minutes whose local time fits. Others: the first
     minute with a local time that fits; and the first one after a gap, if the gap has a time that fits.
     """
     fields = Fields(expression)
-    if not fields.fixed:
-        return [instant for instant, local in local_minutes(zone) if fields.fits(local)]
-    found = []
-    before: datetime | None = None
-    seen = datetime(1, 1, 1)  # noqa: DTZ001 - what clocks show
-    for instant, local in local_minutes(zone):
-        shown = local.replace(tzinfo=None, fold=0)
-        gap = before is not None and shown > before + timedelta(minutes=1)
-        skipped = gap and any(
-            fields.fits(before + timedelta(minutes=number))
-            for number in range(1, (shown - before) // timedelta(minutes=1))
-        )
-        if (fields.fits(shown) and shown > seen) or skipped:
-            found.append(instant)
-        seen = max(seen, shown)
-        before = shown
-    return found
+    found = {
+        instant
+        for time in product(fields.hours, fields.minutes)
+        for instant, shown, again in year.minutes[time]
+        if fields.day(shown) and not (again and fields.fixed)
+    }
+    if fields.fixed:
+        found |= {instant for instant, left_out in year.gaps if any(map(fields.fits, left_out))}
+    return sorted(found)
 
 
 def any_numbers(choose: Random, low: int, high: int) -> str:
@@ -144,17 +146,19 @@ CHOSEN = (
 
 @pytest.mark.parametrize("zone", ZONES)
 def test_a_year_of_instants_is_what_looking_at_each_minute_finds(zone):
-    first, last = local_minutes(zone)[0][0], local_minutes(zone)[-1][0]
+    year = LocalYear(zone)
     choose = Random(zone)
     for expression in (*CHOSEN, *(any_expression(choose) for _ in range(7))):
-        instants = list(takewhile(lambda instant: instant <= last, Cron(expression, zone).after(first - 1)))
-        wanted = expected(expression, zone)
+        instants = list(
+            takewhile(lambda instant: instant <= year.last, Cron(expression, zone).after(year.first - 1))
+        )
+        wanted = expected(expression, year)
         assert instants == wanted, expression
         # From any instant on, the others follow: also within hours that come twice.
         for number in range(0, len(wanted), len(wanted) // 20 + 1):
             for after in (wanted[number] - 1, wanted[number], wanted[number] + MINUTE):
                 following = wanted[bisect_right(wanted, after) :][:3]
-                found = list(islice(Cron(expression, zone).after(after), 3))
+                found = list(islice(rule.after(after), 3))
                 assert found[: len(following)] == following, f"{expression} after {after}"
 
 
