@@ -82,6 +82,7 @@ from streams.eventtime.windows import (
     Tumbling,
     Windowed,
 )
+from streams.jobs.schedule_rules import Cron, Every
 from streams.monitoring.program_metrics import Counter, Gauge, Metrics
 from streams.operators.processor import BatchProcessor, Cancel, Context, KeyValueStore, Processor
 from streams.policy import ErrorPolicy, dead_letter, fail, retry, skip
@@ -112,8 +113,10 @@ __all__ = [
     "ConnectorUnavailable",
     "Context",
     "Counter",
+    "Cron",
     "DeadLetterLimitExceeded",
     "ErrorPolicy",
+    "Every",
     "Gauge",
     "GlobalTable",
     "Grouped",

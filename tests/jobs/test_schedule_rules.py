@@ -149,9 +149,8 @@ def test_a_year_of_instants_is_what_looking_at_each_minute_finds(zone):
     year = LocalYear(zone)
     choose = Random(zone)
     for expression in (*CHOSEN, *(any_expression(choose) for _ in range(7))):
-        instants = list(
-            takewhile(lambda instant: instant <= year.last, Cron(expression, zone).after(year.first - 1))
-        )
+        rule = Cron(expression, zone)
+        instants = list(takewhile(lambda instant: instant <= year.last, rule.after(year.first - 1)))
         wanted = expected(expression, year)
         assert instants == wanted, expression
         # From any instant on, the others follow: also within hours that come twice.
