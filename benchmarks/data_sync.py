@@ -215,12 +215,16 @@ def start_worker(kafka: LocalKafka, **environment: str) -> subprocess.Popen[byte
 
 
 def wait(
-    condition: Callable[[], object], worker: subprocess.Popen[bytes], what: str, every: float = 0.2
+    condition: Callable[[], object],
+    worker: subprocess.Popen[bytes],
+    what: str,
+    every: float = 0.2,
+    patience: float = 300.0,
 ) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + patience
     while not condition():
         assert worker.poll() is None, f"the worker ended: {FOLDER / 'workers.log'}"
-        assert time.monotonic() < deadline, f"no {what} after 300 s"
+        assert time.monotonic() < deadline, f"no {what} after {patience:.0f} s"
         time.sleep(every)
 
 

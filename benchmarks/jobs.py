@@ -107,6 +107,7 @@ def _joined(output: Iterable[Fetched]) -> Tally:
 
 
 JSON = Job("json", expected=_failed_requests, found=_timestamps, stateful=False)
+COPY = Job("copy", expected=lambda chunk: chunk.timestamps, found=_timestamps, stateful=False)
 COUNT_WINDOWS = Job("count-windows", expected=_keys_in_windows, found=_last_counts)
 COUNT_KEYS = Job("count-keys", expected=_keys, found=_last_counts)
 JOIN = Job("join", expected=_requests_with_teams, found=_joined)

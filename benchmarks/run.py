@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the workloads; the exit code is 0 only if every system completed all of its workloads correctly."""
     # SIGTERM becomes an exception, so that all started processes are stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    # These need Postgres and Debezium, which the other workloads do not.
+    # The first two need Postgres and Debezium, which the other workloads do not.
     if list(arguments) == ["sync"]:
         from benchmarks.data_sync import main as sync  # noqa: PLC0415 - as above
 
@@ -53,6 +53,14 @@ def main(arguments: Sequence[str]) -> int:
         from benchmarks.postgres_sink import main as sync_sink  # noqa: PLC0415 - as above
 
         return sync_sink()
+    if list(arguments) == ["sync-snapshot"]:
+        from benchmarks.sync_snapshot import main as sync_snapshot  # noqa: PLC0415 - as above
+
+        return sync_snapshot()
+    if list(arguments) == ["replay"]:
+        from benchmarks.replay import main as replay  # noqa: PLC0415 - as above
+
+        return replay()
     works = choose_works(" ".join(arguments))
     if not works:
         console.print(

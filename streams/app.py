@@ -38,7 +38,7 @@ from streams.process.slot import Slot, default_state_dir
 from streams.process.stop import START_SECONDS, StopSignals
 from streams.queries.directory import Replica, Replicas
 from streams.queries.endpoints import StoreRoutes
-from streams.queries.http import HttpServer, Response, Tls, client_tls
+from streams.queries.http import Response, Tls, client_tls
 from streams.queries.query import Queries
 from streams.registry_topics import connect_registry
 from streams.runtime.commit import AtLeastOnce, ExactlyOnce
@@ -482,7 +482,7 @@ class App:
         """
         if self._queue is None:
             raise ConfigurationError(f"app {self.name!r} has no jobs", hint="declare one with @app.job")
-        return self._queue.client.handle(identifier)
+        return self._queue.handle(identifier)
 
     def resource(self, factory: Callable[[], Manager[T]]) -> Resource[T]:
         """Declare a resource that each worker opens once for the functions of its steps, e.g. a connection.
@@ -669,6 +669,10 @@ class App:
             address = None
             if settings.http_port is not None:
                 port = settings.http_port + slot.number if settings.http_port else 0
+                from streams.queries.http_server import (  # noqa: PLC0415 - uvicorn takes a tenth of the start
+                    HttpServer,
+                )
+
                 token = settings.http_token
                 tls = _tls(settings)
                 server = stack.enter_context(
@@ -751,6 +755,11 @@ class App:
 
     def _forget_queries(self) -> None:
         self._queries = None
+
+
+def queue_of(app: App) -> Queue | None:
+    """The app's queue of jobs, if it has jobs."""
+    return app._queue  # noqa: SLF001 - programs declare jobs and have no other use for it
 
 
 def resources_of_worker(app: App) -> Resources:

@@ -51,6 +51,9 @@ from streams.errors import (
     ConnectorUnavailable,
     DeadLetterLimitExceeded,
     HeldElsewhere,
+    JobFailed,
+    JobPending,
+    JobUnknown,
     NotAuthenticated,
     NotAuthorized,
     NotCommitted,
@@ -82,6 +85,11 @@ from streams.eventtime.windows import (
     Tumbling,
     Windowed,
 )
+from streams.jobs.current import CurrentJob, JobCancelled, current_job
+from streams.jobs.handle import Handle
+from streams.jobs.job import AsyncJob, Call, CallOptions, Job, JobDecorator, JobOptions
+from streams.jobs.limits import Limit
+from streams.jobs.retry import Retry, RetryLater
 from streams.jobs.schedule_rules import Cron, Every
 from streams.monitoring.program_metrics import Counter, Gauge, Metrics
 from streams.operators.processor import BatchProcessor, Cancel, Context, KeyValueStore, Processor
@@ -97,6 +105,7 @@ __all__ = [
     "AccessDenied",
     "Aggregate",
     "App",
+    "AsyncJob",
     "Avro",
     "Batch",
     "BatchProcessor",
@@ -105,6 +114,8 @@ __all__ = [
     "BrokerError",
     "BrokerUnreachable",
     "Bytes",
+    "Call",
+    "CallOptions",
     "Cancel",
     "Change",
     "ClosedWindow",
@@ -114,6 +125,7 @@ __all__ = [
     "Context",
     "Counter",
     "Cron",
+    "CurrentJob",
     "DeadLetterLimitExceeded",
     "ErrorPolicy",
     "Every",
@@ -121,13 +133,22 @@ __all__ = [
     "GlobalTable",
     "Grouped",
     "GroupedTable",
+    "Handle",
     "Headers",
     "HeldElsewhere",
     "Hopping",
+    "Job",
+    "JobCancelled",
+    "JobDecorator",
+    "JobFailed",
+    "JobOptions",
+    "JobPending",
+    "JobUnknown",
     "JoinWindow",
     "JoinedStream",
     "Json",
     "KeyValueStore",
+    "Limit",
     "Metrics",
     "NotAuthenticated",
     "NotAuthorized",
@@ -141,6 +162,8 @@ __all__ = [
     "RegistryUnavailable",
     "Replay",
     "Resource",
+    "Retry",
+    "RetryLater",
     "SchemaRefused",
     "SchemaRegistryError",
     "Serde",
@@ -181,6 +204,7 @@ __all__ = [
     "WindowedResults",
     "collect",
     "count",
+    "current_job",
     "current_replay",
     "custom",
     "days",

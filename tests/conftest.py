@@ -59,13 +59,14 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files that need a broker first: they take up to minutes, and a late one leaves a process idle.
+    """Put files that need servers first: they take up to minutes, and a late one leaves a process idle.
 
-    pytest-xdist keeps this order with ``--no-loadscope-reorder``; by itself it starts with the files that
-    have the most tests.
+    Those with a broker come before those with only a database. pytest-xdist keeps this order with
+    ``--no-loadscope-reorder``; by itself it starts with the files that have the most tests.
     """
     with_broker = {item.path for item in items if item.get_closest_marker("kafka")}
-    items.sort(key=lambda item: item.path not in with_broker)
+    with_database = Path(__file__).with_name("connectors")
+    items.sort(key=lambda item: (item.path not in with_broker, with_database not in item.path.parents))
 
 
 @pytest.fixture(autouse=True)

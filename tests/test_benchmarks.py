@@ -32,6 +32,7 @@ from benchmarks.measure import (
     window,
 )
 from benchmarks.processes import Peer, PeerFailed
+from benchmarks.replay import Cost, make_table as replay_table, middle as middle_cost
 from benchmarks.report import Failure, make_table, ratio, write_results
 from benchmarks.run import choose_works, count_records
 from benchmarks.systems import JAVA, QUIX, RAW_CLIENT, THIS_RUNTIME
@@ -331,3 +332,14 @@ time.sleep(600)
             time.sleep(0.01)
         assert 100_000 <= peer.state_bytes() < 200_000
     assert peer.state_bytes() == 0
+
+
+def test_replays_are_compared_with_the_live_worker():
+    costs = [
+        Cost("copy", "live worker", 1000, 2.0, 5.0, [100.0]),
+        Cost("copy", "replay run", 1000, 4.0, 9.0, [80.0, 90.0]),
+    ]
+    table = replay_table(costs)
+    assert list(table.columns[5].cells) == ["1.00", "0.50"]
+    assert list(table.columns[7].cells) == ["100", "80 + 90"]
+    assert middle_cost([costs[1], costs[0], costs[0]._replace(cpu_seconds=3.0)]).cpu_seconds == 3.0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import typer
 from prometheus_client.parser import text_string_to_metric_families
+from typer.core import TyperGroup
 
 from streams import App, Json, Text
 from streams.broker.memory import MemoryBroker
@@ -196,8 +197,9 @@ def commands() -> list[Any]:
 @pytest.mark.parametrize("words", commands())
 def test_a_command_has_the_options_that_are_printed(words):
     command = typer.main.get_command(cli)
-    while words and not words[0].startswith("-") and words[0] in getattr(command, "commands", {}):
-        command, words = getattr(command, "commands")[words[0]], words[1:]  # noqa: B009 - of groups alone
+    context = command.make_context("streams", [], resilient_parsing=True)
+    while words and isinstance(command, TyperGroup) and (found := command.get_command(context, words[0])):
+        command, words = found, words[1:]
     command.make_context("streams", list(words), resilient_parsing=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -34,7 +35,8 @@ LAYERS = (
     ("monitoring",),
     ("app",),
     ("public",),
-    ("testing", "simulation", "replay", "__init__"),
+    ("replay", "__init__"),
+    ("testing", "simulation"),
     ("cli",),
     ("__main__",),
 )
@@ -54,7 +56,7 @@ ONLY = {
     "jgo": {"devstack.kafka.download", "devstack.registry"},
     "prometheus_client": {"monitoring.metrics"},
     "pyarrow": {"connectors.files.parquet_encoder"},
-    "uvicorn": {"queries.http"},
+    "uvicorn": {"queries.http_server"},
     "typer": {"cli"},
 }
 """The only folder or module that may import a library."""
@@ -78,17 +80,22 @@ def folder(module: str) -> str:
     return next((name for name in names if name in LEVEL), module)
 
 
+@cache
+def statements(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """All imports of a file: it is read once for all tests, and not where none of them runs."""
+    found = ast.walk(ast.parse(path.read_text()))
+    return [node for node in found if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def imported(path: Path) -> set[str]:
     """The project's modules that a file imports anywhere, functions and TYPE_CHECKING blocks included."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in statements(path):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path} imports by a relative name"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
         else:
-            continue
+            names = [alias.name for alias in node.names]
         for name in names:
             package, _, rest = name.partition(".")
             if package == "streams":
@@ -99,15 +106,18 @@ def imported(path: Path) -> set[str]:
 
 def libraries(path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.partition(".")[0])
-        elif isinstance(node, ast.Import):
+    for node in statements(path):
+        if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif node.module:
+            found.add(node.module.partition(".")[0])
     return found
 
 
-IMPORTS = {module: imported(path) for module, path in MODULES.items()}
+@cache
+def imports() -> dict[str, set[str]]:
+    """The project's modules that each of them imports."""
+    return {module: imported(path) for module, path in MODULES.items()}
 
 
 def test_every_folder_has_a_layer():
@@ -120,7 +130,7 @@ def test_a_folder_imports_only_what_lies_below_it(name):
         (module, other)
         for module in MODULES
         if folder(module) == name
-        for other in IMPORTS[module]
+        for other in imports()[module]
         if folder(other) != name and LEVEL[folder(other)] >= LEVEL[name]
     }
     assert not wrong
@@ -128,7 +138,7 @@ def test_a_folder_imports_only_what_lies_below_it(name):
 
 def test_no_modules_import_each_other_in_a_circle():
     try:
-        TopologicalSorter(IMPORTS).prepare()
+        TopologicalSorter(imports()).prepare()
     except CycleError as error:
         pytest.fail(" imports ".join(reversed(error.args[1])))
 
@@ -150,7 +160,7 @@ def test_only_the_loop_of_a_worker_and_what_runs_it_know_of_clients():
         (module, other)
         for module in MODULES
         if folder(module) in computing
-        for other in IMPORTS[module]
+        for other in imports()[module]
         if folder(other) in running
     }
     assert not wrong
@@ -161,6 +171,6 @@ def test_an_app_needs_no_servers_of_its_own():
     it.
     """
     known = {"app"}
-    while more := {other for module in known for other in IMPORTS[module]} - known:
+    while more := {other for module in known for other in imports()[module]} - known:
         known |= more
     assert not {module for module in known if folder(module) == "devstack"}

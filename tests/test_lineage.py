@@ -408,6 +408,43 @@ def test_a_dead_letter_of_a_result_names_its_records():
 
 
 @given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.integers(0, 40)), max_size=30),
+    st.integers(1, 30),
+    st.booleans(),
+)
+def test_first_last_and_number_are_those_of_a_group_s_records_in_any_order(rows, size, several):
+    app = App("app", lineage=True)
+    stream = numbers(app)
+    # Rows of one input record have equal places, and are counted each.
+    grouped = (stream.flat_map(lambda v: [v, v]) if several else stream).group_by_key()
+    window = grouped.window(Tumbling(seconds(10)), grace=seconds(100))
+    window.count("counts").updates().to("counts")
+    window.aggregate("sums", total("n")).updates().to("sums")
+    window.aggregate("lists", collect("n")).updates().to("lists")
+    grouped.count("keys").to("keys")
+    driver = TopologyDriver(app)
+    records = [Record(key, {"n": number}, time * 1000) for key, number, time in rows]
+    for at in range(0, len(records), size):
+        driver.send_all("in", records[at : at + size])
+        for topic in ("counts", "sums", "lists", "keys"):
+            for record in driver.read(topic):
+                read = read_text(dict(record.headers or ())[HEADER])
+                assert read is not None
+                start, end = (0, 10**9) if topic == "keys" else (record.value.start, record.value.end)
+                own = [
+                    (sent.timestamp, "in", 0, offset)
+                    for offset, sent in enumerate(records[: at + size])
+                    if sent.key == record.key and start <= sent.timestamp < end
+                ]
+                found = read.lineage
+                assert found.first is not None
+                assert found.last is not None
+                assert (found.first[1:], found.last[1:]) == (min(own)[1:], max(own)[1:])
+                assert found.records == len(own) * (2 if several else 1)
+                assert found.complete
+
+
+@given(
     st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 3), st.integers(0, 60)), max_size=30),
     st.integers(1, 5),
 )
@@ -427,9 +464,9 @@ def test_counts_are_those_of_the_results_however_input_is_divided(rows, size):
         for record in driver.read(topic):
             read = read_text(dict(record.headers or ())[HEADER])
             assert read is not None
-            first, last, found, complete = read.lineage
-            assert complete
-            assert found == record.value.value
+            first, last = read.lineage.first, read.lineage.last
+            assert read.lineage.complete
+            assert read.lineage.records == record.value.value
             assert first is not None
             assert last is not None
             ends = [records[place[3]] for place in (first, last)]

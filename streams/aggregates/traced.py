@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from streams.lineage import UNKNOWN, as_lineage, combined, grown, unpacked
+from streams.lineage import UNKNOWN, Lineage, as_lineage, combined, grown, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from streams.aggregates.contract import Aggregate
-    from streams.lineage import Ancestry, Lineage
+    from streams.lineage import Ancestry, Contribution
 
 CODE: Final = 76
 """The MessagePack extension that has an accumulator and its lineage."""
@@ -26,21 +26,37 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
 
-class Traced:
-    """An accumulator and its lineage, which is ``None`` as long as nothing was added.
+class Traced(msgspec.Struct, eq=False, gc=False):
+    """An accumulator and its lineage, whose fields it has itself: one is made for each key of each batch.
 
     Equality is that of the accumulators: whether a result has changed does not depend on the lineage.
     """
 
-    __slots__ = ("lineage", "value")
-    __hash__ = None  # type: ignore[assignment]  # as accumulators may not be hashable
+    value: Any
+    first: Contribution | None = None
+    """As in ``Lineage``; and ``records`` is 0 as long as nothing was added."""
+    last: Contribution | None = None
+    records: int = 0
+    complete: bool = True
 
-    def __init__(self, value: Any, lineage: Lineage | None) -> None:
-        self.value = value
-        self.lineage = lineage
+    __hash__ = None  # type: ignore[assignment]  # as accumulators may not be hashable
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Traced) and bool(self.value == other.value)
+
+    @property
+    def lineage(self) -> Lineage | None:
+        """The lineage; ``None`` as long as nothing was added."""
+        if self.records or not self.complete:
+            return Lineage(self.first, self.last, self.records, self.complete)
+        return None
+
+
+def traced(value: Any, lineage: Lineage | None) -> Traced:
+    """An accumulator with that lineage."""
+    if lineage is None:
+        return Traced(value)
+    return Traced(value, lineage.first, lineage.last, lineage.records, lineage.complete)
 
 
 class TracedAggregate:
@@ -69,28 +85,28 @@ class TracedAggregate:
         return self.inner.column(values)
 
     def initial(self) -> Traced:
-        return Traced(self.inner.initial(), None)
+        return Traced(self.inner.initial())
 
     def add(self, accumulator: Traced, column: Sequence[Any], places: Any = None) -> Traced:
         if places is None:
-            return Traced(self.inner.add(accumulator.value, column), accumulator.lineage)
+            return traced(self.inner.add(accumulator.value, column), accumulator.lineage)
         own, ancestry = None, places
         if self.inner.ordered:
             own, ancestry = [place for place, _ in places], [item for _, item in places]
-        return Traced(self.inner.add(accumulator.value, column, own), grown(accumulator.lineage, ancestry))
+        return traced(self.inner.add(accumulator.value, column, own), grown(accumulator.lineage, ancestry))
 
     def touched(self, accumulator: Traced, ancestry: Sequence[Ancestry]) -> Traced:
         """The same accumulator, which these rows have changed."""
         if not ancestry:
             return accumulator
-        return Traced(accumulator.value, grown(accumulator.lineage, ancestry))
+        return traced(accumulator.value, grown(accumulator.lineage, ancestry))
 
     def remove(self, accumulator: Traced, column: Sequence[Any]) -> Traced:
-        return Traced(self.inner.remove(accumulator.value, column), accumulator.lineage)
+        return traced(self.inner.remove(accumulator.value, column), accumulator.lineage)
 
     def merge(self, first: Traced, second: Traced) -> Traced:
         known = [item.lineage for item in (first, second) if item.lineage is not None]
-        return Traced(self.inner.merge(first.value, second.value), combined(known) if known else None)
+        return traced(self.inner.merge(first.value, second.value), combined(known) if known else None)
 
     def result(self, accumulator: Traced) -> Any:
         return self.inner.result(accumulator.value)
@@ -100,10 +116,10 @@ class TracedAggregate:
 
     def unpack(self, packed: Any) -> Traced:
         if not _is_traced(packed):
-            return Traced(self.inner.unpack(packed), UNKNOWN)
+            return traced(self.inner.unpack(packed), UNKNOWN)
         value, lineage = _decode(packed.data)
         known = None if lineage is None else as_lineage(unpacked(lineage))
-        return Traced(self.inner.unpack(value), known)
+        return traced(self.inner.unpack(value), known)
 
 
 def with_lineage(aggregate: Aggregate[Any, Any]) -> TracedAggregate:

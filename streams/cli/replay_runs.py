@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -22,12 +23,14 @@ from streams.replay.bounded.bounds import EVERYTHING
 from streams.replay.bounded.effects import differences_by_design, effects_left_out
 from streams.replay.bounded.log import RunLog
 from streams.replay.bounded.publish import delete_results
-from streams.replay.bounded.run import BoundedRun, RunReport, RunRequest
+from streams.replay.bounded.run import BoundedRun, RunReport, RunRequest, run_folder
+from streams.replay.bounded.run_lock import RunLock
 from streams.replay.positions import parse_duration, parse_position
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from streams.app import App
     from streams.process.stop_request import StopRequest
     from streams.replay.bounded.log import RunRecord
     from streams.replay.bounded.plan import RunPlan
@@ -74,6 +77,9 @@ def run_range(
     effects: Annotated[
         bool, typer.Option("--effects", help="Call the functions of peek, and write to the sinks.")
     ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin again although an interrupted run could be continued.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and do nothing.")] = False,
     bootstrap_servers: Servers = None,
     as_json: AsJson = False,
@@ -81,7 +87,7 @@ def run_range(
     """Process a range of the app's input beside production, and write the results to topics of their own.
 
     Nothing of the app's group, state and topics changes. The same range gives the same results, with any
-    number of workers. An earlier run of the same name is replaced.
+    number of workers. An earlier run of the same name is replaced; one that was interrupted is continued.
     """
     if bootstrap_servers is not None:
         into_environment([f"bootstrap_servers={bootstrap_servers}"])
@@ -95,20 +101,26 @@ def run_range(
         max_records=max_rate,
         max_bytes=None if max_bytes is None else parse_bytes(max_bytes),
         effects=effects,
+        restart=restart,
     )
     run = BoundedRun(app, request, load=partial(load_app, target))
-    plan = run.plan()
     left_out = [] if effects else effects_left_out(app.topology)
-    if not as_json:
-        show_plan(plan, [*(f"left out: {item}" for item in left_out), *differences_by_design(app.topology)])
+    notes = [*(f"left out: {item}" for item in left_out), *differences_by_design(app.topology)]
     if dry_run:
+        plan = run.plan()
         if as_json:
             print_line(plan_fields(plan) | {"left_out": left_out})
+        else:
+            show_plan(plan, notes)
         return
     own_process(app.settings.log_format, app.settings.log_level)
-    with stop_request() as stop, rare_garbage_collections():
+    with stop_request() as stop, rare_garbage_collections(), run_lock(app, name, stop) as lock:
+        plan = run.plan()
+        if not as_json:
+            show_plan(plan, notes)
         with progress_bar("replay", plan.bounds.records, stop, quiet=as_json) as show:
             report = run.process(plan, show)
+        lock.require_held()
         with progress_bar("write", report.counts.results.total(), stop, quiet=as_json) as show:
             record = run.publish(report, show)
     if as_json:
@@ -166,6 +178,16 @@ def delete_run(
     broker = app.broker()
     log = RunLog(broker, app.name)
     found = log.read()
+    files = run_folder(app, name)
+    if name not in found and files.exists():
+        # It was interrupted before there were results.
+        with run_lock(app, name):
+            shutil.rmtree(files)
+        if as_json:
+            print_line({"name": name, "deleted": []})
+        else:
+            typer.echo("deleted: the files of an interrupted replay, which has written no results")
+        return
     if name not in found:
         raise ConfigurationError(
             f"{app.name} has no replay of the name {name!r}",
@@ -173,14 +195,31 @@ def delete_run(
         )
     admin = broker.admin()
     try:
-        deleted = delete_results(admin, found[name])
+        with run_lock(app, name):
+            deleted = delete_results(admin, found[name])
+            shutil.rmtree(files, ignore_errors=True)
+            log.delete(name)
     finally:
         admin.close()
-    log.delete(name)
     if as_json:
         print_line({"name": name, "deleted": deleted})
     else:
         typer.echo(f"deleted: {', '.join(deleted) or 'no topics'}")
+
+
+def run_lock(app: App, name: str, stop: StopRequest | None = None) -> RunLock:
+    """What keeps other commands from the replay of this name. Reasons for waiting are shown once."""
+    shown: set[str] = set()
+
+    def waiting(reason: str) -> None:
+        if stop:
+            raise KeyboardInterrupt
+        if reason not in shown:
+            shown.add(reason)
+            warn(f"waiting: {reason}")
+
+    broker = app.broker()
+    return RunLock(broker, RunLog(broker, app.name), name, waiting=waiting)
 
 
 def parse_warmup(text: str | None) -> int | None:
@@ -211,6 +250,12 @@ def show_plan(plan: RunPlan, remarks: list[str]) -> None:
         )
     err.print(table)
     warn(f"warm-up: {plan.bounds.warmup}")
+    if plan.continues:
+        begun = datetime.fromtimestamp(plan.begun / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        warn(
+            f"continues the run that was begun at {begun} and interrupted, after {plan.continues} complete "
+            "tasks (--restart begins again)"
+        )
     for remark in remarks:
         warn(remark)
 
@@ -219,6 +264,7 @@ def plan_fields(plan: RunPlan) -> dict[str, Any]:
     """The plan as plain data."""
     return {
         "name": plan.replay.name,
+        "continued": plan.continues > 0,
         "warmup": plan.bounds.warmup,
         "partitions": {
             str(place): {"start": item.start, "begin": item.begin, "end": item.end}

@@ -16,6 +16,7 @@ from rich.table import Table
 from streams.cli.apps import load_app
 from streams.cli.options import AsJson, Target
 from streams.cli.output import err, out, print_line
+from streams.errors import ConfigurationError
 from streams.simulation.inputs import parse_files, read_inputs
 from streams.simulation.pool import (
     Simulation,
@@ -54,6 +55,18 @@ def simulate(
         list[str] | None,
         typer.Option("--kind", metavar="KIND", help="Inject only this kind of fault; repeatable."),
     ] = None,
+    reset: Annotated[
+        bool, typer.Option("--reset", help="Reset the group once in each run, as streams replay reset does.")
+    ] = False,
+    begin: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="POSITION", help="Simulate a bounded run (streams replay run) from here on."
+        ),
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option("--to", metavar="POSITION", help="The same up to here; default: latest.")
+    ] = None,
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="TOPIC", help="Do not compare this topic; repeatable.")
     ] = None,
@@ -67,6 +80,11 @@ def simulate(
     It runs in memory, on your own input. Exit code 1 if the results under a schedule differ from those of a
     run without faults; that schedule is then reduced to the fewest faults and printed.
     """
+    if reset and (begin, end) != (None, None):
+        raise ConfigurationError(
+            "--reset is for the app's group, and a bounded run (--from, --to) belongs to none",
+            hint="simulate one after the other",
+        )
     simulation = Simulation(
         load=partial(load_app, target),
         inputs=read_inputs(load_app(target).topology, parse_files(inputs or ()), parse_files(records or ())),
@@ -74,6 +92,9 @@ def simulate(
         most=most,
         kinds=parse_kinds(kinds) if kinds else None,
         ignore=ignore or (),
+        reset=reset,
+        begin=begin,
+        end=end,
     )
     wanted = range(seeds) if seed is None else range(seed, seed + 1)
     count = processes or os.cpu_count() or 1
@@ -98,6 +119,11 @@ def simulate(
             for option, values in given.items():
                 for value in values or ():
                     replay += [f"--{option}", value]
+            for option, position in {"from": begin, "to": end}.items():
+                if position is not None:
+                    replay.append(f"--{option}={position}")
+            if reset:
+                replay.append("--reset")
             if partitions != 1:
                 replay += ["--partitions", str(partitions)]
             if most != MOST:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from streams.connectors.debezium import Debezium
 
-_SYSTEMS = ("mariadb", "mysql", "oracle", "sqlserver")
+_SYSTEMS = ("mariadb", "mongodb", "mysql", "oracle", "sqlserver")
 """The databases that are captured by Debezium's properties."""
 _POSTGRES = ("postgres", "postgresql")
 _SYSTEM_OR_SCHEME = re.compile(r"([a-zA-Z]\w*)(://.*)?", re.DOTALL)
@@ -42,7 +42,7 @@ def source(
         typer.Option(
             metavar="TABLE,…",
             help="The tables, with their schemas, e.g. public.customers,public.orders; of MySQL and MariaDB "
-            "with their databases.",
+            "with their databases, of MongoDB the collections with their databases.",
         ),
     ],
     prefix: Annotated[str, typer.Option(help="A table's changes go to the topic <prefix>.<schema>.<table>.")],
@@ -171,13 +171,18 @@ def _connector(
             hint="another --snapshot reads all tables again",
         )
     if "properties" not in given:
+        connection = (
+            "mongodb.connection.string=…, mongodb.user=…, mongodb.password=…"
+            if system == "mongodb"
+            else "database.hostname=…, database.user=…, database.password=…"
+        )
         raise ConfigurationError(
-            f"{system} needs --properties FILE",
-            hint="with Debezium's properties: database.hostname=…, database.user=…, database.password=…",
+            f"{system} needs --properties FILE", hint=f"with Debezium's properties: {connection}"
         )
     properties = read_properties(Path(given["properties"]), os.environ)
     makers = {
         "mariadb": Debezium.mariadb,
+        "mongodb": Debezium.mongodb,
         "mysql": Debezium.mysql,
         "oracle": Debezium.oracle,
         "sqlserver": Debezium.sqlserver,

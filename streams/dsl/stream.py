@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from streams.dsl.flow import TableFlow
     from streams.dsl.joins import LateRecords
     from streams.eventtime.windows import JoinWindow, Windowed
-    from streams.jobs.job import BaseJob, Call
+    from streams.jobs.job import AsyncJob, Call, Job
     from streams.operators import Operator
     from streams.operators.change import JoinKind
     from streams.operators.processor import ProcessorFactory
@@ -904,7 +904,7 @@ class Stream(Generic[K, V]):
 
     def enqueue(
         self,
-        job: BaseJob[Any, Any],
+        job: Job[..., Any] | AsyncJob[..., Any],
         call: Callable[[V], Call[Any] | None],
         *,
         on_error: ErrorPolicy | None = None,

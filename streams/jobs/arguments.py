@@ -81,6 +81,11 @@ class Arguments:
             raise TypeError(f"job {self._job!r} cannot be enqueued with these arguments: {error}") from error
         raise AssertionError("a serde returns a payload for each value")
 
+    def named(self, payload: bytes | msgspec.Raw) -> dict[str, Any]:
+        """All arguments by name, defaults included. Raises ``ValueError`` where they do not fit any more."""
+        values = self._astuple(self._decoder.decode(payload))
+        return dict(zip(self._struct.__struct_fields__, values, strict=True))
+
     def decode(self, payload: bytes | msgspec.Raw) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The positional and keyword arguments. Raises ``ValueError`` where they do not fit any more."""
         values = self._astuple(self._decoder.decode(payload))
@@ -88,6 +93,35 @@ class Arguments:
             return values, {}
         named = dict(zip(self._struct.__struct_fields__, values, strict=True))
         return tuple(named[name] for name in self._positional), {name: named[name] for name in self._keywords}
+
+
+class ChosenArguments:
+    """Calls a function of some of a job's arguments, by the names of its parameters.
+
+    Raises ``TopologyError`` if it has a parameter that the job does not have. ``what`` names it in errors.
+    """
+
+    def __init__(self, what: str, function: Callable[..., object], arguments: Arguments) -> None:
+        self._what = what
+        self._function = function
+        parameters = inspect.signature(function).parameters.values()
+        known = arguments.signature.parameters
+        self._all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+        self._names = [parameter.name for parameter in parameters if parameter.kind in _KINDS]
+        for parameter in parameters:
+            if parameter.kind in _KINDS and parameter.name not in known:
+                raise TopologyError(
+                    f"{what} has a parameter {parameter.name!r}, which the job does not have",
+                    hint=f"name its parameters as those of the job: {', '.join(known)}",
+                )
+
+    def text(self, arguments: Mapping[str, Any]) -> str:
+        """What the function returns for a job. Raises ``TypeError`` for anything but text."""
+        chosen = {name: value for name, value in arguments.items() if self._all or name in self._names}
+        found = self._function(**chosen)
+        if not isinstance(found, str):
+            raise TypeError(f"{self._what} must return text, got {type(found).__name__}: return str(…)")
+        return found
 
 
 class Result:

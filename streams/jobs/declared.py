@@ -5,14 +5,17 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from streams.broker import NewTopic
 from streams.coroutines.awaitables import is_asynchronous
 from streams.errors import ConfigurationError, TopologyError
 from streams.jobs.executors.choice import Executors
+from streams.jobs.handle import Handle
 from streams.jobs.job import AsyncJob, BaseJob, Job, JobOptions
 from streams.jobs.operator import own_topics, queue_nodes
 from streams.jobs.queue_client import QueueClient
-from streams.jobs.record import jobs_topic
+from streams.jobs.record import JobId, jobs_topic
 from streams.jobs.schedule import Schedule, schedule_of
 from streams.jobs.schedule_rules import Cron, Every
 
@@ -22,9 +25,13 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from streams.broker import Broker
-    from streams.jobs.job import Call
+    from streams.jobs.handle import Ends
+    from streams.jobs.job import Call, Enqueuer
     from streams.jobs.schedule_rules import Rule
     from streams.topology.graph import Node
+
+    class JobClient(Enqueuer, Ends, Protocol):
+        """Puts jobs into the queue, and finds out about their ends."""
 
     class Opened(Protocol):
         """What each worker opens once."""
@@ -51,6 +58,9 @@ class Queue:
         """By name."""
         self._partitions = partitions
         self.client = QueueClient(application, broker, self._prepare)
+        self._used: JobClient | None = None
+        self.failures: dict[str, list[Exception]] = {}
+        """What the next executions of jobs raise, by name, in tests."""
 
         @contextmanager
         def job_executors() -> Iterator[Executors]:
@@ -62,7 +72,12 @@ class Queue:
 
         opened = resource(job_executors)
         self.nodes: tuple[Node, ...] = queue_nodes(
-            application, self._jobs, opened.get, self.schedules, partitions=partitions
+            application,
+            self._jobs,
+            opened.get,
+            self.schedules,
+            partitions=partitions,
+            failures=self.failures,
         )
         """What the app's topology needs for it."""
 
@@ -72,7 +87,7 @@ class Queue:
             raise TopologyError(f"{function!r} is a job already", hint="use @app.job once")
         kind = AsyncJob if is_asynchronous(function) else Job
         job: BaseJob[Any, Any] = kind(
-            function, lambda: self.client, options, topic=jobs_topic(self._application)
+            function, lambda: self._used or self.client, options, topic=jobs_topic(self._application)
         )
         known = self._jobs.get(job.name)
         if known is not None:
@@ -105,6 +120,14 @@ class Queue:
                 hint="give one of them another name: app.schedule(…, name=…)",
             )
         self.schedules[schedule.name] = schedule
+
+    def handle(self, identifier: str) -> Handle[Any]:
+        """The handle of a job by its id; its result is plain JSON. Raises ``ConfigurationError``."""
+        return Handle(str(JobId.parse(identifier)), "", self._used or self.client, msgspec.json.decode)
+
+    def use(self, client: JobClient | None) -> None:
+        """Enqueue with this client, in a test; ``None``: as in production again."""
+        self._used = client
 
     def _prepare(self, broker: Broker) -> None:
         """Create the queue's topics, where no worker has done so yet."""

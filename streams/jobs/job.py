@@ -26,7 +26,7 @@ import msgspec
 from streams.coroutines.awaitables import is_asynchronous
 from streams.durations import to_milliseconds
 from streams.errors import ConfigurationError, TopologyError, error_text
-from streams.jobs.arguments import Arguments, Result
+from streams.jobs.arguments import Arguments, ChosenArguments, Result
 from streams.jobs.limits import Limit
 from streams.jobs.record import JobRecord
 from streams.jobs.retry import ONCE, Retry, epoch_milliseconds
@@ -167,6 +167,11 @@ class BaseJob(Generic[P, R]):
         self.asynchronous = is_asynchronous(function)
         self.arguments = Arguments(self.name, function)
         self.result = Result(self.name, function)
+        definition = self.definition
+        self._key = self._chosen("key", definition.key)
+        self._limit_key = self._chosen(
+            "limit's key", None if definition.limit is None else definition.limit.key
+        )
         self._client = client
         self._calling = Calling()
         if self.asynchronous and self.definition.executor != "thread":
@@ -189,12 +194,15 @@ class BaseJob(Generic[P, R]):
         arguments = self.arguments.encode(args, kwargs)
         key = calling.key
         limit = None
-        if (definition.key is not None and key is None) or definition.limit is not None:
-            bound = self.arguments.decode(arguments)
-            if definition.key is not None and key is None:
-                key = self._key(bound)
-            if definition.limit is not None:
-                limit = definition.limit.key_for(self.name, bound[0])
+        wants_key = self._key is not None and key is None
+        if wants_key or self._limit_key is not None:
+            named = self.arguments.named(arguments)
+            if wants_key and self._key is not None:
+                key = self._key.text(named)
+            if self._limit_key is not None:
+                limit = f":{self._limit_key.text(named)}"
+        if definition.limit is not None:
+            limit = f"{definition.limit.name or self.name}{limit or ''}"
         unique = calling.unique
         return Call(
             self,
@@ -214,7 +222,7 @@ class BaseJob(Generic[P, R]):
     def enqueue_many(self, calls: Iterable[Call[R]]) -> list[Handle[R]]:
         """Put several calls into the queue in one transaction: all of them, or none.
 
-        Raises ``BrokerError``, and ``OutcomeUnknown`` if the broker has not confirmed the transaction.
+        Raises ``BrokerError``; its message says so if it is not known whether the transaction was committed.
         """
         wanted = list(calls)
         for each in wanted:
@@ -247,14 +255,10 @@ class BaseJob(Generic[P, R]):
         changed.__dict__["_calling"] = calling
         return changed
 
-    def _key(self, bound: tuple[tuple[Any, ...], dict[str, Any]]) -> str:
-        assert self.definition.key is not None
-        key: object = self.definition.key(*bound[0], **bound[1])
-        if not isinstance(key, str):
-            raise TypeError(
-                f"job {self.name!r}: its key must be text, got {type(key).__name__}; return str(…)"
-            )
-        return key
+    def _chosen(self, what: str, function: Callable[..., str] | None) -> ChosenArguments | None:
+        if function is None:
+            return None
+        return ChosenArguments(f"job {self.name!r}: its {what}", function, self.arguments)
 
     def _identity(self, arguments: bytes) -> str:
         """What all calls with the same arguments have in common."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from streams.durations import to_milliseconds
 from streams.errors import ConfigurationError
@@ -47,19 +47,6 @@ class Limit:
             to_milliseconds(self.per, "Limit: per", least=1)
         if self.burst is not None and self.rate is None:
             raise ConfigurationError("Limit: burst needs rate and per")
-
-    def key_for(self, job: str, arguments: tuple[Any, ...]) -> str:
-        """The limit to which a job with these arguments belongs."""
-        name = self.name or job
-        if self.key is None:
-            return name
-        key: object = self.key(*arguments)
-        if not isinstance(key, str):
-            raise ConfigurationError(
-                f"job {job!r}: the key of its limit must be text, got {type(key).__name__}",
-                hint="return str(…)",
-            )
-        return f"{name}:{key}"
 
 
 class Bucket:

@@ -14,6 +14,7 @@ from streams.jobs.scheduler import PARTITION, Scheduler
 from streams.operators import Operator
 from streams.policy import dead_letter
 from streams.records import Batch
+from streams.replaying import current_replay
 from streams.serde import Bytes, Json, Text
 from streams.state.definition import StoreDefinition
 from streams.topology.graph import OwnTopic, SinkNode, SourceNode, Step
@@ -53,13 +54,15 @@ class RunJobs(Operator):
     jobs: Mapping[str, BaseJob[Any, Any]]
     executors: Callable[[], Executors]
     schedules: Mapping[str, Schedule]
+    failures: dict[str, list[Exception]]
+    """What the next executions raise, by job, in tests."""
 
     def bind(self, step: Binding, children: Children) -> Forward:
         store = JobStore(step.state(STORE))
         queue = JobQueue(
             store,
             self.jobs,
-            InlineExecutor(step.wall_clock) if step.inline else self.executors(),
+            InlineExecutor(step.wall_clock, self.failures) if step.inline else self.executors(),
             _Outcomes(step, self.topic, children).outcomes,
             topic=self.topic,
             partition=step.partition,
@@ -71,6 +74,9 @@ class RunJobs(Operator):
         step.at_close(queue.close)
 
         def run(batch: Batch[Any, JobRecord]) -> None:
+            if current_replay() is not None:
+                # A replay has no effects outside; what it enqueues is in a topic of its own.
+                return
             fetched, rows = batch.fetched, batch.rows
             headers = fetched.headers(rows)
             queue.admit(
@@ -162,6 +168,7 @@ def queue_nodes(
     schedules: Mapping[str, Schedule],
     *,
     partitions: int,
+    failures: dict[str, list[Exception]],
 ) -> tuple[Node, ...]:
     """The nodes of an app's queue: its topic, the step that executes jobs, and the topics of outcomes."""
     source = SourceNode(
@@ -175,7 +182,7 @@ def queue_nodes(
     step = Step(
         name=STEP,
         parents=(source.name,),
-        operator=RunJobs(jobs_topic(application), jobs, executors, schedules),
+        operator=RunJobs(jobs_topic(application), jobs, executors, schedules, failures),
         # A job that failed for good must not stop the others.
         policy=dead_letter,
         owns=(StoreDefinition(name=STORE, key=Bytes(), value=Bytes(), purpose="jobs", view=None),),

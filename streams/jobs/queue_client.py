@@ -7,8 +7,6 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from streams.jobs.ends_reader import EndsReader
 from streams.jobs.handle import Handle
 from streams.jobs.record import JobId, ends_topic, jobs_topic
@@ -60,10 +58,6 @@ class QueueClient:
     def enqueue_many(self, calls: Sequence[Call[Any]]) -> list[Handle[Any]]:
         """Put calls into the queue in one transaction. Raises ``BrokerError``."""
         return self._append(calls, together=True) if calls else []
-
-    def handle(self, identifier: str) -> Handle[Any]:
-        """The handle of a job by its id; its result is plain JSON. Raises ``ConfigurationError``."""
-        return Handle(str(JobId.parse(identifier)), "", self, msgspec.json.decode)
 
     def wait(self, identifier: str, timeout: float) -> JobEnd | None:
         """Wait for the end of a job; ``None`` if it has not ended within ``timeout`` seconds."""

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from itertools import repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from streams.aggregates import Combined, Count
+from streams.aggregates import Combined
 from streams.aggregates.traced import TracedAggregate, lineage_of, unpack, with_lineage
 from streams.coroutines.awaitables import settled
 from streams.errors import TopologyError
-from streams.lineage import ancestry_of
 from streams.operators import Operator, fan_out
 from streams.operators.change import Change
 from streams.operators.keys import ImpliedText, held_keys, with_keys
 from streams.operators.origins import LastChanges
+from streams.operators.traced_folding import folding_of
 from streams.serde.round_trip import RoundTrip
 from streams.serde.value_type import serde_type
 from streams.state.definition import schema_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import TypeAlias
 
     from streams.aggregates import Aggregate, Place
     from streams.operators import Binding, Children, Forward
-    from streams.operators.guard import Guard
     from streams.records import Batch
     from streams.serde import Serde
 
@@ -132,111 +129,6 @@ def reading(aggregate: Aggregate[Any, Any], began: Began, earlier: Earlier) -> A
     return aggregate.reading(began, earlier) if isinstance(aggregate, Combined) else aggregate
 
 
-class Folding:
-    """Adds batches to the accumulators of an aggregate, for one step of one task.
-
-    A key's part of a batch is its *share*: a count, or the rows that have the key.
-    """
-
-    def __init__(self, aggregate: Aggregate[Any, Any], guard: Guard) -> None:
-        self.aggregate = aggregate
-        self.record_wise = aggregate.record_wise
-        self._ordered = aggregate.ordered
-        self._guard = guard
-        self._counts = isinstance(aggregate, Count)
-        self.traced = isinstance(aggregate, TracedAggregate)
-        """Whether accumulators have their lineage."""
-        self._inner_ordered = isinstance(aggregate, TracedAggregate) and aggregate.inner.ordered
-
-    def column(self, batch: Batch[Any, Any]) -> tuple[Batch[Any, Any], Sequence[Any]]:
-        """The aggregate's input from each value; the policy applies to rows for which it fails."""
-        return (batch, ()) if self._counts else self._guard.apply(self.aggregate.column, batch.values, batch)
-
-    def places(self, batch: Batch[Any, Any]) -> Sequence[Place] | None:
-        """The position of each row in the order of events, if the aggregate needs it."""
-        if not self._ordered:
-            return None
-        if self.traced:
-            return self._traced_places(batch)
-        return list(zip(batch.timestamps, repeat(batch.topic), batch.offsets, strict=False))
-
-    def _traced_places(self, batch: Batch[Any, Any]) -> Sequence[Any]:
-        """What is known of each row, in a pair with its position if the aggregate needs that."""
-        if not self._inner_ordered:
-            return ancestry_of(batch)
-        own = zip(batch.timestamps, repeat(batch.topic), batch.offsets)
-        return list(zip(own, ancestry_of(batch), strict=True))
-
-    def shares(self, keys: Sequence[Any]) -> dict[Any, Any]:
-        """The share of each key."""
-        if self._counts:
-            return Counter(keys)
-        return rows_by_key(keys)
-
-    def add(
-        self,
-        accumulators: Sequence[Any],
-        shares: Iterable[Any],
-        column: Sequence[Any],
-        places: Sequence[Place] | None,
-    ) -> list[Any]:
-        """Add the shares to the accumulators (``None`` for a new key), and return these."""
-        if self._counts:
-            return [
-                share if accumulator is None else accumulator + share
-                for accumulator, share in zip(accumulators, shares, strict=True)
-            ]
-        add, initial = self.aggregate.add, self.aggregate.initial
-        return [
-            add(
-                initial() if accumulator is None else accumulator,
-                [column[row] for row in share],
-                None if places is None else [places[row] for row in share],
-            )
-            for accumulator, share in zip(accumulators, shares, strict=True)
-        ]
-
-    def fold(
-        self, accumulator: Any, rows: Sequence[int], column: Sequence[Any], places: Sequence[Place] | None
-    ) -> Any:
-        """Add the entries of these rows, in order, to an accumulator (``None`` for a new key); return it."""
-        if self._counts:
-            return len(rows) if accumulator is None else accumulator + len(rows)
-        chosen = None if places is None else [places[row] for row in rows]
-        return self.add_one(accumulator, [column[row] for row in rows], chosen)
-
-    def add_each(
-        self,
-        batch: Batch[Any, Any],
-        change: Callable[[int, Sequence[Any], Sequence[Place] | None], None],
-    ) -> None:
-        """Add record by record, for the user's code: ``change(row, entries, places)`` adds and stores one."""
-        column, values, places = self.aggregate.column, batch.values, self.places(batch)
-
-        def entries(rows: Iterable[int]) -> Iterator[None]:
-            for row in rows:
-                change(row, list(column([values[row]])), None if places is None else [places[row]])
-                yield None
-
-        self._guard.each(entries, range(len(batch)), batch)
-
-    def add_one(self, accumulator: Any, entries: Sequence[Any], places: Sequence[Place] | None) -> Any:
-        """Add one record's entry to the accumulator (``None`` for a new key), and return it."""
-        known = self.aggregate.initial() if accumulator is None else accumulator
-        return self.aggregate.add(known, entries, places)
-
-
-def rows_by_key(keys: Sequence[Any]) -> dict[Any, list[int]]:
-    """The rows that have each key, in order."""
-    rows: dict[Any, list[int]] = {}
-    for row, key in enumerate(keys):
-        if key in rows:
-            rows[key].append(row)
-        else:
-            rows[key] = [row]
-    return rows
-
-
 def latest_times(keys: Sequence[Any], times: Sequence[int]) -> dict[Any, int]:
     """The highest of each key's event times."""
     pairs = zip(keys, times, strict=True)
@@ -335,7 +227,7 @@ class AggregateByKey(Operator):
 
     def bind(self, step: Binding, children: Children) -> Forward:
         state, guard, held = step.state(self.store), step.guard, held_keys(step, self.store)
-        folding = Folding(self.aggregate, guard)
+        folding = folding_of(self.aggregate, guard)
         changes = LastChanges() if children else None
         step.at_commit(self._forwards_changes(step, held.children(children), changes))
 
@@ -357,11 +249,12 @@ class AggregateByKey(Operator):
             batch, column = folding.column(batch)
             if changes is not None:
                 changes.note(batch, batch.keys)
-            shares = folding.shares(batch.keys)
+            places = folding.places(batch)
+            shares = folding.shares(batch.keys, places)
             keys = list(shares)
             known = state.get_many(keys)
             accumulators = [None if old is None else old[0] for old in known]
-            added = folding.add(accumulators, shares.values(), column, folding.places(batch))
+            added = folding.add(accumulators, shares.values(), column, places)
             latest = latest_times(batch.keys, batch.timestamps)
             state.put_many(
                 {

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from streams.aggregates.traced import lineage_of
 from streams.eventtime.windows import Windowed
 from streams.operators import Operator
-from streams.operators.aggregate import Folding, rows_by_key
 from streams.operators.closed_windows import ClosedWindows
+from streams.operators.folding import rows_by_key
 from streams.operators.keys import held_keys
 from streams.operators.origins import TimedChanges
+from streams.operators.traced_folding import folding_of
 from streams.operators.window import with_times
 from streams.state.deadlines import Deadlines, deadlines_name
 
@@ -86,7 +87,7 @@ class KeyedWindows(ABC):
         self._deadlines: Deadlines[Any] = Deadlines(step.windows(deadlines_name(operator.store)))
         self._closed = None if operator.kept is None else ClosedWindows(operator.kept, step)
         self._aggregate = operator.aggregate
-        self._folding = Folding(operator.aggregate, step.guard)
+        self._folding = folding_of(operator.aggregate, step.guard)
         heads = (operator.heads.updates, False), (operator.heads.replacing, True)
         self._updates = [(children[head], replacing) for head, replacing in heads if head in children]
         """Where updates are forwarded to, and whether with retractions of replaced windows."""

@@ -8,6 +8,8 @@ from functools import partial
 from itertools import count, groupby
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from msgspec.structs import replace
+
 from streams.coroutines.awaitables import settled
 from streams.durations import to_milliseconds
 from streams.errors import TopologyError
@@ -342,7 +344,7 @@ class _Context:
         ]
         if len(possible) == 1:
             return possible[0]
-        return combined(possible)._replace(complete=False)
+        return replace(combined(possible), complete=False)
 
     def _row_of(self, record: Record[Any, Any]) -> int:
         """The input row of a forwarded record."""

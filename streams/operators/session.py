@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from streams.aggregates.traced import unpack
 from streams.durations import whole_milliseconds
 from streams.eventtime.windows import merge_sessions
-from streams.operators.aggregate import rows_by_key
+from streams.operators.folding import rows_by_key
 from streams.operators.keyed import KeyedAggregate, KeyedWindows
 from streams.operators.keys import held_keys
 from streams.operators.packed import PackedSerde

@@ -12,7 +12,7 @@ from streams.coroutines.awaitables import settled
 from streams.errors import RegistryUnavailable, SchemaRegistryError, error_text
 from streams.lineage import ancestry_of
 from streams.operators import Operator, fan_out
-from streams.operators.aggregate import Folding, Reduce
+from streams.operators.aggregate import Reduce
 from streams.operators.change import (
     Change,
     apply_present,
@@ -23,6 +23,7 @@ from streams.operators.change import (
 )
 from streams.operators.keys import ImpliedText, held_keys
 from streams.operators.origins import LastChanges
+from streams.operators.traced_folding import folding_of
 from streams.serde import nullable
 from streams.serde.topics import connected
 from streams.state.definition import SourceEntries, schema_of
@@ -354,7 +355,7 @@ class _AggregatingChanges:
         self._step = step
         self._guard = step.guard
         self._state = step.state(operator.store)
-        self._folding = Folding(operator.aggregate, step.guard)
+        self._folding = folding_of(operator.aggregate, step.guard)
         self._sends_old = step.sends_old
         self._forward = fan_out(children)
         self._deleted: dict[Any, int] = {}

@@ -11,10 +11,12 @@ from streams.aggregates.traced import lineage_of
 from streams.durations import whole_milliseconds
 from streams.eventtime.windows import Hopping, Tumbling, Windowed
 from streams.operators import Operator
-from streams.operators.aggregate import Folding, in_order, latest_times, rows_by_key
+from streams.operators.aggregate import in_order, latest_times
 from streams.operators.closed_windows import ClosedWindows
+from streams.operators.folding import rows_by_key
 from streams.operators.keys import held_keys
 from streams.operators.origins import WindowChanges
+from streams.operators.traced_folding import folding_of
 from streams.records import take
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ class _Windowing:
         self._clock = step.clock
         self._state = step.windows(operator.store)
         self._closed = None if operator.kept is None else ClosedWindows(operator.kept, step)
-        self._folding = Folding(operator.aggregate, step.guard)
+        self._folding = folding_of(operator.aggregate, step.guard)
         self._updates = children.get(operator.heads.updates)
         self._final = children.get(operator.heads.final)
         late = children.get(operator.heads.late)
@@ -198,7 +200,7 @@ class _Windowing:
             self._note_times(start, keys, times, ordered=ordered)
         if self._changes is not None:
             self._changes.note(start, batch, keys, rows if len(keys) < len(batch) else None)
-        shares = folding.shares(keys)
+        shares = folding.shares(keys, places)
         distinct = list(shares)
         added = folding.add(state.get_many(start, distinct), shares.values(), column, places)
         state.put_many(start, zip(distinct, added, strict=True))

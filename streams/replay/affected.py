@@ -92,7 +92,10 @@ class _Search:
     def __init__(self, topology: Topology, inputs: Collection[str], application: str) -> None:
         self._topology = topology
         self._application = application
-        self._readers = {topic: topology.source_of(topic)[0] for topic in inputs}
+        # A queue goes on where it is: jobs that are done must not be executed again.
+        self._readers = {
+            topic: topology.source_of(topic)[0] for topic in inputs if topic not in topology.own_topics
+        }
         self._internal = {
             topic: kind for topic, kind in topology.repartitions.items() if topic in self._readers
         }
@@ -142,6 +145,12 @@ class _Search:
                 f"{topic} only distributes the tasks of source connector "
                 f"{topology.source_topics[topic].name!r}, whose position in its system is in a store",
                 hint="to read the system from its beginning again, give the source another store=",
+            )
+        if topic in topology.own_topics:
+            raise ConfigurationError(
+                f"{topic} is the app's queue of jobs, which is not reset: jobs that are done would be "
+                "executed again",
+                hint="to execute jobs again: streams jobs retry",
             )
         if topic in topology.repartitions:
             raise ConfigurationError(

@@ -107,6 +107,10 @@ class AtOffsets:
 Position: TypeAlias = Earliest | Latest | AtTime | Ago | AtOffsets
 
 
+PositionInCode: TypeAlias = "str | int | Mapping[TopicPartition, int]"
+"""A position as programs write it: as on the command line, milliseconds since the epoch, or offsets."""
+
+
 class Resolved(NamedTuple):
     """Offsets by partition."""
 
@@ -132,6 +136,13 @@ def parse_position(text: str) -> Position:
     if given.startswith("-"):
         return Ago(parse_duration(given[1:]))
     return AtTime(parse_time(given))
+
+
+def to_position(given: PositionInCode) -> Position:
+    """The position that a program has written. Raises ``ConfigurationError`` as ``parse_position`` does."""
+    if isinstance(given, str):
+        return parse_position(given)
+    return AtTime(given) if isinstance(given, int) else AtOffsets(given)
 
 
 def parse_time(text: str) -> int:

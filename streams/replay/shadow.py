@@ -7,18 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from streams import lineage
 from streams.replay.bounded.phase import sink_rows
 from streams.replay.bounded.run import BoundedRun
 from streams.replay.diff.forwarding import forwarded_at_commits
 from streams.replay.diff.result import Diff
 from streams.replay.diff.topic import Serdes, Side, diff_topic
 from streams.replay.plain_values import PlainValues
+from streams.runtime.dead_letter_rows import LINEAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from streams.app import App
     from streams.broker import Broker
+    from streams.config import Settings
     from streams.replay.bounded.plan import RunPlan
     from streams.replay.bounded.run import RunReport, RunRequest
     from streams.replay.diff.fields import Rules
@@ -27,16 +30,17 @@ if TYPE_CHECKING:
 DEAD_LETTERS: Final = "dead letters"
 """What stands for the dead-letter topics of both programs, which may have different names."""
 
-LEFT_OUT: Final = frozenset({"__streams.errors.application"})
-"""Headers that differ between programs of different names."""
+LEFT_OUT: Final = frozenset({"__streams.errors.application", lineage.HEADER, LINEAGE})
+"""Headers that differ between programs of different names or settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One of the programs. ``load`` makes the app in other processes."""
+    """One of the programs. ``load`` makes the app in other processes; ``settings`` replace the app's."""
 
     app: App
     load: Callable[[], App] | None = None
+    settings: Settings | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +117,7 @@ class Shadow:
             broker=self._broker,
             load=program.load,
             folder=folder,
+            settings=program.settings,
         )
         plan = run.plan()
         total = plan.bounds.records

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, TimeoutError as FutureTimeout
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from streams.errors import SinkUnavailable
 from streams.events import Event, get_logger
@@ -61,6 +61,19 @@ _NEXT = {
 }
 
 
+class _Claimed(NamedTuple):
+    writer: SinkWriter
+    positions: dict[TopicPartition, int]
+
+
+def _close(writer: SinkWriter | None, claim: Future[_Claimed] | None) -> None:
+    """Close the writer of a session after its last call: the one that a claim has opened meanwhile."""
+    if claim is not None and claim.exception() is None:
+        writer = claim.result().writer
+    if writer is not None:
+        writer.close()
+
+
 class SinkSession:
     """One sink of one worker. Calls to the system run in a thread of their own.
 
@@ -88,7 +101,7 @@ class SinkSession:
         self._state = SinkState.CLOSED
         self._writer: SinkWriter | None = None
         self._thread: CallThread | None = None
-        self._claim: Future[dict[TopicPartition, int]] | None = None
+        self._claim: Future[_Claimed] | None = None
         self._claimed_now: set[TopicPartition] = set()
         self._fresh: dict[TopicPartition, int] = {}
         """Positions that were read, and not returned yet."""
@@ -158,21 +171,28 @@ class SinkSession:
             self._thread = CallThread(f"streams-sink-{self.node.name}")
         self._claimed_now = set(wanted)
         self._become(SinkState.CLAIMING)
-        self._claim = self._thread.submit(lambda: self._open_and_claim(wanted))
+        writer = self._writer
+        self._claim = self._thread.submit(lambda: self._open_and_claim(writer, wanted))
 
-    def _open_and_claim(self, wanted: Mapping[TopicPartition, str]) -> dict[TopicPartition, int]:
+    def _open_and_claim(self, writer: SinkWriter | None, wanted: Mapping[TopicPartition, str]) -> _Claimed:
+        """Called by the thread: the session may be closed meanwhile, and even have opened another writer."""
         if self.must_check:
             self.node.connector.check(self._context)
             self.must_check = False
-        if self._writer is None:
-            self._writer = self.node.connector.open(self._context)
-        return self._writer.claim(wanted)
+        if writer is not None:
+            return _Claimed(writer, writer.claim(wanted))
+        writer = self.node.connector.open(self._context)
+        try:
+            return _Claimed(writer, writer.claim(wanted))
+        except BaseException:
+            writer.close()
+            raise
 
     def _take_claim(self) -> None:
         assert self._claim is not None
         claim, self._claim = self._claim, None
         try:
-            found = claim.result()
+            self._writer, found = claim.result()
         except SinkUnavailable as error:
             self.failed(error)
             raise
@@ -256,10 +276,9 @@ class SinkSession:
         """Release the connection, after the call that may still be running."""
         writer, self._writer = self._writer, None
         thread, self._thread = self._thread, None
-        self._claim = None
+        claim, self._claim = self._claim, None
         if thread is not None:
-            if writer is not None:
-                thread.submit(writer.close)
+            thread.submit(lambda: _close(writer, claim))
             thread.close()
         self._become(SinkState.CLOSED)
 

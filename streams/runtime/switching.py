@@ -59,6 +59,12 @@ def check_pair(topology: Topology) -> None:
                 "connector has one position, and no offsets at which another app could continue",
                 hint="let an app of its own write what it reads to a topic, and read that topic here",
             )
+    if topology.own_topics:
+        raise ConfigurationError(
+            "an app of a blue/green pair has jobs: both apps would execute their own, and only one may have "
+            "effects",
+            hint="declare the jobs in an app of its own, which both apps enqueue to",
+        )
     patterns = [topic for topic in topology.input_topics if not isinstance(topic, str)]
     if patterns:
         raise ConfigurationError(

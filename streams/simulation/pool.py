@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from streams.errors import StreamsError
+from streams.simulation.ranges import RangeSimulator
 from streams.simulation.simulator import Simulator
 
 if TYPE_CHECKING:
@@ -36,8 +37,23 @@ class Simulation:
     most: int
     kinds: Sequence[Fault] | None = None
     ignore: Sequence[str] = ()
+    reset: bool = False
+    begin: str | None = None
+    """With it or ``end``, a bounded run is simulated; both are positions as on the command line."""
+    end: str | None = None
 
     def simulator(self) -> Simulator:
+        if self.begin is not None or self.end is not None:
+            return RangeSimulator(
+                self.load(),
+                self.inputs,
+                begin=self.begin or "earliest",
+                end=self.end or "latest",
+                partitions=self.partitions,
+                kinds=self.kinds,
+                most=self.most,
+                ignore=self.ignore,
+            )
         return Simulator(
             self.load(),
             self.inputs,
@@ -45,6 +61,7 @@ class Simulation:
             kinds=self.kinds,
             most=self.most,
             ignore=self.ignore,
+            reset=self.reset,
         )
 
 
@@ -106,7 +123,7 @@ def _run(simulation: Simulation, seeds: Sequence[int]) -> Report:
 def explain(difference: Difference) -> list[str]:
     """Describe a difference: the injected faults in order, and the first record that differs."""
     lines = [f"pace: {difference.schedule.pace}"]
-    if not difference.schedule.events:
+    if not difference.schedule.events and difference.schedule.reset is None:
         lines.append(
             "no fault was injected: the results depend on something besides the input and the stores, "
             "such as the time, random numbers, or variables that outlive a run"
@@ -139,6 +156,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "seed": difference.seed,
                 "pace": difference.schedule.pace._asdict(),
                 "schedule": [event._asdict() for event in difference.schedule.events],
+                "reset": None if difference.schedule.reset is None else difference.schedule.reset._asdict(),
                 "story": [line.strip() for line in difference.story],
                 "error": difference.error,
                 "topic": difference.topic or None,

@@ -26,6 +26,7 @@ from streams.runtime.commit import AtLeastOnce, ExactlyOnce
 from streams.runtime.status import State
 from streams.runtime.topics import prepare_topics
 from streams.runtime.worker import Worker
+from streams.simulation.resets import commit_position, reset_group
 from streams.state.memory import MemoryDatabase, MemoryDatabases
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ if TYPE_CHECKING:
     from streams.broker import GroupSettings, Polled
     from streams.operators import NodeOperator
     from streams.records import Fetched, Headers
-    from streams.simulation.schedule import Event, Point, Schedule
+    from streams.replay.positions import Position
+    from streams.simulation.points import Point
+    from streams.simulation.resets import ResetEvent
+    from streams.simulation.schedule import Event, Schedule
     from streams.state.memory import _Content
     from streams.state.store import Changes
     from streams.topology.graph import Topology
@@ -126,11 +130,13 @@ class Input:
         raise StreamsError("the input has no records")
 
 
-class _Crash(BaseException):
+class Crash(BaseException):
     """Ends the current turn of a simulated process. The argument says whether its disk is lost."""
 
 
-class _Clock:
+class SimulatedClock:
+    """Seconds since the epoch: each reading takes a moment, and waiting takes none of the test's time."""
+
     def __init__(self) -> None:
         self.now = START
 
@@ -215,6 +221,7 @@ class _Process:
         self.consumers: list[MemoryConsumer] = []
         self.leaving = False
         self.frozen = False
+        self.away = False
         self._disk = _Disk(run)
         self._worker: Worker | None = None
         self._started = False
@@ -259,6 +266,13 @@ class _Process:
             with suppress(NotCommitted):
                 worker.close()
         self.consumers.clear()
+
+    def stop(self) -> None:
+        """Stop gracefully, and certainly: after a fault it may be unable to leave the group."""
+        consumers = list(self.consumers)
+        self.close()
+        self.consumers = consumers
+        self.crash(lose_disk=False)
 
     def crash(self, *, lose_disk: bool) -> None:
         """End at once and leave the group; the next turn starts a new worker in the same slot."""
@@ -311,7 +325,7 @@ class Incident(NamedTuple):
     worker: int
     held: dict[TopicPartition, int | None]
     """The partitions assigned to the worker, with the next offset to process."""
-    event: Event
+    event: Event | ResetEvent
 
     def __str__(self) -> str:
         places = [
@@ -324,10 +338,26 @@ class Incident(NamedTuple):
 
 
 class Run:
-    """One run under one schedule, from the first record to the last commit."""
+    """One run under one schedule, from the first record to the last commit.
 
-    def __init__(self, app: App, topology: Topology, source: Input, schedule: Schedule) -> None:
+    ``positions`` are those that the schedule's reset chooses from. With ``begin``, the group reads from there
+    and not from the beginning.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        topology: Topology,
+        source: Input,
+        schedule: Schedule,
+        positions: Sequence[Position] = (),
+        begin: Position | None = None,
+    ) -> None:
         pace = schedule.pace
+        self._reset = schedule.reset
+        self._positions = positions
+        self._begin = begin
+        self._reset_due = False
         self.application = app.name
         self._resources = resources_of_worker(app)
         self.topology = topology
@@ -344,7 +374,7 @@ class Run:
             if pace.commit_interval is None
             else pace.commit_interval,
         )
-        self.clock = _Clock()
+        self.clock = SimulatedClock()
         named = [topic for topic in topology.input_topics if isinstance(topic, str)]
         self.topics = tuple(
             dict.fromkeys([*named, *(table.topic for table in topology.global_tables), *source.topics])
@@ -394,22 +424,43 @@ class Run:
 
     def _run(self) -> None:
         self._send(self._input.outputs)
+        if self._begin is not None:
+            commit_position(self.broker, self.application, self._begin, self._external)
         self._processes += [_Process(self, slot) for slot in range(WORKERS)]
         self.broker.before = self.reach
-        self._settle()
-        self._let_queues_work()
-        quiet, times = _quiet(self.topology)
-        # A fault that has not happened yet may delay the closing of windows to one more round.
-        for _ in range(times + len(self._pending)):
-            busy = self._busy
-            self.clock.advance(quiet)
-            self._settle()
-            self._let_queues_work()
-            if self._busy == busy:
-                break
+        self._finish()
+        if self._reset is not None:
+            # Its point was not reached, as faults have changed the run.
+            self._reset_due = True
+            self._finish()
         self.broker.before = None
         for process in self._processes:
             process.close()
+
+    @property
+    def _external(self) -> list[TopicPartition]:
+        """The partitions of the input topics."""
+        return [place for place in self._places if place.topic in self.topics]
+
+    def _finish(self) -> None:
+        """Let the workers process everything, and all idle windows close."""
+        quiet, times = _quiet(self.topology)
+        # A fault that has not happened yet may delay the closing of windows to one more round, and after a
+        # reset they close again.
+        rounds = times + len(self._pending) + (0 if self._reset is None else times + 1)
+        self._settle()
+        self._let_queues_work()
+        for _ in range(rounds):
+            busy = self._busy
+            away = [process for process in self._processes if process.away]
+            for process in away:
+                process.away = False
+            if not away:
+                self.clock.advance(quiet)
+            self._settle()
+            self._let_queues_work()
+            if self._busy == busy and not away:
+                break
 
     def reach(self, point: Point) -> None:
         """Count a point that a worker reaches, and inject the fault scheduled there, which may raise."""
@@ -422,6 +473,12 @@ class Run:
             event = self._pending.pop((point, number), None)
             if event is not None:
                 self._happen(event, self.acting)
+        self._approach(point, number)
+
+    def _approach(self, point: Point, number: int) -> None:
+        reset = self._reset
+        if reset is not None and (point, number) == (reset.point, reset.number):
+            self._reset_due = True
 
     def stopwatch(self) -> float:
         """The clock with which workers measure user code: it stands still unless a fault moves it."""
@@ -430,6 +487,8 @@ class Run:
             self.counts["process"] = number = self.counts["process"] + 1
             if number in self._in_code:
                 self._happen(self._pending.pop(("process", number)), self.acting)
+            if self._reset is not None:
+                self._approach("process", number)
         return self.clock.now
 
     def delivered(self, consumer: MemoryConsumer, fetched: Sequence[Fetched]) -> None:
@@ -452,9 +511,9 @@ class Run:
         self.story.append(Incident(self.clock.now - START, process.slot, process.holds, event))
         match event.fault:
             case "crash":
-                raise _Crash(False)
+                raise Crash(False)
             case "crash and lose the disk":
-                raise _Crash(True)
+                raise Crash(True)
             case "abort":
                 raise TransactionAborted("simulated")
             case "unknown":
@@ -482,12 +541,12 @@ class Run:
     def _round(self) -> None:
         """Give every worker that is not frozen a turn."""
         for process in list(self._processes):
-            if process.frozen or process is self.acting:
+            if process.frozen or process.away or process is self.acting:
                 continue
             before, self.acting = self.acting, process
             try:
                 process.turn()
-            except _Crash as crash:
+            except Crash as crash:
                 process.crash(lose_disk=crash.args[0])
             except Exception as error:  # noqa: BLE001 - raised at the end, after turns that contain this one
                 self._failure = self._failure or error
@@ -508,7 +567,11 @@ class Run:
             self._round()
             if self._failure is not None:
                 raise self._failure
-            if busy == self._busy and all(process.ready for process in self._processes) and self._done():
+            if self._reset_due and self._admin.committed_offsets(self.application):
+                self._reset_group()
+                continue
+            active = [process for process in self._processes if not process.away]
+            if busy == self._busy and all(process.ready for process in active) and self._done():
                 return
         raise StreamsError(f"the input was not processed after {ROUNDS} turns of every worker")
 
@@ -522,6 +585,32 @@ class Run:
     def _queue_wait(self) -> float | None:
         waits = [process.queue_wait for process in self._processes]
         return min((wait for wait in waits if wait is not None), default=None)
+
+    def _reset_group(self) -> None:
+        """Stop all workers, and reset the group; they start again in their next turns, with their disks."""
+        reset, self._reset = self._reset, None
+        assert reset is not None, "it is due once"
+        self._reset_due = False
+        first = self._processes[0]
+        self.story.append(Incident(self.clock.now - START, first.slot, first.holds, reset))
+        for process in self._processes:
+            if reset.killed:
+                process.crash(lose_disk=False)
+            else:
+                process.stop()
+        self._processes[-1].away = reset.away and len(self._processes) > 1
+        # What the workers have left open ends.
+        self.clock.advance(2 * TRANSACTION_SECONDS)
+        reset_group(
+            self.topology,
+            self.broker,
+            self.application,
+            self._positions[reset.position],
+            reset.interrupted,
+            self.clock.advance,
+        )
+        self._furthest.clear()
+        self._busy += 1
 
     def _done(self) -> bool:
         """Whether every partition is assigned to a worker that has read it to its end."""

@@ -7,16 +7,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
 
 from streams.broker.memory import Step
 from streams.errors import ConfigurationError
+from streams.simulation.resets import ResetEvent, make_reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-Point: TypeAlias = Step | Literal["poll.after", "process", "store.before", "store.after"]
-"""Where a fault can be injected into a worker: at its calls to the broker, and between them.
-
-``poll.after`` is between polling records and processing them, ``process`` where a step's code is entered or
-left, ``store`` before and after a write to a task's database.
-"""
+    from streams.simulation.points import Point
 
 Fault: TypeAlias = Literal[
     "crash",
@@ -113,17 +109,20 @@ PACES = {Pace(): 75, Pace(16): 15, Pace(8, 0.0): 8, Pace(3, 0.0): 2}
 
 
 class Schedule(NamedTuple):
-    """The pace and the faults of one run."""
+    """The pace and the faults of one run, and the reset in it."""
 
     pace: Pace = Pace()
     events: tuple[Event, ...] = ()
+    reset: ResetEvent | None = None
 
     def simpler(self) -> list[Schedule]:
-        """The schedules with one fault less, and this one with the default pace."""
+        """The schedules with one fault less, with a simpler reset, and this one with the default pace."""
         found = [
             self._replace(events=self.events[:number] + self.events[number + 1 :])
             for number in range(len(self.events))
         ]
+        if self.reset is not None:
+            found += [self._replace(reset=reset) for reset in self.reset.simpler()]
         return found if self.pace == Pace() else [*found, self._replace(pace=Pace())]
 
 
@@ -132,8 +131,9 @@ def make_schedule(
     counts: Callable[[Pace], Mapping[Point, int]],
     kinds: Collection[Fault],
     most: int = 6,
+    positions: int = 0,
 ) -> Schedule:
-    """Generate a schedule of one to ``most`` faults of these kinds.
+    """Generate a schedule of one to ``most`` faults of these kinds, with a reset to one of ``positions``.
 
     ``counts`` returns, for a pace, how often a run without faults reaches each point. All kinds are equally
     likely, and so are all points where a kind can happen, regardless of how often they are reached.
@@ -155,9 +155,11 @@ def make_schedule(
         if kind == "join" and joins > 2:
             continue
         point = choose.choice(points[kind])
-        event = Event(point, choose.randint(1, reached[point]), kind)
+        # A reset makes the workers do their work twice.
+        event = Event(point, choose.randint(1, reached[point] * (2 if positions else 1)), kind)
         events[event.point, event.number] = event
-    return Schedule(pace, tuple(events.values()))
+    reset = make_reset(choose, reached, positions) if positions and reached else None
+    return Schedule(pace, tuple(events.values()), reset)
 
 
 def parse_kinds(names: Collection[str]) -> tuple[Fault, ...]:

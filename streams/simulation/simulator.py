@@ -12,25 +12,38 @@ import logging
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, get_args
 
 import msgspec
 
 from streams.errors import ConfigurationError
 from streams.operators.guard import preview
 from streams.process.ownership import rare_garbage_collections
+from streams.simulation.comparisons import (
+    ANY,
+    EVERY,
+    IGNORED,
+    LAST,
+    NOT,
+    TWICE,
+    comparisons,
+    dead_letter_comparisons,
+)
+from streams.simulation.resets import follows, repeats, reset_positions
 from streams.simulation.run import STALL_SECONDS, Input, InputRecord, Run, shortest_idle
-from streams.simulation.schedule import Fault, Pace, Point, Schedule, make_schedule
+from streams.simulation.schedule import Fault, Pace, Schedule, make_schedule
 from streams.state.changelog import METADATA, RESERVED, changelog_topic
-from streams.topology.graph import SourceNode, Step as TopologyStep
+from streams.topology.graph import Step as TopologyStep
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from streams.app import App
-    from streams.records import Headers
+    from streams.records import Fetched, Headers
     from streams.serde import Serde
-    from streams.topology.graph import Node, Topology
+    from streams.simulation.points import Point
+    from streams.simulation.run import Incident
+    from streams.topology.graph import Topology
 
 MOST = 6
 """The default for the maximum number of faults in a schedule."""
@@ -42,6 +55,30 @@ class Found(NamedTuple):
     value: bytes | None
     timestamp: int | None = None
     headers: tuple[tuple[str, bytes | None], ...] = ()
+    key: bytes | None = None
+    """Only where the records of a partition are compared, and not those of a key."""
+
+
+class SimulatedRun(Protocol):
+    """A run under one schedule."""
+
+    @property
+    def counts(self) -> Counter[Point]:
+        """How often each point was reached."""
+
+    @property
+    def story(self) -> Sequence[Incident]:
+        """The faults that were injected."""
+
+    @property
+    def again(self) -> int:
+        """How many records were read again."""
+
+    def execute(self) -> None:
+        """Run to the end."""
+
+    def read(self, topics: Sequence[str]) -> Iterator[Fetched]:
+        """The committed results for these topics."""
 
 
 Seen: TypeAlias = "dict[tuple[str, bytes | None], tuple[Found, ...]]"
@@ -115,6 +152,10 @@ class Simulator:
     the kinds of faults; the default is all but ``duplicate``, which changes the input and is for apps that
     deduplicate it. ``ignore`` names topics that are not compared.
 
+    With ``reset``, the group is reset once in each run, as ``streams replay reset`` does, at any moment and
+    to the beginning, the end, or in between. Then the results must be the first ones of a run without faults,
+    any number of them, followed by those of a run that begins at that position with empty state.
+
     Raises what ends a worker in a run without faults, and ``ConfigurationError`` if nothing can be compared.
     """
 
@@ -127,26 +168,20 @@ class Simulator:
         kinds: Collection[Fault] | None = None,
         most: int = MOST,
         ignore: Collection[str] = (),
+        reset: bool = False,
     ) -> None:
         self._app = app
         self._topology = app.topology
-        connectors = [node.name for node in self._topology.sink_connectors]
-        connectors += [node.name for node in self._topology.source_topics.values()]
-        if connectors:
-            raise ConfigurationError(
-                f"app {app.name!r} has connectors, which a simulation cannot run: {', '.join(connectors)}",
-                hint="simulate the part between topics as an app of its own, and test the connectors' steps "
-                "with TopologyDriver (send_source, rows)",
-            )
+        self._require_simulated()
         self._input = Input(
             {topic: [InputRecord(*record) for record in records] for topic, records in inputs.items()},
             partitions,
         )
         self._most = most
         self._may_repeat = app.settings.guarantee == "at_least_once"
-        self.kinds = tuple(kinds) if kinds is not None else usual_kinds(self._topology)
-        self.topics = comparisons(self._topology, app, ignore)
-        letters = _dead_letters(self._topology, at_least_once=self._may_repeat)
+        self.kinds = tuple(kinds) if kinds is not None else self._usual_kinds()
+        self.topics = self._comparisons(ignore)
+        letters = dead_letter_comparisons(self._topology, at_least_once=self._may_repeat)
         self._unlike = {step.encode() for step, how in letters.items() if how not in (EVERY, ANY)}
         """Steps whose dead letters depend on commits: they are not compared."""
         self._compared = [topic for topic, how in self.topics.items() if how not in (NOT, TWICE, IGNORED)]
@@ -156,10 +191,37 @@ class Simulator:
                 hint="; ".join(f"{topic}: {how}" for topic, how in self.topics.items()) or None,
             )
         self._counts: dict[Pace, Counter[Point]] = {}
+        times = [time for output in self._input.outputs for time in output.timestamps]
+        self._positions = reset_positions(self._topology, times, self._input.topics) if reset else []
+        self._after: dict[int, Seen] = {}
+        """The results of runs that begin at these positions."""
+        self._emptied = {
+            changelog_topic(app.name, store)
+            for node in self._topology.nodes
+            if isinstance(node, TopologyStep)
+            for store in node.owns
+        }
         with _quiet_host():
             run = self._execute(Schedule())
             self.expected = self._seen(run)
         self._counts[Pace()] = run.counts
+
+    def _require_simulated(self) -> None:
+        connectors = [node.name for node in self._topology.sink_connectors]
+        connectors += [node.name for node in self._topology.source_topics.values()]
+        if connectors:
+            raise ConfigurationError(
+                f"app {self._app.name!r} has connectors, which a simulation cannot run: "
+                f"{', '.join(connectors)}",
+                hint="simulate the part between topics as an app of its own, and test the connectors' steps "
+                "with TopologyDriver (send_source, rows)",
+            )
+
+    def _usual_kinds(self) -> tuple[Fault, ...]:
+        return usual_kinds(self._topology)
+
+    def _comparisons(self, ignore: Collection[str]) -> dict[str, str]:
+        return comparisons(self._topology, self._app, ignore)
 
     def run(self, seeds: Sequence[int], *, stop_after: int = 1) -> Iterator[Report]:
         """Yield the report so far after each schedule, until there are ``stop_after`` differences."""
@@ -196,16 +258,28 @@ class Simulator:
                 self._counts[pace] = run.counts
             return self._counts[pace]
 
-        schedule = make_schedule(seed, counts, self.kinds, self._most)
+        schedule = make_schedule(seed, counts, self.kinds, self._most, len(self._positions))
         return schedule, differences[0] if differences else None
 
-    def _execute(self, schedule: Schedule) -> Run:
-        run = Run(self._app, self._topology, self._input, schedule)
+    def _execute(self, schedule: Schedule) -> SimulatedRun:
+        run = self._new_run(schedule)
         run.execute()
         return run
 
+    def _new_run(self, schedule: Schedule) -> SimulatedRun:
+        return Run(self._app, self._topology, self._input, schedule, self._positions)
+
+    def _results_after(self, position: int) -> Seen:
+        """The results of a run without faults that begins at a position."""
+        if position not in self._after:
+            begin = self._positions[position]
+            run = Run(self._app, self._topology, self._input, Schedule(), begin=begin)
+            run.execute()
+            self._after[position] = self._seen(run)
+        return self._after[position]
+
     def _difference(self, seed: int, schedule: Schedule, report: Report | None = None) -> Difference | None:
-        run = Run(self._app, self._topology, self._input, schedule)
+        run = self._new_run(schedule)
         difference: Difference | None
         try:
             run.execute()
@@ -222,21 +296,41 @@ class Simulator:
         return difference
 
     def _compare(
-        self, seed: int, schedule: Schedule, run: Run, report: Report | None = None
+        self, seed: int, schedule: Schedule, run: SimulatedRun, report: Report | None = None
     ) -> Difference | None:
         seen = self._seen(run)
         if report is not None:
             report.records += sum(map(len, seen.values()))
-        if seen == self.expected:
+        after = None if schedule.reset is None else self._results_after(schedule.reset.position)
+        if after is None and seen == self.expected:
             return None
-        for place in {**self.expected, **seen}:
-            expected, got = self.expected.get(place, ()), seen.get(place, ())
-            if not self._equal(self.topics[place[0]], expected, got):
+        for place in {**self.expected, **(after or {}), **seen}:
+            before, got = self.expected.get(place, ()), seen.get(place, ())
+            if after is None:
+                expected, equal = before, self._equal(self.topics[place[0]], before, got)
+            else:
+                rest = after.get(place, ())
+                expected = (*before[: max(0, len(got) - len(rest))], *rest)
+                equal = self._equal_after_reset(place[0], before, rest, got)
+            if not equal:
                 if self._may_repeat and self.topics[place[0]] == LAST:
                     expected, got = expected[-1:], got[-1:]
                 found = Difference(seed, schedule, *place, expected, got, story=tuple(map(str, run.story)))
                 return dataclasses.replace(found, view=self._view(found))
         return None
+
+    def _equal_after_reset(
+        self, topic: str, before: tuple[Found, ...], after: tuple[Found, ...], got: tuple[Found, ...]
+    ) -> bool:
+        how = self.topics[topic]
+        if topic in self._emptied:
+            return self._equal(how, after, got)
+        if how == LAST:
+            # Without results after the reset, the last one is any of those before it.
+            return not after or self._equal(how, after, got)
+        if self._may_repeat:
+            return repeats(before, after, got)
+        return follows(before, after, got, ordered=how == EVERY)
 
     def _equal(self, how: str, expected: tuple[Found, ...], got: tuple[Found, ...]) -> bool:
         if expected == got or not self._may_repeat:
@@ -250,7 +344,7 @@ class Simulator:
             return set(expected) == set(got)
         return list(dict.fromkeys(expected)) == list(dict.fromkeys(got))
 
-    def _seen(self, run: Run) -> Seen:
+    def _seen(self, run: SimulatedRun) -> Seen:
         """What readers of committed records see: for each topic and key, the records in order or the last."""
         records: dict[tuple[str, bytes | None], list[Found]] = defaultdict(list)
         for fetched in run.read(self._compared):
@@ -346,96 +440,6 @@ STEP_HEADER = "__streams.errors.step"
 
 class _Window(msgspec.Struct):
     start: int | None = None
-
-
-EVERY = "every record, in the order of each key"
-ANY = "every record, in any order"
-LAST = "the last record of each key: earlier ones depend on when commits happen"
-NOT = "not compared: it depends on intermediate results, and so on when commits happen"
-TWICE = "not compared: at least once, state downstream of a repartition topic may count a record twice"
-
-
-IGNORED = "not compared: ignored on request"
-_LOOSENESS = [EVERY, ANY, LAST, NOT, TWICE, IGNORED].index
-
-
-def comparisons(topology: Topology, app: App, ignore: Collection[str] = ()) -> dict[str, str]:
-    """How each topic that the app writes can be compared between runs that commit at different times."""
-    at_least_once = app.settings.guarantee == "at_least_once"
-    found: dict[str, str] = {}
-
-    def compare(topic: str, how: str) -> None:
-        found[topic] = max(found.get(topic, how), how, key=_LOOSENESS)
-
-    for sink in topology.sinks:
-        if isinstance(sink.topic, str) and sink.repartition is None:
-            compare(sink.topic, _comparison(topology, sink, at_least_once=at_least_once))
-    for node in topology.nodes:
-        if isinstance(node, TopologyStep):
-            how = _comparison(topology, node, at_least_once=at_least_once)
-            for store in node.owns:
-                if store.source_topic is None and store.retention is None:
-                    compare(
-                        changelog_topic(app.name, store),
-                        LAST if how in (EVERY, ANY) else max(NOT, how, key=_LOOSENESS),
-                    )
-    letters = _dead_letters(topology, at_least_once=at_least_once)
-    if letters:
-        # Dead letters of one slice are in the order of the steps, and slices differ between runs.
-        alike = ANY if {EVERY, ANY} & set(letters.values()) else max((NOT, *letters.values()), key=_LOOSENESS)
-        compare(app.dead_letter_topic, alike)
-    return found | {topic: IGNORED for topic in ignore if topic in found}
-
-
-def _dead_letters(topology: Topology, *, at_least_once: bool) -> dict[str, str]:
-    """How the dead letters of each step that may write some can be compared."""
-    return {
-        node.name: _comparison(topology, node, at_least_once=at_least_once)
-        for node in topology.nodes
-        if node.policy.action == "dead_letter"
-    }
-
-
-class _Place(NamedTuple):
-    """A node on a path from a result upstream to the input."""
-
-    node: Node
-    below: str
-    """The downstream node from which the path reached this one."""
-    passed: int = 0
-    """Steps in between that forward at commits."""
-    keeps: bool = False
-    """Whether a step downstream has a store."""
-
-
-def _comparison(topology: Topology, node: Node, *, at_least_once: bool) -> str:
-    """How ``node`` is compared: by the number of steps upstream that forward at commits (0, 1 or more)."""
-    by_name = {item.name: item for item in topology.nodes}
-    worst, twice, ordered = 0, False, True
-    waiting = [_Place(node, "")]
-    known = set()
-    while waiting:
-        place = waiting.pop()
-        at, below, passed, keeps = place
-        if (at.name, below, passed, keeps) in known:
-            continue
-        known.add((at.name, below, passed, keeps))
-        if isinstance(at, TopologyStep):
-            keeps = keeps or bool(at.owns or at.uses)
-            if at is not node:
-                # An aggregate forwards intermediate results at commits, from which later steps compute.
-                ordered = ordered and not at.operator.order_depends_on_slices
-                passed = min(2, passed + at.operator.forwards_at_commits_to(below))
-        worst = max(worst, passed)
-        waiting += [_Place(by_name[parent], at.name, passed, keeps) for parent in at.parents]
-        if isinstance(at, SourceNode):
-            feeding = [sink for sink in topology.sinks if sink.topic in at.topics]
-            twice = twice or bool(keeps and feeding)
-            waiting += [_Place(sink, at.name, passed, keeps) for sink in feeding]
-    if at_least_once and twice:
-        return TWICE
-    stateful = isinstance(node, TopologyStep)
-    return (EVERY if ordered else ANY, LAST, NOT)[min(worst + (worst > 0 and stateful), 2)]
 
 
 @contextmanager

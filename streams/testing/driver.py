@@ -10,10 +10,11 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from streams.aggregates.traced import without_lineage
-from streams.app import resources_of_worker
+from streams.app import queue_of, resources_of_worker
 from streams.broker.placement import first_misplaced
 from streams.durations import to_milliseconds
 from streams.errors import ProcessingError, TopologyError, error_text
+from streams.jobs.record import ends_topic, jobs_topic
 from streams.operators.guard import came_from
 from streams.origin import Origin, without_origin
 from streams.partitioning import partition_for
@@ -30,6 +31,8 @@ from streams.runtime.task import Task, TaskId
 from streams.serde import Bytes
 from streams.state.changelog import Checkpoint, decode_metadata
 from streams.state.memory import MemoryDatabases
+from streams.testing.encoding import decode, encode
+from streams.testing.jobs import DriverQueue
 from streams.topology.graph import closest, matches
 
 if TYPE_CHECKING:
@@ -41,10 +44,12 @@ if TYPE_CHECKING:
     from streams.app import App
     from streams.coroutines.event_loop import Calls
     from streams.eventtime.windows import Windowed
+    from streams.jobs.job import AsyncJob, Job
     from streams.records import Output
     from streams.runtime.dead_letter_rows import DeadLetter
     from streams.serde import Serde
     from streams.state.store import Database
+    from streams.testing.jobs import EnqueuedJob
     from streams.topology.graph import Subtopology
 
 
@@ -61,15 +66,31 @@ class TopologyDriver:
         driver.send("lines", "GET / 500")
         assert driver.values("errors") == [...]
 
+    Jobs that are enqueued while the driver is open are put into its queue, and executed at once in this
+    thread, or, with ``run_jobs`` false, when ``run_due`` is called.
+
     ``close`` ends the tasks and closes the app's resources, as does leaving the driver as a context manager.
     Both raise ``ProcessingError`` for dead letters that the test has not read, unless ``check_dead_letters``
     is false.
     """
 
     def __init__(
-        self, app: App, *, partitions: int = 1, clock: int = 0, check_dead_letters: bool = True
+        self,
+        app: App,
+        *,
+        partitions: int = 1,
+        clock: int = 0,
+        check_dead_letters: bool = True,
+        run_jobs: bool = True,
     ) -> None:
         self.clock = clock
+        self._run_jobs = run_jobs
+        self._client: DriverQueue | None = None
+        self._busy = False
+        self._placed_jobs: deque[FetchedLists] = deque()
+        """Jobs that were enqueued while a task was at work."""
+        self._behind: deque[Task] = deque()
+        """Tasks that were given jobs by another one that was at work."""
         self._check_dead_letters = check_dead_letters
         self._unread: list[DeadLetter] = []
         """Dead letters since the test last read them."""
@@ -128,8 +149,8 @@ class TopologyDriver:
         source = table.source if table is not None else self._topology.source_of(topic)[1]
         encoded = [
             Record(
-                _encode(source.key, record.key),
-                _encode(source.value, record.value),
+                encode(source.key, record.key),
+                encode(source.value, record.value),
                 record.timestamp,
                 record.headers,
             )
@@ -180,8 +201,8 @@ class TopologyDriver:
         internal = topic in self._topology.repartitions
         return [
             Record(
-                _decode(key or sink[0], record.key),
-                _decode(value or sink[1], without_origin(record.value) if internal else record.value),
+                decode(key or sink[0], record.key),
+                decode(value or sink[1], without_origin(record.value) if internal else record.value),
                 record.timestamp,
                 record.headers,
                 record.topic,
@@ -233,6 +254,27 @@ class TopologyDriver:
                 f"{outcome.exception}: {outcome.message}",
                 hint="driver.restart(app) continues with a changed program",
             )
+
+    def enqueued(self, job: Job[..., Any] | AsyncJob[..., Any]) -> list[EnqueuedJob]:
+        """Take the jobs of this function that were enqueued since the last call, executed or not."""
+        return self._queue().take(job.name)
+
+    def run_due(self) -> None:
+        """Execute the jobs that may run now, and those that they enqueue. Raises what the app raises."""
+        self._resources.open()
+        with self._resources.active():
+            for topic, partition in sorted(self._queues):
+                self._task(topic, partition)
+            for task in list(self._tasks.values()):
+                self._run_queue(task)
+
+    def fail_next(
+        self, job: Job[..., Any] | AsyncJob[..., Any], *, times: int = 1, error: Exception | None = None
+    ) -> None:
+        """Let the next executions of this job raise ``error`` (an ``OSError``) instead of the function's."""
+        queue = queue_of(self._app)
+        assert queue is not None, "an app that has jobs has a queue"
+        queue.failures.setdefault(job.name, []).extend([error or OSError("made to fail by the test")] * times)
 
     @property
     def topics(self) -> list[str]:
@@ -309,15 +351,17 @@ class TopologyDriver:
                 worked = task.punctuate()
                 if task.idle(self.clock - since, milliseconds) or worked:
                     self._commit(task)
-                self._collect(task)
+                if self._run_jobs:
+                    self._run_queue(task)
 
     def _work_until(self, end: int) -> None:
         """Advance the clock to ``end``, and on the way to each time at which anything of a queue is due."""
-        while True:
-            # As a worker does: a queue works without new records, also after a restart.
-            tasks = [self._task(topic, partition) for topic, partition in sorted(self._queues)]
+        # As a worker does: a queue works without new records, also after a restart.
+        tasks = [self._task(topic, partition) for topic, partition in sorted(self._queues)]
+        while self._run_jobs:
             for task in tasks:
-                self._collect(task)
+                self._run_queue(task)
+            tasks = [self._task(topic, partition) for topic, partition in sorted(self._queues)]
             due = [task.background_due for task in tasks]
             wait = min((each for each in due if each), default=None)
             if wait is None or self.clock + wait > end:
@@ -357,6 +401,9 @@ class TopologyDriver:
     def _close_tasks(self) -> None:
         tasks = list(self._tasks.values())
         self._tasks.clear()
+        queue = queue_of(self._app)
+        if queue is not None:
+            queue.use(None)
         try:
             with self._resources.active(), ExitStack() as stack:
                 for task in reversed(tasks):
@@ -393,6 +440,12 @@ class TopologyDriver:
             source.topic: GlobalTable(source, self._databases, self.wall_clock)
             for source in self._topology.global_tables
         }
+        queue = queue_of(app)
+        if queue is not None:
+            self._client = self._client or DriverQueue(
+                jobs_topic(app.name), self._partitions, self.wall_clock, self._place_job
+            )
+            queue.use(self._client)
         self._serdes = {
             topic: (sink.key, sink.value) for sink in self._topology.sinks for topic in sink.topics
         }
@@ -474,11 +527,11 @@ class TopologyDriver:
                     self._sent[Origin(topic, number, offset)] = record
             task = self._task(topic, number)
             if topic in self._topology.own_topics:
-                self._unfinished.setdefault(place, []).append(fetched)
+                self._admit(task, fetched)
+                continue
             task.process(fetched)
             self._idle_since[task.id] = self.clock
             self._commit(task)
-            self._collect(task)
 
     def _source_topic(self, store: str) -> str:
         topics = self._topology.source_topics
@@ -511,9 +564,65 @@ class TopologyDriver:
         for output in written:
             self._write(output)
 
-    def _collect(self, task: Task) -> None:
-        while self._tasks.get(task.id) is task and task.collect():
-            self._commit(task)
+    def _admit(self, task: Task, fetched: FetchedLists) -> None:
+        """Let a task of the queue take records, and execute what may run."""
+        place = TopicPartition(fetched.topic, fetched.partition)
+        self._unfinished.setdefault(place, []).append(fetched)
+        client = self._queue()
+        for offset, value in zip(fetched.offsets(), fetched.values(), strict=True):
+            client.note_job(fetched.partition, offset, value)
+        task.process(fetched)
+        self._idle_since[task.id] = self.clock
+        self._commit(task)
+        if self._run_jobs:
+            self._run_queue(task)
+
+    def _run_queue(self, task: Task) -> None:
+        """Execute the jobs of a task that may run, and those that they enqueue."""
+        if self._busy:
+            self._behind.append(task)
+            return
+        self._busy = True
+        try:
+            while True:
+                while self._tasks.get(task.id) is task and task.collect():
+                    self._commit(task)
+                if self._placed_jobs:
+                    fetched = self._placed_jobs.popleft()
+                    task = self._task(fetched.topic, fetched.partition)
+                    self._admit(task, fetched)
+                elif self._behind:
+                    task = self._behind.popleft()
+                else:
+                    return
+        finally:
+            self._busy = False
+
+    def _queue(self) -> DriverQueue:
+        if self._client is None:
+            raise TopologyError(f"app {self._app.name!r} has no jobs", hint="declare one with @app.job")
+        return self._client
+
+    def _place_job(self, partition: int, record: Record[bytes | None, bytes | None]) -> int:
+        """Write a record of the queue for a job that the program enqueues; return its offset."""
+        place = TopicPartition(self._queue().topic, partition)
+        offset = self._next_offsets.get(place, 0)
+        self._next_offsets[place] = offset + 1
+        fetched = FetchedLists(
+            place.topic,
+            partition,
+            [record.key],
+            [record.value],
+            [record.timestamp],
+            [offset],
+        )
+        if self._busy:
+            self._placed_jobs.append(fetched)
+            return offset
+        self._resources.open()
+        with self._resources.active():
+            self._admit(self._task(place.topic, partition), fetched)
+        return offset
 
     def _task(self, topic: str, partition: int) -> Task:
         if not 0 <= partition < self._partitions:
@@ -585,6 +694,8 @@ class TopologyDriver:
             record.offset = self._counts.get(output.topic, 0)
             self._counts[output.topic] = record.offset + 1
             written.append(record)
+            if self._client is not None and output.topic == ends_topic(self._app.name):
+                self._client.note_end(record.value)
         read = any(matches(wanted, output.topic) for wanted in self._topology.input_topics)
         if isinstance(output.owner, DeadLetterRows) and not read:
             self._unread += output.owner.letters
@@ -607,11 +718,3 @@ def _hashable(key: Any) -> Any:
     if isinstance(key, dict):
         return tuple((name, _hashable(value)) for name, value in key.items())
     return key
-
-
-def _encode(serde: Serde[Any], value: Any) -> bytes | None:
-    return None if value is None else next(iter(serde.serialize([value])))
-
-
-def _decode(serde: Serde[Any], payload: bytes | None) -> Any:
-    return None if payload is None else next(iter(serde.deserialize([payload])))

@@ -117,6 +117,28 @@ def test_a_difference_is_shown_step_by_step_and_can_be_seen_again(folder):
     assert results[0]["differences"][0]["schedule"]
 
 
+def test_a_reset_and_a_bounded_run_can_be_simulated(folder):
+    options = ["--input", "orders=orders.txt", "--seeds", "12"]
+    done = simulate(folder, "shop:sound", *options, "--reset")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"reset +│ +12", done.stdout)
+    done = simulate(folder, "shop:sound", *options, "--from", "earliest", "--to", "2027-01-15T08:00:00.020Z")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "numbered: every record of each partition, byte by byte" in done.stdout
+    done = simulate(folder, "shop:sound", *options, "--from", "earliest", "--reset")
+    assert done.returncode == 2
+    assert "belongs to none" in done.stderr
+
+
+def test_a_difference_with_a_reset_can_be_seen_again(folder):
+    done = simulate(folder, "shop:broken", "--input", "orders=orders.txt", "--reset", "--kind", "join")
+    assert done.returncode == 1
+    assert "reset of the group, its workers stopped" in done.stdout
+    (again,) = re.findall(r"to reproduce: streams simulate (.*)", done.stdout)
+    repeated = json.loads(simulate(folder, *shlex.split(again), "--json").stdout)
+    assert repeated["differences"][0]["reset"]["position"] >= 0
+
+
 @pytest.fixture
 def interruptible() -> Iterator[None]:
     """Handle SIGINT: background jobs of a shell script ignore it, and so do their child processes."""

@@ -25,7 +25,7 @@ from streams.records import Output
 from streams.simulation.inputs import read_inputs
 from streams.state.changelog import Checkpoint, metadata_records
 from streams.topology.topic_format import TopicFormat, topic_format
-from tests.cli.test_cli import streams
+from tests.cli.test_cli import here
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -246,7 +246,7 @@ def test_every_topic_of_an_app_is_shown_as_its_users_know_it(tmp_path, kafka_boo
     producer.close()
 
     def lines(topic: str, *options: str) -> list[dict[str, Any]]:
-        done = streams(tmp_path, "consume", f"{prefix}-{topic}", *options, *servers)
+        done = here(tmp_path, "consume", f"{prefix}-{topic}", *options, *servers)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -284,10 +284,10 @@ def test_every_topic_of_an_app_is_shown_as_its_users_know_it(tmp_path, kafka_boo
     assert letter["headers"]["__streams.errors.topic"] == f"{prefix}-orders"
     assert len(lines("orders", "--limit", "3")) == 3
     assert {line["partition"] for line in lines("orders", "--partition", "1")} <= {1}
-    refused = streams(tmp_path, "consume", f"{prefix}-orders", "--partition", "7", *servers)
+    refused = here(tmp_path, "consume", f"{prefix}-orders", "--partition", "7", *servers)
     assert refused.returncode != 0
     assert "has no partition 7: it has 2, numbered from 0" in refused.stderr
-    assert "topics do not exist" in streams(tmp_path, "consume", f"{prefix}-none", *servers).stderr
+    assert "topics do not exist" in here(tmp_path, "consume", f"{prefix}-none", *servers).stderr
 
 
 @pytest.mark.kafka

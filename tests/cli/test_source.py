@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 
 from streams.broker.reading import read_to_end
 from streams.cli.main import cli
+from streams.connectors.debezium import jvm
 from streams.errors import ConfigurationError
 from tests.support.mariadb import LocalMariaDB, required_jars
+from tests.support.mongodb import StandInMongoDB
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -127,6 +129,30 @@ def test_another_database_is_captured_by_the_properties_in_a_file(
     ]
 
 
+@pytest.mark.kafka
+def test_collections_of_mongodb_are_captured(tmp_path, kafka, kafka_bootstrap, prefix):
+    """Of a stand-in for the server, which speaks its protocol."""
+    jvm.start()
+    topic = f"{prefix}.shop.orders"
+    with StandInMongoDB() as server:
+        server.create("shop.orders")
+        server.put("shop.orders", '{"_id": 1, "at": {"$date": "2026-11-30T01:02:03Z"}}')
+        file = tmp_path / "shop.properties"
+        file.write_text("".join(f"{name} = {value}\n" for name, value in server.properties().items()))
+        arguments = ["mongodb", "--tables=shop.orders", f"--prefix={prefix}", f"--properties={file}"]
+        with capturing(tmp_path, kafka_bootstrap, *arguments, "--partitions=1"):
+            wait_until(lambda: changes(kafka, topic), 120, what="the snapshot")
+            server.put("shop.orders", '{"_id": 2}')
+            wait_until(lambda: len(changes(kafka, topic)) == 2, 120, what="the change")
+            server.delete("shop.orders", "1")
+            wait_until(lambda: len(changes(kafka, topic)) == 3, 120, what="the deletion")
+    assert changes(kafka, topic) == [
+        ("r", {"_id": 1, "at": {"$date": "2026-11-30T01:02:03Z"}}),
+        ("c", {"_id": 2}),
+        ("d", None),
+    ]
+
+
 OPTIONS = ["--tables=shop.a", "--prefix=shop"]
 
 
@@ -136,7 +162,10 @@ OPTIONS = ["--tables=shop.a", "--prefix=shop"]
         ([URL, "--tables=", "--prefix=shop"], "tables= needs a list of names"),
         ([URL, "--tables=a", "--prefix=my shop"], "--prefix 'my shop' cannot begin the names of topics"),
         (["host", *OPTIONS], "'host' is no system that can be captured"),
-        (["mongodb", *OPTIONS], "'mongodb' is no system that can be captured"),
+        (["cassandra", *OPTIONS], "'cassandra' is no system that can be captured"),
+        (["mongodb", *OPTIONS], "mongodb needs --properties FILE"),
+        (["mongodb", *OPTIONS, "--properties=good"], "the properties snapshot.mode are set by the source"),
+        (["mongodb", *OPTIONS, "--table-snapshot=shop.a=2"], "--table-snapshot is not for mongodb"),
         (["mysql://shop", *OPTIONS], "'mysql' is captured without a URL"),
         (["postgres", *OPTIONS], "'postgres' says no database"),
         (["postgres://[", *OPTIONS], "cannot be read"),

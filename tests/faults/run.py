@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -35,6 +36,7 @@ FOLDER = Path("build/faults").absolute()
 RESULTS = Path("build/faults.json")
 SYNC_RESULTS = Path("build/faults-sync.json")
 BALLAST = 50_000
+READ_AGAIN_SEEDS = 3
 SOAK_MINUTES = 10.0
 PARTS = {"campaigns", "scenarios", "sync"}
 KINDS = (
@@ -114,7 +116,38 @@ def _sync(seed: int, seconds: float) -> int:
     console.print(
         f"All figures: {SYNC_RESULTS}. To repeat: make faults ONLY=sync SEED={seed}. Logs: {FOLDER}"
     )
-    return 1 if outcome.violations else 0
+    return 1 if _read_again(seed) or outcome.violations else 0
+
+
+def _read_again(seed: int) -> int:
+    """Read tables again while writers go on and readers are killed, with more seeds than in tests."""
+    test = "tests/connectors/debezium/test_table_snapshots.py"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "writers_and_readers",
+        test,
+    ]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "SEED": str(seed), "SEEDS": str(READ_AGAIN_SEEDS)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        console.print(done.stdout, markup=False, style="red")
+    console.print(
+        f"tables read again beside writers, seeds {seed} to {seed + READ_AGAIN_SEEDS - 1}: "
+        f"[bold]{'a failure' if done.returncode else 'all equal'}[/]"
+    )
+    return done.returncode
 
 
 def _campaigns(

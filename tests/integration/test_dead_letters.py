@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ import pytest
 from streams.broker import NewTopic
 from streams.broker.reading import read_to_end
 from tests.integration.conftest import HERE, Copy
+from tests.support.commands import Done, run_streams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,25 +40,18 @@ class Letters(Copy):
         """Run ``streams dead-letters``, and return its lines of JSON."""
         verb, *rest = arguments
         done = self.run(verb, *rest, stdin=stdin)
-        assert done.returncode == 0, done.stderr.decode()
-        return [json.loads(line) for line in done.stdout.decode().splitlines() if line.startswith("{")]
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
-    def run(self, verb: str, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    def run(self, verb: str, *arguments: str, stdin: bytes = b"") -> Done:
         environment = {
             **os.environ,
             "LETTERS_PREFIX": self.prefix,
             "STREAMS_BOOTSTRAP_SERVERS": self.servers,
             **self.environment,
         }
-        return subprocess.run(
-            [sys.executable, "-m", "streams", "dead-letters", verb, "letters_app:app", *arguments],
-            cwd=HERE,
-            env=environment,
-            input=stdin,
-            capture_output=True,
-            timeout=120,
-            check=False,
-        )
+        command = ("dead-letters", verb, "letters_app:app", *arguments)
+        return run_streams(*command, folder=HERE, environment=environment, stdin=stdin)
 
     def latest_counts(self) -> dict[str, int]:
         self.wait_until_settled(self.counts)
@@ -91,13 +83,12 @@ def test_the_fix_of_one_kind_is_retried_and_the_other_kind_stays(letters, guaran
     letters.produce(
         [value for pair in zip(values("a", 500), values("b", 500), strict=True) for value in pair]
     )
-    workers = [letters.start(guarantee=guarantee) for _ in range(2)]
+    worker = letters.start(guarantee=guarantee)
     letters.wait_until_consumed()
     assert letters.groups() == {"ValueError": (500, 0), "KeyError": (500, 0)}
-    for worker in workers:
-        assert worker.stop() == 0
+    assert worker.stop() == 0
     letters.environment["LETTERS_BROKEN"] = "b,a49"
-    workers = [letters.start(guarantee=guarantee) for _ in range(2)]
+    worker = letters.start(guarantee=guarantee)
     where = ("--where", "exception=ValueError")
     (dry,) = letters.command("retry", *where, "--dry-run", "--json")
     assert dry == {"ready": 500, "waiting": 0, "refused": 0, "newer": 0, "skipped": 0}
@@ -117,15 +108,13 @@ def test_the_fix_of_one_kind_is_retried_and_the_other_kind_stays(letters, guaran
         ("ValueError", 3): 11,
         ("KeyError", 1): 500,
     }
-    for worker in workers:
-        assert worker.stop() == 0
+    assert worker.stop() == 0
 
 
-@pytest.mark.parametrize("protocol", ["consumer", "classic"])
-def test_a_worker_killed_in_the_middle_of_a_retry_doubles_and_loses_nothing(letters, protocol):
+def test_a_worker_killed_in_the_middle_of_a_retry_doubles_and_loses_nothing(letters):
     letters.environment["LETTERS_BROKEN"] = "a"
     letters.produce(values("a", 2000))
-    settings: dict[str, Any] = SESSION | {"group_protocol": protocol, "commit_interval": 0.2}
+    settings: dict[str, Any] = SESSION | {"commit_interval": 0.2}
     worker = letters.start(**settings)
     letters.wait_until_consumed()
     assert worker.stop() == 0
@@ -160,7 +149,7 @@ def test_a_letter_is_shown_edited_retried_exported_and_purged(letters):
     assert shown["topic"] == letters.input
     refused = letters.run("edit", place, "--value-file", "-", stdin=b"\xff")
     assert refused.returncode != 0
-    assert "cannot be read as Text" in refused.stderr.decode()
+    assert "cannot be read as Text" in refused.stderr
     letters.command("edit", place, "--value-file", "-", stdin=b"x1")
     exported = letters.command("export", "--exception", "ValueError")
     assert Counter(line["value"] for line in exported) == {"YTE=": 1, "YTI=": 1}
@@ -171,7 +160,7 @@ def test_a_letter_is_shown_edited_retried_exported_and_purged(letters):
     assert letters.outputs(letters.copied) == Counter(["a1", "a2", "b1"])
     nothing = letters.run("purge", "--yes")
     assert nothing.returncode != 0
-    assert "give --all" in nothing.stderr.decode()
+    assert "give --all" in nothing.stderr
     (purged,) = letters.command("purge", "--exception", "KeyError", "--yes", "--json")
     assert (purged["letters"], purged["waiting"]) == (1, 0)
     assert letters.groups() == {"ValueError": (1, 0)}

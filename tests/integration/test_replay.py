@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 
 from streams.broker import NewTopic
 from tests.replay.inputs import readings, send, written
+from tests.support.commands import Done, run_streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,6 +68,18 @@ def streams(environment: dict[str, str]) -> Callable[..., subprocess.CompletedPr
 
 
 @pytest.fixture
+def ask(environment: dict[str, str]) -> Callable[..., Done]:
+    """Run a command that processes nothing, in this process."""
+
+    def call(*arguments: str, code: int = 0) -> Done:
+        done = run_streams(*arguments, folder=HERE, environment=environment)
+        assert done.returncode == code, done
+        return done
+
+    return call
+
+
+@pytest.fixture
 def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start the command in the background."""
     started = []
@@ -82,7 +96,11 @@ def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Pope
 
 
 def test_one_and_three_workers_write_equal_bytes_beside_the_app(
-    streams: Callable[..., subprocess.CompletedProcess[str]], kafka: KafkaBroker, prefix: str, tmp_path: Path
+    streams: Callable[..., subprocess.CompletedProcess[str]],
+    ask: Callable[..., Done],
+    kafka: KafkaBroker,
+    prefix: str,
+    tmp_path: Path,
 ):
     app = "replay_app:app"
     one = streams("replay", "run", app, "--from", "earliest", "--as", "one", "--json")
@@ -100,9 +118,9 @@ def test_one_and_three_workers_write_equal_bytes_beside_the_app(
     with closing(kafka.admin()) as admin:
         assert admin.committed_offsets(f"{prefix}-app") == {}
         assert f"{prefix}-final" not in admin.topics()
-    listed = [json.loads(line) for line in streams("replay", "list", app, "--json").stdout.splitlines()]
+    listed = [json.loads(line) for line in ask("replay", "list", app, "--json").stdout.splitlines()]
     assert {item["name"]: item["state"] for item in listed} == {"one": "complete", "three": "complete"}
-    streams("replay", "delete", app, "one")
+    ask("replay", "delete", app, "one")
     with closing(kafka.admin()) as admin:
         assert not [topic for topic in admin.topics() if topic.endswith("-one")]
     assert [path for path in (tmp_path / "state").rglob("*") if path.is_file()] == []
@@ -131,19 +149,19 @@ def test_a_shadow_run_says_what_differs_and_ends_with_1(
 
 
 def test_a_dry_run_prints_the_plan_and_bad_input_is_refused(
-    streams: Callable[..., subprocess.CompletedProcess[str]], kafka: KafkaBroker, prefix: str
+    ask: Callable[..., Done], kafka: KafkaBroker, prefix: str
 ):
     app = "replay_app:app"
-    plan = streams("replay", "run", app, "--from", "earliest", "--as", "x", "--dry-run", "--json")
+    plan = ask("replay", "run", app, "--from", "earliest", "--as", "x", "--dry-run", "--json")
     partitions = json.loads(plan.stdout)["partitions"]
     assert sum(item["end"] - item["begin"] for item in partitions.values()) == RECORDS
     with closing(kafka.admin()) as admin:
         assert f"{prefix}-app-replays" not in admin.topics()
-    wrong = streams("replay", "run", app, "--from", "yesterday", "--as", "x", code=2)
+    wrong = ask("replay", "run", app, "--from", "yesterday", "--as", "x", code=2)
     assert "'yesterday' is not a position" in wrong.stderr
-    wrong = streams("replay", "run", app, "--from", "earliest", "--as", "a/b", code=2)
+    wrong = ask("replay", "run", app, "--from", "earliest", "--as", "a/b", code=2)
     assert "cannot name a replay" in wrong.stderr
-    wrong = streams("replay", "delete", app, "x", code=2)
+    wrong = ask("replay", "delete", app, "x", code=2)
     assert "has no replay of the name 'x'" in wrong.stderr
 
 
@@ -163,21 +181,26 @@ def test_a_run_that_is_ended_leaves_no_process_and_can_be_repeated(
     streams: Callable[..., subprocess.CompletedProcess[str]],
     kafka: KafkaBroker,
     prefix: str,
-    tmp_path: Path,
     workers: str,
     number: signal.Signals,
 ):
     arguments = ["replay", "run", "replay_app:app", "--from", "earliest", "--as", "x", "--workers", workers]
-    process = start(*arguments, "--max-rate", "2000")
-    spooled = tmp_path / "state" / f"{prefix}-app-replay" / "x"
-    deadline = time.monotonic() + 60
-    while not spooled.exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process = start(*arguments, "--max-rate", "100")
+    deadline = time.monotonic() + 120
+    children: list[str] = []
+    with closing(kafka.admin()) as admin:
+        # Two processes, and the one that tracks what they share.
+        while not admin.group_members(f"{prefix}-app-replay-x") or len(children) < 3 * (workers == "2"):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    refused = streams(*arguments, code=3)
+    assert f"a replay of the name 'x' is running on host {socket.gethostname()}" in refused.stderr
+    assert f"(process {process.pid}), since 20" in refused.stderr
     process.send_signal(number)
-    code = process.wait(30)
+    code = process.wait(60)
+    deadline = time.monotonic() + 60
     assert code == (-signal.SIGKILL if number is signal.SIGKILL else 130)
     while any(Path(f"/proc/{child}/cmdline").exists() for child in children):
         assert time.monotonic() < deadline, "a process is left"
@@ -186,3 +209,54 @@ def test_a_run_that_is_ended_leaves_no_process_and_can_be_repeated(
         assert not [topic for topic in admin.topics() if topic.startswith(prefix) and topic.endswith("-x")]
     streams(*arguments)
     assert sum(map(len, written(kafka, f"{prefix}-alerts-x").values()))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_run_that_is_killed_is_continued_with_the_results_of_an_undisturbed_one(
+    start: Callable[..., subprocess.Popen[str]],
+    streams: Callable[..., subprocess.CompletedProcess[str]],
+    kafka: KafkaBroker,
+    prefix: str,
+    tmp_path: Path,
+    workers: str,
+):
+    arguments = ["replay", "run", "replay_app:app", "--from", "earliest"]
+    streams(*arguments, "--as", "undisturbed")
+    process = start(*arguments, "--as", "x", "--workers", workers, "--max-rate", "3000")
+    done = tmp_path / "state" / f"{prefix}-app-replay" / "x" / "done"
+    deadline = time.monotonic() + 60
+    while not done.exists() or not any(path.suffix == "" for path in done.iterdir()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    # Records that were written meanwhile are not part of the range.
+    send(kafka, f"{prefix}-in", readings(2, 100, keys=50))
+    report = json.loads(streams(*arguments, "--as", "x", "--json").stdout)
+    assert report["continued"]
+    assert report["records"] == RECORDS
+    for topic in (f"{prefix}-alerts", f"{prefix}-final"):
+        assert written(kafka, f"{topic}-x") == written(kafka, f"{topic}-undisturbed")
+    assert [path for path in (tmp_path / "state").rglob("*") if path.is_file()] == []
+
+
+def test_the_files_of_an_interrupted_run_can_be_deleted(
+    start: Callable[..., subprocess.Popen[str]],
+    streams: Callable[..., subprocess.CompletedProcess[str]],
+    prefix: str,
+    tmp_path: Path,
+):
+    process = start(
+        "replay", "run", "replay_app:app", "--from", "earliest", "--as", "x", "--max-rate", "2000"
+    )
+    folder = tmp_path / "state" / f"{prefix}-app-replay" / "x"
+    deadline = time.monotonic() + 60
+    while not folder.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert "files of an interrupted replay" in streams("replay", "delete", "replay_app:app", "x").stdout
+    assert not folder.exists()

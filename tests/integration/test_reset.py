@@ -9,21 +9,24 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from streams import App, Text, Tumbling
+from streams.errors import StateError
 from streams.records import TopicPartition
 from streams.replay.positions import Earliest
 from streams.replay.reset import Reset
 from streams.replay.reset_plan import plan_reset
 from tests.integration.conftest import HERE
+from tests.support.commands import run_streams
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from streams.broker.kafka import KafkaBroker
     from tests.integration.conftest import Count
@@ -65,9 +68,8 @@ class Resets:
         )
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
-        with self.start(*arguments) as process:
-            out, error = process.communicate(timeout=120)
-        return process.returncode, out, error
+        command = ("replay", "reset", "count_app:app", *arguments)
+        return run_streams(*command, folder=HERE, environment=self.environment)
 
     def answer(self, text: str, *arguments: str) -> tuple[int, str, str]:
         """Run it on a terminal, and answer its question."""
@@ -113,7 +115,7 @@ def test_reset_of_three_machines_one_of_which_is_away(count, resets, tmp_path):
 
     def start(number: int) -> Any:
         folder, name = machines[number], f"machine-{number}"
-        settings = {"group_protocol": "classic", "session_timeout": 20, **SETTINGS}
+        settings = {"group_protocol": "classic", "session_timeout": 6, **SETTINGS}
         return count.start(**settings, state_dir=folder, worker_id=name)
 
     sent = records(0, 4_000) + CLOSING
@@ -144,12 +146,13 @@ def test_reset_of_three_machines_one_of_which_is_away(count, resets, tmp_path):
     assert plan["written_again"] == [count.final, count.output]
 
     # Killed, it is a member until its session ends. The command is killed too, between two deletions.
-    workers[2].kill()
     with resets.start("--to", "earliest", "--yes", "--json", "--wait", "60") as process:
         assert process.stderr is not None
         shown = []
         for line in process.stderr:
             shown.append(line)
+            if "waiting for member" in line and workers[2].process.poll() is None:
+                workers[2].kill()
             if "changelog: created empty" in line:
                 process.send_signal(signal.SIGKILL)
                 break
@@ -195,14 +198,26 @@ class Killed(Exception):
     pass
 
 
+@contextmanager
+def stopping(seconds: float = 60) -> Iterator[threading.Event]:
+    """What stops a worker that runs although it should have been refused."""
+    stop = threading.Event()
+    timer = threading.Timer(seconds, stop.set)
+    timer.start()
+    try:
+        yield stop
+    finally:
+        timer.cancel()
+
+
 def test_a_reset_that_is_killed_after_each_step_is_completed_by_the_next(count, resets):
-    """Each attempt gets one step further; in between no worker starts."""
+    """Each attempt gets one step further; in between no worker starts. Here it is one of this process."""
     sent = records(0, 1_000) + CLOSING
     worker = count.start(**SETTINGS)
     count.send(sent)
     count.wait_until_consumed()
     assert worker.stop() == 0
-    app = App(count.group)
+    app = App(count.group, state_dir=str(count.state), **SETTINGS)
     stream = app.stream(count.input, key=Text(), value=Text())
     stream.group_by(str, value=Text()).count("counts").to(count.output)
     stream.group_by_key().window(Tumbling(seconds=1)).count("windows").final().to(count.final)
@@ -225,11 +240,14 @@ def test_a_reset_that_is_killed_after_each_step_is_completed_by_the_next(count, 
             except Killed:
                 if done[-1].endswith("committed"):
                     break
+                name, _, what = done[-1].partition(": ")
+                if what == "deleted":
+                    count.wait_for(lambda name=name: name not in admin.topics(), 30, f"{name} is gone")
+                missing = set(names) - admin.topics().keys()
+                with stopping() as stop, pytest.raises(StateError, match="begun and not finished"):
+                    app.run(broker=count.broker, stop=stop)
                 # The missing topic, if any, is not created by a worker.
-                missing = names[0] not in admin.topics() or names[1] not in admin.topics()
-                refused = count.start(**SETTINGS)
-                assert refused.wait() == 8
-                assert missing == (not all(name in admin.topics() for name in names))
+                assert set(names) - admin.topics().keys() == missing
         else:
             pytest.fail("no end")
         assert last == 6, done

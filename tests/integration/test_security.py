@@ -6,13 +6,10 @@ import base64
 import json
 import os
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -34,7 +31,8 @@ from streams.errors import ConfigurationError, NotAuthenticated
 from streams.monitoring.lag import measure_lag
 from streams.queries.http import ask, bearer
 from streams.records import Output
-from tests.integration.conftest import Count
+from tests.integration.conftest import HERE, Count
+from tests.support.commands import Done, run_streams
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -334,40 +332,32 @@ def use_every_client(broker: KafkaBroker, copy) -> None:
     admin.close()
 
 
-def command(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str, **environment: str) -> Done:
     """Run the ``streams`` command with the settings of this environment only."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("STREAMS_")}
-    return subprocess.run(
-        [sys.executable, "-m", "streams", *arguments],
-        env=kept | environment,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return run_streams(*arguments, folder=HERE, environment=kept | environment)
 
 
-def test_commands_connect_as_apps_do(copy, secured, rights):
+def test_commands_connect_as_apps_do(copy, secured, rights, tmp_path):
     rights.grant(*rights_of(copy), Grant("WRITE", "TOPIC", copy.input), Grant("CREATE", "TOPIC", copy.input))
     settings = secured.secured_settings("worker")
     environment = {
         "STREAMS_BOOTSTRAP_SERVERS": settings.pop("bootstrap.servers"),
         "STREAMS_CLIENT": json.dumps(settings),
     }
-    ingested = command("ingest", "-", "--topic", copy.input, "--json", stdin="a\nb\n", **environment)
+    lines = tmp_path / "lines"
+    lines.write_text("a\nb\n")
+    ingested = command("ingest", str(lines), "--topic", copy.input, "--json", **environment)
     assert json.loads(ingested.stdout)["records"] == 2
     listed = command("topics", "--json", **environment)
     assert copy.input in {json.loads(line)["topic"] for line in listed.stdout.splitlines()}
-    lag = command("lag", "copy_app:app", "--json", **environment, **in_folder(copy))
+    lag = command("lag", "copy_app:app", "--json", **environment, COPY_PREFIX=copy.prefix)
     assert sum(json.loads(line)["lag"] for line in lag.stdout.splitlines()) == 2
-    described = command("describe", "copy_app:app", "--format", "json", **environment, **in_folder(copy))
+    described = command(
+        "describe", "copy_app:app", "--format", "json", **environment, COPY_PREFIX=copy.prefix
+    )
     assert copy.output in described.stdout
     assert "marker-of" not in described.stdout + described.stderr + lag.stderr + listed.stderr
-
-
-def in_folder(copy) -> dict[str, str]:
-    return {"PYTHONPATH": str(Path(__file__).parent), "COPY_PREFIX": copy.prefix}
 
 
 # --- with too few rights ----------------------------------------------------------------------------------

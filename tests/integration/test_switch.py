@@ -17,6 +17,7 @@ from streams.broker import END, NewTopic
 from streams.broker.reading import find_partitions, follow
 from streams.monitoring.lag import measure_lag
 from streams.records import Output
+from streams.runtime.switch_topic import SwitchPhase, SwitchTopic
 from tests.integration.conftest import HERE, Count, WorkerProcess
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ pytestmark = pytest.mark.kafka
 KEYS = 40
 RATE = 400
 """Records a second."""
-
-PHASES = ("freezing", "advancing", "sealing")
 
 
 class Pair(Count):
@@ -192,30 +191,10 @@ def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
     return show
 
 
-def test_there_and_back_under_traffic(pair: Pair, report: Callable[[str], None]) -> None:
-    for slot in range(2):
-        pair.run("blue", slot)
-    pair.traffic()
-    pair.wait_for(lambda: pair.latest, 60, "blue emits")
-    for slot in range(2):
-        pair.run("green", slot)
-    pair.wait_for(
-        lambda: all(worker.events("restored") for worker in pair.workers.values()), 60, "green begins"
-    )
-    figures: list[str] = []
-    for app in ("green", "blue", "green"):
-        begun = time.time()
-        result = pair.switch(app)
-        assert result["emitter"].endswith(app)
-        assert result["already"] is False
-        pair.wait_for_results()
-        figures.append(f"to {app}: pause {result['pause']} s, longest latency {pair.longest(begun):.2f} s")
-    pair.finish()
-    pair.check()
-    report("\n".join(figures))
-
-
-def test_kills_in_each_phase(pair: Pair, report: Callable[[str], None]) -> None:
+def test_there_and_back_under_traffic_with_a_kill_in_each_phase(
+    pair: Pair, report: Callable[[str], None]
+) -> None:
+    """A kill at every call of every process, in every phase, is for ``tests/replay/test_switch.py``."""
     for slot in range(2):
         pair.run("blue", slot)
     pair.traffic()
@@ -223,17 +202,15 @@ def test_kills_in_each_phase(pair: Pair, report: Callable[[str], None]) -> None:
     for slot in range(2):
         pair.run("green", slot)
     pair.wait_until_begun("green")
-    emitter = "blue"
-    figures: list[str] = []
+    begun = time.time()
+    result = pair.switch("green")
+    assert result["emitter"].endswith("green")
+    assert result["already"] is False
+    pair.wait_for_results()
+    figures = [f"undisturbed: pause {result['pause']} s, longest latency {pair.longest(begun):.2f} s"]
+    emitter = "green"
     for number, (phase, victim) in enumerate(
-        [
-            ("freezing", "command"),
-            ("advancing", "emitter"),
-            ("sealing", "follower"),
-            ("freezing", "follower"),
-            ("advancing", "command"),
-            ("sealing", "emitter"),
-        ]
+        [("freezing", "command"), ("advancing", "emitter"), ("sealing", "follower")]
     ):
         for app in ("blue", "green"):
             pair.wait_until_caught_up(app, 20 * RATE)
@@ -273,3 +250,41 @@ def test_kills_in_each_phase(pair: Pair, report: Callable[[str], None]) -> None:
     pair.finish()
     pair.check()
     report("\n".join(figures))
+
+
+def test_a_command_killed_while_sealing_is_continued_by_the_next(pair: Pair) -> None:
+    pair.run("blue", 0)
+    pair.traffic()
+    pair.wait_for(lambda: pair.latest, 60, "blue emits")
+    pair.run("green", 0)
+    pair.wait_until_begun("green")
+    for other in ("green", "blue", "green", "blue", "green"):
+        for app in ("blue", "green"):
+            pair.wait_until_caught_up(app, 20 * RATE)
+        with pair.command(other, "--pause-limit", "120") as process:
+            assert process.stderr is not None
+            assert any(line.strip().endswith("sealing") for line in process.stderr)
+            process.kill()
+            process.communicate(timeout=120)
+        topic = SwitchTopic(pair.broker, f"{pair.prefix}-pair")
+        topic.read(to_end=True)
+        topic.close()
+        assert topic.record is not None
+        # It may have been quicker than the signal.
+        if topic.record.phase is SwitchPhase.SEALING:
+            break
+    else:
+        pytest.fail("the command was never killed while sealing")
+    version = topic.record.version
+    result = pair.switch(other)
+    assert result["emitter"].endswith(other)
+    assert result["already"] is False
+    topic = SwitchTopic(pair.broker, f"{pair.prefix}-pair")
+    topic.read(to_end=True)
+    topic.close()
+    # The same switch was ended, and no other one made.
+    assert topic.record is not None
+    assert (topic.record.version, topic.record.phase) == (version + 1, SwitchPhase.RUNNING)
+    pair.wait_for_results()
+    pair.finish()
+    pair.check()

@@ -15,6 +15,7 @@ from streams.broker import NewTopic
 from streams.broker.reading import read_to_end
 from streams.records import Output, Record, TopicPartition
 from tests.integration.conftest import HERE
+from tests.support.commands import run_streams
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -84,15 +85,7 @@ class Traced:
         return sum(counts.values())
 
     def command(self, *arguments: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "streams", "trace", "trace_app:app", *arguments],
-            cwd=HERE,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        done = run_streams("trace", "trace_app:app", *arguments, folder=HERE, environment=self.environment)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout if code == 0 else done.stderr
 

@@ -7,7 +7,7 @@ transactions and commits of unknown outcome.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -21,7 +21,10 @@ from streams.jobs.retry import Retry
 from streams.jobs.schedule_rules import Cron, Every
 from streams.serde import Json
 from streams.simulation.run import Input, InputRecord, Run
-from streams.simulation.schedule import Pace, Point, Schedule, make_schedule, parse_kinds
+from streams.simulation.schedule import Pace, Schedule, make_schedule, parse_kinds
+
+if TYPE_CHECKING:
+    from streams.simulation.points import Point
 
 KEYS = "abcde"
 ORDERS = 60

@@ -16,8 +16,9 @@ import trustme
 
 from streams.config import Settings
 from streams.errors import ConfigurationError
-from streams.queries import http
-from streams.queries.http import MOST_CONNECTIONS, HttpServer, Request, Response, Tls, ask, client_tls
+from streams.queries import http_server
+from streams.queries.http import Request, Response, Tls, ask, client_tls
+from streams.queries.http_server import MOST_CONNECTIONS, HttpServer
 from tests.support.waiting import wait_until
 
 
@@ -245,7 +246,7 @@ def test_a_thousand_idle_connections_block_no_client_and_leave_descriptors_free(
 
 def test_connections_that_bring_no_request_or_take_no_answer_are_closed(monkeypatch):
     for name, seconds in (("IDLE_SECONDS", 1.0), ("ANSWER_SECONDS", 1.0), ("LOOK_SECONDS", 0.1)):
-        monkeypatch.setattr(http, name, seconds)
+        monkeypatch.setattr(http_server, name, seconds)
     large = Response(200, b"x" * 50_000_000)
     with HttpServer("127.0.0.1", 0, {"/large": lambda: large}) as server:
         silent, slow, deaf = (socket.create_connection(("127.0.0.1", server.port)) for _ in range(3))

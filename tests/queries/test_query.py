@@ -23,7 +23,8 @@ from streams.cli.main import cli
 from streams.durations import milliseconds
 from streams.errors import ConfigurationError, HeldElsewhere, QueryError, StateUnavailable, UnknownStore
 from streams.partitioning import partition_for
-from streams.queries.http import HttpServer, Request, Response, Tls, ask, client_tls
+from streams.queries.http import Request, Response, Tls, ask, client_tls
+from streams.queries.http_server import HttpServer
 from streams.queries.query import Queries
 from streams.records import Output
 from tests.support.cluster import MemoryCluster

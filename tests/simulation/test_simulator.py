@@ -16,10 +16,11 @@ from streams.durations import milliseconds
 from streams.errors import ConfigurationError
 from streams.runtime.commit import AtLeastOnce, ExactlyOnce
 from streams.runtime.task_stores import TaskStores
+from streams.simulation.comparisons import ANY, IGNORED, LAST, NOT, TWICE
 from streams.simulation.pool import Simulation, as_json, explain, simulate
 from streams.simulation.run import InputRecord
 from streams.simulation.schedule import PACES, Event, Fault, Pace, Schedule, make_schedule
-from streams.simulation.simulator import ANY, IGNORED, LAST, NOT, TWICE, Difference, Report, Simulator
+from streams.simulation.simulator import Difference, Report, Simulator
 from streams.testing import TopologyDriver
 
 if TYPE_CHECKING:

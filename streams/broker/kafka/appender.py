@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -95,7 +96,7 @@ class KafkaAppender:
 
     def _commit(self, client: Producer, topic: str, deadline: float) -> None:
         try:
-            client.commit_transaction(max(0.1, deadline - time.monotonic()))
+            self._commit_in_time(client, deadline)
         except KafkaException as error:
             cause: KafkaError = error.args[0]
             if cause.txn_requires_abort():
@@ -107,11 +108,21 @@ class KafkaAppender:
                 f"writing to {topic}: the transaction may or may not be committed: {cause.str()}"
             ) from error
 
+    def _commit_in_time(self, client: Producer, deadline: float) -> None:
+        while True:
+            try:
+                client.commit_transaction(max(0.1, deadline - time.monotonic()))
+            except KafkaException as error:
+                if not error.args[0].retriable() or time.monotonic() >= deadline:
+                    raise
+            else:
+                return
+
     def _abort(self, client: Producer) -> None:
-        try:
+        # After an undelivered record the client miscounts sequence numbers: the next one is a new client.
+        self._together = None
+        with suppress(KafkaException):
             client.abort_transaction(5.0)
-        except KafkaException:
-            self._together = None
 
     def _to_error(self, error: KafkaError, topic: str) -> BrokerError:
         if error.code() in REFUSED_BY_BROKER | REFUSED_BY_CLIENT:
@@ -125,7 +136,8 @@ class _Rows:
     def __init__(self, output: Output) -> None:
         self._output = output
         self._places: list[Appended | None] = [None] * len(output)
-        self._left = len(output)
+        self._settled: list[int] = []
+        """Rows whose outcome is known; two threads may handle callbacks at once, and appending is atomic."""
         self._error: KafkaError | None = None
 
     def produce(self, client: Producer, to_error: Any) -> None:
@@ -159,9 +171,9 @@ class _Rows:
         """Wait until the outcome of all rows is known; returns whether it is."""
         deadline = time.monotonic() + timeout
         # Another thread may handle the callbacks of these rows, too.
-        while self._left and time.monotonic() < deadline:
+        while len(self._settled) < len(self._output) and time.monotonic() < deadline:
             client.poll(POLL_SECONDS)
-        return not self._left
+        return len(self._settled) == len(self._output)
 
     def places(self, to_error: Any) -> list[Appended]:
         """Where all rows are. Raises the error of the first that was not written."""
@@ -175,7 +187,7 @@ class _Rows:
             assert partition is not None, "a delivered record has a place"
             assert offset is not None, "a delivered record has a place"
             self._places[row] = Appended(partition, offset)
-        else:
-            self._error = self._error or error
-        # Callbacks of one client run one after another.
-        self._left -= 1
+        # Others fail with it, for no reason of their own.
+        elif self._error is None or self._error.code() not in REFUSED_BY_BROKER:
+            self._error = error
+        self._settled.append(row)

@@ -57,11 +57,14 @@ class MemoryAppender:
         for row in range(len(output)):
             with self._cluster.locked():
                 before = self._ends(output.topic)
+            failure: RecordsRefused | None = None
             try:
                 write(output.part(row, row + 1))
             except RecordsRefused as error:
-                refused = producer.take_refused()
-                raise RecordRefused(str(refused[0].error if refused else error), position=row) from error
+                failure = error
+            refused = producer.take_refused()
+            if refused or failure is not None:
+                raise RecordRefused(str(refused[0].error if refused else failure), position=row)
             with self._cluster.locked():
                 after = self._ends(output.topic)
             found += [

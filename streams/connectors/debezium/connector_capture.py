@@ -21,18 +21,24 @@ if TYPE_CHECKING:
 
 CLASSES: Final = {
     "mariadb": "io.debezium.connector.mariadb.MariaDbConnector",
+    "mongodb": "io.debezium.connector.mongodb.MongoDbConnector",
     "mysql": "io.debezium.connector.mysql.MySqlConnector",
     "oracle": "io.debezium.connector.oracle.OracleConnector",
     "sqlserver": "io.debezium.connector.sqlserver.SqlServerConnector",
 }
 """Debezium's connectors by its own names of the systems."""
 _BINLOG: Final = frozenset({"mariadb", "mysql"})
-"""Where a database is what tables are in, and has no schemas."""
+DOCUMENTS: Final = "mongodb"
+"""The system whose tables are collections of documents."""
+_WITHOUT_SCHEMAS: Final = _BINLOG | {DOCUMENTS}
+"""Where a database is what tables are in."""
 _PASSING: Final = re.compile(
     r"Communications link failure|Unable to connect|Connection refused|Socket fail|timed? ?out|Unknown host",
     re.IGNORECASE,
 )
-_LASTING: Final = re.compile(r"denied|login failed|ORA-01017", re.IGNORECASE)
+_LASTING: Final = re.compile(
+    r"denied|login failed|ORA-01017|authenticat|not authorized|privileges", re.IGNORECASE
+)
 _PASSED_ON: Final = (
     *("column.", "database.", "driver.", "internal.", "signal.", "snapshot.select.statement.overrides."),
     "schema.history.internal.",
@@ -49,6 +55,21 @@ _FOREIGN_PREFIXES: Final = (
     *("schema.history.internal.file.", "schema.history.internal.kafka."),
 )
 """Of properties that a program may not give, those that the source does not set either."""
+_FOREIGN_OF_DOCUMENTS: Final = frozenset(
+    {
+        *("capture.start.op.time", "cursor.oversize.skip.threshold", "mongodb.allow.offset.invalidation"),
+        *("collection.exclude.list", "database.exclude.list", "database.include.list"),
+        *("cursor.pipeline", "cursor.pipeline.order"),
+    }
+)
+_CHOICES: Final = {
+    # Others give updates without the document, or leave out what is large.
+    "capture.mode": ("change_streams_update_full", "change_streams_update_full_with_pre_image"),
+    "cursor.oversize.handling.mode": ("fail", "split"),
+}
+"""Of properties of MongoDB, the values that lose nothing."""
+_IN_URL: Final = re.compile(r"://[^:/@]*:([^/@]+)@")
+"""The password in a connection string."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +85,13 @@ class ConnectorCapture:
     @property
     def secrets(self) -> frozenset[str]:
         """What must not be in logs and errors."""
-        return secrets_of(dict(self.given))
+        given = dict(self.given)
+        return secrets_of(given) | {*_IN_URL.findall(given.get("mongodb.connection.string", ""))}
 
     @cached_property
     def database(self) -> str | None:
         """The database that the tables' schemas are in; ``None`` where it has none, and names its tables."""
-        if self.system in _BINLOG:
+        if self.system in _WITHOUT_SCHEMAS:
             return None
         given = dict(self.given)
         names = given.get("database.names") or given.get("database.pdb.name") or given.get("database.dbname")
@@ -79,6 +101,11 @@ class ConnectorCapture:
     def has_own_keys(self) -> bool:
         """Whether the program says which columns are the keys."""
         return any(name == "message.key.columns" for name, _ in self.given)
+
+    @property
+    def has_exact_documents(self) -> bool:
+        """Whether the server keeps the document of each update, and it need not be looked up."""
+        return dict(self.given).get("capture.mode.full.update.type", "").lower() == "post_image"
 
     def described(self) -> str:
         return f"Debezium.{self.system}(…, tables=[{', '.join(map(str, self.tables))}])"
@@ -126,6 +153,17 @@ class ConnectorCapture:
         return {**chosen(dict(self.given)), **self._fixed(application, name)}
 
     def _fixed(self, application: str, name: str) -> dict[str, str]:
+        if self.system == DOCUMENTS:
+            return {
+                **common(application, name),
+                "connector.class": self._class,
+                "collection.include.list": ",".join(map(str, self.tables)),
+                # As a regular expression, the server would have to look at all changes of all databases.
+                "filters.match.mode": "literal",
+                "snapshot.mode": "initial",
+                # The one that versions without this property have.
+                "json.serialization.mode": "strict",
+            }
         fixed = {
             **common(application, name),
             "connector.class": self._class,
@@ -154,6 +192,8 @@ class ConnectorCapture:
     def require_properties(self) -> None:
         """Check that the program gives no property that is not its own. Raises ``ConfigurationError``."""
         fixed = {*self._fixed("app", "source"), *_FOREIGN}
+        if self.system == DOCUMENTS:
+            fixed |= _FOREIGN_OF_DOCUMENTS
         taken = sorted(name for name, _ in self.given if name in fixed or name.startswith(_FOREIGN_PREFIXES))
         if taken:
             raise ConfigurationError(
@@ -161,11 +201,39 @@ class ConnectorCapture:
                 "values, depends on them",
                 hint="leave them out",
             )
+        if self.system == DOCUMENTS:
+            self._require_documents()
         if self.database is not None and (not self.database or "," in self.database):
             raise ConfigurationError(
                 f"Debezium.{self.system} needs one database, not {self.database!r}",
                 hint="set the property database.names (sqlserver), or database.dbname and database.pdb.name "
                 "(oracle); a second database needs a source of its own",
+            )
+
+    def _require_documents(self) -> None:
+        """Check that changes of all documents arrive complete. Raises ``ConfigurationError``."""
+        given = dict(self.given)
+        for name, allowed in _CHOICES.items():
+            if (value := given.get(name)) is not None and value.lower() not in allowed:
+                raise ConfigurationError(
+                    f"with {name}={value}, changes would lack documents",
+                    hint=f"leave it out, or use {' or '.join(allowed)}",
+                )
+        if unclear := [str(table) for table in self.tables if "," in str(table)]:
+            raise ConfigurationError(
+                f"the names {', '.join(unclear)} have a comma, by which Debezium separates collections",
+                hint="collections with such names cannot be captured",
+            )
+        scope, target = given.get("capture.scope", "").lower(), given.get("capture.target")
+        covered = {
+            "database": {table.schema for table in self.tables},
+            "collection": {*map(str, self.tables)},
+        }
+        if scope in covered and covered[scope] != {target}:
+            raise ConfigurationError(
+                f"with capture.scope={scope} and capture.target={target}, only changes of the latter arrive, "
+                f"and the source captures {', '.join(map(str, self.tables))}",
+                hint="leave out both, or give each target a source of its own",
             )
 
 

@@ -29,12 +29,13 @@ SILENT_SECONDS: Final = 10.0
 """After how long without a connection to the database the source is taken as cut off."""
 _LOST: Final = re.compile(
     r"no longer available|purged|could not find first log file|is missing|history topic|oldest|"
-    r"db history|schema isn't known|not in the (binlog|redo|archive)",
+    r"db history|schema isn't known|not in the (binlog|redo|archive)|no longer be in the oplog|"
+    r"ChangeStreamHistoryLost",
     re.IGNORECASE,
 )
 _LASTING: Final = re.compile(
     r"access denied|permission|privilege|not enabled|must be|unknown database|login failed|invalid username|"
-    r"couldn't be parsed",
+    r"couldn't be parsed|authenticat|not authorized",
     re.IGNORECASE,
 )
 

@@ -377,9 +377,9 @@ def _column(records: Any, field: str) -> list[bytes]:
 
 
 def _columns(schema: Any) -> dict[str, Column]:
-    """The columns of a table by the schema of its events; none for an event of another kind."""
+    """The columns of a table by the schema of its events; none for a document and other events."""
     after = None if schema is None else schema.field("after")
-    if after is None:
+    if after is None or str(after.schema().type()) != "STRUCT":
         return {}
     columns = {}
     for field in after.schema().fields():

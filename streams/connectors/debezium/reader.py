@@ -67,6 +67,9 @@ def decode_heads(delivery: Delivery) -> list[Head]:
 
 def in_snapshot(offset: Mapping[str, Any]) -> bool:
     """Whether the snapshot goes on after the event with this offset."""
+    if offset.get("initsync"):
+        # Of MongoDB.
+        return True
     return "snapshot" in offset and not offset.get("snapshot_completed")
 
 

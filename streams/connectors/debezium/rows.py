@@ -186,7 +186,7 @@ class CapturedRows:
                 continue
             after = change.after
             assert after is not None, "only a deletion has no row"
-            if nested:
+            if nested and change.source.connector == POSTGRES:
                 _require_flat(change.source, after)
             if marked and left_out(after):
                 after = filled(after, {} if entry is None or not entry.values else _decode(entry.values))
@@ -220,7 +220,8 @@ class CapturedRows:
         table = self._tables.get(identity)
         if table is None:
             shape = self._state.shapes.get(name)
-            if shape is None:
+            if shape is None or not shape.columns:
+                # Documents have none.
                 return at, key, change
             table = self._tables[identity] = shape.table(source, tuple(key))
         before, after = change.before, change.after

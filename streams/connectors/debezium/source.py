@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streams.connectors.change import Change, topic_of
-from streams.connectors.debezium.connector_capture import ConnectorCapture, as_text
+from streams.connectors.debezium.connector_capture import DOCUMENTS, ConnectorCapture, as_text
 from streams.connectors.debezium.connector_reader import ConnectorReader
 from streams.connectors.debezium.control import EventJson
+from streams.connectors.debezium.document_reader import DocumentReader
 from streams.connectors.debezium.rows import CapturedRows
 from streams.connectors.table_name import TableName
 from streams.errors import ConfigurationError, ConnectorError
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 class Debezium:
     """The changes of a database's tables, each exactly once: first all rows, then every change.
 
-    Make one with ``Debezium.postgres``, ``mysql``, ``mariadb``, ``sqlserver`` or ``oracle``. Its values are
-    ``Change[dict]``, its keys the columns of the primary key as a dictionary. Needs the extra ``debezium``,
-    for Postgres also ``postgres``.
+    Make one with ``Debezium.postgres``, ``mysql``, ``mariadb``, ``sqlserver``, ``oracle`` or ``mongodb``. Its
+    values are ``Change[dict]``, its keys the columns of the primary key as a dictionary. Needs the extra
+    ``debezium``, for Postgres also ``postgres``.
     """
 
     kind = "debezium"
@@ -102,18 +103,20 @@ class Debezium:
         *,
         snapshot: str = "",
         jars: str | Path | None = None,
+        table_snapshots: Mapping[str, str] | None = None,
     ) -> Debezium:
         """Capture tables of a MySQL server from its binary log.
 
         ``properties`` are those of Debezium's connector: ``database.hostname``, ``database.user``, …; without
         those that say what is captured and where it continues, which are the source's. ``tables`` are
         ``database.table``. ``snapshot`` as for Postgres. ``jars`` is a folder with all of Debezium's and
-        Log4j's jars, to be used instead of those of the extra.
+        Log4j's jars, to be used instead of those of the extra. ``table_snapshots`` is refused: single tables
+        are read again in Postgres alone.
 
         Raises ``ConfigurationError`` for properties that are not the program's, and names without a database.
         Properties that Debezium does not know are refused when the worker starts.
         """
-        return cls._of("mysql", properties, tables, snapshot, jars)
+        return cls._of("mysql", properties, tables, snapshot, jars, table_snapshots)
 
     @classmethod
     def mariadb(
@@ -123,9 +126,10 @@ class Debezium:
         *,
         snapshot: str = "",
         jars: str | Path | None = None,
+        table_snapshots: Mapping[str, str] | None = None,
     ) -> Debezium:
         """Capture tables of a MariaDB server, as ``mysql``. ``jars`` is needed: the extra has none for it."""
-        return cls._of("mariadb", properties, tables, snapshot, jars)
+        return cls._of("mariadb", properties, tables, snapshot, jars, table_snapshots)
 
     @classmethod
     def sqlserver(
@@ -135,9 +139,10 @@ class Debezium:
         *,
         snapshot: str = "",
         jars: str | Path | None = None,
+        table_snapshots: Mapping[str, str] | None = None,
     ) -> Debezium:
         """Capture tables of one database of a SQL Server, as ``mysql``. ``tables`` are ``schema.table``."""
-        return cls._of("sqlserver", properties, tables, snapshot, jars)
+        return cls._of("sqlserver", properties, tables, snapshot, jars, table_snapshots)
 
     @classmethod
     def oracle(
@@ -147,9 +152,35 @@ class Debezium:
         *,
         snapshot: str = "",
         jars: str | Path | None = None,
+        table_snapshots: Mapping[str, str] | None = None,
     ) -> Debezium:
         """Capture tables of an Oracle database, as ``mysql``. ``tables`` are ``SCHEMA.TABLE``."""
-        return cls._of("oracle", properties, tables, snapshot, jars)
+        return cls._of("oracle", properties, tables, snapshot, jars, table_snapshots)
+
+    @classmethod
+    def mongodb(
+        cls,
+        properties: Mapping[str, object],
+        collections: Sequence[str],
+        *,
+        snapshot: str = "",
+        jars: str | Path | None = None,
+        table_snapshots: Mapping[str, str] | None = None,
+    ) -> Debezium:
+        """Capture collections of a MongoDB replica set or sharded cluster from its change streams.
+
+        ``properties`` are those of Debezium's connector: ``mongodb.connection.string``, ``mongodb.user``, …
+        ``collections`` are ``database.collection`` and have to exist. Rows are documents in the relaxed form
+        of MongoDB's Extended JSON, keys are ``{"_id": …}`` in the same form. ``before`` is the document with
+        ``capture.mode=change_streams_update_full_with_pre_image``; without, that of a deletion is the key.
+        ``after`` of an update is the document as the server finds it when the change is read, maybe with
+        later changes in it, unless ``capture.mode.full.update.type=post_image``. ``snapshot`` and ``jars`` as
+        for ``mysql``.
+
+        Raises ``ConfigurationError`` for properties that are not the program's, values with which changes
+        would lack documents, and names without a database.
+        """
+        return cls._of(DOCUMENTS, properties, collections, snapshot, jars, table_snapshots)
 
     @classmethod
     def _of(
@@ -159,8 +190,15 @@ class Debezium:
         tables: Sequence[str],
         snapshot: str,
         jars: str | Path | None,
+        table_snapshots: Mapping[str, str] | None,
     ) -> Debezium:
-        example = "shop.customers" if system in {"mysql", "mariadb"} else "dbo.customers"
+        if table_snapshots:
+            raise ConfigurationError(
+                f"table_snapshots= names {', '.join(table_snapshots)}, and Debezium.{system} cannot read "
+                "single tables again beside their changes: that needs Postgres",
+                hint=f"leave it out; another snapshot= than {snapshot!r} reads all of the source again",
+            )
+        example = "shop.customers" if system in {"mysql", "mariadb", DOCUMENTS} else "dbo.customers"
         if bare := [table for table in tables if "." not in table] if not isinstance(tables, str) else []:
             raise ConfigurationError(
                 f"the tables {', '.join(bare)} need the name of what they are in, e.g. {example}"
@@ -178,7 +216,7 @@ class Debezium:
             jars=None if jars is None else Path(jars).absolute(),
         )
         capture.require_properties()
-        return cls(capture, ConnectorReader)
+        return cls(capture, DocumentReader if system == DOCUMENTS else ConnectorReader)
 
     def __repr__(self) -> str:
         return self._capture.described()

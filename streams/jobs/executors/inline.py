@@ -11,16 +11,20 @@ from streams.jobs.current import enter_job
 from streams.jobs.executors.threads import execute
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from streams.jobs.executors import Attempt
 
 
 class InlineExecutor:
-    """Executes what was submitted in ``run``, one after another, in that order. Time comes from ``clock``."""
+    """Executes what was submitted in ``run``, one after another, in that order. Time comes from ``clock``.
 
-    def __init__(self, clock: Callable[[], int]) -> None:
+    ``failures`` are raised instead of what the next executions of a job do, by its name.
+    """
+
+    def __init__(self, clock: Callable[[], int], failures: Mapping[str, list[Exception]]) -> None:
         self._clock = clock
+        self._failures = failures
         self._waiting: deque[Attempt] = deque()
 
     @property
@@ -44,7 +48,11 @@ class InlineExecutor:
         """Execute what is waiting."""
         while self._waiting:
             attempt = self._waiting.popleft()
-            if attempt.job.asynchronous:
+            failures = self._failures.get(attempt.job.name)
+            if failures:
+                attempt.error = failures.pop(0)
+                attempt.finish()
+            elif attempt.job.asynchronous:
                 future = asyncio.run_coroutine_threadsafe(_awaited(attempt), current_loop().loop)
                 future.result()
             else:

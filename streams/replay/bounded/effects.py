@@ -30,6 +30,11 @@ def effects_left_out(topology: Topology) -> list[str]:
 def differences_by_design(topology: Topology) -> list[str]:
     """What of the app works in another way in a replay than in a worker, in words."""
     found: list[str] = []
+    if topology.own_topics:
+        found.append(
+            "jobs are not executed; those that steps enqueue are written beside the results, where no worker "
+            "reads them"
+        )
     for node in topology.nodes:
         if isinstance(node, SourceNode) and node.connector is not None:
             found.append(

@@ -53,6 +53,7 @@ class RunLog:
 
     def __init__(self, broker: Broker, application: str) -> None:
         self._broker = broker
+        self.application = application
         self.topic = f"{application}-replays"
 
     def read(self) -> dict[str, RunRecord]:
@@ -83,15 +84,20 @@ class RunLog:
         """Forget a run."""
         self._write(name, None)
 
+    def create(self) -> None:
+        """Create the topic if it does not exist."""
+        if self._exists():
+            return
+        admin = self._broker.admin()
+        try:
+            admin.create_topics(
+                [NewTopic(name=self.topic, partitions=1, settings={"cleanup.policy": "compact"})]
+            )
+        finally:
+            admin.close()
+
     def _write(self, name: str, value: bytes | None) -> None:
-        if not self._exists():
-            admin = self._broker.admin()
-            try:
-                admin.create_topics(
-                    [NewTopic(name=self.topic, partitions=1, settings={"cleanup.policy": "compact"})]
-                )
-            finally:
-                admin.close()
+        self.create()
         producer = self._broker.producer()
         try:
             producer.produce(Output(self.topic, [name.encode()], [value], [-1]))

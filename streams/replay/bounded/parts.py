@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 from streams.app import resources_of_worker
 from streams.broker import BEGINNING
 from streams.registry_topics import connect_registry
+from streams.replay.bounded.counts import RunCounts
 from streams.replay.bounded.effects import muted
 from streams.replay.bounded.phase import PhaseInputs, PhaseResults
-from streams.replay.bounded.plan import RunCounts
 from streams.replay.bounded.range_reader import read_range
 from streams.replay.bounded.sink_effects import SinkEffects
 from streams.replay.bounded.stages import internal_outputs, stages
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from streams.app import App
     from streams.broker import Broker
+    from streams.config import Settings
     from streams.replay.bounded.plan import RunPlan
     from streams.replay.bounded.spool import Phase
     from streams.replay.bounded.stages import Stage
@@ -45,12 +46,22 @@ PHASES: Final[tuple[Phase, ...]] = ("warmup", "range")
 
 
 class RunParts:
-    """Runs the units of a plan in this process, one after the other. Close it in the end."""
+    """Runs the units of a plan in this process, one after the other. Close it in the end.
+
+    ``settings`` replace the app's.
+    """
 
     def __init__(
-        self, app: App, broker: Broker, plan: RunPlan, progress: Callable[[int], None] = lambda _: None
+        self,
+        app: App,
+        broker: Broker,
+        plan: RunPlan,
+        progress: Callable[[int], None] = lambda _: None,
+        *,
+        settings: Settings | None = None,
     ) -> None:
         self._app = app
+        self._settings = settings or app.settings
         self._broker = broker
         self._plan = plan
         self._progress = progress
@@ -65,8 +76,8 @@ class RunParts:
     def _open(self) -> None:
         app = self._app
         topology: Topology = app.topology
-        if app.settings.schema_registry_url is not None:
-            connection = self._stack.enter_context(closing(connect_registry(topology, app.settings)))
+        if self._settings.schema_registry_url is not None:
+            connection = self._stack.enter_context(closing(connect_registry(topology, self._settings)))
             topology = _reading(connection.topology, topology)
         self._topology = topology if self._plan.replay.effects else muted(topology)
         resources = resources_of_worker(app)
@@ -140,13 +151,13 @@ class RunParts:
 
     @contextmanager
     def _databases(self, name: str) -> Iterator[Databases]:
-        if self._app.settings.state_store != "rocksdb":
+        if self._settings.state_store != "rocksdb":
             databases: Databases = MemoryDatabases()
             yield databases
             databases.close()
             return
         folder = self._plan.spool.state(name)
-        databases = RocksDatabases(folder, self._app.settings.state_memory_mb * 1_000_000)
+        databases = RocksDatabases(folder, self._settings.state_memory_mb * 1_000_000)
         try:
             yield databases
         finally:
@@ -175,12 +186,25 @@ def _reading(connected: Topology, own: Topology) -> Topology:
 def run_stages(
     topology: Topology,
     plan: RunPlan,
-    run: Callable[[Stage, list[tuple[TaskId, ...]]], Iterator[RunCounts]],
+    run: Callable[[Stage, list[tuple[TaskId, ...]]], Iterator[tuple[tuple[TaskId, ...], RunCounts]]],
 ) -> RunCounts:
-    """Run all stages. ``run`` runs the units of one, in any order, and yields what each has done."""
+    """Run all stages. ``run`` runs the units of one, in any order, and yields each with what it has done.
+
+    Units that an interrupted run has completed are not run again.
+    """
     total = RunCounts()
+    journal = plan.journal
     for stage in stages(topology):
-        for counts in run(stage, stage.units(plan.partitions)):
+        units = []
+        for unit in stage.units(plan.partitions):
+            before = journal.counts(unit) if plan.continues else None
+            if before is None:
+                units.append(unit)
+            else:
+                total.add(before)
+        for unit, counts in run(stage, units):
+            if plan.identity is not None:
+                journal.note(unit, counts)
             total.add(counts)
         for topic in topology.repartitions:
             # They were read for the last time.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from streams.records import Output, TopicPartition
 from streams.replay.bounded.merged import merged
 from streams.replay.bounded.range_reader import read_range
-from streams.replay.bounded.spool import SpoolFile, read_spool, spooled
+from streams.replay.bounded.spool import SpoolFile, read_spool, spooled, task_file
 from streams.replay.bounded.unit import SLICE_RECORDS, as_slices
 from streams.replay.plain_values import PlainValues
 
@@ -146,7 +146,7 @@ class PhaseResults:
             file.close()
 
     def _file(self, folder: Path, task: TaskId) -> SpoolFile:
-        path = folder / f"{task.subtopology:04d}_{task.partition:06d}"
+        path = folder / task_file(task)
         file = self._files.get(path)
         if file is None:
             file = self._files[path] = SpoolFile(path)

@@ -1,12 +1,12 @@
-"""What a bounded run does, and what it has done, as plain data."""
+"""What a bounded run does, as plain data."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from streams.replay.bounded.journal import Journal
 from streams.replay.bounded.spool import Spool
 
 if TYPE_CHECKING:
@@ -30,33 +30,19 @@ class RunPlan:
     max_records: float | None = None
     """How many records a second each process may read, and how many bytes."""
     max_bytes: float | None = None
+    identity: str | None = None
+    """What an interrupted run must have in common with this one to be continued; ``None``: none is."""
+    begun: int = 0
+    """When the run began, in milliseconds since the epoch."""
+    continues: int = 0
+    """How many units an interrupted run has completed, which this one continues."""
 
     @property
     def spool(self) -> Spool:
         """The folder, as it is used."""
         return Spool(Path(self.folder))
 
-
-@dataclass
-class RunCounts:
-    """What a run, or a part of it, has done."""
-
-    records: int = 0
-    late: Counter[str] = field(default_factory=Counter)
-    skipped: Counter[str] = field(default_factory=Counter)
-    dead_letters: int = 0
-    muted: Counter[str] = field(default_factory=Counter)
-    """Rows for sink connectors that were left out, by the connector's store."""
-    results: Counter[str] = field(default_factory=Counter)
-    """Records written, by topic."""
-
-    def add(self, other: RunCounts) -> None:
-        self.records += other.records
-        self.dead_letters += other.dead_letters
-        for mine, more in (
-            (self.late, other.late),
-            (self.skipped, other.skipped),
-            (self.muted, other.muted),
-            (self.results, other.results),
-        ):
-            mine.update(more)
+    @property
+    def journal(self) -> Journal:
+        """What is completed."""
+        return Journal(self.spool)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from streams.app import App
-    from streams.replay.bounded.plan import RunCounts, RunPlan
+    from streams.replay.bounded.counts import RunCounts
+    from streams.replay.bounded.plan import RunPlan
     from streams.replay.bounded.stages import Stage
     from streams.runtime.task import TaskId
 
@@ -67,19 +68,20 @@ class Pool:
 
     def run(
         self, stage: Stage, units: Sequence[tuple[TaskId, ...]], progress: Callable[[int], None]
-    ) -> Iterator[RunCounts]:
-        """Run the units of a stage; yield what each has done. Raises what the first one that fails raises.
+    ) -> Iterator[tuple[tuple[TaskId, ...], RunCounts]]:
+        """Run the units of a stage; yield each with what it has done.
 
-        ``progress`` is called with the number of records that all processes have read so far. A process that
-        is killed is a ``WorkersFailed``.
+        Raises what the first one that fails raises. ``progress`` is called with the number of records that
+        all processes have read so far. A process that is killed is a ``WorkersFailed``.
         """
-        waiting = {self._pool.submit(_run, stage.parts[0].number, unit) for unit in units}
+        unit_of = {self._pool.submit(_run, stage.parts[0].number, unit): unit for unit in units}
+        waiting = set(unit_of)
         while waiting:
             done, waiting = wait(waiting, LOOK_SECONDS, FIRST_COMPLETED)
             progress(int(self._read.value))
             for each in done:
                 try:
-                    yield each.result()
+                    yield unit_of[each], each.result()
                 except BrokenProcessPool as error:
                     raise WorkersFailed(
                         "a process of the replay was ended from outside", hint="repeat the command"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streams.records import Headers, Output, TopicPartition
+    from streams.runtime.task import TaskId
 
 Phase: TypeAlias = Literal["warmup", "range"]
 """Before the range, and in it."""
@@ -41,6 +43,7 @@ class SpoolFile:
         self._timestamps: list[int] = []
         self._headers: list[Headers | None] = []
         self._partitions: list[int | None] = []
+        self._has_headers = self._has_partitions = False
         self.rows = 0
         """How many records were appended."""
 
@@ -48,7 +51,12 @@ class SpoolFile:
         """Append the output's rows; to those without key and chosen partition, write the one given here."""
         keys = output.keys
         partitions: Sequence[int | None] = output.partitions or [output.partition] * len(output)
+        if output.headers is not None:
+            self._has_headers = True
+        if output.partitions is not None or output.partition is not None:
+            self._has_partitions = True
         if keyless is not None and None in keys:
+            self._has_partitions = True
             partitions = [
                 keyless if key is None and chosen is None else chosen
                 for key, chosen in zip(keys, partitions, strict=True)
@@ -75,19 +83,23 @@ class SpoolFile:
                 self._keys,
                 self._values,
                 self._timestamps,
-                self._headers if any(self._headers) else None,
-                self._partitions if any(number is not None for number in self._partitions) else None,
+                self._headers if self._has_headers and any(self._headers) else None,
+                self._partitions if self._has_partitions else None,
             )
         )
         self._file.write(_LENGTH.pack(len(frame)))
         self._file.write(frame)
         self._keys, self._values, self._timestamps = [], [], []
         self._headers, self._partitions = [], []
+        self._has_headers = self._has_partitions = False
 
     def close(self) -> None:
-        """Write everything and close the file."""
+        """Write everything, to the disk itself, and close the file."""
         self.flush()
         if self._file is not None:
+            # A unit that is noted as complete must be so after a power failure too.
+            self._file.flush()
+            os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
 
@@ -136,6 +148,11 @@ class Spool:
     def clear(self) -> None:
         """Delete everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def task_file(task: TaskId) -> str:
+    """The name of a task's files, by which they sort as tasks do."""
+    return f"{task.subtopology:04d}_{task.partition:06d}"
 
 
 def spooled(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from streams.connectors.debezium import Debezium, table_chunks
+from streams.connectors.debezium import Debezium, settings, table_chunks
 from streams.connectors.postgres.key_ranges import KeyRanges
 from streams.errors import ConfigurationError, ConnectorError
 from tests.support.waiting import wait_until
@@ -19,10 +20,18 @@ if TYPE_CHECKING:
     from tests.support.captured import Captured
 
 
+FIRST_SEED = int(os.environ.get("SEED") or "0")
+SEEDS = int(os.environ.get("SEEDS") or "1")
+"""How many of random writers; ``make faults`` has more of them."""
+
+
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_chunks, "FIRST_CHUNK_ROWS", 20)
     monkeypatch.setattr(table_chunks, "CHUNK_ROWS", 40)
+    monkeypatch.setattr(table_chunks, "RETRY_SECONDS", 0.2)
+    # The end of a transaction is known by the next heartbeat.
+    monkeypatch.setattr(settings, "HEARTBEAT_MS", 250)
 
 
 def again(source: Captured, database: str, *tables: str, text: str = "2", of: tuple[str, ...] = ()) -> None:
@@ -348,7 +357,7 @@ def final(source: Captured) -> dict[tuple[str, int], dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + SEEDS))
 @pytest.mark.parametrize("added", [False, True])
 def test_writers_and_readers_that_are_killed(database, db, capture, seed, added):
     """Whatever is written, and wherever a reader is killed, the changes make the table."""

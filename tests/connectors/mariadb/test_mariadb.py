@@ -65,6 +65,16 @@ def test_a_table_needs_the_name_of_its_database():
         Debezium.mysql(PROPERTIES, ["shop.customers", "orders"])
 
 
+@pytest.mark.parametrize("system", ["mysql", "mariadb", "sqlserver", "oracle", "mongodb"])
+def test_single_tables_are_read_again_in_postgres_alone(system):
+    with pytest.raises(ConfigurationError) as caught:
+        getattr(Debezium, system)(PROPERTIES, ["shop.orders"], table_snapshots={"shop.orders": "2"})
+    assert str(caught.value).startswith(
+        f"table_snapshots= names shop.orders, and Debezium.{system} cannot read single tables again"
+    )
+    assert "another snapshot= than '' reads all of the source again" in str(caught.value.hint)
+
+
 def test_the_jars_of_mariadb_are_needed():
     with pytest.raises(ConfigurationError, match=r"Debezium\.mariadb needs jars="):
         Debezium.mariadb(PROPERTIES, ["shop.orders"])
