@@ -26,6 +26,8 @@ from streams.dsl.stream import GlobalTable, Stream, Table
 from streams.errors import ConfigurationError, StateUnavailable, TopologyError
 from streams.events import Event, get_logger, program_logger
 from streams.jobs.declared import Queue
+from streams.jobs.job import Call
+from streams.jobs.schedule_status import schedule_statuses
 from streams.local_cluster import running as running_cluster
 from streams.monitoring.metrics import WorkerMetrics
 from streams.monitoring.program_metrics import Metrics
@@ -65,6 +67,8 @@ if TYPE_CHECKING:
     from streams.jobs.batch_job import BatchDecorator, BatchOptions
     from streams.jobs.handle import Handle
     from streams.jobs.job import AsyncJob, Job, JobDecorator, JobOptions
+    from streams.jobs.schedule_rules import Cron, Every
+    from streams.jobs.schedule_status import ScheduleStatus
     from streams.monitoring.watchdog import Stall
     from streams.queries.directory import Trouble
     from streams.runtime.resources import Manager
@@ -444,6 +448,8 @@ class App:
         ``send.enqueue(mail)`` for ``def send(mails: list[Mail])``. It is called once there are so many, or at
         most ``within`` after the first of them could begin. It returns ``None``, or a list with a result or
         an exception for each, and each succeeds or fails alone.
+
+        ``schedule`` calls it without arguments at the instants of a ``Cron`` or an ``Every``.
         """
         if function is None:
             return lambda decorated: self._add_job(decorated, options)
@@ -462,6 +468,25 @@ class App:
                 self._builder.add(node)
             self._builder.add_global_table(self._queue.commands)
         return self._queue.add(function, options)
+
+    def schedule(self, call: Call[Any], rule: Cron | Every, /, *, name: str | None = None) -> None:
+        """Put a call into the queue at each instant of a schedule, exactly once, as long as workers run.
+
+        ::
+
+            app.schedule(report.call("weekly"), Cron("0 7 * * MON", zone="Europe/Berlin"), name="weekly")
+
+        ``name`` (default: that of the job) identifies the schedule: what was decided for its last instant
+        is known by it. It begins when a worker first runs with it. For a function that needs no arguments,
+        ``app.job(schedule=…)`` does the same. Raises ``TopologyError`` for a second schedule of its name.
+        """
+        given: object = call
+        if self._queue is None or not isinstance(given, Call):
+            raise TopologyError(
+                f"schedule() takes a call of a job, got {given!r:.80}",
+                hint="app.schedule(job.call(…), Cron('0 7 * * *'))",
+            )
+        self._queue.schedule(call, rule, name)
 
     def job_handle(self, identifier: str) -> Handle[Any]:
         """The handle of a job by its id, e.g. in another process than the one that has enqueued it.
@@ -772,6 +797,15 @@ def queue_of(app: App) -> Queue:
     if queue is None:
         raise ConfigurationError(f"app {app.name!r} has no jobs", hint="declare one with @app.job")
     return queue
+
+
+def schedules_of(app: App, *, count: int = 3) -> list[ScheduleStatus]:
+    """The app's schedules: the next ``count`` instants of each, and what it did last. Asks the cluster."""
+    queue = queue_if_any(app)
+    if queue is None:
+        return []
+    now = time.time_ns() // 1_000_000
+    return schedule_statuses(queue.schedules, app.broker(), app.name, now, count=count)
 
 
 def check_state_dir(app: App) -> None:

@@ -91,6 +91,7 @@ from streams.jobs.handle import Handle
 from streams.jobs.job import AsyncJob, Call, CallOptions, Job, JobDecorator, JobOptions
 from streams.jobs.limits import Limit
 from streams.jobs.retry import Retry, RetryLater
+from streams.jobs.schedule_rules import Cron, Every
 from streams.monitoring.program_metrics import Counter, Gauge, Metrics
 from streams.operators.processor import BatchProcessor, Cancel, Context, KeyValueStore, Processor
 from streams.policy import ErrorPolicy, dead_letter, fail, retry, skip
@@ -127,9 +128,11 @@ __all__ = [
     "ConnectorUnavailable",
     "Context",
     "Counter",
+    "Cron",
     "CurrentJob",
     "DeadLetterLimitExceeded",
     "ErrorPolicy",
+    "Every",
     "Gauge",
     "GlobalTable",
     "Grouped",

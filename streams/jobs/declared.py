@@ -9,7 +9,7 @@ import msgspec
 
 from streams.broker import NewTopic
 from streams.coroutines.awaitables import is_asynchronous
-from streams.errors import TopologyError
+from streams.errors import ConfigurationError, TopologyError
 from streams.jobs.batch_job import BatchJob
 from streams.jobs.commands import command_table
 from streams.jobs.executors.choice import Executors
@@ -18,6 +18,8 @@ from streams.jobs.job import AsyncJob, BaseJob, Job
 from streams.jobs.operator import own_topics, queue_nodes
 from streams.jobs.queue_client import QueueClient
 from streams.jobs.record import JobId, jobs_topic
+from streams.jobs.schedule import Schedule, schedule_of
+from streams.jobs.schedule_rules import Cron, Every
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
     from streams.broker import Broker
     from streams.jobs.handle import Ends
-    from streams.jobs.job import Enqueuer
+    from streams.jobs.job import Call, Enqueuer
+    from streams.jobs.schedule_rules import Rule
     from streams.topology.graph import Node
 
     class JobClient(Enqueuer, Ends, Protocol):
@@ -53,6 +56,8 @@ class Queue:
     ) -> None:
         self._application = application
         self._jobs: dict[str, BaseJob[Any, Any]] = {}
+        self.schedules: dict[str, Schedule] = {}
+        """By name."""
         self._partitions = partitions
         self.client = QueueClient(application, broker, self._prepare)
         self._used: JobClient | None = None
@@ -69,7 +74,12 @@ class Queue:
 
         opened = resource(job_executors)
         self.nodes: tuple[Node, ...] = queue_nodes(
-            application, self._jobs, opened.get, partitions=partitions, failures=self.failures
+            application,
+            self._jobs,
+            opened.get,
+            self.schedules,
+            partitions=partitions,
+            failures=self.failures,
         )
         """What the app's topology needs for it."""
         self.commands = command_table(application)
@@ -90,8 +100,31 @@ class Queue:
                 f"two jobs are named {job.name!r}: workers could not tell them apart",
                 hint="give one of them another name=",
             )
+        schedule = job.definition.schedule
+        if schedule is not None:
+            self._schedule(schedule_of(job, schedule))
         self._jobs[job.name] = job
         return job
+
+    def schedule(self, call: Call[Any], rule: Rule, name: str | None) -> None:
+        """Declare a schedule. Raises ``TopologyError``, ``ConfigurationError``."""
+        given: object = rule
+        if not isinstance(given, Cron | Every):
+            raise ConfigurationError(
+                f"schedule() takes a Cron or an Every, got {given!r:.80}",
+                hint="app.schedule(job.call(…), Cron('30 2 * * *', zone='Europe/Berlin'))",
+            )
+        if self._jobs.get(call.job.name) is None or call.job.topic != jobs_topic(self._application):
+            raise TopologyError(f"schedule(): {call.job!r} is a job of another app")
+        self._schedule(Schedule(name or call.job.name, call, rule))
+
+    def _schedule(self, schedule: Schedule) -> None:
+        if schedule.name in self.schedules:
+            raise TopologyError(
+                f"two schedules are named {schedule.name!r}: what they did could not be told apart",
+                hint="give one of them another name: app.schedule(…, name=…)",
+            )
+        self.schedules[schedule.name] = schedule
 
     def handle(self, identifier: str) -> Handle[Any]:
         """The handle of a job by its id; its result is plain JSON. Raises ``ConfigurationError``."""

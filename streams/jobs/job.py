@@ -30,6 +30,7 @@ from streams.jobs.arguments import Arguments, ChosenArguments, Result
 from streams.jobs.limits import Limit
 from streams.jobs.record import JobRecord
 from streams.jobs.retry import ONCE, Retry, epoch_milliseconds
+from streams.jobs.schedule_rules import Cron, Every
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -60,6 +61,7 @@ class JobOptions(TypedDict, total=False):
     expires: timedelta
     executor: JobExecutor
     on_failure: FailureOrder
+    schedule: Cron | Every
 
 
 class CallOptions(TypedDict, total=False):
@@ -98,6 +100,7 @@ class JobDefinition:
     on_failure: FailureOrder = "wait"
     batch: int | None = None
     within: timedelta | None = None
+    schedule: Cron | Every | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,10 @@ class Call(Generic[R]):
 
     def payload(self, now: int) -> bytes:
         """The value of its record, enqueued at ``now``, milliseconds since the epoch."""
+        return _encode(self.enqueued(now))
+
+    def enqueued(self, now: int) -> JobRecord:
+        """Its record, enqueued at ``now``, milliseconds since the epoch."""
         calling, due = self.calling, None
         if calling.at is not None:
             due = epoch_milliseconds(calling.at, f"job {self.record.job!r}: at")
@@ -137,8 +144,8 @@ class Call(Generic[R]):
         lifetime = calling.expires or self.job.definition.expires
         expires = None if lifetime is None else max(now, due or now) + to_milliseconds(lifetime, "expires")
         if due is None and expires is None:
-            return _encode(self.record)
-        return _encode(msgspec.structs.replace(self.record, due=due, expires=expires))
+            return self.record
+        return msgspec.structs.replace(self.record, due=due, expires=expires)
 
 
 class BaseJob(Generic[P, R]):
@@ -347,6 +354,12 @@ def definition_of(function: Callable[..., Any], options: Mapping[str, Any]) -> J
                 if option == "retry"
                 else "limit=Limit(rate=100, per=minutes(1))",
             )
+    schedule: object = definition.schedule
+    if schedule is not None and not isinstance(schedule, Cron | Every):
+        raise ConfigurationError(
+            f"job {name!r}: schedule takes a Cron or an Every, got {schedule!r:.80}",
+            hint="schedule=Cron('30 2 * * *', zone='Europe/Berlin')",
+        )
     for option, allowed in (("executor", ("thread", "process")), ("on_failure", ("wait", "continue"))):
         if getattr(definition, option) not in allowed:
             raise ConfigurationError(

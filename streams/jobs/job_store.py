@@ -34,6 +34,8 @@ STORE = "jobs"
 
 _OFFSET = Struct(">Q")
 _DUE = Struct(">QQ")
+_INSTANT = Struct(">q")
+_LENGTH = Struct(">I")
 
 # The first byte of a key says what the entry is.
 _PROGRESS = b"p"
@@ -46,6 +48,8 @@ _COMMANDS = b"c"
 _PAUSED = b"h"
 _CANCELLED = b"x"
 _COUNTS = b"n"
+_SCHEDULE = b"e"
+_OCCURRENCE = b"o"
 
 
 class StoredState(IntEnum):
@@ -247,6 +251,32 @@ class JobStore:
     def put_unique(self, text: str, offset: int | None) -> None:
         """Set it; ``None``: there is none any more."""
         self._state.put(_UNIQUE + text.encode(), None if offset is None else _OFFSET.pack(offset))
+
+    # --- schedules
+
+    def schedules(self) -> list[tuple[str, int]]:
+        """The names of schedules, with their last decided instants in milliseconds since the epoch."""
+        return [
+            (key[1:].decode(), _INSTANT.unpack(payload)[0]) for key, payload in self._state.prefix(_SCHEDULE)
+        ]
+
+    def put_schedule(self, name: str, instant: int | None) -> None:
+        """Set the last decided instant; ``None``: there is no such schedule any more."""
+        self._state.put(_SCHEDULE + name.encode(), None if instant is None else _INSTANT.pack(instant))
+
+    def occurrences(self, schedule: str) -> list[int]:
+        """The offsets of the unfinished jobs of a schedule."""
+        prefix = _occurrences(schedule)
+        return [_OFFSET.unpack_from(key, len(prefix))[0] for key, _ in self._state.prefix(prefix)]
+
+    def put_occurrence(self, schedule: str, offset: int, *, unfinished: bool) -> None:
+        """Note that a job of a schedule is unfinished, or is so no more."""
+        self._state.put(_occurrences(schedule) + _OFFSET.pack(offset), b"" if unfinished else None)
+
+
+def _occurrences(schedule: str) -> bytes:
+    name = schedule.encode()
+    return _OCCURRENCE + _LENGTH.pack(len(name)) + name
 
 
 def ranges(offsets: Iterable[int]) -> list[tuple[int, int]]:

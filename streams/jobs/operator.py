@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from streams.jobs.commands import TABLE, CommandLog, command_table, commands_topic
 from streams.jobs.executors.inline import InlineExecutor
 from streams.jobs.job_store import STORE, JobStore
+from streams.jobs.occurrence import Occurrence, occurrences_topic
 from streams.jobs.queue import Job, JobQueue, Outcomes
 from streams.jobs.record import JobEnd, JobRecord, Release, ends_topic, jobs_topic, releases_topic
+from streams.jobs.scheduler import PARTITION, Scheduler
 from streams.operators import Operator
 from streams.policy import dead_letter
 from streams.records import Batch
@@ -23,15 +25,21 @@ if TYPE_CHECKING:
 
     from streams.jobs.executors.choice import Executors
     from streams.jobs.job import BaseJob
+    from streams.jobs.schedule import Schedule
+    from streams.jobs.scheduler import Released
     from streams.operators import Binding, Children, Forward
     from streams.records import FetchedLists, Rows, Trace
     from streams.topology.graph import Node
 
 SOURCE, STEP, ENDS, RELEASES = "jobs", "run-jobs", "job-results", "job-releases"
+SCHEDULED, OCCURRENCES = "scheduled-jobs", "job-occurrences"
 """The names of the nodes."""
 
 KEPT_DAYS = 7
 """How long the records of results and releases stay."""
+
+OCCURRENCES_KEPT_DAYS = 180
+"""How long the records of what schedules did stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +54,14 @@ class RunJobs(Operator):
     topic: str
     jobs: Mapping[str, BaseJob[Any, Any]]
     executors: Callable[[], Executors]
+    schedules: Mapping[str, Schedule]
     failures: dict[str, list[Exception]]
     """What the next executions raise, by job, in tests."""
 
     def bind(self, step: Binding, children: Children) -> Forward:
+        store = JobStore(step.state(STORE))
         queue = JobQueue(
-            JobStore(step.state(STORE)),
+            store,
             self.jobs,
             InlineExecutor(step.wall_clock, self.failures) if step.inline else self.executors(),
             _Outcomes(step, self.topic, children).outcomes,
@@ -59,6 +69,7 @@ class RunJobs(Operator):
             partition=step.partition,
             clock=step.wall_clock,
             commands=CommandLog(step.lookup(TABLE)),
+            scheduler=Scheduler(store, self.schedules) if step.partition == PARTITION else None,
         )
         step.in_background(queue)
         step.at_commit(queue.store_progress)
@@ -105,7 +116,9 @@ class _Outcomes:
         self._topic = topic
         self._ends = children[ENDS]
         self._releases = children[RELEASES]
-        self.outcomes = Outcomes(self._ended, self._released, self._failed)
+        self._scheduled = children[SCHEDULED]
+        self._occurrences = children[OCCURRENCES]
+        self.outcomes = Outcomes(self._ended, self._released, self._failed, self._enqueued, self._occurred)
 
     def _ended(self, ends: list[tuple[JobEnd, int, int]]) -> None:
         offsets = [offset for _, offset, _ in ends]
@@ -114,6 +127,22 @@ class _Outcomes:
     def _released(self, releases: list[Release]) -> None:
         offsets = [int(release.id.partition("-")[2]) for release in releases]
         self._forward(self._releases, releases, [release.released for release in releases], offsets)
+
+    def _enqueued(self, jobs: list[Released]) -> None:
+        now = self._step.wall_clock()
+        self._scheduled(
+            self._step.derive(None, [job.key for job in jobs], [job.value for job in jobs], [now] * len(jobs))
+        )
+
+    def _occurred(self, occurrences: list[Occurrence]) -> None:
+        self._occurrences(
+            self._step.derive(
+                None,
+                [occurrence.schedule for occurrence in occurrences],
+                occurrences,
+                [occurrence.decided for occurrence in occurrences],
+            )
+        )
 
     def _failed(self, record: FetchedLists, error: BaseException) -> None:
         batch: Batch[Any, Any] = Batch(record, record.values())
@@ -138,6 +167,7 @@ def queue_nodes(
     application: str,
     jobs: Mapping[str, BaseJob[Any, Any]],
     executors: Callable[[], Executors],
+    schedules: Mapping[str, Schedule],
     *,
     partitions: int,
     failures: dict[str, list[Exception]],
@@ -154,7 +184,7 @@ def queue_nodes(
     step = Step(
         name=STEP,
         parents=(source.name,),
-        operator=RunJobs(jobs_topic(application), jobs, executors, failures),
+        operator=RunJobs(jobs_topic(application), jobs, executors, schedules, failures),
         # A job that failed for good must not stop the others.
         policy=dead_letter,
         owns=(StoreDefinition(name=STORE, key=Bytes(), value=Bytes(), purpose="jobs", view=None),),
@@ -162,10 +192,19 @@ def queue_nodes(
     outcomes = (
         (ENDS, ends_topic(application), JobEnd),
         (RELEASES, releases_topic(application), Release),
+        (OCCURRENCES, occurrences_topic(application), Occurrence),
     )
     return (
         source,
         step,
+        SinkNode(
+            name=SCHEDULED,
+            parents=(step.name,),
+            topic=jobs_topic(application),
+            key=Text(),
+            value=Bytes(),
+            policy=dead_letter,
+        ),
         *(
             SinkNode(
                 name=name,
@@ -189,11 +228,16 @@ def _commands(application: str) -> OwnTopic:
 
 def own_topics(application: str, partitions: int) -> dict[str, OwnTopic]:
     """The topics of an app's queue, and how they are created."""
-    kept = (("retention.ms", str(KEPT_DAYS * 24 * 3600 * 1000)), ("message.timestamp.type", "LogAppendTime"))
+    kept, kept_long = (
+        (("retention.ms", str(days * 24 * 3600 * 1000)), ("message.timestamp.type", "LogAppendTime"))
+        for days in (KEPT_DAYS, OCCURRENCES_KEPT_DAYS)
+    )
     return {
         # A job that waits must never be deleted by age; those that are done are deleted.
         jobs_topic(application): OwnTopic(partitions, (("retention.ms", "-1"),), purged=True),
         ends_topic(application): OwnTopic(partitions, kept),
         releases_topic(application): OwnTopic(partitions, kept),
         commands_topic(application): _commands(application),
+        # One partition has them in their order.
+        occurrences_topic(application): OwnTopic(1, kept_long),
     }

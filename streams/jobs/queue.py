@@ -23,11 +23,14 @@ from streams.jobs.gathering import Gathering
 from streams.jobs.job import describe
 from streams.jobs.job_store import JobStore, Progress, StoredJob, StoredLimit, StoredState, ranges
 from streams.jobs.limits import Bucket
+from streams.jobs.occurrence import Decision, Occurrence, said
 from streams.jobs.openings import Openings
 from streams.jobs.order import KeyLines, ReadyJobs, rank
 from streams.jobs.reasons import Case, JobState
 from streams.jobs.record import NULL, Ending, JobEnd, JobError, JobId, JobRecord, Release
 from streams.jobs.retry import RetryLater
+from streams.jobs.scheduler import LATE_MILLISECONDS
+from streams.jobs.unfinished_occurrences import UnfinishedOccurrences
 from streams.records import FetchedLists
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from streams.jobs.executors import Executor
     from streams.jobs.executors.choice import Executors
     from streams.jobs.job import BaseJob
+    from streams.jobs.scheduler import Released, Scheduler
     from streams.records import Headers, TopicPartition
 
 MOST_OPEN = 10_000
@@ -157,6 +161,10 @@ class Outcomes(NamedTuple):
     released: Callable[[list[Release]], None]
     failed: Callable[[FetchedLists, BaseException], None]
     """The record of a job that failed for good, and why."""
+    enqueued: Callable[[list[Released]], None]
+    """Jobs of schedules, for the queue's topic."""
+    occurred: Callable[[list[Occurrence]], None]
+    """What became of instants of schedules."""
 
 
 class QueueNumbers(NamedTuple):
@@ -194,9 +202,12 @@ class JobQueue:
         partition: int,
         clock: Callable[[], int],
         commands: CommandLog | None = None,
+        scheduler: Scheduler | None = None,
     ) -> None:
         self._store = store
         self._control = Control(store, commands, partition)
+        self._scheduler = scheduler
+        self._unfinished = UnfinishedOccurrences(store)
         self._jobs = jobs
         self._executors = executors
         self._outcomes = outcomes
@@ -228,6 +239,12 @@ class JobQueue:
         self._next_due: int | None = None
         """When the next job in the store is due; ``None``: not known."""
         self._next_look = self._began + LOOK_MILLISECONDS
+        self._undecided: dict[int, int | None] = {}
+        """Jobs of which it is not committed that they are executed, as that depended on others; their ranks.
+
+        One that began earlier could turn out to be left out, if what the decision was based on is undone.
+        """
+        self._decided = False
 
         self._undo_slice = Undo()
         self._undo = Undo()
@@ -237,6 +254,7 @@ class JobQueue:
         """How many jobs have ended in this worker, by function and ending."""
         self._ends: list[tuple[JobEnd, int, int]] = []
         self._releases: list[Release] = []
+        self._occurrences: list[Occurrence] = []
         self._changed = False
         if not self._expected:
             self._become(QueueState.RUNNING)
@@ -263,6 +281,11 @@ class JobQueue:
 
     def wait_milliseconds(self) -> int:
         return max(0, self._wakes() - self._clock())
+
+    def due_milliseconds(self) -> int | None:
+        if self._state is not QueueState.RUNNING or (due := self._next_time()) == _NEVER:
+            return None
+        return max(0, due - self._clock())
 
     def is_full(self) -> bool:
         return len(self._open) >= MOST_OPEN
@@ -318,12 +341,18 @@ class JobQueue:
     def committed(self) -> None:
         self.ended_counts.update(self._undo.ended)
         self._undo = Undo()
+        decided, self._undecided = self._undecided, {}
+        for offset, place in decided.items():
+            if place is not None and (job := self._find(offset)) is not None:
+                self._make_ready(job, place)
+                self._decided = True
 
     def drop_slice(self) -> None:
         self._take_back(self._undo_slice)
 
     def drop(self) -> None:
         self._undo.extend(self._undo_slice)
+        self._undecided.clear()
         self._take_back(self._undo)
 
     # --- within slices
@@ -369,6 +398,12 @@ class JobQueue:
             self._control.apply(self, now)
         if self._state is QueueState.RUNNING:
             self._release_due(now)
+            if self._scheduler is not None and self._scheduler.wakes() <= now:
+                released, occurrences = self._scheduler.decide(now)
+                if occurrences:
+                    self._outcomes.occurred(occurrences)
+                if released:
+                    self._outcomes.enqueued(released)
         if now >= self._next_look:
             self._look(now)
         while self._questions:
@@ -392,6 +427,8 @@ class JobQueue:
     def _begin(self, job: Job, now: int) -> None:
         """A job was read: it is unique, delayed, or takes its place."""
         record = job.record
+        if record.schedule is not None and not self._occurs(job, record.schedule, now):
+            return
         if self._ends_cancelled(job, now):
             return
         if record.unique is not None:
@@ -399,12 +436,42 @@ class JobQueue:
             if other is not None and other != job.offset:
                 self._finish(job, Ending.DUPLICATE, now, duplicate_of=other)
                 return
-            self._store.put_unique(record.unique, job.offset)
+            if other is None:
+                self._store.put_unique(record.unique, job.offset)
+                self._undecided.setdefault(job.offset, None)
         if record.due is not None and record.due > now:
             self._to_store(job, StoredState.DELAYED, record.due)
             return
         if self._state is not QueueState.RECOVERING:
             self._enter(job)
+
+    def _occurs(self, job: Job, schedule: str, now: int) -> bool:
+        """Whether the job of a schedule is executed: it is decided once, and recorded."""
+        if self._unfinished.has(schedule, job.offset):
+            return True
+        record, earlier = job.record, self._unfinished.first(schedule)
+        instant = job.timestamp if record.scheduled is None else record.scheduled
+        reasons = [f"{said(now - instant)} late"] if now - instant > LATE_MILLISECONDS else []
+        overlapped = record.overlap == "skip" and earlier is not None
+        if earlier is not None:
+            before = str(JobId(self._partition, earlier))
+            reasons.append(f"job {before} of an earlier instant was not finished")
+        self._occurrences.append(
+            Occurrence(
+                schedule,
+                instant,
+                Decision.OVERLAPPED if overlapped else Decision.RELEASED,
+                now,
+                "; ".join(reasons),
+                self._id(job),
+            )
+        )
+        if overlapped:
+            self._finish(job, Ending.DUPLICATE, now, duplicate_of=earlier)
+            return False
+        self._unfinished.add(schedule, job.offset)
+        self._undecided.setdefault(job.offset, None)
+        return True
 
     def _enter(self, job: Job) -> None:
         """A job takes its place: behind others of its key, or among those that may begin."""
@@ -424,6 +491,9 @@ class JobQueue:
 
     def _make_ready(self, job: Job, rank: int) -> None:
         if job.offset in self._running:
+            return
+        if job.offset in self._undecided:
+            self._undecided[job.offset] = rank
             return
         known = self._jobs.get(job.record.job)
         if known is not None and known.definition.batch is not None:
@@ -452,6 +522,7 @@ class JobQueue:
         if self._state is not QueueState.RUNNING or self._control.has_news:
             # What was cancelled or paused must not begin.
             return
+        self._decided = False
         for limit in self._limited.open(now):
             self._pump_limit(limit, now)
         for kind, ready in self._ready.items():
@@ -558,7 +629,7 @@ class JobQueue:
                 identifier,
                 record.job,
                 job.tries + 1,
-                job.due or record.due or job.timestamp,
+                record.scheduled or job.due or record.due or job.timestamp,
                 idempotency_key,
             ),
             copy_context(),
@@ -665,8 +736,10 @@ class JobQueue:
         record = job.record
         self._forget(job, began=began)
         self._control.note_end(job.offset)
-        if record.unique is not None and duplicate_of is None:
+        if record.unique is not None and self._store.unique(record.unique) == job.offset:
             self._store.put_unique(record.unique, None)
+        if record.schedule is not None:
+            self._unfinished.remove(record.schedule, job.offset)
         if record.key is not None:
             self._leave(job)
         if tries is None:
@@ -938,6 +1011,7 @@ class JobQueue:
         undo.opened, undo.settled, undo.ended = [], [], Counter()
         self._ends.clear()
         self._releases.clear()
+        self._occurrences.clear()
         # The stores are not as before yet.
         self._changed = True
 
@@ -953,6 +1027,10 @@ class JobQueue:
         self._lines.clear()
         self._limited.clear()
         self._next_due = None
+        self._undecided = dict.fromkeys(self._undecided)
+        self._unfinished.forget()
+        if self._scheduler is not None:
+            self._scheduler.forget()
         found: list[tuple[int, int, Job]] = []
         for offset, stored in self._store.jobs():
             retrying = stored.state is StoredState.RETRYING
@@ -1003,6 +1081,9 @@ class JobQueue:
         if self._releases:
             releases, self._releases = self._releases, []
             self._outcomes.released(releases)
+        if self._occurrences:
+            occurrences, self._occurrences = self._occurrences, []
+            self._outcomes.occurred(occurrences)
         if self._ends:
             ends, self._ends = self._ends, []
             self._undo_slice.ended.update([(end.job, end.ending) for end, _, _ in ends])
@@ -1014,9 +1095,17 @@ class JobQueue:
             return _NEVER
         if self._state is QueueState.RECOVERING:
             return self._began + RECOVERY_MILLISECONDS
-        times = [0 if self._next_due is None else self._next_due, self._limited.next_opening()]
         if self._open:
-            times.append(self._next_look)
+            return min(self._next_time(), self._next_look)
+        return self._next_time()
+
+    def _next_time(self) -> int:
+        """When anything is due by its time, or can begin since the last commit."""
+        times = [
+            0 if self._next_due is None or self._decided else self._next_due,
+            self._limited.next_opening(),
+            _NEVER if self._scheduler is None else self._scheduler.wakes(),
+        ]
         if self._gathered:
             # Those for which it is time already wait for an executor.
             now = self._clock()

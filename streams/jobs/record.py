@@ -39,6 +39,12 @@ class JobRecord(msgspec.Struct, omit_defaults=True, frozen=True):
     """Higher is earlier; see ``Order``."""
     unique: str | None = None
     """It is left out if another job with this text is not finished."""
+    schedule: str | None = None
+    """The schedule that has made it."""
+    scheduled: int | None = None
+    """The instant of the schedule."""
+    overlap: str | None = None
+    """With ``skip`` it is left out if a job of an earlier instant of the schedule is not finished."""
 
 
 class JobId(NamedTuple):
@@ -69,7 +75,7 @@ class Ending(StrEnum):
     EXPIRED = "expired"
     CANCELLED = "cancelled"
     DUPLICATE = "duplicate"
-    """Another job with the same ``unique`` was not finished: nothing was executed."""
+    """Another job with the same ``unique``, or of the same schedule, was not finished: it was left out."""
 
 
 class JobError(msgspec.Struct, frozen=True):

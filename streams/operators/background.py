@@ -29,6 +29,9 @@ class BackgroundWork(Protocol):
     def wait_milliseconds(self) -> int:
         """How long it can be until ``collect`` has something to do although nothing finishes."""
 
+    def due_milliseconds(self) -> int | None:
+        """How long it is until anything is due by its time, if nothing else happens; ``None``: never."""
+
     def is_full(self) -> bool:
         """Whether it can take no more input for now: the task's partitions are paused."""
 

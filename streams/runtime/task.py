@@ -363,6 +363,12 @@ class Task:
         return min(work.wait_milliseconds() for work in self._hooks.background) / 1000
 
     @property
+    def background_due(self) -> int | None:
+        """How many milliseconds it is until any of it is due by its time; ``None``: never."""
+        due = [work.due_milliseconds() for work in self._hooks.background]
+        return min((each for each in due if each is not None), default=None)
+
+    @property
     def full(self) -> bool:
         """Whether it takes no more input for now, as too much of that is unfinished."""
         return any(work.is_full() for work in self._hooks.background)

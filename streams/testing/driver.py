@@ -90,6 +90,8 @@ class TopologyDriver:
         self._busy = False
         self._placed_jobs: deque[FetchedLists] = deque()
         """Jobs that were enqueued while a task was at work."""
+        self._behind: deque[Task] = deque()
+        """Tasks that were given jobs by another one that was at work."""
         self._check_dead_letters = check_dead_letters
         self._unread: list[DeadLetter] = []
         """Dead letters since the test last read them."""
@@ -345,12 +347,9 @@ class TopologyDriver:
     def advance(self, duration: timedelta) -> None:
         """Advance the clock, e.g. by ``minutes(2)``: timers on the wall clock run, and idle windows close."""
         milliseconds = to_milliseconds(duration, "the time to advance by")
-        self.clock += milliseconds
         self._resources.open()
         with self._resources.active():
-            for topic, partition in sorted(self._queues):
-                # As a worker does: a queue works without new records, also after a restart.
-                self._task(topic, partition)
+            self._work_until(self.clock + milliseconds)
             for task in list(self._tasks.values()):
                 since = self._idle_since.get(task.id, self.clock)
                 worked = task.punctuate()
@@ -358,6 +357,21 @@ class TopologyDriver:
                     self._commit(task)
                 if self._run_jobs:
                     self._run_queue(task)
+
+    def _work_until(self, end: int) -> None:
+        """Advance the clock to ``end``, and on the way to each time at which anything of a queue is due."""
+        # As a worker does: a queue works without new records, also after a restart.
+        tasks = [self._task(topic, partition) for topic, partition in sorted(self._queues)]
+        while self._run_jobs:
+            for task in tasks:
+                self._run_queue(task)
+            tasks = [self._task(topic, partition) for topic, partition in sorted(self._queues)]
+            due = [task.background_due for task in tasks]
+            wait = min((each for each in due if each), default=None)
+            if wait is None or self.clock + wait > end:
+                break
+            self.clock += wait
+        self.clock = max(self.clock, end)
 
     def restart(self, app: App | None = None) -> None:
         """End all tasks and start them again from the committed state, as after a stop or a crash.
@@ -420,6 +434,12 @@ class TopologyDriver:
         self._failures = FirstFailures(app.dead_letter_topic)
         self._resources = resources_of_worker(app)
         self._topology = app.topology
+        # Schedules are decided there, also before there is any job.
+        self._queues |= {
+            TopicPartition(topic, 0)
+            for topic in self._topology.own_topics
+            if topic in self._topology.input_topics
+        }
         self._global_tables = {
             source.topic: GlobalTable(source, self._databases, self.wall_clock)
             for source in self._topology.global_tables
@@ -568,17 +588,21 @@ class TopologyDriver:
     def _run_queue(self, task: Task) -> None:
         """Execute the jobs of a task that may run, and those that they enqueue."""
         if self._busy:
+            self._behind.append(task)
             return
         self._busy = True
         try:
             while True:
                 while self._tasks.get(task.id) is task and task.collect():
                     self._commit(task)
-                if not self._placed_jobs:
+                if self._placed_jobs:
+                    fetched = self._placed_jobs.popleft()
+                    task = self._task(fetched.topic, fetched.partition)
+                    self._admit(task, fetched)
+                elif self._behind:
+                    task = self._behind.popleft()
+                else:
                     return
-                fetched = self._placed_jobs.popleft()
-                task = self._task(fetched.topic, fetched.partition)
-                self._admit(task, fetched)
         finally:
             self._busy = False
 

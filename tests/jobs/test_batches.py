@@ -171,7 +171,7 @@ def test_a_batch_waits_over_a_restart_and_is_not_lost(work: Work):
     work.begin()
     work.send(*(send.call(Mail("a", number)) for number in range(3)))
     work.driver.restart()
-    work.wait(5)
+    work.wait(4)
     assert work.batches == []
     work.driver.restart()
     work.wait(6)

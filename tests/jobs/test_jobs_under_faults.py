@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from streams import App, seconds
+from streams import App, minutes, seconds
 from streams.jobs.commands import Action, Command
 from streams.jobs.current import current_job
 from streams.jobs.limits import Limit
+from streams.jobs.occurrence import Decision, Occurrence
 from streams.jobs.record import Ending, JobEnd
 from streams.jobs.retry import Retry
+from streams.jobs.schedule_rules import Cron, Every
 from streams.serde import Json
 from streams.simulation.run import Input, InputRecord, Run
 from streams.simulation.schedule import Pace, Schedule, make_schedule, parse_kinds
@@ -77,6 +79,16 @@ class Program:
             self.batches.append(numbers)
             assert len({number % len(KEYS) for number in numbers}) == len(numbers), "two of a key at once"
             return [ValueError("never") if number % 13 == 5 else number for number in numbers]
+
+        @app.job(name="due", schedule=Every(minutes(2), missed="all", overlap="queue"))
+        def due() -> None: ...
+
+        # Every other job is not finished when the next instants come.
+        @app.job(name="slow", schedule=Cron("*/5 * * * *"), retry=Retry(2, backoff=minutes(7)))
+        def slow() -> None:
+            job = current_job()
+            if job.attempt == 1 and job.scheduled // 300_000 % 2:
+                raise OSError("not now")
 
         orders = app.stream("orders", value=Json(dict[str, Any]))
         orders.enqueue(step, lambda order: step.call(order["key"], order["number"]))
@@ -162,10 +174,12 @@ def check(run: Run) -> None:
         if value is not None
     ]
     assert Counter(end.id for end in rows).most_common(1)[0][1] == 1, "a job has two ends"
+    check_schedules(run, {end.id: end for end in rows if end.job in {"due", "slow"}})
+    rows = [end for end in rows if end.job not in {"due", "slow"}]
     names = ("step", "later", "limited", "together", "paused", "cancelled")
     assert Counter(end.job for end in rows) == dict.fromkeys(names, ORDERS)
     if enqueued:
-        assert set(enqueued) <= set(names)
+        assert set(enqueued) <= {*names, "due", "slow"}
     by_job = defaultdict(list)
     for end in rows:
         by_job[end.job].append(end)
@@ -201,6 +215,39 @@ def check(run: Run) -> None:
         wanted = {number for number in range(at, ORDERS, len(KEYS)) if number % 13 != 5}
         # A job that was cancelled may have been executed before, in what was undone.
         assert {n for n in wanted if ("step", n) not in stopped} <= set(PROGRAM.succeeded[key]) <= wanted
+
+
+def check_schedules(run: Run, ends: dict[str, JobEnd]) -> None:
+    """Check that each instant was decided once, and by the jobs that were unfinished then."""
+    occurrences = [
+        msgspec.json.decode(value, type=Occurrence)
+        for fetched in run.read(["shop-job-occurrences"])
+        for value in fetched.values()
+        if value is not None
+    ]
+    for schedule, step in (("due", 120_000), ("slow", 300_000)):
+        mine = sorted(
+            (each for each in occurrences if each.schedule == schedule), key=lambda each: each.instant
+        )
+        instants = [each.instant for each in mine]
+        assert len(instants) > 8
+        assert instants == list(range(instants[0], instants[-1] + 1, step)), f"{schedule}: {instants}"
+        assert instants[0] % step == 0
+        jobs = [each.job for each in mine if each.job is not None]
+        assert len(jobs) == len(set(jobs))
+    assert {each.job for each in occurrences if each.job is not None} >= ends.keys()
+    slow = [each for each in occurrences if each.schedule == "slow"]
+    overlapped = {each.job for each in slow if each.decision is Decision.OVERLAPPED}
+    assert overlapped
+    assert overlapped == {end.id for end in ends.values() if end.ending is Ending.DUPLICATE}
+    begun: list[str] = []
+    for each in sorted(slow, key=lambda each: each.decided):
+        if each.job is None:
+            continue
+        unfinished = [job for job in begun if job not in ends or ends[job].ended > each.decided]
+        assert bool(unfinished) == (each.decision is Decision.OVERLAPPED), f"{each}: {unfinished}"
+        if each.decision is Decision.RELEASED:
+            begun.append(each.job)
 
 
 @pytest.mark.parametrize("seed", range(40))

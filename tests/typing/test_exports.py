@@ -42,6 +42,7 @@ OF_THE_ENGINE = {
     "BatchJob.__init__": "jobs are made by App.job",
     "Handle.__init__": "handles are returned by enqueue",
     "Call.__init__": "calls are made by Job.call",
+    "Call.enqueued": "what the queue writes of a call",
     "Broker": "what a cluster is to the engine: users pass one on",
     "Topology": "a program's nodes are the engine's: users describe it",
 }
