@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import msgspec
 import pytest
 
@@ -11,6 +13,9 @@ from streams.jobs.current import current_job
 from streams.jobs.limits import Limit
 from streams.jobs.retry import Retry
 from streams.testing import TopologyDriver
+
+if TYPE_CHECKING:
+    from streams.jobs.job import Call
 
 NOON = 1_800_000_000_000
 
@@ -25,7 +30,7 @@ class Work:
     def begin(self) -> None:
         self.driver = TopologyDriver(self.app, clock=NOON)
 
-    def send(self, *calls) -> None:
+    def send(self, *calls: Call[Any]) -> None:
         for call in calls:
             key = call.partition_key
             self.driver.send_bytes(
@@ -42,11 +47,11 @@ class Work:
 
 
 @pytest.fixture
-def work():
+def work() -> Work:
     return Work()
 
 
-def test_a_job_that_is_cancelled_while_it_waits_never_begins_and_has_one_end(work):
+def test_a_job_that_is_cancelled_while_it_waits_never_begins_and_has_one_end(work: Work) -> None:
     @work.app.job(name="step", key=lambda number: "k", retry=Retry(2, backoff=hours(1), jitter=0))
     def step(number: int) -> None:
         work.done.append(number)
@@ -73,7 +78,7 @@ def test_a_job_that_is_cancelled_while_it_waits_never_begins_and_has_one_end(wor
     assert work.driver.dead_letters() == []
 
 
-def test_a_job_that_is_cancelled_before_its_record_is_read_never_begins(work):
+def test_a_job_that_is_cancelled_before_its_record_is_read_never_begins(work: Work) -> None:
     @work.app.job(name="step")
     def step(number: int) -> None:
         work.done.append(number)
@@ -87,7 +92,7 @@ def test_a_job_that_is_cancelled_before_its_record_is_read_never_begins(work):
     assert work.ends() == [("0-0", "succeeded", 1), ("0-1", "cancelled", 0), ("0-2", "succeeded", 1)]
 
 
-def test_thousands_of_cancelled_jobs_of_a_key_let_the_next_one_pass(work):
+def test_thousands_of_cancelled_jobs_of_a_key_let_the_next_one_pass(work: Work) -> None:
     @work.app.job(name="step", key=lambda number: "k", retry=Retry(2, backoff=hours(1), jitter=0))
     def step(number: int) -> None:
         work.done.append(number)
@@ -103,7 +108,7 @@ def test_thousands_of_cancelled_jobs_of_a_key_let_the_next_one_pass(work):
     assert work.done == [0, 0, 2_999]
 
 
-def test_paused_functions_keys_and_queues_begin_nothing_and_hold_up_no_others(work):
+def test_paused_functions_keys_and_queues_begin_nothing_and_hold_up_no_others(work: Work) -> None:
     @work.app.job(name="a", key=lambda key: key)
     def a(key: str) -> None:
         work.done.append(("a", key))
@@ -133,7 +138,7 @@ def test_paused_functions_keys_and_queues_begin_nothing_and_hold_up_no_others(wo
     assert work.done[4:] == [("b", "x"), ("a", "x")]
 
 
-def test_retry_lets_a_job_that_waits_for_its_next_attempt_begin(work):
+def test_retry_lets_a_job_that_waits_for_its_next_attempt_begin(work: Work) -> None:
     @work.app.job(name="step", retry=Retry(3, backoff=hours(1), jitter=0))
     def step() -> None:
         work.done.append(current_job().attempt)
@@ -149,7 +154,7 @@ def test_retry_lets_a_job_that_waits_for_its_next_attempt_begin(work):
     assert {key[:1] for key in work.driver.store("jobs")} <= {b"c"}
 
 
-def test_a_record_that_is_no_command_is_skipped(work):
+def test_a_record_that_is_no_command_is_skipped(work: Work) -> None:
     @work.app.job(name="step")
     def step() -> None:
         work.done.append(1)
@@ -164,7 +169,7 @@ def test_a_record_that_is_no_command_is_skipped(work):
     assert work.driver.skipped() == {"job-commands": 3}
 
 
-def test_an_async_job_that_waits_is_cancelled_like_others(work):
+def test_an_async_job_that_waits_is_cancelled_like_others(work: Work) -> None:
     @work.app.job(name="step")
     async def step(number: int) -> None:
         work.done.append(number)

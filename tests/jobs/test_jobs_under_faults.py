@@ -152,7 +152,8 @@ def check(run: Run) -> None:
         if end.ending is Ending.FAILED
     ]
     assert sorted(failed) == sorted(failing)
-    released = [key for fetched in run.read(["shop-job-releases"]) for key in fetched.keys()]
+    columns = [fetched.keys() for fetched in run.read(["shop-job-releases"])]
+    released = [key for column in columns for key in column]
     assert len(released) == len(set(released)), "a job was released twice"
     later = {end.id.encode(): end for end in by_job["later"]}
     assert {place for place, end in later.items() if end.ending is not Ending.CANCELLED} <= set(released)
