@@ -329,6 +329,8 @@ class JobQueue:
                     continue
                 self._expected.discard(job.offset)
             else:
+                if self._next is None:
+                    self._forget_cancelled(job.offset)
                 self._next = job.offset + 1
             self._open[job.offset] = job
             self._begin(job, now)
@@ -797,6 +799,12 @@ class JobQueue:
             if holder is not None:
                 case.holder = self._id(holder), self._case(holder, now, alone=True).does()
         return case
+
+    def _forget_cancelled(self, first: int) -> None:
+        """Jobs before the first record that is read, and not known, had ended when they were cancelled."""
+        for offset in list(self._control.cancelled):
+            if offset < first and self._known(offset) is None:
+                self._control.note_end(offset)
 
     def _ask_to_end(self, attempt: Attempt) -> None:
         attempt.current.cancelled = True

@@ -154,6 +154,20 @@ def test_retry_lets_a_job_that_waits_for_its_next_attempt_begin(work: Work) -> N
     assert {key[:1] for key in work.driver.store("jobs")} <= {b"c"}
 
 
+def test_nothing_is_kept_of_jobs_that_had_ended_when_they_were_cancelled(work: Work) -> None:
+    @work.app.job(name="step")
+    def step() -> None: ...
+
+    work.begin()
+    work.send(step.call())
+    work.driver.restart()
+    work.driver.advance(seconds(1))
+    work.command(Action.CANCEL, "0-0")
+    work.send(step.call())
+    assert work.ends() == [("0-0", "succeeded", 1), ("0-1", "succeeded", 1)]
+    assert {key[:1] for key in work.driver.store("jobs")} == {b"c"}
+
+
 def test_a_record_that_is_no_command_is_skipped(work: Work) -> None:
     @work.app.job(name="step")
     def step() -> None:
