@@ -371,6 +371,8 @@ class JobQueue:
                     continue
                 self._expected.discard(job.offset)
             else:
+                if self._next is None:
+                    self._forget_cancelled(job.offset)
                 self._next = job.offset + 1
             self._open[job.offset] = job
             self._begin(job, now)
@@ -577,6 +579,12 @@ class JobQueue:
     def _attempt(self, job: Job, place: int, now: int) -> Attempt | None:
         """Begin a job, unless it has to wait for its limit or cannot be executed."""
         record = job.record
+        idempotency_key = self._idempotency_key(job)
+        left = self._adopt(idempotency_key)
+        if left is not None:
+            # It has begun before, whatever would hold it back now.
+            self._take_over(job, left, now)
+            return None
         if self._ends_cancelled(job, now):
             return None
         if record.expires is not None and now >= record.expires:
@@ -616,11 +624,6 @@ class JobQueue:
             if bucket.has_rate:
                 self._store.put_limit(record.limit, StoredLimit(bucket.full_at, bucket.closed_until))
         identifier = self._id(job)
-        idempotency_key = self._idempotency_key(job)
-        left = self._adopt(idempotency_key)
-        if left is not None:
-            self._running[job.offset] = job, left
-            return None
         attempt = Attempt(
             job.offset,
             known,
@@ -644,6 +647,15 @@ class JobQueue:
         return (
             None if isinstance(executors, InlineExecutor) else executors.adopt(idempotency_key, self._ended)
         )
+
+    def _take_over(self, job: Job, attempt: Attempt, now: int) -> None:
+        """Continue an attempt that was left running when the partition was given away."""
+        self._running[job.offset] = job, attempt
+        bucket = self._bucket(job)
+        if bucket is not None:
+            bucket.begin(now)
+        if job.offset in self._control.cancelled:
+            self._ask_to_end(attempt)
 
     def _settle(self, attempt: Attempt, now: int) -> None:
         """Take the outcome of an attempt."""
@@ -863,10 +875,9 @@ class JobQueue:
         note = self._control.cancelled.get(job.offset)
         if note is None or job.offset in self._running:
             return False
-        left = self._adopt(self._idempotency_key(job))
-        if left is not None:
-            self._running[job.offset] = job, left
-            self._ask_to_end(left)
+        executors = self._executors
+        if not isinstance(executors, InlineExecutor) and executors.has_left(self._idempotency_key(job)):
+            # It is taken over at its turn.
             return False
         self._finish(job, Ending.CANCELLED, now, error=_cancelled_by(note), began=False)
         return True
@@ -919,6 +930,12 @@ class JobQueue:
             if holder is not None:
                 case.holder = self._id(holder), self._case(holder, now, alone=True).does()
         return case
+
+    def _forget_cancelled(self, first: int) -> None:
+        """Jobs before the first record that is read, and not known, had ended when they were cancelled."""
+        for offset in list(self._control.cancelled):
+            if offset < first and self._known(offset) is None:
+                self._control.note_end(offset)
 
     def _ask_to_end(self, attempt: Attempt) -> None:
         attempt.current.cancelled = True

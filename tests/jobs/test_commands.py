@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import msgspec
 import pytest
 
@@ -11,6 +13,9 @@ from streams.jobs.current import current_job
 from streams.jobs.limits import Limit
 from streams.jobs.retry import Retry
 from streams.testing import TopologyDriver
+
+if TYPE_CHECKING:
+    from streams.jobs.job import Call
 
 NOON = 1_800_000_000_000
 
@@ -25,7 +30,7 @@ class Work:
     def begin(self) -> None:
         self.driver = TopologyDriver(self.app, clock=NOON)
 
-    def send(self, *calls) -> None:
+    def send(self, *calls: Call[Any]) -> None:
         for call in calls:
             key = call.partition_key
             self.driver.send_bytes(
@@ -147,6 +152,20 @@ def test_retry_lets_a_job_that_waits_for_its_next_attempt_begin(work: Work) -> N
     work.command(Action.RETRY, "0-0", "0-7")
     assert work.ends() == [("0-0", "succeeded", 3)]
     assert {key[:1] for key in work.driver.store("jobs")} <= {b"c"}
+
+
+def test_nothing_is_kept_of_jobs_that_had_ended_when_they_were_cancelled(work: Work) -> None:
+    @work.app.job(name="step")
+    def step() -> None: ...
+
+    work.begin()
+    work.send(step.call())
+    work.driver.restart()
+    work.driver.advance(seconds(1))
+    work.command(Action.CANCEL, "0-0")
+    work.send(step.call())
+    assert work.ends() == [("0-0", "succeeded", 1), ("0-1", "succeeded", 1)]
+    assert {key[:1] for key in work.driver.store("jobs")} == {b"c"}
 
 
 def test_a_record_that_is_no_command_is_skipped(work: Work) -> None:

@@ -193,7 +193,8 @@ def check(run: Run) -> None:
     for at, key in enumerate(KEYS):
         order = list(dict.fromkeys(n for batch in PROGRAM.batches for n in batch if n % len(KEYS) == at))
         assert order == sorted(order), f"batches, key {key}: {order}"
-    released = [key for fetched in run.read(["shop-job-releases"]) for key in list(fetched.keys())]
+    columns = [fetched.keys() for fetched in run.read(["shop-job-releases"])]
+    released = [key for column in columns for key in column]
     assert len(released) == len(set(released)), "a job was released twice"
     later = {end.id.encode(): end for end in by_job["later"]}
     assert {place for place, end in later.items() if end.ending is not Ending.CANCELLED} <= set(released)

@@ -57,6 +57,10 @@ class Executors:
         for attempt in attempts:
             self._left[attempt.current.idempotency_key] = attempt
 
+    def has_left(self, idempotency_key: str) -> bool:
+        """Whether an attempt at a job was left running here."""
+        return idempotency_key in self._left
+
     def adopt(self, idempotency_key: str, ended: deque[Attempt]) -> Attempt | None:
         """The attempt at a job that was left running here, if there is one, for its task."""
         attempt = self._left.pop(idempotency_key, None)
