@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -79,7 +78,7 @@ class EventLoopExecutor:
         ending.add_done_callback(self._running.discard)
 
     async def _execute(self, attempt: Attempt) -> None:
-        attempt.begun = time.time_ns() // 1_000_000
+        attempt.begin()
         attempt.enter()
         args, kwargs = attempt.arguments
         timeout = attempt.job.definition.timeout
