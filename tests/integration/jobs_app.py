@@ -34,6 +34,15 @@ def sleep(name: str, duration: float) -> str:
     return name
 
 
+@app.job(name="gate")
+def gate(name: str) -> str:
+    note("begun", name)
+    while not (FOLDER / "go").exists():
+        time.sleep(0.01)
+    note("ended", name)
+    return name
+
+
 @app.job(name="nap")
 async def nap(name: str, duration: float) -> str:
     note("begun", name)

@@ -159,13 +159,15 @@ def test_a_stop_lets_short_jobs_finish_ends_long_ones_and_hands_back_the_others(
     app = jobs.app
     jobs.environment["STREAMS_JOB_CONCURRENCY"] = "1"
     worker = jobs.start(shutdown_timeout=8)
-    long = [app.separate.enqueue("process", 60), app.nap.enqueue("nap", 60), app.sleep.enqueue("short", 1.5)]
+    long = [app.separate.enqueue("process", 60), app.nap.enqueue("nap", 60), app.gate.enqueue("short")]
     waiting = [app.sleep.enqueue(f"waiting-{at}", 0) for at in range(5)]
     jobs.wait_for(lambda: all(map(jobs.read_notes, ("process", "nap", "short"))), 60, "they begin")
     child = ProcessIdentity.of(int((jobs.notes / "process.pid").read_text()))
     begun = time.monotonic()
     os.kill(worker.process.pid, number)
+    jobs.wait_for(lambda: worker.events("stop requested"), 8, "it stops")
     os.kill(worker.process.pid, number)
+    (jobs.notes / "go").touch()
     assert worker.wait() == 0
     assert time.monotonic() - begun < 8
     assert not worker.events("stop overdue")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -43,6 +44,10 @@ class Attempt:
     def members(self) -> Sequence[Attempt]:
         """The attempts at single jobs: this one, or those of a batch."""
         return (self,)
+
+    def begin(self) -> None:
+        """Note that it begins now."""
+        self.begun = time.time_ns() // 1_000_000
 
     def enter(self) -> None:
         """Let ``current_job`` return its job, in this context."""

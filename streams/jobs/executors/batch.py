@@ -38,6 +38,10 @@ class BatchAttempt(Attempt):
     def members(self) -> Sequence[Attempt]:
         return self.items
 
+    def begin(self) -> None:
+        for item in self.items:
+            item.begin()
+
     def enter(self) -> None:
         enter_jobs([item.current for item in self.items], together=True)
 
@@ -59,5 +63,4 @@ class BatchAttempt(Attempt):
     def finish(self) -> None:
         self.finished = True
         for item in self.items:
-            item.begun = self.begun
             item.finish()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
@@ -91,7 +90,7 @@ class EventLoopExecutor:
         self._ending = asyncio.get_running_loop().create_task(_ended(running, cancelled))
 
     async def _execute(self, attempt: Attempt) -> None:
-        attempt.begun = time.time_ns() // 1_000_000
+        attempt.begin()
         attempt.enter()
         args, kwargs = attempt.arguments
         timeout = attempt.job.definition.timeout

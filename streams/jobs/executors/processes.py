@@ -55,7 +55,7 @@ class ProcessExecutor(ThreadExecutor):
             self._discard()
 
     def _execute(self, attempt: Attempt) -> None:
-        attempt.begun = time.time_ns() // 1_000_000
+        attempt.begin()
         try:
             self._in_child(attempt)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the outcome of this job

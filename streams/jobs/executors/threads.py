@@ -143,7 +143,7 @@ class ThreadExecutor:
 
 def execute(attempt: Attempt) -> None:
     """Execute an attempt in this thread."""
-    attempt.begun = time.time_ns() // 1_000_000
+    attempt.begin()
     try:
         attempt.context.run(_call, attempt)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it is the outcome of this job
