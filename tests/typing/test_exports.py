@@ -124,6 +124,7 @@ PUBLIC = {
             "query_windows",
             "resource",
             "run",
+            "schedule",
         ),
         *("source", "stream", "table", "topology"),
     ),
