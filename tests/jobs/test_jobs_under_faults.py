@@ -80,9 +80,15 @@ class Program:
             if job.attempt == 1 and job.scheduled // 300_000 % 2:
                 raise OSError("not now")
 
+        @app.job(name="single", retry=Retry(2, backoff=seconds(1)))
+        def single(key: str) -> None:
+            if current_job().attempt == 1 and current_job().scheduled % 3:
+                raise OSError("not now")
+
         orders = app.stream("orders", value=Json(dict[str, Any]))
         orders.enqueue(step, lambda order: step.call(order["key"], order["number"]))
         orders.enqueue(later, lambda order: later.using(delay=seconds(20)).call(order["number"]))
+        orders.enqueue(single, lambda order: single.using(unique=True).call(order["key"]))
         orders.enqueue(limited, lambda order: limited.call(order["key"], order["number"]))
 
     def run(self, schedule: Schedule) -> Run:
@@ -121,12 +127,13 @@ def check(run: Run) -> None:
     assert Counter(end.id for end in rows).most_common(1)[0][1] == 1, "a job has two ends"
     check_schedules(run, {end.id: end for end in rows if end.job in {"due", "slow"}})
     rows = [end for end in rows if end.job not in {"due", "slow"}]
-    assert Counter(end.job for end in rows) == {"step": ORDERS, "later": ORDERS, "limited": ORDERS}
+    assert Counter(end.job for end in rows) == dict.fromkeys(["step", "later", "limited", "single"], ORDERS)
     if enqueued:
-        assert set(enqueued) <= {"step", "later", "limited", "due", "slow"}
+        assert set(enqueued) <= {"step", "later", "limited", "single", "due", "slow"}
     by_job = defaultdict(list)
     for end in rows:
         by_job[end.job].append(end)
+    assert {end.ending for end in by_job["single"]} == {Ending.SUCCEEDED, Ending.DUPLICATE}
     failed = {msgspec.json.decode(end.result) for end in by_job["step"] if end.ending is Ending.FAILED}
     assert failed == {None}
     assert sum(end.ending is Ending.FAILED for end in by_job["step"]) == sum(

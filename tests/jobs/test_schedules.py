@@ -32,7 +32,7 @@ class Work:
 
     def __init__(self) -> None:
         self.app = App("work")
-        self.done: list[str] = []
+        self.done: list[object] = []
         """The instants of the jobs that ran, each with the time of the clock if that was another."""
 
     def note(self) -> None:
