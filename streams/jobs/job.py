@@ -132,20 +132,21 @@ class Call(Generic[R]):
 
     def payload(self, now: int) -> bytes:
         """The value of its record, enqueued at ``now``, milliseconds since the epoch."""
-        return _encode(self.enqueued(now))
+        return _encode(enqueued(self, now))
 
-    def enqueued(self, now: int) -> JobRecord:
-        """Its record, enqueued at ``now``, milliseconds since the epoch."""
-        calling, due = self.calling, None
-        if calling.at is not None:
-            due = epoch_milliseconds(calling.at, f"job {self.record.job!r}: at")
-        elif calling.delay is not None:
-            due = now + to_milliseconds(calling.delay, f"job {self.record.job!r}: delay")
-        lifetime = calling.expires or self.job.definition.expires
-        expires = None if lifetime is None else max(now, due or now) + to_milliseconds(lifetime, "expires")
-        if due is None and expires is None:
-            return self.record
-        return msgspec.structs.replace(self.record, due=due, expires=expires)
+
+def enqueued(call: Call[Any], now: int) -> JobRecord:
+    """The record of a call, enqueued at ``now``, milliseconds since the epoch."""
+    record, calling, due = call.record, call.calling, None
+    if calling.at is not None:
+        due = epoch_milliseconds(calling.at, f"job {record.job!r}: at")
+    elif calling.delay is not None:
+        due = now + to_milliseconds(calling.delay, f"job {record.job!r}: delay")
+    lifetime = calling.expires or call.job.definition.expires
+    expires = None if lifetime is None else max(now, due or now) + to_milliseconds(lifetime, "expires")
+    if due is None and expires is None:
+        return record
+    return msgspec.structs.replace(record, due=due, expires=expires)
 
 
 class BaseJob(Generic[P, R]):

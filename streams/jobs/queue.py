@@ -220,6 +220,8 @@ class JobQueue:
         progress = store.progress()
         self._next: int | None = None if progress is None else progress.position
         """One past the last record that was taken."""
+        self._read = 0
+        """One past the last record that was read since it began, or since records are read again."""
         self._expected: set[int] = set()
         """The unfinished records before that, which are read again."""
         if progress is not None:
@@ -365,6 +367,7 @@ class JobQueue:
         if self._state is not QueueState.STOPPING:
             self._control.apply(self, now)
         for job in jobs:
+            self._read = job.offset + 1
             if self._next is not None and job.offset < self._next:
                 if job.offset not in self._expected:
                     # Known, finished or in the store.
@@ -420,7 +423,8 @@ class JobQueue:
         behind = 0 if self._next is None or not unfinished else self._next - unfinished[0]
         self._store.put_progress(
             None
-            if self._next is None or behind == len(unfinished)
+            # Records that are finished and will be read again must still be known then.
+            if self._next is None or (behind == len(unfinished) and self._read >= self._next)
             else Progress(self._next, ranges(unfinished))
         )
 
@@ -1026,6 +1030,7 @@ class JobQueue:
             self._running[job.offset] = job, attempt
             self._ended.appendleft(attempt)
         undo.opened, undo.settled, undo.ended = [], [], Counter()
+        self._read = 0
         self._ends.clear()
         self._releases.clear()
         self._occurrences.clear()

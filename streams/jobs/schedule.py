@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from streams.errors import TopologyError
+from streams.jobs.job import enqueued
 
 if TYPE_CHECKING:
     from streams.jobs.job import BaseJob, Call
@@ -62,7 +63,7 @@ class Schedule:
 
     def payload(self, instant: int, now: int) -> bytes:
         """The value of the record of the job for an instant."""
-        record = self.call.enqueued(now)
+        record = enqueued(self.call, now)
         key = record.key or (self._own_key if self.rule.overlap == "queue" else None)
         return _encode(
             msgspec.structs.replace(

@@ -90,10 +90,16 @@ class Program:
             if job.attempt == 1 and job.scheduled // 300_000 % 2:
                 raise OSError("not now")
 
+        @app.job(name="single", retry=Retry(2, backoff=seconds(1)))
+        def single(key: str) -> None:
+            if current_job().attempt == 1 and current_job().scheduled % 3:
+                raise OSError("not now")
+
         orders = app.stream("orders", value=Json(dict[str, Any]))
         orders.enqueue(step, lambda order: step.call(order["key"], order["number"]))
         orders.enqueue(together, lambda order: together.call(order["number"]))
         orders.enqueue(later, lambda order: later.using(delay=seconds(20)).call(order["number"]))
+        orders.enqueue(single, lambda order: single.using(unique=True).call(order["key"]))
         orders.enqueue(limited, lambda order: limited.call(order["key"], order["number"]))
 
         @app.job(name="paused", key=lambda key: f"paused-{key}")
@@ -176,7 +182,7 @@ def check(run: Run) -> None:
     assert Counter(end.id for end in rows).most_common(1)[0][1] == 1, "a job has two ends"
     check_schedules(run, {end.id: end for end in rows if end.job in {"due", "slow"}})
     rows = [end for end in rows if end.job not in {"due", "slow"}]
-    names = ("step", "later", "limited", "together", "paused", "cancelled")
+    names = ("step", "later", "limited", "single", "together", "paused", "cancelled")
     assert Counter(end.job for end in rows) == dict.fromkeys(names, ORDERS)
     if enqueued:
         assert set(enqueued) <= {*names, "due", "slow"}
@@ -185,6 +191,8 @@ def check(run: Run) -> None:
         by_job[end.job].append(end)
     stopped = {(end.job, number_of(end)) for end in rows if end.ending is Ending.CANCELLED}
     assert stopped, "nothing was cancelled"
+    assert {Ending.SUCCEEDED, Ending.DUPLICATE} <= {end.ending for end in by_job["single"]}
+    assert {end.ending for end in by_job["single"]} <= {Ending.SUCCEEDED, Ending.DUPLICATE, Ending.CANCELLED}
     for name in ("step", "together"):
         failing = {number for number in range(ORDERS) if number % 13 == 5 and (name, number) not in stopped}
         failed = [number_of(end) for end in by_job[name] if end.ending is Ending.FAILED]

@@ -126,6 +126,7 @@ PUBLIC = {
             "query_windows",
             "resource",
             "run",
+            "schedule",
         ),
         *("source", "stream", "table", "topology"),
     ),
