@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -168,16 +169,17 @@ def test_of_very_many_instants_the_latest_are_released_and_the_others_recorded_t
     assert len(work.done) == 10_000
 
 
-def failing(rule, tries=2, **options) -> Work:
+def failing(rule: Cron | Every, tries: int = 2, **options: Any) -> Work:
     """A job whose first attempt for the first instant fails, with a retry 25 minutes later."""
     work = Work()
 
-    @work.app.job(name="tick", schedule=rule, retry=Retry(tries, backoff=minutes(25), jitter=0), **options)
     def tick() -> None:
         work.note()
         if len(work.done) == 1:
             raise OSError("not now")
 
+    retry = Retry(tries, backoff=minutes(25), jitter=0)
+    work.app.job(name="tick", schedule=rule, retry=retry, **options)(tick)
     return work
 
 
