@@ -37,6 +37,11 @@ class JobRecord(msgspec.Struct, omit_defaults=True, frozen=True):
     """It is left out if another job with this text is not finished."""
 
 
+def partition_key(record: JobRecord) -> str | None:
+    """The key that a job's record should have."""
+    return record.limit or record.key or record.unique
+
+
 class JobId(NamedTuple):
     """Identifies a job by the place of its record: the partition and offset in the queue's topic."""
 
