@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.run [NAME]`` runs the workloads whose name starts with NAME; the environment variable
 ``RECORDS`` is the number of measured records, by default a million, and the number of keys of the workload
-with many.
+with many. ``sync``, ``sync-sink``, ``sync-snapshot``, ``replay`` and ``jobs`` are benchmarks of their own.
 """
 
 from __future__ import annotations
@@ -61,6 +61,10 @@ def main(arguments: Sequence[str]) -> int:
         from benchmarks.replay import main as replay  # noqa: PLC0415 - as above
 
         return replay()
+    if list(arguments) == ["jobs"]:
+        from benchmarks.task_queue import main as task_queue  # noqa: PLC0415 - as above
+
+        return task_queue()
     works = choose_works(" ".join(arguments))
     if not works:
         console.print(

@@ -36,6 +36,8 @@ from benchmarks.replay import Cost, make_table as replay_table, middle as middle
 from benchmarks.report import Failure, make_table, ratio, write_results
 from benchmarks.run import choose_works, count_records
 from benchmarks.systems import JAVA, QUIX, RAW_CLIENT, THIS_RUNTIME
+from benchmarks.task_queue import Figures, make_table as task_queue_table
+from benchmarks.task_queue_systems import CELERY, DRAMATIQ, OURS
 from benchmarks.works import WORKS
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
@@ -343,3 +345,22 @@ def test_replays_are_compared_with_the_live_worker():
     assert list(table.columns[5].cells) == ["1.00", "0.50"]
     assert list(table.columns[7].cells) == ["100", "80 + 90"]
     assert middle_cost([costs[1], costs[0], costs[0]._replace(cpu_seconds=3.0)]).cpu_seconds == 3.0
+
+
+def test_task_queues_are_beside_this_library_with_ratios_and_reasons():
+    table = task_queue_table(
+        [
+            Figures(OURS, jobs_per_second=20_000.0, keyed_per_second=15_000.0, p50_ms=10.0),
+            Figures(CELERY, jobs_per_second=1_000.0, p50_ms=2.5),
+            Figures(DRAMATIQ, missing="RabbitMQ is not installed"),
+        ]
+    )
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(table)
+    text = captured.get()
+    assert "1,000  (this library: 20.0 times)" in text
+    assert "2.5  (this library: 4.0 times)" in text
+    assert "Dramatiq on RabbitMQ: RabbitMQ is not installed" in text
+    (keyed,) = (line for line in text.splitlines() if "jobs/s of 1,000 keys" in line)
+    assert [cell.strip() for cell in keyed.strip("│").split("│")][1:] == ["15,000", "-", "-"]

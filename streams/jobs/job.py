@@ -28,7 +28,7 @@ from streams.durations import to_milliseconds
 from streams.errors import ConfigurationError, TopologyError, error_text
 from streams.jobs.arguments import Arguments, ChosenArguments, Result
 from streams.jobs.limits import Limit
-from streams.jobs.record import JobRecord
+from streams.jobs.record import JobRecord, partition_key
 from streams.jobs.retry import ONCE, Retry, epoch_milliseconds
 from streams.jobs.schedule_rules import Cron, Every
 
@@ -127,8 +127,7 @@ class Call(Generic[R]):
     @property
     def partition_key(self) -> str | None:
         """The key of its record, which decides the partition."""
-        record = self.record
-        return record.limit or record.key or record.unique
+        return partition_key(self.record)
 
     def payload(self, now: int) -> bytes:
         """The value of its record, enqueued at ``now``, milliseconds since the epoch."""

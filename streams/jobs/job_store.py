@@ -292,3 +292,10 @@ def ranges(offsets: Iterable[int]) -> list[tuple[int, int]]:
     if stop >= 0:
         found.append((start, stop))
     return found
+
+
+def stored_jobs(entries: Iterable[tuple[tuple[int, bytes], bytes | None]]) -> Iterator[StoredJob]:
+    """The jobs among the entries of stores, of which each has its partition and key."""
+    for (_, key), payload in entries:
+        if payload is not None and key.startswith((_STORED, _DELAYED)):
+            yield _job(payload)

@@ -445,9 +445,16 @@ class JobQueue:
             if other is None:
                 self._store.put_unique(record.unique, job.offset)
                 self._undecided.setdefault(job.offset, None)
-        if record.due is not None and record.due > now:
-            self._to_store(job, StoredState.DELAYED, record.due)
-            return
+        if record.due is not None:
+            if record.due > now:
+                self._to_store(job, StoredState.DELAYED, record.due)
+                return
+            # It became due before it was read. The store knows that it was released, should it be read again.
+            self._to_store(job, StoredState.WAITING)
+            job = job._replace(stored=True)
+            if job.offset in self._running:
+                self._running[job.offset] = job, self._running[job.offset][1]
+            self._releases.append(Release(self._id(job), record.job, record.due, now))
         if self._state is not QueueState.RECOVERING:
             self._enter(job)
 

@@ -47,6 +47,11 @@ class JobRecord(msgspec.Struct, omit_defaults=True, frozen=True):
     """With ``skip`` it is left out if a job of an earlier instant of the schedule is not finished."""
 
 
+def partition_key(record: JobRecord) -> str | None:
+    """The key that a job's record should have."""
+    return record.limit or record.key or record.unique
+
+
 class JobId(NamedTuple):
     """Identifies a job by the place of its record: the partition and offset in the queue's topic."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from streams.jobs.operator import RunJobs
+from streams.simulation.jobs import JOBS, QueueTopics
 from streams.state.changelog import changelog_topic
 from streams.topology.graph import SourceNode, Step as TopologyStep
 
@@ -18,15 +20,18 @@ ANY = "every record, in any order"
 LAST = "the last record of each key: earlier ones depend on when commits happen"
 NOT = "not compared: it depends on intermediate results, and so on when commits happen"
 TWICE = "not compared: at least once, state downstream of a repartition topic may count a record twice"
-
+TIMED = "not compared: it depends on when jobs are executed"
 
 IGNORED = "not compared: ignored on request"
-_LOOSENESS = [EVERY, ANY, LAST, NOT, TWICE, IGNORED].index
+_LOOSENESS = [EVERY, ANY, LAST, JOBS, NOT, TWICE, TIMED, IGNORED].index
+
+UNCOMPARED = frozenset({NOT, TWICE, TIMED, IGNORED})
 
 
 def comparisons(topology: Topology, app: App, ignore: Collection[str] = ()) -> dict[str, str]:
     """How each topic that the app writes is compared, in words: ``EVERY`` and the others."""
     at_least_once = app.settings.guarantee == "at_least_once"
+    queue = QueueTopics.of(topology, app.name)
     found: dict[str, str] = {}
 
     def compare(topic: str, how: str) -> None:
@@ -34,9 +39,15 @@ def comparisons(topology: Topology, app: App, ignore: Collection[str] = ()) -> d
 
     for sink in topology.sinks:
         if isinstance(sink.topic, str) and sink.repartition is None:
-            compare(sink.topic, _comparison(topology, sink, at_least_once=at_least_once))
+            if queue is not None and sink.topic in queue:
+                compare(sink.topic, _comparison_of_jobs(topology, sink))
+            else:
+                compare(sink.topic, _comparison(topology, sink, at_least_once=at_least_once))
     for node in topology.nodes:
-        if isinstance(node, TopologyStep):
+        if isinstance(node, TopologyStep) and isinstance(node.operator, RunJobs):
+            assert queue is not None, "it belongs to a queue"
+            compare(queue.changelog, _comparison_of_jobs(topology, node))
+        elif isinstance(node, TopologyStep):
             how = _comparison(topology, node, at_least_once=at_least_once)
             for store in node.owns:
                 if store.source_topic is None and store.retention is None:
@@ -73,10 +84,38 @@ class _Place(NamedTuple):
     """Whether a step downstream has a store."""
 
 
+class _Dependence(NamedTuple):
+    """What the results of a node depend on."""
+
+    at_commits: int
+    """How many steps upstream forward at commits: 0, 1 or more."""
+    twice: bool
+    ordered: bool
+    executed: bool
+    """Whether they are what becomes of jobs."""
+
+
+def _comparison_of_jobs(topology: Topology, node: Node) -> str:
+    """How a topic of the queue is compared: as jobs, unless they are enqueued for intermediate results."""
+    found = _dependence(topology, node)
+    # The step that executes jobs counts as one that forwards at commits.
+    return NOT if found.at_commits > found.executed else JOBS
+
+
 def _comparison(topology: Topology, node: Node, *, at_least_once: bool) -> str:
     """How ``node`` is compared: by the number of steps upstream that forward at commits (0, 1 or more)."""
+    found = _dependence(topology, node)
+    if found.executed:
+        return TIMED
+    if at_least_once and found.twice:
+        return TWICE
+    worst, stateful = found.at_commits, isinstance(node, TopologyStep)
+    return (EVERY if found.ordered else ANY, LAST, NOT)[min(worst + (worst > 0 and stateful), 2)]
+
+
+def _dependence(topology: Topology, node: Node) -> _Dependence:
     by_name = {item.name: item for item in topology.nodes}
-    worst, twice, ordered = 0, False, True
+    worst, twice, ordered, executed = 0, False, True, False
     waiting = [_Place(node, "")]
     known = set()
     while waiting:
@@ -89,6 +128,7 @@ def _comparison(topology: Topology, node: Node, *, at_least_once: bool) -> str:
             keeps = keeps or bool(at.owns or at.uses)
             if at is not node:
                 # An aggregate forwards intermediate results at commits, from which later steps compute.
+                executed = executed or isinstance(at.operator, RunJobs)
                 ordered = ordered and not at.operator.order_depends_on_slices
                 passed = min(2, passed + at.operator.forwards_at_commits_to(below))
         worst = max(worst, passed)
@@ -97,7 +137,4 @@ def _comparison(topology: Topology, node: Node, *, at_least_once: bool) -> str:
             feeding = [sink for sink in topology.sinks if sink.topic in at.topics]
             twice = twice or bool(keeps and feeding)
             waiting += [_Place(sink, at.name, passed, keeps) for sink in feeding]
-    if at_least_once and twice:
-        return TWICE
-    stateful = isinstance(node, TopologyStep)
-    return (EVERY if ordered else ANY, LAST, NOT)[min(worst + (worst > 0 and stateful), 2)]
+    return _Dependence(worst, twice, ordered, executed)

@@ -9,6 +9,7 @@ import msgspec
 
 from streams.errors import ConfigurationError
 from streams.ingest.lines import STANDARD_INPUT, read_lines
+from streams.jobs.record import JobRecord, partition_key
 from streams.serde import Avro, Bytes
 from streams.simulation.run import START, InputRecord
 from streams.topology.graph import matches
@@ -53,22 +54,23 @@ def read_inputs(
     """
     wanted = _sources(topology)
     given = {**lines, **records}
+    queues = [topic for topic, kind in topology.own_topics.items() if kind.purged]
     strangers = sorted(
-        topic for topic in given if topic not in wanted and not any(matches(item, topic) for item in wanted)
+        topic
+        for topic in given
+        if topic not in {*wanted, *queues} and not any(matches(item, topic) for item in wanted)
     )
     if strangers:
         raise ConfigurationError(
-            f"the app does not read {', '.join(strangers)}", hint=f"it reads {_listed(wanted)}"
+            f"the app does not read {', '.join(strangers)}", hint=f"it reads {_listed([*wanted, *queues])}"
         )
     # An app's queue and the commands for it may be empty.
-    own = topology.own_topics
-    missing = [
-        topic for topic in wanted if isinstance(topic, str) and topic not in given and topic not in own
-    ]
+    own = {*given, *queues, *topology.own_topics}
+    missing = [topic for topic in wanted if isinstance(topic, str) and topic not in own]
     if missing or not given:
-        first = next(iter(missing), "TOPIC")
+        first = next(iter([*missing, *queues]), "TOPIC")
         raise ConfigurationError(
-            f"the simulation needs records of {_listed(missing or wanted)}",
+            f"the simulation needs records of {_listed(missing or wanted or queues)}",
             hint=f"--input {first}=FILE, each line of which is a value, or --records {first}=FILE of JSON "
             'lines such as {"key": "a", "value": 1, "timestamp": 0}; the file may be empty',
         )
@@ -82,7 +84,22 @@ def read_inputs(
             for number, line in read_lines(str(path))
             if line.strip()
         ]
+    for topic in queues:
+        if topic in inputs:
+            inputs[topic] = [_with_key(record) for record in inputs[topic]]
     return inputs
+
+
+def _with_key(record: InputRecord) -> InputRecord:
+    """A job as a program would enqueue it: its key decides the partition."""
+    if record.key is not None or record.partition is not None:
+        return record
+    try:
+        key = partition_key(msgspec.json.decode(record.value or b"", type=JobRecord))
+    except msgspec.DecodeError:
+        # It becomes a dead letter.
+        return record
+    return record if key is None else record._replace(key=key.encode())
 
 
 def parse_files(given: Sequence[str]) -> dict[str, Path]:

@@ -10,7 +10,7 @@ import msgspec
 
 from streams.app import resources_of_worker
 from streams.broker import NewTopic
-from streams.broker.memory import MemoryBroker, MemoryConsumer
+from streams.broker.memory import MemoryAdmin, MemoryBroker, MemoryConsumer
 from streams.broker.reading import read_to_end
 from streams.errors import (
     FatalBrokerError,
@@ -164,6 +164,16 @@ class _Consumer(MemoryConsumer):
         return polled
 
 
+class _Admin(MemoryAdmin):
+    """Lets the run read the queue's records before they are deleted."""
+
+    run: Run
+
+    def delete_records(self, offsets: Mapping[TopicPartition, int]) -> None:
+        self.run.purging()
+        super().delete_records(offsets)
+
+
 class _Broker(MemoryBroker):
     """A broker that registers the consumers of each process, so that a crash can end them."""
 
@@ -183,6 +193,11 @@ class _Broker(MemoryBroker):
             wall_clock=None,
         )
         self._run = run
+
+    def admin(self) -> MemoryAdmin:
+        admin = _Admin(self._cluster)
+        admin.run = self._run
+        return admin
 
     def consumer(self, settings: GroupSettings) -> MemoryConsumer:
         consumer = _Consumer(self._cluster, settings)
@@ -396,6 +411,7 @@ class Run:
         self._failure: Exception | None = None
         self._busy = 0
         self._furthest: dict[tuple[str, int], int] = {}
+        self._enqueued: dict[str, bytes] = {}
         self._admin = self.broker.admin()
         own_tables = {table.topic for table in topology.global_tables if table.own is not None}
         self._admin.create_topics(
@@ -506,6 +522,21 @@ class Run:
     def read(self, topics: Sequence[str]) -> Iterator[Fetched]:
         """Read the committed records of these topics."""
         return read_to_end(self.broker, topics)
+
+    def enqueued(self) -> Mapping[str, bytes]:
+        """The values of all records of the queue's topic, by the jobs' ids; also of those deleted since."""
+        queue = [topic for topic, kind in self.topology.own_topics.items() if kind.purged]
+        for fetched in self.read(queue):
+            for offset, value in zip(fetched.offsets(), fetched.values(), strict=True):
+                self._enqueued[f"{fetched.partition}-{offset}"] = value or b""
+        return self._enqueued
+
+    def purging(self) -> None:
+        """Records of the queue's topic are about to be deleted."""
+        before, self.acting = self.acting, None
+        hook, self.broker.before = self.broker.before, None
+        self.enqueued()
+        self.acting, self.broker.before = before, hook
 
     def _happen(self, event: Event, process: _Process) -> None:
         self._busy += 1

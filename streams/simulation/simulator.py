@@ -22,13 +22,12 @@ from streams.process.ownership import rare_garbage_collections
 from streams.simulation.comparisons import (
     ANY,
     EVERY,
-    IGNORED,
     LAST,
-    NOT,
-    TWICE,
+    UNCOMPARED,
     comparisons,
     dead_letter_comparisons,
 )
+from streams.simulation.jobs import JOBS, JobComparison, QueueTopics
 from streams.simulation.resets import follows, repeats, reset_positions
 from streams.simulation.run import STALL_SECONDS, Input, InputRecord, Run, shortest_idle
 from streams.simulation.schedule import Fault, Pace, Schedule, make_schedule
@@ -184,12 +183,13 @@ class Simulator:
         letters = dead_letter_comparisons(self._topology, at_least_once=self._may_repeat)
         self._unlike = {step.encode() for step, how in letters.items() if how not in (EVERY, ANY)}
         """Steps whose dead letters depend on commits: they are not compared."""
-        self._compared = [topic for topic, how in self.topics.items() if how not in (NOT, TWICE, IGNORED)]
+        self._compared = [topic for topic, how in self.topics.items() if how not in UNCOMPARED]
         if not self._compared:
             raise ConfigurationError(
                 "no topic that the app writes can be compared",
                 hint="; ".join(f"{topic}: {how}" for topic, how in self.topics.items()) or None,
             )
+        self._queue = QueueTopics.of(self._topology, app.name)
         self._counts: dict[Pace, Counter[Point]] = {}
         times = [time for output in self._input.outputs for time in output.timestamps]
         self._positions = reset_positions(self._topology, times, self._input.topics) if reset else []
@@ -340,15 +340,23 @@ class Simulator:
             return bool(expected) and expected[-1] in got
         if Counter(expected) - Counter(got):
             return False
-        if how == ANY:
+        if how in (ANY, JOBS):
             return set(expected) == set(got)
         return list(dict.fromkeys(expected)) == list(dict.fromkeys(got))
 
     def _seen(self, run: SimulatedRun) -> Seen:
         """What readers of committed records see: for each topic and key, the records in order or the last."""
         records: dict[tuple[str, bytes | None], list[Found]] = defaultdict(list)
+        jobs: JobComparison | None = None
+        if self._queue is not None and isinstance(run, Run):
+            jobs = JobComparison(self._queue, run.enqueued())
         for fetched in run.read(self._compared):
             topic = fetched.topic
+            of_jobs = None if jobs is None else jobs.take(fetched)
+            if of_jobs is not None:
+                for job, said in of_jobs:
+                    records[topic, job].append(Found(said))
+                continue
             last = self.topics[topic] == LAST
             columns = fetched.keys(), fetched.values(), fetched.timestamps()
             headers: Sequence[Headers | None] = fetched.headers() or [None] * len(fetched)
@@ -357,18 +365,26 @@ class Simulator:
                     continue
                 if topic == self._app.dead_letter_topic and dict(own or ()).get(STEP_HEADER) in self._unlike:
                     continue
+                if jobs is not None and jobs.is_letter_of_queue(dict(own or ())):
+                    letter = jobs.letter(value, own or [])
+                    if letter is not None:
+                        records[topic, None].append(Found(letter[0], None, tuple(letter[1])))
+                    continue
                 if last:
                     # The order of updates of several windows of one key depends on when commits happen.
                     window = _window_start(value)
                     records[topic, (key or b"") + window if window else key].append(Found(value))
                 else:
                     records[topic, key].append(Found(value, timestamp, tuple(own or ())))
+        if jobs is not None and self._queue is not None:
+            for job, said in jobs.left():
+                records[self._queue.changelog, job].append(Found(said))
         seen: Seen = {}
         for place, found in records.items():
             how = self.topics[place[0]]
             if how == LAST and not self._may_repeat:
                 del found[:-1]
-            seen[place] = tuple(sorted(found, key=repr) if how == ANY else found)
+            seen[place] = tuple(sorted(found, key=repr) if how in (ANY, JOBS) else found)
         return seen
 
     def _shrunk(self, difference: Difference) -> Difference:

@@ -1313,6 +1313,20 @@ class TestTransactions:
         with pytest.raises(OutcomeUnknown):
             soon(go_on)
 
+    def test_a_producer_fenced_while_it_waits_for_deliveries_gets_an_error(self, clients):
+        topic = clients.topic()
+        older = clients.transactional_producer("same")
+        older.begin()
+        write(older, rows(topic, [b"older"]))
+        clients.transactional_producer("same")
+
+        def go_on() -> None:
+            older.produce(rows(topic, [b"older"]))
+            older.flush(PATIENCE)
+
+        with pytest.raises(OutcomeUnknown):
+            go_on()
+
     def test_a_member_that_left_cannot_commit_offsets_in_a_transaction(self, clients):
         source, sink = clients.topic("source"), clients.topic("sink")
         place = TopicPartition(source, 0)

@@ -2,9 +2,9 @@
 
 Environment variables: ``MINUTES`` (10) is the duration of all campaigns together and ``SEED`` (1) the first
 seed; a seed gives the same plan again, but timing depends on the machine. ``ONLY`` selects a guarantee, a
-group protocol, or both, or ``campaigns``, ``scenarios`` or ``sync`` (data sync, with databases). Without it,
-all three follow each other, and ``sync`` has each of its faults once. ``SOAK=1`` adds ten minutes (or the
-given number, if more than one) of even traffic, after a warm-up of twelve.
+group protocol, or both, or ``campaigns``, ``scenarios``, ``jobs`` or ``sync`` (data sync, with databases).
+Without it, all four follow each other, and ``jobs`` and ``sync`` have each of their faults once. ``SOAK=1``
+adds ten minutes (or the given number, if more than one) of even traffic, after a warm-up of twelve.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from streams.devstack.kafka import LocalKafka
 from streams.errors import StreamsError
 from tests.conftest import QUICK_GROUPS
 from tests.faults.campaign import BROKER_FAULTS, WORKER_FAULTS, Campaign, Outcome, plan
+from tests.faults.jobs_campaign import FAULTS as JOBS_FAULTS, JobsCampaign
 from tests.faults.scenarios import SCENARIOS, play
 from tests.faults.soak import soak
 from tests.faults.sync_campaign import FAULTS as SYNC_FAULTS, SyncCampaign
@@ -35,10 +36,11 @@ from tests.faults.sync_campaign import FAULTS as SYNC_FAULTS, SyncCampaign
 FOLDER = Path("build/faults").absolute()
 RESULTS = Path("build/faults.json")
 SYNC_RESULTS = Path("build/faults-sync.json")
+JOBS_RESULTS = Path("build/faults-jobs.json")
 BALLAST = 50_000
 READ_AGAIN_SEEDS = 3
 SOAK_MINUTES = 10.0
-PARTS = {"campaigns", "scenarios", "sync"}
+PARTS = {"campaigns", "scenarios", "jobs", "sync"}
 KINDS = (
     ("exactly_once", "consumer"),
     ("exactly_once", "classic"),
@@ -66,6 +68,8 @@ def main() -> int:
     outcomes: list[Outcome] = []
     if parts == {"sync"}:
         return _sync(seed, minutes * 60)
+    if parts == {"jobs"}:
+        return _jobs(seed, minutes * 60)
     with LocalKafka.start(FOLDER / "kafka", nodes=3, heap_mb=512, properties=QUICK_GROUPS) as kafka:
         try:
             if "campaigns" in parts:
@@ -82,9 +86,45 @@ def main() -> int:
             outcomes[-1].verdict.add("L", str(error))
     _report(outcomes, seed)
     failed = any(outcome.verdict.violations for outcome in outcomes)
+    if "jobs" in parts:
+        failed = bool(_jobs(seed, 0.0)) or failed
     if "sync" in parts:
         failed = bool(_sync(seed, 0.0)) or failed
     return 1 if failed else 0
+
+
+def _jobs(seed: int, seconds: float) -> int:
+    """Run the campaign of jobs for so long, at least with each fault once; return the exit code."""
+    _say(f"[bold]jobs, seed {seed}[/]")
+    faults = list(JOBS_FAULTS)
+    random.Random(seed).shuffle(faults)
+    campaign = JobsCampaign(FOLDER / "jobs", seed, _dim)
+    outcome = campaign.outcome
+    try:
+        campaign.run(faults, seconds)
+    except (AssertionError, StreamsError) as error:
+        outcome.verdict.add("L", str(error))
+    table = Table(title=f"Jobs, seed {seed}")
+    for column in ("fault", "injected", "a job ended again, median s", "longest s"):
+        table.add_column(column, justify="left" if column == "fault" else "right")
+    for fault, number in sorted(outcome.faults.items()):
+        times = outcome.recovery.get(fault) or [0.0]
+        table.add_row(fault, str(number), f"{statistics.median(times):.1f}", f"{max(times):.1f}")
+    console.print(table)
+    for rule, what in outcome.verdict.violations:
+        console.print(f"{rule}: {what}", markup=False, style="red")
+    ended = ", ".join(f"{count:,} {ending}" for ending, count in outcome.ends.most_common())
+    console.print(
+        f"{outcome.faults.total()} faults, {outcome.jobs.total():,} jobs ({ended}) in {outcome.attempts:,} "
+        f"attempts, {outcome.verdict.checked.total():,} checks (tests/faults/jobs_verdicts.py), "
+        f"{outcome.verdict.repeated['B']:,} attempts begun by a worker that had just been frozen although "
+        f"another one had recorded the end, [bold]{len(outcome.verdict.violations)} violations[/]"
+    )
+    JOBS_RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(outcome), indent=2))
+    console.print(
+        f"All figures: {JOBS_RESULTS}. To repeat: make faults ONLY=jobs SEED={seed}. Logs: {FOLDER}"
+    )
+    return 1 if outcome.verdict.violations else 0
 
 
 def _sync(seed: int, seconds: float) -> int:

@@ -87,7 +87,7 @@ class KafkaProducer:
             self._queue(output, 0, stop, Sent(self._failures, output), waiting)
         else:
             self._queue_by_rules(output, stop, rules, waiting)
-        self._client.poll(0)
+        self._poll(0)
         if misplaced is not None:
             raise misplaced
 
@@ -121,7 +121,7 @@ class KafkaProducer:
                         at += 1
             except BufferError:
                 # The queue is full: wait until the broker has acknowledged some of it.
-                self._client.poll(WAIT_SECONDS)
+                self._poll(WAIT_SECONDS)
                 self._raise_if_failed()
                 if waiting is not None:
                     waiting()
@@ -134,6 +134,20 @@ class KafkaProducer:
                         f"topic {topic} has no partition {partitions[at]} any more", position=at
                     ) from error
                 self._refuse(error.args[0], topic, at)
+
+    def _poll(self, seconds: float) -> None:
+        """Serve callbacks. Here the client raises what is fatal, e.g. that another one has fenced it."""
+        try:
+            self._client.poll(seconds)
+        except KafkaException as error:
+            raise self._to_error(error.args[0], "producer: writing", sorted(self._written)) from error
+
+    def _flush(self, seconds: float) -> int:
+        """Wait for deliveries, and return how many are left. Raises what ``_poll`` raises."""
+        try:
+            return self._client.flush(seconds)
+        except KafkaException as error:
+            raise self._to_error(error.args[0], "producer: writing", sorted(self._written)) from error
 
     def _queue_by_rules(
         self, output: Output, stop: int, rules: TopicRules, waiting: Callable[[], None] | None
@@ -148,7 +162,7 @@ class KafkaProducer:
         else:
             for start, end in rules.parts(output, stop):
                 self._queue(output, start, end, Sent(self._failures, output, alone=end - start == 1), waiting)
-                while self._client.flush(WAIT_SECONDS):
+                while self._flush(WAIT_SECONDS):
                     if waiting is not None:
                         waiting()
                 self._raise_if_failed()
@@ -162,7 +176,7 @@ class KafkaProducer:
         """
         if error.code() == KafkaError._STATE and self._transactional_id is not None:  # noqa: SLF001 - a public name of the library
             # The client reports the failure once the other records in flight are done.
-            self._client.flush(SETTLE_SECONDS)
+            self._flush(SETTLE_SECONDS)
             self._raise_if_failed()
 
     def _raise_if_failed(self) -> None:
@@ -173,7 +187,7 @@ class KafkaProducer:
 
     def flush(self, timeout: float, waiting: Callable[[], None] | None = None) -> None:
         deadline = time.monotonic() + timeout
-        while left := self._client.flush(max(0.0, min(WAIT_SECONDS, deadline - time.monotonic()))):
+        while left := self._flush(max(0.0, min(WAIT_SECONDS, deadline - time.monotonic()))):
             if time.monotonic() >= deadline:
                 break
             if waiting is not None:
@@ -276,7 +290,7 @@ class KafkaProducer:
                     raise translated from error
                 if time.monotonic() >= deadline:
                     raise OutcomeUnknown(f"{translated}; no success within {timeout:.0f} s") from error
-                self._client.poll(0.05)
+                self._poll(0.05)
             else:
                 return
 
