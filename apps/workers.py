@@ -1,4 +1,4 @@
-"""The app's worker processes in the demonstration."""
+"""An app's worker processes in a demonstration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 STOP_SECONDS = 60.0
-COMMAND = (sys.executable, "-m", "streams", "run", "apps.data_sync.app:app")
 
 
 class WorkerFailed(Exception):
@@ -22,10 +21,17 @@ class WorkerFailed(Exception):
 
 
 class Workers:
-    """Workers with numbers, each with a log file in ``folder``."""
+    """Workers with numbers, each with the log file ``<name>-<number>.log`` in ``folder``.
 
-    def __init__(self, count: int, environment: Mapping[str, str], folder: Path) -> None:
+    ``application`` is what ``streams run`` takes, e.g. ``apps.data_sync.app:app``.
+    """
+
+    def __init__(
+        self, application: str, count: int, environment: Mapping[str, str], folder: Path, name: str
+    ) -> None:
+        self._command = (sys.executable, "-m", "streams", "run", application)
         self._count = count
+        self._name = name
         self._environment = {**environment, "STREAMS_LOG_FORMAT": "json"}
         self._folder = folder
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -48,7 +54,7 @@ class Workers:
         """Start the worker with this number, whose log continues."""
         with self._log(number).open("ab") as log:
             self._processes[number] = subprocess.Popen(
-                COMMAND, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     def kill(self, number: int) -> None:
@@ -88,7 +94,7 @@ class Workers:
         return codes
 
     def _log(self, number: int) -> Path:
-        return self._folder / f"demo-sync-worker-{number}.log"
+        return self._folder / f"{self._name}-{number}.log"
 
     def _reason(self, number: int, what: str) -> str:
         log = self._log(number).read_text(encoding="utf-8", errors="replace").splitlines()
