@@ -6,10 +6,11 @@ import json
 import signal
 import subprocess
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -70,15 +71,23 @@ class Workers:
 
     def holder(self, partition: str) -> int:
         """The number of the worker that was assigned a partition last; 0 if none was yet."""
-        latest = ("", 0)
+        found = [entry for entry in self._assigned() if partition in entry[2]]
+        return max(found, key=lambda entry: entry[0])[1] if found else 0
+
+    def settled(self) -> float:
+        """When partitions were assigned to a worker last, in seconds since the epoch; 0: never."""
+        times = [time for time, _, partitions in self._assigned() if partitions]
+        return datetime.fromisoformat(max(times)).timestamp() if times else 0.0
+
+    def _assigned(self) -> Iterator[tuple[str, int, list[str]]]:
+        """Times, numbers of workers, and the partitions that they were assigned."""
         for number in range(self._count):
             for line in self._log(number).read_text(encoding="utf-8", errors="replace").splitlines():
-                if partition not in line or not line.startswith("{"):
+                if "partitions assigned" not in line or not line.startswith("{"):
                     continue
                 entry = json.loads(line)
-                if entry.get("event") == "partitions assigned" and partition in entry["partitions"]:
-                    latest = max(latest, (str(entry["timestamp"]), number))
-        return latest[1]
+                if entry.get("event") == "partitions assigned":
+                    yield str(entry["timestamp"]), number, entry["partitions"]
 
     def _stop(self) -> dict[int, int]:
         for process in self._processes.values():

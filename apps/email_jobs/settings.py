@@ -1,11 +1,11 @@
-"""The settings of the app, from the environment."""
+"""The settings of the app, from the environment. Durations are seconds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from streams import days, seconds
+from streams import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,5 +52,5 @@ class MailSettings:
             tries=int(get("MAIL_TRIES", "10")),
             backoff=seconds(float(get("MAIL_BACKOFF", "60"))),
             busy_wait=seconds(float(get("MAIL_BUSY_WAIT", "300"))),
-            remind_after=days(float(get("REMIND_AFTER_DAYS", "3"))),
+            remind_after=seconds(float(get("REMIND_AFTER", str(3 * 24 * 3600)))),
         )
