@@ -249,7 +249,7 @@ def not_left_alone(story: Story) -> None:
         (lost, "job 0-1 has no end"),
         (ended_twice, "job 0-1 has 2 ends"),
         (not_sent, "job 1-4 has succeeded, and the server has no mail of it"),
-        (sent_and_failed, "job 1-2 has not succeeded, and has sent a mail"),
+        (sent_and_failed, "job 1-2 has not succeeded, and the server has a mail of it"),
         (one_mail_for_a_signup, "new@signup-0.example has signed up and has got 1 mails"),
         (again_once_recorded, "job 1-4 was executed 1000 ms after its end"),
         (again_without_a_reason, "job 1-4 was executed once more, 1.0 s after that"),
