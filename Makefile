@@ -4,17 +4,19 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 LOG ?=
 LINES ?=
+JOBS ?=
 OPERATIONS ?=
 SEED ?=
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-sync demo-replay test check docs format bench bench-recovery faults lock clean
+.PHONY: help demo demo-sync demo-replay demo-jobs test check docs format bench bench-recovery faults lock clean
 
 help:
 	@echo "make demo          run the log-analysis job on a real Kafka, LINES=200000 of a generated log, or LOG=/path/to/access.log"
 	@echo "make demo-sync     synchronise a Postgres with another one while workers and servers fail (OPERATIONS=100000, SEED=1)"
 	@echo "make demo-replay   try a changed rule on a log beside production, switch to it at exact offsets, and roll it back (LINES=60000)"
+	@echo "make demo-jobs     send 20,000 mails as jobs while a worker is killed, and account for every one (JOBS=20000)"
 	@echo "make test          all tests, those on a real broker included"
 	@echo "make check         format, lint, types, layering: what CI checks before the tests"
 	@echo "make bench         this library, a raw client loop, Kafka Streams and Quix Streams on one broker (ONLY=json for one workload, ONLY=sync for data sync, ONLY=sync-sink for the Postgres sink alone, ONLY=sync-snapshot for a snapshot of a large table, ONLY=replay for bounded runs beside a live worker, ONLY=jobs for jobs beside Celery and Dramatiq)"
@@ -44,6 +46,9 @@ demo: $(STAMP)
 
 demo-replay: $(STAMP)
 	@$(BIN)/python -m apps.log_analysis.replay_demo $(if $(LINES),--lines $(LINES))
+
+demo-jobs: $(STAMP)
+	@$(BIN)/python -m apps.email_jobs.demo $(if $(JOBS),--jobs $(JOBS))
 
 # Postgres, Debezium and Parquet, 460 MB: tests and demo-sync install them, make demo does not need them.
 .venv/.sync: $(STAMP) requirements/sync.txt

@@ -23,7 +23,7 @@ from apps.data_sync.equality import TABLES, checks, dump, require_views, same_du
 from apps.data_sync.markers import Markers
 from apps.data_sync.report import Report, show
 from apps.data_sync.traffic import EVOLUTION, Traffic, write
-from apps.data_sync.workers import WorkerFailed, Workers
+from apps.workers import WorkerFailed, Workers
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.broker.reading import read_to_end
@@ -138,7 +138,7 @@ class _Demo:
         shutil.rmtree(SCHEMAS, ignore_errors=True)
         for end in ("", "-wal", "-shm"):
             ORDERS_FILE.with_name(ORDERS_FILE.name + end).unlink(missing_ok=True)
-        self._workers = Workers(WORKERS, os.environ, BUILD)
+        self._workers = Workers("apps.data_sync.app:app", WORKERS, os.environ, BUILD, "demo-sync-worker")
         self._markers = Markers(self._shop.dsn(), self._warehouse.dsn())
         stack.callback(self._markers.stop)
         self._seconds["start the servers"] = time.monotonic() - begun

@@ -391,10 +391,12 @@ class JobQueue:
         """Take outcomes, release what is due, and begin what can begin."""
         if self._changed:
             self._rebuild()
-        now = self._clock()
         if isinstance(self._executors, InlineExecutor):
             self._executors.run()
-        while self._ended:
+        # Not those that end meanwhile: they would be recorded with a time before their end.
+        ended = len(self._ended)
+        now = self._clock()
+        for _ in range(ended):
             self._settle(self._ended.popleft(), now)
         if self._state is QueueState.RECOVERING and now - self._began >= RECOVERY_MILLISECONDS:
             self._expected.clear()

@@ -90,8 +90,6 @@ class TopologyDriver:
         self._busy = False
         self._placed_jobs: deque[FetchedLists] = deque()
         """Jobs that were enqueued while a task was at work."""
-        self._behind: deque[Task] = deque()
-        """Tasks that were given jobs by another one that was at work."""
         self._check_dead_letters = check_dead_letters
         self._unread: list[DeadLetter] = []
         """Dead letters since the test last read them."""
@@ -534,7 +532,7 @@ class TopologyDriver:
                 for offset, record in enumerate(group, first):
                     self._sent[Origin(topic, number, offset)] = record
             task = self._task(topic, number)
-            if topic in self._topology.own_topics:
+            if self._is_queue(topic):
                 self._admit(task, fetched)
                 continue
             task.process(fetched)
@@ -588,23 +586,33 @@ class TopologyDriver:
     def _run_queue(self, task: Task) -> None:
         """Execute the jobs of a task that may run, and those that they enqueue."""
         if self._busy:
-            self._behind.append(task)
             return
         self._busy = True
         try:
             while True:
-                while self._tasks.get(task.id) is task and task.collect():
-                    self._commit(task)
+                self._collect(task)
                 if self._placed_jobs:
                     fetched = self._placed_jobs.popleft()
                     task = self._task(fetched.topic, fetched.partition)
                     self._admit(task, fetched)
-                elif self._behind:
-                    task = self._behind.popleft()
-                else:
+                    continue
+                # Records that were written meanwhile may have made jobs of other partitions.
+                if not any(self._collect(self._task(*place)) for place in sorted(self._queues)):
                     return
         finally:
             self._busy = False
+
+    def _collect(self, task: Task) -> bool:
+        """Execute the jobs of a task that may run; return whether there were any."""
+        found = False
+        while self._tasks.get(task.id) is task and task.collect():
+            self._commit(task)
+            found = True
+        return found
+
+    def _is_queue(self, topic: str) -> bool:
+        """Whether a topic is the app's queue; its other topics are input like any, to apps that read them."""
+        return self._client is not None and topic == self._client.topic
 
     def _queue(self) -> DriverQueue:
         if self._client is None:
@@ -641,7 +649,7 @@ class TopologyDriver:
         subtopology, _ = self._topology.source_of(topic)
         identifier = TaskId(subtopology.number, partition)
         if identifier not in self._tasks:
-            if topic in self._topology.own_topics:
+            if self._is_queue(topic):
                 self._queues.add(TopicPartition(topic, partition))
             names = [store.name for store in subtopology.stores]
             database = self._databases.open(names, partition) if names else None

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from streams import App, JobFailed, JobPending, JobUnknown, Retry, current_job, days, minutes, seconds
+from streams import (
+    App,
+    JobFailed,
+    JobPending,
+    JobUnknown,
+    Json,
+    Retry,
+    Text,
+    current_job,
+    days,
+    minutes,
+    seconds,
+)
 from streams.testing import TopologyDriver
 
 NOON = 1_800_000_000_000
@@ -101,3 +115,25 @@ def test_executions_can_be_made_to_fail() -> None:
             "ValueError",
         )
         assert len(driver.dead_letters()) == 1
+
+
+def test_a_stream_reads_the_results_and_enqueues_what_follows() -> None:
+    family = App("family")
+
+    @family.job(name="part", key=lambda number: f"part-{number}")
+    def part(number: int) -> int:
+        return number
+
+    @family.job(name="all-done", key=lambda count: f"total-{count}")
+    def all_done(count: int) -> None:
+        done.append(str(count))
+
+    ends = family.stream("family-job-results", key=Text(), value=Json(dict[str, Any]))
+    parts = ends.filter(lambda end: end["job"] == "part").group_by(lambda end: end["job"])
+    totals = parts.count("parts").to_stream().filter(lambda count: count == 5)
+    totals.enqueue(all_done, all_done.call)
+    with TopologyDriver(family, partitions=4, clock=NOON) as driver:
+        part.enqueue_many([part.call(number) for number in range(5)])
+        assert done == ["5"]
+        assert [job.arguments["number"] for job in driver.enqueued(part)] == [0, 1, 2, 3, 4]
+        assert [job.arguments for job in driver.enqueued(all_done)] == [{"count": 5}]

@@ -1,4 +1,4 @@
-"""The app's worker processes in the demonstration."""
+"""An app's worker processes in a demonstration."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import json
 import signal
 import subprocess
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from types import TracebackType
 
 STOP_SECONDS = 60.0
-COMMAND = (sys.executable, "-m", "streams", "run", "apps.data_sync.app:app")
 
 
 class WorkerFailed(Exception):
@@ -22,10 +22,17 @@ class WorkerFailed(Exception):
 
 
 class Workers:
-    """Workers with numbers, each with a log file in ``folder``."""
+    """Workers with numbers, each with the log file ``<name>-<number>.log`` in ``folder``.
 
-    def __init__(self, count: int, environment: Mapping[str, str], folder: Path) -> None:
+    ``application`` is what ``streams run`` takes, e.g. ``apps.data_sync.app:app``.
+    """
+
+    def __init__(
+        self, application: str, count: int, environment: Mapping[str, str], folder: Path, name: str
+    ) -> None:
+        self._command = (sys.executable, "-m", "streams", "run", application)
         self._count = count
+        self._name = name
         self._environment = {**environment, "STREAMS_LOG_FORMAT": "json"}
         self._folder = folder
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -48,7 +55,7 @@ class Workers:
         """Start the worker with this number, whose log continues."""
         with self._log(number).open("ab") as log:
             self._processes[number] = subprocess.Popen(
-                COMMAND, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     def kill(self, number: int) -> None:
@@ -64,15 +71,23 @@ class Workers:
 
     def holder(self, partition: str) -> int:
         """The number of the worker that was assigned a partition last; 0 if none was yet."""
-        latest = ("", 0)
+        found = [entry for entry in self._assigned() if partition in entry[2]]
+        return max(found, key=lambda entry: entry[0])[1] if found else 0
+
+    def settled(self) -> float:
+        """When partitions were assigned to a worker last, in seconds since the epoch; 0: never."""
+        times = [time for time, _, partitions in self._assigned() if partitions]
+        return datetime.fromisoformat(max(times)).timestamp() if times else 0.0
+
+    def _assigned(self) -> Iterator[tuple[str, int, list[str]]]:
+        """Times, numbers of workers, and the partitions that they were assigned."""
         for number in range(self._count):
             for line in self._log(number).read_text(encoding="utf-8", errors="replace").splitlines():
-                if partition not in line or not line.startswith("{"):
+                if "partitions assigned" not in line or not line.startswith("{"):
                     continue
                 entry = json.loads(line)
-                if entry.get("event") == "partitions assigned" and partition in entry["partitions"]:
-                    latest = max(latest, (str(entry["timestamp"]), number))
-        return latest[1]
+                if entry.get("event") == "partitions assigned":
+                    yield str(entry["timestamp"]), number, entry["partitions"]
 
     def _stop(self) -> dict[int, int]:
         for process in self._processes.values():
@@ -88,7 +103,7 @@ class Workers:
         return codes
 
     def _log(self, number: int) -> Path:
-        return self._folder / f"demo-sync-worker-{number}.log"
+        return self._folder / f"{self._name}-{number}.log"
 
     def _reason(self, number: int, what: str) -> str:
         log = self._log(number).read_text(encoding="utf-8", errors="replace").splitlines()
