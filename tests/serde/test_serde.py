@@ -270,3 +270,18 @@ class Noting:
 def batch_of(column: list[Any]) -> Batch[Any, Any]:
     nothing = [None] * len(column)
     return Batch(FetchedLists("t", 0, nothing, nothing, [0] * len(column), range(len(column))), column)
+
+
+class Wrapped(msgspec.Struct):
+    number: int
+    part: msgspec.Raw
+    other: float | None = None
+
+
+def test_json_with_parts_that_are_json_already():
+    # The bytes of this number look like those of an infinite float in a first, quick check.
+    number = 0x00CB7FF000000001
+    (payload,) = Json(Wrapped).serialize([Wrapped(number, msgspec.Raw(b'{"a":null}'))])
+    assert msgspec.json.decode(payload) == {"number": number, "part": {"a": None}, "other": None}
+    with pytest.raises(ValueError, match="cannot represent inf at .other"):
+        list(Json(Wrapped).serialize([Wrapped(1, msgspec.Raw(b"null"), float("inf"))]))
