@@ -46,24 +46,27 @@ class MailServer:
         known whether the server has taken it.
         """
         connection: smtplib.SMTP | None = None
+        usable = False
         try:
             connection = self._connection()
             connection.send_message(message)
-        except smtplib.SMTPRecipientsRefused as error:
-            ((code, answer),) = error.recipients.values()
-            raise _refusal(code, answer) from error
+            usable = True
+        except (smtplib.SMTPRecipientsRefused, smtplib.SMTPSenderRefused) as error:
+            # The connection is closed after a 421; otherwise both sides have forgotten the mail.
+            usable = True
+            raise _refusal(*_answer(error)) from error
         except smtplib.SMTPNotSupportedError as error:
             raise PermanentRefusal(str(error)) from error
         except smtplib.SMTPResponseException as error:
             raise _refusal(error.smtp_code, error.smtp_error) from error
         except (smtplib.SMTPServerDisconnected, OSError) as error:
-            if connection is not None:
-                connection.close()
             raise TemporaryRefusal(f"the connection was lost: {error}") from error
         finally:
-            # It is closed after a 421 and when it was lost; after other refusals it can be used.
-            if connection is not None and connection.sock is not None:
-                self._idle.append((connection, time.monotonic()))
+            if connection is not None:
+                if usable and connection.sock is not None:
+                    self._idle.append((connection, time.monotonic()))
+                else:
+                    connection.close()
 
     def close(self) -> None:
         """Close the connections that are not in use."""
@@ -93,6 +96,13 @@ class MailServer:
             connection.close()
             raise
         return connection
+
+
+def _answer(error: smtplib.SMTPRecipientsRefused | smtplib.SMTPSenderRefused) -> tuple[int, bytes | str]:
+    if isinstance(error, smtplib.SMTPSenderRefused):
+        return error.smtp_code, error.smtp_error
+    ((code, answer),) = error.recipients.values()
+    return code, answer
 
 
 def _refusal(code: int, answer: bytes | str) -> Exception:

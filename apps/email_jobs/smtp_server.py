@@ -69,6 +69,8 @@ class SmtpServer:
         """All attempts, in the order in which they began."""
         self.accepted = 0
         """How many mails it has taken responsibility for."""
+        self.connections = 0
+        """How many connections have sent a greeting."""
         self.port = 0
         self.at_recipient = at_recipient
         self.at_mail = at_mail
@@ -104,6 +106,18 @@ class SmtpServer:
         return sorted(taken, key=lambda delivery: delivery.ended)
 
     # --- called by aiosmtpd, in its thread
+
+    async def handle_EHLO(  # noqa: N802 - aiosmtpd's name
+        self,
+        server: SMTP,  # noqa: ARG002 - aiosmtpd's arguments
+        session: Session,
+        envelope: Envelope,  # noqa: ARG002 - as above
+        hostname: str,
+        responses: list[str],
+    ) -> list[str]:
+        self.connections += 1
+        session.host_name = hostname
+        return responses
 
     async def handle_RCPT(  # noqa: N802 - aiosmtpd's name
         self, server: SMTP, session: Session, envelope: Envelope, address: str, _options: list[str]

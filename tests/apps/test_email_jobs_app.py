@@ -92,6 +92,22 @@ def test_a_mail_that_is_refused_for_good_becomes_a_dead_letter_at_once(
     assert [mail.to for mail in smtp.mails] == ["ann@example.com"]
 
 
+def test_a_connection_is_used_again_also_after_refusals(driver: TopologyDriver, smtp: SmtpServer) -> None:
+    smtp.at_recipient = lambda delivery: (
+        Answer("550 5.1.1 no such user") if delivery.to.startswith("nobody") else OK
+    )
+    smtp.at_mail = lambda delivery: Answer("554 5.7.1 spam") if delivery.subject == "Spam" else OK
+    for number in range(3):
+        send_mail.enqueue(f"nobody-{number}@example.com", "Hello", "")
+        send_mail.enqueue(f"ann-{number}@example.com", "Hello", "")
+    assert smtp.connections == 1
+    send_mail.enqueue("ann@example.com", "Spam", "")
+    send_mail.enqueue("bob@example.com", "Hello", "")
+    assert len(smtp.mails) == 4
+    assert smtp.connections == 2
+    assert len(letters(driver)) == 4
+
+
 def test_an_address_that_cannot_be_written_becomes_a_dead_letter(
     driver: TopologyDriver, smtp: SmtpServer
 ) -> None:
