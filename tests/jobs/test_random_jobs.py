@@ -249,7 +249,7 @@ def check_drained(run: Run) -> None:
     assert list(stored_jobs(entries.items())) == []
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(jobs, min_size=1, max_size=10), st.integers(0, 10_000))
 def test_random_jobs_end_as_they_must_whatever_fails(wanted: list[Wanted], seed: int) -> None:
     program = Program(wanted)
