@@ -19,6 +19,7 @@ import psutil
 from benchmarks.systems import PEERS, Missing
 from streams.broker.kafka import KafkaBroker
 from streams.broker.reading import read_to_end
+from streams.jobs.queue import MOST_OPEN
 from streams.jobs.record import ends_topic, jobs_topic
 from streams.records import TopicPartition
 
@@ -41,6 +42,10 @@ class Queue(Protocol):
     """A task queue that runs: its server, and how its programs are started."""
 
     name: str
+    ahead: int
+    """How many jobs a worker may have taken, at some cost, that ``done`` does not count yet."""
+    slower: int
+    """How many times fewer jobs are enough for a measurement."""
 
     def fresh(self) -> None:
         """Begin with an empty queue."""
@@ -80,6 +85,8 @@ class OurQueue:
     """This library on a local Kafka, exactly once, with results."""
 
     name = OURS
+    ahead = MOST_OPEN
+    slower = 1
 
     def __init__(self, kafka: LocalKafka) -> None:
         self._kafka = kafka
@@ -102,15 +109,18 @@ class OurQueue:
         return {"TASK_QUEUE": f"{self._kafka.bootstrap_servers} {self._app}"}
 
     def done(self, jobs: int) -> float:
-        # Markers of transactions count as records, in the same share everywhere.
-        topic = jobs_topic(self._app)
-        found = self._admin.topics().get(topic)
-        if found is None:
-            return 0.0
-        places = [TopicPartition(topic, number) for number in range(found.partitions)]
-        ends = sum(self._admin.end_offsets(places, "read_uncommitted").values())
+        counts = {name: topic.partitions for name, topic in self._admin.topics().items()}
+        queue, ends = (
+            [TopicPartition(topic, number) for number in range(counts.get(topic, 0))]
+            for topic in (jobs_topic(self._app), ends_topic(self._app))
+        )
         committed = self._admin.committed_offsets(self._app)
-        return jobs * sum(committed.get(place, 0) for place in places) / ends if ends else 0.0
+        end = self._admin.end_offsets(queue, "read_uncommitted")
+        if end and all(committed.get(place, 0) == offset for place, offset in end.items()):
+            return float(jobs)
+        # What is committed is behind what was executed, by up to a transaction; markers count as results.
+        written = sum(self._admin.end_offsets(ends, "read_uncommitted").values())
+        return min(float(written), jobs - 1.0)
 
     def results(self) -> int:
         found: set[bytes | None] = set()
@@ -281,6 +291,9 @@ class RedisResults:
 
 class PeerQueue:
     """Celery or Dramatiq."""
+
+    ahead = 0
+    slower = 20
 
     def __init__(self, name: str, python: Path, redis: Server, rabbit: Server | None = None) -> None:
         self.name = name
