@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from streams.jobs.commands import CommandNote
+from streams.jobs.limits import Starts  # noqa: TC001 - msgspec resolves the annotation
 from streams.jobs.record import JobError  # noqa: TC001 - msgspec resolves the annotation
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Progress(msgspec.Struct, array_like=True, frozen=True):
 class StoredLimit(msgspec.Struct, array_like=True, frozen=True):
     """See ``limits.Bucket``."""
 
-    full_at: float
+    starts: list[Starts]
     closed_until: int
 
 
@@ -232,7 +233,7 @@ class JobStore:
     def limit(self, name: str) -> StoredLimit:
         """What is stored of a limit."""
         payload = self._state.get(_LIMIT + name.encode())
-        return StoredLimit(0.0, 0) if payload is None else _limit(payload)
+        return StoredLimit([], 0) if payload is None else _limit(payload)
 
     def put_limit(self, name: str, limit: StoredLimit | None) -> None:
         """Store a limit; ``None``: it is as if nothing had ever begun."""

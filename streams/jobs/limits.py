@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from streams.durations import to_milliseconds
+import msgspec
+
+from streams.durations import MILLISECOND, to_milliseconds
 from streams.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from datetime import timedelta
 
 
@@ -20,8 +23,7 @@ class Limit:
     Jobs that share a limit are in one partition, whose owner decides alone: so the limit holds across
     workers, and a limited job needs neither a thread nor a connection while it waits. ``key`` is a function
     of the job's arguments whose results, texts, have a limit each, e.g. the domain of an address. ``name``
-    lets several functions share a limit; without it each function has its own. ``burst`` is how many of
-    ``rate`` may begin at the same moment; without it all of them.
+    lets several functions share a limit; without it each function has its own.
     """
 
     rate: int | None = None
@@ -29,7 +31,6 @@ class Limit:
     running: int | None = None
     key: Callable[..., str] | None = None
     name: str | None = None
-    burst: int | None = None
 
     def __post_init__(self) -> None:
         if (self.rate is None) != (self.per is None):
@@ -40,49 +41,71 @@ class Limit:
             raise ConfigurationError(
                 "Limit limits nothing", hint="Limit(rate=100, per=minutes(1)) or Limit(running=5)"
             )
-        for name, number in (("rate", self.rate), ("running", self.running), ("burst", self.burst)):
+        for name, number in (("rate", self.rate), ("running", self.running)):
             if number is not None and (type(number) is not int or number < 1):
                 raise ConfigurationError(f"Limit: {name} is a whole number from 1, got {number!r:.80}")
         if self.per is not None:
             to_milliseconds(self.per, "Limit: per", least=1)
-        if self.burst is not None and self.rate is None:
-            raise ConfigurationError("Limit: burst needs rate and per")
+
+
+class Starts(msgspec.Struct, array_like=True):
+    """Some of the last starts of a limit, so close together that they count as one moment."""
+
+    first: int
+    """Times are milliseconds since the epoch."""
+    last: int
+    count: int
 
 
 class Bucket:
     """One limit while jobs wait for it: what runs, and when the next one may begin.
 
-    The rate is kept by the generic cell rate algorithm: ``full_at`` is the time at which the bucket has
-    refilled, in milliseconds since the epoch, and all that has to be stored. Each start moves it by
-    the interval ``per / rate``, and it may be at most ``burst - 1`` intervals ahead.
+    The starts of the last ``per`` are counted, so that there are never more than ``rate`` in any ``per``, and
+    not only in each minute of the clock. Starts within a sixty-fourth of ``per`` are counted together, as of
+    the last of them: so what has to be stored does not grow with the rate, and a limit is never exceeded.
     """
 
-    __slots__ = ("_ahead", "_interval", "closed_until", "full_at", "most", "running")
+    __slots__ = ("_apart", "_per", "_rate", "_started", "closed_until", "most", "running", "starts")
 
-    def __init__(self, limit: Limit, full_at: float = 0.0, closed_until: int = 0) -> None:
+    def __init__(self, limit: Limit, starts: Iterable[Starts] = (), closed_until: int = 0) -> None:
         self.most = limit.running
-        self._interval = 0.0
-        self._ahead = 0.0
-        if limit.rate is not None and limit.per is not None:
-            self._interval = limit.per.total_seconds() * 1000 / limit.rate
-            self._ahead = self._interval * ((limit.burst or limit.rate) - 1)
-        self.full_at = full_at
+        self._rate = limit.rate or 0
+        self._per = 0 if limit.per is None else limit.per // MILLISECOND
+        self._apart = self._per // 64
+        self.starts = deque(starts)
+        self._started = sum(group.count for group in self.starts)
         self.closed_until = closed_until
         self.running = 0
 
     @property
     def has_rate(self) -> bool:
-        """Whether ``full_at`` means anything."""
-        return self._interval > 0
+        """Whether ``starts`` mean anything."""
+        return self._rate > 0
 
-    def opens(self) -> float | None:
+    def opens(self) -> int | None:
         """When another job may begin: now or earlier, or later; ``None``: when one that runs has ended."""
         if self.most is not None and self.running >= self.most:
             return None
-        return max(self.closed_until, self.full_at - self._ahead if self._interval else 0.0)
+        opens, over = self.closed_until, self._started - self._rate
+        if self._rate:
+            for group in self.starts:
+                if over < 0:
+                    break
+                opens = max(opens, group.last + self._per)
+                over -= group.count
+        return opens
 
     def begin(self, now: int) -> None:
         """Count a job that begins."""
         self.running += 1
-        if self._interval:
-            self.full_at = max(self.full_at, now) + self._interval
+        if not self._rate:
+            return
+        starts = self.starts
+        while starts and starts[0].last + self._per <= now:
+            self._started -= starts.popleft().count
+        if starts and now - starts[-1].first < self._apart:
+            starts[-1].last = max(now, starts[-1].last)
+            starts[-1].count += 1
+        else:
+            starts.append(Starts(now, now, 1))
+        self._started += 1

@@ -635,7 +635,7 @@ class JobQueue:
             assert record.limit is not None
             bucket.begin(now)
             if bucket.has_rate:
-                self._store.put_limit(record.limit, StoredLimit(bucket.full_at, bucket.closed_until))
+                self._store.put_limit(record.limit, StoredLimit(list(bucket.starts), bucket.closed_until))
         identifier = self._id(job)
         attempt = Attempt(
             job.offset,
@@ -716,7 +716,7 @@ class JobQueue:
             bucket = self._bucket(job)
             assert bucket is not None
             bucket.closed_until = max(bucket.closed_until, due)
-            self._store.put_limit(limit, StoredLimit(bucket.full_at, bucket.closed_until))
+            self._store.put_limit(limit, StoredLimit(list(bucket.starts), bucket.closed_until))
         self._to_store(job, StoredState.RETRYING, due, JobError(type(error).__name__, describe(error)))
         if error.alone:
             self._leave(job)
@@ -966,7 +966,7 @@ class JobQueue:
             if known is None or known.definition.limit is None:
                 return None
             stored = self._store.limit(name)
-            bucket = self._buckets[name] = Bucket(known.definition.limit, stored.full_at, stored.closed_until)
+            bucket = self._buckets[name] = Bucket(known.definition.limit, stored.starts, stored.closed_until)
         return bucket
 
     def _pump_limit(self, name: str, now: int) -> None:

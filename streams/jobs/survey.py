@@ -123,7 +123,7 @@ class _Partition:
             self._opens[name] = stored.closed_until
             return
         limit = known.definition.limit
-        opens = Bucket(limit, stored.full_at, stored.closed_until).opens()
+        opens = Bucket(limit, stored.starts, stored.closed_until).opens()
         self._opens[name] = opens or 0.0
         if limit.running is not None:
             ranked = sorted(waiting, key=lambda job: rank(max(job.enqueued, job.due), job.record.priority))

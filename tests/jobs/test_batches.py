@@ -150,7 +150,7 @@ def test_of_each_key_a_batch_has_one_job_and_the_others_follow_in_order(work: Wo
 
 
 def test_limits_count_each_job_of_a_batch(work: Work):
-    @work.app.job(name="send", batch=10, limit=Limit(rate=3, per=seconds(10), burst=3))
+    @work.app.job(name="send", batch=10, limit=Limit(rate=3, per=seconds(10)))
     def send(mails: list[Mail]) -> None:
         work.batches.append([mail.number for mail in mails])
 
@@ -159,7 +159,7 @@ def test_limits_count_each_job_of_a_batch(work: Work):
     work.send(*(later.call(Mail("a", number)) for number in range(5)))
     work.wait(1)
     assert work.batches == [[0, 1, 2]]
-    work.wait(9)
+    work.wait(10)
     assert sorted(number for batch in work.batches for number in batch) == [0, 1, 2, 3, 4]
 
 

@@ -182,7 +182,7 @@ def test_a_rate_holds_over_all_jobs_of_a_limit_and_others_pass_by(work: Work) ->
         before = len(work.done)
         work.driver.advance(milliseconds(500))
         times += [work.driver.clock - NOON] * (len(work.done) - before)
-    assert times == [5_000, 10_000, 15_000]
+    assert times == [10_000, 10_000, 20_000]
 
 
 def test_a_limit_is_kept_over_a_restart(work: Work) -> None:
