@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """At most ``rate`` jobs begin in each ``per``, and at most ``running`` run at once, in all workers.
+    """At most ``rate`` jobs begin in any ``per``, and at most ``running`` run at once, in all workers.
 
     Jobs that share a limit are in one partition, whose owner decides alone: so the limit holds across
     workers, and a limited job needs neither a thread nor a connection while it waits. ``key`` is a function
@@ -109,3 +109,9 @@ class Bucket:
         else:
             starts.append(Starts(now, now, 1))
         self._started += 1
+
+    def end(self, begun: int) -> None:
+        """Count a job that has ended. It may have begun later than it was counted, when a thread was free."""
+        self.running -= 1
+        if self.starts:
+            self.starts[-1].last = max(self.starts[-1].last, begun)

@@ -681,7 +681,9 @@ class JobQueue:
         bucket = None if job.record.limit is None else self._bucket(job)
         if bucket is not None and not attempt.counted:
             assert job.record.limit is not None
-            bucket.running -= 1
+            bucket.end(attempt.begun)
+            if bucket.has_rate:
+                self._store.put_limit(job.record.limit, StoredLimit(list(bucket.starts), bucket.closed_until))
             self._limited.opens(job.record.limit, now)
         attempt.counted = True
         error = attempt.error

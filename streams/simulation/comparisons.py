@@ -113,6 +113,10 @@ def _comparison(topology: Topology, node: Node, *, at_least_once: bool) -> str:
     return (EVERY if found.ordered else ANY, LAST, NOT)[min(worst + (worst > 0 and stateful), 2)]
 
 
+def _executes(node: Node) -> bool:
+    return isinstance(node, TopologyStep) and isinstance(node.operator, RunJobs)
+
+
 def _dependence(topology: Topology, node: Node) -> _Dependence:
     by_name = {item.name: item for item in topology.nodes}
     worst, twice, ordered, executed = 0, False, True, False
@@ -128,13 +132,19 @@ def _dependence(topology: Topology, node: Node) -> _Dependence:
             keeps = keeps or bool(at.owns or at.uses)
             if at is not node:
                 # An aggregate forwards intermediate results at commits, from which later steps compute.
-                executed = executed or isinstance(at.operator, RunJobs)
+                executed = executed or _executes(at)
                 ordered = ordered and not at.operator.order_depends_on_slices
                 passed = min(2, passed + at.operator.forwards_at_commits_to(below))
         worst = max(worst, passed)
         waiting += [_Place(by_name[parent], at.name, passed, keeps) for parent in at.parents]
         if isinstance(at, SourceNode):
-            feeding = [sink for sink in topology.sinks if sink.topic in at.topics]
+            # A queue that writes the jobs of its schedules feeds itself.
+            feeding = [
+                sink
+                for sink in topology.sinks
+                if sink.topic in at.topics
+                and not (at.own is not None and any(_executes(by_name[parent]) for parent in sink.parents))
+            ]
             twice = twice or bool(keeps and feeding)
             waiting += [_Place(sink, at.name, passed, keeps) for sink in feeding]
     return _Dependence(worst, twice, ordered, executed)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from streams.app import resources_of_worker
 from streams.broker import NewTopic
-from streams.broker.memory import MemoryAdmin, MemoryBroker, MemoryConsumer
+from streams.broker.memory import MemoryBroker, MemoryConsumer
 from streams.broker.reading import read_to_end
 from streams.errors import (
     FatalBrokerError,
@@ -28,6 +29,7 @@ from streams.runtime.topics import prepare_topics
 from streams.runtime.worker import Worker
 from streams.simulation.resets import commit_position, reset_group
 from streams.state.memory import MemoryDatabase, MemoryDatabases
+from streams.topology.graph import SourceNode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -164,16 +166,6 @@ class _Consumer(MemoryConsumer):
         return polled
 
 
-class _Admin(MemoryAdmin):
-    """Lets the run read the queue's records before they are deleted."""
-
-    run: Run
-
-    def delete_records(self, offsets: Mapping[TopicPartition, int]) -> None:
-        self.run.purging()
-        super().delete_records(offsets)
-
-
 class _Broker(MemoryBroker):
     """A broker that registers the consumers of each process, so that a crash can end them."""
 
@@ -193,11 +185,6 @@ class _Broker(MemoryBroker):
             wall_clock=None,
         )
         self._run = run
-
-    def admin(self) -> MemoryAdmin:
-        admin = _Admin(self._cluster)
-        admin.run = self._run
-        return admin
 
     def consumer(self, settings: GroupSettings) -> MemoryConsumer:
         consumer = _Consumer(self._cluster, settings)
@@ -375,7 +362,7 @@ class Run:
         self._reset_due = False
         self.application = app.name
         self._resources = resources_of_worker(app)
-        self.topology = topology
+        self.topology = _kept(topology)
         self.settings = msgspec.structs.replace(
             app.settings,
             group_instance_id=None,
@@ -411,7 +398,6 @@ class Run:
         self._failure: Exception | None = None
         self._busy = 0
         self._furthest: dict[tuple[str, int], int] = {}
-        self._enqueued: dict[str, bytes] = {}
         self._admin = self.broker.admin()
         own_tables = {table.topic for table in topology.global_tables if table.own is not None}
         self._admin.create_topics(
@@ -523,20 +509,20 @@ class Run:
         """Read the committed records of these topics."""
         return read_to_end(self.broker, topics)
 
-    def enqueued(self) -> Mapping[str, bytes]:
-        """The values of all records of the queue's topic, by the jobs' ids; also of those deleted since."""
-        queue = [topic for topic, kind in self.topology.own_topics.items() if kind.purged]
-        for fetched in self.read(queue):
-            for offset, value in zip(fetched.offsets(), fetched.values(), strict=True):
-                self._enqueued[f"{fetched.partition}-{offset}"] = value or b""
-        return self._enqueued
-
-    def purging(self) -> None:
-        """Records of the queue's topic are about to be deleted."""
-        before, self.acting = self.acting, None
-        hook, self.broker.before = self.broker.before, None
-        self.enqueued()
-        self.acting, self.broker.before = before, hook
+    def enqueued(self) -> dict[str, bytes]:
+        """The values of all records of the queue's topic, by the jobs' ids."""
+        queue = [
+            topic
+            for source in self.topology.sources
+            if source.own is not None
+            for topic in source.topics
+            if isinstance(topic, str)
+        ]
+        return {
+            f"{fetched.partition}-{offset}": value or b""
+            for fetched in self.read(queue)
+            for offset, value in zip(fetched.offsets(), fetched.values(), strict=True)
+        }
 
     def _happen(self, event: Event, process: _Process) -> None:
         self._busy += 1
@@ -663,6 +649,17 @@ class Run:
         producer.flush(1)
         producer.close()
         self.acting = before
+
+
+def _kept(topology: Topology) -> Topology:
+    """The topology with a queue whose records stay: when they are deleted depends on time alone."""
+    nodes = tuple(
+        replace(node, own=replace(node.own, purged=False))
+        if isinstance(node, SourceNode) and node.own is not None
+        else node
+        for node in topology.nodes
+    )
+    return replace(topology, nodes=nodes)
 
 
 def _quiet(topology: Topology) -> tuple[float, int]:

@@ -285,7 +285,6 @@ def _limits(verdict: Verdict, history: History) -> None:
     begun = sorted(attempt.begun.at for attempt in kept if attempt.begun.name == "limited")
     verdict.checked["R"] += len(begun)
     for length in (1_000, 10_000, 60_000):
-        # Up to a burst of ``RATE``, and then at the rate.
         most = RATE + (length + LATE_MILLISECONDS) * RATE // 1_000
         for place, time in enumerate(begun):
             number = bisect_left(begun, time + length) - place
