@@ -24,6 +24,7 @@ from streams.broker.kafka import KafkaBroker
 from streams.broker.reading import read_to_end
 from streams.devstack.kafka import LocalKafka
 from streams.errors import BrokerError, JobPending
+from streams.jobs.job_store import stored_jobs
 from streams.jobs.record import JobEnd, JobRecord, Release, ends_topic, jobs_topic, releases_topic
 from streams.records import Output, TopicPartition
 from streams.runtime.letter import PREFIX
@@ -401,9 +402,8 @@ class JobsCampaign:
                 assert key is not None
                 if not key.startswith(RESERVED):
                     entries[fetched.partition, key] = value
-        # What limits have used stays for as long as it counts.
-        kept = [key for (_, key), value in entries.items() if value is not None and not key.startswith(b"l")]
-        return [f"the store still has {len(kept)} entries, e.g. {kept[0]!r}"] if kept else []
+        kept = list(stored_jobs(entries.items()))
+        return [f"the store still has {len(kept)} jobs, e.g. {kept[0]!r}"] if kept else []
 
     # --- judging
 
