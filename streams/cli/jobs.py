@@ -24,6 +24,7 @@ from streams.cli.job_lines import (
     Until,
     select,
 )
+from streams.cli.job_schedules import schedules
 from streams.cli.letter_lines import iso_time
 from streams.cli.options import AsJson, Servers, Target, into_environment
 from streams.cli.output import out, print_line, warn
@@ -47,6 +48,8 @@ jobs_cli = typer.Typer(
     help="List, show, check, cancel, pause, resume, retry and purge the jobs of an app's queue.",
     no_args_is_help=True,
 )
+
+jobs_cli.command("schedules")(schedules)
 
 Wait = Annotated[float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for the workers.")]
 PausedFunction = Annotated[
