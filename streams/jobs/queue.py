@@ -324,6 +324,11 @@ class JobQueue:
             sum(self._control.pause_of(job.record) is not None for job in waiting),
         )
 
+    @property
+    def overdue(self) -> int:
+        """How many jobs of the worker, in all tasks, run longer than their time limit; from any thread."""
+        return self._executors.overdue
+
     def stop(self) -> None:
         self._become(QueueState.STOPPING)
         for kind in KINDS:

@@ -66,6 +66,11 @@ class QueueMetrics:
             "How long the job that has waited longest has been due; 0 without one.",
             value=max(0, now - min(oldest)) / 1000 if oldest else 0,
         )
+        yield GaugeMetricFamily(
+            "streams_jobs_overdue",
+            "Jobs that run in a thread for longer than their time limit.",
+            value=found[0][1].overdue,
+        )
         ended = CounterMetricFamily(
             "streams_jobs_ended", "Jobs that have ended, by function and ending.", labels=["job", "ending"]
         )

@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
-from streams import App, days, hours, minutes, seconds
+from streams import App, days, hours, milliseconds, minutes, seconds
 from streams.broker.memory import MemoryBroker
 from streams.cli import dead_letters as letters_module, jobs as jobs_module, lag as lag_module
 from streams.cli.main import cli
@@ -59,7 +59,7 @@ class Shop:
                 raise OSError("not\nnow")
             return number
 
-        @app.job(name="wait")
+        @app.job(name="wait", timeout=milliseconds(50))
         def wait(name: str) -> None:
             self.began.append(name)
             deadline = time.monotonic() + WAIT
@@ -338,6 +338,7 @@ def test_the_lag_of_a_queue_is_what_could_run(shop: Shop) -> None:
         assert found["jobs_ended_total", "succeeded", "step"] == 50
         assert found["lag", "0", "shop-jobs"] == 2
         assert found["jobs_oldest_due_seconds",] == 0
+        shop.until(lambda: metrics().get(("jobs_overdue",)) == 2)
         shop.call("pause", "--all")
         shop.call("purge", "--state", "delayed", "--yes")
         shop.until(lambda: ("jobs_delayed", "step") not in metrics())
