@@ -10,10 +10,10 @@ from pathlib import Path
 from streams import App
 from streams.jobs.current import current_job
 
-PREFIX = os.environ["JOBS_PREFIX"]
+PREFIX = os.environ["JOB_OPERATION_PREFIX"]
 GATE = Path(os.environ["JOBS_GATE"])
 
-app = App(f"{PREFIX}-jobs", job_partitions=2)
+app = App(f"{PREFIX}-job_operation", job_partitions=2)
 
 
 @app.job(name="hold", key=lambda key: key)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.kafka
 class Jobs(Copy):
     """The app of ``job_operation_app``."""
 
-    name = "jobs"
+    name = "job_operation"
 
     def __init__(self, servers: str, prefix: str, folder: Path) -> None:
         super().__init__(servers, prefix, folder)
@@ -41,7 +41,7 @@ class Jobs(Copy):
         """``streams jobs`` with these words, for the app."""
         environment = {
             **os.environ,
-            "JOBS_PREFIX": self.prefix,
+            "JOB_OPERATION_PREFIX": self.prefix,
             "STREAMS_BOOTSTRAP_SERVERS": self.servers,
             **self.environment,
         }
@@ -113,8 +113,8 @@ def test_commands_reach_the_workers_that_have_the_jobs(jobs: Jobs) -> None:
     # Both workers know of a job, whichever of them has it.
     for url in jobs.ports():
         jobs.wait_for(partial(jobs.is_in, "running", url, running), 30, f"{url} finds it")
-        status, fields = get(f"{url}/jobs/{behind}")
-        assert (status, fields["state"]) == (200, "held")
+        jobs.wait_for(partial(jobs.is_in, "held", url, behind), 30, f"{url} has read the one behind it")
+        _, fields = get(f"{url}/jobs/{behind}")
         assert fields["why"] == f'key "a" is held by job {running}, which runs'
     listed = [json.loads(line) for line in jobs.command("list", "--json").splitlines()]
     assert {line["id"] for line in listed} == {running, behind, asleep}
