@@ -905,7 +905,10 @@ class JobQueue:
     def _explained(self, offset: int, now: int) -> dict[str, Any] | None:
         job = self._known(offset)
         if job is None:
-            return None
+            if self._next is not None and offset < self._next:
+                return None
+            identifier = str(JobId(self._partition, offset))
+            return {"id": identifier, "state": JobState.WAITING.value, "why": "no worker has read it yet"}
         return unfinished_fields(self._id(job), job.timestamp, self._case(job, now))
 
     def _known(self, offset: int) -> Job | None:

@@ -113,6 +113,8 @@ def test_commands_reach_the_workers_that_have_the_jobs(jobs: Jobs) -> None:
     # Both workers know of a job, whichever of them has it.
     for url in jobs.ports():
         jobs.wait_for(partial(jobs.is_in, "running", url, running), 30, f"{url} finds it")
+        # Also one that was not read yet.
+        assert get(f"{url}/jobs/{behind}")[0] == 200
         jobs.wait_for(partial(jobs.is_in, "held", url, behind), 30, f"{url} has read the one behind it")
         _, fields = get(f"{url}/jobs/{behind}")
         assert fields["why"] == f'key "a" is held by job {running}, which runs'
