@@ -185,7 +185,8 @@ def test_a_run_that_is_ended_leaves_no_process_and_can_be_repeated(
     number: signal.Signals,
 ):
     arguments = ["replay", "run", "replay_app:app", "--from", "earliest", "--as", "x", "--workers", workers]
-    process = start(*arguments, "--max-rate", "100")
+    # At this rate the records of one read take more than a minute, which a stop does not wait for.
+    process = start(*arguments, "--max-rate", "20")
     deadline = time.monotonic() + 120
     children: list[str] = []
     with closing(kafka.admin()) as admin:

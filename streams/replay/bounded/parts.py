@@ -65,7 +65,7 @@ class RunParts:
         self._broker = broker
         self._plan = plan
         self._progress = progress
-        self._throttle = Throttle(plan.max_records, plan.max_bytes)
+        self._throttle = Throttle(plan.max_records, plan.max_bytes, look=lambda: progress(0))
         self._stack = ExitStack()
         try:
             self._open()
