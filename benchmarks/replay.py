@@ -191,7 +191,7 @@ class ReplayBench:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a child runs; its end is left for whoever waits for it."""
+    """Whether a child process runs; its exit status stays available to ``wait``."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     return False

@@ -104,7 +104,7 @@ def show(report: Report, console: Console) -> None:
     console.print("[bold]Survived[/]")
     for event in report.survived:
         console.print(f"  {event}", highlight=False)
-    console.print("[bold]So it is[/]")
+    console.print("[bold]Checks[/]")
     for check in report.checks:
         mark = "[green]yes[/]" if check.holds else "[bold red]NO[/] "
         console.print(f"  {mark} ", end="")

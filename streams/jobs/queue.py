@@ -1175,7 +1175,7 @@ class JobQueue:
 _NEVER = 1 << 62
 
 _UNREPEATED = (Ending.SUCCEEDED, Ending.DUPLICATE)
-"""Endings after which nobody wants to enqueue the job again."""
+"""Endings after which the job cannot be enqueued again."""
 
 
 def _cancelled_by(note: CommandNote) -> JobCancelled:
