@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
-from confluent_kafka.admin import AdminClient, NewTopic, TopicMetadata
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, TopicMetadata
 
 from streams.devstack import kafka
 from streams.devstack.kafka import LocalKafka
@@ -149,6 +149,13 @@ def test_a_killed_node_comes_back_with_its_records(one):
     one.node(1).start()
     assert consume(one, "survivors", 1) == [b"a"]
     assert one.log_files[0].with_suffix(".previous.log").read_text().startswith(first_log)
+    # Timed-out transactions wait until the node leads its partitions again: they would be ended without
+    # markers (KAFKA-20734), and the next commit of the same producer would commit what they wrote.
+    broker = ConfigResource(ConfigResource.Type.BROKER, "1")
+    admin = AdminClient({"bootstrap.servers": one.bootstrap_servers})
+    settings = admin.describe_configs([broker])[broker].result(timeout=10)
+    check = int(settings["transaction.abort.timed.out.transaction.cleanup.interval.ms"].value)
+    assert check > 3 * int(settings["broker.session.timeout.ms"].value)
 
 
 def test_three_nodes_continue_without_one_and_take_it_back(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from streams.devstack.kafka.security import LISTENER
 from streams.errors import ConfigurationError
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streams.local_cluster import Seat
+
+ABORT_CHECK: Final = "transaction.abort.timed.out.transaction.cleanup.interval.ms"
+"""How often a broker looks for transactions that have timed out."""
 
 
 def _listeners(seat: Seat) -> list[str]:
@@ -45,7 +48,7 @@ def server_properties(seats: Sequence[Seat], changes: Mapping[str, object]) -> l
         "group.min.session.timeout.ms": 500,
         "group.consumer.min.session.timeout.ms": 500,
         "group.consumer.min.heartbeat.interval.ms": 100,
-        "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1000,
+        ABORT_CHECK: 1000,
         # Only after this time do a killed node's partitions move to the others, and may the node restart.
         "broker.session.timeout.ms": 3000,
         "broker.heartbeat.interval.ms": 500,
