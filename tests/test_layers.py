@@ -54,7 +54,7 @@ ONLY = {
     "jpype": {"connectors.debezium.jvm"},
     "psycopg": {"connectors.postgres"},
     "jgo": {"devstack.kafka.download", "devstack.registry"},
-    "prometheus_client": {"monitoring.metrics", "monitoring.queue_metrics"},
+    "prometheus_client": {"monitoring.metrics", "monitoring.queue_metrics", "monitoring.scrape"},
     "pyarrow": {"connectors.files.parquet_encoder"},
     "uvicorn": {"queries.http_server"},
     "typer": {"cli"},

@@ -325,6 +325,16 @@ class JobQueue:
         )
 
     @property
+    def places(self) -> int:
+        """How many jobs the worker executes at once, in all tasks; from any thread."""
+        return self._executors.places
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """How long the attempts of each function took that have ended in this worker; from any thread."""
+        return dict(self._executors.seconds)
+
+    @property
     def overdue(self) -> int:
         """How many jobs of the worker, in all tasks, run longer than their time limit; from any thread."""
         return self._executors.overdue
@@ -682,6 +692,8 @@ class JobQueue:
             # An adopted attempt that was reported twice.
             return
         job, _ = self._running.pop(attempt.offset)
+        spent = self._executors.seconds
+        spent[job.record.job] = spent.get(job.record.job, 0.0) + attempt.seconds
         self._undo_slice.settled.append((job, attempt))
         bucket = None if job.record.limit is None else self._bucket(job)
         if bucket is not None and not attempt.counted:

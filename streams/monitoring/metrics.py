@@ -102,6 +102,7 @@ class WorkerMetrics:
         for stage, spent_seconds in seconds.items():
             spent.add_metric([stage], spent_seconds)
         yield spent
+        yield from self._tasks()
         lag = GaugeMetricFamily(
             "streams_lag",
             "Records between the position and the partition's end, and jobs that could run.",
@@ -159,6 +160,23 @@ class WorkerMetrics:
         yield CounterMetricFamily(
             "streams_muted_dropped", "Records and rows dropped while muted.", value=switching.dropped
         )
+
+    def _tasks(self) -> Iterator[Metric]:
+        """What each task takes: the busiest one decides whether more workers would help."""
+        information = GaugeMetricFamily("streams_worker_info", "1.", labels=["app", "worker"])
+        information.add_metric([self._worker.application, self._worker.name], 1)
+        yield information
+        records = CounterMetricFamily(
+            "streams_task_records", "Records read, by task, since the worker has it.", labels=["task"]
+        )
+        seconds = CounterMetricFamily(
+            "streams_task_seconds", "Time spent decoding and processing, by task.", labels=["task"]
+        )
+        for identifier, task in self._worker.tasks.items():
+            records.add_metric([str(identifier)], task.counts.records_in)
+            seconds.add_metric([str(identifier)], sum(task.counts.seconds.values()))
+        yield records
+        yield seconds
 
     def _connectors(self) -> Iterator[Metric]:
         """What connectors report: those that cannot be used, and numbers of the systems that are read."""

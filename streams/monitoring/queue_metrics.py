@@ -71,6 +71,17 @@ class QueueMetrics:
             "Jobs that run in a thread for longer than their time limit.",
             value=found[0][1].overdue,
         )
+        yield GaugeMetricFamily(
+            "streams_jobs_places", "How many jobs the worker executes at once.", value=found[0][1].places
+        )
+        taken = CounterMetricFamily(
+            "streams_jobs_seconds",
+            "Time for which attempts ran that have ended, by function; jobs that run together share it.",
+            labels=["job"],
+        )
+        for job, seconds in found[0][1].seconds.items():
+            taken.add_metric([job], seconds)
+        yield taken
         ended = CounterMetricFamily(
             "streams_jobs_ended", "Jobs that have ended, by function and ending.", labels=["job", "ending"]
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from streams.broker import BEGINNING, GroupSettings, NewTopic
+from streams.broker.reading import read_to_end
 from streams.errors import BrokerError, BrokerUnreachable, Retriable, TopicMissing
 from streams.events import Event, get_logger
 from streams.records import Output, TopicPartition
@@ -445,6 +446,26 @@ class Replicas:
                 records=self._skips,
             )
             self._skips_logged_at, self._skips = now, 0
+
+
+def read_replicas(broker: Broker, application: str) -> dict[str, Replica]:
+    """Read the directory once, as another program: the records of an app's workers, by their names.
+
+    A worker that was killed is in it until another one has its name. Records that are not a worker's are left
+    out. Raises ``TopicError`` if the app has no directory, and ``BrokerError``.
+    """
+    found: dict[str, Replica] = {}
+    for fetched in read_to_end(broker, [f"{application}-replicas"]):
+        for key, value in zip(fetched.keys(), fetched.values(), strict=True):
+            try:
+                name = _name_of(key)
+                replica = _decoded(value)
+            except ValueError:
+                continue
+            found.pop(name, None)
+            if replica is not None:
+                found[name] = replica
+    return found
 
 
 def _places(replica: Replica) -> list[tuple[str, int | str]]:

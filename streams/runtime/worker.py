@@ -256,6 +256,8 @@ class Worker:
         self._ends_known = -float("inf")
 
         # Read by metrics.
+        self.application = application
+        self.name = worker
         self.stages = Stages()
         self.observe_commit: Callable[[float], None] = _ignore
         """Called with the duration of each commit, in seconds."""

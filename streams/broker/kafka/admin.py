@@ -352,23 +352,28 @@ class KafkaAdmin:
 
     def broker_setting(self, name: str) -> str:
         """A setting of any broker; empty if it is unknown or may not be read."""
-        for broker in self._metadata().brokers:
-            resource = ConfigResource(ResourceType.BROKER, str(broker))
-            asked = self._client.describe_configs([resource], request_timeout=ELSEWHERE_SECONDS)
-            try:
-                entry = asked[resource].result().get(name)
-            except KafkaException as error:
-                if error.args[0].code() in UNREACHABLE:
-                    continue
-                log.warning(
-                    "broker setting %s cannot be read (%s): using the classic group protocol; "
-                    "to choose it, set group_protocol",
-                    name,
-                    error.args[0].name(),
-                )
-                return ""
-            return entry.value or "" if entry is not None else ""
-        raise BrokerUnreachable(f"no broker of {self._servers} answers (broker setting {name})")
+        deadline, timeout = time.monotonic() + ANY_SECONDS, ELSEWHERE_SECONDS
+        while True:
+            for broker in self._metadata().brokers:
+                resource = ConfigResource(ResourceType.BROKER, str(broker))
+                asked = self._client.describe_configs([resource], request_timeout=timeout)
+                try:
+                    entry = asked[resource].result().get(name)
+                except KafkaException as error:
+                    if error.args[0].code() in UNREACHABLE:
+                        continue
+                    log.warning(
+                        "broker setting %s cannot be read (%s): using the classic group protocol; "
+                        "to choose it, set group_protocol",
+                        name,
+                        error.args[0].name(),
+                    )
+                    return ""
+                return entry.value or "" if entry is not None else ""
+            if time.monotonic() > deadline:
+                raise BrokerUnreachable(f"no broker of {self._servers} answers (broker setting {name})")
+            # The first time-out is short, as another broker may answer; a busy one needs longer.
+            timeout = min(2 * timeout, REQUEST_SECONDS)
 
     def close(self) -> None:
         groups, self._groups = self._groups, {}

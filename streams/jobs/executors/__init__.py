@@ -34,6 +34,10 @@ class Attempt:
     result: bytes = b""
     """The result as JSON, if there is no error."""
     error: BaseException | None = None
+    share: int = 1
+    """How many jobs are executed together with it, itself included."""
+    seconds: float = 0.0
+    """Its part of the time that the function took."""
     counted: bool = False
     """Whether its end was counted for its limit."""
     finished: bool = False
@@ -63,6 +67,8 @@ class Attempt:
 
     def finish(self) -> None:
         """Report the outcome, in whatever thread."""
+        if self.begun:
+            self.seconds = max(0, time.time_ns() // 1_000_000 - self.begun) / 1000 / self.share
         # In this order: see ``adopt``.
         self.finished = True
         self.ended.append(self)

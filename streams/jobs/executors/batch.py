@@ -41,6 +41,7 @@ class BatchAttempt(Attempt):
     def begin(self) -> None:
         for item in self.items:
             item.begin()
+            item.share = len(self.items)
 
     def enter(self) -> None:
         enter_jobs([item.current for item in self.items], together=True)

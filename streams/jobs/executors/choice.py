@@ -42,6 +42,8 @@ class Executors:
         self._made: dict[ExecutorKind, Executor] = {}
         self.ended_counts: Counter[tuple[str, Ending]] = Counter()
         """How many jobs have ended in this worker, by function and ending."""
+        self.seconds: dict[str, float] = {}
+        """How long the attempts of each function took that have ended in this worker, together."""
         self._left: dict[str, Attempt] = {}
         """Attempts that run although their task was closed, by the idempotency keys of their jobs."""
 
@@ -51,6 +53,11 @@ class Executors:
         if found is None:
             found = self._made[kind] = _MAKE[kind](self._concurrency)
         return found
+
+    @property
+    def places(self) -> int:
+        """How many jobs are executed at once, by the executors that are used; from any thread."""
+        return self._concurrency * max(1, len(self._made))
 
     def leave(self, attempts: Iterable[Attempt]) -> None:
         """Let attempts run whose task is closed: its partition was given away, and may come back."""

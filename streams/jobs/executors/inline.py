@@ -26,6 +26,7 @@ class InlineExecutor:
         self._clock = clock
         self._failures = failures
         self.ended_counts: Counter[tuple[str, Ending]] = Counter()
+        self.seconds: dict[str, float] = {}
         self._waiting: deque[Attempt] = deque()
 
     @property
@@ -36,6 +37,11 @@ class InlineExecutor:
     @property
     def free(self) -> int:
         return 1_000_000
+
+    @property
+    def places(self) -> int:
+        """One, as jobs are executed one after another."""
+        return 1
 
     @property
     def overdue(self) -> int:
