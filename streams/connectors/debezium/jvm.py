@@ -22,7 +22,7 @@ _LEVELS: Final = {"WARN": logging.WARNING, "ERROR": logging.ERROR, "FATAL": logg
 _APPENDER: Final = "python"
 _INSTALL: Final = "pip install 'streams[debezium]'"
 
-_ELEMENT_LOST: Final = re.compile(r"Unexpected .*value for .*-element\b")
+_ELEMENT_LOST: Final = re.compile(r"Unexpected .*value for .*-element\b", re.DOTALL)
 """What Debezium says when it gives null for an element of an array; it is no failure to it."""
 
 _starting = threading.Lock()
@@ -33,13 +33,22 @@ _engines: set[Any] = set()
 _folders: list[Path | None] = []
 """The ``jars`` that the running Java runtime was started with."""
 
+_log_contexts: list[Any] = []
+"""Log4j's own object of its loggers and appenders, held here because Log4j holds it weakly until the first
+logger is made: one that a collection of Java takes is made again, without Python's appender."""
+
+_PROBE: Final = "Do Java's warnings reach Python?"
+_probes: list[str] = []
+"""The probes that have reached Python's appender."""
+
 
 def start(jars: Path | None = None) -> None:
     """Start the Java runtime unless it is running.
 
     ``jars`` is a folder with all of Debezium, for another version or connector than those of the extra. To be
     called in the main thread, which outlives all others: the runtime may use the stack of the thread that
-    started it. Raises ``ConnectorError`` when the packages are missing, or other jars are in use.
+    started it. Raises ``ConnectorError`` when the packages are missing, other jars are in use, or warnings of
+    Java code do not reach Python: of some values it is only told so that they were lost.
     """
     with _starting:
         jpype = _jpype()
@@ -60,6 +69,8 @@ def start(jars: Path | None = None) -> None:
                 # Drivers read dates and times without a zone in that of the process: not all exist there.
                 "-Duser.timezone=UTC",
                 "-Dlog4j2.level=WARN",
+                # Whatever the environment says: one that logs in other threads tells of lost values too late.
+                "-Dlog4j2.contextSelector=org.apache.logging.log4j.core.selector.ClassLoaderContextSelector",
                 # It would call Python's appender while the interpreter ends.
                 "-Dlog4j2.shutdownHookEnabled=false",
                 "--enable-native-access=ALL-UNNAMED",
@@ -82,6 +93,7 @@ def start(jars: Path | None = None) -> None:
                 f"of this process has those of {_folders[0] or 'the extra'}",
                 hint="run the sources in two apps, or give both the same jars=",
             )
+        _check_logs()
 
 
 def java_class(name: str) -> Any:
@@ -154,9 +166,9 @@ def _close_all() -> None:
     for engine in list(_engines):
         engine.close()
     # What Java threads still log must not reach an interpreter that ends.
-    context = _log_context(_jpype())
-    context.getConfiguration().getRootLogger().removeAppender(_APPENDER)
-    context.updateLoggers()
+    for context in _log_contexts:
+        context.getConfiguration().getRootLogger().removeAppender(_APPENDER)
+        context.updateLoggers()
     # JPype's thread that releases Python's objects would call an interpreter that ends: it would abort.
     java_class("org.jpype.ref.JPypeReferenceQueue").getInstance().stop()
 
@@ -235,6 +247,9 @@ def _route_logs(jpype: Any) -> None:
     def append(event: Any) -> None:
         error = event.getThrown()
         message = str(event.getMessage().getFormattedMessage())
+        if message == _PROBE:
+            _probes.append(message)
+            return
         if _ELEMENT_LOST.match(message):
             thread = str(event.getThreadName())
             for engine in list(_engines):
@@ -264,7 +279,11 @@ def _route_logs(jpype: Any) -> None:
             "isStopped": lambda: False,
         },
     )
-    context = _log_context(jpype)
+    loader = jpype.JClass("java.lang.ClassLoader").getSystemClassLoader()
+    context = jpype.JClass("org.apache.logging.log4j.LogManager").getContext(loader, False)
+    _log_contexts.append(context)
+    # Instead of what a file may configure, which the environment names or a jar has in it.
+    context.reconfigure(jpype.JClass("org.apache.logging.log4j.core.config.DefaultConfiguration")())
     root = context.getConfiguration().getRootLogger()
     for name in list(root.getAppenders().keySet()):
         root.removeAppender(name)
@@ -273,6 +292,13 @@ def _route_logs(jpype: Any) -> None:
     context.updateLoggers()
 
 
-def _log_context(jpype: Any) -> Any:
-    loader = jpype.JClass("java.lang.ClassLoader").getSystemClassLoader()
-    return jpype.JClass("org.apache.logging.log4j.LogManager").getContext(loader, False)
+def _check_logs() -> None:
+    """Raise ``ConnectorError`` unless a warning that Debezium would log now reaches Python, in its thread."""
+    _probes.clear()
+    java_class("org.slf4j.LoggerFactory").getLogger("io.debezium.connector").warn(_PROBE)
+    if not _probes:
+        raise ConnectorError(
+            "warnings of Debezium do not reach Python: values that it cannot convert would be lost unnoticed",
+            hint="let no other code in this process change Log4j's levels or appenders, and have no other "
+            "binding of SLF4J in jars= than log4j-slf4j2-impl",
+        )

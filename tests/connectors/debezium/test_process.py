@@ -141,3 +141,76 @@ print(len(complete))
 def test_collections_of_java_are_not_followed_by_complete_ones_of_python():
     process = subprocess.run([sys.executable, "-c", COLLECTED], stdout=subprocess.PIPE, text=True, check=True)
     assert int(process.stdout) < 5, "20 of Java"
+
+
+LOSING = """
+import sys
+from streams.connectors.debezium import Debezium, jvm
+from streams.errors import ConnectorError
+from tests.support.captured import Captured
+
+jvm.start()
+jvm.java_class("java.lang.System").gc()
+source = Captured(Debezium.postgres(sys.argv[1], ["t"]))
+try:
+    source.count(2)
+except ConnectorError as error:
+    print(error)
+print([change.after for change in source.changes])
+source.close()
+"""
+
+LOG4J = """<?xml version="1.0"?>
+<Configuration>
+  <Appenders><Console name="own"/></Appenders>
+  <Loggers>
+    <Logger name="io.debezium" level="off" additivity="false"/>
+    <Root level="error"><AppenderRef ref="own"/></Root>
+  </Loggers>
+</Configuration>
+"""
+
+
+@pytest.mark.parametrize(
+    "variables", [{}, {"LOG4J_CONFIGURATION_FILE": "log4j.xml"}], ids=["defaults", "configured"]
+)
+def test_a_lost_value_stops_the_source_whatever_became_of_java_logging(database, db, tmp_path, variables):
+    """Debezium tells of it by a warning alone.
+
+    Nothing but Python knew of the place where it goes before Debezium had a logger: Java's next collection
+    took it. JPype begins one whenever the process has grown.
+    """
+    db.execute("create table t(id int primary key, v int[]); alter table t replica identity full")
+    db.execute("insert into t values (1, '{{1}}')")
+    (tmp_path / "log4j.xml").write_text(LOG4J)
+    process = subprocess.run(
+        [sys.executable, "-c", LOSING, database],
+        cwd=Path(__file__).parents[3],
+        env=os.environ | {name: str(tmp_path / file) for name, file in variables.items()},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    error, changes = process.stdout.splitlines()
+    assert "several dimensions" in error
+    assert changes == "[]"
+
+
+SILENCED = """
+from streams.connectors.debezium import jvm
+from streams.errors import ConnectorError
+
+jvm.start()
+level = jvm.java_class("org.apache.logging.log4j.Level")
+for logger in ("io.debezium", "io.debezium.connector"):
+    jvm.java_class("org.apache.logging.log4j.core.config.Configurator").setLevel(logger, level.OFF)
+try:
+    jvm.start()
+except ConnectorError as error:
+    print(error)
+"""
+
+
+def test_no_source_starts_where_debezium_cannot_warn():
+    process = subprocess.run([sys.executable, "-c", SILENCED], stdout=subprocess.PIPE, text=True, check=True)
+    assert process.stdout.startswith("warnings of Debezium do not reach Python"), process.stdout

@@ -221,7 +221,7 @@ def test_an_array_with_several_dimensions_stops_the_source(db, capture, kind, ph
         source.streaming()
         db.execute(insert)
     with pytest.raises((ConnectorError, StateError), match="several dimensions"):
-        source.until(lambda: len(source.changes) > 1, deadline=15)
+        source.until(lambda: len(source.changes) > 1)
     assert len(source.changes) < 2
 
 
