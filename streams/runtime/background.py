@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from streams.records import TopicPartition
     from streams.runtime.task import Task
 
 LONGEST_SECONDS = 0.1
 """How long a poll may wait without background work."""
+
+HANDOVER_SECONDS = 3.0
+"""How long what runs may take to end before its task is given away. The worker's input waits meanwhile."""
+
+LOOK_SECONDS = 0.005
+"""How often it is looked for what has ended then."""
 
 
 class Background:
@@ -28,17 +35,31 @@ class Background:
 
     def poll_seconds(self, tasks: Iterable[Task]) -> float:
         """How long a poll may wait for records."""
-        return min(
-            (task.background_wait for task in tasks if task.has_background_work), default=LONGEST_SECONDS
-        )
+        return min((task.background_wait for task in _working(tasks)), default=LONGEST_SECONDS)
 
     def finished(self, tasks: Collection[Task]) -> list[Task]:
         """The tasks with background work, each of them first in turn: they share what executes it."""
-        working = [task for task in tasks if task.has_background_work]
+        working = _working(tasks)
         if not working:
             return []
         self._turn = (self._turn + 1) % len(working)
         return working[self._turn :] + working[: self._turn]
+
+    def hand_over(
+        self, leaving: Iterable[Task], collect: Callable[[], bool], clock: Callable[[], float], until: float
+    ) -> None:
+        """Begin nothing more of tasks that are given away, and wait until what runs has ended.
+
+        Otherwise the next owner would begin it again, and at once. ``collect`` takes what has finished, and
+        returns whether it may be called again. What has not ended at ``until`` is left to the next owner.
+        """
+        working = [task for task in leaving if task.has_background_work]
+        for task in working:
+            task.stop_background_work()
+        while working and collect():
+            if clock() >= until or not any(task.running_in_background for task in working):
+                return
+            time.sleep(LOOK_SECONDS)
 
     def backpressure(
         self, held: Mapping[TopicPartition, Task]
@@ -59,3 +80,12 @@ class Background:
             elif self._paused.pop(partition, None) is not None:
                 resume.append(partition)
         return pause, resume
+
+
+def _working(tasks: Iterable[Task]) -> list[Task]:
+    """Those with background work that may begin and end.
+
+    Only offsets fence: what a task without a position writes would be committed without its stores, and also
+    by a worker that has lost its partitions. (I5)
+    """
+    return [task for task in tasks if task.has_background_work and task.positions]

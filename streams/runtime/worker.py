@@ -24,7 +24,7 @@ from streams.events import Event, get_logger
 from streams.operators.guard import Interrupted
 from streams.records import TopicPartition
 from streams.runtime.assignment import Assignment
-from streams.runtime.background import Background
+from streams.runtime.background import HANDOVER_SECONDS, Background
 from streams.runtime.cleanup import Cleanup
 from streams.runtime.connector_check import ConnectorCheck
 from streams.runtime.counts import Counts
@@ -225,6 +225,7 @@ class Worker:
             make_task=self._make_task,
             consumer=lambda: self._consumer,
             commit=self._commit,
+            hand_over=self._hand_over,
             may_commit=lambda: self._state in (State.RUNNING, State.STOPPING),
             notes_beginnings=settings.offset_reset == "latest",
             clock=clock,
@@ -954,6 +955,35 @@ class Worker:
             self._consumer.pause(pause)
         if resume:
             self._consumer.resume(resume)
+
+    def _hand_over(self, leaving: Collection[Task]) -> None:
+        """Let the background work of tasks end that a rebalance gives away, and take it, in its callback."""
+        longest = min(HANDOVER_SECONDS, self._settings.poll_deadline / 10)
+        until = min(self._clock() + longest, self._stop_by)
+        self._background.hand_over(leaving, self._collect_in_callback, self._clock, until)
+
+    def _collect_in_callback(self) -> bool:
+        """Take what steps have finished, that of tasks that stay as well: they would have to wait.
+
+        A slice may be open, in the middle of which the group was polled: not of these tasks, whose steps do
+        not poll it. Returns whether the transaction goes on.
+        """
+        for task in self._background.finished(self._assignment.tasks.values()):
+            if self._transaction.must_rewind:
+                return False
+            if task is self._slice.task:
+                continue
+            try:
+                if task.collect():
+                    self._write(task)
+                    self._transaction.processed()
+            except UNFINISHED as error:
+                self._transaction.failed(error)
+            except Interrupted:
+                return False
+            if self._overdue():
+                self._commit()
+        return not self._transaction.must_rewind
 
     def _finish_background_work(self) -> None:
         """Begin no more work in the background, and wait for what runs, at most half of the time to stop.
