@@ -330,6 +330,9 @@ class JobQueue:
         """How many jobs of the worker, in all tasks, run longer than their time limit; from any thread."""
         return self._executors.overdue
 
+    def confirm(self, until: float) -> None:
+        self._executors.confirm(until)
+
     def stop(self) -> None:
         self._become(QueueState.STOPPING)
         for kind in KINDS:

@@ -41,6 +41,9 @@ class BackgroundWork(Protocol):
     def reached(self, partition: TopicPartition, end: int) -> None:
         """All records of an input partition before its end were read, as far as they exist."""
 
+    def confirm(self, until: float) -> None:
+        """The worker has its partitions now: what waits may begin until that time on the monotonic clock."""
+
     def stop(self) -> None:
         """Begin nothing new; what runs may finish."""
 

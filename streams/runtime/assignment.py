@@ -582,8 +582,8 @@ class Assignment:
 
     # --- committed offsets
 
-    def offsets(self) -> dict[TopicPartition, int]:
-        """The next offsets to commit."""
+    def offsets(self, *, confirm: bool = False) -> dict[TopicPartition, int]:
+        """The next offsets to commit; with ``confirm`` all of tasks with background work."""
         offsets: dict[TopicPartition, int] = {}
         for task in self.tasks.values():
             reached = task.offsets
@@ -600,7 +600,7 @@ class Assignment:
             # Only offsets fence, so changes of state must never be committed without them, nor outcomes.
             fenced = task.staged or task.retried or task.delivered
             assert not fenced or reached, f"task {task.id} has changes and no offsets"  # I5
-            offsets |= reached if fenced else moved
+            offsets |= reached if fenced or (confirm and task.has_background_work) else moved
         return offsets
 
     def offset_metadata(self, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, str]:

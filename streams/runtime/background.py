@@ -22,11 +22,42 @@ LOOK_SECONDS = 0.005
 
 
 class Background:
-    """Which tasks have finished work, and whose input is paused because too much is unfinished."""
+    """Which tasks have finished work, and whose input is paused because too much is unfinished.
 
-    def __init__(self) -> None:
+    Also how long work may begin: a process that was frozen may have lost its partitions, and its other
+    threads continue before it can know. So nothing begins once the worker's thread has done nothing for
+    ``longest_pause`` seconds, until a commit has confirmed that it is still a member of its group. ``clock``
+    is the worker's, which may be simulated; other threads compare with the system's.
+    """
+
+    def __init__(self, longest_pause: float, clock: Callable[[], float]) -> None:
         self._paused: dict[TopicPartition, Task] = {}
         self._turn = 0
+        self._longest_pause = longest_pause
+        self._clock = clock
+        self._alive: float | None = None
+        """When the worker's thread has last been here."""
+        self._seen = 0.0
+        """The same, on the system's clock."""
+        self._doubtful = False
+
+    def doubtful(self) -> bool:
+        """Whether the worker's thread has paused for so long that it may have lost its partitions.
+
+        To be called all the time: the pause is that since the last call.
+        """
+        now, self._seen = self._clock(), time.monotonic()
+        if self._alive is not None and now - self._alive > self._longest_pause:
+            self._doubtful = True
+        self._alive = now
+        return self._doubtful
+
+    def confirm(self, tasks: Iterable[Task]) -> None:
+        """The worker had its partitions at the last call of ``doubtful``: work may begin for a while."""
+        self._doubtful = False
+        for task in tasks:
+            for work in task.background_work:
+                work.confirm(self._seen + self._longest_pause)
 
     @property
     def paused(self) -> frozenset[TopicPartition]:

@@ -196,7 +196,8 @@ class Worker:
             clock=clock,
         )
         self._sources = Sources(topology, application, clock)
-        self._background = Background()
+        # Before the pause, the last heartbeat may have been as long ago as it takes until the next one.
+        self._background = Background(settings.session_timeout / 3, clock)
         self._connector_check = ConnectorCheck(
             topology, application, self._sinks.contexts, self._sinks.unreachable, self._pause
         )
@@ -830,8 +831,12 @@ class Worker:
             and not self._sources.backlog
         )
 
-    def _commit(self) -> None:
-        """Commit the completed slices, or note that the input has to be read again."""
+    def _commit(self, *, confirm: bool = False) -> None:
+        """Commit the completed slices, or note that the input has to be read again.
+
+        With ``confirm``, offsets of tasks with background work as well that have not moved: a commit succeeds
+        only while the worker is a member of the group.
+        """
         if self._transaction.must_rewind:
             return
         begun = self._clock()
@@ -846,7 +851,7 @@ class Worker:
             )
             self._write_to_sinks()
             retried = [] if self._retries is None else self._retries.write_outcomes()
-            offsets = self._assignment.offsets() | stopped
+            offsets = self._assignment.offsets(confirm=confirm) | stopped
             metadata = self._assignment.offset_metadata(offsets)
             if self._switching is not None:
                 metadata = self._switching.add_tokens(metadata, stopped)
@@ -945,6 +950,9 @@ class Worker:
 
     def _collect_background_work(self) -> None:
         """Take what steps have finished outside of this thread, and pause the input of full ones."""
+        self._confirm_partitions()
+        if self._transaction.must_rewind:
+            return
         for task in self._background.finished(self._assignment.tasks.values()):
             self._without_input(task, task.collect)
             if self._overdue():
@@ -955,6 +963,15 @@ class Worker:
             self._consumer.pause(pause)
         if resume:
             self._consumer.resume(resume)
+
+    def _confirm_partitions(self) -> None:
+        """Let background work go on to begin; after a long pause only once a commit has shown that it may."""
+        tasks = [task for task in self._assignment.tasks.values() if task.has_background_work]
+        if self._background.doubtful() and tasks:
+            self._commit(confirm=True)
+            if self._transaction.must_rewind:
+                return
+        self._background.confirm(tasks)
 
     def _hand_over(self, leaving: Collection[Task]) -> None:
         """Let the background work of tasks end that a rebalance gives away, and take it, in its callback."""

@@ -14,9 +14,11 @@ import streams.runtime.worker
 from streams import App, current_job
 from streams.app import resources_of_worker
 from streams.jobs.job_store import stored_jobs
+from streams.jobs.queue import JobQueue
 from streams.jobs.record import JobEnd, JobRecord
 from streams.records import Output, TopicPartition
 from tests.support.cluster import MemoryCluster
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from streams.runtime.worker import Worker
 
 SECONDS = 30.0
+SESSION = 1.5
+THREADS = 4
 QUEUE = TopicPartition("shop-jobs", 0)
 
 
@@ -35,12 +39,15 @@ class Owners:
         self.app = app = App(
             "shop",
             job_partitions=partitions,
-            job_concurrency=4,
+            job_concurrency=THREADS,
             commit_interval=0.02,
             out_of_range_reset="earliest",
+            session_timeout=SESSION,
         )
         self.cluster = MemoryCluster({}, real_time=True)
         self.workers: dict[Worker, Resources] = {}
+        """Those that take turns, with their executors."""
+        self.started = 0
         self.clock_ahead = 0
         """How many milliseconds the workers' wall clock is ahead of the system's."""
         self.late = False
@@ -71,8 +78,9 @@ class Owners:
 
     def start(self) -> Worker:
         worker = self.cluster.make_worker(
-            self.app, f"worker-{len(self.workers)}", partitions=self.counts, wall_clock=self.now
+            self.app, f"worker-{self.started}", partitions=self.counts, wall_clock=self.now
         )
+        self.started += 1
         revoked = worker.revoked
 
         def give_away(partitions: Sequence[TopicPartition]) -> None:
@@ -103,11 +111,11 @@ class Owners:
     def now(self) -> int:
         return time.time_ns() // 1_000_000 + self.clock_ahead
 
-    def kill(self, worker: Worker) -> None:
-        """End a worker's session, and let it do nothing any more."""
+    def freeze(self, worker: Worker) -> Resources:
+        """End a worker's session, and let its own thread do nothing any more; return its executors."""
         self.until(lambda: not worker.status.dirty)
-        self.workers.pop(worker)
         self.cluster.expire(worker)
+        return self.workers.pop(worker)
 
     def enqueue(
         self, *numbers: int, key: str | None = None, due: int | None = None, partition: int = 0
@@ -138,6 +146,11 @@ class Owners:
     def turns(self, count: int = 30) -> None:
         for _ in range(count):
             self.turn()
+
+    def taken(self, worker: Worker) -> int:
+        """How many attempts run, or wait for a thread."""
+        queues = [work for task in worker.tasks.values() for work in task.background_work]
+        return sum(queue.numbers().running.total() for queue in queues if isinstance(queue, JobQueue))
 
     def ends(self) -> list[int]:
         """The results in the order in which they were committed."""
@@ -201,7 +214,7 @@ def test_records_that_arrive_late_are_waited_for(owners: Owners) -> None:
     first = owners.start()
     owners.enqueue(1, 2)
     owners.until(lambda: owners.ends() == [2])
-    owners.kill(first)
+    owners.freeze(first)
     owners.late = True
     second = owners.start()
     owners.until(lambda: second.tasks)
@@ -221,7 +234,7 @@ def test_records_that_were_deleted_are_not_waited_for(owners: Owners) -> None:
     owners.enqueue(1, 2)
     owners.until(lambda: owners.ends() == [2])
     assert owners.committed() == 1
-    owners.kill(first)
+    owners.freeze(first)
     owners.cluster.admin.delete_records({QUEUE: 3})
     owners.clock_ahead += 60_000
     owners.start()
@@ -234,7 +247,7 @@ def test_nothing_is_committed_without_the_store_before_any_record_was_read(owner
     first = owners.start()
     owners.enqueue(2, due=owners.now() + 60_000)
     owners.until(owners.stored)
-    owners.kill(first)
+    owners.freeze(first)
     owners.clock_ahead += 60_000
     owners.late = True
     second = owners.start()
@@ -246,3 +259,43 @@ def test_nothing_is_committed_without_the_store_before_any_record_was_read(owner
     owners.until(owners.ends)
     assert not owners.stored()
     assert owners.begun == [2]
+
+
+def test_what_waits_for_a_thread_does_not_begin_in_a_worker_that_was_frozen(owners: Owners) -> None:
+    frozen = owners.start()
+    # Short jobs let the executor take more than it has threads for.
+    owners.enqueue(*range(10, 30))
+    owners.until(lambda: len(owners.ends()) == 20)
+    owners.enqueue(*[1] * THREADS, *range(40, 60))
+    owners.until(lambda: owners.begun.count(1) == THREADS and owners.taken(frozen) > THREADS)
+    resources = owners.freeze(frozen)
+    thawed = time.monotonic() + SESSION
+    wait_until(lambda: time.monotonic() >= thawed)
+    # Its threads have nothing else to do now, and cannot know that the partition is another one's.
+    owners.go.set()
+    owners.start()
+    owners.until(lambda: len(owners.ends()) == 40 + THREADS)
+    owners.workers[frozen] = resources
+    owners.turns()
+    counts = Counter(owners.begun)
+    assert counts.pop(1) == 2 * THREADS
+    assert set(counts.values()) == {1}
+
+
+def test_after_a_long_pause_what_waits_begins_once_a_commit_has_confirmed_the_partition(
+    owners: Owners,
+) -> None:
+    worker = owners.start()
+    owners.enqueue(*range(10, 30))
+    owners.until(lambda: len(owners.ends()) == 20)
+    owners.enqueue(*[1] * THREADS, *range(40, 60))
+    owners.until(lambda: owners.begun.count(1) == THREADS and owners.taken(worker) > THREADS)
+    owners.until(lambda: not worker.status.dirty)
+    paused, commits = time.monotonic() + SESSION, worker.status.commits
+    wait_until(lambda: time.monotonic() >= paused)
+    assert len(owners.begun) == 20 + THREADS
+    owners.turn()
+    assert worker.status.commits == commits + 1
+    owners.go.set()
+    owners.until(lambda: len(owners.ends()) == 40 + THREADS)
+    assert set(Counter(owners.begun).values()) == {1, THREADS}
