@@ -288,7 +288,8 @@ class JobQueue:
         return max(0, due - self._clock())
 
     def is_full(self) -> bool:
-        return len(self._open) >= MOST_OPEN
+        # What is read again was in memory before, and nothing begins before all of it is.
+        return len(self._open) >= MOST_OPEN and self._state is not QueueState.RECOVERING
 
     def first_unfinished(self, partition: TopicPartition) -> int | None:  # noqa: ARG002 - it reads one only
         first = next(iter(self._open), None)

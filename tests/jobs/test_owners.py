@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+import streams.jobs.queue
 import streams.runtime.worker
 from streams import App, current_job
 from streams.app import resources_of_worker
@@ -43,6 +44,7 @@ class Owners:
             commit_interval=0.02,
             out_of_range_reset="earliest",
             session_timeout=SESSION,
+            max_poll_records=4,
         )
         self.cluster = MemoryCluster({}, real_time=True)
         self.workers: dict[Worker, Resources] = {}
@@ -226,6 +228,20 @@ def test_records_that_arrive_late_are_waited_for(owners: Owners) -> None:
     owners.go.set()
     owners.until(lambda: len(owners.ends()) == 2)
     assert owners.ends() == [2, 1]
+
+
+def test_more_unfinished_records_than_are_read_at_once_are_all_read_again(
+    owners: Owners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = owners.start()
+    # One ends, so that the others are listed as unfinished.
+    owners.enqueue(*[1] * (THREADS - 1), 9, *[1] * THREADS, *range(10, 30))
+    owners.until(lambda: owners.ends() == [9] and first.progress[QUEUE].at_end)
+    owners.freeze(first)
+    monkeypatch.setattr(streams.jobs.queue, "MOST_OPEN", 5)
+    owners.start()
+    owners.go.set()
+    owners.until(lambda: len(owners.ends()) == 20 + 2 * THREADS)
 
 
 def test_records_that_were_deleted_are_not_waited_for(owners: Owners) -> None:
