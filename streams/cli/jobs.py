@@ -29,6 +29,7 @@ from streams.cli.letter_lines import iso_time
 from streams.cli.options import AsJson, Servers, Target, into_environment
 from streams.cli.output import out, print_line, warn
 from streams.errors import ConfigurationError, JobUnknown
+from streams.jobs.applied import Applied
 from streams.jobs.commands import MOST_JOBS, Action, Command, scope_text
 from streams.jobs.fields import end_fields, end_sentence
 from streams.jobs.reasons import JobState
@@ -189,10 +190,14 @@ def pause(
     *,
     key: PausedKey = None,
     everything: Everything = False,
+    wait: Wait = 5.0,
     bootstrap_servers: Servers = None,
 ) -> None:
-    """Let no more jobs of a function or key begin, until they are resumed; those that run may finish."""
-    _control(Action.PAUSE, target, function, key, bootstrap_servers, everything=everything)
+    """Let no more jobs of a function or key begin, until they are resumed; those that run may finish.
+
+    It returns once all workers do so. If no worker runs, nothing of them begins when one starts.
+    """
+    _control(Action.PAUSE, target, function, key, bootstrap_servers, everything=everything, wait=wait)
 
 
 @jobs_cli.command("resume")
@@ -202,10 +207,11 @@ def resume(
     *,
     key: PausedKey = None,
     everything: Everything = False,
+    wait: Wait = 5.0,
     bootstrap_servers: Servers = None,
 ) -> None:
     """End the pause of a function, a key, or of all jobs: that very pause, not others that a job is in."""
-    _control(Action.RESUME, target, function, key, bootstrap_servers, everything=everything)
+    _control(Action.RESUME, target, function, key, bootstrap_servers, everything=everything, wait=wait)
 
 
 @jobs_cli.command("retry")
@@ -313,6 +319,7 @@ def _control(
     bootstrap_servers: str | None,
     *,
     everything: bool,
+    wait: float,
 ) -> None:
     app = _app(target, bootstrap_servers)
     if (function is not None) + (key is not None) + everything != 1:
@@ -323,12 +330,16 @@ def _control(
             f"this program has no function {function!r}; there are: {', '.join(sorted(queue.jobs)) or 'none'}"
         )
     command = _command(action, function=function, key=key)
+    applied = Applied(app.broker(), app.name)
     try:
-        queue.client.command([command])
+        offset = queue.client.command([command])
     finally:
         queue.client.close()
+    left = applied.wait(offset, wait) if wait and applied.expected else 0
     text = scope_text(command.scope)
     out.print(f"{text}: {'paused' if action is Action.PAUSE else 'resumed'}", highlight=False, markup=False)
+    if left:
+        warn(f"{left} partitions of the queue have not applied it within {wait:g} s; they will")
 
 
 def _find(app: App, job: JobId) -> dict[str, Any]:

@@ -295,6 +295,11 @@ def ranges(offsets: Iterable[int]) -> list[tuple[int, int]]:
     return found
 
 
+def command_position_of(key: bytes | None, payload: bytes) -> int | None:
+    """One past the last applied command, if this is the entry that says so."""
+    return int(_OFFSET.unpack(payload)[0]) if key == _COMMANDS else None
+
+
 def stored_jobs(entries: Iterable[tuple[tuple[int, bytes], bytes | None]]) -> Iterator[StoredJob]:
     """The jobs among the entries of stores, of which each has its partition and key."""
     for (_, key), payload in entries:

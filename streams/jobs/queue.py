@@ -52,9 +52,6 @@ MOST_BEHIND = 100_000
 LONGEST_OPEN_MILLISECONDS = 600_000
 """How long a record may hold back the committed offset before its job goes to the store."""
 
-RECOVERY_MILLISECONDS = 10_000
-"""How long to wait for records that should be read again and do not arrive, as they were deleted."""
-
 LOOK_MILLISECONDS = 1_000
 """How often jobs that hold back the committed offset are looked at."""
 
@@ -215,13 +212,14 @@ class JobQueue:
         self._partition = partition
         self._clock = clock
         self._state = QueueState.RECOVERING
-        self._began = clock()
 
         progress = store.progress()
         self._next: int | None = None if progress is None else progress.position
         """One past the last record that was taken."""
         self._read = 0
         """One past the last record that was read since it began, or since records are read again."""
+        self._reached = 0
+        """An offset before which all records that exist were read since it began."""
         self._expected: set[int] = set()
         """The unfinished records before that, which are read again."""
         if progress is not None:
@@ -240,7 +238,7 @@ class JobQueue:
         self._limited = Openings()
         self._next_due: int | None = None
         """When the next job in the store is due; ``None``: not known."""
-        self._next_look = self._began + LOOK_MILLISECONDS
+        self._next_look = clock() + LOOK_MILLISECONDS
         self._undecided: dict[int, int | None] = {}
         """Jobs of which it is not committed that they are executed, as that depended on others; their ranks.
 
@@ -265,7 +263,7 @@ class JobQueue:
     # --- the task's view: see BackgroundWork
 
     def has_finished(self) -> bool:
-        if self._ended or self._changed or self._questions:
+        if self._ended or self._changed or self._questions or self._has_recovered():
             return True
         if self._state is not QueueState.STOPPING and self._control.has_news:
             return True
@@ -290,7 +288,8 @@ class JobQueue:
         return max(0, due - self._clock())
 
     def is_full(self) -> bool:
-        return len(self._open) >= MOST_OPEN
+        # What is read again was in memory before, and nothing begins before all of it is.
+        return len(self._open) >= MOST_OPEN and self._state is not QueueState.RECOVERING
 
     def first_unfinished(self, partition: TopicPartition) -> int | None:  # noqa: ARG002 - it reads one only
         first = next(iter(self._open), None)
@@ -298,6 +297,9 @@ class JobQueue:
             expected = min(self._expected)
             return expected if first is None else min(first, expected)
         return first
+
+    def reached(self, partition: TopicPartition, end: int) -> None:  # noqa: ARG002 - it reads one only
+        self._reached = max(self._reached, end)
 
     @property
     def partition(self) -> int:
@@ -338,6 +340,9 @@ class JobQueue:
     def overdue(self) -> int:
         """How many jobs of the worker, in all tasks, run longer than their time limit; from any thread."""
         return self._executors.overdue
+
+    def confirm(self, until: float) -> None:
+        self._executors.confirm(until)
 
     def stop(self) -> None:
         self._become(QueueState.STOPPING)
@@ -383,6 +388,7 @@ class JobQueue:
             self._control.apply(self, now)
         for job in jobs:
             self._read = job.offset + 1
+            self._reached = max(self._reached, self._read)
             if self._next is not None and job.offset < self._next:
                 if job.offset not in self._expected:
                     # Known, finished or in the store.
@@ -394,9 +400,7 @@ class JobQueue:
                 self._next = job.offset + 1
             self._open[job.offset] = job
             self._begin(job, now)
-        if self._state is QueueState.RECOVERING and (
-            not self._expected or (self._next is not None and max(self._expected) < self._first_read())
-        ):
+        if self._has_recovered():
             self._recovered()
         self._make_room()
         self._pump(now)
@@ -413,8 +417,7 @@ class JobQueue:
         now = self._clock()
         for _ in range(ended):
             self._settle(self._ended.popleft(), now)
-        if self._state is QueueState.RECOVERING and now - self._began >= RECOVERY_MILLISECONDS:
-            self._expected.clear()
+        if self._has_recovered():
             self._recovered()
         if self._state is not QueueState.STOPPING:
             self._control.apply(self, now)
@@ -1120,14 +1123,20 @@ class JobQueue:
         known = self._jobs.get(job.record.job)
         return known is None or known.definition.on_failure == "wait"
 
+    def _has_recovered(self) -> bool:
+        """Whether all unfinished records that still exist are read again.
+
+        Time says nothing of that: records may arrive late, and a job that is not waited for is lost.
+        """
+        return self._state is QueueState.RECOVERING and (
+            not self._expected or max(self._expected) < self._reached
+        )
+
     def _recovered(self) -> None:
+        # Those that were not read were deleted.
         self._expected.clear()
         self._become(QueueState.RUNNING)
         self._rebuild()
-
-    def _first_read(self) -> int:
-        """An offset before which all expected records would have been read again."""
-        return max(self._open, default=-1)
 
     def _forward(self) -> None:
         self._store.put_counts()
@@ -1144,10 +1153,8 @@ class JobQueue:
 
     def _wakes(self) -> int:
         """When there is something to do without an outcome, in milliseconds since the epoch."""
-        if self._state is QueueState.STOPPING:
+        if self._state is not QueueState.RUNNING:
             return _NEVER
-        if self._state is QueueState.RECOVERING:
-            return self._began + RECOVERY_MILLISECONDS
         if self._open:
             return min(self._next_time(), self._next_look)
         return self._next_time()

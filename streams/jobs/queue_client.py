@@ -77,8 +77,11 @@ class QueueClient:
         (place,) = self._opened_appender().append(output, ENQUEUE_SECONDS)
         return str(JobId(place.partition, place.offset))
 
-    def command(self, commands: Sequence[Command]) -> None:
-        """Give commands to all workers; returns once they are acknowledged. Raises ``BrokerError``."""
+    def command(self, commands: Sequence[Command]) -> int:
+        """Give commands to all workers; returns the last one's offset once they are acknowledged.
+
+        Raises ``BrokerError``.
+        """
         output = Output(
             commands_topic(self._application),
             [None] * len(commands),
@@ -87,7 +90,7 @@ class QueueClient:
             None,
             partition=0,
         )
-        self._opened_appender().append(output, ENQUEUE_SECONDS)
+        return self._opened_appender().append(output, ENQUEUE_SECONDS)[-1].offset
 
     def wait(self, identifier: str, timeout: float) -> JobEnd | None:
         """Wait for the end of a job; ``None`` if it has not ended within ``timeout`` seconds."""

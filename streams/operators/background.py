@@ -38,6 +38,12 @@ class BackgroundWork(Protocol):
     def first_unfinished(self, partition: TopicPartition) -> int | None:
         """The offset of the first unfinished input record that no store has; commits do not pass it."""
 
+    def reached(self, partition: TopicPartition, end: int) -> None:
+        """All records of an input partition before its end were read, as far as they exist."""
+
+    def confirm(self, until: float) -> None:
+        """The worker has its partitions now: what waits may begin until that time on the monotonic clock."""
+
     def stop(self) -> None:
         """Begin nothing new; what runs may finish."""
 

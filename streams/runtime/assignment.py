@@ -69,7 +69,8 @@ class Assignment:
 
     ``partitions`` are the input topics with their partition counts, ``matched`` those of them that only
     patterns match. ``make_task`` creates a task, one with stores from their restoration. ``commit`` commits
-    the completed slices, or notes in ``transaction`` that the input has to be read again; ``may_commit`` says
+    the completed slices, or notes in ``transaction`` that the input has to be read again; before that,
+    ``hand_over`` lets the background work of tasks end that are given away. ``may_commit`` says
     whether the worker's state allows a commit. ``consumer`` may be called after the worker has joined the
     group.
     """
@@ -91,6 +92,7 @@ class Assignment:
         make_task: Callable[[TaskId, Restoration | None], Task],
         consumer: Callable[[], Consumer],
         commit: Callable[[], None],
+        hand_over: Callable[[Collection[Task]], None],
         may_commit: Callable[[], bool],
         notes_beginnings: bool,
         clock: Callable[[], float],
@@ -106,6 +108,7 @@ class Assignment:
         self._make_task = make_task
         self._consumer = consumer
         self._commit = commit
+        self._hand_over = hand_over
         self._may_commit = may_commit
         self._notes_beginnings = notes_beginnings
         self._clock = clock
@@ -197,7 +200,7 @@ class Assignment:
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """Commit, then release: the next owner continues where this one stopped."""
         if self._may_commit():
-            self._commit_in_callback()
+            self._commit_in_callback({self.held[item] for item in partitions if item in self.held})
         self._release(partitions)
         self._cleanup.revoked()
         self._log.info(Event.PARTITIONS_REVOKED, partitions=[str(item) for item in partitions])
@@ -209,7 +212,7 @@ class Assignment:
         self._release(partitions)
         self._log.warning(Event.PARTITIONS_LOST, partitions=[str(item) for item in partitions])
 
-    def _commit_in_callback(self) -> None:
+    def _commit_in_callback(self, leaving: Collection[Task] = ()) -> None:
         """Commit before tasks are released, in the middle of a rebalance."""
         if self._state is RebalanceState.FAILED:
             # The transaction is already aborted.
@@ -218,6 +221,7 @@ class Assignment:
         try:
             if self._transaction.between_slices:
                 self._slice.abandon()
+                self._hand_over(leaving)
                 self._commit()
             else:
                 # In the middle of a write or a commit there are no complete slices: abort and repeat.
@@ -578,8 +582,8 @@ class Assignment:
 
     # --- committed offsets
 
-    def offsets(self) -> dict[TopicPartition, int]:
-        """The next offsets to commit."""
+    def offsets(self, *, confirm: bool = False) -> dict[TopicPartition, int]:
+        """The next offsets to commit; with ``confirm`` all of tasks with background work."""
         offsets: dict[TopicPartition, int] = {}
         for task in self.tasks.values():
             reached = task.offsets
@@ -596,7 +600,7 @@ class Assignment:
             # Only offsets fence, so changes of state must never be committed without them, nor outcomes.
             fenced = task.staged or task.retried or task.delivered
             assert not fenced or reached, f"task {task.id} has changes and no offsets"  # I5
-            offsets |= reached if fenced else moved
+            offsets |= reached if fenced or (confirm and task.has_background_work) else moved
         return offsets
 
     def offset_metadata(self, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, str]:

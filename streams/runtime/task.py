@@ -322,6 +322,8 @@ class Task:
 
     def advance(self, partition: TopicPartition, offset: int) -> None:
         """Note that only transaction markers lie before ``offset``, the partition's end in the last poll."""
+        for work in self._hooks.background:
+            work.reached(partition, offset)
         if offset > self.positions.get(partition, -1):
             self.starts.setdefault(partition, offset)
             self.positions[partition] = offset

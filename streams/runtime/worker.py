@@ -24,7 +24,7 @@ from streams.events import Event, get_logger
 from streams.operators.guard import Interrupted
 from streams.records import TopicPartition
 from streams.runtime.assignment import Assignment
-from streams.runtime.background import Background
+from streams.runtime.background import HANDOVER_SECONDS, Background
 from streams.runtime.cleanup import Cleanup
 from streams.runtime.connector_check import ConnectorCheck
 from streams.runtime.counts import Counts
@@ -196,7 +196,8 @@ class Worker:
             clock=clock,
         )
         self._sources = Sources(topology, application, clock)
-        self._background = Background()
+        # Before the pause, the last heartbeat may have been as long ago as it takes until the next one.
+        self._background = Background(settings.session_timeout / 3, clock)
         self._connector_check = ConnectorCheck(
             topology, application, self._sinks.contexts, self._sinks.unreachable, self._pause
         )
@@ -225,6 +226,7 @@ class Worker:
             make_task=self._make_task,
             consumer=lambda: self._consumer,
             commit=self._commit,
+            hand_over=self._hand_over,
             may_commit=lambda: self._state in (State.RUNNING, State.STOPPING),
             notes_beginnings=settings.offset_reset == "latest",
             clock=clock,
@@ -831,8 +833,12 @@ class Worker:
             and not self._sources.backlog
         )
 
-    def _commit(self) -> None:
-        """Commit the completed slices, or note that the input has to be read again."""
+    def _commit(self, *, confirm: bool = False) -> None:
+        """Commit the completed slices, or note that the input has to be read again.
+
+        With ``confirm``, offsets of tasks with background work as well that have not moved: a commit succeeds
+        only while the worker is a member of the group.
+        """
         if self._transaction.must_rewind:
             return
         begun = self._clock()
@@ -847,7 +853,7 @@ class Worker:
             )
             self._write_to_sinks()
             retried = [] if self._retries is None else self._retries.write_outcomes()
-            offsets = self._assignment.offsets() | stopped
+            offsets = self._assignment.offsets(confirm=confirm) | stopped
             metadata = self._assignment.offset_metadata(offsets)
             if self._switching is not None:
                 metadata = self._switching.add_tokens(metadata, stopped)
@@ -946,6 +952,9 @@ class Worker:
 
     def _collect_background_work(self) -> None:
         """Take what steps have finished outside of this thread, and pause the input of full ones."""
+        self._confirm_partitions()
+        if self._transaction.must_rewind:
+            return
         for task in self._background.finished(self._assignment.tasks.values()):
             self._without_input(task, task.collect)
             if self._overdue():
@@ -956,6 +965,44 @@ class Worker:
             self._consumer.pause(pause)
         if resume:
             self._consumer.resume(resume)
+
+    def _confirm_partitions(self) -> None:
+        """Let background work go on to begin; after a long pause only once a commit has shown that it may."""
+        tasks = [task for task in self._assignment.tasks.values() if task.has_background_work]
+        if self._background.doubtful() and tasks:
+            self._commit(confirm=True)
+            if self._transaction.must_rewind:
+                return
+        self._background.confirm(tasks)
+
+    def _hand_over(self, leaving: Collection[Task]) -> None:
+        """Let the background work of tasks end that a rebalance gives away, and take it, in its callback."""
+        longest = min(HANDOVER_SECONDS, self._settings.poll_deadline / 10)
+        until = min(self._clock() + longest, self._stop_by)
+        self._background.hand_over(leaving, self._collect_in_callback, self._clock, until)
+
+    def _collect_in_callback(self) -> bool:
+        """Take what steps have finished, that of tasks that stay as well: they would have to wait.
+
+        A slice may be open, in the middle of which the group was polled: not of these tasks, whose steps do
+        not poll it. Returns whether the transaction goes on.
+        """
+        for task in self._background.finished(self._assignment.tasks.values()):
+            if self._transaction.must_rewind:
+                return False
+            if task is self._slice.task:
+                continue
+            try:
+                if task.collect():
+                    self._write(task)
+                    self._transaction.processed()
+            except UNFINISHED as error:
+                self._transaction.failed(error)
+            except Interrupted:
+                return False
+            if self._overdue():
+                self._commit()
+        return not self._transaction.must_rewind
 
     def _finish_background_work(self) -> None:
         """Begin no more work in the background, and wait for what runs, at most half of the time to stop.

@@ -19,19 +19,21 @@ from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from streams import App, days, hours, milliseconds, minutes, seconds
+from streams.broker import GroupSettings
 from streams.broker.memory import MemoryBroker
 from streams.cli import dead_letters as letters_module, jobs as jobs_module, lag as lag_module
 from streams.cli.main import cli
 from streams.jobs.current import current_job
 from streams.jobs.limits import Limit
 from streams.jobs.retry import Retry
+from streams.jobs.unfinished import read_unfinished
 from streams.records import TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from streams.broker import Consumer, GroupSettings
+    from streams.broker import Consumer
 
 WAIT = 20.0
 
@@ -262,8 +264,40 @@ def test_pause_and_resume(shop: Shop) -> None:
         assert "function step is paused by " in shop.list()[step.id]["why"]
         shop.call("resume", "step")
         assert step.result(timeout=seconds(WAIT)) == 1
+        # In effect at once, for the jobs that are enqueued after the command as well.
+        shop.call("pause", "--all")
+        assert [list(part.pauses) for part in read_unfinished(shop.broker, "shop")] == [["all"]]
+        again = shop.step.enqueue("a", 2)
+        shop.call("resume", "--all")
+        assert [list(part.pauses) for part in read_unfinished(shop.broker, "shop")] == [[]]
+        assert again.result(timeout=seconds(WAIT)) == 2
     shop.call("pause", code=1)
     shop.call("pause", "step", "--all", code=1)
+
+
+def test_pause_says_so_if_a_worker_has_not_applied_it(shop: Shop) -> None:
+    with shop.worker():
+        shop.step.enqueue("a", 1).result(timeout=seconds(WAIT))
+    assert "not applied" not in shop.call("pause", "step")
+    # A member that does nothing, as one that is frozen.
+    member = shop.broker.consumer(GroupSettings(group="shop"))
+    member.subscribe(["shop-jobs"], NoListener())
+    member.poll(1, 0)
+    assert "1 partitions of the queue have not applied it within 0.1 s" in shop.call(
+        "pause", "step", "--wait", "0.1"
+    )
+    assert "not applied" not in shop.call("pause", "step", "--wait", "0")
+    member.close()
+
+
+class NoListener:
+    """Of a member that does nothing with its partitions."""
+
+    def assigned(self, partitions: Sequence[TopicPartition]) -> None: ...
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None: ...
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None: ...
 
 
 def test_purge_counts_and_asks(shop: Shop) -> None:

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -417,6 +418,7 @@ class JobsCampaign:
         for _, _, time_, value in self._read(releases_topic(NAME)):
             history.releases.append(Released(msgspec.json.decode(value, type=Release), time_))
         history.letters += self._letters()
+        history.frozen += self._evicted()
         for path in sorted((self._folder / "notes").iterdir()):
             lines = path.read_bytes().splitlines()
             history.attempts += pair(msgspec.json.decode(line, type=Note) for line in lines)
@@ -437,6 +439,18 @@ class JobsCampaign:
             columns = fetched.offsets(), fetched.timestamps(), fetched.values()
             for offset, timestamp, value in zip(*columns, strict=True):
                 yield fetched.partition, offset, timestamp, value or b""
+
+    def _evicted(self) -> Iterator[Frozen]:
+        """The workers that their group took for dead, as they have logged when they learned of it.
+
+        A broker or a worker that gets no time on a busy machine is as one that was frozen.
+        """
+        for pid, path in self._logs.items():
+            for line in path.read_bytes().splitlines():
+                if b'"partitions lost"' in line:
+                    logged = datetime.fromisoformat(msgspec.json.decode(line)["timestamp"])
+                    at = round(logged.timestamp() * 1000)
+                    yield Frozen(pid, at - SESSION_SECONDS * 1000, at)
 
     def _letters(self) -> Iterator[str]:
         """The ids of the jobs that became dead letters."""

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
     from tests.faults.verdicts import Verdict
 
-THAWED_MILLISECONDS = 5_000
-"""How long a worker that was frozen may begin attempts that were assigned to it before.
+THAWED_MILLISECONDS = 1_000
+"""How long a worker that was frozen may note attempts whose threads had left the gate when it was frozen.
 
-Until its next request to the group it cannot know that they are another one's. Its results are refused.
+Others do not begin before it knows whether they are its own. Results of what is another one's are refused.
 """
 
 LATE_MILLISECONDS = 1_000
@@ -70,7 +70,10 @@ class Released(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """A process that was stopped by SIGSTOP, and when; times are milliseconds since the epoch."""
+    """A process that was stopped by SIGSTOP, or taken for dead by its group, and when.
+
+    Times are milliseconds since the epoch.
+    """
 
     pid: int
     start: int

@@ -87,6 +87,7 @@ class Site(MemoryCluster):
             ),
             consumer=lambda: self.consumer,
             commit=self.commit,
+            hand_over=lambda _: None,
             may_commit=lambda: True,
             notes_beginnings=False,
             clock=clock,

@@ -86,6 +86,9 @@ class Executor(Protocol):
     Used by the worker's thread only, but for what it executes.
     """
 
+    begins_until: float
+    """Attempts that wait do not begin after that time, on the monotonic clock, unless it is moved on."""
+
     @property
     def free(self) -> int:
         """How many attempts it takes now."""

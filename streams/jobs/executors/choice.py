@@ -40,6 +40,7 @@ class Executors:
     def __init__(self, concurrency: int) -> None:
         self._concurrency = concurrency
         self._made: dict[ExecutorKind, Executor] = {}
+        self._begins_until = float("inf")
         self.ended_counts: Counter[tuple[str, Ending]] = Counter()
         """How many jobs have ended in this worker, by function and ending."""
         self.seconds: dict[str, float] = {}
@@ -52,12 +53,23 @@ class Executors:
         found = self._made.get(kind)
         if found is None:
             found = self._made[kind] = _MAKE[kind](self._concurrency)
+            found.begins_until = self._begins_until
         return found
 
     @property
     def places(self) -> int:
         """How many jobs are executed at once, by the executors that are used; from any thread."""
         return self._concurrency * max(1, len(self._made))
+
+    def confirm(self, until: float) -> None:
+        """Let attempts begin until that time on the monotonic clock, and later only after another call.
+
+        A process that is frozen loses its partitions, and continues where it was: what waits for a thread
+        must not begin then.
+        """
+        self._begins_until = until
+        for executor in self._made.values():
+            executor.begins_until = until
 
     def leave(self, attempts: Iterable[Attempt]) -> None:
         """Let attempts run whose task is closed: its partition was given away, and may come back."""

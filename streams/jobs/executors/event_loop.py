@@ -31,6 +31,8 @@ class EventLoopExecutor:
         """By the identity of the attempt, which the task refers to."""
         self._ending: asyncio.Task[None] | None = None
         self._closed = False
+        self.begins_until = float("inf")
+        """Without effect: none waits, all begin at once."""
 
     @property
     def free(self) -> int:

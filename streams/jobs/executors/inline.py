@@ -28,6 +28,8 @@ class InlineExecutor:
         self.ended_counts: Counter[tuple[str, Ending]] = Counter()
         self.seconds: dict[str, float] = {}
         self._waiting: deque[Attempt] = deque()
+        self.begins_until = float("inf")
+        """Without effect: the task's own thread executes."""
 
     @property
     def waiting(self) -> bool:
@@ -74,6 +76,9 @@ class InlineExecutor:
                 execute(attempt)
             for each in attempt.members:
                 each.begun = self._clock()
+
+    def confirm(self, until: float) -> None:
+        """The task's own thread executes: it has just found that the partition is its own."""
 
     def close(self) -> None:
         self._waiting.clear()

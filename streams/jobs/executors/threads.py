@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 LONGEST_QUEUE = 1_000
 """The maximum number of attempts that wait for a thread."""
 
+CONFIRM_SECONDS = 0.02
+"""How often a thread looks whether attempts may begin again."""
+
 
 class ThreadExecutor:
     """Up to ``threads`` threads, which start when they are needed. They cannot be ended.
@@ -42,6 +45,8 @@ class ThreadExecutor:
         self._ahead = 0
         self._closed = False
         self._watch = OverdueWatch()
+        self.begins_until = float("inf")
+        """When attempts stop to begin, on the monotonic clock, unless it is moved on."""
 
     @property
     def overdue(self) -> int:
@@ -117,6 +122,10 @@ class ThreadExecutor:
     def _next(self) -> Attempt | None:
         """The next attempt, once there is one; ``None`` at the end."""
         while not self._closed:
+            if time.monotonic() >= self.begins_until:
+                # The attempts may be another worker's by now: they stay where they can be withdrawn.
+                time.sleep(CONFIRM_SECONDS)
+                continue
             try:
                 return self._waiting.popleft()
             except IndexError:
