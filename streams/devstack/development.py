@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 CONTAINER_SECONDS = 60.0
 
+QUICK_JAVA = ("-XX:TieredStopAtLevel=1",)
+"""Compile quickly: for a broker that serves for seconds or minutes, better code takes more than it brings."""
+
 
 @contextlib.contextmanager
 def development_broker(
@@ -44,7 +47,13 @@ def development_broker(
         if servers is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="streams-kafka-"))
             kafka = stack.enter_context(
-                LocalKafka.start(Path(folder), heap_mb=heap_mb, properties=properties, report=report)
+                LocalKafka.start(
+                    Path(folder),
+                    heap_mb=heap_mb,
+                    properties=properties,
+                    java_options=QUICK_JAVA,
+                    report=report,
+                )
             )
             servers = kafka.bootstrap_servers
         yield servers
@@ -101,6 +110,7 @@ def _container(make: Any, port: int, heap_mb: int, properties: Mapping[str, str]
         "GROUP_CONSUMER_MIN_HEARTBEAT_INTERVAL_MS": "100",
         "AUTO_CREATE_TOPICS_ENABLE": "false",
         "HEAP_OPTS": f"-Xmx{heap_mb}m",
+        "OPTS": " ".join(QUICK_JAVA),
         **{name.upper().replace(".", "_"): value for name, value in properties.items()},
     }
     container = make(f"apache/kafka:{KAFKA_VERSION}").with_bind_ports(port, port)

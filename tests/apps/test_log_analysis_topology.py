@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -60,10 +60,7 @@ def real_log() -> Path:
     return Path(folder) / "apache_access.log"
 
 
-@pytest.fixture(params=["generated", "real"])
-def lines(request: pytest.FixtureRequest) -> list[str]:
-    if request.param == "generated":
-        return list(generate_lines(20_000))
+def real_lines() -> list[str]:
     log = real_log()
     if not log.is_file():
         pytest.skip(f"the real log is not there: {log}")
@@ -89,6 +86,34 @@ def processed(lines: Sequence[str]) -> TopologyDriver:
         send(driver, lines[begin : begin + 50], partition=number % 4)
     close_windows(driver)
     return driver
+
+
+class Results:
+    """What the app makes of a log. Several tests look at it, as to process a log takes seconds."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
+        driver = processed(lines)
+        topics = (HITS, ERRORS, TRAFFIC, LATE_HITS, TOP_PATHS, VISITS, TEAM_TRAFFIC, ALERTS)
+        self.of: dict[str, list[Any]] = {topic: driver.values(topic) for topic in topics}
+        self.dead_letters = driver.dead_letters()
+        self.late = driver.late()
+
+
+@pytest.fixture(scope="module")
+def generated() -> Results:
+    return Results(list(generate_lines(20_000)))
+
+
+@pytest.fixture(scope="module")
+def real() -> Results:
+    return Results(real_lines())
+
+
+@pytest.fixture(params=["generated", "real"])
+def results(request: pytest.FixtureRequest) -> Results:
+    found: Results = request.getfixturevalue(request.param)
+    return found
 
 
 def parsed(lines: Iterable[str]) -> list[Hit]:
@@ -175,16 +200,15 @@ def test_the_traffic_of_quiet_hours_is_told_as_the_wall_clock_goes_on():
     assert [traffic.hits for traffic in driver.values(TRAFFIC)] == [1]
 
 
-def test_all_lines_are_in_windows_or_dead_letters(lines):
-    driver = processed(lines)
-    letters, hits = driver.dead_letters(), driver.values(HITS)
-    in_windows = sum(traffic.hits for traffic in driver.values(TRAFFIC))
+def test_all_lines_are_in_windows_or_dead_letters(results):
+    letters, hits = results.dead_letters, results.of[HITS]
+    in_windows = sum(traffic.hits for traffic in results.of[TRAFFIC])
     assert len(hits) == in_windows
-    assert in_windows + len(letters) == len(lines)
-    assert {(letter.value or b"").decode() for letter in letters} <= set(lines)
-    assert driver.values(LATE_HITS) == []
-    assert driver.late() == {}
-    assert len(driver.values(ERRORS)) == sum(hit.status >= 500 for hit in hits)
+    assert in_windows + len(letters) == len(results.lines)
+    assert {(letter.value or b"").decode() for letter in letters} <= set(results.lines)
+    assert results.of[LATE_HITS] == []
+    assert results.late == {}
+    assert len(results.of[ERRORS]) == sum(hit.status >= 500 for hit in hits)
 
 
 def test_lines_that_come_too_late_are_kept_apart():
@@ -197,11 +221,11 @@ def test_lines_that_come_too_late_are_kept_apart():
     assert in_windows + len(late) + len(letters) == 20_000
 
 
-def test_the_traffic_is_what_a_count_in_plain_python_gives(lines):
-    results = processed(lines).values(TRAFFIC)
-    expected = by_window(parsed(lines))
-    assert sorted(map(traffic_key, results)) == sorted(expected)
-    for traffic in results:
+def test_the_traffic_is_what_a_count_in_plain_python_gives(results):
+    found = results.of[TRAFFIC]
+    expected = by_window(parsed(results.lines))
+    assert sorted(map(traffic_key, found)) == sorted(expected)
+    for traffic in found:
         hits = expected[traffic_key(traffic)]
         sizes = [hit.bytes for hit in hits]
         errors = sum(hit.status >= 500 for hit in hits)
@@ -211,12 +235,11 @@ def test_the_traffic_is_what_a_count_in_plain_python_gives(lines):
         assert about_quantile(traffic.p99_bytes, sizes, 0.99)
 
 
-def test_the_top_paths_are_those_that_sorting_all_paths_gives(lines):
-    rankings = processed(lines).values(TOP_PATHS)
+def test_the_top_paths_are_those_that_sorting_all_paths_gives(results):
     expected: defaultdict[int, list[PathHits]] = defaultdict(list)
-    for (start, path), hits in by_window(parsed(lines)).items():
+    for (start, path), hits in by_window(parsed(results.lines)).items():
         expected[start].append(PathHits(path, len(hits)))
-    assert rankings == [
+    assert results.of[TOP_PATHS] == [
         TopPaths(
             start,
             start + MINUTE,
@@ -226,10 +249,10 @@ def test_the_top_paths_are_those_that_sorting_all_paths_gives(lines):
     ]
 
 
-def test_visits_share_all_hits_out_at_pauses_of_more_than_half_an_hour(lines):
-    visits = processed(lines).values(VISITS)
+def test_visits_share_all_hits_out_at_pauses_of_more_than_half_an_hour(results):
+    visits = results.of[VISITS]
     of_client: defaultdict[str, list[Hit]] = defaultdict(list)
-    for hit in parsed(lines):
+    for hit in parsed(results.lines):
         of_client[hit.client].append(hit)
     expected = []
     for client, hits in of_client.items():
@@ -270,14 +293,14 @@ def test_a_pause_of_half_an_hour_is_within_a_visit_and_a_longer_one_ends_it():
     assert (second.hits, second.first_path, second.duration) == (1, "/", 0)
 
 
-def test_each_teams_traffic_is_that_of_its_sections(lines):
-    results = processed(lines).values(TEAM_TRAFFIC)
+def test_each_teams_traffic_is_that_of_its_sections(results):
+    found = results.of[TEAM_TRAFFIC]
     teams = {"/images": "web", "/products": "shop", "/presentations": "talks", "/": "web"}
     expected: Counter[tuple[int, str]] = Counter()
-    for (start, path), hits in by_window(parsed(lines)).items():
+    for (start, path), hits in by_window(parsed(results.lines)).items():
         expected[start, teams.get(section(path), NOBODY)] += len(hits)
-    assert {(result.start, result.team): result.hits for result in results} == expected
-    assert len(results) == len(expected)
+    assert {(result.start, result.team): result.hits for result in found} == expected
+    assert len(found) == len(expected)
 
 
 def test_paths_without_an_owner_are_nobodys_and_a_new_owner_takes_over():
@@ -311,20 +334,15 @@ def test_an_alert_is_raised_once_and_cleared_once():
     assert driver.store("alert-watches") == {}
 
 
-def test_the_incident_of_the_generated_log_raises_one_alert_and_nothing_else_does():
-    driver = processed(list(generate_lines(20_000)))
-    assert [(alert.path, alert.state) for alert in driver.values(ALERTS)] == [
+def test_the_incident_of_the_generated_log_raises_one_alert_and_nothing_else_does(generated):
+    assert [(alert.path, alert.state) for alert in generated.of[ALERTS]] == [
         (INCIDENT_PATH, "raised"),
         (INCIDENT_PATH, "cleared"),
     ]
 
 
-def test_the_real_log_is_the_one_known():
-    log = real_log()
-    if not log.is_file():
-        pytest.skip(f"the real log is not there: {log}")
-    driver = processed(log.read_text().splitlines())
-    hits = driver.values(HITS)
-    assert (len(hits), len(driver.dead_letters())) == (9_999, 1)
+def test_the_real_log_is_the_one_known(real):
+    hits = real.of[HITS]
+    assert (len(hits), len(real.dead_letters)) == (9_999, 1)
     assert Counter(hit.status_class for hit in hits) == {"2xx": 9_170, "3xx": 609, "4xx": 217, "5xx": 3}
-    assert driver.values(ALERTS) == []
+    assert real.of[ALERTS] == []

@@ -25,6 +25,7 @@ import psycopg
 from streams.broker.kafka import KafkaBroker
 from streams.broker.reading import read_to_end
 from streams.connectors.change_json import ChangeJson
+from streams.devstack.development import QUICK_JAVA
 from streams.devstack.kafka import LocalKafka
 from streams.devstack.postgres import LocalPostgres
 from tests.conftest import QUICK_GROUPS
@@ -107,7 +108,11 @@ class SyncCampaign:
             LocalPostgres.create() as self.source,
             LocalPostgres.create() as self.target,
             LocalKafka.start(
-                self._folder / "kafka", nodes=self._nodes, heap_mb=384, properties=properties
+                self._folder / "kafka",
+                nodes=self._nodes,
+                heap_mb=384,
+                properties=properties,
+                java_options=QUICK_JAVA,
             ) as self.kafka,
         ):
             self._prepare()

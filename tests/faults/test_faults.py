@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from streams.devstack.development import QUICK_JAVA
 from streams.devstack.kafka import LocalKafka
 from tests.conftest import QUICK_GROUPS
 from tests.faults.campaign import Campaign
@@ -15,7 +16,9 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(280)]
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
-    with LocalKafka.start(folder, nodes=3, heap_mb=384, properties=QUICK_GROUPS) as kafka:
+    with LocalKafka.start(
+        folder, nodes=3, heap_mb=384, properties=QUICK_GROUPS, java_options=QUICK_JAVA
+    ) as kafka:
         yield kafka
 
 

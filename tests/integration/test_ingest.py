@@ -17,6 +17,7 @@ import pytest
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.broker.reading import read_to_end
+from streams.devstack.development import QUICK_JAVA
 from streams.devstack.kafka import LocalKafka
 from streams.records import TopicPartition
 
@@ -272,7 +273,7 @@ def test_a_record_that_the_broker_refuses_fails_alone(kafka, kafka_bootstrap, pr
 
 
 def test_a_broker_that_hangs_holds_up_neither_a_signal_nor_the_truth(tmp_path):
-    with LocalKafka.start(tmp_path, heap_mb=384) as cluster:
+    with LocalKafka.start(tmp_path, heap_mb=384, java_options=QUICK_JAVA) as cluster:
         broker = KafkaBroker({"bootstrap.servers": cluster.bootstrap_servers})
         with ingesting(cluster.bootstrap_servers, "lines", "--partitions", "1") as command:
             command.give(b"one\n")

@@ -19,6 +19,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, TopicMetadata
 
 from streams.devstack import kafka
+from streams.devstack.development import QUICK_JAVA
 from streams.devstack.kafka import LocalKafka
 from streams.errors import ConfigurationError, LocalKafkaError
 
@@ -33,7 +34,9 @@ def requested_port():
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, requested_port):
-    with LocalKafka.start(tmp_path_factory.mktemp("one"), port=requested_port) as cluster:
+    with LocalKafka.start(
+        tmp_path_factory.mktemp("one"), port=requested_port, java_options=QUICK_JAVA
+    ) as cluster:
         yield cluster
 
 
@@ -100,7 +103,7 @@ def topics(cluster: LocalKafka, timeout: float = 10.0) -> dict[str, TopicMetadat
 
 def test_one_node_serves_and_leaves_no_process_behind(tmp_path):
     said: list[str] = []
-    with LocalKafka.start(tmp_path, report=said.append) as cluster:
+    with LocalKafka.start(tmp_path, java_options=QUICK_JAVA, report=said.append) as cluster:
         [status] = cluster.status()
         assert status.state == "running"
         assert status.resident_mb is not None
@@ -109,6 +112,7 @@ def test_one_node_serves_and_leaves_no_process_behind(tmp_path):
         assert status.pid is not None
         # Ctrl-C in a terminal is for the program's own group.
         assert os.getpgid(status.pid) != os.getpgrp()
+        assert QUICK_JAVA[0] in Path(f"/proc/{status.pid}/cmdline").read_text().split("\0")
         assert topics(cluster) == {}
         log = cluster.log_files[0].read_text()
     assert not is_alive(status.pid)
@@ -118,11 +122,11 @@ def test_one_node_serves_and_leaves_no_process_behind(tmp_path):
 
 
 def test_a_folder_keeps_its_records_and_its_ports(tmp_path):
-    with LocalKafka.start(tmp_path) as cluster:
+    with LocalKafka.start(tmp_path, java_options=QUICK_JAVA) as cluster:
         before = cluster.bootstrap_servers
         create_topic(cluster, "kept")
         produce(cluster, "kept", [b"a", b"b"])
-    with LocalKafka.start(tmp_path) as cluster:
+    with LocalKafka.start(tmp_path, java_options=QUICK_JAVA) as cluster:
         assert cluster.bootstrap_servers == before
         assert consume(cluster, "kept", 2) == [b"a", b"b"]
 
@@ -159,7 +163,7 @@ def test_a_killed_node_comes_back_with_its_records(one):
 
 
 def test_three_nodes_continue_without_one_and_take_it_back(tmp_path):
-    with LocalKafka.start(tmp_path, nodes=3) as cluster:
+    with LocalKafka.start(tmp_path, nodes=3, java_options=QUICK_JAVA) as cluster:
         create_topic(cluster, "replicated")
         produce(cluster, "replicated", [b"a", b"b"])
 

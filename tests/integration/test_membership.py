@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient
 
 from streams.broker import GroupSettings, NewTopic
 from streams.broker.kafka import KafkaBroker
+from streams.devstack.development import QUICK_JAVA
 from streams.devstack.kafka import LocalKafka
 from tests.conftest import QUICK_GROUPS
 from tests.integration.test_state import FAR, check, records, restored
@@ -189,7 +190,7 @@ def poll_until(condition: Callable[[], bool], members: Sequence[Member], seconds
 def test_a_member_that_missed_a_revocation_joins_again(tmp_path):
     # The coordinator hangs for longer than the heartbeat's time-out, just when a member has joined and the
     # other one has not been notified: the notification is lost.
-    with LocalKafka.start(tmp_path, heap_mb=384, properties=QUICK_GROUPS) as cluster:
+    with LocalKafka.start(tmp_path, heap_mb=384, properties=QUICK_GROUPS, java_options=QUICK_JAVA) as cluster:
         broker = KafkaBroker({"bootstrap.servers": cluster.bootstrap_servers})
         broker.admin().create_topics([NewTopic(name="topic", partitions=8)])
         watcher = AdminClient({"bootstrap.servers": cluster.bootstrap_servers})

@@ -26,6 +26,7 @@ from confluent_kafka.admin import (
 from streams.broker import GroupSettings
 from streams.broker.kafka import KafkaBroker
 from streams.broker.reading import read_to_end
+from streams.devstack.development import QUICK_JAVA
 from streams.devstack.kafka import LocalKafka, Security
 from streams.errors import ConfigurationError, NotAuthenticated
 from streams.monitoring.lag import measure_lag
@@ -103,7 +104,7 @@ def _filter(binding: AclBinding) -> AclBindingFilter:
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
     folder = tmp_path_factory.mktemp("secured")
-    with LocalKafka.start(folder, security=Security(USERS)) as kafka:
+    with LocalKafka.start(folder, security=Security(USERS), java_options=QUICK_JAVA) as kafka:
         yield kafka
 
 

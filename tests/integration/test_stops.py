@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from streams.devstack.development import QUICK_JAVA
 from streams.devstack.kafka import LocalKafka
 from tests.conftest import QUICK_GROUPS
 
@@ -36,7 +37,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
     folder = tmp_path_factory.mktemp("hanging")
     # When it resumes, its controller must not consider it dead.
     properties = QUICK_GROUPS | {"broker.session.timeout.ms": "60000"}
-    with LocalKafka.start(folder, heap_mb=384, properties=properties) as cluster:
+    with LocalKafka.start(folder, heap_mb=384, properties=properties, java_options=QUICK_JAVA) as cluster:
         yield cluster
 
 
