@@ -11,10 +11,11 @@ import os
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from apps.email_jobs.day import Day, End, day_before, day_of_mail, report_of
 from apps.email_jobs.mail import Mail, Signup, as_message, domain_of, recipient_of, reminder, welcome
 from apps.email_jobs.mail_server import MailServer, ServerBusy, TemporaryRefusal
 from apps.email_jobs.settings import MailSettings
-from streams import App, Json, Limit, Retry, RetryLater, current_job, seconds
+from streams import App, Cron, Json, Limit, Retry, RetryLater, Text, current_job, seconds
 
 if TYPE_CHECKING:
     from streams import Call
@@ -61,3 +62,28 @@ def delayed_reminder(signup: Signup) -> Call[str]:
 signups = app.stream(SIGNUPS, value=Json(Signup))
 signups.enqueue(send_mail, lambda signup: call_for(welcome(signup)), name="welcome")
 signups.enqueue(send_mail, delayed_reminder, name="remind")
+
+
+@app.job(name="daily-report", schedule=Cron(SETTINGS.report_at, zone=SETTINGS.zone))
+def daily_report() -> str:
+    """Ask for the report of the day before the scheduled one; the result is that day's date."""
+    scheduled = current_job().scheduled
+    assert scheduled is not None, "only the schedule enqueues it"
+    return day_before(scheduled, SETTINGS.zone)
+
+
+def counted(end: End) -> Day:
+    """The end of a job as a part of its day."""
+    return Day(end.result, asked=True) if end.job == "daily-report" else day_of_mail(end, SETTINGS.zone)
+
+
+def report_call(day: Day) -> Call[str]:
+    """The call of ``send_mail`` that reports a day."""
+    return call_for(report_of(day, SETTINGS.report_to))
+
+
+# Each end counts exactly once. That of ``daily_report`` enqueues the mail, in the transaction of the counts.
+ends = app.stream(f"{app.name}-job-results", key=Text(), value=Json(End))
+of_days = ends.filter(lambda end: end.job == "send-mail" or end.ending == "succeeded").map(counted)
+days = of_days.group_by(lambda day: day.date, value=Json(Day)).reduce("days", Day.__add__)
+days.to_stream().filter(lambda day: day.asked).enqueue(send_mail, report_call, name="report")

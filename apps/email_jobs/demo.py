@@ -149,6 +149,8 @@ class _Demo:
             "MAIL_BACKOFF": "1",
             "MAIL_BUSY_WAIT": "2",
             "REMIND_AFTER": "5",
+            # Twelve hours from now: no report is among the jobs that are accounted for.
+            "MAIL_REPORT_AT": f"0 {(time.gmtime().tm_hour + 12) % 24} * * *",
             "STREAMS_BOOTSTRAP_SERVERS": servers,
             "STREAMS_STATE_DIR": str(STATE),
             "STREAMS_JOB_CONCURRENCY": "32",

@@ -34,6 +34,12 @@ class MailSettings:
     busy_wait: timedelta
     """How long a domain rests after its server has said that it is busy."""
     remind_after: timedelta
+    report_to: str
+    """Who gets the report of each day."""
+    report_at: str
+    """When, as in cron."""
+    zone: str
+    """The time zone of days and reports."""
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> MailSettings:
@@ -53,4 +59,7 @@ class MailSettings:
             backoff=seconds(float(get("MAIL_BACKOFF", "60"))),
             busy_wait=seconds(float(get("MAIL_BUSY_WAIT", "300"))),
             remind_after=seconds(float(get("REMIND_AFTER", str(3 * 24 * 3600)))),
+            report_to=get("MAIL_REPORT_TO", "postmaster@example.com"),
+            report_at=get("MAIL_REPORT_AT", "0 7 * * *"),
+            zone=get("MAIL_ZONE", "UTC"),
         )

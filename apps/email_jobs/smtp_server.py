@@ -37,6 +37,7 @@ class Delivery:
     subject: str = ""
     ended: float = 0.0
     """When the server has answered; 0: it has not."""
+    text: str = ""
     answer: str = ""
 
 
@@ -143,6 +144,7 @@ class SmtpServer:
         }
         delivery.message_id = headers[b"message-id"]
         delivery.subject = headers[b"subject"]
+        delivery.text = content.partition(b"\r\n\r\n")[2].decode()
         found = await self._answer(delivery, self.at_mail(delivery), server)
         self.accepted += found.startswith("250")
         return found

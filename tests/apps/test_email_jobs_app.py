@@ -43,6 +43,11 @@ def letters(driver: TopologyDriver) -> list[str]:
     ]
 
 
+def to_ann(smtp: SmtpServer) -> list[str]:
+    """The subjects of her mails, without the daily reports."""
+    return [mail.subject for mail in smtp.mails if mail.to == "ann@example.com"]
+
+
 def test_a_mail_has_the_idempotency_key_as_message_id(driver: TopologyDriver, smtp: SmtpServer) -> None:
     handle = send_mail.enqueue("ann@example.com", "Hello", "A text\n.\n")
     (mail,) = smtp.mails
@@ -60,9 +65,9 @@ def test_a_signup_leads_to_a_welcome_and_days_later_to_a_reminder(
     assert (welcome.due, reminder.due) == (None, NOON + 3 * 86_400_000)
     driver.advance(days(2))
     driver.restart()
-    assert len(smtp.mails) == 1
+    assert len(to_ann(smtp)) == 1
     driver.advance(days(1))
-    assert [mail.subject for mail in smtp.mails] == ["Welcome, Ann", "Ann, your account waits for you"]
+    assert to_ann(smtp) == ["Welcome, Ann", "Ann, your account waits for you"]
 
 
 @pytest.mark.parametrize("first", [Answer("451 4.7.1 greylisted"), Answer(hang_up=True)])
@@ -189,3 +194,25 @@ def test_settings_come_from_the_environment() -> None:
     assert settings.per_second == 10
     with pytest.raises(ValueError, match="many"):
         MailSettings.read({"SMTP_PORT": "many"})
+
+
+def test_a_day_is_reported_in_the_morning_after_it(driver: TopologyDriver, smtp: SmtpServer) -> None:
+    smtp.at_recipient = lambda delivery: (
+        Answer("550 5.1.1 no such user") if delivery.to.startswith("nobody") else OK
+    )
+    # NOON is 08:00 in UTC.
+    driver.advance(minutes(1))
+    for to in ("ann@example.com", "bob@example.com", "nobody@example.com"):
+        send_mail.enqueue(to, "Hello", "")
+    assert len(letters(driver)) == 1
+    driver.restart()
+    assert len(smtp.mails) == 2
+    driver.advance(days(1))
+    report = smtp.mails[-1]
+    assert (report.to, report.subject) == ("postmaster@example.com", "Mails of 2027-01-15")
+    assert report.text.strip() == "Sent: 2, with 0 retries. Not sent: 1."
+    assert len(smtp.mails) == 3
+    # The report is a mail of the next day.
+    driver.advance(days(1))
+    assert smtp.mails[-1].text.strip() == "Sent: 1, with 0 retries. Not sent: 0."
+    assert len(smtp.mails) == 4
