@@ -42,4 +42,4 @@ def test_rows_continue_in_the_other_app_and_back(tmp_path: Path, same: bool):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("same", [True, False], ids=["the same table", "tables of their own"])
 def test_rows_under_kills_at_any_moment(tmp_path: Path, same: bool, seed: int):
-    Chaos(TargetPair(SqliteTarget(tmp_path), same=same), seed, workers=1 + seed % 2).run(3)
+    Chaos(TargetPair(SqliteTarget(tmp_path), same=same), seed, workers=1 + seed % 2).run(7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from concurrent.futures import wait
 from contextlib import suppress
 from functools import partial
 from random import Random
@@ -37,6 +38,8 @@ KEYS = 6
 WINDOW = 1_000
 GRACE = 6_000
 """In milliseconds. No record is late unless one partition is 60 ``send``s behind another."""
+ANSWER_SECONDS = 10.0
+"""Longest wait for a sink that is asked for positions: another worker's transaction may have locked them."""
 
 
 class Numbered:
@@ -141,7 +144,19 @@ class Pair(MemoryCluster):
         for _ in range(rounds):
             for worker in list(self.alive.values()):
                 worker.run_once()
+            self.answered()
             self.clock.advance(0.01)
+
+    def answered(self) -> None:
+        """Wait for sinks that are asked for positions, in threads.
+
+        Their systems need the machine's time, and the cluster's would go on by half a minute meanwhile: more
+        than a switch may take.
+        """
+        for worker in self.alive.values():
+            for session in vars(vars(worker)["_sinks"])["_sessions"].values():
+                if (claim := vars(session)["_claim"]) is not None:
+                    wait([claim], ANSWER_SECONDS)
 
     def until(self, condition: Callable[[], object], rounds: int = 3_000) -> None:
         for _ in range(rounds):
@@ -335,6 +350,8 @@ class Chaos:
         self.kills: Counter[str] = Counter()
         """How many processes were killed, by kind and phase."""
         self._command: Switch | None = None
+        self._next_at = 0
+        """When the next switch may begin, by the records' time: some are emitted first."""
         self._calls = 0
 
     def run(self, switches: int, *, rounds: int = 20_000) -> None:
@@ -359,6 +376,8 @@ class Chaos:
 
     def _round(self) -> None:
         pair, random = self.pair, self.random
+        if random.random() < 0.3:
+            pair.answered()
         pair.clock.advance(random.choice([0.001, 0.01, 0.05, 0.2]))
         if random.random() < 0.08 and self._backlog() < 30:
             pair.send(random.randint(1, 5))
@@ -402,6 +421,8 @@ class Chaos:
 
     def _step_command(self) -> None:
         if self._command is None:
+            if self.pair.time < self._next_at:
+                return
             self._command = self.pair.command(self.target, max_lag=10_000)
         command = self._command
         try:
@@ -414,6 +435,7 @@ class Chaos:
             self._command = None
         elif result is not None:
             self.done += 1
+            self._next_at = self.pair.time + 100 * self.random.randint(0, 20)
             self.target = "blue" if self.target == "green" else "green"
             self._command = None
             command.close()

@@ -36,4 +36,4 @@ def test_rows_continue_in_the_other_app_and_back(target: PostgresTarget, same: b
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("same", [True, False], ids=["the same table", "tables of their own"])
 def test_rows_under_kills_at_any_moment(target: PostgresTarget, same: bool, seed: int):
-    Chaos(TargetPair(Tables(target), same=same), seed, workers=1 + seed % 2).run(3)
+    Chaos(TargetPair(Tables(target), same=same), seed, workers=1 + seed % 2).run(7)
