@@ -65,12 +65,18 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put files that need servers first: they take up to minutes, and a late one leaves a process idle.
 
-    Those with a broker come before those with only a database. pytest-xdist keeps this order with
-    ``--no-loadscope-reorder``; by itself it starts with the files that have the most tests.
+    Those with a broker come before those with only a database, and those before files that start other
+    processes. pytest-xdist keeps this order with ``--no-loadscope-reorder``; by itself it starts with the
+    files that have the most tests.
     """
+    here = Path(__file__).parent
     with_broker = {item.path for item in items if item.get_closest_marker("kafka")}
-    with_database = Path(__file__).with_name("connectors")
-    items.sort(key=lambda item: (item.path not in with_broker, with_database not in item.path.parents))
+    long = (here / "connectors", here / "devstack", here / "cli", here / "process", here / "test_docs.py")
+    ranks = {
+        path: (path not in with_broker, *(start != path and start not in path.parents for start in long))
+        for path in {item.path for item in items}
+    }
+    items.sort(key=lambda item: ranks[item.path])
 
 
 @pytest.fixture(autouse=True)

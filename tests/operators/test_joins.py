@@ -388,7 +388,7 @@ def outcome(driver: TopologyDriver) -> Counter[Any]:
     "outer",
     Window(0, 10, 0),
 )
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_streams_are_joined_in_their_window(found, cut, how, window):
     app = App("shop")
     join_streams(how, stream_of(app, "left"), stream_of(app, "right"), window).to("out")
@@ -415,7 +415,7 @@ def test_streams_are_joined_in_their_window(found, cut, how, window):
     hows,
     windows,
 )
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_branches_of_one_topic_are_joined_alike_however_it_is_cut_into_batches(
     found, lefts, cut, how, window
 ):
@@ -597,7 +597,7 @@ foreign = st.lists(
 
 
 @given(foreign, cuts, st.booleans(), st.integers(1, 3))
-@settings(max_examples=200)
+@settings(max_examples=150)
 def test_a_join_by_foreign_key_is_the_relational_one(found, cut, left, partitions):
     app = App("shop")
     joined = table_of(app, "orders").join_foreign_key(

@@ -51,7 +51,7 @@ class Model:
             self.sessions[event.key, start, end] = [*numbers, event.number]
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(runs(bad=True), st.integers(1, 40), st.integers(0, 40), st.booleans())
 def test_sessions_are_those_of_the_model(
     slices: list[Slice], gap: int, grace: int, record_wise: bool

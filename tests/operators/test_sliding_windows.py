@@ -41,7 +41,7 @@ def windows_of(
     return found
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(runs(bad=True), st.integers(1, 40), st.integers(0, 40), st.booleans())
 def test_sliding_windows_are_those_of_the_definition(
     slices: list[Slice], difference: int, grace: int, record_wise: bool

@@ -25,7 +25,7 @@ def fixed(draw: st.DrawFn) -> Tumbling | Hopping:
     )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(runs(bad=True), fixed(), st.integers(0, 40), st.booleans())
 def test_windows_are_those_of_the_definition(
     slices: list[Slice], window: Tumbling | Hopping, grace: int, record_wise: bool

@@ -111,22 +111,28 @@ def results(broker: MemoryBroker, name: str) -> dict[str, Any]:
     return {topic: written(broker, f"{topic}-{name}") for topic in TOPICS}
 
 
+@pytest.fixture
+def undisturbed(broker: MemoryBroker, tmp_path: Path) -> tuple[RunReport, int]:
+    """The report of a run that nobody kills, and how often it called the program's functions."""
+    fuse = Fuse()
+    return complete(bounded(broker, tmp_path / "undisturbed", fuse, "undisturbed")), fuse.calls
+
+
 @given(kills=st.lists(st.integers(1, RECORDS + 100), min_size=1, max_size=3))
 @hypothesis_settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_a_run_that_is_killed_anywhere_ends_with_the_results_of_an_undisturbed_one(
-    broker: MemoryBroker, tmp_path: Path, kills: list[int]
+    broker: MemoryBroker, tmp_path: Path, undisturbed: tuple[RunReport, int], kills: list[int]
 ):
     fuse, folder = Fuse(), tmp_path / "state"
     shutil.rmtree(folder, ignore_errors=True)
-    undisturbed = complete(bounded(broker, tmp_path / "undisturbed", fuse, "undisturbed"))
-    everything, fuse.calls = fuse.calls, 0
+    expected, everything = undisturbed
     killed = [at for at in kills if kill(bounded(broker, folder, fuse), folder, fuse, at)]
     fuse.calls = 0
     report = complete(bounded(broker, folder, fuse))
     assert results(broker, "again") == results(broker, "undisturbed")
-    assert report.counts == undisturbed.counts
+    assert report.counts == expected.counts
     assert (fuse.calls < everything) == (report.plan.continues > 0)
     # The first stage has three tasks, of which each calls a function for every third of the records.
     assert report.plan.continues or not killed or max(killed) < RECORDS / 2
