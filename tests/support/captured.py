@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from streams.connectors.debezium import Debezium
     from streams.connectors.source import SourceBatch, SourceReader
 
-DEADLINE = 40.0
+DEADLINE = 120.0
+"""Of a wait that does not end. A process's first engine needs 40 s where twenty programs share two cores."""
 
 
 class Captured:
