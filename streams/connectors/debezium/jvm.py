@@ -87,6 +87,11 @@ def start(jars: Path | None = None) -> None:
                 _LOG.warning("Python's garbage collector follows Java's, which costs time: %s", error)
             _route_logs(jpype)
             atexit.register(_close_all)
+        elif not _folders:
+            raise ConnectorError(
+                "the Java runtime of this process was started by other code: a Debezium source needs its own jars",
+                hint="open the source before other code starts the Java runtime, or in a process of its own",
+            )
         elif _folders != [jars]:
             raise ConnectorError(
                 f"a Debezium source needs the jars of {jars or 'the extra debezium'}, and the Java runtime "

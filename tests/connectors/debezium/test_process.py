@@ -216,3 +216,23 @@ except ConnectorError as error:
 def test_no_source_starts_where_debezium_cannot_warn():
     process = subprocess.run([sys.executable, "-c", SILENCED], stdout=subprocess.PIPE, text=True, check=True)
     assert process.stdout.startswith("warnings of Debezium do not reach Python"), process.stdout
+
+
+OTHERS_RUNTIME = """
+import jpype
+from streams.connectors.debezium import jvm
+from streams.errors import ConnectorError
+
+jpype.startJVM(str(jvm._libjvm()), "-Xmx64m", "-XX:+UseSerialGC")
+try:
+    jvm.start()
+except ConnectorError as error:
+    print(error)
+"""
+
+
+def test_a_runtime_that_other_code_has_started_is_refused():
+    process = subprocess.run(
+        [sys.executable, "-c", OTHERS_RUNTIME], stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert "was started by other code" in process.stdout
