@@ -89,7 +89,7 @@ def start(jars: Path | None = None) -> None:
             atexit.register(_close_all)
         elif not _folders:
             raise ConnectorError(
-                "the Java runtime of this process was started by other code: a Debezium source needs its own jars",
+                "the Java runtime of this process was started by other code, without the jars of Debezium",
                 hint="open the source before other code starts the Java runtime, or in a process of its own",
             )
         elif _folders != [jars]:
