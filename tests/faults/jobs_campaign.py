@@ -23,6 +23,7 @@ from streams import Handle, milliseconds
 from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.broker.reading import read_to_end
+from streams.devstack.development import QUICK_JAVA
 from streams.devstack.kafka import LocalKafka
 from streams.errors import BrokerError, JobPending
 from streams.jobs.job_store import stored_jobs
@@ -113,7 +114,11 @@ class JobsCampaign:
             (self._folder / name).mkdir(parents=True, exist_ok=True)
         properties = {**QUICK_GROUPS, "group.initial.rebalance.delay.ms": "100"}
         with LocalKafka.start(
-            self._folder / "kafka", nodes=self._nodes, heap_mb=384, properties=properties
+            self._folder / "kafka",
+            nodes=self._nodes,
+            heap_mb=384,
+            properties=properties,
+            java_options=QUICK_JAVA,
         ) as self._kafka:
             self._broker = KafkaBroker({"bootstrap.servers": self._kafka.bootstrap_servers})
             with closing(self._broker.admin()) as admin:
