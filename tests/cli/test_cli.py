@@ -221,9 +221,9 @@ def test_a_broker_that_does_not_answer_is_soon_code_3_and_a_few_lines(folder):
 def without_a_broker(folder: Path, *arguments: str) -> str:
     """What is wrong with a command's error, or ``code 3``."""
     try:
-        done = streams(folder, *arguments, *NO_BROKER, timeout=25)
+        done = streams(folder, *arguments, *NO_BROKER, timeout=45)
     except subprocess.TimeoutExpired:
-        return "did not end within 25 s"
+        return "did not end within 45 s"
     return verdict(done)
 
 
