@@ -37,8 +37,8 @@ class Delivery:
     subject: str = ""
     ended: float = 0.0
     """When the server has answered; 0: it has not."""
-    text: str = ""
     answer: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
