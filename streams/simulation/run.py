@@ -249,8 +249,14 @@ class _Process:
 
     @property
     def queue_wait(self) -> float | None:
-        """How many seconds it can be until its queue of jobs has something to do; ``None`` without one."""
-        return None if self._worker is None else self._worker.background_wait
+        """How many seconds it can be until its queue of jobs has something to do; ``None`` without one.
+
+        With uncommitted work it is no longer than until the next commit: a transaction would time out.
+        """
+        wait = None if self._worker is None else self._worker.background_wait
+        if wait is None or self._worker is None or not self._worker.status.dirty:
+            return wait
+        return min(wait, COMMIT_SECONDS)
 
     def turn(self) -> None:
         if self.leaving:

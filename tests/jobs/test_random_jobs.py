@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from streams import App, Limit, Retry, current_job, seconds
 from streams.jobs.job_store import stored_jobs
@@ -247,6 +247,14 @@ def check_drained(run: Run) -> None:
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+# The simulated clock once passed the time-out of an open transaction between two attempts.
+@example(
+    [
+        Wanted(None, 30.0, limited=False, unique=None, failing=1, by_step=True),
+        Wanted(None, 30.0, limited=True, unique=None, failing=1, by_step=True),
+    ],
+    0,
+)
 @given(st.lists(jobs, min_size=1, max_size=10), st.integers(0, 10_000))
 def test_random_jobs_end_as_they_must_whatever_fails(wanted: list[Wanted], seed: int) -> None:
     program = Program(wanted)
