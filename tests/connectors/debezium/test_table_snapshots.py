@@ -164,7 +164,7 @@ def test_what_was_read_before_a_truncate_is_not_handed_over_after_it(
         other.execute("insert into t values (200, 'old')")
         begin_to_read(source)
         db.execute("insert into u select generate_series(1, 500)")
-    wait_until(lambda: "read the table public.t: 101 rows" in caplog.text, what="the rows are read")
+    wait_until(lambda: "read the table public.t: 101 rows" in caplog.text, DEADLINE, what="the rows are read")
     db.execute("truncate t")
     db.execute("insert into t values (7, 'new')")
     finish(source)
@@ -578,7 +578,7 @@ def test_rows_that_were_read_wait_for_the_changes_that_they_contain(
         # The rows that are read first change last.
         for number in range(1, 401):
             db.execute("update t set n = %s where a = 100 - %s %% 100", (number, number))
-    wait_until(lambda: "read the table public.t: 101 rows" in caplog.text, what="the rows are read")
+    wait_until(lambda: "read the table public.t: 101 rows" in caplog.text, DEADLINE, what="the rows are read")
     finish(source)
     db.execute("insert into u values (1)")
     source.until(lambda: source.table("u"))
