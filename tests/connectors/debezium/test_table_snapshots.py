@@ -13,6 +13,7 @@ import pytest
 from streams.connectors.debezium import Debezium, settings, table_chunks
 from streams.connectors.postgres.key_ranges import KeyRanges
 from streams.errors import ConfigurationError, ConnectorError
+from tests.support.captured import DEADLINE
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
