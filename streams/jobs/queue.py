@@ -21,13 +21,14 @@ from streams.jobs.executors.inline import InlineExecutor
 from streams.jobs.fields import unfinished_fields
 from streams.jobs.gathering import Gathering
 from streams.jobs.job import describe
-from streams.jobs.job_store import JobStore, Progress, StoredJob, StoredLimit, StoredState, ranges
+from streams.jobs.job_store import JobStore, Progress, StoredLimit, StoredState, ranges
 from streams.jobs.limits import Bucket
 from streams.jobs.occurrence import Decision, Occurrence, said
 from streams.jobs.openings import Openings
-from streams.jobs.order import KeyLines, ReadyJobs, rank
+from streams.jobs.order import KeyLines, ReadyJobs
+from streams.jobs.queued_job import QueuedJob
 from streams.jobs.reasons import Case, JobState
-from streams.jobs.record import NULL, Ending, JobEnd, JobError, JobId, JobRecord, Release
+from streams.jobs.record import NULL, Ending, JobEnd, JobError, JobId, Release
 from streams.jobs.retry import RetryLater
 from streams.jobs.scheduler import LATE_MILLISECONDS
 from streams.jobs.unfinished_occurrences import UnfinishedOccurrences
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from streams.jobs.executors.choice import Executors
     from streams.jobs.job import BaseJob
     from streams.jobs.scheduler import Released, Scheduler
-    from streams.records import Headers, TopicPartition
+    from streams.records import TopicPartition
 
 MOST_OPEN = 10_000
 """How many unfinished records are kept in memory before the input is paused, or jobs go to the store."""
@@ -88,56 +89,14 @@ _NEXT = {
     QueueState.STOPPING: {QueueState.STOPPING},
 }
 
-_record = msgspec.json.Decoder(JobRecord).decode
-_encode = msgspec.json.Encoder().encode
-
-
-class Job(NamedTuple):
-    """An unfinished job of this task."""
-
-    offset: int
-    record: JobRecord
-    key: bytes | None
-    value: bytes
-    timestamp: int
-    headers: Headers | None
-    tries: int
-    due: int
-    stored: bool
-
-    @property
-    def rank(self) -> int:
-        """Its place in the order."""
-        record, time = self.record, self.timestamp
-        due = self.due or record.due
-        if due is not None and due > time:
-            time = due
-        return rank(time, record.priority)
-
-    def as_stored(
-        self, state: StoredState, due: int = 0, error: JobError | None = None, failed_at: int = 0
-    ) -> StoredJob:
-        """What is stored of it."""
-        return StoredJob(
-            state,
-            due,
-            self.tries,
-            self.key,
-            self.value,
-            self.timestamp,
-            None if self.headers is None else list(self.headers),
-            error,
-            failed_at,
-        )
-
 
 @dataclass(slots=True)
 class Undo:
     """What memory has forgotten since a point to which stores may return."""
 
-    opened: list[Job] = field(default_factory=list)
+    opened: list[QueuedJob] = field(default_factory=list)
     """Jobs that were not in the store, and are finished or in the store now."""
-    settled: list[tuple[Job, Attempt]] = field(default_factory=list)
+    settled: list[tuple[QueuedJob, Attempt]] = field(default_factory=list)
     """Attempts whose outcome was taken."""
     ended: Counter[tuple[str, Ending]] = field(default_factory=Counter)
     """How many jobs have ended since, by function and ending."""
@@ -224,9 +183,9 @@ class JobQueue:
         """The unfinished records before that, which are read again."""
         if progress is not None:
             self._expected = {offset for start, stop in progress.unfinished for offset in range(start, stop)}
-        self._open: dict[int, Job] = {}
+        self._open: dict[int, QueuedJob] = {}
         """Jobs that are not in the store, by offset, in that order."""
-        self._running: dict[int, tuple[Job, Attempt]] = {}
+        self._running: dict[int, tuple[QueuedJob, Attempt]] = {}
         """Attempts that have begun, until their outcome is taken."""
         self._ended: deque[Attempt] = deque()
 
@@ -379,7 +338,7 @@ class JobQueue:
 
     # --- within slices
 
-    def admit(self, jobs: Iterable[Job]) -> None:
+    def admit(self, jobs: Iterable[QueuedJob]) -> None:
         """Take jobs whose records were read, in the order of their offsets."""
         if self._changed:
             self._rebuild()
@@ -450,7 +409,7 @@ class JobQueue:
 
     # --- what happens to a job
 
-    def _begin(self, job: Job, now: int) -> None:
+    def _begin(self, job: QueuedJob, now: int) -> None:
         """A job was read: it is unique, delayed, or takes its place."""
         record = job.record
         if record.schedule is not None and not self._occurs(job, record.schedule, now):
@@ -478,7 +437,7 @@ class JobQueue:
         if self._state is not QueueState.RECOVERING:
             self._enter(job)
 
-    def _occurs(self, job: Job, schedule: str, now: int) -> bool:
+    def _occurs(self, job: QueuedJob, schedule: str, now: int) -> bool:
         """Whether the job of a schedule is executed: it is decided once, and recorded."""
         if self._unfinished.has(schedule, job.offset):
             return True
@@ -506,7 +465,7 @@ class JobQueue:
         self._undecided.setdefault(job.offset, None)
         return True
 
-    def _enter(self, job: Job) -> None:
+    def _enter(self, job: QueuedJob) -> None:
         """A job takes its place: behind others of its key, or among those that may begin."""
         record = job.record
         if record.key is not None:
@@ -522,7 +481,7 @@ class JobQueue:
         if offset not in self._running and (job := self._find(offset)) is not None:
             self._make_ready(job, rank)
 
-    def _make_ready(self, job: Job, rank: int) -> None:
+    def _make_ready(self, job: QueuedJob, rank: int) -> None:
         if job.offset in self._running:
             return
         if job.offset in self._undecided:
@@ -542,13 +501,17 @@ class JobQueue:
             found = self._gathered[job.name] = Gathering(batch, within // MILLISECOND)
         return found
 
-    def _find(self, offset: int) -> Job | None:
+    def _find(self, offset: int) -> QueuedJob | None:
         """A job that waits for its turn, in memory or in the store."""
         job = self._open.get(offset)
         if job is not None:
             return job
         stored = self._store.job(offset)
-        return None if stored is None or stored.state is not StoredState.WAITING else _loaded(offset, stored)
+        return (
+            None
+            if stored is None or stored.state is not StoredState.WAITING
+            else QueuedJob.loaded(offset, stored)
+        )
 
     def _pump(self, now: int) -> None:
         """Begin as many jobs as the executors take."""
@@ -604,10 +567,10 @@ class JobQueue:
             for name, gathering in self._gathered.items()
         )
 
-    def _is_head(self, job: Job) -> bool:
+    def _is_head(self, job: QueuedJob) -> bool:
         return job.record.key is None or self._lines.head(job.record.key) == job.offset
 
-    def _attempt(self, job: Job, place: int, now: int) -> Attempt | None:
+    def _attempt(self, job: QueuedJob, place: int, now: int) -> Attempt | None:
         """Begin a job, unless it has to wait for its limit or cannot be executed."""
         record = job.record
         idempotency_key = self._idempotency_key(job)
@@ -679,7 +642,7 @@ class JobQueue:
             None if isinstance(executors, InlineExecutor) else executors.adopt(idempotency_key, self._ended)
         )
 
-    def _take_over(self, job: Job, attempt: Attempt, now: int) -> None:
+    def _take_over(self, job: QueuedJob, attempt: Attempt, now: int) -> None:
         """Continue an attempt that was left running when the partition was given away."""
         self._running[job.offset] = job, attempt
         bucket = self._bucket(job)
@@ -722,7 +685,7 @@ class JobQueue:
         else:
             self._fail(job, error, now, tries=attempt.current.attempt)
 
-    def _wait(self, job: Job, attempt: Attempt, due: int) -> None:
+    def _wait(self, job: QueuedJob, attempt: Attempt, due: int) -> None:
         """A job that failed is executed again at ``due``; its key stays closed if its order matters."""
         again = job._replace(tries=attempt.current.attempt)
         assert attempt.error is not None
@@ -731,7 +694,7 @@ class JobQueue:
         if attempt.job.definition.on_failure == "continue":
             self._leave(job)
 
-    def _later(self, job: Job, error: RetryLater, now: int) -> None:
+    def _later(self, job: QueuedJob, error: RetryLater, now: int) -> None:
         due = error.due(now)
         limit = job.record.limit
         if limit is not None and not error.alone:
@@ -745,7 +708,7 @@ class JobQueue:
 
     def _fail(
         self,
-        job: Job,
+        job: QueuedJob,
         error: BaseException,
         now: int,
         ending: Ending = Ending.FAILED,
@@ -770,7 +733,7 @@ class JobQueue:
 
     def _finish(
         self,
-        job: Job,
+        job: QueuedJob,
         ending: Ending,
         now: int,
         *,
@@ -805,7 +768,7 @@ class JobQueue:
         )
         self._ends.append((end, job.offset, now))
 
-    def _leave(self, job: Job) -> None:
+    def _leave(self, job: QueuedJob) -> None:
         """Give a job's key to the next one."""
         key, offset = job.record.key, job.offset
         if key is None:
@@ -823,7 +786,9 @@ class JobQueue:
                 return
             # It is finished: whatever waits for it goes on.
 
-    def _to_store(self, job: Job, state: StoredState, due: int = 0, error: JobError | None = None) -> None:
+    def _to_store(
+        self, job: QueuedJob, state: StoredState, due: int = 0, error: JobError | None = None
+    ) -> None:
         """Keep a job in the store, so that its record may be committed."""
         self._forget(job)
         failed_at = 0 if error is None else self._clock()
@@ -831,7 +796,7 @@ class JobQueue:
         if due and self._next_due is not None:
             self._next_due = min(self._next_due, due)
 
-    def _forget(self, job: Job, *, began: bool = True) -> None:
+    def _forget(self, job: QueuedJob, *, began: bool = True) -> None:
         """Take a job out of the store, or of the jobs that hold back the committed offset."""
         if not job.stored:
             self._undo_slice.opened.append(self._open.pop(job.offset))
@@ -862,7 +827,7 @@ class JobQueue:
             self._store.delete(offset, stored)
             waiting = msgspec.structs.replace(stored, state=StoredState.WAITING, due=0, released=due)
             self._store.put(offset, waiting)
-            job = _loaded(offset, stored)
+            job = QueuedJob.loaded(offset, stored)
             if stored.state is StoredState.DELAYED:
                 self._releases.append(Release(self._id(job), job.record.job, due, now))
             if offset in self._running:
@@ -890,7 +855,7 @@ class JobQueue:
                     # Its record is read later.
                     self._control.note_cancelled(offset, note)
                 return
-            job = _loaded(offset, stored)
+            job = QueuedJob.loaded(offset, stored)
         self._finish(job, Ending.CANCELLED, now, error=_cancelled_by(note), began=False)
 
     def retry_now(self, offset: int, now: int) -> None:
@@ -905,7 +870,7 @@ class JobQueue:
         if job is not None:
             self._make_ready(job, rank)
 
-    def _ends_cancelled(self, job: Job, now: int) -> bool:
+    def _ends_cancelled(self, job: QueuedJob, now: int) -> bool:
         """End a job that was cancelled, unless it runs here."""
         note = self._control.cancelled.get(job.offset)
         if note is None or job.offset in self._running:
@@ -926,16 +891,16 @@ class JobQueue:
             return {"id": identifier, "state": JobState.WAITING.value, "why": "no worker has read it yet"}
         return unfinished_fields(self._id(job), job.timestamp, self._case(job, now))
 
-    def _known(self, offset: int) -> Job | None:
+    def _known(self, offset: int) -> QueuedJob | None:
         """A job that has not ended."""
         running = self._running.get(offset)
         job = self._open.get(offset) if running is None else running[0]
         if job is not None:
             return job
         stored = self._store.job(offset) or self._store.delayed(offset)
-        return None if stored is None else _loaded(offset, stored)
+        return None if stored is None else QueuedJob.loaded(offset, stored)
 
-    def _case(self, job: Job, now: int, *, alone: bool = False) -> Case:
+    def _case(self, job: QueuedJob, now: int, *, alone: bool = False) -> Case:
         """Why a job does not run; with ``alone``, whatever its key says."""
         record, offset = job.record, job.offset
         known = self._jobs.get(record.job)
@@ -981,7 +946,7 @@ class JobQueue:
 
     # --- limits
 
-    def _bucket(self, job: Job) -> Bucket | None:
+    def _bucket(self, job: QueuedJob) -> Bucket | None:
         name = job.record.limit
         if name is None:
             return None
@@ -1087,13 +1052,13 @@ class JobQueue:
         self._unfinished.forget()
         if self._scheduler is not None:
             self._scheduler.forget()
-        found: list[tuple[int, int, Job]] = []
+        found: list[tuple[int, int, QueuedJob]] = []
         for offset, stored in self._store.jobs():
             retrying = stored.state is StoredState.RETRYING
             if offset in self._running:
                 running, attempt = self._running[offset]
                 self._running[offset] = running._replace(stored=True), attempt
-            found.append((1 if retrying else 2, offset, _loaded(offset, stored)))
+            found.append((1 if retrying else 2, offset, QueuedJob.loaded(offset, stored)))
         known = {offset for _, offset, _ in found}
         for offset, job in self._open.items():
             if offset in self._running and self._running[offset][0].stored:
@@ -1119,7 +1084,7 @@ class JobQueue:
             elif job.record.key is not None and self._holds_key(job):
                 self._lines.enter(job.record.key, offset, job.rank)
 
-    def _holds_key(self, job: Job) -> bool:
+    def _holds_key(self, job: QueuedJob) -> bool:
         known = self._jobs.get(job.record.job)
         return known is None or known.definition.on_failure == "wait"
 
@@ -1177,10 +1142,10 @@ class JobQueue:
         executors = self._executors
         return executors if isinstance(executors, InlineExecutor) else executors.of(kind)
 
-    def _idempotency_key(self, job: Job) -> str:
+    def _idempotency_key(self, job: QueuedJob) -> str:
         return f"{self._topic}-{self._id(job)}"
 
-    def _id(self, job: Job) -> str:
+    def _id(self, job: QueuedJob) -> str:
         # As ``str(JobId(…))``, several times for each job.
         return f"{self._partition}-{job.offset}"
 
@@ -1200,17 +1165,3 @@ _UNREPEATED = (Ending.SUCCEEDED, Ending.DUPLICATE)
 def _cancelled_by(note: CommandNote) -> JobCancelled:
     at = datetime.fromtimestamp(note.at / 1000, UTC).isoformat(timespec="seconds")
     return JobCancelled(f"cancelled by {note.by} at {at}")
-
-
-def _loaded(offset: int, stored: StoredJob) -> Job:
-    return Job(
-        offset,
-        _record(stored.value),
-        stored.key,
-        stored.value,
-        stored.timestamp,
-        stored.headers,
-        stored.tries,
-        stored.due,
-        stored=True,
-    )
