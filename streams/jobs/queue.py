@@ -190,7 +190,12 @@ class JobQueue:
         self._ended: deque[Attempt] = deque()
 
         self._ready: dict[ExecutorKind, ReadyJobs] = {kind: ReadyJobs() for kind in KINDS}
-        self._gathered: dict[str, Gathering] = {}
+        # All of them now: while some begin, others get their first job.
+        self._gathered = {
+            name: Gathering(batch, (job.definition.within or NO_TIME) // MILLISECOND)
+            for name, job in jobs.items()
+            if (batch := job.definition.batch) is not None
+        }
         """Those of functions that take a list, by function."""
         self._lines = KeyLines()
         self._buckets: dict[str, Bucket] = {}
@@ -489,17 +494,9 @@ class JobQueue:
             return
         known = self._jobs.get(job.record.job)
         if known is not None and known.definition.batch is not None:
-            self._gathering(known).add(rank, job.offset, self._clock())
+            self._gathered[known.name].add(rank, job.offset, self._clock())
             return
         self._ready["thread" if known is None else kind_of(known)].add(rank, job.offset)
-
-    def _gathering(self, job: BaseJob[Any, Any]) -> Gathering:
-        found = self._gathered.get(job.name)
-        if found is None:
-            batch, within = job.definition.batch, job.definition.within or NO_TIME
-            assert batch is not None
-            found = self._gathered[job.name] = Gathering(batch, within // MILLISECOND)
-        return found
 
     def _find(self, offset: int) -> QueuedJob | None:
         """A job that waits for its turn, in memory or in the store."""
