@@ -668,7 +668,7 @@ class JobQueue:
         attempt.counted = True
         error = attempt.error
         if error is None:
-            self._finish(job, Ending.SUCCEEDED, now, result=attempt.result)
+            self._finish(job, Ending.SUCCEEDED, now, result=attempt.result, tries=attempt.current.attempt)
             return
         retry = attempt.job.definition.retry
         if isinstance(error, JobCancelled) or attempt.current.cancelled:
@@ -676,7 +676,8 @@ class JobQueue:
             why = error if note is None else _cancelled_by(note)
             self._fail(job, why, now, Ending.CANCELLED, tries=attempt.current.attempt)
         elif isinstance(error, RetryLater):
-            self._later(job, error, now)
+            # It does not count. What is known of the job may be older: see ``_take_back``.
+            self._later(job._replace(tries=attempt.current.attempt - 1), error, now)
         elif retry.again(attempt.current.attempt, error):
             self._wait(job, attempt, now + retry.delay(attempt.current.attempt))
         else:
@@ -749,13 +750,11 @@ class JobQueue:
             self._unfinished.remove(record.schedule, job.offset)
         if record.key is not None:
             self._leave(job)
-        if tries is None:
-            tries = job.tries + (ending is Ending.SUCCEEDED)
         end = JobEnd(
             self._id(job),
             record.job,
             ending,
-            tries,
+            job.tries if tries is None else tries,
             job.timestamp,
             now,
             msgspec.Raw(result),
@@ -1023,6 +1022,9 @@ class JobQueue:
             self._open.setdefault(job.offset, job)
         self._open = dict(sorted(self._open.items()))
         for job, attempt in reversed(undo.settled):
+            if job.offset in self._running:
+                # The next attempt has begun meanwhile: its outcome counts, as a third one must not begin.
+                continue
             self._running[job.offset] = job, attempt
             self._ended.appendleft(attempt)
         undo.opened, undo.settled, undo.ended = [], [], Counter()
