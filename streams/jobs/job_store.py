@@ -146,6 +146,10 @@ class JobStore:
         payload = self._state.get(_DELAYED + _OFFSET.pack(offset))
         return None if payload is None else _job(payload)
 
+    def find(self, offset: int) -> StoredJob | None:
+        """The job whose record has that offset, delayed or not."""
+        return self.job(offset) or self.delayed(offset)
+
     def jobs(self) -> Iterator[tuple[int, StoredJob]]:
         """All jobs but the delayed ones, by offset."""
         for key, payload in self._state.prefix(_STORED):

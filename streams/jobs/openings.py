@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 
-_NEVER = 1 << 62
+from streams.jobs.order import NEVER
 
 
 class Openings:
@@ -57,7 +57,7 @@ class Openings:
 
     def next_opening(self) -> int:
         """When the next limit may be open."""
-        return -int(-self._times[0][0] // 1) if self._times else _NEVER
+        return -int(-self._times[0][0] // 1) if self._times else NEVER
 
     def offsets(self) -> list[int]:
         """The offsets of all waiting jobs."""

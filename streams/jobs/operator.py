@@ -9,7 +9,9 @@ from streams.jobs.commands import TABLE, CommandLog, command_table, commands_top
 from streams.jobs.executors.inline import InlineExecutor
 from streams.jobs.job_store import STORE, JobStore
 from streams.jobs.occurrence import Occurrence, occurrences_topic
-from streams.jobs.queue import Job, JobQueue, Outcomes
+from streams.jobs.outcomes import Outcomes
+from streams.jobs.queue import JobQueue
+from streams.jobs.queued_job import QueuedJob
 from streams.jobs.record import JobEnd, JobRecord, Release, ends_topic, jobs_topic, releases_topic
 from streams.jobs.scheduler import PARTITION, Scheduler
 from streams.operators import Operator
@@ -82,27 +84,21 @@ class RunJobs(Operator):
             fetched, rows = batch.fetched, batch.rows
             headers = fetched.headers(rows)
             queue.admit(
-                Job(
-                    offset,
-                    record,
-                    key,
-                    value or b"",
-                    time,
-                    None if headers is None else headers[row],
-                    0,
-                    0,
-                    False,
-                )
-                for row, (offset, record, key, value, time) in enumerate(
-                    zip(
-                        batch.offsets,
-                        batch.values,
-                        fetched.keys(rows),
-                        fetched.values(rows),
-                        fetched.timestamps(rows),
-                        strict=True,
+                [
+                    QueuedJob(
+                        offset, record, key, value or b"", time, None if headers is None else headers[row]
                     )
-                )
+                    for row, (offset, record, key, value, time) in enumerate(
+                        zip(
+                            batch.offsets,
+                            batch.values,
+                            fetched.keys(rows),
+                            fetched.values(rows),
+                            fetched.timestamps(rows),
+                            strict=True,
+                        )
+                    )
+                ]
             )
 
         return run

@@ -6,6 +6,9 @@ from collections import deque
 from heapq import heappop, heappush
 from typing import Final
 
+NEVER: Final = 1 << 62
+"""A time that does not come, in milliseconds since the epoch."""
+
 PRIORITY_MILLISECONDS: Final = 60_000
 """By how much a job of the next higher priority is ahead.
 

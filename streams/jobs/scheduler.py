@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from streams.jobs.occurrence import Decision, Occurrence, said
+from streams.jobs.order import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,8 +23,6 @@ MOST_PASSED = 10_000
 
 LATE_MILLISECONDS = 60_000
 """How late an instant may be decided until it counts as missed."""
-
-_NEVER = 1 << 62
 
 
 class Released(NamedTuple):
@@ -82,7 +81,7 @@ class Scheduler:
                 due, others = _decide(schedule, passed, now)
                 released += [(instant, name) for instant in due]
                 occurrences += others
-        self._wakes = min((upcoming.next for upcoming in self._upcoming.values()), default=_NEVER)
+        self._wakes = min((upcoming.next for upcoming in self._upcoming.values()), default=NEVER)
         return [
             Released(self._schedules[name].partition_key, self._schedules[name].payload(instant, now))
             for instant, name in sorted(released)
@@ -112,7 +111,7 @@ class _Passed(NamedTuple):
 
 def _from(rule: Rule, instant: int) -> _Upcoming:
     instants = rule.after(instant)
-    return _Upcoming(next(instants, _NEVER), instants)
+    return _Upcoming(next(instants, NEVER), instants)
 
 
 def _passed(rule: Rule, upcoming: _Upcoming, now: int) -> _Passed:
@@ -121,7 +120,7 @@ def _passed(rule: Rule, upcoming: _Upcoming, now: int) -> _Passed:
     found: list[int] = []
     while upcoming.next <= now and len(found) <= MOST_PASSED:
         found.append(upcoming.next)
-        upcoming.next = next(upcoming.instants, _NEVER)
+        upcoming.next = next(upcoming.instants, NEVER)
     if len(found) <= MOST_PASSED:
         return _Passed(found, None)
     # Of the time before now, as much as has enough of them: all of it might be years of seconds.

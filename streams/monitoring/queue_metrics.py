@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from streams.jobs.queue import QueueNumbers
+    from streams.jobs.queue_numbers import QueueNumbers
     from streams.runtime.task import Task
     from streams.runtime.worker import Worker
     from streams.state.store import Store

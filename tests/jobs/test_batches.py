@@ -87,6 +87,25 @@ def test_without_within_a_batch_is_what_waits_now(work: Work):
     assert work.batches == [[3], [1, 2]]
 
 
+def test_the_first_job_of_a_function_can_follow_one_of_its_key_that_expires_when_a_batch_begins(work: Work):
+    @work.app.job(name="send", batch=3, within=seconds(5), key=lambda mails: "a")
+    def send(mails: list[Mail]) -> None:
+        work.batches.append([mail.number for mail in mails])
+
+    @work.app.job(name="receive", batch=3, key=lambda mails: "a")
+    def receive(mails: list[Mail]) -> None:
+        work.batches.append([mail.number for mail in mails])
+
+    work.begin()
+    work.send(send.using(expires=seconds(3)).call(Mail("a", 1)), receive.call(Mail("a", 2)))
+    work.wait(6)
+    assert work.batches == [[2]]
+    assert {job: ending for job, (ending, _, _) in work.ends().items()} == {
+        "0-0": "expired",
+        "0-1": "succeeded",
+    }
+
+
 def test_each_item_succeeds_or_fails_alone(work: Work):
     @work.app.job(
         name="send", batch=4, within=seconds(1), retry=Retry(2, backoff=seconds(10), jitter=0, on=(OSError,))

@@ -12,8 +12,9 @@ import pytest
 
 import streams.jobs.queue
 import streams.runtime.worker
-from streams import App, current_job
+from streams import App, RetryLater, current_job, seconds
 from streams.app import resources_of_worker
+from streams.errors import TransactionAborted
 from streams.jobs.job_store import stored_jobs
 from streams.jobs.queue import JobQueue
 from streams.jobs.record import JobEnd, JobRecord
@@ -24,6 +25,7 @@ from tests.support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from streams.broker.memory.cluster import Step
     from streams.runtime.resources import Resources
     from streams.runtime.worker import Worker
 
@@ -167,6 +169,15 @@ class Owners:
     def committed(self) -> int:
         return self.cluster.admin.committed_offsets("shop").get(QUEUE, 0)
 
+    def fail_commits(self, failing: Callable[[], bool]) -> None:
+        """Let each commit fail as long as a function returns true."""
+
+        def before(step: Step) -> None:
+            if step == "commit.before" and failing():
+                raise TransactionAborted("made to fail")
+
+        self.cluster.broker.before = before
+
 
 @pytest.fixture(params=[1])
 def owners(request: pytest.FixtureRequest) -> Iterator[Owners]:
@@ -242,6 +253,42 @@ def test_more_unfinished_records_than_are_read_at_once_are_all_read_again(
     owners.start()
     owners.go.set()
     owners.until(lambda: len(owners.ends()) == 20 + 2 * THREADS)
+
+
+def test_when_a_failure_is_undone_the_next_attempt_continues_and_no_other_one_begins_beside_it(
+    owners: Owners,
+) -> None:
+    attempts: list[int] = []
+
+    @owners.app.job(name="later")
+    def later() -> int:
+        attempts.append(current_job().attempt)
+        if len(attempts) == 1:
+            raise RetryLater(after=seconds(0))
+        owners.go.wait(SECONDS)
+        return 7
+
+    worker = owners.start()
+    aborted: list[int] = []
+
+    def failing() -> bool:
+        # What is undone is the outcome of the first attempt, and that the second one begins.
+        if not aborted:
+            aborted.extend(attempts[1:])
+            return True
+        return False
+
+    owners.fail_commits(failing)
+    record = msgspec.json.encode(JobRecord("later", msgspec.Raw(b"{}")))
+    owners.cluster.write(Output(QUEUE.topic, [None], [record], [owners.now()]))
+    owners.until(lambda: aborted)
+    commits = worker.status.commits
+    owners.until(lambda: worker.status.commits > commits and not worker.status.dirty)
+    assert owners.taken(worker) == 1
+    owners.go.set()
+    owners.until(lambda: owners.ends() == [7])
+    assert attempts == [1, 1]
+    assert not owners.stored()
 
 
 def test_records_that_were_deleted_are_not_waited_for(owners: Owners) -> None:

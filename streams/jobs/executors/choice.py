@@ -71,6 +71,10 @@ class Executors:
         for executor in self._made.values():
             executor.begins_until = until
 
+    def withdraw(self, ended: deque[Attempt]) -> list[Attempt]:
+        """Take back the attempts of one task that have not begun."""
+        return [attempt for made in self._made.values() for attempt in made.withdraw(ended)]
+
     def leave(self, attempts: Iterable[Attempt]) -> None:
         """Let attempts run whose task is closed: its partition was given away, and may come back."""
         for attempt in attempts:

@@ -10,9 +10,10 @@ from streams.coroutines.event_loop import current_loop
 from streams.jobs.executors.threads import execute
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from streams.jobs.executors import Attempt
+    from streams.jobs.executors.choice import ExecutorKind
     from streams.jobs.record import Ending
 
 
@@ -35,6 +36,20 @@ class InlineExecutor:
     def waiting(self) -> bool:
         """Whether ``run`` has anything to do."""
         return bool(self._waiting)
+
+    def of(self, kind: ExecutorKind) -> InlineExecutor:  # noqa: ARG002 - it executes all kinds
+        """Itself, in the place of a worker's ``Executors``."""
+        return self
+
+    def leave(self, attempts: Iterable[Attempt]) -> None:
+        """Nothing runs when a task is closed in its own thread."""
+
+    def has_left(self, idempotency_key: str) -> bool:  # noqa: ARG002 - no attempt is left
+        """Whether an attempt at a job was left running here: none is."""
+        return False
+
+    def adopt(self, idempotency_key: str, ended: deque[Attempt]) -> None:
+        """No attempt was left running here."""
 
     @property
     def free(self) -> int:
