@@ -18,9 +18,9 @@ from streams.jobs.executors import Attempt
 from streams.jobs.executors.batch import BatchAttempt
 from streams.jobs.executors.choice import KINDS, ExecutorKind, kind_of
 from streams.jobs.executors.inline import InlineExecutor
+from streams.jobs.failure import error_of_end, job_error
 from streams.jobs.fields import unfinished_fields
 from streams.jobs.gathering import Gathering
-from streams.jobs.job import describe
 from streams.jobs.job_store import JobStore, Progress, StoredJob, StoredLimit, StoredState, ranges
 from streams.jobs.limits import Bucket
 from streams.jobs.occurrence import Decision, Occurrence, said
@@ -708,25 +708,25 @@ class JobQueue:
         attempt.counted = True
         error = attempt.error
         if error is None:
-            self._finish(job, Ending.SUCCEEDED, now, result=attempt.result)
+            self._finish(job, Ending.SUCCEEDED, now, result=attempt.result, attempt=attempt)
             return
         retry = attempt.job.definition.retry
         if isinstance(error, JobCancelled) or attempt.current.cancelled:
             note = self._control.cancelled.get(job.offset)
             why = error if note is None else _cancelled_by(note)
-            self._fail(job, why, now, Ending.CANCELLED, tries=attempt.current.attempt)
+            self._fail(job, why, now, Ending.CANCELLED, attempt=attempt)
         elif isinstance(error, RetryLater):
             self._later(job, error, now)
         elif retry.again(attempt.current.attempt, error):
             self._wait(job, attempt, now + retry.delay(attempt.current.attempt))
         else:
-            self._fail(job, error, now, tries=attempt.current.attempt)
+            self._fail(job, error, now, attempt=attempt)
 
     def _wait(self, job: Job, attempt: Attempt, due: int) -> None:
         """A job that failed is executed again at ``due``; its key stays closed if its order matters."""
         again = job._replace(tries=attempt.current.attempt)
         assert attempt.error is not None
-        error = JobError(type(attempt.error).__name__, describe(attempt.error))
+        error = job_error(attempt.error)
         self._to_store(again, StoredState.RETRYING, due, error)
         if attempt.job.definition.on_failure == "continue":
             self._leave(job)
@@ -739,7 +739,7 @@ class JobQueue:
             assert bucket is not None
             bucket.closed_until = max(bucket.closed_until, due)
             self._store.put_limit(limit, StoredLimit(list(bucket.starts), bucket.closed_until))
-        self._to_store(job, StoredState.RETRYING, due, JobError(type(error).__name__, describe(error)))
+        self._to_store(job, StoredState.RETRYING, due, job_error(error))
         if error.alone:
             self._leave(job)
 
@@ -750,7 +750,7 @@ class JobQueue:
         now: int,
         ending: Ending = Ending.FAILED,
         *,
-        tries: int | None = None,
+        attempt: Attempt | None = None,
     ) -> None:
         """A job has failed for good: it becomes a dead letter, unless it was cancelled."""
         if ending is not Ending.CANCELLED:
@@ -766,7 +766,7 @@ class JobQueue:
                 ),
                 error,
             )
-        self._finish(job, ending, now, error=error, tries=tries)
+        self._finish(job, ending, now, error=error, attempt=attempt)
 
     def _finish(
         self,
@@ -776,7 +776,7 @@ class JobQueue:
         *,
         result: bytes = b"null",
         error: BaseException | None = None,
-        tries: int | None = None,
+        attempt: Attempt | None = None,
         duplicate_of: int | None = None,
         began: bool = True,
     ) -> None:
@@ -789,19 +789,18 @@ class JobQueue:
             self._unfinished.remove(record.schedule, job.offset)
         if record.key is not None:
             self._leave(job)
-        if tries is None:
-            tries = job.tries + (ending is Ending.SUCCEEDED)
         end = JobEnd(
             self._id(job),
             record.job,
             ending,
-            tries,
+            job.tries if attempt is None else attempt.current.attempt,
             job.timestamp,
             now,
             msgspec.Raw(result),
-            None if error is None else JobError(type(error).__name__, describe(error)),
+            None if error is None else error_of_end(error),
             None if duplicate_of is None else str(JobId(self._partition, duplicate_of)),
             NULL if ending in _UNREPEATED else msgspec.Raw(job.value),
+            0 if attempt is None else attempt.begun,
         )
         self._ends.append((end, job.offset, now))
 
