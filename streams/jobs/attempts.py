@@ -9,9 +9,9 @@ from streams.jobs.current import CurrentJob, JobCancelled
 from streams.jobs.endings import cancelled_by
 from streams.jobs.executors import Attempt
 from streams.jobs.executors.choice import kind_of
-from streams.jobs.job import describe
+from streams.jobs.failure import job_error
 from streams.jobs.job_store import StoredState
-from streams.jobs.record import Ending, JobError
+from streams.jobs.record import Ending
 from streams.jobs.retry import RetryLater
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Attempts:
         if record.expires is not None and now >= record.expires:
             before = "it began" if not job.tries else f"attempt {job.tries + 1}"
             expired = f"job {self._partition.id(offset)} expired at {record.expires} before {before}"
-            self._endings.fail(job, TimeoutError(expired), now, job.tries, Ending.EXPIRED)
+            self._endings.fail(job, TimeoutError(expired), now, Ending.EXPIRED)
             return None
         paused = self._control.pause_of(record)
         if paused is not None:
@@ -81,7 +81,7 @@ class Attempts:
         if known is None:
             names = ", ".join(sorted(self._jobs)) or "none"
             unknown = f"no function is registered as {record.job!r}; there are: {names}"
-            self._endings.fail(job, LookupError(unknown), now, job.tries)
+            self._endings.fail(job, LookupError(unknown), now)
             return None
         bucket = None if record.limit is None else self._buckets.of(record)
         if bucket is not None:
@@ -93,7 +93,7 @@ class Attempts:
             arguments = known.arguments.decode(record.arguments)
         except (ValueError, TypeError) as error:
             misfit = f"the arguments do not fit {record.job}: {error}"
-            self._endings.fail(job, ValueError(misfit), now, job.tries)
+            self._endings.fail(job, ValueError(misfit), now)
             return None
         if bucket is not None:
             self._buckets.begin(record, now)
@@ -141,13 +141,13 @@ class Attempts:
         attempt.counted = True
         error, tries = attempt.error, attempt.current.attempt
         if error is None:
-            self._endings.succeed(job, attempt.result, tries, now)
+            self._endings.succeed(job, attempt, now)
             return
         retry = attempt.job.definition.retry
         if isinstance(error, JobCancelled) or attempt.current.cancelled:
             note = self._control.cancelled.get(job.offset)
             why = error if note is None else cancelled_by(note)
-            self._endings.fail(job, why, now, tries, Ending.CANCELLED)
+            self._endings.fail(job, why, now, Ending.CANCELLED, attempt=attempt)
         elif isinstance(error, RetryLater):
             # This attempt does not count.
             self._later(job._replace(tries=tries - 1), error, now)
@@ -155,7 +155,7 @@ class Attempts:
             alone = attempt.job.definition.on_failure == "continue"
             self._again(job._replace(tries=tries), error, now + retry.delay(tries), alone=alone)
         else:
-            self._endings.fail(job, error, now, tries)
+            self._endings.fail(job, error, now, attempt=attempt)
 
     def _later(self, job: QueuedJob, error: RetryLater, now: int) -> None:
         due = error.due(now)
@@ -165,7 +165,6 @@ class Attempts:
 
     def _again(self, job: QueuedJob, error: BaseException, due: int, *, alone: bool) -> None:
         """A job is executed again at ``due``; its key stays closed, unless it waits ``alone``."""
-        failure = JobError(type(error).__name__, describe(error))
-        self._unfinished.to_store(job, StoredState.RETRYING, due, failure)
+        self._unfinished.to_store(job, StoredState.RETRYING, due, job_error(error))
         if alone:
             self._turns.leave(job)

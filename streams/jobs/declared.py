@@ -29,11 +29,15 @@ if TYPE_CHECKING:
     from streams.broker import Broker
     from streams.jobs.handle import Ends
     from streams.jobs.job import Call, Enqueuer
+    from streams.jobs.record import JobEnd, JobRecord
     from streams.jobs.schedule_rules import Rule
     from streams.topology.graph import Node
 
     class JobClient(Enqueuer, Ends, Protocol):
         """Puts jobs into the queue, and finds out about their ends."""
+
+        def find(self, identifier: str) -> JobRecord | JobEnd | None:
+            """How a job has ended, or else its record; see ``QueueClient``."""
 
     class Opened(Protocol):
         """What each worker opens once."""
@@ -129,6 +133,13 @@ class Queue:
     def handle(self, identifier: str) -> Handle[Any]:
         """The handle of a job by its id; its result is plain JSON. Raises ``ConfigurationError``."""
         return Handle(str(JobId.parse(identifier)), "", self._used or self.client, msgspec.json.decode)
+
+    def find(self, identifier: str) -> JobRecord | JobEnd | None:
+        """How a job has ended, or else its record; ``None`` if there is none, or its result was deleted.
+
+        Raises ``ConfigurationError`` for a text that is no id, ``BrokerError``.
+        """
+        return (self._used or self.client).find(identifier)
 
     def use(self, client: JobClient | None) -> None:
         """Enqueue with this client, in a test; ``None``: as in production again."""

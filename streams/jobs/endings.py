@@ -11,6 +11,7 @@ from streams.jobs.record import Ending
 if TYPE_CHECKING:
     from streams.jobs.commands import CommandNote
     from streams.jobs.control import Control
+    from streams.jobs.executors import Attempt
     from streams.jobs.executors.choice import Executors
     from streams.jobs.executors.inline import InlineExecutor
     from streams.jobs.job_store import JobStore
@@ -48,19 +49,36 @@ class Endings:
         self._outcomes = outcomes
         self._partition = partition
 
-    def succeed(self, job: QueuedJob, result: bytes, tries: int, now: int) -> None:
-        """A job has succeeded with its attempt of that number."""
+    def succeed(self, job: QueuedJob, attempt: Attempt, now: int) -> None:
+        """A job has succeeded with this attempt."""
         self._forget(job)
-        self._outcomes.ended(job, Ending.SUCCEEDED, now, tries, result=result)
+        self._outcomes.ended(
+            job,
+            Ending.SUCCEEDED,
+            now,
+            attempt.current.attempt,
+            result=attempt.result,
+            began=attempt.begun,
+        )
 
     def fail(
-        self, job: QueuedJob, error: BaseException, now: int, tries: int, ending: Ending = Ending.FAILED
+        self,
+        job: QueuedJob,
+        error: BaseException,
+        now: int,
+        ending: Ending = Ending.FAILED,
+        *,
+        attempt: Attempt | None = None,
     ) -> None:
-        """A job has failed for good: it becomes a dead letter, unless it was cancelled."""
+        """A job has failed for good, with this attempt or without one.
+
+        It becomes a dead letter, unless it was cancelled.
+        """
         if ending is not Ending.CANCELLED:
             self._outcomes.failed(job, error)
         self._forget(job)
-        self._outcomes.ended(job, ending, now, tries, error=error)
+        tries, began = (job.tries, 0) if attempt is None else (attempt.current.attempt, attempt.begun)
+        self._outcomes.ended(job, ending, now, tries, error=error, began=began)
 
     def leave_out(self, job: QueuedJob, other: int, now: int) -> None:
         """A job is not executed, as another one is not finished."""

@@ -25,7 +25,7 @@ import msgspec
 
 from streams.coroutines.awaitables import is_asynchronous
 from streams.durations import to_milliseconds
-from streams.errors import ConfigurationError, TopologyError, error_text
+from streams.errors import ConfigurationError, TopologyError
 from streams.jobs.arguments import Arguments, ChosenArguments, Result
 from streams.jobs.limits import Limit
 from streams.jobs.record import JobRecord, partition_key
@@ -406,8 +406,3 @@ def _module(function: Callable[..., Any]) -> str:
         return str(spec.name).removesuffix(".__main__")
     path = getattr(main, "__file__", None)
     return name if path is None else Path(path).stem
-
-
-def describe(error: BaseException) -> str:
-    """The message of an error that a job has raised."""
-    return error_text(error) if isinstance(error, Exception) else str(error)

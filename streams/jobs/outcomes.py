@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from streams.jobs.job import describe
-from streams.jobs.record import NULL, Ending, JobEnd, JobError, Release
+from streams.jobs.failure import error_of_end
+from streams.jobs.record import NULL, Ending, JobEnd, Release
 from streams.records import FetchedLists
 
 if TYPE_CHECKING:
@@ -72,8 +72,9 @@ class SliceOutcomes:
         result: bytes = b"null",
         error: BaseException | None = None,
         duplicate_of: str | None = None,
+        began: int = 0,
     ) -> None:
-        """A job has ended."""
+        """A job has ended, with an attempt that ``began`` then, if it was executed."""
         end = JobEnd(
             self._partition.id(job.offset),
             job.record.job,
@@ -82,9 +83,10 @@ class SliceOutcomes:
             job.timestamp,
             now,
             msgspec.Raw(result),
-            None if error is None else JobError(type(error).__name__, describe(error)),
+            None if error is None else error_of_end(error),
             duplicate_of,
             NULL if ending in UNREPEATED else msgspec.Raw(job.value),
+            began,
         )
         self._ends.append((end, job.offset, now))
 

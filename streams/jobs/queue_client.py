@@ -12,6 +12,7 @@ import msgspec
 from streams.jobs.commands import commands_topic
 from streams.jobs.ends_reader import EndsReader
 from streams.jobs.handle import Handle
+from streams.jobs.lookup import look_up
 from streams.jobs.record import JobId, ends_topic, jobs_topic
 from streams.records import Output, TopicPartition
 
@@ -112,6 +113,16 @@ class QueueClient:
         finally:
             admin.close()
         return job.offset < ends.get(partition, 0)
+
+    def find(self, identifier: str) -> JobRecord | JobEnd | None:
+        """How a job has ended, or else its record; ``None`` if there is none, or its result was deleted.
+
+        Raises ``ConfigurationError`` for a text that is no id, ``BrokerError``.
+        """
+        job = JobId.parse(identifier)
+        with self._lock:
+            broker = self._opened()
+        return look_up(broker, self._application, job)
 
     def close(self) -> None:
         """Close the connection; it is opened again if it is used again."""

@@ -83,11 +83,15 @@ class Ending(StrEnum):
     """Another job with the same ``unique``, or of the same schedule, was not finished: it was left out."""
 
 
-class JobError(msgspec.Struct, frozen=True):
+class JobError(msgspec.Struct, omit_defaults=True, frozen=True):
     """The exception of the last attempt."""
 
     type: str
     message: str
+    path: str = ""
+    """Module and qualified name of its class. This and ``traceback`` are only in the job's end."""
+    traceback: str = ""
+    """The end of the text that Python prints for it."""
 
 
 class JobEnd(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -106,6 +110,8 @@ class JobEnd(msgspec.Struct, omit_defaults=True, frozen=True):
     duplicate_of: str | None = None
     record: msgspec.Raw = NULL
     """The job's record, unless it has succeeded, to enqueue it again."""
+    began: int = 0
+    """When its last attempt began; 0: it was not executed."""
 
 
 class Release(msgspec.Struct, omit_defaults=True, frozen=True):

@@ -106,9 +106,8 @@ def read_unfinished(broker: Broker, application: str) -> list[PartitionJobs]:
         beginnings = admin.beginning_offsets(places)
     finally:
         admin.close()
-    entries = _read_changelog(
-        broker, changelog, existing[changelog].partitions if changelog in existing else 0
-    )
+    count = existing[changelog].partitions if changelog in existing else 0
+    entries = _read_changelog(broker, changelog, range(count))
     stores = {place.partition: JobStore(entries.get(place.partition, _Entries())) for place in places}
     progress = {number: store.progress() for number, store in stores.items()}
     listed = {
@@ -163,19 +162,23 @@ def read_unfinished(broker: Broker, application: str) -> list[PartitionJobs]:
     ]
 
 
-def find_end(broker: Broker, application: str, job: JobId) -> JobEnd | None:
-    """How a job has ended, if its result still exists. Raises ``BrokerError``."""
+def find_end(broker: Broker, application: str, job: JobId, *, since: int | None = None) -> JobEnd | None:
+    """How a job has ended, if its result still exists. Raises ``BrokerError``.
+
+    Only results that were written ``since``, in milliseconds since the epoch, are read.
+    """
     topic, key = ends_topic(application), str(job).encode()
     admin = broker.admin()
     try:
         existing = admin.topics()
+        if topic not in existing:
+            return None
+        place = TopicPartition(topic, partition_for(key, existing[topic].partitions))
+        start = BEGINNING if since is None else admin.offsets_for_times({place: since})[place]
     finally:
         admin.close()
-    if topic not in existing:
-        return None
-    place = TopicPartition(topic, partition_for(key, existing[topic].partitions))
     found = None
-    for fetched in read_from(broker, {place: BEGINNING}):
+    for fetched in read_from(broker, {place: start}):
         for row, own in enumerate(fetched.keys()):
             if own == key and (value := fetched.values([row])[0]) is not None:
                 found = _end(value)
@@ -199,8 +202,14 @@ def _ends_now(admin: Admin, topic: str, partitions: int) -> dict[TopicPartition,
     return dict(admin.end_offsets([TopicPartition(topic, number) for number in range(partitions)]))
 
 
-def _read_changelog(broker: Broker, topic: str, partitions: int) -> dict[int, _Entries]:
-    stores: dict[int, _Entries] = {number: _Entries() for number in range(partitions)}
+def read_store(broker: Broker, application: str, partition: int) -> JobStore:
+    """What a partition of the queue has stored. Raises ``BrokerError``."""
+    topic = changelog_topic(application, StoreDefinition(name=STORE))
+    return JobStore(_read_changelog(broker, topic, [partition])[partition])
+
+
+def _read_changelog(broker: Broker, topic: str, partitions: Iterable[int]) -> dict[int, _Entries]:
+    stores: dict[int, _Entries] = {number: _Entries() for number in partitions}
     places = {TopicPartition(topic, number): BEGINNING for number in stores}
     for fetched in read_from(broker, places):
         entries = stores[fetched.partition].entries

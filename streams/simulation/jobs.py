@@ -119,7 +119,9 @@ class JobComparison:
                 # Whether it was executed at all: only that it has ended is compared.
                 yield _compared(record)
             else:
-                yield _compared(record, ending=end.ending, result=end.result, error=end.error)
+                # What a traceback goes through depends on what executes the job.
+                error = end.error and msgspec.structs.replace(end.error, traceback="")
+                yield _compared(record, ending=end.ending, result=end.result, error=error)
 
     def _releases(self, fetched: Fetched) -> Iterable[Compared]:
         for value in fetched.values():

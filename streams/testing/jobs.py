@@ -52,6 +52,7 @@ class DriverQueue:
         self._enqueued: list[EnqueuedJob] = []
         self._ends: dict[str, JobEnd] = {}
         self._places: set[str] = set()
+        self._records: dict[str, JobRecord] = {}
 
     @property
     def topic(self) -> str:
@@ -72,6 +73,10 @@ class DriverQueue:
         """Whether a job of this id was enqueued."""
         return identifier in self._places
 
+    def find(self, identifier: str) -> JobRecord | JobEnd | None:
+        """How a job has ended, or else its record; see ``QueueClient``."""
+        return self._ends.get(str(JobId.parse(identifier))) or self._records.get(identifier)
+
     def take(self, name: str) -> list[EnqueuedJob]:
         """Take the jobs of that name since the last call."""
         taken = [job for job in self._enqueued if job.name == name]
@@ -86,6 +91,7 @@ class DriverQueue:
             record = msgspec.json.decode(value or b"", type=JobRecord)
         except msgspec.DecodeError:
             return
+        self._records[identifier] = record
         self._enqueued.append(
             EnqueuedJob(identifier, record.job, msgspec.json.decode(record.arguments), record.key, record.due)
         )
