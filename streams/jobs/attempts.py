@@ -33,8 +33,7 @@ class Attempts:
     """From a job's turn to the outcome of its attempt: it ends, or waits for the next one.
 
     It holds nothing: the attempts are in ``UnfinishedJobs``, where taking an outcome is undone, so that it is
-    taken again. How many attempts there were is known by the attempt's own number: what is known of the job
-    then may be older.
+    taken again.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Attempts:
         """Begin a job, unless it has to wait for its limit or cannot be executed."""
         record, offset = job.record, job.offset
         idempotency_key = self._partition.idempotency_key(offset)
-        left = self._executors.adopt(idempotency_key, self._unfinished.ended)
+        left = self._executors.adopt(idempotency_key, job.failed_at, self._unfinished.ended)
         if left is not None:
             # It has begun before, whatever would hold it back now.
             self._take_over(job, left, now)
@@ -111,6 +110,7 @@ class Attempts:
             copy_context(),
             self._unfinished.ended,
             payload=bytes(record.arguments),
+            failed_before=job.failed_at,
         )
         self._unfinished.running[offset] = job, attempt
         return attempt
@@ -139,7 +139,8 @@ class Attempts:
         if record.limit is not None and not attempt.counted and self._buckets.end(record, attempt.begun):
             self._turns.look_at_limit(record.limit, now)
         attempt.counted = True
-        error, tries = attempt.error, attempt.current.attempt
+        # The job is older where its outcomes were undone, the attempt where it was left running here.
+        error, tries = attempt.error, max(attempt.current.attempt, job.tries + 1)
         if error is None:
             self._endings.succeed(job, attempt, now)
             return

@@ -31,6 +31,8 @@ class QueuedJob(NamedTuple):
     due: int = 0
     stored: bool = False
     """Whether it is in the store. Otherwise its record holds back the committed offset."""
+    failed_at: int = 0
+    """When its last attempt failed, as the store knows, in milliseconds since the epoch; 0: none did."""
 
     @classmethod
     def loaded(cls, offset: int, stored: StoredJob) -> QueuedJob:
@@ -45,6 +47,7 @@ class QueuedJob(NamedTuple):
             stored.tries,
             stored.due,
             True,
+            stored.failed_at,
         )
 
     @property

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
+import streams.jobs.executors.choice
 import streams.jobs.queue
 import streams.runtime.worker
-from streams import App, RetryLater, current_job, seconds
+from streams import App, Retry, RetryLater, current_job, seconds
 from streams.app import resources_of_worker
 from streams.errors import TransactionAborted
+from streams.jobs.current import CurrentJob
+from streams.jobs.executors import Attempt
+from streams.jobs.executors.choice import Executors
 from streams.jobs.job_store import stored_jobs
 from streams.jobs.queue import JobQueue
 from streams.jobs.record import JobEnd, JobRecord
@@ -136,6 +141,11 @@ class Owners:
             Output("shop-jobs", keys, values, [self.now()] * len(records), partition=partition)
         )
 
+    def enqueue_as(self, name: str) -> None:
+        """Enqueue a job of another function, without arguments."""
+        record = msgspec.json.encode(JobRecord(name, msgspec.Raw(b"{}")))
+        self.cluster.write(Output(QUEUE.topic, [None], [record], [self.now()]))
+
     def turn(self) -> None:
         for worker, resources in list(self.workers.items()):
             with resources.active():
@@ -156,10 +166,14 @@ class Owners:
         queues = [work for task in worker.tasks.values() for work in task.background_work]
         return sum(queue.numbers().running.total() for queue in queues if isinstance(queue, JobQueue))
 
-    def ends(self) -> list[int]:
-        """The results in the order in which they were committed."""
+    def results(self) -> list[JobEnd]:
+        """How jobs have ended, in the order in which that was committed."""
         values = self.cluster.payloads("shop-job-results")
-        return [msgspec.json.decode(msgspec.json.decode(value, type=JobEnd).result) for value in values]
+        return [msgspec.json.decode(value, type=JobEnd) for value in values]
+
+    def ends(self) -> list[int]:
+        """What jobs have returned."""
+        return [msgspec.json.decode(end.result) for end in self.results()]
 
     def stored(self) -> int:
         """How many jobs the store has, as its changelog says."""
@@ -279,8 +293,7 @@ def test_when_a_failure_is_undone_the_next_attempt_continues_and_no_other_one_be
         return False
 
     owners.fail_commits(failing)
-    record = msgspec.json.encode(JobRecord("later", msgspec.Raw(b"{}")))
-    owners.cluster.write(Output(QUEUE.topic, [None], [record], [owners.now()]))
+    owners.enqueue_as("later")
     owners.until(lambda: aborted)
     commits = worker.status.commits
     owners.until(lambda: worker.status.commits > commits and not worker.status.dirty)
@@ -289,6 +302,37 @@ def test_when_a_failure_is_undone_the_next_attempt_continues_and_no_other_one_be
     owners.until(lambda: owners.ends() == [7])
     assert attempts == [1, 1]
     assert not owners.stored()
+
+
+def test_a_failure_that_was_never_recorded_does_not_count_after_later_ones_of_another_owner(
+    owners: Owners,
+) -> None:
+    attempts: list[int] = []
+
+    @owners.app.job(name="flaky", retry=Retry(3, backoff=seconds(60), factor=1, jitter=0))
+    def flaky() -> None:
+        attempts.append(current_job().attempt)
+        if len(attempts) == 1:
+            owners.go.wait(SECONDS)
+        raise OSError("down")
+
+    first = owners.start()
+    owners.enqueue_as("flaky")
+    owners.until(lambda: attempts)
+    resources = owners.freeze(first)
+    second = owners.start()
+    owners.until(lambda: len(attempts) == 2 and not owners.taken(second))
+    owners.clock_ahead += 60_000
+    owners.until(lambda: len(attempts) == 3 and not owners.taken(second))
+    owners.freeze(second)
+    # The first attempt fails where it has run all the time, and its partition comes back.
+    owners.go.set()
+    owners.workers[first] = resources
+    owners.clock_ahead += 60_000
+    owners.until(lambda: len(attempts) == 4)
+    assert attempts == [1, 1, 2, 3]
+    owners.until(owners.results)
+    assert [end.tries for end in owners.results()] == [3]
 
 
 def test_records_that_were_deleted_are_not_waited_for(owners: Owners) -> None:
@@ -362,3 +406,25 @@ def test_after_a_long_pause_what_waits_begins_once_a_commit_has_confirmed_the_pa
     owners.go.set()
     owners.until(lambda: len(owners.ends()) == 40 + THREADS)
     assert set(Counter(owners.begun).values()) == {1, THREADS}
+
+
+def test_what_was_left_running_is_kept_while_it_runs_and_its_outcome_for_a_while(
+    owners: Owners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @owners.app.job(name="left")
+    def left() -> None:
+        """Executed by nothing here."""
+
+    executors = Executors(1)
+    running, finished = (
+        Attempt(0, left, ((), {}), CurrentJob(key, "left", 1, 0, key), copy_context(), deque())
+        for key in ("running", "finished")
+    )
+    finished.finish()
+    executors.leave([running, finished])
+    executors.leave([])
+    assert executors.has_left("finished")
+    monkeypatch.setattr(streams.jobs.executors.choice, "KEPT_SECONDS", 0)
+    executors.leave([])
+    assert not executors.has_left("finished")
+    assert executors.has_left("running")

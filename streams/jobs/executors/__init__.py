@@ -43,6 +43,8 @@ class Attempt:
     finished: bool = False
     payload: bytes = b""
     """The arguments as JSON, for executors in other processes."""
+    failed_before: int = 0
+    """When the attempt before it failed, as was known when it began; see ``QueuedJob.failed_at``."""
 
     @property
     def members(self) -> Sequence[Attempt]:

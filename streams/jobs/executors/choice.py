@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from streams.jobs.record import Ending
 
 ExecutorKind: TypeAlias = Literal["thread", "process", "event_loop"]
+
+KEPT_SECONDS = 600
+"""How long the outcome of an attempt is kept whose partition was given away.
+
+Another worker has begun the job again by then.
+"""
 
 KINDS: tuple[ExecutorKind, ...] = ("thread", "process", "event_loop")
 
@@ -45,8 +52,11 @@ class Executors:
         """How many jobs have ended in this worker, by function and ending."""
         self.seconds: dict[str, float] = {}
         """How long the attempts of each function took that have ended in this worker, together."""
-        self._left: dict[str, Attempt] = {}
-        """Attempts that run although their task was closed, by the idempotency keys of their jobs."""
+        self._left: dict[str, tuple[float, Attempt]] = {}
+        """Attempts whose outcome was not taken when their task was closed, by their idempotency keys.
+
+        With the time of that, on the monotonic clock.
+        """
 
     def of(self, kind: ExecutorKind) -> Executor:
         """The executor of that kind."""
@@ -76,19 +86,35 @@ class Executors:
         return [attempt for made in self._made.values() for attempt in made.withdraw(ended)]
 
     def leave(self, attempts: Iterable[Attempt]) -> None:
-        """Let attempts run whose task is closed: its partition was given away, and may come back."""
-        for attempt in attempts:
-            self._left[attempt.current.idempotency_key] = attempt
+        """Let attempts run whose task is closed: its partition was given away, and may come back.
+
+        Outcomes of attempts that were left ``KEPT_SECONDS`` ago are forgotten.
+        """
+        now = time.monotonic()
+        self._left = {
+            key: (left, attempt)
+            for key, (left, attempt) in self._left.items()
+            if not attempt.finished or now - left < KEPT_SECONDS
+        }
+        self._left.update((attempt.current.idempotency_key, (now, attempt)) for attempt in attempts)
 
     def has_left(self, idempotency_key: str) -> bool:
         """Whether an attempt at a job was left running here."""
         return idempotency_key in self._left
 
-    def adopt(self, idempotency_key: str, ended: deque[Attempt]) -> Attempt | None:
-        """The attempt at a job that was left running here, if there is one, for its task."""
-        attempt = self._left.pop(idempotency_key, None)
-        if attempt is not None:
-            attempt.adopt(ended)
+    def adopt(self, idempotency_key: str, failed_at: int, ended: deque[Attempt]) -> Attempt | None:
+        """The attempt at a job that was left running here, if there is one, for its task.
+
+        ``failed_at`` is when the last attempt failed, as the store knows. If that was another time when this
+        one began, another worker has executed the job since, and a failure here is out of date. What runs
+        still is taken, as the job must not run twice at once, and so is a success: it has no other yet.
+        """
+        _, attempt = self._left.pop(idempotency_key, (0, None))
+        if attempt is None:
+            return None
+        if attempt.finished and attempt.error is not None and attempt.failed_before != failed_at:
+            return None
+        attempt.adopt(ended)
         return attempt
 
     @property

@@ -48,7 +48,7 @@ class InlineExecutor:
         """Whether an attempt at a job was left running here: none is."""
         return False
 
-    def adopt(self, idempotency_key: str, ended: deque[Attempt]) -> None:
+    def adopt(self, idempotency_key: str, failed_at: int, ended: deque[Attempt]) -> None:
         """No attempt was left running here."""
 
     @property
