@@ -12,6 +12,9 @@ except ImportError as error:
         f"the Redis connector needs the package redis: {error}", hint="pip install 'streams[redis]'"
     ) from error
 
+from streams.connectors.redis.channel_source import RedisChannel
+from streams.connectors.redis.list_source import RedisList
 from streams.connectors.redis.sink import RedisSink
+from streams.connectors.redis.stream_source import RedisStream
 
-__all__ = ["RedisSink"]
+__all__ = ["RedisChannel", "RedisList", "RedisSink", "RedisStream"]

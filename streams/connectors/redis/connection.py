@@ -7,6 +7,7 @@ import re
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
+import redis
 from redis.backoff import NoBackoff
 from redis.connection import Connection as PlainConnection
 from redis.exceptions import RedisError, ResponseError
@@ -52,6 +53,7 @@ class Connection:
         }
         if "path" not in options:
             options["socket_connect_timeout"] = CONNECT_SECONDS
+        self._ended = False
         self._connection = kind(**options)
         self._connection.connect()
         if key:
@@ -63,9 +65,9 @@ class Connection:
             if not self.is_cluster:
                 return
             slot = self.call(b"CLUSTER", b"KEYSLOT", key)
-            for first, last, (host, port, *_), *_ in self.call(b"CLUSTER", b"SLOTS"):
-                if first <= slot <= last and host:
-                    host = host if isinstance(host, str) else host.decode()
+            for first, last, (name, port, *_), *_ in self.call(b"CLUSTER", b"SLOTS"):
+                if first <= slot <= last and name:
+                    host = name if isinstance(name, str) else name.decode()
                     if (host, port) != (options.get("host"), options.get("port", 6379)):
                         self._connection.disconnect()
                         self._connection = kind(**options | {"host": host, "port": port})
@@ -99,22 +101,35 @@ class Connection:
                 raise answer
         return answers
 
-    def transaction(self, *commands: bytes) -> list[Any] | None:
-        """Execute packed commands as one transaction in one round trip; ``None`` if a watched key changed."""
+    def transaction(self, *commands: bytes, raising: bool = True) -> list[Any] | None:
+        """Execute packed commands as one transaction in one round trip; ``None`` if a watched key changed.
+
+        Without ``raising``, the errors of single commands, which do not undo the others, are among the answers.
+        """
         self.send([MULTI, *commands, EXEC])
         queued = self.receive_all(len(commands) + 1)
         answers = self._received()
-        for answer in (*queued, answers, *(answers if isinstance(answers, list) else ())):
+        for answer in (*queued, answers):
             if isinstance(answer, CommandRefused):
                 raise answer
-            if isinstance(answer, RedisError):
-                raise refused(answer)
-        assert answers is None or isinstance(answers, list)
-        return answers
+        if answers is None:
+            return None
+        found = [refused(answer) if isinstance(answer, RedisError) else answer for answer in answers]
+        for answer in found if raising else ():
+            if isinstance(answer, CommandRefused):
+                raise answer
+        return found
 
     def send(self, commands: Iterable[bytes]) -> None:
         """Send packed commands, whose answers are then to be received."""
-        self._connection.send_packed_command([b"".join(commands)], check_health=False)
+        if self._ended:
+            # The client would connect again.
+            raise redis.exceptions.ConnectionError("the connection has ended")
+        try:
+            self._connection.send_packed_command([b"".join(commands)], check_health=False)
+        except BaseException:
+            self._ended = True
+            raise
 
     def receive(self, *, blocking: float = 0.0) -> Any:
         """The next answer."""
@@ -134,6 +149,9 @@ class Connection:
             return self._connection.read_response()
         except ResponseError as error:
             return refused(error)
+        except BaseException:
+            self._ended = True
+            raise
 
     def readable(self, timeout: float) -> bool:
         """Whether an answer, or the connection's end, is there within that many seconds."""
@@ -149,6 +167,7 @@ class Connection:
 
     def close(self) -> None:
         """End the connection. Never raises."""
+        self._ended = True
         with contextlib.suppress(Exception):
             self._connection.disconnect()
 

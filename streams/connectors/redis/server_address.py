@@ -34,10 +34,9 @@ def client_options(url: str, what: str) -> dict[str, Any]:
     hint = "write redis://HOST:PORT/DATABASE, rediss://… for TLS, or unix:///path?db=0"
     try:
         parts = urlsplit(url)
-        database = parts.path.strip("/")
-        if parts.scheme in {"redis", "rediss"} and database and not database.isdigit():
-            raise ValueError
-        options = parse_url(url)
+        # An unknown database would be ignored.
+        _ = int(parts.path.strip("/") or "0") if parts.scheme in {"redis", "rediss"} else 0
+        options = parse_url(url)  # type: ignore[no-untyped-call]  # the client has no types for it
     except ValueError:
         # Its message may have a part of the URL, and with it the password.
         raise ConfigurationError(f"{what}: the url is none of Redis", hint=hint) from None

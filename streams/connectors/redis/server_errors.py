@@ -20,12 +20,14 @@ _PASSING = {
     "MASTERDOWN",
     "MISCONF",
     "MOVED",
+    "NOGROUP",
     "NOREPLICAS",
     "OOM",
     "READONLY",
     "TRYAGAIN",
+    "UNBLOCKED",
 }
-"""Codes of refusals that may pass: the server is full, starts, or is a replica by now."""
+"""Codes of refusals that may pass: the server is full, starts, or is a replica by now; opening creates a group."""
 
 _LOGIN = {"NOAUTH", "NOPERM", "WRONGPASS"}
 
