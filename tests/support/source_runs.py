@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from streams.connectors.source import SourceBatch, SourceConnector, SourceReader
 
 
+def read_on(reader: SourceReader) -> None:
+    """Read until an error is raised."""
+    while True:
+        reader.read(0.05)
+
+
 class SourceRun:
     """One task of a source. ``values`` and ``position`` are what Kafka has; a context manager.
 
@@ -25,9 +31,10 @@ class SourceRun:
     ``crash`` loses what waits and what is processed. ``reopen`` keeps both, and continues after them.
     """
 
-    def __init__(self, source: SourceConnector[Any, Any], *, name: str = "in") -> None:
+    def __init__(self, source: SourceConnector[Any, Any], *, name: str = "in", task: int = 0) -> None:
         self.source = source
         self.name = name
+        self.task = task
         self.values: list[Any] = []
         self.keys: list[Any] = []
         self.offsets: list[int] = []
@@ -47,7 +54,7 @@ class SourceRun:
         """The reader, opened if there is none."""
         if self.reader is None:
             self.reader = self.source.open(
-                SourceContext(application="shop", name=self.name, task=0, position=self.read_position)
+                SourceContext(application="shop", name=self.name, task=self.task, position=self.read_position)
             )
         return self.reader
 

@@ -45,18 +45,16 @@ class _ChannelSource(Generic[V]):
         if not self.channels and not self.patterns:
             raise ConfigurationError("RedisChannel needs a channel or a pattern")
         if self.max_records < 1:
-            raise ConfigurationError(
-                f"RedisChannel: max_records={self.max_records}, needed is at least 1"
-            )
+            raise ConfigurationError(f"RedisChannel: max_records={self.max_records}, needed is at least 1")
 
 
 class RedisChannel(_ChannelSource[V]):
     """The messages of channels, at most once: only those that are published while the source is connected.
 
-    ``patterns`` are as for ``PSUBSCRIBE``: ``news.*``. A message is read once for each channel and pattern that
-    it matches. Values are text, JSON of ``type``, or what the serde ``value`` reads. The key is the channel,
-    and the event time that of receiving. How often the source has connected is among its metrics: each time
-    after the first, messages may be missing.
+    ``patterns`` are as for ``PSUBSCRIBE``: ``news.*``. A message is read once for each channel and pattern
+    that it matches. Values are text, JSON of ``type``, or what the serde ``value`` reads. The key is the
+    channel, and the event time that of receiving. How often the source has connected is among its metrics:
+    each time after the first, messages may be missing.
     """
 
     __slots__ = ()
@@ -213,7 +211,7 @@ class ChannelReader:
     def _received(self, timeout: float) -> list[tuple[bytes, bytes]]:
         """Channels and messages that are there, or arrive in that many seconds."""
         connection = self._server.connection
-        found = []
+        found: list[tuple[bytes, bytes]] = []
         while len(found) < self._max_records and connection.readable(0.0 if found else timeout):
             kind, *rest = connection.receive()
             self._heard_at, self._asked_at = time.monotonic(), None

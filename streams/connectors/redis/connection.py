@@ -104,7 +104,7 @@ class Connection:
     def transaction(self, *commands: bytes, raising: bool = True) -> list[Any] | None:
         """Execute packed commands as one transaction in one round trip; ``None`` if a watched key changed.
 
-        Without ``raising``, the errors of single commands, which do not undo the others, are among the answers.
+        Without ``raising``, errors of single commands are among the answers: the others have their effect.
         """
         self.send([MULTI, *commands, EXEC])
         queued = self.receive_all(len(commands) + 1)

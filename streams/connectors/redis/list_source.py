@@ -1,4 +1,4 @@
-"""A list as a source: elements move into a list of the source's own, and are removed once they are committed."""
+"""A list as a source: elements move into a list of its own, and are removed once they are committed."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ class _ListSource(Generic[V]):
 class RedisList(_ListSource[V]):
     """The elements of a list, each exactly once, taken from its left end (``RPUSH``) or ``take="right"``.
 
-    Values are text, JSON of ``type``, or what the serde ``value`` reads. There is no key, and the event time is
-    that of reading. Elements are moved into a list of this source and removed when they are committed; several
-    programs may take from the same list. A batch has up to ``max_records`` elements.
+    Values are text, JSON of ``type``, or what the serde ``value`` reads. There is no key, and the event time
+    is that of reading. Elements are moved into a list of this source, and removed when they are committed;
+    several programs may take from the same list. A batch has up to ``max_records`` elements.
     """
 
     __slots__ = ()

@@ -19,7 +19,7 @@ LEAST_VERSION = (7, 0)
 
 
 class OpenSource:
-    """The connection of a reader, and another one for other threads. ``name`` names it in the server's list."""
+    """The connection of a reader, and one for other threads. ``name`` is theirs in the server's list."""
 
     def __init__(self, url: str, *, what: str, name: str, key: str = "", text: bool = False) -> None:
         self._options: dict[str, Any] = {"what": what, "name": name, "key": key.encode()}
@@ -70,7 +70,10 @@ class OpenSource:
 
 
 def check_source(url: str, *, what: str, name: str, key: str = "", key_type: str = "") -> None:
-    """Check that the server can be read, and what the key is. Raises ``ConnectorError``, ``SourceUnavailable``."""
+    """Check that the server can be read, and what the key is.
+
+    Raises ``ConnectorError``, and ``SourceUnavailable`` for a server that does not answer.
+    """
     try:
         connection = Connection(url, what=what, name=name, key=key.encode())
         try:

@@ -27,7 +27,7 @@ _PASSING = {
     "TRYAGAIN",
     "UNBLOCKED",
 }
-"""Codes of refusals that may pass: the server is full, starts, or is a replica by now; opening creates a group."""
+"""Codes of refusals that may pass: the server is full, starts, or is a replica; opening creates a group."""
 
 _LOGIN = {"NOAUTH", "NOPERM", "WRONGPASS"}
 

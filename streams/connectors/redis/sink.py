@@ -109,7 +109,7 @@ class RedisSink:
         policy = connection.information("memory").get("maxmemory_policy", "noeviction")
         if policy.startswith("allkeys"):
             raise ConnectorError(
-                f"{connection.address}: its maxmemory-policy is {policy}, which may remove the sink's positions",
+                f"{connection.address}: its maxmemory-policy is {policy}, which may remove positions",
                 hint="CONFIG SET maxmemory-policy noeviction, or one that begins with volatile",
             )
         if connection.information("replication").get("role") == "slave":

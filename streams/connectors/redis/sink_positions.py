@@ -58,12 +58,12 @@ class SinkPositions:
         ):
             if known.decode() != topic_id:
                 raise SinkMismatch(
-                    f"sink {self.context.name!r}: its position {int(next_offset)} in {partition} belongs to the "
-                    f"topic with the id {known.decode()}, which was deleted: {partition.topic!r} has the id "
-                    f"{topic_id} now",
+                    f"sink {self.context.name!r}: its position {int(next_offset)} in {partition} belongs to "
+                    f"the topic with the id {known.decode()}, which was deleted: {partition.topic!r} has the "
+                    f"id {topic_id} now",
                     hint="to read the new topic from its beginning: "
-                    f"DEL '{self.key(partition)}', and those of its other partitions (and empty the target, if "
-                    "it should have the new topic's records only)",
+                    f"DEL '{self.key(partition)}', and those of its other partitions (and empty the target, "
+                    "if it should have the new topic's records only)",
                 )
             found[partition] = int(next_offset)
         return found

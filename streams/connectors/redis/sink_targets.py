@@ -78,12 +78,14 @@ class StreamTarget:
                 words = row_words(row)[0] if has_fields(type(row)) else [own, to_text(row)]
                 if self.key_field is not None and (key := part.keys[number]) is not None:
                     words += (self.key_field.encode(), to_text(key))
-                if not words:
-                    raise ValueError("an entry of a stream needs at least one field that is not null")
             except (TypeError, ValueError) as error:
                 found.refused.append(RefusedRow(part.partition, number, error))
-            else:
+                continue
+            if words:
                 found.commands.append(b"*%d\r\n%b%b" % (words_before + len(words), head, strings(words)))
+            else:
+                nothing = ValueError("an entry of a stream needs at least one field that is not null")
+                found.refused.append(RefusedRow(part.partition, number, nothing))
 
 
 @dataclass(frozen=True)

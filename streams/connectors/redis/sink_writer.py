@@ -52,10 +52,7 @@ class RedisWriter:
             self._positions.compare(rows, found[1:])
             changes = self._target.changes(self._connection, rows)
             commands = [*changes.commands, *self._positions.moving(rows)]
-            self._connection.send([MULTI, *commands])
-            for answer in self._connection.receive_all(len(commands) + 1):
-                if isinstance(answer, CommandRefused):
-                    raise answer
+            self._connection.calls(MULTI, *commands)
         except WrongType as error:
             self.close()
             raise ConnectorError(
@@ -83,7 +80,8 @@ class RedisWriter:
         except RedisError as error:
             self.close()
             raise SinkOutcomeUnknown(
-                f"the connection to {self._connection.address} ended in a commit, which may have happened: {error}"
+                f"the connection to {self._connection.address} ended in a commit, "
+                f"which may have happened: {error}"
             ) from error
         if answers is None:
             self.close()
@@ -99,8 +97,8 @@ class RedisWriter:
             f"offsets {part.start} to {part.next_offset} of {part.partition}" for part in self._rows
         )
         return ConnectorError(
-            f"{self._connection.address}: {count} of the commands for {places} had no effect, as Redis has no "
-            f"rollback: {first}. What they write to was replaced by another program after it was looked at",
+            f"{self._connection.address}: {count} of the commands for {places} had no effect, as Redis has "
+            f"no rollback: {first}. What they write to was replaced by another program in between",
             hint="what is missing is in the topic: correct the key, and write these records again, or set "
             + " and ".join(f"next_offset in '{self._positions.key(part.partition)}'" for part in self._rows)
             + " back, which repeats the others",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 
@@ -35,7 +35,11 @@ class EntryFields(Generic[T]):
     @property
     def name(self) -> str:
         """The serde's name."""
-        return "EntryFields" if self._type is None else f"EntryFields({getattr(self._type, '__name__', self._type)})"
+        return (
+            "EntryFields"
+            if self._type is None
+            else f"EntryFields({getattr(self._type, '__name__', self._type)})"
+        )
 
     def serialize(self, values: Sequence[T]) -> Iterable[bytes]:
         """Encode values as JSON objects."""
@@ -74,7 +78,10 @@ class EntryColumns:
             return [encode(fields) for fields in objects]
         except UnicodeEncodeError:
             # Bytes that are no text stay as they are: the payload is no JSON, and a dead letter shows them.
-            return [json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogateescape") for fields in objects]
+            return [
+                json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogateescape")
+                for fields in objects
+            ]
 
 
 def column(entries: Sequence[Any], name: Any) -> list[Any]:
@@ -82,7 +89,7 @@ def column(entries: Sequence[Any], name: Any) -> list[Any]:
     try:
         # As a rule entries have the same fields, in the same order.
         at = entries[0][1][::2].index(name) * 2
-        if all([fields[at] == name for _, fields in entries]):
+        if all(fields[at] == name for _, fields in entries):
             return [fields[at + 1] for _, fields in entries]
     except (IndexError, ValueError):
         pass

@@ -11,7 +11,6 @@ import msgspec
 from redis.exceptions import RedisError
 
 from streams.connectors.redis.open_source import OpenSource
-from streams.connectors.redis.resp import packed
 from streams.connectors.redis.server_errors import CommandRefused
 from streams.connectors.redis.stream_entries import BEGINNING, as_text, id_numbers, pairs, timestamps
 from streams.connectors.redis.stream_ranges import Delivered, GroupPosition, StreamRanges, runs
@@ -127,7 +126,7 @@ class StreamGroupReader:
         ids = [as_text(entry[0]) for entry in entries]
         before = self._ranges.last
         if before is not None and id_numbers(ids[0]) <= id_numbers(before):
-            # The group went back (XGROUP SETID, or a crash of the server): what is not committed yet is known.
+            # The group went back (XGROUP SETID, or a crash of the server).
             return self._known_left_out(entries, ids)
         between = before is not None and connection.call(
             *(b"XRANGE", self._place[0], b"(" + before.encode(), b"(" + ids[0].encode(), b"COUNT", b"1")
@@ -280,7 +279,9 @@ class StreamGroupReader:
             self._acknowledge()
             if not len(self._ranges):
                 # Nothing is pending for it, which would be lost.
-                self._server.connection.call(b"XGROUP", b"DELCONSUMER", *self._place, _encoded(self._consumer))
+                self._server.connection.call(
+                    b"XGROUP", b"DELCONSUMER", *self._place, _encoded(self._consumer)
+                )
 
 
 def _encoded(name: str) -> bytes:

@@ -104,9 +104,7 @@ class StreamRanges:
     def inherited_parts(self, ranges: Sequence[IdRange]) -> list[IdRange]:
         """The confirmed ranges that earlier readers' entries are in."""
         return [
-            each
-            for each in ranges
-            if any(each.within(item) or item.within(each) for item in self.inherited)
+            each for each in ranges if any(each.within(item) or item.within(each) for item in self.inherited)
         ]
 
     def acknowledged(self, ranges: Sequence[IdRange]) -> None:

@@ -62,18 +62,18 @@ class StreamState(msgspec.Struct, frozen=True):
     """The last id that was given."""
     first: str | None
     """The first entry that is there."""
+    end: str | None
+    """The last entry that is there."""
 
     @classmethod
     def of(cls, answer: Sequence[Any]) -> StreamState:
         """From the answer of ``XINFO STREAM``."""
         found = pairs(answer)
-        first = found["first-entry"]
-        return cls(
-            found["length"],
-            found["entries-added"],
-            as_text(found["last-generated-id"]),
-            None if first is None else as_text(first[0]),
+        first, end = (
+            None if entry is None else as_text(entry[0])
+            for entry in (found["first-entry"], found["last-entry"])
         )
+        return cls(found["length"], found["entries-added"], as_text(found["last-generated-id"]), first, end)
 
     def missing(self, position: StreamPosition) -> int:
         """How many entries after the position are gone; -1 if this is another stream than it was."""
@@ -159,7 +159,7 @@ class StreamReader:
         if not entries:
             return None
         ids = [as_text(entry[0]) for entry in entries]
-        at_end = len(entries) < count
+        at_end = ids[-1] == state.end
         self._position = StreamPosition(
             ids[-1], state.added if at_end else after.number + len(entries), after.read + len(entries)
         )
@@ -185,11 +185,12 @@ class StreamReader:
         if missing < 0:
             text = f"{self._what} was deleted and created again after {after.last} was read: {now}"
         else:
-            text = f"{self._what}: {missing} entries after {after.last} were removed before they were read: {now}"
+            text = f"{self._what}: {missing} entries after {after.last} were removed before they were read"
+            text += f": {now}"
         if self._options.out_of_range == "fail":
             raise ConnectorError(
                 text,
-                hint='to go on with what is there, set out_of_range="earliest"; to keep more, raise MAXLEN or MINID',
+                hint='to go on with what is there, set out_of_range="earliest"',
             )
         get_logger().warning(Event.SOURCE_OUT_OF_RANGE, source=self._what, error=text, missing=missing)
         self._lost += max(0, missing)

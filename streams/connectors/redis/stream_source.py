@@ -77,12 +77,13 @@ class RedisStream(_StreamSource[V]):
     is the field ``key_field``, as text. The event time is that of the entry's id.
 
     Without ``group`` the stream is read in its order and nothing is changed in the server. If it was trimmed
-    before all was read, or created again, the source stops, unless ``out_of_range="earliest"``. ``begin`` says
-    where the first start begins.
+    before all was read, or created again, the source stops, unless ``out_of_range="earliest"``. ``begin``
+    says where the first start begins.
 
     With ``group`` entries are shared with the other consumers of that group, read by ``tasks`` tasks, and
-    acknowledged when they are committed. What other programs leave unacknowledged for ``claim_after`` is taken
-    over. A batch has up to ``max_records`` entries. ``url`` is ``redis://user@host:6379/0``, with ``rediss`` for TLS.
+    acknowledged when they are committed. What other programs leave unacknowledged for ``claim_after`` is
+    taken over. A batch has up to ``max_records`` entries. ``url`` is ``redis://user@host:6379/0``, with
+    ``rediss`` for TLS.
     """
 
     __slots__ = ()

@@ -19,11 +19,11 @@ def module_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def server(module_server: RedisServer) -> Iterator[RedisServer]:
+def server(module_server: RedisServer) -> RedisServer:
     """A server that runs, with no keys."""
     with module_server.client() as client:
         client.flushall()
-    yield module_server
+    return module_server
 
 
 @pytest.fixture
