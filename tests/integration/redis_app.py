@@ -1,0 +1,30 @@
+"""An app between Redis and Kafka, in one of the directions, run as processes."""
+
+from __future__ import annotations
+
+import os
+
+from streams import App, Text
+from streams.connectors.redis import RedisList, RedisSink, RedisStream
+from streams.durations import seconds
+
+PREFIX = os.environ["REDIS_PREFIX"]
+URL = os.environ["REDIS_URL"]
+
+app = App(f"{PREFIX}-redis")
+
+if os.environ["REDIS_DIRECTION"] == "in":
+    sources = {
+        "stream": RedisStream(URL, "stream", field="n", max_records=50),
+        "group": RedisStream(URL, "stream", field="n", group="g", claim_after=seconds(3_600), max_records=50),
+        "list": RedisList(URL, "list", max_records=50),
+    }
+    for name, source in sources.items():
+        app.source(source, store=name).map(lambda value, name=name: f"{name}-{value}").to(
+            f"{PREFIX}-out", value=Text()
+        )
+else:
+    records = app.stream(f"{PREFIX}-in", key=Text(), value=Text())
+    records.sink(RedisSink(URL, stream="stream", field="n", max_rows=100))
+    records.sink(RedisSink(URL, list="list", max_rows=100))
+    records.map(lambda value: {"n": value}).sink(RedisSink(URL, hashes="hash:", max_rows=100))
