@@ -14,7 +14,7 @@ from streams.connectors.redis import RedisChannel, RedisList, RedisSink, RedisSt
 from streams.connectors.source import SourceContext
 from streams.errors import ConfigurationError, ConnectorError, SinkUnavailable, SourceUnavailable
 from tests.support.redis_server import RedisServer
-from tests.support.sink_rows import context, sink_rows
+from tests.support.sink_rows import ORDERS, TOPIC_ID, context, sink_rows
 from tests.support.source_runs import SourceRun, read_on
 from tests.support.tls_relay import TlsRelay
 from tests.support.waiting import wait_until
@@ -141,7 +141,7 @@ def test_records_pass_over_tls_in_both_directions(guarded, relay, authority):
     with guarded.client(password=PASSWORD) as client:
         client.flushall()
         writer = RedisSink(url, stream="in").open(context())
-        writer.claim({sink_rows([]).partition: "id"})
+        writer.claim({ORDERS: TOPIC_ID})
         writer.write([sink_rows([{"n": "1"}, {"n": "2"}])])
         writer.commit()
         writer.close()
@@ -210,7 +210,7 @@ def test_a_frozen_server_ends_no_wait_for_ever(monkeypatch):
                     read_on(reader)
                 reader.close()
             with pytest.raises(SinkUnavailable):
-                writer.claim({sink_rows([]).partition: "id"})
+                writer.claim({ORDERS: TOPIC_ID})
         finally:
             server.resume()
 
@@ -262,7 +262,7 @@ def test_keys_are_written_and_read_at_their_server_of_a_cluster(cluster, number)
     for sink in sinks:
         sink.check(context(sink.target))
         writer = sink.open(context(sink.target))
-        writer.claim({sink_rows([]).partition: "id"})
+        writer.claim({ORDERS: TOPIC_ID})
         assert writer.write([sink_rows([{"n": "1"}, {"n": "2"}], keys=["a", "b"])]) == []
         writer.commit()
         writer.close()
@@ -280,3 +280,29 @@ def test_hashes_without_a_tag_are_refused_in_a_cluster(cluster):
     with pytest.raises(ConnectorError, match="is a cluster") as refused:
         RedisSink(cluster[0].url, hashes="customer:").check(context())
     assert 'hashes="{customer}:"' in str(refused.value)
+
+
+def test_a_slot_that_moves_to_another_server_is_followed(cluster):
+    one, other = cluster
+    with one.client() as first, other.client() as second:
+        key = next(f"k{number}" for number in range(99) if first.cluster("KEYSLOT", f"k{number}") < 8192)
+        slot = first.cluster("KEYSLOT", key)
+        sink, source = RedisSink(one.url, stream=key, field="n"), RedisStream(one.url, key, field="n")
+        writer = sink.open(context())
+        writer.claim({ORDERS: TOPIC_ID})
+        writer.write([sink_rows(["1"])])
+        writer.commit()
+        with SourceRun(source) as run:
+            assert run.drain() == ["1"]
+            writer.write([sink_rows(["2"], start=1)])
+            first.cluster("MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", second.cluster("MYID"))
+            wait_until(lambda: second.cluster("COUNTKEYSINSLOT", slot), what="the slot at the other server")
+            with pytest.raises(SinkUnavailable):
+                writer.commit()
+            writer.close()
+            writer = sink.open(context())
+            assert writer.claim({ORDERS: TOPIC_ID}) == {ORDERS: 1}
+            writer.write([sink_rows(["2"], start=1)])
+            writer.commit()
+            writer.close()
+            assert run.until(2) == ["1", "2"]
