@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, Any
 
 from streams import App, Text
 from streams.connectors.redis import RedisList, RedisSink, RedisStream
 from streams.durations import seconds
+
+if TYPE_CHECKING:
+    from streams.connectors.source import SourceConnector
 
 PREFIX = os.environ["REDIS_PREFIX"]
 URL = os.environ["REDIS_URL"]
@@ -14,7 +18,7 @@ URL = os.environ["REDIS_URL"]
 app = App(f"{PREFIX}-redis")
 
 if os.environ["REDIS_DIRECTION"] == "in":
-    sources = {
+    sources: dict[str, SourceConnector[Any, str]] = {
         "stream": RedisStream(URL, "stream", field="n", max_records=50),
         "group": RedisStream(URL, "stream", field="n", group="g", claim_after=seconds(3_600), max_records=50),
         "list": RedisList(URL, "list", max_records=50),

@@ -82,7 +82,7 @@ def test_records_take_effect_in_redis_once_while_worker_and_server_are_killed(br
 
     def there() -> int:
         with bridge.server.client() as client:
-            return client.xlen("stream")
+            return int(client.xlen("stream"))
 
     third = COUNT // 3
     bridge.produce([str(number) for number in range(third)])
@@ -101,7 +101,7 @@ def test_records_take_effect_in_redis_once_while_worker_and_server_are_killed(br
 
         def complete() -> bool:
             found = client.xlen("stream"), client.llen("list"), len(list(client.scan_iter("hash:*", 1_000)))
-            return min(found) >= COUNT
+            return bool(min(found) >= COUNT)
 
         bridge.wait_for(complete, 120, "all records")
         assert Counter(entry["n"] for _, entry in client.xrange("stream")) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,11 @@ class RedisSink:
 
     @property
     def target(self) -> str:
-        """What it writes to: a key, or what all keys begin with."""
+        """What it writes to, a key or what all keys begin with, as a name that topics may have too."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", self._key).strip("-")
+
+    @property
+    def _key(self) -> str:
         return self.stream or self.list or self.hashes or ""
 
     @property
@@ -75,12 +80,10 @@ class RedisSink:
             )
         for option in ("key_field", "max_length"):
             if getattr(self, option) is not None and self.stream is None:
-                raise ConfigurationError(f"RedisSink({self.target!r}): {option}= is for streams")
+                raise ConfigurationError(f"RedisSink({self._key!r}): {option}= is for streams")
         for option, number in (("max_length", self.max_length), ("max_rows", self.max_rows)):
             if number is not None and number < 1:
-                raise ConfigurationError(
-                    f"RedisSink({self.target!r}): {option}={number}, needed is at least 1"
-                )
+                raise ConfigurationError(f"RedisSink({self._key!r}): {option}={number}, needed is at least 1")
 
     def check(self, context: SinkContext) -> None:
         try:
@@ -98,11 +101,11 @@ class RedisSink:
             connection = self._connected(context)
         except (RedisError, CommandRefused) as error:
             raise sink_error(error, "opening the sink") from error
-        return RedisWriter(connection, SinkPositions(self.positions, self.target, context), self._target())
+        return RedisWriter(connection, SinkPositions(self.positions, self._key, context), self._target())
 
     def _connected(self, context: SinkContext) -> Connection:
         name = f"streams {context.application} {context.name} {context.worker}"
-        return Connection(self.url, what="RedisSink", name=name, key=self.target.encode())
+        return Connection(self.url, what="RedisSink", name=name, key=self._key.encode())
 
     def _require(self, connection: Connection) -> None:
         """Refuse servers that could remove a position and keep the records."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import threading
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +23,6 @@ from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     import redis
 
@@ -97,6 +98,55 @@ def test_a_command_that_is_not_granted_is_named(guarded):
         client.rpush("in", "1")
         with pytest.raises(SourceUnavailable, match=r"NOPERM.*lmove"):
             read_on(run.open())
+
+
+def rights() -> dict[str, list[str]]:
+    """The commands of the documentation's table, by what needs them."""
+    page = Path(__file__).parents[3] / "docs" / "bridges.md"
+    table = page.read_text().partition("**Rights**")[2].partition("**Clusters.**")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| ")]
+    return {what.strip(" `"): re.findall(r"`([A-Z]+)`", commands) for what, commands in rows}
+
+
+@pytest.mark.parametrize("what", ["RedisStream", "RedisList", "RedisChannel", "RedisSink"])
+def test_the_documented_rights_are_enough(guarded, what):
+    granted = [f"+{command.lower()}" for command in (*rights()["all"], *rights()[what])]
+    with guarded.client(password=PASSWORD) as client:
+        client.flushall()
+        client.acl_deluser("limited")
+        client.execute_command("ACL", "SETUSER", "limited", "on", f">{PASSWORD}", "~*", "&*", *granted)
+        client.xadd("in", {"n": "1"})
+        client.rpush("l", "1")
+        url = with_password(guarded, QUOTED, "limited")
+        if what == "RedisSink":
+            for sink in (RedisSink(url, stream="s"), RedisSink(url, list="t"), RedisSink(url, hashes="h")):
+                sink.check(context(sink.target))
+                writer = sink.open(context(sink.target))
+                writer.claim({ORDERS: TOPIC_ID})
+                for values in ([{"a": 1, "b": None}], [None]):
+                    writer.write([sink_rows(values, keys=["k"])])
+                    writer.rollback()
+                writer.write([sink_rows([{"a": 1, "b": None}], keys=["k"])])
+                writer.commit()
+                writer.close()
+            return
+        for source in sources(url):
+            if type(source).__name__ == what:
+                source.check("shop", "in")
+                with SourceRun(source) as run:
+                    run.step(0.05)
+                    client.publish("c", "1")
+                    run.until(1)
+                    run.step(0.05)
+                    run.step(0.05)
+                    run.open().health()
+                    # The next one takes over what this one had.
+                    client.xadd("in", {"n": "2"})
+                    client.rpush("l", "2")
+                    run.read(0.05)
+                    run.crash(zombie=True)
+                    if what != "RedisChannel":
+                        run.until(2)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +265,27 @@ def test_a_frozen_server_ends_no_wait_for_ever(monkeypatch):
             server.resume()
 
 
+def test_a_silent_connection_to_channels_is_asked_whether_it_is_alive(monkeypatch):
+    monkeypatch.setattr("streams.connectors.redis.channel_source.PING_SECONDS", 0.05)
+    monkeypatch.setattr("streams.connectors.redis.channel_source.ANSWER_SECONDS", 0.5)
+    with RedisServer() as server, SourceRun(RedisChannel(server.url, "c")) as run, server.client() as client:
+        run.step()
+
+        def pings() -> int:
+            return int(client.info("commandstats").get("cmdstat_ping", {"calls": 0})["calls"])
+
+        before = pings()
+        wait_until(lambda: (run.step(0.05), pings() >= before + 3)[1], what="pings")
+        client.publish("c", "still there")
+        assert run.until(1) == ["still there"]
+        server.pause()
+        try:
+            with pytest.raises(SourceUnavailable, match="no answer"):
+                read_on(run.open())
+        finally:
+            server.resume()
+
+
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random"])
 def test_a_server_that_may_remove_positions_is_refused(policy):
     with RedisServer("--maxmemory-policy", policy) as server, pytest.raises(ConnectorError, match=policy):
@@ -257,7 +328,7 @@ def test_keys_are_written_and_read_at_their_server_of_a_cluster(cluster, number)
     sinks: list[RedisSink] = [
         RedisSink(one.url, stream=key),
         RedisSink(one.url, list=f"l{key}"),
-        RedisSink(one.url, hashes=f"{{{key}}}:"),
+        RedisSink(one.url, hashes=f"{{{key}}}:row:"),
     ]
     for sink in sinks:
         sink.check(context(sink.target))

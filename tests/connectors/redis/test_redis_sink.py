@@ -278,6 +278,11 @@ def test_each_record_takes_effect_once_when_the_server_is_killed(target):
         writer.close()
 
 
+def test_the_target_is_a_name_that_a_topic_may_have():
+    assert RedisSink("redis://localhost", hashes="{shop}:customer:").target == "shop-customer"
+    assert RedisSink("redis://localhost", stream="orders").target == "orders"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
