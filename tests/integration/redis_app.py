@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from streams import App, Text
+from streams import App, Text, fail
 from streams.connectors.redis import RedisList, RedisSink, RedisStream
 from streams.durations import seconds
 
@@ -24,9 +25,8 @@ if os.environ["REDIS_DIRECTION"] == "in":
         "list": RedisList(URL, "list", max_records=50),
     }
     for name, source in sources.items():
-        app.source(source, store=name).map(lambda value, name=name: f"{name}-{value}").to(
-            f"{PREFIX}-out", value=Text()
-        )
+        prefixed = partial("{}-{}".format, name)
+        app.source(source, store=name).map(prefixed, on_error=fail).to(f"{PREFIX}-out", value=Text())
 else:
     records = app.stream(f"{PREFIX}-in", key=Text(), value=Text())
     records.sink(RedisSink(URL, stream="stream", field="n", max_rows=100))
