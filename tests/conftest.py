@@ -51,6 +51,7 @@ NEEDING = (
     "tests/devstack/test_postgres.py",
     "tests/faults/test_sync_faults.py",
     "tests/integration/test_redis.py",
+    "tests/typing/test_redis_types.py",
 )
 
 

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from streams.connectors.redis.connection import Connection
 from streams.connectors.redis.server_errors import CommandRefused, to_error
-from streams.errors import ConnectorError
+from streams.errors import ConnectorError, SourceUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +46,8 @@ class OpenSource:
     def looking(self) -> Iterator[Connection]:
         """The connection of other threads than the reader's. Raises what ``errors`` does."""
         with self._looking, self.errors("looking at it"):
+            if self.closed.is_set():
+                raise SourceUnavailable(f"{self.what} is closed")
             try:
                 if self._looker is None:
                     self._looker = Connection(self._url, **self._options)

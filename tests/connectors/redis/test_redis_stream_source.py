@@ -11,7 +11,7 @@ import pytest
 from streams import Bytes, Json
 from streams.connectors.redis import RedisStream
 from streams.durations import seconds
-from streams.errors import ConfigurationError, ConnectorError
+from streams.errors import ConfigurationError, ConnectorError, SourceUnavailable
 from tests.support.source_runs import SourceRun
 from tests.support.waiting import wait_until
 
@@ -115,6 +115,8 @@ def test_a_waiting_read_returns_as_soon_as_there_is_an_entry_or_the_source_is_cl
         wait_until(lambda: blocked(client), what="a blocked client")
         run.open().close()
         assert waiting.result(10) is None
+        with pytest.raises(SourceUnavailable, match="is closed"):
+            run.open().health()
         pool.shutdown()
 
 
