@@ -190,7 +190,7 @@ class Experiment:
             asker.ask(asks - asks // 2, kind.timeout)
             time.sleep(kind.away or kind.frozen / 2)
             figures.rounds += 1
-            figures.asked += asks + 1
+            figures.asked += asks
             figures.deaths += kind.killed
             if kind.dropped:
                 asker.drop()
@@ -201,9 +201,15 @@ class Experiment:
                 for node in nodes:
                     node.start(wait=False)
                 self._kafka.wait()
-            # An answer shows that the client is connected to the coordinator again.
-            asker.ask(1, ANSWER_SECONDS)
-            figures.answers.update(asker.collect())
+            # An answer shows that the client is connected to the coordinator again, which may be loading.
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            answered = False
+            while not answered and asker.ended() is None and time.monotonic() < deadline:
+                asker.ask(1, ANSWER_SECONDS)
+                figures.asked += 1
+                answers = asker.collect()
+                figures.answers.update(answers)
+                answered = answers["answered"] > 0
             ended = asker.ended()
             if ended is not None:
                 figures.aborts.append(ended)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -251,7 +252,7 @@ def test_without_a_dead_letter_topic_the_command_says_so():
 
 def test_a_row_that_a_table_has_refused_is_edited_and_written(tmp_path: Path):
     path = tmp_path / "shop.db"
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE payments (id TEXT PRIMARY KEY, cents INTEGER CHECK (cents >= 0))")
     app = App("bank", dead_letter_limit=1.0)
     payments = app.stream("in", key=Text(), value=Json(dict[str, object]))
@@ -261,7 +262,7 @@ def test_a_row_that_a_table_has_refused_is_edited_and_written(tmp_path: Path):
     site.send([f'{{"id":"{key}","cents":{cents}}}' for key, cents in (("a", -1), ("b", 2), ("c", -3))])
 
     def read() -> list[tuple[str, int]]:
-        with sqlite3.connect(path) as connection:
+        with closing(sqlite3.connect(path)) as connection:
             return list(connection.execute("SELECT id, cents FROM payments ORDER BY id"))
 
     site.run(worker, until=lambda: len(site.selected()) == 2)

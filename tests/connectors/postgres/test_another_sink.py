@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -46,7 +47,7 @@ class Site(AppCluster):
         self.write(Output("in", [b"%d" % number for number in range(start, stop)], rows, [0] * len(rows)))
 
     def in_sqlite(self) -> list[int]:
-        with sqlite3.connect(self.file) as connection:
+        with closing(sqlite3.connect(self.file)) as connection:
             return sorted(number for (number,) in connection.execute("select id from log"))
 
     def in_postgres(self) -> list[int]:
