@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,7 @@ _FAILED: Final = {
 _EVENTS: Final = (
     zmq.Event.ACCEPTED
     | zmq.Event.CONNECTED
+    | zmq.Event.CONNECT_RETRIED
     | zmq.Event.DISCONNECTED
     | zmq.Event.HANDSHAKE_SUCCEEDED
     | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
@@ -44,6 +46,8 @@ class Connections:
         self._socket = socket
         self._opening: dict[bytes, deque[int]] = defaultdict(deque)
         self._open: set[int] = set()
+        self._ended: dict[str, float] = {}
+        """When a connection ended at each address, for those that were not tried again since."""
         self._changed = threading.Condition()
         self._events = socket.get_monitor_socket(_EVENTS)
         self._thread = threading.Thread(target=self._run, name="streams-zeromq-events", daemon=True)
@@ -58,6 +62,18 @@ class Connections:
         """Wait for a count of connections; returns whether it was reached in time."""
         with self._changed:
             return self._changed.wait_for(lambda: reached(len(self._open)), seconds)
+
+    def ended_before(self, seconds: float) -> list[str]:
+        """The addresses at which a connection ended so long ago, and libzmq does not connect again.
+
+        It never does after an error of the protocol: a peer with other security settings, or none of ZeroMQ.
+        """
+        with self._changed:
+            until = time.monotonic() - seconds
+            found = [address for address, since in self._ended.items() if since < until]
+            for address in found:
+                del self._ended[address]
+            return found
 
     def stop(self) -> None:
         """End following; called by the socket's owner, before the socket is closed."""
@@ -88,7 +104,10 @@ class Connections:
             self.problem = _FAILED[event]
             if opening:
                 opening.popleft()
+        elif event is zmq.Event.CONNECT_RETRIED:
+            self._ended.pop(endpoint.decode(), None)
         else:
+            self._ended[endpoint.decode()] = time.monotonic()
             self._open.discard(descriptor)
             if descriptor in opening:
                 opening.remove(descriptor)

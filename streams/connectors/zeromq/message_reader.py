@@ -26,6 +26,9 @@ _FOLLOWS: Final = int(zmq.RCVMORE)
 BATCH_BYTES: Final = 4 * 1024 * 1024
 """A batch has no more messages once it has so many bytes."""
 
+ENDED_SECONDS: Final = 3.0
+"""A connection that ended is connected again by libzmq at once, or not at all: then after this time."""
+
 _MESSAGES: Final = 100
 """How many are received before their bytes are counted."""
 
@@ -65,9 +68,17 @@ class MessageReader:
                 batch = self._batch()
                 if batch is None and self._poller.poll(int(timeout * 1_000)) and not self._closed.is_set():
                     batch = self._batch()
+                if batch is None and not self._endpoints.bound:
+                    self._connect_again()
             except zmq.ZMQError as error:
                 raise SourceUnavailable(f"messages of {self._endpoints}: {error}") from error
             return batch
+
+    def _connect_again(self) -> None:
+        for address in self._opened.connections.ended_before(ENDED_SECONDS):
+            if address in self._endpoints.addresses:
+                self._opened.socket.disconnect(address)
+                self._opened.socket.connect(address)
 
     def _batch(self) -> SourceBatch | None:
         frames: list[bytes] = []

@@ -79,7 +79,8 @@ class _Source(Generic[K, V]):
             self.endpoints,
             self.curve,
             high_water_mark=self.high_water_mark,
-            max_message_bytes=self.max_message_bytes,
+            # Where it connects, libzmq would not connect again after a message that is too long.
+            max_message_bytes=self.max_message_bytes if self.endpoints.bound else -1,
             subscriptions=self.subscriptions,
             unavailable=SourceUnavailable,
         )
@@ -101,7 +102,7 @@ class PullSource(_Source[K, V]):
     receiving.
 
     With ``tasks``, so many workers receive, each a part. ``high_water_mark`` is how many messages may wait
-    for each sender; a message above ``max_message_bytes`` ends its connection.
+    for each sender. With ``bind``, a message above ``max_message_bytes`` ends its connection.
 
     ZeroMQ has no acknowledgements: messages that were received and are not committed are lost when the worker
     ends, and so are those in the buffer.
