@@ -27,7 +27,15 @@ def free_address() -> str:
 class Receiver:
     """Receives in a thread of its own, and keeps all messages in their order. It is a context manager."""
 
-    def __init__(self, kind: int, *, bind: str = "", connect: str = "", high_water_mark: int = 0) -> None:
+    def __init__(
+        self,
+        kind: int,
+        *,
+        bind: str = "",
+        connect: str = "",
+        high_water_mark: int = 0,
+        subscribe: bytes = b"",
+    ) -> None:
         self.messages: list[list[bytes]] = []
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(kind)
@@ -35,7 +43,7 @@ class Receiver:
         self._socket.rcvhwm = high_water_mark
         self._socket.reconnect_ivl = 20
         if kind == zmq.SUB:
-            self._socket.subscribe(b"")
+            self._socket.subscribe(subscribe)
         if bind:
             self._socket.bind(bind)
         else:

@@ -17,7 +17,33 @@ from tests.support.source_reading import Reading
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from streams.connectors.source import SourceBatch
+    from streams.records import Headers
+
+
+def batches_of(reading: Reading, count: int) -> list[SourceBatch]:
+    """What is read until there are so many messages."""
+    found: list[SourceBatch] = []
+
+    def read() -> bool:
+        if (batch := reading.reader.read(0.1)) is not None:
+            found.append(batch)
+        return sum(len(item.records) for item in found) >= count
+
+    wait_until(read)
+    return found
+
+
+def sending(sender: Sender, message: list[bytes], reading: Reading, until: Callable[[], bool]) -> None:
+    """Send a message again and again until what is read says so."""
+
+    def attempt() -> bool:
+        sender.send(message)
+        return reading.step() and until()
+
+    wait_until(attempt)
 
 
 @pytest.fixture
@@ -47,14 +73,10 @@ def test_keys_values_and_headers_are_frames(address, sender):
     source = PullSource(connect=address, key=Text(), value=Json(), frames=("key", "value", "origin"))
     with Reading(source) as reading:
         sender.send([b"a", b"1", b"t/0/5"], [b"2"], [b"b", b"3"])
-        batches = []
-        wait_until(
-            lambda: (
-                (batch := reading.reader.read(0.1)) is not None
-                and (batches.append(batch), sum(len(item.records) for item in batches) == 3)[1]
-            )
-        )
-    keys, values, headers = [], [], []
+        batches = batches_of(reading, 3)
+    keys: list[bytes | None] = []
+    values: list[bytes | None] = []
+    headers: list[Headers | None] = []
     for batch in batches:
         keys += batch.records.keys()
         values += batch.records.values()
@@ -76,13 +98,7 @@ def test_a_value_that_cannot_be_read_is_left_to_the_serde(address, sender):
 def test_a_batch_has_a_limit_of_bytes(address, sender):
     with Reading(PullSource(connect=address, value=Text(), high_water_mark=2_000)) as reading:
         sender.send(*([b"x" * 100_000] for _ in range(400)))
-        sizes = []
-        wait_until(
-            lambda: (
-                (batch := reading.reader.read(0.1)) is not None
-                and (sizes.append(len(batch.records)), sum(sizes) == 400)[1]
-            )
-        )
+        sizes = [len(batch.records) for batch in batches_of(reading, 400)]
         # It is full at 4 MiB, and receives 100 messages before it counts.
         assert max(sizes) <= 100
 
@@ -93,7 +109,7 @@ def test_a_message_that_is_too_long_ends_the_connection_and_later_ones_arrive(ad
         sender.send([b"a"])
         assert reading.until(1) == ["a"]
         sender.send([b"x" * 2_000])
-        wait_until(lambda: (sender.send([b"b"]), reading.step() and "b" in reading.values)[1])
+        sending(sender, [b"b"], reading, lambda: "b" in reading.values)
         assert set(reading.values) == {"a", "b"}
 
 
@@ -165,7 +181,7 @@ def test_an_address_in_use_is_tried_again(address):
 def test_a_subscriber_gets_what_it_subscribes_to_with_the_first_frame_as_key(address):
     source = SubSource(connect=address, key=Text(), value=Json(), subscribe=["order", b"stock"])
     with Sender(zmq.PUB, bind=address) as publisher, Reading(source) as reading:
-        wait_until(lambda: (publisher.send([b"order", b"0"]), reading.step())[1])
+        sending(publisher, [b"order", b"0"], reading, lambda: True)
         publisher.send([b"colour", b"1"], [b"stock.eu", b"2"], [b"order", b"3"], [b"orde", b"4"])
         wait_until(lambda: reading.step() and reading.values[-2:] == [2, 3])
         assert set(reading.values) == {0, 2, 3}
