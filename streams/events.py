@@ -135,6 +135,8 @@ class Event(StrEnum):
     ``retention`` is the ``retention.ms`` that its topic needs. It was created when windows were shorter."""
     SINK_UNAVAILABLE = "sink unavailable"
     """WARNING: a sink connector cannot be written to; its input waits, and it is tried again."""
+    MESSAGES_DISCARDED = "messages discarded"
+    """WARNING: a sink was closed while messages were not on their way yet, after ``linger`` seconds: lost."""
     SINK_AVAILABLE = "sink available"
     """INFO: a sink connector that was unavailable has been opened again."""
     SOURCE_UNAVAILABLE = "source unavailable"

@@ -59,6 +59,7 @@ ONLY = {
     "prometheus_client": {"monitoring.metrics", "monitoring.queue_metrics", "monitoring.scrape"},
     "pyarrow": {"connectors.files.parquet_encoder"},
     "uvicorn": {"queries.http_server"},
+    "zmq": {"connectors.zeromq"},
     "typer": {"cli"},
 }
 """The only folder or module that may import a library."""

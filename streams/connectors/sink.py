@@ -3,6 +3,9 @@
 A sink that supports transactions keeps the position of each input partition itself, in the transaction that
 writes the rows, so every row takes effect exactly once whatever fails. A restart continues from the sink's
 own position; and the transaction of a worker that was replaced (a *zombie*) fails, as its position has moved.
+
+A system that has no place for positions is written to before Kafka's commit, and continues at the group's
+committed offsets (see ``keeps_positions``): rows are repeated after a crash, and none is left out.
 """
 
 from __future__ import annotations
@@ -83,7 +86,7 @@ class SinkWriter(Protocol):
 
         The values of ``partitions`` are the topics' ids. A transaction of an earlier owner that may still
         commit is waited for. Raises ``SinkMismatch`` where the sink's position belongs to another topic of
-        that name (deleted and created again).
+        that name (deleted and created again). A connector without ``keeps_positions`` returns 0 for each.
         """
 
     def release(self, partitions: Collection[TopicPartition]) -> None:
@@ -138,6 +141,17 @@ def takes_retries(connector: SinkConnector) -> bool:
     some are written again.
     """
     return bool(getattr(connector, "takes_retries", False))
+
+
+def keeps_positions(connector: SinkConnector) -> bool:
+    """Whether a connector has no false attribute of this name: the positions are in its transactions.
+
+    Without them, rows are delivered by ``write``, before the group's offsets are committed, which are the
+    positions then: rows are delivered again after a crash and after ``rollback``, which takes nothing back.
+    The partitions that are read for such a sink wait while it cannot be reached, for all sinks of the stream.
+    When the worker ends, it waits for ``close``, within the time that it has to stop.
+    """
+    return bool(getattr(connector, "keeps_positions", True))
 
 
 class MergeCounts(NamedTuple):

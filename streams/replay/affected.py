@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from streams.connectors.sink import keeps_positions
 from streams.errors import ConfigurationError, TopicError
 from streams.operators.change import ToStream
 from streams.state.changelog import changelog_topic
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from streams.state.definition import StoreDefinition
-    from streams.topology.graph import Subtopology, Topology
+    from streams.topology.graph import SinkConnectorNode, Subtopology, Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,11 @@ def derived_stores(topology: Topology, topic: str) -> list[str]:
     return list(found)
 
 
+def _keeping_positions(part: Subtopology) -> list[SinkConnectorNode]:
+    """The sinks whose input begins again at their own positions, whatever the group's offsets are."""
+    return [node for node in part.sink_connectors if keeps_positions(node.connector)]
+
+
 class _Search:
     def __init__(self, topology: Topology, inputs: Collection[str], application: str) -> None:
         self._topology = topology
@@ -111,9 +117,9 @@ class _Search:
 
     def of(self, topics: tuple[str, ...]) -> Affected:
         left_out = {
-            topic: sinks[0].store
+            topic: kept[0].store
             for topic in self._external
-            if (sinks := self._readers[topic].sink_connectors)
+            if (kept := _keeping_positions(self._readers[topic]))
         }
         for topic in topics:
             self._check_topic(topic, left_out)
@@ -199,7 +205,7 @@ class _Search:
             parts[part.number] = part
             for topic in _written(part):
                 reader = self._readers.get(topic)
-                # A sink continues from its own position in what is written again.
+                # A sink continues from its own position, or the group's, in what is written again.
                 if reader is None or reader.sink_connectors:
                     continue
                 waiting.append(reader)

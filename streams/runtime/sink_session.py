@@ -6,6 +6,7 @@ from concurrent.futures import Future, TimeoutError as FutureTimeout
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from streams.connectors.sink import keeps_positions
 from streams.errors import SinkUnavailable
 from streams.events import Event, get_logger
 from streams.process.call_thread import CallThread
@@ -78,7 +79,8 @@ class SinkSession:
     """One sink of one worker. Calls to the system run in a thread of their own.
 
     ``waiting`` is called while the worker waits for one; an error that it raises abandons the session.
-    ``clock`` returns seconds.
+    ``committed`` reads the group's offsets, for a connector that keeps no positions. ``clock`` returns
+    seconds.
     """
 
     def __init__(
@@ -86,15 +88,18 @@ class SinkSession:
         node: SinkConnectorNode,
         context: SinkContext,
         *,
+        committed: Callable[[Collection[TopicPartition]], Mapping[TopicPartition, int]],
         waiting: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
         self.node = node
+        self.keeps_positions = keeps_positions(node.connector)
         self.positions: dict[TopicPartition, int] = {}
         """The claimed partitions, and their positions after the last commit."""
         self.unclaimed: set[TopicPartition] = set()
         """Partitions that wait for their positions."""
         self._context = context
+        self._committed = committed
         self._waiting = waiting
         self._clock = clock
         self._log = get_logger()
@@ -167,23 +172,30 @@ class SinkSession:
         wanted = {item: ids[item.topic] for item in sorted(self.unclaimed) if item.topic in ids}
         if not wanted:
             return
+        # They do not move meanwhile: these partitions wait, and no other member may commit for them.
+        offsets = {} if self.keeps_positions else self._committed(list(wanted))
         if self._thread is None:
             self._thread = CallThread(f"streams-sink-{self.node.name}")
         self._claimed_now = set(wanted)
         self._become(SinkState.CLAIMING)
         writer = self._writer
-        self._claim = self._thread.submit(lambda: self._open_and_claim(writer, wanted))
+        self._claim = self._thread.submit(lambda: self._open_and_claim(writer, wanted, offsets))
 
-    def _open_and_claim(self, writer: SinkWriter | None, wanted: Mapping[TopicPartition, str]) -> _Claimed:
+    def _open_and_claim(
+        self,
+        writer: SinkWriter | None,
+        wanted: Mapping[TopicPartition, str],
+        offsets: Mapping[TopicPartition, int],
+    ) -> _Claimed:
         """Called by the thread: the session may be closed meanwhile, and even have opened another writer."""
         if self.must_check:
             self.node.connector.check(self._context)
             self.must_check = False
         if writer is not None:
-            return _Claimed(writer, writer.claim(wanted))
+            return _Claimed(writer, {**writer.claim(wanted), **offsets})
         writer = self.node.connector.open(self._context)
         try:
-            return _Claimed(writer, writer.claim(wanted))
+            return _Claimed(writer, {**writer.claim(wanted), **offsets})
         except BaseException:
             writer.close()
             raise
@@ -272,15 +284,17 @@ class SinkSession:
         self.problem = text
         self.abandon()
 
-    def close(self) -> None:
-        """Release the connection, after the call that may still be running."""
+    def close(self) -> Future[None] | None:
+        """Release the connection, after the call that may still be running; returns when it is released."""
         writer, self._writer = self._writer, None
         thread, self._thread = self._thread, None
         claim, self._claim = self._claim, None
+        released = None
         if thread is not None:
-            thread.submit(lambda: _close(writer, claim))
+            released = thread.submit(lambda: _close(writer, claim))
             thread.close()
         self._become(SinkState.CLOSED)
+        return released
 
     def _call(self, call: Callable[[], T], waiting: Callable[[], None] | None = None) -> T:
         assert self._thread is not None

@@ -4,18 +4,22 @@ A commit has this order: the rows are written in the sink's open transaction, wh
 then the Kafka transaction is committed, with the dead letters of rows that the sink refused; then the sink's.
 A crash between the two leaves the group's offsets ahead of the sink's positions. Since a restart continues
 from the sink's positions, nothing is lost, and a row that is refused again is a second dead letter.
+
+A sink that keeps no positions has the rows when they are written. A crash before the Kafka transaction is
+committed repeats them, as a restart continues from the group's offsets.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streams.connectors.sink import SinkContext, SinkRows
 from streams.errors import SinkUnavailable
 from streams.records import TopicPartition
 from streams.runtime.retried import retried_from
-from streams.runtime.sink_session import SinkSession, SinkState
+from streams.runtime.sink_session import LOOK_SECONDS, SinkSession, SinkState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -30,7 +34,8 @@ if TYPE_CHECKING:
 class Sinks:
     """The sessions of one worker with the sinks of its topology.
 
-    ``waiting`` serves the group while a sink is waited for. ``lock_timeout`` is in seconds.
+    ``committed`` reads the group's offsets, ``waiting`` serves the group while a sink is waited for.
+    ``lock_timeout`` is in seconds.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class Sinks:
         application: str,
         worker: str,
         lock_timeout: float,
+        committed: Callable[[Collection[TopicPartition]], Mapping[TopicPartition, int]],
         waiting: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
@@ -54,7 +60,9 @@ class Sinks:
             for node in topology.sink_connectors
         }
         self._sessions = {
-            node.name: SinkSession(node, self.contexts[node.name], waiting=waiting, clock=clock)
+            node.name: SinkSession(
+                node, self.contexts[node.name], committed=committed, waiting=waiting, clock=clock
+            )
             for node in topology.sink_connectors
         }
         self._sinks_of: dict[TopicPartition, list[SinkSession]] = {}
@@ -113,7 +121,8 @@ class Sinks:
 
         A partition begins when each of its sinks has a position or cannot be reached. One that can be reached
         later is read for from its own position: then the partitions of its task begin again, and the other
-        sinks leave out what they have. Raises ``ConnectorError`` and ``BrokerError``.
+        sinks leave out what they have. Those that keep no positions are waited for. Raises ``ConnectorError``
+        and ``BrokerError``.
         """
         self._drop_lost()
         for session in self._sessions.values():
@@ -156,7 +165,7 @@ class Sinks:
             positions = {
                 item.node.name: item.positions[partition] for item in sessions if partition in item.positions
             }
-            if partition in held and positions and not untried:
+            if partition in held and positions and not untried and not _waits(sessions, positions):
                 ready[partition] = positions
         return ready
 
@@ -196,7 +205,7 @@ class Sinks:
             if left != names:
                 self._lost_a_sink.add(partition)
             self._read_for[partition] = left
-            if not left:
+            if not left or _waits(self._sinks_of[partition], left):
                 del self._read_for[partition]
                 self._waiting.add(partition)
 
@@ -299,16 +308,35 @@ class Sinks:
             session.rollback()
 
     def waiting_partitions(self) -> set[TopicPartition]:
-        """The partitions that are not read: no sink of theirs can be reached, or one was not tried yet."""
+        """The partitions that are not read: no sink of theirs can be reached, or one was not tried yet.
+
+        Also those with a sink that keeps no positions and cannot be reached.
+        """
         self._drop_lost()
         return self._waiting
 
-    def close(self) -> None:
-        """Release the connections."""
-        for session in self._sessions.values():
-            session.close()
+    def close(self, *, overdue: Callable[[], bool] = lambda: True) -> None:
+        """Release the connections.
+
+        What was handed to a sink without positions is not repeated once the offsets are committed, and may
+        still be on its way: it is waited for until it is gone, or ``overdue`` says that the time is over.
+        """
+        released = [(session, session.close()) for session in self._sessions.values()]
+        for session, future in released:
+            if future is None or session.keeps_positions:
+                continue
+            while not future.done() and not overdue():
+                wait((future,), LOOK_SECONDS)
         if self._admin is not None:
             self._admin.close()
+
+
+def _waits(sessions: Iterable[SinkSession], reached: Collection[str]) -> bool:
+    """Whether a sink that keeps no positions is not among those that are reached, by their names.
+
+    The group's offsets are its positions: they must not move past what it has not got.
+    """
+    return any(not session.keeps_positions and session.node.name not in reached for session in sessions)
 
 
 class PartitionRows(NamedTuple):

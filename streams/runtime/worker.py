@@ -192,6 +192,7 @@ class Worker:
             worker=worker,
             # A transaction in Kafka is open while a sink is waited for.
             lock_timeout=settings.transaction_timeout / 2,
+            committed=lambda partitions: self._consumer.committed(partitions),  # noqa: PLW0108 - it is created later
             waiting=self._wait_to_write,
             clock=clock,
         )
@@ -1177,7 +1178,7 @@ class Worker:
         if self._switching is not None:
             self._switching.close()
         self._assignment.pending.close()
-        self._sinks.close()
+        self._sinks.close(overdue=self._stop_is_overdue)
         self._sources.close()
         if self._retries is not None:
             self._retries.close()

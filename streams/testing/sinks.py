@@ -20,10 +20,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Self
 
-from streams.connectors.sink import RefusedRow, SinkContext, SinkRows
+from streams.connectors.sink import RefusedRow, SinkContext, SinkRows, keeps_positions
 from streams.errors import SinkFenced, SinkMismatch, SinkUnavailable
 from streams.records import TopicPartition
 
@@ -34,11 +35,13 @@ if TYPE_CHECKING:
 
 
 WAIT_SECONDS = 60.0
-"""How long a call may take that waits for another writer."""
+"""How long a call may take that waits for another writer, or rows to be received."""
+
+LOOK_SECONDS = 0.01
 
 
-class SinkContract(ABC):
-    """What every sink keeps that says of its positions that they are in its transactions.
+class SinkTests(ABC):
+    """What the tests of every contract are made of.
 
     Each test has a new target, to which each connector that :meth:`connector` returns in that test leads.
     """
@@ -117,6 +120,10 @@ class SinkContract(ABC):
         """Write rows, none of which is refused, and commit them."""
         assert writer.write(batches) == []
         writer.commit()
+
+
+class SinkContract(SinkTests):
+    """What every sink keeps that says of its positions that they are in its transactions."""
 
     def finish(self, log: Sequence[tuple[int, str | None]], *, partition: int = 0, size: int = 2) -> None:
         """Be the next owner of a partition: go on from the sink's position to the end of its records."""
@@ -403,8 +410,8 @@ class KeyedSinkContract(SinkContract):
         self.expect(*((number, text) for number, text in expected if text is not None))
 
 
-class RefusingSinkContract(SinkContract):
-    """Also for sinks whose system refuses rows: those become dead letters, and the others are written."""
+class RefusingSinkTests(SinkTests):
+    """What the tests of refused rows are made of."""
 
     @abstractmethod
     def refused_value(self, number: int) -> Any:
@@ -435,6 +442,10 @@ class RefusingSinkContract(SinkContract):
         for item in refused:
             assert item.partition.topic == self.topic
             assert str(item.error).strip()
+
+
+class RefusingSinkContract(SinkContract, RefusingSinkTests):
+    """Also for sinks whose system refuses rows: those become dead letters, and the others are written."""
 
     def test_refused_rows_are_named_and_the_others_written(self) -> None:
         log = [(number, f"text {number}") for number in range(20)]
@@ -497,6 +508,137 @@ class KeyedRefusingSinkContract(KeyedSinkContract, RefusingSinkContract):
         writer.commit()
         writer.close()
         self.expect((1, "a"), (2, "c"))
+
+
+class DeliveringSinkContract(RefusingSinkTests):
+    """What every sink keeps whose ``keeps_positions`` is false: it delivers rows by ``write``, at least once.
+
+    :meth:`rows` returns what the target has received by now, in the order of receiving.
+    """
+
+    def expect_once(self, *expected: tuple[int, str]) -> None:
+        """Wait for these rows, and assert that each was received once, in this order, and nothing else."""
+        self._wait_for(len(expected))
+        assert list(self.rows()) == list(expected)
+
+    def expect_each(self, *expected: tuple[int, str]) -> None:
+        """Wait until each of these rows was received, and assert that nothing else was."""
+        until = time.monotonic() + WAIT_SECONDS
+        while not set(self.rows()).issuperset(expected) and time.monotonic() < until:
+            time.sleep(LOOK_SECONDS)
+        assert set(self.rows()) == set(expected)
+
+    def _wait_for(self, count: int) -> None:
+        until = time.monotonic() + WAIT_SECONDS
+        while len(list(self.rows())) < count and time.monotonic() < until:
+            time.sleep(LOOK_SECONDS)
+
+    def test_it_says_that_it_keeps_no_positions(self) -> None:
+        assert not keeps_positions(self.connector())
+        writer = self.opened()
+        assert self.claimed(writer, 0, 1) == [0, 0]
+        self.write(writer, self.batch([(1, "a")]))
+        assert self.claimed(writer, 0, 1, 2) == [0, 0, 0]
+        writer.release([self.partition(1)])
+        writer.close()
+
+    def test_rows_are_delivered_once_and_in_order_while_nothing_fails(self) -> None:
+        log = [(number, f"text {number}") for number in range(50)]
+        writer = self.opened()
+        self.claimed(writer)
+        for start in range(0, 50, 10):
+            self.write(writer, self.batch(log[start : start + 10], start))
+        self.expect_once(*log)
+        writer.close()
+        self.expect_once(*log)
+
+    def test_rows_are_delivered_before_the_commit(self) -> None:
+        writer = self.opened()
+        self.claimed(writer)
+        assert writer.write([self.batch([(1, "a"), (2, "b")])]) == []
+        self.expect_once((1, "a"), (2, "b"))
+        writer.commit()
+        writer.close()
+
+    def test_what_is_rolled_back_was_delivered_and_is_delivered_again(self) -> None:
+        writer = self.opened()
+        self.claimed(writer)
+        assert writer.write([self.batch([(1, "a"), (2, "b")])]) == []
+        writer.rollback()
+        self.write(writer, self.batch([(1, "a"), (2, "b"), (3, "c")]))
+        self.expect_once((1, "a"), (2, "b"), (1, "a"), (2, "b"), (3, "c"))
+        writer.close()
+
+    def test_a_writer_that_is_opened_after_another_one_delivers_what_follows(self) -> None:
+        expected = []
+        for steps in range(1, 6):
+            log = [(steps * 10 + number, f"{steps}/{number}") for number in range(6)]
+            expected += log
+            committed = 0
+            writer = self.opened()
+            self.claimed(writer, steps)
+            if steps > 1:
+                writer.write([self.batch(log[:2], partition=steps)])
+            if steps > 2:
+                writer.commit()
+                committed = 2
+            if steps > 3:
+                writer.write([self.batch(log[2:4], 2, partition=steps)])
+            if steps > 4:
+                writer.rollback()
+            self.crash(writer)
+            successor = self.opened(worker="next")
+            self.claimed(successor, steps)
+            self.write(successor, self.batch(log[committed:], committed, partition=steps))
+            successor.close()
+        self.expect_each(*expected)
+
+    def test_close_waits_until_what_was_written_is_on_its_way(self) -> None:
+        log = [(number, "x" * 1_000) for number in range(self.connector().max_rows)]
+        writer = self.opened()
+        self.claimed(writer)
+        self.write(writer, self.batch(log))
+        writer.close()
+        writer.close()
+        writer.rollback()
+        self.expect_once(*log)
+
+    def test_rows_of_several_partitions_and_with_gaps_between_their_offsets(self) -> None:
+        writer = self.opened()
+        self.claimed(writer, 0, 1)
+        self.write(writer, self.batch([], next_offset=7), self.batch([(1, "a")], partition=1))
+        self.write(writer, self.batch([(2, "b")], 7, next_offset=5_000_000_000))
+        self.write(writer, self.batch([(3, "c"), (4, "d")], 5_000_000_000))
+        self.expect_once((1, "a"), (2, "b"), (3, "c"), (4, "d"))
+        writer.close()
+
+    def test_text_comes_back_as_it_was(self) -> None:
+        log = list(
+            enumerate(("", " ", "NULL", "ä€😀", "'\"\\", "a\tb\nc\rd", "{}", "%s", "\x00", "-0", "1.10"))
+        )
+        writer = self.opened()
+        self.claimed(writer)
+        self.write(writer, self.batch(log))
+        self.expect_once(*log)
+        writer.close()
+
+    def test_refused_rows_are_named_and_the_others_delivered(self) -> None:
+        log = [(number, f"text {number}") for number in range(20)]
+        bad = (0, 7, 8, 19)
+        writer = self.opened()
+        self.claimed(writer, 0, 1)
+        refused = writer.write(
+            [
+                self.batch_with_refused(log, 0, *bad),
+                self.batch([(100, "other")], partition=1),
+            ]
+        )
+        self.require_refused(refused, *((0, row) for row in bad))
+        writer.commit()
+        self.require_refused(writer.write([self.batch_with_refused([(1, "a")], 20, 0)]), (0, 0))
+        writer.commit()
+        self.expect_once(*(record for row, record in enumerate(log) if row not in bad), (100, "other"))
+        writer.close()
 
 
 class raises:  # noqa: N801 - as in pytest, which this module does not need

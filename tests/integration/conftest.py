@@ -119,6 +119,11 @@ class Copy:
         """How often each value is in the committed output, when no transaction is open any more."""
         name = topic or self.output
         self.wait_until_settled(name)
+        return self.outputs_now(name)
+
+    def outputs_now(self, topic: str | None = None) -> Counter[str]:
+        """As ``outputs``, without what an open transaction hides."""
+        name = topic or self.output
         return Counter(
             value.decode()
             for fetched in read_to_end(self.broker, [name])

@@ -67,6 +67,7 @@ class Site(MemoryCluster):
                 application="app",
                 worker="worker",
                 lock_timeout=10,
+                committed=lambda _: {},
                 waiting=lambda: None,
                 clock=clock,
             ),

@@ -46,7 +46,7 @@ def session(monkeypatch: pytest.MonkeyPatch) -> SinkSession:
     app.stream("in", value=Text()).sink(MemorySink(Database()))
     (node,) = app.topology.sink_connectors
     context = SinkContext(application="app", name="rows", worker="w", lock_timeout=1)
-    made = SinkSession(node, context, waiting=lambda: None, clock=time.monotonic)
+    made = SinkSession(node, context, committed=lambda _: {}, waiting=lambda: None, clock=time.monotonic)
     made.add(PLACE)
     return made
 

@@ -83,6 +83,66 @@ class MemorySink:
         return MemoryWriter(self.database, context.name)
 
 
+@dataclass(frozen=True)
+class MemoryQueue:
+    """A sink connector that keeps no positions: what is written is delivered, and cannot be taken back."""
+
+    kind: ClassVar[str] = "queue"
+    keeps_positions: ClassVar[bool] = False
+
+    database: Database = field(compare=False)
+    target: str = "messages"
+    max_rows: int = 1_000
+
+    def check(self, context: SinkContext) -> None:
+        if self.database.down:
+            raise SinkUnavailable(f"{context.name} is down")
+
+    def open(self, context: SinkContext) -> MemoryQueueWriter:
+        if self.database.fault("open"):
+            raise SinkUnavailable("not reachable")
+        return MemoryQueueWriter(self.database)
+
+
+class MemoryQueueWriter:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def claim(self, partitions: Mapping[TopicPartition, str]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(partitions, 0)
+
+    def release(self, partitions: Collection[TopicPartition]) -> None:
+        pass
+
+    def write(self, rows: Sequence[SinkRows]) -> list[RefusedRow]:
+        database = self._database
+        fault = database.fault("write")
+        refused = []
+        with database.lock:
+            for item in rows:
+                for row, (key, value) in enumerate(zip(item.keys, item.values, strict=True)):
+                    if database.refuses(value):
+                        refused.append(RefusedRow(item.partition, row, ValueError(f"refused: {value}")))
+                        continue
+                    if fault == "half" and row >= len(item) // 2:
+                        raise SinkUnavailable("failed in the middle")
+                    database.rows.append((key, value))
+            if fault == "unavailable":
+                raise SinkUnavailable("failed at the end")
+            if fault == "crash":
+                raise RuntimeError("the process ends between the sink's delivery and Kafka's commit")
+        return refused
+
+    def commit(self) -> None:
+        self._database.transactions += 1
+
+    def rollback(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class MemoryWriter:
     def __init__(self, database: Database, name: str) -> None:
         self._database = database
