@@ -142,13 +142,13 @@ class Attempts:
         # The job is older where its outcomes were undone, the attempt where it was left running here.
         error, tries = attempt.error, max(attempt.current.attempt, job.tries + 1)
         if error is None:
-            self._endings.succeed(job, attempt, now)
+            self._endings.succeed(job, attempt, tries, now)
             return
         retry = attempt.job.definition.retry
         if isinstance(error, JobCancelled) or attempt.current.cancelled:
             note = self._control.cancelled.get(job.offset)
             why = error if note is None else cancelled_by(note)
-            self._endings.fail(job, why, now, Ending.CANCELLED, attempt=attempt)
+            self._endings.fail(job, why, now, Ending.CANCELLED, attempt=attempt, tries=tries)
         elif isinstance(error, RetryLater):
             # This attempt does not count.
             self._later(job._replace(tries=tries - 1), error, now)
@@ -156,7 +156,7 @@ class Attempts:
             alone = attempt.job.definition.on_failure == "continue"
             self._again(job._replace(tries=tries), error, now + retry.delay(tries), alone=alone)
         else:
-            self._endings.fail(job, error, now, attempt=attempt)
+            self._endings.fail(job, error, now, attempt=attempt, tries=tries)
 
     def _later(self, job: QueuedJob, error: RetryLater, now: int) -> None:
         due = error.due(now)

@@ -49,17 +49,10 @@ class Endings:
         self._outcomes = outcomes
         self._partition = partition
 
-    def succeed(self, job: QueuedJob, attempt: Attempt, now: int) -> None:
-        """A job has succeeded with this attempt."""
+    def succeed(self, job: QueuedJob, attempt: Attempt, tries: int, now: int) -> None:
+        """A job has succeeded with this attempt, its ``tries``-th."""
         self._forget(job)
-        self._outcomes.ended(
-            job,
-            Ending.SUCCEEDED,
-            now,
-            attempt.current.attempt,
-            result=attempt.result,
-            began=attempt.begun,
-        )
+        self._outcomes.ended(job, Ending.SUCCEEDED, now, tries, result=attempt.result, began=attempt.begun)
 
     def fail(
         self,
@@ -69,16 +62,19 @@ class Endings:
         ending: Ending = Ending.FAILED,
         *,
         attempt: Attempt | None = None,
+        tries: int | None = None,
     ) -> None:
-        """A job has failed for good, with this attempt or without one.
+        """A job has failed for good, with this attempt, its ``tries``-th, or without one.
 
         It becomes a dead letter, unless it was cancelled.
         """
         if ending is not Ending.CANCELLED:
             self._outcomes.failed(job, error)
         self._forget(job)
-        tries, began = (job.tries, 0) if attempt is None else (attempt.current.attempt, attempt.begun)
-        self._outcomes.ended(job, ending, now, tries, error=error, began=began)
+        began = 0 if attempt is None else attempt.begun
+        self._outcomes.ended(
+            job, ending, now, job.tries if tries is None else tries, error=error, began=began
+        )
 
     def leave_out(self, job: QueuedJob, other: int, now: int) -> None:
         """A job is not executed, as another one is not finished."""

@@ -166,6 +166,13 @@ class Owners:
         queues = [work for task in worker.tasks.values() for work in task.background_work]
         return sum(queue.numbers().running.total() for queue in queues if isinstance(queue, JobQueue))
 
+    def attempt(self, worker: Worker) -> Attempt:
+        """The only attempt that runs."""
+        ((queue,),) = [task.background_work for task in worker.tasks.values()]
+        ((_, attempt),) = vars(queue)["_unfinished"].running.values()
+        assert isinstance(attempt, Attempt)
+        return attempt
+
     def results(self) -> list[JobEnd]:
         """How jobs have ended, in the order in which that was committed."""
         values = self.cluster.payloads("shop-job-results")
@@ -319,14 +326,17 @@ def test_a_failure_that_was_never_recorded_does_not_count_after_later_ones_of_an
     first = owners.start()
     owners.enqueue_as("flaky")
     owners.until(lambda: attempts)
+    left = owners.attempt(first)
     resources = owners.freeze(first)
     second = owners.start()
     owners.until(lambda: len(attempts) == 2 and not owners.taken(second))
     owners.clock_ahead += 60_000
     owners.until(lambda: len(attempts) == 3 and not owners.taken(second))
     owners.freeze(second)
-    # The first attempt fails where it has run all the time, and its partition comes back.
+    # The first attempt fails where it has run all the time, and its partition comes back. (If it came back
+    # while the attempt runs, that would be the third one.)
     owners.go.set()
+    wait_until(lambda: left.finished)
     owners.workers[first] = resources
     owners.clock_ahead += 60_000
     owners.until(lambda: len(attempts) == 4)
