@@ -74,7 +74,7 @@ def test_a_stop_while_connecting_ends_with_code_0_within_seconds(
 
 
 def test_a_stop_while_the_apps_module_is_loaded_ends_with_code_0(tmp_path: Path):
-    (tmp_path / "slow_app.py").write_text("import time\ntime.sleep(60)\n")
+    (tmp_path / "slow_app.py").write_text("import time\nfor _ in range(1200):\n    time.sleep(0.05)\n")
     command = [sys.executable, "-m", "streams", "run", "slow_app:app"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 30

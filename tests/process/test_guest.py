@@ -356,6 +356,14 @@ def ends_on_sigterm(process: subprocess.Popen[str], ready: Callable[[], bool], c
     assert time.monotonic() - begun < 5
 
 
+def slow_module(reached: Path) -> str:
+    """A module that takes a minute to import.
+
+    In short sleeps: of a signal that comes right before a sleep, Python only learns at its end.
+    """
+    return f"import time\nopen({str(reached)!r}, 'w')\nfor _ in range(1200):\n    time.sleep(0.05)\n"
+
+
 MAIN_FILE = str(Path(package.__file__).with_name("__main__.py"))
 
 
@@ -365,7 +373,7 @@ def test_a_worker_hears_signals_before_any_library_is_loaded(
     start: Start, tmp_path: Path, library: str, command: list[str]
 ):
     reached = tmp_path / "reached"
-    (tmp_path / f"{library}.py").write_text(f"import time\nopen({str(reached)!r}, 'w')\ntime.sleep(60)\n")
+    (tmp_path / f"{library}.py").write_text(slow_module(reached))
     process = start("", *command, "run", "program:app")
     ends_on_sigterm(process, reached.exists)
 
@@ -374,7 +382,7 @@ def test_another_command_that_is_ended_while_it_is_loaded_does_not_claim_success
     start: Start, tmp_path: Path
 ):
     reached = tmp_path / "reached"
-    (tmp_path / "typer.py").write_text(f"import time\nopen({str(reached)!r}, 'w')\ntime.sleep(60)\n")
+    (tmp_path / "typer.py").write_text(slow_module(reached))
     process = start("", "-m", "streams", "topics")
     ends_on_sigterm(process, reached.exists, 128 + signal.SIGTERM)
 
