@@ -18,3 +18,6 @@ TASKS = {
         "OPTIONS": {"app": "tests.jobs.django_shop:app"},
     }
 }
+
+# Django makes it the time zone of the process, which has other tests too.
+TIME_ZONE = "UTC"
