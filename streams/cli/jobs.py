@@ -29,7 +29,7 @@ from streams.cli.letter_lines import iso_time
 from streams.cli.options import AsJson, Servers, Target, into_environment
 from streams.cli.output import out, print_line, warn
 from streams.errors import ConfigurationError, JobUnknown
-from streams.jobs.applied import Applied
+from streams.jobs.applied_commands import AppliedCommands
 from streams.jobs.commands import MOST_JOBS, Action, Command, scope_text
 from streams.jobs.fields import end_fields, end_sentence
 from streams.jobs.reasons import JobState
@@ -330,7 +330,7 @@ def _control(
             f"this program has no function {function!r}; there are: {', '.join(sorted(queue.jobs)) or 'none'}"
         )
     command = _command(action, function=function, key=key)
-    applied = Applied(app.broker(), app.name)
+    applied = AppliedCommands(app.broker(), app.name)
     try:
         offset = queue.client.command([command])
     finally:

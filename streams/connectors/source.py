@@ -143,6 +143,22 @@ class SourceConnector(Protocol, Generic[K, V]):
         """Connect and begin to read at the context's position. Raises as ``SourceReader.read``."""
 
 
+class PlainSource:
+    """What a source connector may inherit whose records are passed on as they were read: no processor."""
+
+    __slots__ = ()
+
+    @property
+    def process(self) -> Callable[[], Any] | None:
+        """None."""
+        return None
+
+    @property
+    def stores(self) -> Mapping[str, tuple[Serde[Any], Serde[Any]]]:
+        """None."""
+        return {}
+
+
 @runtime_checkable
 class TableSource(Protocol):
     """What a source connector has that captures tables, beside the contract."""

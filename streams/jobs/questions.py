@@ -70,8 +70,7 @@ class Questions:
         job, identifier = self._unfinished.find(offset), self._partition.id(offset)
         if job is not None:
             return unfinished_fields(identifier, job.timestamp, self._case(job, now))
-        position = self._input.position
-        if position is not None and offset < position:
+        if not self._input.is_to_come(offset):
             return None
         return {"id": identifier, "state": JobState.WAITING.value, "why": "no worker has read it yet"}
 

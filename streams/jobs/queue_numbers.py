@@ -29,7 +29,8 @@ class QueueNumbers(NamedTuple):
     @classmethod
     def of(cls, unfinished: UnfinishedJobs, store: JobStore, control: Control) -> QueueNumbers:
         """Count them; from any thread."""
-        running = [job for job, _ in list(unfinished.running.values())]
+        # An attempt that an executor has taken may wait there for a thread.
+        running = [job for job, attempt in list(unfinished.running.values()) if attempt.begun]
         begun = {job.offset for job in running}
         waiting = [job for job in list(unfinished.open.values()) if job.offset not in begun]
         return cls(

@@ -132,7 +132,8 @@ class Worker:
         self._broker = broker
         self._guarantee = guarantee
         self._settings = settings
-        self._application = application
+        self.application = application
+        self.name = worker
         self._databases = databases or MemoryDatabases()
         self._dead_letter_topic = dead_letter_topic(settings, application)
         self._clock = clock
@@ -259,8 +260,6 @@ class Worker:
         self._ends_known = -float("inf")
 
         # Read by metrics.
-        self.application = application
-        self.name = worker
         self.stages = Stages()
         self.observe_commit: Callable[[float], None] = _ignore
         """Called with the duration of each commit, in seconds."""
@@ -403,7 +402,7 @@ class Worker:
         self._connector_check.run(self._stop.is_set)
         consumer = self._broker.consumer(
             GroupSettings(
-                group=self._application,
+                group=self.application,
                 # With ``latest`` the start is committed before: a partition without an offset was added
                 # later.
                 offset_reset="earliest",
@@ -420,8 +419,8 @@ class Worker:
         self._open_guarantee()
         self._until_answered(lambda: self._globals.start(self._stop.is_set))
         if settings.offset_reset == "latest":
-            self._until_answered(lambda: commit_group_start(self._topology, self._broker, self._application))
-        self._log.info(Event.WORKER_STARTED, application=self._application, guarantee=settings.guarantee)
+            self._until_answered(lambda: commit_group_start(self._topology, self._broker, self.application))
+        self._log.info(Event.WORKER_STARTED, application=self.application, guarantee=settings.guarantee)
         self._consumer.subscribe(self._topology.input_topics, self)
 
     def run_once(self) -> None:
@@ -512,7 +511,7 @@ class Worker:
             identifier,
             self._topology.subtopologies[identifier.subtopology],
             self,
-            application=self._application,
+            application=self.application,
             dead_letter_topic=self._dead_letter_topic,
             database=None if restoration is None else restoration.database,
             checkpoints=None if restoration is None else restoration.checkpoints,

@@ -39,6 +39,10 @@ class Jobs(Copy):
 
     def command(self, *words: str) -> str:
         """``streams jobs`` with these words, for the app."""
+        return self.streams("jobs", words[0], "job_operation_app:app", *words[1:])
+
+    def streams(self, *words: str) -> str:
+        """What a command prints."""
         environment = {
             **os.environ,
             "JOB_OPERATION_PREFIX": self.prefix,
@@ -46,7 +50,7 @@ class Jobs(Copy):
             **self.environment,
         }
         done = subprocess.run(
-            [sys.executable, "-m", "streams", "jobs", words[0], "job_operation_app:app", *words[1:]],
+            [sys.executable, "-m", "streams", *words],
             cwd=HERE,
             env=environment,
             capture_output=True,
@@ -148,3 +152,31 @@ def test_commands_reach_the_workers_that_have_the_jobs(jobs: Jobs) -> None:
     jobs.command("resume", "note")
     assert [jobs.ending(job) for job in paused] == ["succeeded"] * 20
     assert not jobs.began(behind)
+
+
+def test_the_places_that_jobs_need_are_measured_by_the_published_ports(jobs: Jobs) -> None:
+    jobs.start(http_port=0, job_concurrency=2)
+    jobs.wait_for(jobs.ports, 60, "a worker listens")
+    done = [jobs.enqueue("note", f"n{number}") for number in range(20)]
+    for job in done:
+        assert jobs.ending(job) == "succeeded"
+    for number in range(3):
+        jobs.enqueue("hold", f"h{number}")
+    jobs.wait_for(lambda: jobs.began("h0") and jobs.began("h1"), 60, "both places are taken")
+    printed = jobs.streams("size", "job_operation_app:app", "--over", "60s", "--measure", "1s", "--json")
+    found = json.loads(printed)["jobs"]
+    functions = {item["job"]: item for item in found["functions"]}
+    # Of jobs that have never ended, those that run tell how many places they need: with a reserve, three.
+    assert functions["hold"] == {
+        "job": "hold",
+        "per_second": 0.0,
+        "seconds": None,
+        "at_once": 2.0,
+        "waiting": 1,
+    }
+    assert functions["note"]["seconds"] < 1
+    assert (found["places"], found["wanted"], found["enough"]) == (2, 3, False)
+    said = jobs.streams("size", "job_operation_app:app", "--over", "60s", "--measure", "1s")
+    assert "Set job_concurrency=3 for 1 worker" in " ".join(said.split())
+    for number in range(3):
+        (jobs.gate / f"h{number}").touch()

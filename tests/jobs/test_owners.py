@@ -164,7 +164,7 @@ class Owners:
     def taken(self, worker: Worker) -> int:
         """How many attempts run, or wait for a thread."""
         queues = [work for task in worker.tasks.values() for work in task.background_work]
-        return sum(queue.numbers().running.total() for queue in queues if isinstance(queue, JobQueue))
+        return sum(len(vars(queue)["_unfinished"].running) for queue in queues)
 
     def attempt(self, worker: Worker) -> Attempt:
         """The only attempt that runs."""
@@ -376,6 +376,30 @@ def test_nothing_is_committed_without_the_store_before_any_record_was_read(owner
     owners.until(owners.ends)
     assert not owners.stored()
     assert owners.begun == [2]
+
+
+def test_a_job_whose_record_is_yet_to_be_read_again_has_not_ended(owners: Owners) -> None:
+    first = owners.start()
+    owners.enqueue(1, 2, 2, 2, 2, 1)
+    owners.until(lambda: len(owners.ends()) == 4)
+    owners.freeze(first)
+    owners.late = True
+    second = owners.start()
+    owners.until(lambda: second.tasks)
+    (task,) = second.tasks.values()
+    (queue,) = task.background_work
+    assert isinstance(queue, JobQueue)
+    # One poll has four records: the last one is still to come.
+    owners.late = False
+    owners.until(lambda: task.positions)
+    owners.late = True
+    waiting, ended = queue.ask(5), queue.ask(1)
+    owners.until(lambda: waiting.done() and ended.done())
+    assert (waiting.result() or {}).get("why") == "no worker has read it yet"
+    assert ended.result() is None
+    owners.late = False
+    owners.go.set()
+    owners.until(lambda: len(owners.ends()) == 6)
 
 
 def test_what_waits_for_a_thread_does_not_begin_in_a_worker_that_was_frozen(owners: Owners) -> None:

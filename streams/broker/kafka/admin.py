@@ -352,28 +352,32 @@ class KafkaAdmin:
 
     def broker_setting(self, name: str) -> str:
         """A setting of any broker; empty if it is unknown or may not be read."""
-        deadline, timeout = time.monotonic() + ANY_SECONDS, ELSEWHERE_SECONDS
-        while True:
+
+        def ask(timeout: float) -> Mapping[Any, Future[Any]]:
+            asked: Mapping[Any, Future[Any]] = {}
             for broker in self._metadata().brokers:
-                resource = ConfigResource(ResourceType.BROKER, str(broker))
-                asked = self._client.describe_configs([resource], request_timeout=timeout)
-                try:
-                    entry = asked[resource].result().get(name)
-                except KafkaException as error:
-                    if error.args[0].code() in UNREACHABLE:
-                        continue
-                    log.warning(
-                        "broker setting %s cannot be read (%s): using the classic group protocol; "
-                        "to choose it, set group_protocol",
-                        name,
-                        error.args[0].name(),
-                    )
-                    return ""
-                return entry.value or "" if entry is not None else ""
-            if time.monotonic() > deadline:
-                raise BrokerUnreachable(f"no broker of {self._servers} answers (broker setting {name})")
-            # The first time-out is short, as another broker may answer; a busy one needs longer.
-            timeout = min(2 * timeout, REQUEST_SECONDS)
+                asked = self._client.describe_configs(
+                    [ConfigResource(ResourceType.BROKER, str(broker))], request_timeout=timeout
+                )
+                if not any(_failed_by(answer, UNREACHABLE) for answer in asked.values()):
+                    break
+            return asked
+
+        for answer in self._ask(ask).values():
+            try:
+                entry = answer.result().get(name)
+            except KafkaException as error:
+                if error.args[0].code() in UNREACHABLE:
+                    break
+                log.warning(
+                    "broker setting %s cannot be read (%s): using the classic group protocol; "
+                    "to choose it, set group_protocol",
+                    name,
+                    error.args[0].name(),
+                )
+                return ""
+            return entry.value or "" if entry is not None else ""
+        raise BrokerUnreachable(f"no broker of {self._servers} answers (broker setting {name})")
 
     def close(self) -> None:
         groups, self._groups = self._groups, {}
@@ -383,8 +387,8 @@ class KafkaAdmin:
     def _ask(self, ask: Callable[[float], Mapping[Any, Future[Any]]]) -> Mapping[Any, Future[Any]]:
         """Repeat a request with increasing time-outs until a broker answers, or ``ANY_SECONDS`` have passed.
 
-        The client sends it to the broker that it takes for the controller, and keeps waiting for that one
-        when it is down. It learns of a new controller from the cluster's metadata.
+        The client sends most requests to the broker that it takes for the controller, and keeps waiting for
+        that one when it is down. It learns of a new controller from the cluster's metadata.
         """
         if not self._factory.has_answered:
             # If no broker answers at all, this fails without waiting for the controller first.

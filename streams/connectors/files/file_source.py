@@ -17,13 +17,13 @@ from streams.connectors.files.csv_serde import Csv
 from streams.connectors.files.followed_file import FilePosition  # noqa: TC001 - read by msgspec
 from streams.connectors.files.followed_files import FollowedFiles
 from streams.connectors.files.record_cuts import CsvCutter, LineCutter
-from streams.connectors.source import SourceBatch, SourceHealth
+from streams.connectors.source import PlainSource, SourceBatch, SourceHealth
 from streams.errors import ConfigurationError, ConnectorError, SourceUnavailable
 from streams.records import FetchedLists
 from streams.serde import Bytes, Json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from streams.connectors.files.record_cuts import Cutter
     from streams.connectors.source import SourceContext
@@ -43,7 +43,7 @@ class Positions(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class _FileSource(Generic[V]):
+class _FileSource(PlainSource, Generic[V]):
     """What sources of files have in common."""
 
     path: str
@@ -55,14 +55,6 @@ class _FileSource(Generic[V]):
     @property
     def tasks(self) -> int:
         return 1
-
-    @property
-    def process(self) -> Callable[[], Any] | None:
-        return None
-
-    @property
-    def stores(self) -> Mapping[str, tuple[Serde[Any], Serde[Any]]]:
-        return {}
 
     def check(self, application: str, name: str) -> None:  # noqa: ARG002 - the protocol's
         """Check that the folder exists; files may be created later."""

@@ -23,14 +23,14 @@ from streams.connectors.postgres.connection import DeadlinePassed, LoginRefused,
 from streams.connectors.postgres.polling_statements import PollingStatements, read_only
 from streams.connectors.postgres.server_errors import to_error
 from streams.connectors.sink import SinkContext
-from streams.connectors.source import SourceBatch, SourceHealth
+from streams.connectors.source import PlainSource, SourceBatch, SourceHealth
 from streams.durations import seconds, to_milliseconds
 from streams.errors import ConfigurationError, ConnectorError, ConnectorUnavailable, SourceUnavailable
 from streams.records import FetchedLists
 from streams.serde import Json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import timedelta
 
     from streams.connectors.postgres.connection import Connection
@@ -53,7 +53,7 @@ ONE_SECOND, FIVE_SECONDS = seconds(1), seconds(5)
 
 
 @dataclass(frozen=True, slots=True)
-class _Polling(Generic[V]):
+class _Polling(PlainSource, Generic[V]):
     """The options of a query that is polled."""
 
     dsn: str = field(repr=False)
@@ -155,14 +155,6 @@ class PollingQuery(_Polling[V]):
     @property
     def key(self) -> Serde[Any]:
         return Json()
-
-    @property
-    def process(self) -> Callable[[], Any] | None:
-        return None
-
-    @property
-    def stores(self) -> Mapping[str, tuple[Serde[Any], Serde[Any]]]:
-        return {}
 
     def check(self, application: str, name: str) -> None:
         """Check that the query can be executed and has the columns."""

@@ -13,12 +13,12 @@ from streams.connectors.redis.connection import ANSWER_SECONDS, PING
 from streams.connectors.redis.open_source import OpenSource, check_source
 from streams.connectors.redis.resp import packed
 from streams.connectors.redis.server_address import client_options
-from streams.connectors.source import SourceBatch, SourceHealth
+from streams.connectors.source import PlainSource, SourceBatch, SourceHealth
 from streams.errors import ConfigurationError, SourceUnavailable
 from streams.serde import Json, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from streams.connectors.source import SourceContext
     from streams.serde import Serde
@@ -27,11 +27,11 @@ V = TypeVar("V")
 Type: TypeAlias = builtins.type[V]
 
 PING_SECONDS: Final = 5.0
-"""After how long a silent connection is asked whether it is alive."""
+"""After how long without messages the server is sent a ping, to notice a connection that is lost."""
 
 
 @dataclass(frozen=True, slots=True)
-class _ChannelSource(Generic[V]):
+class _ChannelSource(PlainSource, Generic[V]):
     """The options of channels."""
 
     url: str = field(repr=False)
@@ -120,14 +120,6 @@ class RedisChannel(_ChannelSource[V]):
     @property
     def key(self) -> Serde[str]:
         return Text()
-
-    @property
-    def process(self) -> Callable[[], Any] | None:
-        return None
-
-    @property
-    def stores(self) -> Mapping[str, tuple[Serde[Any], Serde[Any]]]:
-        return {}
 
     def check(self, application: str, name: str) -> None:
         """Check that the server can be read."""

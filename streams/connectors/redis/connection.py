@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 ANSWER_SECONDS: Final = 10.0
-"""How long a command may take, beside the time that it is asked to block."""
+"""How long a command may take, in addition to the time for which it blocks by intent."""
 
 CONNECT_SECONDS: Final = 10.0
 

@@ -16,14 +16,12 @@ from streams.connectors.redis.open_source import OpenSource, check_source
 from streams.connectors.redis.resp import packed
 from streams.connectors.redis.server_address import client_options
 from streams.connectors.redis.server_errors import CommandRefused
-from streams.connectors.source import SourceBatch, SourceHealth
+from streams.connectors.source import PlainSource, SourceBatch, SourceHealth
 from streams.errors import ConfigurationError, SourceUnavailable
 from streams.events import Event, get_logger
 from streams.serde import Bytes, Json, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from streams.connectors.source import SourceContext
     from streams.serde import Serde
 
@@ -36,7 +34,7 @@ CLOSE_SECONDS: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class _ListSource(Generic[V]):
+class _ListSource(PlainSource, Generic[V]):
     """The options of a list."""
 
     url: str = field(repr=False)
@@ -116,14 +114,6 @@ class RedisList(_ListSource[V]):
     @property
     def key(self) -> Serde[bytes]:
         return Bytes()
-
-    @property
-    def process(self) -> Callable[[], Any] | None:
-        return None
-
-    @property
-    def stores(self) -> Mapping[str, tuple[Serde[Any], Serde[Any]]]:
-        return {}
 
     def check(self, application: str, name: str) -> None:
         """Check that the server can be read, and that the key is a list, if it exists."""

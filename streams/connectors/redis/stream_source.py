@@ -11,12 +11,12 @@ from streams.connectors.redis.server_address import client_options
 from streams.connectors.redis.stream_entries import EntryColumns, EntryFields
 from streams.connectors.redis.stream_group_reader import StreamGroupReader
 from streams.connectors.redis.stream_reader import StreamReader
+from streams.connectors.source import PlainSource
 from streams.durations import seconds, to_milliseconds
 from streams.errors import ConfigurationError
 from streams.serde import Json, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
     from datetime import timedelta
 
     from streams.connectors.source import SourceContext, SourceReader
@@ -31,7 +31,7 @@ ONE_MINUTE = seconds(60)
 
 
 @dataclass(frozen=True, slots=True)
-class _StreamSource(Generic[V]):
+class _StreamSource(PlainSource, Generic[V]):
     """The options of a stream."""
 
     url: str = field(repr=False)
@@ -186,14 +186,6 @@ class RedisStream(_StreamSource[V]):
     @property
     def key(self) -> Serde[str]:
         return Text()
-
-    @property
-    def process(self) -> Callable[[], Any] | None:
-        return None
-
-    @property
-    def stores(self) -> Mapping[str, tuple[Serde[Any], Serde[Any]]]:
-        return {}
 
     def check(self, application: str, name: str) -> None:
         """Check that the server can be read, and that the key is a stream, if it exists."""

@@ -49,7 +49,7 @@ class Access:
             try:
                 allowed = credentials[0] in public_keys(self._folder)
             except OSError:
-                # Without the folder, nobody may connect.
+                # Without the folder, connections are refused.
                 allowed = False
         status = (b"200", b"OK") if allowed else (b"400", b"unknown key")
         return [version, number, *status, b"", b""]

@@ -60,7 +60,7 @@ class OpenSocket:
             set_keys(self.socket, curve)
             if isinstance(curve, CurveServer) and curve.folder is not None:
                 self._access = Access(self._context, curve.folder)
-                # Without a handler, as while messages linger, nobody may connect.
+                # Without a handler, as while messages linger, connections are refused.
                 self.socket.zap_domain = b"streams"
                 self.socket.zap_enforce_domain = True
             self._begin(endpoints, unavailable)

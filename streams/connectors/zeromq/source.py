@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 
 import zmq
 
+from streams.connectors.source import PlainSource
 from streams.connectors.zeromq.checks import check_count, check_place, check_side
 from streams.connectors.zeromq.endpoints import Endpoints
 from streams.connectors.zeromq.frames import KEY, VALUE, checked_frames
@@ -16,7 +17,7 @@ from streams.errors import ConfigurationError, SourceUnavailable
 from streams.serde import Bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from streams.connectors.source import SourceContext
     from streams.connectors.zeromq.curve import CurveClient, CurveServer
@@ -29,7 +30,7 @@ MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class _Source(Generic[K, V]):
+class _Source(PlainSource, Generic[K, V]):
     """What both sources have in common."""
 
     endpoints: Endpoints
@@ -58,16 +59,6 @@ class _Source(Generic[K, V]):
     def kind(self) -> str:
         """The system."""
         return "zeromq"
-
-    @property
-    def process(self) -> Callable[[], Any] | None:
-        """None: messages are records."""
-        return None
-
-    @property
-    def stores(self) -> Mapping[str, tuple[Serde[Any], Serde[Any]]]:
-        """None."""
-        return {}
 
     def check(self, application: str, name: str) -> None:  # noqa: ARG002 - the protocol's
         """Read the keys, and look for the folder of a local address."""

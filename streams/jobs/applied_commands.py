@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from streams.records import Fetched
 
 
-class Applied:
+class AppliedCommands:
     """What the partitions of a queue apply from its creation on. To be created before the command is given.
 
     Raises ``BrokerError``.
