@@ -8,6 +8,7 @@ for half a second, the file says ``waiting``, and at the end ``sent``, with how 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,23 +33,32 @@ class MessageProcess:
 
 
 def received(file: Path) -> list[list[str]]:
-    """The messages that a process has received so far; the line that a kill has cut is left out."""
-    if not file.exists():
-        return []
-    text = file.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    """The messages that processes have received so far; the line that a kill has cut is left out."""
+    return [json.loads(line) for line in _complete_lines(file)]
 
 
 def sent(file: Path) -> tuple[str, int]:
     """What a sender does now, and how many messages were taken from it by then."""
-    text = file.read_text() if file.exists() else ""
-    lines = text[: text.rfind("\n") + 1].splitlines()
+    lines = _complete_lines(file)
     state, count = lines[-1].split() if lines else ("begun", "0")
     return state, int(count)
 
 
+def _complete_lines(file: Path) -> list[str]:
+    text = file.read_text() if file.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _cut_unfinished_line(file: Path) -> None:
+    """Remove what a killed process wrote of its last line, else the next line would be appended to it."""
+    if file.exists():
+        content = file.read_bytes()
+        os.truncate(file, content.rfind(b"\n") + 1)
+
+
 def _receive(socket: zmq.Socket[bytes], file: Path) -> None:
     socket.rcvhwm = HIGH_WATER_MARK
+    _cut_unfinished_line(file)
     with file.open("a") as out:
         while True:
             out.write(json.dumps([frame.decode() for frame in socket.recv_multipart()]) + "\n")

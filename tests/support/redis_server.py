@@ -43,8 +43,13 @@ class RedisServer:
         self._options: Sequence[str] = options
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher = Watcher(os.getpid())
-        (self.port,) = free_ports(1)
-        self.start()
+        # The port of a cluster's own connections is 10,000 higher by default, among those of outgoing ones.
+        self.port, self.cluster_port = free_ports(2)
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def url(self) -> str:
@@ -61,6 +66,7 @@ class RedisServer:
         assert self._process is None
         settings = (
             ("port", self.port),
+            ("cluster-port", self.cluster_port),
             ("bind", "127.0.0.1"),
             ("dir", self.folder),
             ("appendonly", "yes"),

@@ -315,7 +315,7 @@ def cluster() -> Iterator[tuple[RedisServer, RedisServer]]:
         with one.client() as first, other.client() as second:
             first.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
             second.execute_command("CLUSTER", "ADDSLOTSRANGE", 8192, 16383)
-            first.execute_command("CLUSTER", "MEET", "127.0.0.1", other.port)
+            first.execute_command("CLUSTER", "MEET", "127.0.0.1", other.port, other.cluster_port)
             for client in (first, second):
                 wait_until(partial(knows_all_slots, client), what="the cluster")
         yield one, other
