@@ -231,7 +231,7 @@ def test_each_record_takes_effect_once_when_the_server_is_killed(target):
     """A worker that crashes or waits, and a server that is killed, at random steps; the oracle is the log."""
     chance = random.Random(7)
     log = [(chance.randrange(10), number) for number in range(300)]
-    with RedisServer() as server:
+    with RedisServer.create() as server:
         options: dict[str, Any] = {target: "out"}
         sink = RedisSink(server.url, **options)
         writer: SinkWriter | None = None
