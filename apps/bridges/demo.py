@@ -60,6 +60,9 @@ QUICK_GROUPS: Final = {
 }
 
 console = Console()
+if not console.is_terminal:
+    # Files and pipes have no width, and 80 columns are too few for the table.
+    console = Console(width=110)
 
 
 class DemoFailed(Exception):
@@ -305,9 +308,10 @@ class _Demo:
             process.require()
 
     def _kill_a_worker(self) -> str:
-        self._workers.kill(0)
-        self._workers.start(0)
-        return "kill -9 of worker 0; another one was started"
+        number = self._workers.holder(f"{self._prefix}bridges-from-zeromq-push-source-0")
+        self._workers.kill(number)
+        self._workers.start(number)
+        return f"kill -9 of worker {number}, which received from ZeroMQ; another one was started"
 
     def _kill_redis(self) -> str:
         self._redis.kill()

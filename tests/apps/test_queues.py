@@ -36,14 +36,15 @@ class Programs:
         self._started: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            cwd=self._folder,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=(self._folder / "log").open("a"),
-            text=True,
-        )
+        with (self._folder / "log").open("a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                cwd=self._folder,
+                env=self._environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
         self._started.append(process)
         return process
 
@@ -106,7 +107,7 @@ def test_jobs_of_a_killed_process_are_executed_by_the_next_one(programs, kafka, 
     first = programs.start("apps.queues.threads", "jobs", "300")
     wait_until(lambda: ended(kafka, app), 120, what="a parcel that is shipped")
     first.kill()
-    first.wait()
+    first.communicate()
     before = len(ended(kafka, app))
     assert 0 < before < 300
     second = programs.start("streams", "run", "apps.queues.threads:app")

@@ -77,12 +77,13 @@ def test_a_list_of_redis_goes_through_a_topic_into_a_stream_once_over_a_restart(
     tmp_path, kafka, kafka_bootstrap, prefix
 ):
     with RedisServer.create("--requirepass", PASSWORD) as server:
-        from_list = ["env:SHOP_REDIS", "--list=jobs", f"--topic={prefix}", "--partitions=1", "--workers=1"]
+        from_list = ["env:SHOP_REDIS", "--list=jobs", f"--topic={prefix}", "--partitions=1"]
         secret = {"SHOP_REDIS": f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0"}
         to_stream = [server.url, f"--from-topic={prefix}", "--stream=done", "--field=payload"]
         with server.client(password=PASSWORD, encoding="latin-1") as client:
             client.rpush("jobs", "one", b"no text \xff\x00")
-            with bridging(tmp_path, kafka_bootstrap, *from_list, environment=secret) as supervisor:
+            supervised = [*from_list, "--workers=1"]
+            with bridging(tmp_path, kafka_bootstrap, *supervised, environment=secret) as supervisor:
                 wait_for(kafka, prefix, 2)
                 tree = [psutil.Process(supervisor.pid), *psutil.Process(supervisor.pid).children()]
                 assert len(tree) >= 2
