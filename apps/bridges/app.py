@@ -1,7 +1,8 @@
 """The app: ``streams run apps.bridges.app:app`` moves messages from other systems into topics, and back.
 
-What it connects to are environment variables: ``REDIS_URL``, ``ZEROMQ_<NAME>`` for each socket of the other
-programs, and ``BRIDGES_PREFIX``, which precedes the names of the app and of its topics.
+What it connects to are environment variables: ``RABBITMQ_URL`` (if there is one), ``REDIS_URL``,
+``ZEROMQ_<NAME>`` for each socket of the other programs, and ``BRIDGES_PREFIX``, which precedes the names of
+the app and of its topics.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from streams import App, Bytes, Json
+from streams.connectors.rabbitmq import Queue, RabbitMQQueue, RabbitMQSink
 from streams.connectors.redis import RedisChannel, RedisList, RedisSink, RedisStream
 from streams.connectors.zeromq import PubSink, PullSource, PushSink, SubSource
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from streams.connectors.source import SourceConnector
 
 PREFIX = os.environ.get("BRIDGES_PREFIX", "")
+RABBITMQ = os.environ.get("RABBITMQ_URL", "")
 REDIS = os.environ["REDIS_URL"]
 PUSH, PUB, PULL, SUB = (os.environ[f"ZEROMQ_{name}"] for name in ("PUSH", "PUB", "PULL", "SUB"))
 
@@ -31,6 +34,8 @@ sources: dict[str, SourceConnector[Any, bytes]] = {
     "from-zeromq-push": PullSource(connect=PUSH, value=Bytes()),
     "from-zeromq-pub": SubSource(connect=PUB, value=Bytes()),
 }
+if RABBITMQ:
+    sources["from-rabbitmq"] = RabbitMQQueue(RABBITMQ, "queue-in", value=Bytes(), declare=Queue())
 for name, source in sources.items():
     app.source(source, store=name).to(f"{PREFIX}{name}", value=Bytes())
 
@@ -40,6 +45,8 @@ sinks: dict[str, SinkConnector] = {
     "to-zeromq-pull": PushSink(connect=PULL, value=Bytes(), frames=["value", "origin"]),
     "to-zeromq-sub": PubSink(connect=SUB, value=Bytes(), frames=["value", "origin"], subscribers=1),
 }
+if RABBITMQ:
+    sinks["to-rabbitmq"] = RabbitMQSink(RABBITMQ, exchange="", routing_key="queue-out", value=Bytes())
 for name, sink in sinks.items():
     app.stream(f"{PREFIX}{name}", value=Bytes()).sink(sink, store=name)
 

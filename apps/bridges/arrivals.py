@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from apps.bridges.rabbitmq_side import RabbitMQNumbers
     from streams.broker import Broker
 
 RETRY_SECONDS = 0.5
@@ -87,12 +88,20 @@ class RedisNumbers:
 class Arrivals:
     """All of them."""
 
-    def __init__(self, topics: TopicNumbers, in_redis: RedisNumbers, files: Mapping[str, Path]) -> None:
+    def __init__(
+        self,
+        topics: TopicNumbers,
+        in_redis: RedisNumbers,
+        in_rabbitmq: RabbitMQNumbers | None,
+        files: Mapping[str, Path],
+    ) -> None:
         self._topics = topics
         self._redis = in_redis
+        self._rabbitmq = in_rabbitmq
         self._files = files
 
     def numbers(self) -> dict[str, list[int]]:
         """The numbers that have arrived by now, by the bridge's name."""
         files = {name: numbers(file) for name, file in self._files.items()}
-        return {**self._topics.found, **self._redis.found(), **files}
+        rabbitmq = {} if self._rabbitmq is None else {"to-rabbitmq": self._rabbitmq.found()}
+        return {**self._topics.found, **self._redis.found(), **rabbitmq, **files}

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from apps.bridges.arrivals import Arrivals, RedisNumbers, TopicNumbers
 from apps.bridges.promise import BRIDGES, CALM_SHARE, Account
+from apps.bridges.rabbitmq_side import OUT, PASSING, RabbitMQNumbers, RabbitMQTarget, connected
 from apps.bridges.report import Report, show
 from apps.bridges.senders import (
     KafkaTarget,
@@ -37,11 +38,14 @@ from streams.broker.kafka import KafkaBroker
 from streams.devstack.development import QUICK_JAVA
 from streams.devstack.kafka import LocalKafka
 from streams.devstack.kafka.ports import free_ports
+from streams.devstack.rabbitmq import LocalRabbitMQ
 from streams.devstack.redis import LocalRedis
 from streams.errors import StreamsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from apps.bridges.senders import Target
 
 WORKERS: Final = 2
 STALL_SECONDS: Final = 120.0
@@ -125,6 +129,19 @@ class _Demo:
         stack.callback(shutil.rmtree, STATE, ignore_errors=True)
         STATE.mkdir(parents=True)
         self._redis = stack.enter_context(LocalRedis.create())
+        self._without: dict[str, str] = {}
+        self._rabbitmq: LocalRabbitMQ | None = None
+        if reason := LocalRabbitMQ.missing():
+            self._without["RabbitMQ"] = reason
+        else:
+            _say("Starting a RabbitMQ …")
+            self._rabbitmq = stack.enter_context(LocalRabbitMQ.create())
+            connection = connected(self._rabbitmq.port)
+            connection.channel().queue_declare(OUT, durable=True, auto_delete=False)
+            connection.close()
+        self._bridges = [
+            bridge for bridge in BRIDGES if bridge.system != "rabbitmq" or self._rabbitmq is not None
+        ]
         self._kafka, servers = _kafka(stack)
         # The user's cluster may contain an earlier run, so every run has its own names.
         self._prefix = f"demo-{uuid.uuid4().hex[:6]}-"
@@ -135,6 +152,7 @@ class _Demo:
         environment = {
             **os.environ,
             "BRIDGES_PREFIX": self._prefix,
+            "RABBITMQ_URL": "" if self._rabbitmq is None else self._rabbitmq.url(),
             "REDIS_URL": self._redis.url,
             **{f"ZEROMQ_{kind.upper()}": address for kind, address in self._addresses.items()},
             "STREAMS_BOOTSTRAP_SERVERS": servers,
@@ -146,7 +164,7 @@ class _Demo:
         self._servers = servers
         self._broker = KafkaBroker({"bootstrap.servers": servers})
         self._broker.admin().create_topics(
-            [NewTopic(name=f"{self._prefix}{bridge.name}", partitions=2) for bridge in BRIDGES]
+            [NewTopic(name=f"{self._prefix}{bridge.name}", partitions=2) for bridge in self._bridges]
         )
         self._workers = Workers("apps.bridges.app:app", WORKERS, environment, BUILD, "demo-bridges-worker")
         self._zeromq: dict[str, ZeroMQProcess] = {}
@@ -155,15 +173,18 @@ class _Demo:
 
     def run(self) -> Report:
         """Run everything, and compare."""
-        topics = {bridge.name: f"{self._prefix}{bridge.name}" for bridge in BRIDGES}
+        topics = {bridge.name: f"{self._prefix}{bridge.name}" for bridge in self._bridges}
         in_topics = TopicNumbers(
-            self._broker, {bridge.name: topics[bridge.name] for bridge in BRIDGES if bridge.inward}
+            self._broker, {bridge.name: topics[bridge.name] for bridge in self._bridges if bridge.inward}
         )
         self._stack.callback(in_topics.stop)
         in_redis = RedisNumbers(self._redis.port)
         self._stack.callback(in_redis.close)
         files = {f"to-zeromq-{kind}": STATE / kind for kind in ("pull", "sub")}
-        arrivals = Arrivals(in_topics, in_redis, files)
+        in_rabbitmq = None
+        if self._rabbitmq is not None:
+            in_rabbitmq = RabbitMQNumbers(self._rabbitmq.port, lambda: self._senders["kafka"].sent)
+        arrivals = Arrivals(in_topics, in_redis, in_rabbitmq, files)
         with self._workers:
             begun = time.monotonic()
             for kind in ("push", "pub"):
@@ -182,9 +203,9 @@ class _Demo:
         return Report(
             accounts=[
                 Account(bridge, self._senders[self._sender_of(bridge.name)].sent, found.get(bridge.name, []))
-                for bridge in BRIDGES
+                for bridge in self._bridges
             ],
-            without={},
+            without=self._without,
             survived=self._survived,
             seconds=self._seconds,
         )
@@ -212,6 +233,8 @@ class _Demo:
 
     def _send(self, topics: Mapping[str, str]) -> None:
         self._pace = Pace(self._messages, self._send_seconds, self._messages - self._messages // CALM_SHARE)
+        if self._rabbitmq is not None:
+            self._sender("from-rabbitmq", RabbitMQTarget(self._rabbitmq.port), PASSING)
         for kind in ("stream", "group", "list", "channel"):
             shape = "stream" if kind == "group" else kind
             target = RedisTarget(self._redis.port, shape, f"{kind}-in")
@@ -221,13 +244,13 @@ class _Demo:
             self._sender(name, ZeroMQTarget(self._zeromq[name]), OSError)
         writers = {
             topics[bridge.name]: _json if bridge.name == "to-redis-hashes" else _plain
-            for bridge in BRIDGES
+            for bridge in self._bridges
             if not bridge.inward
         }
         self._sender("kafka", KafkaTarget(self._servers, writers), OSError)
 
     def _sender(
-        self, name: str, target: RedisTarget | ZeroMQTarget | KafkaTarget, passing: type[Exception]
+        self, name: str, target: Target, passing: type[Exception] | tuple[type[Exception], ...]
     ) -> None:
         sender = self._senders[name] = Sender(name, target, self._pace, self._messages, passing)
         self._stack.callback(sender.stop)
@@ -246,12 +269,14 @@ class _Demo:
             _Event(0.5, self._kill_zeromq),
             _Event(0.65, self._kill_kafka),
         ]
+        if self._rabbitmq is not None:
+            events.insert(2, _Event(0.4, self._kill_rabbitmq))
         released = False
         seen, moved = 0, time.monotonic()
         with _progress() as progress:
             bars = {
                 bridge.name: progress.add_task(bridge.words, total=self._messages, note="")
-                for bridge in BRIDGES
+                for bridge in self._bridges
             }
             while True:
                 time.sleep(LOOK_SECONDS)
@@ -281,7 +306,7 @@ class _Demo:
                         released = True
 
     def _show(self, progress: Progress, bars: Mapping[str, TaskID], found: Mapping[str, list[int]]) -> None:
-        for bridge in BRIDGES:
+        for bridge in self._bridges:
             numbers = found.get(bridge.name, [])
             arrived = len(set(numbers))
             again = len(numbers) - arrived
@@ -291,7 +316,7 @@ class _Demo:
     def _missing(self, found: Mapping[str, list[int]]) -> list[str]:
         """The bridges from which more has to come: all of those that lose none, the last ones of others."""
         missing = []
-        for bridge in BRIDGES:
+        for bridge in self._bridges:
             sent = self._senders[self._sender_of(bridge.name)].sent
             expected = range(sent) if bridge.guarantee.keeps_all else range(max(0, sent - 2), sent)
             if sent < self._messages - self._messages // CALM_SHARE or not set(
@@ -317,6 +342,12 @@ class _Demo:
         self._redis.kill()
         self._redis.start()
         return "kill -9 of Valkey, which was started again"
+
+    def _kill_rabbitmq(self) -> str:
+        assert self._rabbitmq is not None
+        self._rabbitmq.kill()
+        self._rabbitmq.start()
+        return "kill -9 of RabbitMQ, which was started again"
 
     def _kill_zeromq(self) -> str:
         for process in self._zeromq.values():

@@ -46,18 +46,26 @@ class Bridge:
     guarantee: Guarantee
 
     @property
+    def system(self) -> str:
+        """The system on the other side, e.g. ``redis``."""
+        return self.name.split("-")[1]
+
+    @property
     def inward(self) -> bool:
         """Whether it ends in a topic."""
         return self.name.startswith("from-")
 
 
 BRIDGES: Final = (
+    # Exactly once as every message has an id.
+    Bridge("from-rabbitmq", "RabbitMQ → Kafka", Guarantee.EXACTLY_ONCE),
     Bridge("from-redis-stream", "Redis stream → Kafka", Guarantee.EXACTLY_ONCE),
     Bridge("from-redis-group", "Redis group → Kafka", Guarantee.EXACTLY_ONCE),
     Bridge("from-redis-list", "Redis list → Kafka", Guarantee.EXACTLY_ONCE),
     Bridge("from-redis-channel", "Redis pub/sub → Kafka", Guarantee.AT_MOST_ONCE),
     Bridge("from-zeromq-push", "ZeroMQ PUSH → Kafka", Guarantee.AT_MOST_ONCE),
     Bridge("from-zeromq-pub", "ZeroMQ PUB → Kafka", Guarantee.AT_MOST_ONCE),
+    Bridge("to-rabbitmq", "Kafka → RabbitMQ", Guarantee.AT_LEAST_ONCE),
     Bridge("to-redis-stream", "Kafka → Redis stream", Guarantee.EXACTLY_ONCE),
     Bridge("to-redis-list", "Kafka → Redis list", Guarantee.EXACTLY_ONCE),
     Bridge("to-redis-hashes", "Kafka → Redis hashes", Guarantee.EXACTLY_ONCE),

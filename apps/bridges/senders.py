@@ -69,7 +69,12 @@ class Sender(threading.Thread):
     """Sends the numbers from 0 on, as the pace allows."""
 
     def __init__(
-        self, name: str, target: Target, pace: Pace, messages: int, passing: type[Exception]
+        self,
+        name: str,
+        target: Target,
+        pace: Pace,
+        messages: int,
+        passing: type[Exception] | tuple[type[Exception], ...],
     ) -> None:
         super().__init__(name=name, daemon=True)
         self.sent = 0

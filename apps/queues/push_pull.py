@@ -3,7 +3,7 @@
 The two programs at the ends are plain ZeroMQ, as on its introductory pages, and stay as they are:
 ``python -m apps.queues.push_pull push 100`` pushes numbers, ``… pull 100`` collects as many results. Between
 them, ``streams run apps.queues.push_pull:app`` is the worker, of which there may be many. What it has
-received and committed is not lost with it, unlike that of a worker with sockets alone: it is in a topic.
+received and committed is in a topic, and not lost with it, unlike what a worker with sockets alone has.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ PREFIX = os.environ.get("QUEUES_PREFIX", "")
 NUMBERS = os.environ.get("NUMBERS", "tcp://127.0.0.1:5557")
 RESULTS = os.environ.get("RESULTS", "tcp://127.0.0.1:5558")
 
-app = App(f"{PREFIX}squares", create_topics=True)
+app = App(f"{PREFIX}squares")
 
 numbers = app.source(PullSource(connect=NUMBERS, value=Json(int)), store="numbers")
-numbers.to(f"{PREFIX}numbers", value=Json(int))
-
-squares = app.stream(f"{PREFIX}numbers", value=Json(int)).map(lambda number: number * number)
+squares = numbers.map(lambda number: number * number)
 squares.sink(PushSink(connect=RESULTS, value=Json(int), frames=["value"]), store="results", value=Json(int))
 
 

@@ -34,9 +34,10 @@ def bridge(
         str,
         typer.Argument(
             metavar="URL|env:NAME",
-            help="The system: redis://…, rediss://…, unix:///path, zeromq+tcp://HOST:PORT or "
-            "zeromq+ipc:///path (several of ZeroMQ with commas). env:NAME reads it from the environment, "
-            "which keeps a password out of process listings; Redis' is also read from REDISCLI_AUTH.",
+            help="The system: amqp://… or amqps://… (RabbitMQ), redis://…, rediss://…, unix:///path, "
+            "zeromq+tcp://HOST:PORT or zeromq+ipc:///path (several of ZeroMQ with commas). env:NAME reads it "
+            "from the environment, which keeps a password out of process listings; passwords that are not in "
+            "the URL are read from RABBITMQ_PASSWORD and REDISCLI_AUTH.",
         ),
     ],
     *,
@@ -55,6 +56,29 @@ def bridge(
     partitions: Annotated[
         int | None,
         typer.Option(min=1, help=f"Partitions of --topic if it has to be created; default: {PARTITIONS}."),
+    ] = None,
+    queue: Annotated[
+        str | None, typer.Option(metavar="Q", help="A queue.", rich_help_panel="RabbitMQ")
+    ] = None,
+    exchange: Annotated[
+        str | None,
+        typer.Option(metavar="E", help="An exchange that gets records.", rich_help_panel="RabbitMQ"),
+    ] = None,
+    routing_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K",
+            help="With --exchange: of all records; default: each one's key.",
+            rich_help_panel="RabbitMQ",
+        ),
+    ] = None,
+    key_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|header:NAME",
+            help="The property, e.g. message_id, or header of messages that is the key.",
+            rich_help_panel="RabbitMQ",
+        ),
     ] = None,
     stream: Annotated[
         str | None, typer.Option(metavar="S", help="A stream.", rich_help_panel="Redis")
@@ -162,7 +186,9 @@ def bridge(
     ] = None,
     tasks: Annotated[
         int | None,
-        typer.Option(min=1, help="How many workers read: of a Redis group, or with --pull."),
+        typer.Option(
+            min=1, help="How many workers read: of a RabbitMQ queue, a Redis group, or with --pull."
+        ),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Number of worker processes.")] = None,
     bootstrap_servers: Servers = None,
@@ -177,6 +203,10 @@ def bridge(
     guaranteed depends on the system: see "Bridges" in the documentation.
     """
     options: Mapping[str, Any] = {
+        "queue": queue,
+        "exchange": exchange,
+        "routing-key": routing_key,
+        "key-from": key_from,
         "stream": stream,
         "list": list_,
         "channel": channel,

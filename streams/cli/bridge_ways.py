@@ -23,11 +23,19 @@ _SCHEMES: Final = {
     "redis": "redis",
     "rediss": "redis",
     "unix": "redis",
+    "amqp": "rabbitmq",
+    "amqps": "rabbitmq",
+    "rabbitmq": "rabbitmq",
+    "rabbitmqs": "rabbitmq",
     "zeromq+tcp": "zeromq",
     "zeromq+ipc": "zeromq",
 }
-_SYSTEMS: Final = {"redis": "Redis", "zeromq": "ZeroMQ"}
-_URLS: Final = {"redis": "redis://HOST:6379/0", "zeromq": "zeromq+tcp://HOST:5555"}
+_SYSTEMS: Final = {"rabbitmq": "RabbitMQ", "redis": "Redis", "zeromq": "ZeroMQ"}
+_URLS: Final = {
+    "rabbitmq": "amqp://USER@HOST/VHOST",
+    "redis": "redis://HOST:6379/0",
+    "zeromq": "zeromq+tcp://HOST:5555",
+}
 _SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 _CURVE: Final = ("curve-secret-key", "curve-server-key", "curve-clients")
@@ -120,7 +128,43 @@ def _system(url: str) -> str:
     )
 
 
-# --- Redis. Its packages are optional, so they are imported when they are needed.
+# --- RabbitMQ. The packages of the systems are optional, so they are imported when they are needed.
+
+
+def _from_queue(url: str, given: Options) -> SourceConnector[Any, Any]:
+    from streams.connectors.rabbitmq import Header, RabbitMQQueue  # noqa: PLC0415 - as above
+
+    key = given.get("key-from")
+    header = None if key is None or not key.startswith("header:") else Header(key.removeprefix("header:"))
+    return RabbitMQQueue(
+        _amqp(url), given["queue"], value=Bytes(), key_from=header or key, tasks=given.get("tasks", 1)
+    )
+
+
+def _to_queue(url: str, given: Options) -> SinkConnector:
+    from streams.connectors.rabbitmq import RabbitMQSink  # noqa: PLC0415 - as above
+
+    # The default exchange, where the routing key is a queue's name.
+    return RabbitMQSink(_amqp(url), exchange="", routing_key=given["queue"], value=Bytes())
+
+
+def _to_exchange(url: str, given: Options) -> SinkConnector:
+    from streams.connectors.rabbitmq import Key, RabbitMQSink  # noqa: PLC0415 - as above
+
+    return RabbitMQSink(
+        _amqp(url),
+        exchange=given["exchange"],
+        routing_key=given.get("routing-key", Key()),
+        value=Bytes(),
+    )
+
+
+def _amqp(url: str) -> str:
+    """The URL with the scheme that RabbitMQ's own documentation uses."""
+    return re.sub("^rabbitmq", "amqp", url, flags=re.IGNORECASE)
+
+
+# --- Redis
 
 
 def _from_stream(url: str, given: Options) -> SourceConnector[Any, Any]:
@@ -225,6 +269,23 @@ def _socket(url: str, given: Options) -> dict[str, Any]:
 
 
 _WAYS: Final[Sequence[Way]] = (
+    Way(
+        "rabbitmq",
+        inward=True,
+        option="queue",
+        words="--queue Q",
+        others=("key-from", "tasks"),
+        make=_from_queue,
+    ),
+    Way("rabbitmq", inward=False, option="queue", words="--queue Q", others=(), make=_to_queue),
+    Way(
+        "rabbitmq",
+        inward=False,
+        option="exchange",
+        words="--exchange E --routing-key K",
+        others=("routing-key",),
+        make=_to_exchange,
+    ),
     Way(
         "redis",
         inward=True,

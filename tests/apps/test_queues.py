@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,52 +12,13 @@ import pytest
 from streams.broker.reading import read_to_end
 from streams.jobs.record import JobEnd, ends_topic
 from tests.support.messages import free_address
-from tests.support.waiting import wait_until
+from tests.support.programs import Programs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
+    from pathlib import Path
 
     from streams.broker.kafka import KafkaBroker
-
-ROOT = Path(__file__).parents[2]
-
-
-class Programs:
-    """Starts programs in a folder, with an environment; what still runs at the end is killed."""
-
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        self._folder = folder
-        self._environment = os.environ | {"PYTHONPATH": str(ROOT), **environment}
-        self._started: list[subprocess.Popen[str]] = []
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        with (self._folder / "log").open("a") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
-                cwd=self._folder,
-                env=self._environment,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        self._started.append(process)
-        return process
-
-    def output(self, *arguments: str) -> str:
-        process = self.start(*arguments)
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, (self._folder / "log").read_text()
-        return output
-
-    def stop(self, process: subprocess.Popen[str]) -> None:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-        assert process.returncode == 0, (self._folder / "log").read_text()
-
-    def close(self) -> None:
-        for process in self._started:
-            process.kill()
-            process.communicate()
 
 
 @pytest.fixture
@@ -105,13 +61,13 @@ def test_threads_with_a_queue_lose_what_jobs_try_again(tmp_path):
 def test_jobs_of_a_killed_process_are_executed_by_the_next_one(programs, kafka, prefix):
     app = f"{prefix}-parcels"
     first = programs.start("apps.queues.threads", "jobs", "300")
-    wait_until(lambda: ended(kafka, app), 120, what="a parcel that is shipped")
+    programs.wait_until(lambda: ended(kafka, app), "a parcel that is shipped")
     first.kill()
-    first.communicate()
+    first.wait()
     before = len(ended(kafka, app))
     assert 0 < before < 300
     second = programs.start("streams", "run", "apps.queues.threads:app")
-    wait_until(lambda: len(ended(kafka, app)) >= 300, 120, what="all parcels")
+    programs.wait_until(lambda: len(ended(kafka, app)) >= 300, "all parcels")
     programs.stop(second)
     assert len({end.id for end in ended(kafka, app)}) == len(ended(kafka, app)) == 300
 
@@ -124,7 +80,7 @@ def test_readings_are_sent_and_saved_in_batches(programs, kafka, prefix, tmp_pat
     assert programs.output("apps.queues.batches", "readings.csv") == "1200 readings sent\n"
     worker = programs.start("streams", "run", "apps.queues.batches:app")
     app = f"{prefix}-readings"
-    wait_until(lambda: len(ended(kafka, app)) >= 1_200, 120, what="all readings")
+    programs.wait_until(lambda: len(ended(kafka, app)) >= 1_200, "all readings")
     programs.stop(worker)
     with contextlib.closing(sqlite3.connect(tmp_path / "readings.db")) as database:
         assert database.execute("select count(*), sum(value) from readings").fetchone() == (

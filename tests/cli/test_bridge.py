@@ -123,6 +123,7 @@ def test_messages_of_zeromq_go_through_a_topic_with_their_headers(tmp_path, kafk
     assert receiver.messages == [[b"k", b"\xff", b"trace", b"1"], [b"", b"{}"]]
 
 
+RABBITMQ = "amqp://shop:s3cret@localhost:1/"
 REDIS = "redis://:s3cret@localhost:1/0"
 ZEROMQ = "zeromq+tcp://localhost:5555"
 
@@ -130,6 +131,15 @@ ZEROMQ = "zeromq+tcp://localhost:5555"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([RABBITMQ, "--topic=t"], "from RabbitMQ to a topic needs one of --queue"),
+        ([RABBITMQ, "--queue=q", "--exchange=e", "--from-topic=t"], "--queue and --exchange are two bridges"),
+        ([RABBITMQ, "--exchange=e", "--topic=t"], "--exchange is not for the way from RabbitMQ to a topic"),
+        ([RABBITMQ, "--queue=q", "--routing-key=k", "--from-topic=t"], "--routing-key is not for --queue"),
+        ([RABBITMQ, "--queue=q", "--topic=t", "--key-from=id"], "key_from= has 'id', which is no property"),
+        (
+            [RABBITMQ, "--list=l", "--topic=t"],
+            "write streams bridge amqp://USER@HOST/VHOST --queue Q --topic T",
+        ),
         ([REDIS, "--list=l"], "a bridge needs either --topic or --from-topic"),
         ([REDIS, "--list=l", "--topic=t", "--from-topic=u"], "a bridge needs either --topic or --from-topic"),
         ([REDIS, "--topic=t"], "from Redis to a topic needs one of --stream, --list, --channel"),
