@@ -140,10 +140,11 @@ def _report(app: App, jobs: Jobs, sink: SinkConnector, store: str) -> None:
     written.sink(sink, store=f"{store}-results", key=Text(), value=Bytes(), on_error=dead_letter)
 
 
-def _job_record(record: Record[bytes, JobRecord | TaskRefused]) -> Record[str | None, bytes]:
+def _job_record(record: Record[bytes, JobRecord | TaskRefused]) -> Record[Any, bytes]:
     found = record.value
     if isinstance(found, TaskRefused):
         raise found
+    # Without a key, any partition will do.
     return record.with_(key=partition_key(found), value=msgspec.json.encode(found), headers=None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import msgspec
 
@@ -91,7 +91,7 @@ def _refuse_canvas(embedded: Mapping[str, Any]) -> None:
         )
 
 
-def _is_id(identifier: object) -> bool:
+def _is_id(identifier: object) -> TypeGuard[str]:
     return isinstance(identifier, str) and 0 < len(identifier) <= LONGEST_ID
 
 

@@ -18,8 +18,6 @@ from celery.result import AsyncResult
 from streams import App, days
 from streams.broker.memory import MemoryBroker
 from streams.celery import read_celery
-from streams.connectors.redis import RedisSink
-from streams.errors import ConfigurationError, TopologyError
 from tests.support.celery_client import celery_client
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
@@ -133,13 +131,3 @@ def test_many_tasks_at_once_have_each_their_result(client):
     with client.producer_or_acquire() as producer:
         sent = [client.send_task("add", [number], producer=producer) for number in range(200)]
     assert [result.get(timeout=WAIT) for result in sent] == [number + 1 for number in range(200)]
-
-
-def test_strings_need_a_prefix_and_have_options_of_their_own():
-    url = "redis://127.0.0.1:1/0"
-    with pytest.raises(ConfigurationError, match="publish= is for strings"):
-        RedisSink(url, stream="out", publish=True)
-    with pytest.raises(ConfigurationError, match="expires= is for strings"):
-        RedisSink(url, hashes="h:", expires=days(1))
-    with pytest.raises(TopologyError, match="must be 1 ms or more"):
-        RedisSink(url, strings="s:", expires=days(0))
