@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from streams.app import App
     from streams.celery.message import TaskMessage
     from streams.connectors.sink import SinkConnector
-    from streams.connectors.source import SourceConnector
+    from streams.dsl.stream import Stream
     from streams.jobs.job import BaseJob
     from streams.records import Record
 
@@ -72,15 +72,16 @@ def read_celery(
 
         read_celery(app, "redis://127.0.0.1:6379/0", results="redis://127.0.0.1:6379/1")
 
-    ``broker`` is the URL of the Redis that has the ``queues``, whose messages are taken, each exactly once.
+    ``broker`` is the URL of the Redis or RabbitMQ that has the ``queues``, whose messages are taken, each
+    exactly once (from RabbitMQ as far as the ids of tasks tell them apart).
     What cannot be a job becomes a dead letter: tasks of other names, arguments that do not fit, and all
     content but JSON, which is not read.
 
     ``results`` is the URL of the Redis in which the callers look for results: they are written there for
     ``result_expires``. A task whose message is refused has failed, for its caller.
 
-    ``key_prefix`` and ``result_key_prefix`` are ``global_keyprefix`` of Celery's transport options for the
-    broker and for results, ``priority_steps`` those of the broker. ``store`` names the positions.
+    ``key_prefix`` and ``result_key_prefix`` are ``global_keyprefix`` of Celery's transport options for a
+    broker and for results in Redis, ``priority_steps`` those of the broker. ``store`` names the positions.
 
     Raises ``ConfigurationError`` for URLs and names that cannot be, ``TopologyError`` if the app has no jobs.
     """
@@ -98,22 +99,20 @@ def read_celery(
     calls = Calls(queue.jobs, None if results is None else store, _PRIORITY_STEP[kind])
     sink = None if results is None else _sink(results, result_key_prefix, result_expires)
     for each in queues:
-        connector = _source(broker, each, key_prefix, priority_steps)
         name = f"{store}-{re.sub('[^A-Za-z0-9._-]+', '-', each)}"
-        _read(app, connector, calls, sink, name)
+        if kind == "redis":
+            messages = _from_redis(app, broker, each, name, key_prefix=key_prefix, steps=priority_steps)
+        else:
+            messages = _from_rabbitmq(app, broker, each, name)
+        _read(app, messages, calls, sink, name)
     if sink is not None:
         _report(app, queue.jobs, sink, store)
 
 
 def _read(
-    app: App,
-    connector: SourceConnector[bytes, TaskMessage],
-    calls: Calls,
-    sink: SinkConnector | None,
-    name: str,
+    app: App, messages: Stream[Any, TaskMessage], calls: Calls, sink: SinkConnector | None, name: str
 ) -> None:
     """Make jobs of one queue's messages; report those that are refused."""
-    messages = app.source(connector, store=name, on_error=dead_letter)
     verdicts = messages.map_records(calls.judge, on_error=dead_letter, name=f"{name}-read")
     jobs = verdicts.map_records(_job_record, key=Text(), on_error=dead_letter, name=f"{name}-accept")
     jobs.to(jobs_topic(app.name), key=Text(), value=Bytes(), on_error=dead_letter, name=f"{name}-enqueue")
@@ -140,7 +139,7 @@ def _report(app: App, jobs: Jobs, sink: SinkConnector, store: str) -> None:
     written.sink(sink, store=f"{store}-results", key=Text(), value=Bytes(), on_error=dead_letter)
 
 
-def _job_record(record: Record[bytes, JobRecord | TaskRefused]) -> Record[Any, bytes]:
+def _job_record(record: Record[Any, JobRecord | TaskRefused]) -> Record[Any, bytes]:
     found = record.value
     if isinstance(found, TaskRefused):
         raise found
@@ -152,18 +151,26 @@ def _is_waited_for(found: JobRecord | TaskRefused) -> bool:
     return isinstance(found, TaskRefused) and found.task_id is not None
 
 
-def _failure(record: Record[bytes, Any]) -> Record[str, bytes]:
+def _failure(record: Record[Any, Any]) -> Record[str, bytes]:
     refused: TaskRefused = record.value
     assert refused.task_id is not None
     return record.with_(key=refused.task_id, value=result_of_refusal(refused, record.timestamp), headers=None)
 
 
-def _source(
-    broker: str, queue: str, key_prefix: str, steps: Sequence[int]
-) -> SourceConnector[bytes, TaskMessage]:
+def _from_redis(
+    app: App, url: str, queue: str, name: str, *, key_prefix: str, steps: Sequence[int]
+) -> Stream[Any, TaskMessage]:
     from streams.celery.redis_queue import redis_task_queue  # noqa: PLC0415 - needs an extra
 
-    return redis_task_queue(broker, queue, key_prefix=key_prefix, steps=steps)
+    connector = redis_task_queue(url, queue, key_prefix=key_prefix, steps=steps)
+    return app.source(connector, store=name, on_error=dead_letter)
+
+
+def _from_rabbitmq(app: App, url: str, queue: str, name: str) -> Stream[Any, TaskMessage]:
+    from streams.celery.rabbitmq_queue import rabbitmq_task_queue, task_message  # noqa: PLC0415 - as above
+
+    messages = app.source(rabbitmq_task_queue(url, queue), store=name, on_error=dead_letter)
+    return messages.map_records(task_message, on_error=dead_letter, name=f"{name}-messages")
 
 
 def _sink(results: str, key_prefix: str, expires: timedelta) -> SinkConnector:

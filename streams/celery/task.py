@@ -53,7 +53,8 @@ def headers_of(message: TaskMessage) -> TaskHeaders:
     return TaskHeaders(
         name if isinstance(name, str) and name else None,
         identifier if _is_id(identifier) else None,
-        headers.get("ignore_result") is True,
+        # In RabbitMQ headers are text.
+        headers.get("ignore_result") in (True, "true"),
     )
 
 

@@ -57,7 +57,7 @@ def order() -> list[int]:
 @pytest.fixture(scope="module", autouse=True)
 def worker(server: RedisServer, client: Celery, order: list[int]) -> Iterator[None]:
     broker = MemoryBroker()
-    app = App("shop", job_concurrency=4, job_partitions=1)
+    app = App("shop", job_concurrency=4, job_partitions=1, state_store="memory")
 
     @app.job(name="add")
     def add(first: int, second: int = 1) -> int:
