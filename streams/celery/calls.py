@@ -11,6 +11,7 @@ import msgspec
 
 from streams.celery.refusal import MISFIT, NOT_REGISTERED, TaskRefused
 from streams.celery.task import Task, headers_of, read_task
+from streams.errors import TopologyError, error_text
 from streams.jobs.job import enqueued
 
 if TYPE_CHECKING:
@@ -71,6 +72,12 @@ def _called(job: BaseJob[Any, Any], task: Task, options: dict[str, Any]) -> Any:
         return job.using(**options).call(*args, **kwargs)
     except (TypeError, ValueError) as error:
         raise TaskRefused(f"its arguments do not fit {job.name}: {error}", MISFIT) from error
+    except TopologyError:
+        raise
+    except Exception as error:  # functions of the job's options, such as its key, may raise anything
+        raise TaskRefused(
+            f"no call of {job.name} can be made of it: {type(error).__name__}: {error_text(error)}"
+        ) from error
 
 
 def _unknown(name: str, jobs: Mapping[str, BaseJob[Any, Any]]) -> TaskRefused:

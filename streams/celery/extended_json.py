@@ -29,7 +29,7 @@ def read_json(text: bytes) -> Any:
         return msgspec.json.decode(text)
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
-    except (TypeError, ArithmeticError, AttributeError) as error:
+    except (TypeError, ArithmeticError, AttributeError, LookupError) as error:
         # A value that does not have its named type.
         raise ValueError(f"a value in its JSON is not of the type that it names: {error}") from error
 

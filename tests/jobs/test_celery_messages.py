@@ -23,6 +23,7 @@ from kombu.exceptions import ContentDisallowed
 
 from streams import App, ConfigurationError, Retry, TopologyError, current_job, days, seconds
 from streams.celery import read_celery
+from streams.jobs.commands import Action, Command
 from streams.testing import TopologyDriver
 from tests.support.celery_client import celery_client, sent, take
 
@@ -86,6 +87,13 @@ def shop(*, with_add: bool = True) -> App:
             raise Outage("the service is closed")
         raise LookupError(f"no {what}")
 
+    @app.job(name="keyed", key=lambda options: options["customer"])
+    def keyed(options: dict[str, str]) -> None: ...
+
+    @app.job(name="together", batch=3, within=seconds(1))
+    def together(numbers: list[int]) -> list[int]:
+        return [number * len(numbers) for number in numbers]
+
     read_celery(app, REDIS, results=REDIS)
     return app
 
@@ -122,10 +130,10 @@ def header(letter: Record[Any, Any], name: str) -> str:
 
 def test_a_task_is_the_job_of_its_name_and_its_result_is_found_by_its_id(driver, client):
     first, message = sent(client, "add", 1, kwargs={"second": 2})
-    second, other = sent(client, "add", 5)
+    second, other = sent(client, "add", 2**70)
     feed(driver, message, other)
     found = results(driver)
-    assert {key: meta["result"] for key, meta in found.items()} == {first: 3, second: 6}
+    assert {key: meta["result"] for key, meta in found.items()} == {first: 3, second: 2**70 + 1}
     assert found[first] == {
         "status": "SUCCESS",
         "result": 3,
@@ -189,6 +197,17 @@ def test_countdown_expiry_and_priority_are_those_of_the_job(driver, client):
     assert meta["result"].args == ("expired",)
     driver.advance(days(40))
     assert results(driver)[later]["result"] == 2
+
+
+def test_a_task_whose_job_is_cancelled_is_revoked(driver, client):
+    later = datetime.fromtimestamp(NOON / 1000, UTC) + timedelta(hours=1)
+    identifier, message = sent(client, "add", 1, eta=later)
+    feed(driver, message)
+    command = Command(Action.CANCEL, NOON, "ann@desk", ["0-0"])
+    driver.send_bytes("shop-job-commands", value=msgspec.json.encode(command))
+    meta = results(driver)[identifier]
+    assert (meta["status"], meta["result"].args) == ("REVOKED", ("revoked",))
+    assert isinstance(meta["result"], TaskRevokedError)
 
 
 def test_a_task_that_fails_for_good_has_its_exception_and_traceback(driver, client):
@@ -283,6 +302,7 @@ def test_a_real_client_that_pickles_is_refused_by_name(driver):
         (lambda app: app.send_task("add", [1, 2, 3]), "too many positional arguments", TypeError),
         (lambda app: app.send_task("add", ["1"]), "Expected `int`, got `str` - at `$.first`", TypeError),
         (lambda app: app.send_task("add", kwargs={"third": 1}), "missing a required arg", TypeError),
+        (lambda app: app.send_task("keyed", [{}]), "no call of keyed can be made of it: KeyError", None),
         (
             lambda app: app.send_task("add", [1], link=signature("add", app=app)),
             "followed by callbacks (link=), which is not carried over",
@@ -320,6 +340,14 @@ def test_what_cannot_be_a_job_is_a_dead_letter_that_says_why(driver, client, sen
     assert meta["status"] == "FAILURE"
     if exception is not None:
         assert isinstance(meta["result"], exception)
+
+
+def test_tasks_of_a_function_that_takes_a_list_are_executed_together(driver, client):
+    ids = [client.send_task("together", [number]).id for number in (1, 2)]
+    feed(driver, *take(client))
+    driver.advance(seconds(1))
+    found = results(driver)
+    assert [found[each]["result"] for each in ids] == [2, 4]
 
 
 def test_a_group_is_its_tasks(driver, client):
@@ -366,6 +394,8 @@ BOMB = zlib.compress(b"[[" + b" " * 50_000_000 + b"], {}, {}]")
         ({"body": b'[[{"__type__": "app", "__value__": 1}], {}, {}]'}, "of the type 'app', which"),
         ({"body": b'[[{"__type__": "date", "__value__": 1}], {}, {}]'}, "not of the type that it names"),
         ({"body": b'[[{"__type__": ["a"], "__value__": 1}], {}, {}]'}, "not of the type that it names"),
+        ({"body": b'[[{"__type__": "uuid", "__value__": {}}], {}, {}]'}, "not of the type that it names"),
+        ({"body": b'[[{"__type__": "decimal", "__value__": "x"}], {}, {}]'}, "not of the type that it names"),
         ({"body": b"{}"}, "is not [args, kwargs, embed]"),
         ({"body": b'["ab", {}, {}]'}, "no list and no mapping"),
         ({"headers": {"id": "x" * 300}}, "no text of 1 to 255 characters"),
