@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kafka
 
-COUNT = 600
+COUNT = 300
 WAIT = 90
 
 

@@ -15,7 +15,7 @@ pytest.importorskip("amqp", reason="its broker is RabbitMQ")
 
 from celery import signature
 from celery.exceptions import InvalidTaskError, NotRegistered
-from kombu import Queue
+from kombu.entity import Queue
 
 from streams import App
 from streams.broker.memory import MemoryBroker
