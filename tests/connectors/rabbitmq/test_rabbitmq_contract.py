@@ -1,4 +1,4 @@
-"""The contract of sinks that keep no positions, on a real RabbitMQ: the default exchange, and one of topics."""
+"""The contract of sinks without positions, on a real RabbitMQ: the default exchange, and one of topics."""
 
 from __future__ import annotations
 
