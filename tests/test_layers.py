@@ -36,7 +36,7 @@ LAYERS = (
     ("app",),
     ("public",),
     ("replay", "__init__"),
-    ("testing", "simulation", "django"),
+    ("testing", "simulation", "django", "celery"),
     ("cli",),
     ("__main__",),
 )

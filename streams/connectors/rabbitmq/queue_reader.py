@@ -16,7 +16,7 @@ from streams.connectors.source import SourceBatch, SourceHealth
 from streams.errors import SourceUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from streams.connectors.rabbitmq.client import Client
     from streams.connectors.rabbitmq.declarations import Queue
@@ -140,25 +140,26 @@ class QueueReader:
     def _batch(self, client: Client) -> SourceBatch | None:
         """The next messages; ``None`` if all of them were rejected."""
         methods, contents, bodies = client.deliveries.take(self._options.max_records, BATCH_BYTES)
+        tags: Sequence[int] = range(self._tag + 1, self._tag + 1 + len(bodies))
         self._tag += len(bodies)
         self._redelivered += redelivered(methods)
-        if self._options.rejecting:
-            unreadable = self._unreadable(bodies)
-            if unreadable:
-                first = self._tag - len(bodies) + 1
-                for row in unreadable:
-                    self._connection.channel.basic_reject(first + row, False)
-                self._rejected += len(unreadable)
-                methods, contents, bodies = (
-                    [item for row, item in enumerate(column) if row not in unreadable]
-                    for column in (methods, contents, bodies)
-                )
-                if not bodies:
-                    return None
+        unreadable = self._unreadable(bodies) if self._options.rejecting else ()
+        if unreadable:
+            for row in unreadable:
+                self._connection.channel.basic_reject(tags[row], False)
+            self._rejected += len(unreadable)
+            kept = [row for row in range(len(bodies)) if row not in unreadable]
+            methods, contents, bodies = (
+                [column[row] for row in kept] for column in (methods, contents, bodies)
+            )
+            tags = [tags[row] for row in kept]
+            if not kept:
+                return None
         first = self._read
         self._read += len(bodies)
         self._waiting += len(bodies)
-        self._unacknowledged.append(_Unacknowledged(self._read, self._tag, len(bodies)))
+        # The server knows no tag of a message that was rejected.
+        self._unacknowledged.append(_Unacknowledged(self._read, tags[-1], len(bodies)))
         columns = self._columns.columns(methods, contents)
         return SourceBatch.of(
             self._options.queue,

@@ -58,11 +58,13 @@ class _QueueSource(Generic[V]):
             raise ConfigurationError("RabbitMQQueue needs the name of a queue")
         for option, names in (
             ("properties", self.properties),
-            ("key_from", (self.key_from,)),
+            ("key_from", () if self.key_from is None else (self.key_from,)),
             ("identity", (self.identity,)),
         ):
             for name in names:
-                if not (name is None or isinstance(name, Header) or name in PROPERTY_NAMES):
+                if isinstance(name, Header) and option != "properties":
+                    continue
+                if name not in PROPERTY_NAMES:
                     raise ConfigurationError(
                         f"{what}: {option}= has {name!r}, which is no property of messages",
                         hint=f"these are: {', '.join(PROPERTY_NAMES)}"

@@ -361,6 +361,9 @@ def test_hashes_without_a_tag_are_refused_in_a_cluster(cluster):
     with pytest.raises(ConnectorError, match="is a cluster") as refused:
         RedisSink(cluster[0].url, hashes="customer:").check(context())
     assert 'hashes="{customer}:"' in str(refused.value)
+    with pytest.raises(ConnectorError, match="is a cluster") as refused:
+        RedisSink(cluster[0].url, strings="page:").check(context())
+    assert 'strings="{page}:"' in str(refused.value)
 
 
 def test_a_slot_that_moves_to_another_server_is_followed(cluster):
