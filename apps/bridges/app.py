@@ -42,6 +42,7 @@ for name, source in sources.items():
 sinks: dict[str, SinkConnector] = {
     "to-redis-stream": RedisSink(REDIS, stream="stream-out", field="n"),
     "to-redis-list": RedisSink(REDIS, list="list-out"),
+    "to-redis-strings": RedisSink(REDIS, strings="string-out:"),
     "to-zeromq-pull": PushSink(connect=PULL, value=Bytes(), frames=["value", "origin"]),
     "to-zeromq-sub": PubSink(connect=SUB, value=Bytes(), frames=["value", "origin"], subscribers=1),
 }

@@ -73,10 +73,14 @@ class RedisNumbers:
             self._found = {
                 "to-redis-stream": [int(fields[b"n"]) for _, fields in client.xrange("stream-out")],
                 "to-redis-list": [int(each) for each in client.lrange("list-out", 0, -1)],
-                # A hash that is written again is the same.
-                "to-redis-hashes": [
-                    int(key.rpartition(b":")[2]) for key in client.scan_iter("hash-out:*", count=1_000)
-                ],
+                # A hash or a string that is written again is the same.
+                **{
+                    f"to-redis-{name}": [
+                        int(key.rpartition(b":")[2])
+                        for key in set(client.scan_iter(f"{kind}-out:*", count=1_000))
+                    ]
+                    for name, kind in (("hashes", "hash"), ("strings", "string"))
+                },
             }
         return self._found
 

@@ -69,6 +69,7 @@ BRIDGES: Final = (
     Bridge("to-redis-stream", "Kafka → Redis stream", Guarantee.EXACTLY_ONCE),
     Bridge("to-redis-list", "Kafka → Redis list", Guarantee.EXACTLY_ONCE),
     Bridge("to-redis-hashes", "Kafka → Redis hashes", Guarantee.EXACTLY_ONCE),
+    Bridge("to-redis-strings", "Kafka → Redis strings", Guarantee.EXACTLY_ONCE),
     Bridge("to-zeromq-pull", "Kafka → ZeroMQ PULL", Guarantee.BEST_EFFORT),
     Bridge("to-zeromq-sub", "Kafka → ZeroMQ SUB", Guarantee.BEST_EFFORT),
 )

@@ -98,6 +98,24 @@ def bridge(
             rich_help_panel="Redis",
         ),
     ] = None,
+    strings: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PREFIX", help="Each record sets the string PREFIX + key.", rich_help_panel="Redis"
+        ),
+    ] = None,
+    expires: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, metavar="SECONDS", help="With --strings: their time to live.", rich_help_panel="Redis"
+        ),
+    ] = None,
+    publish: Annotated[
+        bool,
+        typer.Option(
+            "--publish", help="With --strings: publish in channels of these names.", rich_help_panel="Redis"
+        ),
+    ] = False,
     field: Annotated[
         str | None,
         typer.Option(
@@ -211,6 +229,9 @@ def bridge(
         "list": list_,
         "channel": channel,
         "hashes": hashes,
+        "strings": strings,
+        "expires": expires,
+        "publish": publish,
         "field": field,
         "key-field": key_field,
         "group": group,

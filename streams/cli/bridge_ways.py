@@ -6,6 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from streams.durations import seconds
 from streams.errors import ConfigurationError
 from streams.serde import Bytes, Json
 
@@ -204,6 +205,9 @@ def _to_redis(url: str, given: Options) -> SinkConnector:
         stream=given.get("stream"),
         list=given.get("list"),
         hashes=given.get("hashes"),
+        strings=given.get("strings"),
+        expires=seconds(given["expires"]) if "expires" in given else None,
+        publish=given.get("publish", False),
         field=given.get("field", "value"),
         key_field=given.get("key-field"),
         max_length=given.get("max-length"),
@@ -313,6 +317,14 @@ _WAYS: Final[Sequence[Way]] = (
         others=(),
         make=_to_redis,
         value=Json(),
+    ),
+    Way(
+        "redis",
+        inward=False,
+        option="strings",
+        words="--strings PREFIX:",
+        others=("expires", "publish"),
+        make=_to_redis,
     ),
     Way(
         "zeromq",

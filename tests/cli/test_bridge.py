@@ -144,8 +144,12 @@ ZEROMQ = "zeromq+tcp://localhost:5555"
         ([REDIS, "--list=l", "--topic=t", "--from-topic=u"], "a bridge needs either --topic or --from-topic"),
         ([REDIS, "--topic=t"], "from Redis to a topic needs one of --stream, --list, --channel"),
         ([REDIS, "--topic=t"], "write streams bridge redis://HOST:6379/0 --stream S --topic T"),
-        ([REDIS, "--from-topic=t"], "from a topic to Redis needs one of --stream, --list, --hashes"),
+        (
+            [REDIS, "--from-topic=t"],
+            "from a topic to Redis needs one of --stream, --list, --hashes, --strings",
+        ),
         ([REDIS, "--hashes=h:", "--topic=t"], "--hashes is not for the way from Redis to a topic"),
+        ([REDIS, "--hashes=h:", "--expires=5", "--from-topic=t"], "--expires is not for --hashes"),
         ([REDIS, "--stream=s", "--list=l", "--topic=t"], "--stream and --list are two bridges"),
         ([REDIS, "--list=l", "--group=g", "--topic=t"], "--group is not for --list from Redis to a topic"),
         ([REDIS, "--list=l", "--group=g", "--topic=t"], "--list takes --take"),
