@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import amqp
 import redis
 import zmq
 from confluent_kafka import Producer
@@ -34,6 +36,7 @@ from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.devstack.kafka import LocalKafka
 from streams.devstack.kafka.ports import free_ports
+from streams.devstack.rabbitmq import LocalRabbitMQ
 from streams.devstack.redis import LocalRedis
 from streams.errors import StreamsError
 from streams.records import TopicPartition
@@ -74,6 +77,9 @@ class Bench:
         stack.callback(self.admin.close)
         self._redis = stack.enter_context(LocalRedis.create("--maxmemory", "1gb"))
         self.client = stack.enter_context(redis.Redis(port=self._redis.port))
+        self.missing = LocalRabbitMQ.missing()
+        if not self.missing:
+            self._rabbitmq = stack.enter_context(LocalRabbitMQ.create())
 
     def run(self, work: str, system: str) -> Figures:
         """One run with a new topic."""
@@ -85,11 +91,25 @@ class Bench:
 
     def _prepare(self, stack: ExitStack, work: str, topic: str) -> tuple[str, Callable[[], int]]:
         """Send the input; returns the address of the system, and what counts what has arrived."""
-        system = "zeromq" if "zeromq" in work else "redis"
-        address = f"tcp://127.0.0.1:{free_ports(1)[0]}" if system == "zeromq" else self._redis.url
+        system = next(name for name in ("zeromq", "rabbitmq", "redis") if name in work)
+        address = (
+            f"tcp://127.0.0.1:{free_ports(1)[0]}"
+            if system == "zeromq"
+            else self._redis.url
+            if system == "redis"
+            else self._rabbitmq.url()
+        )
+        channel = stack.enter_context(channel_of(self._rabbitmq.port)) if system == "rabbitmq" else None
         if work.endswith("→ Kafka"):
             if system == "zeromq":
                 stack.enter_context(sending(address, self.records))
+            elif channel is not None:
+                channel.queue_declare(topic, durable=True, auto_delete=False)
+                stack.callback(channel.queue_delete, topic)
+                for number in range(self.records):
+                    channel.basic_publish(self._message(number), "", topic)
+                # Answered once the server has taken what was published before.
+                channel.queue_declare(topic, passive=True)
             else:
                 self._fill(topic, as_list="list" in work)
             places = [TopicPartition(topic, number) for number in range(PARTITIONS)]
@@ -107,9 +127,18 @@ class Bench:
         producer.flush()
         if system == "zeromq":
             return address, stack.enter_context(receiving(address))
+        if channel is not None:
+            name = f"{topic}-out"
+            channel.queue_declare(name, durable=True, auto_delete=False)
+            stack.callback(channel.queue_delete, name)
+            return address, lambda: int(channel.queue_declare(name, passive=True).message_count)
         stack.callback(self.client.delete, f"{topic}-out")
         length = self.client.llen if "list" in work else self.client.xlen
         return address, lambda: int(length(f"{topic}-out"))  # type: ignore[arg-type]  # the client's types are of both its kinds
+
+    @staticmethod
+    def _message(number: int) -> Any:
+        return amqp.Message(VALUE + b"%08d" % number, message_id=f"m-{number}", delivery_mode=2)
 
     def _fill(self, key: str, *, as_list: bool) -> None:
         for start in range(0, self.records, 5_000):
@@ -169,6 +198,21 @@ class Bench:
 
 
 @contextlib.contextmanager
+def channel_of(port: int) -> Iterator[Any]:
+    """A channel of RabbitMQ."""
+    # A server that lets a fast publisher wait takes nothing for longer than the client's own second.
+    patient = {socket.TCP_USER_TIMEOUT: 60_000}
+    connection = amqp.Connection(
+        f"127.0.0.1:{port}", "guest", "guest", login_method="PLAIN", socket_settings=patient
+    )
+    connection.connect()
+    try:
+        yield connection.channel()
+    finally:
+        connection.close()
+
+
+@contextlib.contextmanager
 def sending(address: str, records: int) -> Iterator[None]:
     """A process that pushes the records to whoever connects."""
     program = (
@@ -190,18 +234,18 @@ def sending(address: str, records: int) -> Iterator[None]:
 def receiving(address: str) -> Iterator[Callable[[], int]]:
     """Receives in a thread; yields what counts the messages."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    socket = context.socket(zmq.PULL)
-    socket.linger = 0
-    socket.bind(address)
+    receiver = context.socket(zmq.PULL)
+    receiver.linger = 0
+    receiver.bind(address)
     counts = [0]
 
     def receive() -> None:
         try:
             while True:
-                socket.recv()
+                receiver.recv()
                 counts[0] += 1
         except zmq.ContextTerminated:
-            socket.close()
+            receiver.close()
 
     thread = threading.Thread(target=receive)
     thread.start()
@@ -216,9 +260,11 @@ WORKS: Final = (
     "redis stream → Kafka",
     "redis list → Kafka",
     "zeromq → Kafka",
+    "rabbitmq → Kafka",
     "Kafka → redis stream",
     "Kafka → redis list",
     "Kafka → zeromq",
+    "Kafka → rabbitmq",
 )
 
 
@@ -234,7 +280,11 @@ def main() -> int:
     try:
         with ExitStack() as stack:
             bench = Bench(stack, records)
+            if bench.missing:
+                console.print(f"Without RabbitMQ: {bench.missing}")
             for work in WORKS:
+                if bench.missing and "rabbitmq" in work:
+                    continue
                 found: dict[str, list[Figures]] = {system: [] for system in SYSTEMS}
                 for _ in range(runs):
                     for system, own in found.items():

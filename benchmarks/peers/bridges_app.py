@@ -16,6 +16,10 @@ def source() -> Any:
         from streams.connectors.zeromq import PullSource  # noqa: PLC0415 - only what is measured
 
         return PullSource(connect=address, value=Bytes())
+    if work.startswith("rabbitmq"):
+        from streams.connectors.rabbitmq import RabbitMQQueue  # noqa: PLC0415 - as above
+
+        return RabbitMQQueue(address, topic, value=Bytes())
     from streams.connectors.redis import RedisList, RedisStream  # noqa: PLC0415 - as above
 
     if work.startswith("redis list"):
@@ -24,14 +28,18 @@ def source() -> Any:
 
 
 def sink() -> Any:
-    if work.startswith("zeromq"):
+    if work.endswith("zeromq"):
         from streams.connectors.zeromq import PushSink  # noqa: PLC0415 - as above
 
         return PushSink(connect=address, value=Bytes(), frames=["value"])
+    name = f"{topic}-out"
+    if work.endswith("rabbitmq"):
+        from streams.connectors.rabbitmq import RabbitMQSink  # noqa: PLC0415 - as above
+
+        return RabbitMQSink(address, exchange="", routing_key=name, value=Bytes())
     from streams.connectors.redis import RedisSink  # noqa: PLC0415 - as above
 
-    name = f"{topic}-out"
-    return RedisSink(address, list=name) if work.startswith("redis list") else RedisSink(address, stream=name)
+    return RedisSink(address, list=name) if work.endswith("redis list") else RedisSink(address, stream=name)
 
 
 if work.endswith("→ Kafka"):
