@@ -6,20 +6,22 @@ LOG ?=
 LINES ?=
 JOBS ?=
 OPERATIONS ?=
+MESSAGES ?=
 SEED ?=
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-sync demo-replay demo-jobs test check docs format bench bench-recovery faults lock clean
+.PHONY: help demo demo-sync demo-replay demo-jobs demo-bridges test check docs format bench bench-recovery faults lock clean
 
 help:
 	@echo "make demo          run the log-analysis job on a real Kafka, LINES=200000 of a generated log, or LOG=/path/to/access.log"
 	@echo "make demo-sync     synchronise a Postgres with another one while workers and servers fail (OPERATIONS=100000, SEED=1)"
 	@echo "make demo-replay   try a changed rule on a log beside production, switch to it at exact offsets, and roll it back (LINES=60000)"
 	@echo "make demo-jobs     send 20,000 mails as jobs while a worker is killed, and account for every one (JOBS=20000)"
+	@echo "make demo-bridges  send messages through every bridge while workers and servers are killed, and check what each promises (MESSAGES=10000)"
 	@echo "make test          all tests, those on a real broker included"
 	@echo "make check         format, lint, types, layering: what CI checks before the tests"
-	@echo "make bench         this library, a raw client loop, Kafka Streams and Quix Streams on one broker (ONLY=json for one workload, ONLY=sync for data sync, ONLY=sync-sink for the Postgres sink alone, ONLY=sync-snapshot for a snapshot of a large table, ONLY=replay for bounded runs beside a live worker, ONLY=jobs for jobs beside Celery and Dramatiq)"
+	@echo "make bench         this library, a raw client loop, Kafka Streams and Quix Streams on one broker (ONLY=json for one workload, ONLY=sync for data sync, ONLY=sync-sink for the Postgres sink alone, ONLY=sync-snapshot for a snapshot of a large table, ONLY=replay for bounded runs beside a live worker, ONLY=jobs for jobs beside Celery and Dramatiq, ONLY=bridges for bridges beside plain loops)"
 	@echo "make bench-recovery  how long tasks are interrupted when workers are killed and join, with and without standby replicas"
 	@echo "make faults        inject faults into workers, brokers, disks and topics for MINUTES=10, and verify the results (SEED=1, SOAK=1, ONLY=sync for data sync, ONLY=jobs for jobs)"
 	@echo "make docs          build the documentation site in build/site, and check it"
@@ -58,6 +60,14 @@ demo-jobs: $(STAMP)
 demo-sync: .venv/.sync
 	@$(BIN)/python -m apps.data_sync.demo $(if $(OPERATIONS),--operations $(OPERATIONS)) $(if $(SEED),--seed $(SEED))
 
+# The clients of Redis and ZeroMQ, and a Valkey.
+.venv/.bridges: $(STAMP) requirements/bridges.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bridges.txt
+	@touch $@
+
+demo-bridges: .venv/.bridges
+	@$(BIN)/python -m apps.bridges.demo $(if $(MESSAGES),--messages $(MESSAGES))
+
 # Tests start some hundred processes. Each takes half a second more where images or editors forbid bytecode
 # files. Of three files at a time, one waits for something: the end of a session, a restart, an answer.
 test: .venv/.sync
@@ -91,7 +101,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(if $(filter sync sync-sink sync-snapshot,$(ONLY)),.venv/.sync,$(STAMP))
+bench: $(if $(filter sync sync-sink sync-snapshot,$(ONLY)),.venv/.sync,$(if $(filter bridges,$(ONLY)),.venv/.bridges,$(STAMP)))
 	@$(BIN)/python -m benchmarks.run $(ONLY)
 
 bench-recovery: $(STAMP)
@@ -112,6 +122,8 @@ lock:
 	  --no-annotate --no-header --constraint requirements/dev.txt --extra docs pyproject.toml -o requirements/docs.txt
 	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header --constraint requirements/dev.txt --extra sync pyproject.toml -o requirements/sync.txt
+	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header --constraint requirements/sync.txt --extra bridges pyproject.toml -o requirements/bridges.txt
 	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header --constraint requirements/dev.txt --extra check pyproject.toml -o requirements/check.txt
 

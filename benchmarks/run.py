@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.run [NAME]`` runs the workloads whose name starts with NAME; the environment variable
 ``RECORDS`` is the number of measured records, by default a million, and the number of keys of the workload
-with many. ``sync``, ``sync-sink``, ``sync-snapshot``, ``replay`` and ``jobs`` are benchmarks of their own.
+with many. ``sync``, ``sync-sink``, ``sync-snapshot``, ``replay``, ``jobs`` and ``bridges`` are benchmarks of
+their own.
 """
 
 from __future__ import annotations
@@ -65,6 +66,10 @@ def main(arguments: Sequence[str]) -> int:
         from benchmarks.task_queue import main as task_queue  # noqa: PLC0415 - as above
 
         return task_queue()
+    if list(arguments) == ["bridges"]:
+        from benchmarks.bridges import main as bridges  # noqa: PLC0415 - the clients of Redis and others
+
+        return bridges()
     works = choose_works(" ".join(arguments))
     if not works:
         console.print(

@@ -20,13 +20,15 @@ from streams.config import load_settings
 from streams.coroutines.awaitables import is_asynchronous, location
 from streams.dsl.builder import TopologyBuilder
 from streams.dsl.connectors import read_connector
-from streams.dsl.flow import is_untyped
+from streams.dsl.flow import Flow, is_untyped
 from streams.dsl.sources import read_global_table, read_stream, read_table
 from streams.dsl.stream import GlobalTable, Stream, Table
 from streams.errors import ConfigurationError, StateUnavailable, TopologyError
 from streams.events import Event, get_logger, program_logger
 from streams.jobs.declared import Queue
 from streams.jobs.job import Call
+from streams.jobs.operator import STEP
+from streams.jobs.record import JobEnd
 from streams.jobs.schedule_status import schedule_statuses
 from streams.local_cluster import running as running_cluster
 from streams.monitoring.metrics import WorkerMetrics
@@ -51,7 +53,7 @@ from streams.runtime.retry_requests import RetryRequests
 from streams.runtime.task import TaskId
 from streams.runtime.topics import most_tasks_with_stores, prepare_topics
 from streams.runtime.worker import Worker
-from streams.serde import Bytes, Json, Serde
+from streams.serde import Bytes, Json, Serde, Text
 from streams.state.changelog import changelog_topic
 from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
@@ -797,6 +799,12 @@ def queue_of(app: App) -> Queue:
     if queue is None:
         raise ConfigurationError(f"app {app.name!r} has no jobs", hint="declare one with @app.job")
     return queue
+
+
+def ends_of_jobs(app: App) -> Stream[str, JobEnd]:
+    """How the app's jobs end, downstream of the step that executes them. ``ConfigurationError`` as above."""
+    queue_of(app)
+    return Stream(Flow(app._builder, (STEP,), Text(), Json(JobEnd)))  # noqa: SLF001 - as above
 
 
 def schedules_of(app: App, *, count: int = 3) -> list[ScheduleStatus]:

@@ -43,6 +43,8 @@ Each class is named after what it means to the caller; ``exit_code`` is the exit
     ├── WorkersFailed                 6   workers died more often than the restart limit allows
     ├── LocalKafkaError               7   the local Kafka could not be set up, started or stopped
     ├── LocalPostgresError            7   … the local Postgres
+    ├── LocalRabbitMQError            7   … the local RabbitMQ
+    ├── LocalRedisError               7   … the local Redis
     ├── StateError                    8   state on disk or in a changelog topic cannot be used as it is
     └── QueryError                    9   a query is invalid: wrong kind of store, key or range
         ├── UnknownStore              9   the app has no such store
@@ -305,6 +307,18 @@ class LocalKafkaError(StreamsError):
 
 class LocalPostgresError(StreamsError):
     """The local Postgres could not be set up, started or stopped."""
+
+    exit_code = 7
+
+
+class LocalRabbitMQError(StreamsError):
+    """The local RabbitMQ could not be set up, started or stopped."""
+
+    exit_code = 7
+
+
+class LocalRedisError(StreamsError):
+    """The local Redis could not be set up, started or stopped."""
 
     exit_code = 7
 

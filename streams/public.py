@@ -86,7 +86,7 @@ from streams.eventtime.windows import (
     Windowed,
 )
 from streams.jobs.batch_job import BatchDecorator, BatchJob, BatchOptions
-from streams.jobs.current import CurrentJob, JobCancelled, current_job
+from streams.jobs.current import CurrentJob, JobCancelled, current_job, current_jobs
 from streams.jobs.handle import Handle
 from streams.jobs.job import AsyncJob, Call, CallOptions, Job, JobDecorator, JobOptions
 from streams.jobs.limits import Limit
@@ -209,6 +209,7 @@ __all__ = [
     "collect",
     "count",
     "current_job",
+    "current_jobs",
     "current_replay",
     "custom",
     "days",

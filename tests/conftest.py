@@ -49,6 +49,7 @@ NEEDING = (
     "tests/cli/test_source.py",
     "tests/cli/test_sync.py",
     "tests/devstack/test_postgres.py",
+    "tests/devstack/test_redis.py",
     "tests/faults/test_sync_faults.py",
     "tests/integration/test_redis.py",
     "tests/typing/test_redis_types.py",

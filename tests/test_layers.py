@@ -36,7 +36,7 @@ LAYERS = (
     ("app",),
     ("public",),
     ("replay", "__init__"),
-    ("testing", "simulation", "django"),
+    ("testing", "simulation", "django", "celery"),
     ("cli",),
     ("__main__",),
 )
@@ -45,6 +45,7 @@ LAYERS = (
 LEVEL = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
 ONLY = {
+    "amqp": {"connectors.rabbitmq"},
     "confluent_kafka": {"broker.kafka", "schema_registry"},
     "rocksdict": {"state.rocksdb"},
     "sortedcontainers": {"state.memory"},

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 COMMANDS: Final[Mapping[str, str]] = {
     "run": "run:run",
     "source": "source:source",
+    "bridge": "bridge:bridge",
     "describe": "describe:describe",
     "ingest": "ingest:ingest",
     "consume": "consume:consume",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import enum
 import importlib.util
 import os
 import pwd
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from streams.devstack.kafka.folders import last_lines
 from streams.devstack.kafka.ports import PortTaken, free_ports, require_free
+from streams.devstack.server_state import ServerState
 from streams.devstack.watcher import Watcher
 from streams.errors import LocalPostgresError
 from streams.local_cluster import HOST
@@ -56,33 +56,6 @@ class _PortTaken(LocalPostgresError):
 _SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
-class _State(enum.Enum):
-    """The life of a server.
-
-    ::
-
-        STOPPED ──start──> RUNNING ──pause──> PAUSED
-           ^                  │  ^──resume──────┤
-           └──────stop, kill──┴─────────────────┘
-        STOPPED ──close──> CLOSED
-
-    A server that ended by itself is still RUNNING here; ``start`` starts it again.
-    """
-
-    STOPPED = "stopped"
-    RUNNING = "running"
-    PAUSED = "paused"
-    CLOSED = "closed"
-
-
-_NEXT = {
-    _State.STOPPED: {_State.STOPPED, _State.RUNNING, _State.CLOSED},
-    _State.RUNNING: {_State.STOPPED, _State.RUNNING, _State.PAUSED},
-    _State.PAUSED: {_State.STOPPED, _State.RUNNING},
-    _State.CLOSED: set[_State](),
-}
-
-
 class LocalPostgres:
     """A Postgres server that ends with this process, for whatever reason. Create it with :meth:`create`.
 
@@ -97,7 +70,7 @@ class LocalPostgres:
         self.log_file = folder / "postgres.log"
         self._settings = settings
         self._temporary = temporary
-        self._state = _State.STOPPED
+        self._state = ServerState.STOPPED
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         self._watcher = Watcher(self._owner)
@@ -166,7 +139,7 @@ class LocalPostgres:
         while not self._started(deadline):
             # Backends of a killed server end a moment later; until then its memory is in use.
             time.sleep(0.05)
-        self._enter(_State.RUNNING)
+        self._enter(ServerState.RUNNING)
 
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast", *, timeout: float = 30.0) -> None:
         """Stop the server: ``fast`` rolls open transactions back, ``immediate`` is a crash with recovery.
@@ -177,7 +150,7 @@ class LocalPostgres:
         if (process := self._process) is None:
             return
         process.send_signal(_SIGNALS[mode])
-        if self._state is _State.PAUSED:
+        if self._state is ServerState.PAUSED:
             process.send_signal(signal.SIGCONT)
         try:
             process.wait(timeout)
@@ -200,22 +173,22 @@ class LocalPostgres:
 
     def pause(self) -> None:
         """Freeze the server (SIGSTOP): no new connection is answered; open ones have their own processes."""
-        if self._process is not None and self._state is _State.RUNNING:
+        if self._process is not None and self._state is ServerState.RUNNING:
             self._process.send_signal(signal.SIGSTOP)
-            self._enter(_State.PAUSED)
+            self._enter(ServerState.PAUSED)
 
     def resume(self) -> None:
         """Continue a paused server (SIGCONT)."""
-        if self._process is not None and self._state is _State.PAUSED:
+        if self._process is not None and self._state is ServerState.PAUSED:
             self._process.send_signal(signal.SIGCONT)
-            self._enter(_State.RUNNING)
+            self._enter(ServerState.RUNNING)
 
     def close(self) -> None:
         """Stop the server, and delete its folder if it is a temporary one. May be called twice."""
-        if self._state is _State.CLOSED:
+        if self._state is ServerState.CLOSED:
             return
         self.stop()
-        self._enter(_State.CLOSED)
+        self._enter(ServerState.CLOSED)
         self._watcher.close()
         atexit.unregister(self._close_at_exit)
         if self._temporary:
@@ -361,11 +334,10 @@ class LocalPostgres:
     def _ended(self) -> None:
         self._process = None
         self._watcher.watch([])
-        self._enter(_State.STOPPED)
+        self._enter(ServerState.STOPPED)
 
-    def _enter(self, state: _State) -> None:
-        assert state in _NEXT[self._state], f"a {self._state.value} server cannot be {state.value}"
-        self._state = state
+    def _enter(self, state: ServerState) -> None:
+        self._state = self._state.to(state)
 
     def _close_at_exit(self) -> None:
         # A forked child has this object too, but the server belongs to the parent.

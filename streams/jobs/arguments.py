@@ -81,6 +81,19 @@ class Arguments:
             raise TypeError(f"job {self._job!r} cannot be enqueued with these arguments: {error}") from error
         raise AssertionError("a serde returns a payload for each value")
 
+    def converted(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Plain values, e.g. read from JSON, as arguments of the annotated types.
+
+        Raises ``TypeError`` where a call would, and ``ValueError`` for a value of another type.
+        """
+        bound = self.signature.bind(*args, **kwargs)
+        value = msgspec.convert(bound.arguments, self._struct)
+        for name in bound.arguments:
+            bound.arguments[name] = getattr(value, name)
+        return bound.args, bound.kwargs
+
     def named(self, payload: bytes | msgspec.Raw) -> dict[str, Any]:
         """All arguments by name, defaults included. Raises ``ValueError`` where they do not fit any more."""
         values = self._astuple(self._decoder.decode(payload))

@@ -106,6 +106,7 @@ class Attempts:
                 job.tries + 1,
                 record.scheduled or job.due or record.due or job.timestamp,
                 idempotency_key,
+                correlation_id=record.correlation_id,
             ),
             copy_context(),
             self._unfinished.ended,

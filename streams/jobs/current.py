@@ -36,6 +36,8 @@ class CurrentJob:
     """Whether it was cancelled since it began: a long function should look at this from time to time."""
     progress: str = field(default="", compare=False)
     """What it last reported by ``report``."""
+    correlation_id: str | None = None
+    """The id by which the system that has sent it knows it, e.g. that of a task of Celery."""
 
     def report(self, progress: str) -> None:
         """Say how far it is, in a few words."""

@@ -32,6 +32,7 @@ def unfinished_fields(identifier: str, enqueued: int, case: Case) -> dict[str, A
         "key": record.key,
         "limit": record.limit,
         "unique": record.unique,
+        "correlation_id": record.correlation_id,
         "expires": record.expires,
         "priority": record.priority or None,
         "error": None if case.error is None else error_line(case.error),
@@ -58,6 +59,8 @@ def end_fields(end: JobEnd) -> dict[str, Any]:
     record = msgspec.json.decode(end.record)
     if record is not None:
         fields["arguments"] = record.get("arguments", {})
+    if end.correlation_id is not None:
+        fields["correlation_id"] = end.correlation_id
     if end.error is not None:
         fields["error"] = error_line(end.error)
     if end.duplicate_of is not None:

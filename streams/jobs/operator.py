@@ -14,7 +14,7 @@ from streams.jobs.queue import JobQueue
 from streams.jobs.queued_job import QueuedJob
 from streams.jobs.record import JobEnd, JobRecord, Release, ends_topic, jobs_topic, releases_topic
 from streams.jobs.scheduler import PARTITION, Scheduler
-from streams.operators import Operator
+from streams.operators import Operator, fan_out
 from streams.policy import dead_letter
 from streams.records import Batch
 from streams.replaying import current_replay
@@ -46,7 +46,10 @@ OCCURRENCES_KEPT_DAYS = 180
 
 @dataclass(frozen=True, slots=True)
 class RunJobs(Operator):
-    """Executes the jobs of one partition of the queue. ``executors`` returns those of the worker."""
+    """Executes the jobs of one partition of the queue. ``executors`` returns those of the worker.
+
+    Steps downstream, beside the queue's own sinks, get the ends of jobs.
+    """
 
     kind: ClassVar[str] = "jobs"
     terminal: ClassVar[bool] = True
@@ -110,7 +113,8 @@ class _Outcomes:
     def __init__(self, step: Binding, topic: str, children: Children) -> None:
         self._step = step
         self._topic = topic
-        self._ends = children[ENDS]
+        own = {RELEASES, SCHEDULED, OCCURRENCES}
+        self._ends = fan_out({name: child for name, child in children.items() if name not in own})
         self._releases = children[RELEASES]
         self._scheduled = children[SCHEDULED]
         self._occurrences = children[OCCURRENCES]

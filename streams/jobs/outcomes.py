@@ -87,6 +87,8 @@ class SliceOutcomes:
             duplicate_of,
             NULL if ending in UNREPEATED else msgspec.Raw(job.value),
             began,
+            job.record.correlation_id,
+            job.record.reply_to,
         )
         self._ends.append((end, job.offset, now))
 

@@ -45,6 +45,10 @@ class JobRecord(msgspec.Struct, omit_defaults=True, frozen=True):
     """The instant of the schedule."""
     overlap: str | None = None
     """With ``skip`` it is left out if a job of an earlier instant of the schedule is not finished."""
+    correlation_id: str | None = None
+    """The id by which another system knows it, which its end has too."""
+    reply_to: str | None = None
+    """The bridge that reports its end to that system."""
 
 
 def partition_key(record: JobRecord) -> str | None:
@@ -112,6 +116,9 @@ class JobEnd(msgspec.Struct, omit_defaults=True, frozen=True):
     """The job's record, unless it has succeeded, to enqueue it again."""
     began: int = 0
     """When its last attempt began; 0: it was not executed."""
+    correlation_id: str | None = None
+    """This and ``reply_to`` are those of its record."""
+    reply_to: str | None = None
 
 
 class Release(msgspec.Struct, omit_defaults=True, frozen=True):

@@ -34,7 +34,7 @@ class Bridge(Copy):
 @pytest.fixture
 def bridge(kafka_bootstrap: str, prefix: str, tmp_path: Path) -> Iterator[Bridge]:
     made = Bridge(kafka_bootstrap, prefix, tmp_path)
-    with RedisServer() as server:
+    with RedisServer.create() as server:
         made.server = server
         yield made
         made.end()

@@ -54,7 +54,7 @@ ERRORS = {
 HANDLED = {
     *("Retriable", "TransactionAborted", "OutcomeUnknown", "RecordRefused", "RecordsRefused", "TopicMissing"),
     *("FatalBrokerError", "WorkersFailed", "LocalKafkaError", "LocalPostgresError"),
-    *("GroupActive", "SwitchAborted"),
+    *("LocalRabbitMQError", "LocalRedisError", "GroupActive", "SwitchAborted"),
 }
 """Errors that a worker handles or that end it as one of their bases, and those of the command line."""
 

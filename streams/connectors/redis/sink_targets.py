@@ -1,4 +1,4 @@
-"""What records become: entries of a stream, elements of a list, or hashes by key."""
+"""What records become: entries of a stream, elements of a list, or hashes and strings by key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from streams.connectors.redis.resp import packed, packed_column, strings
 from streams.connectors.sink import RefusedRow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from streams.connectors.redis.connection import Connection
     from streams.connectors.sink import SinkRows
@@ -124,32 +124,8 @@ class HashTarget:
 
     def changes(self, connection: Connection, parts: Sequence[SinkRows]) -> Changes:
         found = Changes()
-        # Which keys cannot be written is known after all are looked at, in one round trip.
-        rows: list[tuple[SinkRows, int, bytes, list[bytes]]] = []
-        for part in parts:
-            for number, row in enumerate(rows_of(part.values)):
-                try:
-                    key = self._key(part.keys[number])
-                    rows.append((part, number, key, self._commands(key, row)))
-                except (TypeError, ValueError) as error:
-                    found.refused.append(RefusedRow(part.partition, number, error))
-        wrong = other_types(connection, {key for _, _, key, _ in rows}, self.type_name)
-        for part, number, key, commands in rows:
-            if key in wrong:
-                found.refused.append(RefusedRow(part.partition, number, wrong[key]))
-            else:
-                found.commands += commands
+        by_key(connection, parts, self, self._commands, found)
         return found
-
-    def _key(self, key: Any) -> bytes:
-        if key is None:
-            raise ValueError("a hash needs the record's key, which is null")
-        if has_fields(type(key)):
-            fields = present(key)
-            if len(fields) != 1:
-                raise ValueError(f"a hash needs a key of one field, got {key!r:.80}: use key_by upstream")
-            (key,) = fields.values()
-        return self.name.encode() + to_text(key)
 
     def _commands(self, key: bytes, row: Any) -> list[bytes]:
         if row is None:
@@ -163,6 +139,70 @@ class HashTarget:
         if not commands:
             raise ValueError("a hash needs at least one field")
         return commands
+
+
+@dataclass(frozen=True)
+class StringTarget:
+    """A string for each key, which a value sets and a null value deletes."""
+
+    name: str
+    expires: int | None
+    """After so many milliseconds without another value it is deleted."""
+    publish: bool
+    """Whether a value is also published, in a channel that is named as its key."""
+    type_name: bytes = b"string"
+
+    def changes(self, connection: Connection, parts: Sequence[SinkRows]) -> Changes:
+        found = Changes()
+        by_key(connection, parts, self, self._commands, found)
+        return found
+
+    def _commands(self, key: bytes, row: Any) -> list[bytes]:
+        if row is None:
+            return [packed(b"UNLINK", key)]
+        value = to_text(row)
+        expires = () if self.expires is None else (b"PX", b"%d" % self.expires)
+        commands = [packed(b"SET", key, value, *expires)]
+        if self.publish:
+            commands.append(packed(b"PUBLISH", key, value))
+        return commands
+
+
+def by_key(
+    connection: Connection,
+    parts: Sequence[SinkRows],
+    target: SinkTarget,
+    write: Callable[[bytes, Any], list[bytes]],
+    found: Changes,
+) -> None:
+    """The commands of ``write`` for each key and row, and the rows whose key has another type."""
+    # Which keys cannot be written is known after all are looked at, in one round trip.
+    rows: list[tuple[SinkRows, int, bytes, list[bytes]]] = []
+    for part in parts:
+        for number, row in enumerate(rows_of(part.values)):
+            try:
+                key = _key(target, part.keys[number])
+                rows.append((part, number, key, write(key, row)))
+            except (TypeError, ValueError) as error:
+                found.refused.append(RefusedRow(part.partition, number, error))
+    wrong = other_types(connection, {key for _, _, key, _ in rows}, target.type_name)
+    for part, number, key, commands in rows:
+        if key in wrong:
+            found.refused.append(RefusedRow(part.partition, number, wrong[key]))
+        else:
+            found.commands += commands
+
+
+def _key(target: SinkTarget, key: Any) -> bytes:
+    what = target.type_name.decode()
+    if key is None:
+        raise ValueError(f"a {what} needs the record's key, which is null")
+    if has_fields(type(key)):
+        fields = present(key)
+        if len(fields) != 1:
+            raise ValueError(f"a {what} needs a key of one field, got {key!r:.80}: use key_by upstream")
+        (key,) = fields.values()
+    return target.name.encode() + to_text(key)
 
 
 class WrongType(ValueError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from streams.errors import ConfigurationError
@@ -10,7 +9,7 @@ from streams.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from streams.records import Headers, TopicPartition
+    from streams.records import Headers
 
 KEY: Final = "key"
 VALUE: Final = "value"
@@ -152,18 +151,3 @@ def messages_of(
         more += [True] * (len(sent) - len(more) - 1)
         more.append(False)
     return Messages(sent, more)
-
-
-def origins_of(partition: TopicPartition, offsets: Sequence[int]) -> list[bytes]:
-    """``topic/partition/offset`` of each row; further rows of one record have ``/1``, ``/2`` after it."""
-    # A topic's name has no character that means anything here.
-    template = f"{partition.topic}/{partition.partition}/%d".encode()
-    if len(set(offsets)) == len(offsets):
-        return list(map(template.__mod__, offsets))
-    found: list[bytes] = []
-    seen: Counter[int] = Counter()
-    for offset in offsets:
-        number = seen[offset]
-        seen[offset] += 1
-        found.append(template % offset + (b"/%d" % number if number else b""))
-    return found

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import zmq
 
+from streams.connectors.encoded_columns import encoded
+from streams.connectors.row_origins import origins_of
 from streams.connectors.sink import RefusedRow
 from streams.connectors.writer_state import WriterState
-from streams.connectors.zeromq.encoding import encoded
-from streams.connectors.zeromq.frames import messages_of, origins_of
+from streams.connectors.zeromq.frames import messages_of
 from streams.errors import SinkUnavailable
 from streams.events import Event, get_logger
 

@@ -161,6 +161,7 @@ class Child:
             item.attempt,
             item.scheduled,
             item.idempotency_key,
+            correlation_id=item.correlation_id,
             send=lambda progress: self._send(Reported(at, progress)),
         )
 

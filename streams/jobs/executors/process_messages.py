@@ -13,6 +13,7 @@ class Item(msgspec.Struct, frozen=True):
     attempt: int
     scheduled: int
     idempotency_key: str
+    correlation_id: str | None
     arguments: bytes
 
 

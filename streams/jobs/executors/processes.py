@@ -154,6 +154,7 @@ def _order(attempt: Attempt) -> Execute:
                 each.current.attempt,
                 each.current.scheduled,
                 each.current.idempotency_key,
+                each.current.correlation_id,
                 each.payload,
             )
             for each in members

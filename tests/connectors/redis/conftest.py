@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def module_server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
+    with RedisServer.create() as server:
         yield server
 
 

@@ -42,7 +42,7 @@ def sources(url: str) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[RedisServer]:
-    with RedisServer("--requirepass", PASSWORD) as server:
+    with RedisServer.create("--requirepass", PASSWORD) as server:
         with server.client(password=PASSWORD) as client:
             client.execute_command(
                 "ACL", "SETUSER", "reader", "on", f">{PASSWORD}", "+@all", "-lmove", "~*", "&*"
@@ -234,7 +234,7 @@ def test_a_server_without_tls_is_an_outage_for_rediss(guarded, monkeypatch):
 
 
 def test_a_server_that_is_away_is_waited_for(tmp_path):
-    with RedisServer() as server:
+    with RedisServer.create() as server:
         url = server.url
     for source in sources(url):
         with pytest.raises(SourceUnavailable, match="does not answer"):
@@ -250,7 +250,7 @@ def test_a_server_that_is_away_is_waited_for(tmp_path):
 
 def test_a_frozen_server_ends_no_wait_for_ever(monkeypatch):
     monkeypatch.setattr("streams.connectors.redis.connection.ANSWER_SECONDS", 0.3)
-    with RedisServer() as server:
+    with RedisServer.create() as server:
         readers = [source.open(OPENED) for source in sources(server.url)[:3]]
         writer = RedisSink(server.url, stream="out").open(context())
         server.pause()
@@ -268,7 +268,11 @@ def test_a_frozen_server_ends_no_wait_for_ever(monkeypatch):
 def test_a_silent_connection_to_channels_is_asked_whether_it_is_alive(monkeypatch):
     monkeypatch.setattr("streams.connectors.redis.channel_source.PING_SECONDS", 0.05)
     monkeypatch.setattr("streams.connectors.redis.channel_source.ANSWER_SECONDS", 0.5)
-    with RedisServer() as server, SourceRun(RedisChannel(server.url, "c")) as run, server.client() as client:
+    with (
+        RedisServer.create() as server,
+        SourceRun(RedisChannel(server.url, "c")) as run,
+        server.client() as client,
+    ):
         run.step()
 
         def pings() -> int:
@@ -288,13 +292,16 @@ def test_a_silent_connection_to_channels_is_asked_whether_it_is_alive(monkeypatc
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random"])
 def test_a_server_that_may_remove_positions_is_refused(policy):
-    with RedisServer("--maxmemory-policy", policy) as server, pytest.raises(ConnectorError, match=policy):
+    with (
+        RedisServer.create("--maxmemory-policy", policy) as server,
+        pytest.raises(ConnectorError, match=policy),
+    ):
         RedisSink(server.url, stream="out").check(context())
 
 
 def test_a_replica_is_refused_at_the_start(server):
     with (
-        RedisServer("--replicaof", f"127.0.0.1 {server.port}") as replica,
+        RedisServer.create("--replicaof", f"127.0.0.1 {server.port}") as replica,
         pytest.raises(ConnectorError, match="is a replica"),
     ):
         RedisSink(replica.url, stream="out").check(context())
@@ -311,7 +318,10 @@ def knows_all_slots(client: redis.Redis) -> bool:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[tuple[RedisServer, RedisServer]]:
     """Two servers, each of which has one half of the slots."""
-    with RedisServer("--cluster-enabled", "yes") as one, RedisServer("--cluster-enabled", "yes") as other:
+    with (
+        RedisServer.create("--cluster-enabled", "yes") as one,
+        RedisServer.create("--cluster-enabled", "yes") as other,
+    ):
         with one.client() as first, other.client() as second:
             first.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
             second.execute_command("CLUSTER", "ADDSLOTSRANGE", 8192, 16383)
@@ -351,6 +361,9 @@ def test_hashes_without_a_tag_are_refused_in_a_cluster(cluster):
     with pytest.raises(ConnectorError, match="is a cluster") as refused:
         RedisSink(cluster[0].url, hashes="customer:").check(context())
     assert 'hashes="{customer}:"' in str(refused.value)
+    with pytest.raises(ConnectorError, match="is a cluster") as refused:
+        RedisSink(cluster[0].url, strings="page:").check(context())
+    assert 'strings="{page}:"' in str(refused.value)
 
 
 def test_a_slot_that_moves_to_another_server_is_followed(cluster):

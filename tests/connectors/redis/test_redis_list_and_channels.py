@@ -182,7 +182,7 @@ def test_many_messages_come_in_batches(server, client):
 
 
 def test_connections_are_counted_over_outages():
-    with RedisServer() as server, SourceRun(RedisChannel(server.url, "c", type=Order)) as run:
+    with RedisServer.create() as server, SourceRun(RedisChannel(server.url, "c", type=Order)) as run:
         run.step()
         server.kill()
         with pytest.raises(SourceUnavailable):

@@ -13,6 +13,7 @@ import pytest
 
 from streams.connectors.change import Change, ChangeSource
 from streams.connectors.redis import RedisSink
+from streams.durations import days
 from streams.errors import (
     ConfigurationError,
     ConnectorError,
@@ -24,6 +25,7 @@ from streams.records import TopicPartition
 from tests.support.redis_server import RedisServer
 from tests.support.sink_rows import ORDERS, TOPIC_ID, context, sink_rows
 from tests.support.tcp_proxy import CuttingProxy
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,6 +121,31 @@ def test_hashes_are_updated_by_key_and_deleted(server, client):
     }
     assert sink.takes_retries
     assert not RedisSink(server.url, stream="out").takes_retries
+
+
+def test_strings_are_set_by_key_deleted_and_published_and_expire(server, client):
+    sink = RedisSink(server.url, strings="out:", expires=days(1), publish=True)
+    keys = ["a", 5, "gone", "a", "gone"]
+    with client.pubsub() as listener:
+        listener.psubscribe("out:*")
+        wait_until(listener.get_message, what="the subscription")
+        assert written(sink, ["text", {"x": 1}, b"b", "new", None], keys) == []
+        found = [wait_until(lambda: listener.get_message(True), what="a message") for _ in range(4)]
+    assert [(message["channel"], message["data"]) for message in found] == [
+        ("out:a", "text"),
+        ("out:5", '{"x":1}'),
+        ("out:gone", "b"),
+        ("out:a", "new"),
+    ]
+    assert {key: client.get(key) for key in client.scan_iter("out:*")} == {"out:a": "new", "out:5": '{"x":1}'}
+    assert 86_000 < client.ttl("out:a") <= 86_400
+    assert sink.takes_retries
+    assert written(RedisSink(server.url, strings="kept:"), ["x"], ["a"]) == []
+    assert client.ttl("kept:a") == -1
+    client.rpush("typed:list", "x")
+    (refused,) = written(RedisSink(server.url, strings="typed:"), ["x", "y"], ["list", "b"])
+    assert (refused.row, client.get("typed:b")) == (0, "y")
+    assert "WRONGTYPE the key 'typed:list' is a list, no string" in str(refused.error)
 
 
 def test_rows_that_have_no_form_are_refused_with_the_reason(server, client):
@@ -226,12 +253,12 @@ def test_a_full_server_refuses_the_complete_transaction_until_it_has_room(server
     assert (client.xlen("out"), client.hget(POSITION, "next_offset")) == (1, "1")
 
 
-@pytest.mark.parametrize("target", ["stream", "list", "hashes"])
+@pytest.mark.parametrize("target", ["stream", "list", "hashes", "strings"])
 def test_each_record_takes_effect_once_when_the_server_is_killed(target):
     """A worker that crashes or waits, and a server that is killed, at random steps; the oracle is the log."""
     chance = random.Random(7)
     log = [(chance.randrange(10), number) for number in range(300)]
-    with RedisServer() as server:
+    with RedisServer.create() as server:
         options: dict[str, Any] = {target: "out"}
         sink = RedisSink(server.url, **options)
         writer: SinkWriter | None = None
@@ -271,6 +298,9 @@ def test_each_record_takes_effect_once_when_the_server_is_killed(target):
             elif target == "list":
                 found = [msgspec.json.decode(value)["n"] for value in client.lrange("out", 0, -1)]
                 assert found == [number for _, number in log]
+            elif target == "strings":
+                last = {f"out{key}": f'{{"n":{number}}}' for key, number in log}
+                assert {key: client.get(key) for key in client.scan_iter("out*")} == last
             else:
                 last = {f"out{key}": str(number) for key, number in log}
                 assert {key: client.hget(key, "n") for key in client.scan_iter("out*")} == last
@@ -286,8 +316,11 @@ def test_the_target_is_a_name_that_a_topic_may_have():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "one of stream=, list= and hashes="),
-        ({"stream": "a", "list": "b"}, "one of stream=, list= and hashes="),
+        ({}, "one of stream=, list=, hashes= and strings="),
+        ({"stream": "a", "list": "b"}, "one of stream=, list=, hashes= and strings="),
+        ({"hashes": "a", "strings": "b"}, "one of stream=, list=, hashes= and strings="),
+        ({"stream": "a", "publish": True}, "publish= is for strings"),
+        ({"hashes": "a", "expires": days(1)}, "expires= is for strings"),
         ({"list": "a", "key_field": "k"}, "key_field= is for streams"),
         ({"hashes": "a", "max_length": 5}, "max_length= is for streams"),
         ({"stream": "a", "max_length": 0}, "max_length=0"),

@@ -1,4 +1,4 @@
-"""The contract of sinks, on Valkey: streams, lists and hashes."""
+"""The contract of sinks, on Valkey: streams, lists, hashes and strings."""
 
 from __future__ import annotations
 
@@ -51,3 +51,13 @@ class TestHashes(_OnRedis, KeyedRefusingSinkContract):
     def rows(self) -> list[tuple[int, str]]:
         found = [self.client.hgetall(key) for key in self.client.scan_iter("target:*", count=10_000)]
         return [(int(row["id"]), row["text"]) for row in found]
+
+
+class TestStrings(_OnRedis, KeyedRefusingSinkContract):
+    def connector(self) -> RedisSink:
+        return RedisSink(self.url, strings="target:")
+
+    def rows(self) -> list[tuple[int, str]]:
+        texts = [self.client.get(key) for key in self.client.scan_iter("target:*", count=10_000)]
+        values: list[Any] = [json.loads(text) for text in texts]
+        return [(value["id"], value["text"]) for value in values]

@@ -92,7 +92,7 @@ def test_each_record_is_in_kafka_once_whatever_fails(server, client, kind, seed)
 
 @pytest.fixture
 def fragile() -> Iterator[RedisServer]:
-    with RedisServer() as server:
+    with RedisServer.create() as server:
         yield server
 
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
+from streams.connectors.row_origins import origins_of
 from streams.connectors.zeromq.frames import (
     Columns,
     checked_frames,
     columns_of,
     messages_of,
-    origins_of,
 )
 from streams.errors import ConfigurationError
 from streams.records import TopicPartition

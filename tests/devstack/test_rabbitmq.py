@@ -1,0 +1,77 @@
+"""The local RabbitMQ: its whole life, and that it ends with the process that started it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from streams.devstack.rabbitmq import LocalRabbitMQ
+from streams.errors import LocalRabbitMQError
+from tests.support.rabbitmq import Program
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(bool(LocalRabbitMQ.missing()), reason=LocalRabbitMQ.missing())
+
+
+def processes_of(folder: str) -> list[int]:
+    """The processes of a server, by its folder in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"HOME={folder}/home".encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_messages_survive_every_way_to_end_and_a_folder_keeps_them(tmp_path):
+    with LocalRabbitMQ.create(tmp_path / "data") as server:
+        with Program(server) as program:
+            program.channel.queue_declare("kept", durable=True, auto_delete=False)
+            program.put("kept", [b"1"])
+        server.pause()
+        with socket.create_connection(("127.0.0.1", server.port), 5) as probe:
+            probe.settimeout(0.3)
+            probe.sendall(b"AMQP\x00\x00\x09\x01")
+            with pytest.raises(TimeoutError):
+                probe.recv(1)
+        server.resume()
+        server.kill()
+        assert server.pid is None
+        assert not processes_of(str(server.folder))
+        server.start()
+        with Program(server) as program:
+            assert program.count("kept") == 1
+        with pytest.raises(LocalRabbitMQError, match=f"(?s)port {server.port} .*in use.*hint: end that"):
+            LocalRabbitMQ.create(port=server.port)
+    assert not processes_of(str(server.folder))
+
+
+def test_it_ends_with_the_process_that_started_it():
+    program = (
+        "from streams.devstack.rabbitmq import LocalRabbitMQ; import time\n"
+        "server = LocalRabbitMQ.create(); print(server.folder, flush=True); time.sleep(600)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    folder = child.stdout.readline().strip()
+    assert len(processes_of(folder)) > 1
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    wait_until(lambda: not processes_of(folder), 20, what="the end of the server")
+    subprocess.run(["rm", "-r", folder], check=True)
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(()))
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert "package rabbitmq-server" in LocalRabbitMQ.missing()
+    with pytest.raises(LocalRabbitMQError, match="hint: install it"):
+        LocalRabbitMQ.create()
