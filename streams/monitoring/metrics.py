@@ -9,14 +9,17 @@ from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 
+from streams.monitoring.observed_metrics import observed
 from streams.monitoring.program_metrics import samples
 from streams.monitoring.queue_metrics import QueueMetrics, jobs_lag
+from streams.runtime.counts import Counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from prometheus_client.core import Metric
 
+    from streams.monitoring.observer import Observer
     from streams.monitoring.program_metrics import Metrics
     from streams.monitoring.watchdog import Watchdog
     from streams.queries.directory import Replicas
@@ -39,9 +42,11 @@ class WorkerMetrics:
         watchdog: Watchdog | None = None,
         replicas: Replicas | None = None,
         program: Metrics | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._worker = worker
         self._program = program
+        self._observer = observer
         self._queue = QueueMetrics(worker)
         self._replicas = replicas
         self._watchdog = watchdog
@@ -139,6 +144,10 @@ class WorkerMetrics:
             "Seconds since the workers' directory was last read; 0 if it is not used.",
             value=0 if self._replicas is None else self._replicas.seconds_behind,
         )
+        if self._observer is not None:
+            yield from observed(self._observer.latest, self._worker.wall_clock())
+        yield from self._steps()
+        yield from self._rebalances()
         yield from self._switching()
         yield from self._programs_own()
 
@@ -177,6 +186,41 @@ class WorkerMetrics:
             seconds.add_metric([str(identifier)], sum(task.counts.seconds.values()))
         yield records
         yield seconds
+
+    def _steps(self) -> Iterator[Metric]:
+        """What each step takes, waiting included, without the steps downstream of it."""
+        total = Counts()
+        for count in self._worker.counts:
+            total.add(count)
+        records = CounterMetricFamily(
+            "streams_step_records", "Records that reached the step.", labels=["step"]
+        )
+        seconds = CounterMetricFamily(
+            "streams_step_seconds", "Time spent in the step, waiting included.", labels=["step"]
+        )
+        for step, spent in total.step_seconds.items():
+            seconds.add_metric([step], spent)
+        for step, count in total.step_records.items():
+            records.add_metric([step], count)
+        yield records
+        yield seconds
+
+    def _rebalances(self) -> Iterator[Metric]:
+        rebalances = self._worker.rebalances
+        changes = CounterMetricFamily(
+            "streams_rebalances", "Changes of the worker's partitions, by reason.", labels=["reason"]
+        )
+        for reason, count in rebalances.counts.items():
+            changes.add_metric([reason.value], count)
+        yield changes
+        yield CounterMetricFamily(
+            "streams_rebalance_seconds", "Time spent in rebalances.", value=rebalances.seconds
+        )
+        yield CounterMetricFamily(
+            "streams_transactions_aborted",
+            "Transactions whose results were dropped and whose input was read again.",
+            value=self._worker.status.rewinds,
+        )
 
     def _connectors(self) -> Iterator[Metric]:
         """What connectors report: those that cannot be used, and numbers of the systems that are read."""
