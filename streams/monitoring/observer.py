@@ -12,6 +12,7 @@ from streams.monitoring.bottleneck import Bottleneck, Bottlenecks, TimeSpent, of
 from streams.monitoring.condition import Condition, ConditionJudge, Judgement
 from streams.monitoring.oldest_records import OldestRecords
 from streams.monitoring.partition_figures import PartitionFigures, PartitionObserver
+from streams.monitoring.workload import WorkersWanted, Workload
 from streams.runtime.status import State
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Observation(NamedTuple):
     partitions: Mapping[TopicPartition, PartitionFigures]
     bottlenecks: Sequence[Bottleneck] = ()
     """What holds the input back, the worst first; empty while nothing does."""
+    workers: WorkersWanted | None = None
+    """How many workers its tasks need, its part of the sum; ``None`` if that is unknown."""
 
     @property
     def waiting(self) -> float | None:
@@ -89,6 +92,8 @@ class Observer:
         self._open_transactions: dict[TopicPartition, int] = {}
         self._judge = ConditionJudge(goal, clock())
         self._bottlenecks = Bottlenecks()
+        self._workload = Workload()
+        self.goal = goal
         self._stop = threading.Event()
         self._log = get_logger()
         self.latest = Observation(
@@ -138,7 +143,14 @@ class Observer:
         )
         wall = self._wall_clock()
         since = wall - round((now - judgement.since) * 1000)
-        self.latest = Observation(wall, judgement, since, figures, self._causes(figures, now))
+        self.latest = Observation(
+            wall,
+            judgement,
+            since,
+            figures,
+            self._causes(figures, now),
+            self._workload.measure(worker, figures, self._open_transactions, now),
+        )
         return self.latest
 
     def _causes(self, figures: Mapping[TopicPartition, PartitionFigures], now: float) -> list[Bottleneck]:

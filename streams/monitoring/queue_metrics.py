@@ -47,7 +47,7 @@ class QueueMetrics:
         numbers = [item for _, _, item in found]
         yield _gauge("jobs_running", "Jobs that run, by function.", _sum(item.running for item in numbers))
         yield _gauge(
-            "jobs_waiting", "Jobs that are due and do not run, by function.", _sum(map(_waiting, numbers))
+            "jobs_waiting", "Jobs that are due and do not run, by function.", _sum(map(waiting_jobs, numbers))
         )
         for name, text, state in (
             ("jobs_delayed", "Jobs that are not due, by function.", StoredState.DELAYED),
@@ -99,11 +99,12 @@ def jobs_lag(task: Task) -> int:
     for work in task.background_work:
         if isinstance(work, JobQueue):
             item = work.numbers()
-            total += _waiting(item).total() + item.running.total() - item.paused
+            total += waiting_jobs(item).total() + item.running.total() - item.paused
     return total
 
 
-def _waiting(item: QueueNumbers) -> Counter[str]:
+def waiting_jobs(item: QueueNumbers) -> Counter[str]:
+    """Jobs that are due and do not run, by function; paused ones included."""
     return item.waiting + _stored(item, StoredState.WAITING) - item.running_stored
 
 
