@@ -128,11 +128,11 @@ def _lines(report: AppReport) -> list[str]:
     """What there is to say, the answer first."""
     since = "" if report.since is None else f" since {_clock(report.since)}"
     done = f", done in {_duration(report.caught_up_in)}" if report.caught_up_in is not None else ""
-    waits, rates = _duration(report.waiting), (report.arrival_rate, report.processing_rate)
-    arrive, processed = map(_rate, rates)
+    waits, lag = _duration(report.waiting), _number(report.lag)
+    arrive, processed = _rate(report.arrival_rate), _rate(report.processing_rate)
     lines = [
         f"{report.app}: {report.condition}{since}{done}",
-        f"records wait for {waits}, lag {_number(report.lag)}; a second {arrive} arrive and {processed} are processed",
+        f"records wait for {waits}, lag {lag}; a second {arrive} arrive and {processed} are processed",
     ]
     if report.deleted_in is not None:
         lines.append(f"in {_duration(report.deleted_in)}, records are deleted before they are processed")
