@@ -127,7 +127,7 @@ class Bottlenecks:
         return found
 
 
-def hot_partition(arrived: Mapping[TopicPartition, int]) -> list[Bottleneck]:
+def hot_partition(arrived: Mapping[TopicPartition, float]) -> list[Bottleneck]:
     """The partition of a topic in which half of the records arrive or more, of three partitions or more."""
     total = sum(arrived.values())
     if len(arrived) < 3 or total <= 0:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 import urllib.request
 from typing import TYPE_CHECKING, Any
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from streams.records import Output
+from tests.integration.conftest import HERE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +35,24 @@ class Reported:
         with urllib.request.urlopen(f"{self._url}/status", timeout=10) as response:
             found: dict[str, Any] = json.load(response)
             return found
+
+    def command(self) -> str:
+        """What ``streams status`` prints."""
+        environment = {
+            **os.environ,
+            "COPY_PREFIX": self._copy.prefix,
+            "STREAMS_BOOTSTRAP_SERVERS": self._copy.servers,
+        }
+        shown = subprocess.run(
+            [sys.executable, "-m", "streams", "status", "copy_app:app", "--url", self._url],
+            cwd=HERE,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return " ".join(shown.stdout.split())
 
     def wait_for(self, condition: Callable[[dict[str, Any]], bool], what: str, seconds: float = 60) -> Any:
         seen: list[dict[str, Any]] = []
@@ -79,6 +101,13 @@ def test_what_waited_before_the_worker_began_has_its_own_time(copy: Copy) -> Non
     assert late["partitions"][0]["topic"] == copy.input
     # A step that takes nearly all of the time is named with its share, and no longer than it does.
     busy = reported.wait_for(lambda found: bool(found["bottlenecks"]), "a cause is named")
+    shown = reported.command()
+    assert (
+        "copy: falling behind since" in shown
+        or "copy: catching up since" in shown
+        or "copy: unknown" in shown
+    )
+    assert "of the worker's time" in shown
     (named, *_) = busy["bottlenecks"]
     assert named["cause"] == "step"
     assert named["share"] > 0.7
