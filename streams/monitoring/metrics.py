@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 from collections import Counter
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 
-from streams.monitoring.observed_metrics import observed
+from streams.monitoring.observed_metrics import consumer_group, observed
 from streams.monitoring.program_metrics import samples
 from streams.monitoring.queue_metrics import QueueMetrics, jobs_lag
 from streams.runtime.counts import Counts
@@ -146,6 +148,8 @@ class WorkerMetrics:
         )
         if self._observer is not None:
             yield from observed(self._observer.latest, self._worker.wall_clock())
+            yield from self._scaling(self._observer)
+            yield from consumer_group(self._observer.latest, self._worker.application)
         yield from self._steps()
         yield from self._rebalances()
         yield from self._switching()
@@ -170,11 +174,41 @@ class WorkerMetrics:
             "streams_muted_dropped", "Records and rows dropped while muted.", value=switching.dropped
         )
 
+    def _scaling(self, observer: Observer) -> Iterator[Metric]:
+        """For autoscalers. What is not known has no series: a sum over other workers alone is too small."""
+        labels = [self._worker.application]
+        tasks = GaugeMetricFamily(
+            "streams_tasks",
+            "Tasks of the worker, those that are restored included: more workers than all of them are idle.",
+            labels=["app"],
+        )
+        tasks.add_metric(labels, len(self._worker.held))
+        yield tasks
+        yield GaugeMetricFamily(
+            "streams_waiting_goal_seconds", "How long a record may wait (waiting_goal).", value=observer.goal
+        )
+        workers = observer.latest.workers
+        for name, text, value in (
+            ("wanted", "The worker's part of how many workers the app needs.", workers and workers.wanted),
+            (
+                "useful",
+                "The same where a task counts as one worker at most, as it cannot be divided.",
+                workers and workers.useful,
+            ),
+        ):
+            family = GaugeMetricFamily(f"streams_workers_{name}", text, labels=["app"])
+            if value is not None:
+                family.add_metric(labels, value)
+            yield family
+
     def _tasks(self) -> Iterator[Metric]:
         """What each task takes: the busiest one decides whether more workers would help."""
         information = GaugeMetricFamily("streams_worker_info", "1.", labels=["app", "worker"])
         information.add_metric([self._worker.application, self._worker.name], 1)
         yield information
+        built = GaugeMetricFamily("streams_build_info", "1.", labels=["version", "python"])
+        built.add_metric([version("streams"), platform.python_version()], 1)
+        yield built
         records = CounterMetricFamily(
             "streams_task_records", "Records read, by task, since the worker has it.", labels=["task"]
         )
@@ -200,8 +234,8 @@ class WorkerMetrics:
         )
         for step, spent in total.step_seconds.items():
             seconds.add_metric([step], spent)
-        for step, count in total.step_records.items():
-            records.add_metric([step], count)
+        for step, number in total.step_records.items():
+            records.add_metric([step], number)
         yield records
         yield seconds
 

@@ -48,8 +48,8 @@ def observed(observation: Observation, now: int) -> Iterator[Metric]:
         "1 for the condition of the worker's input, 0 for the others.",
         labels=["condition"],
     )
-    for item in Condition:
-        condition.add_metric([item.value], int(item is observation.judgement.condition))
+    for each in Condition:
+        condition.add_metric([each.value], int(each is observation.judgement.condition))
     yield condition
     yield GaugeMetricFamily(
         "streams_condition_since_seconds",
@@ -61,3 +61,42 @@ def observed(observation: Observation, now: int) -> Iterator[Metric]:
         "Seconds since the worker's input was last measured.",
         value=max(0.0, (now - observation.time) / 1000),
     )
+
+
+def consumer_group(observation: Observation, application: str) -> Iterator[Metric]:
+    """The same lag under the names of Kafka's lag exporters, for dashboards that exist.
+
+    The worker's position stands for the committed offset, and the largest ones are those of this worker.
+    """
+    lag = GaugeMetricFamily(
+        "kafka_consumergroup_group_lag",
+        "Records between the position and the partition's end.",
+        labels=["group", *_LABELS],
+    )
+    seconds = GaugeMetricFamily(
+        "kafka_consumergroup_group_lag_seconds",
+        "Seconds since the oldest unprocessed record was appended.",
+        labels=["group", *_LABELS],
+    )
+    most = GaugeMetricFamily(
+        "kafka_consumergroup_group_max_lag", "The largest lag of this worker's partitions.", labels=["group"]
+    )
+    longest = GaugeMetricFamily(
+        "kafka_consumergroup_group_max_lag_seconds",
+        "The longest lag in time of this worker's partitions.",
+        labels=["group"],
+    )
+    lags, times = [], []
+    for partition, item in observation.partitions.items():
+        labels = [application, partition.topic, str(partition.partition)]
+        if item.lag is not None:
+            lag.add_metric(labels, item.lag)
+            lags.append(item.lag)
+        if item.waiting is not None:
+            seconds.add_metric(labels, item.waiting)
+            times.append(item.waiting)
+    if lags:
+        most.add_metric([application], max(lags))
+    if times:
+        longest.add_metric([application], max(times))
+    yield from (lag, seconds, most, longest)

@@ -94,6 +94,7 @@ class Observer:
         self._bottlenecks = Bottlenecks()
         self._workload = Workload()
         self.goal = goal
+        """How long a record may wait, in seconds."""
         self._stop = threading.Event()
         self._log = get_logger()
         self.latest = Observation(

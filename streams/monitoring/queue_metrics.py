@@ -88,6 +88,22 @@ class QueueMetrics:
         for (job, ending), count in dict(found[0][1].ended_counts).items():
             ended.add_metric([job, ending.value], count)
         yield ended
+        for name, text, times in (
+            (
+                "schedule_next_seconds",
+                "The next instant of a schedule, in seconds since the epoch; one that has passed is late.",
+                [work.next_instants for _, work, _ in found],
+            ),
+            (
+                "schedule_missed_seconds",
+                "When this worker last found that instants of a schedule were missed, since the epoch.",
+                [work.missed_instants for _, work, _ in found],
+            ),
+        ):
+            family = GaugeMetricFamily(f"streams_{name}", text, labels=["schedule"])
+            for schedule, time_of_it in (item for each in times for item in each.items()):
+                family.add_metric([schedule], time_of_it / 1000)
+            yield family
 
 
 def jobs_lag(task: Task) -> int:

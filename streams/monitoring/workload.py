@@ -89,9 +89,7 @@ class Sample:
 
         Records of ``hidden`` partitions cannot be read now, so that more workers would not help them.
         """
-        tasks = worker.tasks
-        owners = dict(worker.status.waiting)
-        owners |= {place: identifier for identifier, task in tasks.items() for place in list(task.positions)}
+        tasks, owners = worker.tasks, worker.owners
         parts: dict[TaskId, list[PartitionFigures]] = {identifier: [] for identifier in worker.held}
         for place, item in figures.items():
             if item.position is None or item.end is None or item.age is None or item.age > OLD_SECONDS:
@@ -162,7 +160,7 @@ class Workload:
             self._samples.popleft()
         self._measure_costs(sample)
         loads = [
-            self._with_jobs(identifier, self._load(identifier, task, sample), jobs)
+            self._with_jobs(identifier, self._load(identifier, task, sample.time), jobs)
             for identifier, task in sample.tasks.items()
         ]
         self._samples.append(sample)
@@ -198,23 +196,21 @@ class Workload:
                 return work
         return Work()
 
-    def _load(self, identifier: TaskId, task: TaskLoad, sample: Sample) -> float | None:
+    def _load(self, identifier: TaskId, task: TaskLoad, now: float) -> float | None:
         """How much of a worker's time a task needs; above 1 no worker can keep up."""
+        if not task.ends:
+            return 0.0
         begun = next(
             (
-                (sample.time - earlier.time, earlier.tasks[identifier])
-                for earlier in self._samples
-                if identifier in earlier.tasks
-                and earlier.tasks[identifier].ends.keys() == task.ends.keys()
-                and sample.time - earlier.time >= SHORTEST_SECONDS
+                sample
+                for sample in self._samples
+                if identifier in sample.tasks and sample.tasks[identifier].ends.keys() == task.ends.keys()
             ),
             None,
         )
-        if not task.ends:
-            return 0.0
-        if begun is None:
+        if begun is None or (elapsed := now - begun.time) < SHORTEST_SECONDS:
             return None
-        elapsed, before = begun
+        before = begun.tasks[identifier]
         arrived = _growth(before.ends, task.ends)
         if arrived is None:
             # A topic that was created again.

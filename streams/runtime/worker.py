@@ -355,6 +355,12 @@ class Worker:
         return dict(self._assignment.tasks)
 
     @property
+    def owners(self) -> dict[TopicPartition, TaskId]:
+        """The task of each partition held, those that are being restored included; from any thread."""
+        owners = self._assignment.pending.partitions
+        return {**owners, **{partition: task.id for partition, task in dict(self._assignment.held).items()}}
+
+    @property
     def status(self) -> WorkerStatus:
         """What the worker is doing; from any thread."""
         busy, transaction = self._slice.input, self._transaction
