@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from streams.operators.guard import Guard
     from streams.operators.origins import TimedChanges
     from streams.operators.processor import Cancel, TimeKind
+    from streams.operators.uncommitted import FollowsSlices
     from streams.records import Fetched, Output, Rows, Trace
     from streams.state.buffered import KeyValueState, WindowState
     from streams.state.definition import StoreDefinition
@@ -208,6 +209,9 @@ class Binding(Protocol):
     @property
     def wall_clock(self) -> Callable[[], int]:
         """Returns the time in milliseconds since the epoch."""
+
+    def follow_slices(self, follower: FollowsSlices) -> None:
+        """Tell ``follower`` which slices of the task are complete, committed or undone."""
 
     def in_background(self, work: BackgroundWork) -> None:
         """Register work of the step that continues outside of the worker's thread."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from streams.operators.uncommitted import FollowsSlices
+
 if TYPE_CHECKING:
     from streams.records import TopicPartition
 
 
-class BackgroundWork(Protocol):
+class BackgroundWork(FollowsSlices, Protocol):
     """What a task needs to know of its step's work outside of the worker's thread.
 
     All methods are called in the task's thread. The input records of unfinished work are not committed: the
@@ -46,15 +48,3 @@ class BackgroundWork(Protocol):
 
     def stop(self) -> None:
         """Begin nothing new; what runs may finish."""
-
-    def end_slice(self) -> None:
-        """The open slice is complete."""
-
-    def drop_slice(self) -> None:
-        """The changes of the open slice are undone."""
-
-    def committed(self) -> None:
-        """The changes of complete slices are committed."""
-
-    def drop(self) -> None:
-        """The changes since the last commit are undone: their input is read again."""

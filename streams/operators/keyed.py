@@ -15,6 +15,7 @@ from streams.operators.folding import rows_by_key
 from streams.operators.keys import held_keys
 from streams.operators.origins import TimedChanges
 from streams.operators.traced_folding import folding_of
+from streams.operators.uncommitted import UncommittedNotes
 from streams.operators.window import with_times
 from streams.state.deadlines import Deadlines, deadlines_name
 
@@ -96,6 +97,9 @@ class KeyedWindows(ABC):
         self._keys = held_keys(step, operator.store)
         self._late = None if late is None else self._keys.leaving(late)
         self._origins = TimedChanges()
+        self._closed_now: UncommittedNotes[Any, tuple[int, int]] = UncommittedNotes()
+        """Windows that closed since the last commit: one that contains them has not replaced them."""
+        step.follow_slices(self._closed_now)
         self._notes = bool(self._updates) or self._final is not None
         step.at_slice_end(self._close)
         if self._updates:
@@ -233,6 +237,9 @@ class KeyedWindows(ABC):
             if rest is not None:
                 self._deadlines.add(self.due(rest) + self._lasts + 1, key)
             left[key] = rest
+        if self.replaces and self._updates:
+            for key, windows in closed.items():
+                self._closed_now.add(key, ((start, end) for start, end, _ in windows))
         for forward, replacing in self._updates:
             self._forward(forward, self._changes(closed, replacing=replacing))
         if self._final is not None:
@@ -270,10 +277,13 @@ class KeyedWindows(ABC):
         for key, before in zip(keys, self._state.committed_many(keys), strict=True):
             earlier = () if before is None else self.windows(before)
             known = {(start, end): accumulator for start, end, accumulator in earlier}
+            closed = self._closed_now.of(key)
             for start, end, accumulator in windows[key]:
                 if replacing and self.replaces:
                     changes += [
-                        (key, *place, None, lineage_of(known[place])) for place in _inside(known, start, end)
+                        (key, *place, None, lineage_of(known[place]))
+                        for place in _inside(known, start, end)
+                        if place not in closed
                     ]
                 if (start, end) not in known or not _same(known[start, end], accumulator):
                     changes.append((key, start, end, result(accumulator), lineage_of(accumulator)))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from streams.operators.guard import Failed
     from streams.operators.processor import Cancel, TimeKind
     from streams.operators.runtime import Runtime
+    from streams.operators.uncommitted import FollowsSlices
     from streams.records import Fetched, Output, Rows, Trace
     from streams.runtime.clocks import Clocks
     from streams.runtime.counts import Counts
@@ -156,8 +157,12 @@ class Binding:
     def wall_clock(self) -> Callable[[], int]:
         return self._wall_clock
 
+    def follow_slices(self, follower: FollowsSlices) -> None:
+        self._hooks.followers.append(follower)
+
     def in_background(self, work: BackgroundWork) -> None:
         self._hooks.background.append(work)
+        self.follow_slices(work)
 
     @property
     def inline(self) -> bool:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from streams.eventtime.clock import StreamClock
     from streams.operators.background import BackgroundWork
+    from streams.operators.uncommitted import FollowsSlices
     from streams.runtime.schedule import Schedule
 
 
@@ -42,6 +43,8 @@ class Hooks:
     idle: list[tuple[int, int, StreamClock]] = field(default_factory=list)
     """The clocks that follow the wall clock: after how many milliseconds without records, how far at most."""
     background: list[BackgroundWork] = field(default_factory=list)
+    followers: list[FollowsSlices] = field(default_factory=list)
+    """What steps keep in memory that is undone with their stores."""
 
     def add(self, position: int, kind: TurnKind, call: Callable[[], None]) -> None:
         """Register a callback. Upstream steps run first, so the next callback follows what they forward."""
@@ -77,28 +80,24 @@ class Hooks:
 
     def end_slice(self) -> None:
         """The open slice is complete."""
-        for schedule in self.schedules:
-            schedule.end_slice()
-        for work in self.background:
-            work.end_slice()
+        for follower in self._following:
+            follower.end_slice()
 
     def drop_slice(self) -> None:
         """Undo the changes of the open slice."""
-        for schedule in self.schedules:
-            schedule.drop_slice()
-        for work in self.background:
-            work.drop_slice()
+        for follower in self._following:
+            follower.drop_slice()
 
     def committed(self) -> None:
         """The changes of complete slices are committed."""
-        for schedule in self.schedules:
-            schedule.committed()
-        for work in self.background:
-            work.committed()
+        for follower in self._following:
+            follower.committed()
 
     def drop(self) -> None:
         """Undo the changes since the last commit."""
-        for schedule in self.schedules:
-            schedule.drop()
-        for work in self.background:
-            work.drop()
+        for follower in self._following:
+            follower.drop()
+
+    @property
+    def _following(self) -> list[FollowsSlices]:
+        return [*self.schedules, *self.followers]

@@ -78,7 +78,9 @@ def append(copy: Copy, partition: int, count: int, *, age: float = 0.0) -> None:
 def test_what_waits_is_measured_from_when_it_was_appended(copy: Copy) -> None:
     worker = copy.start(http_port=0)
     reported = Reported(copy, worker)
-    idle = reported.wait_for(lambda found: found["condition"] == "keeping up", "it keeps up")
+    idle = reported.wait_for(
+        lambda found: found["condition"] == "keeping up" and len(found["partitions"]) == 4, "it keeps up"
+    )
     assert idle["waiting_seconds"] == 0
     assert {item["reason"] for item in idle["rebalances"]} == {"joined"}
 

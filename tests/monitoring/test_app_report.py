@@ -12,7 +12,7 @@ PLACES = [TopicPartition("in", number) for number in range(4)]
 
 
 def partition(number: int, **figures: Any) -> PartitionStatus:
-    known = {
+    known: dict[str, Any] = {
         "task": f"0_{number}",
         "position": 5,
         "end": 5,
@@ -35,7 +35,7 @@ def cause(subject: str, share: float = 0.9) -> BottleneckStatus:
 
 
 def worker(name: str, *partitions: PartitionStatus, **report: Any) -> WorkerReport:
-    known = {
+    known: dict[str, Any] = {
         "app": "shop",
         "version": "1",
         "state": "running",

@@ -29,12 +29,14 @@ class Course:
         return self
 
     def _spent(self) -> TimeSpent:
-        stages = {name: self.totals.get(name, 0.0) for name in ("decode", "stores", "broker")}
+        decode, stores, broker = (self.totals.get(name, 0.0) for name in ("decode", "stores", "broker"))
         return TimeSpent(
             self.now,
             steps={name: self.totals.get(name, 0.0) for name in ("parse", "enrich")},
             sinks={"sink": self.totals.get("sink", 0.0)},
-            **stages,
+            decode=decode,
+            stores=stores,
+            broker=broker,
         )
 
     @property

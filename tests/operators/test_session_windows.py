@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from streams import App, Json, Record, Text
 from streams.aggregates import custom
@@ -14,10 +14,10 @@ from streams.errors import TopologyError
 from streams.eventtime.windows import Session, Tumbling, Windowed
 from streams.policy import skip
 from streams.testing import TopologyDriver
-from tests.support.unordered_events import Bench, as_table, each_once, rows_of, runs
+from tests.support.unordered_events import Bench, Event, Slice, as_table, each_once, rows_of, runs
 
 if TYPE_CHECKING:
-    from tests.support.unordered_events import Row, Slice
+    from tests.support.unordered_events import Row
 
 
 class Model:
@@ -52,6 +52,12 @@ class Model:
 
 
 @settings(max_examples=150)
+@example(
+    [Slice([Event("a", 0, 0)]), Slice([Event("a", 3, 1, bad=True), Event("a", 1, 2), Event("a", 0, 3)])],
+    1,
+    1,
+    False,
+)
 @given(runs(bad=True), st.integers(1, 40), st.integers(0, 40), st.booleans())
 def test_sessions_are_those_of_the_model(
     slices: list[Slice], gap: int, grace: int, record_wise: bool
@@ -160,6 +166,29 @@ def test_forwarded_results_of_merged_sessions_are_retracted():
         Windowed("a", 20, 20, None),
         Windowed("a", 0, 20, 4),
         Windowed("a", 35, 40, 2),
+    ]
+
+
+def test_a_session_that_has_closed_is_not_retracted_by_one_that_covers_its_time_later():
+    driver = TopologyDriver(sessions_app(gap=1, grace=1))
+    driver.send("in", 1, key="a", timestamp=0)
+    assert driver.values("updates") == [Windowed("a", 0, 0, 1)]
+    # At 3 it has closed. The event at 1 is in time for a session of its own, which the one at 0 then extends.
+    driver.send_all("in", [Record("b", 1, 3), Record("a", 1, 1), Record("a", 1, 0)])
+    assert driver.values("final") == [Windowed("a", 0, 0, 1)]
+    assert driver.values("updates") == [Windowed("a", 0, 1, 2), Windowed("b", 3, 3, 1)]
+
+
+def test_a_session_that_has_closed_is_not_retracted_by_one_that_closes_in_the_same_batch():
+    driver = TopologyDriver(sessions_app(gap=1, grace=1))
+    driver.send("in", 1, key="a", timestamp=0)
+    assert driver.values("updates") == [Windowed("a", 0, 0, 1)]
+    driver.send_all("in", [Record("b", 1, 3), Record("a", 1, 1), Record("a", 1, 0), Record("b", 1, 50)])
+    assert driver.values("final") == [Windowed("a", 0, 0, 1), Windowed("a", 0, 1, 2), Windowed("b", 3, 3, 1)]
+    assert driver.values("updates") == [
+        Windowed("a", 0, 1, 2),
+        Windowed("b", 3, 3, 1),
+        Windowed("b", 50, 50, 1),
     ]
 
 

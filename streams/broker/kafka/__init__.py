@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaAdmin", "KafkaAppender", "KafkaBroker", "KafkaConsumer", "KafkaProducer", "KafkaWriter"]
 
+RECONNECT_MILLISECONDS: Final = 1_000
+"""The longest time between attempts to connect to a broker, as in the Java clients; librdkafka has 10 s."""
+
 TRANSACTION_RETRY_MILLISECONDS: Final = 10
 """The client's first backoff before it repeats a request of a transaction; later ones are longer."""
 
@@ -116,7 +119,7 @@ class KafkaBroker:
             session = int(min(settings.session_timeout, settings.poll_deadline) * 1000)
             fixed["session.timeout.ms"] = session
             fixed["heartbeat.interval.ms"] = min(3000, session // 3)
-        return tuning | self._settings | self._consumer_settings | fixed
+        return _reconnecting(tuning | self._settings | self._consumer_settings | fixed)
 
     def producer(
         self, *, transactional_id: str | None = None, transaction_timeout: float = 10.0
@@ -140,7 +143,7 @@ class KafkaBroker:
             "partitioner": "murmur2_random",
             "delivery.report.only.error": True,
         }
-        merged = tuning | self._settings | self._producer_settings | fixed
+        merged = _reconnecting(tuning | self._settings | self._producer_settings | fixed)
         if transactional_id is not None:
             milliseconds = int(transaction_timeout * 1000)
             # A transaction that begins while the broker still completes the previous one is rejected for some
@@ -171,7 +174,7 @@ class KafkaBroker:
             "delivery.report.only.error": True,
             "message.timeout.ms": 60_000,
         }
-        merged = tuning | self._settings | self._producer_settings | fixed
+        merged = _reconnecting(tuning | self._settings | self._producer_settings | fixed)
         return KafkaWriter(merged, self._factory, topic)
 
     def appender(self, transactional_id: str) -> KafkaAppender:
@@ -203,7 +206,7 @@ class KafkaBroker:
     def admin(self) -> KafkaAdmin:
         # Shorter than the time-outs of this client's requests, so that a dead connection is replaced in time.
         quick = {"socket.connection.setup.timeout.ms": 2_000, "socket.timeout.ms": 2_500}
-        return KafkaAdmin(self._settings | quick, self._factory)
+        return KafkaAdmin(_reconnecting(self._settings | quick), self._factory)
 
     def _topic_settings(self, topic: str) -> Mapping[str, str]:
         admin = self.admin()
@@ -218,6 +221,16 @@ class KafkaBroker:
             return "consumer" in admin.broker_setting("group.coordinator.rebalance.protocols").split(",")
         finally:
             admin.close()
+
+
+def _reconnecting(settings: Settings) -> Settings:
+    """The settings, with a bound on how long a broker that is back is not noticed, unless they have one.
+
+    A cluster that has no broker for a while (the only one is fenced) tells its clients so, which then know no
+    address but the first ones; with the client's default they connect again only after requests have failed.
+    """
+    least = int(settings.get("reconnect.backoff.ms", 100))
+    return {"reconnect.backoff.max.ms": max(RECONNECT_MILLISECONDS, least), **settings}
 
 
 def _at_most(value: Any, most: int) -> Any:

@@ -135,12 +135,14 @@ class KafkaAdmin:
             raise NotAuthorized("creating topics", refused, principal=self._factory.principal)
         partitions = sum(topic.partitions for topic in topics if topic.name in created)
         deadline = time.monotonic() + REQUEST_SECONDS + LEADER_SECONDS * partitions
-        while not self._all_led(created):
-            if time.monotonic() > deadline:
+        last = False
+        while not self._all_led(created, patient=not last):
+            if last:
                 raise TopicError(
                     f"topics {sorted(created)} were created, but some partitions still have no leader",
                     hint="check that enough brokers are running, and try again",
                 )
+            last = time.monotonic() > deadline
             time.sleep(0.02)
         return created
 
@@ -423,8 +425,15 @@ class KafkaAdmin:
                 self._factory.has_answered = True
                 return found
 
-    def _all_led(self, names: set[str]) -> bool:
-        topics = self._metadata().topics
+    def _all_led(self, names: set[str], *, patient: bool) -> bool:
+        """Whether all partitions have leaders; no, if no broker answers and it is ``patient``."""
+        try:
+            topics = self._metadata().topics
+        except BrokerUnreachable:
+            # They are created: a broker has just answered.
+            if patient:
+                return False
+            raise
         return all(
             name in topics
             and topics[name].partitions
