@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from apps.log_analysis.topology import app
 from streams.config import load_settings
 from streams.devstack.registry import VERSION
 from tests.support.deploy import ROOT, document
@@ -49,7 +50,20 @@ def test_a_service_has_known_keys_and_an_image(name):
         assert not SERVICES[other].get("profiles")
 
 
-@pytest.mark.parametrize("name", ["setup", "app"])
+def test_the_inputs_of_the_app_are_created_before_it_starts():
+    created = {
+        SERVICES[name]["command"][2]
+        for name in SERVICES["app"]["depends_on"]
+        if SERVICES[name]["command"][:2] == ["topics", "create"]
+    }
+    topology = app.topology
+    own = {
+        name for name in topology.input_topics if isinstance(name, str) and name.startswith(f"{app.name}-")
+    }
+    assert created == {*topology.input_topics} - own
+
+
+@pytest.mark.parametrize("name", ["setup", "setup-owners", "app"])
 def test_the_apps_services_have_settings_and_no_rights(name):
     service = SERVICES[name]
     load_settings({}, {key: str(value) for key, value in service["environment"].items()})
