@@ -1,4 +1,5 @@
-# The app's image: locked dependencies, the library, the apps and their schemas.
+# The app's image: locked dependencies, the library, the apps and their schemas. Nothing is written to it when
+# it runs (--read-only): state is in the volume /var/lib/streams, temporary files are in /tmp.
 FROM python:3.12-slim
 
 WORKDIR /app
@@ -13,11 +14,12 @@ RUN pip install --no-cache-dir --no-deps .
 COPY apps apps
 COPY schemas schemas
 
-RUN useradd --create-home streams
-USER streams
+# A number, so that Kubernetes can tell that it is not root. A new volume gets the folder's owner.
+RUN useradd --uid 10001 --no-create-home streams && install --directory --owner=streams /var/lib/streams
+USER 10001:10001
 
 # SIGTERM commits and leaves the group: the container stops within ten seconds.
 STOPSIGNAL SIGTERM
-ENV STREAMS_LOG_FORMAT=json
+ENV STREAMS_LOG_FORMAT=json STREAMS_STATE_DIR=/var/lib/streams
 ENTRYPOINT ["streams"]
 CMD ["run", "apps.log_analysis.topology:app"]

@@ -20,7 +20,7 @@ help:
 	@echo "make demo-jobs     send 20,000 mails as jobs while a worker is killed, and account for every one (JOBS=20000)"
 	@echo "make demo-bridges  send messages through every bridge while workers and servers are killed, and check what each promises (MESSAGES=10000)"
 	@echo "make test          all tests, those on a real broker included"
-	@echo "make check         format, lint, types, layering: what CI checks before the tests"
+	@echo "make check         format, lint, types, layering, deployment files: what CI checks before the tests"
 	@echo "make bench         this library, a raw client loop, Kafka Streams and Quix Streams on one broker (ONLY=json for one workload, ONLY=sync for data sync, ONLY=sync-sink for the Postgres sink alone, ONLY=sync-snapshot for a snapshot of a large table, ONLY=replay for bounded runs beside a live worker, ONLY=jobs for jobs beside Celery and Dramatiq, ONLY=bridges for bridges beside plain loops)"
 	@echo "make bench-recovery  how long tasks are interrupted when workers are killed and join, with and without standby replicas"
 	@echo "make faults        inject faults into workers, brokers, disks and topics for MINUTES=10, and verify the results (SEED=1, SOAK=1, ONLY=sync for data sync, ONLY=jobs for jobs)"
@@ -84,7 +84,7 @@ check: .venv/.check
 	$(BIN)/mypy
 	$(BIN)/pyright
 	$(BIN)/python -m tests.typing.docs
-	$(BIN)/python -m pytest --quiet tests/test_layers.py
+	$(BIN)/python -m pytest --quiet tests/test_layers.py tests/deployment/test_kubernetes.py
 
 # The site generator is installed here only: tests do not need it.
 .venv/.docs: $(STAMP) requirements/docs.txt

@@ -32,8 +32,10 @@ from streams.jobs.record import JobEnd
 from streams.jobs.schedule_status import schedule_statuses
 from streams.local_cluster import running as running_cluster
 from streams.monitoring.metrics import WorkerMetrics
+from streams.monitoring.observer import Observer
 from streams.monitoring.program_metrics import Metrics
 from streams.monitoring.watchdog import Watchdog
+from streams.monitoring.worker_report import status_json
 from streams.policy import ErrorPolicy, dead_letter
 from streams.process.ownership import own_process as take_process, rare_garbage_collections
 from streams.process.role import is_job_process
@@ -41,7 +43,7 @@ from streams.process.slot import Slot, default_state_dir
 from streams.process.stop import START_SECONDS, StopSignals
 from streams.queries.directory import Replica, Replicas
 from streams.queries.endpoints import StoreRoutes
-from streams.queries.http import Response, Tls, client_tls
+from streams.queries.http import JSON, Response, Tls, client_tls
 from streams.queries.job_routes import DIRECTORY_NAME as JOBS, JobRoutes
 from streams.queries.query import Queries
 from streams.registry_topics import connect_registry
@@ -687,6 +689,9 @@ class App:
             watchdog.start()
             address, jobs = None, None
             if settings.http_port is not None:
+                observer = Observer(worker, watchdog, cluster, goal=settings.waiting_goal)
+                stack.callback(observer.close)
+                observer.start()
                 port = settings.http_port + slot.number if settings.http_port else 0
                 from streams.queries.http_server import (  # noqa: PLC0415 - uvicorn takes a tenth of the start
                     HttpServer,
@@ -707,7 +712,7 @@ class App:
                     HttpServer(
                         settings.http_host,
                         port,
-                        _routes(worker, watchdog, replicas, self.metrics, reasons=token is None),
+                        _routes(worker, watchdog, replicas, self.metrics, observer, reasons=token is None),
                         templates,
                         token=token,
                         public=PUBLIC_ROUTES,
@@ -888,10 +893,16 @@ def _tasks(topology: Topology, partitions: Mapping[str, int]) -> set[str] | None
 
 
 def _routes(
-    worker: Worker, watchdog: Watchdog, replicas: Replicas, program: Metrics, *, reasons: bool
+    worker: Worker,
+    watchdog: Watchdog,
+    replicas: Replicas,
+    program: Metrics,
+    observer: Observer,
+    *,
+    reasons: bool,
 ) -> dict[str, Callable[[], Response]]:
     """The routes for metrics and health. With ``reasons``, health responses name the causes of failures."""
-    metrics = WorkerMetrics(worker, watchdog, replicas, program)
+    metrics = WorkerMetrics(worker, watchdog, replicas, program, observer)
 
     def health(stalls: list[Stall], trouble: Trouble | None) -> Response:
         lines = [f"stalled: {stall if reasons else stall.partition}\n" for stall in stalls]
@@ -922,6 +933,7 @@ def _routes(
         "/metrics": lambda: Response(200, metrics.exposition(), metrics.content_type),
         "/healthz": healthy,
         "/readyz": ready,
+        "/status": lambda: Response(200, status_json(worker, observer, watchdog), JSON),
     }
 
 

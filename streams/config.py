@@ -152,6 +152,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     stall_timeout: Seconds = 60.0
     """A partition with lag and without progress for this long is logged, and readiness fails."""
 
+    waiting_goal: Seconds = 30.0
+    """How long a record may wait until it is processed: a worker whose records wait longer is behind."""
+
     stall_exit: bool = False
     """Exit on a stall that a restart may fix, with code 12, so that a supervisor restarts the worker."""
 
@@ -234,6 +237,7 @@ class SettingsArguments(TypedDict, total=False):
     http_tls_key: str | None
     http_tls_ca: str | None
     stall_timeout: float
+    waiting_goal: float
     stall_exit: bool
     shutdown_timeout: float
     log_format: Literal["auto", "console", "json"]

@@ -79,6 +79,8 @@ class Event(StrEnum):
     """ERROR: a partition has lag and made no progress for ``stall_timeout``; the cause and all stacks."""
     WATCHDOG_FAILED = "watchdog failed"
     """ERROR: a check of the worker's progress failed; it is repeated each second, and logged once."""
+    OBSERVER_FAILED = "observer failed"
+    """ERROR: an observation of the worker's input failed; it is repeated each second, and logged once."""
     PARTITION_RECOVERED = "partition recovered"
     """INFO: a stalled partition makes progress again."""
     OFFSET_OUT_OF_RANGE = "offset out of range"

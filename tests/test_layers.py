@@ -57,7 +57,12 @@ ONLY = {
     "psycopg": {"connectors.postgres"},
     "redis": {"connectors.redis"},
     "jgo": {"devstack.kafka.download", "devstack.registry"},
-    "prometheus_client": {"monitoring.metrics", "monitoring.queue_metrics", "monitoring.scrape"},
+    "prometheus_client": {
+        "monitoring.metrics",
+        "monitoring.observed_metrics",
+        "monitoring.queue_metrics",
+        "monitoring.scrape",
+    },
     "pyarrow": {"connectors.files.parquet_encoder"},
     "uvicorn": {"queries.http_server"},
     "zmq": {"connectors.zeromq"},

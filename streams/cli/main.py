@@ -23,6 +23,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "ingest": "ingest:ingest",
     "consume": "consume:consume",
     "lag": "lag:lag",
+    "status": "status:status",
     "size": "size:size",
     "query": "query:query",
     "trace": "trace:trace",

@@ -26,6 +26,15 @@ Servers = Annotated[
         help="The cluster; default: that of the app's settings or the environment, else a local Kafka.",
     ),
 ]
+WorkerUrls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--url",
+        metavar="HOST:PORT",
+        help="A worker's HTTP port, repeatable; default: those that workers publish, of apps with stores or "
+        "jobs.",
+    ),
+]
 
 
 def into_environment(settings: Sequence[str]) -> None:

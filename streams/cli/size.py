@@ -9,22 +9,16 @@ import typer
 from rich.table import Table
 
 from streams.cli.apps import load_app
-from streams.cli.options import AsJson, Servers, Target, into_environment
+from streams.cli.options import AsJson, Servers, Target, WorkerUrls, into_environment
 from streams.cli.output import out, print_line, warn
-from streams.errors import ConfigurationError, StateUnavailable, TopicError
+from streams.cli.worker_ports import WorkerPorts, published_addresses
+from streams.errors import ConfigurationError, StateUnavailable
 from streams.monitoring.load import Observed, measure_load
 from streams.monitoring.scrape import Scrape
 from streams.monitoring.sizing import LARGEST_SHARE, Verdict, concurrency_needed, workers_needed
-from streams.queries.directory import read_replicas
-from streams.queries.http import ask, bearer, client_tls
 from streams.replay.positions import parse_duration
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Sequence
-
-    from streams.app import App
-    from streams.config import Settings
     from streams.monitoring.load import Load
     from streams.monitoring.sizing import ConcurrencyNeeded, WorkersNeeded
 
@@ -48,14 +42,7 @@ def size(
     drain: Annotated[
         str | None, typer.Option(metavar="DURATION", help="Also process what waits now within this time.")
     ] = None,
-    url: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="A worker's HTTP port, repeatable; default: those that workers publish, of apps with stores "
-            "or jobs.",
-        ),
-    ] = None,
+    url: WorkerUrls = None,
     bootstrap_servers: Servers = None,
     as_json: AsJson = False,
 ) -> None:
@@ -69,14 +56,14 @@ def size(
     seconds, past = _seconds(measure, "--measure"), _seconds(over, "--over")
     drained = None if drain is None else _seconds(drain, "--drain")
     app = load_app(target)
-    workers = _Workers(app.settings, url or _published(app))
+    ports = WorkerPorts(app.settings, url or published_addresses(app))
     admin = app.broker().admin()
     try:
         load = measure_load(
             app.topology,
             admin,
             app.name,
-            lambda: workers.observe(app.name, seconds),
+            lambda: _observe(ports, app.name, seconds),
             lambda: time.time_ns() // 1_000_000,
             over=past,
         )
@@ -97,63 +84,35 @@ def _seconds(text: str, option: str) -> float:
     return found
 
 
-def _published(app: App) -> list[str]:
-    """The addresses that the app's workers have published. Raises ``ConfigurationError`` without any."""
-    try:
-        replicas = read_replicas(app.broker(), app.name)
-    except TopicError:
-        replicas = {}
-    addresses = [address for replica in replicas.values() if (address := replica.address) is not None]
-    if not addresses:
-        raise ConfigurationError(
-            f"no worker of {app.name!r} has published an HTTP port: what records take is in its metrics",
-            hint="run the workers with http_port set (streams run MODULE:APP --set http_port=8080); those of "
-            "an app without stores or jobs publish none: name them with --url HOST:PORT",
+def _observe(ports: WorkerPorts, name: str, seconds: float) -> list[Observed]:
+    """Read the metrics of the workers that answer, twice. Raises ``StateUnavailable`` if none does."""
+    before = _scrape(ports, name)
+    if not before:
+        raise StateUnavailable(
+            f"no worker of {name!r} answers at {', '.join(ports.addresses)}",
+            hint="start the app's workers with http_port set; a token is read from STREAMS_HTTP_TOKEN",
         )
-    return sorted(set(addresses))
+    time.sleep(seconds)
+    after = _scrape(ports, name)
+    for address in sorted(before.keys() - after.keys()):
+        warn(f"the worker at {address} has stopped meanwhile, and is left out")
+    return [
+        Observed(address, before[address], after[address]) for address in sorted(before.keys() & after.keys())
+    ]
 
 
-class _Workers:
-    """The workers at some addresses."""
-
-    def __init__(self, settings: Settings, addresses: Sequence[str]) -> None:
-        self._addresses = [address.removeprefix("http://").removeprefix("https://") for address in addresses]
-        self._headers = bearer(settings.http_token)
-        self._tls: ssl.SSLContext | None = None
-        if settings.http_tls_certificate or any(address.startswith("https://") for address in addresses):
-            self._tls = client_tls(settings.http_tls_ca)
-
-    def observe(self, name: str, seconds: float) -> list[Observed]:
-        """Read the metrics of those that answer, twice. Raises ``StateUnavailable`` if none does."""
-        before = self._scrape(name)
-        if not before:
-            raise StateUnavailable(
-                f"no worker of {name!r} answers at {', '.join(self._addresses)}",
-                hint="start the app's workers with http_port set; a token is read from STREAMS_HTTP_TOKEN",
-            )
-        time.sleep(seconds)
-        after = self._scrape(name)
-        for address in sorted(before.keys() - after.keys()):
-            warn(f"the worker at {address} has stopped meanwhile, and is left out")
-        return [
-            Observed(address, before[address], after[address])
-            for address in sorted(before.keys() & after.keys())
-        ]
-
-    def _scrape(self, name: str) -> dict[str, Scrape]:
-        found: dict[str, Scrape] = {}
-        for address in self._addresses:
-            response = ask(address, "/metrics", headers=self._headers, timeout=10, tls=self._tls)
-            if response is None or response.status != 200:
-                # A worker that was killed stays published.
-                continue
-            try:
-                scrape = Scrape.parse(response.body.decode(), time.monotonic())
-            except ValueError:
-                continue
-            if any(labels[0] == name for labels in scrape.samples.get("streams_worker_info", {})):
-                found[address] = scrape
-        return found
+def _scrape(ports: WorkerPorts, name: str) -> dict[str, Scrape]:
+    found: dict[str, Scrape] = {}
+    for address, body in ports.read("/metrics").items():
+        if body is None:
+            continue
+        try:
+            scrape = Scrape.parse(body.decode(), time.monotonic())
+        except ValueError:
+            continue
+        if any(labels[0] == name for labels in scrape.samples.get("streams_worker_info", {})):
+            found[address] = scrape
+    return found
 
 
 def _fields(load: Load, needed: WorkersNeeded, jobs: ConcurrencyNeeded | None) -> dict[str, Any]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import platform
 from collections import Counter
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 
+from streams.monitoring.observed_metrics import consumer_group, observed
 from streams.monitoring.program_metrics import samples
 from streams.monitoring.queue_metrics import QueueMetrics, jobs_lag
+from streams.runtime.counts import Counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from prometheus_client.core import Metric
 
+    from streams.monitoring.observer import Observer
     from streams.monitoring.program_metrics import Metrics
     from streams.monitoring.watchdog import Watchdog
     from streams.queries.directory import Replicas
@@ -39,9 +44,11 @@ class WorkerMetrics:
         watchdog: Watchdog | None = None,
         replicas: Replicas | None = None,
         program: Metrics | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._worker = worker
         self._program = program
+        self._observer = observer
         self._queue = QueueMetrics(worker)
         self._replicas = replicas
         self._watchdog = watchdog
@@ -139,6 +146,12 @@ class WorkerMetrics:
             "Seconds since the workers' directory was last read; 0 if it is not used.",
             value=0 if self._replicas is None else self._replicas.seconds_behind,
         )
+        if self._observer is not None:
+            yield from observed(self._observer.latest, self._worker.wall_clock())
+            yield from self._scaling(self._observer)
+            yield from consumer_group(self._observer.latest, self._worker.application)
+        yield from self._steps()
+        yield from self._rebalances()
         yield from self._switching()
         yield from self._programs_own()
 
@@ -161,11 +174,41 @@ class WorkerMetrics:
             "streams_muted_dropped", "Records and rows dropped while muted.", value=switching.dropped
         )
 
+    def _scaling(self, observer: Observer) -> Iterator[Metric]:
+        """For autoscalers. What is not known has no series: a sum over other workers alone is too small."""
+        labels = [self._worker.application]
+        tasks = GaugeMetricFamily(
+            "streams_tasks",
+            "Tasks of the worker, those that are restored included: more workers than all of them are idle.",
+            labels=["app"],
+        )
+        tasks.add_metric(labels, len(self._worker.held))
+        yield tasks
+        yield GaugeMetricFamily(
+            "streams_waiting_goal_seconds", "How long a record may wait (waiting_goal).", value=observer.goal
+        )
+        workers = observer.latest.workers
+        for name, text, value in (
+            ("wanted", "The worker's part of how many workers the app needs.", workers and workers.wanted),
+            (
+                "useful",
+                "The same where a task counts as one worker at most, as it cannot be divided.",
+                workers and workers.useful,
+            ),
+        ):
+            family = GaugeMetricFamily(f"streams_workers_{name}", text, labels=["app"])
+            if value is not None:
+                family.add_metric(labels, value)
+            yield family
+
     def _tasks(self) -> Iterator[Metric]:
         """What each task takes: the busiest one decides whether more workers would help."""
         information = GaugeMetricFamily("streams_worker_info", "1.", labels=["app", "worker"])
         information.add_metric([self._worker.application, self._worker.name], 1)
         yield information
+        built = GaugeMetricFamily("streams_build_info", "1.", labels=["version", "python"])
+        built.add_metric([version("streams"), platform.python_version()], 1)
+        yield built
         records = CounterMetricFamily(
             "streams_task_records", "Records read, by task, since the worker has it.", labels=["task"]
         )
@@ -177,6 +220,41 @@ class WorkerMetrics:
             seconds.add_metric([str(identifier)], sum(task.counts.seconds.values()))
         yield records
         yield seconds
+
+    def _steps(self) -> Iterator[Metric]:
+        """What each step takes, waiting included, without the steps downstream of it."""
+        total = Counts()
+        for count in self._worker.counts:
+            total.add(count)
+        records = CounterMetricFamily(
+            "streams_step_records", "Records that reached the step.", labels=["step"]
+        )
+        seconds = CounterMetricFamily(
+            "streams_step_seconds", "Time spent in the step, waiting included.", labels=["step"]
+        )
+        for step, spent in total.step_seconds.items():
+            seconds.add_metric([step], spent)
+        for step, number in total.step_records.items():
+            records.add_metric([step], number)
+        yield records
+        yield seconds
+
+    def _rebalances(self) -> Iterator[Metric]:
+        rebalances = self._worker.rebalances
+        changes = CounterMetricFamily(
+            "streams_rebalances", "Changes of the worker's partitions, by reason.", labels=["reason"]
+        )
+        for reason, count in rebalances.counts.items():
+            changes.add_metric([reason.value], count)
+        yield changes
+        yield CounterMetricFamily(
+            "streams_rebalance_seconds", "Time spent in rebalances.", value=rebalances.seconds
+        )
+        yield CounterMetricFamily(
+            "streams_transactions_aborted",
+            "Transactions whose results were dropped and whose input was read again.",
+            value=self._worker.status.rewinds,
+        )
 
     def _connectors(self) -> Iterator[Metric]:
         """What connectors report: those that cannot be used, and numbers of the systems that are read."""

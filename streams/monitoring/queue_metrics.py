@@ -47,7 +47,7 @@ class QueueMetrics:
         numbers = [item for _, _, item in found]
         yield _gauge("jobs_running", "Jobs that run, by function.", _sum(item.running for item in numbers))
         yield _gauge(
-            "jobs_waiting", "Jobs that are due and do not run, by function.", _sum(map(_waiting, numbers))
+            "jobs_waiting", "Jobs that are due and do not run, by function.", _sum(map(waiting_jobs, numbers))
         )
         for name, text, state in (
             ("jobs_delayed", "Jobs that are not due, by function.", StoredState.DELAYED),
@@ -88,6 +88,22 @@ class QueueMetrics:
         for (job, ending), count in dict(found[0][1].ended_counts).items():
             ended.add_metric([job, ending.value], count)
         yield ended
+        for name, text, times in (
+            (
+                "schedule_next_seconds",
+                "The next instant of a schedule, in seconds since the epoch; one that has passed is late.",
+                [work.next_instants for _, work, _ in found],
+            ),
+            (
+                "schedule_missed_seconds",
+                "When this worker last found that instants of a schedule were missed, since the epoch.",
+                [work.missed_instants for _, work, _ in found],
+            ),
+        ):
+            family = GaugeMetricFamily(f"streams_{name}", text, labels=["schedule"])
+            for schedule, time_of_it in (item for each in times for item in each.items()):
+                family.add_metric([schedule], time_of_it / 1000)
+            yield family
 
 
 def jobs_lag(task: Task) -> int:
@@ -99,11 +115,12 @@ def jobs_lag(task: Task) -> int:
     for work in task.background_work:
         if isinstance(work, JobQueue):
             item = work.numbers()
-            total += _waiting(item).total() + item.running.total() - item.paused
+            total += waiting_jobs(item).total() + item.running.total() - item.paused
     return total
 
 
-def _waiting(item: QueueNumbers) -> Counter[str]:
+def waiting_jobs(item: QueueNumbers) -> Counter[str]:
+    """Jobs that are due and do not run, by function; paused ones included."""
     return item.waiting + _stored(item, StoredState.WAITING) - item.running_stored
 
 

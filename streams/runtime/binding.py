@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from streams.runtime.hooks import Hooks
     from streams.runtime.outbox import Outbox
     from streams.runtime.refused_rows import RefusedRows
+    from streams.runtime.step_times import StepTimes
     from streams.state.definition import StoreDefinition
 
 Lookup: TypeAlias = "Callable[[Sequence[Any]], list[Any]]"
@@ -60,6 +61,7 @@ class Binding:
     _lookups: Mapping[str, Lookup]
     _clocks: Clocks
     _hooks: Hooks
+    _times: StepTimes
     _outbox: Outbox
     _counts: Counts
     _wall_clock: Callable[[], int]
@@ -119,10 +121,14 @@ class Binding:
         return self._lookups[name]
 
     def at_slice_end(self, call: Callable[[], None]) -> None:
-        self._hooks.add(self._within.nodes.index(self._node), TurnKind.SLICE_END, call)
+        self._at(TurnKind.SLICE_END, call)
 
     def at_commit(self, call: Callable[[], None]) -> None:
-        self._hooks.add(self._within.nodes.index(self._node), TurnKind.COMMIT, call)
+        self._at(TurnKind.COMMIT, call)
+
+    def _at(self, kind: TurnKind, call: Callable[[], None]) -> None:
+        call = self._times.measured(self._node.name, call)
+        self._hooks.add(self._within.nodes.index(self._node), kind, call)
 
     def at_close(self, call: Callable[[], None]) -> None:
         self._hooks.closers.append((self._node.name, call))
@@ -135,6 +141,7 @@ class Binding:
             raise TopologyError(
                 f"step {self._node.name!r} schedules a call every {every} ms: the minimum is 1 ms"
             )
+        call = self._times.measured(self._node.name, call)
         if on == "wall_clock":
             schedule = Schedule(self._node.name, every, call, self._wall_clock() + every, None)
         else:

@@ -23,6 +23,10 @@ class Counts:
     retried: Counter[str] = field(default_factory=Counter)
     """Dead letters that were retried, by result (see ``retry_log.Result``)."""
     seconds: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "process": 0.0})
+    step_seconds: dict[str, float] = field(default_factory=dict)
+    """Each step's own time, waiting included, without the steps downstream of it."""
+    step_records: dict[str, int] = field(default_factory=dict)
+    """Records that reached each step, those of abandoned slices included."""
 
     def add(self, other: Counts) -> None:
         """Add the counts of another."""
@@ -36,3 +40,7 @@ class Counts:
         self.retried.update(other.retried)
         for stage, seconds in other.seconds.items():
             self.seconds[stage] += seconds
+        for step, seconds in other.step_seconds.items():
+            self.step_seconds[step] = self.step_seconds.get(step, 0.0) + seconds
+        for step, records in other.step_records.items():
+            self.step_records[step] = self.step_records.get(step, 0) + records

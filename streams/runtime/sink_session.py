@@ -119,6 +119,8 @@ class SinkSession:
         """How often the session was closed and its partitions have to be claimed again."""
         self.problem = ""
         """Why the sink cannot be written to; empty while it can."""
+        self.seconds = 0.0
+        """How long the worker has waited for the sink to write and to commit."""
 
     @property
     def state(self) -> SinkState:
@@ -299,12 +301,15 @@ class SinkSession:
     def _call(self, call: Callable[[], T], waiting: Callable[[], None] | None = None) -> T:
         assert self._thread is not None
         future = self._thread.submit(call)
+        begun = self._clock()
         try:
             self._wait(future, waiting or self._waiting)
             return future.result()
         except SinkUnavailable as error:
             self.failed(error)
             raise
+        finally:
+            self.seconds += self._clock() - begun
 
     def _wait(self, future: Future[Any], waiting: Callable[[], None]) -> None:
         while True:

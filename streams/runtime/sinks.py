@@ -94,6 +94,11 @@ class Sinks:
         """The sinks that cannot be written to, and why; from any thread."""
         return {name: session.problem for name, session in self._sessions.items() if session.problem}
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """How long the worker has waited for each sink, by its step; from any thread."""
+        return {name: session.seconds for name, session in self._sessions.items()}
+
     def _used_by(self, task: Task) -> list[SinkSession]:
         return [self._sessions[name] for name in self._of_subtopology.get(task.id.subtopology, ())]
 

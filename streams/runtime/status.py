@@ -70,6 +70,11 @@ class Stages:
     poll: float = 0.0
     produce: float = 0.0
     commit: float = 0.0
+    """Commits that moved offsets, with what follows."""
+    prepare: float = 0.0
+    """Of these: letting tasks forward and encode the changes of their stores."""
+    steps_in_commit: float = 0.0
+    """Of that: the steps' own time."""
 
 
 class WorkerStatus(NamedTuple):

@@ -21,6 +21,7 @@ from streams.runtime.refused_rows import RefusedRows
 from streams.runtime.retried import Retried
 from streams.runtime.retry_gates import RetryGates
 from streams.runtime.retry_path import RetryPath, source_in
+from streams.runtime.step_times import StepTimes
 from streams.runtime.task_stores import TaskStores
 from streams.state.buffered import KeyValueState
 from streams.topology.graph import Node, SourceNode, Subtopology, matches
@@ -116,6 +117,7 @@ class Task:
         )
         self._clocks = Clocks(subtopology, self._stores.checkpoints)
         self._hooks = Hooks()
+        self._times = StepTimes(self.counts)
         self._gates = RetryGates(subtopology)
         self.retried: list[Retried] = []
         """Dead letters that were processed again since the last commit."""
@@ -152,7 +154,9 @@ class Task:
             else:
                 children = {name: self._clocks.observed(node.name, child) for name, child in children.items()}
                 children = self._gates.bound(node.name, children)
-                bound[node.name] = node.operator.bind(self._binding(node), children)
+                bound[node.name] = self._times.counted(
+                    node.name, node.operator.bind(self._binding(node), children)
+                )
 
     def _binding(self, node: Node) -> Binding:
         return Binding(
@@ -167,6 +171,7 @@ class Task:
             _lookups=self._lookups,
             _clocks=self._clocks,
             _hooks=self._hooks,
+            _times=self._times,
             _outbox=self._outbox,
             _counts=self.counts,
             _wall_clock=self._runtime.wall_clock,

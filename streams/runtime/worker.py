@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -36,6 +37,7 @@ from streams.runtime.lost_offsets import LostOffsets
 from streams.runtime.originals import Originals
 from streams.runtime.pacing import SLICE_SECONDS, Pacing
 from streams.runtime.pending import PendingTasks
+from streams.runtime.rebalances import Rebalance, Rebalances, reason_of
 from streams.runtime.restore import Restorer
 from streams.runtime.retry_log import retry_topic
 from streams.runtime.sinks import Sinks
@@ -51,7 +53,7 @@ from streams.state.memory import MemoryDatabases
 from streams.topology.graph import matches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from streams.broker import Broker, Consumer, Polled
     from streams.config import Settings
@@ -261,6 +263,7 @@ class Worker:
 
         # Read by metrics.
         self.stages = Stages()
+        self.rebalances = Rebalances()
         self.observe_commit: Callable[[float], None] = _ignore
         """Called with the duration of each commit, in seconds."""
 
@@ -326,6 +329,11 @@ class Worker:
         return {**self._connector_check.problems, **self._sinks.problems, **self._sources.problems}
 
     @property
+    def sink_seconds(self) -> dict[str, float]:
+        """How long it has waited for each sink connector to write and to commit, by the sink's step."""
+        return self._sinks.seconds
+
+    @property
     def background_wait(self) -> float | None:
         """How many seconds it can be until background work has something to do; ``None`` without any."""
         working = [task for task in self._assignment.tasks.values() if task.has_background_work]
@@ -345,6 +353,12 @@ class Worker:
     def tasks(self) -> dict[TaskId, Task]:
         """The running tasks."""
         return dict(self._assignment.tasks)
+
+    @property
+    def owners(self) -> dict[TopicPartition, TaskId]:
+        """The task of each partition held, those that are being restored included; from any thread."""
+        owners = self._assignment.pending.partitions
+        return {**owners, **{partition: task.id for partition, task in dict(self._assignment.held).items()}}
 
     @property
     def status(self) -> WorkerStatus:
@@ -524,21 +538,40 @@ class Worker:
 
     def assigned(self, partitions: Sequence[TopicPartition]) -> None:
         """See ``Assignment.assigned``."""
-        self._assignment.assigned(partitions)
-        if self._switching is not None:
-            self._switching.assigned(partitions)
+        with self._rebalance("assigned", partitions):
+            self._assignment.assigned(partitions)
+            if self._switching is not None:
+                self._switching.assigned(partitions)
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """See ``Assignment.revoked``."""
-        self._assignment.revoked(partitions)
-        if self._switching is not None:
-            self._switching.released(partitions)
+        with self._rebalance("revoked", partitions):
+            self._assignment.revoked(partitions)
+            if self._switching is not None:
+                self._switching.released(partitions)
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         """See ``Assignment.lost``."""
-        self._assignment.lost(partitions)
-        if self._switching is not None:
-            self._switching.released(partitions)
+        with self._rebalance("lost", partitions):
+            self._assignment.lost(partitions)
+            if self._switching is not None:
+                self._switching.released(partitions)
+
+    @contextmanager
+    def _rebalance(self, kind: str, partitions: Sequence[TopicPartition]) -> Iterator[None]:
+        """Note a rebalance, with its reason and duration."""
+        begun = self._clock()
+        reason = reason_of(
+            kind,
+            first=not self.rebalances.history,
+            stopping=self._stop.is_set(),
+            silent=begun - self._last_served,
+            poll_deadline=self._settings.poll_deadline,
+            session=self._settings.session_timeout,
+        )
+        yield
+        seconds = self._clock() - begun
+        self.rebalances.note(Rebalance(self.wall_clock(), kind, reason, tuple(partitions), seconds))
 
     # --- what tasks call while a slice is open
 
@@ -845,7 +878,9 @@ class Worker:
         assert not self._slice.holds_back_commits, "a commit cannot be made in the middle of a slice"  # I1
         self._transaction.begin_commit()
         try:
+            stepped = self._step_seconds()
             self._prepare()
+            prepared, stepped = self._clock(), self._step_seconds() - stepped
             stopped = (
                 {}
                 if self._switching is None
@@ -877,6 +912,8 @@ class Worker:
             if offsets:
                 now = self._clock()
                 self.stages.commit += now - begun
+                self.stages.prepare += prepared - begun
+                self.stages.steps_in_commit += stepped
                 self.observe_commit(now - begun)
         finally:
             self._sinks.rollback()
@@ -884,6 +921,9 @@ class Worker:
         self._pacing.committed(begun, transaction=self._guarantee.undoes)
         if self._retries is not None:
             self._retries.commit_delivered()
+
+    def _step_seconds(self) -> float:
+        return sum(sum(task.counts.step_seconds.values()) for task in self._assignment.tasks.values())
 
     def _prepare(self) -> None:
         """Let tasks forward and encode their changes, and write these."""

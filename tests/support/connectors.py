@@ -239,6 +239,8 @@ class Feed:
     """The next reads that fail with ``unavailable``."""
     batch: int = 10
     problem: str = ""
+    numbers: dict[str, float] = field(default_factory=dict)
+    """What its system reports, beside the number of the next value."""
     key: Callable[[int, Any], Any] = lambda number, _: number
     """Of the value with a number."""
 
@@ -295,7 +297,7 @@ class MemoryReader:
         self._feed.confirmed.append(int(position))
 
     def health(self) -> SourceHealth:
-        return SourceHealth(self._feed.problem, {"next": float(self._next)})
+        return SourceHealth(self._feed.problem, {"next": float(self._next), **self._feed.numbers})
 
     def close(self) -> None:
         self._closed.set()

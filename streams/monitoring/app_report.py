@@ -1,0 +1,130 @@
+"""The reports of an app's workers, put together: one answer to whether the app keeps up."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from streams.monitoring.bottleneck import hot_partition
+from streams.monitoring.condition import Condition
+from streams.records import TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from streams.monitoring.worker_report import PartitionStatus, WorkerReport
+
+N = TypeVar("N", int, float)
+
+NO_WORKERS = "no workers"
+"""The condition of an app of which no worker answers."""
+
+
+class AppReport(NamedTuple):
+    """What is known of an app. ``None`` is unknown."""
+
+    app: str
+    condition: str
+    """The worst of its workers' conditions, or ``no workers``."""
+    since: int | None
+    """Since when, in milliseconds since the epoch."""
+    caught_up_in: float | None
+    """Seconds until the slowest worker has caught up, while they catch up."""
+    waiting: float | None
+    """The longest waiting time, in seconds."""
+    lag: int | None
+    arrival_rate: float | None
+    processing_rate: float | None
+    deleted_in: float | None
+    """Seconds until records are deleted unprocessed, at the present rates; ``None`` if they are not."""
+    bottlenecks: Sequence[str]
+    """Sentences, those that concern most workers first."""
+    workers: Sequence[WorkerReport]
+    silent: Sequence[str]
+    """The addresses at which no worker answers."""
+    missing: Sequence[TopicPartition]
+    """Partitions of the input that no worker has reported."""
+
+
+def put_together(
+    app: str,
+    reports: Mapping[str, WorkerReport | None],
+    partitions: Sequence[TopicPartition],
+) -> AppReport:
+    """The reports by address (``None`` where no worker answers), and the partitions of the app's input.
+
+    A partition that several report, as it has just moved, is the one's whose figures are newest.
+    """
+    workers = [report for report in reports.values() if report is not None and report.app == app]
+    silent = sorted(address for address, report in reports.items() if report is None)
+    known: dict[TopicPartition, PartitionStatus] = {}
+    for worker in sorted(workers, key=lambda item: item.measured):
+        for item in worker.partitions:
+            known[TopicPartition(item.topic, item.partition)] = item
+    figures = list(known.values())
+    missing = [partition for partition in partitions if partition not in known]
+    condition, since, caught_up_in = _condition(workers)
+    return AppReport(
+        app,
+        condition,
+        since,
+        caught_up_in,
+        _greatest([item.waiting_seconds for item in figures], complete=not missing),
+        _total([item.lag for item in figures], 0, complete=not missing),
+        _total([item.arrival_rate for item in figures], 0.0, complete=not missing),
+        _total([item.processing_rate for item in figures], 0.0, complete=not missing),
+        min(
+            (item.deleted_in_seconds for item in figures if item.deleted_in_seconds is not None), default=None
+        ),
+        _sentences(workers, figures),
+        workers,
+        silent,
+        missing,
+    )
+
+
+def _condition(workers: Sequence[WorkerReport]) -> tuple[str, int | None, float | None]:
+    if not workers:
+        return NO_WORKERS, None, None
+    worst = max((Condition(worker.condition) for worker in workers), key=lambda item: item.severity)
+    such = [worker for worker in workers if worker.condition == worst.value]
+    times = [worker.caught_up_in_seconds for worker in such]
+    known = [time for time in times if time is not None]
+    caught_up_in = max(known, default=None) if len(known) == len(times) else None
+    return worst.value, min(worker.since for worker in such), caught_up_in
+
+
+def _sentences(workers: Sequence[WorkerReport], figures: Sequence[PartitionStatus]) -> list[str]:
+    """Each cause once, with the workers where it is; hot partitions by all of a topic's partitions."""
+    where: defaultdict[tuple[str, str], list[tuple[float, str, str]]] = defaultdict(list)
+    for worker in workers:
+        for item in worker.bottlenecks:
+            if item.cause != "partition":
+                where[item.cause, item.subject].append((item.share or 0.0, worker.worker, item.sentence))
+    found = []
+    for places in sorted(where.values(), key=len, reverse=True):
+        _, _, sentence = max(places)
+        names = sorted(name for _, name, _ in places)
+        found.append(f"{sentence} ({_named(names)})" if len(workers) > 1 else sentence)
+    rates: defaultdict[str, dict[TopicPartition, float]] = defaultdict(dict)
+    for figure in figures:
+        if figure.arrival_rate is not None:
+            rates[figure.topic][TopicPartition(figure.topic, figure.partition)] = figure.arrival_rate
+    for topic in rates.values():
+        found += [item.sentence for item in hot_partition(topic)]
+    return found
+
+
+def _named(workers: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(workers) - most} more" if len(workers) > most else ""
+    return ", ".join(workers[:most]) + more
+
+
+def _greatest(values: Sequence[float | None], *, complete: bool) -> float | None:
+    known = [value for value in values if value is not None]
+    return max(known, default=0.0) if complete and len(known) == len(values) else None
+
+
+def _total(values: Sequence[N | None], nothing: N, *, complete: bool) -> N | None:
+    known = [value for value in values if value is not None]
+    return sum(known, nothing) if complete and len(known) == len(values) else None

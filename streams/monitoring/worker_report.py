@@ -1,0 +1,235 @@
+"""What a worker reports of itself as JSON, for whoever puts the workers of an app together."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from streams.runtime.counts import Counts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from streams.monitoring.observer import Observer
+    from streams.monitoring.partition_figures import PartitionFigures
+    from streams.monitoring.watchdog import Watchdog
+    from streams.records import TopicPartition
+    from streams.runtime.restore import RestoreProgress
+    from streams.runtime.task import Task, TaskId
+    from streams.runtime.worker import Worker
+
+
+class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A partition; see ``PartitionFigures``. ``None`` is unknown."""
+
+    topic: str
+    partition: int
+    task: str | None
+    """The task that processes it; ``None`` while its stores are restored."""
+    position: int | None
+    end: int | None
+    lag: int | None
+    waiting_seconds: float | None
+    arrival_rate: float | None
+    processing_rate: float | None
+    caught_up_in_seconds: float | None
+    deleted_in_seconds: float | None
+    age_seconds: float | None
+    problem: str
+    """Why it makes no progress; empty while it does."""
+
+
+class StepStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A step, in all tasks of the worker, since the worker started."""
+
+    step: str
+    records: int
+    """Records that reached it."""
+    seconds: float
+    """Its own time, waiting included."""
+    dead_letters: int
+    skipped: int
+    late: int
+
+
+class TaskStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A task: since when it runs here, what it has read and what that took."""
+
+    task: str
+    records: int
+    seconds: float
+    stream_time: int | None
+    """The lowest of its stream times, in milliseconds since the epoch."""
+    restored: int | None
+    """While its stores are restored: changelog records that are done, of ``to_restore``."""
+    to_restore: int | None
+
+
+class RebalanceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of the worker's partitions; see ``Rebalance``."""
+
+    time: int
+    kind: str
+    reason: str
+    partitions: list[str]
+    seconds: float
+
+
+class BottleneckStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds the worker's input back; see ``Bottleneck``."""
+
+    cause: str
+    subject: str
+    share: float | None
+    sentence: str
+
+
+class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker knows of itself at ``time`` (milliseconds since the epoch)."""
+
+    app: str
+    worker: str
+    version: str
+    state: str
+    """``created``, ``running``, ``stopping``, ``stopped`` or ``failed``."""
+    time: int
+    measured: int
+    """When the figures of the partitions were measured."""
+    condition: str
+    since: int
+    caught_up_in_seconds: float | None
+    waiting_seconds: float | None
+    """The longest waiting time; ``None`` if that of a partition is unknown."""
+    bottlenecks: list[BottleneckStatus]
+    busy_seconds: dict[str, float]
+    """Time spent since the start, by stage: ``poll``, ``decode``, ``process``, ``produce``, ``commit``."""
+    commits: int
+    transactions_aborted: int
+    problems: dict[str, str]
+    """Connectors that cannot be used, and why."""
+    partitions: list[PartitionStatus]
+    tasks: list[TaskStatus]
+    steps: list[StepStatus]
+    rebalances: list[RebalanceStatus]
+
+
+def status_json(worker: Worker, observer: Observer, watchdog: Watchdog) -> bytes:
+    """A worker's report as JSON."""
+    return msgspec.json.encode(report(worker, observer, watchdog))
+
+
+def report(worker: Worker, observer: Observer, watchdog: Watchdog) -> WorkerReport:
+    """What a worker knows of itself now; from any thread."""
+    observation, status = observer.latest, worker.status
+    judgement = observation.judgement
+    total = Counts()
+    for count in worker.counts:
+        total.add(count)
+    tasks, restoring = worker.tasks, worker.restoring
+    owners = {
+        partition: identifier for identifier, task in tasks.items() for partition in list(task.positions)
+    }
+    problems = {stall.partition: stall.reason for stall in watchdog.stalls}
+    stages = worker.stages
+    return WorkerReport(
+        app=worker.application,
+        worker=worker.name,
+        version=version("streams"),
+        state=worker.state.value,
+        time=worker.wall_clock(),
+        measured=observation.time,
+        condition=judgement.condition.value,
+        since=observation.since,
+        caught_up_in_seconds=judgement.caught_up_in,
+        waiting_seconds=observation.waiting,
+        bottlenecks=[
+            BottleneckStatus(
+                cause=item.cause.value, subject=item.subject, share=item.share, sentence=item.sentence
+            )
+            for item in observation.bottlenecks
+        ],
+        busy_seconds={
+            "poll": stages.poll,
+            **total.seconds,
+            "produce": stages.produce,
+            "commit": stages.commit,
+        },
+        commits=status.commits,
+        transactions_aborted=status.rewinds,
+        problems=worker.problems,
+        partitions=[_partition(figures, owners, problems) for figures in observation.partitions.values()],
+        tasks=_tasks(tasks, restoring),
+        steps=[
+            StepStatus(
+                step=step,
+                records=total.step_records.get(step, 0),
+                seconds=seconds,
+                dead_letters=total.dead_letters[step],
+                skipped=total.skipped[step],
+                late=total.late[step],
+            )
+            for step, seconds in total.step_seconds.items()
+        ],
+        rebalances=[
+            RebalanceStatus(
+                time=item.time,
+                kind=item.kind,
+                reason=item.reason.value,
+                partitions=[str(partition) for partition in item.partitions],
+                seconds=item.seconds,
+            )
+            for item in worker.rebalances.history
+        ],
+    )
+
+
+def _partition(
+    figures: PartitionFigures,
+    owners: Mapping[TopicPartition, TaskId],
+    problems: Mapping[TopicPartition, str],
+) -> PartitionStatus:
+    partition = figures.partition
+    owner = owners.get(partition)
+    return PartitionStatus(
+        topic=partition.topic,
+        partition=partition.partition,
+        task=None if owner is None else str(owner),
+        position=figures.position,
+        end=figures.end,
+        lag=figures.lag,
+        waiting_seconds=figures.waiting,
+        arrival_rate=figures.arrival_rate,
+        processing_rate=figures.processing_rate,
+        caught_up_in_seconds=figures.caught_up_in,
+        deleted_in_seconds=figures.deleted_in,
+        age_seconds=figures.age,
+        problem=problems.get(partition, ""),
+    )
+
+
+def _tasks(tasks: Mapping[TaskId, Task], restoring: Mapping[TaskId, RestoreProgress]) -> list[TaskStatus]:
+    """Running tasks, then those whose stores are restored."""
+    running = [
+        TaskStatus(
+            task=str(identifier),
+            records=task.counts.records_in,
+            seconds=sum(task.counts.seconds.values()),
+            stream_time=min((time for time in task.stream_times.values() if time >= 0), default=None),
+            restored=None,
+            to_restore=None,
+        )
+        for identifier, task in tasks.items()
+    ]
+    return running + [
+        TaskStatus(
+            task=str(identifier),
+            records=0,
+            seconds=0.0,
+            stream_time=None,
+            restored=progress.done,
+            to_restore=progress.total,
+        )
+        for identifier, progress in restoring.items()
+    ]

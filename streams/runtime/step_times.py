@@ -1,0 +1,58 @@
+"""What each step of a task takes: its own time, without that of the steps to which it forwards."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streams.operators import Forward
+    from streams.records import Batch
+    from streams.runtime.counts import Counts
+
+P = ParamSpec("P")
+
+
+class StepTimes:
+    """Measures the steps of one task, once for each batch. Steps call each other, so times are nested.
+
+    Time in which a step waits (for an async call, before a retry) is the step's: it is what keeps the
+    records downstream of it waiting.
+    """
+
+    def __init__(self, counts: Counts) -> None:
+        self._seconds = counts.step_seconds
+        self._records = counts.step_records
+        self._nested = 0.0
+        """How long the measured calls took that the current one has made."""
+
+    def counted(self, step: str, forward: Forward) -> Forward:
+        """The same function; the records that reach it and its own time are counted for the step."""
+        records = self._records
+        records[step] = 0
+        measured = self.measured(step, forward)
+
+        def run(batch: Batch[Any, Any]) -> None:
+            measured(batch)
+            records[step] += len(batch)
+
+        return run
+
+    def measured(self, step: str, call: Callable[P, None]) -> Callable[P, None]:
+        """The same function; its own time is counted for the step."""
+        seconds = self._seconds
+        seconds.setdefault(step, 0.0)
+
+        def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            outer, self._nested = self._nested, 0.0
+            begun = perf_counter()
+            try:
+                call(*args, **kwargs)
+            finally:
+                elapsed = perf_counter() - begun
+                seconds[step] += elapsed - self._nested
+                self._nested = outer + elapsed
+
+        return run
