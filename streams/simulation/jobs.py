@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from streams.topology.graph import Topology
 
 JOBS: Final = (
-    "every job, by function, arguments, ending and result, in any order: ids, times and tries differ"
+    "every job, by function, arguments, ending and result, in any order: ids, times and tries differ; of "
+    "schedules, that no instant is released or ended twice"
 )
 
 _OF_THE_RECORD: Final = frozenset(f"{PREFIX}{name}" for name in ("partition", "offset", "timestamp"))
@@ -60,10 +61,15 @@ class QueueTopics(NamedTuple):
 
 
 class JobComparison:
-    """Reads a run's records of jobs. ``enqueued`` are the values of the queue's records, by the jobs' ids."""
+    """Reads a run's records of jobs. ``enqueued`` are the values of the queue's records, by the jobs' ids.
 
-    def __init__(self, topics: QueueTopics, enqueued: Mapping[str, bytes]) -> None:
+    How many jobs schedules release depends on how long a run takes, so these are compared with nothing: each
+    instant, and each end, must be there once, unless records ``may_repeat`` (at least once).
+    """
+
+    def __init__(self, topics: QueueTopics, enqueued: Mapping[str, bytes], *, may_repeat: bool) -> None:
         self._enqueued = enqueued
+        self._may_repeat = may_repeat
         self._read: dict[str, Callable[[Fetched], Iterable[Compared]]] = {
             topics.jobs: self._jobs,
             topics.ends: self._ends,
@@ -71,6 +77,10 @@ class JobComparison:
         }
         self._topics = topics
         self._stored: dict[tuple[int, bytes], bytes | None] = {}
+        self._instants: set[tuple[str | None, int | None]] = set()
+        """The instants of schedules that were released."""
+        self._ended: set[str] = set()
+        """The ids of jobs of schedules that have ended."""
 
     def take(self, fetched: Fetched) -> Iterable[Compared] | None:
         """What records say about jobs; ``None`` if their topic is not one of those."""
@@ -85,8 +95,9 @@ class JobComparison:
     def left(self) -> list[Compared]:
         """The jobs that are in the stores after all changelogs were taken."""
         return [
-            _compared(_job(stored.value), state=stored.state.name)
+            _compared(job, state=stored.state.name)
             for stored in stored_jobs(self._stored.items())
+            if (job := _job(stored.value)).schedule is None
         ]
 
     def letter(self, value: bytes | None, headers: Headers) -> tuple[bytes | None, Headers] | None:
@@ -95,7 +106,7 @@ class JobComparison:
             record = _job(value or b"")
         except msgspec.DecodeError:
             return value, _without_place(headers)
-        if _depends_on_times(record):
+        if _depends_on_times(record) or record.schedule is not None:
             return None
         return _compared(record).value, _without_place(headers)
 
@@ -106,16 +117,28 @@ class JobComparison:
     def _jobs(self, fetched: Fetched) -> Iterable[Compared]:
         for value in fetched.values():
             try:
-                yield _compared(_job(value or b""))
+                record = _job(value or b"")
             except msgspec.DecodeError:
                 # It becomes a dead letter.
                 yield Compared(b"", value or b"")
+                continue
+            if record.schedule is None:
+                yield _compared(record)
+                continue
+            instant = record.schedule, record.scheduled
+            if instant in self._instants and not self._may_repeat:
+                yield _compared(record, released="twice")
+            self._instants.add(instant)
 
     def _ends(self, fetched: Fetched) -> Iterable[Compared]:
         for value in fetched.values():
             end = _end(value or b"")
             record = self._of(end.id, end.job)
-            if _depends_on_times(record):
+            if record.schedule is not None:
+                if end.id in self._ended and not self._may_repeat:
+                    yield _compared(record, ended="twice")
+                self._ended.add(end.id)
+            elif _depends_on_times(record):
                 # Whether it was executed at all: only that it has ended is compared.
                 yield _compared(record)
             else:
@@ -126,7 +149,9 @@ class JobComparison:
     def _releases(self, fetched: Fetched) -> Iterable[Compared]:
         for value in fetched.values():
             release = _release(value or b"")
-            yield _compared(self._of(release.id, release.job))
+            record = self._of(release.id, release.job)
+            if record.schedule is None:
+                yield _compared(record)
 
     def _of(self, identifier: str, job: str) -> JobRecord:
         """The record of a job; only its name if the record was deleted by somebody else."""

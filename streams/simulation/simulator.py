@@ -349,7 +349,7 @@ class Simulator:
         records: dict[tuple[str, bytes | None], list[Found]] = defaultdict(list)
         jobs: JobComparison | None = None
         if self._queue is not None and isinstance(run, Run):
-            jobs = JobComparison(self._queue, run.enqueued())
+            jobs = JobComparison(self._queue, run.enqueued(), may_repeat=self._may_repeat)
         for fetched in run.read(self._compared):
             topic = fetched.topic
             of_jobs = None if jobs is None else jobs.take(fetched)

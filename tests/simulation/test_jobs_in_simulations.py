@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from streams import App, ConfigurationError, Limit, Retry, seconds
+from streams import App, ConfigurationError, Cron, Limit, Retry, seconds
+from streams.jobs.record import JobRecord
+from streams.records import FetchedLists
 from streams.serde import Json
 from streams.simulation import Simulator
 from streams.simulation.comparisons import TIMED
 from streams.simulation.inputs import read_inputs
-from streams.simulation.jobs import JOBS
+from streams.simulation.jobs import JOBS, JobComparison, QueueTopics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,6 +115,36 @@ def test_a_result_that_depends_on_repetitions_is_a_difference() -> None:
     assert difference.key == b"count"
     assert difference.expected != difference.got
     assert b'"result":' in (difference.expected[0].value or b"")
+
+
+def test_schedules_may_release_more_in_a_run_that_takes_longer() -> None:
+    app = shop()
+
+    @app.job(name="nightly", schedule=Cron("*/5 * * * *", zone="Europe/Berlin"))
+    def nightly() -> str:
+        return "done"
+
+    simulator = Simulator(app, {"orders": ORDERS})
+    *_, report = simulator.run(range(6))
+    assert report.differences == []
+    assert report.faults.total() > 6
+    # They are not lost from the comparison of the others.
+    assert len(simulator.expected["shop-job-results", b"charge"]) == len(ORDERS)
+
+
+@pytest.mark.parametrize(("may_repeat", "found"), [(False, 1), (True, 0)])
+def test_an_instant_of_a_schedule_that_is_released_twice_is_a_difference(
+    may_repeat: bool, found: int
+) -> None:
+    queue = QueueTopics("jobs", "ends", "releases", "changelog")
+    jobs = [
+        msgspec.json.encode(JobRecord("nightly", schedule="nightly", scheduled=instant))
+        for instant in (1, 2, 2, 3)
+    ]
+    comparison = JobComparison(queue, {}, may_repeat=may_repeat)
+    batch = FetchedLists("jobs", 0, [None] * 4, jobs, [0] * 4, range(4))
+    said = list(comparison.take(batch) or ())
+    assert [b'"scheduled":2' in item.value for item in said] == [True] * found
 
 
 def test_what_is_made_of_results_depends_on_times() -> None:
