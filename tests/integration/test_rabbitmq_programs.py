@@ -71,7 +71,7 @@ def test_messages_go_from_a_queue_through_a_topic_to_an_exchange_and_a_queue(pro
 
 def test_orders_of_a_producer_are_counted_by_a_consumer(programs, server):
     with Program(server) as rabbitmq:
-        programs.output("apps.queues.producer_consumer", "500")
+        programs.module("apps.queues.producer_consumer").produce(500)
         worker = programs.start("streams", "run", "apps.queues.producer_consumer:app")
         found: list[bytes] = []
 
