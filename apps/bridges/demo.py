@@ -13,9 +13,9 @@ import time
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import redis
+from redis.exceptions import RedisError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -31,6 +31,7 @@ from apps.bridges.senders import (
     SendFailed,
     ZeroMQProcess,
     ZeroMQTarget,
+    redis_client,
 )
 from apps.workers import WorkerFailed, Workers
 from streams.broker import NewTopic
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with ExitStack() as stack:
             report = _Demo(stack, options.messages, options.seconds).run()
-    except (StreamsError, DemoFailed, SendFailed, WorkerFailed, redis.exceptions.RedisError) as error:
+    except (StreamsError, DemoFailed, SendFailed, WorkerFailed, RedisError) as error:
         console.print("[bold red]The demo failed:[/] ", end="")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return error.exit_code if isinstance(error, StreamsError) else 1
@@ -233,7 +234,8 @@ class _Demo:
         settled = self._workers.settled()
         if not settled or time.time() - max(settled, self._happened) < CALM_SECONDS:
             return False
-        with redis.Redis(port=self._redis.port) as client:
+        client: Any = redis_client(self._redis.port)
+        with client:
             return bool(dict(client.pubsub_numsub("channel-in"))[b"channel-in"])
 
     def _send(self, topics: Mapping[str, str]) -> None:
@@ -243,7 +245,7 @@ class _Demo:
         for kind in ("stream", "group", "list", "channel"):
             shape = "stream" if kind == "group" else kind
             target = RedisTarget(self._redis.port, shape, f"{kind}-in")
-            self._sender(f"from-redis-{kind}", target, redis.exceptions.RedisError)
+            self._sender(f"from-redis-{kind}", target, RedisError)
         for kind in ("push", "pub"):
             name = f"from-zeromq-{kind}"
             self._sender(name, ZeroMQTarget(self._zeromq[name]), OSError)
@@ -331,7 +333,7 @@ class _Demo:
     def _missing(self, found: Mapping[str, list[int]], *, all_of_them: bool) -> list[str]:
         """The bridges from which more has to come; from those that lose some, the last ones of all."""
         enough = self._messages if all_of_them else self._messages - self._messages // CALM_SHARE
-        missing = []
+        missing: list[str] = []
         for bridge in self._bridges:
             sent = self._senders[self._sender_of(bridge.name)].sent
             last = max(0, sent - 2) if all_of_them else sent

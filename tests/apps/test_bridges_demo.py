@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ import psutil
 import pytest
 
 from apps.bridges.promise import BRIDGES, Account, Bridge, Guarantee
+from tests.support.processes import running
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -21,16 +21,6 @@ ROOT = Path(__file__).parents[2]
 
 def environment(kafka_bootstrap: str) -> dict[str, str]:
     return os.environ | {"KAFKA_BOOTSTRAP_SERVERS": kafka_bootstrap, "PYTHONPATH": str(ROOT)}
-
-
-def running(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that have not ended; RabbitMQ's own children may wait for their end to be read by init."""
-    found = []
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
 
 
 @pytest.mark.kafka
