@@ -103,8 +103,10 @@ class QueueReader:
             with self._connection.using("consuming"):
                 prepare(self._connection.channel, options)
                 channel = self._connection.channel
+                # Shown in the server's lists.
+                consumer = f"{context.application}/{context.name}/{context.task}"
                 channel.basic_qos(0, options.prefetch, False)
-                channel.basic_consume(options.queue, consumer_tag="streams", arguments={})
+                channel.basic_consume(options.queue, consumer_tag=consumer[-200:])
         except BaseException:
             self._connection.close(orderly=False)
             raise
@@ -211,7 +213,7 @@ class QueueReader:
             "",
             {
                 "ready": float(found.message_count),
-                "unacknowledged": float(self._waiting),
+                "unacknowledged": float(self._waiting + len(self._connection.client.deliveries)),
                 "read": float(self._read),
                 "redelivered": float(self._redelivered),
                 "rejected": float(self._rejected),

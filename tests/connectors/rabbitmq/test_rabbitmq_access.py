@@ -223,7 +223,7 @@ def test_the_documented_rights_are_enough(server, program, what):
 
 
 @pytest.fixture
-def certificate(authority, tmp_path) -> Iterator[str]:
+def certificate(authority, tmp_path) -> str:
     """The options of a URL with a certificate of the user shop."""
     made = authority[0].issue_cert("shop", common_name="shop")
     made.private_key_pem.write_to_path(tmp_path / "key.pem")

@@ -18,6 +18,7 @@ from tests.support.source_runs import SourceRun, read_on
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
+    from streams.connectors.rabbitmq.message_properties import PropertyName
     from streams.records import Headers
 
 
@@ -76,7 +77,15 @@ def test_headers_properties_keys_and_times_are_those_of_the_message(server, prog
         type="order",
         timestamp=1_772_323_200,
     )
-    chosen = ("content_type", "correlation_id", "reply_to", "priority", "type", "exchange", "routing_key")
+    chosen: tuple[PropertyName, ...] = (
+        "content_type",
+        "correlation_id",
+        "reply_to",
+        "priority",
+        "type",
+        "exchange",
+        "routing_key",
+    )
     source = RabbitMQQueue(
         server.url(),
         "headers",
@@ -261,6 +270,17 @@ def test_messages_that_cannot_be_read_are_dead_letters_and_leave_the_queue(serve
     worker.close()
     assert site.payloads("copy-dead-letters") == [b"no number"]
     assert program.count("letters") == 0
+
+
+def test_a_message_that_is_too_large_for_its_topic_is_a_dead_letter(server, program):
+    program.queue("huge")
+    site = copying(RabbitMQQueue(server.url(), "huge"))
+    worker = site.worker()
+    program.put("huge", ["1", "x" * 2_000_000, "3"], ids=["a", "b", "c"])
+    site.run(worker, until=lambda: len(site.out()) == 2 and len(site.payloads("copy-dead-letters")) == 1)
+    worker.close()
+    assert site.payloads("copy-dead-letters")[0].startswith(b"xxx")
+    assert program.count("huge") == 0
 
 
 # --- queues that are missing, deleted or others

@@ -26,6 +26,12 @@ class FaultyQueue(RabbitMQQueue[str]):
 
     __slots__ = ("chance", "dead", "deaf", "faults", "readers")
 
+    chance: random.Random
+    dead: set[threading.Thread]
+    deaf: bool
+    faults: bool
+    readers: list[SourceReader]
+
     def open(self, context: SourceContext) -> SourceReader:  # type: ignore[override]  # a reader around its own
         self.require_alive()
         reader = FaultyReader(super().open(context), self)
