@@ -34,7 +34,7 @@ _SETTINGS: Final = {
     "log.console": "true",
     "log.console.level": "warning",
     "log.file": "false",
-    "vm_memory_high_watermark.absolute": "400MB",
+    "vm_memory_high_watermark.absolute": "1GB",
     "disk_free_limit.absolute": "50MB",
 }
 
