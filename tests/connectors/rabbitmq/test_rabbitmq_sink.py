@@ -1,7 +1,9 @@
-"""The RabbitMQ sink on a real server: what messages are made of, and what becomes of those nobody takes."""
+"""The RabbitMQ sink on a real server: its contract, its messages, and what becomes of those nobody takes."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from streams.connectors.rabbitmq import Header, Key, RabbitMQQueue, RabbitMQSink
 from streams.connectors.sink import SinkRows
 from streams.errors import ConfigurationError, ConnectorError, SinkUnavailable
 from streams.records import Output, TopicPartition
+from streams.testing.sinks import DeliveringSinkContract
 from tests.support.cluster import AppCluster
 from tests.support.sink_rows import ORDERS, TOPIC_ID, context, sink_rows
 from tests.support.source_runs import SourceRun
@@ -21,7 +24,9 @@ if TYPE_CHECKING:
 
     from streams.connectors.rabbitmq.sink_writer import MessageWriter
     from streams.connectors.sink import RefusedRow
+    from streams.devstack.rabbitmq import LocalRabbitMQ
     from streams.records import Headers
+    from tests.support.rabbitmq import Program
 
 
 def opened(sink: RabbitMQSink) -> MessageWriter:
@@ -50,6 +55,39 @@ def rows_with(headers: Sequence[Headers | None], values: Sequence[Any], start: i
         headers=headers,
         offsets=range(start, start + len(values)),
     )
+
+
+# --- the contract
+
+
+class _OnRabbitMQ(DeliveringSinkContract):
+    server: LocalRabbitMQ
+    program: Program
+
+    @pytest.fixture(autouse=True)
+    def target(self, server: LocalRabbitMQ, program: Program):
+        self.server, self.program = server, program
+        self.received: list[tuple[int, str]] = []
+        program.exchange("contract")
+        program.queue("contract", "contract", "#")
+
+    def rows(self) -> list[tuple[int, str]]:
+        values: list[Any] = [json.loads(body) for body in self.program.bodies("contract")]
+        self.received += [(value["id"], value["text"]) for value in values]
+        return self.received
+
+    def refused_value(self, number: int) -> dict[str, object]:
+        return {"id": number, "text": math.nan}
+
+
+class TestDefaultExchange(_OnRabbitMQ):
+    def connector(self) -> RabbitMQSink:
+        return RabbitMQSink(self.server.url(), exchange="", routing_key="contract", max_rows=1_000)
+
+
+class TestTopicExchange(_OnRabbitMQ):
+    def connector(self) -> RabbitMQSink:
+        return RabbitMQSink(self.server.url(), exchange="contract", routing_key=Key(), max_rows=1_000)
 
 
 # --- what messages are made of
