@@ -291,6 +291,28 @@ def test_a_queue_that_is_full_is_an_outage(server, program):
     assert program.bodies("full") == [b"3", b"4"]
 
 
+def test_attempts_while_one_queue_is_full_do_not_fill_the_others(server, program):
+    program.exchange("two", "topic")
+    program.queue("two-open", "two", "#")
+    program.queue("two-full", "two", "full.#", **{"x-max-length": 1, "x-overflow": "reject-publish"})
+    sink = RabbitMQSink(server.url(), exchange="two", routing_key=Key())
+    keys = [f"{'full' if number >= 50 else 'open'}.{number}" for number in range(100)]
+    rows = sink_rows(list(range(100)), keys=keys)
+    for _ in range(5):
+        with pytest.raises(SinkUnavailable, match=r"orders/0/51 \(basic\.nack\)"):
+            opened(sink).write([rows])
+    # The first attempt has published everything, the others the row in question.
+    assert program.count("two-open") == 104
+    program.channel.queue_delete("two-full")
+    program.queue("two-full", "two", "full.#")
+    program.bodies("two-open")
+    assert written(sink, rows) == []
+    assert program.bodies("two-open") == [b"51", *(b"%d" % number for number in range(100) if number != 51)]
+    # Once it was taken, rows are published in their order again.
+    assert written(sink, rows) == []
+    assert program.bodies("two-open") == [b"%d" % number for number in range(100)]
+
+
 def test_an_exchange_that_is_missing_ends_a_start_and_is_waited_for_later(server, program):
     sink = RabbitMQSink(server.url(), exchange="absent", routing_key="x")
     with pytest.raises(ConnectorError, match=r"404 NOT_FOUND.*'absent'(?s:.*)declare="):
