@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import ssl
 import threading
 import time
@@ -213,6 +214,14 @@ class Client(amqp.Connection):  # type: ignore[misc]  # the library has no types
         if now - self.sent_at > self.heartbeat / 3 > 0:
             self.send_heartbeat()
             self.sent_at = now
+
+    def interrupt(self) -> None:
+        """End a call of another thread, which then raises. Never raises."""
+        sock = getattr(self._transport, "sock", None)
+        if sock is not None:
+            with suppress(OSError):
+                # The socket below TLS, whose own method forgets the session that is being used.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def discard(self) -> None:
         """Close it without a word. Never raises. May be called twice."""
