@@ -49,7 +49,7 @@ demo: $(STAMP)
 demo-replay: $(STAMP)
 	@$(BIN)/python -m apps.log_analysis.replay_demo $(if $(LINES),--lines $(LINES))
 
-demo-jobs: $(STAMP)
+demo-jobs: .venv/.bridges
 	@$(BIN)/python -m apps.email_jobs.demo $(if $(JOBS),--jobs $(JOBS))
 
 # Postgres, Debezium and Parquet, 460 MB: tests and demo-sync install them, make demo does not need them.

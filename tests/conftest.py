@@ -45,7 +45,10 @@ MISSING = [
 
 NEEDING = (
     "tests/connectors",
+    "tests/apps/test_bridges_demo",
     "tests/apps/test_data_sync",
+    "tests/apps/test_email_jobs_demo",
+    "tests/cli/test_bridge.py",
     "tests/cli/test_source.py",
     "tests/cli/test_sync.py",
     "tests/devstack/test_postgres.py",

@@ -7,7 +7,7 @@ import threading
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-import redis
+from redis.exceptions import RedisError
 
 from apps.bridges.senders import redis_client
 from apps.bridges.zeromq_side import numbers
@@ -69,7 +69,7 @@ class RedisNumbers:
     def found(self) -> dict[str, list[int]]:
         """All that are there now, by the bridge's name."""
         client = self._client
-        with contextlib.suppress(redis.exceptions.RedisError):
+        with contextlib.suppress(RedisError):
             self._found = {
                 "to-redis-stream": [int(fields[b"n"]) for _, fields in client.xrange("stream-out")],
                 "to-redis-list": [int(each) for each in client.lrange("list-out", 0, -1)],

@@ -13,9 +13,9 @@ import time
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import redis
+from redis.exceptions import RedisError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -31,6 +31,7 @@ from apps.bridges.senders import (
     SendFailed,
     ZeroMQProcess,
     ZeroMQTarget,
+    redis_client,
 )
 from apps.workers import WorkerFailed, Workers
 from streams.broker import NewTopic
@@ -52,7 +53,7 @@ STALL_SECONDS: Final = 120.0
 """After this time without a message that arrives, the demonstration fails."""
 CALM_SECONDS: Final = 8.0
 """So long no partition has moved before messages are sent of which none may be lost."""
-LOOK_SECONDS: Final = 0.25
+LOOK_SECONDS: Final = 0.5
 BUILD: Final = Path("build")
 STATE: Final = BUILD / "demo-bridges-state"
 REPORT: Final = BUILD / "demo-bridges-report.json"
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with ExitStack() as stack:
             report = _Demo(stack, options.messages, options.seconds).run()
-    except (StreamsError, DemoFailed, SendFailed, WorkerFailed, redis.exceptions.RedisError) as error:
+    except (StreamsError, DemoFailed, SendFailed, WorkerFailed, RedisError) as error:
         console.print("[bold red]The demo failed:[/] ", end="")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return error.exit_code if isinstance(error, StreamsError) else 1
@@ -123,6 +124,8 @@ class _Demo:
         self._send_seconds = seconds
         self._seconds: dict[str, float] = {}
         self._survived: list[str] = []
+        self._happened = 0.0
+        """When something happened last, in seconds since the epoch."""
         begun = time.monotonic()
         _say("Starting a Valkey and a Kafka …")
         shutil.rmtree(STATE, ignore_errors=True)
@@ -218,18 +221,22 @@ class _Demo:
         self._stack.callback(process.kill)
 
     def _wait_for_sources(self) -> None:
-        """Until those that remember nothing are connected, and no task moves: what is sent would be lost."""
+        """Until nothing that is sent can be lost."""
         deadline = time.monotonic() + STALL_SECONDS
-        with redis.Redis(port=self._redis.port) as client:
-            while not (dict(client.pubsub_numsub("channel-in"))[b"channel-in"] and self._is_calm()):
-                self._workers.require()
-                if time.monotonic() > deadline:
-                    raise DemoFailed(f"the workers do not start; see {BUILD}/demo-bridges-worker-*.log")
-                time.sleep(LOOK_SECONDS)
+        while not self._is_calm():
+            self._workers.require()
+            if time.monotonic() > deadline:
+                raise DemoFailed(f"the workers do not start; see {BUILD}/demo-bridges-worker-*.log")
+            time.sleep(LOOK_SECONDS)
 
     def _is_calm(self) -> bool:
+        """Whether those that remember nothing are connected, and it is long since anything has happened."""
         settled = self._workers.settled()
-        return bool(settled) and time.time() - settled > CALM_SECONDS
+        if not settled or time.time() - max(settled, self._happened) < CALM_SECONDS:
+            return False
+        client: Any = redis_client(self._redis.port)
+        with client:
+            return bool(dict(client.pubsub_numsub("channel-in"))[b"channel-in"])
 
     def _send(self, topics: Mapping[str, str]) -> None:
         self._pace = Pace(self._messages, self._send_seconds, self._messages - self._messages // CALM_SHARE)
@@ -238,7 +245,7 @@ class _Demo:
         for kind in ("stream", "group", "list", "channel"):
             shape = "stream" if kind == "group" else kind
             target = RedisTarget(self._redis.port, shape, f"{kind}-in")
-            self._sender(f"from-redis-{kind}", target, redis.exceptions.RedisError)
+            self._sender(f"from-redis-{kind}", target, RedisError)
         for kind in ("push", "pub"):
             name = f"from-zeromq-{kind}"
             self._sender(name, ZeroMQTarget(self._zeromq[name]), OSError)
@@ -271,7 +278,7 @@ class _Demo:
         ]
         if self._rabbitmq is not None:
             events.insert(2, _Event(0.4, self._kill_rabbitmq))
-        released = False
+        begun_well = released = False
         seen, moved = 0, time.monotonic()
         with _progress() as progress:
             bars = {
@@ -287,20 +294,25 @@ class _Demo:
                 if count != seen:
                     seen, moved = count, now
                 elif now - moved > STALL_SECONDS:
+                    missing = self._missing(found, all_of_them=released)
                     raise DemoFailed(
-                        f"nothing has arrived for {STALL_SECONDS:.0f} s, not all from "
-                        f"{', '.join(self._missing(found))}; see {BUILD}/demo-bridges-worker-*.log"
+                        f"nothing has arrived for {STALL_SECONDS:.0f} s, not all from {', '.join(missing)}; "
+                        f"see {BUILD}/demo-bridges-worker-*.log"
                     )
                 sent = min(sender.sent for sender in self._senders.values())
+                if not begun_well and not self._have_begun(found):
+                    continue
+                begun_well = True
                 if events and sent >= events[0].share * self._messages:
                     happened = events.pop(0).happen()
+                    self._happened = time.time()
                     self._survived.append(happened)
                     progress.console.print(f"[yellow]{happened}[/]", highlight=False)
                     moved = time.monotonic()
-                elif not events and not self._missing(found):
-                    if released and sent == self._messages:
+                elif not events and not self._missing(found, all_of_them=released):
+                    if released:
                         return
-                    if not released and self._is_calm():
+                    if self._is_calm():
                         # Nothing fails any more, and everything is connected.
                         self._pace.release()
                         released = True
@@ -313,15 +325,20 @@ class _Demo:
             note = f"{again:,} again" if again else ""
             progress.update(bars[bridge.name], completed=arrived, note=note)
 
-    def _missing(self, found: Mapping[str, list[int]]) -> list[str]:
-        """The bridges from which more has to come: all of those that lose none, the last ones of others."""
-        missing = []
+    def _have_begun(self, found: Mapping[str, list[int]]) -> bool:
+        """Whether what was sent while nothing fails has arrived by each bridge."""
+        first = range(self._messages // CALM_SHARE)
+        return all(set(found.get(bridge.name, ())).issuperset(first) for bridge in self._bridges)
+
+    def _missing(self, found: Mapping[str, list[int]], *, all_of_them: bool) -> list[str]:
+        """The bridges from which more has to come; from those that lose some, the last ones of all."""
+        enough = self._messages if all_of_them else self._messages - self._messages // CALM_SHARE
+        missing: list[str] = []
         for bridge in self._bridges:
             sent = self._senders[self._sender_of(bridge.name)].sent
-            expected = range(sent) if bridge.guarantee.keeps_all else range(max(0, sent - 2), sent)
-            if sent < self._messages - self._messages // CALM_SHARE or not set(
-                found.get(bridge.name, ())
-            ).issuperset(expected):
+            last = max(0, sent - 2) if all_of_them else sent
+            expected = range(0 if bridge.guarantee.keeps_all else last, sent)
+            if sent < enough or not set(found.get(bridge.name, ())).issuperset(expected):
                 missing.append(bridge.words)
         return missing
 

@@ -105,7 +105,8 @@ class Account:
     @property
     def problems(self) -> list[str]:
         """Where it breaks the promise; empty if it is kept."""
-        promise, found = self.bridge.guarantee, []
+        promise = self.bridge.guarantee
+        found: list[str] = []
         foreign = self._counts.keys() - set(range(self.sent))
         if foreign:
             found.append(f"{len(foreign):,} messages that nobody sent, e.g. {min(foreign)}")

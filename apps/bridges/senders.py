@@ -129,7 +129,8 @@ class RedisTarget:
         self._kind = kind
         self._key = key
         self._count = f"sent:{key}"
-        self._client = redis_client(port)
+        # Its types are partly unknown.
+        self._client: Any = redis_client(port)
 
     def send(self, numbers: range) -> None:
         if self._kind == "channel":

@@ -42,6 +42,10 @@ class Accounts:
     """What the clients have noted, by the job's id."""
     signups: list[str]
     """The addresses that have signed up."""
+    elsewhere: dict[str, list[str]]
+    """The addresses to which other clients have mails sent, by the system that these use."""
+    answers: dict[str, str]
+    """The results that Celery's client was given, by the address."""
     ends: list[JobEnd]
     """The topic of results."""
     letters: list[str]
@@ -78,6 +82,7 @@ class Accounts:
         return [
             self._each_has_one_end(),
             self._results_are_mails(),
+            self._celery(),
             self._nothing_again_once_recorded(),
             self._refusals_for_good(),
             self._refusals_for_now(),
@@ -91,7 +96,8 @@ class Accounts:
 
     def _each_has_one_end(self) -> Check:
         counts = Counter(end.id for end in self.ends)
-        expected = len(self.enqueued) + 2 * len(self.signups)
+        others = sum(map(len, self.elsewhere.values()))
+        expected = len(self.enqueued) + 2 * len(self.signups) + others
         wrong = [f"job {job} has {count} ends" for job, count in counts.items() if count > 1]
         wrong += [f"job {job} has no end" for job in self.enqueued.keys() - counts.keys()]
         if len(counts) != expected:
@@ -112,11 +118,28 @@ class Accounts:
             for email in self.signups
             if by_address[email] != 2
         ]
+        wrong += [
+            f"{email} has got {by_address[email]} mails of a client that uses {system}"
+            for system, emails in self.elsewhere.items()
+            for email in emails
+            if by_address[email] != 1
+        ]
         return Check(
             "the server has taken the mail of each job that has succeeded, and of no other one; for each "
-            "signup these are two",
+            f"signup these are two, for each message in {_listed(self.elsewhere)} one",
             _few(wrong),
         )
+
+    def _celery(self) -> Check:
+        """A result is the Message-ID."""
+        sent = {(each.to, each.message_id) for each in self.deliveries if each.answer.startswith("250")}
+        emails = self.elsewhere.get("Celery", [])
+        wrong = [
+            f"{email}: the caller has got {self.answers.get(email)!r}"
+            for email in emails
+            if (email, self.answers.get(email)) not in sent
+        ]
+        return Check(f"{len(emails):,} callers of Celery's tasks have got the Message-ID", _few(wrong))
 
     def _nothing_again_once_recorded(self) -> Check:
         wrong = [
@@ -291,6 +314,10 @@ def job_of(message_id: str) -> str:
     """The id of the job that a mail was sent by: the last two parts of its idempotency key."""
     key = message_id.strip("<>").rpartition("@")[0]
     return "-".join(key.rsplit("-", 2)[-2:])
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "other systems"
 
 
 def _few(wrong: Iterable[str]) -> list[str]:

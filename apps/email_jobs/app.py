@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from apps.email_jobs.day import Day, End, day_before, day_of_mail, report_of
 from apps.email_jobs.mail import Mail, Signup, as_message, domain_of, recipient_of, reminder, welcome
 from apps.email_jobs.mail_server import MailServer, ServerBusy, TemporaryRefusal
+from apps.email_jobs.other_queues import read_queues
 from apps.email_jobs.settings import MailSettings
 from streams import App, Cron, Json, Limit, Retry, RetryLater, Text, current_job, seconds
 
@@ -62,6 +63,8 @@ def delayed_reminder(signup: Signup) -> Call[str]:
 signups = app.stream(SIGNUPS, value=Json(Signup))
 signups.enqueue(send_mail, lambda signup: call_for(welcome(signup)), name="welcome")
 signups.enqueue(send_mail, delayed_reminder, name="remind")
+
+read_queues(app, SETTINGS, send_mail, call_for)
 
 
 @app.job(name="daily-report", schedule=Cron(SETTINGS.report_at, zone=SETTINGS.zone))

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from apps.email_jobs.accounts import Accounts, job_of
+from apps.email_jobs.other_clients import addresses, declare_queue
 from apps.email_jobs.other_side import OtherSide
 from apps.email_jobs.report import Report, show
 from apps.email_jobs.smtp_server import HOST, SmtpServer
@@ -32,6 +33,8 @@ from streams.broker import BEGINNING, NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.broker.reading import find_partitions, follow, read_to_end
 from streams.devstack.development import development_broker
+from streams.devstack.rabbitmq import LocalRabbitMQ
+from streams.devstack.redis import LocalRedis
 from streams.errors import StreamsError
 from streams.jobs.record import JobEnd, ends_topic, releases_topic
 
@@ -45,9 +48,13 @@ STALL_SECONDS = 120.0
 KILL_AT = 0.35
 """The share of the jobs that have ended when a worker is killed."""
 LOOK_SECONDS = 0.1
+OTHERS_SHARE = 40
+"""Through each other system goes one mail for so many jobs."""
+SYSTEMS = {"celery": "Celery", "rabbitmq": "RabbitMQ", "redis": "Redis"}
 BUILD = Path("build")
 STATE = BUILD / "demo-jobs-state"
 REPORT = BUILD / "demo-jobs-report.json"
+ANSWERS = BUILD / "demo-jobs-other-clients.jsonl"
 
 # A killed worker's partitions move after this time.
 QUICK_GROUPS = {
@@ -136,6 +143,7 @@ class _Demo:
         _say("Starting an SMTP server that refuses some mails, and a Kafka …")
         other_side = OtherSide()
         self._smtp = stack.enter_context(SmtpServer(other_side.at_recipient, other_side.at_mail))
+        self._start_other_systems()
         servers = stack.enter_context(development_broker(_say, properties=QUICK_GROUPS))
         # The user's cluster may contain an earlier run, so every run has its own names.
         prefix = f"demo-{uuid.uuid4().hex[:6]}-"
@@ -151,6 +159,7 @@ class _Demo:
             "REMIND_AFTER": "5",
             # Twelve hours from now: no report is among the jobs that are accounted for.
             "MAIL_REPORT_AT": f"0 {(time.gmtime().tm_hour + 12) % 24} * * *",
+            **{f"MAIL_{system.upper()}": url for system, url in self._other_urls.items()},
             "STREAMS_BOOTSTRAP_SERVERS": servers,
             "STREAMS_STATE_DIR": str(STATE),
             "STREAMS_JOB_CONCURRENCY": "32",
@@ -179,6 +188,7 @@ class _Demo:
             begun = time.monotonic()
             for number in range(CLIENTS):
                 self._start_client(number)
+            self._start_other_clients()
             self._follow(ends)
             self._seconds["enqueue and execute"] = time.monotonic() - begun
             begun = time.monotonic()
@@ -190,6 +200,7 @@ class _Demo:
         self._seconds["compare"] = time.monotonic() - begun
         kinds = Counter(entry.kind.value for entry in accounts.enqueued.values())
         kinds["by signups"] = 2 * len(accounts.signups)
+        kinds |= {f"through {system}": len(emails) for system, emails in self._elsewhere.items()}
         return Report(
             seed=self._seed,
             kinds=dict(kinds.most_common()),
@@ -203,6 +214,39 @@ class _Demo:
             survived=self._survived,
             checks=checks,
         )
+
+    # --- other systems
+
+    def _start_other_systems(self) -> None:
+        """The servers of clients that do not know of this library."""
+        redis = self._stack.enter_context(LocalRedis.create())
+        self._other_urls = {"redis": redis.url, "celery": redis.url.replace("/0", "/1")}
+        if reason := LocalRabbitMQ.missing():
+            console.print(f"[yellow]Without mails through RabbitMQ: {reason}[/]", highlight=False)
+        else:
+            _say("Starting a RabbitMQ …")
+            rabbitmq = self._stack.enter_context(LocalRabbitMQ.create())
+            self._other_urls["rabbitmq"] = rabbitmq.url()
+            declare_queue(rabbitmq.url())
+        self._other_mails = max(10, self._jobs // OTHERS_SHARE)
+        self._elsewhere = {
+            SYSTEMS[system]: addresses(system, self._other_mails) for system in sorted(self._other_urls)
+        }
+
+    def _start_other_clients(self) -> None:
+        """One process, which imports nothing of this library."""
+        urls = [word for system, url in self._other_urls.items() for word in (f"--{system}", url)]
+        command = (sys.executable, "-m", "apps.email_jobs.other_clients", "--mails", str(self._other_mails))
+        ANSWERS.unlink(missing_ok=True)
+        self._start_process((*command, *urls, "--results", str(ANSWERS)), ANSWERS.with_suffix(".log"))
+
+    def _answers(self) -> dict[str, str]:
+        """What Celery's client was given, once it has all."""
+        client = self._clients[-1]
+        if client.wait(STALL_SECONDS):
+            raise DemoFailed(f"the other clients ended with exit code {client.returncode}; see {ANSWERS}")
+        found = map(json.loads, ANSWERS.read_text(encoding="utf-8").splitlines())
+        return {entry["to"]: entry["result"] for entry in found}
 
     # --- while it goes
 
@@ -220,25 +264,25 @@ class _Demo:
         journal.unlink(missing_ok=True)
         command = (sys.executable, "-m", "apps.email_jobs.traffic", "--clients", str(CLIENTS))
         arguments = ("--client", str(number), "--jobs", str(self._jobs), "--seed", str(self._seed))
-        with journal.with_suffix(".log").open("wb") as log:
+        self._start_process((*command, *arguments, "--journal", str(journal)), journal.with_suffix(".log"))
+
+    def _start_process(self, command: Sequence[str], log_file: Path) -> None:
+        with log_file.open("wb") as log:
             client = subprocess.Popen(
-                (*command, *arguments, "--journal", str(journal)),
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                command, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         self._clients.append(client)
         self._stack.callback(_end, client)
 
     def _follow(self, ends: _Ends) -> None:
         """Wait until every job has ended, and let things happen meanwhile."""
+        jobs = self._plan.jobs + sum(map(len, self._elsewhere.values()))
         with _progress() as progress:
             enqueuing = progress.add_task("enqueue", total=self._plan.jobs, note="")
-            ending = progress.add_task("end", total=self._plan.jobs, note="")
+            ending = progress.add_task("end", total=jobs, note="")
             seen, moved = 0, time.monotonic()
             begun = moved
-            while ends.count < self._plan.jobs:
+            while ends.count < jobs:
                 time.sleep(LOOK_SECONDS)
                 self._workers.require()
                 self._require_clients()
@@ -247,10 +291,10 @@ class _Demo:
                     seen, moved = ends.count, now
                 elif now - moved > STALL_SECONDS:
                     raise DemoFailed(
-                        f"no job has ended for {STALL_SECONDS:.0f} s, {seen:,} of {self._plan.jobs:,} have; "
+                        f"no job has ended for {STALL_SECONDS:.0f} s, {seen:,} of {jobs:,} have; "
                         f"see {BUILD}/demo-jobs-worker-*.log"
                     )
-                if not self._survived and seen >= KILL_AT * self._plan.jobs:
+                if not self._survived and seen >= KILL_AT * jobs:
                     happened = self._kill_a_worker()
                     progress.console.print(f"[yellow]{happened}[/]", highlight=False)
                 progress.update(
@@ -268,7 +312,8 @@ class _Demo:
     def _require_clients(self) -> None:
         for number, client in enumerate(self._clients):
             if client.poll():
-                log = self._journal(number).with_suffix(".log")
+                journal = self._journal(number) if number < CLIENTS else ANSWERS
+                log = journal.with_suffix(".log")
                 raise DemoFailed(f"client {number} ended with exit code {client.returncode}; see {log}")
 
     def _enqueued(self) -> int:
@@ -297,6 +342,8 @@ class _Demo:
         return Accounts(
             enqueued={entry.id: entry for entry in map(decode, lines)},
             signups=self._plan.signups,
+            elsewhere=self._elsewhere,
+            answers=self._answers(),
             ends=[end(value or b"") for value in self._values(ends_topic(self._name))],
             letters=letters,
             released=[

@@ -40,6 +40,12 @@ class MailSettings:
     """When, as in cron."""
     zone: str
     """The time zone of days and reports."""
+    rabbitmq: str | None
+    """The URL of a RabbitMQ with mails in its queue ``mails``."""
+    redis: str | None
+    """The URL of a Redis with mails in its list ``mails``."""
+    celery: str | None
+    """The URL of a Redis in which programs with Celery send tasks to the queue ``mails``."""
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> MailSettings:
@@ -62,4 +68,7 @@ class MailSettings:
             report_to=get("MAIL_REPORT_TO", "postmaster@example.com"),
             report_at=get("MAIL_REPORT_AT", "0 7 * * *"),
             zone=get("MAIL_ZONE", "UTC"),
+            rabbitmq=get("MAIL_RABBITMQ"),
+            redis=get("MAIL_REDIS"),
+            celery=get("MAIL_CELERY"),
         )

@@ -7,10 +7,14 @@ be read becomes a dead letter, and does not come back again and again. If the co
 continues, and no order counts twice, as each message has an id.
 """
 
+# pyright: basic
+# As amqp has no types.
+
 from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import amqp
@@ -49,12 +53,14 @@ def produce(count: int) -> None:
         login_method="PLAIN",
         confirm_publish=True,
     ) as connection:
-        channel = connection.channel()
+        channel: Any = connection.channel()
         Queue().declare(channel, "orders")
         channel.queue_declare("bonus", durable=True, auto_delete=False)
         for number in range(count):
             order = Order(number, f"customer-{number % 10}", 25.0)
-            message = amqp.Message(msgspec.json.encode(order), message_id=f"order-{number}", delivery_mode=2)
+            message = amqp.Message(
+                msgspec.json.encode(order).decode(), message_id=f"order-{number}", delivery_mode=2
+            )
             channel.basic_publish(message, "", "orders")
 
 

@@ -164,10 +164,18 @@ def read() -> None:
     producer = Producer(
         {"bootstrap.servers": servers, "acks": "all", "enable.idempotence": True, "linger.ms": 5}
     )
+    failed: list[object] = []
+
+    def delivered(error: object, _message: object) -> None:
+        if error is not None:
+            failed.append(error)
+
     for batch in READ[work]():
         for value in batch:
-            producer.produce(topic, value)
-        producer.flush()
+            producer.produce(topic, value, on_delivery=delivered)
+        # The position moves on only if all were written, which the callback alone tells.
+        if producer.flush() or failed:
+            raise SystemExit(f"not written: {failed[:1]}")
 
 
 def write() -> None:

@@ -16,10 +16,11 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from streams.devstack.kafka.folders import last_lines
 from streams.devstack.kafka.ports import PortTaken, free_ports, require_free
+from streams.devstack.rabbitmq_programs import find_programs
 from streams.devstack.server_state import ServerState
 from streams.devstack.watcher import Watcher
 from streams.errors import LocalRabbitMQError
@@ -34,7 +35,7 @@ _SETTINGS: Final = {
     "log.console": "true",
     "log.console.level": "warning",
     "log.file": "false",
-    "vm_memory_high_watermark.absolute": "400MB",
+    "vm_memory_high_watermark.absolute": "1GB",
     "disk_free_limit.absolute": "50MB",
 }
 
@@ -48,16 +49,6 @@ END_SECONDS: Final = 10.0
 """How long the end of a killed server may take."""
 
 _GREETING: Final = b"AMQP\x00\x00\x09\x01"
-
-
-class _Programs(NamedTuple):
-    """Where the programs are."""
-
-    scripts: Path
-    """The folder of the server's own scripts, which run for every user."""
-    erlang: Path
-    """The folder of Erlang's programs."""
-    epmd: Path
 
 
 class _PortsTaken(LocalRabbitMQError):
@@ -83,7 +74,7 @@ class LocalRabbitMQ:
         self.folder = folder
         self.port, self._distribution_port, self._names_port = ports
         self.log_file = folder / "rabbitmq.log"
-        self._programs = _programs()
+        self._programs = find_programs()
         self._settings = settings
         self._plugins = plugins
         self._erlang_arguments = erlang_arguments
@@ -99,7 +90,7 @@ class LocalRabbitMQ:
     def missing() -> str:
         """Why no server can be started on this machine; empty if one can."""
         try:
-            _programs()
+            find_programs()
         except LocalRabbitMQError as error:
             return error.message
         return ""
@@ -124,7 +115,7 @@ class LocalRabbitMQ:
 
         :raises LocalRabbitMQError: there is no package, or the server was not ready in ``timeout`` seconds.
         """
-        _programs()
+        find_programs()
         temporary = folder is None
         place = Path(tempfile.mkdtemp(prefix="streams-rabbitmq-") if folder is None else folder).resolve()
         chosen = {**_SETTINGS, **{name: str(value) for name, value in (settings or {}).items()}}
@@ -277,7 +268,8 @@ class LocalRabbitMQ:
             "LANG": "C.UTF-8",
             "ERL_EPMD_ADDRESS": HOST,
             "ERL_EPMD_PORT": str(self._names_port),
-            "RABBITMQ_NODENAME": f"streams{self.port}@localhost",
+            # The data belong to this name, whatever the port; the name service knows this node alone.
+            "RABBITMQ_NODENAME": "streams@localhost",
             "RABBITMQ_DIST_PORT": str(self._distribution_port),
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
             "RABBITMQ_MNESIA_BASE": str(folder / "data"),
@@ -362,25 +354,3 @@ class LocalRabbitMQ:
         # A forked child has this object too, but the server belongs to the parent.
         if os.getpid() == self._owner:
             self.close()
-
-
-def _programs() -> _Programs:
-    """The programs of the system's package. Raises ``LocalRabbitMQError``."""
-    hint = "install it, e.g. apt-get install rabbitmq-server; its own service need not run"
-    # The one on the path is Debian's wrapper, which only runs for its own user.
-    found = sorted(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin/rabbitmq-server"))
-    on_path = shutil.which("rabbitmq-server")
-    if not found and on_path is not None:
-        found = [path for path in [Path(on_path).resolve()] if (path.parent / "rabbitmq-env").exists()]
-    if not found:
-        raise LocalRabbitMQError(
-            "a local RabbitMQ needs the package rabbitmq-server, which is not installed", hint=hint
-        )
-    erlang = shutil.which("erl", path="/usr/lib/erlang/bin") or shutil.which("erl")
-    if erlang is None:
-        raise LocalRabbitMQError("a local RabbitMQ needs Erlang, which is not installed", hint=hint)
-    names = sorted(Path("/usr/lib/erlang").glob("erts-*/bin/epmd"))
-    epmd = names[-1] if names else shutil.which("epmd")
-    if epmd is None:
-        raise LocalRabbitMQError("a local RabbitMQ needs Erlang's epmd, which is not installed", hint=hint)
-    return _Programs(found[-1].parent, Path(erlang).parent, Path(epmd))

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from apps.bridges.promise import BRIDGES, Account, Bridge, Guarantee
+from tests.support.processes import running
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +54,7 @@ def test_every_bridge_keeps_its_promise_and_nothing_is_left_running(tmp_path, ka
         if bridge["guarantee"] == "exactly once":
             assert (bridge["arrived"], bridge["doubled"], bridge["lost"]) == (500, 0, 0)
     assert len(report["survived"]) >= 4
-    assert [child for child in started if child.is_running()] == []
+    assert running(started) == []
     assert not state.exists()
 
 
@@ -70,14 +71,14 @@ def test_nothing_is_left_running_after_ctrl_c(tmp_path, kafka_bootstrap):
     )
     try:
         log = tmp_path / "build" / "demo-bridges-worker-1.log"
-        wait_until(lambda: log.exists() and log.stat().st_size > 0, 120, what="a worker that runs")
+        wait_until(log.exists, 120, what="a worker that is started")
         started = psutil.Process(process.pid).children(recursive=True)
         # As a terminal does: to all processes of the group.
         os.killpg(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 130, output
         assert output.decode().rstrip().endswith("Stopped.")
-        assert [child for child in started if child.is_running()] == []
+        assert running(started) == []
     finally:
         process.kill()
         process.wait()

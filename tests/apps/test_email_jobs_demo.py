@@ -15,10 +15,14 @@ import pytest
 from apps.email_jobs.accounts import Accounts, job_of
 from apps.email_jobs.smtp_server import Delivery
 from apps.email_jobs.traffic import Enqueued, Kind, plan
+from streams.devstack.rabbitmq import LocalRabbitMQ
 from streams.jobs.record import Ending, JobEnd
+from tests.support.processes import running
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
+OTHERS = ["Celery", "Redis", *(() if LocalRabbitMQ.missing() else ("RabbitMQ",))]
+"""The systems of other clients."""
 
 
 def environment(kafka_bootstrap: str) -> dict[str, str]:
@@ -40,12 +44,15 @@ def test_every_job_is_accounted_for_although_a_worker_is_killed(tmp_path, kafka_
     assert "Every job is accounted for." in done.stdout
     report = json.loads((tmp_path / "build" / "demo-jobs-report.json").read_text())
     assert report["accounted"]
-    assert report["jobs"] == 600
-    assert report["endings"] == {"succeeded": 570, "failed": 30}
+    others = {kind: count for kind, count in report["kinds"].items() if kind.startswith("through ")}
+    assert others == {f"through {name}": 15 for name in OTHERS}
+    succeeded = 570 + 15 * len(OTHERS)
+    assert report["jobs"] == succeeded + 30
+    assert report["endings"] == {"succeeded": succeeded, "failed": 30}
     assert report["dead_letters"] == 30
-    assert report["mails"] == 570 + report["repeated"]
+    assert report["mails"] == succeeded + report["repeated"]
     assert len(report["survived"]) == 1
-    assert len(report["checks"]) == 11
+    assert len(report["checks"]) == 12
     assert all(report["checks"].values())
 
 
@@ -70,7 +77,7 @@ def test_nothing_is_left_running_after_ctrl_c(tmp_path, kafka_bootstrap):
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 130, output
         assert output.decode().rstrip().endswith("Stopped.")
-        assert [child for child in started if child.is_running()] == []
+        assert running(started) == []
         assert not (tmp_path / "build" / "demo-jobs-state").exists()
     finally:
         process.kill()
@@ -117,6 +124,11 @@ class Story:
             self.deliver(f"1-{number}", "new@signup-0.example", begun)
             self.end(f"1-{number}", NOON + 10)
         self.released.append("1-6")
+        self.answers: dict[str, str] = {}
+        for number, system in enumerate(("celery", "redis")):
+            self.deliver(f"2-{number}", f"person-0@{system}-0.example", NOON)
+            self.end(f"2-{number}", NOON + 10)
+        self.answers["person-0@celery-0.example"] = "<x-jobs-2-0@example.com>"
 
     def job(
         self,
@@ -152,6 +164,8 @@ class Story:
         accounts = Accounts(
             enqueued=self.enqueued,
             signups=["new@signup-0.example"],
+            elsewhere={"Celery": ["person-0@celery-0.example"], "Redis": ["person-0@redis-0.example"]},
+            answers=self.answers,
             ends=self.ends,
             letters=self.letters,
             released=self.released,
@@ -186,6 +200,15 @@ def sent_and_failed(story: Story) -> None:
 def one_mail_for_a_signup(story: Story) -> None:
     story.deliveries = [each for each in story.deliveries if "-1-6@" not in each.message_id]
     story.ends = [end for end in story.ends if end.id != "1-6"]
+
+
+def twice_through_redis(story: Story) -> None:
+    story.deliver("2-2", "person-0@redis-0.example", NOON)
+    story.end("2-2", NOON + 10)
+
+
+def another_answer(story: Story) -> None:
+    story.answers["person-0@celery-0.example"] = "<x-jobs-2-1@example.com>"
 
 
 def again_once_recorded(story: Story) -> None:
@@ -251,6 +274,8 @@ def not_left_alone(story: Story) -> None:
         (not_sent, "job 1-4 has succeeded, and the server has no mail of it"),
         (sent_and_failed, "job 1-2 has not succeeded, and the server has a mail of it"),
         (one_mail_for_a_signup, "new@signup-0.example has signed up and has got 1 mails"),
+        (twice_through_redis, "person-0@redis-0.example has got 2 mails of a client that uses Redis"),
+        (another_answer, "person-0@celery-0.example: the caller has got '<x-jobs-2-1@example.com>'"),
         (again_once_recorded, "job 1-4 was executed 1000 ms after its end"),
         (again_without_a_reason, "job 1-4 was executed once more, 1.0 s after that"),
         (two_letters, "job 1-2 is 2 dead letters"),

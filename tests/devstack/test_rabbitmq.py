@@ -30,11 +30,28 @@ def processes_of(folder: str) -> list[int]:
     return found
 
 
-def test_messages_survive_every_way_to_end_and_a_folder_keeps_them(tmp_path):
-    with LocalRabbitMQ.create(tmp_path / "data") as server:
-        with Program(server) as program:
-            program.channel.queue_declare("kept", durable=True, auto_delete=False)
-            program.put("kept", [b"1"])
+def test_it_ends_with_the_process_that_started_it_and_another_one_continues_with_its_folder(tmp_path):
+    folder = tmp_path / "data"
+    program = (
+        "import sys, time; from streams.devstack.rabbitmq import LocalRabbitMQ\n"
+        "from tests.support.rabbitmq import Program\n"
+        "server = LocalRabbitMQ.create(sys.argv[1])\n"
+        "with Program(server) as program:\n"
+        "    program.channel.queue_declare('kept', durable=True, auto_delete=False)\n"
+        "    program.put('kept', [b'1'])\n"
+        "print('ready', flush=True); time.sleep(600)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    assert len(processes_of(str(folder))) > 1
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    wait_until(lambda: not processes_of(str(folder)), 20, what="the end of the server")
+    with LocalRabbitMQ.create(folder) as server:
+        with pytest.raises(LocalRabbitMQError, match=f"(?s)port {server.port} .*in use.*hint: end that"):
+            LocalRabbitMQ.create(port=server.port)
         server.pause()
         with socket.create_connection(("127.0.0.1", server.port), 5) as probe:
             probe.settimeout(0.3)
@@ -42,31 +59,10 @@ def test_messages_survive_every_way_to_end_and_a_folder_keeps_them(tmp_path):
             with pytest.raises(TimeoutError):
                 probe.recv(1)
         server.resume()
-        server.kill()
-        assert server.pid is None
-        assert not processes_of(str(server.folder))
-        server.start()
-        with Program(server) as program:
-            assert program.count("kept") == 1
-        with pytest.raises(LocalRabbitMQError, match=f"(?s)port {server.port} .*in use.*hint: end that"):
-            LocalRabbitMQ.create(port=server.port)
-    assert not processes_of(str(server.folder))
-
-
-def test_it_ends_with_the_process_that_started_it():
-    program = (
-        "from streams.devstack.rabbitmq import LocalRabbitMQ; import time\n"
-        "server = LocalRabbitMQ.create(); print(server.folder, flush=True); time.sleep(600)"
-    )
-    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    folder = child.stdout.readline().strip()
-    assert len(processes_of(folder)) > 1
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
-    wait_until(lambda: not processes_of(folder), 20, what="the end of the server")
-    subprocess.run(["rm", "-r", folder], check=True)
+        with Program(server) as other:
+            assert other.count("kept") == 1
+        assert server.control("list_queues", "name", "messages").split() == ["name", "messages", "kept", "1"]
+    wait_until(lambda: not processes_of(str(folder)), 20, what="the end of the server")
 
 
 def test_what_is_missing_is_named(monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -58,21 +58,20 @@ def test_messages_go_from_a_queue_through_a_topic_to_an_exchange_and_a_queue(pro
         with contextlib.closing(kafka.admin()) as admin:
             programs.wait_until(lambda: prefix in admin.topics(), "the topic")
         bridges += [programs.start("streams", "bridge", *command) for command in commands[1:]]
-        found: list[Any] = []
-        programs.wait_until(lambda: found.extend(rabbitmq.take("all")) or len(found) == 2, "both messages")
+        programs.wait_until(lambda: rabbitmq.count("all") == 2, "both messages")
+        found = rabbitmq.take("all")
         assert sorted(bytes(message.body) for message in found) == [b"{}", b"\xff"]
         assert [message.application_headers["trace"] for message in found] == ["1", "1"]
         # Only one of the two keys is bound, the other message is a dead letter.
-        routed: list[bytes] = []
-        programs.wait_until(lambda: routed.extend(rabbitmq.bodies("done-k")) or routed, "the routed message")
-        assert routed == [b"\xff"]
+        programs.wait_until(lambda: rabbitmq.count("done-k") == 1, "the routed message")
+        assert rabbitmq.bodies("done-k") == [b"\xff"]
         for bridge in bridges:
             programs.stop(bridge)
 
 
 def test_orders_of_a_producer_are_counted_by_a_consumer(programs, server):
     with Program(server) as rabbitmq:
-        programs.output("apps.queues.producer_consumer", "500")
+        programs.module("apps.queues.producer_consumer").produce(500)
         worker = programs.start("streams", "run", "apps.queues.producer_consumer:app")
         found: list[bytes] = []
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,6 +38,12 @@ class Programs:
             )
         self._started.append(process)
         return process
+
+    def module(self, name: str) -> Any:
+        """The program as a module in this process, which saves its start."""
+        with mock.patch.dict(os.environ, self._environment):
+            sys.modules.pop(name, None)
+            return importlib.import_module(name)
 
     def output(self, *arguments: str) -> str:
         process = self.start(*arguments)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import ssl
 import threading
 import time
@@ -29,6 +30,12 @@ ANSWER_SECONDS: Final = 10.0
 """How long an answer may take."""
 
 CONNECT_SECONDS: Final = 10.0
+
+# The library has the kernel end a connection whose other side takes nothing for a second, as RabbitMQ does
+# when it lets a fast publisher wait. How long to wait is decided here. Only Linux has this option.
+_PATIENT: Final = (
+    {socket.TCP_USER_TIMEOUT: int(ANSWER_SECONDS * 1_000)} if hasattr(socket, "TCP_USER_TIMEOUT") else {}
+)
 
 READ_BYTES: Final = 256 * 1024
 
@@ -138,7 +145,7 @@ class Client(amqp.Connection):  # type: ignore[misc]  # the library has no types
     def Transport(self, host: str, connect_timeout: float, *_: Any, **__: Any) -> Any:  # noqa: N802 - the library's name
         """The socket, over TLS by our own settings."""
         if self._tls is None:
-            return TCPTransport(host, connect_timeout=connect_timeout)
+            return TCPTransport(host, connect_timeout=connect_timeout, socket_settings=_PATIENT)
         return _SecuredTransport(host, self._tls, self._address.server_name, connect_timeout)
 
     def open_channel(self) -> Any:
@@ -213,6 +220,14 @@ class Client(amqp.Connection):  # type: ignore[misc]  # the library has no types
         if now - self.sent_at > self.heartbeat / 3 > 0:
             self.send_heartbeat()
             self.sent_at = now
+
+    def interrupt(self) -> None:
+        """End a call of another thread, which then raises. Never raises."""
+        sock = getattr(self._transport, "sock", None)
+        if sock is not None:
+            with suppress(OSError):
+                # The socket below TLS, whose own method forgets the session that is being used.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def discard(self) -> None:
         """Close it without a word. Never raises. May be called twice."""
@@ -298,7 +313,7 @@ class _SecuredTransport(SSLTransport):  # type: ignore[misc]  # the library has 
     """TLS that checks the server's certificate and name."""
 
     def __init__(self, host: str, context: ssl.SSLContext, server_name: str, connect_timeout: float) -> None:
-        super().__init__(host, connect_timeout=connect_timeout)
+        super().__init__(host, connect_timeout=connect_timeout, socket_settings=_PATIENT)
         self._context = context
         self._server_name = server_name
 

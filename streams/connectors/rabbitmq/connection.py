@@ -96,8 +96,9 @@ class Connection:
         """
         self.client.wake()
         if not self._using.acquire(timeout=CLOSE_SECONDS):
-            # Its user is stuck in a call, which ends with the socket.
-            self._end()
+            # Its user is stuck in a call, and closes it after that.
+            self._ended.set()
+            self.client.interrupt()
             return
         try:
             if orderly and not self.ended:

@@ -9,7 +9,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
-from amqp.exceptions import AMQPError
 from amqp.serialization import loads
 
 if TYPE_CHECKING:
@@ -112,8 +111,7 @@ def decoded(payload: bytes) -> dict[str, Any]:
             end = at + 4 + _LENGTH.unpack_from(payload, at)[0]
             try:
                 (found[name],), _ = loads("F", payload, at)
-            except (AMQPError, struct.error, ValueError, OverflowError):
-                # E.g. a time beyond the year 9999.
+            except Exception:  # noqa: BLE001 - of many classes, e.g. for a time beyond the year 9999
                 found[name] = {UNREADABLE: payload[at:end]}
             at = end
     return found

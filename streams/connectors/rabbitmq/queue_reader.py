@@ -11,9 +11,10 @@ import msgspec
 
 from streams.connectors.rabbitmq.connection import Connection
 from streams.connectors.rabbitmq.message_columns import MessageColumns, redelivered
+from streams.connectors.rabbitmq.message_properties import decoded
 from streams.connectors.rabbitmq.server_address import ServerAddress
 from streams.connectors.source import SourceBatch, SourceHealth
-from streams.errors import SourceUnavailable
+from streams.errors import ConnectorError, SourceUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 BATCH_BYTES: Final = 4 * 1024 * 1024
 """A batch has no more messages once it has so many bytes."""
+
+
+STREAM_OFFSET: Final = "x-stream-offset"
+"""The header that messages of streams have, which are queues for the protocol."""
 
 
 class QueueOptions(Protocol):
@@ -103,8 +108,10 @@ class QueueReader:
             with self._connection.using("consuming"):
                 prepare(self._connection.channel, options)
                 channel = self._connection.channel
+                # Shown in the server's lists.
+                consumer = f"{context.application}/{context.name}/{context.task}"
                 channel.basic_qos(0, options.prefetch, False)
-                channel.basic_consume(options.queue, consumer_tag="streams", arguments={})
+                channel.basic_consume(options.queue, consumer_tag=consumer[-200:])
         except BaseException:
             self._connection.close(orderly=False)
             raise
@@ -140,6 +147,11 @@ class QueueReader:
     def _batch(self, client: Client) -> SourceBatch | None:
         """The next messages; ``None`` if all of them were rejected."""
         methods, contents, bodies = client.deliveries.take(self._options.max_records, BATCH_BYTES)
+        if STREAM_OFFSET in (decoded(contents[0]).get("headers") or ()):
+            raise ConnectorError(
+                f"{self._what} is a stream, whose messages are not kept for a consumer",
+                hint="read a queue that is bound to the same exchange",
+            )
         tags: Sequence[int] = range(self._tag + 1, self._tag + 1 + len(bodies))
         self._tag += len(bodies)
         self._redelivered += redelivered(methods)
@@ -211,7 +223,7 @@ class QueueReader:
             "",
             {
                 "ready": float(found.message_count),
-                "unacknowledged": float(self._waiting),
+                "unacknowledged": float(self._waiting + len(self._connection.client.deliveries)),
                 "read": float(self._read),
                 "redelivered": float(self._redelivered),
                 "rejected": float(self._rejected),

@@ -17,7 +17,7 @@ from streams.connectors.rabbitmq.declarations import (
 from streams.connectors.rabbitmq.message_properties import LONGEST_SHORT
 from streams.connectors.rabbitmq.publish_frames import PublishFrames
 from streams.connectors.rabbitmq.server_address import ServerAddress
-from streams.connectors.rabbitmq.sink_writer import MessageWriter
+from streams.connectors.rabbitmq.sink_writer import MessageWriter, ServerFacts
 from streams.errors import ConfigurationError, SinkUnavailable
 from streams.serde import Bytes, Json, Text
 
@@ -68,8 +68,7 @@ class RabbitMQSink:
     persistent: bool = True
     content_type: str | None = None
     max_rows: int = 5_000
-    limits: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """What the server has said of its limits."""
+    known: ServerFacts = field(default_factory=ServerFacts, init=False, repr=False, compare=False)
 
     kind = "rabbitmq"
 

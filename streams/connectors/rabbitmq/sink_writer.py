@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from streams.connectors.encoded_columns import encoded
@@ -52,16 +53,25 @@ class SinkOptions(Protocol):
         """Whether rows that no queue gets are an outage."""
 
     @property
-    def limits(self) -> dict[str, int]:
-        """What is known of the server's limits: the ``size`` of a message."""
+    def known(self) -> ServerFacts: ...
+
+
+@dataclass
+class ServerFacts:
+    """What attempts have shown of the server, for the writers that follow."""
+
+    largest: int | None = None
+    """How many bytes a message may have, once one was refused for its size."""
+    untaken: str | None = None
+    """The first row that the last attempt could not deliver: a new attempt begins with it."""
 
 
 class _Row(NamedTuple):
     """Which row a message is."""
 
+    origin: str
     partition: TopicPartition
     row: int
-    routing_key: bytes
 
 
 class MessageWriter:
@@ -97,13 +107,15 @@ class MessageWriter:
         following = self._state.to(WriterState.WRITTEN)
         refused: list[RefusedRow] = []
         messages: list[bytes] = []
-        sent: dict[str, _Row] = {}
+        sent: list[_Row] = []
         for part in rows:
             self._encode(part, messages, sent, refused)
+        order = self._order(sent)
+        before = self._confirms.published
         try:
             with self._connection.using("publishing") as client:
                 try:
-                    self._publish(client, messages)
+                    self._publish(client, [messages[place] for place in order])
                 except CLIENT_ERRORS as error:
                     self._note_limit(error)
                     raise
@@ -112,16 +124,17 @@ class MessageWriter:
             self._close(orderly=False)
             raise
         if self._confirms.negative:
-            count = len(self._confirms.negative)
-            self.close()
-            raise SinkUnavailable(
-                f"{self._name}: the server did not take {count} of {len(messages)} messages (basic.nack): "
-                "a queue is full (x-overflow=reject-publish), or cannot be written to"
+            places = sorted(order[tag - before - 1] for tag in self._confirms.negative)
+            raise self._untaken(
+                sent[places[0]],
+                f"the server does not take {sent[places[0]].origin} (basic.nack), and maybe others: "
+                "a queue is full (x-overflow=reject-publish), or cannot be written to",
             )
         refused += self._unroutable(sent)
+        self._options.known.untaken = None
         self._state = following
-        order = {part.partition: number for number, part in enumerate(rows)}
-        return sorted(refused, key=lambda item: (order[item.partition], item.row))
+        numbers = {part.partition: number for number, part in enumerate(rows)}
+        return sorted(refused, key=lambda item: (numbers[item.partition], item.row))
 
     def commit(self) -> None:
         self._state = self._state.to(WriterState.CLAIMED)
@@ -140,14 +153,14 @@ class MessageWriter:
             self._connection.close(orderly=orderly)
 
     def _encode(
-        self, part: SinkRows, messages: list[bytes], sent: dict[str, _Row], refused: list[RefusedRow]
+        self, part: SinkRows, messages: list[bytes], sent: list[_Row], refused: list[RefusedRow]
     ) -> None:
         """Add the messages of a part's rows; those that have no form are refused."""
         keys, errors = routing_keys(self._options.routing_key, part)
         bodies, more = encoded(self._options.value, part.values)
         errors |= more
         origins = origins_of(part.partition, part.offsets)
-        largest = self._options.limits.get("size")
+        largest = self._options.known.largest
         message = self._frames.message
         for row, (key, body, origin, timestamp, headers) in enumerate(
             zip(keys, bodies, origins, part.timestamps, part.headers, strict=True)
@@ -165,17 +178,33 @@ class MessageWriter:
             except ValueError as error:
                 errors[row] = error
             else:
-                sent[origin.decode()] = _Row(part.partition, row, key)
+                sent.append(_Row(origin.decode(), part.partition, row))
         refused += [RefusedRow(part.partition, row, error) for row, error in errors.items()]
 
+    def _order(self, sent: Sequence[_Row]) -> Sequence[int]:
+        """In which order rows are published: their own, or first the one that was not taken before.
+
+        Rows before that one have been delivered by that attempt, and come again.
+        """
+        untaken = self._options.known.untaken
+        if untaken is not None and not self._proven:
+            first = next((place for place, row in enumerate(sent) if row.origin == untaken), 0)
+            return [first, *(place for place in range(len(sent)) if place != first)]
+        return range(len(sent))
+
     def _publish(self, client: Client, messages: Sequence[bytes]) -> None:
-        """Send messages and wait for all their confirms."""
+        """Send messages and wait for all their confirms; the first alone, while it is not known to be taken.
+
+        A server with an alarm says so after the first message. The others would be on their way, and arrive
+        when the alarm ends, in addition to those that are sent then. And where one queue is full, each
+        attempt would bring the same rows to all others.
+        """
         start = 0
         if messages and not self._proven:
-            # A server that takes no messages says so after the first one. The others would be on their way,
-            # and arrive, when it takes messages again, in addition to those that are sent then.
             self._send(client, messages[:1])
             self._settle(client)
+            if self._confirms.negative or (self._returned and self._options.waits_for_route):
+                return
             self._proven = True
             start = 1
         batch: list[bytes] = []
@@ -220,23 +249,26 @@ class MessageWriter:
         )
         self._returned[message.properties.get("message_id", "")] = text
 
-    def _unroutable(self, sent: Mapping[str, _Row]) -> list[RefusedRow]:
+    def _unroutable(self, sent: Sequence[_Row]) -> list[RefusedRow]:
         """The rows that came back, as no queue gets them."""
         returned, self._returned = self._returned, {}
-        if returned and self._options.waits_for_route:
-            self.close()
-            raise SinkUnavailable(f"{self._name}: {next(iter(returned.values()))}")
-        return [
-            RefusedRow(sent[origin].partition, sent[origin].row, Unroutable(text))
-            for origin, text in returned.items()
-        ]
+        rows = [row for row in sent if row.origin in returned] if returned else []
+        if rows and self._options.waits_for_route:
+            raise self._untaken(rows[0], returned[rows[0].origin])
+        return [RefusedRow(row.partition, row.row, Unroutable(returned[row.origin])) for row in rows]
+
+    def _untaken(self, row: _Row, text: str) -> SinkUnavailable:
+        """Close, and have the next attempt begin with the row."""
+        self._options.known.untaken = row.origin
+        self.close()
+        return SinkUnavailable(f"{self._name}: {text}")
 
     def _note_limit(self, error: Exception) -> None:
         """Remember the server's limit when it has refused a message for its size: it is refused then."""
         if getattr(error, "reply_code", 0) == PRECONDITION_FAILED:
             found = _LARGEST.search(str(getattr(error, "reply_text", "")))
             if found:
-                self._options.limits["size"] = int(found[1])
+                self._options.known.largest = int(found[1])
 
 
 class Unroutable(ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,6 @@ from streams.devstack.rabbitmq import LocalRabbitMQ
 from streams.errors import ConfigurationError, ConnectorError, SinkUnavailable, SourceUnavailable
 from streams.records import Output
 from tests.support.cluster import AppCluster
-from tests.support.rabbitmq import Program
 from tests.support.sink_rows import ORDERS, TOPIC_ID, context, sink_rows
 from tests.support.source_runs import SourceRun, read_on
 from tests.support.waiting import wait_until
@@ -223,7 +223,7 @@ def test_the_documented_rights_are_enough(server, program, what):
 
 
 @pytest.fixture
-def certificate(authority, tmp_path) -> Iterator[str]:
+def certificate(authority, tmp_path) -> str:
     """The options of a URL with a certificate of the user shop."""
     made = authority[0].issue_cert("shop", common_name="shop")
     made.private_key_pem.write_to_path(tmp_path / "key.pem")
@@ -330,11 +330,9 @@ def test_an_unused_connection_is_kept_alive(server, program):
     url = f"{server.url()}?heartbeat=1"
     reader = RabbitMQQueue(url, "unused").open(OPENED)
     writer = RabbitMQSink(url, exchange="", routing_key="unused", value=Text()).open(context())
-    begun = server.control("eval", "erlang:system_time(second).")
-    wait_until(
-        lambda: int(server.control("eval", "erlang:system_time(second).")) > int(begun) + 3,
-        what="three heartbeats' time",
-    )
+    # After two heartbeats' time without a word the server would end the connections.
+    begun = time.monotonic()
+    wait_until(lambda: time.monotonic() > begun + 3.5)
     assert writer.write([sink_rows(["1"])]) == []
     batch = reader.read(10.0)
     assert batch is not None
@@ -401,30 +399,3 @@ def test_a_server_that_takes_no_messages_holds_back_reading_and_keeps_the_member
     assert set(found) == {b"%d" % number for number in range(2_000)}
     # What was on its way when the server began to block is there twice. Each later attempt sends one row.
     assert max(count for body, count in found.items() if body != b"10") <= 2
-
-
-def test_a_killed_server_is_an_outage_and_loses_nothing(server):
-    url = server.url()
-    with Program(server) as program:
-        program.channel.queue_declare("killed", durable=True, auto_delete=False)
-        program.put("killed", map(str, range(20)), ids=map(str, range(20)))
-    sink = RabbitMQSink(url, exchange="", routing_key="killed", value=Text())
-    with SourceRun(RabbitMQQueue(url, "killed", max_records=5)) as run:
-        assert run.step(5.0)
-        writer = sink.open(context())
-        writer.write([sink_rows(["20"])])
-        writer.commit()
-        server.kill()
-        with pytest.raises(SourceUnavailable):
-            read_on(run.open())
-        with pytest.raises(SinkUnavailable):
-            writer.write([sink_rows(["21"], start=1)])
-        server.start()
-        writer = sink.open(context())
-        writer.write([sink_rows(["21"], start=1)])
-        writer.close()
-        wait_until(
-            lambda: (run.step(0.05), set(run.values) >= set(map(str, range(22))))[1], what="all messages"
-        )
-    with Program(server) as program:
-        program.channel.queue_delete("killed")

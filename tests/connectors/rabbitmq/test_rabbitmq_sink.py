@@ -1,7 +1,9 @@
-"""The RabbitMQ sink on a real server: what messages are made of, and what becomes of those nobody takes."""
+"""The RabbitMQ sink on a real server: its contract, its messages, and what becomes of those nobody takes."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from streams.connectors.rabbitmq import Header, Key, RabbitMQQueue, RabbitMQSink
 from streams.connectors.sink import SinkRows
 from streams.errors import ConfigurationError, ConnectorError, SinkUnavailable
 from streams.records import Output, TopicPartition
+from streams.testing.sinks import DeliveringSinkContract
 from tests.support.cluster import AppCluster
 from tests.support.sink_rows import ORDERS, TOPIC_ID, context, sink_rows
 from tests.support.source_runs import SourceRun
@@ -21,7 +24,9 @@ if TYPE_CHECKING:
 
     from streams.connectors.rabbitmq.sink_writer import MessageWriter
     from streams.connectors.sink import RefusedRow
+    from streams.devstack.rabbitmq import LocalRabbitMQ
     from streams.records import Headers
+    from tests.support.rabbitmq import Program
 
 
 def opened(sink: RabbitMQSink) -> MessageWriter:
@@ -50,6 +55,39 @@ def rows_with(headers: Sequence[Headers | None], values: Sequence[Any], start: i
         headers=headers,
         offsets=range(start, start + len(values)),
     )
+
+
+# --- the contract
+
+
+class _OnRabbitMQ(DeliveringSinkContract):
+    server: LocalRabbitMQ
+    program: Program
+
+    @pytest.fixture(autouse=True)
+    def target(self, server: LocalRabbitMQ, program: Program):
+        self.server, self.program = server, program
+        self.received: list[tuple[int, str]] = []
+        program.exchange("contract")
+        program.queue("contract", "contract", "#")
+
+    def rows(self) -> list[tuple[int, str]]:
+        values: list[Any] = [json.loads(body) for body in self.program.bodies("contract")]
+        self.received += [(value["id"], value["text"]) for value in values]
+        return self.received
+
+    def refused_value(self, number: int) -> dict[str, object]:
+        return {"id": number, "text": math.nan}
+
+
+class TestDefaultExchange(_OnRabbitMQ):
+    def connector(self) -> RabbitMQSink:
+        return RabbitMQSink(self.server.url(), exchange="", routing_key="contract", max_rows=1_000)
+
+
+class TestTopicExchange(_OnRabbitMQ):
+    def connector(self) -> RabbitMQSink:
+        return RabbitMQSink(self.server.url(), exchange="contract", routing_key=Key(), max_rows=1_000)
 
 
 # --- what messages are made of
@@ -251,6 +289,28 @@ def test_a_queue_that_is_full_is_an_outage(server, program):
     assert taken == [b"0", b"1", b"2"]
     assert written(sink, sink_rows([3, 4], start=3)) == []
     assert program.bodies("full") == [b"3", b"4"]
+
+
+def test_attempts_while_one_queue_is_full_do_not_fill_the_others(server, program):
+    program.exchange("two", "topic")
+    program.queue("two-open", "two", "#")
+    program.queue("two-full", "two", "full.#", **{"x-max-length": 1, "x-overflow": "reject-publish"})
+    sink = RabbitMQSink(server.url(), exchange="two", routing_key=Key())
+    keys = [f"{'full' if number >= 50 else 'open'}.{number}" for number in range(100)]
+    rows = sink_rows(list(range(100)), keys=keys)
+    for _ in range(5):
+        with pytest.raises(SinkUnavailable, match=r"orders/0/51 \(basic\.nack\)"):
+            opened(sink).write([rows])
+    # The first attempt has published everything, the others the row in question.
+    assert program.count("two-open") == 104
+    program.channel.queue_delete("two-full")
+    program.queue("two-full", "two", "full.#")
+    program.bodies("two-open")
+    assert written(sink, rows) == []
+    assert program.bodies("two-open") == [b"51", *(b"%d" % number for number in range(100) if number != 51)]
+    # Once it was taken, rows are published in their order again.
+    assert written(sink, rows) == []
+    assert program.bodies("two-open") == [b"%d" % number for number in range(100)]
 
 
 def test_an_exchange_that_is_missing_ends_a_start_and_is_waited_for_later(server, program):
