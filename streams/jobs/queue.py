@@ -193,6 +193,16 @@ class JobQueue:
         return QueueNumbers.of(self._unfinished, self._store, self._control)
 
     @property
+    def next_instants(self) -> dict[str, int]:
+        """The next instants of the schedules that it decides; from any thread. See ``Scheduler``."""
+        return {} if self._scheduler is None else self._scheduler.next_instants()
+
+    @property
+    def missed_instants(self) -> dict[str, int]:
+        """When it found that instants of a schedule were missed; from any thread. See ``Scheduler``."""
+        return {} if self._scheduler is None else dict(self._scheduler.missed)
+
+    @property
     def places(self) -> int:
         """How many jobs the worker executes at once, in all tasks; from any thread."""
         return self._executors.places

@@ -53,6 +53,8 @@ class Scheduler:
         self._schedules = schedules
         self._upcoming: dict[str, _Upcoming] | None = None
         self._wakes = 0
+        self.missed: dict[str, int] = {}
+        """When it was last decided of each schedule, in this worker, that instants were missed."""
 
     def forget(self) -> None:
         """The store may have changed: read it again."""
@@ -62,6 +64,14 @@ class Scheduler:
     def wakes(self) -> int:
         """When the next instant is, in milliseconds since the epoch; 0 if that is not known."""
         return self._wakes
+
+    def next_instants(self) -> dict[str, int]:
+        """The next instant of each schedule that has one, in milliseconds since the epoch; from any thread.
+
+        One that has passed is decided when the task's turn comes. Empty while that is not known.
+        """
+        upcoming = self._upcoming or {}
+        return {name: item.next for name, item in list(upcoming.items()) if item.next != NEVER}
 
     def decide(self, now: int) -> tuple[list[Released], list[Occurrence]]:
         """Decide all instants up to now. Returns the jobs in the order of their instants.
@@ -81,6 +91,8 @@ class Scheduler:
                 due, others = _decide(schedule, passed, now)
                 released += [(instant, name) for instant in due]
                 occurrences += others
+                if others:
+                    self.missed[name] = now
         self._wakes = min((upcoming.next for upcoming in self._upcoming.values()), default=NEVER)
         return [
             Released(self._schedules[name].partition_key, self._schedules[name].payload(instant, now))
