@@ -33,6 +33,8 @@ class WorkerFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     time: int
     """In milliseconds since the epoch."""
+    watching: bool = False
+    """Whether it is no worker, but a program that watches the app from outside."""
     partitions: dict[str, list[int]] = {}
     """The partitions of which it knows what waits, by topic."""
     waiting: dict[str, float] = {}
@@ -65,6 +67,11 @@ class WorkerFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Connectors that cannot be used."""
     unknown: bool = False
     """Whether it does not know what waits, as its broker does not answer."""
+
+
+def outside_figures() -> WorkerFigures:
+    """What a program says that watches an app from outside: that it is there."""
+    return WorkerFigures(time=time.time_ns() // 1_000_000, watching=True)
 
 
 class _Counted(NamedTuple):

@@ -81,15 +81,19 @@ CLEARING = 60_000
 be raised and cleared each minute."""
 
 
-def _rule(threshold: float, minutes: float, severity: Severity) -> Rule:
-    return Rule(threshold, round(minutes * 60_000), CLEARING, severity)
+STALL_CLEARING = 180_000
+"""A worker that takes over a stalled partition needs ``stall_timeout`` to find that it stalls there, too."""
+
+
+def _rule(threshold: float, minutes: float, severity: Severity, clearing: int = CLEARING) -> Rule:
+    return Rule(threshold, round(minutes * 60_000), clearing, severity)
 
 
 DEFAULTS: dict[AlertName, Rule] = {
     # Its threshold is the app's waiting_goal.
     AlertName.BEHIND: _rule(30, 5, "warning"),
     AlertName.NOT_CATCHING_UP: _rule(3600, 15, "critical"),
-    AlertName.STALLED: _rule(0, 1, "critical"),
+    AlertName.STALLED: _rule(0, 1, "critical", STALL_CLEARING),
     AlertName.RETENTION_SOON: _rule(4 * 3600, 5, "critical"),
     AlertName.DEAD_LETTER_SHARE: _rule(0.01, 10, "warning"),
     AlertName.REBALANCE_STORM: _rule(6, 2, "warning"),

@@ -70,8 +70,8 @@ class Heard(NamedTuple):
 class AlertTopics:
     """Reads and writes both topics; used by one thread.
 
-    ``clock`` returns seconds, ``wall_clock`` milliseconds since the epoch. Records that cannot be decoded are left
-    out: any client may write to the topics.
+    ``clock`` returns seconds, ``wall_clock`` milliseconds since the epoch. Any client may write to them:
+    records that cannot be decoded are left out.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from streams.alerts.figures import WorkerFigures
     from streams.broker import Broker
 
-ROUND_SECONDS = 10.0
+ROUND_SECONDS = 5.0
 """How often a worker tells what it knows, and alerts are decided."""
 
 SILENT_ROUNDS = 3.5
@@ -42,8 +42,8 @@ class AlertWatch:
     """A worker's part in the alerts of its app, or that of a program that watches the app from outside.
 
     Each worker tells the others its figures. The one whose name is the lowest of those that were heard of
-    lately decides for all: alerts are about the app. A watching program (``figures`` is ``None``) decides
-    while no worker was heard of. All that is decided is in the topic, so whoever decides next continues.
+    lately decides for all: alerts are about the app. While no worker was heard of, a program that watches the
+    app from outside does. All that is decided is in the topic, so whoever decides next continues.
 
     ``expected`` returns the partitions of the app's input, by topic. ``goal`` is the app's ``waiting_goal``.
     """
@@ -55,7 +55,7 @@ class AlertWatch:
         name: str,
         configured: Configured,
         *,
-        figures: Callable[[], WorkerFigures] | None,
+        figures: Callable[[], WorkerFigures],
         expected: Callable[[], Mapping[str, int]],
         goal: float,
         seconds: float = ROUND_SECONDS,
@@ -74,7 +74,7 @@ class AlertWatch:
         self._clock = clock
         self._wall_clock = wall_clock or (lambda: time.time_ns() // 1_000_000)
         self._topics = AlertTopics(broker, application, clock=clock, wall_clock=self._wall_clock)
-        self._began = clock()
+        self._leads_since: float | None = None
         self._deliveries: dict[str, Delivery] = {}
         self._alerts: Alerts | None = None
         self._stop = False
@@ -85,7 +85,7 @@ class AlertWatch:
         self.firing: Sequence[FiringAlert] = ()
         """What fires, by the topic; any thread may read it."""
         self.leads = False
-        """Whether this one has decided in the last round; any thread may read it."""
+        """Whether this one decides; any thread may read it."""
 
     # --- life
 
@@ -126,14 +126,13 @@ class AlertWatch:
                 self._fail(error)
             self._wake.wait(self._seconds)
         try:
-            if self._figures is not None:
-                self._topics.write_figures(self._name, None)
+            self._topics.write_figures(self._name, None)
             self._topics.close()
         except Exception as error:  # noqa: BLE001 - the others notice by its silence
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        self.leads = False
+        self.leads, self._leads_since = False, None
         self._notify({})
         reason = f"{type(error).__name__}: {error}"
         if reason != self._failure:
@@ -150,13 +149,18 @@ class AlertWatch:
     def round(self) -> None:
         """Tell, read, decide, notify. Raises ``BrokerError``."""
         self._use(self._configured.current())
-        if self._figures is not None:
-            self._topics.write_figures(self._name, self._figures())
+        own = self._figures()
+        self._topics.write_figures(self._name, own)
         self._topics.read()
-        heard = self._heard()
-        self.leads = self._name == min(heard) if heard else self._may_judge_alone()
+        heard = self._heard() | {self._name: own}
+        workers = {name: item for name, item in heard.items() if not item.watching}
+        self.leads = self._name == min(workers or heard)
+        if not self.leads:
+            self._leads_since = None
+        elif self._leads_since is None:
+            self._leads_since = self._clock()
         if self.leads:
-            self._decide(list(heard.values()))
+            self._decide(list(workers.values()))
             self._note_deliveries()
         self._notify(self._topics_alerts() if self.leads else {})
         self.firing = [
@@ -166,11 +170,11 @@ class AlertWatch:
     def _heard(self) -> dict[str, WorkerFigures]:
         """The figures of the workers that run, by their names."""
         oldest = self._clock() - SILENT_ROUNDS * self._seconds
-        return {name: item.figures for name, item in self._topics.workers.items() if item.time > oldest}
-
-    def _may_judge_alone(self) -> bool:
-        """Whether a program that watches from outside has listened for long enough to know of all workers."""
-        return self._figures is None and self._clock() - self._began > SILENT_ROUNDS * self._seconds
+        workers = self._topics.workers
+        for name in [name for name, item in workers.items() if item.time <= oldest]:
+            # One that was only frozen is heard of again.
+            del workers[name]
+        return {name: item.figures for name, item in workers.items()}
 
     def _topics_alerts(self) -> dict[AlertKey, Alert]:
         return {key: item.alert for key, item in self._topics.alerts.items()}
@@ -260,8 +264,9 @@ class AlertWatch:
             )
 
     def _may_notify(self, alert: Alert, read: float, now: float) -> bool:
-        """Another worker that has just decided is given the time to notify and to note it."""
-        return alert.worker == self._name or now - read > SILENT_ROUNDS * self._seconds
+        """Whether no other worker may be about to: one that has decided, or still believes that it does."""
+        since = max(read, now if self._leads_since is None else self._leads_since)
+        return alert.worker == self._name or now - since > SILENT_ROUNDS * self._seconds
 
     # --- figures for others
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from http.client import HTTPConnection, HTTPSConnection
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ class Webhook:
     ``ConfigurationError``.
     """
 
-    url: str | None = None
+    url: str | None = field(default=None, repr=False)
     name: str = "webhook"
     url_from: str | None = None
     secret_from: str | None = None

@@ -14,6 +14,7 @@ import typer
 from rich.table import Table
 
 from streams.alerts.alert import Alert, AlertState
+from streams.alerts.figures import outside_figures
 from streams.alerts.notification import Notification
 from streams.alerts.rules import AlertName
 from streams.alerts.topics import read_alerts
@@ -87,7 +88,7 @@ def watch(target: Target, *, bootstrap_servers: Servers = None) -> None:
             app.name,
             name,
             configured,
-            figures=None,
+            figures=outside_figures,
             expected=dict,
             goal=app.settings.waiting_goal,
         ),
@@ -97,7 +98,7 @@ def watch(target: Target, *, bootstrap_servers: Servers = None) -> None:
 
 
 @alerts_cli.command("test")
-def test_receivers(
+def notify_all(
     target: Target,
     *,
     receiver: Annotated[str | None, typer.Option(help="This receiver only, by its name.")] = None,
