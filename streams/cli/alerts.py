@@ -8,10 +8,8 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import msgspec
 import typer
-from rich.table import Table
 
 from streams.alerts.alert import Alert, AlertState
 from streams.alerts.figures import outside_figures
@@ -57,18 +55,10 @@ def list_alerts(target: Target, *, bootstrap_servers: Servers = None, as_json: A
         for item in found:
             print_line({**msgspec.to_builtins(Notification.of(item)), "silenced": item.silenced})
         return
-    table = Table("state", "alert", "since", "severity", "sentence", "notified")
     for item in found:
-        silenced = " (silenced)" if item.silenced else ""
-        table.add_row(
-            f"{item.state.value}{silenced}",
-            click.unstyle(str(item.key)),
-            iso_time(item.since),
-            item.severity,
-            click.unstyle(item.sentence),
-            ", ".join(item.cleared_to if item.state is AlertState.CLEARED else item.raised_to),
-        )
-    out.print(table)
+        _say(_line(item))
+    if not found:
+        _say("nothing fires")
 
 
 @alerts_cli.command("watch")
@@ -131,13 +121,32 @@ def notify_all(
         try:
             item.sender().send(alert)
         except Exception as error:  # noqa: BLE001 - what a receiver may raise is what is asked for
-            out.print(click.unstyle(f"{item.name}: {scrub(f'{type(error).__name__}: {error}')}"))
+            _say(f"{item.name}: {scrub(f'{type(error).__name__}: {error}')}")
             results[False] += 1
         else:
-            out.print(f"{item.name}: sent")
+            _say(f"{item.name}: sent")
             results[True] += 1
     if results[False]:
         raise ConnectorUnavailable(f"{results[False]} of {results.total()} receivers were not notified")
+
+
+def _line(alert: Alert) -> str:
+    """An alert in one line."""
+    since = alert.cleared if alert.state is AlertState.CLEARED else alert.raised or alert.since
+    notified = alert.cleared_to if alert.state is AlertState.CLEARED else alert.raised_to
+    notes = [f"notified: {', '.join(notified)}"] if notified else []
+    notes += ["silenced"] if alert.silenced else []
+    text = (
+        f"{alert.state.value} since {iso_time(since or 0)}: {alert.key} ({alert.severity}): {alert.sentence}"
+    )
+    text += f" [{'; '.join(notes)}]" if notes else ""
+    return text
+
+
+def _say(text: str) -> None:
+    """Print one line, without what a terminal would obey."""
+    line = "".join(mark if mark.isprintable() else " " for mark in text)
+    out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _app(target: str, bootstrap_servers: str | None) -> App:
