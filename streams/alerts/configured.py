@@ -6,7 +6,7 @@ import tomllib
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from streams.alerts.declared import Alerts, Silence
+from streams.alerts.declared import Alerts, Silence, sender_of
 from streams.alerts.mail import Email
 from streams.alerts.rules import AlertRule
 from streams.alerts.webhook import Webhook
@@ -49,7 +49,7 @@ class Configured:
             try:
                 changed = read_alerts_file(path)
                 for receiver in changed.receivers:
-                    receiver.sender()
+                    sender_of(receiver)
                 self._current = changed
             except StreamsError as error:
                 get_logger().error(Event.ALERTS_FILE_REFUSED, file=str(path), error=str(error))

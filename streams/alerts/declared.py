@@ -6,15 +6,16 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeAlias
 
-from streams.alerts.mail import Email
+from streams.alerts.mail import Email, email_sender
 from streams.alerts.rules import DEFAULTS, AlertName, AlertRule, Rule, alert_name
-from streams.alerts.webhook import Webhook
+from streams.alerts.webhook import Webhook, webhook_sender
 from streams.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from streams.alerts.alert import AlertKey
+    from streams.alerts.notification import Sender
 
 Receiver: TypeAlias = Webhook | Email
 
@@ -47,15 +48,6 @@ class Silence:
                 )
         if self.start is not None and self.stop is not None and self.start >= self.stop:
             raise ConfigurationError(f"Silence: stop {self.stop} is not after start {self.start}")
-
-    def covers(self, key: AlertKey, now: int) -> bool:
-        """Whether it holds for an alert at ``now``, in milliseconds since the epoch."""
-        return (
-            self.alert in (None, key.name.value)
-            and self.subject in (None, key.subject)
-            and (self.start is None or self.start.timestamp() * 1000 <= now)
-            and (self.stop is None or now < self.stop.timestamp() * 1000)
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,26 +83,42 @@ class Alerts:
                 hint="who was notified is known by the name: give each its own, name='…'",
             )
 
-    def effective_rules(self, waiting_goal: float) -> dict[AlertName, Rule]:
-        """The rules of the alerts that are not off."""
-        found = {}
-        for name, default in DEFAULTS.items():
-            if name in self.off:
-                continue
-            rule = default._replace(threshold=waiting_goal) if name is AlertName.BEHIND else default
-            own = self.rules.get(name)
-            if own is not None:
-                rule = rule._replace(
-                    threshold=rule.threshold if own.threshold is None else float(own.threshold),
-                    lasting=rule.lasting if own.lasting is None else own.lasting // MILLISECOND,
-                    clearing=rule.clearing if own.clearing is None else own.clearing // MILLISECOND,
-                )
-            found[name] = rule
-        return found
 
-    def silenced(self, key: AlertKey, now: int) -> bool:
-        """Whether a silence holds for an alert at ``now``, in milliseconds since the epoch."""
-        return any(silence.covers(key, now) for silence in self.silences)
+def effective_rules(alerts: Alerts, waiting_goal: float) -> dict[AlertName, Rule]:
+    """The rules of the alerts that are not off."""
+    found = {}
+    for name, default in DEFAULTS.items():
+        if name in alerts.off:
+            continue
+        rule = default._replace(threshold=waiting_goal) if name is AlertName.BEHIND else default
+        own = alerts.rules.get(name)
+        if own is not None:
+            rule = rule._replace(
+                threshold=rule.threshold if own.threshold is None else float(own.threshold),
+                lasting=rule.lasting if own.lasting is None else own.lasting // MILLISECOND,
+                clearing=rule.clearing if own.clearing is None else own.clearing // MILLISECOND,
+            )
+        found[name] = rule
+    return found
+
+
+def silenced(alerts: Alerts, key: AlertKey, now: int) -> bool:
+    """Whether a silence holds for an alert at ``now``, in milliseconds since the epoch."""
+    return any(_covers(silence, key, now) for silence in alerts.silences)
+
+
+def sender_of(receiver: Receiver) -> Sender:
+    """What notifies a receiver. Raises ``ConfigurationError`` if what it needs is not in the environment."""
+    return webhook_sender(receiver) if isinstance(receiver, Webhook) else email_sender(receiver)
+
+
+def _covers(silence: Silence, key: AlertKey, now: int) -> bool:
+    return (
+        silence.alert in (None, key.name.value)
+        and silence.subject in (None, key.subject)
+        and (silence.start is None or silence.start.timestamp() * 1000 <= now)
+        and (silence.stop is None or now < silence.stop.timestamp() * 1000)
+    )
 
 
 def _require(value: object, kind: type | tuple[type, ...], what: str) -> None:

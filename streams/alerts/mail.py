@@ -63,11 +63,6 @@ class Email:
         if to_milliseconds(self.timeout, f"Email {self.name!r}: timeout") == 0:
             raise ConfigurationError(f"Email {self.name!r}: timeout must be longer than 0")
 
-    def sender(self) -> EmailSender:
-        """What sends to it. Raises ``ConfigurationError`` if the password's variable is not set."""
-        password = None if self.password_from is None else from_environment(self.password_from, self.name)
-        return EmailSender(self, password)
-
 
 class EmailSender:
     """Sends by one server."""
@@ -119,3 +114,9 @@ class EmailSender:
 
 class PartlyRefused(Exception):
     """The server accepted the mail for some addresses and refused it for others."""
+
+
+def email_sender(receiver: Email) -> EmailSender:
+    """What sends to it. Raises ``ConfigurationError`` if the password's variable is not set."""
+    variable = receiver.password_from
+    return EmailSender(receiver, None if variable is None else from_environment(variable, receiver.name))

@@ -11,6 +11,7 @@ import msgspec
 
 from streams.alerts.alert import Alert, AlertState, advance
 from streams.alerts.conditions import Conditions
+from streams.alerts.declared import effective_rules, sender_of, silenced
 from streams.alerts.delivery import FIRST_BACKOFF, Delivery
 from streams.alerts.figures import covers
 from streams.alerts.rules import DEFAULTS, AlertName
@@ -181,7 +182,7 @@ class AlertWatch:
 
     def _decide(self, figures: Sequence[WorkerFigures]) -> None:
         alerts = self._declared()
-        rules = alerts.effective_rules(self._goal)
+        rules = effective_rules(alerts, self._goal)
         now = self._wall_clock()
         symptoms = Conditions(self._application, rules, goal=self._goal).holding(figures, now)
         certain = bool(figures) and covers(figures, self._expected())
@@ -201,9 +202,9 @@ class AlertWatch:
                 now=now,
             )
             if after is not None and after.state is not AlertState.CLEARED:
-                silenced = alerts.silenced(key, now)
-                if silenced != after.silenced:
-                    after = msgspec.structs.replace(after, silenced=silenced)
+                quiet = silenced(alerts, key, now)
+                if quiet != after.silenced:
+                    after = msgspec.structs.replace(after, silenced=quiet)
             if after is not before:
                 self._write(key, before, after)
 
@@ -232,7 +233,7 @@ class AlertWatch:
         """Notify these receivers from now on. Raises ``ConfigurationError`` if one cannot be used."""
         if alerts is self._alerts:
             return
-        senders = {receiver.name: receiver.sender() for receiver in alerts.receivers}
+        senders = {receiver.name: sender_of(receiver) for receiver in alerts.receivers}
         for delivery in self._deliveries.values():
             delivery.close()
         self._alerts = alerts

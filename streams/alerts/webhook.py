@@ -48,23 +48,6 @@ class Webhook:
         if to_milliseconds(self.timeout, f"Webhook {self.name!r}: timeout") == 0:
             raise ConfigurationError(f"Webhook {self.name!r}: timeout must be longer than 0")
 
-    def sender(self) -> WebhookSender:
-        """What sends to it. Raises ``ConfigurationError`` if a variable is missing or is no URL."""
-        url = self.url
-        if self.url_from is not None:
-            url = from_environment(self.url_from, self.name)
-        assert url is not None, "one of the two is given"
-        _check_url(url, self.name)
-        headers = {"Content-Type": "application/json", "User-Agent": "streams"}
-        if self.secret_from is not None:
-            secret = from_environment(self.secret_from, self.name)
-            if not secret.isascii() or not secret.isprintable():
-                raise ConfigurationError(
-                    f"Webhook {self.name!r}: the value of {self.secret_from} cannot be sent as a header"
-                )
-            headers[self.header] = secret
-        return WebhookSender(url, headers, self.timeout.total_seconds())
-
 
 class WebhookSender:
     """Sends to one URL."""
@@ -107,3 +90,21 @@ def _check_url(url: str, name: str) -> None:
             f"Webhook {name!r}: its URL is not one of http:// or https:// with a host",
             hint="without user and password: secret_from= names a variable with the value of a header",
         )
+
+
+def webhook_sender(receiver: Webhook) -> WebhookSender:
+    """What sends to it. Raises ``ConfigurationError`` if a variable is missing or is no URL."""
+    name, url = receiver.name, receiver.url
+    if receiver.url_from is not None:
+        url = from_environment(receiver.url_from, name)
+    assert url is not None, "one of the two is given"
+    _check_url(url, name)
+    headers = {"Content-Type": "application/json", "User-Agent": "streams"}
+    if receiver.secret_from is not None:
+        secret = from_environment(receiver.secret_from, name)
+        if not secret.isascii() or not secret.isprintable():
+            raise ConfigurationError(
+                f"Webhook {name!r}: the value of {receiver.secret_from} cannot be sent as a header"
+            )
+        headers[receiver.header] = secret
+    return WebhookSender(url, headers, receiver.timeout.total_seconds())

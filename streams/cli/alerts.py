@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from streams.alerts.alert import Alert, AlertState
+from streams.alerts.declared import sender_of
 from streams.alerts.figures import outside_figures
 from streams.alerts.notification import Notification
 from streams.alerts.rules import AlertName
@@ -119,7 +120,7 @@ def notify_all(
     results = Counter[bool]()
     for item in receivers:
         try:
-            item.sender().send(alert)
+            sender_of(item).send(alert)
         except Exception as error:  # noqa: BLE001 - what a receiver may raise is what is asked for
             _say(f"{item.name}: {scrub(f'{type(error).__name__}: {error}')}")
             results[False] += 1

@@ -21,6 +21,7 @@ from streams import (
 )
 from streams.alerts.alert import AlertKey
 from streams.alerts.configured import Configured, read_alerts_file
+from streams.alerts.declared import effective_rules, silenced
 from streams.alerts.rules import DEFAULTS
 from tests.support.logs import capture_logs
 
@@ -88,11 +89,11 @@ def test_a_file_declares_all_that_a_program_can(tmp_path: Path):
 def test_the_rules_are_the_defaults_but_for_what_is_declared():
     own = AlertRule(threshold=0.5, lasting=timedelta(0))
     alerts = Alerts(rules={"StreamsDeadLetterShare": own}, off=["StreamsBehind"])
-    rules = alerts.effective_rules(waiting_goal=7.0)
+    rules = effective_rules(alerts, 7.0)
     assert rules.keys() == set(AlertName) - {AlertName.BEHIND}
     assert rules[AlertName.DEAD_LETTER_SHARE] == (0.5, 0, 60_000, "warning")
     assert rules[AlertName.STALLED] == DEFAULTS[AlertName.STALLED]
-    assert Alerts().effective_rules(7.0)[AlertName.BEHIND].threshold == 7.0
+    assert effective_rules(Alerts(), 7.0)[AlertName.BEHIND].threshold == 7.0
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_a_file_that_changes_is_read_again_and_a_wrong_change_changes_nothing(tm
     ],
 )
 def test_what_a_silence_covers(silence: Silence, covered: bool):
-    assert silence.covers(AlertKey(AlertName.BEHIND, "orders"), 10_000) is covered
+    assert silenced(Alerts(silences=[silence]), AlertKey(AlertName.BEHIND, "orders"), 10_000) is covered
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from aiosmtpd.smtp import AuthResult, LoginPassword
 
 from streams import ConfigurationError, Email, Webhook, seconds
 from streams.alerts.alert import Alert, AlertKey, AlertState
+from streams.alerts.declared import sender_of
 from streams.alerts.delivery import Delivery
 from streams.alerts.mail import PartlyRefused
 from streams.alerts.rules import AlertName
@@ -97,7 +98,7 @@ def test_a_webhook_gets_json_and_the_secret_of_the_environment(
     hook: HookServer, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("HOOK_SECRET", "Bearer s3cret")
-    Webhook(hook.url + "?to=ops", secret_from="HOOK_SECRET").sender().send(ALERT)
+    sender_of(Webhook(hook.url + "?to=ops", secret_from="HOOK_SECRET")).send(ALERT)
     (post,) = hook.posts
     assert (post.path, post.headers["authorization"]) == ("/hook?to=ops", "Bearer s3cret")
     assert post.headers["content-type"] == "application/json"
@@ -122,12 +123,12 @@ def test_a_url_may_come_from_the_environment_and_is_never_shown(
     hook: HookServer, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("HOOK_URL", hook.url)
-    Webhook(url_from="HOOK_URL").sender().send(ALERT)
+    sender_of(Webhook(url_from="HOOK_URL")).send(ALERT)
     assert len(hook.posts) == 1
     assert "secret-path" not in repr(Webhook("https://hooks.example.com/secret-path"))
     monkeypatch.setenv("HOOK_URL", "secret-path")
     with pytest.raises(ConfigurationError) as caught:
-        Webhook(url_from="HOOK_URL").sender()
+        sender_of(Webhook(url_from="HOOK_URL"))
     assert "secret-path" not in str(caught.value)
 
 
@@ -135,13 +136,13 @@ def test_a_url_may_come_from_the_environment_and_is_never_shown(
 def test_another_answer_than_2xx_is_a_refusal(hook: HookServer, status: int):
     hook.statuses = [status]
     with pytest.raises(WebhookRefused, match=str(status)):
-        Webhook(hook.url).sender().send(ALERT)
+        sender_of(Webhook(hook.url)).send(ALERT)
 
 
 def test_a_webhook_that_does_not_answer_times_out(hook: HookServer):
     hook.open.clear()
     with pytest.raises(TimeoutError):
-        Webhook(hook.url, timeout=seconds(0.1)).sender().send(ALERT)
+        sender_of(Webhook(hook.url, timeout=seconds(0.1))).send(ALERT)
 
 
 @pytest.mark.parametrize(
@@ -166,16 +167,16 @@ def test_a_wrong_webhook_is_refused_where_it_is_declared(options: dict[str, Any]
 def test_a_missing_secret_is_refused_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("HOOK_SECRET", raising=False)
     with pytest.raises(ConfigurationError, match="HOOK_SECRET is not set"):
-        Webhook("https://a", secret_from="HOOK_SECRET").sender()
+        sender_of(Webhook("https://a", secret_from="HOOK_SECRET"))
     monkeypatch.setenv("HOOK_SECRET", "two\r\nlines")
     with pytest.raises(ConfigurationError, match="cannot be sent as a header") as caught:
-        Webhook("https://a", secret_from="HOOK_SECRET").sender()
+        sender_of(Webhook("https://a", secret_from="HOOK_SECRET"))
     assert "lines" not in str(caught.value)
 
 
 def test_a_mail_says_what_is_wrong_and_what_to_do():
     with mailbox() as (box, port):
-        sender = email(port, to=["ops@example.com", "dev@example.com"]).sender()
+        sender = sender_of(email(port, to=["ops@example.com", "dev@example.com"]))
         sender.send(ALERT)
         sender.send(ALERT)
     (addresses, mail), (_, again) = box.mails
@@ -190,7 +191,7 @@ def test_a_mail_says_what_is_wrong_and_what_to_do():
 
 def test_a_mail_that_is_refused_for_some_is_repeated_for_these_only():
     with mailbox() as (box, port):
-        sender = email(port, to=["ops@example.com", "nobody@example.com"]).sender()
+        sender = sender_of(email(port, to=["ops@example.com", "nobody@example.com"]))
         with pytest.raises(PartlyRefused, match="1 of 2"):
             sender.send(ALERT)
         with pytest.raises(Exception, match="no such user"):
@@ -212,7 +213,7 @@ def test_a_text_from_a_topic_cannot_add_a_header():
             since=0,
             raised=0,
         )
-        email(port).sender().send(sneaky)
+        sender_of(email(port)).send(sneaky)
     ((addresses, mail),) = box.mails
     assert addresses == ["ops@example.com"]
     assert mail["Bcc"] is None
@@ -224,7 +225,7 @@ def test_a_password_is_only_sent_over_an_encrypted_connection(monkeypatch: pytes
     with pytest.raises(ConfigurationError, match="anyone can read"):
         email(25, user="streams", password_from="MAIL_PASSWORD")
     with mailbox() as (box, port):
-        secure = email(port, user="streams", password_from="MAIL_PASSWORD", security="starttls").sender()
+        secure = sender_of(email(port, user="streams", password_from="MAIL_PASSWORD", security="starttls"))
         with pytest.raises(Exception, match="STARTTLS"):
             secure.send(ALERT)
         assert box.logins == []
@@ -321,7 +322,7 @@ def test_what_is_not_wanted_any_more_is_not_sent():
 def test_a_mail_server_that_says_nothing_times_out():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        sender = email(port, timeout=seconds(0.2)).sender()
+        sender = sender_of(email(port, timeout=seconds(0.2)))
         with pytest.raises(smtplib.SMTPServerDisconnected, match="timed out"):
             sender.send(ALERT)
 
@@ -329,4 +330,4 @@ def test_a_mail_server_that_says_nothing_times_out():
 def test_a_certificate_that_nobody_signed_is_not_trusted(hook: HookServer):
     url = hook.url.replace("http://", "https://")
     with pytest.raises(ssl.SSLError):
-        Webhook(url).sender().send(ALERT)
+        sender_of(Webhook(url)).send(ALERT)
