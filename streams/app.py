@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, over
 import msgspec
 import structlog
 
+from streams.alerts.configured import Configured
+from streams.alerts.declared import Alerts
+from streams.alerts.figures import FigureReader
+from streams.alerts.watch import AlertWatch
 from streams.broker.kafka import KafkaBroker
 from streams.config import load_settings
 from streams.coroutines.awaitables import is_asynchronous, location
@@ -23,7 +27,7 @@ from streams.dsl.connectors import read_connector
 from streams.dsl.flow import Flow, is_untyped
 from streams.dsl.sources import read_global_table, read_stream, read_table
 from streams.dsl.stream import GlobalTable, Stream, Table
-from streams.errors import ConfigurationError, StateUnavailable, TopologyError
+from streams.errors import ConfigurationError, NotAuthorized, StateUnavailable, TopologyError
 from streams.events import Event, get_logger, program_logger
 from streams.jobs.declared import Queue
 from streams.jobs.job import Call
@@ -101,13 +105,19 @@ class App:
     overrides. No connection is made before ``run``.
 
     ``on_error`` is the default error policy of the steps, for records on which a step fails: by default they
-    become dead letters.
+    become dead letters. ``alerts`` are raised by the app itself, without Prometheus: to a topic, webhooks and
+    e-mail.
 
     Raises ``ConfigurationError`` for an unknown setting or a value of the wrong type.
     """
 
     def __init__(
-        self, name: str, *, on_error: ErrorPolicy = dead_letter, **settings: Unpack[SettingsArguments]
+        self,
+        name: str,
+        *,
+        on_error: ErrorPolicy = dead_letter,
+        alerts: Alerts | None = None,
+        **settings: Unpack[SettingsArguments],
     ) -> None:
         fault = topic_name_fault(name) or topic_name_fault(f"{name}-dead-letters")
         if fault:
@@ -121,6 +131,12 @@ class App:
                 f"App({name!r}): on_error takes a policy, got {on_error!r:.80}",
                 hint="fail, dead_letter, skip or retry(…)",
             )
+        given: object = alerts
+        if given is not None and not isinstance(given, Alerts):
+            raise ConfigurationError(
+                f"App({name!r}): alerts takes Alerts(…), got {given!r:.80}", hint="alerts=Alerts()"
+            )
+        self._alerts = alerts
         self.settings: Settings = load_settings(settings, os.environ)
         self._builder = TopologyBuilder(name, on_error, lineage=self.settings.lineage)
         _refuse_async_callbacks(self.settings)
@@ -688,10 +704,25 @@ class App:
             stack.callback(watchdog.close)
             watchdog.start()
             address, jobs = None, None
-            if settings.http_port is not None:
-                observer = Observer(worker, watchdog, cluster, goal=settings.waiting_goal)
+            observer = Observer(worker, watchdog, cluster, goal=settings.waiting_goal)
+            alerts = configured_alerts(self)
+            alert_watch: AlertWatch | None = None
+            if settings.http_port is not None or alerts is not None:
                 stack.callback(observer.close)
                 observer.start()
+            if alerts is not None:
+                alert_watch = stack.enter_context(
+                    AlertWatch(
+                        cluster,
+                        self.name,
+                        worker_id,
+                        alerts,
+                        figures=FigureReader(worker, observer, watchdog).read,
+                        expected=lambda: _measured_inputs(topology, worker.inputs),
+                        goal=settings.waiting_goal,
+                    )
+                )
+            if settings.http_port is not None:
                 port = settings.http_port + slot.number if settings.http_port else 0
                 from streams.queries.http_server import (  # noqa: PLC0415 - uvicorn takes a tenth of the start
                     HttpServer,
@@ -712,7 +743,15 @@ class App:
                     HttpServer(
                         settings.http_host,
                         port,
-                        _routes(worker, watchdog, replicas, self.metrics, observer, reasons=token is None),
+                        _routes(
+                            worker,
+                            watchdog,
+                            replicas,
+                            self.metrics,
+                            observer,
+                            alert_watch,
+                            reasons=token is None,
+                        ),
                         templates,
                         token=token,
                         public=PUBLIC_ROUTES,
@@ -720,20 +759,25 @@ class App:
                     )
                 )
                 get_logger().info(Event.HTTP_LISTENING, url=server.url)
-                if queries.names or jobs is not None:
-                    address = _address(settings, server.port)
+                address = _address(settings, server.port)
             follow = bool(settings.standby_replicas and stores)
             if address is not None or follow:
-                replicas.start(
-                    lambda: Replica(
-                        member=worker.member,
-                        tasks=sorted(map(str, worker.held)),
-                        stores=queries.held() | ({} if jobs is None else {JOBS: jobs.partitions}),
-                    ),
-                    address=address,
-                    follow=follow,
-                    tasks=_tasks(topology, partitions),
-                )
+                try:
+                    replicas.start(
+                        lambda: Replica(
+                            member=worker.member,
+                            tasks=sorted(map(str, worker.held)),
+                            stores=queries.held() | ({} if jobs is None else {JOBS: jobs.partitions}),
+                        ),
+                        address=address,
+                        follow=follow,
+                        tasks=_tasks(topology, partitions),
+                    )
+                except NotAuthorized as error:
+                    if follow or queries.names or jobs is not None:
+                        raise
+                    # Without stores and jobs, workers need not find each other.
+                    get_logger().warning(Event.WORKER_UNPUBLISHED, error=str(error).partition("\n")[0])
             stack.enter_context(resources_of_worker(self))
             signals.running(worker.request_stop, lambda: worker.unfinished)
             worker.run()
@@ -796,6 +840,14 @@ def queue_if_any(app: App) -> Queue | None:
 def resources_of_worker(app: App) -> Resources:
     """The app's resources for one worker, not opened yet."""
     return Resources(tuple(app._resources))  # noqa: SLF001 - programs declare resources and never open them
+
+
+def configured_alerts(app: App) -> Configured | None:
+    """The app's alerts, if it has any. Raises ``ConfigurationError`` for a file that cannot be used."""
+    declared, path = app._alerts, app.settings.alerts_file  # noqa: SLF001 - programs declare alerts, and only workers read them
+    if declared is None and path is None:
+        return None
+    return Configured(declared or Alerts(), None if path is None else Path(path))
 
 
 def queue_of(app: App) -> Queue:
@@ -892,17 +944,25 @@ def _tasks(topology: Topology, partitions: Mapping[str, int]) -> set[str] | None
     }
 
 
+def _measured_inputs(topology: Topology, counts: Mapping[str, int]) -> dict[str, int]:
+    """The input topics that have records, with their partition counts: those of sources have positions."""
+    return {topic: count for topic, count in counts.items() if topic not in topology.source_topics}
+
+
 def _routes(
     worker: Worker,
     watchdog: Watchdog,
     replicas: Replicas,
     program: Metrics,
     observer: Observer,
+    alerts: AlertWatch | None,
     *,
     reasons: bool,
 ) -> dict[str, Callable[[], Response]]:
     """The routes for metrics and health. With ``reasons``, health responses name the causes of failures."""
-    metrics = WorkerMetrics(worker, watchdog, replicas, program, observer)
+    metrics = WorkerMetrics(
+        worker, watchdog, replicas, program, observer, None if alerts is None else alerts.counts
+    )
 
     def health(stalls: list[Stall], trouble: Trouble | None) -> Response:
         lines = [f"stalled: {stall if reasons else stall.partition}\n" for stall in stalls]
@@ -933,7 +993,9 @@ def _routes(
         "/metrics": lambda: Response(200, metrics.exposition(), metrics.content_type),
         "/healthz": healthy,
         "/readyz": ready,
-        "/status": lambda: Response(200, status_json(worker, observer, watchdog), JSON),
+        "/status": lambda: Response(
+            200, status_json(worker, observer, watchdog, [] if alerts is None else alerts.firing), JSON
+        ),
     }
 
 

@@ -155,6 +155,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     waiting_goal: Seconds = 30.0
     """How long a record may wait until it is processed: a worker whose records wait longer is behind."""
 
+    alerts_file: str | None = None
+    """A file (TOML) with the app's alerts, instead of those of the program; it may change while it runs."""
+
     stall_exit: bool = False
     """Exit on a stall that a restart may fix, with code 12, so that a supervisor restarts the worker."""
 
@@ -238,6 +241,7 @@ class SettingsArguments(TypedDict, total=False):
     http_tls_ca: str | None
     stall_timeout: float
     waiting_goal: float
+    alerts_file: str | None
     stall_exit: bool
     shutdown_timeout: float
     log_format: Literal["auto", "console", "json"]

@@ -17,6 +17,10 @@ from streams.aggregates import (
     total,
     variance,
 )
+from streams.alerts.declared import Alerts, Silence
+from streams.alerts.mail import Email
+from streams.alerts.rules import AlertName, AlertRule
+from streams.alerts.webhook import Webhook
 from streams.app import App
 from streams.broker import Broker
 from streams.config import Settings, SettingsArguments
@@ -105,6 +109,9 @@ from streams.topology.graph import Topology
 __all__ = [
     "AccessDenied",
     "Aggregate",
+    "AlertName",
+    "AlertRule",
+    "Alerts",
     "App",
     "AsyncJob",
     "Avro",
@@ -131,6 +138,7 @@ __all__ = [
     "Cron",
     "CurrentJob",
     "DeadLetterLimitExceeded",
+    "Email",
     "ErrorPolicy",
     "Every",
     "Gauge",
@@ -174,6 +182,7 @@ __all__ = [
     "Session",
     "Settings",
     "SettingsArguments",
+    "Silence",
     "SinkConnector",
     "SinkContext",
     "SinkFenced",
@@ -203,6 +212,7 @@ __all__ = [
     "TopologyError",
     "Tumbling",
     "UnknownStore",
+    "Webhook",
     "Windowed",
     "WindowedGrouped",
     "WindowedResults",

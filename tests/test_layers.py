@@ -33,6 +33,7 @@ LAYERS = (
     ("dsl", "runtime", "registry_topics"),
     ("queries",),
     ("monitoring",),
+    ("alerts",),
     ("app",),
     ("public",),
     ("replay", "__init__"),

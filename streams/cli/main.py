@@ -24,6 +24,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "consume": "consume:consume",
     "lag": "lag:lag",
     "status": "status:status",
+    "alerts": "alerts:alerts_cli",
     "size": "size:size",
     "query": "query:query",
     "trace": "trace:trace",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from streams.monitoring.app_report import AppReport
-    from streams.monitoring.worker_report import PartitionStatus
+    from streams.monitoring.worker_report import FiringAlert, PartitionStatus
 
 WATCH_SECONDS = 2.0
 
@@ -98,6 +98,7 @@ def _fields(report: AppReport) -> dict[str, Any]:
         "processing_rate": report.processing_rate,
         "deleted_in_seconds": report.deleted_in,
         "bottlenecks": list(report.bottlenecks),
+        "alerts": [msgspec.to_builtins(item) for item in _alerts(report)],
         "workers": [worker.worker for worker in report.workers],
         "silent": list(report.silent),
         "missing": [str(partition) for partition in report.missing],
@@ -136,6 +137,7 @@ def _lines(report: AppReport) -> list[str]:
     ]
     if report.deleted_in is not None:
         lines.append(f"in {_duration(report.deleted_in)}, records are deleted before they are processed")
+    lines += [f"alert {item.alert}: {item.sentence}" for item in _alerts(report)]
     lines += report.bottlenecks
     lines += [
         f"worker {worker.worker}: {name} cannot be used: {problem}"
@@ -149,6 +151,12 @@ def _lines(report: AppReport) -> list[str]:
         more = len(report.missing) - SHOWN_PARTITIONS
         lines.append(f"not reported by any worker: {names}{f' and {more} more' if more > 0 else ''}")
     return lines
+
+
+def _alerts(report: AppReport) -> Sequence[FiringAlert]:
+    """The alerts of the app that fire: each worker reports all that it knows of."""
+    found = {(item.alert, item.subject): item for worker in report.workers for item in worker.alerts}
+    return sorted(found.values(), key=lambda item: item.since)
 
 
 def _longest_waiting(report: AppReport) -> Sequence[tuple[str, PartitionStatus]]:

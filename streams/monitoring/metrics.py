@@ -17,7 +17,7 @@ from streams.monitoring.queue_metrics import QueueMetrics, jobs_lag
 from streams.runtime.counts import Counts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from prometheus_client.core import Metric
 
@@ -45,10 +45,12 @@ class WorkerMetrics:
         replicas: Replicas | None = None,
         program: Metrics | None = None,
         observer: Observer | None = None,
+        alerts: Callable[[], Mapping[str, int] | None] | None = None,
     ) -> None:
         self._worker = worker
         self._program = program
         self._observer = observer
+        self._alerts = alerts
         self._queue = QueueMetrics(worker)
         self._replicas = replicas
         self._watchdog = watchdog
@@ -150,6 +152,7 @@ class WorkerMetrics:
             yield from observed(self._observer.latest, self._worker.wall_clock())
             yield from self._scaling(self._observer)
             yield from consumer_group(self._observer.latest, self._worker.application)
+        yield from self._firing()
         yield from self._steps()
         yield from self._rebalances()
         yield from self._switching()
@@ -200,6 +203,18 @@ class WorkerMetrics:
             if value is not None:
                 family.add_metric(labels, value)
             yield family
+
+    def _firing(self) -> Iterator[Metric]:
+        """The app's alerts, from the worker that decides about them: a sum over workers has each once."""
+        counts = None if self._alerts is None else self._alerts()
+        if counts is None:
+            return
+        firing = GaugeMetricFamily(
+            "streams_alerts_firing", "Alerts of the app that fire, by name.", labels=["alert"]
+        )
+        for name, count in counts.items():
+            firing.add_metric([name], count)
+        yield firing
 
     def _tasks(self) -> Iterator[Metric]:
         """What each task takes: the busiest one decides whether more workers would help."""

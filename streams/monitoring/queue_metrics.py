@@ -15,7 +15,7 @@ from streams.jobs.queue import JobQueue
 from streams.state.buffered import prefix_stop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from prometheus_client.core import Metric
 
@@ -54,17 +54,10 @@ class QueueMetrics:
             ("jobs_retrying", "Jobs that wait for their next attempt, by function.", StoredState.RETRYING),
         ):
             yield _gauge(name, text, _sum(_stored(item, state) for item in numbers))
-        oldest = [
-            since
-            for task, _, item in found
-            for since in (item.oldest, _oldest_stored(task))
-            if since is not None
-        ]
-        now = time.time_ns() // 1_000_000
         yield GaugeMetricFamily(
             "streams_jobs_oldest_due_seconds",
             "How long the job that has waited longest has been due; 0 without one.",
-            value=max(0, now - min(oldest)) / 1000 if oldest else 0,
+            value=_longest_due(found),
         )
         yield GaugeMetricFamily(
             "streams_jobs_overdue",
@@ -104,6 +97,27 @@ class QueueMetrics:
             for schedule, time_of_it in (item for each in times for item in each.items()):
                 family.add_metric([schedule], time_of_it / 1000)
             yield family
+
+
+def longest_due(worker: Worker) -> float:
+    """For how many seconds the job has been due that has waited longest and does not run; 0 without one."""
+    return _longest_due(
+        [
+            (task, work, work.numbers())
+            for task in worker.tasks.values()
+            if task.has_background_work
+            for work in task.background_work
+            if isinstance(work, JobQueue)
+        ]
+    )
+
+
+def _longest_due(found: Sequence[tuple[Task, JobQueue, QueueNumbers]]) -> float:
+    oldest = [
+        since for task, _, item in found for since in (item.oldest, _oldest_stored(task)) if since is not None
+    ]
+    now = time.time_ns() // 1_000_000
+    return max(0, now - min(oldest)) / 1000 if oldest else 0.0
 
 
 def jobs_lag(task: Task) -> int:

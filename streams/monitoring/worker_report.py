@@ -10,7 +10,7 @@ import msgspec
 from streams.runtime.counts import Counts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from streams.monitoring.observer import Observer
     from streams.monitoring.partition_figures import PartitionFigures
@@ -86,6 +86,18 @@ class BottleneckStatus(msgspec.Struct, frozen=True, kw_only=True):
     sentence: str
 
 
+class FiringAlert(msgspec.Struct, frozen=True, kw_only=True):
+    """An alert of the app that fires. Times are milliseconds since the epoch."""
+
+    alert: str
+    subject: str
+    severity: str
+    sentence: str
+    since: int
+    raised: int | None
+    silenced: bool
+
+
 class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker knows of itself at ``time`` (milliseconds since the epoch)."""
 
@@ -113,15 +125,21 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     tasks: list[TaskStatus]
     steps: list[StepStatus]
     rebalances: list[RebalanceStatus]
+    alerts: list[FiringAlert] = []
+    """The app's alerts that fire, if it has alerts; each worker reports the same ones."""
 
 
-def status_json(worker: Worker, observer: Observer, watchdog: Watchdog) -> bytes:
+def status_json(
+    worker: Worker, observer: Observer, watchdog: Watchdog, alerts: Sequence[FiringAlert] = ()
+) -> bytes:
     """A worker's report as JSON."""
-    return msgspec.json.encode(report(worker, observer, watchdog))
+    return msgspec.json.encode(report(worker, observer, watchdog, alerts))
 
 
-def report(worker: Worker, observer: Observer, watchdog: Watchdog) -> WorkerReport:
-    """What a worker knows of itself now; from any thread."""
+def report(
+    worker: Worker, observer: Observer, watchdog: Watchdog, alerts: Sequence[FiringAlert] = ()
+) -> WorkerReport:
+    """What a worker knows of itself now, with the ``alerts`` of its app; from any thread."""
     observation, status = observer.latest, worker.status
     judgement = observation.judgement
     total = Counts()
@@ -182,6 +200,7 @@ def report(worker: Worker, observer: Observer, watchdog: Watchdog) -> WorkerRepo
             )
             for item in worker.rebalances.history
         ],
+        alerts=list(alerts),
     )
 
 

@@ -398,6 +398,11 @@ class Assignment:
         self._unknown_topics.clear()
         check_copartitions(self._topology, self._partitions)
 
+    @property
+    def inputs(self) -> dict[str, int]:
+        """The input topics with their partition counts, as far as known; from any thread."""
+        return dict(self._partitions)
+
     def forget_deleted_topics(self) -> None:
         """Forget deleted topics that patterns matched: no task waits for their partitions."""
         for topic in self._cleanup.check_topics(self._matched):

@@ -361,6 +361,11 @@ class Worker:
         return {**owners, **{partition: task.id for partition, task in dict(self._assignment.held).items()}}
 
     @property
+    def inputs(self) -> dict[str, int]:
+        """The app's input topics with their partition counts, as far as known; from any thread."""
+        return self._assignment.inputs
+
+    @property
     def status(self) -> WorkerStatus:
         """What the worker is doing; from any thread."""
         busy, transaction = self._slice.input, self._transaction

@@ -33,6 +33,8 @@ class OwnTopics:
             f"{prefix}replicas",
             f"{prefix}retries",
             f"{prefix}replays",
+            f"{prefix}alerts",
+            f"{prefix}alert-figures",
         }:
             return True
         # Between prefix and suffix is the name of a store or a step.

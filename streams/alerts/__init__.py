@@ -1,0 +1,1 @@
+"""Alerts without Prometheus: the workers decide what fires, and tell a topic, webhooks and e-mail."""
