@@ -163,7 +163,7 @@ class Client(amqp.Connection):  # type: ignore[misc]  # the library has no types
                 raise TimeoutError(f"no answer within {seconds:g} s")
 
     def receive(self, timeout: float) -> bool:
-        """Take what arrives within so many seconds; whether anything did. ``wake`` ends this wait or the next."""
+        """Take what arrives within so many seconds; whether anything did. ``wake`` ends it, or the next."""
         sock = self.transport.sock
         if not self._readable(sock, timeout):
             return False

@@ -203,7 +203,7 @@ def test_a_confirmation_ends_the_wait_of_a_reader_whose_prefetch_is_used_up(serv
             # Were the acknowledgement sent only after the wait, the next message would come after it.
             batches.put(reader.read(60.0))
 
-    reading = threading.Thread(target=read)
+    reading = threading.Thread(target=read, daemon=True)
     reading.start()
     for number in range(20):
         batch = batches.get(timeout=30)
