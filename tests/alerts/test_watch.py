@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,11 @@ class Site:
     def close(self) -> None:
         for watch in self.watches.values():
             watch.close()
+
+
+def deliveries() -> list[str]:
+    """The threads that notify receivers."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("streams-alerts-")]
 
 
 @pytest.fixture
@@ -248,6 +254,8 @@ def test_a_new_worker_tells_what_the_last_one_could_not(site: Site, hook: HookSe
     watch = site.watches["w1"]
     site.kill("w1")
     watch.close()
+    # A notification that is on its way when a worker dies arrives, and is sent again by the next one.
+    wait_until(lambda: not deliveries(), 20, what="nothing is on its way")
     hook.statuses = []
     site.start("w2", [0, 1, 2, 3])
     site.run(100)
