@@ -38,6 +38,7 @@ _PATIENT: Final = (
 )
 
 READ_BYTES: Final = 256 * 1024
+"""More than TLS has at a time: what is left to be read is in the kernel, where it can be waited for."""
 
 _HEAD: Final = Struct(">BHI")
 _LONG: Final = Struct(">Q")
@@ -168,7 +169,7 @@ class Client(amqp.Connection):  # type: ignore[misc]  # the library has no types
                 raise TimeoutError(f"no answer within {seconds:g} s")
 
     def receive(self, timeout: float) -> bool:
-        """Take what arrives within so many seconds; whether anything did. ``wake`` ends the wait."""
+        """Take what arrives within so many seconds; whether anything did. ``wake`` ends this wait or the next."""
         sock = self.transport.sock
         if not self._readable(sock, timeout):
             return False
@@ -250,10 +251,9 @@ class Client(amqp.Connection):  # type: ignore[misc]  # the library has no types
             self._poll = select.poll()
             self._poll.register(sock, _IN)
             self._poll.register(self._woken, _IN)
-        if self._tls is not None and sock.pending():
-            return True
         ready = self._poll.poll(timeout * 1_000)
-        if any(descriptor == self._woken for descriptor, _ in ready):
+        # A look that does not wait leaves the call to the wait that follows.
+        if timeout and any(descriptor == self._woken for descriptor, _ in ready):
             os.read(self._woken, 4096)
         return any(descriptor != self._woken for descriptor, _ in ready)
 

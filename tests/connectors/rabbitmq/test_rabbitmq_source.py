@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import queue
 import random
 import threading
 from collections import Counter
@@ -191,13 +192,26 @@ def test_the_prefetch_bounds_what_is_unacknowledged_and_a_commit_lets_more_in(se
 
 def test_a_confirmation_ends_the_wait_of_a_reader_whose_prefetch_is_used_up(server, program):
     program.queue("waiting")
-    program.put("waiting", ["1", "2"])
-    with SourceRun(RabbitMQQueue(server.url(), "waiting", prefetch=1)) as run:
-        run.read(5.0)
-        run.process()
-        run.commit()
-        # Were the acknowledgement sent only after the wait, the message would come after it.
-        assert run.read(60.0)
+    program.put("waiting", map(str, range(20)))
+    reader = RabbitMQQueue(server.url(), "waiting", prefetch=1).open(
+        SourceContext(application="shop", name="in", task=0, position=b"")
+    )
+    batches: queue.Queue[SourceBatch | None] = queue.Queue()
+
+    def read() -> None:
+        for _ in range(20):
+            # Were the acknowledgement sent only after the wait, the next message would come after it.
+            batches.put(reader.read(60.0))
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    for number in range(20):
+        batch = batches.get(timeout=30)
+        assert batch is not None
+        assert list(batch.records.values()) == [b"%d" % number]
+        reader.confirm(batch.position)
+    reading.join(30)
+    reader.close()
 
 
 def test_values_that_cannot_be_read_are_rejected_by_choice(server, program):
