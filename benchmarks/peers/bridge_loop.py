@@ -38,9 +38,14 @@ def from_redis_stream() -> Iterator[Sequence[bytes]]:
 
 
 def from_redis_list() -> Iterator[Sequence[bytes]]:
-    client = redis_client()
+    client, taken = redis_client(), f"{topic}:taken"
     while True:
-        yield client.lpop(topic, BATCH) or ()
+        # What was taken and not written yet must be somewhere: each element is moved by a command of its own.
+        pipeline = client.pipeline(transaction=False)
+        for _ in range(BATCH):
+            pipeline.lmove(topic, taken, "LEFT", "RIGHT")
+        yield [element for element in pipeline.execute() if element is not None]
+        client.delete(taken)
 
 
 def from_zeromq() -> Iterator[Sequence[bytes]]:
