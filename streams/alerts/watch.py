@@ -162,7 +162,8 @@ class AlertWatch:
             self._leads_since = self._clock()
         if self.leads:
             self._decide(list(workers.values()))
-            self._note_deliveries()
+        # One that was on its way when another worker took over has arrived all the same.
+        self._note_deliveries()
         self._notify(self._topics_alerts() if self.leads else {})
         self.firing = [
             _firing(item) for item in self._topics_alerts().values() if item.state is AlertState.FIRING

@@ -243,20 +243,27 @@ def test_the_command_sends_a_test_to_each_receiver(command: Any, hook: HookServe
 def test_the_command_lists_what_fires(command: Any, tmp_path: Path):
     assert "topics do not exist: shop-alerts" in command("list", "shop:app").stderr
     produce(SHARED, 10)
-    app = failing(SHARED, tmp_path, Alerts(rules={"StreamsDeadLetterShare": AT_ONCE}))
-    with running(app, SHARED):
+    app = failing(SHARED, tmp_path, Alerts(rules={"StreamsDeadLetterShare": AT_ONCE}), http_port=0)
+    sentence = "100.00% of the records of app shop become dead letters."
+    with capture_logs() as lines, running(app, SHARED):
         wait_until(
             lambda: [item for item in _known() if item.state is AlertState.FIRING], 30, what="it fires"
         )
+        (url,) = (line["url"] for line in lines if line["event"] == "http listening")
+        environment = {"HOOK": "http://unused", "STREAMS_STATE_DIR": str(tmp_path / "s")}
+
+        def status() -> str:
+            done = run_streams("status", "shop:app", "--url", url, folder=tmp_path, environment=environment)
+            return " ".join(done.stdout.split())
+
+        wait_until(lambda: f"alert StreamsDeadLetterShare: {sentence}" in status(), 30, what="status says it")
     done = command("list", "shop:app", "--json")
     # What fires comes first; that nothing is known yet of a worker that starts may be pending.
     line = json.loads(done.stdout.splitlines()[0])
     assert (line["alert"], line["state"], line["silenced"]) == ("StreamsDeadLetterShare", "firing", False)
     (text, *_) = command("list", "shop:app").stdout.splitlines()
     assert text.startswith("firing since ")
-    assert text.endswith(
-        ": StreamsDeadLetterShare (warning): 100.00% of the records of app shop become dead letters."
-    )
+    assert text.endswith(f": StreamsDeadLetterShare (warning): {sentence}")
 
 
 def _known() -> Any:

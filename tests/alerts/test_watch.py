@@ -255,6 +255,22 @@ def test_a_new_worker_tells_what_the_last_one_could_not(site: Site, hook: HookSe
     assert hook.states() == [raised()]
 
 
+def test_a_notification_on_its_way_is_not_repeated_by_who_decides_next(site: Site, hook: HookServer):
+    hook.open.clear()
+    site.waiting = 45.0
+    site.start("w1", [0, 1, 2, 3])
+    site.run(320)
+    assert hook.waiting.wait(20)
+    site.owned["w1"] = []
+    first = site.start("w0", [0, 1, 2, 3])
+    site.run(10)
+    assert (first.leads, site.watches["w1"].leads) == (True, False)
+    hook.open.set()
+    site.until(lambda: site.current()["StreamsBehind/orders"].raised_to, "it is noted")
+    site.run(100)
+    assert hook.states() == [raised()]
+
+
 def test_a_restarted_worker_does_not_repeat_what_is_noted(site: Site, hook: HookServer):
     site.waiting = 45.0
     site.start("w1", [0, 1, 2, 3])
