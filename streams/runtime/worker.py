@@ -309,6 +309,11 @@ class Worker:
         return self._assignment.pending.progress
 
     @property
+    def inputs(self) -> dict[str, int]:
+        """The app's input topics with their partition counts, as far as known; from any thread."""
+        return self._assignment.inputs
+
+    @property
     def skipped_offsets(self) -> dict[TopicPartition, int]:
         """The number of offsets of each partition skipped by ``out_of_range_reset``."""
         return self._lost.skipped
@@ -353,11 +358,6 @@ class Worker:
     def tasks(self) -> dict[TaskId, Task]:
         """The running tasks."""
         return dict(self._assignment.tasks)
-
-    @property
-    def inputs(self) -> dict[str, int]:
-        """The app's input topics with their partition counts, as far as known; from any thread."""
-        return self._assignment.inputs
 
     @property
     def status(self) -> WorkerStatus:

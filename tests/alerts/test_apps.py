@@ -13,15 +13,11 @@ import pytest
 from streams import AlertRule, Alerts, App, Text, Webhook, seconds
 from streams.alerts import watch
 from streams.alerts.alert import AlertState
-from streams.alerts.figures import FigureReader
 from streams.alerts.topics import read_alerts
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
-from streams.monitoring.observer import Observer
-from streams.monitoring.watchdog import Watchdog
 from streams.records import Output
 from tests.alerts.receiving import HookServer, hook_server
-from tests.support.cluster import MemoryCluster
 from tests.support.commands import run_streams
 from tests.support.logs import capture_logs
 from tests.support.waiting import wait_until
@@ -145,55 +141,6 @@ def test_a_hanging_receiver_holds_up_neither_records_nor_the_end(hook: HookServe
             lambda: sum(broker.admin().committed_offsets("shop").values()) >= 20, 30, what="all is processed"
         )
     assert hook.posts == []
-
-
-def test_the_figures_of_a_worker(tmp_path: Path):
-    def strict(value: str) -> str:
-        if value == "bad":
-            raise ValueError(value)
-        return value
-
-    app = App("shop", dead_letter_limit=1)
-    app.stream("in", value=Text()).map(strict).to("out")
-    cluster = MemoryCluster({"in": 2, "out": 2})
-    worker = cluster.make_worker(
-        app,
-        "slot",
-        transaction_timeout=10_000.0,
-        partitions=cluster.prepare(app, create_outputs=False),
-        wall_clock=cluster.clock.milliseconds,
-    )
-    clock = cluster.clock
-    observer = Observer(worker, None, cluster.broker, goal=30.0, clock=clock, wall_clock=clock.milliseconds)
-    reader = FigureReader(worker, observer, Watchdog(worker, cluster.broker, app.settings), clock)
-    # A worker that knows nothing yet says nothing.
-    assert (reader.read().partitions, reader.read().unknown) == ({}, True)
-    worker.start()
-    now = clock.milliseconds()
-    rows = [b"good"] * 8 + [b"bad"] * 2
-    cluster.write(Output("in", [None] * 10, rows, [now] * 10, partition=0))
-    cluster.write(Output("in", [None], [b"good"], [now], partition=1))
-    for _ in range(10):
-        worker.run_once()
-        clock.advance(1.0)
-        observer.observe()
-    figures = reader.read()
-    assert {topic: sorted(numbers) for topic, numbers in figures.partitions.items()} == {"in": [0, 1]}
-    assert figures.waiting == {"in": 0.0}
-    assert (figures.records, figures.dead_letters, figures.unknown) == (11, 2, False)
-    # What waits is known of a worker that does nothing.
-    cluster.write(Output("in", [None], [b"good"], [clock.milliseconds()], partition=1))
-    for _ in range(40):
-        clock.advance(1.0)
-        observer.observe()
-    assert reader.read().waiting["in"] == pytest.approx(40, abs=2)
-    assert reader.read().lag == 1
-    # Counts are those of the last ten minutes.
-    for _ in range(11):
-        clock.advance(60.0)
-        figures = reader.read()
-    assert (figures.records, figures.dead_letters) == (0, 0)
-    worker.close()
 
 
 PROGRAM = """
