@@ -17,7 +17,7 @@ import structlog
 
 from streams.alerts.configured import Configured
 from streams.alerts.declared import Alerts
-from streams.alerts.figures import FigureReader
+from streams.alerts.figures import FigureReader, measured_inputs
 from streams.alerts.watch import AlertWatch
 from streams.broker.kafka import KafkaBroker
 from streams.config import load_settings
@@ -718,7 +718,7 @@ class App:
                         worker_id,
                         alerts,
                         figures=FigureReader(worker, observer, watchdog).read,
-                        expected=lambda: _measured_inputs(topology, worker.inputs),
+                        expected=lambda: measured_inputs(topology, worker),
                         goal=settings.waiting_goal,
                     )
                 )
@@ -942,11 +942,6 @@ def _tasks(topology: Topology, partitions: Mapping[str, int]) -> set[str] | None
         if part.reads(topic)
         for number in range(count)
     }
-
-
-def _measured_inputs(topology: Topology, counts: Mapping[str, int]) -> dict[str, int]:
-    """The input topics that have records, with their partition counts: those of sources have positions."""
-    return {topic: count for topic, count in counts.items() if topic not in topology.source_topics}
 
 
 def _routes(

@@ -185,12 +185,7 @@ class Conditions:
     def condition_unknown(self, figures: Sequence[WorkerFigures], _: int) -> Iterator[Symptom]:
         count = sum(item.unknown for item in figures)
         if count > self._threshold(AlertName.CONDITION_UNKNOWN):
-            yield _symptom(
-                AlertName.CONDITION_UNKNOWN,
-                "",
-                count,
-                f"What waits for app {self._app} has not been known for long: its broker does not answer.",
-            )
+            yield unknown(self._app, count)
 
 
 FINDERS = {
@@ -208,6 +203,12 @@ FINDERS = {
     AlertName.CONDITION_UNKNOWN: Conditions.condition_unknown,
 }
 """How each condition is found; that no worker runs is known by there being no figures."""
+
+
+def unknown(app: str, workers: int) -> Symptom:
+    """That so many workers do not know what waits."""
+    sentence = f"What waits for app {app} has not been known for long: its broker does not answer."
+    return _symptom(AlertName.CONDITION_UNKNOWN, "", workers, sentence)
 
 
 def duration(seconds: float) -> str:

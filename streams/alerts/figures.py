@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from streams.monitoring.observer import Observer
     from streams.monitoring.watchdog import Watchdog
     from streams.runtime.worker import Worker
+    from streams.topology.graph import Topology
 
 WINDOW_SECONDS = 600.0
 """Over how long dead letters and rebalances are counted."""
@@ -166,6 +167,11 @@ class FigureReader:
 def _sum(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
+
+
+def measured_inputs(topology: Topology, worker: Worker) -> dict[str, int]:
+    """The input topics that have records, with their partition counts: those of sources have positions."""
+    return {topic: count for topic, count in worker.inputs.items() if topic not in topology.source_topics}
 
 
 def covers(figures: Sequence[WorkerFigures], expected: Mapping[str, int]) -> bool:

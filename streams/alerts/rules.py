@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
@@ -60,8 +61,9 @@ class AlertRule:
 
     def __post_init__(self) -> None:
         number: object = self.threshold
-        if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
-            raise ConfigurationError(f"AlertRule: threshold is a number, got {number!r:.80}")
+        valid = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+        if number is not None and not valid:
+            raise ConfigurationError(f"AlertRule: threshold is a finite number, got {number!r:.80}")
         for name, duration in (("lasting", self.lasting), ("clearing", self.clearing)):
             if duration is not None:
                 to_milliseconds(duration, f"AlertRule: {name}")

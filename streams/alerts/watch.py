@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from streams.alerts.alert import Alert, AlertState, advance
-from streams.alerts.conditions import Conditions
+from streams.alerts.alert import Alert, AlertKey, AlertState, advance
+from streams.alerts.conditions import Conditions, unknown
 from streams.alerts.declared import effective_rules, sender_of, silenced
 from streams.alerts.delivery import FIRST_BACKOFF, Delivery
 from streams.alerts.figures import covers
@@ -23,7 +23,6 @@ from streams.monitoring.worker_report import FiringAlert
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from streams.alerts.alert import AlertKey
     from streams.alerts.configured import Configured
     from streams.alerts.declared import Alerts
     from streams.alerts.figures import WorkerFigures
@@ -37,6 +36,12 @@ SILENT_ROUNDS = 3.5
 
 CLOSE_SECONDS = 3.0
 """How long the end of a worker waits for its farewell."""
+
+
+UNKNOWN = AlertKey(AlertName.CONDITION_UNKNOWN, "")
+
+LATE_ATTEMPTS = 3
+"""How often the record of an alert that could not be written is written if others write it, too."""
 
 
 class AlertWatch:
@@ -82,6 +87,10 @@ class AlertWatch:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._failure = ""
+        self._last: dict[AlertKey, Alert] | None = None
+        """The topic's alerts after the last round, if this worker decided in it."""
+        self._unwritten: Alert | None = None
+        """The alert that the broker does not answer, which cannot be in the topic meanwhile."""
         self._log = get_logger()
         self.firing: Sequence[FiringAlert] = ()
         """What fires, by the topic; any thread may read it."""
@@ -120,21 +129,25 @@ class AlertWatch:
     def _run(self) -> None:
         while not self._stop:
             self._wake.clear()
-            try:
-                self.round()
-                self._failure = ""
-            except Exception as error:  # noqa: BLE001 - if this thread ended, no alert would be raised any more
-                self._fail(error)
+            self.attempt()
             self._wake.wait(self._seconds)
         try:
             self._topics.write_figures(self._name, None)
             self._topics.close()
         except Exception as error:  # noqa: BLE001 - the others notice by its silence
-            self._fail(error)
+            self._note_failure(error)
 
-    def _fail(self, error: Exception) -> None:
-        self.leads, self._leads_since = False, None
-        self._notify({})
+    def attempt(self) -> None:
+        """Have a round; it is known what to do if that fails."""
+        try:
+            self.round()
+            self._failure = ""
+        except Exception as error:  # noqa: BLE001 - if this thread ended, no alert would be raised any more
+            self.leads, self._leads_since = False, None
+            self._note_failure(error)
+            self._decide_without_broker()
+
+    def _note_failure(self, error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}"
         if reason != self._failure:
             self._failure = reason
@@ -153,6 +166,7 @@ class AlertWatch:
         own = self._figures()
         self._topics.write_figures(self._name, own)
         self._topics.read()
+        self._write_late()
         heard = self._heard() | {self._name: own}
         workers = {name: item for name, item in heard.items() if not item.watching}
         self.leads = self._name == min(workers or heard)
@@ -162,8 +176,10 @@ class AlertWatch:
             self._leads_since = self._clock()
         if self.leads:
             self._decide(list(workers.values()))
-            self._note_deliveries()
+        # One that was on its way when another worker took over has arrived all the same.
+        self._note_deliveries()
         self._notify(self._topics_alerts() if self.leads else {})
+        self._last = self._topics_alerts() if self.leads and not own.watching else None
         self.firing = [
             _firing(item) for item in self._topics_alerts().values() if item.state is AlertState.FIRING
         ]
@@ -213,8 +229,10 @@ class AlertWatch:
             after = msgspec.structs.replace(after, worker=self._name)
         if not self._topics.write(key, after) or after is None:
             return
-        was = AlertState.INACTIVE if before is None else before.state
-        if after.state is was:
+        self._log_change(key, before, after)
+
+    def _log_change(self, key: AlertKey, before: Alert | None, after: Alert) -> None:
+        if before is not None and after.state is before.state:
             return
         fields = {"alert": str(key), "severity": after.severity, "sentence": after.sentence}
         if after.state is AlertState.FIRING:
@@ -222,6 +240,49 @@ class AlertWatch:
         elif after.state is AlertState.CLEARED:
             seconds = ((after.cleared or 0) - (after.raised or 0)) / 1000
             self._log.info(Event.ALERT_CLEARED, **fields, seconds=round(seconds))
+
+    # --- without a broker
+
+    def _decide_without_broker(self) -> None:
+        """Raise that the broker does not answer, if this worker has decided until now.
+
+        That is in the topic only once the broker answers again. The other workers cannot know what this one
+        does, so they do nothing.
+        """
+        if self._last is None:
+            self._notify({})
+            return
+        alerts, now = self._declared(), self._wall_clock()
+        rule = effective_rules(alerts, self._goal).get(AlertName.CONDITION_UNKNOWN)
+        if rule is not None:
+            before = self._unwritten or self._last.get(UNKNOWN)
+            symptom = unknown(self._application, 1)
+            after = advance(before, symptom, app=self._application, rule=rule, certain=True, now=now)
+            assert after is not None, "its condition holds"
+            for name, delivery in self._deliveries.items():
+                for item in delivery.delivered():
+                    if item.occurrence == after.occurrence:
+                        after = after.notified(name, item.state)
+            after = msgspec.structs.replace(after, worker=self._name, silenced=silenced(alerts, UNKNOWN, now))
+            self._log_change(UNKNOWN, before, after)
+            self._unwritten = self._last[UNKNOWN] = after
+        for name, delivery in self._deliveries.items():
+            delivery.want(
+                {
+                    key: alert
+                    for key, alert in self._last.items()
+                    if alert.unnotified(name) and alert.worker == self._name
+                }
+            )
+
+    def _write_late(self) -> None:
+        """Write what was raised while the broker did not answer: it is cleared like any other alert."""
+        alert, self._unwritten = self._unwritten, None
+        if alert is None or alert.state is not AlertState.FIRING:
+            return
+        for _ in range(LATE_ATTEMPTS):
+            if self._topics.write(UNKNOWN, alert):
+                return
 
     # --- receivers
 

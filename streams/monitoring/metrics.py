@@ -152,10 +152,10 @@ class WorkerMetrics:
             yield from observed(self._observer.latest, self._worker.wall_clock())
             yield from self._scaling(self._observer)
             yield from consumer_group(self._observer.latest, self._worker.application)
-        yield from self._firing()
         yield from self._steps()
         yield from self._rebalances()
         yield from self._switching()
+        yield from self._firing()
         yield from self._programs_own()
 
     def _switching(self) -> Iterator[Metric]:
@@ -203,18 +203,6 @@ class WorkerMetrics:
             if value is not None:
                 family.add_metric(labels, value)
             yield family
-
-    def _firing(self) -> Iterator[Metric]:
-        """The app's alerts, from the worker that decides about them: a sum over workers has each once."""
-        counts = None if self._alerts is None else self._alerts()
-        if counts is None:
-            return
-        firing = GaugeMetricFamily(
-            "streams_alerts_firing", "Alerts of the app that fire, by name.", labels=["alert"]
-        )
-        for name, count in counts.items():
-            firing.add_metric([name], count)
-        yield firing
 
     def _tasks(self) -> Iterator[Metric]:
         """What each task takes: the busiest one decides whether more workers would help."""
@@ -294,6 +282,18 @@ class WorkerMetrics:
                 )
                 family.add_metric([source], value)
         yield from families.values()
+
+    def _firing(self) -> Iterator[Metric]:
+        """The app's alerts, from the worker that decides about them: a sum over workers has each once."""
+        counts = None if self._alerts is None else self._alerts()
+        if counts is None:
+            return
+        firing = GaugeMetricFamily(
+            "streams_alerts_firing", "Alerts of the app that fire, by name.", labels=["alert"]
+        )
+        for name, count in counts.items():
+            firing.add_metric([name], count)
+        yield firing
 
     def _programs_own(self) -> Iterator[Metric]:
         for metric in samples(self._program) if self._program is not None else ():

@@ -309,6 +309,11 @@ class Worker:
         return self._assignment.pending.progress
 
     @property
+    def inputs(self) -> dict[str, int]:
+        """The app's input topics with their partition counts, as far as known; from any thread."""
+        return self._assignment.inputs
+
+    @property
     def skipped_offsets(self) -> dict[TopicPartition, int]:
         """The number of offsets of each partition skipped by ``out_of_range_reset``."""
         return self._lost.skipped
@@ -359,11 +364,6 @@ class Worker:
         """The task of each partition held, those that are being restored included; from any thread."""
         owners = self._assignment.pending.partitions
         return {**owners, **{partition: task.id for partition, task in dict(self._assignment.held).items()}}
-
-    @property
-    def inputs(self) -> dict[str, int]:
-        """The app's input topics with their partition counts, as far as known; from any thread."""
-        return self._assignment.inputs
 
     @property
     def status(self) -> WorkerStatus:

@@ -13,15 +13,11 @@ import pytest
 from streams import AlertRule, Alerts, App, Text, Webhook, seconds
 from streams.alerts import watch
 from streams.alerts.alert import AlertState
-from streams.alerts.figures import FigureReader
 from streams.alerts.topics import read_alerts
 from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
-from streams.monitoring.observer import Observer
-from streams.monitoring.watchdog import Watchdog
 from streams.records import Output
 from tests.alerts.receiving import HookServer, hook_server
-from tests.support.cluster import MemoryCluster
 from tests.support.commands import run_streams
 from tests.support.logs import capture_logs
 from tests.support.waiting import wait_until
@@ -147,55 +143,6 @@ def test_a_hanging_receiver_holds_up_neither_records_nor_the_end(hook: HookServe
     assert hook.posts == []
 
 
-def test_the_figures_of_a_worker(tmp_path: Path):
-    def strict(value: str) -> str:
-        if value == "bad":
-            raise ValueError(value)
-        return value
-
-    app = App("shop", dead_letter_limit=1)
-    app.stream("in", value=Text()).map(strict).to("out")
-    cluster = MemoryCluster({"in": 2, "out": 2})
-    worker = cluster.make_worker(
-        app,
-        "slot",
-        transaction_timeout=10_000.0,
-        partitions=cluster.prepare(app, create_outputs=False),
-        wall_clock=cluster.clock.milliseconds,
-    )
-    clock = cluster.clock
-    observer = Observer(worker, None, cluster.broker, goal=30.0, clock=clock, wall_clock=clock.milliseconds)
-    reader = FigureReader(worker, observer, Watchdog(worker, cluster.broker, app.settings), clock)
-    # A worker that knows nothing yet says nothing.
-    assert (reader.read().partitions, reader.read().unknown) == ({}, True)
-    worker.start()
-    now = clock.milliseconds()
-    rows = [b"good"] * 8 + [b"bad"] * 2
-    cluster.write(Output("in", [None] * 10, rows, [now] * 10, partition=0))
-    cluster.write(Output("in", [None], [b"good"], [now], partition=1))
-    for _ in range(10):
-        worker.run_once()
-        clock.advance(1.0)
-        observer.observe()
-    figures = reader.read()
-    assert {topic: sorted(numbers) for topic, numbers in figures.partitions.items()} == {"in": [0, 1]}
-    assert figures.waiting == {"in": 0.0}
-    assert (figures.records, figures.dead_letters, figures.unknown) == (11, 2, False)
-    # What waits is known of a worker that does nothing.
-    cluster.write(Output("in", [None], [b"good"], [clock.milliseconds()], partition=1))
-    for _ in range(40):
-        clock.advance(1.0)
-        observer.observe()
-    assert reader.read().waiting["in"] == pytest.approx(40, abs=2)
-    assert reader.read().lag == 1
-    # Counts are those of the last ten minutes.
-    for _ in range(11):
-        clock.advance(60.0)
-        figures = reader.read()
-    assert (figures.records, figures.dead_letters) == (0, 0)
-    worker.close()
-
-
 PROGRAM = """
 import pickle, os
 from streams import Alerts, App, Text, Webhook
@@ -243,20 +190,27 @@ def test_the_command_sends_a_test_to_each_receiver(command: Any, hook: HookServe
 def test_the_command_lists_what_fires(command: Any, tmp_path: Path):
     assert "topics do not exist: shop-alerts" in command("list", "shop:app").stderr
     produce(SHARED, 10)
-    app = failing(SHARED, tmp_path, Alerts(rules={"StreamsDeadLetterShare": AT_ONCE}))
-    with running(app, SHARED):
+    app = failing(SHARED, tmp_path, Alerts(rules={"StreamsDeadLetterShare": AT_ONCE}), http_port=0)
+    sentence = "100.00% of the records of app shop become dead letters."
+    with capture_logs() as lines, running(app, SHARED):
         wait_until(
             lambda: [item for item in _known() if item.state is AlertState.FIRING], 30, what="it fires"
         )
+        (url,) = (line["url"] for line in lines if line["event"] == "http listening")
+        environment = {"HOOK": "http://unused", "STREAMS_STATE_DIR": str(tmp_path / "s")}
+
+        def status() -> str:
+            done = run_streams("status", "shop:app", "--url", url, folder=tmp_path, environment=environment)
+            return " ".join(done.stdout.split())
+
+        wait_until(lambda: f"alert StreamsDeadLetterShare: {sentence}" in status(), 30, what="status says it")
     done = command("list", "shop:app", "--json")
     # What fires comes first; that nothing is known yet of a worker that starts may be pending.
     line = json.loads(done.stdout.splitlines()[0])
     assert (line["alert"], line["state"], line["silenced"]) == ("StreamsDeadLetterShare", "firing", False)
     (text, *_) = command("list", "shop:app").stdout.splitlines()
     assert text.startswith("firing since ")
-    assert text.endswith(
-        ": StreamsDeadLetterShare (warning): 100.00% of the records of app shop become dead letters."
-    )
+    assert text.endswith(f": StreamsDeadLetterShare (warning): {sentence}")
 
 
 def _known() -> Any:

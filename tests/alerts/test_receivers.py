@@ -13,6 +13,7 @@ from email.policy import default
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, LoginPassword
 
@@ -30,6 +31,7 @@ from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 ALERT = Alert(
     app="shop",
@@ -229,6 +231,21 @@ def test_a_password_is_only_sent_over_an_encrypted_connection(monkeypatch: pytes
         with pytest.raises(Exception, match="STARTTLS"):
             secure.send(ALERT)
         assert box.logins == []
+
+
+def test_a_password_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(served)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("MAIL_PASSWORD", "s3cret")
+    with mailbox(tls_context=served, require_starttls=True) as (box, port):
+        receiver = email(port, user="streams", password_from="MAIL_PASSWORD", security="starttls")
+        sender_of(receiver).send(ALERT)
+    assert box.logins == [(b"streams", b"s3cret")]
+    assert len(box.mails) == 1
+    assert "s3cret" not in repr(receiver)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from streams.alerts.topics import read_alerts
 from streams.alerts.watch import ROUND_SECONDS, AlertWatch
 from streams.broker.memory import MemoryBroker
 from streams.broker.reading import read_to_end
+from streams.errors import BrokerUnreachable
 from streams.records import Output
 from tests.alerts.receiving import HookServer, hook_server
 from tests.support.clock import Clock
@@ -26,8 +27,29 @@ from tests.support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from streams.broker import Appended
+    from streams.broker.memory.appender import MemoryAppender
+
 BEHIND = "StreamsBehind"
 PARTITIONS = {"orders": 4}
+
+
+class DistantBroker(MemoryBroker):
+    """A broker that can be cut off."""
+
+    away = False
+
+    def appender(self, transactional_id: str) -> MemoryAppender:
+        made = super().appender(transactional_id)
+        append = made.append
+
+        def append_if_there(output: Output, timeout: float) -> list[Appended]:
+            if self.away:
+                raise BrokerUnreachable("no broker answers at nowhere:9092")
+            return append(output, timeout)
+
+        made.append = append_if_there  # type: ignore[method-assign]  # of this one alone
+        return made
 
 
 class Site:
@@ -35,7 +57,7 @@ class Site:
 
     def __init__(self, alerts: Alerts) -> None:
         self.clock = Clock(1_000_000.0, tick=0.0)
-        self.broker = MemoryBroker(clock=self.clock, wait=self.clock.advance)
+        self.broker = DistantBroker(clock=self.clock, wait=self.clock.advance)
         self.alerts = alerts
         self.owned: dict[str, list[int]] = {}
         self.waiting = 0.0
@@ -88,14 +110,14 @@ class Site:
         for _ in range(round(duration / ROUND_SECONDS)):
             self.clock.advance(ROUND_SECONDS)
             for watch in list(self.watches.values()):
-                watch.round()
+                watch.attempt()
 
     def until(self, condition: Any, what: str) -> None:
         """Let receivers be notified, which happens in threads, without time passing."""
 
         def holds() -> bool:
             for watch in list(self.watches.values()):
-                watch.round()
+                watch.attempt()
             return bool(condition())
 
         wait_until(holds, 20, what=what)
@@ -264,6 +286,22 @@ def test_a_new_worker_tells_what_the_last_one_could_not(site: Site, hook: HookSe
     assert hook.states() == [raised()]
 
 
+def test_a_notification_on_its_way_is_not_repeated_by_who_decides_next(site: Site, hook: HookServer):
+    hook.open.clear()
+    site.waiting = 45.0
+    site.start("w1", [0, 1, 2, 3])
+    site.run(320)
+    assert hook.waiting.wait(20)
+    site.owned["w1"] = []
+    first = site.start("w0", [0, 1, 2, 3])
+    site.run(10)
+    assert (first.leads, site.watches["w1"].leads) == (True, False)
+    hook.open.set()
+    site.until(lambda: site.current()["StreamsBehind/orders"].raised_to, "it is noted")
+    site.run(100)
+    assert hook.states() == [raised()]
+
+
 def test_a_restarted_worker_does_not_repeat_what_is_noted(site: Site, hook: HookServer):
     site.waiting = 45.0
     site.start("w1", [0, 1, 2, 3])
@@ -410,6 +448,59 @@ def test_records_of_others_in_the_topics_are_left_out(site: Site, hook: HookServ
         site.until(lambda: hook.posts, "the hook is notified")
     assert hook.states() == [raised()]
     assert not [line for line in lines if line["event"] == "alerts failed"]
+
+
+def test_that_the_broker_does_not_answer_is_told_by_one_worker_and_cleared_later(
+    site: Site, hook: HookServer
+):
+    first, second = site.start("w1", [0, 1]), site.start("w2", [2, 3])
+    site.run(60)
+    site.broker.away = True
+    with capture_logs() as lines:
+        site.run(590)
+        assert hook.posts == []
+        site.run(30)
+        site.until(lambda: hook.posts, "the hook is notified")
+        site.run(100)
+        assert hook.states() == [("StreamsConditionUnknown", "", "firing")]
+        assert (first.leads, second.leads) == (False, False)
+        site.broker.away = False
+        site.run(20)
+        assert site.current()["StreamsConditionUnknown"].raised_to == ("webhook",)
+        site.run(80)
+        site.until(lambda: len(hook.posts) == 2, "the hook is notified again")
+    assert hook.states()[1:] == [("StreamsConditionUnknown", "", "cleared")]
+    events = [line["event"] for line in lines if line["event"] in {"alert raised", "alert cleared"}]
+    assert events == ["alert raised", "alert cleared"]
+    assert len([line for line in lines if line["event"] == "alerts failed"]) == 2
+
+
+def test_a_short_outage_of_the_broker_is_no_news(site: Site, hook: HookServer):
+    site.start("w1", [0, 1, 2, 3])
+    site.run(60)
+    site.broker.away = True
+    site.run(300)
+    site.broker.away = False
+    site.run(700)
+    assert hook.posts == []
+    assert site.current() == {}
+
+
+def test_an_outage_of_the_broker_does_not_end_other_notifications(site: Site, hook: HookServer):
+    hook.open.clear()
+    site.waiting = 45.0
+    site.start("w1", [0, 1, 2, 3])
+    site.run(320)
+    assert hook.waiting.wait(20)
+    site.broker.away = True
+    site.run(20)
+    hook.open.set()
+    wait_until(lambda: hook.posts, 20, what="the hook is notified")
+    site.run(60)
+    site.broker.away = False
+    site.until(lambda: site.current()["StreamsBehind/orders"].raised_to, "it is noted")
+    site.run(100)
+    assert hook.states() == [raised()]
 
 
 def test_the_firing_alerts_are_counted_by_the_one_that_decides(site: Site):
