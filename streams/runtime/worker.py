@@ -88,6 +88,15 @@ OPEN_SECONDS = 5.0
 SOURCE_SECONDS = 0.01
 """How often a worker looks whether its source connectors have read anything, while it has no input."""
 
+BUSY_SOURCE_SECONDS = 0.001
+"""The same for a while after they have: what a fast source reads ahead is processed in a few milliseconds."""
+
+BUSY_SECONDS = 0.1
+"""How long that while is."""
+
+CAUGHT_UP_SECONDS = 0.005
+"""How long sources must have nothing until what was read is committed early, as after the end of an input."""
+
 CAREFUL_SLICE = 1_000
 """Largest slice while the broker refuses records."""
 
@@ -260,6 +269,8 @@ class Worker:
         self._member: str | None = None
         self._last_served = clock()
         self._ends_known = -float("inf")
+        self._source_read = -float("inf")
+        """When a batch of a source was last processed."""
 
         # Read by metrics.
         self.stages = Stages()
@@ -655,7 +666,9 @@ class Worker:
         if self._pacing.dirty:
             timeout = min(timeout, max(0.0, self._pacing.next_commit() - begun))
         if self._sources:
-            timeout = 0.0 if self._sources.backlog else min(timeout, SOURCE_SECONDS)
+            busy = begun < self._source_read + BUSY_SECONDS
+            look = BUSY_SOURCE_SECONDS if busy else SOURCE_SECONDS
+            timeout = 0.0 if self._sources.backlog else min(timeout, look)
         timeout = min(timeout, self._background.poll_seconds(self._assignment.tasks.values()))
         if self._assignment.pending:
             timeout = 0.0 if self._assignment.tasks else min(timeout, 0.02)
@@ -848,6 +861,13 @@ class Worker:
             or (bool(self._sinks) and self._sinks.full(tasks))
         )
 
+    @property
+    def _sources_busy(self) -> bool:
+        """Whether sources have more, or had a moment ago: one that is read quickly is empty now and then."""
+        if not self._sources:
+            return False
+        return self._sources.backlog or self._clock() < self._source_read + CAUGHT_UP_SECONDS
+
     def _commit_if_overdue(self) -> None:
         if self._overdue():
             self._commit()
@@ -868,7 +888,7 @@ class Worker:
         return self._overdue() or (
             self._clock() >= self._pacing.next_commit()
             and self._assignment.caught_up()
-            and not self._sources.backlog
+            and not self._sources_busy
         )
 
     def _commit(self, *, confirm: bool = False) -> None:
@@ -988,6 +1008,7 @@ class Worker:
                 if not self._without_input(task, partial(_true, partial(task.process_source, batch))):
                     return
                 feed.processed()
+                self._source_read = self._clock()
                 if self._clock() - self._last_served >= SERVE_SECONDS:
                     self._serve()
                 if self._overdue():
