@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
 
 import pytest
 
+from streams.alerts.rules import DEFAULTS, AlertName
+from streams.replay.positions import parse_duration
 from tests.support.deploy import DEPLOY, ROOT, document, rules
 
 FOLDER = DEPLOY / "prometheus"
@@ -68,3 +71,23 @@ def test_the_documentation_has_no_other_alerts():
         name: (rule["labels"]["severity"], f"{rule['for'].removesuffix('m')} min")
         for name, rule in RULES.items()
     }
+
+
+def test_the_alerts_of_the_library_are_the_same():
+    """By name, duration, severity and, where the expression has it as a number, by threshold."""
+    own = {name.value: (rule.lasting, rule.severity) for name, rule in DEFAULTS.items()}
+    assert own == {
+        name: (parse_duration(rule["for"]), rule["labels"]["severity"]) for name, rule in RULES.items()
+    }
+    written = {
+        AlertName.NOT_CATCHING_UP: "3600",
+        AlertName.RETENTION_SOON: "4 * 3600",
+        AlertName.DEAD_LETTER_SHARE: "0.01",
+        AlertName.REBALANCE_STORM: "6",
+        AlertName.JOBS_OVERDUE: "300",
+        AlertName.CRON_MISSED: "120",
+        AlertName.SLOT_UNHEALTHY: "10e9",
+    }
+    for name, text in written.items():
+        assert math.prod(map(float, text.split("*"))) == DEFAULTS[name].threshold
+        assert re.search(rf"[<>] {re.escape(text)}\b", RULES[name]["expr"]), name
