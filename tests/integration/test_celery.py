@@ -35,7 +35,7 @@ class Tasks(Copy):
 @pytest.fixture
 def tasks(kafka_bootstrap: str, prefix: str, tmp_path: Path) -> Iterator[Tasks]:
     made = Tasks(kafka_bootstrap, prefix, tmp_path)
-    with RedisServer() as server:
+    with RedisServer.create() as server:
         made.server = server
         made.environment = {
             "CELERY_NOTES": str(tmp_path / "notes"),

@@ -44,7 +44,7 @@ def rabbit() -> Iterator[LocalRabbitMQ]:
 
 @pytest.fixture(scope="module")
 def redis() -> Iterator[RedisServer]:
-    with RedisServer() as server:
+    with RedisServer.create() as server:
         yield server
 
 

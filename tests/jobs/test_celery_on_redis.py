@@ -32,7 +32,7 @@ WAIT = 30
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
+    with RedisServer.create() as server:
         yield server
 
 
