@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from streams.coroutines.awaitables import is_asynchronous, is_asynchronous_generator, location, plain_function
@@ -20,6 +21,9 @@ _CALLED = (
     *("column", "initial", "add", "remove", "merge", "result", "pack", "unpack"),
 )
 """The methods that are called of a program's own serdes and aggregates."""
+
+_PLAIN = frozenset({str, bytes, int, float, bool, type(None), timedelta})
+"""Types without code of the user's: most fields of a node."""
 
 _CALLED_OF_PROCESSORS = ("open", "process", "process_batch", "close")
 
@@ -103,7 +107,7 @@ def _methods(factory: object) -> Iterator[object]:
 
 def _functions(value: object, seen: set[int]) -> Iterator[object]:
     """Every function of the user's in a node, or in the value of one of its fields."""
-    if id(value) in seen:
+    if type(value) in _PLAIN or id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, tuple | list | set | frozenset):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
@@ -17,6 +15,7 @@ import pytest
 from streams.jobs.queue_client import QueueClient
 from streams.jobs.record import JobRecord
 from tests.integration.conftest import HERE, Copy
+from tests.support.commands import run_streams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,15 +48,7 @@ class Jobs(Copy):
             "STREAMS_BOOTSTRAP_SERVERS": self.servers,
             **self.environment,
         }
-        done = subprocess.run(
-            [sys.executable, "-m", "streams", *words],
-            cwd=HERE,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = run_streams(*words, folder=HERE, environment=environment)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 import typing
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,22 @@ from streams import errors
 
 PACKAGE = Path(streams.__file__).parent
 
-NODES = [node for path in PACKAGE.rglob("*.py") for node in ast.parse(path.read_text()).body]
-CLASSES = {node.name for node in NODES if isinstance(node, ast.ClassDef)}
-ALIASES = {
-    node.target.id
-    for node in NODES
-    if isinstance(node, ast.AnnAssign)
-    and isinstance(node.target, ast.Name)
-    and ast.unparse(node.annotation) == "TypeAlias"
-}
+
+@cache
+def declared() -> tuple[set[str], set[str]]:
+    """The names of the package's classes and of its type aliases; read once, and only where tests need it."""
+    nodes = [node for path in PACKAGE.rglob("*.py") for node in ast.parse(path.read_text()).body]
+    classes = {node.name for node in nodes if isinstance(node, ast.ClassDef)}
+    aliases = {
+        node.target.id
+        for node in nodes
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and ast.unparse(node.annotation) == "TypeAlias"
+    }
+    return classes, aliases
+
+
 OF_THE_ENGINE = {
     "Batch.__init__": "batches are made of batches, by select and the with_ methods",
     "Batch.fetched": "where the engine reads columns that no step has replaced",
@@ -81,8 +89,9 @@ def parts(annotations: dict[str, object]) -> set[str]:
         tree = ast.parse(kind if isinstance(kind, str) else "None", mode="eval")
         return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
+    classes, aliases = declared()
     found = {name for kind in annotations.values() for name in named(kind)}
-    return found & CLASSES | named(annotations.get("return", "None")) & ALIASES
+    return found & classes | named(annotations.get("return", "None")) & aliases
 
 
 @pytest.mark.parametrize("name", streams.__all__)

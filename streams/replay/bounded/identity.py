@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import sysconfig
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import distributions
 from pathlib import Path
@@ -41,19 +42,30 @@ def run_identity(app: App, request: Iterable[object], topics: Mapping[str, objec
         *(f"{name}={getattr(app.settings, name)}" for name in _SETTINGS),
         *map(repr, request),
         *(f"{topic}={value}" for topic, value in sorted(topics.items())),
-        *sorted(f"{package.name}=={package.version}" for package in distributions()),
-        *(f"{path}:{_state(path)}" for path in sorted(_LIBRARY.rglob("*.py"))),
+        *_installed(),
         *(f"{path}:{sha256(path.read_bytes()).hexdigest()}" for path in sorted(_sources())),
     ):
         found.update(part.encode(errors="replace") + b"\0")
     return found.hexdigest()
 
 
+@cache
+def _installed() -> tuple[str, ...]:
+    """The versions of all installed packages, and this library's files.
+
+    Once for each process, which keeps what it has imported: the metadata of all packages takes 0.1 s to read.
+    """
+    return (
+        *sorted(f"{package.name}=={package.version}" for package in distributions()),
+        *(f"{path}:{_state(path)}" for path in sorted(_LIBRARY.rglob("*.py"))),
+    )
+
+
 def _sources() -> set[Path]:
     """The source files of the program: those beside its modules too, which it may import later."""
     installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     folders = {
-        Path(file).resolve().parent
+        _folder(file)
         # By their dictionaries, as an attribute of a lazy module may import something.
         for name, module in list(sys.modules.items())
         if (file := getattr(module, "__dict__", {}).get("__file__")) and not name.startswith("_")
@@ -65,6 +77,12 @@ def _sources() -> set[Path]:
         for path in folder.glob("*.py")
         if path.is_file()
     }
+
+
+@cache
+def _folder(file: str) -> Path:
+    """The folder of a module's file, with links followed: a process has a thousand modules and more."""
+    return Path(file).resolve().parent
 
 
 def _state(path: Path) -> tuple[int, int]:
