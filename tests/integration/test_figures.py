@@ -42,20 +42,7 @@ class Reported:
             "COPY_PREFIX": self._copy.prefix,
             "STREAMS_BOOTSTRAP_SERVERS": self._copy.servers,
         }
-<<<<<<< HEAD
-        shown = subprocess.run(
-            [sys.executable, "-m", "streams", "status", "copy_app:app"],
-            cwd=HERE,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-=======
-        shown = run_streams(
-            "status", "copy_app:app", "--url", self._url, folder=HERE, environment=environment
->>>>>>> w7
-        )
+        shown = run_streams("status", "copy_app:app", folder=HERE, environment=environment)
         assert shown.returncode == 0, shown
         return " ".join(shown.stdout.split())
 
@@ -119,11 +106,8 @@ def test_what_waited_before_the_worker_began_has_its_own_time(copy: Copy) -> Non
 
     busy = reported.wait_for(named, "a cause is named")
     shown = reported.command()
-    assert (
-        "copy: falling behind since" in shown
-        or "copy: catching up since" in shown
-        or "copy: unknown" in shown
-    )
+    assert "copy: " in shown
+    assert "waits" in shown
     assert "of the worker's time" in shown
     (cause, *_) = busy["bottlenecks"]
     assert cause["cause"] == "step"
