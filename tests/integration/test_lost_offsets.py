@@ -18,11 +18,14 @@ pytestmark = pytest.mark.kafka
 PROTOCOLS = pytest.mark.parametrize("protocol", ["consumer", "classic"])
 
 
-def send(copy: Copy, start: int, stop: int, partition: int = 0) -> None:
+def send(copy: Copy, start: int, stop: int, *, batch: int | None = None) -> None:
+    """Write to the first partition, in batches of that many records."""
     producer = copy.broker.producer()
-    values: list[bytes | None] = [b"value-%d" % number for number in range(start, stop)]
-    producer.produce(Output(copy.input, values, values, [-1] * len(values), partition=partition))
-    producer.flush(30)
+    step = batch or stop - start
+    for first in range(start, stop, step):
+        values: list[bytes | None] = [b"value-%d" % number for number in range(first, first + step)]
+        producer.produce(Output(copy.input, values, values, [-1] * len(values), partition=0))
+        producer.flush(30)
     producer.close()
 
 
@@ -68,8 +71,7 @@ def test_retention_that_overtakes_a_running_worker_ends_it(copy: Copy, protocol:
     consumer += '"message.max.bytes": 1000, "queued.min.messages": 1}'
     place = TopicPartition(copy.input, 0)
     # In many batches, as a fetch brings at least a complete one.
-    for start in range(0, 6_000, 100):
-        send(copy, start, start + 100)
+    send(copy, 0, 6_000, batch=100)
     worker = copy.start(group_protocol=protocol, consumer=consumer, max_poll_records=50)
     copy.wait_for(lambda: copy.lag() < 6_000, 60, "under way")
     copy.broker.admin().delete_records({place: 5_500})
