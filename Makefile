@@ -126,7 +126,7 @@ lock:
 	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header --constraint requirements/sync.txt --extra bridges pyproject.toml -o requirements/bridges.txt
 	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-annotate --no-header --constraint requirements/dev.txt --extra check pyproject.toml -o requirements/check.txt
+	  --no-annotate --no-header --constraint requirements/dev.txt --constraint requirements/bridges.txt --extra check pyproject.toml -o requirements/check.txt
 
 clean:
 	rm -rf .venv build dist
