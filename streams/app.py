@@ -23,7 +23,7 @@ from streams.dsl.connectors import read_connector
 from streams.dsl.flow import is_untyped
 from streams.dsl.sources import read_global_table, read_stream, read_table
 from streams.dsl.stream import GlobalTable, Stream, Table
-from streams.errors import ConfigurationError, StateUnavailable, TopologyError
+from streams.errors import ConfigurationError, NotAuthorized, StateUnavailable, TopologyError
 from streams.events import Event, get_logger, program_logger
 from streams.jobs.declared import Queue
 from streams.jobs.job import Call
@@ -718,20 +718,25 @@ class App:
                     )
                 )
                 get_logger().info(Event.HTTP_LISTENING, url=server.url)
-                if queries.names or jobs is not None:
-                    address = _address(settings, server.port)
+                address = _address(settings, server.port)
             follow = bool(settings.standby_replicas and stores)
             if address is not None or follow:
-                replicas.start(
-                    lambda: Replica(
-                        member=worker.member,
-                        tasks=sorted(map(str, worker.held)),
-                        stores=queries.held() | ({} if jobs is None else {JOBS: jobs.partitions}),
-                    ),
-                    address=address,
-                    follow=follow,
-                    tasks=_tasks(topology, partitions),
-                )
+                try:
+                    replicas.start(
+                        lambda: Replica(
+                            member=worker.member,
+                            tasks=sorted(map(str, worker.held)),
+                            stores=queries.held() | ({} if jobs is None else {JOBS: jobs.partitions}),
+                        ),
+                        address=address,
+                        follow=follow,
+                        tasks=_tasks(topology, partitions),
+                    )
+                except NotAuthorized as error:
+                    if follow or queries.names or jobs is not None:
+                        raise
+                    # Without stores and jobs, workers need not find each other.
+                    get_logger().warning(Event.WORKER_UNPUBLISHED, error=str(error).partition("\n")[0])
             stack.enter_context(resources_of_worker(self))
             signals.running(worker.request_stop, lambda: worker.unfinished)
             worker.run()

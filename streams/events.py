@@ -155,6 +155,8 @@ class Event(StrEnum):
     """INFO: with its process id."""
     PROCESS_EXITED = "worker process exited"
     """INFO for a stop, ERROR otherwise: with its exit code, and when it is restarted."""
+    WORKER_UNPUBLISHED = "worker not published"
+    """WARNING: the worker may not write its address to ``<app>-replicas``, where commands look for it."""
     HTTP_LISTENING = "http listening"
     """INFO: metrics and health are served at ``url``."""
 

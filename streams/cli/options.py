@@ -31,8 +31,7 @@ WorkerUrls = Annotated[
     typer.Option(
         "--url",
         metavar="HOST:PORT",
-        help="A worker's HTTP port, repeatable; default: those that workers publish, of apps with stores or "
-        "jobs.",
+        help="A worker's HTTP port, repeatable; default: those that workers publish.",
     ),
 ]
 

@@ -28,8 +28,8 @@ def published_addresses(app: App) -> list[str]:
     if not addresses:
         raise ConfigurationError(
             f"no worker of {app.name!r} has published an HTTP port: what it does is reported there",
-            hint="run the workers with http_port set (streams run MODULE:APP --set http_port=8080); those of "
-            "an app without stores or jobs publish none: name them with --url HOST:PORT",
+            hint="run the workers with http_port set (streams run MODULE:APP --set http_port=8080), or name "
+            "their ports with --url HOST:PORT",
         )
     return sorted(set(addresses))
 

@@ -44,7 +44,7 @@ class Reported:
             "STREAMS_BOOTSTRAP_SERVERS": self._copy.servers,
         }
         shown = subprocess.run(
-            [sys.executable, "-m", "streams", "status", "copy_app:app", "--url", self._url],
+            [sys.executable, "-m", "streams", "status", "copy_app:app"],
             cwd=HERE,
             env=environment,
             capture_output=True,
