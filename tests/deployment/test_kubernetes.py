@@ -22,6 +22,9 @@ KINDS = {"Kustomization", "Component"}
 CUSTOM = {"PodMonitor", "ScaledObject"}
 """What is defined by other programs in the cluster, so that Kubernetes has no schema of it."""
 
+OLDEST = "1.30"
+"""The oldest version of Kubernetes that the manifests are for, as the documentation says."""
+
 SCALED_OBJECT: dict[str, Any] = {
     "scaleTargetRef": {"apiVersion", "kind", "name", "envSourceContainerName"},
     "pollingInterval": int,
@@ -90,7 +93,8 @@ def validate(item: dict[str, Any]) -> None:
         pytest.skip("Kubernetes' schemas are not installed: make check installs them")
     import kubernetes_validate  # noqa: PLC0415 - make check installs it
 
-    kubernetes_validate.validate(item, kubernetes_validate.latest_version(), strict=True)
+    for version in (OLDEST, kubernetes_validate.latest_version()):
+        kubernetes_validate.validate(item, version, strict=True)
 
 
 def rendered() -> list[dict[str, Any]]:
@@ -108,6 +112,10 @@ def rendered() -> list[dict[str, Any]]:
 def test_a_manifest_is_valid(path, item):
     if item["kind"] not in CUSTOM:
         validate(item)
+
+
+def test_the_documentation_names_the_oldest_version():
+    assert f"Kubernetes {OLDEST}" in (ROOT / "docs" / "deployment.md").read_text()
 
 
 def test_wrong_fields_are_found():

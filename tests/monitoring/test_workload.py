@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from itertools import pairwise
 from math import ceil
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from streams import App, Text
+from streams.app import resources_of_worker
 from streams.errors import BrokerUnreachable
+from streams.jobs.record import JobRecord
 from streams.monitoring.job_load import JobLoads, JobSample
 from streams.monitoring.metrics import WorkerMetrics
 from streams.monitoring.observer import Observer
@@ -20,6 +24,7 @@ from streams.records import Output
 from streams.runtime.task import TaskId
 from tests.support.clock import Clock
 from tests.support.cluster import MemoryCluster
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from streams.runtime.worker import Worker
@@ -258,6 +263,39 @@ def test_jobs_need_places_by_what_arrives_and_how_long_it_runs():
     )
     # 2,400 more arrived in the last minute, and as many wait.
     assert loads.observe(late).each_task == pytest.approx((2_640 / 60 * 0.5 + 2_400 * 0.5 / 600) / 16 / 2)
+
+
+def test_the_jobs_of_a_worker_are_counted_by_what_became_of_them():
+    app = App("shop", job_partitions=2, job_concurrency=4)
+    gate = threading.Event()
+
+    @app.job(name="mail")
+    def mail() -> None:
+        gate.wait(20)
+
+    cluster = MemoryCluster({}, real_time=True)
+    worker = cluster.make_worker(app, "slot", partitions=cluster.prepare(app, create_outputs=True))
+    assert JobSample.of(worker, 0.0) is None
+    record = msgspec.json.encode(JobRecord("mail", msgspec.Raw(b"{}")))
+    cluster.write(Output("shop-jobs", [None] * 6, [record] * 6, [1] * 6, partition=0))
+    resources = resources_of_worker(app)
+    resources.open()
+    with resources.active():
+        worker.start()
+
+        def sampled(**expected: int) -> bool:
+            worker.run_once()
+            sample = JobSample.of(worker, 0.0)
+            if sample is None:
+                return False
+            found = {name: getattr(sample, name).get("mail", 0) for name in ("running", "waiting", "ended")}
+            return found == expected and (len(sample.tasks), sample.places) == (2, 4)
+
+        wait_until(lambda: sampled(running=4, waiting=2, ended=0), 20)
+        gate.set()
+        wait_until(lambda: sampled(running=0, waiting=0, ended=6), 20)
+        worker.close()
+    resources.close()
 
 
 def test_jobs_that_came_with_a_partition_have_not_arrived():
