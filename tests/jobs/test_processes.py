@@ -178,7 +178,7 @@ def script(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_scripts_own_functions_run_and_their_processes_end_with_it(script, number):
     process, folder = script
-    wait_for((folder / "result").exists, "the first job ends")
+    wait_for(lambda: (folder / "result").exists() and (folder / "result").read_text(), "the first job ends")
     assert (folder / "result").read_text() == "__mp_main__"
     wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text(), "the second job begins")
     child = ProcessIdentity.of(int((folder / "pid").read_text()))
