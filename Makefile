@@ -69,8 +69,7 @@ demo-bridges: .venv/.bridges
 	@$(BIN)/python -m apps.bridges.demo $(if $(MESSAGES),--messages $(MESSAGES))
 
 # Tests start some hundred processes. Each takes half a second more where images or editors forbid bytecode
-# files. Files with servers come first, and wait most of the time (the end of a session, a restart, an answer): four
-# of them take about one core.
+# files. Of three files at a time, one waits for something: the end of a session, a restart, an answer.
 test: .venv/.sync
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
