@@ -71,7 +71,7 @@ demo-bridges: .venv/.bridges
 # Tests start some hundred processes. Each takes half a second more where images or editors forbid bytecode
 # files. Of three files at a time, one waits for something: the end of a session, a restart, an answer.
 test: .venv/.sync
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # pyright brings Node, so it is installed here only: demo and tests do not need it.
 .venv/.check: $(STAMP) requirements/check.txt
