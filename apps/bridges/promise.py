@@ -109,7 +109,7 @@ class Account:
         found: list[str] = []
         foreign = self._counts.keys() - set(range(self.sent))
         if foreign:
-            found.append(f"{len(foreign):,} messages that nobody sent, e.g. {min(foreign)}")
+            found.append(f"{len(foreign):,} messages that were never sent, e.g. {min(foreign)}")
         if promise.keeps_all and self.lost:
             found.append(f"{self.lost:,} lost, e.g. {min(self._missing())}")
         if promise.repeats_none and self.doubled:

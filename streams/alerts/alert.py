@@ -129,7 +129,7 @@ def advance(
     """What becomes of an alert (``None`` is an inactive one) at ``now``: the same object if nothing does.
 
     ``symptom`` is its condition, if that holds. That it does not hold counts only if it is ``certain``: while
-    partitions move, nobody knows what they are like.
+    partitions move, no worker knows what they are like.
     """
     if symptom is not None:
         return _held(alert, symptom, app=app, rule=rule, now=now)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from streams.alerts.alert import AlertKey, Symptom
 from streams.alerts.rules import AlertName
+from streams.monitoring.partition_figures import known_total
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,8 +64,8 @@ class Conditions:
 
     def not_catching_up(self, figures: Sequence[WorkerFigures], _: int) -> Iterator[Symptom]:
         late = any(seconds > self._goal for item in figures for seconds in item.waiting.values())
-        arrival = _total([item.arrival_rate for item in figures])
-        processing = _total([item.processing_rate for item in figures])
+        arrival = known_total([item.arrival_rate for item in figures], 0.0)
+        processing = known_total([item.processing_rate for item in figures], 0.0)
         lag = sum(item.lag for item in figures)
         longest = self._threshold(AlertName.NOT_CATCHING_UP)
         if late and arrival is not None and processing is not None and lag > longest * (processing - arrival):
@@ -234,8 +235,3 @@ def _worst(
         for name, value in item.items():
             found[name] = worse(found[name], value) if name in found else value
     return found
-
-
-def _total(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None

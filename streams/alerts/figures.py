@@ -1,4 +1,4 @@
-"""What each worker tells the others, so that one of them can decide about the alerts of the app."""
+"""What each worker reports to the others, so that one of them can decide about the alerts of the app."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import msgspec
 
 from streams.jobs.queue import JobQueue
 from streams.monitoring.condition import Condition
+from streams.monitoring.partition_figures import known_total
 from streams.monitoring.queue_metrics import longest_due
 from streams.runtime.counts import Counts
 from streams.runtime.rebalances import Reason
@@ -129,8 +130,8 @@ class FigureReader:
             waiting=waiting,
             deleted_in=deleted_in,
             lag=sum(item.lag or 0 for item in known),
-            arrival_rate=_sum([item.arrival_rate for item in known]),
-            processing_rate=_sum([item.processing_rate for item in known]),
+            arrival_rate=known_total([item.arrival_rate for item in known], 0.0),
+            processing_rate=known_total([item.processing_rate for item in known], 0.0),
             stalled=len(self._watchdog.stalls),
             records=records,
             dead_letters=dead_letters,
@@ -153,20 +154,13 @@ class FigureReader:
 
     def _count(self) -> tuple[int, int]:
         """The records and dead letters of the last ten minutes."""
-        now, total = self._clock(), Counts()
-        for count in self._worker.counts:
-            total.add(count)
+        now, total = self._clock(), Counts.total(self._worker.counts)
         latest = _Counted(now, total.records_in, total.dead_letters.total())
         self._counted.append(latest)
         while len(self._counted) > 2 and self._counted[1].time <= now - WINDOW_SECONDS:
             self._counted.popleft()
         before = self._counted[0]
         return max(0, latest.records - before.records), max(0, latest.dead_letters - before.dead_letters)
-
-
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
 
 
 def measured_inputs(topology: Topology, worker: Worker) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The topics of an app's alerts: what fires, and what each worker tells the others.
+"""The topics of an app's alerts: what fires, and what each worker reports to the others.
 
 Of two records that replace the same one, the first counts: so all who read the topic agree on what fires, and
 a worker knows whether it was the one that raised an alert.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from streams.broker import Broker
 
 ROUND_SECONDS = 5.0
-"""How often a worker tells what it knows, and alerts are decided."""
+"""How often a worker reports what it knows, and alerts are decided."""
 
 SILENT_ROUNDS = 3.5
 """A worker that was not heard of for so many rounds does not run."""
@@ -47,8 +47,8 @@ LATE_ATTEMPTS = 3
 class AlertWatch:
     """A worker's part in the alerts of its app, or that of a program that watches the app from outside.
 
-    Each worker tells the others its figures. The one whose name is the lowest of those that were heard of
-    lately decides for all: alerts are about the app. While no worker was heard of, a program that watches the
+    Each worker reports its figures to the others. Of those that have reported lately, the one with the lowest
+    name decides for all: alerts are about the app. While no worker was heard of, a program that watches the
     app from outside does. All that is decided is in the topic, so whoever decides next continues.
 
     ``expected`` returns the partitions of the app's input, by topic. ``goal`` is the app's ``waiting_goal``.
@@ -111,7 +111,7 @@ class AlertWatch:
         self._topics.create()
 
     def close(self) -> None:
-        """Stop. What receivers do not know yet, the next one who decides tells them."""
+        """Stop. What receivers do not know yet, the next worker that decides sends them."""
         self._stop = True
         self._wake.set()
         if self._thread is not None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Jobs: TypeAlias = Mapping[str, BaseJob[Any, Any]]
 
 RESULT_EXPIRES = days(1)
-"""How long Celery keeps a result, unless it is told otherwise."""
+"""How long Celery keeps a result, unless its configuration says otherwise."""
 
 PRIORITY_STEPS = (0, 3, 6, 9)
 """The lists that Celery's programs have for a queue in Redis, unless they set ``priority_steps``."""

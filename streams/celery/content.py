@@ -76,7 +76,7 @@ def _decompressed(message: TaskMessage) -> bytes:
         )
     decompressor = make()
     try:
-        # One byte more tells a content that is too large.
+        # One byte more shows that a content is too large.
         body = decompressor.decompress(message.body, LARGEST_CONTENT + 1)
     except (zlib.error, OSError, lzma.LZMAError) as error:
         raise TaskRefused(f"its content cannot be decompressed ({name}): {error}") from error

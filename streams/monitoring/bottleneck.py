@@ -66,9 +66,7 @@ class TimeSpent:
     @staticmethod
     def of(worker: Worker, ends: Mapping[TopicPartition, int], time: float) -> TimeSpent:
         """What a worker has spent its time on; from any thread."""
-        total = Counts()
-        for count in worker.counts:
-            total.add(count)
+        total = Counts.total(worker.counts)
         stages, sinks = worker.stages, worker.sink_seconds
         return TimeSpent(
             time,

@@ -226,9 +226,7 @@ class WorkerMetrics:
 
     def _steps(self) -> Iterator[Metric]:
         """What each step takes, waiting included, without the steps downstream of it."""
-        total = Counts()
-        for count in self._worker.counts:
-            total.add(count)
+        total = Counts.total(self._worker.counts)
         records = CounterMetricFamily(
             "streams_step_records", "Records that reached the step.", labels=["step"]
         )

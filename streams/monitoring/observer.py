@@ -11,7 +11,7 @@ from streams.events import Event, get_logger
 from streams.monitoring.bottleneck import Bottleneck, Bottlenecks, TimeSpent, of_waiting
 from streams.monitoring.condition import Condition, ConditionJudge, Judgement
 from streams.monitoring.oldest_records import OldestRecords
-from streams.monitoring.partition_figures import PartitionFigures, PartitionObserver
+from streams.monitoring.partition_figures import PartitionFigures, PartitionObserver, known_longest
 from streams.monitoring.workload import WorkersWanted, Workload
 from streams.runtime.status import State
 
@@ -53,12 +53,7 @@ class Observation(NamedTuple):
     @property
     def waiting(self) -> float | None:
         """The longest waiting time, in seconds; ``None`` if that of a partition is unknown."""
-        times = [item.waiting for item in self.partitions.values()]
-        return (
-            None
-            if any(item is None for item in times)
-            else max((t for t in times if t is not None), default=0.0)
-        )
+        return known_longest([item.waiting for item in self.partitions.values()])
 
 
 class Observer:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from streams.monitoring.offset_history import OffsetHistory
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from streams.records import TopicPartition
 
 RATE_SECONDS = 60.0
@@ -45,6 +47,21 @@ class PartitionFigures(NamedTuple):
             return None
         gain = self.processing_rate - self.arrival_rate
         return self.lag / gain if gain > 0 else None
+
+
+N = TypeVar("N", int, float)
+
+
+def known_total(values: Sequence[N | None], nothing: N) -> N | None:
+    """The sum of figures, ``nothing`` of none; ``None`` if one of them is unknown: a part is no total."""
+    known = [value for value in values if value is not None]
+    return sum(known, nothing) if len(known) == len(values) else None
+
+
+def known_longest(times: Sequence[float | None]) -> float | None:
+    """The longest of these times, 0 of none; ``None`` if one of them is unknown: it may be the longest."""
+    known = [time for time in times if time is not None]
+    return max(known, default=0.0) if len(known) == len(times) else None
 
 
 class PartitionObserver:

@@ -27,7 +27,7 @@ class PartitionStatus(msgspec.Struct, frozen=True, kw_only=True):
     topic: str
     partition: int
     task: str | None
-    """The task that processes it; ``None`` while its stores are restored."""
+    """The task that processes it, or will once its stores are restored; ``None`` if it has just moved."""
     position: int | None
     end: int | None
     lag: int | None
@@ -142,13 +142,9 @@ def report(
     """What a worker knows of itself now, with the ``alerts`` of its app; from any thread."""
     observation, status = observer.latest, worker.status
     judgement = observation.judgement
-    total = Counts()
-    for count in worker.counts:
-        total.add(count)
+    total = Counts.total(worker.counts)
     tasks, restoring = worker.tasks, worker.restoring
-    owners = {
-        partition: identifier for identifier, task in tasks.items() for partition in list(task.positions)
-    }
+    owners = worker.owners
     problems = {stall.partition: stall.reason for stall in watchdog.stalls}
     stages = worker.stages
     return WorkerReport(

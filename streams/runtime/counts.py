@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass(slots=True)
@@ -29,18 +33,27 @@ class Counts:
     """Records that reached each step, those of abandoned slices included."""
 
     def add(self, other: Counts) -> None:
-        """Add the counts of another."""
+        """Add the counts of another, which its worker may be changing meanwhile."""
         self.records_in += other.records_in
         self.bytes_in += other.bytes_in
         self.records_out += other.records_out
         self.bytes_out += other.bytes_out
-        self.dead_letters.update(other.dead_letters)
-        self.skipped.update(other.skipped)
-        self.late.update(other.late)
-        self.retried.update(other.retried)
+        # A copy is made in one go; an iteration would fail where another thread adds a step.
+        self.dead_letters.update(dict(other.dead_letters))
+        self.skipped.update(dict(other.skipped))
+        self.late.update(dict(other.late))
+        self.retried.update(dict(other.retried))
         for stage, seconds in other.seconds.items():
             self.seconds[stage] += seconds
-        for step, seconds in other.step_seconds.items():
+        for step, seconds in dict(other.step_seconds).items():
             self.step_seconds[step] = self.step_seconds.get(step, 0.0) + seconds
-        for step, records in other.step_records.items():
+        for step, records in dict(other.step_records).items():
             self.step_records[step] = self.step_records.get(step, 0) + records
+
+    @classmethod
+    def total(cls, counts: Iterable[Counts]) -> Counts:
+        """All of them together, as a new object; from any thread."""
+        total = cls()
+        for count in counts:
+            total.add(count)
+        return total

@@ -21,7 +21,7 @@ class Reason(Enum):
     MEMBERS = "members changed"
     """Another worker joined or left the group, or topics have more partitions."""
     STOPPING = "stopping"
-    """The worker leaves, as it was told to stop."""
+    """The worker leaves, as a stop was requested."""
     POLL_DEADLINE = "poll deadline"
     """The worker did not poll for ``poll_deadline``, as its code did not return."""
     SESSION = "session timed out"

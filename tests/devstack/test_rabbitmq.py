@@ -39,6 +39,8 @@ def test_it_ends_with_the_process_that_started_it_and_another_one_continues_with
         "with Program(server) as program:\n"
         "    program.channel.queue_declare('kept', durable=True, auto_delete=False)\n"
         "    program.put('kept', [b'1'])\n"
+        # That a queue was declared is confirmed before the log of it is written.
+        "server.control('eval', 'mnesia:sync_log().')\n"
         "print('ready', flush=True); time.sleep(600)"
     )
     child = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True)

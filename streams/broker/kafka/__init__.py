@@ -226,8 +226,9 @@ class KafkaBroker:
 def _reconnecting(settings: Settings) -> Settings:
     """The settings, with a bound on how long a broker that is back is not noticed, unless they have one.
 
-    A cluster that has no broker for a while (the only one is fenced) tells its clients so, which then know no
-    address but the first ones; with the client's default they connect again only after requests have failed.
+    A cluster that has no broker for a while (the only one is fenced) reports that to its clients, which then
+    know no address but the first ones; with the client's default they connect again only after requests have
+    failed.
     """
     least = int(settings.get("reconnect.backoff.ms", 100))
     return {"reconnect.backoff.max.ms": max(RECONNECT_MILLISECONDS, least), **settings}

@@ -1,4 +1,4 @@
-"""A connection that several threads share, and that answers the server while nobody uses it."""
+"""A connection that several threads share, and that answers the server while it is unused."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ class Connection:
     def close(self, *, orderly: bool = True, last: Callable[[Client], None] | None = None) -> None:
         """End the connection. Never raises. May be called twice.
 
-        ``orderly`` tells the server, which takes back at once what is not acknowledged. ``last`` is called
-        before, if the connection can still be used.
+        ``orderly`` announces it to the server, which takes back at once what is not acknowledged. ``last`` is
+        called before, if the connection can still be used.
         """
         self.client.wake()
         if not self._using.acquire(timeout=CLOSE_SECONDS):

@@ -1,4 +1,4 @@
-"""The RabbitMQ sink on a real server: its contract, its messages, and what becomes of those nobody takes."""
+"""The RabbitMQ sink on a real server: its contract, its messages, and those that no queue takes."""
 
 from __future__ import annotations
 
