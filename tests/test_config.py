@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streams import App
+from streams.broker.kafka import KafkaBroker
 from streams.config import Settings, load_settings
 from streams.errors import ConfigurationError
 
@@ -220,3 +221,25 @@ def test_names_that_kafka_takes_name_an_app():
 def test_a_dead_letter_topic_that_cannot_be_is_refused_when_the_app_is_made():
     with pytest.raises(ConfigurationError, match="dead_letter_topic='a b' cannot name a topic"):
         App("test", dead_letter_topic="a b")
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        {},
+        # Above the library's bound, which follows.
+        {"reconnect.backoff.ms": 5_000},
+        {"reconnect.backoff.ms": "5000"},
+        {"reconnect.backoff.max.ms": 200},
+        {"reconnect.backoff.ms": 5_000, "reconnect.backoff.max.ms": 20_000},
+    ],
+)
+def test_the_bound_on_reconnecting_fits_the_users_settings(client):
+    """The client refuses a longest time below the first one."""
+    KafkaBroker(client, servers="localhost:1", consumer={"fetch.min.bytes": 1}, producer={"linger.ms": 1})
+
+
+def test_a_bound_on_reconnecting_below_its_first_time_is_refused_as_the_user_has_set_it():
+    client = {"reconnect.backoff.ms": 5_000, "reconnect.backoff.max.ms": 1_000}
+    with pytest.raises(ConfigurationError, match=r"reconnect\.backoff\.max\.ms"):
+        KafkaBroker(client, servers="localhost:1", consumer={"fetch.min.bytes": 1})

@@ -11,8 +11,10 @@ from streams import App, Json, Text
 from streams.errors import OutcomeUnknown, TopicError, TopologyError, TransactionAborted
 from streams.monitoring.metrics import WorkerMetrics
 from streams.testing import TopologyDriver
+from tests.support.clock import Clock
 from tests.support.cluster import AppCluster
 from tests.support.connectors import Feed, MemorySource
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from streams.operators.processor import Context
@@ -91,6 +93,27 @@ def test_a_source_that_is_not_available_is_opened_again_where_it_was():
     site.run(worker, until=lambda: len(site.out()) == 60 and not worker.problems)
     worker.close()
     assert site.out() == list(range(60))
+
+
+def test_a_source_that_has_nothing_for_a_moment_is_not_committed_each_time():
+    feed = Feed()
+    site = Site(copying(feed), clock=Clock(tick=0.0))
+    worker = site.worker()
+    site.run(worker, until=lambda: feed.opened_at and not worker.status.dirty)
+    commits = worker.status.commits
+    for number in range(10):
+        # Longer than the shortest time between two commits, and the batch is there at once afterwards.
+        site.clock.advance(0.03)
+        feed.values.append(number)
+        wait_until(lambda: worker._sources.backlog, 20, what="the batch is read")  # noqa: SLF001 - nothing else shows it
+        worker.run_once()
+        assert worker.status.dirty
+        assert worker.status.commits == commits
+    site.clock.advance(0.006)
+    worker.run_once()
+    assert worker.status.commits == commits + 1
+    assert site.out() == list(range(10))
+    worker.close()
 
 
 def test_another_worker_takes_over():

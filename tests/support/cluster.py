@@ -152,8 +152,8 @@ def places_of(partitions: Mapping[str, int]) -> list[TopicPartition]:
 class AppCluster(MemoryCluster):
     """A cluster with the topics of one app, beside ``topics``, and workers of it."""
 
-    def __init__(self, app: App, topics: Mapping[str, int] | None = None) -> None:
-        super().__init__(topics or {})
+    def __init__(self, app: App, topics: Mapping[str, int] | None = None, clock: Clock | None = None) -> None:
+        super().__init__(topics or {}, clock)
         self.app = app
         self.counts = self.prepare(app, create_outputs=True)
         self.workers = 0
