@@ -108,7 +108,7 @@ def test_messages_that_arrive_once_are_what_every_bridge_promises(guarantee):
         (Guarantee.AT_MOST_ONCE, ALL[:-1], ["1 lost while nothing failed, e.g. 19"]),
         (Guarantee.BEST_EFFORT, [*ALL[:7], *ALL[8:], 8], []),
         (Guarantee.BEST_EFFORT, ALL[1:], ["1 lost while nothing failed, e.g. 0"]),
-        (Guarantee.BEST_EFFORT, [*ALL, 20], ["1 messages that nobody sent, e.g. 20"]),
+        (Guarantee.BEST_EFFORT, [*ALL, 20], ["1 messages that were never sent, e.g. 20"]),
     ],
 )
 def test_a_broken_promise_is_found(guarantee, numbers, found):
