@@ -218,7 +218,9 @@ class _Demo:
     def _start_process(self, name: str, file: Path) -> None:
         kind = name.rpartition("-")[2]
         process = self._zeromq[name] = ZeroMQProcess(kind, self._addresses[kind], file)
+        # Before it is started: Ctrl-C may come at any time.
         self._stack.callback(process.kill)
+        process.start()
 
     def _wait_for_sources(self) -> None:
         """Until nothing that is sent can be lost."""

@@ -216,41 +216,46 @@ class ZeroMQProcess:
         self._command = (sys.executable, "-m", "apps.bridges.zeromq_side", kind, address, str(file))
         self._lock = threading.Lock()
         self._last = ""
-        self._process = self._started()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and say again what was said last. It ends with this process at the latest."""
+        # Ctrl-C is for the demonstration, which ends them.
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, bufsize=0, start_new_session=True
+        )
+        if self._last:
+            self._write(self._last)
 
     def say(self, line: str) -> None:
         """Write to its standard input. Raises ``BrokenPipeError`` if it is gone."""
         with self._lock:
             self._last = line
-            assert self._process.stdin is not None
-            self._process.stdin.write(line.encode())
+            self._write(line)
 
     def kill_and_start(self) -> None:
         """Kill it (SIGKILL), and start another one, which continues."""
         with self._lock:
             self.kill()
-            self._process = self._started()
-            if self._last:
-                assert self._process.stdin is not None
-                self._process.stdin.write(self._last.encode())
+            self.start()
 
     def kill(self) -> None:
-        """End it at once."""
-        assert self._process.stdin is not None
-        self._process.kill()
-        self._process.wait()
-        self._process.stdin.close()
+        """End it at once, if it was started."""
+        if (process := self._process) is not None:
+            assert process.stdin is not None
+            process.kill()
+            process.wait()
+            process.stdin.close()
 
     def require(self) -> None:
         """Raise ``SendFailed`` if it has ended by itself."""
-        if (code := self._process.poll()) is not None:
+        if self._process is not None and (code := self._process.poll()) is not None:
             raise SendFailed(f"{' '.join(self._command[2:])} has ended with exit code {code}")
 
-    def _started(self) -> subprocess.Popen[bytes]:
-        # Ctrl-C is for the demonstration, which ends them. They also end with their standard input.
-        return subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, bufsize=0, start_new_session=True
-        )
+    def _write(self, line: str) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode())
 
 
 def redis_client(port: int) -> redis.Redis:

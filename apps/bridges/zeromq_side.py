@@ -3,14 +3,16 @@
 ``python -m apps.bridges.zeromq_side push|pub ADDRESS FILE`` sends numbers: each line of its standard input
 says up to which one. ``… pull|sub ADDRESS FILE`` appends the number in each message to the file, as a line,
 until its standard input ends. A sender writes down what it sends before it does: after a kill, the next one
-sends none of it again. A publisher waits for its first subscriber.
+sends none of it again. A publisher waits for its first subscriber. All end with their standard input.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
+from queue import SimpleQueue
 
 import zmq
 
@@ -21,18 +23,28 @@ KINDS = {"push": zmq.PUSH, "pub": zmq.XPUB, "pull": zmq.PULL, "sub": zmq.SUB}
 def send(socket: zmq.Socket[bytes], file: Path) -> None:
     """Send the numbers after those in the file."""
     done = int(file.read_text()) if file.exists() else 0
+    ends: SimpleQueue[int] = SimpleQueue()
+    threading.Thread(target=_read_ends, args=[ends], daemon=True).start()
     if socket.type == zmq.XPUB:
         # A subscription: without one, what is sent would be dropped.
         socket.recv()
-    for line in sys.stdin:
-        while done < int(line):
-            batch = range(done, min(int(line), done + BATCH))
+    while True:
+        end = ends.get()
+        while done < end:
+            batch = range(done, min(end, done + BATCH))
             done = batch.stop
             new = file.with_suffix(".new")
             new.write_text(str(done))
             new.replace(file)
             for number in batch:
                 socket.send(b"%d" % number)
+
+
+def _read_ends(ends: SimpleQueue[int]) -> None:
+    for line in sys.stdin:
+        ends.put(int(line))
+    # The program that started this one is gone. Without a peer the other thread would wait for ever.
+    os._exit(0)
 
 
 def receive(socket: zmq.Socket[bytes], file: Path) -> None:
@@ -66,12 +78,7 @@ def main(kind: str, address: str, file: str) -> None:
     if kind == "sub":
         socket.subscribe(b"")
     socket.bind(address)
-    if kind in {"push", "pub"}:
-        send(socket, Path(file))
-        socket.close(linger=5_000)
-        context.term()
-    else:
-        receive(socket, Path(file))
+    (send if kind in {"push", "pub"} else receive)(socket, Path(file))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from apps.bridges.promise import BRIDGES, Account, Bridge, Guarantee
+from streams.devstack.kafka.ports import free_ports
 from tests.support.processes import running
 from tests.support.waiting import wait_until
 
@@ -82,6 +83,21 @@ def test_nothing_is_left_running_after_ctrl_c(tmp_path, kafka_bootstrap):
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize(("kind", "lines"), [("pub", ""), ("push", "20\n"), ("pull", ""), ("sub", "")])
+def test_a_zeromq_program_without_a_peer_ends_with_the_demo(tmp_path, kind, lines):
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "apps.bridges.zeromq_side", kind, f"tcp://127.0.0.1:{port}", kind]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        input=lines.encode(),
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0
 
 
 def problems(guarantee: Guarantee, numbers: list[int]) -> list[str]:
