@@ -9,8 +9,10 @@ import textwrap
 import threading
 import time
 from contextlib import ExitStack, closing, nullcontext
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, cast, overload
 
 import msgspec
 import structlog
@@ -39,7 +41,7 @@ from streams.monitoring.metrics import WorkerMetrics
 from streams.monitoring.observer import Observer
 from streams.monitoring.program_metrics import Metrics
 from streams.monitoring.watchdog import Watchdog
-from streams.monitoring.worker_report import status_json
+from streams.monitoring.worker_report import history_json, status_json
 from streams.policy import ErrorPolicy, dead_letter
 from streams.process.ownership import own_process as take_process, rare_garbage_collections
 from streams.process.role import is_job_process
@@ -47,7 +49,7 @@ from streams.process.slot import Slot, default_state_dir
 from streams.process.stop import START_SECONDS, StopSignals
 from streams.queries.directory import Replica, Replicas
 from streams.queries.endpoints import StoreRoutes
-from streams.queries.http import JSON, Response, Tls, client_tls
+from streams.queries.http import JSON, Response, Tls, client_tls, refusal
 from streams.queries.job_routes import DIRECTORY_NAME as JOBS, JobRoutes
 from streams.queries.query import Queries
 from streams.registry_topics import connect_registry
@@ -67,6 +69,7 @@ from streams.topology.topic_names import ADVICE, topic_name_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from contextlib import AbstractContextManager
 
     from streams.broker import Broker
     from streams.config import Settings, SettingsArguments
@@ -79,6 +82,7 @@ if TYPE_CHECKING:
     from streams.jobs.schedule_status import ScheduleStatus
     from streams.monitoring.watchdog import Stall
     from streams.queries.directory import Trouble
+    from streams.queries.http import Request
     from streams.runtime.resources import Manager
     from streams.state.store import Databases
     from streams.topology.graph import Topic, Topology
@@ -739,6 +743,10 @@ class App:
                     )
                     stack.callback(jobs.close)
                     templates = {**templates, **jobs.templates}
+                templates = {**templates, "/history": partial(_history, worker, observer)}
+                mounts = {}
+                if settings.http_console != "off":
+                    mounts["/console"] = stack.enter_context(_console(self, cluster))
                 server = stack.enter_context(
                     HttpServer(
                         settings.http_host,
@@ -750,9 +758,11 @@ class App:
                             self.metrics,
                             observer,
                             alert_watch,
+                            topology.describe("json"),
                             reasons=token is None,
                         ),
                         templates,
+                        mounts=mounts,
                         token=token,
                         public=PUBLIC_ROUTES,
                         tls=tls,
@@ -951,6 +961,7 @@ def _routes(
     program: Metrics,
     observer: Observer,
     alerts: AlertWatch | None,
+    topology: str,
     *,
     reasons: bool,
 ) -> dict[str, Callable[[], Response]]:
@@ -991,7 +1002,28 @@ def _routes(
         "/status": lambda: Response(
             200, status_json(worker, observer, watchdog, [] if alerts is None else alerts.firing), JSON
         ),
+        "/topology": lambda: Response(200, topology.encode(), JSON),
     }
+
+
+def _history(worker: Worker, observer: Observer, request: Request) -> Response:
+    """``/history?since=MILLISECONDS``: the samples after a moment."""
+    since = request.query.get("since", "0")
+    if not since.isdecimal():
+        return refusal(400, "bad request", f"since={since!r:.40} is no time in milliseconds since the epoch")
+    return Response(200, history_json(worker, observer, int(since)), JSON)
+
+
+def _console(app: App, broker: Broker) -> AbstractContextManager[Any]:
+    """The console of the worker's HTTP port. It is built on the app, so the app only knows its name."""
+    try:
+        module = import_module("streams.console.mounted")
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"http_console={app.settings.http_console!r} needs {error.name}, which is not installed",
+            hint="pip install 'streams[console]'",
+        ) from error
+    return cast("AbstractContextManager[Any]", module.mounted(app, broker))
 
 
 def _refuse_name(method: str, topic: str, name: object) -> None:

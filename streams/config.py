@@ -140,6 +140,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     http_token: Annotated[str, Meta(pattern=r"^[!-~]{8,}$")] | None = None
     """Required for metrics and state: ``Authorization: Bearer <token>``. The same for all workers."""
 
+    http_console: Literal["off", "read_only", "full"] = "off"
+    """Whether the HTTP port serves the console under ``/console``, and whether it may change anything."""
+
     http_tls_certificate: str | None = None
     """A file (PEM) with the certificate of the HTTP port, which then uses HTTPS; needs ``http_tls_key``."""
 
@@ -236,6 +239,7 @@ class SettingsArguments(TypedDict, total=False):
     http_advertised_host: str | None
     http_port: int | None
     http_token: str | None
+    http_console: Literal["off", "read_only", "full"]
     http_tls_certificate: str | None
     http_tls_key: str | None
     http_tls_ca: str | None

@@ -26,6 +26,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "status": "status:status",
     "alerts": "alerts:alerts_cli",
     "size": "size:size",
+    "console": "console:console",
     "query": "query:query",
     "trace": "trace:trace",
     "simulate": "simulate:simulate",

@@ -12,7 +12,9 @@ from streams.monitoring.bottleneck import Bottleneck, Bottlenecks, TimeSpent, of
 from streams.monitoring.condition import Condition, ConditionJudge, Judgement
 from streams.monitoring.oldest_records import OldestRecords
 from streams.monitoring.partition_figures import PartitionFigures, PartitionObserver, known_longest
+from streams.monitoring.series import Series
 from streams.monitoring.workload import WorkersWanted, Workload
+from streams.runtime.counts import Counts
 from streams.runtime.status import State
 
 if TYPE_CHECKING:
@@ -96,6 +98,10 @@ class Observer:
             self._wall_clock(), Judgement(Condition.UNKNOWN, clock()), self._wall_clock(), {}
         )
         """The last observation; any thread may read it."""
+        self.started = self.latest.time
+        """When it was created, in milliseconds since the epoch."""
+        self.series = Series()
+        """The figures of the last hours; any thread may read it."""
 
     def start(self) -> None:
         """Observe every second, in a thread, until ``close``."""
@@ -139,6 +145,13 @@ class Observer:
         )
         wall = self._wall_clock()
         since = wall - round((now - judgement.since) * 1000)
+        self.series.observe(
+            wall,
+            figures,
+            elapsed=now,
+            busy=now - worker.stages.poll,
+            dead_letters=Counts.total(worker.counts).dead_letters.total(),
+        )
         self.latest = Observation(
             wall,
             judgement,

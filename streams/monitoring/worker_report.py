@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from streams.monitoring.series import Sample  # noqa: TC001 - msgspec reads the annotation
+from streams.process.memory import resident_memory
 from streams.runtime.counts import Counts
 
 if TYPE_CHECKING:
@@ -104,6 +106,10 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     app: str
     worker: str
     version: str
+    started: int
+    """When its process started to report, in milliseconds since the epoch."""
+    memory_bytes: int | None
+    """The resident memory of its process; ``None`` where the system does not tell."""
     state: str
     """``created``, ``running``, ``stopping``, ``stopped`` or ``failed``."""
     time: int
@@ -129,6 +135,14 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     """The app's alerts that fire, if it has alerts; each worker reports the same ones."""
 
 
+class WorkerHistory(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker's figures were; see ``Sample``."""
+
+    worker: str
+    started: int
+    samples: list[Sample]
+
+
 def status_json(
     worker: Worker, observer: Observer, watchdog: Watchdog, alerts: Sequence[FiringAlert] = ()
 ) -> bytes:
@@ -151,6 +165,8 @@ def report(
         app=worker.application,
         worker=worker.name,
         version=version("streams"),
+        started=observer.started,
+        memory_bytes=resident_memory(),
         state=worker.state.value,
         time=worker.wall_clock(),
         measured=observation.time,
@@ -197,6 +213,15 @@ def report(
             for item in worker.rebalances.history
         ],
         alerts=list(alerts),
+    )
+
+
+def history_json(worker: Worker, observer: Observer, since: int) -> bytes:
+    """The samples of a worker that end after ``since`` (milliseconds since the epoch), as JSON."""
+    return msgspec.json.encode(
+        WorkerHistory(
+            worker=worker.name, started=observer.started, samples=list(observer.series.since(since))
+        )
     )
 
 

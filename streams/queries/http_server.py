@@ -55,13 +55,14 @@ FIXED_THREADS: Final = 4
 
 
 class HttpServer:
-    """Serves GET and HEAD requests until it is closed.
+    """Serves GET and HEAD requests, and applications, until it is closed.
 
     ``routes`` are fixed paths. ``templates`` are paths with parameters such as ``/stores/{store}``; each
-    parameter matches one path segment. ``port`` 0 chooses a free port. With a ``token``, all paths that are
-    not ``public`` require it: ``Authorization: Bearer <token>``. With ``tls`` it serves HTTPS. Errors are
-    JSON with ``reason`` and ``error``. Raises ``ConfigurationError`` if the port is in use, the host is not
-    an address of this machine, or the certificate cannot be used.
+    parameter matches one path segment. ``mounts`` are ASGI applications by the path below which they serve
+    all requests, of any method; they check themselves who may do what. ``port`` 0 chooses a free port. With a
+    ``token``, all other paths that are not ``public`` require it: ``Authorization: Bearer <token>``. With
+    ``tls`` it serves HTTPS. Errors are JSON with ``reason`` and ``error``. Raises ``ConfigurationError`` if
+    the port is in use, the host is not an address of this machine, or the certificate cannot be used.
     """
 
     def __init__(
@@ -71,10 +72,12 @@ class HttpServer:
         routes: Mapping[str, Callable[[], Response]],
         templates: Mapping[str, Callable[[Request], Response]] | None = None,
         *,
+        mounts: Mapping[str, Any] | None = None,
         token: str | None = None,
         public: Collection[str] = (),
         tls: Tls | None = None,
     ) -> None:
+        self._mounts = mounts or {}
         self._routes = routes
         self._templates = templates or {}
         self._token = token
@@ -139,8 +142,12 @@ class HttpServer:
     ) -> None:
         self.close()
 
-    async def _serve(self, scope: Any, _receive: Any, send: Any) -> None:
+    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request, as specified by ASGI."""
+        for path, application in self._mounts.items():
+            if scope["path"] == path or scope["path"].startswith(f"{path}/"):
+                await application({**scope, "root_path": path}, receive, send)
+                return
         response = await self._answer(scope)
         headers = [
             (b"content-type", response.content_type.encode()),
