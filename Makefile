@@ -7,11 +7,12 @@ LINES ?=
 JOBS ?=
 OPERATIONS ?=
 MESSAGES ?=
+PORT ?=
 SEED ?=
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-sync demo-replay demo-jobs demo-bridges test check docs format bench bench-recovery faults lock clean
+.PHONY: help demo demo-sync demo-replay demo-jobs demo-bridges demo-console test check docs format bench bench-recovery faults lock clean
 
 help:
 	@echo "make demo          run the log-analysis job on a real Kafka, LINES=200000 of a generated log, or LOG=/path/to/access.log"
@@ -19,6 +20,7 @@ help:
 	@echo "make demo-replay   try a changed rule on a log beside production, switch to it at exact offsets, and roll it back (LINES=60000)"
 	@echo "make demo-jobs     send 20,000 mails as jobs while a worker is killed, and account for every one (JOBS=20000)"
 	@echo "make demo-bridges  send messages through every bridge while workers and servers are killed, and check what each promises (MESSAGES=10000)"
+	@echo "make demo-console  an app with traffic, a step that is slow at times, dead letters and jobs, in the console in the browser (PORT=8090)"
 	@echo "make test          all tests, those on a real broker included"
 	@echo "make check         format, lint, types, layering, deployment files: what CI checks before the tests"
 	@echo "make bench         this library, a raw client loop, Kafka Streams and Quix Streams on one broker (ONLY=json for one workload, ONLY=sync for data sync, ONLY=sync-sink for the Postgres sink alone, ONLY=sync-snapshot for a snapshot of a large table, ONLY=replay for bounded runs beside a live worker, ONLY=jobs for jobs beside Celery and Dramatiq, ONLY=bridges for bridges beside plain loops)"
@@ -67,6 +69,9 @@ demo-sync: .venv/.sync
 
 demo-bridges: .venv/.bridges
 	@$(BIN)/python -m apps.bridges.demo $(if $(MESSAGES),--messages $(MESSAGES))
+
+demo-console: $(STAMP)
+	@$(BIN)/python -m apps.orders.demo $(if $(PORT),--port $(PORT))
 
 # Tests start some hundred processes. Each takes half a second more where images or editors forbid bytecode
 # files. Of three files at a time, one waits for something: the end of a session, a restart, an answer.

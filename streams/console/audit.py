@@ -32,7 +32,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     app: str
     action: str
     target: str
-    details: Mapping[str, str]
+    details: dict[str, str]
     outcome: str
     """``begun``, ``done: …`` or ``failed: …``."""
 
@@ -58,7 +58,7 @@ class Audit:
             app=app,
             action=action,
             target=target,
-            details=details,
+            details=dict(details),
             outcome=outcome,
         )
         with self._lock:

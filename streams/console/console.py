@@ -170,13 +170,17 @@ class Console:
 
         try:
             record("begun")
-            done = planned.run()
         except StreamsError as error:
-            self._notice(request, Notice("failed", str(error)))
-            record(f"failed: {error.message}")
-        else:
-            self._notice(request, Notice("done", done))
-            record(f"done: {done}")
+            raise HTTPException(503, f"nothing was done, as it could not be recorded: {error}") from error
+        try:
+            notice, outcome = Notice("done", done := planned.run()), f"done: {done}"
+        except StreamsError as error:
+            notice, outcome = Notice("failed", str(error)), f"failed: {error.message}"
+        self._notice(request, notice)
+        try:
+            record(outcome)
+        except StreamsError as error:
+            self._notice(request, Notice("failed", f"the outcome could not be recorded: {error}"))
         return RedirectResponse(self.url(request, planned.location), 303)
 
     def who(self, request: Request) -> str:

@@ -42,7 +42,7 @@ class Series:
 
     def __init__(self) -> None:
         self._samples: deque[Sample] = deque(maxlen=KEPT_SAMPLES)
-        self._end = 0
+        self._end: int | None = None
         self._waiting: list[float | None] = []
         self._busy: tuple[float, float] | None = None
 
@@ -65,9 +65,9 @@ class Series:
         if self._busy is None:
             self._busy = elapsed, busy
         end = time // (SAMPLE_SECONDS * 1000) * SAMPLE_SECONDS * 1000
-        if end <= self._end:
+        if self._end is not None and end <= self._end:
             return
-        if self._end:
+        if self._end is not None:
             before_elapsed, before_busy = self._busy
             span = elapsed - before_elapsed
             self._samples.append(

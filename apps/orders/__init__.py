@@ -1,0 +1,1 @@
+"""Orders of a shop, checked, counted and confirmed by mail: an app to look at in the console."""
