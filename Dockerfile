@@ -3,8 +3,8 @@
 FROM python:3.12-slim
 
 WORKDIR /app
-COPY requirements/runtime.txt requirements/
-RUN pip install --no-cache-dir --require-hashes -r requirements/runtime.txt
+COPY requirements/console.txt requirements/
+RUN pip install --no-cache-dir --require-hashes -r requirements/console.txt
 
 COPY pyproject.toml README.md LICENSE ./
 COPY streams streams
