@@ -39,6 +39,7 @@ from streams.jobs.schedule_status import schedule_statuses
 from streams.local_cluster import running as running_cluster
 from streams.monitoring.metrics import WorkerMetrics
 from streams.monitoring.observer import Observer
+from streams.monitoring.partition_counts import PartitionCounts
 from streams.monitoring.program_metrics import Metrics
 from streams.monitoring.watchdog import Watchdog
 from streams.monitoring.worker_report import history_json, status_json
@@ -707,6 +708,10 @@ class App:
             watchdog = Watchdog(worker, cluster, settings)
             stack.callback(watchdog.close)
             watchdog.start()
+            counts = PartitionCounts(worker, cluster)
+            stack.callback(counts.close)
+            if stores:
+                counts.start()
             address, jobs = None, None
             observer = Observer(worker, watchdog, cluster, goal=settings.waiting_goal)
             alerts = configured_alerts(self)

@@ -321,6 +321,9 @@ class Admin(Protocol):
     def topics(self) -> dict[str, TopicDescription]:
         """All topics that this client may see, by name, including internal ones."""
 
+    def partition_count(self, topic: str) -> int | None:
+        """How many partitions a topic has now; ``None`` if it does not exist, or is not described."""
+
     def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
         """The ids of these topics, which a topic that is deleted and created again does not keep.
 

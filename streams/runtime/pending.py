@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streams.errors import TopicError
 from streams.records import TopicPartition
 from streams.runtime import commit_numbers
 from streams.runtime.task_life import TaskLives, TaskState
+from streams.runtime.topics import more_partitions
 from streams.runtime.unfinished_reset import check_texts
 
 if TYPE_CHECKING:
@@ -181,8 +181,4 @@ class PendingTasks:
         """Refuse a partition beyond the known count: keys are now in other partitions than their state."""
         count = self._partitions.get(partition.topic)
         if count is not None and partition.partition >= count:
-            raise TopicError(
-                f"{partition.topic} had {count} partitions when this worker began and has more now, so that "
-                "keys are in other partitions than their state",
-                hint="stop all workers; give the stores other names and replay the input to rebuild them",
-            )
+            raise more_partitions(partition.topic, count)

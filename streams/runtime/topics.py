@@ -256,6 +256,15 @@ def input_partitions(topology: Topology, existing: dict[str, TopicDescription]) 
     return inputs
 
 
+def more_partitions(topic: str, known: int) -> TopicError:
+    """The error for a topic that had ``known`` partitions: its keys are in others now than their state."""
+    return TopicError(
+        f"{topic} had {known} partitions when this worker began and has more now, so that keys are in other "
+        "partitions than their state",
+        hint="stop all workers; give the stores other names and replay the input to rebuild them",
+    )
+
+
 def most_tasks_with_stores(topology: Topology, partitions: Mapping[str, int]) -> int:
     """The number of tasks with stores in all, which a single worker would own.
 

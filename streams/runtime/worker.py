@@ -48,6 +48,7 @@ from streams.runtime.status import Progress, Stages, State, WorkerStatus
 from streams.runtime.switching import ACTIVE_POLL_SECONDS, Switching
 from streams.runtime.task import Task, TaskId
 from streams.runtime.task_life import TaskLives
+from streams.runtime.topics import more_partitions
 from streams.runtime.transaction import UNFINISHED, Transaction
 from streams.state.memory import MemoryDatabases
 from streams.topology.graph import matches
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from streams.config import Settings
     from streams.connectors.source import SourceHealth
     from streams.coroutines.event_loop import Calls
+    from streams.errors import TopicError
     from streams.eventtime.merge import InputQueue
     from streams.origin import Origin
     from streams.records import Fetched, Record
@@ -274,6 +276,8 @@ class Worker:
 
         # Read by metrics.
         self.stages = Stages()
+        self._grown: TopicError | None = None
+        """Of an input topic that has more partitions now; set by another thread."""
         self.rebalances = Rebalances()
         self.observe_commit: Callable[[float], None] = _ignore
         """Called with the duration of each commit, in seconds."""
@@ -323,6 +327,25 @@ class Worker:
     def inputs(self) -> dict[str, int]:
         """The app's input topics with their partition counts, as far as known; from any thread."""
         return self._assignment.inputs
+
+    @property
+    def inputs_of_stores(self) -> dict[str, int]:
+        """Those of the input topics whose keys have state, with their partition counts; from any thread."""
+        parts = [part for part in self._topology.subtopologies if part.stores]
+        return {
+            topic: count
+            for topic, count in self._assignment.inputs.items()
+            if any(part.reads(topic) for part in parts)
+        }
+
+    def note_partition_count(self, topic: str, count: int) -> None:
+        """End with an error before the next commit if a topic whose keys have state has more partitions.
+
+        From any thread: it only notes it. Raised by ``run`` as ``TopicError``.
+        """
+        known = self.inputs_of_stores.get(topic)
+        if known is not None and count > known:
+            self._grown = more_partitions(topic, known)
 
     @property
     def skipped_offsets(self) -> dict[TopicPartition, int]:
@@ -679,6 +702,8 @@ class Worker:
         least = max((task.least_slice for task in self._assignment.tasks.values()), default=1)
         polled = self._consumer.poll(self._pacing.poll_size(least), timeout)
         self._assignment.raise_error()
+        if self._grown is not None:
+            raise self._grown
         self._last_served = now = self._clock()
         self.stages.poll += now - begun
         self._pacing.waited(now - begun)
@@ -899,6 +924,9 @@ class Worker:
         """
         if self._transaction.must_rewind:
             return
+        if self._grown is not None:
+            # What is uncommitted may have used the state of another partition's keys.
+            raise self._grown
         begun = self._clock()
         assert not self._slice.holds_back_commits, "a commit cannot be made in the middle of a slice"  # I1
         self._transaction.begin_commit()

@@ -8,8 +8,10 @@ import pytest
 
 from streams import App, Text
 from streams.broker import GroupSettings, NewTopic
+from streams.broker.memory.cluster import Cluster
 from streams.errors import StateError, TopicError
 from streams.events import Event
+from streams.monitoring.partition_counts import PartitionCounts
 from streams.records import Output, TopicPartition
 from streams.runtime.cleanup import TOPICS_SECONDS
 from streams.state.memory import MemoryDatabases
@@ -117,6 +119,42 @@ def test_partitions_that_were_added_to_the_input_of_a_store_end_the_worker():
     worker = place.worker(partitions={"in": 2})
     with pytest.raises(TopicError, match="in had 2 partitions when this worker began and has more now"):
         place.rounds(worker)
+
+
+def test_a_worker_that_learns_of_more_partitions_commits_nothing_more(monkeypatch):
+    place = Place()
+    worker = place.worker()
+    place.send()
+    place.rounds(worker)
+    counts = PartitionCounts(worker, place.broker)
+    counts.check()
+    place.rounds(worker, 2)
+    committed = place.admin.committed_offsets("app")
+    assert sum(committed.values()) >= len(KEYS)
+    # The group does not know it yet: its coordinator is told later, and members release partitions first.
+    monkeypatch.setattr(Cluster, "topics_changed", lambda _: None)
+    place.broker.add_partitions("in", 3)
+    place.send()
+    counts.check()
+    with pytest.raises(TopicError, match="in had 2 partitions when this worker began and has more now"):
+        place.rounds(worker, 2)
+    assert place.admin.committed_offsets("app") == committed
+
+
+def test_more_partitions_of_a_topic_without_state_are_read():
+    place = Place()
+    app = App("copies")
+    app.stream("in", key=Text(), value=Text()).to("counts")
+    partitions = place.prepare(app, create_outputs=False, dead_letter_topic="letters")
+    worker = place.make_worker(app, "copies-0", partitions=partitions)
+    worker.start()
+    place.rounds(worker, 5)
+    place.broker.add_partitions("in", 3)
+    PartitionCounts(worker, place.broker).check()
+    place.send()
+    place.rounds(worker)
+    counts = [TopicPartition("counts", number) for number in range(2)]
+    assert sum(place.admin.end_offsets(counts).values()) >= len(KEYS)
 
 
 def test_a_store_whose_changelog_was_deleted_does_not_begin_empty_in_the_middle_of_its_input():

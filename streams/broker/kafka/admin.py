@@ -96,6 +96,10 @@ class KafkaAdmin:
             if topic.error is None
         }
 
+    def partition_count(self, topic: str) -> int | None:
+        found = self._metadata(topic).topics.get(topic)
+        return len(found.partitions) if found is not None and found.error is None else None
+
     def topic_names(self) -> set[str]:
         """All topics that this client may see, including those whose metadata is temporarily unavailable."""
         return {
@@ -406,13 +410,13 @@ class KafkaAdmin:
             self._metadata()
             timeout = min(2 * timeout, REQUEST_SECONDS)
 
-    def _metadata(self) -> Any:
-        """The cluster's metadata from any broker: if one does not answer, another one is tried."""
+    def _metadata(self, topic: str | None = None) -> Any:
+        """The metadata of the cluster or a topic; if one broker does not answer, another one is tried."""
         end = time.monotonic() + REQUEST_SECONDS
         while True:
             left = end - time.monotonic()
             try:
-                found = self._client.list_topics(timeout=min(left, ELSEWHERE_SECONDS))
+                found = self._client.list_topics(topic, timeout=min(left, ELSEWHERE_SECONDS))
             except KafkaException as error:
                 if not self._factory.has_answered:
                     # After a failed authentication the client keeps trying, and only reports it to error_cb.

@@ -30,6 +30,11 @@ class MemoryAdmin:
         with self._cluster.locked():
             return {name: topic.description for name, topic in self._cluster.topics.items()}
 
+    def partition_count(self, topic: str) -> int | None:
+        with self._cluster.locked():
+            found = self._cluster.topics.get(topic)
+            return None if found is None else found.description.partitions
+
     def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
         with self._cluster.locked():
             return {
