@@ -51,6 +51,7 @@ from streams.runtime.task_life import TaskLives
 from streams.runtime.transaction import UNFINISHED, Transaction
 from streams.state.memory import MemoryDatabases
 from streams.topology.graph import matches
+from streams.tracing import worker_spans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -153,6 +154,7 @@ class Worker:
         self.look_seconds: float | None = LOOK_SECONDS
         """As ``LOOK_SECONDS``; ``None`` to check only after all calls have ended."""
         self.wall_clock = wall_clock or (lambda: time.time_ns() // 1_000_000)
+        self._spans = worker_spans(application, enabled=settings.tracing)
         self._stop = threading.Event()
         self._pause = pause or self._stop.wait
         self._stop_by = float("inf")
@@ -548,6 +550,7 @@ class Worker:
             lookups=self._globals.lookups,
             refused=self._transaction.refused,
             failures=self._failures,
+            spans=self._spans,
         )
 
     # --- rebalances, called from inside the consumer
@@ -899,6 +902,23 @@ class Worker:
         """
         if self._transaction.must_rewind:
             return
+        if self._spans is None or not self._spans.uncommitted:
+            self._commit_slices(confirm=confirm)
+            return
+        written = self._records_out()
+        with self._spans.commit() as span:
+            self._commit_slices(confirm=confirm)
+            transaction = self._transaction
+            span.ended(
+                records=self._records_out() - written,
+                outcome="committed" if not transaction.must_rewind else transaction.state.value,
+                reason=transaction.aborted_by if transaction.must_rewind else "",
+            )
+
+    def _records_out(self) -> int:
+        return sum(count.records_out for count in self.counts)
+
+    def _commit_slices(self, *, confirm: bool) -> None:
         begun = self._clock()
         assert not self._slice.holds_back_commits, "a commit cannot be made in the middle of a slice"  # I1
         self._transaction.begin_commit()
@@ -1109,6 +1129,8 @@ class Worker:
             self._transaction.read_back()
         positions = self._assignment.drop(states_unknown=unknown)
         self._transaction.rewound()
+        if self._spans is not None:
+            self._spans.rewound()
         self._sources.rewind()
         if self._retries is not None and unknown:
             self._retries.doubt()
