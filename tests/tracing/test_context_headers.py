@@ -1,0 +1,65 @@
+"""The headers of contexts, without OpenTelemetry."""
+
+from __future__ import annotations
+
+import pytest
+
+from streams.tracing.context_headers import ContextHeaders
+
+W3C = ContextHeaders(["tracestate", "traceparent"])
+OWN: list[tuple[str, bytes | None]] = [("traceparent", b"own")]
+
+
+@pytest.mark.parametrize(
+    ("names", "lead"),
+    [
+        (["tracestate", "traceparent"], "traceparent"),
+        (["x-b3-traceid", "x-b3-spanid", "x-b3-sampled"], "x-b3-spanid"),
+        (["b3"], "b3"),
+        (["uber-trace-id"], "uber-trace-id"),
+        ([], ""),
+    ],
+)
+def test_one_header_tells_contexts_apart(names, lead):
+    assert ContextHeaders(names).lead == lead
+
+
+def test_the_first_row_of_each_context_has_its_headers():
+    column = [
+        None,
+        [],
+        [("other", b"1"), ("traceparent", b"a"), ("tracestate", b"s")],
+        [("traceparent", b"a"), ("tracestate", b"later")],
+        [("traceparent", b"b")],
+        [("traceparent", b"c")],
+    ]
+    assert W3C.leads(column) == [b"a", b"a", b"b", b"c"]
+    assert W3C.first(column, [b"a", b"b"]) == [
+        [("traceparent", b"a"), ("tracestate", b"s")],
+        [("traceparent", b"b")],
+    ]
+
+
+def test_only_the_context_of_the_input_is_replaced():
+    inherited: list[tuple[str, bytes | None]] = [("a", b"1"), ("tracestate", b"s"), ("traceparent", b"in")]
+    chosen: list[tuple[str, bytes | None]] = [("traceparent", b"chosen"), ("tracestate", b"s")]
+    column = [None, [], [("a", b"1")], inherited, chosen]
+    before = [None if row is None else list(row) for row in column]
+    assert W3C.stamped(column, 5, OWN, {b"in"}) == [
+        OWN,
+        OWN,
+        [("a", b"1"), *OWN],
+        [("a", b"1"), *OWN],
+        chosen,
+    ]
+    assert column == before
+
+
+def test_a_column_without_headers_gets_the_same_for_each_row():
+    assert W3C.stamped(None, 2, OWN, ()) == [OWN, OWN]
+
+
+def test_without_a_context_nothing_changes():
+    column = [None, [("traceparent", b"in")]]
+    assert W3C.stamped(column, 2, [], {b"in"}) is column
+    assert W3C.stamped(None, 2, [], ()) is None
